@@ -1,0 +1,54 @@
+"""The metadata all models share, and the column type that keeps values as they are stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import MetaData
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.types import UserDefinedType
+
+__all__ = ["NAMING", "Base", "Verbatim"]
+
+NAMING = {
+    "ix": "idx_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+"""Names of indexes and constraints, so that every migration can name what it changes."""
+
+
+class Base(DeclarativeBase):
+    """Base of every model of this package; `Base.metadata` holds all their tables."""
+
+    metadata = MetaData(naming_convention=NAMING)
+
+
+class Verbatim(UserDefinedType[Any]):
+    """A column without a Python type: what is stored comes back, whatever it is.
+
+    The legacy tables hold values like 2, '' and 'not a date' in columns declared BOOLEAN or TIMESTAMP, which
+    SQLAlchemy's own types would convert or refuse. The declared name decides SQLite's affinity, so a shadow
+    column must repeat the name of the column it shadows.
+
+    Args:
+        name: The type as declared in SQLite's DDL; '' is no type, hence no affinity.
+    """
+
+    cache_ok = True
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def get_col_spec(self, **_: Any) -> str:
+        """The type as SQLite's DDL declares it."""
+        return self.name
+
+
+@compiles(Verbatim, "postgresql")
+def _text_on_postgresql(type_: Verbatim, _compiler: Any, **_: Any) -> str:
+    """PostgreSQL has one type a column; text holds every form there is."""
+    return "TEXT"

@@ -1,0 +1,177 @@
+"""What the migration keeps about itself, in the same database and the same transactions as the data.
+
+Times are milliseconds since 1970 UTC. `pair` is the name of a declared pair, `key` the primary key of a row,
+kept without a type so that it joins with the row itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Boolean, CheckConstraint, Index, Integer, Text, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from consensus_orm.models.base import Base, Verbatim
+
+__all__ = [
+    "BackfillCheckpoint",
+    "Certificate",
+    "Change",
+    "MigrationState",
+    "Mismatch",
+    "PhaseChange",
+    "Reject",
+    "SavedSchema",
+]
+
+
+class MigrationState(Base):
+    """The phase: one row, read by every unit of work inside its own transaction."""
+
+    __tablename__ = "consensus_orm_state"
+    __table_args__ = (
+        CheckConstraint("id = 1", name="one_row"),
+        CheckConstraint("phase BETWEEN 1 AND 5", name="known_phase"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    phase: Mapped[int] = mapped_column(Integer)
+    epoch: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """Grows with every change of phase, so that a step decided under an older phase is noticed."""
+    since: Mapped[int] = mapped_column(Integer)
+    mapping: Mapped[str | None] = mapped_column(Text)
+    """Fingerprint of the mapping the triggers in force were made from."""
+    step: Mapped[str | None] = mapped_column(Text)
+    """A long step under way ('rebuild', 'empty'), resumed or undone by the next call; NULL otherwise."""
+    carrying: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    """1 only inside a transaction of ours that carries rows past the triggers; never committed as 1."""
+
+
+class PhaseChange(Base):
+    """The audit: who did what to the migration, when and why."""
+
+    __tablename__ = "consensus_orm_history"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    action: Mapped[str] = mapped_column(Text)
+    from_phase: Mapped[int | None] = mapped_column(Integer)
+    to_phase: Mapped[int | None] = mapped_column(Integer)
+    at: Mapped[int] = mapped_column(Integer)
+    by: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    forced: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    detail: Mapped[str | None] = mapped_column(Text)
+    """JSON: counts, paths and fingerprints; never contents of rows."""
+
+
+class Mismatch(Base):
+    """A difference between the sides, from the day it was found to the day it was settled."""
+
+    __tablename__ = "consensus_orm_mismatches"
+    __table_args__ = (
+        Index("idx_consensus_orm_mismatches_open", "state", "pair", "column_name", "key"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    pair: Mapped[str] = mapped_column(Text)
+    key: Mapped[Any | None] = mapped_column(Verbatim())
+    column_name: Mapped[str | None] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    found_by: Mapped[str] = mapped_column(Text)
+    found_at: Mapped[int] = mapped_column(Integer)
+    seen: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    """How often it was found; above the cap, how many rows one entry stands for."""
+    settled_at: Mapped[int | None] = mapped_column(Integer)
+    note: Mapped[str | None] = mapped_column(Text)
+
+
+class Reject(Base):
+    """A row that cannot be carried as it is: kept whole, listed, and in the way of the next phase."""
+
+    __tablename__ = "consensus_orm_rejects"
+    __table_args__ = (
+        Index("idx_consensus_orm_rejects_pair", "pair", "key"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    pair: Mapped[str] = mapped_column(Text)
+    key: Mapped[Any | None] = mapped_column(Verbatim())
+    table_name: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    image: Mapped[str] = mapped_column(Text)
+    """JSON: column -> [typeof, hex of the bytes], so that the row can be rebuilt exactly."""
+    state: Mapped[str] = mapped_column(Text)
+    found_at: Mapped[int] = mapped_column(Integer)
+    settled_at: Mapped[int | None] = mapped_column(Integer)
+    note: Mapped[str | None] = mapped_column(Text)
+
+
+class BackfillCheckpoint(Base):
+    """How far the backfill of a pair has come; committed with the chunk it speaks of."""
+
+    __tablename__ = "consensus_orm_backfill"
+
+    pair: Mapped[str] = mapped_column(Text, primary_key=True)
+    last_key: Mapped[Any | None] = mapped_column(Verbatim())
+    rows: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    finished: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    started_at: Mapped[int] = mapped_column(Integer)
+    updated_at: Mapped[int] = mapped_column(Integer)
+
+
+class Certificate(Base):
+    """What one verify saw; gates open on it while nothing has happened that it did not see."""
+
+    __tablename__ = "consensus_orm_certificates"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    at: Mapped[int] = mapped_column(Integer)
+    build: Mapped[str] = mapped_column(Text)
+    mapping: Mapped[str] = mapped_column(Text)
+    epoch: Mapped[int] = mapped_column(Integer)
+    legacy_rows: Mapped[int] = mapped_column(Integer)
+    normalized_rows: Mapped[int] = mapped_column(Integer)
+    compared: Mapped[int] = mapped_column(Integer)
+    differences: Mapped[int] = mapped_column(Integer)
+    rejects: Mapped[int] = mapped_column(Integer)
+    changes: Mapped[int] = mapped_column(Integer)
+    """The counter of writes around the repositories, as it stood before and after."""
+
+
+class Change(Base):
+    """A row whose two sides may differ because only one was written.
+
+    Filled by triggers: in EXPAND to CUTOVER by writes that went around the repositories, in NORMALIZED by
+    every write, for the way back. Its ids are never given twice, so the highest is a counter of such writes.
+    """
+
+    __tablename__ = "consensus_orm_changes"
+    __table_args__ = (
+        Index("idx_consensus_orm_changes_key", "pair", "key"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    pair: Mapped[str] = mapped_column(Text)
+    key: Mapped[Any | None] = mapped_column(Verbatim())
+    side: Mapped[str] = mapped_column(Text)
+    op: Mapped[str] = mapped_column(Text)
+
+
+class SavedSchema(Base):
+    """The legacy tables, indexes and triggers as they were before the drop, in the order they were made."""
+
+    __tablename__ = "consensus_orm_saved_schema"
+
+    position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    type: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    table_name: Mapped[str] = mapped_column(Text)
+    sql: Mapped[str] = mapped_column(Text)
+    sequence: Mapped[int | None] = mapped_column(Integer)
+    """sqlite_sequence of the table; NULL where it had none."""

@@ -1,0 +1,102 @@
+"""The normalized side: runs, what agents put out in them, and their syntheses.
+
+The columns of the founding schema keep their names and types. Beside them stands what it takes to give every
+legacy row back exactly: `run_id` and `run_key` of a run, `response_text` and `created_at` of an output, and a
+table for syntheses, of which a run may have several. Large columns come last: SQLite reads a row from its
+start, and what stands behind 8 KB of content costs a walk through its overflow pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Boolean, ForeignKey, Index, Integer, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from consensus_orm.models.base import Base, Verbatim
+
+__all__ = ["AgentOutput", "ConsensusRun", "ConsensusSynthesisRecord"]
+
+
+class ConsensusRun(Base):
+    """One round of agents on one stage of one spec; it lives as long as it has an output or a synthesis."""
+
+    __tablename__ = "consensus_runs"
+    # run_key is NULL only for runs written by programs that know the founding schema alone; they are adopted.
+    __table_args__ = (UniqueConstraint("spec_id", "stage", "run_key"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    spec_id: Mapped[str] = mapped_column(Text)
+    stage: Mapped[str] = mapped_column(Text)
+    run_id: Mapped[str | None] = mapped_column(Text)
+    """The run id its rows carry, as text; NULL and '' are different."""
+    run_key: Mapped[str | None] = mapped_column(Text)
+    """Identity within spec and stage: the run id, or the second its rows share (rule 4)."""
+    run_timestamp: Mapped[int] = mapped_column(Integer)
+    """Earliest created_at of its rows, ms since 1970 UTC; 0 where one is no time."""
+    consensus_ok: Mapped[bool] = mapped_column(Boolean)
+    degraded: Mapped[bool | None] = mapped_column(Boolean, server_default=text("0"))
+    synthesis_json: Mapped[str | None] = mapped_column(Text)
+    """The latest synthesis as JSON, in the shape the founding program wrote; NULL where it cannot be JSON."""
+
+    outputs: Mapped[list[AgentOutput]] = relationship(
+        back_populates="run", passive_deletes=True, order_by="AgentOutput.output_timestamp.desc()"
+    )
+    syntheses: Mapped[list[ConsensusSynthesisRecord]] = relationship(
+        back_populates="run",
+        passive_deletes=True,
+        order_by="ConsensusSynthesisRecord.synthesis_timestamp.desc()",
+    )
+
+
+class AgentOutput(Base):
+    """What one agent put out in a run; one for each legacy artifact, with its id."""
+
+    __tablename__ = "agent_outputs"
+    __table_args__ = (
+        Index("idx_agent_outputs_run", "run_id", "output_timestamp"),
+        Index("idx_agent_outputs_agent", "agent_name"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("consensus_runs.id", ondelete="CASCADE"))
+    agent_name: Mapped[str] = mapped_column(Text)
+    model_version: Mapped[str | None] = mapped_column(Text)
+    output_timestamp: Mapped[int] = mapped_column(Integer)
+    """`created_at` in ms since 1970 UTC; 0 where it is no time."""
+    created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"))
+    """The legacy value itself, with the affinity of its column."""
+    mirrored: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    """Whether its writer vouches for the legacy side too; 0 is a row of another program, not yet adopted."""
+    response_text: Mapped[str | None] = mapped_column(Text)
+    content: Mapped[str] = mapped_column(Text)
+
+    run: Mapped[ConsensusRun] = relationship(back_populates="outputs")
+
+
+class ConsensusSynthesisRecord(Base):
+    """One synthesis of a run; one for each legacy synthesis, with its id."""
+
+    __tablename__ = "consensus_syntheses"
+    __table_args__ = (
+        Index("idx_consensus_syntheses_run", "run_id", "synthesis_timestamp"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("consensus_runs.id", ondelete="CASCADE"))
+    status: Mapped[str] = mapped_column(Text)
+    artifacts_count: Mapped[int | None] = mapped_column(Integer)
+    degraded: Mapped[Any | None] = mapped_column(Verbatim("BOOLEAN"))
+    """The legacy value itself: 0, 1, NULL, or whatever else was stored."""
+    synthesis_timestamp: Mapped[int] = mapped_column(Integer)
+    """`created_at` in ms since 1970 UTC; 0 where it is no time."""
+    created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"))
+    mirrored: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    output_path: Mapped[str | None] = mapped_column(Text)
+    agreements: Mapped[str | None] = mapped_column(Text)
+    conflicts: Mapped[str | None] = mapped_column(Text)
+    output_markdown: Mapped[str] = mapped_column(Text)
+
+    run: Mapped[ConsensusRun] = relationship(back_populates="syntheses")

@@ -1,0 +1,94 @@
+"""The five phases of the move, and what each of them writes and reads."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+from consensus_orm.errors import InvalidValueError
+
+__all__ = ["Phase", "Side"]
+
+
+class Side(StrEnum):
+    """One of the two schemas that hold the data."""
+
+    LEGACY = "legacy"
+    NORMALIZED = "normalized"
+
+    @property
+    def other(self) -> Side:
+        """The side opposite."""
+        return Side.NORMALIZED if self is Side.LEGACY else Side.LEGACY
+
+
+class Phase(IntEnum):
+    """Where the migration stands: create, write both, flip reads, write only the new, clean up.
+
+    Code asks a phase what it does (`phase.writes_legacy`), never which one it is.
+    """
+
+    EXPAND = 1
+    DUAL_WRITE = 2
+    CUTOVER = 3
+    NORMALIZED = 4
+    CONTRACT = 5
+
+    @property
+    def writes_legacy(self) -> bool:
+        """Whether units of work write the legacy tables."""
+        return self <= Phase.CUTOVER
+
+    @property
+    def writes_normalized(self) -> bool:
+        """Whether units of work write the normalized tables."""
+        return self >= Phase.DUAL_WRITE
+
+    @property
+    def compares(self) -> bool:
+        """Whether both sides are written, and so compared on every write."""
+        return self.writes_legacy and self.writes_normalized
+
+    @property
+    def truth(self) -> Side:
+        """The source of truth: the side that reads are answered from."""
+        return Side.LEGACY if self < Phase.CUTOVER else Side.NORMALIZED
+
+    @property
+    def freezes_legacy(self) -> bool:
+        """Whether the legacy tables stand still: refused to other programs, and changes since recorded."""
+        return self is Phase.NORMALIZED
+
+    @property
+    def has_legacy(self) -> bool:
+        """Whether the legacy tables exist."""
+        return self < Phase.CONTRACT
+
+    @property
+    def next(self) -> Phase | None:
+        """The phase `advance` leads to; None at the end."""
+        return Phase(self + 1) if self < Phase.CONTRACT else None
+
+    @property
+    def previous(self) -> Phase | None:
+        """The phase `rollback` leads to; None at the start."""
+        return Phase(self - 1) if self > Phase.EXPAND else None
+
+    @classmethod
+    def parse(cls, value: Phase | str | int) -> Phase:
+        """Read a phase from its name (in any case) or number.
+
+        Args:
+            value: `"cutover"`, `"CUTOVER"`, `3`, `"3"` or a `Phase`.
+
+        Returns:
+            The phase.
+
+        Raises:
+            InvalidValueError: There is no such phase.
+        """
+        text = str(int(value) if isinstance(value, int) else value).strip()
+        for phase in cls:
+            if text == str(phase.value) or text.upper().replace("-", "_") == phase.name:
+                return phase
+        known = ", ".join(phase.name.lower() for phase in cls)
+        raise InvalidValueError(f"there is no phase {text!r}", hint=f"use one of: {known}", field="phase")

@@ -1,0 +1,110 @@
+"""Settings: one frozen object, read from arguments or from `CONSENSUS_ORM_*` in the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["OnMismatch", "Settings", "utc_now"]
+
+
+def utc_now() -> datetime:
+    """The time, aware and in UTC: the one clock of the package unless `Settings.clock` is another."""
+    return datetime.now(UTC)
+
+
+class OnMismatch(StrEnum):
+    """What a write does whose two sides differ."""
+
+    RECORD = "record"
+    RAISE = "raise"
+
+
+def _seconds(value: object) -> object:
+    """Read a plain number of seconds, which pydantic would refuse as text ("604800")."""
+    if isinstance(value, str):
+        try:
+            return timedelta(seconds=float(value))
+        except (ValueError, OverflowError):
+            return value
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0))]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseSettings):
+    """Every knob, with its default.
+
+    Durations are given in seconds (`"604800"`) or ISO 8601 (`"P7D"`). Each setting is read from the
+    environment with the prefix `CONSENSUS_ORM_`, for example `CONSENSUS_ORM_POOL_SIZE=20`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CONSENSUS_ORM_", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    url: str | None = Field(default=None, repr=False)
+    """Any SQLAlchemy URL, or a path; `~/.code/consensus_artifacts.db` where neither is given."""
+
+    pool_size: int = Field(default=10, ge=1, le=1000)
+    """Connections kept for one database; no more are opened."""
+    pool_timeout: Duration = timedelta(seconds=30)
+    """How long a unit of work waits for a free connection."""
+
+    busy_timeout: Duration = timedelta(seconds=5)
+    """How long one statement waits for the lock of another process."""
+    synchronous: str = Field(default="NORMAL", pattern="^(OFF|NORMAL|FULL|EXTRA)$")
+    """PRAGMA synchronous."""
+    cache_size: int = -65536
+    """PRAGMA cache_size; negative numbers are KiB."""
+    mmap_size: int = Field(default=256 * 1024 * 1024, ge=0)
+    """PRAGMA mmap_size in bytes."""
+    temp_store: str = Field(default="MEMORY", pattern="^(DEFAULT|FILE|MEMORY)$")
+    """PRAGMA temp_store."""
+    wal_autocheckpoint: int = Field(default=1000, ge=0)
+    """PRAGMA wal_autocheckpoint in pages."""
+
+    on_mismatch: OnMismatch = OnMismatch.RECORD
+    """Whether a differing write is kept and recorded, or rolled back."""
+    shadow_reads: Share = 0.0
+    """Share of reads in phases 2 and 3 that are made on both sides and compared."""
+    mismatch_cap: int = Field(default=1000, ge=1)
+    """Open mismatches kept one by one for each table and column; above it they are only counted."""
+
+    soak_dual_write: Duration = timedelta(days=7)
+    """How long DUAL_WRITE lasts before CUTOVER opens."""
+    soak_cutover: Duration = timedelta(days=7)
+    """How long CUTOVER lasts before NORMALIZED opens."""
+    soak_normalized: Duration = timedelta(days=14)
+    """How long NORMALIZED lasts before CONTRACT opens."""
+    certificate_max_age: Duration = timedelta(days=1)
+    """How old a clean verify may be and still open a gate."""
+    backup_dir: Path | None = None
+    """Where the backups go that the migration takes by itself; beside the database where not given."""
+
+    chunk_rows: int = Field(default=1000, ge=1, le=100_000)
+    """Rows carried in one transaction of the backfill."""
+    chunk_pause: Duration = timedelta(milliseconds=2)
+    """Pause between two chunks, so that writers get their turn."""
+
+    retry_attempts: int = Field(default=6, ge=1)
+    """Tries of a unit of work, the first included."""
+    retry_initial: Duration = timedelta(milliseconds=100)
+    """The first backoff; each further one is twice as long."""
+    retry_max: Duration = timedelta(milliseconds=1600)
+    """The longest backoff."""
+    retry_jitter: Share = 0.25
+    """Share of a backoff that is left to chance; the wait stays within its step."""
+    retry_budget: Duration = timedelta(seconds=30)
+    """Time for all tries and waits together; the last wait is cut to what is left."""
+
+    clock: Callable[[], datetime] = Field(default=utc_now, exclude=True, repr=False)
+    """Where the time comes from; tests set it, production does not."""
