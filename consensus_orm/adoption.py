@@ -1,0 +1,240 @@
+"""Files in the field: tell by inspection which program made one, and whether it can be adopted.
+
+The version number of a file (`user_version`) is not asked: programs forgot to set it. What counts is which
+tables are there and which columns they have. Nothing is written here; the revisions do the adopting.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from consensus_orm import errors
+
+__all__ = ["EXECUTIONS", "LEGACY", "REVISIONS", "VERSION_TABLE", "Identity", "Kind", "identify"]
+
+VERSION_TABLE = "consensus_orm_version"
+"""Ours alone: another program that shares the file may have an alembic_version of its own."""
+
+REVISIONS = ("0001", "0002", "0003", "0004")
+"""The revisions this program knows, oldest first; a store opens without asking alembic."""
+
+LEGACY: Mapping[str, tuple[str, ...]] = {
+    "consensus_artifacts": (
+        "id", "spec_id", "stage", "agent_name", "content_json", "response_text", "run_id", "created_at",
+    ),
+    "consensus_synthesis": (
+        "id", "spec_id", "stage", "output_markdown", "output_path", "status", "artifacts_count", "agreements",
+        "conflicts", "degraded", "run_id", "created_at",
+    ),
+}  # fmt: skip
+"""The legacy tables and their columns, the same in every program that made them."""
+
+FOUNDING: Mapping[str, tuple[str, ...]] = {
+    "consensus_runs": (
+        "id", "spec_id", "stage", "run_timestamp", "consensus_ok", "degraded", "synthesis_json",
+    ),
+    "agent_outputs": ("id", "run_id", "agent_name", "model_version", "content", "output_timestamp"),
+}  # fmt: skip
+"""The normalized tables of the dual-write and the final build."""
+
+EXECUTIONS = "agent_executions"
+EXECUTION_COLUMNS = (
+    "agent_id", "spec_id", "stage", "phase_type", "agent_name", "spawned_at", "completed_at", "response_text",
+)  # fmt: skip
+"""What agent_executions has had from its first day; three more came later, by ALTER, in no fixed order."""
+
+
+class Kind(StrEnum):
+    """Which program made a file."""
+
+    NEW = "new"
+    """It holds no table of ours."""
+    EXECUTIONS = "executions"
+    """agent_executions and nothing else of ours."""
+    LEGACY = "legacy"
+    """The legacy side alone, with or without agent_executions."""
+    DUAL_WRITE_BUILD = "dual_write_build"
+    """Both sides, the legacy one being the truth."""
+    FINAL_BUILD = "final_build"
+    """The founding normalized tables alone."""
+    MANAGED = "managed"
+    """It has a revision of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a file is.
+
+    Attributes:
+        kind: Which program made it.
+        legacy_tables: Those of the two legacy tables that exist.
+        version: Its revision; None where it never had one.
+    """
+
+    kind: Kind
+    legacy_tables: frozenset[str]
+    version: str | None
+
+    @property
+    def needs_upgrade(self) -> bool:
+        """Whether there are revisions it has not seen."""
+        return self.version != REVISIONS[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    type: str
+    required: bool
+    """NOT NULL without a default: whoever does not know the column cannot insert a row."""
+    primary: bool
+
+
+_Tables: TypeAlias = Mapping[str, Mapping[str, _Column]]
+
+
+def identify(connection: sqlite3.Connection) -> Identity:
+    """Say what a file is; reads the schema and, where there is one, the revision.
+
+    Args:
+        connection: A connection of the driver. Several statements are sent: hold a transaction, or another
+            process may change the schema between two of them.
+
+    Returns:
+        What the file is.
+
+    Raises:
+        UnknownSchemaError: A table of our names is not one of ours.
+        SchemaTooNewError: Its revision is not known to this program.
+        sqlite3.Error: The file cannot be read; `engine.translated` says why.
+    """
+    tables = _tables(connection)
+    version = _version(connection, tables)
+    legacy = {name: tables[name] for name in LEGACY if name in tables}
+    founding = {name: tables[name] for name in FOUNDING if name in tables}
+    for name, columns in legacy.items():
+        _check(name, columns, LEGACY[name])
+    if EXECUTIONS in tables:
+        _check(EXECUTIONS, tables[EXECUTIONS], EXECUTION_COLUMNS, key="agent_id", key_type="TEXT")
+    if version is not None:
+        if version == REVISIONS[-1]:
+            _check_managed(tables)
+        kind = Kind.MANAGED
+    else:
+        for name, columns in founding.items():
+            # Not even a column more: its values would have no place to go.
+            _check(name, columns, FOUNDING[name], extras=False)
+        _refuse_stray_tables(tables)
+        kind = _kind(legacy, founding, EXECUTIONS in tables)
+    return Identity(kind, frozenset(legacy), version)
+
+
+def _kind(legacy: _Tables, founding: _Tables, executions: bool) -> Kind:
+    if founding:
+        return Kind.DUAL_WRITE_BUILD if legacy else Kind.FINAL_BUILD
+    if legacy:
+        return Kind.LEGACY
+    return Kind.EXECUTIONS if executions else Kind.NEW
+
+
+def _is_ours(name: str) -> bool:
+    return (
+        name in LEGACY or name in FOUNDING or name in (EXECUTIONS, "consensus_syntheses") or _is_control(name)
+    )
+
+
+def _is_control(name: str) -> bool:
+    return name.startswith("consensus_orm_")
+
+
+def _tables(connection: sqlite3.Connection) -> _Tables:
+    """The tables of our names with their columns; names in small letters, as SQLite compares them."""
+    found: dict[str, Mapping[str, _Column]] = {}
+    for kind, spelled in connection.execute(
+        "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view')"
+    ).fetchall():
+        name = spelled.lower()
+        if not _is_ours(name):
+            continue
+        if kind == "view":
+            raise errors.UnknownSchemaError(f"{name} is a view, not a table", table=name)
+        rows = connection.execute(
+            'SELECT lower(name), upper(type), "notnull" AND dflt_value IS NULL, pk FROM pragma_table_info(?)',
+            (spelled,),
+        )
+        found[name] = {column: _Column(type_, bool(needed), bool(pk)) for column, type_, needed, pk in rows}
+    return found
+
+
+def _version(connection: sqlite3.Connection, tables: _Tables) -> str | None:
+    """The revision of a file; None where it has none, or had one and was downgraded to the start."""
+    if VERSION_TABLE not in tables:
+        return None
+    _check_columns(VERSION_TABLE, tables[VERSION_TABLE], ("version_num",))
+    versions = [str(row[0]) for row in connection.execute(f"SELECT version_num FROM {VERSION_TABLE}")]
+    if unknown := sorted(set(versions) - set(REVISIONS)):
+        raise errors.SchemaTooNewError(
+            f"the schema is at revision {unknown[-1]!r:.40}, this program knows {REVISIONS[-1]!r}",
+            version=unknown[-1],
+        )
+    return max(versions, default=None)
+
+
+def _check(
+    name: str,
+    columns: Mapping[str, _Column],
+    expected: Iterable[str],
+    *,
+    key: str = "id",
+    key_type: str = "INTEGER",
+    extras: bool = True,
+) -> None:
+    """Refuse a table that lacks a column, has another key, or has one more that must be given."""
+    _check_columns(name, columns, expected)
+    if [column for column, facts in columns.items() if facts.primary] != [key] or columns[
+        key
+    ].type != key_type:
+        raise errors.UnknownSchemaError(
+            f"the primary key of table {name} is not {key} {key_type}", table=name, column=key
+        )
+    known = {*expected, "run_id", "extraction_error", "branch_id"}
+    for column in columns.keys() - known:
+        if columns[column].required or not extras:
+            raise errors.UnknownSchemaError(
+                f"table {name} has a column that no known version has: {column!r:.60}",
+                table=name,
+                column=column,
+            )
+
+
+def _check_columns(name: str, columns: Iterable[str], expected: Iterable[str]) -> None:
+    if missing := sorted(set(expected) - set(columns)):
+        raise errors.UnknownSchemaError(
+            f"table {name} has not the columns of any known version: {', '.join(missing)} missing",
+            table=name,
+            missing=missing,
+        )
+
+
+def _refuse_stray_tables(tables: _Tables) -> None:
+    """Refuse tables that only revisions make, in a file that has none."""
+    for name in sorted(tables):
+        if (_is_control(name) and name != VERSION_TABLE) or name == "consensus_syntheses":
+            raise errors.UnknownSchemaError(
+                f"table {name} is there, but no revision is recorded in {VERSION_TABLE}", table=name
+            )
+
+
+def _check_managed(tables: _Tables) -> None:
+    """Hold a file at the newest revision against the models, so that damage shows here and not later."""
+    from consensus_orm.models import control, normalized
+
+    for module in (control, normalized):
+        for model in module.__all__:
+            table = getattr(module, model).__table__
+            _check_columns(table.name, tables.get(table.name, ()), table.columns.keys())
+    if EXECUTIONS not in tables:
+        raise errors.UnknownSchemaError(f"table {EXECUTIONS} is missing", table=EXECUTIONS)

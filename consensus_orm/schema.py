@@ -1,0 +1,210 @@
+"""The schema and its revisions: where they are, running them, and the one transaction they run in.
+
+alembic does the work, and is imported when there is some: a store whose schema is current opens without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, MetaData
+
+from consensus_orm import adoption, errors
+from consensus_orm import engine as engines
+from consensus_orm.adoption import Identity
+from consensus_orm.settings import Settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+__all__ = ["changing", "current", "downgrade", "head", "inspect", "script_location", "upgrade"]
+
+_ALTERED_IN_THE_FIELD = (*adoption.LEGACY, adoption.EXECUTIONS)
+"""Tables that other programs made and altered; they are taken as they are."""
+
+
+def script_location() -> Path:
+    """The folder of the migrations: inside the wheel, else beside the package in the checkout.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigurationError: It is in neither place.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "_alembic", package.parent / "alembic"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise errors.ConfigurationError(
+        "the migrations are missing from this installation", hint="install consensus-orm again"
+    )
+
+
+def head() -> str:
+    """The newest revision this program knows."""
+    return adoption.REVISIONS[-1]
+
+
+def current(connection: sqlite3.Connection) -> str | None:
+    """The revision of a file; None where it never had one.
+
+    Args:
+        connection: A connection of the driver, as `adoption.identify` takes it.
+    """
+    return adoption.identify(connection).version
+
+
+def inspect(engine: Engine) -> Identity:
+    """Say what a database is, as of one snapshot; writes nothing.
+
+    Args:
+        engine: Where to look.
+
+    Returns:
+        What `adoption.identify` found.
+
+    Raises:
+        SchemaError: It cannot be adopted.
+        StorageError: It cannot be read.
+    """
+    with engines.translated(engine), engines.checkout(engine) as pooled:
+        driver = engines.driver(pooled)
+        engines.begin(driver, write=False)
+        try:
+            return adoption.identify(driver)
+        finally:
+            driver.rollback()
+
+
+def upgrade(engine: Engine, settings: Settings) -> list[str]:
+    """Bring a database to the newest revision, whatever program made it.
+
+    Safe at any time, in every phase, and from two processes at once. All of it happens in one transaction: a
+    revision that fails leaves nothing behind.
+
+    Args:
+        engine: What to upgrade.
+        settings: Give the clock, and what a new file is prepared with.
+
+    Returns:
+        The revisions that were applied, oldest first; none where the schema was current.
+
+    Raises:
+        SchemaError: The database cannot be adopted. Nothing was changed.
+        StorageError: The database could not do it. Nothing was changed.
+    """
+    if not inspect(engine).needs_upgrade:
+        return []
+    engines.prepare(engine, settings)
+    applied: list[str] = []
+    with engines.translated(engine), changing(engine) as connection:
+        # Asked again under the lock: another process may have been faster.
+        if adoption.identify(_driver(connection)).needs_upgrade:
+            from alembic import command
+
+            command.upgrade(_config(connection, applied=applied, clock=settings.clock), "head")
+    return applied
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Take a database back to an older revision, where no row is lost by that.
+
+    Args:
+        engine: What to downgrade.
+        revision: A revision, `-1`, or `base`, which takes everything away that an upgrade brought.
+
+    Raises:
+        DowngradeRefusedError: Rows would be lost. Nothing was changed.
+        SchemaError: The database is none of ours, or there is no such revision.
+    """
+    from alembic import command, util
+
+    inspect(engine)
+    with engines.translated(engine), changing(engine) as connection:
+        try:
+            command.downgrade(_config(connection), revision)
+        except util.CommandError as error:
+            raise errors.SchemaError(str(error)) from error
+
+
+@contextlib.contextmanager
+def changing(engine: Engine) -> Iterator[Connection]:
+    """Hold the one transaction in which the schema changes: it takes the write lock now.
+
+    Foreign keys are not enforced meanwhile: dropping a table that others refer to would delete their rows.
+    They are checked before the commit instead.
+
+    Args:
+        engine: What is changed.
+
+    Yields:
+        The connection. Everything done on it is kept at the end, or nothing where an exception is raised.
+
+    Raises:
+        SchemaError: A row of ours refers to one that is not there.
+    """
+    with engine.connect() as connection:
+        driver = _driver(connection)
+        driver.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with connection.begin():
+                yield connection
+                _check_foreign_keys(driver)
+        finally:
+            driver.execute("PRAGMA foreign_keys = ON")
+
+
+def _driver(connection: Connection) -> engines.DriverConnection:
+    return engines.driver(connection.connection)
+
+
+def _check_foreign_keys(driver: sqlite3.Connection) -> None:
+    """Refuse a change that leaves rows of ours without their run; those of other programs are theirs."""
+    ours = "SELECT name FROM sqlite_master WHERE name IN ('agent_outputs', 'consensus_syntheses')"
+    for (table,) in driver.execute(ours).fetchall():
+        if driver.execute("SELECT 1 FROM pragma_foreign_key_check(?) LIMIT 1", (table,)).fetchone():
+            raise errors.SchemaError(f"rows of {table} refer to runs that are not there", table=table)
+
+
+def _config(connection: Connection, **attributes: Any) -> Config:
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection, **attributes})
+    # The parser of the configuration takes % for the start of a variable.
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def metadata() -> MetaData:
+    """The tables of all models, those of the legacy side included."""
+    from consensus_orm.models import Base, control, executions, legacy, normalized
+
+    assert all((control, executions, legacy, normalized))  # imported for their tables
+    return Base.metadata
+
+
+def include_object(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    """Tell alembic what to compare: tables of ours; of those in the field, what both sides know.
+
+    Legacy tables that are not there have been dropped by the phase, not by a revision. Their keys do not say
+    NOT NULL, which SQLite forgives.
+    """
+    if type_ == "table":
+        return name in metadata().tables and (
+            reflected or compare_to is not None or name not in adoption.LEGACY
+        )
+    table = getattr(object_, "table", None)
+    if table is None or table.name not in _ALTERED_IN_THE_FIELD:
+        return True
+    return compare_to is not None and not getattr(object_, "primary_key", False)
+
+
+def note_revision(ctx: Any, step: Any, *_: Any, **__: Any) -> None:
+    """Tell whoever asked which revisions were applied."""
+    ctx.config.attributes.setdefault("applied", []).append(step.up_revision_id)
