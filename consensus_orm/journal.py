@@ -1,0 +1,180 @@
+"""The journal: getting a file into WAL and incremental auto_vacuum, where that harms nobody.
+
+Both are kept in the file, so they are set once, by whoever writes first, and never by opening.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Journal", "occupants", "prepare"]
+
+NETWORK = frozenset({"9p", "afs", "ceph", "cifs", "drvfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4"})
+NETWORK |= {"smb3", "smbfs", "fuse.sshfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs"}
+"""File systems of other machines, as /proc names them: WAL needs memory that all its users share."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a file is written with.
+
+    Args:
+        mode: journal_mode in force.
+        auto_vacuum: auto_vacuum in force: 0 none, 1 full, 2 incremental.
+        refused: Why the mode is not WAL; None where it is.
+    """
+
+    mode: str
+    auto_vacuum: int
+    refused: str | None
+
+
+def prepare(connection: sqlite3.Connection, path: Path, *, own: int) -> Journal:
+    """Set incremental auto_vacuum on an empty file, and WAL where nobody else has the file open.
+
+    Args:
+        connection: A connection to the file, without a transaction.
+        path: The file.
+        own: How many connections to it this program has, this one included.
+
+    Returns:
+        What is in force now.
+
+    Raises:
+        sqlite3.Error: The file cannot be written at all.
+    """
+    if _pragma(connection, "page_count") == 0:
+        _lay_out(connection)
+    refused = None
+    if _pragma(connection, "journal_mode") != "wal":
+        refused = _obstacle(path, own) or _switch_to_wal(connection)
+    return Journal(
+        mode=str(_pragma(connection, "journal_mode")),
+        auto_vacuum=int(_pragma(connection, "auto_vacuum")),
+        refused=refused,
+    )
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int | str:
+    row = connection.execute(f"PRAGMA {name}").fetchone()
+    value: int | str = row[0]
+    return value
+
+
+def _lay_out(connection: sqlite3.Connection) -> None:
+    """Write the first page: later, auto_vacuum stays 0 without a word."""
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Any write makes the first page; this one changes nothing.
+        connection.execute(f"PRAGMA user_version = {_pragma(connection, 'user_version')}")
+        connection.commit()
+    finally:
+        connection.rollback()
+
+
+def _obstacle(path: Path, own: int) -> str | None:
+    """Why WAL must not even be tried; the first reason found."""
+    if others := occupants(path, own=own):
+        return f"{others[0]} has the file open"
+    if (kind := _file_system(path)) in NETWORK:
+        return f"the file is on a network file system ({kind})"
+    return _wal_fails_beside(path)
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> str | None:
+    try:
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        return f"SQLite says: {error}"
+    return None if mode == "wal" else "SQLite cannot use it here"
+
+
+def _wal_fails_beside(path: Path) -> str | None:
+    """Try WAL on a scratch file in the same folder.
+
+    Where the shared memory cannot be had, SQLite switches all the same and the file cannot be opened any
+    more, not even to switch back (tried on 3.40 with a file system that is full).
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".consensus_orm-") as folder:
+            scratch = sqlite3.connect(Path(folder) / "wal", isolation_level=None)
+            with contextlib.closing(scratch):
+                refused = _switch_to_wal(scratch)
+                scratch.execute("CREATE TABLE t (a)")
+                return refused
+    except (OSError, sqlite3.Error) as error:
+        return f"a write-ahead log cannot be made in its folder ({type(error).__name__})"
+
+
+def occupants(path: Path, *, own: int) -> list[str]:
+    """Who else has a file open, as far as this user may see.
+
+    Looks at the open files of all processes, which never opens the file: closing it again would drop the
+    locks SQLite holds on it. Without /proc nobody is seen, and processes of other users never are; SQLite's
+    own locks still keep out whoever is reading or writing.
+
+    Args:
+        path: The file.
+        own: How many connections to it this program has.
+
+    Returns:
+        One entry for each process, this one too where it has the file open more than `own` times.
+    """
+    try:
+        wanted = path.stat()
+    except OSError:
+        return []
+    found = []
+    for process in _processes():
+        count = sum(os.path.samestat(wanted, each) for each in _open_files(process))
+        if process == os.getpid():
+            if count > own:
+                found.append("another connection in this process")
+        elif count:
+            found.append(f"process {process} ({_name(process)})")
+    return found
+
+
+def _processes() -> list[int]:
+    try:
+        return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdecimal()]
+    except OSError:
+        return []
+
+
+def _open_files(process: int) -> Iterator[os.stat_result]:
+    folder = Path(f"/proc/{process}/fd")
+    # It may end at any moment, or belong to somebody else.
+    with contextlib.suppress(OSError):
+        for link in folder.iterdir():
+            with contextlib.suppress(OSError):
+                if link.readlink().is_absolute():
+                    yield link.stat()
+
+
+def _name(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except OSError:
+        return "gone"
+
+
+def _file_system(path: Path) -> str | None:
+    """The type of file system a file is on, as proc(5) describes mountinfo; None where it is not known."""
+    try:
+        device = path.stat().st_dev
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return None
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for fields in map(str.split, lines):
+        if fields[2] == number:
+            return fields[fields.index("-") + 1]
+    return None

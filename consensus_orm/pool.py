@@ -1,0 +1,174 @@
+"""The pool: connections lent in the order of asking, looked at before they are lent, and kept out of forks.
+
+SQLite keeps its locks per process and file. A child that inherits an open connection believes it holds
+locks that only its parent has; when the parent then closes, the child's committed rows are deleted with the
+write-ahead log (tried). So idle connections are closed before a fork, and a file that could not be let go
+of is refused in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.util.queue import Empty
+
+from consensus_orm.turns import Turns
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from consensus_orm.engine import Source
+
+__all__ = ["Pool", "close_before_fork"]
+
+FORK_PATIENCE = 0.25
+"""Seconds a fork waits for units of work in other threads to end; they take milliseconds."""
+
+
+class Pool(QueuePool):
+    """A QueuePool that serves waiting threads in their order, and whose connections are healthy.
+
+    With 100 threads on 10 connections QueuePool's own waiting starves the unlucky: see tests/test_engine.py.
+
+    Args:
+        source: Where connections come from.
+        size: Connections at most.
+        timeout: Longest wait for one, in seconds.
+        **options: What QueuePool takes besides.
+    """
+
+    def __init__(self, source: Source, size: int, timeout: float, **options: Any) -> None:
+        super().__init__(
+            source.connect, pool_size=size, max_overflow=0, timeout=timeout, use_lifo=True, **options
+        )
+        self.source = source
+        self._slots = Turns(size)
+        self._held = 0
+        self._disposed = False
+
+    @property
+    def waiting(self) -> int:
+        """Threads waiting for a connection now."""
+        return self._slots.waiting
+
+    def recreate(self) -> Pool:
+        """Make the pool that follows this one after `Engine.dispose`."""
+        return Pool(
+            self.source,
+            self.size(),
+            self.timeout(),
+            echo=self.echo,
+            logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return,
+            _dispatch=self.dispatch,
+            dialect=self._dialect,
+        )
+
+    def dispose(self) -> None:
+        """Close what is idle now, and what is lent when it comes back."""
+        self._disposed = True
+        super().dispose()
+
+    def hold(self, patience: float) -> None:
+        """Stop lending, wait for what is lent, and close what is idle; `resume` ends it.
+
+        Args:
+            patience: Longest wait in seconds.
+        """
+        deadline = time.monotonic() + patience
+        while self._held < self.size() and self._slots.acquire(max(0.0, deadline - time.monotonic())):
+            self._held += 1
+        if self.source.path is not None:
+            self._close_idle()
+
+    def resume(self) -> None:
+        """Lend again."""
+        while self._held:
+            self._held -= 1
+            self._slots.release()
+
+    def _close_idle(self) -> None:
+        idle = []
+        try:
+            while True:
+                idle.append(self._pool.get(block=False))
+        except Empty:
+            pass
+        for record in idle:
+            record.close()
+            self._pool.put(record, block=False)
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if not self._slots.acquire(self._timeout):
+            raise exc.TimeoutError(f"none of {self.size()} connections came free in {self._timeout:g} s")
+        try:
+            record = super()._do_get()
+            connection: Any = record.dbapi_connection
+            if connection is not None and not self.source.is_healthy(connection):
+                record.invalidate()
+        except BaseException:
+            self._slots.release()
+            raise
+        return record
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        try:
+            if self._disposed:
+                record.close()
+            elif record.dbapi_connection is not None:
+                self.source.note_use(record.dbapi_connection)  # type: ignore[arg-type]
+            super()._do_return_conn(record)
+        finally:
+            self._slots.release()
+
+
+_engines: weakref.WeakValueDictionary[int, Engine] = weakref.WeakValueDictionary()
+
+
+def close_before_fork(engine: Engine) -> None:
+    """Keep the connections of an engine out of the children of this process."""
+    _engines[id(engine)] = engine
+
+
+def _pools() -> list[tuple[Engine, Pool]]:
+    alive = (reference() for reference in _engines.valuerefs())
+    return [(engine, engine.pool) for engine in alive if engine and isinstance(engine.pool, Pool)]
+
+
+def _before_fork() -> None:
+    for _, pool in _pools():
+        pool.hold(FORK_PATIENCE)
+
+
+def _after_fork_in_parent() -> None:
+    for _, pool in _pools():
+        pool.resume()
+
+
+def _after_fork_in_child() -> None:
+    for engine, pool in _pools():
+        if pool.source.path is None:  # memory is copied by the fork, locks and files are not involved
+            pool.resume()
+            continue
+        _leak(pool.source.forget())
+        engine.dispose(close=False)
+
+
+def _leak(connections: list[Any]) -> None:
+    """Keep connections open to the very end: closing one here would undo its parent's transaction."""
+    if connections:
+        import ctypes
+
+        for connection in connections:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
