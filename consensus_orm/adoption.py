@@ -200,8 +200,7 @@ def _check(
         raise errors.UnknownSchemaError(
             f"the primary key of table {name} is not {key} {key_type}", table=name, column=key
         )
-    known = {*expected, "run_id", "extraction_error", "branch_id"}
-    for column in columns.keys() - known:
+    for column in columns.keys() - set(expected):
         if columns[column].required or not extras:
             raise errors.UnknownSchemaError(
                 f"table {name} has a column that no known version has: {column!r:.60}",

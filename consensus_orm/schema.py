@@ -107,7 +107,9 @@ def upgrade(engine: Engine, settings: Settings) -> list[str]:
         if adoption.identify(_driver(connection)).needs_upgrade:
             from alembic import command
 
-            command.upgrade(_config(connection, applied=applied, clock=settings.clock), "head")
+            command.upgrade(
+                configuration(connection=connection, applied=applied, clock=settings.clock), "head"
+            )
     return applied
 
 
@@ -127,9 +129,11 @@ def downgrade(engine: Engine, revision: str) -> None:
     inspect(engine)
     with engines.translated(engine), changing(engine) as connection:
         try:
-            command.downgrade(_config(connection), revision)
+            command.downgrade(configuration(connection=connection), revision)
         except util.CommandError as error:
             raise errors.SchemaError(str(error)) from error
+        if current(_driver(connection)) is None:
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {adoption.VERSION_TABLE}")
 
 
 @contextlib.contextmanager
@@ -171,10 +175,16 @@ def _check_foreign_keys(driver: sqlite3.Connection) -> None:
             raise errors.SchemaError(f"rows of {table} refer to runs that are not there", table=table)
 
 
-def _config(connection: Connection, **attributes: Any) -> Config:
+def configuration(**attributes: Any) -> Config:
+    """What alembic needs to know to run our revisions.
+
+    Args:
+        **attributes: For `env.py`: `connection`, whose transaction holds the revisions; `applied`, a list
+            that takes their names; `clock`.
+    """
     from alembic.config import Config
 
-    config = Config(attributes={"connection": connection, **attributes})
+    config = Config(attributes=attributes)
     # The parser of the configuration takes % for the start of a variable.
     config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

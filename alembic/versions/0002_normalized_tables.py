@@ -8,6 +8,8 @@ Revises: 0001
 
 from __future__ import annotations
 
+import json
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -181,6 +183,7 @@ def _complete_the_legacy_side() -> None:
 def downgrade() -> None:
     _refuse_to_lose_rows()
     _drop_triggers()
+    _take_back_the_legacy_half()
     for table in ("consensus_syntheses", "agent_outputs", "consensus_runs"):
         op.drop_table(table)
     for table in ("consensus_orm_founding_outputs", "consensus_orm_founding_runs"):
@@ -207,6 +210,19 @@ def _refuse_to_lose_rows() -> None:
             + (SELECT count(*) FROM consensus_runs WHERE run_key IS NULL)"""
     if op.get_bind().exec_driver_sql(lost).scalar_one():
         raise DowngradeRefusedError("the normalized tables hold rows that stand nowhere else", phase=phase)
+
+
+def _take_back_the_legacy_half() -> None:
+    """Drop the legacy table that the upgrade had to make, where nobody has used it."""
+    bind = op.get_bind()
+    detail = bind.scalar(sa.text("SELECT detail FROM consensus_orm_history WHERE action = 'adopt'"))
+    found = {name.lower() for name in json.loads(detail)["found"]}
+    for table in LEGACY.keys() - found:
+        if not _has(table):
+            continue
+        used = "SELECT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = ?)"
+        if not bind.exec_driver_sql(used, (table,)).scalar_one():
+            op.drop_table(table)
 
 
 def _drop_triggers() -> None:

@@ -8,6 +8,8 @@ Revises: 0003
 
 from __future__ import annotations
 
+import json
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -44,8 +46,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     bind = op.get_bind()
-    found = bind.scalar(sa.text("SELECT detail FROM consensus_orm_history WHERE action = 'adopt'"))
-    if '"agent_executions"' in found:
+    detail = bind.scalar(sa.text("SELECT detail FROM consensus_orm_history WHERE action = 'adopt'"))
+    if "agent_executions" in map(str.lower, json.loads(detail)["found"]):
         return
     if count := bind.scalar(sa.text("SELECT count(*) FROM agent_executions")):
         raise DowngradeRefusedError(

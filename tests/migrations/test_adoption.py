@@ -1,0 +1,211 @@
+"""Every file in the field is told apart by inspection and adopted whole, or refused and left untouched."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from consensus_orm import adoption, errors, schema
+from consensus_orm.settings import Settings
+from tests import oracle
+from tests.field import builders
+from tests.migrations.conftest import Open
+
+SETTINGS = Settings()
+FIELD_TABLES = (*oracle.LEGACY, "agent_executions")
+CONTROL = "consensus_orm_"
+
+
+def read(path: Path, sql: str) -> list[tuple[object, ...]]:
+    with oracle.reading(path) as connection:
+        return connection.execute(sql).fetchall()
+
+
+@pytest.mark.parametrize("name", builders.KINDS)
+def test_kinds_are_told_apart_without_a_write(name: str, path: Path, open_engine: Open) -> None:
+    """Looking at a file says which program made it, whatever its user_version, and changes not one byte."""
+    kind, _, build = builders.KINDS[name]
+    build(path)
+    before = oracle.sha256(path)
+
+    identity = schema.inspect(open_engine(path))
+
+    assert identity.kind == kind
+    assert identity.needs_upgrade
+    assert identity.version is None
+    assert oracle.sha256(path) == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", builders.KINDS)
+def test_tables_of_the_field_stay_byte_for_byte(name: str, path: Path, open_engine: Open) -> None:
+    """An upgrade changes no DDL, row or sequence of the legacy tables and executions, nor user_version."""
+    _, _, build = builders.KINDS[name]
+    build(path)
+    tables = [table for table in FIELD_TABLES if table in oracle.tables(path)]
+    before = oracle.image(path, *tables), oracle.user_version(path)
+
+    schema.upgrade(open_engine(path), SETTINGS)
+
+    assert (oracle.image(path, *tables), oracle.user_version(path)) == before
+
+
+@pytest.mark.parametrize("name", builders.KINDS)
+def test_upgrade_reaches_the_head_once(name: str, path: Path, open_engine: Open) -> None:
+    """Every kind of file reaches the newest revision in its phase, and a second upgrade does nothing."""
+    _, phase, build = builders.KINDS[name]
+    build(path)
+    engine = open_engine(path)
+
+    assert schema.upgrade(engine, SETTINGS) == list(adoption.REVISIONS)
+    once = {table: oracle.image(path, table) for table in oracle.tables(path)}
+    assert schema.upgrade(engine, SETTINGS) == []
+
+    assert {table: oracle.image(path, table) for table in oracle.tables(path)} == once
+    assert schema.inspect(engine).kind is adoption.Kind.MANAGED
+    assert not schema.inspect(engine).needs_upgrade
+    assert read(path, "SELECT phase, epoch, carrying FROM consensus_orm_state") == [(phase, 0, 0)]
+    assert read(path, "SELECT action, from_phase, to_phase FROM consensus_orm_history") == [
+        ("adopt", None, phase)
+    ]
+    assert set(oracle.LEGACY) <= set(oracle.tables(path)) or phase == 5
+    assert not [table for table in oracle.tables(path) if "founding" in table]
+
+
+@pytest.mark.parametrize("name", builders.DAMAGED)
+def test_what_cannot_be_adopted_is_refused_untouched(name: str, path: Path, open_engine: Open) -> None:
+    """A table of our name that is not ours makes one clear error, and the file keeps every byte."""
+    builders.DAMAGED[name](path)
+    before = oracle.sha256(path)
+
+    with pytest.raises(errors.UnknownSchemaError) as raised:
+        schema.upgrade(open_engine(path), SETTINGS)
+
+    assert raised.value.hint
+    assert "\n" not in str(raised.value)
+    assert oracle.sha256(path) == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_that_is_no_database_is_refused_untouched(path: Path, open_engine: Open) -> None:
+    """Text of whatever length is no database, and is left as it is."""
+    path.write_bytes(b"consensus " * 1000)
+
+    with pytest.raises(errors.NotADatabaseError):
+        schema.upgrade(open_engine(path), SETTINGS)
+
+    assert path.read_bytes() == b"consensus " * 1000
+
+
+def test_a_newer_schema_is_refused_untouched(path: Path, open_engine: Open) -> None:
+    """A revision of a later release is not guessed at."""
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+    engine.dispose()
+    with builders.writing(path) as connection:
+        connection.execute(f"UPDATE {adoption.VERSION_TABLE} SET version_num = '9999'")
+    before = oracle.sha256(path)
+
+    with pytest.raises(errors.SchemaTooNewError) as raised:
+        schema.upgrade(engine, SETTINGS)
+    with pytest.raises(errors.SchemaTooNewError):
+        schema.downgrade(engine, "base")
+
+    assert raised.value.facts["version"] == "9999"
+    engine.dispose()
+    assert oracle.sha256(path) == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DROP TABLE consensus_orm_history",
+        "ALTER TABLE agent_outputs DROP COLUMN model_version",
+        "ALTER TABLE consensus_artifacts RENAME COLUMN content_json TO content",
+    ],
+)
+def test_damage_to_a_managed_file_is_noticed(damage: str, path: Path, open_engine: Open) -> None:
+    """A file at the newest revision that lacks a table or column of it is refused when it is looked at."""
+    builders.build_legacy(path)
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+    with builders.writing(path) as connection:
+        connection.execute(damage)
+
+    with pytest.raises(errors.UnknownSchemaError):
+        schema.inspect(engine)
+
+
+def test_tables_of_another_application_are_left_alone(path: Path, open_engine: Open) -> None:
+    """What another program keeps in the file (tables, views, triggers, its own alembic) stays as it is."""
+    builders.shared(path)
+    others = ("customers", "alembic_version", "broken", "good_runs")
+    before = oracle.definitions(path, *others), oracle.image(path, "customers", "alembic_version")
+
+    schema.upgrade(open_engine(path), SETTINGS)
+
+    assert (oracle.definitions(path, *others), oracle.image(path, "customers", "alembic_version")) == before
+    # Its view reads the founding columns, which the new table has.
+    assert read(path, "SELECT * FROM good_runs") == []
+
+
+def test_the_missing_half_of_the_legacy_side_is_made(path: Path, open_engine: Open) -> None:
+    """A file with one of the two legacy tables gets the other as the programs in the field made it."""
+    builders.artifacts_only(path)
+    schema.upgrade(open_engine(path), SETTINGS)
+    whole = path.with_name("whole")
+    builders.first_version(whole)
+
+    def made(file: Path) -> list[tuple[str, str, str, str]]:
+        return [
+            (type_, name, table, " ".join((sql or "").split()))
+            for type_, name, table, sql in oracle.definitions(file, "consensus_synthesis")
+        ]
+
+    assert made(path) == made(whole)
+
+
+def test_sample_with_real_rows_is_adopted(path: Path, open_engine: Open) -> None:
+    """The sample of the field (rows of November 2025) is legacy, and stays byte for byte."""
+    sample = Path("/work/shared/samples/legacy_v0.db")
+    if not sample.exists():
+        pytest.skip("the sample is not part of the repository")
+    shutil.copyfile(sample, path)
+    before = oracle.image(path, *FIELD_TABLES)
+
+    assert schema.inspect(open_engine(path)).kind is adoption.Kind.LEGACY
+    schema.upgrade(open_engine(path), SETTINGS)
+
+    assert oracle.image(path, *FIELD_TABLES) == before
+
+
+def test_names_are_compared_as_sqlite_does(path: Path, open_engine: Open) -> None:
+    """A legacy table spelled in other letters is the same table, and so starts at EXPAND."""
+    with builders.writing(path) as connection:
+        connection.executescript(builders.ARTIFACTS.replace("consensus_artifacts", "Consensus_Artifacts"))
+
+    engine = open_engine(path)
+    assert schema.inspect(engine).legacy_tables == {"consensus_artifacts"}
+    schema.upgrade(engine, SETTINGS)
+
+    assert read(path, "SELECT phase FROM consensus_orm_state") == [(1,)]
+
+
+def test_adoption_works_on_a_database_in_memory(open_engine: Open) -> None:
+    """A database in memory, which has one connection, is upgraded like any other."""
+    engine = open_engine(Path(":memory:"))
+
+    assert schema.upgrade(engine, SETTINGS) == list(adoption.REVISIONS)
+    assert schema.upgrade(engine, SETTINGS) == []
+
+
+def test_identify_needs_only_a_connection_of_the_driver() -> None:
+    """The pure part of adoption works with plain sqlite3."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        assert adoption.identify(connection) == adoption.Identity(adoption.Kind.NEW, frozenset(), None)
+        connection.executescript(builders.ARTIFACTS)
+        assert adoption.identify(connection).kind is adoption.Kind.LEGACY

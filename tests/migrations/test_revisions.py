@@ -1,0 +1,418 @@
+"""The history of revisions: linear, in agreement with the models, atomic, and safe to run at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from consensus_orm import adoption, errors, schema
+from consensus_orm.settings import Settings
+from tests import oracle
+from tests.field import builders
+from tests.migrations.conftest import Open
+
+SETTINGS = Settings()
+ROOT = Path(__file__).parents[2]
+
+
+def execute(path: Path, script: str) -> None:
+    with builders.writing(path) as connection:
+        connection.executescript(script)
+
+
+def images(path: Path, *tables: str) -> dict[str, object]:
+    """All that is to be said of some tables; of all where none is named."""
+    return {table: oracle.image(path, table) for table in tables or oracle.tables(path)}
+
+
+@pytest.fixture
+def own_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Add a revision of the test's own after the newest."""
+    folder = tmp_path / "alembic"
+    shutil.copytree(schema.script_location(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def add(body: str) -> None:
+        text = f"revision = '9000'\ndown_revision = {schema.head()!r}\nfrom alembic import op\n{body}"
+        (folder / "versions" / "9000_own.py").write_text(text)
+        monkeypatch.setattr(adoption, "REVISIONS", (*adoption.REVISIONS, "9000"))
+        monkeypatch.setattr(schema, "script_location", lambda: folder)
+
+    return add
+
+
+def test_history_is_one_line_and_the_program_knows_it() -> None:
+    """There is one head and one base, and what the package knows without alembic is what alembic finds."""
+    config = schema.configuration()
+    scripts = ScriptDirectory.from_config(config)
+
+    assert scripts.get_heads() == [schema.head()]
+    assert len(scripts.get_bases()) == 1
+    walked = [script.revision for script in scripts.walk_revisions()]
+    assert walked == list(reversed(adoption.REVISIONS))
+
+
+def test_revisions_import_no_model() -> None:
+    """A revision goes on doing what it does today: it takes nothing from modules that change."""
+    for script in (schema.script_location() / "versions").glob("*.py"):
+        imports = [
+            line for line in script.read_text().splitlines() if "consensus_orm" in line and "import" in line
+        ]
+        assert imports in ([], ["from consensus_orm.errors import DowngradeRefusedError"])
+
+
+def test_models_and_migrations_make_the_same_tables(path: Path, open_engine: Open) -> None:
+    """A new file has, table by table, the DDL that the models would give it."""
+    schema.upgrade(open_engine(path), SETTINGS)
+
+    for table in schema.metadata().tables.values():
+        if table.name in adoption.LEGACY:
+            continue
+        wanted = [str(CreateTable(table).compile(dialect=sqlite.dialect()))]
+        wanted += sorted(str(CreateIndex(index).compile(dialect=sqlite.dialect())) for index in table.indexes)
+        made = [sql for _, _, _, sql in oracle.definitions(path, table.name) if sql is not None]
+        assert [made[0], *sorted(made[1:])] == [sql.strip() for sql in wanted]
+
+
+@pytest.mark.parametrize("name", builders.KINDS)
+def test_alembic_finds_nothing_to_change(name: str, path: Path, open_engine: Open) -> None:
+    """After the upgrade of any file, autogenerate sees no difference between models and database."""
+    builders.KINDS[name][2](path)
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={"include_object": schema.include_object, "version_table": adoption.VERSION_TABLE},
+        )
+        assert compare_metadata(context, schema.metadata()) == []
+
+
+def test_models_match_the_legacy_tables_in_the_field(path: Path, open_engine: Open) -> None:
+    """The legacy models have the columns, types, defaults and indexes of the tables as programs made them."""
+    schema.metadata().create_all(engine := open_engine(path), checkfirst=True)
+    engine.dispose()
+    builders.build_legacy(other := path.with_name("field"), columns=11, altered=False)
+
+    for table in (*adoption.LEGACY, adoption.EXECUTIONS):
+        facts = []
+        for file in (path, other):
+            with oracle.reading(file) as connection:
+                columns = connection.execute(
+                    'SELECT name, type, "notnull" OR pk, dflt_value, pk FROM pragma_table_info(?)', (table,)
+                ).fetchall()
+                indexes = connection.execute(
+                    "SELECT l.name, i.name FROM pragma_index_list(?) AS l, pragma_index_info(l.name) AS i"
+                    " WHERE l.origin = 'c' ORDER BY l.name, i.seqno",
+                    (table,),
+                ).fetchall()
+            facts.append((columns, indexes))
+        assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["new", "first_version", "empty_legacy", "artifacts_only", "executions_only", "dual_write_build"]
+)
+def test_up_and_down_step_by_step(name: str, path: Path, open_engine: Open) -> None:
+    """Each revision can be taken back where it holds no row, and base is the file as it was found."""
+    builders.KINDS[name][2](path)
+    # The dual-write build's own normalized rows stand on its legacy side too.
+    found = images(path, *(set(oracle.tables(path)) - {"consensus_runs", "agent_outputs"}))
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+    up = oracle.tables(path)
+
+    for _ in adoption.REVISIONS:
+        schema.downgrade(engine, "-1")
+    assert images(path) == found
+    assert schema.upgrade(engine, SETTINGS) == list(adoption.REVISIONS)
+
+    assert oracle.tables(path) == up
+    assert not schema.inspect(engine).needs_upgrade
+
+
+RUN = "INSERT INTO consensus_runs VALUES (1, 's', 't', NULL, 'k', 0, 1, 0, NULL);"
+
+REFUSALS: dict[str, tuple[builders.Builder, str, str]] = {
+    "an output": (
+        builders.new,
+        "base",
+        f"""{RUN} INSERT INTO agent_outputs (run_id, agent_name, output_timestamp, content)
+        VALUES (1, 'a', 0, 'c')""",
+    ),
+    "ids given once": (builders.new, "base", "INSERT INTO sqlite_sequence VALUES ('agent_outputs', 7)"),
+    "a synthesis without legacy": (
+        builders.first_version,
+        "base",
+        f"""{RUN} INSERT INTO consensus_syntheses (id, run_id, status, synthesis_timestamp, output_markdown)
+        VALUES (77, 1, 'ok', 0, 'm')""",
+    ),
+    "a model_version": (
+        builders.first_version,
+        "base",
+        f"""{RUN} INSERT INTO agent_outputs (id, run_id, agent_name, model_version, output_timestamp, content)
+        VALUES (1, 1, 'a', 'opus', 0, 'c')""",
+    ),
+    "a phase that writes both": (
+        builders.first_version,
+        "base",
+        "UPDATE consensus_orm_state SET phase = 2",
+    ),
+    "a reject": (builders.half_written_dual_writes, "base", ""),
+    "an adopted final build": (builders.final_build, "0001", ""),
+    "an audit": (
+        builders.new,
+        "base",
+        "INSERT INTO consensus_orm_history (action, at, by) VALUES ('advance', 1, 'me')",
+    ),
+    "an execution": (
+        builders.new,
+        "0003",
+        """INSERT INTO agent_executions (agent_id, spec_id, stage, phase_type, agent_name, spawned_at)
+        VALUES ('a', 's', 't', 'p', 'n', 'now')""",
+    ),
+}
+"""What would be lost -> (file, downgrade to, what was written meanwhile)."""
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_downgrade_refuses_to_lose_a_row(name: str, path: Path, open_engine: Open) -> None:
+    """A downgrade that would lose a row or an id says so, and leaves the file as it is."""
+    build, target, script = REFUSALS[name]
+    build(path)
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+    execute(path, script)
+    before = images(path)
+
+    with pytest.raises(errors.DowngradeRefusedError) as raised:
+        schema.downgrade(engine, target)
+
+    assert raised.value.hint
+    assert images(path) == before
+    assert not schema.inspect(engine).needs_upgrade
+
+
+def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Open) -> None:
+    """In EXPAND, normalized rows with a legacy row of their id are copies; triggers of ours go with them."""
+    builders.first_version(path)
+    before = images(path)
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+    execute(
+        path,
+        """
+        INSERT INTO consensus_runs VALUES (1, 's', 't', NULL, 'k', 0, 1, 0, NULL);
+        INSERT INTO agent_outputs (id, run_id, agent_name, output_timestamp, content)
+          VALUES (1, 1, 'a', 0, 'c');
+        CREATE TRIGGER consensus_orm_notice AFTER UPDATE ON consensus_artifacts BEGIN
+          DELETE FROM agent_outputs WHERE id = OLD.id; END;
+        """,
+    )
+
+    schema.downgrade(engine, "base")
+
+    assert images(path) == before
+    execute(path, "UPDATE consensus_artifacts SET content_json = 'still works'")
+
+
+def test_downgrade_to_nowhere_is_one_clear_error(path: Path, open_engine: Open) -> None:
+    """A revision that does not exist is an error of ours, and changes nothing."""
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+
+    with pytest.raises(errors.SchemaError):
+        schema.downgrade(engine, "nowhere")
+
+    assert not schema.inspect(engine).needs_upgrade
+
+
+@pytest.mark.parametrize("name", ["new", "first_version", "half_written_dual_writes", "odd_final_build"])
+def test_a_failing_revision_leaves_nothing_behind(
+    name: str, path: Path, open_engine: Open, own_revisions: Callable[[str], None]
+) -> None:
+    """Where the last of the revisions fails, the first is undone too: no table, no row, no version."""
+    build = builders.KINDS[name][2]
+    build(path)
+    before = images(path)
+    own_revisions(
+        "def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('SELECT nonsense')\n"
+    )
+
+    with pytest.raises(errors.StorageError):
+        schema.upgrade(open_engine(path), SETTINGS)
+
+    assert images(path) == before
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_revision_that_breaks_references_is_undone(
+    path: Path, open_engine: Open, own_revisions: Callable[[str], None]
+) -> None:
+    """Foreign keys are off while the schema changes, so they are checked before the commit."""
+    builders.final_build(path)
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+    before = images(path)
+    own_revisions("def upgrade():\n    op.execute('DELETE FROM consensus_runs')\n")
+
+    with pytest.raises(errors.SchemaError, match="refer to runs"):
+        schema.upgrade(engine, SETTINGS)
+
+    assert images(path) == before
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3, 4, 5])
+def test_a_later_release_reaches_every_phase(
+    phase: int, path: Path, open_engine: Open, own_revisions: Callable[[str], None]
+) -> None:
+    """A revision added later is applied alone, whatever the phase, and the phase stays."""
+    builders.build_legacy(path)
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+    execute(path, f"UPDATE consensus_orm_state SET phase = {phase}")
+    if phase == 5:
+        execute(path, "DROP TABLE consensus_artifacts; DROP TABLE consensus_synthesis")
+    own_revisions("def upgrade():\n    op.execute('ALTER TABLE consensus_runs ADD COLUMN later TEXT')\n")
+
+    assert schema.inspect(engine).needs_upgrade
+    assert schema.upgrade(engine, SETTINGS) == ["9000"]
+
+    with oracle.reading(path) as connection:
+        assert connection.execute("SELECT phase FROM consensus_orm_state").fetchone() == (phase,)
+        assert '"later"' in oracle.columns(connection, "consensus_runs")
+    assert (phase == 5) == ("consensus_artifacts" not in oracle.tables(path))
+
+
+UPGRADE = """
+import sys
+from consensus_orm import engine, schema
+from consensus_orm.settings import Settings
+sys.stdin.readline()
+engine = engine.create(sys.argv[1], Settings(busy_timeout=30))
+print(len(schema.upgrade(engine, Settings())))
+engine.dispose()
+"""
+
+
+@pytest.mark.parametrize("name", ["new", "odd_final_build"])
+def test_two_processes_upgrade_at_once(name: str, path: Path) -> None:
+    """Of processes that upgrade the same file at the same time, one does it and the others find it done."""
+    builders.KINDS[name][2](path)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", UPGRADE, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=60) for process in processes]
+
+    assert [error for _, error in answers] == ["", "", ""]
+    assert sorted(int(out) for out, _ in answers) == [0, 0, len(adoption.REVISIONS)]
+    with oracle.reading(path) as connection:
+        assert connection.execute("SELECT count(*) FROM consensus_orm_history").fetchone() == (1,)
+
+
+def alembic(*arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "CONSENSUS_ORM_URL"}
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=ROOT,
+        env=environment | ({"CONSENSUS_ORM_URL": url} if url else {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_alembic_command_line_upgrades_from_the_checkout(path: Path, open_engine: Open) -> None:
+    """`alembic upgrade head` does what the package does, with the URL from -x or from the settings."""
+    builders.odd_final_build(path)
+
+    done = alembic("-x", f"url=sqlite:///{path}", "upgrade", "head")
+    assert done.returncode == 0, done.stderr
+    assert not schema.inspect(open_engine(path)).needs_upgrade
+
+    checked = alembic("check", url=str(path))
+    assert checked.returncode == 0, checked.stderr
+    assert "No new upgrade operations detected" in checked.stdout
+
+
+def test_alembic_command_line_says_errors_in_one_line(path: Path) -> None:
+    """What cannot be adopted is refused by alembic in one line, without a traceback, the file untouched."""
+    builders.damaged(path)
+    before = oracle.sha256(path)
+
+    done = alembic("-x", f"url={path}", "upgrade", "head")
+
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "consensus_runs" in done.stderr + done.stdout
+    assert oracle.sha256(path) == before
+
+
+def test_migrations_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a wheel the migrations lie inside the package; where there are none, the error says what to do."""
+    package = tmp_path / "site" / "consensus_orm"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(schema, "__file__", str(package / "schema.py"))
+    with pytest.raises(errors.ConfigurationError):
+        schema.script_location()
+
+    shutil.copytree(ROOT / "alembic", package / "_alembic")
+
+    assert schema.script_location() == package / "_alembic"
+
+
+def test_a_current_file_opens_without_alembic(path: Path, open_engine: Open) -> None:
+    """An upgrade that has nothing to do does not pay for importing alembic."""
+    schema.upgrade(open_engine(path), SETTINGS)
+    code = UPGRADE + "assert 'alembic' not in sys.modules"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        input="go\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_percent_in_the_path_of_the_migrations(
+    tmp_path: Path, path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installation folder may have any name, though alembic reads % as the start of a variable."""
+    folder = tmp_path / "100%(here)s odd" / "alembic"
+    shutil.copytree(schema.script_location(), folder)
+    monkeypatch.setattr(schema, "script_location", lambda: folder)
+
+    assert schema.upgrade(open_engine(path), SETTINGS) == list(adoption.REVISIONS)
