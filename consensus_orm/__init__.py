@@ -1,0 +1,42 @@
+"""Move a database in use from its legacy schema to a normalized one, with nothing lost and a way back.
+
+from consensus_orm import ConsensusStore
+
+with ConsensusStore.open("artifacts.db") as store:
+    with store.unit_of_work() as uow:
+        uow.artifacts.add(spec_id="SPEC-1", stage="plan", agent_name="gemini", content_json="{}")
+"""
+
+from __future__ import annotations
+
+from consensus_orm._version import __version__
+from consensus_orm.errors import ConsensusError
+from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
+from consensus_orm.phase import Phase, Side
+from consensus_orm.records import AgentOutput, Artifact, Execution, Run, Synthesis
+from consensus_orm.settings import OnMismatch, Settings
+from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
+from consensus_orm.tracker import ExecutionTracker
+
+__all__ = [
+    "AgentOutput",
+    "Artifact",
+    "ConsensusError",
+    "ConsensusStore",
+    "ConsensusUnitOfWork",
+    "Earliest",
+    "Execution",
+    "ExecutionTracker",
+    "Latest",
+    "Mapping",
+    "OnMismatch",
+    "Pair",
+    "Parent",
+    "Phase",
+    "Row",
+    "Run",
+    "Settings",
+    "Side",
+    "Synthesis",
+    "__version__",
+]

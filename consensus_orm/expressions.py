@@ -1,0 +1,235 @@
+"""What the rules say about values, as SQL: the same words in every statement, for each database its own form.
+
+Every function here takes and gives SQLAlchemy expressions, so that a rule holds for the columns of a table,
+for bound values and for the NEW row of a trigger alike. `milliseconds` and `time_of` state rule 4's lexical
+reading of a time once in SQL and once in Python; a test holds them against each other.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Boolean, Integer, Text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+__all__ = [
+    "flagged",
+    "holds",
+    "milliseconds",
+    "run_key",
+    "same",
+    "says",
+    "synthesis_json",
+    "time_from",
+    "time_of",
+    "time_text",
+]
+
+_DIGIT = "[0-9]"
+_SECOND = f"{_DIGIT * 4}-{_DIGIT * 2}-{_DIGIT * 2} {_DIGIT * 2}:{_DIGIT * 2}:{_DIGIT * 2}"
+_TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2}) ([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?")
+
+
+def time_of(value: object) -> datetime | None:
+    """Read a stored time: text shaped `YYYY-MM-DD HH:MM:SS[.f]` that is a valid date, in UTC.
+
+    Args:
+        value: The value as stored.
+
+    Returns:
+        The time, its fraction truncated to microseconds; None for everything else.
+    """
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    *parts, fraction = match.groups(default="")
+    try:
+        return datetime(*map(int, parts), int(f"{fraction:0<6.6}"), tzinfo=UTC)  # type: ignore[misc,arg-type]
+    except ValueError:
+        return None
+
+
+def time_text(moment: datetime) -> str:
+    """Write a time as the legacy tables hold it: `YYYY-MM-DD HH:MM:SS[.ffffff]` in UTC.
+
+    Args:
+        moment: An aware time.
+
+    Returns:
+        The text; a fraction only where there is one.
+    """
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ")
+
+
+class same(FunctionElement[bool]):
+    """Equal in type and bytes, NULL-safe, without tolerance (rule 5).
+
+    `=` and `IS` follow collations and take 1 and 1.0 for equal. The BLOB cast compares bytes, `typeof` the
+    type; where the column may hold a real number, `IS` adds the digits that its text leaves out.
+    """
+
+    name = "same"
+    type = Boolean()
+    inherit_cache = True
+
+
+class holds(FunctionElement[bool]):
+    """Whether a column holds a computed value: `same`, with the value evaluated only once.
+
+    A computed value is an integer, a text or NULL, so its type needs no look.
+    """
+
+    name = "holds"
+    type = Boolean()
+    inherit_cache = True
+
+
+class milliseconds(FunctionElement[int]):
+    """A stored time in ms since 1970 UTC, truncated; 0 for whatever is no valid time (rule 4).
+
+    Integer arithmetic on the text: strftime would turn 'now' into the clock, round 58.9999 up, and make
+    30 February a day in March. So the shape is checked first, the date must come back as it went in, and the
+    fraction is cut from the text.
+    """
+
+    name = "milliseconds"
+    type = Integer()
+    inherit_cache = True
+
+
+class run_key(FunctionElement[str]):
+    """The identity of a run within spec and stage: its run id, else the second of created_at (rule 4)."""
+
+    name = "run_key"
+    type = Text()
+    inherit_cache = True
+
+
+class time_from(FunctionElement[Any]):
+    """A stored time made from ms: `YYYY-MM-DD HH:MM:SS[.fff]`; the number itself outside years 1 to 9999."""
+
+    name = "time_from"
+    inherit_cache = True
+
+
+class flagged(FunctionElement[bool]):
+    """Whether a stored flag is set: a number other than 0, or the word true."""
+
+    name = "flagged"
+    type = Boolean()
+    inherit_cache = True
+
+
+class says(FunctionElement[bool]):
+    """Whether a text contains a word, in any case of letters."""
+
+    name = "says"
+    type = Boolean()
+    inherit_cache = True
+
+
+class synthesis_json(FunctionElement[str]):
+    """A synthesis as the founding program wrote it into `synthesis_json`; NULL where it cannot be JSON."""
+
+    name = "synthesis_json"
+    type = Text()
+    inherit_cache = True
+
+
+def _arguments(element: Any, compiler: Any, **kw: Any) -> list[str]:
+    return [compiler.process(clause, **kw) for clause in element.clauses]
+
+
+@compiles(same, "sqlite")
+def _same(element: Any, compiler: Any, **kw: Any) -> str:
+    a, b = _arguments(element, compiler, **kw)
+    bytes_too = f"typeof({a}) = typeof({b}) AND CAST({a} AS BLOB) IS CAST({b} AS BLOB)"
+    (first, _) = element.clauses
+    return f"({bytes_too})" if isinstance(first.type, Text) else f"({a} IS {b} AND {bytes_too})"
+
+
+@compiles(holds, "sqlite")
+def _holds(element: Any, compiler: Any, **kw: Any) -> str:
+    column, value = _arguments(element, compiler, **kw)
+    (first, _) = element.clauses
+    if isinstance(first.type, Text):
+        return f"(typeof({column}) IN ('text', 'null') AND CAST({column} AS BLOB) IS CAST({value} AS BLOB))"
+    return f"(typeof({column}) IN ('integer', 'null') AND {column} IS {value})"
+
+
+def _shaped(x: str) -> str:
+    """Whether `x` is text of the shape `YYYY-MM-DD HH:MM:SS[.f]`; GLOB alone would stop at a NUL."""
+    return (
+        f"(typeof({x}) = 'text' AND instr({x}, char(0)) = 0 AND ({x} GLOB '{_SECOND}'"
+        f" OR ({x} GLOB '{_SECOND}.[0-9]*' AND substr({x}, 21) NOT GLOB '*[^0-9]*')))"
+    )
+
+
+@compiles(milliseconds, "sqlite")
+def _milliseconds(element: Any, compiler: Any, **kw: Any) -> str:
+    (x,) = _arguments(element, compiler, **kw)
+    second = f"substr({x}, 1, 19)"
+    return (
+        f"(CASE WHEN {_shaped(x)} AND {x} >= '0001' AND datetime({second}) IS {second}"
+        f" THEN CAST(strftime('%s', {second}) AS INTEGER) * 1000"
+        f" + CAST(substr(substr({x}, 21) || '000', 1, 3) AS INTEGER) ELSE 0 END)"
+    )
+
+
+def _verbatim_text(x: str) -> str:
+    """A value of any type as text that no other value of that type gives."""
+    return (
+        f"(CASE typeof({x}) WHEN 'null' THEN '' WHEN 'blob' THEN hex({x})"
+        f" WHEN 'real' THEN printf('%!.20g', {x}) ELSE CAST({x} AS TEXT) END)"
+    )
+
+
+@compiles(run_key, "sqlite")
+def _run_key(element: Any, compiler: Any, **kw: Any) -> str:
+    run, at = _arguments(element, compiler, **kw)
+    return (
+        f"(CASE WHEN typeof({run}) = 'text' THEN 'run:' || {run}"
+        f" WHEN {run} IS NOT NULL THEN 'run-' || typeof({run}) || ':' || hex({run})"
+        f" WHEN {_shaped(at)} THEN 'at:' || substr({at}, 1, 19)"
+        f" ELSE 'at-' || typeof({at}) || ':' || {_verbatim_text(at)} END)"
+    )
+
+
+@compiles(time_from, "sqlite")
+def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
+    (ms,) = _arguments(element, compiler, **kw)
+    rest = f"((({ms}) % 1000 + 1000) % 1000)"  # SQL's % keeps the sign of what it divides
+    second = f"datetime((({ms}) - {rest}) / 1000, 'unixepoch')"
+    return (
+        f"(CASE WHEN {second} >= '0001' AND typeof({ms}) = 'integer' THEN {second}"
+        f" || (CASE {rest} WHEN 0 THEN '' ELSE printf('.%03d', {rest}) END) ELSE {ms} END)"
+    )
+
+
+@compiles(flagged, "sqlite")
+def _flagged(element: Any, compiler: Any, **kw: Any) -> str:
+    (x,) = _arguments(element, compiler, **kw)
+    return (
+        f"(CASE WHEN typeof({x}) IN ('integer', 'real') THEN {x} <> 0"
+        f" WHEN typeof({x}) = 'text' THEN lower({x}) = 'true' ELSE 0 END)"
+    )
+
+
+@compiles(says, "sqlite")
+def _says(element: Any, compiler: Any, **kw: Any) -> str:
+    x, word = _arguments(element, compiler, **kw)
+    return f"(instr(lower(CAST({x} AS TEXT)), {word}) > 0)"
+
+
+@compiles(synthesis_json, "sqlite")
+def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
+    values = _arguments(element, compiler, **kw)
+    keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
+    pairs = ", ".join(f"'{key}', {value}" for key, value in zip(keys, values, strict=True))
+    speakable = " AND ".join(
+        f"typeof({value}) <> 'blob' AND consensus_is_utf8(CAST({value} AS BLOB))" for value in values
+    )
+    return f"(CASE WHEN {speakable} THEN json_object({pairs}) END)"

@@ -1,0 +1,258 @@
+"""The ledgers of the migration: mismatches, rejects, and changes that one side does not know of.
+
+A mismatch is found, confirmed (read again under the lock, so that nothing in flight alarms), and repaired or
+accepted. A reject is a row that cannot be carried; it is kept whole until somebody decides. Neither log lines
+nor errors repeat contents of rows: keys, columns and kinds are told.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from consensus_orm import errors
+from consensus_orm.mapping import Pair
+from consensus_orm.phase import Side
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = [
+    "Finding",
+    "confirm",
+    "differences",
+    "forget_changes",
+    "forget_row",
+    "last_change",
+    "open_mismatches",
+    "open_rejects",
+    "record",
+    "reject",
+]
+
+log = logging.getLogger("consensus_orm")
+
+Finding = tuple[str | None, str]
+"""A column (None for the row as a whole) and what is wrong with it."""
+
+OPEN = ("found", "confirmed")
+
+
+def milliseconds(uow: UnitOfWork) -> int:
+    """The start of a unit of work in ms since 1970 UTC."""
+    return int(uow.now.timestamp() * 1000)
+
+
+# Changes --------------------------------------------------------------------------------------------------
+
+
+def last_change(uow: UnitOfWork) -> int:
+    """The counter of writes that went around the repositories; it never falls."""
+    rows = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = 'consensus_orm_changes'")
+    return int(rows[0][0]) if rows else 0
+
+
+def forget_changes(uow: UnitOfWork, *, after: int) -> None:
+    """Forget what the triggers noted since a mark: this unit of work holds the lock, so it was its own doing.
+
+    The counter goes back to the mark too, or a delete of ours would void a certificate.
+    """
+    if uow._execute("DELETE FROM consensus_orm_changes WHERE id > :mark", {"mark": after}).rowcount:
+        uow._execute("UPDATE sqlite_sequence SET seq = :mark WHERE name = 'consensus_orm_changes'", {"mark": after})
+
+
+def forget_row(uow: UnitOfWork, pair: Pair, key: Any) -> None:
+    """Forget what the triggers noted of one row."""
+    uow._execute("DELETE FROM consensus_orm_changes WHERE pair = ? AND key = ?", (pair.name, key))
+
+
+# Mismatches -----------------------------------------------------------------------------------------------
+
+
+def differences(uow: UnitOfWork, pair: Pair, key: Any) -> list[Finding]:
+    """What differs between the sides of a row.
+
+    Args:
+        uow: Sees both sides in one snapshot.
+        pair: The pair of the row.
+        key: The key of the row.
+
+    Returns:
+        One finding for each differing column, or one for the missing side; empty where the sides agree, or
+        where neither has the row.
+    """
+    names, sql = uow.statements[pair].columns_differing
+    legacy, normalized, *equal = uow._execute(sql, {"_key": key}).fetchone()
+    if legacy and normalized:
+        return [(name, "different") for name, same in zip(names, equal, strict=True) if not same]
+    if not legacy and not normalized:
+        return []
+    return [(None, f"missing_{Side.NORMALIZED if legacy else Side.LEGACY}")]
+
+
+def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str, *, found_by: str) -> None:
+    """Record a confirmed mismatch; one that is open already is counted again.
+
+    Above the cap of open entries for a table and column, one entry without a key counts the rest.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the row.
+        key: The key of the row.
+        column: The differing column; None for the row as a whole.
+        kind: What is wrong with it.
+        found_by: What found it: write, shadow_read, verify.
+    """
+    where = (
+        "pair = :pair AND column_name IS :column AND state IN ('found', 'confirmed') AND kind = :kind AND key IS :key"
+    )
+    facts = {"pair": pair.name, "key": key, "column": column, "kind": kind, "by": found_by}
+    facts["at"] = milliseconds(uow)
+    if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
+        return
+    count = "SELECT count(*) FROM consensus_orm_mismatches WHERE state = 'confirmed' AND pair = ? AND column_name IS ?"
+    if uow._execute(count, (pair.name, column)).fetchone()[0] >= uow.settings.mismatch_cap:
+        facts["key"], facts["kind"] = None, "storm"
+        if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
+            return
+    uow._execute(
+        "INSERT INTO consensus_orm_mismatches (pair, key, column_name, kind, state, found_by, found_at)"
+        " VALUES (:pair, :key, :column, :kind, 'confirmed', :by, :at)",
+        facts,
+    )
+    log.warning(
+        "mismatch: %s %s, %s %s",
+        pair.name,
+        facts["key"],
+        column or "row",
+        facts["kind"],
+        extra={"consensus_orm": facts},
+    )
+
+
+def confirm(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:
+    """Read doubtful rows again under the lock, and record what still differs.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the rows.
+        keys: Their keys.
+        found_by: What doubted them.
+
+    Returns:
+        How many of them differ.
+    """
+    differing = 0
+    for key in keys:
+        found = differences(uow, pair, key)
+        differing += bool(found)
+        for column, kind in found:
+            record(uow, pair, key, column, kind, found_by=found_by)
+    return differing
+
+
+def settle(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], state: str, note: str | None = None) -> int:
+    """Close the open mismatches of rows: repaired, or accepted with a reason."""
+    return uow._execute(
+        "UPDATE consensus_orm_mismatches SET state = :state, settled_at = :at, note = coalesce(:note, note)"
+        " WHERE pair = :pair AND state IN ('found', 'confirmed')"
+        " AND (key IN (SELECT value FROM json_each(:keys)))",
+        {
+            "state": state,
+            "at": milliseconds(uow),
+            "note": note,
+            "pair": pair.name,
+            "keys": json.dumps(list(keys)),
+        },
+    ).rowcount
+
+
+def open_mismatches(uow: UnitOfWork) -> int:
+    """How many mismatches nobody has settled."""
+    sql = "SELECT count(*) FROM consensus_orm_mismatches WHERE state IN ('found', 'confirmed')"
+    return int(uow._rows(sql)[0][0])
+
+
+# Rejects --------------------------------------------------------------------------------------------------
+
+
+def reject(uow: UnitOfWork, pair: Pair, key: Any, side: Side, reason: str) -> bool:
+    """Keep a row that cannot be carried: whole, once, with the reason.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the row.
+        key: The key of the row.
+        side: Where the row stands.
+        reason: Why it cannot be carried; no contents.
+
+    Returns:
+        Whether it is new; False where it was rejected before.
+    """
+    sql = uow.statements[pair]
+    names, image_sql = sql.image(side)
+    parts = uow._execute(image_sql, {"_key": key}).fetchone()
+    image = {name: [parts[2 * i], parts[2 * i + 1]] for i, name in enumerate(names)}
+    known = "SELECT 1 FROM consensus_orm_rejects WHERE pair = ? AND key IS ? AND state = 'open'"
+    if uow._execute(known, (pair.name, key)).fetchone():
+        return False
+    table = pair.legacy_table if side is Side.LEGACY else pair.table
+    uow._execute(
+        "INSERT INTO consensus_orm_rejects (pair, key, table_name, reason, image, state, found_at)"
+        " VALUES (?, ?, ?, ?, ?, 'open', ?)",
+        (pair.name, key, table.name, reason, json.dumps(image), milliseconds(uow)),
+    )
+    log.warning("reject: %s %s: %s", pair.name, key, reason)
+    return True
+
+
+def open_rejects(uow: UnitOfWork) -> int:
+    """How many rejects nobody has decided on."""
+    return int(uow._rows("SELECT count(*) FROM consensus_orm_rejects WHERE state = 'open'")[0][0])
+
+
+def take_reject(uow: UnitOfWork, number: int) -> tuple[Pair, Any]:
+    """The pair and key of an open reject.
+
+    Raises:
+        InvalidValueError: There is no open reject of this number.
+    """
+    row = uow._execute("SELECT pair, key, state FROM consensus_orm_rejects WHERE id = ?", (number,)).fetchone()
+    if row is None or row[2] != "open":
+        raise errors.InvalidValueError(
+            f"there is no open reject {number}", hint="see: consensus-orm rejects", field="id"
+        )
+    return uow.statements.mapping[row[0]], row[1]
+
+
+def accept_reject(uow: UnitOfWork, number: int, note: str) -> tuple[str, Any]:
+    """Let the migration go on without a row; its image stays."""
+    pair, key = take_reject(uow, number)
+    _settle_reject(uow, number, "accepted", note)
+    return pair.name, key
+
+
+def resolve_reject(uow: UnitOfWork, number: int) -> None:
+    """Close a reject whose row was carried after all."""
+    _settle_reject(uow, number, "resolved", None)
+
+
+def _settle_reject(uow: UnitOfWork, number: int, state: str, note: str | None) -> None:
+    sql = "UPDATE consensus_orm_rejects SET state = ?, settled_at = ?, note = ? WHERE id = ?"
+    uow._execute(sql, (state, milliseconds(uow), note, number))
+
+
+def accept_mismatch(uow: UnitOfWork, number: int, note: str) -> None:
+    """Leave a mismatch as it is.
+
+    Raises:
+        InvalidValueError: There is no open mismatch of this number.
+    """
+    sql = (
+        "UPDATE consensus_orm_mismatches SET state = 'accepted', settled_at = ?, note = ?"
+        " WHERE id = ? AND state IN ('found', 'confirmed')"
+    )
+    if not uow._execute(sql, (milliseconds(uow), note, number)).rowcount:
+        raise errors.InvalidValueError(
+            f"there is no open mismatch {number}", hint="see: consensus-orm mismatches", field="id"
+        )

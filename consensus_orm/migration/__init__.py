@@ -1,0 +1,375 @@
+"""The migration of a store: where it stands, the steps forward, and the way back from every one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from consensus_orm import errors, ledger
+from consensus_orm.migration import audit as audit_records
+from consensus_orm.migration import gates
+from consensus_orm.migration.backfill import BackfillReport, Progress, backfill
+from consensus_orm.migration.carry import carry, drain
+from consensus_orm.migration.flip import audit, flip
+from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
+from consensus_orm.migration.status import MigrationStatus, collect
+from consensus_orm.migration.verify import VerifyReport, verify
+from consensus_orm.phase import Phase, Side
+from consensus_orm.unit_of_work import UnitOfWork
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+
+__all__ = ["Migration"]
+
+Watch = Callable[[Progress], object] | None
+
+
+class Migration:
+    """Moves a store from phase to phase.
+
+    Args:
+        store: The store to move.
+    """
+
+    def __init__(self, store: ConsensusStore) -> None:
+        self._store = store
+
+    def _reading(self) -> UnitOfWork:
+        return self._store.unit_of_work(read_only=True)
+
+    def _writing(self) -> UnitOfWork:
+        return self._store.unit_of_work()
+
+    # Where it stands ------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """The phase the database is in now.
+
+        A file that nobody prepared yet is told apart by looking at it, and nothing is written.
+        """
+        with self._reading() as uow:
+            if uow.prepared:
+                return uow.phase
+        return self._store.initial_phase
+
+    def status(self) -> MigrationStatus:
+        """Everything there is to know before the next step; writes nothing.
+
+        Returns:
+            Phase, rows on each side, backfill, certificate, open mismatches and rejects, and what the next
+            gate still wants.
+        """
+        with self._reading() as uow:
+            return collect(uow, self._store.initial_phase)
+
+    def history(self) -> list[audit_records.HistoryEntry]:
+        """The audit: every change of phase and every repair, oldest first; writes nothing."""
+        with self._reading() as uow:
+            return audit_records.history(uow)
+
+    def mismatches(self, *, everything: bool = False) -> list[audit_records.MismatchEntry]:
+        """Mismatches, oldest first.
+
+        Args:
+            everything: Those that are settled, too.
+        """
+        with self._reading() as uow:
+            return audit_records.mismatches(uow, everything)
+
+    def rejects(self, *, everything: bool = False) -> list[audit_records.RejectEntry]:
+        """Rows that could not be carried, oldest first.
+
+        Args:
+            everything: Those that are settled, too.
+        """
+        with self._reading() as uow:
+            return audit_records.rejects(uow, everything)
+
+    # Steps ----------------------------------------------------------------------------------------------
+
+    def upgrade(self) -> list[str]:
+        """Bring the schema to the newest revision; safe at any time and in any phase.
+
+        Returns:
+            The revisions that were applied; empty where there was nothing to do.
+
+        Raises:
+            SchemaError: The file cannot be adopted; it is untouched.
+        """
+        return self._store.upgrade()
+
+    def backfill(self, progress: Watch = None) -> BackfillReport:
+        """Carry the rows that were there before the dual write; goes on where an earlier one stopped.
+
+        Args:
+            progress: Called after each chunk.
+
+        Returns:
+            What was done.
+
+        Raises:
+            WrongPhaseError: Both sides are not being written.
+        """
+        return backfill(self._writing, progress)
+
+    def verify(self, progress: Watch = None) -> VerifyReport:
+        """Compare both sides whole and certify what was seen.
+
+        Args:
+            progress: Called after each chunk.
+
+        Returns:
+            What was seen; `clean` where nothing differs.
+
+        Raises:
+            WrongPhaseError: There is only one side.
+        """
+        return verify(self._reading, self._writing, progress)
+
+    def reconcile(self, *, dry_run: bool = False, progress: Watch = None) -> ReconcileReport:
+        """Make both sides equal: repair from the source of truth, adopt what only the other side has.
+
+        Args:
+            dry_run: Only tell what would be done.
+            progress: Called after each chunk.
+
+        Returns:
+            What was done.
+
+        Raises:
+            WrongPhaseError: There is only one side.
+        """
+        return reconcile(self._reading, self._writing, dry_run=dry_run, progress=progress)
+
+    def advance(
+        self,
+        to: Phase | str | int | None = None,
+        *,
+        reason: str | None = None,
+        force: bool = False,
+        soak: bool = True,
+    ) -> Phase:
+        """Go to the next phase, or step by step to a later one; each gate must be open.
+
+        Args:
+            to: The phase to reach; the next one where left out.
+            reason: Why, for the audit; wanted where `force` is given.
+            force: Do not wait for soak times or for a fresh certificate. Never opens a gate behind which rows
+                would be lost.
+            soak: Whether soak times count; False is for a database that nobody is using.
+
+        Returns:
+            The phase reached.
+
+        Raises:
+            GateClosedError: A gate is shut; its reasons say what would help.
+            PhaseChangedError: Somebody else changed the phase meanwhile.
+            InvalidValueError: There is no such phase, it lies behind, or the reason is missing.
+        """
+        if force and not (reason or "").strip():
+            raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
+        self.upgrade()
+        now = self.phase
+        target = Phase.parse(to) if to is not None else now.next or now
+        if target < now:
+            raise errors.InvalidValueError(
+                f"{target.name} lies behind {now.name}",
+                hint=f"run: consensus-orm rollback {target.name.lower()}",
+                field="to",
+            )
+        self._finish_interrupted()
+        while now < target:
+            assert now.next is not None
+            self._advance(now, now.next, reason=reason, force=force, soak=soak)
+            now = now.next
+        return now
+
+    def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool) -> None:
+        facts: dict[str, Any] = {}
+        if not to.has_legacy:
+            with self._reading() as uow:
+                _pass_gate(uow, to, force=force, soak=soak)
+            facts = self._backup()
+        with self._writing() as uow:
+            _expect(uow, now)
+            _pass_gate(uow, to, force=force, soak=soak)
+            if to.has_legacy:
+                flip(uow, to, action="advance", reason=reason, forced=force, **facts)
+                return
+            from consensus_orm.migration.contraction import contract
+
+            contract(uow, reason=reason, forced=force, **facts)
+        self._finish_interrupted()
+
+    def _finish_interrupted(self) -> None:
+        """Finish the emptying of dropped tables, or undo a rebuild, that an earlier call left behind."""
+        with self._reading() as uow:
+            step = uow._rows("SELECT step FROM consensus_orm_state")
+        if not step or step[0][0] is None:
+            return
+        from consensus_orm.migration import contraction
+
+        with self._writing() as uow:
+            contraction.undo_rebuild(uow)
+        settings = self._store.settings
+        contraction.empty_dropped(
+            self._writing, chunk_rows=settings.chunk_rows, pause=settings.chunk_pause.total_seconds()
+        )
+
+    def _backup(self) -> dict[str, Any]:
+        """Take the verified backup that the step to CONTRACT wants; facts for the audit."""
+        path = self._store.path
+        if path is None:
+            return {}
+        folder = self._store.settings.backup_dir or path.parent
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        report = self._store.maintenance.backup(
+            Path(folder) / f"{path.name}.before-contract-{stamp}-{time.monotonic_ns()}"
+        )
+        return {"backup": str(report.path)}
+
+    def rollback(
+        self,
+        to: Phase | str | int | None = None,
+        *,
+        reason: str | None = None,
+        progress: Watch = None,
+    ) -> Phase:
+        """Go back to the phase before, or step by step to an earlier one; nothing is lost on the way.
+
+        Args:
+            to: The phase to reach; the one before where left out.
+            reason: Why, for the audit.
+            progress: Called after each chunk where rows are carried.
+
+        Returns:
+            The phase reached.
+
+        Raises:
+            GateClosedError: A row could not be carried to the side that would be read.
+            MigrationError: There is nothing to go back to.
+            InvalidValueError: There is no such phase, or it lies ahead.
+        """
+        self.upgrade()
+        now = self.phase
+        if to is None and now.previous is None:
+            raise errors.MigrationError("EXPAND is the first phase", hint="there is nothing to go back to")
+        target = Phase.parse(to) if to is not None else now.previous or now
+        if target > now:
+            raise errors.InvalidValueError(
+                f"{target.name} lies ahead of {now.name}",
+                hint=f"run: consensus-orm advance {target.name.lower()}",
+                field="to",
+            )
+        while now > target:
+            assert now.previous is not None
+            self._roll_back(now, now.previous, reason, progress)
+            now = now.previous
+        return now
+
+    def _roll_back(self, now: Phase, to: Phase, reason: str | None, progress: Watch) -> None:
+        from consensus_orm.migration import contraction
+
+        if not now.has_legacy:
+            settings = self._store.settings
+            pause = settings.chunk_pause.total_seconds()
+            contraction.empty_dropped(self._writing, chunk_rows=settings.chunk_rows, pause=pause)
+            contraction.expand_again(self._writing, reason=reason, progress=progress)
+            return
+        contraction.catch_up(self._writing)
+        with self._writing() as uow:
+            _expect(uow, now)
+            while drain(uow):
+                pass
+            stuck = repair_open(uow) if now.compares else 0
+            if stuck or ledger.open_mismatches(uow):
+                raise errors.GateClosedError(
+                    f"{stuck or ledger.open_mismatches(uow)} rows cannot be carried to the {to.truth} side",
+                    hint="run: consensus-orm reconcile",
+                    reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
+                )
+            flip(uow, to, action="rollback", reason=reason)
+
+    # Decisions ------------------------------------------------------------------------------------------
+
+    def accept_reject(self, number: int, *, reason: str) -> None:
+        """Let the migration go on without a rejected row; its image is kept.
+
+        Args:
+            number: Its number in `rejects`.
+            reason: Why it is not needed on the normalized side.
+
+        Raises:
+            InvalidValueError: There is no such open reject, or the reason is missing.
+        """
+        _require_reason(reason)
+        with self._writing() as uow:
+            pair, key = ledger.accept_reject(uow, number, reason)
+            audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
+
+    def resolve_reject(self, number: int) -> bool:
+        """Try again to carry a rejected row, after what was wrong with it has been mended.
+
+        Args:
+            number: Its number in `rejects`.
+
+        Returns:
+            Whether it was carried; False where it still cannot be.
+
+        Raises:
+            InvalidValueError: There is no such open reject, or nothing is left to carry.
+        """
+        with self._writing() as uow:
+            pair, key = ledger.take_reject(uow, number)
+            if not uow.phase.compares:
+                raise errors.WrongPhaseError(
+                    f"rows are carried while both sides are written, and the phase is {uow.phase.name}",
+                    hint="accept it with a reason, or roll back",
+                    phase=uow.phase,
+                )
+            carry(uow, pair, [key], Side.NORMALIZED)
+            if ledger.differences(uow, pair, key):
+                return False
+            ledger.resolve_reject(uow, number)
+            audit(uow, "resolve reject", number=number, pair=pair.name, key=key)
+            return True
+
+    def accept_mismatch(self, number: int, *, reason: str) -> None:
+        """Leave a mismatch as it is.
+
+        Args:
+            number: Its number in `mismatches`.
+            reason: Why it does not matter.
+
+        Raises:
+            InvalidValueError: There is no such open mismatch, or the reason is missing.
+        """
+        _require_reason(reason)
+        with self._writing() as uow:
+            ledger.accept_mismatch(uow, number, reason)
+            audit(uow, "accept mismatch", reason=reason, number=number)
+
+
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise errors.InvalidValueError("this needs a reason", hint="say why: --reason TEXT", field="reason")
+
+
+def _expect(uow: UnitOfWork, phase: Phase) -> None:
+    if uow.phase is not phase:
+        raise errors.PhaseChangedError(
+            f"the phase is {uow.phase.name} by now, not {phase.name}", expected=phase, phase=uow.phase
+        )
+
+
+def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> None:
+    shut = [o.text for o in gates.obstacles(uow, soak=soak) if not (force and o.waiting)]
+    if shut:
+        raise errors.GateClosedError(
+            f"the gate to {to.name} is shut: " + "; ".join(shut), reasons=shut, phase=uow.phase, to=to
+        )

@@ -1,0 +1,249 @@
+"""The last step and its way back: the legacy tables are dropped, and can be made again exactly.
+
+Down: the flip renames the tables out of the way, which takes milliseconds; they are emptied in chunks after
+it. Up: the tables are made from their saved DDL, filled in chunks while the phase is still CONTRACT and
+writers go on, and what changed meanwhile follows under the fence. Every step can be interrupted: the next
+call finishes or undoes it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection
+
+from consensus_orm import errors
+from consensus_orm.mapping import Pair
+from consensus_orm.migration.backfill import Progress
+from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, adopt_range, drain, legacy_unfrozen
+from consensus_orm.migration.flip import flip, install_triggers, set_sequence
+from consensus_orm.phase import Phase, Side
+from consensus_orm.triggers import PREFIX
+from consensus_orm.unit_of_work import UnitOfWork
+
+if TYPE_CHECKING:
+    from alembic.operations import Operations
+
+__all__ = ["contract", "empty_dropped", "expand_again", "undo_rebuild"]
+
+DROPPED = "consensus_orm_dropped_"
+"""Prefix of legacy tables on their way out."""
+
+OBJECTS = (
+    "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL"
+    f" AND NOT (type = 'trigger' AND name GLOB '{PREFIX}*') ORDER BY rowid"
+)
+
+UnitsOfWork = Callable[[], UnitOfWork]
+
+
+def operations(uow: UnitOfWork) -> Operations:
+    """Alembic's operations in the transaction of a unit of work."""
+    from alembic.migration import MigrationContext  # costs 50 ms, and only these steps need it
+    from alembic.operations import Operations
+
+    connection = Connection(uow.engine, connection=uow._pooled)
+    connection.begin()
+    return Operations(MigrationContext.configure(connection))
+
+
+def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any) -> None:
+    """Take the legacy tables out of the way and flip to CONTRACT.
+
+    Args:
+        uow: Holds the write lock, in phase NORMALIZED with its gate open.
+        reason: Why, for the audit.
+        forced: Whether waiting was skipped.
+        **detail: Facts for the audit.
+    """
+    save_schema(uow)
+    flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
+    op = operations(uow)
+    for pair in uow.statements.mapping.pairs:
+        name = pair.legacy_table.name
+        for (trigger,) in uow._rows(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE", (name,)
+        ):
+            op.execute(f'DROP TRIGGER "{trigger}"')  # it would fire while the table is emptied
+        op.rename_table(name, DROPPED + name)
+    # What was recorded for the legacy side has nowhere to go any more.
+    uow._execute("DELETE FROM consensus_orm_changes")
+    uow._execute("UPDATE consensus_orm_state SET step = 'empty'")
+
+
+def save_schema(uow: UnitOfWork) -> None:
+    """Keep the DDL and sequences of the legacy tables as they are."""
+    uow._execute("DELETE FROM consensus_orm_saved_schema")
+    position = 0
+    for pair in uow.statements.mapping.pairs:
+        name = pair.legacy_table.name
+        sequence = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = ?", (name,))
+        for kind, object_name, table_name, sql in uow._rows(OBJECTS, (name,)):
+            position += 1
+            uow._execute(
+                "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (position, kind, object_name, table_name, sql, sequence[0][0] if sequence else None),
+            )
+
+
+def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float) -> None:
+    """Empty the tables on their way out in chunks, then drop them; does nothing where there are none."""
+    while True:
+        with unit_of_work() as uow:
+            names = uow._rows(f"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB '{DROPPED}*'")
+            if not names:
+                uow._execute("UPDATE consensus_orm_state SET step = NULL WHERE step = 'empty'")
+                return
+            _empty_one(uow, names[0][0], chunk_rows)
+        time.sleep(pause)
+
+
+def _empty_one(uow: UnitOfWork, name: str, chunk_rows: int) -> None:
+    chunk = f'SELECT rowid FROM "{name}" LIMIT ?'
+    if not uow._execute(f'DELETE FROM "{name}" WHERE rowid IN ({chunk})', (chunk_rows,)).rowcount:
+        operations(uow).drop_table(name)
+
+
+# The way back ---------------------------------------------------------------------------------------------
+
+
+def expand_again(
+    unit_of_work: UnitsOfWork, *, reason: str | None, progress: Callable[[Progress], object] | None = None
+) -> None:
+    """Make the legacy tables again from the normalized ones and flip back to NORMALIZED.
+
+    Args:
+        unit_of_work: Opens a writing unit of work.
+        reason: Why, for the audit.
+        progress: Called after each chunk.
+
+    Raises:
+        MigrationError: There never were legacy tables in this database, or something took their names.
+    """
+    with unit_of_work() as uow:
+        _begin_rebuild(uow)
+        pairs = uow.statements.mapping.pairs
+        rows, pause = uow.settings.chunk_rows, uow.settings.chunk_pause.total_seconds()
+    for pair in pairs:
+        _fill(unit_of_work, pair, rows, pause, progress)
+    catch_up(unit_of_work)
+    with unit_of_work() as uow:
+        while drain(uow):
+            pass
+        _finish_rebuild(uow, reason)
+
+
+def _begin_rebuild(uow: UnitOfWork) -> None:
+    if _step(uow) == "rebuild":
+        return  # an earlier call was interrupted; its tables are filled further
+    saved = uow._rows("SELECT sql FROM consensus_orm_saved_schema WHERE type IN ('table', 'index') ORDER BY position")
+    if not saved:
+        raise errors.MigrationError(
+            "this database never had legacy tables, so there is nothing to go back to",
+            hint="stay at CONTRACT",
+        )
+    for (sql,) in saved:
+        uow._execute(sql)  # verbatim: SQLAlchemy would read colons in it as parameters
+    install_triggers(uow, Phase.NORMALIZED)
+    uow._execute("DELETE FROM consensus_orm_changes")
+    uow._execute("UPDATE consensus_orm_state SET step = 'rebuild'")
+
+
+def _step(uow: UnitOfWork) -> str | None:
+    step: str | None = uow._rows("SELECT step FROM consensus_orm_state")[0][0]
+    return step
+
+
+def _fill(
+    unit_of_work: UnitsOfWork,
+    pair: Pair,
+    rows: int,
+    pause: float,
+    progress: Callable[[Progress], object] | None,
+) -> None:
+    """Carry the rows of a pair in chunks; goes on behind the highest key that is there already."""
+    started, done = time.monotonic(), 0
+    while True:
+        with unit_of_work() as uow:
+            sql = uow.statements[pair]
+            after = uow._rows(f'SELECT max("{pair.key.name}") FROM "{pair.legacy_table.name}"')[0][0]
+            bounds = sql.next_chunk(Side.NORMALIZED)[0 if after is None else 1]
+            first, last, count = uow._rows(bounds, {"_after": after, "_rows": rows})[0]
+            if not count:
+                return
+            adopt_range(uow, pair, first, last)
+            with legacy_unfrozen(uow):
+                uow._execute(sql.rebuild_legacy, {"_first": first, "_last": last})
+            total = uow._rows(sql.count(Side.NORMALIZED, ()))[0][0] if progress else 0
+        done += count
+        if progress is not None:
+            progress(Progress(pair.name, done, total, done / max(time.monotonic() - started, 1e-6)))
+        time.sleep(pause)
+
+
+def catch_up(unit_of_work: UnitsOfWork) -> None:
+    """Carry what changed while the tables were filled, until little is left for the fence."""
+    while True:
+        with unit_of_work() as uow:
+            if drain(uow) < CHANGES_IN_ONE_TRANSACTION:
+                return
+
+
+def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
+    saved = uow._rows(
+        "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE type IN ('table', 'trigger')"
+        " ORDER BY position"
+    )
+    with legacy_unfrozen(uow):
+        for pair in uow.statements.mapping.pairs:
+            _restore_rejects(uow, pair)
+    for kind, name, sql, sequence in saved:
+        if kind == "trigger":
+            uow._execute(sql)
+        elif sequence is not None:
+            now = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = ?", (name,))
+            set_sequence(uow, name, max(sequence, now[0][0] if now else 0))
+    uow._execute("DELETE FROM consensus_orm_saved_schema")
+    flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
+
+
+def _restore_rejects(uow: UnitOfWork, pair: Pair) -> None:
+    """Put rows back that could not be carried, from their images."""
+    sql = "SELECT image FROM consensus_orm_rejects WHERE pair = ? AND table_name = ? AND state <> 'resolved'"
+    for (image,) in uow._rows(sql, (pair.name, pair.legacy_table.name)):
+        columns = {n: v for n, v in json.loads(image).items() if n in {pair.key.name, *pair.carried}}
+        names = ", ".join(f'"{name}"' for name in columns)
+        values = ", ".join(_literal(kind, value) for kind, value in columns.values())
+        uow._execute(f'INSERT OR IGNORE INTO "{pair.legacy_table.name}" ({names}) VALUES ({values})')
+
+
+def _literal(kind: str, value: str) -> str:
+    """A stored value as SQL, from its type and bytes."""
+    if kind == "null":
+        return "NULL"
+    if kind == "blob":
+        return f"X'{value}'"
+    if kind == "text":
+        return f"CAST(X'{value}' AS TEXT)"
+    return bytes.fromhex(value).decode("ascii")
+
+
+def undo_rebuild(uow: UnitOfWork) -> bool:
+    """Drop the half-made legacy tables of an interrupted rollback; the phase stays CONTRACT.
+
+    Returns:
+        Whether there were any.
+    """
+    if _step(uow) != "rebuild":
+        return False
+    install_triggers(uow, Phase.CONTRACT)
+    op = operations(uow)
+    for pair in uow.statements.mapping.pairs:
+        op.drop_table(pair.legacy_table.name)
+    uow._execute("DELETE FROM consensus_orm_changes")
+    uow._execute("UPDATE consensus_orm_state SET step = NULL")
+    return True

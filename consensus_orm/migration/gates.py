@@ -1,0 +1,127 @@
+"""The gates: what must be true before a phase opens. Each reason comes with the command that would help.
+
+A gate opens on a certificate, not on a memory. `force` skips waiting, never a gate behind which rows would be
+lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from consensus_orm import ledger
+from consensus_orm.migration.backfill import is_finished
+from consensus_orm.phase import Phase
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["Obstacle", "obstacles", "soak_left"]
+
+KNOWN_TO_THE_MAPPING = "SELECT name FROM pragma_table_info(?)"
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One thing that keeps a gate shut.
+
+    Attributes:
+        text: What is missing, and what would help.
+        waiting: Whether it only asks for patience, so that `force` may skip it.
+    """
+
+    text: str
+    waiting: bool = False
+
+
+def obstacles(uow: UnitOfWork, *, soak: bool = True) -> list[Obstacle]:
+    """What keeps the gate to the next phase shut.
+
+    Args:
+        uow: Sees the state of the migration; under the lock where the flip follows.
+        soak: Whether soak times count.
+
+    Returns:
+        The obstacles; empty where the gate is open.
+    """
+    phase = uow.phase
+    found: list[Obstacle] = []
+    if phase.writes_normalized:
+        found += _not_carried(uow)
+        found += _uncertified(uow)
+        found += _unsettled(uow)
+    if phase.freezes_legacy:
+        found += _unknown_columns(uow)
+    if soak and (left := soak_left(uow)):
+        found.append(Obstacle(f"the soak of {phase.name} lasts {_words(left)} more", waiting=True))
+    return found
+
+
+def soak_left(uow: UnitOfWork) -> timedelta:
+    """How much longer the phase has to last; nothing where its time is over."""
+    settings = uow.settings
+    soaks = {
+        Phase.DUAL_WRITE: settings.soak_dual_write,
+        Phase.CUTOVER: settings.soak_cutover,
+        Phase.NORMALIZED: settings.soak_normalized,
+    }
+    since = uow._rows("SELECT since FROM consensus_orm_state")[0][0]
+    lasted = timedelta(milliseconds=ledger.milliseconds(uow) - since)
+    return max(soaks.get(uow.phase, timedelta(0)) - lasted, timedelta(0))
+
+
+def _words(duration: timedelta) -> str:
+    return str(timedelta(seconds=-(-duration // timedelta(seconds=1))))
+
+
+def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
+    if uow.phase.compares and uow.phase.truth.other == "normalized":
+        for pair in uow.statements.mapping.pairs:
+            if not is_finished(uow, pair):
+                yield Obstacle(f"the backfill of {pair.name} is not complete; run: consensus-orm backfill")
+
+
+def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
+    rows = uow._rows(
+        "SELECT at, mapping, epoch, legacy_rows, normalized_rows, compared, differences, changes"
+        " FROM consensus_orm_certificates ORDER BY id DESC LIMIT 1"
+    )
+    verify = "run: consensus-orm verify"
+    if not rows or rows[0][2] != uow.epoch:
+        yield Obstacle(f"nothing was verified in this phase; {verify}")
+        return
+    at, mapping, _, legacy, normalized, compared, differences, changes = rows[0]
+    if mapping != uow.statements.fingerprint:
+        yield Obstacle(f"the mapping has changed since the last verify; {verify}")
+    if differences:
+        yield Obstacle(f"the last verify found {differences} differing rows; run: consensus-orm reconcile")
+    if not compared and (legacy or normalized):
+        yield Obstacle(f"the last verify compared no row; {verify}")
+    if uow.phase.compares and ledger.last_change(uow) != changes:
+        yield Obstacle(f"rows were written around the repositories since the last verify; {verify}")
+    age = timedelta(milliseconds=ledger.milliseconds(uow) - at)
+    if age > uow.settings.certificate_max_age:
+        yield Obstacle(f"the last clean verify is {_words(age)} old; {verify}", waiting=True)
+
+
+def _unsettled(uow: UnitOfWork) -> Iterator[Obstacle]:
+    if uow.phase.compares and (changes := _count(uow, "SELECT count(*) FROM consensus_orm_changes")):
+        yield Obstacle(f"{changes} writes of other programs are not adopted; run: consensus-orm reconcile")
+    if mismatches := ledger.open_mismatches(uow):
+        yield Obstacle(f"{mismatches} mismatches are open; run: consensus-orm reconcile")
+    if rejects := ledger.open_rejects(uow):
+        yield Obstacle(f"{rejects} rejects are open; run: consensus-orm rejects")
+
+
+def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
+    for pair in uow.statements.mapping.pairs:
+        names = {name for (name,) in uow._rows(KNOWN_TO_THE_MAPPING, (pair.legacy_table.name,))}
+        for name in sorted(names - {pair.key.name, *pair.carried}):
+            yield Obstacle(
+                f"{pair.legacy_table.name} has a column {name!r} that nobody knows and that would be lost;"
+                " declare it in the mapping or drop it"
+            )
+
+
+def _count(uow: UnitOfWork, sql: str) -> Any:
+    return uow._rows(sql)[0][0]

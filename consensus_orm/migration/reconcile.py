@@ -1,0 +1,186 @@
+"""Reconcile: repair the side that is not the source of truth, adopt what only the other side has.
+
+A row that another program wrote is carried from where it was written. A row that differs without anybody
+having noted a write is made what the truth says. A row that stands on one side only came from somebody:
+it is carried to the other side, never deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from consensus_orm import ledger
+from consensus_orm.mapping import Pair
+from consensus_orm.migration.backfill import Progress
+from consensus_orm.migration.carry import carry, drain, legacy_unfrozen, reject_unequal
+from consensus_orm.migration.flip import audit
+from consensus_orm.migration.verify import Seen, scan
+from consensus_orm.phase import Side
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["ReconcileReport", "Repair", "reconcile", "repair_open"]
+
+KEYS_IN_ONE_TRANSACTION = 200
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One thing that reconcile does, or would do.
+
+    Attributes:
+        pair: The pair, or the name of a parent table.
+        key: The key of the row.
+        action: carry, adopt, or derive.
+        source: The side it is carried from.
+    """
+
+    pair: str
+    key: Any
+    action: str
+    source: Side
+
+
+@dataclass(frozen=True)
+class ReconcileReport:
+    """What reconcile did, or would do.
+
+    Attributes:
+        dry_run: Whether nothing was written.
+        adopted: Writes of other programs that were carried.
+        repairs: Rows that were made equal.
+        rejects: Rows that could not be.
+    """
+
+    dry_run: bool
+    adopted: int
+    repairs: tuple[Repair, ...]
+    rejects: int
+
+
+def reconcile(
+    reading: Callable[[], UnitOfWork],
+    writing: Callable[[], UnitOfWork],
+    *,
+    dry_run: bool = False,
+    progress: Callable[[Progress], object] | None = None,
+) -> ReconcileReport:
+    """Make both sides equal.
+
+    Args:
+        reading: Opens a read-only unit of work.
+        writing: Opens a writing one.
+        dry_run: Only tell what would be done.
+        progress: Called after each chunk of the comparison.
+
+    Returns:
+        What was done.
+
+    Raises:
+        WrongPhaseError: There are no two sides.
+    """
+    if dry_run:
+        seen = scan(reading, progress)
+        with reading() as uow:
+            waiting = uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0] if uow.phase.compares else 0
+            return ReconcileReport(True, waiting, tuple(_planned(uow, seen)), 0)
+    adopted = 0
+    while drained := _drained(writing):
+        adopted += drained
+    seen = scan(reading, progress)
+    return _repair(writing, seen, adopted)
+
+
+def _drained(writing: Callable[[], UnitOfWork]) -> int:
+    with writing() as uow:
+        return drain(uow) if uow.phase.compares else 0
+
+
+def _planned(uow: UnitOfWork, seen: Seen) -> Iterator[Repair]:
+    for pair in uow.statements.mapping.pairs:
+        for key in seen.doubtful[pair.name]:
+            source = _source(uow, pair, key)
+            yield Repair(pair.name, key, "carry" if source is uow.phase.truth else "adopt", source)
+    for parent, keys in seen.parents.items():
+        for key in keys:
+            yield Repair(parent, key, "derive", Side.NORMALIZED)
+
+
+def _source(uow: UnitOfWork, pair: Pair, key: Any) -> Side:
+    """The truth, or the only side that has the row."""
+    for _, kind in ledger.differences(uow, pair, key):
+        if kind == f"missing_{uow.phase.truth}":
+            return uow.phase.truth.other
+    return uow.phase.truth
+
+
+def _repair(writing: Callable[[], UnitOfWork], seen: Seen, adopted: int) -> ReconcileReport:
+    repairs: list[Repair] = []
+    rejects = 0
+    for name, keys in seen.doubtful.items():
+        for start in range(0, len(keys), KEYS_IN_ONE_TRANSACTION):
+            with writing() as uow:
+                pair = uow.statements.mapping[name]
+                done, new = repair_rows(uow, pair, keys[start : start + KEYS_IN_ONE_TRANSACTION])
+            repairs += done
+            rejects += new
+    with writing() as uow:
+        for parent, keys in seen.parents.items():
+            sql = uow.statements.parents[parent]
+            for statement in (sql.prune, sql.refresh):
+                uow._execute(statement, {"_keys": json.dumps(keys)})
+            repairs += [Repair(parent, key, "derive", Side.NORMALIZED) for key in keys]
+        rejects += repair_open(uow)
+        audit(uow, "reconcile", adopted=adopted, repaired=len(repairs), rejects=rejects)
+    return ReconcileReport(False, adopted, tuple(repairs), rejects)
+
+
+def repair_rows(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> tuple[list[Repair], int]:
+    """Make rows equal on both sides.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the rows.
+        keys: Their keys; rows that agree by now are left alone.
+
+    Returns:
+        The repairs, and how many rows became rejects.
+    """
+    by_source: dict[Side, list[Any]] = {side: [] for side in Side}
+    for key in keys:
+        if ledger.differences(uow, pair, key):
+            by_source[_source(uow, pair, key)].append(key)
+    repairs, rejects = [], 0
+    for source, found in by_source.items():
+        with legacy_unfrozen(uow) if source is Side.NORMALIZED else nullcontext():
+            carry(uow, pair, found, source.other)
+        rejects += reject_unequal(uow, pair, found, source)
+        action = "carry" if source is uow.phase.truth else "adopt"
+        repairs += [Repair(pair.name, key, action, source) for key in found]
+    ledger.settle(uow, pair, keys, "repaired", "carried from the source of truth")
+    return repairs, rejects
+
+
+def repair_open(uow: UnitOfWork) -> int:
+    """Repair the rows of all open mismatches; those that agree by now are settled.
+
+    Args:
+        uow: Holds the write lock.
+
+    Returns:
+        How many rows became rejects.
+    """
+    sql = "SELECT DISTINCT key FROM consensus_orm_mismatches WHERE pair = ? AND state IN ('found', 'confirmed')"
+    rejects = 0
+    for pair in uow.statements.mapping.pairs:
+        keys = [key for (key,) in uow._rows(sql, (pair.name,)) if key is not None]
+        rejects += repair_rows(uow, pair, keys)[1]
+    uow._execute(  # entries that stand for many rows, all of which were looked at by now
+        "UPDATE consensus_orm_mismatches SET state = 'repaired', settled_at = ? WHERE key IS NULL"
+        " AND state IN ('found', 'confirmed')",
+        (ledger.milliseconds(uow),),
+    )
+    return rejects

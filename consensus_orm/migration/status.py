@@ -1,0 +1,157 @@
+"""Where a migration stands, and the exact next command."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel, ConfigDict
+
+from consensus_orm import ledger
+from consensus_orm.mapping import Pair
+from consensus_orm.migration import gates
+from consensus_orm.migration.audit import when
+from consensus_orm.migration.backfill import is_finished
+from consensus_orm.phase import Phase, Side
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["CertificateStatus", "MigrationStatus", "PairStatus", "collect"]
+
+
+class PairStatus(BaseModel):
+    """The rows of one pair."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    legacy_rows: int | None
+    """None where the legacy table does not exist."""
+    normalized_rows: int | None
+    backfilled: int
+    backfill_finished: bool
+
+
+class CertificateStatus(BaseModel):
+    """The newest certificate."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    at: datetime
+    build: str
+    compared: int
+    differences: int
+    this_phase: bool
+    """Whether it was made in the phase the database is in."""
+
+
+class MigrationStatus(BaseModel):
+    """Everything there is to know before the next step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: Phase
+    since: datetime | None
+    """When the phase began, UTC; None for a file that nobody prepared."""
+    prepared: bool
+    """Whether the schema is there; `upgrade` makes it."""
+    writes: list[Side]
+    reads: Side
+    pairs: list[PairStatus]
+    parents: dict[str, int]
+    certificate: CertificateStatus | None
+    mismatches: int
+    rejects: int
+    foreign_writes: int
+    """Writes of programs that know one side only and that are not adopted yet."""
+    soak_left: timedelta
+    gate: list[str]
+    """What keeps the gate to the next phase shut; empty where it is open."""
+    next_command: str
+
+
+def collect(uow: UnitOfWork, initial: Phase) -> MigrationStatus:
+    """Look at everything within one snapshot.
+
+    Args:
+        uow: A read-only unit of work.
+        initial: The phase a file begins with that nobody prepared.
+    """
+    phase = uow.phase if uow.prepared else initial
+    obstacles = [o.text for o in gates.obstacles(uow)] if uow.prepared else []
+    rows = uow._rows("SELECT since, step FROM consensus_orm_state")
+    since, step = rows[0] if rows else (None, None)
+    return MigrationStatus(
+        phase=phase,
+        since=None if since is None else when(since),
+        prepared=uow.prepared,
+        writes=[
+            side
+            for side, written in (
+                (Side.LEGACY, phase.writes_legacy),
+                (Side.NORMALIZED, phase.writes_normalized),
+            )
+            if written
+        ],
+        reads=phase.truth,
+        pairs=[_pair(uow, pair, phase) for pair in uow.statements.mapping.pairs],
+        parents={
+            p.table.name: _count(uow, f'SELECT count(*) FROM "{p.table.name}"') or 0
+            for p in uow.statements.mapping.parents
+        },
+        certificate=_certificate(uow),
+        mismatches=ledger.open_mismatches(uow) if uow.prepared else 0,
+        rejects=ledger.open_rejects(uow) if uow.prepared else 0,
+        foreign_writes=(_count(uow, "SELECT count(*) FROM consensus_orm_changes") or 0) if phase.compares else 0,
+        soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
+        gate=obstacles if phase.next else [],
+        next_command=_next_command(uow.prepared, phase, step, obstacles),
+    )
+
+
+def _next_command(prepared: bool, phase: Phase, step: str | None, obstacles: list[str]) -> str:
+    if not prepared:
+        return "consensus-orm upgrade"
+    if step == "rebuild":
+        return "consensus-orm rollback normalized"
+    if step == "empty":
+        return "consensus-orm advance contract"
+    if phase.next is None:
+        return ""
+    for text in obstacles:
+        if "run: " in text:
+            return text.partition("run: ")[2]
+    return "" if obstacles else f"consensus-orm advance {phase.next.name.lower()}"
+
+
+def _pair(uow: UnitOfWork, pair: Pair, phase: Phase) -> PairStatus:
+    sql = uow.statements[pair]
+    done = uow._rows("SELECT rows FROM consensus_orm_backfill WHERE pair = ?", (pair.name,))
+    return PairStatus(
+        name=pair.name,
+        legacy_rows=_count(uow, sql.count(Side.LEGACY, ())) if phase.has_legacy else None,
+        normalized_rows=_count(uow, sql.count(Side.NORMALIZED, ())),
+        backfilled=done[0][0] if done else 0,
+        backfill_finished=uow.prepared and is_finished(uow, pair),
+    )
+
+
+def _count(uow: UnitOfWork, sql: str) -> int | None:
+    rows = uow._rows(sql)
+    return rows[0][0] if rows else None
+
+
+def _certificate(uow: UnitOfWork) -> CertificateStatus | None:
+    rows = uow._rows(
+        "SELECT id, at, build, compared, differences, epoch FROM consensus_orm_certificates ORDER BY id DESC LIMIT 1"
+    )
+    if not rows:
+        return None
+    number, at, build, compared, differences, epoch = rows[0]
+    return CertificateStatus(
+        id=number,
+        at=when(at),
+        build=build,
+        compared=compared,
+        differences=differences,
+        this_phase=epoch == uow.epoch,
+    )

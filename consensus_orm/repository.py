@@ -1,0 +1,252 @@
+"""The dual-write repository: writes the sides that the phase names, compares them, and reads the truth.
+
+It knows pairs, not tables. The repositories with names (artifacts, syntheses) stand on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from consensus_orm import errors, ledger
+from consensus_orm.mapping import Pair
+from consensus_orm.phase import Side
+from consensus_orm.settings import OnMismatch
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["Repository", "Values"]
+
+log = logging.getLogger("consensus_orm")
+
+Values = dict[str, Any]
+"""A row under its legacy column names."""
+
+NOT_THE_SHADOWS_FAULT = (
+    errors.DatabaseBusyError,
+    errors.DatabaseFullError,
+    errors.CorruptDatabaseError,
+    errors.ReadOnlyDatabaseError,
+)
+"""Failures of the database as a whole: the unit of work fails, whichever side it was writing."""
+
+
+class Repository:
+    """The rows of one pair within one unit of work.
+
+    Args:
+        uow: The unit of work.
+        pair: The declared pair.
+    """
+
+    def __init__(self, uow: UnitOfWork, pair: Pair) -> None:
+        self.uow = uow
+        self.pair = pair
+        self.sql = uow.statements[pair]
+        self._parent = uow.statements.of_parent(pair)
+
+    # Writing --------------------------------------------------------------------------------------------
+
+    def add(self, values: Values) -> Any:
+        """Write one row to the sides of the phase, and compare them where there are two.
+
+        Args:
+            values: The row under its legacy column names; what is left out is NULL.
+
+        Returns:
+            Its key, the same on both sides.
+
+        Raises:
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: The source of truth could not be written.
+        """
+        phase = self.uow.phase
+        parameters = {f"_{name}": values.get(name) for name in self.pair.fields}
+        parameters["_key"] = parameters.pop(f"_{self.pair.key.name}")
+        if not phase.writes_normalized:
+            return self._insert_legacy(parameters)
+        if not phase.writes_legacy:
+            return self._insert_normalized(parameters)
+        return self._insert_both(parameters)
+
+    def add_many(self, rows: Iterable[Values]) -> list[Any]:
+        """Write several rows, in order.
+
+        Args:
+            rows: What `add` takes, several times.
+
+        Returns:
+            Their keys, in the same order.
+        """
+        return [self.add(row) for row in rows]
+
+    def _insert_both(self, parameters: Values) -> Any:
+        if parameters["_key"] is None:
+            parameters["_key"] = self.uow._execute(self.sql.next_key).fetchone()[0]
+        key = parameters["_key"]
+        # The normalized side first, in every phase: the legacy row then finds its equal, and the trigger that
+        # looks for writers who know one side only stays silent.
+        normalized = self._write(Side.NORMALIZED, key, lambda: self._insert_normalized(parameters))
+        legacy = self._write(Side.LEGACY, key, lambda: self._insert_legacy(parameters))
+        if normalized and legacy and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
+            self._differs(key)
+        return key
+
+    def _write(self, side: Side, key: Any, write: Callable[[], object]) -> bool:
+        """Write one of two sides; the failure of the one that is not the truth takes no write with it (rule 6)."""
+        if side is self.uow.phase.truth or not self.uow.phase.compares:
+            write()
+            return True
+        try:
+            write()
+        except NOT_THE_SHADOWS_FAULT:
+            raise
+        except errors.StorageError as error:
+            if not self.uow._connected.in_transaction:
+                raise
+            self._mismatch(key, [(None, "shadow_failed")], error)
+            return False
+        return True
+
+    def _insert_legacy(self, parameters: Values) -> Any:
+        return self.uow._execute(self.sql.insert_legacy, parameters).fetchone()[0]
+
+    def _insert_normalized(self, parameters: Values) -> Any:
+        if self._parent is None:
+            return self.uow._execute(self.sql.insert_normalized, parameters).fetchone()[0]
+        parameters["_parent"] = parent = self._find_parent(parameters)
+        try:
+            key = self.uow._execute(self.sql.insert_normalized, parameters).fetchone()[0]
+        except errors.StorageError:
+            if self.uow._connected.in_transaction:  # a parent lives only as long as it has a row
+                self._execute_on_parents(self._parent.prune, [parent])
+            raise
+        if self._parent.depends_on(self.pair):
+            self._execute_on_parents(self._parent.refresh, [parent])
+        return key
+
+    def _find_parent(self, parameters: Values) -> Any:
+        found = self.uow._execute(self.sql.find_parent, parameters).fetchone()
+        if found is None:
+            return self.uow._execute(self.sql.insert_parent, parameters).fetchone()[0]
+        parent, earlier = found
+        if earlier:
+            self.uow._execute(self.sql.make_earlier, {**parameters, "_parent": parent})
+        return parent
+
+    def delete(self, filters: Values) -> int:
+        """Delete rows from both sides.
+
+        Args:
+            filters: Legacy column names and the values that the rows to delete have.
+
+        Returns:
+            How many rows the source of truth lost.
+        """
+        phase = self.uow.phase
+        sides = [side for side, written in _sides(phase) if written]
+        parameters = {f"_{name}": value for name, value in filters.items()}
+        found = {side: self._keys(side, filters, parameters) for side in sides}
+        keys = json.dumps(list(set().union(*found.values())))
+        mark = ledger.last_change(self.uow)
+        if phase.writes_normalized:
+            self._write(Side.NORMALIZED, None, lambda: self._delete_normalized(keys))
+        if phase.writes_legacy:
+            self._write(Side.LEGACY, None, lambda: self.uow._execute(self.sql.delete(Side.LEGACY), {"_keys": keys}))
+        if phase.compares:
+            ledger.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
+            for side in sides:
+                for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
+                    self._mismatch(key, [(None, "not_deleted")])
+        return len(found[phase.truth])
+
+    def _keys(self, side: Side, filters: Values, parameters: Values) -> set[Any]:
+        return {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters)), parameters)}
+
+    def _delete_normalized(self, keys: str) -> None:
+        if self._parent is None:
+            self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
+            return
+        parents = [key for (key,) in self.uow._rows(self.sql.parents_of, {"_keys": keys})]
+        self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
+        self._execute_on_parents(self._parent.prune, parents)
+        self._execute_on_parents(self._parent.refresh, parents)
+
+    def _execute_on_parents(self, sql: str, parents: Sequence[Any]) -> None:
+        self.uow._execute(sql, {"_keys": json.dumps(parents)})
+
+    # Mismatches -----------------------------------------------------------------------------------------
+
+    def _differs(self, key: Any) -> None:
+        """Tell what differs in a row just written. The transaction holds the lock, so it is confirmed."""
+        # What a trigger of somebody else did to the row is no write of another program: the truth decides.
+        ledger.forget_row(self.uow, self.pair, key)
+        self._mismatch(key, ledger.differences(self.uow, self.pair, key) or [(None, "not_as_meant")])
+
+    def _mismatch(self, key: Any, found: list[tuple[str | None, str]], cause: BaseException | None = None) -> None:
+        if self.uow.settings.on_mismatch is OnMismatch.RAISE:
+            raise errors.MismatchError(
+                f"{self.pair.name} {key}: " + ", ".join(f"{c or 'row'} {kind}" for c, kind in found),
+                pair=self.pair.name,
+                key=key,
+                columns=[column for column, _ in found],
+            ) from cause
+        for column, kind in found:
+            ledger.record(self.uow, self.pair, key, column, kind, found_by="write")
+
+    # Reading --------------------------------------------------------------------------------------------
+
+    def get(self, key: Any) -> tuple[Any, ...] | None:
+        """The row under a key, in the order of `pair.fields`; None where there is none."""
+        rows = self._read(lambda side: self.sql.get(side), {"_key": key})
+        return rows[0] if rows else None
+
+    def rows(self, filters: Values, *, limit: int | None = None, more: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows in the order of `pair.fields`, newest first, ties by key.
+
+        Args:
+            filters: Legacy column names and the values that the rows have.
+            limit: At most so many.
+            more: Columns of the parent to read as well, after the fields.
+        """
+        names, limited = tuple(filters), limit is not None
+        parameters = {f"_{name}": value for name, value in filters.items()}
+        parameters["_limit"] = limit
+        return self._read(lambda side: self.sql.read(side, names, limited=limited, more=more), parameters)
+
+    def count(self, filters: Values) -> int:
+        """How many rows have the given values."""
+        parameters = {f"_{name}": value for name, value in filters.items()}
+        rows = self.uow._rows(self.sql.count(self._truth, tuple(filters)), parameters)
+        return rows[0][0] if rows else 0
+
+    def distinct(self, column: str) -> list[Any]:
+        """The values of a column, each once, in order."""
+        return [value for (value,) in self.uow._rows(self.sql.distinct(self._truth, column))]
+
+    @property
+    def _truth(self) -> Side:
+        # A file that nobody prepared can hold nothing but legacy rows.
+        return self.uow.phase.truth if self.uow.prepared else Side.LEGACY
+
+    def _read(self, statement: Callable[[Side], str], parameters: Values) -> list[tuple[Any, ...]]:
+        truth = self._truth
+        rows = self.uow._rows(statement(truth), parameters)
+        share = self.uow.settings.shadow_reads
+        if share and self.uow.prepared and self.uow.phase.compares and random.random() < share:
+            self._shadow_read(rows, self.uow._rows(statement(truth.other), parameters))
+        return rows
+
+    def _shadow_read(self, rows: list[tuple[Any, ...]], shadow: list[tuple[Any, ...]]) -> None:
+        """Compare a read of both sides; what differs is confirmed under the lock after this unit of work."""
+        width = len(self.pair.carried) + 1  # what is kept on one side only has no counterpart
+        seen, other = ({row[0]: row[:width] for row in side} for side in (rows, shadow))
+        doubtful = {key for key in seen.keys() | other.keys() if seen.get(key) != other.get(key)}
+        if doubtful:
+            self.uow._doubt(self.pair, doubtful)
+
+
+def _sides(phase: Any) -> list[tuple[Side, bool]]:
+    return [(Side.LEGACY, phase.writes_legacy), (Side.NORMALIZED, phase.writes_normalized)]

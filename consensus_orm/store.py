@@ -1,0 +1,258 @@
+"""The store: one database, opened once, from which units of work are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+import pydantic
+from sqlalchemy import URL, Engine
+
+from consensus_orm import adoption, engine, errors, ledger, schema
+from consensus_orm.artifacts import Artifacts
+from consensus_orm.consensus import CONSENSUS
+from consensus_orm.executions import Executions
+from consensus_orm.mapping import Mapping
+from consensus_orm.migration import Migration
+from consensus_orm.migration.flip import install_triggers
+from consensus_orm.phase import Phase
+from consensus_orm.repository import Repository
+from consensus_orm.runs import Runs
+from consensus_orm.settings import Settings
+from consensus_orm.statements import Statements
+from consensus_orm.syntheses import Syntheses
+from consensus_orm.unit_of_work import UnitOfWork
+
+if TYPE_CHECKING:
+    from threading import Event
+
+    from consensus_orm.maintenance import Maintenance
+    from consensus_orm.retry import Retrier
+
+__all__ = ["ConsensusStore", "ConsensusUnitOfWork"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class ConsensusUnitOfWork(UnitOfWork):
+    """A unit of work with the repositories of the consensus data."""
+
+    @cached_property
+    def artifacts(self) -> Artifacts:
+        """What agents said."""
+        return Artifacts(self)
+
+    @cached_property
+    def syntheses(self) -> Syntheses:
+        """What they agreed on."""
+        return Syntheses(self)
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Rounds of agents with their outputs and syntheses."""
+        return Runs(self)
+
+    @cached_property
+    def executions(self) -> Executions:
+        """Who was spawned, and how it ended."""
+        return Executions(self)
+
+    def repository(self, pair: str) -> Repository:
+        """The rows of a declared pair, whatever mapping the store was opened with.
+
+        Args:
+            pair: Its name in the mapping.
+        """
+        return Repository(self, self.statements.mapping[pair])
+
+
+class ConsensusStore:
+    """The data of one database, whichever schema is live.
+
+    Open it once and share it between threads; take a unit of work for each piece of work.
+
+    Args:
+        database: The pooled engine.
+        settings: Every knob.
+        mapping: What corresponds to what.
+    """
+
+    def __init__(self, database: Engine, settings: Settings, mapping: Mapping = CONSENSUS) -> None:
+        self.engine = database
+        self.settings = settings
+        self.migration = Migration(self)
+        self._statements = Statements(mapping)
+        self._identity = self._inspect()
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path | URL | None = None,
+        *,
+        settings: Settings | None = None,
+        echo: bool = False,
+        mapping: Mapping = CONSENSUS,
+    ) -> Self:
+        """Open a database; looks at it and writes nothing.
+
+        Args:
+            url: Any SQLAlchemy URL, or a path; `CONSENSUS_ORM_URL`, else `~/.code/consensus_artifacts.db`,
+                where left out.
+            settings: Every knob; read from the environment where left out.
+            echo: Log each statement that goes through SQLAlchemy.
+            mapping: The declaration of what is moved; the consensus tables where left out.
+
+        Returns:
+            The store; a context manager that closes it.
+
+        Raises:
+            ConfigurationError: The URL or a setting cannot be used.
+            SchemaError: The file holds tables of our names that we cannot work with.
+            StorageError: The file cannot be read.
+        """
+        try:
+            chosen = settings or Settings()
+        except pydantic.ValidationError as error:
+            # Its own text would repeat the values.
+            wrong = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise errors.ConfigurationError(f"settings cannot be used: {wrong}", hint="see CONSENSUS_ORM_*") from None
+        database = engine.create(url if url is not None else chosen.url, chosen, echo=echo)
+        try:
+            return cls(database, chosen, mapping)
+        except BaseException:
+            database.dispose()
+            raise
+
+    def _inspect(self) -> adoption.Identity:
+        if self.path is not None and not self.path.exists():
+            return adoption.Identity(adoption.Kind.NEW, frozenset(), None)  # looking would create it
+        return schema.inspect(self.engine)
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None for a database in memory."""
+        return engine.database_path(self.engine)
+
+    @property
+    def initial_phase(self) -> Phase:
+        """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
+        return Phase.EXPAND if self._identity.legacy_tables else Phase.CONTRACT
+
+    def upgrade(self) -> list[str]:
+        """Bring the schema to the newest revision.
+
+        Returns:
+            The revisions that were applied.
+        """
+        applied = schema.upgrade(self.engine, self.settings)
+        with self._unit(read_only=True) as uow:
+            stale = _stale_triggers(uow)
+        if stale:
+            with self._unit() as uow:
+                if _stale_triggers(uow):
+                    install_triggers(uow, uow.phase)
+                    uow._execute("UPDATE consensus_orm_state SET mapping = ?", (uow.statements.fingerprint,))
+        return applied
+
+    def _unit(self, *, read_only: bool = False) -> ConsensusUnitOfWork:
+        return ConsensusUnitOfWork(self.engine, self._statements, self.settings, read_only=read_only)
+
+    # Units of work --------------------------------------------------------------------------------------
+
+    def unit_of_work(self, *, read_only: bool = False) -> ConsensusUnitOfWork:
+        """Take a unit of work; use it in a `with` block, once.
+
+        Args:
+            read_only: See one snapshot, take no lock, and be unable to write.
+
+        Returns:
+            The unit of work; it commits at the end of its block, and rolls back on any exception.
+        """
+        if read_only and self.path is not None and not self.path.exists():
+            return _Nowhere(engine.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
+        uow = self._unit(read_only=read_only)
+        uow._prepare = self.upgrade
+        uow._on_doubt = self._confirm
+        return uow
+
+    def _confirm(self, doubtful: dict[str, set[Any]]) -> None:
+        with self._unit() as uow:
+            for name, keys in doubtful.items():
+                ledger.confirm(uow, uow.statements.mapping[name], keys, found_by="shadow_read")
+
+    def run(
+        self,
+        work: Callable[[ConsensusUnitOfWork], T],
+        *,
+        read_only: bool = False,
+        cancel: Event | None = None,
+    ) -> T:
+        """Do a piece of work in a unit of work, and all of it again after a transient error.
+
+        Args:
+            work: Called with the unit of work; it may be called several times, so it must change nothing
+                outside but through `uow.on_commit`.
+            read_only: Take a read-only unit of work.
+            cancel: Set it to give up waiting for the next try.
+
+        Returns:
+            What `work` returned.
+
+        Raises:
+            ConsensusError: The last error, when the policy is exhausted or the error is permanent.
+        """
+
+        def once() -> T:
+            with self.unit_of_work(read_only=read_only) as uow:
+                return work(uow)
+
+        return self.retrier.call(once, cancel=cancel, name=getattr(work, "__qualname__", "work"), read_only=read_only)
+
+    @cached_property
+    def retrier(self) -> Retrier:
+        """What repeats units of work; its telemetry counts how they went."""
+        from consensus_orm.retry import Retrier, RetryPolicy
+        from consensus_orm.telemetry import Telemetry
+
+        return Retrier(RetryPolicy.from_settings(self.settings), telemetry=Telemetry())
+
+    # Upkeep ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def maintenance(self) -> Maintenance:
+        """Statistics, vacuum and backup."""
+        from consensus_orm.maintenance import Maintenance
+
+        return Maintenance(self.engine, self.settings)
+
+    def close(self) -> None:
+        """Close every connection; the store cannot be used after it."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Nowhere(ConsensusUnitOfWork):
+    """A read of a file that does not exist: everything is empty, and the file stays away."""
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            self.engine.dispose()
+
+
+def _stale_triggers(uow: UnitOfWork) -> bool:
+    """Whether the triggers in force were made from another mapping than this program's."""
+    made_from = uow._rows("SELECT mapping FROM consensus_orm_state")[0][0]
+    return made_from is not None and made_from != uow.statements.fingerprint

@@ -1,0 +1,326 @@
+"""The unit of work: one session, one transaction, one phase.
+
+It reads the phase inside its own transaction and keeps it to its end. A writing one holds the write lock from
+its first statement, and a change of phase needs that lock too: this is the fence. No write is ever made under
+a phase that is over, in any process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
+
+from consensus_orm import errors
+from consensus_orm.engine import DriverConnection, begin, translate, translated
+from consensus_orm.expressions import time_text
+from consensus_orm.mapping import Pair
+from consensus_orm.phase import Phase
+from consensus_orm.settings import Settings
+from consensus_orm.statements import Statements
+
+__all__ = ["UnitOfWork"]
+
+log = logging.getLogger("consensus_orm")
+
+Parameters = Mapping[str, Any]
+
+READ_PHASE = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
+
+
+class UnitOfWork:
+    """Everything done between a begin and a commit; commits on success, rolls back on any exception.
+
+    Args:
+        engine: Where connections come from.
+        statements: The statements of the mapping.
+        settings: Policies and the clock.
+        read_only: See one snapshot, take no lock, and let the database refuse writes.
+        prepare: Called when a writing unit finds a database without our tables; it creates them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        statements: Statements,
+        settings: Settings,
+        *,
+        read_only: bool = False,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.statements = statements
+        self.settings = settings
+        self.read_only = read_only
+        self._prepare = prepare
+        self._pooled: PoolProxiedConnection | None = None
+        self._driver: DriverConnection | None = None
+        self._phase: Phase | None = None
+        self._epoch = 0
+        self._guard: _Guard | None = None
+        self._after_commit: list[Callable[[], object]] = []
+        self._doubtful: dict[str, set[Any]] = {}
+        self._on_doubt: Callable[[dict[str, set[Any]]], object] | None = None
+
+    # Begin and end --------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if self._pooled is not None:
+            raise errors.UnitOfWorkClosedError("a unit of work is entered once")
+        self.started = self.settings.clock()
+        with translated(self.engine):
+            self._begin()
+        try:
+            if not self._read_phase() and not self.read_only and self._prepare is not None:
+                self._release()
+                self._prepare()
+                with translated(self.engine):
+                    self._begin()
+                self._read_phase()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        self._pooled = self.engine.raw_connection()
+        driver = self._pooled.driver_connection
+        assert isinstance(driver, DriverConnection)
+        try:
+            begin(driver, write=not self.read_only)
+        except BaseException:
+            self._pooled.close()
+            raise
+        self._driver = driver
+
+    def _read_phase(self) -> bool:
+        """Read the phase within this transaction; False where the database does not have our tables yet."""
+        try:
+            row = self._connected.execute(READ_PHASE).fetchone()
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+                raise (translate(error, self.engine) or error) from error
+            return False
+        self._phase, self._epoch = Phase(row[0]), row[1]
+        return True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        committed = False
+        try:
+            if error is None:
+                self._commit()
+                committed = True
+        finally:
+            self._release()
+            # A unit that failed for a reason the database gave says so in our words.
+            if error is not None and (mine := translate(error, self.engine)) is not None:
+                raise mine from error
+        self._run(self._after_commit if committed else [])
+        if self._doubtful and self._on_doubt is not None:
+            doubted, confirm = self._doubtful, self._on_doubt
+            self._run([lambda: confirm(doubted)])
+
+    def _commit(self) -> None:
+        if "session" in self.__dict__:
+            self.session.commit()
+        driver = self._connected
+        if not driver.in_transaction:
+            raise errors.StorageError(
+                "the database ended the transaction of this unit of work",
+                hint="nothing of it was kept; a trigger with RAISE(ROLLBACK) or a full disk does that",
+            )
+        with translated(self.engine):
+            driver.commit()
+
+    def _release(self) -> None:
+        pooled, self._pooled = self._pooled, None
+        driver, self._driver = self._driver, None
+        try:
+            if (session := self.__dict__.get("session")) is not None:
+                session.close()
+            if self._guard is not None and driver is not None:
+                driver.set_authorizer(None)
+        finally:
+            if pooled is not None:
+                pooled.close()  # rolls back whatever is still open
+
+    def _run(self, callbacks: list[Callable[[], object]]) -> None:
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                # The unit of work is over; an error raised now would say that it failed.
+                log.exception("a callback failed after the unit of work had ended")
+
+    # What a unit of work knows --------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of this unit of work, the same from its begin to its end.
+
+        Raises:
+            SchemaOutdatedError: The database does not have our tables yet.
+        """
+        if self._phase is None:
+            raise errors.SchemaOutdatedError(
+                f"{self.engine.url.database} has not been prepared yet", hint="run: consensus-orm upgrade"
+            )
+        return self._phase
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the database has our tables."""
+        return self._phase is not None
+
+    @property
+    def epoch(self) -> int:
+        """How often the phase had changed when this unit of work began."""
+        return self._epoch
+
+    @property
+    def now(self) -> datetime:
+        """When this unit of work began, UTC: the created_at of what it adds."""
+        return self.started
+
+    @cached_property
+    def now_text(self) -> str:
+        """`now` as the tables hold it."""
+        return time_text(self.started)
+
+    def on_commit(self, callback: Callable[[], object]) -> None:
+        """Call something after the commit, and only then: the database first, memory second.
+
+        Args:
+            callback: Called without arguments, in the order of registration, outside the transaction. An
+                error it raises is logged: the unit of work has succeeded by then.
+        """
+        self._after_commit.append(callback)
+
+    def _doubt(self, pair: Pair, keys: set[Any]) -> None:
+        """Have rows compared again, under the lock, after this unit of work."""
+        self._doubtful.setdefault(pair.name, set()).update(keys)
+
+    # The session ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def session(self) -> Session:
+        """The SQLAlchemy session of this unit of work, in its transaction.
+
+        Mapped entities can be queried with it, and tables of your own written. Writes to a mapped side are
+        refused by the database with `UnmirroredWriteError`, however they are sent. Its commit and rollback
+        reach as far as a savepoint; the unit of work itself ends with its block.
+        """
+        driver = self._connected
+        connection = Connection(self.engine, connection=self._pooled)
+        connection.begin()
+        self._guard = _Guard(self.statements)
+        driver.set_authorizer(self._guard)
+        return Session(bind=connection, join_transaction_mode="create_savepoint")
+
+    # Statements of this package -------------------------------------------------------------------------
+
+    @property
+    def _connected(self) -> DriverConnection:
+        if self._driver is None:
+            raise errors.UnitOfWorkClosedError
+        return self._driver
+
+    def _execute(self, sql: str, parameters: Parameters | Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run one of our own statements; text that is no UTF-8 is bound as its bytes."""
+        driver = self._connected
+        if self._guard is not None:
+            return self._guard.let(lambda: self._execute_on(driver, sql, parameters))
+        return self._execute_on(driver, sql, parameters)
+
+    def _execute_on(self, driver: DriverConnection, sql: str, parameters: Parameters | Sequence[Any]) -> sqlite3.Cursor:
+        try:
+            return driver.execute(sql, parameters)
+        except UnicodeEncodeError:
+            assert isinstance(parameters, Mapping)
+            return self._execute_on(driver, sql, {name: storable(v) for name, v in parameters.items()})
+        except sqlite3.Error as error:
+            if self.read_only and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+                raise errors.ReadOnlyUnitOfWorkError from error
+            raise (translate(error, self.engine) or error) from error
+
+    def _rows(self, sql: str, parameters: Parameters | Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a statement, as stored: text that is no UTF-8 comes with its bytes escaped."""
+        if self._phase is None and not self.read_only:
+            self.phase  # noqa: B018 - raises
+        try:
+            return self._execute(sql, parameters).fetchall()
+        except errors.StorageError:
+            if self._phase is None:
+                return []  # a read of a file that nobody prepared: what is not there is empty
+            raise
+        except sqlite3.OperationalError as error:
+            if hasattr(error, "sqlite_errorcode"):
+                raise (translate(error, self.engine) or error) from error
+            return self._rows_escaped(sql, parameters)
+
+    def _rows_escaped(self, sql: str, parameters: Parameters | Sequence[Any]) -> list[tuple[Any, ...]]:
+        # Decoding every text in Python would cost each read; so only a read that the driver cannot decode does.
+        driver = self._connected
+        driver.text_factory = _decode
+        try:
+            return self._execute(sql, parameters).fetchall()
+        finally:
+            driver.text_factory = str
+
+
+def _decode(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def storable(value: Any) -> Any:
+    """The bytes of a text that UTF-8 cannot say, lone surrogates included; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
+
+
+_WRITES = {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
+
+
+class _Guard:
+    """SQLite's authorizer while a session is in use: no write reaches a mapped side around the mapping (rule 10).
+
+    SQLite asks it whenever a statement is prepared, whoever sends it: the ORM, Core, or text.
+    """
+
+    def __init__(self, statements: Statements) -> None:
+        self._ours = False
+        tables = {pair.table.name for pair in statements.mapping.pairs}
+        tables |= {parent.table.name for parent in statements.mapping.parents}
+        self._tables = tables | {pair.legacy_name for pair in statements.mapping.pairs}
+
+    def let(self, call: Callable[[], sqlite3.Cursor]) -> sqlite3.Cursor:
+        """Make a call of this package, whose writes are the mapping's own."""
+        self._ours = True
+        try:
+            return call()
+        finally:
+            self._ours = False
+
+    def __call__(
+        self, action: int, first: str | None, second: str | None, _database: str | None, trigger: str | None
+    ) -> int:
+        table = second if action == sqlite3.SQLITE_ALTER_TABLE else first
+        writes = action in _WRITES or action == sqlite3.SQLITE_ALTER_TABLE
+        if self._ours or trigger is not None or not writes or table is None:
+            return sqlite3.SQLITE_OK
+        protected = table in self._tables or table.startswith("consensus_orm_")
+        return sqlite3.SQLITE_DENY if protected else sqlite3.SQLITE_OK
