@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, ClassVar
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PoolExhaustedError",
     "ReadOnlyDatabaseError",
     "ReadOnlyUnitOfWorkError",
+    "RetryCancelledError",
     "SchemaError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
@@ -93,9 +95,13 @@ class ReadOnlyDatabaseError(StorageError):
 
 
 class DatabaseBusyError(StorageError):
-    """Somebody else holds the lock."""
+    """Somebody else holds the lock.
+
+    `retry_after`, where given, is how long to wait before the next try.
+    """
 
     hint = "try again (store.run retries by itself), or raise CONSENSUS_ORM_BUSY_TIMEOUT"
+    retry_after: timedelta | None = None
 
 
 class DatabaseFullError(StorageError):
@@ -117,9 +123,22 @@ class PoolExhaustedError(StorageError):
 
 
 class CircuitOpenError(StorageError):
-    """Too many recent calls failed, so this one was not tried."""
+    """Too many recent calls failed, so this one was not tried.
+
+    `retry_after` is how long until the breaker lets a call through again.
+    """
 
     hint = "the breaker tries again by itself after its pause"
+    retry_after: timedelta | None = None
+
+
+class RetryCancelledError(ConsensusError):
+    """The work was cancelled before it succeeded.
+
+    The error of its last try, if there was one, is the cause.
+    """
+
+    hint = "nothing of this unit of work was kept"
 
 
 class BackupError(StorageError):

@@ -105,6 +105,19 @@ class Settings(BaseSettings):
     """Share of a backoff that is left to chance; the wait stays within its step."""
     retry_budget: Duration = timedelta(seconds=30)
     """Time for all tries and waits together; the last wait is cut to what is left."""
+    read_retry_attempts: int | None = Field(default=None, ge=1)
+    """Tries of a read-only unit of work; as `retry_attempts` where not given."""
+    read_retry_budget: Duration | None = None
+    """Time for all tries of a read-only unit of work; as `retry_budget` where not given."""
+
+    breaker_window: int = Field(default=100, ge=1)
+    """Calls the circuit breaker looks back on."""
+    breaker_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of failed calls at which the circuit breaker opens."""
+    breaker_minimum_calls: int = Field(default=10, ge=1)
+    """Calls the circuit breaker must have seen before it may open."""
+    breaker_pause: Duration = timedelta(seconds=30)
+    """How long the circuit breaker stays open before it lets one call through as a probe."""
 
     clock: Callable[[], datetime] = Field(default=utc_now, exclude=True, repr=False)
     """Where the time comes from; tests set it, production does not."""

@@ -1,0 +1,287 @@
+"""What an error means for whoever might try again.
+
+Errors are known by their codes, types and attributes. Words in messages are never searched: they are
+translated, reworded from release to release, and may repeat what somebody wrote into a row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+
+from sqlalchemy import exc
+
+from consensus_orm import errors
+from consensus_orm.settings import utc_now
+
+__all__ = ["Classification", "Kind", "PartialAnswersError", "RetryClassifiable", "classify"]
+
+
+class Kind(StrEnum):
+    """What to do about an error."""
+
+    RETRYABLE = "retryable"
+    """The same work may succeed a little later."""
+    PERMANENT = "permanent"
+    """The same work will fail again."""
+    DEGRADED = "degraded"
+    """A part succeeded; what there is can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The verdict on one error.
+
+    Args:
+        kind: What to do about it.
+        reason: Why, in few words out of a small set, fit for a log line or a metric's label; never contents.
+        wait: How long whoever answered asks to wait before the next try; None where nobody said.
+        caller_fault: The work itself is at fault; the error says nothing about the health of what was called.
+    """
+
+    kind: Kind
+    reason: str
+    wait: timedelta | None = None
+    caller_fault: bool = False
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same work may succeed a little later."""
+        return self.kind is Kind.RETRYABLE
+
+    @property
+    def counts_as_failure(self) -> bool:
+        """Whether a circuit breaker takes this for a failure of what was called."""
+        return self.kind is not Kind.DEGRADED and not self.caller_fault
+
+
+@runtime_checkable
+class RetryClassifiable(Protocol):
+    """An error that says of itself what it is; its word goes above everything else known about it."""
+
+    def retry_classification(self) -> Classification:
+        """Say what this error is.
+
+        Returns:
+            The verdict.
+        """
+        ...
+
+
+class PartialAnswersError(errors.ConsensusError):
+    """Some of the agents answered and some did not.
+
+    Raise it where a round can go on with the answers there are: it is DEGRADED, and not tried again.
+
+    Args:
+        answered: How many answered; at least one.
+        asked: How many were asked; more than answered.
+        missing: The names of those that did not answer.
+
+    Raises:
+        InvalidValueError: The numbers are not those of a partial success.
+    """
+
+    hint = "go on with the answers there are, or ask the missing agents again"
+
+    def __init__(self, *, answered: int, asked: int, missing: Sequence[str] = ()) -> None:
+        if not 0 < answered < asked:
+            raise errors.InvalidValueError(f"{answered} of {asked} answers are no partial success", field="answered")
+        self.answered = answered
+        self.asked = asked
+        self.missing = tuple(missing)
+        super().__init__(f"{answered} of {asked} agents answered")
+
+    def retry_classification(self) -> Classification:
+        """Say that this is a partial success.
+
+        Returns:
+            DEGRADED, with the numbers.
+        """
+        return Classification(Kind.DEGRADED, "partial answers")
+
+
+def classify(error: BaseException, *, now: Callable[[], datetime] = utc_now) -> Classification:
+    """Say whether work that failed may be tried again.
+
+    The error itself is asked first, then what it was explicitly raised from (`raise ... from`), and so on;
+    the first that is known decides. What merely happened to be handled at the time (`__context__`) does not
+    count.
+
+    Args:
+        error: What the work raised.
+        now: The time, aware; a Retry-After header may hold a date.
+
+    Returns:
+        The verdict; an error nobody knows is PERMANENT and the caller's fault.
+    """
+    if isinstance(error, Exception):
+        for link in _chain(error):
+            if (found := _recognise(link, now)) is not None:
+                return found
+    # A storage error without a known code says that the database failed, though not why.
+    ours = isinstance(error, errors.StorageError)
+    return Classification(Kind.PERMANENT, type(error).__name__, caller_fault=not ours)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        # SQLAlchemy keeps the driver's error here, also where it was not raised from it.
+        origin = getattr(link, "orig", None) if isinstance(link, exc.StatementError) else None
+        link = origin if isinstance(origin, BaseException) else link.__cause__
+
+
+def _recognise(error: BaseException, now: Callable[[], datetime]) -> Classification | None:
+    if isinstance(error, RetryClassifiable):
+        return error.retry_classification()
+    return (
+        _lost_connection(error)
+        or _sqlite(error)
+        or _postgres(error)
+        or _ours(error)
+        or _http(error, now)
+        or _network(error)
+    )
+
+
+def _lost_connection(error: BaseException) -> Classification | None:
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return Classification(Kind.RETRYABLE, "connection lost")
+    if isinstance(error, exc.TimeoutError):
+        return Classification(Kind.RETRYABLE, "pool exhausted")
+    # Not imported: who has not loaded psycopg has none of its errors. Those without a SQLSTATE come from the
+    # client's side: the server could not be reached, or went away without a word.
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is None or not isinstance(error, psycopg.OperationalError) or error.sqlstate is not None:
+        return None
+    return Classification(Kind.RETRYABLE, "connection lost")
+
+
+_SQLITE_NAMES = {
+    getattr(sqlite3, name): name
+    for name in (
+        *("SQLITE_ERROR", "SQLITE_INTERNAL", "SQLITE_PERM", "SQLITE_ABORT", "SQLITE_BUSY", "SQLITE_LOCKED"),
+        *("SQLITE_NOMEM", "SQLITE_READONLY", "SQLITE_INTERRUPT", "SQLITE_IOERR", "SQLITE_CORRUPT"),
+        *("SQLITE_NOTFOUND", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL", "SQLITE_EMPTY"),
+        *("SQLITE_SCHEMA", "SQLITE_TOOBIG", "SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_MISUSE"),
+        *("SQLITE_NOLFS", "SQLITE_AUTH", "SQLITE_FORMAT", "SQLITE_RANGE", "SQLITE_NOTADB"),
+    )
+}
+"""Primary result codes (sqlite.org/rescode.html); an extended one has its primary code in the low byte."""
+
+_SQLITE_RETRYABLE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+_SQLITE_UNHEALTHY = {
+    *(sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB),
+}
+"""Codes that no other statement would have avoided: the file, the disk or the machine is at fault."""
+
+
+def _sqlite(error: BaseException) -> Classification | None:
+    code = getattr(error, "sqlite_errorcode", None)
+    if not isinstance(code, int):
+        return None
+    primary = code & 0xFF
+    name = getattr(error, "sqlite_errorname", None)
+    reason = name if isinstance(name, str) else _SQLITE_NAMES.get(primary, f"SQLite code {code}")
+    if primary in _SQLITE_RETRYABLE:
+        return Classification(Kind.RETRYABLE, reason, wait=_retry_after(error))
+    return Classification(Kind.PERMANENT, reason, caller_fault=primary not in _SQLITE_UNHEALTHY)
+
+
+_POSTGRES_RETRYABLE = (
+    *("40001", "40P01"),  # serialization failure, deadlock
+    "55P03",  # lock not available
+    *("57P01", "57P02", "57P03"),  # shut down by an administrator, after a crash, or not started yet
+    "08",  # connection exceptions
+    "53300",  # too many connections
+)
+_POSTGRES_UNHEALTHY = ("53", "58", "F0", "XX")
+"""Classes in which the server is at fault: resources, system, configuration file, internal."""
+
+
+def _postgres(error: BaseException) -> Classification | None:
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if not isinstance(state, str) or len(state) != 5:
+        return None
+    reason = f"SQLSTATE {state}"
+    if state.startswith(_POSTGRES_RETRYABLE):
+        return Classification(Kind.RETRYABLE, reason)
+    return Classification(Kind.PERMANENT, reason, caller_fault=not state.startswith(_POSTGRES_UNHEALTHY))
+
+
+def _ours(error: BaseException) -> Classification | None:
+    """Know our errors without a code; a storage error that is none of these leaves it to its cause."""
+    match error:
+        case errors.DatabaseBusyError():
+            return Classification(Kind.RETRYABLE, "database busy", wait=_retry_after(error))
+        case errors.PoolExhaustedError():
+            return Classification(Kind.RETRYABLE, "pool exhausted")
+        case errors.CircuitOpenError():
+            # Whoever waited for it would undo what the breaker is for.
+            return Classification(Kind.PERMANENT, "circuit open", wait=_retry_after(error), caller_fault=True)
+        case errors.ConsensusError() if not isinstance(error, errors.StorageError):
+            return Classification(Kind.PERMANENT, type(error).__name__, caller_fault=True)
+    return None
+
+
+_HTTP_RETRYABLE = {408, 429, 502, 503, 504}
+
+
+def _http(error: BaseException, now: Callable[[], datetime]) -> Classification | None:
+    response = getattr(error, "response", None)
+    status = next((code for holder in (error, response) if (code := _http_status(holder))), None)
+    if status is None:
+        return None
+    reason = f"HTTP {status}"
+    if status not in _HTTP_RETRYABLE:
+        return Classification(Kind.PERMANENT, reason, caller_fault=status < 500)
+    waits = (_http_wait(getattr(holder, "headers", None), now) for holder in (error, response))
+    return Classification(Kind.RETRYABLE, reason, wait=next((wait for wait in waits if wait is not None), None))
+
+
+def _http_status(holder: object) -> int | None:
+    for name in ("status_code", "status"):
+        status = getattr(holder, name, None)
+        if isinstance(status, int) and 400 <= status <= 599:
+            return int(status)
+    return None
+
+
+def _http_wait(headers: Any, now: Callable[[], datetime]) -> timedelta | None:
+    """Read Retry-After (RFC 9110, 10.2.3): seconds, or the date from which on to try again."""
+    items = getattr(headers, "items", None)
+    if items is None:
+        return None
+    values = (str(value).strip() for key, value in items() if str(key).lower() == "retry-after")
+    try:
+        value = next(values)
+        if value.isdecimal():
+            return timedelta(seconds=int(value))
+        date = parsedate_to_datetime(value)
+    except (StopIteration, ValueError, OverflowError):
+        return None
+    # A date in "-0000", which says that its zone is unknown, is read without one.
+    return max(date.replace(tzinfo=date.tzinfo or UTC) - now(), timedelta())
+
+
+def _network(error: BaseException) -> Classification | None:
+    if isinstance(error, TimeoutError | ConnectionError):
+        return Classification(Kind.RETRYABLE, type(error).__name__)
+    return None
+
+
+def _retry_after(error: BaseException) -> timedelta | None:
+    wait = getattr(error, "retry_after", None)
+    return wait if isinstance(wait, timedelta) else None
