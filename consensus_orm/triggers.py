@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, column, exists, literal_column, not_, table
+from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
 
 from consensus_orm.mapping import Mapping, Pair
 from consensus_orm.phase import Phase
@@ -69,9 +69,15 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[str]:
         yield from _parent_triggers(statements.mapping)
 
 
-def _new(table_: Table, alias: str = "NEW") -> Table:
-    """A row of a trigger, spelled like a table."""
-    return table(alias, *(column(c.name, c.type) for c in table_.columns))  # type: ignore[return-value]
+class _New:
+    """The NEW row of a trigger, with columns like a table; a table of that name would get into the FROM."""
+
+    def __init__(self, table_: Table) -> None:
+        self.c: dict[str, Any] = {c.name: literal_column(f'NEW."{c.name}"', c.type) for c in table_.columns}
+
+
+def _new(table_: Table) -> Any:  # stands where a FromClause is asked for its columns
+    return _New(table_)
 
 
 def _trigger(name: str, event: str, table_: Table, condition: ColumnElement[bool] | None, *body: str) -> str:
