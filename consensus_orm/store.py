@@ -149,6 +149,7 @@ class ConsensusStore:
             The revisions that were applied.
         """
         applied = schema.upgrade(self.engine, self.settings)
+        self._identity = schema.inspect(self.engine)
         with self._unit(read_only=True) as uow:
             stale = _stale_triggers(uow)
         if stale:
@@ -175,9 +176,15 @@ class ConsensusStore:
         if read_only and self.path is not None and not self.path.exists():
             return _Nowhere(engine.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
         uow = self._unit(read_only=read_only)
-        uow._prepare = self.upgrade
+        uow._prepare = self._ensure_current
+        uow._readable = self._identity.kind is not adoption.Kind.FINAL_BUILD
         uow._on_doubt = self._confirm
         return uow
+
+    def _ensure_current(self) -> None:
+        """The first unit of work that writes brings the schema up to date."""
+        if self._identity.needs_upgrade:
+            self.upgrade()
 
     def _confirm(self, doubtful: dict[str, set[Any]]) -> None:
         with self._unit() as uow:

@@ -44,7 +44,8 @@ class UnitOfWork:
         statements: The statements of the mapping.
         settings: Policies and the clock.
         read_only: See one snapshot, take no lock, and let the database refuse writes.
-        prepare: Called when a writing unit finds a database without our tables; it creates them.
+        prepare: Called before a writing unit begins; brings the schema up to date where it is not.
+        readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class UnitOfWork:
         *,
         read_only: bool = False,
         prepare: Callable[[], object] | None = None,
+        readable: bool = True,
     ) -> None:
         self.engine = engine
         self.statements = statements
         self.settings = settings
         self.read_only = read_only
         self._prepare = prepare
+        self._readable = readable
         self._pooled: PoolProxiedConnection | None = None
         self._driver: DriverConnection | None = None
         self._phase: Phase | None = None
@@ -76,15 +79,12 @@ class UnitOfWork:
         if self._pooled is not None:
             raise errors.UnitOfWorkClosedError("a unit of work is entered once")
         self.started = self.settings.clock()
+        if not self.read_only and self._prepare is not None:
+            self._prepare()
         with translated(self.engine):
             self._begin()
         try:
-            if not self._read_phase() and not self.read_only and self._prepare is not None:
-                self._release()
-                self._prepare()
-                with translated(self.engine):
-                    self._begin()
-                self._read_phase()
+            self._read_phase()
         except BaseException:
             self._release()
             raise
@@ -101,16 +101,15 @@ class UnitOfWork:
             raise
         self._driver = driver
 
-    def _read_phase(self) -> bool:
-        """Read the phase within this transaction; False where the database does not have our tables yet."""
+    def _read_phase(self) -> None:
+        """Read the phase within this transaction; there is none where the database does not have our tables."""
         try:
             row = self._connected.execute(READ_PHASE).fetchone()
         except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+            if not _is_missing_table(error) or not (self.read_only and self._readable):
                 raise (translate(error, self.engine) or error) from error
-            return False
+            return
         self._phase, self._epoch = Phase(row[0]), row[1]
-        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -255,12 +254,10 @@ class UnitOfWork:
 
     def _rows(self, sql: str, parameters: Parameters | Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a statement, as stored: text that is no UTF-8 comes with its bytes escaped."""
-        if self._phase is None and not self.read_only:
-            self.phase  # noqa: B018 - raises
         try:
             return self._execute(sql, parameters).fetchall()
-        except errors.StorageError:
-            if self._phase is None:
+        except errors.StorageError as error:
+            if self._phase is None and _is_missing_table(error):
                 return []  # a read of a file that nobody prepared: what is not there is empty
             raise
         except sqlite3.OperationalError as error:
@@ -276,6 +273,11 @@ class UnitOfWork:
             return self._execute(sql, parameters).fetchall()
         finally:
             driver.text_factory = str
+
+
+def _is_missing_table(error: Exception) -> bool:
+    # SQLite has no code of its own for it; of our own statements nothing else can be wrong.
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
 
 
 def _decode(value: bytes) -> str:

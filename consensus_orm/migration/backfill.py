@@ -122,6 +122,7 @@ class _Chunks:
         self.rows = self.rejects = 0
         self.size = 0
         self.started = time.monotonic()
+        self.total: int | None = None
 
     def next(self) -> bool:
         """Carry one more chunk; False where there is none."""
@@ -131,10 +132,11 @@ class _Chunks:
             done, more = self._carry(uow)
             self.size = self._fitting(uow, time.monotonic() - begun)
             pause = uow.settings.chunk_pause.total_seconds()
-            total = uow._rows(uow.statements[self.pair].count(Side.LEGACY, ()))[0][0] if self.progress else 0
-        if self.progress is not None:
+            if self.progress is not None and self.total is None:  # counted once: it costs a look at every row
+                self.total = uow._rows(uow.statements[self.pair].count(Side.LEGACY, ()))[0][0]
+        if self.progress is not None and self.total is not None:
             rate = self.rows / max(time.monotonic() - self.started, 1e-6)
-            self.progress(Progress(self.pair.name, min(done, total), total, rate))
+            self.progress(Progress(self.pair.name, min(done, self.total), self.total, rate))
         if more and pause:
             time.sleep(pause)
         return more

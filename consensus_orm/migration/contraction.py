@@ -167,6 +167,7 @@ def _fill(
 ) -> None:
     """Carry the rows of a pair in chunks; goes on behind the highest key that is there already."""
     started, done = time.monotonic(), 0
+    total: int | None = None
     while True:
         with unit_of_work() as uow:
             sql = uow.statements[pair]
@@ -178,9 +179,10 @@ def _fill(
             adopt_range(uow, pair, first, last)
             with legacy_unfrozen(uow):
                 uow._execute(sql.rebuild_legacy, {"_first": first, "_last": last})
-            total = uow._rows(sql.count(Side.NORMALIZED, ()))[0][0] if progress else 0
+            if progress is not None and total is None:  # counted once: it costs a look at every row
+                total = uow._rows(sql.count(Side.NORMALIZED, ()))[0][0]
         done += count
-        if progress is not None:
+        if progress is not None and total is not None:
             progress(Progress(pair.name, done, total, done / max(time.monotonic() - started, 1e-6)))
         time.sleep(pause)
 

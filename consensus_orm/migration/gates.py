@@ -99,6 +99,10 @@ def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
         yield Obstacle(f"the last verify compared no row; {verify}")
     if uow.phase.compares and ledger.last_change(uow) != changes:
         yield Obstacle(f"rows were written around the repositories since the last verify; {verify}")
+    if _count(uow, f"SELECT count(*) FROM consensus_orm_mismatches WHERE found_at >= {at}") and not differences:
+        yield Obstacle(f"a mismatch was found since the last verify; {verify}")
+    if _count(uow, f"SELECT count(*) FROM consensus_orm_rejects WHERE found_at > {at}"):
+        yield Obstacle(f"a row was rejected since the last verify; {verify}")
     age = timedelta(milliseconds=ledger.milliseconds(uow) - at)
     if age > uow.settings.certificate_max_age:
         yield Obstacle(f"the last clean verify is {_words(age)} old; {verify}", waiting=True)
