@@ -654,7 +654,8 @@ def _exact_hex(value: ColumnElement[Any]) -> ColumnElement[Any]:
 
 def _link(pair: Pair) -> str:
     assert pair.link is not None
-    return pair.link.key
+    key: str = pair.link.key
+    return key
 
 
 def newest_first(pair: Pair, table: FromClause) -> list[ColumnElement[Any]]:
