@@ -13,7 +13,7 @@ from consensus_orm.migration import audit as audit_records
 from consensus_orm.migration import gates
 from consensus_orm.migration.backfill import BackfillReport, Progress, backfill
 from consensus_orm.migration.carry import carry, drain
-from consensus_orm.migration.flip import audit, flip
+from consensus_orm.migration.flip import flip
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.verify import VerifyReport, verify
@@ -173,15 +173,9 @@ class Migration:
         """
         if force and not (reason or "").strip():
             raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
-        self.upgrade()
         now = self.phase
-        target = Phase.parse(to) if to is not None else now.next or now
-        if target < now:
-            raise errors.InvalidValueError(
-                f"{target.name} lies behind {now.name}",
-                hint=f"run: consensus-orm rollback {target.name.lower()}",
-                field="to",
-            )
+        target = _not_behind(now, Phase.parse(to) if to is not None else now.next or now)
+        self.upgrade()  # only now: what is refused has written nothing
         self._finish_interrupted()
         while now < target:
             assert now.next is not None
@@ -255,7 +249,6 @@ class Migration:
             MigrationError: There is nothing to go back to.
             InvalidValueError: There is no such phase, or it lies ahead.
         """
-        self.upgrade()
         now = self.phase
         if to is None and now.previous is None:
             raise errors.MigrationError("EXPAND is the first phase", hint="there is nothing to go back to")
@@ -266,6 +259,7 @@ class Migration:
                 hint=f"run: consensus-orm advance {target.name.lower()}",
                 field="to",
             )
+        self.upgrade()  # only now: what is refused has written nothing
         while now > target:
             assert now.previous is not None
             self._roll_back(now, now.previous, reason, progress)
@@ -310,7 +304,7 @@ class Migration:
         _require_reason(reason)
         with self._writing() as uow:
             pair, key = ledger.accept_reject(uow, number, reason)
-            audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
+            ledger.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
 
     def resolve_reject(self, number: int) -> bool:
         """Try again to carry a rejected row, after what was wrong with it has been mended.
@@ -336,7 +330,7 @@ class Migration:
             if ledger.differences(uow, pair, key):
                 return False
             ledger.resolve_reject(uow, number)
-            audit(uow, "resolve reject", number=number, pair=pair.name, key=key)
+            ledger.audit(uow, "resolve reject", number=number, pair=pair.name, key=key)
             return True
 
     def accept_mismatch(self, number: int, *, reason: str) -> None:
@@ -352,12 +346,22 @@ class Migration:
         _require_reason(reason)
         with self._writing() as uow:
             ledger.accept_mismatch(uow, number, reason)
-            audit(uow, "accept mismatch", reason=reason, number=number)
+            ledger.audit(uow, "accept mismatch", reason=reason, number=number)
 
 
 def _require_reason(reason: str) -> None:
     if not reason.strip():
         raise errors.InvalidValueError("this needs a reason", hint="say why: --reason TEXT", field="reason")
+
+
+def _not_behind(now: Phase, target: Phase) -> Phase:
+    if target < now:
+        raise errors.InvalidValueError(
+            f"{target.name} lies behind {now.name}",
+            hint=f"run: consensus-orm rollback {target.name.lower()}",
+            field="to",
+        )
+    return target
 
 
 def _expect(uow: UnitOfWork, phase: Phase) -> None:
