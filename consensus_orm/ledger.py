@@ -7,18 +7,22 @@ nor errors repeat contents of rows: keys, columns and kinds are told.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
+import os
+import socket
 from collections.abc import Iterable
 from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.mapping import Pair
-from consensus_orm.phase import Side
+from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = [
     "Finding",
+    "audit",
     "confirm",
     "differences",
     "forget_changes",
@@ -41,6 +45,53 @@ OPEN = ("found", "confirmed")
 def milliseconds(uow: UnitOfWork) -> int:
     """The start of a unit of work in ms since 1970 UTC."""
     return int(uow.now.timestamp() * 1000)
+
+
+# The audit ------------------------------------------------------------------------------------------------
+
+
+def audit(
+    uow: UnitOfWork,
+    action: str,
+    *,
+    to: Phase | None = None,
+    reason: str | None = None,
+    forced: bool = False,
+    **detail: Any,
+) -> None:
+    """Keep in the audit who did what, when and why.
+
+    Args:
+        uow: The unit of work that does it.
+        action: What is done.
+        to: The phase to come, where it changes.
+        reason: Why.
+        forced: Whether waiting was skipped.
+        **detail: Facts; no contents of rows.
+    """
+    uow._execute(
+        "INSERT INTO consensus_orm_history (action, from_phase, to_phase, at, by, reason, forced, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            action,
+            uow.phase.value,
+            to.value if to else None,
+            milliseconds(uow),
+            whoami(),
+            reason,
+            int(forced),
+            json.dumps(detail) if detail else None,
+        ),
+    )
+
+
+def whoami() -> str:
+    """Who runs this process: user, host and process number."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user: containers with a bare number
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()} ({os.getpid()})"
 
 
 # Changes --------------------------------------------------------------------------------------------------
@@ -120,6 +171,7 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
         " VALUES (:pair, :key, :column, :kind, 'confirmed', :by, :at)",
         facts,
     )
+    _alarm(uow)
     log.warning(
         "mismatch: %s %s, %s %s",
         pair.name,
@@ -128,6 +180,20 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
         facts["kind"],
         extra={"consensus_orm": facts},
     )
+
+
+def _alarm(uow: UnitOfWork) -> None:
+    """Sound the alarm, once in its window, when confirmed mismatches pass the rate."""
+    settings = uow.settings
+    since = milliseconds(uow) - int(settings.alarm_window.total_seconds() * 1000)
+    found = "SELECT count(*) FROM consensus_orm_mismatches WHERE found_at >= ?"
+    sounded = "SELECT count(*) FROM consensus_orm_history WHERE action = 'alarm' AND at >= ?"
+    if uow._rows(found, (since,))[0][0] < settings.alarm_mismatches or uow._rows(sounded, (since,))[0][0]:
+        return
+    reason = f"{settings.alarm_mismatches} mismatches were confirmed within {settings.alarm_window}"
+    audit(uow, "alarm", reason=reason)
+    uow._alarm = reason
+    log.critical("alarm: %s", reason)
 
 
 def confirm(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:

@@ -79,6 +79,13 @@ class Settings(BaseSettings):
     mismatch_cap: int = Field(default=1000, ge=1)
     """Open mismatches kept one by one for each table and column; above it they are only counted."""
 
+    alarm_mismatches: int = Field(default=100, ge=1)
+    """Confirmed mismatches within `alarm_window` that sound the alarm."""
+    alarm_window: Duration = timedelta(minutes=1)
+    """The time in which mismatches are counted for the alarm."""
+    alarm_falls_back: bool = False
+    """Whether an alarm in phase CUTOVER takes reads back to legacy by itself."""
+
     soak_dual_write: Duration = timedelta(days=7)
     """How long DUAL_WRITE lasts before CUTOVER opens."""
     soak_cutover: Duration = timedelta(days=7)

@@ -70,6 +70,8 @@ class UnitOfWork:
         self._epoch = 0
         self._guard: _Guard | None = None
         self._after_commit: list[Callable[[], object]] = []
+        self._alarm: str | None = None
+        self._on_alarm: Callable[[str], object] | None = None
         self._doubtful: dict[str, set[Any]] = {}
         self._on_doubt: Callable[[dict[str, set[Any]]], object] | None = None
 
@@ -125,6 +127,9 @@ class UnitOfWork:
             if error is not None and (mine := translate(error, self.engine)) is not None:
                 raise mine from error
         self._run(self._after_commit if committed else [])
+        if committed and self._alarm is not None and self._on_alarm is not None:
+            reason, answer = self._alarm, self._on_alarm
+            self._run([lambda: answer(reason)])
         if self._doubtful and self._on_doubt is not None:
             doubted, confirm = self._doubtful, self._on_doubt
             self._run([lambda: confirm(doubted)])

@@ -6,17 +6,13 @@ writers of the phase before it, and they for it. This is the fence.
 
 from __future__ import annotations
 
-import getpass
-import json
-import os
-import socket
 from typing import Any
 
 from consensus_orm import ledger, triggers
 from consensus_orm.phase import Phase
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["audit", "flip", "install_triggers"]
+__all__ = ["flip", "install_triggers", "level_sequences", "set_sequence"]
 
 
 def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced: bool = False, **detail: Any) -> None:
@@ -40,7 +36,7 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
         " step = NULL",
         {"phase": to.value, "at": ledger.milliseconds(uow), "mapping": uow.statements.fingerprint},
     )
-    audit(uow, action, to=to, reason=reason, forced=forced, **detail)
+    ledger.audit(uow, action, to=to, reason=reason, forced=forced, **detail)
 
 
 def install_triggers(uow: UnitOfWork, phase: Phase) -> None:
@@ -65,47 +61,3 @@ def set_sequence(uow: UnitOfWork, table: str, value: int) -> None:
     """Let a table go on above an id."""
     if not uow._execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (value, table)).rowcount:
         uow._execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, value))
-
-
-def audit(
-    uow: UnitOfWork,
-    action: str,
-    *,
-    to: Phase | None = None,
-    reason: str | None = None,
-    forced: bool = False,
-    **detail: Any,
-) -> None:
-    """Keep in the audit who did what, when and why.
-
-    Args:
-        uow: The unit of work that does it.
-        action: What is done.
-        to: The phase to come, where it changes.
-        reason: Why.
-        forced: Whether waiting was skipped.
-        **detail: Facts; no contents of rows.
-    """
-    uow._execute(
-        "INSERT INTO consensus_orm_history (action, from_phase, to_phase, at, by, reason, forced, detail)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            action,
-            uow.phase.value,
-            to.value if to else None,
-            ledger.milliseconds(uow),
-            whoami(),
-            reason,
-            int(forced),
-            json.dumps(detail) if detail else None,
-        ),
-    )
-
-
-def whoami() -> str:
-    """Who runs this process: user, host and process number."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # no such user: containers with a bare number
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()} ({os.getpid()})"

@@ -17,7 +17,6 @@ from consensus_orm import ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.backfill import Progress
 from consensus_orm.migration.carry import carry, drain, legacy_unfrozen, reject_unequal
-from consensus_orm.migration.flip import audit
 from consensus_orm.migration.verify import Seen, scan
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work import UnitOfWork
@@ -134,7 +133,7 @@ def _repair(writing: Callable[[], UnitOfWork], seen: Seen, adopted: int) -> Reco
                 uow._execute(statement, {"_keys": json.dumps(keys)})
             repairs += [Repair(parent, key, "derive", Side.NORMALIZED) for key in keys]
         rejects += repair_open(uow)
-        audit(uow, "reconcile", adopted=adopted, repaired=len(repairs), rejects=rejects)
+        ledger.audit(uow, "reconcile", adopted=adopted, repaired=len(repairs), rejects=rejects)
     return ReconcileReport(False, adopted, tuple(repairs), rejects)
 
 
