@@ -14,6 +14,7 @@ from consensus_orm.migration import gates
 from consensus_orm.migration.backfill import BackfillReport, Progress, backfill
 from consensus_orm.migration.carry import carry, drain
 from consensus_orm.migration.flip import flip
+from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.verify import VerifyReport, verify
@@ -182,6 +183,43 @@ class Migration:
             self._advance(now, now.next, reason=reason, force=force, soak=soak)
             now = now.next
         return now
+
+    def migrate(
+        self,
+        to: Phase | str | int = Phase.CONTRACT,
+        *,
+        soak: bool = True,
+        reason: str | None = None,
+        progress: Watch = None,
+        tell: Callable[[Step], object] | None = None,
+    ) -> list[Step]:
+        """Take every step up to a phase: upgrade, advance, backfill, verify; stops at the first shut gate.
+
+        Each step that was done stays done, and the next call goes on behind it. Differences are not repaired:
+        they shut the gate, for somebody to look at (`mismatches`, then `reconcile`).
+
+        Args:
+            to: The phase to reach.
+            soak: Whether soak times count; False is for a database that nobody is using.
+            reason: Why, for the audit.
+            progress: Called after each chunk.
+            tell: Called after each step.
+
+        Returns:
+            The steps, in order.
+
+        Raises:
+            GateClosedError: A gate is shut; its reasons say what would help.
+            PhaseChangedError: Somebody else changed the phase meanwhile.
+            InvalidValueError: There is no such phase, or it lies behind.
+        """
+        target = _not_behind(self.phase, Phase.parse(to))
+        taken: list[Step] = []
+        for step in steps(self, target, soak=soak, reason=reason, progress=progress):
+            taken.append(step)
+            if tell is not None:
+                tell(step)
+        return taken
 
     def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool) -> None:
         facts: dict[str, Any] = {}
