@@ -65,8 +65,7 @@ def tables(path: Path) -> list[str]:
         return [
             name
             for (name,) in connection.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'table'"
-                " AND name NOT LIKE 'sqlite_%' ORDER BY name"
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
             )
         ]
 
@@ -74,9 +73,7 @@ def tables(path: Path) -> list[str]:
 def definitions(path: Path, *names: str) -> list[tuple[str, str, str, str | None]]:
     """What the schema says of some tables: type, name, table and SQL of each object, in their order."""
     with reading(path) as connection:
-        everything = connection.execute(
-            "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY rowid"
-        ).fetchall()
+        everything = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY rowid").fetchall()
     return [entry for entry in everything if entry[2] in names]
 
 

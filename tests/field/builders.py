@@ -75,9 +75,7 @@ def create_executions(connection: sqlite3.Connection, columns: int, *, altered: 
     if columns > 8:
         connection.execute("CREATE INDEX idx_agent_executions_run ON agent_executions(run_id)")
     if columns > 10:
-        connection.execute(
-            "CREATE INDEX idx_agent_executions_branch ON agent_executions(spec_id, stage, branch_id)"
-        )
+        connection.execute("CREATE INDEX idx_agent_executions_branch ON agent_executions(spec_id, stage, branch_id)")
     connection.executemany(
         "INSERT INTO agent_executions (agent_id, spec_id, stage, phase_type, agent_name, spawned_at,"
         " completed_at, response_text) VALUES (?, 'SPEC-KIT-900', 'spec-plan', ?, ?, ?, ?, ?)",
@@ -154,13 +152,11 @@ def dual_write_build(path: Path) -> None:
                 continue  # the program died between its two transactions
             ms = 1_762_222_238_000 + artifact_id * 7
             run = connection.execute(
-                "INSERT INTO consensus_runs (spec_id, stage, run_timestamp, consensus_ok)"
-                " VALUES (?, ?, ?, 1)",
+                "INSERT INTO consensus_runs (spec_id, stage, run_timestamp, consensus_ok) VALUES (?, ?, ?, 1)",
                 (spec_id, stage, ms),
             ).lastrowid
             connection.execute(
-                "INSERT INTO agent_outputs (run_id, agent_name, content, output_timestamp)"
-                " VALUES (?, ?, ?, ?)",
+                "INSERT INTO agent_outputs (run_id, agent_name, content, output_timestamp) VALUES (?, ?, ?, ?)",
                 (run, agent_name, content, ms),
             )
         connection.execute("PRAGMA user_version = 1")
@@ -317,8 +313,8 @@ def odd_final_build(path: Path) -> None:
             INSERT INTO agent_outputs VALUES (303, 303, 'a', NULL, 'year 0', -62135596800001);
             INSERT INTO consensus_runs VALUES (304, 'SPEC-TIME', 'plan', 'not a date', 1, 0, NULL);
             INSERT INTO agent_outputs VALUES (304, 304, 'a', NULL, 'text', 'not a date');
-            INSERT INTO consensus_runs VALUES (305, 'SPEC-TIME', 'plan', 1.5, 1, 0, NULL);
-            INSERT INTO agent_outputs VALUES (305, 305, 'a', NULL, 'real', 1.5);
+            INSERT INTO consensus_runs VALUES (305, 'SPEC-TIME', 'plan', 0.1, 1, 0, NULL);
+            INSERT INTO agent_outputs VALUES (305, 305, 'a', NULL, 'real', 0.1);
             INSERT INTO consensus_runs VALUES (306, 'SPEC-TIME', 'plan', x'00ff', 1, 0, NULL);
             INSERT INTO agent_outputs VALUES (306, 306, 'a', NULL, x'00ff', x'00ff');
             INSERT INTO consensus_runs VALUES (307, 'SPEC-TIME', 'plan', '2025-11-04 02:23:58.5', 1, 0, NULL);
@@ -345,8 +341,7 @@ def damaged(path: Path) -> None:
     first_version(path)
     with writing(path) as connection:
         connection.executescript(
-            "CREATE TABLE consensus_runs (run TEXT, passed INTEGER);"
-            " INSERT INTO consensus_runs VALUES ('r', 1);"
+            "CREATE TABLE consensus_runs (run TEXT, passed INTEGER); INSERT INTO consensus_runs VALUES ('r', 1);"
         )
 
 
@@ -360,9 +355,7 @@ def damaged_outputs(path: Path) -> None:
 def damaged_artifacts(path: Path) -> None:
     """A legacy table that lacks a column."""
     with writing(path) as connection:
-        connection.execute(
-            "CREATE TABLE consensus_artifacts (id INTEGER PRIMARY KEY, spec_id TEXT, stage TEXT)"
-        )
+        connection.execute("CREATE TABLE consensus_artifacts (id INTEGER PRIMARY KEY, spec_id TEXT, stage TEXT)")
 
 
 def damaged_key(path: Path) -> None:

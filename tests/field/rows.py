@@ -144,10 +144,7 @@ ODD_ARTIFACTS: Mapping[str, Mapping[str, Any]] = {
     "response_blob": {**ROUND, "content_json": "{}", "response_text": b"\x00\xff"},
     "response_invalid": {**ROUND, "content_json": "{}", "response_text": bytes_as_text(b"\xff\xfe")},
     "big": {**ROUND, "content_json": '{"x": "' + "é" * (BIG // 2) + '"}'},
-    **{
-        f"time_{name}": {**ROUND, "created_at": at, "content_json": f"time {name}"}
-        for name, at in TIMES.items()
-    },
+    **{f"time_{name}": {**ROUND, "created_at": at, "content_json": f"time {name}"} for name, at in TIMES.items()},
     **{f"content_{name}": {**ROUND, "content_json": content} for name, content in CONTENTS.items()},
     # ids last: they set the sequence
     "id_gap": {**ROUND, "id": 100_000, "content_json": "after a gap"},
@@ -206,9 +203,7 @@ def insert(connection: sqlite3.Connection, table: str, columns: Mapping[str, Any
     """
     values = [value.expression if isinstance(value, Sql) else f":{name}" for name, value in columns.items()]
     parameters = {name: value for name, value in columns.items() if not isinstance(value, Sql)}
-    cursor = connection.execute(
-        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(values)})", parameters
-    )
+    cursor = connection.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(values)})", parameters)
     assert cursor.lastrowid is not None
     return cursor.lastrowid
 

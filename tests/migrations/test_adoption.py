@@ -69,11 +69,21 @@ def test_upgrade_reaches_the_head_once(name: str, path: Path, open_engine: Open)
     assert schema.inspect(engine).kind is adoption.Kind.MANAGED
     assert not schema.inspect(engine).needs_upgrade
     assert read(path, "SELECT phase, epoch, carrying FROM consensus_orm_state") == [(phase, 0, 0)]
-    assert read(path, "SELECT action, from_phase, to_phase FROM consensus_orm_history") == [
-        ("adopt", None, phase)
-    ]
+    assert read(path, "SELECT action, from_phase, to_phase FROM consensus_orm_history") == [("adopt", None, phase)]
     assert set(oracle.LEGACY) <= set(oracle.tables(path)) or phase == 5
     assert not [table for table in oracle.tables(path) if "founding" in table]
+
+
+WRONG = {
+    "damaged": "consensus_runs has not",
+    "damaged_outputs": "agent_outputs has a column .* 'score'",
+    "damaged_artifacts": "consensus_artifacts has not",
+    "damaged_key": "key of table consensus_artifacts",
+    "damaged_required": "consensus_artifacts has a column .* 'tenant'",
+    "damaged_view": "consensus_artifacts is a view",
+    "damaged_executions": "agent_executions has not",
+    "damaged_control": "consensus_orm_state is there",
+}
 
 
 @pytest.mark.parametrize("name", builders.DAMAGED)
@@ -82,7 +92,7 @@ def test_what_cannot_be_adopted_is_refused_untouched(name: str, path: Path, open
     builders.DAMAGED[name](path)
     before = oracle.sha256(path)
 
-    with pytest.raises(errors.UnknownSchemaError) as raised:
+    with pytest.raises(errors.UnknownSchemaError, match=WRONG[name]) as raised:
         schema.upgrade(open_engine(path), SETTINGS)
 
     assert raised.value.hint

@@ -99,10 +99,8 @@ def test_a_quarantined_row_can_be_rebuilt_exactly(path: Path, open_engine: Open)
             assert tuple(image[name] for name in RUNS) == runs[image["id"]]
 
 
-@pytest.mark.parametrize("build", [builders.half_written_dual_writes, builders.odd_final_build])
-def test_no_id_of_a_founding_table_is_given_again(
-    build: builders.Builder, path: Path, open_engine: Open
-) -> None:
+@pytest.mark.parametrize("build", [builders.half_written_dual_writes, builders.final_build, builders.odd_final_build])
+def test_no_id_of_a_founding_table_is_given_again(build: builders.Builder, path: Path, open_engine: Open) -> None:
     """The sequences go on where the founding ones stood, deleted rows included."""
     build(path)
     before = oracle.sequences(path)
@@ -122,6 +120,7 @@ def test_every_output_of_the_final_build_is_carried(path: Path, open_engine: Ope
     """Outputs keep id, agent, model and content in type and bytes; one without a run is a reject instead."""
     builders.odd_final_build(path)
     kept = ["id", "agent_name", "model_version", "content"]
+    marked = ["mirrored", "response_text"]
     before = cells(path, kept, "FROM agent_outputs ORDER BY id")
 
     upgraded(path, open_engine)
@@ -130,6 +129,8 @@ def test_every_output_of_the_final_build_is_carried(path: Path, open_engine: Ope
     orphan = [row for row in before if row[0] == ("integer", b"206".hex())]
     assert Counter(after) + Counter(orphan) == Counter(before)
     assert rejected_ids(path, "agent_outputs") == [206]
+    # Adopted means vouched for: no later phase takes them for rows of a foreign program.
+    assert set(cells(path, marked, "FROM agent_outputs")) == {(("integer", b"1".hex()), ("null", ""))}
 
 
 def test_runs_are_one_per_identity(path: Path, open_engine: Open) -> None:
@@ -211,9 +212,7 @@ def test_every_founding_run_is_accounted_for(path: Path, open_engine: Open) -> N
     settled = set(rejected_ids(path, "consensus_runs"))
     syntheses = {row[0] for row in cells(path, ["id"], "FROM consensus_syntheses")}
     for run in before:
-        plain = (
-            run[4:] == (("integer", "31"), ("integer", "30"), ("null", "")) and times.get(run[0]) == run[3]
-        )
+        plain = run[4:] == (("integer", "31"), ("integer", "30"), ("null", "")) and times.get(run[0]) == run[3]
         if int(bytes.fromhex(run[0][1])) not in settled and run[0] not in syntheses and not plain:
             lost.append(run)
     assert lost == []

@@ -67,9 +67,7 @@ def test_history_is_one_line_and_the_program_knows_it() -> None:
 def test_revisions_import_no_model() -> None:
     """A revision goes on doing what it does today: it takes nothing from modules that change."""
     for script in (schema.script_location() / "versions").glob("*.py"):
-        imports = [
-            line for line in script.read_text().splitlines() if "consensus_orm" in line and "import" in line
-        ]
+        imports = [line for line in script.read_text().splitlines() if "consensus_orm" in line and "import" in line]
         assert imports in ([], ["from consensus_orm.errors import DowngradeRefusedError"])
 
 
@@ -248,9 +246,7 @@ def test_a_failing_revision_leaves_nothing_behind(
     build = builders.KINDS[name][2]
     build(path)
     before = images(path)
-    own_revisions(
-        "def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('SELECT nonsense')\n"
-    )
+    own_revisions("def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('SELECT nonsense')\n")
 
     with pytest.raises(errors.StorageError):
         schema.upgrade(open_engine(path), SETTINGS)
