@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from consensus_orm import errors, ledger
 from consensus_orm.migration import audit as audit_records
 from consensus_orm.migration import gates
-from consensus_orm.migration.backfill import BackfillReport, Progress, backfill
+from consensus_orm.migration.backfill import BackfillReport, Progress, backfill, require_dual_write
 from consensus_orm.migration.carry import carry, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
-from consensus_orm.migration.verify import VerifyReport, verify
+from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
 from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -116,6 +116,7 @@ class Migration:
         Raises:
             WrongPhaseError: Both sides are not being written.
         """
+        require_dual_write(self.phase)  # before a unit of work that writes would prepare the file
         return backfill(self._writing, progress)
 
     def verify(self, progress: Watch = None) -> VerifyReport:
@@ -130,6 +131,7 @@ class Migration:
         Raises:
             WrongPhaseError: There is only one side.
         """
+        require_two_sides(self.phase)
         return verify(self._reading, self._writing, progress)
 
     def reconcile(self, *, dry_run: bool = False, progress: Watch = None) -> ReconcileReport:
@@ -145,6 +147,7 @@ class Migration:
         Raises:
             WrongPhaseError: There is only one side.
         """
+        require_two_sides(self.phase)
         return reconcile(self._reading, self._writing, dry_run=dry_run, progress=progress)
 
     def advance(

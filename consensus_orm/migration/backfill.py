@@ -17,7 +17,7 @@ from consensus_orm.migration.carry import carry, drain, reject_unequal
 from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["BackfillReport", "Progress", "backfill", "is_finished"]
+__all__ = ["BackfillReport", "Progress", "backfill", "is_finished", "require_dual_write"]
 
 LOCK_GOAL = 0.025
 """Seconds a chunk aims to hold the write lock; half of what a writer should ever wait for it."""
@@ -72,7 +72,7 @@ def backfill(
     """
     started, rows, rejects = time.monotonic(), 0, 0
     with unit_of_work() as uow:
-        _require_dual_write(uow.phase)
+        require_dual_write(uow.phase)
         pairs = uow.statements.mapping.pairs
     for pair in pairs:
         chunk = _Chunks(unit_of_work, pair, progress)
@@ -87,11 +87,12 @@ def backfill(
 
 def _drain_once(unit_of_work: Callable[[], UnitOfWork]) -> int:
     with unit_of_work() as uow:
-        _require_dual_write(uow.phase)
+        require_dual_write(uow.phase)
         return drain(uow)
 
 
-def _require_dual_write(phase: Phase) -> None:
+def require_dual_write(phase: Phase) -> None:
+    """Refuse a phase in which rows would be missed, or have nowhere to go."""
     if not phase.compares:
         hint = "run: consensus-orm advance dual_write" if phase < Phase.DUAL_WRITE else "there is nothing to do"
         raise errors.WrongPhaseError(
@@ -127,7 +128,7 @@ class _Chunks:
     def next(self) -> bool:
         """Carry one more chunk; False where there is none."""
         with self.unit_of_work() as uow:
-            _require_dual_write(uow.phase)
+            require_dual_write(uow.phase)
             begun = time.monotonic()
             done, more = self._carry(uow)
             self.size = self._fitting(uow, time.monotonic() - begun)

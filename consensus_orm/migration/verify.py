@@ -19,7 +19,7 @@ from consensus_orm.migration.backfill import Progress, rejected
 from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["Difference", "Seen", "VerifyReport", "scan", "verify"]
+__all__ = ["Difference", "Seen", "VerifyReport", "require_two_sides", "scan", "verify"]
 
 CHUNK_ROWS = 5000
 """Rows compared by one statement; between 1000 and 10,000 the rate is the same (measured)."""
@@ -124,18 +124,23 @@ def scan(reading: Callable[[], UnitOfWork], progress: Callable[[Progress], objec
     """
     seen = Seen()
     with reading() as uow:
-        if not uow.phase.writes_normalized:
-            raise errors.WrongPhaseError(
-                f"verify compares two sides, and in {uow.phase.name} there is only one",
-                hint="run: consensus-orm advance dual_write",
-                phase=uow.phase,
-            )
+        require_two_sides(uow.phase)
         seen.changes, seen.epoch = ledger.last_change(uow), uow.epoch
         for pair in uow.statements.mapping.pairs:
             _Comparison(uow, pair, seen, progress).run()
         for parent in uow.statements.mapping.parents:
             seen.parents[parent.table.name] = list(_wrong_parents(uow, parent))
     return seen
+
+
+def require_two_sides(phase: Phase) -> None:
+    """Refuse a phase in which there is nothing to compare."""
+    if not phase.writes_normalized:
+        raise errors.WrongPhaseError(
+            f"this compares two sides, and in {phase.name} there is only one",
+            hint="run: consensus-orm advance dual_write",
+            phase=phase,
+        )
 
 
 class _Comparison:
