@@ -328,7 +328,8 @@ def test_two_processes_upgrade_at_once(name: str, path: Path) -> None:
         process.stdin.flush()
     answers = [process.communicate(timeout=60) for process in processes]
 
-    assert [error for _, error in answers] == ["", "", ""]
+    # Whoever finds the others at the file logs that it cannot have WAL, which is no error.
+    assert [process.returncode for process in processes] == [0, 0, 0], answers
     assert sorted(int(out) for out, _ in answers) == [0, 0, len(adoption.REVISIONS)]
     with oracle.reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM consensus_orm_history").fetchone() == (1,)
