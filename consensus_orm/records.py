@@ -141,8 +141,11 @@ class Execution(Record):
 
 
 def time_of_ms(milliseconds: int) -> datetime | None:
-    """A time from ms since 1970 UTC; None for 0, which stands for no time."""
+    """A time from ms since 1970 UTC; None for 0, which stands for no time, and for what Python has no word for."""
     if not milliseconds:
         return None
     seconds, rest = divmod(milliseconds, 1000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
+    try:
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
+    except (ValueError, OverflowError):  # SQLite knows the year 0, datetime begins with 1
+        return None
