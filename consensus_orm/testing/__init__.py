@@ -1,0 +1,94 @@
+"""The testing kit: factories for every model and record, odd rows, stores in every phase, and counted statements.
+
+Needs the extra `testing` (factory-boy). The pytest plugin `consensus_orm.testing.plugin` is found by pytest on
+its own; its fixtures are `consensus_store`, `every_phase`, `every_flip` and `query_counter`.
+
+    from consensus_orm.testing import ConsensusArtifactFactory, artifact_values, legacy_file, take_to
+
+    with legacy_file(path):                                     # a file as programs of the field left it
+        ConsensusArtifactFactory.create_batch(3)                # one round: same spec, stage and second
+        ConsensusArtifactFactory.create(time_shape="iso", content_shape="invalid_utf8")
+    with ConsensusStore.open(path) as store:
+        take_to(store, Phase.CUTOVER)
+        with store.unit_of_work() as uow:
+            uow.artifacts.add(**artifact_values(agent_name="claude"))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consensus_orm.testing.models import (
+        AgentExecutionFactory,
+        AgentOutputFactory,
+        ConsensusArtifactFactory,
+        ConsensusRunFactory,
+        ConsensusSynthesisFactory,
+        ConsensusSynthesisRecordFactory,
+        twins,
+    )
+    from consensus_orm.testing.phases import legacy_file, legacy_history, take_to
+    from consensus_orm.testing.queries import QueryLog, count_queries
+    from consensus_orm.testing.records import (
+        AgentOutputRecordFactory,
+        ArtifactFactory,
+        ExecutionFactory,
+        RunFactory,
+        SynthesisFactory,
+    )
+    from consensus_orm.testing.session import session_on, use_session
+    from consensus_orm.testing.shapes import CONTENTS, RUN_IDS, SECOND, TIMES
+    from consensus_orm.testing.values import (
+        ArtifactValuesFactory,
+        SpawnValuesFactory,
+        SynthesisValuesFactory,
+        artifact_values,
+        spawn_values,
+        synthesis_values,
+    )
+
+__all__ = [
+    "CONTENTS",
+    "RUN_IDS",
+    "SECOND",
+    "TIMES",
+    "AgentExecutionFactory",
+    "AgentOutputFactory",
+    "AgentOutputRecordFactory",
+    "ArtifactFactory",
+    "ArtifactValuesFactory",
+    "ConsensusArtifactFactory",
+    "ConsensusRunFactory",
+    "ConsensusSynthesisFactory",
+    "ConsensusSynthesisRecordFactory",
+    "ExecutionFactory",
+    "QueryLog",
+    "RunFactory",
+    "SpawnValuesFactory",
+    "SynthesisFactory",
+    "SynthesisValuesFactory",
+    "artifact_values",
+    "count_queries",
+    "legacy_file",
+    "legacy_history",
+    "session_on",
+    "spawn_values",
+    "synthesis_values",
+    "take_to",
+    "twins",
+    "use_session",
+]
+
+_MODULES = ("models", "records", "values", "shapes", "session", "phases", "queries")
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: pytest loads the plugin, and so this package, in every run of every project.
+    if name in __all__:
+        for module in _MODULES:
+            found = importlib.import_module(f"{__name__}.{module}")
+            if name in found.__all__:
+                return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,273 @@
+"""One factory per model. They write with the session of `use_session`, flush, and expire what they made.
+
+Every shape of a row of the field has a name: `time_shape`, `content_shape` and `run_shape` take the keys of
+`TIMES`, `CONTENTS` and `RUN_IDS`; traits make the rest. Columns can be given as well, of course.
+"""
+
+# ruff: noqa: D106 - Meta and Params are words of factory-boy
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import ColumnElement, Text, cast, inspect, literal, null
+from sqlalchemy.orm import DeclarativeBase
+
+from consensus_orm.consensus import ARTIFACTS, RUNS, SYNTHESES
+from consensus_orm.mapping import Expression, Row
+from consensus_orm.models.executions import AgentExecution
+from consensus_orm.models.legacy import ConsensusArtifact, ConsensusSynthesis
+from consensus_orm.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
+from consensus_orm.testing._factory import (
+    Factory,
+    Iterator,
+    LazyAttribute,
+    SelfAttribute,
+    Sequence,
+    SQLAlchemyModelFactory,
+    SubFactory,
+    Trait,
+    choice,
+)
+from consensus_orm.testing.session import current_session
+from consensus_orm.testing.shapes import BIG_ID, CONTENTS, RUN_IDS, TIMES
+from consensus_orm.unit_of_work import storable
+
+__all__ = [
+    "AgentExecutionFactory",
+    "AgentOutputFactory",
+    "ConsensusArtifactFactory",
+    "ConsensusRunFactory",
+    "ConsensusSynthesisFactory",
+    "ConsensusSynthesisRecordFactory",
+    "ModelFactory",
+    "twins",
+]
+
+M = TypeVar("M", bound=DeclarativeBase)
+
+
+class ModelFactory(SQLAlchemyModelFactory, Factory[M], Generic[M]):
+    """Base of the factories of models: what was made is read back from the database.
+
+    None is NULL, also in a column with a default; text that is no UTF-8 is stored as the bytes it stands for.
+    """
+
+    class Meta:
+        abstract = True
+        sqlalchemy_session_factory = current_session
+
+    @classmethod
+    def _save(cls, model_class: type[M], session: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> M:
+        made = model_class(*args, **{name: _stored(value) for name, value in kwargs.items()})
+        session.add(made)
+        session.flush()
+        session.expire(made)
+        return made
+
+
+def _stored(value: Any) -> Any:
+    if value is None:
+        return null()  # None alone would let a default of the database speak
+    raw = storable(value) if isinstance(value, str) else value
+    if isinstance(value, str) and raw != value.encode("utf-8", "replace"):
+        return cast(literal(raw), Text)
+    return value
+
+
+def twins(model_factory: type[ModelFactory[M]], count: int = 2, **values: Any) -> list[M]:
+    """Make rows that are equal in everything but the id.
+
+    Args:
+        model_factory: The factory to make them with.
+        count: How many.
+        **values: What the factory takes.
+
+    Returns:
+        The rows.
+    """
+    first = model_factory.create(**values)
+    keys = {column.key for column in inspect(type(first)).primary_key}
+    same = {c.key: getattr(first, c.key) for c in inspect(type(first)).column_attrs if c.key not in keys}
+    return [first, *(model_factory.create(**same) for _ in range(count - 1))]
+
+
+class ConsensusArtifactFactory(ModelFactory[ConsensusArtifact]):
+    """Legacy artifacts. A batch of them is a round: the same spec, stage and second."""
+
+    class Meta:
+        model = ConsensusArtifact
+
+    class Params:
+        time_shape = "second"
+        content_shape = "json"
+        run_shape = "null"
+        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
+        verdict = Trait(agent_name="consensus-verdict")
+
+    spec_id = "SPEC-KIT-900"
+    stage = "spec-plan"
+    agent_name = Iterator(["gemini", "claude", "code", "gpt_pro"])
+    content_json: Any = choice("content_shape", CONTENTS)
+    response_text: Any = None
+    run_id: Any = choice("run_shape", RUN_IDS)
+    created_at: Any = choice("time_shape", TIMES)
+
+
+class ConsensusSynthesisFactory(ModelFactory[ConsensusSynthesis]):
+    """Legacy syntheses; `degraded_flag`, `degraded_status`, `degraded_null` and `failed` say how it went."""
+
+    class Meta:
+        model = ConsensusSynthesis
+
+    class Params:
+        time_shape = "second"
+        content_shape = "json"
+        run_shape = "null"
+        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
+        degraded_flag = Trait(degraded=1)
+        degraded_status = Trait(status="degraded")
+        degraded_null = Trait(degraded=None)
+        failed = Trait(status="failed")
+
+    spec_id = "SPEC-KIT-900"
+    stage = "spec-plan"
+    output_markdown: Any = choice("content_shape", CONTENTS)
+    output_path: Any = None
+    status: Any = "ok"
+    artifacts_count: Any = 4
+    agreements: Any = '["both"]'
+    conflicts: Any = "[]"
+    degraded: Any = 0
+    run_id: Any = choice("run_shape", RUN_IDS)
+    created_at: Any = choice("time_shape", TIMES)
+
+
+def _follows(rule: Expression, *columns: str, **parameters: str) -> Any:
+    """A normalized column that follows from a legacy row, by the rule of the mapping itself."""
+
+    def value(o: Any) -> ColumnElement[Any]:
+        given = {name: getattr(o, name) for name in columns} | {n: getattr(o, p) for n, p in parameters.items()}
+        return rule(Row({name: _expression(v) for name, v in given.items()}))
+
+    return LazyAttribute(value)
+
+
+def _expression(value: Any) -> ColumnElement[Any]:
+    stored = _stored(value)
+    return stored if isinstance(stored, ColumnElement) else literal(stored)
+
+
+class ConsensusRunFactory(ModelFactory[ConsensusRun]):
+    """Runs, each of a spec of its own. What follows from rows is derived from `time_shape` and `run_shape`."""
+
+    class Meta:
+        model = ConsensusRun
+
+    class Params:
+        time_shape = "second"
+        run_shape = "null"
+        created_at: Any = choice("time_shape", TIMES)
+        foreign = Trait(run_key=None)
+
+    spec_id = Sequence(lambda n: f"SPEC-KIT-{n}")
+    stage = "spec-plan"
+    run_id: Any = choice("run_shape", RUN_IDS)
+    run_key: Any = _follows(RUNS.computed[ConsensusRun.run_key], "run_id", "created_at")
+    run_timestamp: Any = _follows(ARTIFACTS.computed[AgentOutput.output_timestamp], "created_at")
+    consensus_ok: Any = True
+    degraded: Any = False
+    synthesis_json: Any = None
+
+
+class AgentOutputFactory(ModelFactory[AgentOutput]):
+    """Outputs, each in a run of its own unless `run` is given; `foreign` is one of a founding program."""
+
+    class Meta:
+        model = AgentOutput
+
+    class Params:
+        time_shape = "second"
+        content_shape = "json"
+        run_shape = "null"
+        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
+        foreign = Trait(
+            mirrored=False,
+            output_timestamp=1_762_222_238_123,
+            created_at=None,
+            run=SubFactory(ConsensusRunFactory, foreign=True, run_timestamp=1_762_222_238_123),
+        )
+
+    run = SubFactory(
+        ConsensusRunFactory,
+        time_shape=SelfAttribute("..time_shape"),
+        run_shape=SelfAttribute("..run_shape"),
+    )
+    agent_name = Iterator(["gemini", "claude", "code", "gpt_pro"])
+    model_version: Any = None
+    created_at: Any = choice("time_shape", TIMES)
+    output_timestamp: Any = _follows(ARTIFACTS.computed[AgentOutput.output_timestamp], "created_at")
+    mirrored: Any = True
+    response_text: Any = None
+    content: Any = choice("content_shape", CONTENTS)
+
+
+class ConsensusSynthesisRecordFactory(ModelFactory[ConsensusSynthesisRecord]):
+    """Normalized syntheses, each in a run of its own unless `run` is given."""
+
+    class Meta:
+        model = ConsensusSynthesisRecord
+
+    class Params:
+        time_shape = "second"
+        content_shape = "json"
+        run_shape = "null"
+        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
+        degraded_flag = Trait(degraded=1)
+        degraded_status = Trait(status="degraded")
+        degraded_null = Trait(degraded=None)
+        failed = Trait(status="failed")
+
+    run = SubFactory(
+        ConsensusRunFactory,
+        time_shape=SelfAttribute("..time_shape"),
+        run_shape=SelfAttribute("..run_shape"),
+    )
+    status: Any = "ok"
+    artifacts_count: Any = 4
+    degraded: Any = 0
+    created_at: Any = choice("time_shape", TIMES)
+    synthesis_timestamp: Any = _follows(SYNTHESES.computed[ConsensusSynthesisRecord.synthesis_timestamp], "created_at")
+    mirrored: Any = True
+    output_path: Any = None
+    agreements: Any = '["both"]'
+    conflicts: Any = "[]"
+    output_markdown: Any = choice("content_shape", CONTENTS)
+
+
+class AgentExecutionFactory(ModelFactory[AgentExecution]):
+    """Executions in flight; `completed` and `failed` (an extraction failure) say how they ended.
+
+    The file must have all 11 columns, as one made by `upgrade` has.
+    """
+
+    class Meta:
+        model = AgentExecution
+
+    class Params:
+        completed = Trait(completed_at="2025-11-04 02:23:58", response_text='{"ok": true}')
+        failed = Trait(
+            completed_at="2025-11-04 02:23:58", response_text="no JSON \U0001f600", extraction_error="no JSON found"
+        )
+
+    agent_id = Sequence(lambda n: f"agent-{n}")
+    spec_id = "SPEC-KIT-900"
+    stage = "spec-plan"
+    phase_type = "regular_stage"
+    agent_name = Iterator(["gemini", "claude", "code", "gpt_pro"])
+    run_id: Any = None
+    spawned_at: Any = "2025-11-04 02:20:00"
+    completed_at: Any = None
+    response_text: Any = None
+    extraction_error: Any = None
+    branch_id: Any = None

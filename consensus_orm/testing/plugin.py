@@ -1,0 +1,171 @@
+"""The pytest plugin: stores on temporary files, in every phase, and statements counted.
+
+pytest finds it by its entry point; nothing of it is imported before a test asks for a fixture. Turn it off
+with `-p no:consensus_orm`.
+
+- `consensus_store`: a store on a file of its own, its schema made by `upgrade`, at CONTRACT like any new file.
+- `every_phase`: the test runs five times, with a store at each phase. The store began as a legacy file, was
+  filled by `consensus_history`, and was taken to the phase as an operator would: upgrade, backfill, verify,
+  advance. Reads must not tell the phases apart, so a test written against it holds in all of them.
+- `every_flip`: the test runs eight times, once for each step from a phase to the next and back. It has the
+  `store`, the phases `before` and `after`, and `flip()`.
+- `query_counter`: `with query_counter(store) as queries:` lists the statements that were really sent.
+
+Two fixtures are there to be overridden: `consensus_history` (a function that makes the legacy file at a path;
+give a module's function, its work is done once per session) and `consensus_settings` (what stores are opened
+with; no soak times by default).
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from consensus_orm.phase import Phase
+    from consensus_orm.settings import Settings
+    from consensus_orm.store import ConsensusStore
+    from consensus_orm.testing.queries import QueryLog
+    from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["Flip", "History", "QueryCounter"]
+
+History = Callable[[Path], object]
+"""Makes a legacy file at a path."""
+
+QueryCounter = Callable[["ConsensusStore | UnitOfWork"], AbstractContextManager["QueryLog"]]
+"""Lists the statements sent while its block lasts."""
+
+_PHASES = ("EXPAND", "DUAL_WRITE", "CUTOVER", "NORMALIZED", "CONTRACT")
+_FLIPS = (*itertools.pairwise(_PHASES), *itertools.pairwise(_PHASES[::-1]))
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A step from one phase to the next, or to the one before.
+
+    Attributes:
+        store: At the phase before the step.
+        before: That phase.
+        after: The phase it leads to.
+    """
+
+    store: ConsensusStore
+    before: Phase
+    after: Phase
+
+    def flip(self) -> None:
+        """Take the step."""
+        from consensus_orm.testing.phases import take_to
+
+        take_to(self.store, self.after)
+
+
+class _Templates:
+    """Files that were made once and are copied for each test."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[tuple[object, str], Path] = {}
+
+    def copy(self, history: History | None, phase: str, target: Path) -> None:
+        """Copy the file of a history at a phase; without a history, a new file."""
+        if (history, phase) not in self._made:
+            self._made[history, phase] = self._make(history, phase)
+        shutil.copyfile(self._made[history, phase], target)
+
+    def _make(self, history: History | None, phase: str) -> Path:
+        from consensus_orm.phase import Phase
+        from consensus_orm.settings import Settings
+        from consensus_orm.store import ConsensusStore
+        from consensus_orm.testing.phases import take_to
+
+        path = self._folder / f"{len(self._made)}-{phase.lower()}.db"
+        if history is not None:
+            history(path)
+        with ConsensusStore.open(path, settings=Settings(chunk_pause="0")) as store:
+            take_to(store, Phase[phase])
+        return path
+
+
+@pytest.fixture(scope="session")
+def _consensus_templates(tmp_path_factory: pytest.TempPathFactory) -> _Templates:
+    return _Templates(tmp_path_factory.mktemp("consensus_orm"))
+
+
+@pytest.fixture
+def consensus_settings() -> Settings:
+    """What the stores of these fixtures are opened with; override it for others."""
+    from consensus_orm.settings import Settings
+
+    return Settings(soak_dual_write="0", soak_cutover="0", soak_normalized="0", chunk_pause="0")
+
+
+@pytest.fixture
+def consensus_history() -> History:
+    """What makes the legacy file that `every_phase` and `every_flip` begin with; override it for another."""
+    from consensus_orm.testing.phases import legacy_history
+
+    return legacy_history
+
+
+@pytest.fixture
+def consensus_store(
+    _consensus_templates: _Templates, tmp_path: Path, consensus_settings: Settings
+) -> Iterator[ConsensusStore]:
+    """A store on a temporary file, its schema made by `upgrade`."""
+    yield from _opened(_consensus_templates, None, "CONTRACT", tmp_path, consensus_settings)
+
+
+@pytest.fixture(params=_PHASES, ids=str.lower)
+def every_phase(
+    request: pytest.FixtureRequest,
+    _consensus_templates: _Templates,
+    tmp_path: Path,
+    consensus_history: History,
+    consensus_settings: Settings,
+) -> Iterator[ConsensusStore]:
+    """A store with a legacy history, at each of the five phases in turn."""
+    yield from _opened(_consensus_templates, consensus_history, request.param, tmp_path, consensus_settings)
+
+
+@pytest.fixture(params=_FLIPS, ids=lambda flip: f"{flip[0].lower()}_to_{flip[1].lower()}")
+def every_flip(
+    request: pytest.FixtureRequest,
+    _consensus_templates: _Templates,
+    tmp_path: Path,
+    consensus_history: History,
+    consensus_settings: Settings,
+) -> Iterator[Flip]:
+    """A store with a legacy history, before each step from a phase to its neighbour."""
+    from consensus_orm.phase import Phase
+
+    before, after = request.param
+    for store in _opened(_consensus_templates, consensus_history, before, tmp_path, consensus_settings):
+        yield Flip(store, Phase[before], Phase[after])
+
+
+@pytest.fixture
+def query_counter() -> QueryCounter:
+    """Lists the statements that were really sent while its block lasts; its length is their number."""
+    from consensus_orm.testing.queries import count_queries
+
+    return count_queries
+
+
+def _opened(
+    templates: _Templates, history: History | None, phase: str, folder: Path, settings: Settings
+) -> Iterator[ConsensusStore]:
+    from consensus_orm.store import ConsensusStore
+
+    path = folder / "consensus.db"
+    templates.copy(history, phase, path)
+    with ConsensusStore.open(path, settings=settings) as store:
+        yield store

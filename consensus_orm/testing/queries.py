@@ -1,0 +1,157 @@
+"""Statements that were really sent to SQLite, counted: counts do not flicker, times do."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, overload
+
+from sqlalchemy import event
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+    from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["QueryLog", "count_queries"]
+
+
+class QueryLog(Sequence[str]):
+    """The statements that were sent, in order, as they were written (parameters not filled in).
+
+    BEGIN and COMMIT are among them. What triggers do is not: nobody sent it. `executemany` counts once.
+    """
+
+    def __init__(self) -> None:
+        self._sent: list[str] = []
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return self._sent[index]
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{number}: {sql}" for number, sql in enumerate(self._sent))
+
+    @property
+    def verbs(self) -> list[str]:
+        """The first word of each statement."""
+        return [sql.split(None, 1)[0].upper() for sql in self._sent]
+
+    def mentioning(self, word: str) -> list[str]:
+        """The statements that contain a word, in any case of letters.
+
+        Args:
+            word: For example the name of a table.
+        """
+        return [sql for sql in self._sent if word.lower() in sql.lower()]
+
+    def clear(self) -> None:
+        """Forget what was sent so far."""
+        self._sent.clear()
+
+
+class _Watch:
+    """One connection under watch.
+
+    SQLite's own trace says what ran; it repeats a statement for each trigger it fires and knows it only with
+    its parameters filled in, so the cursor says which statement is being executed.
+    """
+
+    def __init__(self, log: QueryLog, connection: sqlite3.Connection) -> None:
+        self.log = log
+        self.executing: str | None = None
+        self.in_script = False
+        watch = self
+
+        class Cursor(sqlite3.Cursor):
+            def execute(self, sql: str, *parameters: Any) -> Any:
+                with watch.statement(sql):
+                    return super().execute(sql, *parameters)
+
+            def executemany(self, sql: str, *parameters: Any) -> Any:
+                with watch.statement(sql):
+                    return super().executemany(sql, *parameters)
+
+            def executescript(self, script: str) -> Any:
+                watch.in_script = True
+                try:
+                    return super().executescript(script)
+                finally:
+                    watch.in_script = False
+
+        self._connection = connection
+        # Shadow the methods of the class: those of the driver make cursors of their own kind.
+        vars(connection).update(
+            cursor=lambda factory=Cursor: sqlite3.Connection.cursor(connection, factory),
+            execute=lambda *arguments: Cursor(connection).execute(*arguments),
+            executemany=lambda *arguments: Cursor(connection).executemany(*arguments),
+            executescript=lambda script: Cursor(connection).executescript(script),
+        )
+        connection.set_trace_callback(self._traced)
+
+    @contextmanager
+    def statement(self, sql: str) -> Iterator[None]:
+        self.executing = sql
+        try:
+            yield
+        finally:
+            self.executing = None
+
+    def _traced(self, sql: str) -> None:
+        if self.executing is not None:
+            if self.executing:
+                self._log(self.executing)
+            self.executing = ""  # what follows until the end of this statement is done by triggers
+        elif not (self.in_script and self.log and self.log[-1] == sql.strip(" ;\n")):
+            self._log(sql)
+
+    def _log(self, sql: str) -> None:
+        self.log._sent.append(sql.strip(" ;\n"))
+
+    def stop(self) -> None:
+        with suppress(sqlite3.ProgrammingError):  # it may be closed by now
+            self._connection.set_trace_callback(None)
+        for name in ("cursor", "execute", "executemany", "executescript"):
+            vars(self._connection).pop(name, None)
+
+
+@contextmanager
+def count_queries(target: ConsensusStore | UnitOfWork) -> Iterator[QueryLog]:
+    """Watch what is sent to the database.
+
+    Args:
+        target: A store (all of its connections), or a unit of work that has begun (its connection alone).
+
+    Yields:
+        The statements; empty at first.
+    """
+    from consensus_orm.unit_of_work import UnitOfWork
+
+    log = QueryLog()
+    watches: dict[int, _Watch] = {}
+
+    def watch(connection: Any, *_: object) -> None:
+        if id(connection) not in watches:
+            watches[id(connection)] = _Watch(log, connection)
+
+    if isinstance(target, UnitOfWork):
+        watch(target._connected)
+        try:
+            yield log
+        finally:
+            for each in watches.values():
+                each.stop()
+        return
+    event.listen(target.engine, "checkout", watch)
+    try:
+        yield log
+    finally:
+        event.remove(target.engine, "checkout", watch)
+        for each in watches.values():
+            each.stop()
