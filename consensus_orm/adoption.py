@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
 from consensus_orm import errors
 
-__all__ = ["EXECUTIONS", "LEGACY", "REVISIONS", "VERSION_TABLE", "Identity", "Kind", "identify"]
+__all__ = ["CONTROL", "EXECUTIONS", "LEGACY", "REVISIONS", "VERSION_TABLE", "Identity", "Kind", "identify"]
 
 VERSION_TABLE = "consensus_orm_version"
 """Ours alone: another program that shares the file may have an alembic_version of its own."""
 
 REVISIONS = ("0001", "0002", "0003", "0004")
 """The revisions this program knows, oldest first; a store opens without asking alembic."""
+
+CONTROL = REVISIONS[0]
+"""The revision that makes what a migration keeps about itself, whatever is moved."""
 
 LEGACY: Mapping[str, tuple[str, ...]] = {
     "consensus_artifacts": (
@@ -73,16 +76,18 @@ class Identity:
         kind: Which program made it.
         legacy_tables: Those of the two legacy tables that exist.
         version: Its revision; None where it never had one.
+        wanted: The revision it is to have.
     """
 
     kind: Kind
     legacy_tables: frozenset[str]
     version: str | None
+    wanted: str = field(default_factory=lambda: REVISIONS[-1])
 
     @property
     def needs_upgrade(self) -> bool:
         """Whether there are revisions it has not seen."""
-        return self.version != REVISIONS[-1]
+        return self.version != self.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +146,7 @@ def _kind(legacy: _Tables, founding: _Tables, executions: bool) -> Kind:
 
 
 def _is_ours(name: str) -> bool:
-    return (
-        name in LEGACY or name in FOUNDING or name in (EXECUTIONS, "consensus_syntheses") or _is_control(name)
-    )
+    return name in LEGACY or name in FOUNDING or name in (EXECUTIONS, "consensus_syntheses") or _is_control(name)
 
 
 def _is_control(name: str) -> bool:
@@ -194,9 +197,7 @@ def _check(
 ) -> None:
     """Refuse a table that lacks a column, has another key, or has one more that must be given."""
     _check_columns(name, columns, expected)
-    if [column for column, facts in columns.items() if facts.primary] != [key] or columns[
-        key
-    ].type != key_type:
+    if [column for column, facts in columns.items() if facts.primary] != [key] or columns[key].type != key_type:
         raise errors.UnknownSchemaError(
             f"the primary key of table {name} is not {key} {key_type}", table=name, column=key
         )

@@ -82,7 +82,8 @@ class Parent:
     Args:
         model: The mapped class; it has a single integer primary key.
         identity: The columns that tell one parent from another.
-        computed: Columns that are expressions on a legacy row.
+        computed: Columns that are expressions on a legacy row; like all that is computed or derived, these give
+            an integer, a text or NULL, whatever the row holds.
         derived: Columns that follow from all rows of the parent together.
     """
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,12 @@ def current(connection: sqlite3.Connection) -> str | None:
     return adoption.identify(connection).version
 
 
-def inspect(engine: Engine) -> Identity:
+def inspect(engine: Engine, legacy: Collection[str] | None = None) -> Identity:
     """Say what a database is, as of one snapshot; writes nothing.
 
     Args:
         engine: Where to look.
+        legacy: The legacy tables of another move than the one this package was made for.
 
     Returns:
         What `adoption.identify` found.
@@ -76,12 +78,26 @@ def inspect(engine: Engine) -> Identity:
         driver = engines.driver(pooled)
         engines.begin(driver, write=False)
         try:
-            return adoption.identify(driver)
+            return _identify(driver, legacy)
         finally:
             driver.rollback()
 
 
-def upgrade(engine: Engine, settings: Settings) -> list[str]:
+def _identify(driver: sqlite3.Connection, legacy: Collection[str] | None) -> Identity:
+    """What a file is to a move: one of other tables makes those itself, and wants the control tables alone."""
+    identity = adoption.identify(driver)
+    if legacy is None:
+        return identity
+    if identity.kind is not adoption.Kind.NEW and identity.version != adoption.CONTROL:
+        raise errors.SchemaError(
+            "this file holds the consensus tables, and a file holds one move", hint="use a file for each mapping"
+        )
+    there = {name for (name,) in driver.execute("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
+    found = frozenset(name for name in legacy if name.lower() in there)
+    return replace(identity, legacy_tables=found, wanted=adoption.CONTROL)
+
+
+def upgrade(engine: Engine, settings: Settings, legacy: Collection[str] | None = None) -> list[str]:
     """Bring a database to the newest revision, whatever program made it.
 
     Safe at any time, in every phase, and from two processes at once. All of it happens in one transaction: a
@@ -90,6 +106,8 @@ def upgrade(engine: Engine, settings: Settings) -> list[str]:
     Args:
         engine: What to upgrade.
         settings: Give the clock, and what a new file is prepared with.
+        legacy: The legacy tables of another move than the one this package was made for; where one of them
+            is there, the file starts at EXPAND.
 
     Returns:
         The revisions that were applied, oldest first; none where the schema was current.
@@ -98,18 +116,18 @@ def upgrade(engine: Engine, settings: Settings) -> list[str]:
         SchemaError: The database cannot be adopted. Nothing was changed.
         StorageError: The database could not do it. Nothing was changed.
     """
-    if not inspect(engine).needs_upgrade:
+    if not inspect(engine, legacy).needs_upgrade:
         return []
     engines.prepare(engine, settings)
     applied: list[str] = []
     with engines.translated(engine), changing(engine) as connection:
         # Asked again under the lock: another process may have been faster.
-        if adoption.identify(_driver(connection)).needs_upgrade:
+        identity = _identify(_driver(connection), legacy)
+        if identity.needs_upgrade:
             from alembic import command
 
-            command.upgrade(
-                configuration(connection=connection, applied=applied, clock=settings.clock), "head"
-            )
+            context = configuration(connection=connection, applied=applied, clock=settings.clock, legacy=legacy)
+            command.upgrade(context, identity.wanted)
     return applied
 
 
@@ -180,7 +198,7 @@ def configuration(**attributes: Any) -> Config:
 
     Args:
         **attributes: For `env.py`: `connection`, whose transaction holds the revisions; `applied`, a list
-            that takes their names; `clock`.
+            that takes their names; `clock`; `legacy`, the legacy tables of another move.
     """
     from alembic.config import Config
 
@@ -206,9 +224,7 @@ def include_object(object_: Any, name: str | None, type_: str, reflected: bool, 
     NOT NULL, which SQLite forgives.
     """
     if type_ == "table":
-        return name in metadata().tables and (
-            reflected or compare_to is not None or name not in adoption.LEGACY
-        )
+        return name in metadata().tables and (reflected or compare_to is not None or name not in adoption.LEGACY)
     table = getattr(object_, "table", None)
     if table is None or table.name not in _ALTERED_IN_THE_FIELD:
         return True

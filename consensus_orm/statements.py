@@ -134,8 +134,10 @@ class ParentStatements:
 
     @cached_property
     def refresh(self) -> str:
-        """Derive again what follows from the rows of the parents in `_keys`."""
+        """Derive again what follows from the rows of the parents in `_keys`; empty where nothing does."""
         table = self.parent.table
+        if not self.parent.derived:
+            return ""
         statement = update(table).values(self.derived(table)).where(in_keys(self.parent.key))
         return render(statement)
 
@@ -143,6 +145,8 @@ class ParentStatements:
     def refresh_in_range(self, pair: PairStatements) -> str:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
         table, rows = self.parent.table, pair.pair.table
+        if not self.parent.derived:
+            return ""
         linked = select(rows.c[_link(pair.pair)]).where(in_range(pair.pair.key))
         return render(update(table).values(self.derived(table)).where(self.parent.key.in_(linked)))
 
@@ -515,7 +519,10 @@ class PairStatements:
 
     @cached_property
     def adopt(self) -> tuple[str, ...]:
-        """Complete the rows in `_keys` that a program wrote which knows the founding normalized schema alone."""
+        """Complete the rows in `_keys` that a program wrote which knows the founding normalized schema alone.
+
+        Every row goes under the parent that its values name: a program may have changed the parent itself.
+        """
         table = self.pair.table
         foreign = and_(in_keys(self.pair.key), self._unmarked)
         steps = []
@@ -526,13 +533,14 @@ class PairStatements:
             }
             steps.append(render(update(table).values(made).where(foreign)))
         values: dict[str, Any] = {a.key: value(self.normalized_row()) for a, value in self.pair.computed.items()}
+        steps.append(render(update(table).values({**values, self.pair.marker.key: _TRUE}).where(foreign)))
         if self.pair.parent is not None:
-            parent = self.pair.parent.table
-            row, source = self.normalized_row(), self._joined(table, parent)
-            steps.append(self.carry_parents(foreign, row, source))
-            values[_link(self.pair)] = self._right_parent()
-        values[self.pair.marker.key] = _TRUE
-        return (*steps, render(update(table).values(values).where(foreign)))
+            row, source = self.normalized_row(), self._joined(table, self.pair.parent.table)
+            steps.append(self.carry_parents(in_keys(self.pair.key), row, source))
+            # A row whose parent is gone stays as it is, to be rejected.
+            right = func.coalesce(self._right_parent(), table.c[_link(self.pair)])
+            steps.append(render(update(table).values({_link(self.pair): right}).where(in_keys(self.pair.key))))
+        return tuple(steps)
 
     def _right_parent(self) -> ColumnElement[Any]:
         """The parent a normalized row belongs to by its identity, whichever it is linked to."""

@@ -86,6 +86,8 @@ class ConsensusStore:
         self.settings = settings
         self.migration = Migration(self)
         self._statements = Statements(mapping)
+        # Tables of another declaration are made by whoever declares them; only their legacy names are asked for.
+        self._legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
         self._identity = self._inspect()
 
     @classmethod
@@ -130,7 +132,7 @@ class ConsensusStore:
     def _inspect(self) -> adoption.Identity:
         if self.path is not None and not self.path.exists():
             return adoption.Identity(adoption.Kind.NEW, frozenset(), None)  # looking would create it
-        return schema.inspect(self.engine)
+        return schema.inspect(self.engine, self._legacy)
 
     @property
     def path(self) -> Path | None:
@@ -148,8 +150,8 @@ class ConsensusStore:
         Returns:
             The revisions that were applied.
         """
-        applied = schema.upgrade(self.engine, self.settings)
-        self._identity = schema.inspect(self.engine)
+        applied = schema.upgrade(self.engine, self.settings, self._legacy)
+        self._identity = schema.inspect(self.engine, self._legacy)
         with self._unit(read_only=True) as uow:
             stale = _stale_triggers(uow)
         if stale:
@@ -179,6 +181,7 @@ class ConsensusStore:
         uow._prepare = self._ensure_current
         uow._readable = self._identity.kind is not adoption.Kind.FINAL_BUILD
         uow._on_doubt = self._confirm
+        uow._on_alarm = self._fall_back
         return uow
 
     def _ensure_current(self) -> None:
@@ -190,6 +193,11 @@ class ConsensusStore:
         with self._unit() as uow:
             for name, keys in doubtful.items():
                 ledger.confirm(uow, uow.statements.mapping[name], keys, found_by="shadow_read")
+
+    def _fall_back(self, reason: str) -> None:
+        """Take reads back to the legacy side, where the settings say so."""
+        if self.settings.alarm_falls_back and self.migration.phase is Phase.CUTOVER:
+            self.migration.rollback(Phase.DUAL_WRITE, reason=f"alarm: {reason}")
 
     def run(
         self,

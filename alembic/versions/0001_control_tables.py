@@ -43,9 +43,16 @@ KEY = Untyped().with_variant(sa.Text(), "postgresql")
 
 
 def upgrade() -> None:
-    found = [name for name in sa.inspect(op.get_bind()).get_table_names() if name.lower() in FOUND]
+    legacy = _attribute("legacy") or LEGACY
+    ours = {name.lower() for name in (*FOUND, *legacy)}
+    found = [name for name in sa.inspect(op.get_bind()).get_table_names() if name.lower() in ours]
     _create_tables()
-    _adopt(found)
+    _adopt(found, EXPAND if {name.lower() for name in legacy} & {name.lower() for name in found} else CONTRACT)
+
+
+def _attribute(name: str) -> Any:
+    """What the program that runs the revisions says; nothing where alembic itself does."""
+    return op.get_context().config.attributes.get(name)  # type: ignore[union-attr]
 
 
 def _create_tables() -> None:
@@ -157,9 +164,8 @@ def _create_tables() -> None:
     )
 
 
-def _adopt(found: list[str]) -> None:
+def _adopt(found: list[str], phase: int) -> None:
     """Write down where the file starts, and which of our tables it had: a downgrade leaves those alone."""
-    phase = EXPAND if any(name.lower() in LEGACY for name in found) else CONTRACT
     now = _now()
     op.get_bind().execute(
         sa.text("INSERT INTO consensus_orm_state (id, phase, epoch, since) VALUES (1, :phase, 0, :now)"),
@@ -175,7 +181,7 @@ def _adopt(found: list[str]) -> None:
 
 
 def _now() -> int:
-    clock = op.get_context().config.attributes.get("clock", lambda: datetime.now(UTC))  # type: ignore[union-attr]
+    clock = _attribute("clock") or (lambda: datetime.now(UTC))
     return int((clock() - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1))
 
 
