@@ -8,9 +8,10 @@ call finishes or undoes it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
@@ -68,10 +69,25 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any
             "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE", (name,)
         ):
             op.execute(f'DROP TRIGGER "{trigger}"')  # it would fire while the table is emptied
-        op.rename_table(name, DROPPED + name)
+        with _only_the_table_itself(uow):
+            op.rename_table(name, DROPPED + name)
     # What was recorded for the legacy side has nowhere to go any more.
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = 'empty'")
+
+
+@contextlib.contextmanager
+def _only_the_table_itself(uow: UnitOfWork) -> Iterator[None]:
+    """Rename a table as SQLite did before 3.25.
+
+    Later it rewrites the views and triggers of other programs, which would then name the table on its way out
+    for ever, and refuses to rename anything while one of them is broken.
+    """
+    uow._execute("PRAGMA legacy_alter_table = ON")
+    try:
+        yield
+    finally:
+        uow._execute("PRAGMA legacy_alter_table = OFF")
 
 
 def save_schema(uow: UnitOfWork) -> None:

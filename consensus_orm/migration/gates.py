@@ -46,12 +46,15 @@ def obstacles(uow: UnitOfWork, *, soak: bool = True) -> list[Obstacle]:
     """
     phase = uow.phase
     found: list[Obstacle] = []
-    if phase.writes_normalized:
+    if not phase.writes_normalized:
+        found += _missing_tables(uow)
+    else:
         found += _not_carried(uow)
         found += _uncertified(uow)
         found += _unsettled(uow)
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
+        found += _referring_tables(uow)
     if soak and (left := soak_left(uow)):
         found.append(Obstacle(f"the soak of {phase.name} lasts {_words(left)} more", waiting=True))
     return found
@@ -72,6 +75,14 @@ def soak_left(uow: UnitOfWork) -> timedelta:
 
 def _words(duration: timedelta) -> str:
     return str(timedelta(seconds=-(-duration // timedelta(seconds=1))))
+
+
+def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
+    mapping = uow.statements.mapping
+    there = {name for (name,) in uow._rows("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
+    for table in (*(p.table for p in mapping.parents), *(p.table for p in mapping.pairs)):
+        if table.name.lower() not in there:
+            yield Obstacle(f"table {table.name} does not exist; run: consensus-orm upgrade")
 
 
 def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
@@ -125,6 +136,17 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
                 f"{pair.legacy_table.name} has a column {name!r} that nobody knows and that would be lost;"
                 " declare it in the mapping or drop it"
             )
+
+
+def _referring_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
+    """Emptying a table that others refer to would delete their rows, or fail."""
+    sql = (
+        "SELECT DISTINCT t.name FROM sqlite_master AS t, pragma_foreign_key_list(t.name) AS f"
+        " WHERE t.type = 'table' AND f.\"table\" = ? COLLATE NOCASE ORDER BY 1"
+    )
+    for pair in uow.statements.mapping.pairs:
+        for (name,) in uow._rows(sql, (pair.legacy_table.name,)):
+            yield Obstacle(f"table {name!r} refers to {pair.legacy_table.name} by a foreign key; drop that first")
 
 
 def _count(uow: UnitOfWork, sql: str) -> Any:
