@@ -161,6 +161,19 @@ NOT_COMPARED = {
 """Tables that hold times, or may say twice what was done twice."""
 
 
+OF_RUNS = ("consensus_runs", "agent_outputs", "consensus_syntheses")
+"""Tables that hold numbers of runs, which depend on how many rows were carried at once."""
+
+
+def _by_identity(path: Path, table: str) -> list[oracle.Row]:
+    """The rows of a table, with the identities of their runs in the place of numbers."""
+    number = '"id"' if table == "consensus_runs" else '"run_id"'
+    with oracle.reading(path) as connection:
+        own = [f"t.{name}" for name in oracle.columns(connection, table) if name != number]
+        run = f"FROM {table} AS t JOIN consensus_runs AS r ON r.id = t.{number}"
+        return sorted(oracle.query(connection, [*own, "r.spec_id", "r.stage", "r.run_key"], run))
+
+
 def image(path: Path) -> dict[str, object]:
     """All there is in a file but times and what tells of repetitions: two equal images are equal databases."""
     with raw(path) as connection:
@@ -174,9 +187,11 @@ def image(path: Path) -> dict[str, object]:
                 "SELECT pair, key, side, op FROM consensus_orm_changes ORDER BY id"
             ).fetchall(),
         }
-    ours = {*NOT_COMPARED, "consensus_orm_state", "consensus_orm_changes"}
+    ours = {*NOT_COMPARED, *OF_RUNS, "consensus_orm_state", "consensus_orm_changes"}
     found |= {name: oracle.rows(path, name) for name in oracle.tables(path) if name not in ours}
-    found["sequences"] = {n: s for n, s in oracle.sequences(path).items() if not n.startswith("consensus_orm_")}
+    found |= {name: _by_identity(path, name) for name in OF_RUNS}
+    given = oracle.sequences(path).items()
+    found["sequences"] = {n: s for n, s in given if n != "consensus_runs" and not n.startswith("consensus_orm_")}
     found["flips"] = flips(path)
     return found
 
