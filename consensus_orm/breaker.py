@@ -16,7 +16,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TypeVar
 
-from consensus_orm.classification import classify
+from consensus_orm.classification import Kind, classify
 from consensus_orm.errors import CircuitOpenError, ConfigurationError
 from consensus_orm.settings import Settings
 
@@ -128,7 +128,7 @@ class CircuitBreaker:
             result = fn()
         except BaseException as error:
             found = classify(error)
-            self._settle(era, None if found.caller_fault else found.counts_as_failure)
+            self._settle(era, None if found.caller_fault else found.kind is not Kind.DEGRADED)
             raise
         self._settle(era, False)
         return result

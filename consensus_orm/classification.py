@@ -55,11 +55,6 @@ class Classification:
         """Whether the same work may succeed a little later."""
         return self.kind is Kind.RETRYABLE
 
-    @property
-    def counts_as_failure(self) -> bool:
-        """Whether a circuit breaker takes this for a failure of what was called."""
-        return self.kind is not Kind.DEGRADED and not self.caller_fault
-
 
 @runtime_checkable
 class RetryClassifiable(Protocol):
@@ -160,7 +155,8 @@ def _lost_connection(error: BaseException) -> Classification | None:
     if isinstance(error, exc.TimeoutError):
         return Classification(Kind.RETRYABLE, "pool exhausted")
     # Not imported: who has not loaded psycopg has none of its errors. Those without a SQLSTATE come from the
-    # client's side: the server could not be reached, or went away without a word.
+    # client's side: the server could not be reached, or went away without a word. A login that the server
+    # refused comes without one, too: libpq passes on its words only. It is then tried a few times in vain.
     psycopg = sys.modules.get("psycopg")
     if psycopg is None or not isinstance(error, psycopg.OperationalError) or error.sqlstate is not None:
         return None

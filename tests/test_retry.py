@@ -205,12 +205,13 @@ class TestTries:
         """Who drops the error drops what the work had open; no garbage collection is needed."""
         alive: list[weakref.ref[Work]] = []
 
-        def attempt(failure: type[Exception]) -> None:
+        def attempt(failure: type[Exception] | None) -> None:
             resource = Work()
             alive.append(weakref.ref(resource))
-            raise failure
+            if failure is not None:
+                raise failure
 
-        for failures in ([ValueError], [TimeoutError, ValueError], [TimeoutError] * 6):
+        for failures in ([ValueError], [TimeoutError, ValueError], [TimeoutError, None], [TimeoutError] * 6):
             raised = iter(failures)
             gc.disable()
             try:
@@ -335,7 +336,7 @@ class TestCancel:
             (ValueError(), ValueError),
             (TimeoutError(), errors.RetryCancelledError),
         ):
-            cancel = threading.Event()
+            retrier, cancel = Retrier(EAGER), threading.Event()
             work = Work(*([failure] if failure else []))
 
             def cancelled(work: Work = work, cancel: threading.Event = cancel) -> str:
@@ -343,11 +344,12 @@ class TestCancel:
                 return work()
 
             if expected is None:
-                assert Retrier(EAGER).call(cancelled, cancel=cancel) == "done"
+                assert retrier.call(cancelled, cancel=cancel) == "done"
             else:
                 with pytest.raises(expected):
-                    Retrier(EAGER).call(cancelled, cancel=cancel)
+                    retrier.call(cancelled, cancel=cancel)
             assert len(work.tries) == 1
+            assert retrier.telemetry.totals.retries == 0
 
 
 class TestBreaker:
@@ -434,10 +436,14 @@ class TestWrap:
 
 class TestStamina:
     def test_loaded_late(self) -> None:
-        """Who never retries never loads stamina."""
+        """Who never retries never loads stamina, though errors may be raised."""
         program = (
-            "import sys; from consensus_orm.retry import *; Retrier(RetryPolicy()).call(dict);"
-            "sys.exit('stamina' in sys.modules)"
+            "import sys\n"
+            "from consensus_orm.retry import *\n"
+            "Retrier(RetryPolicy()).call(dict)\n"
+            "try: Retrier(RetryPolicy()).call(lambda: 1 / 0)\n"
+            "except ZeroDivisionError: sys.exit('stamina' in sys.modules)\n"
+            "sys.exit('not raised')"
         )
         assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 

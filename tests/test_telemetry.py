@@ -115,13 +115,14 @@ class TestHooks:
         assert "secret" not in caplog.text
 
     def test_added_hook(self) -> None:
-        """A hook that is added later gets what happens later."""
+        """A hook that is added later gets what happens later, beside the others."""
         events: list[Event] = []
-        telemetry = Telemetry(hooks=())
+        before: list[Event] = []
+        telemetry = Telemetry([before.append])
         telemetry.tell(RETRY)
         telemetry.add_hook(events.append)
         telemetry.tell(EXHAUSTED)
-        assert events == [EXHAUSTED]
+        assert (before, events) == ([RETRY, EXHAUSTED], [EXHAUSTED])
 
 
 class TestLogging:
