@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import pydantic
 from sqlalchemy import URL, Engine
@@ -175,7 +176,7 @@ class ConsensusStore:
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
         """
-        if read_only and self.path is not None and not self.path.exists():
+        if read_only and self._identity.kind is adoption.Kind.NEW and self.path is not None and not self.path.exists():
             return _Nowhere(engine.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
         uow = self._unit(read_only=read_only)
         uow._prepare = self._ensure_current
@@ -227,13 +228,42 @@ class ConsensusStore:
 
         return self.retrier.call(once, cancel=cancel, name=getattr(work, "__qualname__", "work"), read_only=read_only)
 
+    def in_unit_of_work(self, work: Callable[Concatenate[ConsensusUnitOfWork, P], T]) -> Callable[P, T]:
+        """Make a function that does each of its calls with `run`; usable as a decorator.
+
+            @store.in_unit_of_work
+            def save(uow, content):
+                uow.artifacts.add(spec_id="S", stage="plan", agent_name="gemini", content_json=content)
+
+            save("{}")
+
+        Args:
+            work: A function whose first argument is the unit of work.
+
+        Returns:
+            A function without that argument.
+        """
+
+        @functools.wraps(work)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            def once(uow: ConsensusUnitOfWork) -> T:
+                return work(uow, *args, **kwargs)
+
+            return self.run(functools.update_wrapper(once, work))
+
+        return call
+
     @cached_property
     def retrier(self) -> Retrier:
         """What repeats units of work; its telemetry counts how they went."""
+        from consensus_orm.breaker import CircuitBreaker
         from consensus_orm.retry import Retrier, RetryPolicy
-        from consensus_orm.telemetry import Telemetry
 
-        return Retrier(RetryPolicy.from_settings(self.settings), telemetry=Telemetry())
+        return Retrier(
+            RetryPolicy.from_settings(self.settings),
+            read_policy=RetryPolicy.from_settings(self.settings, read_only=True),
+            breaker=CircuitBreaker.from_settings(self.settings),
+        )
 
     # Upkeep ---------------------------------------------------------------------------------------------
 
