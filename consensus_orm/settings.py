@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     """How long one statement waits for the lock of another process."""
     synchronous: str = Field(default="NORMAL", pattern="^(OFF|NORMAL|FULL|EXTRA)$")
     """PRAGMA synchronous."""
-    cache_size: int = -65536
+    cache_size: int = -16384
     """PRAGMA cache_size; negative numbers are KiB."""
     mmap_size: int = Field(default=256 * 1024 * 1024, ge=0)
     """PRAGMA mmap_size in bytes."""
@@ -117,6 +117,8 @@ class Settings(BaseSettings):
     read_retry_budget: Duration | None = None
     """Time for all tries of a read-only unit of work; as `retry_budget` where not given."""
 
+    breaker: bool = False
+    """Whether `store.run` fails fast while most recent calls failed; for stores that many threads wait on."""
     breaker_window: int = Field(default=100, ge=1)
     """Calls the circuit breaker looks back on."""
     breaker_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5

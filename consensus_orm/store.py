@@ -262,7 +262,7 @@ class ConsensusStore:
         return Retrier(
             RetryPolicy.from_settings(self.settings),
             read_policy=RetryPolicy.from_settings(self.settings, read_only=True),
-            breaker=CircuitBreaker.from_settings(self.settings),
+            breaker=CircuitBreaker.from_settings(self.settings) if self.settings.breaker else None,
         )
 
     # Upkeep ---------------------------------------------------------------------------------------------
