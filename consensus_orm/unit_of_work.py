@@ -11,7 +11,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from consensus_orm import errors
 from consensus_orm.engine import DriverConnection, begin, translate, translated
 from consensus_orm.expressions import time_text
+from consensus_orm.guard import Guard
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Settings
@@ -68,7 +69,7 @@ class UnitOfWork:
         self._driver: DriverConnection | None = None
         self._phase: Phase | None = None
         self._epoch = 0
-        self._guard: _Guard | None = None
+        self._guard: Guard | None = None
         self._after_commit: list[Callable[[], object]] = []
         self._alarm: str | None = None
         self._on_alarm: Callable[[str], object] | None = None
@@ -135,8 +136,8 @@ class UnitOfWork:
             self._run([lambda: confirm(doubted)])
 
     def _commit(self) -> None:
-        if "session" in self.__dict__:
-            self.session.commit()
+        if self._guard is not None:
+            self._commit_session(self._guard)
         driver = self._connected
         if not driver.in_transaction:
             raise errors.StorageError(
@@ -146,6 +147,15 @@ class UnitOfWork:
         with translated(self.engine):
             driver.commit()
 
+    def _commit_session(self, guard: Guard) -> None:
+        self.session.commit()
+        guard.lift()
+        if guard.undone:
+            raise errors.StorageError(
+                "a rollback of the session took back rows that the repositories had written",
+                hint="nothing of this unit of work was kept; call session.commit() before writing with a repository",
+            )
+
     def _release(self) -> None:
         pooled, self._pooled = self._pooled, None
         driver, self._driver = self._driver, None
@@ -153,7 +163,7 @@ class UnitOfWork:
             if (session := self.__dict__.get("session")) is not None:
                 session.close()
             if self._guard is not None and driver is not None:
-                driver.set_authorizer(None)
+                self._guard.lift()
         finally:
             if pooled is not None:
                 pooled.close()  # rolls back whatever is still open
@@ -224,11 +234,10 @@ class UnitOfWork:
         refused by the database with `UnmirroredWriteError`, however they are sent. Its commit and rollback
         reach as far as a savepoint; the unit of work itself ends with its block.
         """
-        driver = self._connected
         connection = Connection(self.engine, connection=self._pooled)
         connection.begin()
-        self._guard = _Guard(self.statements)
-        driver.set_authorizer(self._guard)
+        self._guard = Guard(self.statements.mapping, self._connected, read_only=self.read_only)
+        self._guard.watch(connection)
         return Session(bind=connection, join_transaction_mode="create_savepoint")
 
     # Statements of this package -------------------------------------------------------------------------
@@ -243,7 +252,8 @@ class UnitOfWork:
         """Run one of our own statements; text that is no UTF-8 is bound as its bytes."""
         driver = self._connected
         if self._guard is not None:
-            return self._guard.let(lambda: self._execute_on(driver, sql, parameters))
+            call = partial(self._execute_on, driver, sql, parameters)
+            return self._guard.let(call, writes=not sql.startswith("SELECT"))
         return self._execute_on(driver, sql, parameters)
 
     def _execute_on(self, driver: DriverConnection, sql: str, parameters: Parameters | Sequence[Any]) -> sqlite3.Cursor:
@@ -290,44 +300,19 @@ def _decode(value: bytes) -> str:
 
 
 def storable(value: Any) -> Any:
-    """The bytes of a text that UTF-8 cannot say, lone surrogates included; anything else as it is."""
+    """The bytes of a text that UTF-8 cannot say, lone surrogates included; anything else as it is.
+
+    Text that it can say stays text: some expressions, as the key of a run, depend on the type.
+    """
     if not isinstance(value, str):
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
         return value
     try:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return value.encode("utf-8", "surrogatepass")
-
-
-_WRITES = {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
-
-
-class _Guard:
-    """SQLite's authorizer while a session is in use: no write reaches a mapped side around the mapping (rule 10).
-
-    SQLite asks it whenever a statement is prepared, whoever sends it: the ORM, Core, or text.
-    """
-
-    def __init__(self, statements: Statements) -> None:
-        self._ours = False
-        tables = {pair.table.name for pair in statements.mapping.pairs}
-        tables |= {parent.table.name for parent in statements.mapping.parents}
-        self._tables = tables | {pair.legacy_name for pair in statements.mapping.pairs}
-
-    def let(self, call: Callable[[], sqlite3.Cursor]) -> sqlite3.Cursor:
-        """Make a call of this package, whose writes are the mapping's own."""
-        self._ours = True
-        try:
-            return call()
-        finally:
-            self._ours = False
-
-    def __call__(
-        self, action: int, first: str | None, second: str | None, _database: str | None, trigger: str | None
-    ) -> int:
-        table = second if action == sqlite3.SQLITE_ALTER_TABLE else first
-        writes = action in _WRITES or action == sqlite3.SQLITE_ALTER_TABLE
-        if self._ours or trigger is not None or not writes or table is None:
-            return sqlite3.SQLITE_OK
-        protected = table in self._tables or table.startswith("consensus_orm_")
-        return sqlite3.SQLITE_DENY if protected else sqlite3.SQLITE_OK

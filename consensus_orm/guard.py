@@ -1,0 +1,156 @@
+"""The guard of a session: nothing it sends reaches a mapped side around the mapping (rule 10).
+
+SQLite itself asks the guard, whenever a statement is prepared: the ORM's, Core's, or text. So no way of
+writing has to be known here, only what a statement would touch.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection, ExceptionContext, event
+
+from consensus_orm import errors
+from consensus_orm.mapping import Mapping
+
+if TYPE_CHECKING:
+    from consensus_orm.engine import DriverConnection
+
+__all__ = ["Guard"]
+
+T = TypeVar("T")
+
+OURS = "consensus_orm_"
+"""How the names of our own tables and triggers begin."""
+
+_NAMED_FIRST = {
+    sqlite3.SQLITE_INSERT,
+    sqlite3.SQLITE_UPDATE,
+    sqlite3.SQLITE_DELETE,
+    sqlite3.SQLITE_DROP_TABLE,
+    # A table or view of one of our names, temporary ones first of all, would take the place of ours.
+    sqlite3.SQLITE_CREATE_TABLE,
+    sqlite3.SQLITE_CREATE_TEMP_TABLE,
+    sqlite3.SQLITE_CREATE_VIEW,
+    sqlite3.SQLITE_CREATE_TEMP_VIEW,
+}
+_NAMED_SECOND = {
+    sqlite3.SQLITE_ALTER_TABLE,
+    sqlite3.SQLITE_CREATE_TRIGGER,
+    sqlite3.SQLITE_CREATE_TEMP_TRIGGER,
+    sqlite3.SQLITE_DROP_TRIGGER,
+    sqlite3.SQLITE_DROP_TEMP_TRIGGER,
+    sqlite3.SQLITE_DROP_INDEX,
+}
+"""Actions on a table, by the argument that names it."""
+
+_PRAGMAS = {"query_only", "writable_schema", "foreign_keys", "ignore_check_constraints", "recursive_triggers"}
+"""Pragmas by which a statement would get past what the unit of work relies on."""
+
+
+class Guard:
+    """SQLite's authorizer while the session of a unit of work is in use.
+
+    Args:
+        mapping: Its tables are written by the repositories alone.
+        driver: The connection to guard.
+        read_only: Whether nothing may be written at all.
+    """
+
+    def __init__(self, mapping: Mapping, driver: DriverConnection, *, read_only: bool) -> None:
+        tables = [*(pair.table.name for pair in mapping.pairs), *(parent.table.name for parent in mapping.parents)]
+        tables += [pair.legacy_name for pair in mapping.pairs]
+        self._tables = {*map(str.lower, tables), "sqlite_sequence"}  # the sequences keep ids from being given twice
+        self._driver = driver
+        self._read_only = read_only
+        self._ours = False
+        self._refused: str | None = None
+        self._info: dict[Any, Any] = {}
+        self._savepoints: list[str | None] = []
+        self._dirty: set[str | None] = set()
+        self.undone = False
+        """Whether the session rolled back rows that the repositories had written."""
+        driver.set_authorizer(self._authorize)
+
+    def watch(self, connection: Connection) -> None:
+        """Explain the errors of a session's connection."""
+        self._info = connection.info
+        self._info[__name__] = self
+        if not event.contains(connection.engine, "handle_error", _explain):
+            event.listen(connection.engine, "handle_error", _explain, retval=True)
+
+    def let(self, call: Callable[[], T], *, writes: bool) -> T:
+        """Make a call of this package, whose writes are the mapping's own.
+
+        Args:
+            call: Executes one statement.
+            writes: Whether it may change rows; SQLite counts changes too late to be asked.
+        """
+        self._ours = True
+        try:
+            return call()
+        finally:
+            self._ours = False
+            if writes and self._savepoints:
+                self._dirty.add(self._savepoints[-1])
+
+    def lift(self) -> None:
+        """Let everything through again: the unit of work ends its transaction."""
+        self._driver.set_authorizer(None)
+        self._info.pop(__name__, None)
+
+    def error(self, code: int) -> errors.ConsensusError | None:
+        """What a refusal by SQLite means, if it was one of ours."""
+        if code == sqlite3.SQLITE_AUTH:
+            return errors.UnmirroredWriteError(
+                f"a statement of the session would write {self._refused} past the repositories", table=self._refused
+            )
+        return errors.ReadOnlyUnitOfWorkError() if self._read_only and code == sqlite3.SQLITE_READONLY else None
+
+    def _authorize(
+        self, action: int, first: str | None, second: str | None, _database: str | None, trigger: str | None
+    ) -> int:
+        if self._ours or (trigger is not None and trigger.startswith(OURS)):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_SAVEPOINT:
+            self._follow(first, second)
+        refused = self._forbidden(action, first, second)
+        if refused is None:
+            return sqlite3.SQLITE_OK
+        self._refused = refused
+        return sqlite3.SQLITE_DENY
+
+    def _forbidden(self, action: int, first: str | None, second: str | None) -> str | None:
+        """The name of what an action would write and must not; None where it may go on."""
+        if action == sqlite3.SQLITE_TRANSACTION:
+            return "the transaction"
+        if action == sqlite3.SQLITE_PRAGMA:
+            return f"PRAGMA {first}" if second is not None and (first or "").lower() in _PRAGMAS else None
+        table = first if action in _NAMED_FIRST else second if action in _NAMED_SECOND else None
+        name = (table or "").lower()
+        return table if name in self._tables or name.startswith(OURS) else None
+
+    def _follow(self, what: str | None, name: str | None) -> None:
+        """Keep account of which savepoints hold rows that the repositories wrote."""
+        if what == "BEGIN":
+            self._savepoints.append(name)
+            return
+        at = self._savepoints.index(name) if name in self._savepoints else 0
+        inner = self._savepoints[at:]
+        dirty = not self._dirty.isdisjoint(inner)
+        self._dirty.difference_update(inner)
+        if what == "ROLLBACK":  # the savepoint itself stays
+            self.undone = self.undone or dirty
+            at += 1
+        del self._savepoints[at:]
+        if what == "RELEASE" and dirty and self._savepoints:
+            self._dirty.add(self._savepoints[-1])
+
+
+def _explain(context: ExceptionContext) -> BaseException | None:
+    """Say what a refusal means; any other error stays what it is."""
+    code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
+    guard = context.connection.info.get(__name__) if context.connection is not None else None
+    return guard.error(code) if isinstance(guard, Guard) else None
