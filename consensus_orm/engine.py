@@ -36,6 +36,7 @@ __all__ = [
     "checkout",
     "create",
     "database_path",
+    "driver",
     "prepare",
     "source_of",
     "translated",
@@ -76,6 +77,11 @@ class DriverConnection(sqlite3.Connection):
             self.execute(f"PRAGMA query_only = {'OFF' if allowed else 'ON'}")
             self.query_only = not allowed
 
+    def pragma(self, name: str) -> Any:
+        """Read a pragma; None where it gives no row."""
+        row = self.execute(f"PRAGMA {name}").fetchone()
+        return row and row[0]
+
     def begin_writing(self) -> None:
         """Wait for this connection's turn, then for the write lock; at most the busy timeout for both.
 
@@ -85,18 +91,44 @@ class DriverConnection(sqlite3.Connection):
         deadline = time.monotonic() + self.source.patience
         self.take_turn()
         try:
-            # One call of three statements costs 2 us more than the middle one alone (measured).
-            self.executescript(self.source.begin_script)
-        except BaseException as error:
             try:
+                # One call of three statements costs 2 us more than the middle one alone (measured).
+                self.executescript(self.source.begin_script)
+            except sqlite3.OperationalError as error:
+                self._wait_as_configured()
                 if not _is_busy(error):
                     raise
-                self._ask_again(deadline)
-            except BaseException:
-                self.end_turn()
-                raise
-            finally:
-                self.execute(f"PRAGMA busy_timeout = {self.source.busy_timeout}")
+                self.insist("BEGIN IMMEDIATE", deadline)
+        except BaseException:
+            self.end_turn()
+            raise
+
+    def insist(self, statement: str, deadline: float) -> sqlite3.Cursor:
+        """Execute a statement that somebody else's lock may refuse, asking again every millisecond.
+
+        Args:
+            statement: SQL without parameters.
+            deadline: When to give up, in seconds of `time.monotonic`.
+
+        Returns:
+            The cursor.
+
+        Raises:
+            DatabaseBusyError: The lock was not free in time.
+        """
+        self.execute("PRAGMA busy_timeout = 0")
+        try:
+            while True:
+                try:
+                    return self.execute(statement)
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error):
+                        raise
+                    if time.monotonic() >= deadline:
+                        raise self._others_are_busy(error) from error
+                time.sleep(ASK_AGAIN)
+        finally:
+            self._wait_as_configured()
 
     def take_turn(self) -> None:
         """Wait for this connection's turn among the writers of its engine; nothing where it has it already.
@@ -145,21 +177,14 @@ class DriverConnection(sqlite3.Connection):
         """Never touch the file again: this process was forked from the one whose transaction this is."""
         self._inherited = True
 
-    def _ask_again(self, deadline: float) -> None:
-        while True:
-            try:
-                self.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if not _is_busy(error):
-                    raise
-                if time.monotonic() >= deadline:
-                    raise errors.DatabaseBusyError(
-                        f"another process held the write lock for {self.source.patience:g} s",
-                        sqlite_errorcode=error.sqlite_errorcode,
-                    ) from error
-                time.sleep(ASK_AGAIN)
-            else:
-                return
+    def _wait_as_configured(self) -> None:
+        self.execute(f"PRAGMA busy_timeout = {self.source.busy_timeout}")
+
+    def _others_are_busy(self, error: sqlite3.OperationalError) -> errors.DatabaseBusyError:
+        return errors.DatabaseBusyError(
+            f"another process held the lock for {self.source.patience:g} s",
+            sqlite_errorcode=error.sqlite_errorcode,
+        )
 
     def _release_turn(self) -> None:
         if self._has_turn:
@@ -201,9 +226,7 @@ class Source:
         self.settings = settings
         self.patience = settings.busy_timeout.total_seconds()
         self.busy_timeout = milliseconds(settings.busy_timeout)
-        self.begin_script = (
-            f"PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; PRAGMA busy_timeout = {self.busy_timeout}"
-        )
+        self.begin_script = f"PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; PRAGMA busy_timeout = {self.busy_timeout}"
         self.writers = Turns(1)
         self.writing_thread: int | None = None
         self.connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
@@ -328,9 +351,7 @@ def parse_url(url: str | Path | URL | None) -> URL:
             url = make_url(text) if "://" in text else URL.create("sqlite", database=text)
         except exc.ArgumentError:
             # The text is not repeated: it may hold a password.
-            raise errors.ConfigurationError(
-                "the URL cannot be read", hint="give a path or sqlite:///PATH"
-            ) from None
+            raise errors.ConfigurationError("the URL cannot be read", hint="give a path or sqlite:///PATH") from None
     if url.get_backend_name() != "sqlite":
         raise errors.ConfigurationError(
             f"databases of type {url.get_backend_name()!r} are not supported by this release",
@@ -411,9 +432,7 @@ def prepare(engine: Engine, settings: Settings) -> Journal:
         finally:
             connection.end_turn()
     if source.journal.refused:
-        _log.warning(
-            "%s stays in journal mode %s: %s", source.path, source.journal.mode, source.journal.refused
-        )
+        _log.warning("%s stays in journal mode %s: %s", source.path, source.journal.mode, source.journal.refused)
     return source.journal
 
 

@@ -50,7 +50,8 @@ def prepare(connection: sqlite3.Connection, path: Path, *, own: int) -> Journal:
         sqlite3.Error: The file cannot be written at all.
     """
     if _pragma(connection, "page_count") == 0:
-        _lay_out(connection)
+        # This writes the first page. After the first table or WAL, auto_vacuum would stay 0 without a word.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     refused = None
     if _pragma(connection, "journal_mode") != "wal":
         refused = _obstacle(path, own) or _switch_to_wal(connection)
@@ -65,18 +66,6 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int | str:
     row = connection.execute(f"PRAGMA {name}").fetchone()
     value: int | str = row[0]
     return value
-
-
-def _lay_out(connection: sqlite3.Connection) -> None:
-    """Write the first page: later, auto_vacuum stays 0 without a word."""
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        # Any write makes the first page; this one changes nothing.
-        connection.execute(f"PRAGMA user_version = {_pragma(connection, 'user_version')}")
-        connection.commit()
-    finally:
-        connection.rollback()
 
 
 def _obstacle(path: Path, own: int) -> str | None:

@@ -43,9 +43,7 @@ class Pool(QueuePool):
     """
 
     def __init__(self, source: Source, size: int, timeout: float, **options: Any) -> None:
-        super().__init__(
-            source.connect, pool_size=size, max_overflow=0, timeout=timeout, use_lifo=True, **options
-        )
+        super().__init__(source.connect, pool_size=size, max_overflow=0, timeout=timeout, use_lifo=True, **options)
         self.source = source
         self._slots = Turns(size)
         self._held = 0
@@ -169,6 +167,4 @@ def _leak(connections: list[Any]) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

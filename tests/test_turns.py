@@ -107,8 +107,11 @@ def test_release_may_come_from_inside() -> None:
     assert turns.acquire(0)
     served: list[int] = []
     threads = start_waiting(turns, 1, served)
+    started = time.monotonic()
     with turns._serving:
         turns.release()
+        assert not turns.acquire(0)  # nor does a newcomer take what is meant for another
+    assert time.monotonic() - started < 1
     assert served == []
     turns._serve()
     threads[0].join(5)
