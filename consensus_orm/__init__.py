@@ -9,14 +9,19 @@ with ConsensusStore.open("artifacts.db") as store:
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from consensus_orm._version import __version__
-from consensus_orm.errors import ConsensusError
-from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
-from consensus_orm.phase import Phase, Side
-from consensus_orm.records import AgentOutput, Artifact, Execution, Run, Synthesis
-from consensus_orm.settings import OnMismatch, Settings
-from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
-from consensus_orm.tracker import ExecutionTracker
+
+if TYPE_CHECKING:
+    from consensus_orm.errors import ConsensusError
+    from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
+    from consensus_orm.phase import Phase, Side
+    from consensus_orm.records import AgentOutput, Artifact, Execution, Run, Synthesis
+    from consensus_orm.settings import OnMismatch, Settings
+    from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
+    from consensus_orm.tracker import ExecutionTracker
 
 __all__ = [
     "AgentOutput",
@@ -40,3 +45,22 @@ __all__ = [
     "Synthesis",
     "__version__",
 ]
+
+_HOME = {
+    "errors": ("ConsensusError",),
+    "mapping": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
+    "phase": ("Phase", "Side"),
+    "records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),
+    "settings": ("OnMismatch", "Settings"),
+    "store": ("ConsensusStore", "ConsensusUnitOfWork"),
+    "tracker": ("ExecutionTracker",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used, which costs 0.4 s: pytest loads our plugin, and so this module, in every project.
+    for module, names in _HOME.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -69,8 +69,7 @@ class ModelFactory(SQLAlchemyModelFactory, Factory[M], Generic[M]):
 def _stored(value: Any) -> Any:
     if value is None:
         return null()  # None alone would let a default of the database speak
-    raw = storable(value) if isinstance(value, str) else value
-    if isinstance(value, str) and raw != value.encode("utf-8", "replace"):
+    if isinstance(value, str) and isinstance(raw := storable(value), bytes):
         return cast(literal(raw), Text)
     return value
 
