@@ -316,7 +316,7 @@ class Migration:
             contraction.empty_dropped(self._writing, chunk_rows=settings.chunk_rows, pause=pause)
             contraction.expand_again(self._writing, reason=reason, progress=progress)
             return
-        contraction.catch_up(self._writing)
+        contraction.catch_up(self._writing, lambda uow: _expect(uow, now))
         with self._writing() as uow:
             _expect(uow, now)
             while drain(uow):

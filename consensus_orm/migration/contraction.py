@@ -139,6 +139,7 @@ def expand_again(
 
     Raises:
         MigrationError: There never were legacy tables in this database, or something took their names.
+        PhaseChangedError: Somebody else finished the rebuild, or undid it.
     """
     with unit_of_work() as uow:
         _begin_rebuild(uow)
@@ -146,14 +147,27 @@ def expand_again(
         rows, pause = uow.settings.chunk_rows, uow.settings.chunk_pause.total_seconds()
     for pair in pairs:
         _fill(unit_of_work, pair, rows, pause, progress)
-    catch_up(unit_of_work)
+    catch_up(unit_of_work, _expect_rebuild)
     with unit_of_work() as uow:
+        _expect_rebuild(uow)
         while drain(uow):
             pass
         _finish_rebuild(uow, reason)
 
 
+def _expect_rebuild(uow: UnitOfWork) -> None:
+    """Go on only while the rebuild is under way: another process may take the same step, or undo it."""
+    if uow.phase.has_legacy or _step(uow) != "rebuild":
+        raise errors.PhaseChangedError(
+            f"somebody else has ended the rebuild of the legacy tables; the phase is {uow.phase.name}",
+            expected=Phase.CONTRACT,
+            phase=uow.phase,
+        )
+
+
 def _begin_rebuild(uow: UnitOfWork) -> None:
+    if uow.phase.has_legacy:
+        _expect_rebuild(uow)
     if _step(uow) == "rebuild":
         return  # an earlier call was interrupted; its tables are filled further
     saved = uow._rows("SELECT sql FROM consensus_orm_saved_schema WHERE type IN ('table', 'index') ORDER BY position")
@@ -186,6 +200,7 @@ def _fill(
     total: int | None = None
     while True:
         with unit_of_work() as uow:
+            _expect_rebuild(uow)
             sql = uow.statements[pair]
             after = uow._rows(f'SELECT max("{pair.key.name}") FROM "{pair.legacy_table.name}"')[0][0]
             bounds = sql.next_chunk(Side.NORMALIZED)[0 if after is None else 1]
@@ -203,10 +218,16 @@ def _fill(
         time.sleep(pause)
 
 
-def catch_up(unit_of_work: UnitsOfWork) -> None:
-    """Carry what changed while the tables were filled, until little is left for the fence."""
+def catch_up(unit_of_work: UnitsOfWork, expect: Callable[[UnitOfWork], object]) -> None:
+    """Carry what changed while the tables were filled, until little is left for the fence.
+
+    Args:
+        unit_of_work: Opens a writing unit of work.
+        expect: Called in each of them first; raises where the step is not what is wanted any more.
+    """
     while True:
         with unit_of_work() as uow:
+            expect(uow)
             if drain(uow) < CHANGES_IN_ONE_TRANSACTION:
                 return
 
