@@ -1,0 +1,241 @@
+"""The commands that look, and decide on what was found: status, history, mismatches, rejects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+
+import click
+
+from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.output import fields, plain, say, show_json, span, table, when
+from consensus_orm.migration.audit import MismatchEntry
+from consensus_orm.migration.status import MigrationStatus
+from consensus_orm.phase import Side
+
+__all__: list[str] = []
+
+LISTED = 100
+"""Mismatches listed before the rest is only counted; `--json` gives all of them."""
+
+number_argument = click.argument("number", metavar="ID", type=click.IntRange(min=1))
+reason_required = click.option("--reason", metavar="TEXT", required=True, help="Why, for the audit.")
+all_option = click.option("--all", "everything", is_flag=True, help="Those that are settled, too.")
+
+
+# Status ---------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@json_option
+@app_command
+@click.pass_context
+def status(ctx: click.Context, app: App, as_json: bool) -> None:
+    """Show where the migration stands, and the next command.
+
+    Writes nothing. The exit code is 1 while mismatches or rejects are open.
+    """
+    with app.store(may_be_missing=True) as store:
+        exists = store.path is None or store.path.exists()
+        found = store.migration.status()
+        mismatches = store.migration.mismatches() if found.mismatches else []
+        name, now = store.path or ":memory:", store.settings.clock()
+    if as_json:
+        age = None if found.certificate is None else now - found.certificate.at
+        facts = {
+            "certificate": None if found.certificate is None else {**plain(found.certificate), "age": age},
+            "gate": [app.spelled(reason) for reason in found.gate],
+            "next_command": app.spelled(found.next_command),
+        }
+        show_json({"database": name, "exists": exists, **plain(found), **facts})
+    elif not exists:
+        fields([("database", f"{name}, which does not exist yet")])
+        say(f"next: {app.spelled(found.next_command)}")
+    else:
+        fields([("database", name), *_facts(app, found, mismatches, now)])
+        say()
+        _rows(found)
+        _gate(app, found)
+    if found.mismatches or found.rejects:
+        ctx.exit(1)
+
+
+def _facts(
+    app: App, found: MigrationStatus, mismatches: list[MismatchEntry], now: datetime
+) -> Iterator[tuple[str, object]]:
+    phase = found.phase
+    since = "" if found.since is None else f", since {when(found.since)} ({span(now - found.since)})"
+    yield "phase", f"{phase.name}, {phase.value} of 5{since}{'' if found.prepared else ', not prepared'}"
+    yield "written", " and ".join(found.writes) + (", every write compared" if phase.compares else "")
+    yield "read", found.reads.value
+    yield "backfill", _backfill(found)
+    yield "certificate", _certificate(found, now)
+    yield "mismatches", f"{found.mismatches:,} open{_grouped(mismatches)}"
+    yield "rejects", f"{found.rejects:,} open"
+    yield "foreign writes", f"{found.foreign_writes:,} to adopt"
+    soaks = phase.writes_normalized and phase.next is not None
+    yield "soak", f"{span(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
+
+
+def _backfill(found: MigrationStatus) -> str:
+    if not found.prepared or not found.phase.writes_normalized:
+        return "not begun"
+    pairs = found.pairs
+    if all(pair.backfill_finished for pair in pairs) or found.phase.truth is Side.NORMALIZED:
+        return "complete"
+    done, total = sum(pair.backfilled for pair in pairs), sum(pair.legacy_rows or 0 for pair in pairs)
+    return f"{done:,} of {total:,} rows"
+
+
+def _certificate(found: MigrationStatus, now: datetime) -> str:
+    certificate = found.certificate
+    if certificate is None:
+        return "none"
+    which = "" if certificate.this_phase else ", made in an earlier phase"
+    return (
+        f"no. {certificate.id}: {certificate.compared:,} rows compared, {certificate.differences:,} differences,"
+        f" {span(now - certificate.at)} old{which}"
+    )
+
+
+def _grouped(mismatches: list[MismatchEntry]) -> str:
+    groups = Counter(f"{m.pair}.{m.column or '*'} {m.kind}" for m in mismatches)
+    return "".join(f", {count:,} x {group}" for group, count in groups.most_common())
+
+
+def _rows(found: MigrationStatus) -> None:
+    rows: list[tuple[object, ...]] = [(pair.name, pair.legacy_rows, pair.normalized_rows) for pair in found.pairs]
+    rows += [(name, None, count) for name, count in found.parents.items()]
+    table(("rows", "legacy", "normalized"), rows)
+
+
+def _gate(app: App, found: MigrationStatus) -> None:
+    say()
+    if found.prepared and found.phase.next is not None:
+        say(f"gate to {found.phase.next.name}: {'shut' if found.gate else 'open'}")
+        for reason in found.gate:
+            say(f"  - {app.spelled(reason)}")
+    if found.next_command:
+        say(f"next: {app.spelled(found.next_command)}")
+    elif found.soak_left:
+        say(f"next: wait until the soak is over, {span(found.soak_left)}; then look again")
+    else:
+        say("next: nothing, this is the end" if found.phase.next is None else "next: see the reasons above")
+
+
+# History --------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@json_option
+@app_command
+def history(app: App, as_json: bool) -> None:
+    """List every change of phase and every repair; writes nothing."""
+    with app.store(may_be_missing=True) as store:
+        entries = store.migration.history()
+    if as_json:
+        show_json(entries)
+        return
+    rows = []
+    for entry in entries:
+        names = [phase.name for phase in (entry.from_phase, entry.to_phase) if phase]
+        reason = (entry.reason or "") + (" (forced)" if entry.forced else "")
+        rows.append((when(entry.at), entry.action, " -> ".join(names), entry.by, reason))
+    table(("when", "what", "phase", "who", "why"), rows) if rows else say("nothing happened yet")
+
+
+# Mismatches and rejects -----------------------------------------------------------------------------------
+
+
+@main.group(invoke_without_command=True)
+@all_option
+@json_option
+@app_command
+@click.pass_context
+def mismatches(ctx: click.Context, app: App, everything: bool, as_json: bool) -> None:
+    """List differences between the sides, or accept one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with app.store(may_be_missing=True) as store:
+        entries = store.migration.mismatches(everything=everything)
+    if as_json:
+        show_json(entries)
+    elif not entries:
+        say("no mismatches")
+    else:
+        rows = [
+            (
+                m.id,
+                m.pair,
+                "-" if m.key is None else str(m.key),
+                m.column,
+                m.kind,
+                m.state,
+                m.found_by,
+                when(m.found_at),
+            )
+            for m in entries[:LISTED]
+        ]
+        table(("id", "pair", "key", "column", "kind", "state", "found by", "when"), rows)
+        if (more := len(entries) - LISTED) > 0:
+            say(f"and {more:,} more")
+    if any(entry.settled_at is None for entry in entries):
+        ctx.exit(1)
+
+
+@mismatches.command("accept")
+@number_argument
+@reason_required
+@app_command
+def accept_mismatch(app: App, number: int, reason: str) -> None:
+    """Leave mismatch ID as it is."""
+    with app.store() as store:
+        store.migration.accept_mismatch(number, reason=reason)
+    say(f"mismatch {number} is accepted")
+
+
+@main.group(invoke_without_command=True)
+@all_option
+@json_option
+@app_command
+@click.pass_context
+def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> None:
+    """List rows that cannot be carried, or decide on one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with app.store(may_be_missing=True) as store:
+        entries = store.migration.rejects(everything=everything)
+    if as_json:
+        show_json(entries)
+    elif not entries:
+        say("no rejects")
+    else:
+        rows = [(r.id, r.table, str(r.key), r.state, r.reason, when(r.found_at)) for r in entries]
+        table(("id", "table", "key", "state", "reason", "when"), rows)
+    if any(entry.settled_at is None for entry in entries):
+        ctx.exit(1)
+
+
+@rejects.command("resolve")
+@number_argument
+@app_command
+@click.pass_context
+def resolve_reject(ctx: click.Context, app: App, number: int) -> None:
+    """Try again to carry the row of reject ID, after what was wrong with it has been mended."""
+    with app.store() as store:
+        carried = store.migration.resolve_reject(number)
+    say(f"reject {number} is {'resolved: its row was carried' if carried else 'still open: its row differs'}")
+    if not carried:
+        ctx.exit(1)
+
+
+@rejects.command("accept")
+@number_argument
+@reason_required
+@app_command
+def accept_reject(app: App, number: int, reason: str) -> None:
+    """Let the migration go on without the row of reject ID; its image is kept."""
+    with app.store() as store:
+        store.migration.accept_reject(number, reason=reason)
+    say(f"reject {number} is accepted")

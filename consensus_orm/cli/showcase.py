@@ -1,0 +1,75 @@
+"""The command a stranger runs first: demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from consensus_orm.cli.app import json_option, main
+from consensus_orm.cli.output import one_line, plain, say, show_json
+from consensus_orm.demo import DemoReport, Leg, play
+
+__all__: list[str] = []
+
+
+@main.command()
+@click.option(
+    "--database", type=click.Path(path_type=Path), metavar="FILE", help="Take a copy of this legacy file instead."
+)
+@json_option
+@click.pass_context
+def demo(ctx: click.Context, database: Path | None, as_json: bool) -> None:
+    """Watch a legacy file go through all phases and back.
+
+    Threads write to it all the time. Nothing of yours is touched: the file is made up, or a copy.
+    """
+    if as_json:
+        report = play(database)
+        show_json({"ok": report.ok, **plain(report)})
+    else:
+        report = play(database, begin=_begin, tell=_tell)
+        _conclude(report)
+    if not report.ok:
+        ctx.exit(1)
+
+
+def _begin(rows: int, size: int, threads: int) -> None:
+    say(f"A legacy file of {rows:,} rows ({size / 1e6:.1f} MB) moves to the normalized schema, and back again,")
+    say(f"while {threads} threads keep writing to it: adding, completing, deleting.")
+
+
+def _tell(leg: Leg) -> None:
+    phase = leg.phase
+    both = f"both sides are written, every write is compared, {phase.truth} is read"
+    say()
+    say(f"{phase.value} {phase.name}: {both if phase.compares else f'{phase.truth} is written and read'}")
+    for note in leg.notes:
+        say(f"    {one_line(note)}")
+    legacy = "no legacy tables" if leg.legacy_rows is None else f"{leg.legacy_rows:,} legacy rows"
+    say(
+        f"    {legacy}, {leg.normalized_rows or 0:,} normalized; {leg.writes:,} writes meanwhile;"
+        f" {leg.mismatches} mismatches, {leg.rejects} rejects; {leg.seconds:.1f} s"
+    )
+    if leg.forward and phase.next is None:
+        say()
+        say(f"Through all five phases: {leg.mismatches} mismatches, {leg.rejects} rejects. And all the way back:")
+
+
+def _conclude(report: DemoReport) -> None:
+    verdict = report.verdict
+    slowest = max(leg.slowest_write for leg in report.legs)
+    say()
+    say("Judged by plain SQL, every value in type and bytes:")
+    say(f"    {verdict.unchanged:,} of {verdict.original:,} legacy rows are what they were")
+    say(f"    {verdict.found:,} of {verdict.added:,} rows added meanwhile are there, {report.deleted:,} deleted again")
+    say(f"    {verdict.surplus:,} rows that nobody wrote")
+    say(f"    tables and indexes are {'' if verdict.schema_restored else 'NOT '}defined as before")
+    say(f"    ids {'go on where they were' if verdict.ids_continue else 'would be GIVEN AGAIN'}")
+    for failure in report.failures:
+        say(f"    FAILED: {one_line(failure)}")
+    say()
+    say(
+        f"{'OK' if report.ok else 'NOT AS IT SHOULD BE'}: {report.mismatches} mismatches, {report.rejects} rejects,"
+        f" {report.writes:,} writes by others, the slowest {slowest * 1000:.0f} ms, all in {report.seconds:.1f} s"
+    )

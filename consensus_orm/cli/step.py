@@ -1,0 +1,218 @@
+"""The commands that take a step: upgrade, backfill, verify, advance, rollback, migrate, reconcile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from consensus_orm.cli.app import App, PhaseType, app_command, json_option, main, phase_argument
+from consensus_orm.cli.output import Bars, one_line, plain, say, show_json, table
+from consensus_orm.errors import GateClosedError
+from consensus_orm.migration import Migration
+from consensus_orm.migration.backfill import BackfillReport
+from consensus_orm.migration.journey import Step
+from consensus_orm.migration.reconcile import ReconcileReport
+from consensus_orm.migration.verify import VerifyReport
+from consensus_orm.phase import Phase
+
+__all__: list[str] = []
+
+LISTED = 20
+"""Rows named one by one before the rest is only counted."""
+
+reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audit.")
+
+
+@main.command()
+@json_option
+@app_command
+def upgrade(app: App, as_json: bool) -> None:
+    """Bring the schema to the newest revision; safe at any time."""
+    with app.store(may_be_missing=True) as store:
+        applied, phase = store.migration.upgrade(), store.migration.phase
+    if as_json:
+        show_json({"applied": applied, "phase": phase})
+    else:
+        say(f"{_told(applied)}; the phase is {phase.name}")
+
+
+@main.command()
+@json_option
+@app_command
+def backfill(app: App, as_json: bool) -> None:
+    """Carry the rows that are there; goes on where it stopped."""
+    with app.store() as store, Bars(quiet=as_json) as bars:
+        report = store.migration.backfill(bars.rows)
+        open_rejects = len(store.migration.rejects())
+    if as_json:
+        show_json({**plain(report), "open_rejects": open_rejects})
+    else:
+        say(f"backfill: {_told(report)}")
+        if open_rejects:
+            say(app.spelled(f"{_count(open_rejects, 'reject')} open; see: consensus-orm rejects"))
+    _exit(open_rejects)
+
+
+@main.command()
+@json_option
+@app_command
+def verify(app: App, as_json: bool) -> None:
+    """Compare both sides whole, and certify what was seen."""
+    with app.store() as store, Bars(quiet=as_json) as bars:
+        report = store.migration.verify(bars.rows)
+    if as_json:
+        show_json({**plain(report), "clean": report.clean})
+    else:
+        say(f"verify: {_told(report)}")
+        _list_differences(app, report)
+    _exit(not report.clean or report.rejects)
+
+
+def _list_differences(app: App, report: VerifyReport) -> None:
+    if report.differences:
+        shown = report.differences[:LISTED]
+        table(("pair", "key", "kind", "columns"), [(d.pair, str(d.key), d.kind, ", ".join(d.columns)) for d in shown])
+        if (more := len(report.differences) - LISTED) > 0:
+            say(f"and {more:,} more")
+        say(app.spelled("see: consensus-orm mismatches; repair: consensus-orm reconcile"))
+
+
+@main.command()
+@phase_argument
+@reason_option
+@click.option("--force", is_flag=True, help="Skip waiting, never a gate behind which rows would be lost.")
+@json_option
+@app_command
+def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_json: bool) -> None:
+    """Go to the next phase, or to PHASE; each gate must be open."""
+
+    def work(migration: Migration) -> dict[str, Any]:
+        migration.advance(phase, reason=reason, force=force)
+        return {}
+
+    _move(app, as_json, work)
+
+
+@main.command()
+@phase_argument
+@reason_option
+@json_option
+@app_command
+def rollback(app: App, phase: Phase | None, reason: str | None, as_json: bool) -> None:
+    """Go back one phase, or to PHASE; nothing is lost on the way."""
+    with Bars(quiet=as_json) as bars:
+
+        def work(migration: Migration) -> dict[str, Any]:
+            migration.rollback(phase, reason=reason, progress=bars.rows)
+            bars.clear()
+            return {}
+
+        _move(app, as_json, work)
+
+
+@main.command()
+@click.option("--to", type=PhaseType(), default=Phase.CONTRACT, help="The phase to reach; contract by default.")
+@click.option("--no-soak", is_flag=True, help="Skip the soak times: for a database that nobody is using.")
+@reason_option
+@json_option
+@app_command
+def migrate(app: App, to: Phase, no_soak: bool, reason: str | None, as_json: bool) -> None:
+    """Take every step, up to the first gate that refuses.
+
+    Upgrade, advance, backfill, verify, and so on up to a phase. Nothing is repaired: differences shut a gate.
+    """
+    taken: list[Step] = []
+    with Bars(quiet=as_json) as bars:
+
+        def tell(step: Step) -> None:
+            taken.append(step)
+            bars.clear()
+            if not as_json:
+                say(f"{step.phase.name:<10}  {step.action:<8}  {_told(step.result)}  ({step.seconds:.2f} s)")
+
+        def work(migration: Migration) -> dict[str, Any]:
+            migration.migrate(to, soak=not no_soak, reason=reason, progress=bars.rows, tell=tell)
+            return {"steps": taken}
+
+        _move(app, as_json, work, lambda: {"steps": taken})
+
+
+def _move(
+    app: App, as_json: bool, work: Callable[[Migration], dict[str, Any]], so_far: Callable[[], Any] = dict
+) -> None:
+    """Change the phase and say which it is now; a machine gets its document when a gate refuses, too."""
+    with app.store() as store:
+        before = store.migration.phase
+        try:
+            facts = work(store.migration)
+        except GateClosedError as error:
+            if as_json:
+                show_json({**so_far(), "phase": store.migration.phase, "refused": list(error.reasons)})
+            raise
+        after = store.migration.phase
+    if as_json:
+        show_json({**facts, "phase": after, "refused": []})
+    else:
+        say(f"the phase is {after.name}" + ("" if after is not before else ", as before"))
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@json_option
+@app_command
+def reconcile(app: App, dry_run: bool, as_json: bool) -> None:
+    """Make both sides equal.
+
+    Repairs from the source of truth, and adopts what one side alone has. With --dry-run the exit code is 1
+    where there is something to do.
+    """
+    with app.store() as store, Bars(quiet=as_json) as bars:
+        report = store.migration.reconcile(dry_run=dry_run, progress=bars.rows)
+    if as_json:
+        show_json(report)
+    else:
+        _tell_reconciled(report)
+    found = report.adopted or report.repairs
+    _exit(report.rejects or (dry_run and found))
+
+
+def _tell_reconciled(report: ReconcileReport) -> None:
+    does = "would be " if report.dry_run else ""
+    say(
+        f"{_count(report.adopted, 'write')} of other programs {does}adopted,"
+        f" {_count(len(report.repairs), 'row')} {does}repaired, {_count(report.rejects, 'new reject')}"
+    )
+    if report.repairs:
+        shown = report.repairs[:LISTED]
+        table(("pair", "key", "action", "from"), [(r.pair, str(r.key), r.action, r.source.value) for r in shown])
+        if (more := len(report.repairs) - LISTED) > 0:
+            say(f"and {more:,} more")
+
+
+def _told(result: list[str] | BackfillReport | VerifyReport | Phase) -> str:
+    """What a step did, in words."""
+    if isinstance(result, Phase):
+        return f"reached {result.name}"
+    if isinstance(result, BackfillReport):
+        return (
+            f"{_count(result.rows, 'row')} carried, {_count(result.adopted, 'write')} of other programs adopted,"
+            f" {_count(result.rejects, 'new reject')}"
+        )
+    if isinstance(result, VerifyReport):
+        return (
+            f"{_count(result.compared, 'row')} compared, {result.legacy_rows:,} legacy and"
+            f" {result.normalized_rows:,} normalized, {_count(len(result.differences), 'difference')},"
+            f" {_count(result.rejects, 'reject')}"
+        )
+    return f"schema upgraded to {one_line(result[-1])}" if result else "the schema is current"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _exit(found: object) -> None:
+    if found:
+        click.get_current_context().exit(1)

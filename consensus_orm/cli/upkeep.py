@@ -1,0 +1,73 @@
+"""The commands that keep a database small, safe and known: stats, vacuum, backup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.output import Bars, fields, plain, say, show_json
+
+__all__: list[str] = []
+
+
+@main.command()
+@json_option
+@app_command
+def stats(app: App, as_json: bool) -> None:
+    """Show what is in force and what it takes on disk; writes nothing."""
+    with app.store() as store:
+        found = store.maintenance.stats()
+    if as_json:
+        show_json({**plain(found), "disk": {**plain(found.disk), "total": found.disk.total}})
+        return
+    shown = plain(found)
+    disk, notes, _ = shown.pop("disk"), shown.pop("notes"), shown.pop("pool")
+    disk_use = ", ".join(f"{name} {_bytes(size)}" for name, size in disk.items())
+    facts = [(name.replace("_", " "), value) for name, value in shown.items()]
+    fields([*facts, ("on disk", disk_use), *(("note", app.spelled(note)) for note in notes)])
+
+
+@main.command()
+@click.option("--full", is_flag=True, help="Rewrite the whole file; writers wait meanwhile.")
+@json_option
+@app_command
+def vacuum(app: App, full: bool, as_json: bool) -> None:
+    """Give the space of deleted rows back, in small steps."""
+    with app.store() as store, Bars(quiet=as_json) as bars:
+        report = store.maintenance.vacuum(full=full, progress=bars.pages("vacuum"))
+    if as_json:
+        before, after = report.before.total, report.after.total
+        show_json({**plain(report), "bytes_before": before, "bytes_after": after})
+        return
+    say(
+        f"{_bytes(report.before.total)} before, {_bytes(report.after.total)} after, in {report.seconds:.2f} s;"
+        f" writers waited {report.longest_lock * 1000:.0f} ms at most"
+    )
+    for note in report.notes:
+        say(f"note: {app.spelled(note)}")
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@json_option
+@app_command
+def backup(app: App, path: Path, overwrite: bool, as_json: bool) -> None:
+    """Copy the database to PATH, verified, while writers go on."""
+    with app.store() as store, Bars(quiet=as_json) as bars:
+        report = store.maintenance.backup(path, overwrite=overwrite, progress=bars.pages("backup"))
+    if as_json:
+        show_json(report)
+    else:
+        rows = sum(report.rows.values())
+        say(f"{report.path}: {_bytes(report.bytes)}, {rows:,} rows, verified, in {report.seconds:.2f} s")
+
+
+def _bytes(size: float) -> str:
+    for unit, digits in (("bytes", 0), ("kB", 1), ("MB", 1)):
+        if size < 1000:
+            return f"{size:,.{digits}f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
