@@ -17,9 +17,9 @@ from consensus_orm.settings import Settings
 from consensus_orm.store import ConsensusUnitOfWork
 from tests.concurrency.processes import Acknowledgements
 
-__all__ = ["JOURNAL", "advance", "flip", "hold_and_write", "read", "sleep_and_write", "write"]
+__all__ = ["JOURNAL", "advance", "flip", "hold_and_write", "read", "sleep_and_write", "wander", "write"]
 
-PATIENT = Settings(busy_timeout=timedelta(seconds=20), chunk_rows=200, chunk_pause=timedelta(milliseconds=2))
+PATIENT = Settings(busy_timeout=timedelta(seconds=20), chunk_rows=100, chunk_pause=timedelta(milliseconds=2))
 
 JOURNAL = """
 CREATE TABLE race_journal (n INTEGER PRIMARY KEY AUTOINCREMENT, pair TEXT, key INTEGER, op TEXT, spec TEXT, agent TEXT,
@@ -181,6 +181,36 @@ def flip(pipe: Connection, path: Path, seconds: float) -> None:
         migration.backfill()
         report = migration.verify()
         pipe.send((report.clean, len(migration.mismatches(everything=True)), len(migration.rejects(everything=True))))
+
+
+def wander(pipe: Connection, path: Path, seed: int) -> None:
+    """Go to phases at random, CONTRACT among them, with all that belongs to it; whatever a killed one left behind."""
+    chance = random.Random(seed)
+    with ConsensusStore.open(path, settings=PATIENT) as store:
+        migration = store.migration
+        while not stopped(path):
+            target = chance.choice([*Phase, Phase.CONTRACT])
+            if (now := migration.phase) is Phase.CONTRACT and chance.random() < 0.5:
+                migration.advance(soak=False)  # finishes the emptying of dropped tables, or undoes a rebuild
+            if target < now:
+                migration.rollback(target)
+            while (now := migration.phase) < target and not stopped(path):
+                if now.compares:
+                    migration.backfill()
+                if now.writes_normalized:
+                    report = migration.verify()
+                    assert report.clean, report.differences
+                migration.advance(now.next, soak=False)
+            if now.compares:
+                migration.reconcile()
+            store.maintenance.vacuum()
+        now = migration.phase
+        if now > Phase.DUAL_WRITE:
+            migration.rollback(Phase.DUAL_WRITE)
+        elif now < Phase.DUAL_WRITE:
+            migration.advance(Phase.DUAL_WRITE, soak=False)
+        migration.backfill()
+        pipe.send((migration.verify().clean, len(migration.rejects(everything=True))))
 
 
 def advance(pipe: Connection, path: Path, method: str, settings: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from consensus_orm import ConsensusStore, Phase
+from tests.concurrency.actors import JOURNAL
 from tests.concurrency.files import SETTINGS, bring, empty_file, legacy_file, raw
 
 __all__ = ["STEPS", "Step", "count_statements", "run_and_be_killed", "run_and_run_out_of_bytes"]
@@ -117,6 +118,12 @@ def verified(path: Path) -> None:
         if store.migration.phase.compares:
             store.migration.backfill()
         assert store.migration.verify().clean
+
+
+def with_journal(path: Path) -> None:
+    """The table in which the writers of the races note what they saw."""
+    with raw(path) as connection:
+        connection.executescript(JOURNAL)
 
 
 def written_to(path: Path) -> None:

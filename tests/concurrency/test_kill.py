@@ -6,33 +6,48 @@ all that stand beside a COMMIT among them; `CONSENSUS_ORM_TEST_SOAK=1` takes eve
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
+import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from consensus_orm import ConsensusStore
+from consensus_orm import ConsensusStore, Phase
 from tests import oracle
+from tests.concurrency import actors
 from tests.concurrency.files import (
     SETTINGS,
     Files,
     assert_sides_agree,
     assert_sound,
+    flips,
     image,
     phase_of,
+    raw,
     records,
+    small_file,
     truth,
 )
-from tests.concurrency.processes import start
-from tests.concurrency.steps import STEPS, Step, count_statements, run_and_be_killed, run_and_run_out_of_bytes
+from tests.concurrency.processes import Child, acknowledged, start
+from tests.concurrency.steps import (
+    STEPS,
+    Step,
+    count_statements,
+    run_and_be_killed,
+    run_and_run_out_of_bytes,
+    with_journal,
+)
 
 SOAK = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK", "0"))
 STATEMENTS_IN_CI = 16
 BYTES_IN_CI = 5
+RANDOM_KILLS_IN_CI = 60
 
 
 @dataclass
@@ -134,3 +149,80 @@ def test_a_kill_within_a_commit_loses_nothing(files: Files, tmp_path: Path, name
     sizes = range(512, longest, 3000) if SOAK else sorted(chance.sample(range(512, longest), BYTES_IN_CI))
     for size in sizes:
         interrupt_and_resume(run, tmp_path / f"{size}", run_and_run_out_of_bytes, size)
+
+
+@pytest.mark.timeout(3600 if SOAK else 180)
+def test_processes_killed_at_random_lose_nothing_they_acknowledged(files: Files, path: Path) -> None:
+    """Writers and whoever moves the phase are killed at random and started again, through all five phases."""
+    files.copy(path, Phase.EXPAND, small_file, change=with_journal)
+    chance = random.Random(4)
+    born = itertools.count()
+    writers: list[str] = []
+
+    def writer() -> Child:
+        writers.append(f"w{next(born)}")
+        return start(actors.write, path, writers[-1])
+
+    def mover() -> Child:
+        return start(actors.wander, path, next(born))
+
+    makers = [writer, writer, mover]
+    alive = [make() for make in makers]
+    killed: list[str] = []
+    seen: set[int] = set()
+    for _ in range(int(10 * SOAK) or RANDOM_KILLS_IN_CI):
+        time.sleep(chance.uniform(0.02, 0.2))
+        seen.add(phase_of(path))
+        number = chance.choice([0, 1, 2, 2])
+        child = alive[number]
+        assert child.process.is_alive(), child.hear()
+        child.kill()
+        assert child.was_killed
+        killed.append(child.process.name)
+        if chance.random() < 0.3:  # first of all, somebody looks
+            with ConsensusStore.open(path, settings=SETTINGS) as store:
+                records(store)
+        alive[number] = makers[number]()
+    path.with_name("stop").touch()
+    for child in alive:
+        told = child.hear(120)
+        assert child.join() == 0
+    assert told == (True, 0)
+    print(f"\n{len(killed)} kills of {Counter(killed)}, {sum_of_acks(path, writers)} writes, {len(flips(path))} flips")
+    assert_sound(path)
+    assert_sides_agree(path)
+    assert seen == set(Phase) or not SOAK
+    for name in writers:
+        assert_acknowledged(path, name)
+
+
+def sum_of_acks(path: Path, writers: list[str]) -> int:
+    return sum(len(acknowledged(path.with_name(f"{name}.acks"))) for name in writers)
+
+
+def assert_acknowledged(path: Path, name: str) -> None:
+    """What a writer was told is there, once and with the id it was told, and beside it at most what it did last."""
+    rows: dict[str, set[tuple[int, int]]] = {}
+    deleting: str | None = None
+    for words in acknowledged(path.with_name(f"{name}.acks")):
+        if words[0] == "added":
+            rows.setdefault(words[1], set()).add((int(words[2]), int(words[3])))
+        elif words[0] == "deleting":
+            deleting = words[1]
+        else:
+            deleting = None
+            rows[words[1]] = set()
+    with raw(path) as connection:
+        query = (
+            "SELECT spec_id, CAST(substr(agent_name, 2) AS INTEGER), id FROM consensus_artifacts WHERE spec_id GLOB ?"
+        )
+        found: dict[str, set[tuple[int, int]]] = {spec: set() for spec in rows}
+        for spec, number, key in connection.execute(query, (f"{name}-*",)):
+            found.setdefault(spec, set()).add((number, key))
+    extra = 0
+    for spec, wanted in [(spec, rows.get(spec, set())) for spec in found]:
+        if spec == deleting and not found[spec]:
+            continue
+        assert found[spec] >= wanted, f"{spec} lost an acknowledged write"
+        extra += len(found[spec] - wanted)
+    assert extra <= 1, "there is more than one write that nobody acknowledged"

@@ -30,17 +30,11 @@ from tests.concurrency.files import (
     small_file,
 )
 from tests.concurrency.processes import Child, acknowledged, start
-from tests.concurrency.steps import verified
+from tests.concurrency.steps import verified, with_journal
 
 SECONDS = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK", "12"))
 WRITERS = ["w0", "w1", "w2", "w3"]
 MODES = ["wal", "journal"]
-
-
-def with_journal(path: Path) -> None:
-    """The table in which the writers note what they saw."""
-    with raw(path) as connection:
-        connection.executescript(actors.JOURNAL)
 
 
 def verified_with_journal(path: Path) -> None:
