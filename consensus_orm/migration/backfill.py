@@ -13,7 +13,7 @@ from typing import Any
 
 from consensus_orm import errors, ledger
 from consensus_orm.mapping import Pair
-from consensus_orm.migration.carry import carry, drain, reject_unequal
+from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, reject_unequal
 from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -70,7 +70,7 @@ def backfill(
     Raises:
         WrongPhaseError: Both sides are not being written, so rows would be missed.
     """
-    started, rows, rejects = time.monotonic(), 0, 0
+    started, rows, rejects, adopted = time.monotonic(), 0, 0, 0
     with unit_of_work() as uow:
         require_dual_write(uow.phase)
         pairs = uow.statements.mapping.pairs
@@ -78,8 +78,7 @@ def backfill(
         chunk = _Chunks(unit_of_work, pair, progress)
         while chunk.next():
             pass
-        rows, rejects = rows + chunk.rows, rejects + chunk.rejects
-    adopted = 0
+        rows, rejects, adopted = rows + chunk.rows, rejects + chunk.rejects, adopted + chunk.adopted
     while drained := _drain_once(unit_of_work):
         adopted += drained
     return BackfillReport(rows, rejects, adopted, time.monotonic() - started)
@@ -120,7 +119,7 @@ class _Chunks:
         self.unit_of_work = unit_of_work
         self.pair = pair
         self.progress = progress
-        self.rows = self.rejects = 0
+        self.rows = self.rejects = self.adopted = 0
         self.size = 0
         self.started = time.monotonic()
         self.total: int | None = None
@@ -130,6 +129,11 @@ class _Chunks:
         with self.unit_of_work() as uow:
             require_dual_write(uow.phase)
             begun = time.monotonic()
+            # First what others wrote: a row that one of them deleted would look like one to carry.
+            drained = drain(uow)
+            self.adopted += drained
+            if drained >= CHANGES_IN_ONE_TRANSACTION:
+                return True
             done, more = self._carry(uow)
             self.size = self._fitting(uow, time.monotonic() - begun)
             pause = uow.settings.chunk_pause.total_seconds()
