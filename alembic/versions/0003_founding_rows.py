@@ -182,6 +182,7 @@ IS_TIME = (
 MILLISECONDS = (
     f"(CASE WHEN {IS_TIME} AND created_at >= '0001'"
     " AND datetime(substr(created_at, 1, 19)) IS substr(created_at, 1, 19)"
+    " AND substr(created_at, 12, 2) < '24'"
     " THEN CAST(strftime('%s', substr(created_at, 1, 19)) AS INTEGER) * 1000"
     " + CAST(substr(substr(created_at, 21) || '000', 1, 3) AS INTEGER) ELSE 0 END)"
 )
