@@ -9,7 +9,7 @@ from datetime import datetime
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.output import fields, plain, say, show_json, span, table, when
+from consensus_orm.cli.output import fields, key, plain, say, show_json, span, table, when
 from consensus_orm.migration.audit import MismatchEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
@@ -168,7 +168,7 @@ def mismatches(ctx: click.Context, app: App, everything: bool, as_json: bool) ->
             (
                 m.id,
                 m.pair,
-                "-" if m.key is None else str(m.key),
+                key(m.key),
                 m.column,
                 m.kind,
                 m.state,
@@ -211,7 +211,7 @@ def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> No
     elif not entries:
         say("no rejects")
     else:
-        rows = [(r.id, r.table, str(r.key), r.state, r.reason, when(r.found_at)) for r in entries]
+        rows = [(r.id, r.table, key(r.key), r.state, r.reason, when(r.found_at)) for r in entries]
         table(("id", "table", "key", "state", "reason", "when"), rows)
     if any(entry.settled_at is None for entry in entries):
         ctx.exit(1)

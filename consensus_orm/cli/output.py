@@ -23,7 +23,7 @@ from rich.text import Text
 from consensus_orm.migration.backfill import Progress
 from consensus_orm.phase import Phase
 
-__all__ = ["Bars", "fields", "one_line", "plain", "say", "show_json", "span", "table", "when"]
+__all__ = ["Bars", "fields", "key", "one_line", "plain", "say", "show_json", "span", "table", "when"]
 
 PIPE_WIDTH = 10_000
 """Columns of what is no terminal: nothing is wrapped or cut for the program that reads it."""
@@ -90,6 +90,11 @@ def when(moment: datetime | None) -> str:
     return "" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
+def key(value: object) -> str | None:
+    """The key of a row as a cell: no number to be grouped, and `-` where there is none."""
+    return None if value is None else str(value)
+
+
 def _cell(value: object) -> Text:
     if value is None:
         return Text("-")
@@ -104,13 +109,12 @@ def _console(*, stderr: bool = False) -> Console:
     return made
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, indent: int = 0) -> None:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; numbers stand to the right.
 
     Args:
         columns: The headings.
         rows: The cells; None is shown as `-`.
-        indent: Blanks before each line.
     """
     listed = [list(row) for row in rows]
     console = _console()
@@ -120,7 +124,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, indent: i
         made.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         made.add_row(*map(_cell, row))
-    _print(console, made, indent)
+    _print(console, made)
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
@@ -130,14 +134,14 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
     made.add_column(overflow="fold")
     for name, value in pairs:
         made.add_row(name, _cell(value))
-    _print(_console(), made, 0)
+    _print(_console(), made)
 
 
-def _print(console: Console, made: Table, indent: int) -> None:
+def _print(console: Console, made: Table) -> None:
     with console.capture() as captured:
         console.print(made)
-    for line in captured.get().splitlines():
-        click.echo(" " * indent + line.rstrip(), file=sys.stdout, color=console.is_terminal)
+    for line in captured.get().strip("\n").splitlines():
+        click.echo(line.rstrip(), file=sys.stdout, color=console.is_terminal)
 
 
 # Progress -------------------------------------------------------------------------------------------------

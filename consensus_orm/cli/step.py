@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from consensus_orm.cli.app import App, PhaseType, app_command, json_option, main, phase_argument
-from consensus_orm.cli.output import Bars, one_line, plain, say, show_json, table
+from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
 from consensus_orm.errors import GateClosedError
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
@@ -73,7 +73,7 @@ def verify(app: App, as_json: bool) -> None:
 def _list_differences(app: App, report: VerifyReport) -> None:
     if report.differences:
         shown = report.differences[:LISTED]
-        table(("pair", "key", "kind", "columns"), [(d.pair, str(d.key), d.kind, ", ".join(d.columns)) for d in shown])
+        table(("pair", "key", "kind", "columns"), [(d.pair, key(d.key), d.kind, ", ".join(d.columns)) for d in shown])
         if (more := len(report.differences) - LISTED) > 0:
             say(f"and {more:,} more")
         say(app.spelled("see: consensus-orm mismatches; repair: consensus-orm reconcile"))
@@ -186,7 +186,7 @@ def _tell_reconciled(report: ReconcileReport) -> None:
     )
     if report.repairs:
         shown = report.repairs[:LISTED]
-        table(("pair", "key", "action", "from"), [(r.pair, str(r.key), r.action, r.source.value) for r in shown])
+        table(("pair", "key", "action", "from"), [(r.pair, key(r.key), r.action, r.source.value) for r in shown])
         if (more := len(report.repairs) - LISTED) > 0:
             say(f"and {more:,} more")
 
