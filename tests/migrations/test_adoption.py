@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 from pathlib import Path
 
@@ -177,20 +176,6 @@ def test_the_missing_half_of_the_legacy_side_is_made(path: Path, open_engine: Op
         ]
 
     assert made(path) == made(whole)
-
-
-def test_sample_with_real_rows_is_adopted(path: Path, open_engine: Open) -> None:
-    """The sample of the field (rows of November 2025) is legacy, and stays byte for byte."""
-    sample = Path("/work/shared/samples/legacy_v0.db")
-    if not sample.exists():
-        pytest.skip("the sample is not part of the repository")
-    shutil.copyfile(sample, path)
-    before = oracle.image(path, *FIELD_TABLES)
-
-    assert schema.inspect(open_engine(path)).kind is adoption.Kind.LEGACY
-    schema.upgrade(open_engine(path), SETTINGS)
-
-    assert oracle.image(path, *FIELD_TABLES) == before
 
 
 def test_names_are_compared_as_sqlite_does(path: Path, open_engine: Open) -> None:

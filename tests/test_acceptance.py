@@ -1,0 +1,173 @@
+"""The main job, end to end, as an operator does it: the command line on a file of the field, judged by raw SQL.
+
+The file is shaped like the best-known one: five rounds without a run id, one run id over three stages, four
+syntheses, executions in ten columns; made by frozen SQL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from consensus_orm import ConsensusStore, Phase
+from consensus_orm.cli import main
+from tests import oracle
+
+ROUNDS = {
+    "2025-11-03 19:33:48": 12,
+    "2025-11-03 23:25:13": 12,
+    "2025-11-04 00:29:08": 6,
+    "2025-11-04 01:39:31": 6,
+    "2025-11-04 02:23:58": 23,
+}
+RUN = "run_SPEC-KIT-900_1762744939_2c1010ad"
+STAGES = {"spec-plan": ("2025-11-10 03:26:38", 3), "spec-tasks": ("2025-11-10 03:32:23", 3)}
+STAGES["spec-implement"] = ("2025-11-10 03:41:09", 4)
+
+DDL = """
+CREATE TABLE consensus_artifacts (id INTEGER PRIMARY KEY AUTOINCREMENT, spec_id TEXT NOT NULL, stage TEXT NOT NULL,
+ agent_name TEXT NOT NULL, content_json TEXT NOT NULL, response_text TEXT, run_id TEXT,
+ created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+CREATE TABLE consensus_synthesis (id INTEGER PRIMARY KEY AUTOINCREMENT, spec_id TEXT NOT NULL, stage TEXT NOT NULL,
+ output_markdown TEXT NOT NULL, output_path TEXT, status TEXT NOT NULL, artifacts_count INTEGER, agreements TEXT,
+ conflicts TEXT, degraded BOOLEAN DEFAULT 0, run_id TEXT, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+CREATE TABLE agent_executions (agent_id TEXT PRIMARY KEY, spec_id TEXT NOT NULL, stage TEXT NOT NULL,
+ phase_type TEXT NOT NULL, agent_name TEXT NOT NULL, spawned_at TEXT NOT NULL, completed_at TEXT, response_text TEXT,
+ run_id TEXT, extraction_error TEXT);
+CREATE INDEX idx_spec_stage ON consensus_artifacts(spec_id, stage);
+CREATE INDEX idx_synthesis_spec_stage ON consensus_synthesis(spec_id, stage);
+CREATE INDEX idx_agent_executions_spec ON agent_executions(spec_id, stage);
+CREATE INDEX idx_agent_executions_run ON agent_executions(run_id);
+INSERT INTO agent_executions VALUES ('1ebf', 'SPEC-KIT-900', 'spec-plan', 'quality_gate', 'gemini',
+ '2025-11-12 02:38:16', NULL, NULL, NULL, NULL);
+"""
+TABLES = ("consensus_artifacts", "consensus_synthesis", "agent_executions")
+
+
+def content(number: int) -> str:
+    """Now JSON, now a template, now a log, now nothing."""
+    kinds = (
+        '{"stage": "spec-plan", "nr": %d}',
+        "${TEMPLATE} – #%d 🙂",
+        "[2025-11-04T02:11:59] codex \u2011 %d",
+        "%.0d",
+    )
+    return kinds[number % 4] % number
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "legacy.db"
+    with contextlib.closing(sqlite3.connect(path)) as raw, raw:
+        raw.executescript(DDL)
+        artifact = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json, run_id, created_at) "
+        for at, count in ROUNDS.items():
+            for n in range(count):
+                agent = ("gemini", "claude", "code")[n % 3]
+                values = ("SPEC-KIT-900", "spec-implement", agent, content(n), None, at)
+                raw.execute(artifact + "VALUES (?, ?, ?, ?, ?, ?)", values)
+        for stage, (at, count) in STAGES.items():
+            for n in range(count):
+                values = ("SPEC-KIT-900", stage, f"agent-{n}", content(n), RUN, at)  # type: ignore[assignment]
+                raw.execute(artifact + "VALUES (?, ?, ?, ?, ?, ?)", values)
+        synthesis = (
+            "INSERT INTO consensus_synthesis (spec_id, stage, output_markdown, output_path, status, artifacts_count,"
+            " run_id, created_at) VALUES ('SPEC-KIT-900', ?, ?, ?, 'ok', ?, ?, ?)"
+        )
+        raw.execute(synthesis, ("spec-implement", "# Plan", "/docs/a.md", 23, None, "2025-11-04 02:23:58"))
+        for stage, (at, count) in STAGES.items():
+            raw.execute(synthesis, (stage, "# Plan\n" * 1000, "/docs/b.md", count, RUN, at))
+    return path
+
+
+def command(file: Path, *words: str) -> Any:
+    """Run a command; what it says as JSON."""
+    done = CliRunner().invoke(main, ["--url", f"sqlite:///{file}", *words, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def everything(file: Path) -> tuple[Any, ...]:
+    """What an application reads."""
+    with ConsensusStore.open(file) as store, store.unit_of_work(read_only=True) as uow:
+        return (
+            uow.artifacts.list(),
+            uow.artifacts.list(run_id=RUN, limit=5),
+            uow.syntheses.list(),
+            uow.runs.list(spec_id="SPEC-KIT-900"),
+            uow.executions.in_flight(),
+            uow.artifacts.specs(),
+        )
+
+
+def test_a_file_goes_to_contract_and_back_with_nothing_lost(file: Path) -> None:
+    """69 artifacts and 4 syntheses become 8 runs, read the same in every phase, and come back byte for byte."""
+    rows, ddl = {t: oracle.rows(file, t) for t in TABLES}, oracle.definitions(file, *TABLES)
+    sequences = {t: n for t, n in oracle.sequences(file).items() if t in TABLES}
+    before = everything(file)
+    assert [len(part) for part in before] == [69, 5, 4, 8, 1, 1]
+
+    command(file, "upgrade")
+    assert everything(file) == before
+    for phase in list(Phase)[1:]:
+        command(file, "migrate", "--to", phase.name.lower(), "--no-soak")
+        assert everything(file) == before, phase
+    status = command(file, "status")
+    assert (status["phase"], status["mismatches"], status["rejects"]) == ("CONTRACT", 0, 0)
+    assert [(pair["name"], pair["normalized_rows"]) for pair in status["pairs"]] == [
+        ("artifacts", 69),
+        ("syntheses", 4),
+    ]
+    with oracle.reading(file) as raw:
+        assert raw.execute("SELECT count(*) FROM consensus_runs").fetchone() == (8,)
+        assert raw.execute("SELECT count(*) FROM sqlite_master WHERE name = 'consensus_artifacts'").fetchone() == (0,)
+
+    command(file, "rollback", "expand")
+
+    assert everything(file) == before
+    assert {t: oracle.rows(file, t) for t in TABLES} == rows
+    assert [d for d in oracle.definitions(file, *TABLES) if d[0] != "trigger"] != []
+    assert sorted(d for d in oracle.definitions(file, *TABLES) if d[0] != "trigger") == sorted(ddl)
+    assert {t: n for t, n in oracle.sequences(file).items() if t in TABLES} == sequences
+
+
+AT_CONTRACT = """
+import sys
+from consensus_orm import ConsensusStore
+seen = []
+with ConsensusStore.open(sys.argv[1]) as store:
+    with store.unit_of_work() as uow:
+        uow._driver.set_trace_callback(seen.append)
+        uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json="{}")
+        uow.syntheses.add(spec_id="S", stage="plan", output_markdown="# P", status="ok")
+        uow.artifacts.add_many([dict(spec_id="T", stage="plan", agent_name="a", content_json="{}")])
+        uow.artifacts.delete(spec_id="T")
+    with store.unit_of_work(read_only=True) as uow:
+        uow._driver.set_trace_callback(seen.append)
+        assert uow.artifacts.count() and uow.artifacts.list(limit=3) and uow.syntheses.list()
+        assert uow.runs.latest(spec_id="S", stage="plan")
+loaded = [name for name in sys.modules if name.startswith("consensus_orm") and "legacy" in name]
+assert not loaded, loaded
+touched = [sql for sql in seen if "consensus_artifacts" in sql or "consensus_synthesis " in sql]
+assert seen and not touched, touched
+"""
+
+
+def test_at_contract_nothing_legacy_is_imported_or_named(file: Path) -> None:
+    """At CONTRACT a write and a read import no legacy module, and no statement names a legacy table."""
+    command(file, "migrate", "--no-soak")
+    done = subprocess.run([sys.executable, "-c", AT_CONTRACT, file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONSENSUS_ORM_URL", raising=False)
