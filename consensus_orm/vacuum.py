@@ -38,12 +38,9 @@ from consensus_orm.stats import DiskUse, disk_use
 
 __all__ = ["VacuumReport", "VacuumScheduler", "vacuum"]
 
-HOLD = 0.025
-"""Seconds a step should hold the write lock; 50 ms are promised, and the commit of a file that is not in WAL
-takes 15 to 20 ms by itself (three fsyncs, measured)."""
-
-SHORTEST_SLICE, LONGEST_SLICE = 0.001, 0.008
-"""Bounds of the seconds a step spends on freeing pages, before its commit."""
+SLICE = 0.008
+"""Seconds a step spends on freeing pages before its commit. 50 ms are promised for both: in WAL a commit adds
+some 2 ms, in a rollback mode three fsyncs, 15 to 20 ms on an idle disk (measured)."""
 
 PAUSE = 4
 """A pause is this many times as long as the step before it held the lock."""
@@ -183,12 +180,12 @@ class _Vacuum:
 
     def _free(self, progress: Callable[[int, int], object]) -> None:
         """Free in steps as many pages as are free now; what is deleted meanwhile is left to the next time."""
-        total, slice_ = self.connection.pragma("freelist_count"), SHORTEST_SLICE
+        total = self.connection.pragma("freelist_count")
         # A short log leaves no checkpoint, with its fsyncs and the cutting of the file, to a writer's commit.
         wal = self.connection.pragma("journal_mode") == "wal"
         while self.pages_freed < total and not self.cancelled.is_set():
             started = time.monotonic()
-            freed = self._step(slice_, at_most=total - self.pages_freed)
+            freed = self._step(at_most=total - self.pages_freed)
             held = time.monotonic() - started
             self.pages_freed += freed
             self.steps += 1
@@ -197,12 +194,11 @@ class _Vacuum:
                 break
             if wal:
                 self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            slice_ = min(LONGEST_SLICE, max(SHORTEST_SLICE, slice_ * (0.5 if held > HOLD else 1.5)))
             self.cancelled.wait(PAUSE * held)
         if self.cancelled.is_set():
             self.notes.append("it was cancelled")
 
-    def _step(self, seconds: float, *, at_most: int) -> int:
+    def _step(self, *, at_most: int) -> int:
         """Free pages for some time, in one transaction.
 
         One page at a time: the driver of Python 3.11 stops after the first page of `incremental_vacuum(N)`
@@ -213,7 +209,7 @@ class _Vacuum:
         with self._locked():
             try:
                 before = connection.pragma("freelist_count")
-                until = time.perf_counter() + seconds
+                until = time.perf_counter() + SLICE
                 for _ in range(min(at_most, before)):
                     connection.execute("PRAGMA incremental_vacuum(1)").fetchall()
                     if time.perf_counter() > until:

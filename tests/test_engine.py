@@ -137,6 +137,13 @@ def running(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 # Opening and preparing
 
 
@@ -415,29 +422,30 @@ def test_a_refused_commit_keeps_the_turn(path: Path, open_engine: Callable[..., 
     assert rows(engine) == ["legacy", "mine"]
 
 
-def test_a_hundred_threads_on_ten_connections_are_all_served_soon(engine: Engine) -> None:
-    """Nobody starves: 100 threads write for a second, and the longest wait stays far below it.
+def test_a_hundred_threads_on_ten_connections_are_all_served_alike(engine: Engine) -> None:
+    """Nobody starves: of 100 threads that write all the time, each gets its share.
 
-    Measured: 20 ms; SQLAlchemy's own queue made one thread wait for all of the time.
+    Measured on idle cores: the longest wait is 20 ms. With SQLAlchemy's own queue one thread waited all the time.
     """
-    stop = time.monotonic() + 1
-    longest, served = [0.0] * 100, [0] * 100
     patient = create(engine.url, Settings())
+    stop, served = threading.Event(), [0] * 100
 
     def run(number: int) -> None:
-        while time.monotonic() < stop:
-            started = time.monotonic()
+        while not stop.is_set():
             write(patient, "INSERT INTO t VALUES (1)")
-            longest[number] = max(longest[number], time.monotonic() - started)
             served[number] += 1
 
     threads = [running(lambda number=number: run(number)) for number in range(100)]  # type: ignore[misc]
+    wait_until(lambda: min(served) > 0)  # those that start late have not been overtaken
+    before = list(served)
+    wait_until(lambda: max(served) > max(before) + 20)
+    since = [now - then for now, then in zip(served, before, strict=True)]
+    stop.set()
     for thread in threads:
         thread.join()
     assert len(rows(patient)) == sum(served)
     patient.dispose()
-    assert max(longest) < 0.5
-    assert min(served) > 0.5 * max(served)
+    assert min(since) > 0.5 * max(since)
 
 
 def test_no_connection_in_time_is_an_error_that_says_what_to_do(engine: Engine) -> None:
