@@ -40,7 +40,9 @@ class Migration:
         self._store = store
 
     def _reading(self) -> UnitOfWork:
-        return self._store.unit_of_work(read_only=True)
+        uow = self._store.unit_of_work(read_only=True)
+        uow._readable = True  # a founding file has a status too, though its rows cannot be read yet
+        return uow
 
     def _writing(self) -> UnitOfWork:
         return self._store.unit_of_work()
