@@ -109,8 +109,10 @@ class UnitOfWork:
         try:
             row = self._connected.execute(READ_PHASE).fetchone()
         except sqlite3.OperationalError as error:
-            if not _is_missing_table(error) or not (self.read_only and self._readable):
+            if not _is_missing_table(error):
                 raise (translate(error, self.engine) or error) from error
+            if not (self.read_only and self._readable):
+                self.phase  # noqa: B018 - raises
             return
         self._phase, self._epoch = Phase(row[0]), row[1]
 
