@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import fields, key, plain, say, show_json, span, table, when
 from consensus_orm.migration.audit import MismatchEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
+from consensus_orm.rehearsal import Evidence, find
 
 __all__: list[str] = []
 
 LISTED = 100
 """Mismatches listed before the rest is only counted; `--json` gives all of them."""
+
+REFRESH = 2.0
+"""Seconds between two looks of `status --watch`."""
 
 number_argument = click.argument("number", metavar="ID", type=click.IntRange(min=1))
 reason_required = click.option("--reason", metavar="TEXT", required=True, help="Why, for the audit.")
@@ -27,38 +37,94 @@ all_option = click.option("--all", "everything", is_flag=True, help="Those that 
 # Status ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What one look at the database found."""
+
+    database: Path | str
+    exists: bool
+    now: datetime
+    status: MigrationStatus
+    mismatches: list[MismatchEntry]
+    evidence: Evidence | None
+
+
 @main.command()
+@click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 @json_option
 @app_command
 @click.pass_context
-def status(ctx: click.Context, app: App, as_json: bool) -> None:
+def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
     """Show where the migration stands, and the next command.
 
     Writes nothing. The exit code is 1 while mismatches or rejects are open.
     """
-    with app.store(may_be_missing=True) as store:
-        exists = store.path is None or store.path.exists()
-        found = store.migration.status()
-        mismatches = store.migration.mismatches() if found.mismatches else []
-        name, now = store.path or ":memory:", store.settings.clock()
+    if watch and as_json:
+        raise click.UsageError("--watch is for people; a program asks for `status --json` as often as it likes")
+    seen = _look(app)
+    with contextlib.suppress(KeyboardInterrupt):  # it is how a watch ends, not how it fails
+        while watch:
+            _refresh(app, seen)
+            seen = _look(app)
     if as_json:
-        age = None if found.certificate is None else now - found.certificate.at
-        facts = {
-            "certificate": None if found.certificate is None else {**plain(found.certificate), "age": age},
-            "gate": [app.spelled(reason) for reason in found.gate],
-            "next_command": app.spelled(found.next_command),
-        }
-        show_json({"database": name, "exists": exists, **plain(found), **facts})
-    elif not exists:
-        fields([("database", f"{name}, which does not exist yet")])
-        say(f"next: {app.spelled(found.next_command)}")
-    else:
-        fields([("database", name), *_facts(app, found, mismatches, now)])
-        say()
-        _rows(found)
-        _gate(app, found)
-    if found.mismatches or found.rejects:
+        _show_status_json(app, seen)
+    elif not watch:
+        _show_status(app, seen)
+    if seen.status.mismatches or seen.status.rejects:
         ctx.exit(1)
+
+
+def _look(app: App) -> _Seen:
+    # Opened anew each time: whoever watches wants to see a file that was upgraded or replaced meanwhile.
+    with app.store(may_be_missing=True) as store:
+        found = store.migration.status()
+        return _Seen(
+            database=store.path or ":memory:",
+            exists=store.path is None or store.path.exists(),
+            now=store.settings.clock(),
+            status=found,
+            mismatches=store.migration.mismatches() if found.mismatches else [],
+            evidence=find(store),
+        )
+
+
+def _refresh(app: App, seen: _Seen) -> None:
+    """Show what was seen in the place of what was shown before, and wait."""
+    click.clear()
+    _show_status(app, seen)
+    say()
+    say(f"{when(seen.now)}; Ctrl-C ends this")
+    sys.stdout.flush()
+    time.sleep(REFRESH)
+
+
+def _show_status_json(app: App, seen: _Seen) -> None:
+    found, evidence = seen.status, seen.evidence
+    age = None if found.certificate is None else seen.now - found.certificate.at
+    rehearsal = None
+    if evidence is not None:
+        rehearsal = {"at": evidence.report.at, "passed": evidence.report.passed, "stale": evidence.stale}
+    facts = {
+        "certificate": None if found.certificate is None else {**plain(found.certificate), "age": age},
+        "gate": [app.spelled(reason) for reason in found.gate],
+        "next_command": app.spelled(found.next_command),
+        "rehearsal": rehearsal,
+    }
+    show_json({"database": seen.database, "exists": seen.exists, **plain(found), **facts})
+
+
+def _show_status(app: App, seen: _Seen) -> None:
+    if not seen.exists:
+        fields([("database", f"{seen.database}, which does not exist yet")])
+        say(f"next: {app.spelled(seen.status.next_command)}")
+        return
+    facts = list(_facts(app, seen.status, seen.mismatches, seen.now))
+    if seen.status.phase.next is not None or seen.evidence is not None:
+        facts.append(("rehearsal", app.spelled(mention(seen.evidence, seen.now))))
+    fields([("database", seen.database), *facts])
+    say()
+    _rows(seen.status)
+    _gate(app, seen.status)
 
 
 def _facts(

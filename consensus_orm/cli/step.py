@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from consensus_orm.cli.app import App, PhaseType, app_command, json_option, main, phase_argument
+from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
 from consensus_orm.errors import GateClosedError
 from consensus_orm.migration import Migration
@@ -16,6 +17,7 @@ from consensus_orm.migration.journey import Step
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase
+from consensus_orm.rehearsal import find
 
 __all__: list[str] = []
 
@@ -90,9 +92,19 @@ def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_j
 
     def work(migration: Migration) -> dict[str, Any]:
         migration.advance(phase, reason=reason, force=force)
-        return {}
+        return {"rehearsed": rehearsed}
 
-    _move(app, as_json, work)
+    rehearsed = _mention_rehearsal(app, as_json)
+    _move(app, as_json, work, lambda: {"rehearsed": rehearsed})
+
+
+def _mention_rehearsal(app: App, as_json: bool) -> bool:
+    """Say, before anything is done, whether this database was rehearsed; on stderr, it is no result."""
+    with app.store() as store:
+        evidence, now = find(store), store.settings.clock()
+    if not as_json:
+        click.echo(f"rehearsal: {app.spelled(mention(evidence, now))}", err=True)
+    return evidence is not None and evidence.holds
 
 
 @main.command()

@@ -22,6 +22,7 @@ from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
+    from consensus_orm.rehearsal import RehearsalReport, RehearsalStep
     from consensus_orm.store import ConsensusStore
 
 __all__ = ["Migration"]
@@ -225,6 +226,38 @@ class Migration:
             if tell is not None:
                 tell(step)
         return taken
+
+    def rehearse(
+        self,
+        *,
+        keep: Path | str | None = None,
+        writers: int = 0,
+        progress: Watch = None,
+        tell: Callable[[RehearsalStep], object] | None = None,
+    ) -> RehearsalReport:
+        """Take a copy through all phases and back, and prove that its rows come out as they went in.
+
+        The database itself is read once and never written. Gates are as in the real migration, soak times are
+        skipped.
+
+        Args:
+            keep: A folder for the copy and for a second copy of the evidence; nothing is kept of the copy
+                where left out.
+            writers: Threads that write to the copy meanwhile.
+            progress: Called after each chunk.
+            tell: Called after each step.
+
+        Returns:
+            What was found; kept as JSON beside the database, too.
+
+        Raises:
+            MigrationError: The database never had legacy tables, so there is nothing to rehearse.
+            InvalidValueError: Writers were asked for, and the mapping is not that of the consensus tables.
+            StorageError: There is not room enough, or the copy could not be made.
+        """
+        from consensus_orm.rehearsal import rehearse
+
+        return rehearse(self._store, keep=keep, writers=writers, progress=progress, tell=tell)
 
     def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool) -> None:
         facts: dict[str, Any] = {}

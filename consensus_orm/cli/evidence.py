@@ -1,0 +1,125 @@
+"""The commands that show before and after that all is well: rehearse, report."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.output import Bars, fields, say, show_json, span, table, when
+from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep, rehearse
+from consensus_orm.report import write
+
+__all__ = ["mention"]
+
+
+def mention(evidence: Evidence | None, now: datetime) -> str:
+    """Whether this database was rehearsed with this mapping, in one line with the command that helps.
+
+    Args:
+        evidence: What is on record.
+        now: The time.
+    """
+    run = "run: consensus-orm rehearse"
+    if evidence is None:
+        return f"none of this database is on record; {run}"
+    report = evidence.report
+    ago = f"{when(report.at)} ({span(now - report.at)} ago)"
+    if evidence.stale:
+        return f"that of {ago} does not count: {evidence.stale}; {run}"
+    if not report.passed:
+        return f"NOT passed {ago}; see {evidence.path}"
+    return f"passed {ago} with {report.rows:,} rows; there are {evidence.rows_now:,} now"
+
+
+@main.command("rehearse")
+@click.option(
+    "--keep",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the copy and the evidence there.",
+)
+@click.option("--writers", metavar="N", type=click.IntRange(0, 64), default=0, help="Threads that write meanwhile.")
+@json_option
+@app_command
+@click.pass_context
+def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: int, as_json: bool) -> None:
+    """Take a copy through all phases and back, and prove that its rows come out as they went in.
+
+    Writes nothing into the database; the evidence is a JSON file beside it. Soak times are skipped, gates are
+    not. The exit code is 1 where a gate refused or a row is not what it was.
+    """
+    with app.store() as store, Bars(quiet=as_json) as bars:
+
+        def tell(step: RehearsalStep) -> None:
+            bars.clear()
+            if not as_json:
+                say(_step(step))
+
+        report = rehearse(store, keep=keep, writers=writers, progress=bars.rows, tell=tell)
+    if as_json:
+        show_json(report.facts())
+    else:
+        say()
+        _tell(app, report)
+    if not report.passed:
+        ctx.exit(1)
+
+
+def _step(step: RehearsalStep) -> str:
+    way = step.after.name if step.after is step.before else f"{step.before.name} -> {step.after.name}"
+    rows = "" if step.rows is None else f"  {step.rows:,} rows"
+    return f"{step.action:<9} {way:<24} {step.seconds:8.2f} s  lock {step.longest_lock * 1000:6.0f} ms{rows}"
+
+
+def _tell(app: App, report: RehearsalReport) -> None:
+    rows = [(p.phase.name, p.table, p.rows, p.digest[:16], p.difference or "as it was") for p in report.proofs]
+    table(("proved at", "table", "rows", "sha-256", "types and bytes"), rows)
+    say()
+    fields(list(_facts(report)))
+    for reason in report.refused:
+        say(f"  - {app.spelled(reason)}")
+    for note in report.notes:
+        say(f"note: {note}")
+    for path in report.evidence:
+        say(f"evidence: {path}")
+    say()
+    say("passed" if report.passed else "NOT passed")
+
+
+def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
+    estimate = report.estimate()
+    work = f"{estimate.seconds:,.1f} s of work for {estimate.rows:,} rows, and {span(estimate.soak)} of soak"
+    found: list[tuple[str, object]] = [
+        ("the real one", work),
+        ("writers wait", f"{estimate.longest_lock * 1000:,.0f} ms at most, each time"),
+        ("disk needed", f"{estimate.disk:,} bytes more, {estimate.backup:,} of them for the backup before CONTRACT"),
+    ]
+    if report.kept is not None:
+        found.append(("the copy", report.kept))
+    if report.writers is not None:
+        failed = ", ".join(f"{count:,} x {name}" for name, count in report.writers.errors.items())
+        kept = f"{report.writers.rows:,} rows acknowledged, {report.writers.missing:,} missing"
+        found.append(("writers", f"{kept}, {failed or 'no unit of work failed'}"))
+    if report.unexplained:
+        found.append(("rows", f"{report.unexplained:,} are there that nobody is known to have written"))
+    if not report.schema_equal:
+        found.append(("schema", "the legacy tables are not declared as they were"))
+    if report.refused:
+        found.append(("stopped at", f"{report.reached.name}: the next gate refused"))
+    return found
+
+
+@main.command("report")
+@click.argument("file", metavar="FILE.html", type=click.Path(dir_okay=False, path_type=Path))
+@app_command
+def report_command(app: App, file: Path) -> None:
+    """Put all there is to know about the migration on one page, FILE.html.
+
+    It needs no network and no script. Writes nothing into the database.
+    """
+    with app.store() as store:
+        path = write(store, file)
+    say(f"{path}: {path.stat().st_size:,} bytes")

@@ -1,0 +1,100 @@
+"""Writers for a rehearsal: threads that use the public API while the copy is moved, and remember what was kept."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter, defaultdict
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from consensus_orm.errors import ConsensusError
+from consensus_orm.phase import Phase
+from consensus_orm.rehearsal.records import Latency
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
+
+__all__ = ["COLUMNS", "Writers"]
+
+COLUMNS = {"artifacts": "content_json", "syntheses": "output_markdown"}
+"""The pairs that are written, and the legacy column that holds what a writer remembers."""
+
+PAUSE = 0.005
+"""Seconds between two units of work of a writer: they are to meet every step, not to use up the machine."""
+
+SYNTHESIS_EVERY = 5
+SPEC = "CONSENSUS-ORM-REHEARSAL"
+"""The spec of the writers' rows, so that a copy that is kept shows whose they are."""
+
+
+class Writers:
+    """So many threads, each adding a row every few milliseconds from enter to exit.
+
+    Args:
+        store: The store of the copy.
+        threads: How many.
+
+    Attributes:
+        wrote: What was acknowledged: pair, then key, then text.
+        errors: Failed units of work by type.
+        latency: Seconds of each unit of work, by the phase it worked in.
+    """
+
+    def __init__(self, store: ConsensusStore, threads: int) -> None:
+        self.wrote: dict[str, dict[int, str]] = {name: {} for name in COLUMNS}
+        self.errors: Counter[str] = Counter()
+        self.latency: dict[Phase, list[float]] = defaultdict(list)
+        self._store = store
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        names = (f"consensus-orm-rehearsal-{number}" for number in range(threads))
+        self._threads = [threading.Thread(target=self._write, args=(name,), name=name) for name in names]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Let each finish what it is doing, and end."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def summary(self) -> dict[str, Latency]:
+        """Latency by phase, in the order of phases."""
+        return {phase.name: Latency.of(self.latency[phase]) for phase in sorted(self.latency)}
+
+    def _write(self, name: str) -> None:
+        number = 0
+        while not self._over.wait(PAUSE):
+            number += 1
+            text = json.dumps({"writer": name, "number": number})
+            started = time.perf_counter()
+            try:
+                add = partial(_add, name=name, number=number, text=text)
+                phase, keys = self._store.run(add, cancel=self._over)
+            except ConsensusError as error:
+                if not self._over.is_set():
+                    self.errors[type(error).__name__] += 1
+                continue
+            took = time.perf_counter() - started
+            with self._lock:
+                self.latency[phase].append(took)
+                for pair, key in keys.items():
+                    self.wrote[pair][key] = text
+
+
+def _add(uow: ConsensusUnitOfWork, *, name: str, number: int, text: str) -> tuple[Phase, dict[str, int]]:
+    run = f"{name}-{number // SYNTHESIS_EVERY}"
+    added = uow.artifacts.add(spec_id=SPEC, stage=name, agent_name=name, content_json=text, run_id=run)
+    keys = {"artifacts": added.id}
+    if number % SYNTHESIS_EVERY == 0:
+        synthesis = uow.syntheses.add(spec_id=SPEC, stage=name, output_markdown=text, status="ok", run_id=run)
+        keys["syntheses"] = synthesis.id
+    return uow.phase, keys

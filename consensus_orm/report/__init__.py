@@ -1,0 +1,78 @@
+"""The report: one self-contained page about a migration, for people who were not there.
+
+It needs no network and no script, is readable in light and dark, and prints. It says where something is not
+stored rather than draw it. No contents of rows are in it; names and reasons that people wrote are escaped.
+Charts come from pygal, extra `report`, imported when a page is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consensus_orm import errors
+from consensus_orm.report.charts import require_pygal
+from consensus_orm.report.facts import collect
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+
+__all__ = ["render", "write"]
+
+
+def render(store: ConsensusStore) -> str:
+    """Make the page.
+
+    Reads are timed on the spot, in a read-only unit of work, which takes a second or so. Nothing is written.
+
+    Args:
+        store: The store to report on.
+
+    Returns:
+        The page, HTML.
+
+    Raises:
+        ConfigurationError: The extra `report` is not installed.
+        StorageError: The database cannot be read.
+    """
+    require_pygal()
+    from consensus_orm.report.page import page
+
+    return page(collect(store))
+
+
+def write(store: ConsensusStore, path: Path | str) -> Path:
+    """Make the page and put it into a file; one that is there is replaced, and never by half a page.
+
+    Args:
+        store: The store to report on.
+        path: Where the page goes.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ConfigurationError: The extra `report` is not installed.
+        InvalidValueError: The path is that of the database.
+        StorageError: The database cannot be read, or the page not written.
+    """
+    target = Path(path).expanduser().absolute()
+    if store.path is not None and target.exists() and store.path.exists() and target.samefile(store.path):
+        raise errors.InvalidValueError(f"{target} is the database itself", hint="give another path", field="path")
+    text = render(store)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".consensus_orm-report-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        raise errors.StorageError(f"{target} cannot be written: {error.strerror}", hint="give another path") from error
+    return target

@@ -1,0 +1,229 @@
+"""What a report says: everything the database keeps about its migration, read in one snapshot, and reads timed now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from consensus_orm import errors
+from consensus_orm.mapping import Pair
+from consensus_orm.migration import audit
+from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry, when
+from consensus_orm.migration.status import MigrationStatus
+from consensus_orm.migration.status import collect as collect_status
+from consensus_orm.phase import Side
+from consensus_orm.rehearsal import Evidence, Latency, find
+from consensus_orm.stats import DatabaseStats
+from consensus_orm.unit_of_work import UnitOfWork
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+
+__all__ = ["Backfilled", "Certified", "Facts", "ReadTimes", "TableUse", "collect"]
+
+SAMPLES = 60
+"""Reads timed for each pair, side and kind."""
+
+LISTED = 100
+"""Rows of a timed list, at most."""
+
+
+@dataclass(frozen=True)
+class TableUse:
+    """Rows of a table and its bytes, indexes included; `bytes` is None where SQLite cannot tell."""
+
+    name: str
+    side: Side
+    rows: int
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Backfilled:
+    """The checkpoint of a pair's backfill."""
+
+    pair: str
+    rows: int
+    finished: bool
+    started: datetime
+    updated: datetime
+
+    @property
+    def rate(self) -> float | None:
+        """Rows a second from the first chunk to the last; None where both are of one moment."""
+        seconds = (self.updated - self.started).total_seconds()
+        return self.rows / seconds if seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A certificate: what one verify saw."""
+
+    id: int
+    at: datetime
+    build: str
+    mapping: str
+    legacy_rows: int
+    normalized_rows: int
+    compared: int
+    differences: int
+    rejects: int
+
+
+@dataclass(frozen=True)
+class ReadTimes:
+    """Reads of one kind on one side, timed for this report."""
+
+    pair: str
+    kind: str
+    side: Side
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything a report says."""
+
+    database: str
+    at: datetime
+    mapping: str
+    status: MigrationStatus
+    stats: DatabaseStats | None
+    tables: list[TableUse]
+    history: list[HistoryEntry]
+    mismatches: list[MismatchEntry]
+    rejects: list[RejectEntry]
+    backfills: list[Backfilled]
+    certificates: list[Certified]
+    reads: list[ReadTimes]
+    evidence: Evidence | None
+
+
+def collect(store: ConsensusStore) -> Facts:
+    """Read everything; writes nothing.
+
+    Args:
+        store: The store to report on.
+    """
+    exists = store.path is None or store.path.exists()
+    evidence = find(store)
+    with store.unit_of_work(read_only=True) as uow:
+        return Facts(
+            database=str(store.path or ":memory:"),
+            at=uow.now,
+            mapping=uow.statements.fingerprint,
+            status=collect_status(uow, store.initial_phase),
+            # On a connection of its own; with a database in memory there is only this one.
+            stats=store.maintenance.stats() if exists and store.path is not None else None,
+            tables=list(_tables(uow)),
+            history=audit.history(uow),
+            mismatches=audit.mismatches(uow, everything=True),
+            rejects=audit.rejects(uow, everything=True),
+            backfills=_backfills(uow),
+            certificates=_certificates(uow),
+            reads=[times for pair in uow.statements.mapping.pairs for times in _time_reads(uow, pair)],
+            evidence=evidence,
+        )
+
+
+def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
+    there = {name for (name,) in uow._rows("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
+    sizes = _sizes(uow)
+    mapping = uow.statements.mapping
+    wanted = [(pair.legacy_name, Side.LEGACY) for pair in mapping.pairs]
+    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.pairs]
+    wanted += [(table.name, Side.NORMALIZED) for table in tables]
+    for name, side in wanted:
+        if name.lower() in there:
+            rows = uow._rows(f'SELECT count(*) FROM "{name}"')[0][0]
+            yield TableUse(name, side, rows, sizes.get(name.lower()))
+
+
+def _sizes(uow: UnitOfWork) -> dict[str, int]:
+    sql = (
+        "SELECT lower(m.tbl_name), sum(d.pgsize) FROM dbstat AS d JOIN sqlite_master AS m ON m.name = d.name"
+        " WHERE d.aggregate = TRUE GROUP BY 1"
+    )
+    try:
+        return dict(uow._rows(sql))
+    except errors.StorageError:  # not every SQLite is built with dbstat
+        return {}
+
+
+def _backfills(uow: UnitOfWork) -> list[Backfilled]:
+    rows = uow._rows("SELECT pair, rows, finished, started_at, updated_at FROM consensus_orm_backfill ORDER BY 1")
+    return [Backfilled(pair, count, bool(done), when(a), when(b)) for pair, count, done, a, b in rows]
+
+
+def _certificates(uow: UnitOfWork) -> list[Certified]:
+    rows = uow._rows(
+        "SELECT id, at, build, mapping, legacy_rows, normalized_rows, compared, differences, rejects"
+        " FROM consensus_orm_certificates ORDER BY id"
+    )
+    return [Certified(row[0], when(row[1]), *row[2:]) for row in rows]
+
+
+# Reads, timed now -----------------------------------------------------------------------------------------
+
+
+def _time_reads(uow: UnitOfWork, pair: Pair) -> Iterator[ReadTimes]:
+    """Time the same reads on both sides, in turn, so that both meet the same caches and the same load."""
+    if not _comparable(uow, pair):
+        return
+    sql = uow.statements[pair]
+    keys = _sample(uow, pair)
+    kinds: dict[str, tuple[Callable[[Side], str], list[dict[str, Any]]]] = {
+        "by key": (sql.get, [{"_key": key} for key in keys])
+    }
+    if names := _shared(pair):
+        filters = _filters(uow, pair, keys, names)
+        kinds[f"by {', '.join(names)}"] = (lambda side: sql.read(side, names, limited=True), filters)
+    for kind, (statement, parameters) in kinds.items():
+        took: dict[Side, list[float]] = {side: [] for side in Side}
+        for each in parameters:
+            for side in Side:
+                started = time.perf_counter()
+                uow._rows(statement(side), each)
+                took[side].append(time.perf_counter() - started)
+        for side, seconds in took.items():
+            # The first read of a kind prepares its statement.
+            if len(seconds) > 1:
+                yield ReadTimes(pair.name, kind, side, Latency.of(seconds[1:]))
+
+
+def _comparable(uow: UnitOfWork, pair: Pair) -> bool:
+    """Whether both sides hold rows; a read of an empty table says nothing about one that is full."""
+    if not uow.prepared or not uow.phase.has_legacy:
+        return False
+    sides = (f'"{pair.legacy_name}"', f'"{pair.table.name}"')
+    return all(uow._rows(f"SELECT 1 FROM {table} LIMIT 1") for table in sides)
+
+
+def _sample(uow: UnitOfWork, pair: Pair) -> list[Any]:
+    key = f'"{pair.key.name}"'
+    total = uow._rows(f'SELECT count(*) FROM "{pair.legacy_name}"')[0][0]
+    every = max(total // SAMPLES, 1)
+    sql = f'SELECT {key} FROM (SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM "{pair.legacy_name}")'
+    keys = [found for (found,) in uow._rows(f"{sql} WHERE n % ? = 0 LIMIT ?", (every, SAMPLES))]
+    # Few rows are read again and again: the times are of a warm cache anyhow.
+    return (keys * SAMPLES)[:SAMPLES]
+
+
+def _shared(pair: Pair) -> tuple[str, ...]:
+    """Legacy columns that all rows of a parent share: what lists are asked for by."""
+    if pair.parent is None:
+        return ()
+    identity = {attribute.key for attribute in pair.parent.identity}
+    model = pair.parent.model
+    return tuple(name for name, a in pair.carried.items() if a.class_ is model and a.key in identity)
+
+
+def _filters(uow: UnitOfWork, pair: Pair, keys: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    sql, filters = uow.statements[pair].get(Side.LEGACY), []
+    for key in keys:
+        row = dict(zip((pair.key.name, *pair.carried), uow._rows(sql, {"_key": key})[0], strict=False))
+        filters.append({f"_{name}": row[name] for name in names} | {"_limit": LISTED})
+    return filters
