@@ -349,7 +349,7 @@ def parse_url(url: str | Path | URL | None) -> URL:
             raise errors.ConfigurationError("the URL is empty", hint="give a path or sqlite:///PATH")
         try:
             url = make_url(text) if "://" in text else URL.create("sqlite", database=text)
-        except exc.ArgumentError:
+        except (exc.ArgumentError, ValueError):
             # The text is not repeated: it may hold a password.
             raise errors.ConfigurationError("the URL cannot be read", hint="give a path or sqlite:///PATH") from None
     if url.get_backend_name() != "sqlite":
