@@ -96,8 +96,10 @@ class milliseconds(FunctionElement[int]):
     Integer arithmetic on the text: strftime would turn 'now' into the clock, round 58.9999 up, and make
     30 February a day in March. So the second must come out of datetime() as it went in, which proves shape and
     date at once, and the fraction is cut from the text; GLOB alone would stop at a NUL. Years of less than four
-    digits come back too: they sort below '0001', as numbers do; and so does hour 24. julianday is exact to 40 us, so the rounded
-    second is the one in the text; it costs 0.3 us where strftime('%s') costs 1.1 (measured).
+    digits come back too: they sort below '0001', as numbers do; and so does hour 24.
+    The modifier matters: without it, SQLite before 3.43 gives 30 February back as it went in. julianday is
+    exact to 40 us, so the rounded second is the one in the text; it costs 0.3 us where strftime('%s') costs
+    1.1 (measured).
     """
 
     name = "milliseconds"
@@ -179,8 +181,8 @@ def _milliseconds(element: Any, compiler: Any, **kw: Any) -> str:
     fraction = f"instr({x}, char(0)) = 0 AND substr({x}, 20) GLOB '.[0-9]*' AND substr({x}, 21) NOT GLOB '*[^0-9]*'"
     return (
         f"(CASE WHEN +{x} < '0001' OR substr({x}, 12, 2) = '24' THEN 0"
-        f" WHEN datetime({x}) = +{x} COLLATE BINARY THEN {_unix_ms(x)}"
-        f" WHEN datetime({second}) = {second} AND {fraction}"
+        f" WHEN datetime({x}, '+0 seconds') = +{x} COLLATE BINARY THEN {_unix_ms(x)}"
+        f" WHEN datetime({second}, '+0 seconds') = {second} AND {fraction}"
         f" THEN {_unix_ms(second)} + CAST(substr(substr({x}, 21) || '000', 1, 3) AS INTEGER) ELSE 0 END)"
     )
 

@@ -180,8 +180,9 @@ IS_TIME = (
     " AND substr(created_at, 21) NOT GLOB '*[^0-9]*')))"
 )
 MILLISECONDS = (
-    f"(CASE WHEN {IS_TIME} AND created_at >= '0001'"
-    " AND datetime(substr(created_at, 1, 19)) IS substr(created_at, 1, 19)"
+    f"(CASE WHEN {IS_TIME} AND substr(created_at, 1, 4) > '0000'"
+    # Without a modifier, SQLite before 3.43 gives 30 February back as it went in.
+    " AND datetime(substr(created_at, 1, 19), '+0 seconds') IS substr(created_at, 1, 19)"
     " AND substr(created_at, 12, 2) < '24'"
     " THEN CAST(strftime('%s', substr(created_at, 1, 19)) AS INTEGER) * 1000"
     " + CAST(substr(substr(created_at, 21) || '000', 1, 3) AS INTEGER) ELSE 0 END)"
