@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from consensus_orm import ConsensusError, ConsensusStore, Phase, __version__
 from consensus_orm.cli.output import one_line
@@ -62,7 +63,10 @@ class App:
         """
         if self.url is None:
             return text
-        shown = make_url(self.url).render_as_string() if "://" in self.url else self.url
+        try:
+            shown = make_url(self.url).render_as_string() if "://" in self.url else self.url
+        except (ArgumentError, ValueError):
+            return text
         return text.replace("consensus-orm ", f"consensus-orm --url {shlex.quote(shown)} ")
 
 

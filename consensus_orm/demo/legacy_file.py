@@ -92,7 +92,9 @@ def make(path: Path) -> None:
             "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json)"
             " VALUES ('SPEC-ODD', 'plan', 'gemini', CAST(x'eda080' AS TEXT))"
         )
-        connection.execute("DELETE FROM consensus_artifacts WHERE id % 17 = 0")  # ids have gaps
+        connection.execute(
+            "DELETE FROM consensus_artifacts WHERE id % 17 = 0 AND spec_id <> 'SPEC-ODD'"
+        )  # ids have gaps
 
 
 def _insert(connection: sqlite3.Connection, table: str, columns: dict[str, Any]) -> None:

@@ -1,0 +1,620 @@
+"""The command line: what operators are told, exit codes, JSON, and that bad input changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from consensus_orm import ConsensusStore, Phase
+from consensus_orm.cli import main
+from consensus_orm.cli.output import one_line, plain, span
+from consensus_orm.errors import GateClosedError, InvalidValueError
+from tests import oracle
+from tests.field import builders
+
+SCRIPT = Path(sys.executable).parent / "consensus-orm"
+COMMANDS = {
+    *("demo", "status", "upgrade", "backfill", "verify", "advance", "rollback", "migrate", "mismatches"),
+    *("rejects", "reconcile", "history", "stats", "vacuum", "backup"),
+}
+NO_SOAK = {f"CONSENSUS_ORM_SOAK_{phase}": "0" for phase in ("DUAL_WRITE", "CUTOVER", "NORMALIZED")}
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("CONSENSUS_ORM_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "artifacts.db"
+
+
+@pytest.fixture
+def run(path: Path) -> Run:
+    """Call the command line on a file, in this process."""
+
+    def call(*words: str, url: str | None = None, code: int | None = None, **env: str) -> Result:
+        result = CliRunner().invoke(main, ["--url", url or str(path), *words], env=env)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        if code is not None:
+            assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+def legacy(path: Path) -> None:
+    builders.build_legacy(path, columns=11)
+    with builders.writing(path) as connection:
+        connection.execute("UPDATE consensus_artifacts SET run_id = '' WHERE id = 1")
+
+
+def at(phase: Phase) -> Callable[[Path], None]:
+    """A legacy file taken to a phase."""
+
+    def build(path: Path) -> None:
+        legacy(path)
+        with ConsensusStore.open(path) as store:
+            store.migration.migrate(phase, soak=False)
+
+    return build
+
+
+def damage(path: Path, content: str = "another") -> None:
+    """Change one normalized row behind everybody's back, triggers included."""
+    with builders.writing(path) as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute("UPDATE agent_outputs SET content = ? WHERE id = 1", (content,))
+
+
+def one_line_of(result: Result | subprocess.CompletedProcess[str]) -> str:
+    """The only line on stderr, but for what `advance` mentions of rehearsals."""
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("rehearsal: ")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("consensus-orm: ")
+    return lines[0]
+
+
+# What there is --------------------------------------------------------------------------------------------
+
+
+def test_commands_are_those_of_the_design() -> None:
+    """Every command exists and has help."""
+    assert set(main.commands) >= COMMANDS
+    for name in main.commands:
+        assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+
+
+def test_entry_point_runs_and_the_library_does_without_it(path: Path) -> None:
+    """The installed script works; click and rich are imported by the command line alone."""
+    done = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("consensus-orm ")
+    look = "import sys, consensus_orm; print({'click', 'rich'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True).stdout == "set()\n"
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+STATES: dict[str, Callable[[Path], None]] = {
+    "missing": lambda path: None,
+    "empty": builders.new,
+    "legacy": legacy,
+    "dual_write_build": builders.dual_write_build,
+    "final_build": builders.final_build,
+    **{phase.name: at(phase) for phase in Phase},
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("command", ["status", "stats", "history", "mismatches", "rejects"])
+def test_reading_writes_nothing(command: str, state: str, path: Path, run: Run) -> None:
+    """Whatever the file, looking at it leaves it byte for byte as it was, and creates none; JSON is one document."""
+    STATES[state](path)
+    before = path.exists() and oracle.sha256(path)
+    text, document = run(command), run(command, "--json")
+    assert (path.exists() and oracle.sha256(path)) == before
+    missing = state == "missing" and command == "stats"
+    assert text.exit_code == document.exit_code == (1 if missing else 0)
+    assert text.stderr == "" or missing
+    if not missing:
+        json.loads(document.stdout)
+
+
+def test_status_in_json_speaks_of_phases_by_name_and_of_durations_in_seconds(path: Path, run: Run) -> None:
+    """Machines get names, ISO 8601 and seconds."""
+    at(Phase.CUTOVER)(path)
+    run("verify", code=0)
+    found = json.loads(run("status", "--json", code=0).stdout)
+    assert (found["phase"], found["writes"], found["reads"]) == ("CUTOVER", ["legacy", "normalized"], "normalized")
+    assert found["since"].endswith("+00:00")
+    assert 6.9 * 86400 < found["soak_left"] <= 7 * 86400
+    assert 0 <= found["certificate"]["age"] < 60
+    assert found["exists"]
+    assert any("soak" in reason for reason in found["gate"])
+
+
+@pytest.mark.parametrize("kind", ["legacy", "final_build", "dual_write_build", "empty"])
+def test_next_commands_lead_to_the_end(kind: str, path: Path, run: Run) -> None:
+    """Doing what `status` says, again and again, ends at CONTRACT; each command works as it is printed."""
+    STATES[kind](path)
+    for _ in range(20):
+        command = json.loads(run("status", "--json", **NO_SOAK).stdout)["next_command"]
+        if not command:
+            break
+        program, option, url, *words = shlex.split(command)
+        assert (program, option, url) == ("consensus-orm", "--url", str(path))
+        run(*words, code=0, **NO_SOAK)
+    assert "nothing, this is the end" in run("status", code=0).stdout
+    assert json.loads(run("status", "--json").stdout)["phase"] == "CONTRACT"
+
+
+def test_pipes_get_plain_text(path: Path, run: Run) -> None:
+    """No colour codes, nothing wrapped or cut, where the output is no terminal."""
+    at(Phase.DUAL_WRITE)(path)
+    reason = "a long reason " * 30
+    run("rollback", "--reason", reason, code=0)
+    listed = run("history", code=0).stdout
+    assert reason.strip() in listed
+    assert "\x1b" not in listed + run("status").stdout + run("stats").stdout
+
+
+# Steps ----------------------------------------------------------------------------------------------------
+
+
+def test_whole_way_and_back(path: Path, run: Run, tmp_path: Path) -> None:
+    """`migrate` carries everything to CONTRACT; `rollback expand` gives the legacy tables back exactly."""
+    builders.odd_legacy(path)
+    before = oracle.image(path, *oracle.LEGACY)
+    rows = sum(len(oracle.rows(path, table)) for table in oracle.LEGACY)
+    run("upgrade", code=0)
+    told = json.loads(run("migrate", "--to", "contract", "--no-soak", "--json", code=0).stdout)
+    assert (told["phase"], told["refused"]) == ("CONTRACT", [])
+    steps = [(step["phase"], step["action"]) for step in told["steps"]]
+    assert steps == [
+        ("EXPAND", "upgrade"),
+        ("DUAL_WRITE", "advance"),
+        ("DUAL_WRITE", "backfill"),
+        ("DUAL_WRITE", "verify"),
+        ("CUTOVER", "advance"),
+        ("CUTOVER", "verify"),
+        ("NORMALIZED", "advance"),
+        ("NORMALIZED", "verify"),
+        ("CONTRACT", "advance"),
+    ]
+    assert [s["result"]["compared"] for s in told["steps"] if s["action"] == "verify"] == [rows] * 3
+    assert "consensus_artifacts" not in oracle.tables(path)
+    assert run("rollback", "expand", "--reason", "look", code=0).stdout == "the phase is EXPAND\n"
+    assert oracle.image(path, *oracle.LEGACY)[1:] == before[1:]
+    ours = "consensus_orm_"
+    assert [e for e in oracle.definitions(path, *oracle.LEGACY) if not e[1].startswith(ours)] == before[0]
+    assert "look" in run("history").stdout
+
+
+def test_shut_gate_names_reasons_and_commands(path: Path, run: Run) -> None:
+    """A gate refuses with exit code 1, one line for people, and a document for machines; nothing moves."""
+    at(Phase.DUAL_WRITE)(path)
+    line = one_line_of(run("advance", code=1))
+    assert f"consensus-orm --url {path} backfill" in line
+    refused = run("advance", "--json", code=1)
+    one_line_of(refused)
+    told = json.loads(refused.stdout)
+    assert told["phase"] == "DUAL_WRITE"
+    assert any("backfill" in reason for reason in told["refused"])
+
+
+def test_migrate_stops_at_the_soak_and_goes_on_later(path: Path, run: Run) -> None:
+    """Without --no-soak the first soak ends it with exit code 1; what was done stays, and the rest follows."""
+    legacy(path)
+    stopped = run("migrate", "--json", code=1)
+    told = json.loads(stopped.stdout)
+    assert told["phase"] == "DUAL_WRITE"
+    assert [step["action"] for step in told["steps"]] == ["upgrade", "advance", "backfill", "verify"]
+    assert "soak" in one_line_of(stopped)
+    assert "reached CUTOVER" in run("migrate", "--to", "CUTOVER", code=0, **NO_SOAK).stdout
+    assert one_line_of(run("migrate", "--to", "expand", code=2)).count("lies behind") == 1
+
+
+def test_force_needs_a_reason_and_opens_no_gate_behind_which_rows_would_be_lost(path: Path, run: Run) -> None:
+    """--force alone is wrong usage; with a reason it skips the soak, but not the backfill."""
+    at(Phase.DUAL_WRITE)(path)
+    run("advance", "--force", code=2)
+    run("advance", "--force", "--reason", "hurry", code=1)
+    run("backfill", code=0)
+    run("verify", code=0)
+    run("advance", "--force", "--reason", "hurry", code=0)
+    assert "hurry (forced)" in run("history").stdout
+
+
+def test_mismatch_is_told_repaired_and_accepted(path: Path, run: Run) -> None:
+    """A difference makes verify, mismatches, status and the dry run end with 1; reconcile repairs it."""
+    at(Phase.DUAL_WRITE)(path)
+    run("backfill", code=0)
+    damage(path)
+    differing = run("verify", code=1)
+    assert "1 difference" in differing.stdout
+    assert "content" in differing.stdout
+    found = json.loads(run("mismatches", "--json", code=1).stdout)
+    assert [(m["pair"], m["key"], m["column"], m["kind"]) for m in found] == [("artifacts", 1, "content", "different")]
+    assert "1 x artifacts.content different" in run("status", code=1).stdout
+    assert "1 row would be repaired" in run("reconcile", "--dry-run", code=1).stdout
+    assert json.loads(run("verify", "--json", code=1).stdout)["clean"] is False
+    assert "1 row repaired" in run("reconcile", code=0).stdout
+    run("verify", code=0)
+    run("mismatches", code=0)
+    assert "repaired" in run("mismatches", "--all", code=0).stdout
+
+    damage(path, "once more")
+    run("verify", code=1)
+    number = str(json.loads(run("mismatches", "--json").stdout)[0]["id"])
+    run("mismatches", "accept", number, code=2)
+    run("mismatches", "accept", number, "--reason", " ", code=2)
+    run("mismatches", "accept", number, "--reason", "known", code=0)
+    run("mismatches", "accept", number, "--reason", "known", code=2)
+    assert "known" in run("history").stdout
+
+
+def test_reject_is_told_resolved_and_accepted(path: Path, run: Run) -> None:
+    """A row that cannot be carried makes backfill and rejects end with 1, until it is carried or accepted."""
+    at(Phase.DUAL_WRITE)(path)
+    with builders.writing(path) as connection:
+        for event in ("INSERT", "UPDATE"):
+            connection.execute(
+                f"CREATE TRIGGER meddles_{event} AFTER {event} ON agent_outputs WHEN NEW.id IN (1, 2)"
+                " AND NEW.content <> 'x' BEGIN UPDATE agent_outputs SET content = 'x' WHERE id = NEW.id; END"
+            )
+    before = oracle.rows(path, "consensus_artifacts")
+    assert "2 rejects open" in run("backfill", code=1).stdout
+    found = json.loads(run("rejects", "--json", code=1).stdout)
+    assert [(r["table"], r["key"], r["state"]) for r in found] == [
+        ("consensus_artifacts", 1, "open"),
+        ("consensus_artifacts", 2, "open"),
+    ]
+    first, second = (str(reject["id"]) for reject in found)
+    assert "still open" in run("rejects", "resolve", first, code=1).stdout
+    with builders.writing(path) as connection:
+        connection.executescript("DROP TRIGGER meddles_INSERT; DROP TRIGGER meddles_UPDATE")
+    run("rejects", "resolve", first, code=0)
+    run("rejects", "accept", second, code=2)
+    run("rejects", "accept", second, "--reason", "not needed", code=0)
+    run("rejects", code=0)
+    assert "not needed" in json.dumps(json.loads(run("rejects", "--all", "--json", code=0).stdout))
+    run("rejects", "resolve", first, code=2)
+    assert oracle.rows(path, "consensus_artifacts") == before
+
+
+def test_vacuum_and_backup_report(path: Path, run: Run, tmp_path: Path) -> None:
+    """The vacuum tells bytes before and after; a backup opens, and is not overwritten unless asked."""
+    legacy(path)
+    copy = tmp_path / "copy.db"
+    sha = oracle.sha256(path)
+    assert json.loads(run("backup", str(copy), "--json", code=0).stdout)["path"] == str(copy)
+    assert oracle.sha256(path) == sha
+    assert oracle.image(copy, *oracle.LEGACY) == oracle.image(path, *oracle.LEGACY)
+    assert "exists already" in one_line_of(run("backup", str(copy), code=1))
+    run("backup", str(copy), "--overwrite", code=0)
+    told = json.loads(run("vacuum", "--full", "--json", code=0).stdout)
+    assert told["converted"]
+    assert told["bytes_before"] > 0 < told["bytes_after"]
+    assert "before" in run("vacuum", code=0).stdout
+
+
+# Bad input ------------------------------------------------------------------------------------------------
+
+
+def not_sqlite(path: Path) -> None:
+    path.write_text("this is no database, however often it is read\n" * 100)
+
+
+def newer(path: Path) -> None:
+    at(Phase.EXPAND)(path)
+    with builders.writing(path) as connection:
+        connection.execute("UPDATE consensus_orm_version SET version_num = '9999'")
+
+
+BAD_FILES: dict[str, Callable[[Path], None]] = {
+    "not_sqlite": not_sqlite,
+    "directory": lambda path: path.mkdir(),
+    "newer": newer,
+    **builders.DAMAGED,
+}
+EVERY_COMMAND = [
+    *(["status"], ["upgrade"], ["backfill"], ["verify"], ["advance"], ["rollback"], ["migrate", "--no-soak"]),
+    *(["mismatches"], ["mismatches", "accept", "1", "--reason", "x"], ["rejects"], ["rejects", "resolve", "1"]),
+    *(["rejects", "accept", "1", "--reason", "x"], ["reconcile"], ["reconcile", "--dry-run"], ["history"]),
+    *(["stats"], ["vacuum"], ["vacuum", "--full"], ["backup", "COPY"]),
+]
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files_are_refused_in_one_line(kind: str, path: Path, run: Run, tmp_path: Path) -> None:
+    """Every command refuses a file it cannot work with: one line, no traceback, the file untouched."""
+    BAD_FILES[kind](path)
+    before = None if path.is_dir() else oracle.sha256(path)
+    for words in EVERY_COMMAND:
+        for more in ([], ["--json"]) if len(words) == 1 else ([],):
+            result = run(*(word.replace("COPY", str(tmp_path / "copy")) for word in words), *more)
+            assert result.exit_code in (1, 2), words
+            one_line_of(result)
+            assert result.stdout == ""
+    assert before is None or oracle.sha256(path) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("words", [w for w in EVERY_COMMAND if w[0] not in ("status", "upgrade", "history")])
+def test_missing_file_is_not_made(words: list[str], path: Path, run: Run, tmp_path: Path) -> None:
+    """A mistyped path makes no database: only `upgrade` makes one."""
+    result = run(*(word.replace("COPY", str(tmp_path / "copy")) for word in words))
+    if words not in (["mismatches"], ["rejects"]):
+        assert result.exit_code == 1
+        assert "does not exist" in one_line_of(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_upgrade_makes_a_new_database(path: Path, run: Run) -> None:
+    """A file that is not there yet begins at CONTRACT."""
+    assert json.loads(run("upgrade", "--json", code=0).stdout)["phase"] == "CONTRACT"
+    assert json.loads(run("upgrade", "--json", code=0).stdout)["applied"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["advance", "sideways"], 2),
+        (["advance", "6"], 2),
+        (["rollback", "sideways"], 2),
+        (["rollback", "contract"], 2),
+        (["rollback"], 1),
+        (["migrate", "--to", "sideways"], 2),
+        (["advance", "--force"], 2),
+        (["advance", "--force", "--reason", "  "], 2),
+        (["backfill"], 1),
+        (["verify"], 1),
+        (["reconcile"], 1),
+        (["mismatches", "accept", "0", "--reason", "x"], 2),
+        (["mismatches", "accept", "-1", "--reason", "x"], 2),
+        (["mismatches", "accept", "one", "--reason", "x"], 2),
+        (["mismatches", "accept", "1"], 2),
+        (["rejects", "accept", "1"], 2),
+        (["rejects", "frobnicate"], 2),
+        (["frobnicate"], 2),
+        (["status", "--frobnicate"], 2),
+        (["status", "more"], 2),
+        (["backup"], 2),
+        (["backup", "/nowhere/at/all"], 1),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(words: list[str], code: int, path: Path, run: Run) -> None:
+    """A wrong argument or a step out of turn: one line, its exit code, a legacy file untouched."""
+    legacy(path)
+    before = oracle.sha256(path)
+    result = run(*words, code=code)
+    one_line_of(result)
+    assert result.stdout == ""
+    assert oracle.sha256(path) == before
+
+
+def test_backup_onto_the_database_itself(path: Path, run: Run) -> None:
+    """Not even asked to overwrite does a backup replace the database it is of."""
+    legacy(path)
+    before = oracle.sha256(path)
+    one_line_of(run("backup", str(path), "--overwrite", code=1))
+    assert oracle.sha256(path) == before
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:secret@host/db", "nonsense://x", "sqlite://host:port:more", "://"])
+def test_bad_urls_are_wrong_usage_and_not_repeated(url: str, run: Run) -> None:
+    """A URL that cannot be used: exit code 2, one line, without its password."""
+    assert "secret" not in one_line_of(run("status", url=url, code=2))
+
+
+def test_bad_setting_is_wrong_usage(run: Run) -> None:
+    """A setting that cannot be read: exit code 2, one line that names it."""
+    assert "pool_size" in one_line_of(run("status", code=2, CONSENSUS_ORM_POOL_SIZE="many"))
+
+
+READ_ONLY = """
+import os, sys
+from consensus_orm.cli import main
+def call(*words):
+    try:
+        main(list(words))
+    except SystemExit as end:
+        return end.code
+call("--url", sys.argv[1], "upgrade")  # imports everything while it still can
+if os.geteuid() == 0:
+    os.setegid(65534); os.seteuid(65534)
+print(*(call("--url", sys.argv[2], *words.split()) for words in sys.argv[3:]))
+"""
+
+
+def test_read_only_file(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What only reads works on a file that cannot be written; what writes says so in one line."""
+    folder = Path("/tmp") / f"consensus_orm-read-only-{os.getpid()}"
+    folder.mkdir()
+    try:
+        path, copy = folder / "artifacts.db", folder / "copy.db"
+        legacy(path)
+        shutil.copy(path, copy)
+        before = oracle.sha256(path)
+        path.chmod(0o444)
+        folder.chmod(0o555)
+        words = ["status", "history", "stats --json", "upgrade", "migrate --json", "advance", "vacuum --full"]
+        arguments = [sys.executable, "-c", READ_ONLY, str(copy), str(path), *words]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "0 0 0 1 1 1 1", done.stderr
+        assert "Traceback" not in done.stderr
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("rehearsal: ")]
+        assert len(lines) == 4, done.stderr
+        assert all("check the permissions of the file" in line and str(path) in line for line in lines)
+        assert oracle.sha256(path) == before
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+# Long work ------------------------------------------------------------------------------------------------
+
+SLOW = {"CONSENSUS_ORM_CHUNK_ROWS": "1", "CONSENSUS_ORM_CHUNK_PAUSE": "0.02"}
+
+
+def _dual_write_with_rows(path: Path, rows: int) -> None:
+    at(Phase.DUAL_WRITE)(path)
+    with ConsensusStore.open(path) as store:
+        store.migration.rollback()
+        with store.unit_of_work() as uow:
+            for number in range(rows):
+                uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json=str(number))
+        store.migration.advance()
+
+
+def _checkpoint(path: Path) -> int:
+    with oracle.reading(path) as connection:
+        found = connection.execute("SELECT coalesce(sum(rows), 0) FROM consensus_orm_backfill").fetchone()[0]
+    return int(found)
+
+
+def test_ctrl_c_leaves_the_last_finished_chunk_and_says_how_to_go_on(path: Path, run: Run) -> None:
+    """Interrupted, the backfill ends with 130 and one line; the command that line names finishes it."""
+    _dual_write_with_rows(path, 300)
+    words = [str(SCRIPT), "--url", str(path), "backfill"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **SLOW}) as process:
+        deadline = time.monotonic() + 30
+        while _checkpoint(path) < 5 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    line = err.strip()
+    assert "\n" not in line
+    assert "everything stands as after the last finished chunk" in line
+    assert 5 <= _checkpoint(path) < 300
+    program, *again = shlex.split(line.partition("go on with: ")[2])
+    assert program == "consensus-orm"
+    assert CliRunner().invoke(main, again).exit_code == 0
+    run("verify", code=0)
+
+
+def _on_a_terminal(words: list[str], **env: str) -> tuple[bytes, bytes]:
+    """Run a command whose stderr alone is a terminal."""
+    ours, theirs = pty.openpty()
+    try:
+        command = [str(SCRIPT), *words]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", **env}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+            os.close(theirs)
+            seen = b""
+            while True:
+                try:
+                    more = os.read(ours, 65536)
+                except OSError:  # Linux says so at the end of a terminal
+                    break
+                if not more:
+                    break
+                seen += more
+            assert process.stdout is not None
+            out = process.stdout.read()
+        assert process.returncode == 0, seen
+    finally:
+        os.close(ours)
+    return out, seen
+
+
+def test_progress_is_shown_on_a_terminal_only(path: Path) -> None:
+    """A bar with rate and time left on stderr; never with --json, never in what stdout holds."""
+    _dual_write_with_rows(path, 60)
+    out, seen = _on_a_terminal(["--url", str(path), "backfill"], **SLOW)
+    assert b"artifacts" in seen
+    assert b"a second" in seen
+    assert b"left" in seen
+    assert b"\x1b" not in out
+    for words in (["rollback"], ["advance"]):
+        assert CliRunner().invoke(main, ["--url", str(path), *words]).exit_code == 0
+    out, seen = _on_a_terminal(["--url", str(path), "backfill", "--json"], **SLOW)
+    assert seen == b""
+    assert json.loads(out)["rows"] > 60
+
+
+# Words ----------------------------------------------------------------------------------------------------
+
+
+def test_texts_of_others_cannot_steer_a_terminal(path: Path, run: Run) -> None:
+    """Escape sequences in a reason are shown as characters, in one line."""
+    at(Phase.DUAL_WRITE)(path)
+    run("rollback", "--reason", "\x1b[2Jgone\nnext [red]line[/red]", code=0)
+    listed = run("history", code=0).stdout
+    assert "\x1b" not in listed
+    assert "[2Jgone next [red]line[/red]" in listed
+    assert one_line("a\x00b\udcff\n c") == "a\ufffdb\ufffd c"
+
+
+def test_values_in_words() -> None:
+    """Durations in two units; phases by name and durations in seconds for machines."""
+    from datetime import UTC, datetime, timedelta
+
+    assert [span(timedelta(seconds=s)) for s in (0, 0.2, 60, 3605, 604799)] == [
+        "0 s",
+        "1 s",
+        "1 min",
+        "1 h",
+        "6 d 23 h",
+    ]
+    moment = datetime(2025, 11, 4, tzinfo=UTC)
+    values: dict[Any, Any] = {"phase": Phase.CUTOVER, "at": moment, "took": timedelta(hours=1), 1: (Path("/x"), None)}
+    assert plain(values) == {"phase": "CUTOVER", "at": moment.isoformat(), "took": 3600.0, "1": ["/x", None]}
+
+
+# For Python -----------------------------------------------------------------------------------------------
+
+
+def test_migrate_in_python(path: Path) -> None:
+    """`migrate` tells each step when it is done, keeps what is done when a gate refuses, and goes on later."""
+    legacy(path)
+    with ConsensusStore.open(path) as store:
+        told: list[str] = []
+        with pytest.raises(GateClosedError, match="soak"):
+            store.migration.migrate(tell=lambda step: told.append(step.action))
+        assert told == ["upgrade", "advance", "backfill", "verify"]
+        steps = store.migration.migrate("normalized", soak=False, reason="why")
+        assert store.migration.phase is Phase.NORMALIZED
+        assert [step.phase for step in steps if step.action == "advance"] == [Phase.CUTOVER, Phase.NORMALIZED]
+        assert {entry.reason for entry in store.migration.history()[-2:]} == {"why"}
+        assert [step.action for step in store.migration.migrate("normalized")] == ["upgrade"]
+        with pytest.raises(InvalidValueError, match="lies behind"):
+            store.migration.migrate("expand")
+
+
+def test_impossible_phases_write_nothing(path: Path) -> None:
+    """A phase that does not exist, or lies in the wrong direction, is refused before the schema is upgraded."""
+    legacy(path)
+    before = oracle.sha256(path)
+    with ConsensusStore.open(path) as store:
+        for refused in (
+            lambda: store.migration.advance("sideways"),
+            lambda: store.migration.rollback("cutover"),
+            lambda: store.migration.migrate("sideways"),
+        ):
+            with pytest.raises(InvalidValueError):
+                refused()
+    assert oracle.sha256(path) == before
