@@ -54,6 +54,11 @@ ASK_AGAIN = 0.001
 IDLE = 1.0
 """Seconds unused after which a connection is asked a question (3 us) before it is lent."""
 
+BROKEN_DISK = (
+    "nothing of this unit of work was kept; look at the disk, and whether somebody removed the -wal file"
+    " (then close every program that has the database open: the last one saves what the log held)"
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +72,7 @@ class DriverConnection(sqlite3.Connection):
     query_only = False
     last_used = 0.0
     identity: tuple[int, int] | None = None
+    log_identity: tuple[int, int] | None = None
     source: Source
     _has_turn = False
     _inherited = False
@@ -265,7 +271,7 @@ class Source:
         if self.path is None:
             return True
         try:
-            if _identity(self.path) != connection.identity or connection.in_transaction:
+            if _identity(self.path) != connection.identity or connection.in_transaction or self._lost_log(connection):
                 return False
             if time.monotonic() - connection.last_used > IDLE:
                 connection.execute("PRAGMA schema_version").fetchone()
@@ -274,8 +280,24 @@ class Source:
         return True
 
     def note_use(self, connection: DriverConnection) -> None:
-        """Remember when a connection came back."""
+        """Remember when a connection came back, and which write-ahead log it used."""
         connection.last_used = time.monotonic()
+        if connection.log_identity is None and self.path is not None:
+            connection.log_identity = self._log()
+
+    def _lost_log(self, connection: DriverConnection) -> bool:
+        """Whether the log this connection writes to was removed: nobody else would ever see what it commits.
+
+        While a connection is open SQLite never removes the log itself. The last one to be closed still
+        carries what it holds into the database (tried), so closing is all that helps, and loses nothing.
+        """
+        return connection.log_identity is not None and self._log() != connection.log_identity
+
+    def _log(self) -> tuple[int, int] | None:
+        try:
+            return _identity(f"{self.path}-wal")
+        except FileNotFoundError:
+            return None
 
     def forget(self) -> list[DriverConnection]:
         """Abandon, in a forked child, the connections that were open in its parent.
@@ -324,8 +346,8 @@ def source_of(engine: Engine) -> Source:
     return cast("Pool", engine.pool).source
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
+def _identity(path: Path | str) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116 - also for a name that is made for this
     return found.st_dev, found.st_ino
 
 
@@ -553,7 +575,8 @@ def translate(error: BaseException, engine: Engine) -> errors.ConsensusError | N
         return None
     code = getattr(error, "sqlite_errorcode", None)
     kind = errors.StorageError if code is None else _BY_CODE.get(code & 0xFF, errors.StorageError)
-    return kind(f"{engine.url.database}: {error}", sqlite_errorcode=code)
+    hint = BROKEN_DISK if code is not None and code & 0xFF == sqlite3.SQLITE_IOERR else None
+    return kind(f"{engine.url.database}: {error}", hint=hint, sqlite_errorcode=code)
 
 
 @contextlib.contextmanager

@@ -109,6 +109,7 @@ class Pool(QueuePool):
             connection: Any = record.dbapi_connection
             if connection is not None and not self.source.is_healthy(connection):
                 record.invalidate()
+                self._close_idle()  # they are of the same file and the same log
         except BaseException:
             self._slots.release()
             raise

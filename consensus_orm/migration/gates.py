@@ -69,7 +69,8 @@ def soak_left(uow: UnitOfWork) -> timedelta:
         Phase.NORMALIZED: settings.soak_normalized,
     }
     since = uow._rows("SELECT since FROM consensus_orm_state")[0][0]
-    lasted = timedelta(milliseconds=ledger.milliseconds(uow) - since)
+    # A clock that was set back must not make a soak longer than it is, nor give one to a phase that has none.
+    lasted = max(timedelta(milliseconds=ledger.milliseconds(uow) - since), timedelta(0))
     return max(soaks.get(uow.phase, timedelta(0)) - lasted, timedelta(0))
 
 

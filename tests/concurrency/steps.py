@@ -20,7 +20,7 @@ from consensus_orm import ConsensusStore, Phase
 from tests.concurrency.actors import JOURNAL
 from tests.concurrency.files import SETTINGS, bring, empty_file, legacy_file, raw
 
-__all__ = ["STEPS", "Step", "count_statements", "run_and_be_killed", "run_and_run_out_of_bytes"]
+__all__ = ["STEPS", "Step", "bytes_at_most", "count_statements", "run_and_be_killed", "run_and_run_out_of_bytes"]
 
 MOMENT = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
 Work = Callable[[ConsensusStore], object]
@@ -271,13 +271,14 @@ def run_and_be_killed(_pipe: Connection, path: Path, name: str, kill_before: int
 def run_and_run_out_of_bytes(_pipe: Connection, path: Path, name: str, size: int) -> None:
     """Do a step and be killed by the system in the middle of the write that makes a file longer than a size."""
     store = _open(path)
-    with _bytes_at_most(size, signal.SIG_DFL):
+    with bytes_at_most(size, signal.SIG_DFL):
         STEPS[name].work(store)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def _bytes_at_most(size: int, handler: signal.Handlers) -> Iterator[None]:
+def bytes_at_most(size: int, handler: signal.Handlers) -> Iterator[None]:
+    """Let the system take no byte of this process beyond a size of any file: SIGXFSZ, or EFBIG where ignored."""
     signal.signal(signal.SIGXFSZ, handler)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
