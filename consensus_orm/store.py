@@ -90,6 +90,7 @@ class ConsensusStore:
         # Tables of another declaration are made by whoever declares them; only their legacy names are asked for.
         self._legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
         self._identity = self._inspect()
+        self._prepared = False
 
     @classmethod
     def open(
@@ -186,9 +187,12 @@ class ConsensusStore:
         return uow
 
     def _ensure_current(self) -> None:
-        """The first unit of work that writes brings the schema up to date."""
+        """The first unit of work that writes brings the schema up to date, and asks for WAL."""
         if self._identity.needs_upgrade:
             self.upgrade()
+        elif not self._prepared:
+            engine.prepare(self.engine, self.settings)
+        self._prepared = True
 
     def _confirm(self, doubtful: dict[str, set[Any]]) -> None:
         with self._unit() as uow:
@@ -276,6 +280,8 @@ class ConsensusStore:
 
     def close(self) -> None:
         """Close every connection; the store cannot be used after it."""
+        if (maintenance := self.__dict__.get("maintenance")) is not None:
+            maintenance.close()
         self.engine.dispose()
 
     def __enter__(self) -> Self:
