@@ -1,0 +1,30 @@
+"""The suites, each a module with its groups of cases."""
+
+from __future__ import annotations
+
+import importlib
+
+from benchmarks.harness import Group
+
+__all__ = ["NAMES", "groups_of"]
+
+NAMES = (
+    "writes",
+    "batches",
+    "reads",
+    "backfill",
+    "verify",
+    "concurrency",
+    "flips",
+    "pool",
+    "vacuum",
+    "growth",
+    "imports",
+)
+"""In the order in which they run."""
+
+
+def groups_of(suite: str) -> tuple[Group, ...]:
+    """The groups of a suite."""
+    groups: tuple[Group, ...] = importlib.import_module(f"benchmarks.suites.{suite}").GROUPS
+    return groups

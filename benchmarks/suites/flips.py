@@ -1,0 +1,94 @@
+"""A change of phase while four threads write."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from benchmarks.data import artifact, store_in
+from benchmarks.harness import Bench, Group, Target, Work
+from consensus_orm import ConsensusStore, Phase
+
+WRITERS = 4
+GROUP = Group(
+    "a change of phase under 4 writers",
+    unit="flip",
+    count=1,
+    baseline="rollback_dual_write",
+    targets=tuple(
+        Target(f"{what}, beyond the longest unit of work, ms", case, 100, None, "longest flip ms")
+        for what, case in (
+            ("advance 2 to 3", "advance_cutover"),
+            ("rollback 3 to 2", "rollback_dual_write"),
+            ("advance 3 to 4", "advance_normalized"),
+            ("rollback 4 to 3", "rollback_cutover"),
+        )
+    ),
+)
+GROUPS = (GROUP,)
+
+
+@contextmanager
+def _writers(store: ConsensusStore) -> Iterator[list[float]]:
+    """Threads that write all the while; seconds of each unit of work."""
+    stop, seconds = threading.Event(), [0.0]
+
+    def write(writer: int) -> None:
+        number = writer * 10**8
+        while not stop.is_set():
+            number += 1
+            started = time.perf_counter()
+            with store.unit_of_work() as uow:
+                uow.artifacts.add(**artifact(number))
+                inside = time.perf_counter()
+            seconds.append(time.perf_counter() - max(started, inside - 0.001))
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seconds
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _flip(store: ConsensusStore, flip: Callable[[], object]) -> dict[str, float]:
+    with _writers(store) as seconds:
+        time.sleep(0.02)
+        started = time.perf_counter()
+        flip()
+        took = time.perf_counter() - started
+    return {"seconds": took, "longest flip ms": max(0.0, took - max(seconds)) * 1000}
+
+
+@GROUP.case(Phase.CUTOVER, Phase.NORMALIZED)
+def advance(bench: Bench, phase: Phase) -> Iterator[Work]:
+    """consensus_orm, advance to {}, verified before"""
+    assert phase.previous is not None
+    with store_in(bench.file("advance"), phase.previous) as store:
+
+        def work(round_: int) -> dict[str, float]:
+            store.migration.rollback(phase.previous)
+            store.migration.backfill()
+            store.migration.verify()
+            return _flip(store, lambda: store.migration.advance(phase, soak=False))
+
+        yield work
+
+
+@GROUP.case(Phase.DUAL_WRITE, Phase.CUTOVER)
+def rollback(bench: Bench, phase: Phase) -> Iterator[Work]:
+    """consensus_orm, rollback to {}"""
+    with store_in(bench.file("rollback"), phase) as store:
+
+        def work(round_: int) -> dict[str, float]:
+            store.migration.backfill()
+            store.migration.verify()
+            store.migration.migrate(phase.next or phase, soak=False)
+            return _flip(store, lambda: store.migration.rollback(phase))
+
+        yield work
