@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -94,17 +95,29 @@ def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_j
         migration.advance(phase, reason=reason, force=force)
         return {"rehearsed": rehearsed}
 
-    rehearsed = _mention_rehearsal(app, as_json)
-    _move(app, as_json, work, lambda: {"rehearsed": rehearsed})
+    rehearsed, said = _rehearsal(app)
+    with _finally_said("" if as_json else said):
+        _move(app, as_json, work, lambda: {"rehearsed": rehearsed})
 
 
-def _mention_rehearsal(app: App, as_json: bool) -> bool:
-    """Say, before anything is done, whether this database was rehearsed; on stderr, it is no result."""
+def _rehearsal(app: App) -> tuple[bool, str]:
+    """Whether this database was rehearsed with this mapping, and that in words."""
     with app.store() as store:
         evidence, now = find(store), store.settings.clock()
-    if not as_json:
-        click.echo(f"rehearsal: {app.spelled(mention(evidence, now))}", err=True)
-    return evidence is not None and evidence.holds
+    return evidence is not None and evidence.holds, f"rehearsal: {app.spelled(mention(evidence, now))}"
+
+
+@contextlib.contextmanager
+def _finally_said(text: str) -> Iterator[None]:
+    """Say something below what a step says, whether it is taken or a gate refuses."""
+    try:
+        yield
+    except GateClosedError:
+        if text:
+            say(text)
+        raise
+    if text:
+        say(text)
 
 
 @main.command()
