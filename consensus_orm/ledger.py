@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from consensus_orm import errors
 from consensus_orm.mapping import Pair
@@ -40,6 +40,9 @@ Finding = tuple[str | None, str]
 """A column (None for the row as a whole) and what is wrong with it."""
 
 OPEN = ("found", "confirmed")
+
+NOT_DELETED = "not_deleted"
+"""What is wrong with a row that we deleted and that one side kept; nobody else's, so never to be adopted."""
 
 
 def milliseconds(uow: UnitOfWork) -> int:
@@ -162,7 +165,9 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
     if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
         return
     count = "SELECT count(*) FROM consensus_orm_mismatches WHERE state = 'confirmed' AND pair = ? AND column_name IS ?"
-    if uow._execute(count, (pair.name, column)).fetchone()[0] >= uow.settings.mismatch_cap:
+    # Which rows we deleted must be known of each, or repairing would bring them back.
+    capped = kind != NOT_DELETED
+    if capped and uow._execute(count, (pair.name, column)).fetchone()[0] >= uow.settings.mismatch_cap:
         facts["key"], facts["kind"] = None, "storm"
         if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
             return
@@ -194,6 +199,12 @@ def _alarm(uow: UnitOfWork) -> None:
     audit(uow, "alarm", reason=reason)
     uow._alarm = reason
     log.critical("alarm: %s", reason)
+
+
+def was_deleted(uow: UnitOfWork, pair: Pair, key: Any) -> bool:
+    """Whether we deleted a row, and one side has kept it until now."""
+    sql = "SELECT 1 FROM consensus_orm_mismatches WHERE pair = ? AND key = ? AND kind = ? AND state <> 'repaired'"
+    return bool(uow._rows(sql, (pair.name, key, NOT_DELETED)))
 
 
 def confirm(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:
@@ -277,23 +288,34 @@ def open_rejects(uow: UnitOfWork) -> int:
     return int(uow._rows("SELECT count(*) FROM consensus_orm_rejects WHERE state = 'open'")[0][0])
 
 
-def take_reject(uow: UnitOfWork, number: int) -> tuple[Pair, Any]:
-    """The pair and key of an open reject.
+class OpenReject(NamedTuple):
+    """A reject nobody has decided on; `side` is where its row stood."""
+
+    pair: Pair
+    key: Any
+    side: Side
+    reason: str
+
+
+def take_reject(uow: UnitOfWork, number: int) -> OpenReject:
+    """The open reject of a number.
 
     Raises:
         InvalidValueError: There is no open reject of this number.
     """
-    row = uow._execute("SELECT pair, key, state FROM consensus_orm_rejects WHERE id = ?", (number,)).fetchone()
+    sql = "SELECT pair, key, state, table_name, reason FROM consensus_orm_rejects WHERE id = ?"
+    row = uow._execute(sql, (number,)).fetchone()
     if row is None or row[2] != "open":
         raise errors.InvalidValueError(
             f"there is no open reject {number}", hint="see: consensus-orm rejects", field="id"
         )
-    return uow.statements.mapping[row[0]], row[1]
+    pair = uow.statements.mapping[row[0]]
+    return OpenReject(pair, row[1], Side.LEGACY if row[3] == pair.legacy_name else Side.NORMALIZED, row[4])
 
 
 def accept_reject(uow: UnitOfWork, number: int, note: str) -> tuple[str, Any]:
     """Let the migration go on without a row; its image stays."""
-    pair, key = take_reject(uow, number)
+    pair, key, *_ = take_reject(uow, number)
     _settle_reject(uow, number, "accepted", note)
     return pair.name, key
 

@@ -111,14 +111,22 @@ class Repository:
         return True
 
     def _insert_legacy(self, parameters: Values) -> Any:
-        return self.uow._execute(self.sql.insert_legacy, parameters).fetchone()[0]
+        return self._insert(self.sql.insert_legacy, parameters)
+
+    def _insert(self, sql: str, parameters: Values) -> Any:
+        row = self.uow._execute(sql, parameters).fetchone()
+        if row is None:
+            raise errors.StorageError(
+                f"a row of {self.pair.name} was not taken", hint="a trigger of another program ignores it"
+            )
+        return row[0]
 
     def _insert_normalized(self, parameters: Values) -> Any:
         if self._parent is None:
-            return self.uow._execute(self.sql.insert_normalized, parameters).fetchone()[0]
+            return self._insert(self.sql.insert_normalized, parameters)
         parameters["_parent"] = parent = self._find_parent(parameters)
         try:
-            key = self.uow._execute(self.sql.insert_normalized, parameters).fetchone()[0]
+            key = self._insert(self.sql.insert_normalized, parameters)
         except errors.StorageError:
             if self.uow._connected.in_transaction:  # a parent lives only as long as it has a row
                 self._execute_on_parents(self._parent.prune, [parent])
@@ -130,7 +138,7 @@ class Repository:
     def _find_parent(self, parameters: Values) -> Any:
         found = self.uow._execute(self.sql.find_parent, parameters).fetchone()
         if found is None:
-            return self.uow._execute(self.sql.insert_parent, parameters).fetchone()[0]
+            return self._insert(self.sql.insert_parent, parameters)
         parent, earlier = found
         if earlier:
             self.uow._execute(self.sql.make_earlier, {**parameters, "_parent": parent})
@@ -159,7 +167,7 @@ class Repository:
             ledger.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
             for side in sides:
                 for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
-                    self._mismatch(key, [(None, "not_deleted")])
+                    self._mismatch(key, [(None, ledger.NOT_DELETED)])
         return len(found[phase.truth])
 
     def _keys(self, side: Side, filters: Values, parameters: Values) -> set[Any]:

@@ -537,9 +537,10 @@ class PairStatements:
         if self.pair.parent is not None:
             row, source = self.normalized_row(), self._joined(table, self.pair.parent.table)
             steps.append(self.carry_parents(in_keys(self.pair.key), row, source))
-            # A row whose parent is gone stays as it is, to be rejected.
-            right = func.coalesce(self._right_parent(), table.c[_link(self.pair)])
-            steps.append(render(update(table).values({_link(self.pair): right}).where(in_keys(self.pair.key))))
+            # A row whose parent is gone has no right one: it stays as it is, to be rejected.
+            moves = table.c[_link(self.pair)] != self._right_parent()
+            moved = update(table).values({_link(self.pair): self._right_parent()})
+            steps.append(render(moved.where(in_keys(self.pair.key), moves)))
         return tuple(steps)
 
     def _right_parent(self) -> ColumnElement[Any]:
@@ -638,11 +639,18 @@ class PairStatements:
 
     @cache  # noqa: B019
     def image(self, side: Side) -> tuple[tuple[str, ...], str]:
-        """Names and, for the row under `_key`, type and bytes of every column: what a reject keeps."""
-        statement, names = self.projection(side)
+        """Names and, for the row under `_key`, type and bytes of every column: what a reject keeps.
+
+        A normalized row shows itself without its parent too: that one may be what is wrong with it.
+        """
+        _, names = self.projection(side)
         names.pop(NEWEST, None)
+        source: FromClause = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
+        if side is Side.NORMALIZED and self.pair.parent is not None:
+            parent = self.pair.parent
+            source = source.outerjoin(parent.table, parent.key == self.pair.table.c[_link(self.pair)])
         parts = [part for v in names.values() for part in (func.typeof(v), _exact_hex(v))]
-        return tuple(names), render(statement.with_only_columns(*parts).where(names[self._key] == bindparam("_key")))
+        return tuple(names), render(select(*parts).select_from(source).where(names[self._key] == bindparam("_key")))
 
 
 NEWEST = "newest_"

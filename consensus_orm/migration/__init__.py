@@ -12,13 +12,13 @@ from consensus_orm import errors, ledger
 from consensus_orm.migration import audit as audit_records
 from consensus_orm.migration import gates
 from consensus_orm.migration.backfill import BackfillReport, Progress, backfill, require_dual_write
-from consensus_orm.migration.carry import carry, drain
+from consensus_orm.migration.carry import carry_reject, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
-from consensus_orm.phase import Phase, Side
+from consensus_orm.phase import Phase
 from consensus_orm.unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
@@ -395,18 +395,17 @@ class Migration:
             InvalidValueError: There is no such open reject, or nothing is left to carry.
         """
         with self._writing() as uow:
-            pair, key = ledger.take_reject(uow, number)
+            reject = ledger.take_reject(uow, number)
             if not uow.phase.compares:
                 raise errors.WrongPhaseError(
                     f"rows are carried while both sides are written, and the phase is {uow.phase.name}",
                     hint="accept it with a reason, or roll back",
                     phase=uow.phase,
                 )
-            carry(uow, pair, [key], Side.NORMALIZED)
-            if ledger.differences(uow, pair, key):
+            if not carry_reject(uow, reject):
                 return False
             ledger.resolve_reject(uow, number)
-            ledger.audit(uow, "resolve reject", number=number, pair=pair.name, key=key)
+            ledger.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
             return True
 
     def accept_mismatch(self, number: int, *, reason: str) -> None:

@@ -197,13 +197,21 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> int:
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.
     ledger.forget_changes(uow, after=mark)
     unequal = [key for (key,) in uow._rows(sql.unequal_in_range(), parameters)]
-    known = rejected(uow, pair)
+    known = set_aside(uow, pair, Side.LEGACY)
     stale = [key for key in unequal if key not in known]
     carry(uow, pair, stale, Side.NORMALIZED)
     return reject_unequal(uow, pair, stale, Side.LEGACY)
 
 
-def rejected(uow: UnitOfWork, pair: Pair) -> set[Any]:
-    """Keys of the legacy rows that are rejects, open or accepted."""
+def set_aside(uow: UnitOfWork, pair: Pair, side: Side) -> set[Any]:
+    """Keys of the rejects, open or accepted, that stand on one side alone: nothing to compare them with.
+
+    Args:
+        uow: Sees both sides.
+        pair: The pair of the rows.
+        side: The side that has them.
+    """
+    table = pair.legacy_table if side is Side.LEGACY else pair.table
     sql = "SELECT key FROM consensus_orm_rejects WHERE pair = ? AND table_name = ? AND state <> 'resolved'"
-    return {key for (key,) in uow._rows(sql, (pair.name, pair.legacy_table.name))}
+    keys = {key for (key,) in uow._rows(sql, (pair.name, table.name)) if key is not None}
+    return {key for key in keys if ledger.differences(uow, pair, key) == [(None, f"missing_{side.other}")]}

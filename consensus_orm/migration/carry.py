@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from consensus_orm import ledger
+from consensus_orm import errors, ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["adopt_range", "carry", "drain", "legacy_unfrozen", "reject_unequal"]
+__all__ = ["adopt_range", "carry", "carry_reject", "drain", "legacy_unfrozen", "reject_unequal"]
 
 LATEST = "SELECT id, pair, key, side FROM consensus_orm_changes ORDER BY id LIMIT :limit"
 CHANGES_IN_ONE_TRANSACTION = 500
@@ -125,6 +125,30 @@ def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Sid
             uow._execute(sql.delete(Side.NORMALIZED), parameters)
         ledger.forget_changes(uow, after=mark)
     return new
+
+
+def carry_reject(uow: UnitOfWork, reject: ledger.OpenReject) -> bool:
+    """Carry a rejected row from where it stands to the other side.
+
+    Args:
+        uow: Holds the write lock, in a phase in which both sides are written.
+        reject: The reject.
+
+    Returns:
+        Whether it came out equal; where it did not, nothing has changed.
+
+    Raises:
+        InvalidValueError: Its row stands nowhere any more: it was deleted, or another one has its id.
+    """
+    pair, key, side, reason = reject
+    present = uow.statements[pair].present(side)
+    if key is None or reason == ID_TAKEN_TWICE or not uow._rows(present, {"_keys": json.dumps([key])}):
+        raise errors.InvalidValueError(
+            "nothing is left to carry of this reject", hint="its image is kept; accept it with a reason", field="id"
+        )
+    carry(uow, pair, [key], side.other)
+    reject_unequal(uow, pair, [key], side)
+    return not ledger.differences(uow, pair, key)
 
 
 def drain(uow: UnitOfWork, *, limit: int = CHANGES_IN_ONE_TRANSACTION) -> int:

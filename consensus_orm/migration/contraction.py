@@ -9,7 +9,6 @@ call finishes or undoes it.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from sqlalchemy import Connection
 
 from consensus_orm import errors
 from consensus_orm.mapping import Pair
-from consensus_orm.migration.backfill import Progress
+from consensus_orm.migration.backfill import Progress, set_aside
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, adopt_range, drain, legacy_unfrozen
 from consensus_orm.migration.flip import flip, install_triggers, set_sequence
 from consensus_orm.phase import Phase, Side
@@ -91,7 +90,7 @@ def _only_the_table_itself(uow: UnitOfWork) -> Iterator[None]:
 
 
 def save_schema(uow: UnitOfWork) -> None:
-    """Keep the DDL and sequences of the legacy tables as they are."""
+    """Keep the DDL and sequences of the legacy tables as they are, and the rows that stand nowhere else."""
     uow._execute("DELETE FROM consensus_orm_saved_schema")
     position = 0
     for pair in uow.statements.mapping.pairs:
@@ -104,6 +103,24 @@ def save_schema(uow: UnitOfWork) -> None:
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 (position, kind, object_name, table_name, sql, sequence[0][0] if sequence else None),
             )
+        for sql in _rejected_rows(uow, pair):
+            position += 1
+            uow._execute(
+                "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql)"
+                " VALUES (?, 'row', ?, ?, ?)",
+                (position, name, name, sql),
+            )
+
+
+def _rejected_rows(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
+    """Statements that put the rows back which stand on the legacy side alone, since they could not be carried."""
+    names, sql = uow.statements[pair].image(Side.LEGACY)
+    wanted = {pair.key.name, *pair.carried}
+    for key in sorted(set_aside(uow, pair, Side.LEGACY)):
+        parts = uow._execute(sql, {"_key": key}).fetchone()
+        row = {name: _literal(*parts[2 * i : 2 * i + 2]) for i, name in enumerate(names) if name in wanted}
+        columns = ", ".join(f'"{name}"' for name in row)
+        yield f'INSERT OR IGNORE INTO "{pair.legacy_table.name}" ({columns}) VALUES ({", ".join(row.values())})'
 
 
 def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float) -> None:
@@ -234,12 +251,12 @@ def catch_up(unit_of_work: UnitsOfWork, expect: Callable[[UnitOfWork], object]) 
 
 def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
     saved = uow._rows(
-        "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE type IN ('table', 'trigger')"
+        "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE type IN ('table', 'trigger', 'row')"
         " ORDER BY position"
     )
     with legacy_unfrozen(uow):
-        for pair in uow.statements.mapping.pairs:
-            _restore_rejects(uow, pair)
+        for _, _, sql, _ in (entry for entry in saved if entry[0] == "row"):
+            uow._execute(sql)
     for kind, name, sql, sequence in saved:
         if kind == "trigger":
             uow._execute(sql)
@@ -248,16 +265,6 @@ def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
             set_sequence(uow, name, max(sequence, now[0][0] if now else 0))
     uow._execute("DELETE FROM consensus_orm_saved_schema")
     flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
-
-
-def _restore_rejects(uow: UnitOfWork, pair: Pair) -> None:
-    """Put rows back that could not be carried, from their images."""
-    sql = "SELECT image FROM consensus_orm_rejects WHERE pair = ? AND table_name = ? AND state <> 'resolved'"
-    for (image,) in uow._rows(sql, (pair.name, pair.legacy_table.name)):
-        columns = {n: v for n, v in json.loads(image).items() if n in {pair.key.name, *pair.carried}}
-        names = ", ".join(f'"{name}"' for name in columns)
-        values = ", ".join(_literal(kind, value) for kind, value in columns.values())
-        uow._execute(f'INSERT OR IGNORE INTO "{pair.legacy_table.name}" ({names}) VALUES ({values})')
 
 
 def _literal(kind: str, value: str) -> str:

@@ -109,7 +109,9 @@ def _planned(uow: UnitOfWork, seen: Seen) -> Iterator[Repair]:
 
 
 def _source(uow: UnitOfWork, pair: Pair, key: Any) -> Side:
-    """The truth, or the only side that has the row."""
+    """The truth, or the only side that has a row which we did not delete."""
+    if ledger.was_deleted(uow, pair, key):
+        return uow.phase.truth
     for _, kind in ledger.differences(uow, pair, key):
         if kind == f"missing_{uow.phase.truth}":
             return uow.phase.truth.other
@@ -159,7 +161,9 @@ def repair_rows(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> tuple[list[Repa
         rejects += reject_unequal(uow, pair, found, source)
         action = "carry" if source is uow.phase.truth else "adopt"
         repairs += [Repair(pair.name, key, action, source) for key in found]
-    ledger.settle(uow, pair, keys, "repaired", "carried from the source of truth")
+    unequal = {key for found in by_source.values() for key in found if ledger.differences(uow, pair, key)}
+    ledger.settle(uow, pair, set(keys) - unequal, "repaired", "carried from the source of truth")
+    ledger.settle(uow, pair, unequal, "rejected", "it cannot be carried; see the rejects")
     return repairs, rejects
 
 

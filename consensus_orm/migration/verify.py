@@ -15,7 +15,7 @@ from typing import Any
 from consensus_orm import errors, ledger
 from consensus_orm._version import __version__
 from consensus_orm.mapping import Pair, Parent
-from consensus_orm.migration.backfill import Progress, rejected
+from consensus_orm.migration.backfill import Progress, set_aside
 from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -158,18 +158,19 @@ class _Comparison:
         frozen = self.uow.phase.freezes_legacy
         doubtful: list[Any] = []
         if self.uow.phase.has_legacy:
-            left_out = rejected(self.uow, self.pair)
+            left_out = set_aside(self.uow, self.pair, Side.LEGACY)
             total = self.uow._rows(self.sql.count(Side.LEGACY, ()))[0][0] if self.progress else 0
             for bounds, count in chunks(self.uow, self.sql.next_chunk(Side.LEGACY)):
                 found = self.uow._rows(self.sql.unequal_in_range(but_recorded=frozen), bounds)
                 doubtful += [key for (key,) in found if key not in left_out]
                 self.seen.legacy += count
                 self._tell(self.seen.legacy, total)
+            left_out |= set_aside(self.uow, self.pair, Side.NORMALIZED)
         for bounds, count in chunks(self.uow, self.sql.next_chunk(Side.NORMALIZED)):
             self.seen.normalized += count
             if self.uow.phase.has_legacy:
                 unmatched = self.uow._rows(self.sql.unmatched_in_range(but_recorded=frozen), bounds)
-                doubtful += [key for (key,) in unmatched]
+                doubtful += [key for (key,) in unmatched if key not in left_out]
         self.seen.compared = self.seen.legacy  # of every pair so far
         self.seen.doubtful[self.pair.name] = doubtful
 
@@ -239,7 +240,9 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
 
 
 def _confirmed(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> Iterator[Difference]:
-    left_out = rejected(uow, pair) if doubtful and uow.phase.has_legacy else set()
+    left_out: set[Any] = set()
+    if doubtful and uow.phase.has_legacy:
+        left_out = set_aside(uow, pair, Side.LEGACY) | set_aside(uow, pair, Side.NORMALIZED)
     for key in doubtful:
         found = [] if key in left_out else ledger.differences(uow, pair, key)
         for column, kind in found:
