@@ -181,6 +181,28 @@ def test_writers(store: ConsensusStore) -> None:
     assert all(0 < each.median <= each.p99 <= each.longest for each in report.writers.latency.values())
 
 
+def test_writers_in_empty_tables(tmp_path: Path) -> None:
+    """Rows of writers in a table that was empty are theirs, not a difference; a row of nobody is one."""
+    builders.empty_legacy(tmp_path / "empty.db")
+    with ConsensusStore.open(tmp_path / "empty.db") as store:
+        report = store.migration.rehearse(writers=1)
+
+    assert report.passed, report
+    assert report.writers is not None
+    assert report.writers.rows > 0
+
+
+def test_notices_a_row_of_nobody(tmp_path: Path, at_the_end: Callable[[str], None]) -> None:
+    """A row in a table that was empty, and that no writer wrote, does not pass."""
+    builders.empty_legacy(tmp_path / "empty.db")
+    at_the_end(FAULTS["a row more"])
+    with ConsensusStore.open(tmp_path / "empty.db") as store:
+        report = store.migration.rehearse()
+
+    assert report.unexplained == 1
+    assert not report.passed
+
+
 def test_notices_a_lost_write(store: ConsensusStore, at_the_end: Callable[[str], None]) -> None:
     """A row that a writer was told of and that is gone at the end, is missing, and the rehearsal does not pass."""
     at_the_end("DELETE FROM consensus_artifacts WHERE id = (SELECT max(id) FROM consensus_artifacts) - 1")

@@ -326,13 +326,13 @@ class _Course:
         with self._raw() as connection:
             connection.execute("BEGIN")  # one snapshot, whatever writers do meanwhile
             for pair in self.mapping.pairs:
-                if side is Side.LEGACY and self.whole:
-                    wanted = self.whole[pair.name]
-                    found = image.take(connection, pair, side, until=wanted.last, undeclared=True)
-                else:
-                    # What no pair carries, and rejects that were accepted, stand on the legacy side alone.
-                    wanted = self.wanted[pair.name]
-                    found = image.take(connection, pair, side, until=wanted.last, skip=self.left_out[pair.name])
+                whole = side is Side.LEGACY and bool(self.whole)
+                wanted = (self.whole if whole else self.wanted)[pair.name]
+                # What no pair carries, and rejects that were accepted, stand on the legacy side alone.
+                skip = set() if whole else self.left_out[pair.name]
+                found = Image()
+                if wanted.parts:  # into an empty table nothing came back; what is in it now is counted as extra
+                    found = image.take(connection, pair, side, skip=skip, until=wanted.last, undeclared=whole)
                 self.proofs.append(
                     Proof(
                         phase=self.now,
