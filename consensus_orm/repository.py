@@ -96,15 +96,14 @@ class Repository:
 
     def _write(self, side: Side, key: Any, write: Callable[[], object]) -> bool:
         """Write one of two sides; the failure of the one that is not the truth takes no write with it (rule 6)."""
-        if side is self.uow.phase.truth or not self.uow.phase.compares:
-            write()
-            return True
         try:
             write()
-        except NOT_THE_SHADOWS_FAULT:
-            raise
         except errors.StorageError as error:
-            if not self.uow._connected.in_transaction:
+            if not self.uow.phase.compares:
+                raise
+            whole = isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction
+            if side is self.uow.phase.truth or whole:
+                self.uow._doom(error)  # the other side may have taken its half
                 raise
             self._mismatch(key, [(None, "shadow_failed")], error)
             return False
@@ -195,12 +194,14 @@ class Repository:
 
     def _mismatch(self, key: Any, found: list[tuple[str | None, str]], cause: BaseException | None = None) -> None:
         if self.uow.settings.on_mismatch is OnMismatch.RAISE:
-            raise errors.MismatchError(
+            error = errors.MismatchError(
                 f"{self.pair.name} {key}: " + ", ".join(f"{c or 'row'} {kind}" for c, kind in found),
                 pair=self.pair.name,
                 key=key,
                 columns=[column for column, _ in found],
-            ) from cause
+            )
+            self.uow._doom(error)
+            raise error from cause
         for column, kind in found:
             ledger.record(self.uow, self.pair, key, column, kind, found_by="write")
 

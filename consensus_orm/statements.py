@@ -519,7 +519,7 @@ class PairStatements:
 
     @cached_property
     def adopt(self) -> tuple[str, ...]:
-        """Complete the rows in `_keys` that a program wrote which knows the founding normalized schema alone.
+        """Complete the rows in `_keys`: a program may have written them that knows the founding schema alone.
 
         Every row goes under the parent that its values name: a program may have changed the parent itself.
         """
@@ -533,7 +533,9 @@ class PairStatements:
             }
             steps.append(render(update(table).values(made).where(foreign)))
         values: dict[str, Any] = {a.key: value(self.normalized_row()) for a, value in self.pair.computed.items()}
-        steps.append(render(update(table).values({**values, self.pair.marker.key: _TRUE}).where(foreign)))
+        # What is computed may be wrong in a row of ours too, where somebody changed it.
+        completed = update(table).values({**values, self.pair.marker.key: _TRUE}).where(in_keys(self.pair.key))
+        steps.append(render(completed))
         if self.pair.parent is not None:
             row, source = self.normalized_row(), self._joined(table, self.pair.parent.table)
             steps.append(self.carry_parents(in_keys(self.pair.key), row, source))

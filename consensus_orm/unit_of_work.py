@@ -70,6 +70,7 @@ class UnitOfWork:
         self._phase: Phase | None = None
         self._epoch = 0
         self._guard: Guard | None = None
+        self._doomed: BaseException | None = None
         self._after_commit: list[Callable[[], object]] = []
         self._alarm: str | None = None
         self._on_alarm: Callable[[str], object] | None = None
@@ -138,6 +139,8 @@ class UnitOfWork:
             self._run([lambda: confirm(doubted)])
 
     def _commit(self) -> None:
+        if self._doomed is not None:
+            raise self._doomed  # somebody caught it; committing now would keep half of a write
         if self._guard is not None:
             self._commit_session(self._guard)
         driver = self._connected
@@ -221,6 +224,10 @@ class UnitOfWork:
                 error it raises is logged: the unit of work has succeeded by then.
         """
         self._after_commit.append(callback)
+
+    def _doom(self, error: BaseException) -> None:
+        """Refuse to commit, for the reason given: one side may have taken what the other did not."""
+        self._doomed = self._doomed or error
 
     def _doubt(self, pair: Pair, keys: set[Any]) -> None:
         """Have rows compared again, under the lock, after this unit of work."""
