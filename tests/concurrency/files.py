@@ -48,6 +48,7 @@ def bring(store: ConsensusStore, to: Phase) -> None:
         if now.writes_normalized:
             assert migration.verify().clean
         migration.advance(now.next, soak=False)
+        assert migration.phase is now.next
 
 
 class Files:

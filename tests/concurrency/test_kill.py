@@ -44,7 +44,7 @@ from tests.concurrency.steps import (
     with_journal,
 )
 
-SOAK = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK", "0"))
+SOAK = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "0")
 STATEMENTS_IN_CI = 16
 BYTES_IN_CI = 5
 RANDOM_KILLS_IN_CI = 60

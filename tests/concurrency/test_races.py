@@ -32,7 +32,7 @@ from tests.concurrency.files import (
 from tests.concurrency.processes import Child, acknowledged, start
 from tests.concurrency.steps import verified, with_journal
 
-SECONDS = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK", "12"))
+SECONDS = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "12")
 WRITERS = ["w0", "w1", "w2", "w3"]
 MODES = ["wal", "journal"]
 
