@@ -272,6 +272,24 @@ def test_interrupted(store: ConsensusStore, path: Path, tmp_path: Path, scratch:
     assert path.read_bytes() == before
 
 
+def test_interrupted_while_writers_start(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between the start of two writers stops the first, so that the program ends."""
+    real, started = threading.Thread.start, []
+
+    def start(self: threading.Thread) -> None:
+        if self.name.startswith("consensus-orm-rehearsal"):
+            if started:
+                raise KeyboardInterrupt
+            started.append(self)
+        real(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        store.migration.rehearse(writers=2)
+
+    assert [thread.is_alive() for thread in started] == [False]
+
+
 def test_no_room(store: ConsensusStore, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the copy would not fit, nothing is copied, and the error says what would help."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**6, 10**6, 1000))

@@ -50,11 +50,15 @@ class Writers:
         self._over = threading.Event()
         self._lock = threading.Lock()
         names = (f"consensus-orm-rehearsal-{number}" for number in range(threads))
-        self._threads = [threading.Thread(target=self._write, args=(name,), name=name) for name in names]
+        self._threads = [threading.Thread(target=self._write, args=(name,), name=name, daemon=True) for name in names]
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # Ctrl-C between two of them: nobody else would stop the first
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -64,7 +68,8 @@ class Writers:
         """Let each finish what it is doing, and end."""
         self._over.set()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def summary(self) -> dict[str, Latency]:
         """Latency by phase, in the order of phases."""
