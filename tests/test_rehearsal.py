@@ -274,7 +274,8 @@ def test_interrupted(store: ConsensusStore, path: Path, tmp_path: Path, scratch:
 
 def test_interrupted_while_writers_start(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C between the start of two writers stops the first, so that the program ends."""
-    real, started = threading.Thread.start, []
+    real = threading.Thread.start
+    started: list[threading.Thread] = []
 
     def start(self: threading.Thread) -> None:
         if self.name.startswith("consensus-orm-rehearsal"):
