@@ -67,7 +67,7 @@ def test_reads_are_the_same_in_every_phase(every_phase: ConsensusStore, field: l
     assert plain(all_artifacts(every_phase)) == field
 
 
-FILTERS: list[dict[str, str]] = [
+FILTERS: list[dict[str, Any]] = [
     {"spec_id": "SPEC-ODD"},
     {"spec_id": "spec-odd"},
     {"spec_id": ""},
