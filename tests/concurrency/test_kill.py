@@ -111,6 +111,8 @@ def interrupt_and_resume(run: Undisturbed, folder: Path, work: Any, point: int) 
     assert image(path) == run.after
     if step.carries:
         assert_sides_agree(path)
+    if not step.end.has_legacy:
+        assert not [name for name in oracle.tables(path) if name.endswith(oracle.LEGACY)]
     shutil.rmtree(folder)
 
 

@@ -9,11 +9,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import DatabaseBusyError
+from consensus_orm.migration import contraction
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.concurrency import actors
@@ -177,6 +179,30 @@ def test_a_flip_waits_for_a_long_transaction(files: Files, path: Path, phase: Ph
     assert (phase, key, True, phase >= 2) in rows
     if phase.compares:
         assert_sides_agree(path)
+
+
+@pytest.mark.parametrize("phase", [Phase.NORMALIZED, Phase.CONTRACT])
+def test_what_is_written_just_before_the_way_back_is_carried(
+    files: Files, path: Path, phase: Phase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write between the last chunk that was carried and the flip is carried under the fence."""
+    files.copy(path, phase, small_file)
+    ids = []
+    catch_up = contraction.catch_up
+    with ConsensusStore.open(path, settings=SETTINGS) as store, ConsensusStore.open(path) as other:
+
+        def then_write(*arguments: Any) -> None:
+            catch_up(*arguments)
+            with other.unit_of_work() as uow:
+                uow.artifacts.delete(spec_id="SPEC-KIT-900", stage="spec-plan")
+                ids.append(uow.artifacts.add(spec_id="LATE", stage="s", agent_name="a", content_json="{}").id)
+
+        monkeypatch.setattr(contraction, "catch_up", then_write)
+        store.migration.rollback(Phase.CUTOVER if phase is Phase.NORMALIZED else Phase.NORMALIZED)
+    assert_sound(path)
+    assert len(ids) == 1
+    assert (("integer", str(ids[0]).encode().hex().upper())) in [row[0] for row in oracle.legacy(path)["artifacts"]]
+    assert_sides_agree(path)
 
 
 def test_a_flip_gives_up_after_the_busy_timeout(files: Files, path: Path) -> None:
