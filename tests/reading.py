@@ -81,9 +81,7 @@ def _degraded(synthesis: Row) -> bool:
 
 
 def _words(status: Any) -> str:
-    # SQLite's CAST of a text ends where it ends; what stands behind a NUL is said too, but lower() stops there.
-    text = status.decode() if isinstance(status, bytes) else status
-    return text.lower().partition("\0")[0]
+    return (status.decode() if isinstance(status, bytes) else str(status)).lower()
 
 
 def runs(path: Path, spec_id: Any) -> list[Row]:
