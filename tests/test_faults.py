@@ -33,6 +33,7 @@ from tests.concurrency.files import (
     assert_sound,
     bring,
     image,
+    kept_in,
     phase_of,
     raw,
     records,
@@ -146,18 +147,19 @@ def test_failing_writes_stop_a_step_and_keep_everything(files: Files, tmp_path: 
         folder.mkdir()
         path = Path(shutil.copyfile(original, folder / "store.db"))
         before, rows = image(path), truth(path)
-        child = start(run_out_of_bytes_and_go_on, path, name, size)
-        said, hint = child.hear()
-        heard.add(said)
-        assert said in ("ok", "StorageError", "DatabaseFullError", "ReadOnlyDatabaseError", "BackupError")
-        assert hint
-        assert_sound(path)
-        if said != "ok":
-            assert step.writes or truth(path) == rows
-            assert not step.atomic or image(path) == before
-        child.tell()
-        seen = child.hear()
-        assert child.join() == 0
+        with kept_in(path, wal=wal):
+            child = start(run_out_of_bytes_and_go_on, path, name, size)
+            said, hint = child.hear()
+            heard.add(said)
+            assert said in ("ok", "StorageError", "DatabaseFullError", "ReadOnlyDatabaseError", "BackupError")
+            assert hint
+            assert_sound(path)
+            if said != "ok":
+                assert step.writes or truth(path) == rows
+                assert not step.atomic or image(path) == before
+            child.tell()
+            seen = child.hear()
+            assert child.join() == 0
         assert phase_of(path) is step.end
         assert_sound(path)
         if step.carries:
@@ -271,7 +273,7 @@ def test_a_file_system_remounted_read_only(files: Files, tmp_path: Path) -> None
     """Between two units of work the file system becomes read-only, and then writable again."""
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "tmpfs") as disk:
         path = files.copy(disk / "store.db", Phase.DUAL_WRITE, small_file, change=verified, wal=False)
-        with ConsensusStore.open(path, settings=SETTINGS) as store:
+        with path.open("rb"), ConsensusStore.open(path, settings=SETTINGS) as store:  # not alone: it stays out of WAL
             add(store, "before")
             store.engine.dispose()  # an open handle for writing would keep the system from remounting
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)

@@ -106,6 +106,17 @@ def raw(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+@contextlib.contextmanager
+def kept_in(path: Path, *, wal: bool) -> Iterator[None]:
+    """Keep a file in its journal mode: a store switches to WAL unless somebody else has the file open."""
+    with contextlib.ExitStack() as stack:
+        if not wal:
+            stack.enter_context(raw(path)).execute("SELECT count(*) FROM sqlite_master").fetchone()
+        yield
+        with raw(path) as connection:
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal" if wal else "delete",)
+
+
 def phase_of(path: Path) -> Phase:
     """The phase as the file holds it."""
     with raw(path) as connection:

@@ -17,7 +17,7 @@ import pytest
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.settings import Settings
 from consensus_orm.store import ConsensusUnitOfWork
-from tests.concurrency.files import Files, assert_sides_agree, assert_sound, raw, small_file
+from tests.concurrency.files import Files, assert_sides_agree, assert_sound, kept_in, raw, small_file
 from tests.concurrency.processes import start
 from tests.concurrency.steps import verified
 
@@ -133,7 +133,7 @@ def test_a_hundred_threads_on_a_pool_of_ten(files: Files, path: Path, wal: bool)
     """100 threads at once, 10 connections: every unit of work is committed once, and nobody waits long."""
     files.copy(path, Phase.DUAL_WRITE, small_file, change=verified, wal=wal)
     names = [[f"t{thread}-{n}" for n in range(3)] for thread in range(100)]
-    with ConsensusStore.open(path, settings=Settings(pool_size=10)) as store:
+    with kept_in(path, wal=wal), ConsensusStore.open(path, settings=Settings(pool_size=10)) as store:
         before = len(store.engine.pool.source.connections)  # type: ignore[attr-defined]
         failures, committed = in_threads(store, names)
         assert failures == []

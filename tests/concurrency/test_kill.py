@@ -28,6 +28,7 @@ from tests.concurrency.files import (
     assert_sound,
     flips,
     image,
+    kept_in,
     phase_of,
     raw,
     records,
@@ -64,6 +65,7 @@ class Undisturbed:
     records: list[object]
     statements: list[str]
     longest: int
+    wal: bool
 
 
 def undisturbed(files: Files, folder: Path, name: str, *, wal: bool = True) -> Undisturbed:
@@ -74,23 +76,32 @@ def undisturbed(files: Files, folder: Path, name: str, *, wal: bool = True) -> U
     reference = folder / "reference" / "store.db"
     shutil.copyfile(original, reference)
     before, truth_before = image(reference), truth(reference)
-    child = start(count_statements, reference, name)
-    statements, longest = child.hear()
-    assert child.join() == 0
+    with kept_in(reference, wal=wal):
+        child = start(count_statements, reference, name)
+        statements, longest = child.hear()
+        assert child.join() == 0
     with ConsensusStore.open(reference, settings=SETTINGS) as store:
         seen = records(store)
     after, truth_after = image(reference), truth(reference)
-    return Undisturbed(name, step, original, before, truth_before, after, truth_after, seen, statements, longest)
+    return Undisturbed(name, step, original, before, truth_before, after, truth_after, seen, statements, longest, wal)
 
 
 def interrupt_and_resume(run: Undisturbed, folder: Path, work: Any, point: int) -> None:
     """Kill the step at a point, judge what is left by raw SQL, do it again, judge what has come of it."""
-    step, path = run.step, folder / "store.db"
+    path = folder / "store.db"
     folder.mkdir()
     shutil.copyfile(run.original, path)
-    child = start(work, path, run.name, point)
-    child.join()
-    assert child.was_killed
+    with kept_in(path, wal=run.wal):
+        child = start(work, path, run.name, point)
+        child.join()
+        assert child.was_killed
+        judge_and_resume(run, path)
+    shutil.rmtree(folder)
+
+
+def judge_and_resume(run: Undisturbed, path: Path) -> None:
+    """Judge what a kill left, do the step again, and judge what has come of it."""
+    step = run.step
 
     # Whoever comes first finds a hot journal or a log: reading must do.
     with ConsensusStore.open(path, settings=SETTINGS) as store:
@@ -113,7 +124,6 @@ def interrupt_and_resume(run: Undisturbed, folder: Path, work: Any, point: int) 
         assert_sides_agree(path)
     if not step.end.has_legacy:
         assert not [name for name in oracle.tables(path) if name.endswith(oracle.LEGACY)]
-    shutil.rmtree(folder)
 
 
 def boundaries(run: Undisturbed) -> list[int]:

@@ -27,6 +27,7 @@ from tests.concurrency.files import (
     bring,
     flips,
     image,
+    kept_in,
     phase_of,
     raw,
     small_file,
@@ -52,19 +53,20 @@ def test_writers_and_readers_while_the_phase_goes_back_and_forth(
     """No acknowledged write is lost, no read goes back in time, no write is made under a phase that is over."""
     seconds = SECONDS * share
     files.copy(path, Phase.EXPAND, small_file, wal=wal, change=with_journal)
-    writers = [start(actors.write, path, name) for name in names]
-    readers = [start(actors.read, path, names, seed) for seed in range(2)]
-    flipper = start(actors.flip, path, seconds)
+    with kept_in(path, wal=wal):
+        writers = [start(actors.write, path, name) for name in names]
+        readers = [start(actors.read, path, names, seed) for seed in range(2)]
+        flipper = start(actors.flip, path, seconds)
 
-    flipped = flipper.hear(seconds + 60)
-    path.with_name("stop").touch()
-    told = [writer.hear(60) for writer in writers]
-    looked = [reader.hear(60) for reader in readers]
-    for child in (*writers, *readers):
-        assert child.join() == 0
-    flipper.tell()
-    assert flipper.hear(60) == (True, 0, 0)
-    assert flipper.join() == 0
+        flipped = flipper.hear(seconds + 60)
+        path.with_name("stop").touch()
+        told = [writer.hear(60) for writer in writers]
+        looked = [reader.hear(60) for reader in readers]
+        for child in (*writers, *readers):
+            assert child.join() == 0
+        flipper.tell()
+        assert flipper.hear(60) == (True, 0, 0)
+        assert flipper.join() == 0
 
     written = sum(writes for writes, _ in told)
     print(f"\n{written} writes, {sum(n for n, _ in looked)} reads, {flipped} flips")
