@@ -130,7 +130,11 @@ def launchdarkly_migrator(path: Path) -> Iterator[Write]:
         legacy, normalized = _in_session(engine, _add_legacy), _in_session(engine, _add_normalized)
 
         def success(write: Write) -> Callable[[Any], Any]:
-            return lambda rows: ldclient.Result.success(write(rows))
+            def succeed(rows: Any) -> Any:
+                write(rows)
+                return ldclient.Result.success(len(rows))
+
+            return succeed
 
         built = MigratorBuilder(client).write(success(legacy), success(normalized))
         migrator = built.read(lambda _: ldclient.Result.success(1), lambda _: ldclient.Result.success(1)).build()
@@ -153,7 +157,7 @@ def peewee_orm(path: Path) -> Iterator[Write]:
     pragmas = dict(pragma.split(" = ") for pragma in PRAGMAS)
     file = peewee.SqliteDatabase(str(database(path)), pragmas=pragmas)
 
-    class Artifact(peewee.Model):  # type: ignore[misc]
+    class Artifact(peewee.Model):
         spec_id = peewee.TextField()
         stage = peewee.TextField()
         agent_name = peewee.TextField()

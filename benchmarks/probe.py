@@ -120,7 +120,8 @@ def _write_on(pipe: Connection, path: str) -> None:
 
 def peak_memory(step: str, path: Path) -> float:
     """Anonymous memory in MB, at its peak, of a process that does nothing but a step of the migration."""
-    return max(processes(_watch_memory, [(step, str(path))]))
+    (megabytes,) = processes(_watch_memory, [(step, str(path))])
+    return float(megabytes)
 
 
 def _watch_memory(_barrier: Any, step: str, path: str) -> float:

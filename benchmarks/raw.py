@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class RawSides:
         self.connection.execute("COMMIT")
 
 
+@contextmanager
 def raw_sides(path: Path) -> Iterator[RawSides]:
     """Both sides of a new file; in phase EXPAND no trigger looks at what is inserted."""
     connection = raw_connection(filled(path, Phase.EXPAND, 0))

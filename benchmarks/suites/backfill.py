@@ -39,8 +39,8 @@ _OUTPUTS = """
     INSERT OR IGNORE INTO agent_outputs (id, run_id, agent_name, output_timestamp, created_at, mirrored, response_text,
         content)
     SELECT a.id, r.id, a.agent_name, {ms}, a.created_at, 1, a.response_text, a.content_json
-    FROM consensus_artifacts a JOIN consensus_runs r ON r.spec_id = a.spec_id AND r.stage = a.stage AND r.run_key = {key}
-    WHERE a.id BETWEEN :first AND :last
+    FROM consensus_artifacts a JOIN consensus_runs r
+    ON r.spec_id = a.spec_id AND r.stage = a.stage AND r.run_key = {key} WHERE a.id BETWEEN :first AND :last
 """
 _KEY = "CASE WHEN {0}run_id IS NULL THEN 'at:' || substr({0}created_at, 1, 19) ELSE 'run:' || {0}run_id END"
 _MS = "CAST(round((julianday({0}created_at) - 2440587.5) * 86400) AS INTEGER) * 1000"

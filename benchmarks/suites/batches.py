@@ -52,7 +52,7 @@ def _many(bench: Bench, writer: Callable[[Path], AbstractContextManager[ladder.W
 @MANY.case()
 def raw_many(bench: Bench) -> Iterator[Work]:
     """raw sqlite3, executemany on both sides, uncompared"""
-    for raw in raw_sides(bench.file("many_raw")):
+    with raw_sides(bench.file("many_raw")) as raw:
 
         def work(round_: int) -> None:
             rows = [artifact(n) for n in _numbers(bench, round_)]
@@ -111,7 +111,7 @@ def _starts(bench: Bench, round_: int) -> range:
 @ROUND.case()
 def raw_round(bench: Bench) -> Iterator[Work]:
     """raw sqlite3, both sides, uncompared"""
-    for raw in raw_sides(bench.file("round_raw")):
+    with raw_sides(bench.file("round_raw")) as raw:
 
         def write(start: int) -> None:
             for number in range(start, start + 12):

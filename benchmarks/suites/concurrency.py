@@ -76,7 +76,7 @@ def threads(bench: Bench, count: int) -> Iterator[Work]:
     """consensus_orm, {} threads of one process"""
     with store_in(bench.file("threads"), Phase.DUAL_WRITE) as store:
         # One thread writes as many as ten do, so that both see the same checkpoints.
-        yield lambda _: in_threads(store, count, bench.times(EACH * 10) // count)
+        yield lambda _: in_threads(store, count, max(1, bench.times(EACH * 10) // count))
 
 
 def _in_process(barrier: Any, path: str, count: int, writer: int) -> tuple[list[float], int, float, float]:
@@ -95,7 +95,7 @@ def in_processes(bench: Bench, count: int) -> Iterator[Work]:
         pass
 
     def work(round_: int) -> dict[str, float]:
-        each = bench.times(EACH * 10) // count
+        each = max(1, max(1, bench.times(EACH * 10) // count))
         results = processes(_in_process, [(str(path), each, writer) for writer in range(count)])
         seconds = max(end for *_, end in results) - min(start for *_, start, _ in results)
         return _extras([(waited, failed) for waited, failed, *_ in results], seconds)

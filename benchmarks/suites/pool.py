@@ -81,7 +81,7 @@ def ours(bench: Bench, threads: int) -> Iterator[Work]:
     with store_in(bench.file("pool"), Phase.DUAL_WRITE) as store:
         # Ten times as many writes as the founding design gets: its fsyncs are what takes long.
         def work(_: int) -> dict[str, float]:
-            extras = in_threads(store, threads, bench.times(COUNT * 10) // threads)
+            extras = in_threads(store, threads, max(1, bench.times(COUNT * 10) // threads))
             return {"seconds": extras["seconds"] * bench.times(COUNT)}
 
         yield work

@@ -61,7 +61,7 @@ def raw_legacy(bench: Bench) -> Iterator[Work]:
 @GROUP.case()
 def raw_both(bench: Bench) -> Iterator[Work]:
     """raw sqlite3, both sides, uncompared"""
-    for raw in raw_sides(bench.file("raw_both")):
+    with raw_sides(bench.file("raw_both")) as raw:
 
         def work(round_: int) -> None:
             for number in _numbers(bench, round_):

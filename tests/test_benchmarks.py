@@ -1,0 +1,119 @@
+"""The benchmarks run, skip loudly what is not installed, and notice what has become worse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.harness import Bench, Group, Measured, Spread, Target, Work, run
+from benchmarks.report import as_json, worse
+from benchmarks.suites import NAMES, groups_of
+
+
+def measured(seconds: dict[str, list[float]], *targets: Target) -> Measured:
+    group = Group("work", unit="row", count=1, baseline="raw", targets=targets)
+
+    def nothing(bench: Bench) -> Iterator[Work]:
+        yield lambda round_: None
+
+    for name in seconds:
+        nothing.__name__ = nothing.__doc__ = name
+        group.case()(nothing)
+    return Measured(group, seconds, {name: [{} for _ in values] for name, values in seconds.items()})
+
+
+def found(ours: list[float]) -> dict[str, Any]:
+    raw = [1.0] * len(ours)
+    return as_json([("writes", measured({"raw": raw, "ours": ours, "plain_orm": ours}))], {})
+
+
+@pytest.mark.parametrize("suite", ["batches", "verify"])
+def test_a_smoke_run_measures_our_own_cases(suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of one round of a few operations prints targets and writes what it measured."""
+    file = tmp_path / "run.json"
+    arguments = [suite, "--rounds", "1", "--scale", "0.005", "--rows", "20", "--folder", str(tmp_path)]
+    assert main([*arguments, "--json", str(file)]) == 0
+    groups = json.loads(file.read_text())["groups"]
+    assert len(groups) == len(groups_of(suite))
+    for group in groups.values():
+        assert group["baseline"] in group["cases"]
+        assert all(target["measured"] is not None for target in group["targets"])
+    assert "Targets" in capsys.readouterr().out
+    assert not list(tmp_path.glob("benchmark-*"))
+
+
+@pytest.mark.parametrize("suite", NAMES)
+def test_targets_speak_of_cases_that_are_there(suite: str) -> None:
+    """No target or baseline names a case that its group does not have, and every case has a label of its own."""
+    for group in groups_of(suite):
+        names = {case.name for case in group.cases}
+        assert group.baseline in names
+        assert {target.case for target in group.targets} | {t.than for t in group.targets if t.than} <= names
+        assert len({case.label for case in group.cases}) == len(names) == len(group.cases)
+
+
+def test_a_missing_peer_is_skipped_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A case whose library cannot be imported is named with what to install; the others are measured."""
+    group = Group("work", unit="row", count=1, baseline="raw")
+
+    @group.case()
+    def raw(bench: Bench) -> Iterator[Work]:
+        """It is there."""
+        yield lambda round_: None
+
+    @group.case()
+    def peer(bench: Bench) -> Iterator[Work]:
+        """A peer."""
+        raise ModuleNotFoundError("No module named 'peer'", name="peer")
+        yield
+
+    result = run(group, Bench(tmp_path), rounds=2)
+    assert set(result.seconds) == {"raw"}
+    assert "SKIPPED A peer.: peer is not installed; pip install" in capsys.readouterr().err
+
+
+def test_worse_beyond_tolerance_and_spread_is_named() -> None:
+    """A ratio half as large again counts as worse; so does only our own case, not that of a peer."""
+    (line,) = worse(found([1.5, 1.52, 1.54]), found([1.0, 1.01, 1.02]))
+    assert "ours" in line
+    assert "was" in line
+
+
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        ([1.05, 1.06, 1.07], [1.0, 1.01, 1.02]),  # within the tolerance
+        ([1.0, 1.5, 2.0], [0.9, 1.2, 1.9]),  # within the spread
+        ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0]),  # better
+    ],
+)
+def test_what_is_not_worse_passes(now: list[float], before: list[float]) -> None:
+    """A ratio that moved less than tolerance or spread, or for the better, is no finding."""
+    assert worse(found(now), found(before)) == []
+
+
+def test_cases_of_one_run_alone_are_left_out() -> None:
+    """A case or group that the earlier run does not have is compared with nothing."""
+    assert worse(found([9.0, 9.0]), {"groups": {}}) == []
+
+
+def test_targets_compare_times_rates_and_extras() -> None:
+    """A limit on times is an upper one, `at_least` compares rates, and of the longest the worst round counts."""
+    times = Target("times", "ours", 2.0, than="raw")
+    rates = Target("rates", "ours", 0.4, than="raw", at_least=True)
+    longest = Target("longest", "ours", 5, extra="longest ms")
+    result = measured({"raw": [1.0, 1.0], "ours": [2.0, 2.0]}, times, rates, longest)
+    result.extras["ours"] = [{"longest ms": 1.0}, {"longest ms": 9.0}]
+    spreads = [target.measured(result) for target in (times, rates, longest)]
+    assert spreads == [Spread(2.0, 2.0, 2.0), Spread(0.5, 0.5, 0.5), Spread(9.0, 1.0, 9.0)]
+    assert [target.met(s) for target, s in zip((times, rates, longest), spreads, strict=True) if s] == [
+        True,
+        True,
+        False,
+    ]
+    assert Target("absent", "nobody", 1, than="raw").measured(result) is None
