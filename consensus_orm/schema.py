@@ -119,13 +119,13 @@ def upgrade(engine: Engine, settings: Settings, legacy: Collection[str] | None =
     if not inspect(engine, legacy).needs_upgrade:
         return []
     engines.prepare(engine, settings)
+    from alembic import command  # costs 150 ms or more: not while the lock is held
+
     applied: list[str] = []
     with engines.translated(engine), changing(engine) as connection:
         # Asked again under the lock: another process may have been faster.
         identity = _identify(_driver(connection), legacy)
         if identity.needs_upgrade:
-            from alembic import command
-
             context = configuration(connection=connection, applied=applied, clock=settings.clock, legacy=legacy)
             command.upgrade(context, identity.wanted)
     return applied

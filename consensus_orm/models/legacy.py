@@ -29,9 +29,7 @@ class ConsensusArtifact(Base):
     content_json: Mapped[str] = mapped_column(Text)
     response_text: Mapped[str | None] = mapped_column(Text)
     run_id: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[Any | None] = mapped_column(
-        Verbatim("TIMESTAMP"), server_default=text("CURRENT_TIMESTAMP")
-    )
+    created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"), server_default=text("CURRENT_TIMESTAMP"))
 
 
 class ConsensusSynthesis(Base):
@@ -51,6 +49,4 @@ class ConsensusSynthesis(Base):
     conflicts: Mapped[str | None] = mapped_column(Text)
     degraded: Mapped[Any | None] = mapped_column(Verbatim("BOOLEAN"), server_default=text("0"))
     run_id: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[Any | None] = mapped_column(
-        Verbatim("TIMESTAMP"), server_default=text("CURRENT_TIMESTAMP")
-    )
+    created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"), server_default=text("CURRENT_TIMESTAMP"))

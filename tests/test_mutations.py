@@ -1,0 +1,182 @@
+"""Each rule of correctness has a test that fails when it is broken: broken here on purpose, one at a time.
+
+A mutation is one edit of the package's source in a copy of the checkout, and the tests that must see it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One edit, and the test of `test_rules` that must notice."""
+
+    rule: str
+    file: str
+    before: str
+    after: str
+    noticed_by: str
+
+    def __str__(self) -> str:
+        return self.rule.replace(" ", "-")
+
+
+MUTATIONS = (
+    Mutation(
+        "1 a column is forgotten in the mapping",
+        "consensus.py",
+        '        "response_text": AgentOutput.response_text,\n',
+        "",
+        "rule_1",
+    ),
+    Mutation(
+        "3 ids come from the normalized side alone",
+        "statements.py",
+        "tables = (self.pair.legacy_table, self.pair.table)",
+        "tables = (self.pair.table,)",
+        "rule_3",
+    ),
+    Mutation(
+        "4 a NULL run id is an empty one",
+        "expressions.py",
+        "    run, at = _arguments(element, compiler, **kw)\n",
+        "    run, at = _arguments(element, compiler, **kw)\n    run = f\"coalesce({run}, '')\"\n",
+        "rule_4",
+    ),
+    Mutation(
+        "5 the write is not compared",
+        "repository.py",
+        "fetchone()[0] != 1:",
+        "fetchone()[0] == 99:",
+        "rule_5",
+    ),
+    Mutation(
+        "5 values are compared as texts",
+        "expressions.py",
+        "def _same(element: Any, compiler: Any, **kw: Any) -> str:\n    a, b = _arguments(element, compiler, **kw)\n",
+        "def _same(element: Any, compiler: Any, **kw: Any) -> str:\n    a, b = _arguments(element, compiler, **kw)\n"
+        '    a, b = f"CAST({a} AS TEXT)", f"CAST({b} AS TEXT)"\n',
+        "rule_5",
+    ),
+    Mutation(
+        "6 a failing shadow takes the write with it",
+        "repository.py",
+        "if side is self.uow.phase.truth or whole:",
+        "if True:",
+        "rule_6_a_failing",
+    ),
+    Mutation(
+        "6 what stands on the other side alone is deleted",
+        "migration/reconcile.py",
+        'if kind == f"missing_{uow.phase.truth}":',
+        "if False:",
+        "rule_6_a_row",
+    ),
+    Mutation(
+        "7 a row that cannot be carried is passed over",
+        "migration/carry.py",
+        "        new += ledger.reject(",
+        "        new += 0 and ledger.reject(",
+        "rule_7",
+    ),
+    Mutation(
+        "8 a transient error is not repeated",
+        "store.py",
+        "return self.retrier.call(once,",
+        "return once() if True else self.retrier.call(once,",
+        "rule_8",
+    ),
+    Mutation(
+        "9 memory comes before the database",
+        "unit_of_work.py",
+        "self._after_commit.append(callback)",
+        "callback()",
+        "rule_9",
+    ),
+    Mutation(
+        "10 the session goes unguarded",
+        "guard.py",
+        "return sqlite3.SQLITE_DENY",
+        "return sqlite3.SQLITE_OK",
+        "rule_10",
+    ),
+    Mutation(
+        "fence: writers begin deferred",
+        "engine.py",
+        "BEGIN IMMEDIATE",
+        "BEGIN DEFERRED",
+        "fence_a_writer",
+    ),
+    Mutation(
+        "fence: the phase is remembered between units of work",
+        "unit_of_work.py",
+        "self._phase, self._epoch = Phase(row[0]), row[1]",
+        'self._phase, self._epoch = self.statements.__dict__.setdefault("seen", (Phase(row[0]), row[1]))',
+        "fence_the_phase",
+    ),
+    Mutation(
+        "backfill: the chunk is committed before its checkpoint",
+        "migration/backfill.py",
+        '        uow._execute(\n            "INSERT INTO consensus_orm_backfill',
+        "        uow._connected.commit()\n        uow._connected.begin_writing()\n"
+        '        uow._execute(\n            "INSERT INTO consensus_orm_backfill',
+        "backfill",
+    ),
+    Mutation(
+        "gate: a foreign write leaves the certificate valid",
+        "migration/gates.py",
+        "ledger.last_change(uow) != changes",
+        "False",
+        "gate",
+    ),
+    Mutation(
+        "notice: a write to the legacy side alone is not seen",
+        "triggers.py",
+        'yield self._notice("legacy", "insert", self.pair.legacy_table, unequal)',
+        "yield from ()",
+        "gate",
+    ),
+    Mutation(
+        "freeze: a legacy program goes on writing",
+        "triggers.py",
+        "yield from words.freeze_legacy()",
+        "yield from ()",
+        "freeze",
+    ),
+)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_broken_rule_makes_a_test_fail(mutation: Mutation, tmp_path: Path) -> None:
+    """The test that is said to hold a rule fails when the rule is broken."""
+    copy = tmp_path / "checkout"
+    for name in ("consensus_orm", "alembic", "tests/field"):
+        shutil.copytree(CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "tests/__init__.py", "tests/oracle.py", "tests/test_rules.py"):
+        shutil.copy(CHECKOUT / name, copy / name)
+    source = copy / "consensus_orm" / mutation.file
+    text = source.read_text(encoding="utf-8")
+    assert mutation.before in text, "the edit no longer fits the source"
+    source.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "tests/test_rules.py", "-k", mutation.noticed_by],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1, done.stdout[-3000:]  # 1: tests ran, and one failed
+    assert "1 failed" in done.stdout

@@ -1,0 +1,54 @@
+"""Verify beside writers: where there is no WAL, and where the backfill has not come to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from consensus_orm import ConsensusStore, Phase, Settings
+from tests.field import builders
+
+SETTINGS = Settings(soak_dual_write=timedelta(0), soak_cutover=timedelta(0))
+FOREIGN = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('F', 'p', 'a', '')"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "legacy.db"
+    builders.build_legacy(path)
+    return path
+
+
+def test_without_wal_a_verify_keeps_no_writer_waiting(path: Path) -> None:
+    """A program that has the file open in journal mode DELETE commits in the middle of a verify, at once."""
+    with (
+        contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as legacy_program,
+        ConsensusStore.open(path, settings=SETTINGS) as store,
+    ):
+        legacy_program.execute("SELECT count(*) FROM consensus_artifacts").fetchall()
+        store.migration.migrate(Phase.CUTOVER)
+        assert legacy_program.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        writes = 0
+
+        def meanwhile(_: object) -> None:
+            nonlocal writes
+            if not writes:
+                legacy_program.execute(FOREIGN)
+            writes += 1
+
+        assert store.migration.verify(progress=meanwhile).certificate is not None
+        assert writes > 0
+
+
+def test_what_the_backfill_has_not_come_to_is_nobodys_mistake(path: Path) -> None:
+    """A verify before the backfill is not clean, opens no gate, and leaves no mismatch behind."""
+    with ConsensusStore.open(path, settings=SETTINGS) as store:
+        store.migration.advance(Phase.DUAL_WRITE)
+        assert not store.migration.verify().clean
+        assert store.migration.mismatches() == []
+        store.migration.backfill()
+        assert store.migration.verify().clean
