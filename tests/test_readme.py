@@ -12,7 +12,7 @@ import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-USE_IT, DECLARATION, OWN_TABLES = EXAMPLES
+USE_IT, DECLARATION, OWN_TABLES, TESTING = EXAMPLES
 
 
 def run(code: str, folder: Path) -> str:
@@ -53,6 +53,14 @@ def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:
     ]
     assert raw.execute("SELECT count(*) FROM addresses").fetchall() == [(2,)]
     raw.close()
+
+
+def test_an_application_is_tested_in_five_phases(tmp_path: Path) -> None:
+    """The test of the README runs with nothing but the installed plugin, once in each phase."""
+    (tmp_path / "test_application.py").write_text(TESTING, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "5 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[\w/]+(?:\.py)?)/?`", README))))

@@ -17,7 +17,7 @@ from consensus_orm import ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.backfill import Progress
 from consensus_orm.migration.carry import carry, drain, legacy_unfrozen, reject_unequal
-from consensus_orm.migration.verify import Seen, scan
+from consensus_orm.migration.verify import Seen, require_epoch, scan
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -124,11 +124,13 @@ def _repair(writing: Callable[[], UnitOfWork], seen: Seen, adopted: int) -> Reco
     for name, keys in seen.doubtful.items():
         for start in range(0, len(keys), KEYS_IN_ONE_TRANSACTION):
             with writing() as uow:
+                require_epoch(uow, seen)
                 pair = uow.statements.mapping[name]
                 done, new = repair_rows(uow, pair, keys[start : start + KEYS_IN_ONE_TRANSACTION])
             repairs += done
             rejects += new
     with writing() as uow:
+        require_epoch(uow, seen)
         for parent, keys in seen.parents.items():
             sql = uow.statements.parents[parent]
             for statement in (sql.prune, sql.refresh):

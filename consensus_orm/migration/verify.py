@@ -57,7 +57,7 @@ class VerifyReport:
         compared: Rows compared column by column.
         differences: The rows that differ, confirmed under the lock.
         rejects: Rejects that nobody has decided on.
-        certificate: Number of the certificate; None where nothing may be certified.
+        certificate: Number of the certificate.
         seconds: How long it took.
     """
 
@@ -67,7 +67,7 @@ class VerifyReport:
     compared: int
     differences: tuple[Difference, ...]
     rejects: int
-    certificate: int | None
+    certificate: int
     seconds: float
 
     @property
@@ -107,6 +107,7 @@ def verify(
 
     Raises:
         WrongPhaseError: There are no two sides to compare.
+        PhaseChangedError: The phase changed meanwhile; what was seen counts no more.
     """
     started = time.monotonic()
     seen = scan(reading, progress)
@@ -132,7 +133,7 @@ def scan(reading: Callable[[], UnitOfWork], progress: Callable[[Progress], objec
         seen = Seen(changes=ledger.last_change(uow), epoch=uow.epoch)
         for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
             seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
-        if uow._rows("PRAGMA journal_mode")[0][0] != "delete":
+        if uow._rows("PRAGMA journal_mode")[0][0] in ("wal", "memory"):
             _look_through(uow, uow._rows, seen, progress)
             return seen
 
@@ -223,6 +224,7 @@ def _wrong_parents(uow: UnitOfWork, look: Look, parent: Parent) -> Iterator[Any]
 
 def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     """Read again under the lock what seemed to differ, record what still does, and certify."""
+    require_epoch(uow, seen)
     differences = [
         difference
         for pair in uow.statements.mapping.pairs
@@ -231,35 +233,42 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     for parent in uow.statements.mapping.parents:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
     rejects = ledger.open_rejects(uow)
-    report = VerifyReport(
+    return VerifyReport(
         phase=uow.phase,
         legacy_rows=seen.legacy,
         normalized_rows=seen.normalized,
         compared=seen.compared,
         differences=tuple(differences),
         rejects=rejects,
-        certificate=None,
+        certificate=_certify(uow, seen, len(differences), rejects),
         seconds=time.monotonic() - started,
     )
+
+
+def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
+    """Refuse to go on from a scan of a phase that is over."""
     if uow.epoch != seen.epoch:
-        return report  # the phase changed meanwhile: what was seen is of the phase before
-    number = uow._execute(
-        "INSERT INTO consensus_orm_certificates (at, build, mapping, epoch, legacy_rows, normalized_rows,"
-        " compared, differences, rejects, changes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-        (
-            ledger.milliseconds(uow),
-            __version__,
-            uow.statements.fingerprint,
-            uow.epoch,
-            seen.legacy,
-            seen.normalized,
-            seen.compared,
-            len(differences),
-            rejects,
-            seen.changes,
-        ),
-    ).fetchone()[0]
-    return VerifyReport(**{**report.__dict__, "certificate": number})
+        raise errors.PhaseChangedError(
+            f"the phase changed to {uow.phase.name} while the sides were compared", phase=uow.phase
+        )
+
+
+def _certify(uow: UnitOfWork, seen: Seen, differences: int, rejects: int) -> int:
+    facts = {
+        "at": ledger.milliseconds(uow),
+        "build": __version__,
+        "mapping": uow.statements.fingerprint,
+        "epoch": uow.epoch,
+        "legacy_rows": seen.legacy,
+        "normalized_rows": seen.normalized,
+        "compared": seen.compared,
+        "differences": differences,
+        "rejects": rejects,
+        "changes": seen.changes,
+    }
+    values = ", ".join(f":{name}" for name in facts)
+    sql = f"INSERT INTO consensus_orm_certificates ({', '.join(facts)}) VALUES ({values}) RETURNING id"
+    return int(uow._execute(sql, facts).fetchone()[0])
 
 
 def _confirmed(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> Iterator[Difference]:
