@@ -65,6 +65,7 @@ class UnitOfWork:
         self.read_only = read_only
         self._prepare = prepare
         self._readable = readable
+        self._entered = False
         self._pooled: PoolProxiedConnection | None = None
         self._driver: DriverConnection | None = None
         self._phase: Phase | None = None
@@ -80,8 +81,9 @@ class UnitOfWork:
     # Begin and end --------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        if self._pooled is not None:
+        if self._entered:  # its session and callbacks are those of the first time
             raise errors.UnitOfWorkClosedError("a unit of work is entered once")
+        self._entered = True
         self.started = self.settings.clock()
         if not self.read_only and self._prepare is not None:
             self._prepare()
