@@ -147,13 +147,19 @@ class ConsensusStore:
         return Phase.EXPAND if self._identity.legacy_tables else Phase.CONTRACT
 
     def upgrade(self) -> list[str]:
-        """Bring the schema to the newest revision.
+        """Bring the schema to the newest revision; a file whose tables are rewritten by that is backed up first.
 
         Returns:
             The revisions that were applied.
         """
+        self._identity = self._inspect()  # another process may have been faster
+        rewrites = self._identity.kind in (adoption.Kind.DUAL_WRITE_BUILD, adoption.Kind.FINAL_BUILD)
+        facts = self.migration.backup_before("upgrade") if rewrites else {}
         applied = schema.upgrade(self.engine, self.settings, self._legacy)
         self._identity = schema.inspect(self.engine, self._legacy)
+        if facts:
+            with self._unit() as uow:
+                ledger.audit(uow, "backup", **facts)
         with self._unit(read_only=True) as uow:
             stale = _stale_triggers(uow)
         if stale:

@@ -11,6 +11,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from click.testing import CliRunner
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
 from tests import oracle
+from tests.field import builders
 
 ROUNDS = {
     "2025-11-03 19:33:48": 12,
@@ -166,6 +168,22 @@ def test_at_contract_nothing_legacy_is_imported_or_named(file: Path) -> None:
     command(file, "migrate", "--no-soak")
     done = subprocess.run([sys.executable, "-c", AT_CONTRACT, file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("build", [builders.final_build, builders.dual_write_build])
+def test_a_founding_file_is_backed_up_before_its_tables_are_rewritten(
+    build: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """The upgrade that drops founding tables leaves a verified copy of the file as it was, named in the audit."""
+    path = tmp_path / "founding.db"
+    build(path)
+    before = {table: oracle.rows(path, table) for table in oracle.tables(path)}
+    with ConsensusStore.open(path) as store:
+        store.migration.upgrade()
+        store.migration.upgrade()
+        (backup,) = [entry.detail["backup"] for entry in store.migration.history() if entry.action == "backup"]
+    assert [str(file) for file in tmp_path.glob("*.before-*")] == [backup]
+    assert {table: oracle.rows(Path(backup), table) for table in oracle.tables(Path(backup))} == before
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -264,7 +263,7 @@ class Migration:
         if not to.has_legacy:
             with self._reading() as uow:
                 _pass_gate(uow, to, force=force, soak=soak)
-            facts = self._backup()
+            facts = self.backup_before("contract")
         with self._writing() as uow:
             _expect(uow, now)
             _pass_gate(uow, to, force=force, soak=soak)
@@ -291,16 +290,24 @@ class Migration:
             self._writing, chunk_rows=settings.chunk_rows, pause=settings.chunk_pause.total_seconds()
         )
 
-    def _backup(self) -> dict[str, Any]:
-        """Take the verified backup that the step to CONTRACT wants; facts for the audit."""
+    def backup_before(self, step: str) -> dict[str, Any]:
+        """Take a verified backup before a step that drops or rewrites tables.
+
+        Args:
+            step: The step, for the name of the file: `DATABASE.before-STEP-TIME`, in `backup_dir` or beside it.
+
+        Returns:
+            Facts for the audit; none for a database in memory.
+
+        Raises:
+            BackupError: It could not be made; the step is not taken.
+        """
         path = self._store.path
         if path is None:
             return {}
         folder = self._store.settings.backup_dir or path.parent
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        report = self._store.maintenance.backup(
-            Path(folder) / f"{path.name}.before-contract-{stamp}-{time.monotonic_ns()}"
-        )
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        report = self._store.maintenance.backup(Path(folder) / f"{path.name}.before-{step}-{stamp}")
         return {"backup": str(report.path)}
 
     def rollback(
