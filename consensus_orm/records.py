@@ -17,13 +17,13 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    _names: ClassVar[frozenset[str]]
+    _names: ClassVar[set[str]]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Remember the names of the fields for `of`."""
         super().__pydantic_init_subclass__(**kwargs)
-        cls._names = frozenset(cls.model_fields)
+        cls._names = set(cls.model_fields)  # shared by all records; pydantic copies it where it changes it
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

@@ -1,0 +1,205 @@
+"""Which statements an operation sends, and how many, in each phase: counts do not flicker, times do.
+
+A number that grows here is a cost for every write of every user: change it on purpose, or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
+from consensus_orm.testing import QueryLog, artifact_values, spawn_values, synthesis_values
+from consensus_orm.testing.plugin import History, QueryCounter
+
+TABLES = {
+    "consensus_orm_state": "state",
+    "consensus_artifacts": "legacy",
+    "consensus_synthesis": "legacy",
+    "agent_outputs": "outputs",
+    "consensus_syntheses": "syntheses",
+    "consensus_runs": "runs",
+    "agent_executions": "executions",
+    "consensus_orm_changes": "changes",
+    "sqlite_sequence": "sequence",
+}
+WRITES = re.compile(r'(INSERT INTO|UPDATE|DELETE FROM) "?(\w+)')
+READS = re.compile(r'FROM "?(\w+)')
+
+
+def sent(queries: QueryLog) -> list[str]:
+    """Statements in short: `insert legacy`, `select runs`, `compare`, `next key`; without BEGIN, COMMIT and pragmas."""
+    return [_short(sql) for sql in queries if sql.split()[0] not in ("BEGIN", "COMMIT", "PRAGMA")]
+
+
+def _short(sql: str) -> str:
+    if "count(*)" in sql and "consensus_artifacts" in sql and "agent_outputs" in sql:
+        return "compare"
+    if "count(*)" in sql and "consensus_synthesis " in sql and "consensus_syntheses" in sql:
+        return "compare"
+    if match := WRITES.match(sql):
+        return f"{match[1].split()[0].lower()} {TABLES[match[2]]}"
+    if "sqlite_sequence" in sql:
+        return "next key" if "coalesce" in sql else "last change"
+    found = READS.search(sql)
+    assert found, sql
+    return f"select {TABLES.get(found[1], found[1])}"
+
+
+@pytest.fixture
+def consensus_history() -> History:
+    """Tame rows, so that what is counted is the usual case."""
+    from consensus_orm.testing import legacy_history
+
+    return legacy_history
+
+
+@pytest.fixture
+def counted(
+    every_phase: ConsensusStore, query_counter: QueryCounter
+) -> Callable[[Callable[[ConsensusUnitOfWork], Any]], list[str]]:
+    """What a piece of work sends after the phase was read, on a warm connection."""
+    with every_phase.unit_of_work():
+        pass
+
+    def count(work: Callable[[ConsensusUnitOfWork], Any]) -> list[str]:
+        with every_phase.unit_of_work() as uow, query_counter(uow) as queries:
+            work(uow)
+            return sent(queries)
+
+    return count
+
+
+def phase_of(request: pytest.FixtureRequest) -> Phase:
+    return Phase.parse(request.node.callspec.params["every_phase"])
+
+
+def test_a_unit_of_work_itself(every_phase: ConsensusStore, query_counter: QueryCounter) -> None:
+    """A writer sends BEGIN IMMEDIATE between two pragmas, one read of the phase, and COMMIT: nothing else."""
+    with every_phase.unit_of_work():
+        pass
+    with query_counter(every_phase) as queries, every_phase.unit_of_work():
+        pass
+    assert [sql.partition("consensus")[0].strip() for sql in queries] == [
+        "PRAGMA busy_timeout = 0",
+        "BEGIN IMMEDIATE",
+        "PRAGMA busy_timeout = 5000",
+        "SELECT phase, epoch FROM",
+        "COMMIT",
+    ]
+
+
+def test_a_reader_itself(every_phase: ConsensusStore, query_counter: QueryCounter) -> None:
+    """A reader sends BEGIN, one read of the phase, and COMMIT."""
+    with every_phase.unit_of_work(read_only=True):
+        pass
+    with query_counter(every_phase) as queries, every_phase.unit_of_work(read_only=True):
+        pass
+    assert queries.verbs == ["BEGIN", "SELECT", "COMMIT"]
+    assert queries[0] == "BEGIN"
+
+
+Count = Callable[[Callable[[ConsensusUnitOfWork], Any]], list[str]]
+
+ADD = {
+    Phase.EXPAND: ["insert legacy"],
+    Phase.DUAL_WRITE: ["next key", "select runs", "insert runs", "insert outputs", "insert legacy", "compare"],
+    Phase.CUTOVER: ["next key", "select runs", "insert runs", "insert outputs", "insert legacy", "compare"],
+    Phase.NORMALIZED: ["select runs", "insert runs", "insert outputs"],
+    Phase.CONTRACT: ["select runs", "insert runs", "insert outputs"],
+}
+
+
+def test_an_artifact(counted: Count, request: pytest.FixtureRequest) -> None:
+    """The first artifact of a run: one statement on legacy, six where both sides are written and compared."""
+    assert counted(lambda uow: uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW"))) == ADD[phase_of(request)]
+
+
+def test_a_further_artifact_of_a_run(counted: Count, request: pytest.FixtureRequest) -> None:
+    """A run that is there is found, not written: one statement less for each further artifact, whatever the batch."""
+    further = [statement for statement in ADD[phase_of(request)] if statement != "insert runs"]
+    rows = [artifact_values(spec_id="SPEC-NEW")] * 4
+
+    assert counted(lambda uow: uow.artifacts.add_many(rows)) == ADD[phase_of(request)] + further * 3
+
+
+def test_a_synthesis(counted: Count, request: pytest.FixtureRequest) -> None:
+    """A synthesis costs what an artifact costs, and one update of what its run derives from it."""
+    expected = ["insert syntheses" if s == "insert outputs" else s for s in ADD[phase_of(request)]]
+    if "insert syntheses" in expected:
+        expected.insert(expected.index("insert syntheses") + 1, "update runs")
+
+    assert counted(lambda uow: uow.syntheses.add(**synthesis_values(spec_id="SPEC-NEW"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "table"),
+    [
+        (lambda uow: uow.artifacts.get(1), "outputs"),
+        (lambda uow: uow.artifacts.list(spec_id="SPEC-KIT-900"), "outputs"),
+        (lambda uow: uow.artifacts.count(), "outputs"),
+        (lambda uow: uow.artifacts.specs(), "outputs"),
+        (lambda uow: uow.syntheses.latest(spec_id="SPEC-KIT-900", stage="spec-plan"), "syntheses"),
+        (lambda uow: uow.syntheses.list(), "syntheses"),
+    ],
+    ids=["get", "list", "count", "specs", "latest", "syntheses"],
+)
+def test_reads_are_one_statement(counted: Count, request: pytest.FixtureRequest, call: Any, table: str) -> None:
+    """Each read is one statement, on the side that the phase reads, however many rows it gives."""
+    expected = "legacy" if phase_of(request) < Phase.CUTOVER else table
+
+    assert counted(call) == [f"select {expected}"]
+
+
+def test_runs_are_two_statements(counted: Count, request: pytest.FixtureRequest) -> None:
+    """All runs of a spec with their outputs and syntheses come with two statements, not with one for each run."""
+    legacy = phase_of(request) < Phase.CUTOVER
+
+    assert counted(lambda uow: uow.runs.list(spec_id="SPEC-KIT-900")) == (
+        ["select legacy", "select legacy"] if legacy else ["select outputs", "select syntheses"]
+    )
+
+
+def test_a_delete_does_not_grow_with_its_rows(counted: Count) -> None:
+    """Deleting a spec is a fixed number of statements: the same for 9 rows as for 1."""
+
+    def delete(spec: str) -> list[str]:
+        return counted(lambda uow: uow.artifacts.delete(spec_id=spec))
+
+    counted(lambda uow: uow.artifacts.add(**artifact_values(spec_id="SPEC-ONE")))
+    many = delete("SPEC-KIT-900")
+
+    assert delete("SPEC-ONE") == many
+    assert len(many) <= 13
+
+
+@pytest.mark.parametrize("every_phase", ["DUAL_WRITE"], indirect=True)
+def test_an_execution(counted: Count) -> None:
+    """A spawn, a completion and a read of executions: the statement, the columns there are, and what stands now."""
+    columns = "select pragma_table_info"
+
+    assert counted(lambda uow: uow.executions.record_spawn(**spawn_values(agent_id="a"))) == [
+        columns,
+        "insert executions",
+        "select executions",
+    ]
+    assert counted(lambda uow: uow.executions.record_completion("a", "x")) == [
+        columns,
+        "update executions",
+        "select executions",
+    ]
+    assert counted(lambda uow: uow.executions.in_flight()) == [columns, "select executions"]
+
+
+def test_refused_values_send_nothing(counted: Count) -> None:
+    """A value that cannot be accepted is refused without asking the database."""
+    from consensus_orm.errors import InvalidValueError
+
+    def work(uow: ConsensusUnitOfWork) -> None:
+        with pytest.raises(InvalidValueError):
+            uow.artifacts.add_many([artifact_values(), artifact_values(agent_name="")])
+
+    assert counted(work) == []
