@@ -1,0 +1,155 @@
+"""The public surface: written down once, so that it changes only where somebody means it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+import consensus_orm
+from consensus_orm import ConsensusStore, ConsensusUnitOfWork, ExecutionTracker, Phase
+from consensus_orm.artifacts import Artifacts
+from consensus_orm.executions import Executions
+from consensus_orm.maintenance import Maintenance
+from consensus_orm.migration import Migration
+from consensus_orm.runs import Runs
+from consensus_orm.syntheses import Syntheses
+
+NAMES = (
+    "AgentOutput Artifact ConsensusError ConsensusStore ConsensusUnitOfWork Earliest Execution ExecutionTracker Latest"
+    " Mapping OnMismatch Pair Parent Phase Row Run Settings Side Synthesis __version__"
+)
+
+SURFACE: dict[type, dict[str, str]] = {
+    ConsensusStore: {
+        "open": "url=None, *, settings=None, echo=False, mapping=",
+        "unit_of_work": "*, read_only=False",
+        "run": "work, *, read_only=False, cancel=None",
+        "in_unit_of_work": "work",
+        "upgrade": "",
+        "close": "",
+    },
+    ConsensusUnitOfWork: {"on_commit": "callback", "repository": "pair"},
+    Artifacts: {
+        "add": "*, spec_id, stage, agent_name, content_json, response_text=None, run_id=None, model_version=None,"
+        " created_at=None",
+        "add_many": "rows",
+        "get": "id",
+        "list": "*, spec_id=None, stage=None, run_id=None, agent_name=None, limit=None",
+        "count": "*, spec_id=None, stage=None, run_id=None, agent_name=None",
+        "delete": "*, spec_id, stage=None",
+        "specs": "",
+    },
+    Syntheses: {
+        "add": "*, spec_id, stage, output_markdown, output_path=None, status, artifacts_count=None, agreements=None,"
+        " conflicts=None, degraded=False, run_id=None, created_at=None",
+        "latest": "*, spec_id, stage",
+        "list": "*, spec_id=None, stage=None, run_id=None, limit=None",
+        "delete": "*, spec_id, stage=None",
+    },
+    Runs: {"list": "*, spec_id, stage=None", "latest": "*, spec_id, stage"},
+    Executions: {
+        "record_spawn": "*, agent_id, spec_id, stage, phase_type, agent_name, run_id=None, branch_id=None",
+        "record_completion": "agent_id, response_text",
+        "record_extraction_failure": "agent_id, raw_output, error",
+        "get": "agent_id",
+        "list": "*, spec_id=None, stage=None, run_id=None",
+        "in_flight": "*, spec_id=None, run_id=None",
+        "extraction_failures": "spec_id",
+        "for_branch": "*, spec_id, stage, branch_id",
+        "cleanup": "older_than",
+    },
+    Migration: {
+        "status": "",
+        "upgrade": "",
+        "backfill": "progress=None",
+        "verify": "progress=None",
+        "advance": "to=None, *, reason=None, force=False, soak=True",
+        "rollback": "to=None, *, reason=None, progress=None",
+        "migrate": "to=<Phase.CONTRACT: 5>, *, soak=True, reason=None, progress=None, tell=None",
+        "mismatches": "*, everything=False",
+        "rejects": "*, everything=False",
+        "reconcile": "*, dry_run=False, progress=None",
+        "rehearse": "*, keep=None, writers=0, progress=None, tell=None",
+        "history": "",
+        "accept_reject": "number, *, reason",
+        "resolve_reject": "number",
+        "accept_mismatch": "number, *, reason",
+        "backup_before": "step",
+    },
+    Maintenance: {
+        "stats": "",
+        "vacuum": "*, full=False, progress=None",
+        "schedule_vacuum": "interval=datetime.timedelta(days=1)",
+        "backup": "path, *, overwrite=False, progress=None",
+        "close": "",
+    },
+    ExecutionTracker: {
+        "spawn": "uow, *, agent_id, phase_type, agent_name, branch_id=None",
+        "complete": "uow, agent_id, response_text",
+        "fail": "uow, agent_id, raw_output, error",
+        "resync": "uow",
+    },
+}
+PROPERTIES = {
+    ConsensusStore: "engine initial_phase maintenance migration path retrier settings",
+    ConsensusUnitOfWork: "artifacts engine epoch executions now now_text phase prepared runs session syntheses",
+    Migration: "phase",
+    ExecutionTracker: "completed expected in_flight is_complete",
+}
+
+
+def spelled(method: Any) -> str:
+    """The parameters of a method, as in its definition."""
+    parameters = list(inspect.signature(method).parameters.values())
+    words: list[str] = []
+    keyword_only = False
+    for parameter in parameters:
+        if parameter.name in ("self", "cls"):
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            words, keyword_only = [*words, "*"], True
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        words.append(parameter.name + default)
+    return ", ".join(words)
+
+
+def test_names_of_the_package() -> None:
+    """What `consensus_orm` exports is what is written here, sorted, and there."""
+    assert sorted(consensus_orm.__all__) == consensus_orm.__all__ == NAMES.split()
+    assert all(hasattr(consensus_orm, name) for name in consensus_orm.__all__)
+
+
+@pytest.mark.parametrize("owner", SURFACE, ids=lambda owner: owner.__name__)
+def test_methods_and_their_arguments(owner: type) -> None:
+    """Each public method has the arguments that are written here, and there is no other."""
+    wanted = SURFACE[owner]
+    public = {name for name, value in vars(owner).items() if callable(value) or isinstance(value, classmethod)}
+    inherited = {"on_commit"} & wanted.keys()
+    assert {name for name in public if not name.startswith("_")} | inherited == set(wanted)
+    for name, arguments in wanted.items():
+        found = spelled(getattr(owner, name))
+        assert found == arguments or (arguments.endswith("=") and found.startswith(arguments)), name
+        assert inspect.getdoc(getattr(owner, name)), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("owner", PROPERTIES, ids=lambda owner: owner.__name__)
+def test_properties_are_there(owner: type) -> None:
+    """Each public attribute that is written here exists on an instance."""
+    with ConsensusStore.open(":memory:") as store, store.unit_of_work() as uow:
+        tracker = ExecutionTracker(spec_id="S", stage="plan")
+        (instance,) = [i for i in (store, uow, store.migration, tracker) if type(i) is owner]
+        for name in PROPERTIES[owner].split():
+            assert hasattr(type(instance), name) or name in vars(instance), name
+
+
+def test_five_phases() -> None:
+    """The phases have the names and numbers that are written down in databases."""
+    assert {phase.name: phase.value for phase in Phase} == {
+        "EXPAND": 1,
+        "DUAL_WRITE": 2,
+        "CUTOVER": 3,
+        "NORMALIZED": 4,
+        "CONTRACT": 5,
+    }
