@@ -315,6 +315,17 @@ def test_a_column_comes_with_the_first_value_for_it(aged: ConsensusStore) -> Non
         connection.execute(f"INSERT INTO agent_executions ({FIRST_EIGHT}) VALUES ('x', 's', 'p', 't', 'n', '', '', '')")
 
 
+def test_an_added_column_keeps_text_as_text(aged: ConsensusStore) -> None:
+    """What looks like a number in an added column comes back as it was given."""
+    with aged.unit_of_work() as uow:
+        uow.executions.record_spawn(**spawn_values(agent_id="n", run_id="007", branch_id="1e3"))
+        failed = uow.executions.record_extraction_failure("n", "1.0", "0010")
+        (found,) = uow.executions.list(run_id="007")
+
+    assert found == failed
+    assert (found.run_id, found.branch_id, found.response_text, found.extraction_error) == ("007", "1e3", "1.0", "0010")
+
+
 def test_a_column_that_was_added_goes_with_a_rollback(aged: ConsensusStore) -> None:
     """The ALTER TABLE belongs to the unit of work: where it fails, the table is what it was."""
     before = table(aged)

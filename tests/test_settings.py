@@ -93,6 +93,14 @@ def test_an_unknown_setting_is_refused() -> None:
         Settings(pool_sise=3)  # type: ignore[call-arg]
 
 
+def test_a_wrong_argument_is_not_repeated() -> None:
+    """The error of a wrong argument says which it is and not what it was: it may be a password out of place."""
+    with pytest.raises(ValidationError, match="pool_size") as raised:
+        Settings(pool_size="secret")  # type: ignore[arg-type]
+
+    assert "secret" not in str(raised.value)
+
+
 def test_settings_are_frozen_and_tell_no_secrets() -> None:
     """Settings never change under a store, and their repr has no URL."""
     settings = Settings(url="postgresql://user:secret@host/db")
