@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +38,8 @@ def require_pygal() -> Any:
         raise errors.ConfigurationError(
             "the report draws with pygal, which is not installed", hint="run: pip install 'consensus-orm[report]'"
         ) from None
+    # It leaves an importer for maps behind that has no find_spec: every later import would warn of it.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, pygal.PluginImportFixer)]
     return pygal
 
 
