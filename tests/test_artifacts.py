@@ -1,7 +1,5 @@
 """The artifacts: the same in every phase, compared on every write, and never lost with a failing shadow side."""
 
-# ruff: noqa: PT012 - it is the unit of work that fails, with what is done in it
-
 from __future__ import annotations
 
 import contextlib

@@ -1,7 +1,5 @@
 """Rule 10: what is written with `uow.session` to a mapped side is refused; a table of one's own is not."""
 
-# ruff: noqa: PT012 - it is the unit of work that fails, with what is done in it
-
 from __future__ import annotations
 
 from collections.abc import Callable

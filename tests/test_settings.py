@@ -96,7 +96,7 @@ def test_an_unknown_setting_is_refused() -> None:
 def test_a_wrong_argument_is_not_repeated() -> None:
     """The error of a wrong argument says which it is and not what it was: it may be a password out of place."""
     with pytest.raises(ValidationError, match="pool_size") as raised:
-        Settings(pool_size="secret")  # type: ignore[arg-type]
+        Settings(pool_size="secret")
 
     assert "secret" not in str(raised.value)
 
