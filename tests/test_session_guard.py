@@ -293,6 +293,7 @@ def test_rows_of_the_repositories_are_never_taken_back_silently(
         uow.session.execute(select(Note))  # begins the savepoint
         if commit_inner:
             with uow.session.begin_nested():
+                uow.session.execute(select(Note))  # the inner savepoint begins when the session is used
                 uow.artifacts.add(**artifact_values())
         else:
             uow.artifacts.add(**artifact_values())
