@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             report.print_group(measured)
             sys.stdout.flush()
             results.append((suite, measured))
-    report.print_targets([measured for _, measured in results])
-    found = report.as_json(results, facts)
+    report.print_targets([measured for _, measured in results], given.rows)
+    found = report.as_json(results, facts, given.rows)
     if given.json:
         report.save(given.json, found)
     if given.plot:

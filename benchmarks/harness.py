@@ -88,6 +88,7 @@ class Target:
         than: The case it is compared with: times per operation, or rates where `at_least`.
         extra: A value the case measured besides its time; of names that begin with "longest" the worst counts.
         at_least: Whether more is better.
+        rows: Rows of the large table that the target speaks of; a run with fewer says so.
     """
 
     text: str
@@ -96,6 +97,7 @@ class Target:
     than: str | None = None
     extra: str | None = None
     at_least: bool = False
+    rows: int = 0
 
     def measured(self, result: Measured) -> Spread | None:
         """What was reached; None where the case did not run."""
@@ -113,7 +115,19 @@ class Target:
 
     def met(self, spread: Spread) -> bool:
         """Whether that is enough."""
-        return spread.median >= self.limit if self.at_least else spread.median <= self.limit
+        return self._reached(spread.median)
+
+    def verdict(self, spread: Spread | None, rows: int) -> str:
+        """Whether it is met, in words: by the median alone, or with fewer rows than it speaks of, is less than met."""
+        if spread is None:
+            return "not measured"
+        words = "met" if self.met(spread) else "NOT MET"
+        if self.met(spread) and not self._reached(spread.low if self.at_least else spread.high):
+            words += ", but the spread crosses the limit"
+        return f"{words}, at {rows:,} of {self.rows:,} rows" if rows < self.rows else words
+
+    def _reached(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
 
 
 @dataclass

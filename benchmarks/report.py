@@ -91,25 +91,22 @@ def _extras(measured: Measured, case: str) -> str:
     return "  " + ", ".join(parts) if parts else ""
 
 
-def print_targets(results: list[Measured]) -> bool:
-    """Each target beside what was measured; whether all are met."""
-    print("\nTargets")
-    all_met = True
+def print_targets(results: list[Measured], rows: int) -> None:
+    """Each target beside what was measured, and whether it is met."""
+    print("\nTargets: limit, median (quartiles; of the longest, the worst)")
     for measured in results:
         for target in measured.group.targets:
             spread = target.measured(measured)
-            verdict = "not measured" if spread is None else "met" if target.met(spread) else "NOT MET"
-            all_met &= verdict == "met"
             words = "at least" if target.at_least else "at most"
             found = "" if spread is None else f"{spread.median:12,.2f} ({spread.low:,.2f} to {spread.high:,.2f})"
-            print(f"  {target.text:62} {words:8} {target.limit:>9,g}  {found:38} {verdict}")
-    return all_met
+            print(f"  {target.text:62} {words:8} {target.limit:>9,g}  {found:38} {target.verdict(spread, rows)}")
 
 
-def as_json(results: list[tuple[str, Measured]], facts: dict[str, str]) -> dict[str, Any]:
+def as_json(results: list[tuple[str, Measured]], facts: dict[str, str], rows: int) -> dict[str, Any]:
     """Everything that was measured."""
     return {
         "machine": facts,
+        "rows": rows,
         "groups": {
             f"{suite}: {measured.group.title}": {
                 "baseline": measured.group.baseline,
@@ -131,7 +128,7 @@ def as_json(results: list[tuple[str, Measured]], facts: dict[str, str]) -> dict[
                         "limit": target.limit,
                         "at_least": target.at_least,
                         "measured": spread and vars(spread),
-                        "met": spread is not None and target.met(spread),
+                        "verdict": target.verdict(spread, rows),
                     }
                     for target in measured.group.targets
                     for spread in [target.measured(measured)]

@@ -29,7 +29,7 @@ def measured(seconds: dict[str, list[float]], *targets: Target) -> Measured:
 
 def found(ours: list[float]) -> dict[str, Any]:
     raw = [1.0] * len(ours)
-    return as_json([("writes", measured({"raw": raw, "ours": ours, "plain_orm": ours}))], {})
+    return as_json([("writes", measured({"raw": raw, "ours": ours, "plain_orm": ours}))], {}, 1)
 
 
 @pytest.mark.parametrize("suite", ["batches", "verify"])
@@ -116,4 +116,6 @@ def test_targets_compare_times_rates_and_extras() -> None:
         True,
         False,
     ]
+    assert Target("more rows", "ours", 3.0, than="raw", rows=10).verdict(spreads[0], 5) == "met, at 5 of 10 rows"
+    assert times.verdict(Spread(1.9, 1.8, 2.1), 5) == "met, but the spread crosses the limit"
     assert Target("absent", "nobody", 1, than="raw").measured(result) is None

@@ -17,7 +17,13 @@ WRITE = Group(
     count=500,
     baseline="write_small",
     targets=(
-        Target("write in the large file, to one in a file of 10,000 rows", "write_large", 1.3, than="write_small"),
+        Target(
+            "write in the large file, to one in a file of 10,000 rows",
+            "write_large",
+            1.3,
+            than="write_small",
+            rows=10_000_000,
+        ),
     ),
 )
 READ = Group(
@@ -25,7 +31,15 @@ READ = Group(
     unit="read",
     count=2000,
     baseline="read_small",
-    targets=(Target("read in the large file, to one in a file of 10,000 rows", "read_large", 1.3, than="read_small"),),
+    targets=(
+        Target(
+            "read in the large file, to one in a file of 10,000 rows",
+            "read_large",
+            1.3,
+            than="read_small",
+            rows=10_000_000,
+        ),
+    ),
 )
 GROUPS = (WRITE, READ)
 
