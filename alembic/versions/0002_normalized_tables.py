@@ -104,9 +104,7 @@ def _set_founding_rows_aside() -> dict[str, int]:
 
 def _never_give_ids_twice(given: dict[str, int]) -> None:
     for table, highest in given.items():
-        op.get_bind().exec_driver_sql(
-            "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest)
-        )
+        op.get_bind().exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest))
 
 
 def _create_tables() -> None:
@@ -121,9 +119,7 @@ def _create_tables() -> None:
         sa.Column("consensus_ok", sa.Boolean(), nullable=False),
         sa.Column("degraded", sa.Boolean(), server_default=sa.text("0")),
         sa.Column("synthesis_json", sa.Text()),
-        sa.UniqueConstraint(
-            "spec_id", "stage", "run_key", name=op.f("uq_consensus_runs_spec_id_stage_run_key")
-        ),
+        sa.UniqueConstraint("spec_id", "stage", "run_key", name=op.f("uq_consensus_runs_spec_id_stage_run_key")),
         sqlite_autoincrement=True,
     )
     op.create_table(

@@ -145,9 +145,7 @@ def _quarantine_what_legacy_lacks() -> None:
     )
 
 
-def _fingerprints(
-    columns: str, flag: str, source: str, *, key: str = "id"
-) -> Iterator[tuple[int, Any, bytes]]:
+def _fingerprints(columns: str, flag: str, source: str, *, key: str = "id") -> Iterator[tuple[int, Any, bytes]]:
     """Yield id, flag and a hash over type and bytes of some columns; streamed, for contents are large."""
     names = columns.split(", ")
     types = " || ".join(f"typeof({name}) || ' '" for name in names)
@@ -244,9 +242,7 @@ def _parse_syntheses() -> None:
         f"CREATE TABLE {SYNTHESES} (id INTEGER PRIMARY KEY, output_markdown TEXT, output_path TEXT,"
         " status TEXT, artifacts_count INTEGER, agreements TEXT, conflicts TEXT)"
     )
-    candidates = _sql(
-        f"SELECT id, CAST(synthesis_json AS BLOB) FROM {RUNS} WHERE typeof(synthesis_json) = 'text'"
-    )
+    candidates = _sql(f"SELECT id, CAST(synthesis_json AS BLOB) FROM {RUNS} WHERE typeof(synthesis_json) = 'text'")
     for run_id, text in candidates:
         if (synthesis := _parse(text)) is not None:
             _sql(f"INSERT INTO {SYNTHESES} VALUES (?, ?, ?, ?, ?, ?, ?)", (run_id, *synthesis))
