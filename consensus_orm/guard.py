@@ -16,7 +16,7 @@ from consensus_orm import errors
 from consensus_orm.mapping import Mapping
 
 if TYPE_CHECKING:
-    from consensus_orm.engine import DriverConnection
+    from consensus_orm.connection import DriverConnection
 
 __all__ = ["Guard"]
 

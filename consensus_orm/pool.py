@@ -22,7 +22,7 @@ from consensus_orm.turns import Turns
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from consensus_orm.engine import Source
+    from consensus_orm.connection import Source
 
 __all__ = ["Pool", "close_before_fork"]
 

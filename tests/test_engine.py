@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from consensus_orm import connection as connection_module
 from consensus_orm import engine as engine_module
 from consensus_orm import errors, journal
 from consensus_orm.engine import begin, checkout, create, driver, prepare, source_of
@@ -517,7 +518,7 @@ def test_a_closed_connection_is_replaced(engine: Engine) -> None:
 def test_a_dead_connection_is_replaced(engine: Engine, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection whose file handles are gone is found out after it was idle, and replaced."""
     write(engine, "INSERT INTO t VALUES (1)")
-    monkeypatch.setattr(engine_module, "IDLE", -1.0)
+    monkeypatch.setattr(connection_module, "IDLE", -1.0)
     with Path(os.devnull).open("w") as nothing:
         for handle in open_files(path):
             if not os.readlink(f"/proc/self/fd/{handle}").endswith("-shm"):  # noqa: PTH115

@@ -112,7 +112,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fence: writers begin deferred",
-        "engine.py",
+        "connection.py",
         "BEGIN IMMEDIATE",
         "BEGIN DEFERRED",
         "fence_a_writer",
