@@ -16,7 +16,7 @@ from consensus_orm.expressions import milliseconds
 from consensus_orm.mapping import table_of
 from consensus_orm.models.executions import AgentExecution
 from consensus_orm.records import Execution
-from consensus_orm.statements import render
+from consensus_orm.sql import render
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Executions"]

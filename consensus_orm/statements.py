@@ -9,7 +9,6 @@ and `_last` (a range of keys) are the others.
 from __future__ import annotations
 
 import hashlib
-import re
 from functools import cache, cached_property
 from typing import Any
 
@@ -35,139 +34,17 @@ from sqlalchemy import (
     null,
     select,
     table,
-    union_all,
     update,
 )
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.sql.expression import ClauseElement
 
 from consensus_orm.expressions import holds, same
-from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
+from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Row
+from consensus_orm.parents import ParentStatements
 from consensus_orm.phase import Side
+from consensus_orm.sql import FALSE, TRUE, chunk_bounds, in_keys, in_range, link, render
 
-__all__ = ["PairStatements", "ParentStatements", "Statements", "render"]
-
-_DIALECT = sqlite.dialect(paramstyle="named")
-_TRUE: ColumnElement[Any] = literal_column("1")
-_FALSE: ColumnElement[Any] = literal_column("0")
-
-
-def render(statement: ClauseElement) -> str:
-    """Print a statement as SQL with named parameters, its constants written out."""
-    compiled = statement.compile(dialect=_DIALECT)
-    constants = {name: value for name, value in compiled.params.items() if value is not None}
-    return re.sub(r":(\w+)", lambda m: str(constants.get(m[1], m[0])), str(compiled))
-
-
-def in_keys(column: ColumnElement[Any], name: str = "_keys") -> ColumnElement[bool]:
-    """Whether a key is in the JSON array bound to a parameter; one statement for any number of keys."""
-    return column.in_(select(literal_column("value")).select_from(func.json_each(bindparam(name))))
-
-
-def in_range(column: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether a key lies between `_first` and `_last`, both included."""
-    return column.between(bindparam("_first"), bindparam("_last"))
-
-
-def chunk_bounds(table: Table, key: ColumnElement[Any], *, first: bool) -> str:
-    """The first key, last key and number of rows of the next chunk of at most `_rows` rows after `_after`."""
-    rows = select(key.label("k")).order_by(key).limit(bindparam("_rows"))
-    if not first:
-        rows = rows.where(key > bindparam("_after"))
-    chunk = rows.subquery()
-    return render(select(func.min(chunk.c.k), func.max(chunk.c.k), func.count()).select_from(chunk))
-
-
-class ParentStatements:
-    """Statements on a parent table: what follows from its rows, and which parents have none.
-
-    Args:
-        parent: The declared parent.
-        mapping: The mapping it belongs to.
-    """
-
-    def __init__(self, parent: Parent, mapping: Mapping) -> None:
-        self.parent = parent
-        self.members = mapping.members(parent)
-
-    def derived(self, parent: FromClause) -> dict[str, ColumnElement[Any]]:
-        """What each derived column must be, from the normalized rows of a parent."""
-        key = parent.c[self.parent.key.name]
-        return {
-            attribute.key: self._earliest(key) if isinstance(rule, Earliest) else self._latest(rule, key)
-            for attribute, rule in self.parent.derived.items()
-        }
-
-    def _earliest(self, key: ColumnElement[Any]) -> ColumnElement[Any]:
-        newest = [
-            select(func.min(pair.table.c[pair.newest.key]).label("t"))
-            .where(pair.table.c[_link(pair)] == key)
-            .correlate(key.table)
-            for pair in self.members
-            if pair.newest is not None
-        ]
-        rows = union_all(*newest).subquery()
-        return select(func.min(rows.c.t)).scalar_subquery()
-
-    def _latest(self, rule: Latest, key: ColumnElement[Any]) -> ColumnElement[Any]:
-        (pair,) = (pair for pair in self.members if pair.name == rule.pair)
-        row = Row({name: pair.table.c[a.key] for name, a in pair.carried.items() if a.class_ is pair.normalized})
-        value = (
-            select(rule.value(row))
-            .where(pair.table.c[_link(pair)] == key)
-            .order_by(*newest_first(pair, pair.table))
-            .limit(literal_column("1"))
-            .correlate(key.table)
-            .scalar_subquery()
-        )
-        return func.coalesce(value, literal_column(rule.otherwise)) if rule.otherwise != "NULL" else value
-
-    def _has_rows(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
-        return func.max(
-            *(exists().where(pair.table.c[_link(pair)] == key).correlate(key.table) for pair in self.members),
-            _FALSE,
-        )
-
-    def depends_on(self, pair: Pair) -> bool:
-        """Whether something is derived from the newest row of a pair."""
-        return any(isinstance(r, Latest) and r.pair == pair.name for r in self.parent.derived.values())
-
-    @cached_property
-    def refresh(self) -> str:
-        """Derive again what follows from the rows of the parents in `_keys`; empty where nothing does."""
-        table = self.parent.table
-        if not self.parent.derived:
-            return ""
-        statement = update(table).values(self.derived(table)).where(in_keys(self.parent.key))
-        return render(statement)
-
-    @cache  # noqa: B019 - lives as long as the mapping does
-    def refresh_in_range(self, pair: PairStatements) -> str:
-        """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
-        table, rows = self.parent.table, pair.pair.table
-        if not self.parent.derived:
-            return ""
-        linked = select(rows.c[_link(pair.pair)]).where(in_range(pair.pair.key))
-        return render(update(table).values(self.derived(table)).where(self.parent.key.in_(linked)))
-
-    @cached_property
-    def prune(self) -> str:
-        """Remove those of the parents in `_keys` that no row belongs to."""
-        key = self.parent.key
-        return render(delete(self.parent.table).where(in_keys(key), self._has_rows(key) == _FALSE))
-
-    @cached_property
-    def differing(self) -> str:
-        """Parents between `_first` and `_last` without rows, or whose derived columns are not what follows."""
-        table, key = self.parent.table, self.parent.key
-        right = [holds(table.c[name], value) for name, value in self.derived(table).items()]
-        wrong = not_(and_(self._has_rows(key) != _FALSE, *right))
-        return render(select(key).where(in_range(key), wrong).order_by(key))
-
-    @cached_property
-    def next_chunk(self) -> tuple[str, str]:
-        """Bounds of the first chunk of parents, and of each further one."""
-        return tuple(chunk_bounds(self.parent.table, self.parent.key, first=first) for first in (True, False))  # type: ignore[return-value]
+__all__ = ["PairStatements", "Statements"]
 
 
 class PairStatements:
@@ -228,7 +105,7 @@ class PairStatements:
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
         if parent is None or self.pair.parent is None:
             return table
-        return table.join(parent, parent.c[self.pair.parent.key.name] == table.c[_link(self.pair)])
+        return table.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
 
     # The comparison (rule 5) ----------------------------------------------------------------------------
 
@@ -268,7 +145,7 @@ class PairStatements:
         compared = list(self.agreement(self.legacy_row(), own).values())
         if self.pair.parent is not None:
             parent = self.pair.parent.table
-            source = source.join(parent, self.pair.parent.key == own.c[_link(self.pair)])
+            source = source.join(parent, self.pair.parent.key == own.c[link(self.pair)])
         return exists(literal_column("1")).select_from(source).where(self.legacy_key == key, *compared)
 
     @cached_property
@@ -300,7 +177,7 @@ class PairStatements:
             self.pair.table, self.pair.key == only.c.k
         )
         if parent is not None and self.pair.parent is not None:
-            source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[_link(self.pair)])
+            source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[link(self.pair)])
         compared = self.agreement(self.legacy_row())
         present = [legacy.c[self._key].is_not(None), self.pair.key.is_not(None)]
         return tuple(compared), render(select(*present, *compared.values()).select_from(source))
@@ -392,7 +269,7 @@ class PairStatements:
         given = select(func.max(seq)).select_from(_SEQUENCES)
         given = given.where(literal_column("name").in_(names))
         highest = [given, *(select(func.max(t.c[self._key])) for t in tables)]
-        return render(select(func.max(*(func.coalesce(h.scalar_subquery(), _FALSE) for h in highest)) + _TRUE))
+        return render(select(func.max(*(func.coalesce(h.scalar_subquery(), FALSE) for h in highest)) + TRUE))
 
     @cached_property
     def insert_legacy(self) -> str:
@@ -404,7 +281,7 @@ class PairStatements:
     def insert_normalized(self) -> str:
         """Insert a row as meant under `_parent`, with its key; a key of NULL is given by the database."""
         values: dict[str, Any] = {self._key: bindparam("_key")} | self._own_values(self.bound)
-        values |= {a.key: self._kept_bind(a) for a in self.pair.kept} | {self.pair.marker.key: _TRUE}
+        values |= {a.key: self._kept_bind(a) for a in self.pair.kept} | {self.pair.marker.key: TRUE}
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
         return render(insert(self.pair.table).values(values).returning(self.pair.key))
@@ -415,7 +292,7 @@ class PairStatements:
         assert self.pair.parent is not None
         table = self.pair.parent.table
         earliest = self._earliest_column
-        earlier = _FALSE if earliest is None else table.c[earliest] > self._newest_value(self.bound)
+        earlier = FALSE if earliest is None else table.c[earliest] > self._newest_value(self.bound)
         return render(select(self.pair.parent.key, earlier).where(self._identity(self.bound, table)))
 
     @property
@@ -465,12 +342,12 @@ class PairStatements:
         legacy = self.pair.legacy_table
         row = self.legacy_row()
         values: dict[str, ColumnElement[Any]] = {self._key: legacy.c[self._key]} | self._own_values(row)
-        values[self.pair.marker.key] = _TRUE
+        values[self.pair.marker.key] = TRUE
         source: FromClause = legacy
         if self.pair.parent is not None:
             parent = self.pair.parent.table
             source = legacy.join(parent, self._identity(row, parent))
-            values[_link(self.pair)] = self.pair.parent.key
+            values[link(self.pair)] = self.pair.parent.key
         rows = select(*values.values()).select_from(source).where(criterion)
         return _insert_from(self.pair.table, values, rows, self._key, overwrite=overwrite)
 
@@ -534,14 +411,14 @@ class PairStatements:
             steps.append(render(update(table).values(made).where(foreign)))
         values: dict[str, Any] = {a.key: value(self.normalized_row()) for a, value in self.pair.computed.items()}
         # What is computed may be wrong in a row of ours too, where somebody changed it.
-        completed = update(table).values({**values, self.pair.marker.key: _TRUE}).where(in_keys(self.pair.key))
+        completed = update(table).values({**values, self.pair.marker.key: TRUE}).where(in_keys(self.pair.key))
         steps.append(render(completed))
         if self.pair.parent is not None:
             row, source = self.normalized_row(), self._joined(table, self.pair.parent.table)
             steps.append(self.carry_parents(in_keys(self.pair.key), row, source))
             # A row whose parent is gone has no right one: it stays as it is, to be rejected.
-            moves = table.c[_link(self.pair)] != self._right_parent()
-            moved = update(table).values({_link(self.pair): self._right_parent()})
+            moves = table.c[link(self.pair)] != self._right_parent()
+            moved = update(table).values({link(self.pair): self._right_parent()})
             steps.append(render(moved.where(in_keys(self.pair.key), moves)))
         return tuple(steps)
 
@@ -556,7 +433,7 @@ class PairStatements:
         )
         return (
             select(right.c[key])
-            .select_from(own.join(linked, linked.c[key] == own.c[_link(self.pair)]))
+            .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
             .join(right, self._identity(self.normalized_row(own, linked), right))
             .where(own.c[self._key] == self.pair.key)
             .correlate(self.pair.table)
@@ -578,7 +455,7 @@ class PairStatements:
     @cached_property
     def parents_of(self) -> str:
         """The parents of the normalized rows in `_keys`."""
-        return render(select(self.pair.table.c[_link(self.pair)]).distinct().where(in_keys(self.pair.key)))
+        return render(select(self.pair.table.c[link(self.pair)]).distinct().where(in_keys(self.pair.key)))
 
     # Verifying ------------------------------------------------------------------------------------------
 
@@ -637,7 +514,7 @@ class PairStatements:
 
     @property
     def _unmarked(self) -> ColumnElement[bool]:
-        return self.pair.column(self.pair.marker).is_distinct_from(_TRUE)
+        return self.pair.column(self.pair.marker).is_distinct_from(TRUE)
 
     @cache  # noqa: B019
     def image(self, side: Side) -> tuple[tuple[str, ...], str]:
@@ -650,7 +527,7 @@ class PairStatements:
         source: FromClause = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
         if side is Side.NORMALIZED and self.pair.parent is not None:
             parent = self.pair.parent
-            source = source.outerjoin(parent.table, parent.key == self.pair.table.c[_link(self.pair)])
+            source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
         parts = [part for v in names.values() for part in (func.typeof(v), _exact_hex(v))]
         return tuple(names), render(select(*parts).select_from(source).where(names[self._key] == bindparam("_key")))
 
@@ -668,18 +545,6 @@ def _exact_hex(value: ColumnElement[Any]) -> ColumnElement[Any]:
         else_=value,
     )
     return func.hex(exact)
-
-
-def _link(pair: Pair) -> str:
-    assert pair.link is not None
-    key: str = pair.link.key
-    return key
-
-
-def newest_first(pair: Pair, table: FromClause) -> list[ColumnElement[Any]]:
-    """The order of rows everywhere: newest first, ties by key, newest first."""
-    newest = [] if pair.newest is None else [table.c[pair.newest.key].desc()]
-    return [*newest, table.c[pair.key.name].desc()]
 
 
 def _insert_from(table: Table, values: dict[str, Any], rows: Select[Any], key: str, *, overwrite: bool) -> str:

@@ -22,7 +22,8 @@ from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
 
 from consensus_orm.mapping import Mapping, Pair
 from consensus_orm.phase import Phase
-from consensus_orm.statements import PairStatements, Statements, render
+from consensus_orm.sql import render
+from consensus_orm.statements import PairStatements, Statements
 
 __all__ = ["PREFIX", "drop_all", "for_phase"]
 

@@ -1,0 +1,121 @@
+"""Every statement on a parent table, built once from the mapping: what follows from its rows, and their absence."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    and_,
+    delete,
+    exists,
+    func,
+    literal_column,
+    not_,
+    select,
+    union_all,
+    update,
+)
+
+from consensus_orm.expressions import holds
+from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
+from consensus_orm.sql import FALSE, chunk_bounds, in_keys, in_range, link, newest_first, render
+
+if TYPE_CHECKING:
+    from consensus_orm.statements import PairStatements
+
+__all__ = ["ParentStatements"]
+
+
+class ParentStatements:
+    """Statements on a parent table: what follows from its rows, and which parents have none.
+
+    Args:
+        parent: The declared parent.
+        mapping: The mapping it belongs to.
+    """
+
+    def __init__(self, parent: Parent, mapping: Mapping) -> None:
+        self.parent = parent
+        self.members = mapping.members(parent)
+
+    def derived(self, parent: FromClause) -> dict[str, ColumnElement[Any]]:
+        """What each derived column must be, from the normalized rows of a parent."""
+        key = parent.c[self.parent.key.name]
+        return {
+            attribute.key: self._earliest(key) if isinstance(rule, Earliest) else self._latest(rule, key)
+            for attribute, rule in self.parent.derived.items()
+        }
+
+    def _earliest(self, key: ColumnElement[Any]) -> ColumnElement[Any]:
+        newest = [
+            select(func.min(pair.table.c[pair.newest.key]).label("t"))
+            .where(pair.table.c[link(pair)] == key)
+            .correlate(key.table)
+            for pair in self.members
+            if pair.newest is not None
+        ]
+        rows = union_all(*newest).subquery()
+        return select(func.min(rows.c.t)).scalar_subquery()
+
+    def _latest(self, rule: Latest, key: ColumnElement[Any]) -> ColumnElement[Any]:
+        (pair,) = (pair for pair in self.members if pair.name == rule.pair)
+        row = Row({name: pair.table.c[a.key] for name, a in pair.carried.items() if a.class_ is pair.normalized})
+        value = (
+            select(rule.value(row))
+            .where(pair.table.c[link(pair)] == key)
+            .order_by(*newest_first(pair, pair.table))
+            .limit(literal_column("1"))
+            .correlate(key.table)
+            .scalar_subquery()
+        )
+        return func.coalesce(value, literal_column(rule.otherwise)) if rule.otherwise != "NULL" else value
+
+    def _has_rows(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
+        return func.max(
+            *(exists().where(pair.table.c[link(pair)] == key).correlate(key.table) for pair in self.members),
+            FALSE,
+        )
+
+    def depends_on(self, pair: Pair) -> bool:
+        """Whether something is derived from the newest row of a pair."""
+        return any(isinstance(r, Latest) and r.pair == pair.name for r in self.parent.derived.values())
+
+    @cached_property
+    def refresh(self) -> str:
+        """Derive again what follows from the rows of the parents in `_keys`; empty where nothing does."""
+        table = self.parent.table
+        if not self.parent.derived:
+            return ""
+        statement = update(table).values(self.derived(table)).where(in_keys(self.parent.key))
+        return render(statement)
+
+    @cache  # noqa: B019 - lives as long as the mapping does
+    def refresh_in_range(self, pair: PairStatements) -> str:
+        """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
+        table, rows = self.parent.table, pair.pair.table
+        if not self.parent.derived:
+            return ""
+        linked = select(rows.c[link(pair.pair)]).where(in_range(pair.pair.key))
+        return render(update(table).values(self.derived(table)).where(self.parent.key.in_(linked)))
+
+    @cached_property
+    def prune(self) -> str:
+        """Remove those of the parents in `_keys` that no row belongs to."""
+        key = self.parent.key
+        return render(delete(self.parent.table).where(in_keys(key), self._has_rows(key) == FALSE))
+
+    @cached_property
+    def differing(self) -> str:
+        """Parents between `_first` and `_last` without rows, or whose derived columns are not what follows."""
+        table, key = self.parent.table, self.parent.key
+        right = [holds(table.c[name], value) for name, value in self.derived(table).items()]
+        wrong = not_(and_(self._has_rows(key) != FALSE, *right))
+        return render(select(key).where(in_range(key), wrong).order_by(key))
+
+    @cached_property
+    def next_chunk(self) -> tuple[str, str]:
+        """Bounds of the first chunk of parents, and of each further one."""
+        return tuple(chunk_bounds(self.parent.table, self.parent.key, first=first) for first in (True, False))  # type: ignore[return-value]
