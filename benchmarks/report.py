@@ -29,7 +29,21 @@ PACKAGES = (
 TOLERANCE = 1.10
 """A ratio may become so many times as large before it counts as worse."""
 
-OURS = ("ours", "own", "of_run", "add_many", "our_", "beside_", "threads", "in_processes", "advance", "rollback")
+OURS = (
+    "ours",
+    "own",
+    "of_run",
+    "add_many",
+    "our_",
+    "beside_",
+    "threads",
+    "in_processes",
+    "advance",
+    "rollback",
+    "write_",
+    "read_",
+    "memory",
+)
 """How the names of our own cases begin."""
 
 
