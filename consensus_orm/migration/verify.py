@@ -7,9 +7,14 @@ saw nothing certifies nothing.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from consensus_orm import errors, ledger
@@ -20,6 +25,9 @@ from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Difference", "Seen", "VerifyReport", "require_two_sides", "scan", "verify"]
+
+READERS = min(2, os.cpu_count() or 1)
+"""Units of work that compare at the same time; beside writers, more than two gain nothing on two cores."""
 
 CHUNK_ROWS = 5000
 """Rows compared by one statement; between 1000 and 10,000 the rate is the same (measured)."""
@@ -134,7 +142,8 @@ def scan(reading: Callable[[], UnitOfWork], progress: Callable[[Progress], objec
         for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
             seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
         if uow._rows("PRAGMA journal_mode")[0][0] in ("wal", "memory"):
-            _look_through(uow, uow._rows, seen, progress)
+            with _readers(reading, uow.engine.pool.size() - 1) as others:  # type: ignore[attr-defined]
+                _look_through(uow, uow._rows, others, seen, progress)
             return seen
 
     # Without WAL nobody can commit past a reader. So each statement looks for itself: a pair of rows is one
@@ -143,13 +152,26 @@ def scan(reading: Callable[[], UnitOfWork], progress: Callable[[Progress], objec
         with reading() as alone:
             return alone._rows(sql, parameters)
 
-    _look_through(uow, look, seen, progress)
+    _look_through(uow, look, [look] * READERS, seen, progress)
     return seen
 
 
-def _look_through(uow: UnitOfWork, look: Look, seen: Seen, progress: Callable[[Progress], object] | None) -> None:
+@contextlib.contextmanager
+def _readers(reading: Callable[[], UnitOfWork], most: int) -> Iterator[list[Look]]:
+    """Units of work that compare at the same time: SQLite lets go of the interpreter while it works.
+
+    Their snapshots may differ by a write. That loses nothing: a row and its counterpart are compared in one of
+    them, and who writes meanwhile is compared by the repositories, or noticed and counted.
+    """
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(reading())._rows for _ in range(min(READERS, most))]
+
+
+def _look_through(
+    uow: UnitOfWork, look: Look, others: list[Look], seen: Seen, progress: Callable[[Progress], object] | None
+) -> None:
     for pair in uow.statements.mapping.pairs:
-        _Comparison(uow, look, pair, seen, progress).run()
+        _Comparison(uow, look, others, pair, seen, progress).run()
     for parent in uow.statements.mapping.parents:
         seen.parents[parent.table.name] = list(_wrong_parents(uow, look, parent))
 
@@ -168,10 +190,17 @@ class _Comparison:
     """The rows of one pair."""
 
     def __init__(
-        self, uow: UnitOfWork, look: Look, pair: Pair, seen: Seen, progress: Callable[[Progress], object] | None
+        self,
+        uow: UnitOfWork,
+        look: Look,
+        others: list[Look],
+        pair: Pair,
+        seen: Seen,
+        progress: Callable[[Progress], object] | None,
     ) -> None:
         self.phase = uow.phase
         self.look = look
+        self.others = others
         self.pair = pair
         self.seen = seen
         self.progress = progress
@@ -184,19 +213,44 @@ class _Comparison:
         if self.phase.has_legacy:
             left_out = self.seen.aside[self.pair.name][Side.LEGACY]
             total = self.look(self.sql.count(Side.LEGACY, ()))[0][0] if self.progress else 0
-            for bounds, count in chunks(self.look, self.sql.next_chunk(Side.LEGACY)):
-                found = self.look(self.sql.unequal_in_range(but_recorded=frozen), bounds)
+            for found, count in self._everywhere(Side.LEGACY, self.sql.unequal_in_range(but_recorded=frozen)):
                 doubtful += [key for (key,) in found if key not in left_out]
                 self.seen.legacy += count
                 self._tell(self.seen.legacy, total)
             left_out = left_out | self.seen.aside[self.pair.name][Side.NORMALIZED]
-        for bounds, count in chunks(self.look, self.sql.next_chunk(Side.NORMALIZED)):
-            self.seen.normalized += count
-            if self.phase.has_legacy:
-                unmatched = self.look(self.sql.unmatched_in_range(but_recorded=frozen), bounds)
+            for unmatched, count in self._everywhere(Side.NORMALIZED, self.sql.unmatched_in_range(but_recorded=frozen)):
                 doubtful += [key for (key,) in unmatched if key not in left_out]
+                self.seen.normalized += count
+        else:
+            self.seen.normalized += self.look(self.sql.count(Side.NORMALIZED, ()))[0][0]
         self.seen.compared = self.seen.legacy  # of every pair so far
         self.seen.doubtful[self.pair.name] = doubtful
+
+    def _everywhere(self, side: Side, sql: str) -> Iterator[tuple[list[tuple[Any, ...]], int]]:
+        """Run a statement on every chunk of a side, several at a time; its rows, and how many it looked at."""
+        bounds = chunks(self.look, self.sql.next_chunk(side))
+        if not self.others:
+            yield from ((self.look(sql, chunk), count) for chunk, count in bounds)
+            return
+        free: SimpleQueue[Look] = SimpleQueue()
+        for look in self.others:
+            free.put(look)
+
+        def run(chunk: dict[str, Any]) -> list[tuple[Any, ...]]:
+            look = free.get()
+            try:
+                return look(sql, chunk)
+            finally:
+                free.put(look)
+
+        with ThreadPoolExecutor(len(self.others)) as pool:
+            ahead: deque[tuple[Future[list[tuple[Any, ...]]], int]] = deque()
+            for chunk, count in bounds:
+                ahead.append((pool.submit(run, chunk), count))
+                if len(ahead) > 2 * len(self.others):
+                    done, rows = ahead.popleft()
+                    yield done.result(), rows
+            yield from ((done.result(), rows) for done, rows in ahead)
 
     def _tell(self, done: int, total: int) -> None:
         if self.progress is not None:
