@@ -5,7 +5,6 @@ import gc
 import hashlib
 import logging
 import os
-import shutil
 import sqlite3
 import stat
 import subprocess
@@ -25,6 +24,8 @@ from consensus_orm import errors, journal
 from consensus_orm.engine import begin, checkout, create, driver, prepare, source_of
 from consensus_orm.pool import Pool
 from consensus_orm.settings import Settings
+from tests import oracle
+from tests.field import builders
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -641,15 +642,12 @@ def test_the_pool_says_who_waits(engine: Engine) -> None:
     assert pool.waiting == 0
 
 
-def test_the_sample_file_becomes_wal(tmp_path: Path, open_engine: Callable[..., Engine]) -> None:
-    """A real legacy file is prepared with its rows and user_version as they were."""
-    sample = Path("/work/shared/samples/legacy_v0.db")
-    if not sample.exists():
-        pytest.skip("the sample is not here")
-    copy = Path(shutil.copy(sample, tmp_path / "legacy.db"))
-    engine = open_engine(copy)
+def test_a_legacy_file_becomes_wal(tmp_path: Path, open_engine: Callable[..., Engine]) -> None:
+    """A legacy file is prepared with its rows and user_version as they were."""
+    legacy = tmp_path / "legacy.db"
+    builders.build_legacy(legacy)
+    before = oracle.rows(legacy, "consensus_artifacts")
+    engine = open_engine(legacy)
     assert prepare(engine, QUICK).mode == "wal"
-    with checkout(engine) as pooled:
-        found = driver(pooled).execute("SELECT count(*) FROM consensus_artifacts").fetchone()
-    assert found == (69,)
+    assert oracle.rows(legacy, "consensus_artifacts") == before
     assert pragma(engine, "user_version") == 0
