@@ -1,4 +1,4 @@
-"""Faults of the world (issue 4, item 6): a clear error, no half-done step, and a usable store when they are over.
+"""Faults of the world: a clear error, no half-done step, and a usable store when they are over.
 
 Each step of `tests.concurrency.steps` meets a full database, a system that takes no more bytes, and so on; the
 file is judged by raw SQL. What needs root (mounts, other users) is skipped without.

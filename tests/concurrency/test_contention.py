@@ -1,4 +1,4 @@
-"""Many units of work at once, on a file that somebody else locks (issue 3): each is committed exactly once."""
+"""Many units of work at once, on a file that somebody else locks: each is committed exactly once."""
 
 from __future__ import annotations
 

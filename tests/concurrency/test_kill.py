@@ -1,4 +1,4 @@
-"""kill -9 at statements, at bytes and at random (issue 4, item 5).
+"""kill -9 at statements, at bytes and at random.
 
 After each kill raw SQL judges the file, and the step is done again. In CI a sample of the boundaries is taken,
 all that stand beside a COMMIT among them; `CONSENSUS_ORM_TEST_SOAK=1` takes every one.
