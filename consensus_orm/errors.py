@@ -91,7 +91,7 @@ class NotADatabaseError(StorageError):
 class ReadOnlyDatabaseError(StorageError):
     """The database cannot be written."""
 
-    hint = "check the permissions of the file and of its folder; reading works with read_only=True"
+    hint = "check the permissions of the file and of its folder; in WAL mode even reading writes beside it"
 
 
 class DatabaseBusyError(StorageError):
