@@ -19,7 +19,7 @@ from consensus_orm import vacuum as vacuum_module
 from consensus_orm.engine import begin, checkout, create, driver
 from consensus_orm.maintenance import Maintenance
 from consensus_orm.settings import Settings
-from consensus_orm.vacuum import VacuumScheduler, vacuum
+from consensus_orm.vacuum import VacuumReport, VacuumScheduler, vacuum
 from tests.bloated import make_bloated, writing
 
 MEGABYTE = 1_000_000
@@ -52,43 +52,58 @@ def check(path: Path) -> dict[str, object]:
     return found
 
 
+ATTEMPTS = 3
+"""Times a wait is measured: what else runs on the machine can only lengthen it, so the shortest is the vacuum's own."""
+
+
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 @pytest.mark.parametrize("auto_vacuum", [2, 0])
 def test_the_production_file_becomes_small_under_a_live_writer(
-    path: Path, open_engine: Callable[[Path], Engine], auto_vacuum: int, journal_mode: str
+    tmp_path: Path, open_engine: Callable[[Path], Engine], auto_vacuum: int, journal_mode: str
 ) -> None:
     """39,061 pages of which a dozen are used end below 1 MB on disk while another program writes.
 
-    It waits for less than 100 ms in WAL, where a step holds the lock for less than 50. In a rollback mode each
-    commit waits for the disk three times, its own and a step's, so there is less to promise; and a conversion
-    is one step (60 to 150 ms measured: the file system takes 50 to cut 160 MB off).
+    Its longest wait is below 100 ms, and a step holds the lock for less than 50; a conversion is one step.
     """
+    waits: list[float] = []
+    locks: list[float] = []
+    for attempt in range(ATTEMPTS):
+        path = tmp_path / f"{attempt}.db"
+        report, wait = _made_small(path, open_engine, auto_vacuum, journal_mode)
+        waits.append(wait)
+        locks.append(report.longest_lock if auto_vacuum else 0.0)
+        path.unlink()
+        if wait < 0.1 and locks[-1] < 0.05:
+            break
+    assert min(waits) < 0.1
+    assert min(locks) < 0.05
+
+
+def _made_small(
+    path: Path, open_engine: Callable[[Path], Engine], auto_vacuum: int, journal_mode: str
+) -> tuple[VacuumReport, float]:
+    """Vacuum a bloated file beside a writer: what was reported, and the writer's longest wait in seconds."""
     make_bloated(path, pages=39_061, auto_vacuum=auto_vacuum, journal_mode=journal_mode)
     assert path.stat().st_size > 150 * MEGABYTE
-    with writing(path) as quiet:
-        time.sleep(0.5)
-    noise = quiet["longest"]  # what else happens on this machine
+    engine = open_engine(path)
     with writing(path) as writer:
         time.sleep(0.1)
-        report = vacuum(open_engine(path), full=not auto_vacuum)
+        report = vacuum(engine, full=not auto_vacuum)
         after = path.stat().st_size
         time.sleep(0.1)
+    engine.dispose()
     found = check(path)
-    print(report, writer)
     assert after < MEGABYTE
     assert report.before.database > 150 * MEGABYTE
     assert report.after.database == pytest.approx(after, abs=MEGABYTE / 4)
     assert report.converted is not bool(auto_vacuum)
     assert report.pages_freed > 39_000
-    in_steps = auto_vacuum and journal_mode == "wal"
-    assert writer["longest"] < (0.1 if in_steps else 0.4) + 2 * noise
     assert found["integrity_check"] == "ok"
-    assert (found["kept"], found["live"]) == (2, quiet["count"] + writer["count"])
+    assert (found["kept"], found["live"]) == (2, writer["count"])
     assert (found["auto_vacuum"], found["journal_mode"]) == (2, journal_mode)
-    if auto_vacuum:
-        assert report.steps > 1
-        assert report.longest_lock < (0.05 if in_steps else 0.2) + noise
+    assert report.steps > 1 or not auto_vacuum
     assert not list(path.parent.glob(".*"))
+    return report, writer["longest"]
 
 
 def test_threads_of_the_same_store_write_on(path: Path, open_engine: Callable[[Path], Engine]) -> None:
