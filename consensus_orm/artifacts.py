@@ -127,8 +127,7 @@ class Artifacts:
         key = self._rows.add(values)
         if self._uow.phase.truth == "legacy":
             values["model_version"] = None  # as every read in this phase gives it
-        values["id"], values["created_at_raw"] = key, values.pop("created_at")
-        return Artifact.of(values)
+        return _artifact({"id": key, **values})
 
     def get(self, id: int) -> Artifact | None:  # noqa: A002 - the column is called so
         """The artifact of an id.
@@ -140,7 +139,7 @@ class Artifacts:
             The artifact; None where there is none.
         """
         row = self._rows.get(check.number("id", id))
-        return None if row is None else _artifact(row)
+        return None if row is None else _artifact(self._rows.named(row))
 
     def list(
         self,
@@ -167,7 +166,8 @@ class Artifacts:
             InvalidValueError: The limit is negative.
         """
         filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
-        return [_artifact(row) for row in self._rows.rows(filters, limit=check.limit(limit))]
+        named = self._rows.named
+        return [_artifact(named(row)) for row in self._rows.rows(filters, limit=check.limit(limit))]
 
     def count(
         self,
@@ -207,18 +207,6 @@ class Artifacts:
         return self._rows.distinct("spec_id")
 
 
-_FIELDS = (
-    "id",
-    "spec_id",
-    "stage",
-    "agent_name",
-    "content_json",
-    "response_text",
-    "run_id",
-    "created_at_raw",
-    "model_version",
-)
-
-
-def _artifact(row: tuple[Any, ...]) -> Artifact:
-    return Artifact.of(dict(zip(_FIELDS, row)))  # noqa: B905 - the row may end with what orders it
+def _artifact(values: Values) -> Artifact:
+    values["created_at_raw"] = values.pop("created_at")
+    return Artifact.of(values)

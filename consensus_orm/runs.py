@@ -8,7 +8,7 @@ from typing import Any
 from consensus_orm import validation as check
 from consensus_orm.artifacts import given
 from consensus_orm.records import AgentOutput, Run, time_of_ms
-from consensus_orm.repository import Repository
+from consensus_orm.repository import Repository, Values
 from consensus_orm.syntheses import synthesis_of
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -42,10 +42,13 @@ class Runs:
         # Both sides name the run of a row by the same rule, so one way of putting runs together serves both.
         for row in self._artifacts.rows(filters, more=("run_key",)):
             *_, key, at = row
-            rounds.setdefault((row[1], row[2], key), _Round()).add_output(row, at)
+            named = self._artifacts.named(row)
+            rounds.setdefault((named["spec_id"], named["stage"], key), _Round()).add_output(named, at)
         for row in self._syntheses.rows(filters, more=("run_key", "latest_consensus_ok", "latest_degraded")):
             *_, key, ok, degraded, at = row
-            rounds.setdefault((row[1], row[2], key), _Round()).add_synthesis(row, bool(ok), bool(degraded), at)
+            named = self._syntheses.named(row)
+            found = rounds.setdefault((named["spec_id"], named["stage"], key), _Round())
+            found.add_synthesis(named, bool(ok), bool(degraded), at)
         return [r.run(*name[:2]) for name, r in sorted(rounds.items(), key=lambda item: item[1].age, reverse=True)]
 
     def latest(self, *, spec_id: str, stage: str) -> Run | None:
@@ -72,20 +75,14 @@ class _Round:
         self.run_id: Any = None
         self.consensus_ok, self.degraded = True, False
 
-    def add_output(self, row: tuple[Any, ...], at: int) -> None:
-        key, _, _, agent_name, content, response_text, self.run_id, created_at, model_version = row[:9]
+    def add_output(self, row: Values, at: int) -> None:
         self.times.append(at)
-        values = {
-            "id": key,
-            "agent_name": agent_name,
-            "content": content,
-            "response_text": response_text,
-            "model_version": model_version,
-            "created_at_raw": created_at,
-        }
+        self.run_id = row["run_id"]
+        values = {name: row[name] for name in ("id", "agent_name", "response_text", "model_version")}
+        values |= {"content": row["content_json"], "created_at_raw": row["created_at"]}
         self.outputs.append(AgentOutput.of(values))
 
-    def add_synthesis(self, row: tuple[Any, ...], ok: bool, degraded: bool, at: int) -> None:
+    def add_synthesis(self, row: Values, ok: bool, degraded: bool, at: int) -> None:
         if not self.syntheses:  # the newest speaks for the run
             self.consensus_ok, self.degraded = ok, degraded
         self.times.append(at)
