@@ -8,8 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from consensus_orm import validation as check
+from consensus_orm.consensus import ARTIFACTS
 from consensus_orm.errors import InvalidValueError
-from consensus_orm.records import Artifact
+from consensus_orm.records import Artifact, naming
 from consensus_orm.repository import Repository, Values
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -28,9 +29,11 @@ class Artifacts:
         uow: The unit of work.
     """
 
+    _named = staticmethod(naming(ARTIFACTS.fields))
+
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow = uow
-        self._rows = Repository(uow, uow.statements.mapping["artifacts"])
+        self._rows = Repository(uow, ARTIFACTS)
 
     def add(
         self,
@@ -127,7 +130,8 @@ class Artifacts:
         key = self._rows.add(values)
         if self._uow.phase.truth == "legacy":
             values["model_version"] = None  # as every read in this phase gives it
-        return _artifact({"id": key, **values})
+        values["id"], values["created_at_raw"] = key, values.pop("created_at")
+        return Artifact.of(values)
 
     def get(self, id: int) -> Artifact | None:  # noqa: A002 - the column is called so
         """The artifact of an id.
@@ -139,7 +143,7 @@ class Artifacts:
             The artifact; None where there is none.
         """
         row = self._rows.get(check.number("id", id))
-        return None if row is None else _artifact(self._rows.named(row))
+        return None if row is None else Artifact.of(self._named(row))
 
     def list(
         self,
@@ -166,8 +170,7 @@ class Artifacts:
             InvalidValueError: The limit is negative.
         """
         filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
-        named = self._rows.named
-        return [_artifact(named(row)) for row in self._rows.rows(filters, limit=check.limit(limit))]
+        return [Artifact.of(self._named(row)) for row in self._rows.rows(filters, limit=check.limit(limit))]
 
     def count(
         self,
@@ -205,8 +208,3 @@ class Artifacts:
     def specs(self) -> builtins.list[str]:
         """The specs that have artifacts, in order."""
         return self._rows.distinct("spec_id")
-
-
-def _artifact(values: Values) -> Artifact:
-    values["created_at_raw"] = values.pop("created_at")
-    return Artifact.of(values)

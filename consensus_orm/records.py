@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 
@@ -138,6 +139,16 @@ class Execution(Record):
     def completed_at(self) -> datetime | None:
         """When the agent completed or failed, UTC; None while it is in flight."""
         return time_of(self.completed_at_raw)
+
+
+def naming(fields: tuple[str, ...]) -> Callable[[tuple[Any, ...]], dict[str, Any]]:
+    """Make what gives the columns of a row the names of a record's fields; `created_at` is the raw one.
+
+    Args:
+        fields: The columns in the order of a row (`Pair.fields`); what follows them in a row is left out.
+    """
+    names = tuple("created_at_raw" if name == "created_at" else name for name in fields)
+    return lambda row: dict(zip(names, row))  # noqa: B905 - more may follow, and what orders rows
 
 
 def time_of_ms(milliseconds: int) -> datetime | None:

@@ -225,10 +225,6 @@ class Repository:
         parameters["_limit"] = limit
         return self._read(lambda side: self.sql.read(side, names, limited=limited, more=more), parameters)
 
-    def named(self, row: tuple[Any, ...]) -> Values:
-        """A row under the names of `pair.fields`; whatever follows the fields is left out."""
-        return dict(zip(self.pair.fields, row))  # noqa: B905 - more may follow, and what orders rows
-
     def count(self, filters: Values) -> int:
         """How many rows have the given values."""
         parameters = {f"_{name}": value for name, value in filters.items()}

@@ -7,7 +7,8 @@ from typing import Any
 
 from consensus_orm import validation as check
 from consensus_orm.artifacts import given
-from consensus_orm.records import AgentOutput, Run, time_of_ms
+from consensus_orm.consensus import ARTIFACTS, SYNTHESES
+from consensus_orm.records import AgentOutput, Run, Synthesis, naming, time_of_ms
 from consensus_orm.repository import Repository, Values
 from consensus_orm.syntheses import synthesis_of
 from consensus_orm.unit_of_work import UnitOfWork
@@ -23,9 +24,8 @@ class Runs:
     """
 
     def __init__(self, uow: UnitOfWork) -> None:
-        mapping = uow.statements.mapping
-        self._artifacts = Repository(uow, mapping["artifacts"])
-        self._syntheses = Repository(uow, mapping["syntheses"])
+        self._artifacts = Repository(uow, ARTIFACTS)
+        self._syntheses = Repository(uow, SYNTHESES)
 
     def list(self, *, spec_id: str, stage: str | None = None) -> builtins.list[Run]:
         """The runs of a spec, newest first, each with its outputs and syntheses.
@@ -42,13 +42,13 @@ class Runs:
         # Both sides name the run of a row by the same rule, so one way of putting runs together serves both.
         for row in self._artifacts.rows(filters, more=("run_key",)):
             *_, key, at = row
-            named = self._artifacts.named(row)
-            rounds.setdefault((named["spec_id"], named["stage"], key), _Round()).add_output(named, at)
+            output = _output(row)
+            rounds.setdefault((output["spec_id"], output["stage"], key), _Round()).add_output(output, at)
         for row in self._syntheses.rows(filters, more=("run_key", "latest_consensus_ok", "latest_degraded")):
             *_, key, ok, degraded, at = row
-            named = self._syntheses.named(row)
-            found = rounds.setdefault((named["spec_id"], named["stage"], key), _Round())
-            found.add_synthesis(named, bool(ok), bool(degraded), at)
+            synthesis = synthesis_of(row)
+            found = rounds.setdefault((synthesis.spec_id, synthesis.stage, key), _Round())
+            found.add_synthesis(synthesis, bool(ok), bool(degraded), at)
         return [r.run(*name[:2]) for name, r in sorted(rounds.items(), key=lambda item: item[1].age, reverse=True)]
 
     def latest(self, *, spec_id: str, stage: str) -> Run | None:
@@ -65,6 +65,9 @@ class Runs:
         return runs[0] if runs else None
 
 
+_output = naming(ARTIFACTS.fields)
+
+
 class _Round:
     """A run while its rows are gathered, each kind newest first."""
 
@@ -78,15 +81,14 @@ class _Round:
     def add_output(self, row: Values, at: int) -> None:
         self.times.append(at)
         self.run_id = row["run_id"]
-        values = {name: row[name] for name in ("id", "agent_name", "response_text", "model_version")}
-        values |= {"content": row["content_json"], "created_at_raw": row["created_at"]}
+        values = {name: row[name] for name in AgentOutput.model_fields if name != "content"}
+        values["content"] = row["content_json"]
         self.outputs.append(AgentOutput.of(values))
 
-    def add_synthesis(self, row: Values, ok: bool, degraded: bool, at: int) -> None:
+    def add_synthesis(self, synthesis: Synthesis, ok: bool, degraded: bool, at: int) -> None:
         if not self.syntheses:  # the newest speaks for the run
             self.consensus_ok, self.degraded = ok, degraded
         self.times.append(at)
-        synthesis = synthesis_of(row)
         self.run_id = synthesis.run_id
         self.syntheses.append(synthesis)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import builtins
 from datetime import datetime
+from typing import Any
 
 from consensus_orm import validation as check
 from consensus_orm.artifacts import given
-from consensus_orm.records import Synthesis
+from consensus_orm.consensus import SYNTHESES
+from consensus_orm.records import Synthesis, naming
 from consensus_orm.repository import Repository, Values
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -23,7 +25,7 @@ class Syntheses:
 
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow = uow
-        self._rows = Repository(uow, uow.statements.mapping["syntheses"])
+        self._rows = Repository(uow, SYNTHESES)
 
     def add(
         self,
@@ -77,7 +79,8 @@ class Syntheses:
             "created_at": self._uow.now_text if created_at is None else check.moment("created_at", created_at),
         }
         key = self._rows.add(values)
-        return synthesis_of({"id": key, **values})
+        values["created_at_raw"] = values.pop("created_at")
+        return _synthesis({"id": key, **values})
 
     def latest(self, *, spec_id: str, stage: str) -> Synthesis | None:
         """The newest synthesis of a stage.
@@ -90,7 +93,7 @@ class Syntheses:
             The synthesis; None where there is none.
         """
         rows = self._rows.rows(given(spec_id=spec_id, stage=stage), limit=1)
-        return synthesis_of(self._rows.named(rows[0])) if rows else None
+        return synthesis_of(rows[0]) if rows else None
 
     def list(
         self,
@@ -115,8 +118,7 @@ class Syntheses:
             InvalidValueError: The limit is negative.
         """
         filters = given(spec_id=spec_id, stage=stage, run_id=run_id)
-        named = self._rows.named
-        return [synthesis_of(named(row)) for row in self._rows.rows(filters, limit=check.limit(limit))]
+        return [synthesis_of(row) for row in self._rows.rows(filters, limit=check.limit(limit))]
 
     def delete(self, *, spec_id: str, stage: str | None = None) -> int:
         """Delete the syntheses of a spec, on both sides.
@@ -134,9 +136,15 @@ class Syntheses:
         return self._rows.delete(given(spec_id=check.identifier("spec_id", spec_id), stage=stage))
 
 
-def synthesis_of(values: Values) -> Synthesis:
-    """A synthesis from a row under the names of its pair's fields."""
-    values["created_at_raw"] = values.pop("created_at")
+_named = naming(SYNTHESES.fields)
+
+
+def synthesis_of(row: tuple[Any, ...]) -> Synthesis:
+    """A synthesis from a row in the order of its pair's fields."""
+    return _synthesis(_named(row))
+
+
+def _synthesis(values: Values) -> Synthesis:
     if values["degraded"] in (0, 1) and isinstance(values["degraded"], int):
         values["degraded"] = bool(values["degraded"])
     return Synthesis.of(values)
