@@ -38,7 +38,7 @@ class Record(BaseModel):
         Returns:
             The record.
         """
-        # What `model_construct` does, less its handling of defaults and aliases: 0.5 instead of 4 us.
+        # What `model_construct` does, less its handling of defaults and aliases: 0.7 instead of 3.2 us.
         record = cls.__new__(cls)
         object.__setattr__(record, "__dict__", values)
         object.__setattr__(record, "__pydantic_fields_set__", cls._names)
