@@ -158,9 +158,9 @@ def _lost_connection(error: BaseException) -> Classification | None:
     # client's side: the server could not be reached, or went away without a word. A login that the server
     # refused comes without one, too: libpq passes on its words only. It is then tried a few times in vain.
     psycopg = sys.modules.get("psycopg")
-    if psycopg is None or not isinstance(error, psycopg.OperationalError) or error.sqlstate is not None:
+    if psycopg is None or not isinstance(error, psycopg.OperationalError):
         return None
-    return Classification(Kind.RETRYABLE, "connection lost")
+    return Classification(Kind.RETRYABLE, "connection lost") if getattr(error, "sqlstate", None) is None else None
 
 
 _SQLITE_NAMES = {

@@ -21,7 +21,7 @@ FALSE: ColumnElement[Any] = literal_column("0")
 def render(statement: ClauseElement) -> str:
     """Print a statement as SQL with named parameters, its constants written out."""
     compiled = statement.compile(dialect=_DIALECT)
-    constants = {name: value for name, value in compiled.params.items() if value is not None}
+    constants = {name: value for name, value in (compiled.params or {}).items() if value is not None}
     return re.sub(r":(\w+)", lambda m: str(constants.get(m[1], m[0])), str(compiled))
 
 

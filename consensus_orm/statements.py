@@ -17,6 +17,7 @@ from sqlalchemy import (
     FromClause,
     MetaData,
     Select,
+    SelectBase,
     Table,
     Text,
     alias,
@@ -547,7 +548,7 @@ def _exact_hex(value: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.hex(exact)
 
 
-def _insert_from(table: Table, values: dict[str, Any], rows: Select[Any], key: str, *, overwrite: bool) -> str:
+def _insert_from(table: Table, values: dict[str, Any], rows: SelectBase, key: str, *, overwrite: bool) -> str:
     statement = sqlite.insert(table).prefix_with("OR IGNORE").from_select(list(values), rows)
     if overwrite:
         new = {name: statement.excluded[name] for name in values if name != key}

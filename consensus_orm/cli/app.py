@@ -7,10 +7,12 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import click
 from click.exceptions import NoArgsIsHelpError
+from click.shell_completion import CompletionItem
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -108,7 +110,7 @@ class _Group(click.Group):
 def _prepare_streams() -> None:
     # What an agent or an operator wrote may hold characters that a terminal does not have.
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     # Commands say what happened themselves; without a handler, warnings of the library would be printed between.
     root = logging.getLogger()
@@ -150,7 +152,7 @@ class PhaseType(click.ParamType):  # type: ignore[type-arg]  # older releases of
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
         """The phases that begin with what was typed."""
         names = (phase.name.lower() for phase in Phase)
-        return [click.shell_completion.CompletionItem(name) for name in names if name.startswith(incomplete.lower())]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete.lower())]
 
 
 app_command = click.make_pass_decorator(App)

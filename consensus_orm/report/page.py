@@ -59,7 +59,7 @@ def page(facts: Facts) -> str:
     Args:
         facts: What it says.
     """
-    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    style = resources.files("consensus_orm.report").joinpath("style.css").read_text(encoding="utf-8")
     title = f"Migration of {facts.database.rpartition('/')[2]}"
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     head = (

@@ -4,7 +4,8 @@ Every shape of a row of the field has a name: `time_shape`, `content_shape` and 
 `TIMES`, `CONTENTS` and `RUN_IDS`; traits make the rest. Columns can be given as well, of course.
 """
 
-# ruff: noqa: D106 - Meta and Params are words of factory-boy
+# ruff: noqa: D106 - Meta and Params are words of factory-boy, which reads them and inherits nothing from them
+# pyright: reportIncompatibleVariableOverride=false
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ History = Callable[[Path], object]
 
 QueryCounter = Callable[["ConsensusStore | UnitOfWork"], AbstractContextManager["QueryLog"]]
 """Lists the statements sent while its block lasts."""
+
+NO_TIME = timedelta(0)
 
 _PHASES = ("EXPAND", "DUAL_WRITE", "CUTOVER", "NORMALIZED", "CONTRACT")
 _FLIPS = (*itertools.pairwise(_PHASES), *itertools.pairwise(_PHASES[::-1]))
@@ -90,7 +93,7 @@ class _Templates:
         path = self._folder / f"{len(self._made)}-{phase.lower()}.db"
         if history is not None:
             history(path)
-        with ConsensusStore.open(path, settings=Settings(chunk_pause="0")) as store:
+        with ConsensusStore.open(path, settings=Settings(chunk_pause=NO_TIME)) as store:
             take_to(store, Phase[phase])
         return path
 
@@ -105,7 +108,7 @@ def consensus_settings() -> Settings:
     """What the stores of these fixtures are opened with; override it for others."""
     from consensus_orm.settings import Settings
 
-    return Settings(soak_dual_write="0", soak_cutover="0", soak_normalized="0", chunk_pause="0")
+    return Settings(soak_dual_write=NO_TIME, soak_cutover=NO_TIME, soak_normalized=NO_TIME, chunk_pause=NO_TIME)
 
 
 @pytest.fixture

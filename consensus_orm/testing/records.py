@@ -3,7 +3,8 @@
 The shapes are those of the model factories: `ArtifactFactory.build(time_shape="null", content_shape="blob")`.
 """
 
-# ruff: noqa: D106 - Meta and Params are words of factory-boy
+# ruff: noqa: D106 - Meta and Params are words of factory-boy, which reads them and inherits nothing from them
+# pyright: reportIncompatibleVariableOverride=false
 
 from __future__ import annotations
 

@@ -1,0 +1,262 @@
+"""How the public face is used and what it gives, for type checkers: mypy and pyright read this, nobody runs it.
+
+An error here is a promise of the annotations that was broken: a method that gives something else than it
+says, or that a reader's editor could not complete any more.
+"""
+
+# pyright: strict
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, assert_type
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from consensus_orm import (
+    AgentOutput,
+    Artifact,
+    ConsensusError,
+    ConsensusStore,
+    ConsensusUnitOfWork,
+    Execution,
+    ExecutionTracker,
+    Latest,
+    Mapping,
+    OnMismatch,
+    Pair,
+    Parent,
+    Phase,
+    Row,
+    Run,
+    Settings,
+    Side,
+    Synthesis,
+)
+from consensus_orm.backup import BackupReport
+from consensus_orm.errors import DatabaseBusyError, GateClosedError
+from consensus_orm.maintenance import Maintenance
+from consensus_orm.migration import Migration
+from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.migration.backfill import BackfillReport, Progress
+from consensus_orm.migration.journey import Step
+from consensus_orm.migration.reconcile import ReconcileReport
+from consensus_orm.migration.status import MigrationStatus
+from consensus_orm.migration.verify import VerifyReport
+from consensus_orm.rehearsal import RehearsalReport
+from consensus_orm.retry import Retrier
+from consensus_orm.stats import DatabaseStats
+from consensus_orm.testing import ArtifactFactory, artifact_values, take_to
+from consensus_orm.testing.plugin import Flip, QueryCounter
+from consensus_orm.vacuum import VacuumReport, VacuumScheduler
+
+
+def stores(path: Path) -> None:
+    settings = Settings(pool_size=3, on_mismatch=OnMismatch.RAISE, soak_dual_write=timedelta(days=2))
+    with ConsensusStore.open(path, settings=settings, echo=True) as store:
+        assert_type(store, ConsensusStore)
+        assert_type(store.engine, Engine)
+        assert_type(store.settings, Settings)
+        assert_type(store.path, Path | None)
+        assert_type(store.migration, Migration)
+        assert_type(store.maintenance, Maintenance)
+        assert_type(store.retrier, Retrier)
+        assert_type(store.upgrade(), list[str])
+        with store.unit_of_work(read_only=True) as uow:
+            assert_type(uow, ConsensusUnitOfWork)
+            assert_type(uow.phase, Phase)
+            assert_type(uow.session, Session)
+
+
+def retried(store: ConsensusStore) -> None:
+    def count(uow: ConsensusUnitOfWork) -> int:
+        return uow.artifacts.count(spec_id="S")
+
+    @store.in_unit_of_work
+    def save(uow: ConsensusUnitOfWork, content: str, *, stage: str = "plan") -> Artifact:
+        return uow.artifacts.add(spec_id="S", stage=stage, agent_name="a", content_json=content)
+
+    assert_type(store.run(count), int)
+    assert_type(store.run(lambda uow: uow.artifacts.get(1), read_only=True), Artifact | None)
+    assert_type(save("{}", stage="tasks"), Artifact)
+
+
+def artifacts(uow: ConsensusUnitOfWork) -> None:
+    added = uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json="{}", model_version="1")
+    assert_type(added, Artifact)
+    assert_type(added.id, int)
+    assert_type(added.run_id, str | None)
+    assert_type(added.created_at, datetime | None)
+    assert_type(uow.artifacts.add_many([artifact_values()]), list[Artifact])
+    assert_type(uow.artifacts.get(added.id), Artifact | None)
+    assert_type(uow.artifacts.list(spec_id="S", limit=3), list[Artifact])
+    assert_type(uow.artifacts.count(agent_name="a"), int)
+    assert_type(uow.artifacts.delete(spec_id="S"), int)
+    assert_type(uow.artifacts.specs(), list[str])
+
+
+def syntheses_and_runs(uow: ConsensusUnitOfWork) -> None:
+    added = uow.syntheses.add(spec_id="S", stage="plan", output_markdown="#", output_path=None, status="ok")
+    assert_type(added, Synthesis)
+    assert_type(added.artifacts_count, int | None)
+    assert_type(uow.syntheses.latest(spec_id="S", stage="plan"), Synthesis | None)
+    assert_type(uow.syntheses.list(run_id="r"), list[Synthesis])
+    assert_type(uow.syntheses.delete(spec_id="S", stage="plan"), int)
+    assert_type(uow.runs.list(spec_id="S"), list[Run])
+    run = uow.runs.latest(spec_id="S", stage="plan")
+    assert_type(run, Run | None)
+    if run is not None:
+        assert_type(run.outputs, tuple[AgentOutput, ...])
+        assert_type(run.syntheses, tuple[Synthesis, ...])
+        assert_type(run.consensus_ok, bool)
+
+
+def executions(uow: ConsensusUnitOfWork) -> None:
+    spawned = uow.executions.record_spawn(
+        agent_id="1", spec_id="S", stage="plan", phase_type="consensus", agent_name="a", branch_id="b"
+    )
+    assert_type(spawned, Execution)
+    assert_type(spawned.spawned_at, datetime | None)
+    assert_type(uow.executions.record_completion("1", "{}"), Execution)
+    assert_type(uow.executions.record_extraction_failure("1", "raw", "no JSON"), Execution)
+    assert_type(uow.executions.get("1"), Execution | None)
+    assert_type(uow.executions.list(spec_id="S"), list[Execution])
+    assert_type(uow.executions.in_flight(), list[Execution])
+    assert_type(uow.executions.extraction_failures("S"), list[Execution])
+    assert_type(uow.executions.for_branch(spec_id="S", stage="plan", branch_id="b"), list[Execution])
+    assert_type(uow.executions.cleanup(timedelta(days=30)), int)
+    tracker = ExecutionTracker(spec_id="S", stage="plan")
+    tracker.spawn(uow, agent_id="2", phase_type="consensus", agent_name="b")
+    tracker.complete(uow, "2", "{}")
+    tracker.resync(uow)
+    assert_type(tracker.in_flight, frozenset[str])
+    assert_type(tracker.is_complete, bool)
+
+
+def sessions(uow: ConsensusUnitOfWork) -> None:
+    assert_type(uow.session.scalars(select(Customer.name)).all(), Sequence[str])
+    assert_type(uow.session.get(Customer, 1), Customer | None)
+    uow.on_commit(lambda: None)
+
+
+def migrations(store: ConsensusStore) -> None:
+    def watch(progress: Progress) -> None:
+        assert_type(progress.seconds_left, float | None)
+
+    migration = store.migration
+    assert_type(migration.phase, Phase)
+    assert_type(migration.status(), MigrationStatus)
+    assert_type(migration.history(), list[HistoryEntry])
+    assert_type(migration.mismatches(everything=True), list[MismatchEntry])
+    assert_type(migration.rejects(), list[RejectEntry])
+    assert_type(migration.upgrade(), list[str])
+    assert_type(migration.backfill(watch), BackfillReport)
+    assert_type(migration.verify(progress=watch), VerifyReport)
+    assert_type(migration.verify().clean, bool)
+    assert_type(migration.reconcile(dry_run=True), ReconcileReport)
+    assert_type(migration.advance("cutover", reason="why", force=True), Phase)
+    assert_type(migration.rollback(Phase.EXPAND), Phase)
+    assert_type(migration.migrate(3, soak=False, tell=lambda step: print(step.action)), list[Step])
+    assert_type(migration.rehearse(writers=2), RehearsalReport)
+    assert_type(migration.resolve_reject(1), bool)
+    migration.accept_reject(1, reason="why")
+    migration.accept_mismatch(1, reason="why")
+
+
+def maintenance(store: ConsensusStore) -> None:
+    assert_type(store.maintenance.stats(), DatabaseStats)
+    assert_type(store.maintenance.vacuum(full=True), VacuumReport)
+    assert_type(store.maintenance.schedule_vacuum(timedelta(hours=1)), VacuumScheduler)
+    assert_type(store.maintenance.backup("copy.db", overwrite=True), BackupReport)
+
+
+def phases(phase: Phase) -> None:
+    assert_type(phase.next, Phase | None)
+    assert_type(phase.truth, Side)
+    assert_type(phase.writes_legacy, bool)
+    assert_type(Phase.parse("cutover"), Phase)
+
+
+def failures(store: ConsensusStore) -> None:
+    try:
+        store.migration.advance()
+    except GateClosedError as error:
+        assert_type(list(error.reasons), list[str])
+    except DatabaseBusyError as error:
+        assert_type(error.retry_after, timedelta | None)
+    except ConsensusError as error:
+        assert_type(error.hint, str)
+
+
+# A pair of one's own --------------------------------------------------------------------------------------
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Address(Base):
+    __tablename__ = "addresses"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    street: Mapped[str]
+    latest_name: Mapped[str]
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    address_id: Mapped[int]
+    name: Mapped[str]
+    mirrored: Mapped[bool]
+
+
+def declaration() -> Mapping:
+    def name(row: Row) -> Any:
+        return row.name
+
+    addresses = Parent(
+        Address, identity=(Address.street,), derived={Address.latest_name: Latest("customers", name, otherwise="''")}
+    )
+    customers = Pair(
+        "customers",
+        legacy="customers_flat=shop.legacy:CustomerFlat",
+        normalized=Customer,
+        parent=addresses,
+        link=Customer.address_id,
+        carried={"name": Customer.name, "street": Address.street},
+        marker=Customer.mirrored,
+    )
+    return Mapping((customers,))
+
+
+def own_pair(uow: ConsensusUnitOfWork) -> None:
+    customers = uow.repository("customers")
+    key = customers.add({"name": "Ada", "street": "1 Main St"})
+    assert_type(customers.get(key), tuple[Any, ...] | None)
+    assert_type(customers.rows({"name": "Ada"}, limit=1), list[tuple[Any, ...]])
+    assert_type(customers.count({}), int)
+    assert_type(customers.delete({"name": "Ada"}), int)
+
+
+# The testing kit ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_cutover(consensus_store: ConsensusStore) -> ConsensusStore:
+    take_to(consensus_store, Phase.CUTOVER)
+    return consensus_store
+
+
+def a_test(every_phase: ConsensusStore, every_flip: Flip, query_counter: QueryCounter) -> None:
+    assert_type(every_flip.store, ConsensusStore)
+    assert_type(every_flip.after, Phase)
+    # pyright: ignore for arguments that factory-boy gives no type
+    assert_type(ArtifactFactory.build(agent_name="a"), Artifact)  # pyright: ignore[reportUnknownMemberType]
+    assert_type(ArtifactFactory.build_batch(2), list[Artifact])  # pyright: ignore[reportUnknownMemberType]
+    with query_counter(every_phase) as sent, every_phase.unit_of_work() as uow:
+        assert_type(uow.artifacts.add(**artifact_values(agent_name="a")), Artifact)
+    assert_type(sent.verbs, list[str])
