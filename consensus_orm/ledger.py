@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import logging
 import os
 import socket
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from consensus_orm import errors
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Phase, Side
+from consensus_orm.telemetry.events import AlarmEvent, MismatchEvent, RejectEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = [
@@ -33,8 +33,6 @@ __all__ = [
     "record",
     "reject",
 ]
-
-log = logging.getLogger("consensus_orm")
 
 Finding = tuple[str | None, str]
 """A column (None for the row as a whole) and what is wrong with it."""
@@ -163,6 +161,7 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
     facts = {"pair": pair.name, "key": key, "column": column, "kind": kind, "by": found_by}
     facts["at"] = milliseconds(uow)
     if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
+        uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
         return
     count = "SELECT count(*) FROM consensus_orm_mismatches WHERE state = 'confirmed' AND pair = ? AND column_name IS ?"
     # Which rows we deleted must be known of each, or repairing would bring them back.
@@ -170,6 +169,7 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
     if capped and uow._execute(count, (pair.name, column)).fetchone()[0] >= uow.settings.mismatch_cap:
         facts["key"], facts["kind"] = None, "storm"
         if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
+            uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
             return
     uow._execute(
         "INSERT INTO consensus_orm_mismatches (pair, key, column_name, kind, state, found_by, found_at)"
@@ -177,14 +177,7 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
         facts,
     )
     _alarm(uow)
-    log.warning(
-        "mismatch: %s %s, %s %s",
-        pair.name,
-        facts["key"],
-        column or "row",
-        facts["kind"],
-        extra={"consensus_orm": facts},
-    )
+    uow._tell(MismatchEvent(pair.name, facts["key"], column, facts["kind"], found_by, recorded=True))
 
 
 def _alarm(uow: UnitOfWork) -> None:
@@ -198,7 +191,7 @@ def _alarm(uow: UnitOfWork) -> None:
     reason = f"{settings.alarm_mismatches} mismatches were confirmed within {settings.alarm_window}"
     audit(uow, "alarm", reason=reason)
     uow._alarm = reason
-    log.critical("alarm: %s", reason)
+    uow._tell(AlarmEvent(reason))
 
 
 def was_deleted(uow: UnitOfWork, pair: Pair, key: Any) -> bool:
@@ -279,7 +272,7 @@ def reject(uow: UnitOfWork, pair: Pair, key: Any, side: Side, reason: str) -> bo
         " VALUES (?, ?, ?, ?, ?, 'open', ?)",
         (pair.name, key, table.name, reason, json.dumps(image), milliseconds(uow)),
     )
-    log.warning("reject: %s %s: %s", pair.name, key, reason)
+    uow._tell(RejectEvent(pair.name, key, reason))
     return True
 
 

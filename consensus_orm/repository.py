@@ -15,6 +15,7 @@ from consensus_orm import errors, ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
 from consensus_orm.settings import OnMismatch
+from consensus_orm.telemetry.events import ComparisonEvent, MismatchEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Repository", "Values"]
@@ -194,6 +195,8 @@ class Repository:
 
     def _mismatch(self, key: Any, found: list[tuple[str | None, str]], cause: BaseException | None = None) -> None:
         if self.uow.settings.on_mismatch is OnMismatch.RAISE:
+            for column, kind in found:
+                self.uow._tell(MismatchEvent(self.pair.name, key, column, kind, "write", recorded=False))
             error = errors.MismatchError(
                 f"{self.pair.name} {key}: " + ", ".join(f"{c or 'row'} {kind}" for c, kind in found),
                 pair=self.pair.name,
@@ -250,6 +253,7 @@ class Repository:
 
     def _shadow_read(self, rows: list[tuple[Any, ...]], shadow: list[tuple[Any, ...]]) -> None:
         """Compare a read of both sides; what differs is confirmed under the lock after this unit of work."""
+        self.uow._tell(ComparisonEvent(self.pair.name, "shadow_read", len(rows)))
         width = len(self.pair.carried) + 1  # what is kept on one side only has no counterpart
         seen, other = ({row[0]: row[:width] for row in side} for side in (rows, shadow))
         doubtful = {key for key in seen.keys() | other.keys() if seen.get(key) != other.get(key)}

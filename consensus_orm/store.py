@@ -25,6 +25,7 @@ from consensus_orm.runs import Runs
 from consensus_orm.settings import Settings
 from consensus_orm.statements import Statements
 from consensus_orm.syntheses import Syntheses
+from consensus_orm.telemetry.hub import Telemetry
 from consensus_orm.unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class ConsensusStore:
         self.engine = database
         self.settings = settings
         self.migration = Migration(self)
+        self._new_unit: Callable[..., ConsensusUnitOfWork] = ConsensusUnitOfWork  # another, where somebody observes
         self._statements = _statements(mapping)
         # Tables of another declaration are made by whoever declares them; only their legacy names are asked for.
         self._legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
@@ -170,7 +172,7 @@ class ConsensusStore:
         return applied
 
     def _unit(self, *, read_only: bool = False) -> ConsensusUnitOfWork:
-        return ConsensusUnitOfWork(self.engine, self._statements, self.settings, read_only=read_only)
+        return self._new_unit(self.engine, self._statements, self.settings, read_only=read_only)
 
     # Units of work --------------------------------------------------------------------------------------
 
@@ -264,14 +266,20 @@ class ConsensusStore:
         return call
 
     @cached_property
+    def telemetry(self) -> Telemetry:
+        """Where events are told; `consensus_orm.telemetry` has one call for each listener."""
+        return Telemetry()
+
+    @cached_property
     def retrier(self) -> Retrier:
-        """What repeats units of work; its telemetry counts how they went."""
+        """What repeats units of work; its telemetry, the store's, counts how they went."""
         from consensus_orm.breaker import CircuitBreaker
         from consensus_orm.retry import Retrier, RetryPolicy
 
         return Retrier(
             RetryPolicy.from_settings(self.settings),
             read_policy=RetryPolicy.from_settings(self.settings, read_only=True),
+            telemetry=self.telemetry,
             breaker=CircuitBreaker.from_settings(self.settings) if self.settings.breaker else None,
         )
 

@@ -27,6 +27,8 @@ from consensus_orm.mapping import Pair
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Settings
 from consensus_orm.statements import Statements
+from consensus_orm.telemetry.events import Event
+from consensus_orm.telemetry.hub import log_event
 
 __all__ = ["UnitOfWork"]
 
@@ -88,6 +90,7 @@ class UnitOfWork:
         if not self.read_only and self._prepare is not None:
             self._prepare()
         with translated(self.engine):
+            self._borrow()
             self._begin()
         try:
             self._read_phase()
@@ -96,8 +99,11 @@ class UnitOfWork:
             raise
         return self
 
-    def _begin(self) -> None:
+    def _borrow(self) -> None:
         self._pooled = self.engine.raw_connection()
+
+    def _begin(self) -> None:
+        assert self._pooled is not None
         driver = self._pooled.driver_connection
         assert isinstance(driver, DriverConnection)
         try:
@@ -152,7 +158,10 @@ class UnitOfWork:
                 hint="nothing of it was kept; a trigger with RAISE(ROLLBACK) or a full disk does that",
             )
         with translated(self.engine):
-            driver.commit()
+            self._commit_transaction(driver)
+
+    def _commit_transaction(self, driver: DriverConnection) -> None:
+        driver.commit()
 
     def _commit_session(self, guard: Guard) -> None:
         self.session.commit()
@@ -234,6 +243,10 @@ class UnitOfWork:
     def _doubt(self, pair: Pair, keys: set[Any]) -> None:
         """Have rows compared again, under the lock, after this unit of work."""
         self._doubtful.setdefault(pair.name, set()).update(keys)
+
+    def _tell(self, event: Event) -> None:
+        """Tell what happened: to the log alone, where nobody else listens (`consensus_orm.telemetry`)."""
+        log_event(event)
 
     # The session ----------------------------------------------------------------------------------------
 

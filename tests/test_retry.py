@@ -405,7 +405,7 @@ class TestWrap:
             "Add.",
             ["a", "b"],
         )
-        assert [event.name.endswith("add") for event in events] == [True, True]
+        assert [str(event.fields()["work"]).endswith("add") for event in events] == [True, True]
 
     def test_options(self) -> None:
         """Name, policy and cancellation can be given."""
@@ -416,7 +416,7 @@ class TestWrap:
         wrapped = retrier.wrap(Work(*outage()), name="load", read_only=True, cancel=cancel)
         with pytest.raises(TimeoutError):
             wrapped()
-        assert [event.name for event in events] == ["load", "load"]
+        assert [event.fields()["work"] for event in events] == ["load", "load"]
         cancel.set()
         with pytest.raises(errors.RetryCancelledError):
             wrapped()

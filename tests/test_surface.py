@@ -93,7 +93,7 @@ SURFACE: dict[type, dict[str, str]] = {
     },
 }
 PROPERTIES = {
-    ConsensusStore: "engine initial_phase maintenance migration path retrier settings",
+    ConsensusStore: "engine initial_phase maintenance migration path retrier settings telemetry",
     ConsensusUnitOfWork: "artifacts engine epoch executions now now_text phase prepared runs session syntheses",
     Migration: "phase",
     ExecutionTracker: "completed expected in_flight is_complete",

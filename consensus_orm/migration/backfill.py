@@ -15,6 +15,7 @@ from consensus_orm import errors, ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, reject_unequal
 from consensus_orm.phase import Phase, Side
+from consensus_orm.telemetry.events import BackfillEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["BackfillReport", "Progress", "backfill", "is_finished", "require_dual_write"]
@@ -134,11 +135,14 @@ class _Chunks:
             self.adopted += drained
             if drained >= CHANGES_IN_ONE_TRANSACTION:
                 return True
+            before = self.rows
             done, more = self._carry(uow)
             self.size = self._fitting(uow, time.monotonic() - begun)
             pause = uow.settings.chunk_pause.total_seconds()
             if self.progress is not None and self.total is None:  # counted once: it costs a look at every row
                 self.total = uow._rows(uow.statements[self.pair].count(Side.LEGACY, ()))[0][0]
+        if more:
+            uow._tell(BackfillEvent(self.pair.name, self.rows - before))
         if self.progress is not None and self.total is not None:
             rate = self.rows / max(time.monotonic() - self.started, 1e-6)
             self.progress(Progress(self.pair.name, min(done, self.total), self.total, rate))

@@ -22,6 +22,7 @@ from consensus_orm._version import __version__
 from consensus_orm.mapping import Pair, Parent
 from consensus_orm.migration.backfill import Progress, is_finished, set_aside
 from consensus_orm.phase import Phase, Side
+from consensus_orm.telemetry.events import ComparisonEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Difference", "Seen", "VerifyReport", "require_two_sides", "scan", "verify"]
@@ -171,7 +172,9 @@ def _look_through(
     uow: UnitOfWork, look: Look, others: list[Look], seen: Seen, progress: Callable[[Progress], object] | None
 ) -> None:
     for pair in uow.statements.mapping.pairs:
+        before = seen.legacy
         _Comparison(uow, look, others, pair, seen, progress).run()
+        uow._tell(ComparisonEvent(pair.name, "verify", seen.legacy - before))
     for parent in uow.statements.mapping.parents:
         seen.parents[parent.table.name] = list(_wrong_parents(uow, look, parent))
 
