@@ -8,10 +8,11 @@ last error with its frames, loads asyncio, and costs 5 us a call.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from enum import StrEnum
 from typing import TypeVar
@@ -123,15 +124,24 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: The work was not tried; `retry_after` says how long until a call goes through.
         """
+        with self.watch():
+            return fn()
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Take the block for a call: what `call` does with a function; the block may await.
+
+        Raises:
+            CircuitOpenError: The block was not entered.
+        """
         era = self._admit()
         try:
-            result = fn()
+            yield
         except BaseException as error:
             found = classify(error)
             self._settle(era, None if found.caller_fault else found.kind is not Kind.DEGRADED)
             raise
         self._settle(era, False)
-        return result
 
     def _admit(self) -> int:
         with self._lock:

@@ -7,15 +7,17 @@ costs 9 to 16 us a call, and almost every call succeeds at once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import ParamSpec, TypeVar
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
 
 from consensus_orm.breaker import CircuitBreaker
 from consensus_orm.classification import Classification, Kind, classify
@@ -169,7 +171,32 @@ class Retrier:
             CircuitOpenError: The breaker is open; the work was not tried.
             Exception: The work's own last error, where it is not transient, or no try or no time is left.
         """
-        calls = _Call(
+        calls = self._begin(name, read_only, cancel)
+        if self.breaker is None:
+            return calls.run(fn)
+        return self.breaker.call(lambda: calls.run(fn))
+
+    async def call_async(self, fn: Callable[[], Awaitable[T]], *, name: str = "work", read_only: bool = False) -> T:
+        """Do what `call` does with a coroutine function, without blocking the event loop between two tries.
+
+        Args:
+            fn: As for `call`. To give up, cancel the task.
+            name: As for `call`.
+            read_only: As for `call`.
+
+        Returns:
+            What the work returned.
+
+        Raises:
+            CircuitOpenError: The breaker is open; the work was not tried.
+            Exception: The work's own last error, where it is not transient, or no try or no time is left.
+        """
+        calls = self._begin(name, read_only, None)
+        with contextlib.nullcontext() if self.breaker is None else self.breaker.watch():
+            return await calls.run_async(fn)
+
+    def _begin(self, name: str, read_only: bool, cancel: threading.Event | None) -> _Call:
+        return _Call(
             policy=self.read_policy if read_only else self.policy,
             telemetry=self.telemetry,
             clock=self._clock,
@@ -178,9 +205,6 @@ class Retrier:
             cancel=cancel,
             started=self._clock(),
         )
-        if self.breaker is None:
-            return calls.run(fn)
-        return self.breaker.call(lambda: calls.run(fn))
 
     def wrap(
         self,
@@ -259,28 +283,59 @@ class _Call:
                 pass
         raise self._failure()
 
-    def _try(self, fn: Callable[[], T]) -> T:
-        self.tries += 1
+    async def run_async(self, fn: Callable[[], Awaitable[T]]) -> T:
         try:
-            result = fn()
-        except Exception as error:
-            self.error, self.error_type, self.found = error, type(error).__name__, classify(error)
-        else:
+            async for attempt in self._attempts():
+                with attempt:
+                    return await self._try_async(fn)
+        except _FailedTryError:
+            pass
+        raise self._failure()
+
+    def _try(self, fn: Callable[[], T]) -> T:
+        with self:
+            return fn()
+        raise _FailedTryError(self._reason)
+
+    async def _try_async(self, fn: Callable[[], Awaitable[T]]) -> T:
+        with self:
+            return await fn()
+        raise _FailedTryError(self._reason)
+
+    # A block with `self` is a try; where it fails, its error is noted and what stands behind the block goes on.
+
+    def __enter__(self) -> None:
+        self.tries += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if error is None:
             self._succeed()
-            return result
-        raise _FailedTryError(self.found.reason)
+        if not isinstance(error, Exception):
+            return False
+        self.error, self.error_type, self.found = error, type(error).__name__, classify(error)
+        return True
+
+    @property
+    def _reason(self) -> str:
+        return self.found.reason if self.found else ""
 
     def _again(self, fn: Callable[[], T]) -> T:
-        import stamina
-
-        # stamina's first attempt is the try that was made without it. Time is not left to its own `timeout`,
-        # which would not count that try and could not cut the last wait.
-        for attempt in stamina.retry_context(on=self._pause, attempts=self.policy.attempts, timeout=None):
+        # stamina's first attempt is the try that was made without it.
+        for attempt in self._attempts():
             with attempt:
                 if attempt.num > 1:
                     return self._try(fn)
-                raise _FailedTryError(self.found.reason if self.found else "")
+                raise _FailedTryError(self._reason)
         raise AssertionError("stamina ends with the last error")
+
+    def _attempts(self) -> Any:
+        import stamina
+
+        # Time is not left to its own `timeout`, which would not count a try that was made without it and could
+        # not cut the last wait.
+        return stamina.retry_context(on=self._pause, attempts=self.policy.attempts, timeout=None)
 
     def _pause(self, error: Exception) -> timedelta | bool:
         """Tell stamina how long to wait before the next try, or False for no further one."""

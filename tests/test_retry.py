@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import logging
@@ -74,6 +75,18 @@ class Work:
         return "done"
 
 
+Call = Callable[..., str]
+
+
+def call_async(retrier: Retrier, work: Work, *, read_only: bool = False) -> str:
+    """Do work as a coroutine function, in an event loop of its own."""
+
+    async def asynchronous() -> str:
+        return work()
+
+    return asyncio.run(retrier.call_async(asynchronous, read_only=read_only))
+
+
 def outage() -> list[TimeoutError]:
     return [TimeoutError() for _ in range(100)]
 
@@ -140,67 +153,70 @@ class TestPolicy:
             RetryPolicy(**numbers)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("call", [Retrier.call, call_async], ids=["plain", "coroutine"])
 class TestTries:
-    def test_success_at_once(self) -> None:
+    def test_success_at_once(self, call: Call) -> None:
         """Work that succeeds is done once, and counted so."""
         retrier, work = Retrier(EAGER), Work()
-        assert retrier.call(work) == "done"
+        assert call(retrier, work) == "done"
         assert (len(work.tries), retrier.telemetry.totals) == (1, Totals(first_try=1))
 
-    def test_recovery(self) -> None:
+    def test_recovery(self, call: Call) -> None:
         """Work is done again until it succeeds."""
         retrier, work = Retrier(EAGER), Work(TimeoutError(), ConnectionError())
-        assert retrier.call(work) == "done"
+        assert call(retrier, work) == "done"
         assert (len(work.tries), retrier.telemetry.totals) == (3, Totals(recovered=1, retries=2))
 
     @pytest.mark.parametrize("attempts", [1, 2, 6])
-    def test_exhausted(self, attempts: int) -> None:
+    def test_exhausted(self, call: Call, attempts: int) -> None:
         """After the last try the last error comes as it was raised, without a cause or context of ours."""
         failures = outage()
         retrier, work = Retrier(RetryPolicy(initial=ms(0), attempts=attempts)), Work(*failures)
         with pytest.raises(TimeoutError) as caught:
-            retrier.call(work)
+            call(retrier, work)
         assert caught.value is failures[attempts - 1]
         assert caught.value.__cause__ is caught.value.__context__ is None
         assert len(work.tries) == attempts
         assert retrier.telemetry.totals == Totals(exhausted=1, retries=attempts - 1)
 
-    def test_permanent(self) -> None:
+    def test_permanent(self, call: Call) -> None:
         """A permanent error is not tried again, whichever try raises it."""
         retrier = Retrier(EAGER)
         for transient in ([], [TimeoutError()]):
             work = Work(*transient, ValueError())
             with pytest.raises(ValueError, match=r"^$") as caught:
-                retrier.call(work)
+                call(retrier, work)
             assert len(work.tries) == len(transient) + 1
             assert caught.value.__context__ is None
         assert retrier.telemetry.totals == Totals(permanent=2, retries=1)
 
-    def test_degraded(self) -> None:
+    def test_degraded(self, call: Call) -> None:
         """A partial success is not tried again."""
         retrier, work = Retrier(EAGER), Work(PartialAnswersError(answered=1, asked=2))
         with pytest.raises(PartialAnswersError):
-            retrier.call(work)
+            call(retrier, work)
         assert (len(work.tries), retrier.telemetry.totals) == (1, Totals(degraded=1))
 
     @pytest.mark.parametrize("earlier", [[], [TimeoutError()]])
-    def test_interrupted(self, earlier: list[Exception]) -> None:
+    def test_interrupted(self, call: Call, earlier: list[Exception]) -> None:
         """Ctrl-C is neither swallowed nor tried again."""
         work = Work(*earlier, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            Retrier(EAGER).call(work)
+            call(Retrier(EAGER), work)
         assert len(work.tries) == len(earlier) + 1
 
-    def test_policy_for_reading(self) -> None:
+    def test_policy_for_reading(self, call: Call) -> None:
         """Work that only reads has a policy of its own."""
         retrier = Retrier(EAGER, read_policy=RetryPolicy(attempts=2, initial=ms(0)))
         reading, writing = Work(*outage()), Work(*outage())
         with pytest.raises(TimeoutError):
-            retrier.call(reading, read_only=True)
+            call(retrier, reading, read_only=True)
         with pytest.raises(TimeoutError):
-            retrier.call(writing)
+            call(retrier, writing)
         assert (len(reading.tries), len(writing.tries)) == (2, 6)
 
+
+class TestFrames:
     def test_frames_of_the_work_are_let_go(self) -> None:
         """Who drops the error drops what the work had open; no garbage collection is needed."""
         alive: list[weakref.ref[Work]] = []
