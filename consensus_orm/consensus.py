@@ -43,8 +43,8 @@ RUNS = Parent(
     computed={ConsensusRun.run_key: lambda row: run_key(row.run_id, row.created_at)},
     derived={
         ConsensusRun.run_timestamp: Earliest(),
-        ConsensusRun.consensus_ok: Latest("syntheses", consensus_ok, otherwise="1"),
-        ConsensusRun.degraded: Latest("syntheses", degraded, otherwise="0"),
+        ConsensusRun.consensus_ok: Latest("syntheses", consensus_ok, otherwise="TRUE"),
+        ConsensusRun.degraded: Latest("syntheses", degraded, otherwise="FALSE"),
         ConsensusRun.synthesis_json: Latest("syntheses", _as_json, otherwise="NULL"),
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from sqlalchemy import column
@@ -16,7 +16,7 @@ from consensus_orm.expressions import milliseconds
 from consensus_orm.mapping import table_of
 from consensus_orm.models.executions import AgentExecution
 from consensus_orm.records import Execution
-from consensus_orm.sql import render
+from consensus_orm.sql import Words
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Executions"]
@@ -27,12 +27,12 @@ COLUMNS = tuple(table_of(AgentExecution).columns.keys())
 RESPAWN = ("spec_id", "stage", "phase_type", "agent_name", "run_id", "branch_id", "spawned_at")
 """What a repeated spawn may change, while the agent has not completed."""
 
-COMPLETED_BEFORE = (
-    f"DELETE FROM {TABLE} WHERE completed_at IS NOT NULL"
-    f" AND {render(milliseconds(column('completed_at')))} <> 0"
-    f" AND {render(milliseconds(column('completed_at')))} < :before"
-)
-"""What never completed has no completed_at, and a time that is no time is nobody's to judge."""
+
+@cache
+def completed_before(words: Words) -> str:
+    """Delete what completed before a time; a time that is no time is nobody's to judge."""
+    at = words.render(milliseconds(column("completed_at")))
+    return f"DELETE FROM {TABLE} WHERE completed_at IS NOT NULL AND {at} <> 0 AND {at} < :before"
 
 
 class Executions:
@@ -88,7 +88,7 @@ class Executions:
         changes = ", ".join(f"{name} = excluded.{name}" for name in RESPAWN if name in names)
         self._uow._execute(
             f"INSERT INTO {TABLE} ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
-            f" ON CONFLICT (agent_id) DO UPDATE SET {changes} WHERE completed_at IS NULL",
+            f" ON CONFLICT (agent_id) DO UPDATE SET {changes} WHERE {TABLE}.completed_at IS NULL",
             values,
         )
         return self._known(agent_id)
@@ -166,7 +166,7 @@ class Executions:
             stage: Only of this stage.
             run_id: Only of this run.
         """
-        return self._where("1", given(spec_id=spec_id, stage=stage, run_id=run_id))
+        return self._where("1 = 1", given(spec_id=spec_id, stage=stage, run_id=run_id))
 
     def extraction_failures(self, spec_id: str) -> builtins.list[Execution]:
         """Executions of a spec whose output nothing could be taken from, with that output, oldest first.
@@ -186,7 +186,7 @@ class Executions:
             stage: The stage.
             branch_id: The branch.
         """
-        return self._where("1", {"spec_id": spec_id, "stage": stage, "branch_id": branch_id})
+        return self._where("1 = 1", {"spec_id": spec_id, "stage": stage, "branch_id": branch_id})
 
     def cleanup(self, older_than: datetime | timedelta) -> int:
         """Delete executions that completed long ago; what is in flight is never touched.
@@ -206,7 +206,7 @@ class Executions:
             older_than = self._uow.now - older_than
         check.moment("older_than", older_than)
         before = int(older_than.timestamp() * 1000)
-        return self._uow._execute(COMPLETED_BEFORE, {"before": before}).rowcount
+        return self._uow._execute(completed_before(self._uow.statements.words), {"before": before}).rowcount
 
     # Files in the field have 8 to 11 of the columns -------------------------------------------------------
 

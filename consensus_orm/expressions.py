@@ -16,6 +16,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 __all__ = [
+    "exact_hex",
     "flagged",
     "holds",
     "milliseconds",
@@ -26,6 +27,7 @@ __all__ = [
     "time_from",
     "time_of",
     "time_text",
+    "type_name",
 ]
 
 _DIGIT = "[0-9]"
@@ -122,6 +124,22 @@ class time_from(FunctionElement[Any]):
     inherit_cache = True
 
 
+class type_name(FunctionElement[str]):
+    """The type a value is stored with, in SQLite's words: null, integer, real, text or blob."""
+
+    name = "type_name"
+    type = Text()
+    inherit_cache = True
+
+
+class exact_hex(FunctionElement[str]):
+    """The bytes of a value in hexadecimal digits; of a number, those of its text with all its digits."""
+
+    name = "exact_hex"
+    type = Text()
+    inherit_cache = True
+
+
 class flagged(FunctionElement[bool]):
     """Whether a stored flag is set: a number other than 0, or the word true."""
 
@@ -146,20 +164,20 @@ class synthesis_json(FunctionElement[str]):
     inherit_cache = True
 
 
-def _arguments(element: Any, compiler: Any, **kw: Any) -> list[str]:
+def arguments(element: Any, compiler: Any, **kw: Any) -> list[str]:
     return [compiler.process(clause, **kw) for clause in element.clauses]
 
 
 @compiles(same, "sqlite")
 def _same(element: Any, compiler: Any, **kw: Any) -> str:
-    a, b = _arguments(element, compiler, **kw)
+    a, b = arguments(element, compiler, **kw)
     numbers = f"typeof({a}) = typeof({b}) AND +{a} IS +{b} AND CAST({a} AS BLOB) IS CAST({b} AS BLOB)"
     return f"(CASE WHEN +{a} < '' THEN {numbers} ELSE +{a} COLLATE BINARY IS +{b} END)"
 
 
 @compiles(holds, "sqlite")
 def _holds(element: Any, compiler: Any, **kw: Any) -> str:
-    column, value = _arguments(element, compiler, **kw)
+    column, value = arguments(element, compiler, **kw)
     (first, _) = element.clauses
     if isinstance(first.type, Text):
         return f"(+{column} COLLATE BINARY IS +CAST({value} AS TEXT))"
@@ -176,7 +194,7 @@ def _shaped(x: str) -> str:
 
 @compiles(milliseconds, "sqlite")
 def _milliseconds(element: Any, compiler: Any, **kw: Any) -> str:
-    (x,) = _arguments(element, compiler, **kw)
+    (x,) = arguments(element, compiler, **kw)
     second = f"substr({x}, 1, 19)"
     fraction = f"instr({x}, char(0)) = 0 AND substr({x}, 20) GLOB '.[0-9]*' AND substr({x}, 21) NOT GLOB '*[^0-9]*'"
     return (
@@ -201,7 +219,7 @@ def _verbatim_text(x: str) -> str:
 
 @compiles(run_key, "sqlite")
 def _run_key(element: Any, compiler: Any, **kw: Any) -> str:
-    run, at = _arguments(element, compiler, **kw)
+    run, at = arguments(element, compiler, **kw)
     return (
         f"(CASE WHEN typeof({run}) = 'text' THEN 'run:' || {run}"
         f" WHEN {run} IS NOT NULL THEN 'run-' || typeof({run}) || ':' || hex({run})"
@@ -212,7 +230,7 @@ def _run_key(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(time_from, "sqlite")
 def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
-    (ms,) = _arguments(element, compiler, **kw)
+    (ms,) = arguments(element, compiler, **kw)
     rest = f"((({ms}) % 1000 + 1000) % 1000)"  # SQL's % keeps the sign of what it divides
     second = f"datetime((({ms}) - {rest}) / 1000, 'unixepoch')"
     return (
@@ -221,9 +239,21 @@ def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
     )
 
 
+@compiles(type_name, "sqlite")
+def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
+    (x,) = arguments(element, compiler, **kw)
+    return f"typeof({x})"
+
+
+@compiles(exact_hex, "sqlite")
+def _exact_hex(element: Any, compiler: Any, **kw: Any) -> str:
+    (x,) = arguments(element, compiler, **kw)
+    return f"hex(CASE typeof({x}) WHEN 'real' THEN printf('%!.20g', {x}) ELSE {x} END)"
+
+
 @compiles(flagged, "sqlite")
 def _flagged(element: Any, compiler: Any, **kw: Any) -> str:
-    (x,) = _arguments(element, compiler, **kw)
+    (x,) = arguments(element, compiler, **kw)
     return (
         f"(CASE WHEN typeof({x}) IN ('integer', 'real') THEN {x} <> 0"
         f" WHEN typeof({x}) = 'text' THEN lower({x}) = 'true' ELSE 0 END)"
@@ -232,13 +262,13 @@ def _flagged(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(says, "sqlite")
 def _says(element: Any, compiler: Any, **kw: Any) -> str:
-    x, word = _arguments(element, compiler, **kw)
+    x, word = arguments(element, compiler, **kw)
     return f"(instr(lower(CAST({x} AS TEXT)), {word}) > 0)"
 
 
 @compiles(synthesis_json, "sqlite")
 def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
-    values = _arguments(element, compiler, **kw)
+    values = arguments(element, compiler, **kw)
     keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
     pairs = ", ".join(f"'{key}', {value}" for key, value in zip(keys, values, strict=True))
     speakable = " AND ".join(

@@ -11,9 +11,11 @@ from sqlalchemy import (
     and_,
     delete,
     exists,
+    false,
     func,
     literal_column,
     not_,
+    or_,
     select,
     union_all,
     update,
@@ -21,7 +23,7 @@ from sqlalchemy import (
 
 from consensus_orm.expressions import holds
 from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
-from consensus_orm.sql import FALSE, chunk_bounds, in_keys, in_range, link, newest_first, render
+from consensus_orm.sql import Words, chunk_bounds, in_keys, in_range, link, newest_first
 
 if TYPE_CHECKING:
     from consensus_orm.statements import PairStatements
@@ -35,10 +37,13 @@ class ParentStatements:
     Args:
         parent: The declared parent.
         mapping: The mapping it belongs to.
+        words: How statements are printed.
     """
 
-    def __init__(self, parent: Parent, mapping: Mapping) -> None:
+    def __init__(self, parent: Parent, mapping: Mapping, words: Words) -> None:
         self.parent = parent
+        self.words = words
+        self.render = words.render
         self.members = mapping.members(parent)
 
     def derived(self, parent: FromClause) -> dict[str, ColumnElement[Any]]:
@@ -74,9 +79,8 @@ class ParentStatements:
         return func.coalesce(value, literal_column(rule.otherwise)) if rule.otherwise != "NULL" else value
 
     def _has_rows(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
-        return func.max(
-            *(exists().where(pair.table.c[link(pair)] == key).correlate(key.table) for pair in self.members),
-            FALSE,
+        return or_(
+            false(), *(exists().where(pair.table.c[link(pair)] == key).correlate(key.table) for pair in self.members)
         )
 
     def depends_on(self, pair: Pair) -> bool:
@@ -90,32 +94,40 @@ class ParentStatements:
         if not self.parent.derived:
             return ""
         statement = update(table).values(self.derived(table)).where(in_keys(self.parent.key))
-        return render(statement)
+        return self.render(statement)
 
     @cache  # noqa: B019 - lives as long as the mapping does
-    def refresh_in_range(self, pair: PairStatements) -> str:
+    def refresh_in_range(self, pair: PairStatements) -> tuple[str, ...]:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
         table, rows = self.parent.table, pair.pair.table
         if not self.parent.derived:
-            return ""
-        linked = select(rows.c[link(pair.pair)]).where(in_range(pair.pair.key))
-        return render(update(table).values(self.derived(table)).where(self.parent.key.in_(linked)))
+            return ()
+        theirs = self.parent.key.in_(select(rows.c[link(pair.pair)]).where(in_range(pair.pair.key)))
+        return (*self._lock(theirs), self.render(update(table).values(self.derived(table)).where(theirs)))
+
+    def _lock(self, which: ColumnElement[bool]) -> tuple[str, ...]:
+        return self.words.lock(select(self.parent.key).where(which).order_by(self.parent.key))
+
+    @cached_property
+    def settle(self) -> tuple[str, ...]:
+        """Remove those of the parents in `_keys` that no row belongs to, and derive the others again."""
+        return (*self._lock(in_keys(self.parent.key)), self.prune, *([self.refresh] if self.refresh else []))
 
     @cached_property
     def prune(self) -> str:
         """Remove those of the parents in `_keys` that no row belongs to."""
         key = self.parent.key
-        return render(delete(self.parent.table).where(in_keys(key), self._has_rows(key) == FALSE))
+        return self.render(delete(self.parent.table).where(in_keys(key), not_(self._has_rows(key))))
 
     @cached_property
     def differing(self) -> str:
         """Parents between `_first` and `_last` without rows, or whose derived columns are not what follows."""
         table, key = self.parent.table, self.parent.key
         right = [holds(table.c[name], value) for name, value in self.derived(table).items()]
-        wrong = not_(and_(self._has_rows(key) != FALSE, *right))
-        return render(select(key).where(in_range(key), wrong).order_by(key))
+        wrong = not_(and_(self._has_rows(key), *right))
+        return self.render(select(key).where(in_range(key), wrong).order_by(key))
 
     @cached_property
     def next_chunk(self) -> tuple[str, str]:
         """Bounds of the first chunk of parents, and of each further one."""
-        return tuple(chunk_bounds(self.parent.table, self.parent.key, first=first) for first in (True, False))  # type: ignore[return-value]
+        return tuple(chunk_bounds(self.words, self.parent.key, first=first) for first in (True, False))  # type: ignore[return-value]

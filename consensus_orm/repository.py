@@ -179,8 +179,8 @@ class Repository:
             return
         parents = [key for (key,) in self.uow._rows(self.sql.parents_of, {"_keys": keys})]
         self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
-        self._execute_on_parents(self._parent.prune, parents)
-        self._execute_on_parents(self._parent.refresh, parents)
+        for statement in self._parent.settle:
+            self._execute_on_parents(statement, parents)
 
     def _execute_on_parents(self, sql: str, parents: Sequence[Any]) -> None:
         self.uow._execute(sql, {"_keys": json.dumps(parents)})

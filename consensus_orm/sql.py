@@ -3,31 +3,154 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, FromClause, Table, bindparam, func, literal_column, select
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Dialect,
+    FromClause,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    cast,
+    false,
+    func,
+    literal_column,
+    select,
+    table,
+    true,
+)
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 from consensus_orm.mapping import Pair
 
-__all__ = ["FALSE", "TRUE", "chunk_bounds", "in_keys", "in_range", "link", "newest_first", "render"]
+if TYPE_CHECKING:
+    from consensus_orm.statements import PairStatements
 
-_DIALECT = sqlite.dialect(paramstyle="named")
-TRUE: ColumnElement[Any] = literal_column("1")
-FALSE: ColumnElement[Any] = literal_column("0")
+__all__ = [
+    "FALSE",
+    "TRUE",
+    "InKeys",
+    "Words",
+    "chunk_bounds",
+    "in_keys",
+    "in_range",
+    "link",
+    "newest_first",
+    "overwriting",
+    "words",
+]
+
+TRUE: ColumnElement[bool] = true()
+FALSE: ColumnElement[bool] = false()
 
 
-def render(statement: ClauseElement) -> str:
-    """Print a statement as SQL with named parameters, its constants written out."""
-    compiled = statement.compile(dialect=_DIALECT)
-    constants = {name: value for name, value in (compiled.params or {}).items() if value is not None}
-    return re.sub(r":(\w+)", lambda m: str(constants.get(m[1], m[0])), str(compiled))
+class Words:
+    """How statements are printed for SQLite, and what each other kind of database says otherwise.
+
+    Everything about SQL on rows that is not an expression on values (`expressions`) and differs from database to
+    database is here.
+    """
+
+    dialect: Dialect = sqlite.dialect(paramstyle="named")
+
+    @property
+    def name(self) -> str:
+        """The kind of database, as SQLAlchemy calls it."""
+        return self.dialect.name
+
+    def render(self, statement: ClauseElement) -> str:
+        """Print a statement as SQL with named parameters, its constants written out."""
+        compiled = statement.compile(dialect=self.dialect)
+        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        return re.sub(r":(\w+)", lambda m: str(constants.get(m[1], m[0])), str(compiled))
+
+    def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+        """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
+        return cast(value, Text) if isinstance(type_, Text) else value
+
+    def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Text in the order of its bytes, whatever the collation of the database."""
+        return text
+
+    def ignoring(self, into: Table, names: list[str], rows: Select[Any], unless: str | None = None) -> ClauseElement:
+        """Insert rows, and leave out those that are there or cannot be taken.
+
+        Args:
+            into: Where to.
+            names: The columns.
+            rows: Their values.
+            unless: The key; a row that is there under it is overwritten instead.
+        """
+        statement = sqlite.insert(into).prefix_with("OR IGNORE").from_select(names, rows)
+        return statement if unless is None else overwriting(statement, names, unless)
+
+    def next_key(self, pair: Pair) -> str:
+        """The next id, above whatever either side has or has ever given (rule 3)."""
+        tables = (pair.legacy_table, pair.table)
+        names: list[ColumnElement[Any]] = [literal_column(f"'{t.name}'") for t in tables]
+        given: Select[Any] = select(func.max(literal_column("seq"))).select_from(table("sqlite_sequence"))
+        given = given.where(literal_column("name").in_(names))
+        highest = [given, *(select(func.max(t.c[pair.key.name])) for t in tables)]
+        zero: ColumnElement[Any] = literal_column("0")
+        largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))
+        return self.render(select(largest + literal_column("1")))
+
+    def find_parent(self, found: Select[Any], _pair: PairStatements) -> str:
+        """The parent of a row as meant, and whether the row is earlier than any it has; no row where there is none.
+
+        Args:
+            found: Says so.
+            _pair: What another kind of database needs to make the parent with the same statement.
+        """
+        return self.render(found)
+
+    def lock(self, keys: Select[Any]) -> tuple[str, ...]:
+        """What keeps parents from being changed by others until the end of the transaction: here the write lock."""
+        return ()
+
+
+def overwriting(statement: Any, names: list[str], key: str) -> ClauseElement:
+    """Let an insert overwrite the rows that are there under a key."""
+    new = {name: statement.excluded[name] for name in names if name != key}
+    overwrites: ClauseElement = statement.on_conflict_do_update(index_elements=[key], set_=new)
+    return overwrites
+
+
+@cache
+def words(name: str) -> Words:
+    """How statements are printed for a kind of database: sqlite or postgresql."""
+    if name == "postgresql":
+        from consensus_orm.postgresql.words import PostgresWords
+
+        return PostgresWords()
+    return Words()
+
+
+class InKeys(FunctionElement[bool]):
+    """Whether the first argument is in the JSON array that the second one is."""
+
+    name = "in_keys"
+    type = Boolean()
+    inherit_cache = True
 
 
 def in_keys(column: ColumnElement[Any], name: str = "_keys") -> ColumnElement[bool]:
     """Whether a key is in the JSON array bound to a parameter; one statement for any number of keys."""
-    return column.in_(select(literal_column("value")).select_from(func.json_each(bindparam(name))))
+    return InKeys(column, bindparam(name))
+
+
+@compiles(InKeys, "sqlite")
+def _in_json(element: Any, compiler: Any, **kw: Any) -> str:
+    column, keys = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({keys}))"
 
 
 def in_range(column: ColumnElement[Any]) -> ColumnElement[bool]:
@@ -35,13 +158,13 @@ def in_range(column: ColumnElement[Any]) -> ColumnElement[bool]:
     return column.between(bindparam("_first"), bindparam("_last"))
 
 
-def chunk_bounds(table: Table, key: ColumnElement[Any], *, first: bool) -> str:
+def chunk_bounds(words: Words, key: ColumnElement[Any], *, first: bool) -> str:
     """The first key, last key and number of rows of the next chunk of at most `_rows` rows after `_after`."""
     rows = select(key.label("k")).order_by(key).limit(bindparam("_rows"))
     if not first:
         rows = rows.where(key > bindparam("_after"))
     chunk = rows.subquery()
-    return render(select(func.min(chunk.c.k), func.max(chunk.c.k), func.count()).select_from(chunk))
+    return words.render(select(func.min(chunk.c.k), func.max(chunk.c.k), func.count()).select_from(chunk))
 
 
 def link(pair: Pair) -> str:
@@ -51,7 +174,7 @@ def link(pair: Pair) -> str:
     return key
 
 
-def newest_first(pair: Pair, table: FromClause) -> list[ColumnElement[Any]]:
+def newest_first(pair: Pair, of: FromClause) -> list[ColumnElement[Any]]:
     """The order of rows everywhere: newest first, ties by key, newest first."""
-    newest = [] if pair.newest is None else [table.c[pair.newest.key].desc()]
-    return [*newest, table.c[pair.key.name].desc()]
+    newest = [] if pair.newest is None else [of.c[pair.newest.key].desc()]
+    return [*newest, of.c[pair.key.name].desc()]

@@ -15,16 +15,11 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     FromClause,
-    MetaData,
     Select,
-    SelectBase,
     Table,
-    Text,
     alias,
     and_,
     bindparam,
-    case,
-    cast,
     column,
     delete,
     exists,
@@ -37,13 +32,12 @@ from sqlalchemy import (
     table,
     update,
 )
-from sqlalchemy.dialects import sqlite
 
-from consensus_orm.expressions import holds, same
+from consensus_orm.expressions import exact_hex, holds, same, type_name
 from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Row
 from consensus_orm.parents import ParentStatements
 from consensus_orm.phase import Side
-from consensus_orm.sql import FALSE, TRUE, chunk_bounds, in_keys, in_range, link, render
+from consensus_orm.sql import FALSE, TRUE, Words, chunk_bounds, in_keys, in_range, link, words
 
 __all__ = ["PairStatements", "Statements"]
 
@@ -53,10 +47,13 @@ class PairStatements:
 
     Args:
         pair: The declared pair.
+        words: How statements are printed.
     """
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, words: Words) -> None:
         self.pair = pair
+        self.words = words
+        self.render = words.render
 
     # Where a row stands, as expressions -----------------------------------------------------------------
 
@@ -68,7 +65,7 @@ class PairStatements:
     def _bind(self, name: str, attribute: Any) -> ColumnElement[Any]:
         type_ = self.pair.column(attribute).type
         value = bindparam(f"_{name}", type_=type_)
-        return cast(value, Text) if isinstance(type_, Text) else value
+        return self.words.typed(value, type_)
 
     def legacy_row(self, table: FromClause | None = None) -> Row:
         """The row as the legacy table holds it."""
@@ -159,7 +156,7 @@ class PairStatements:
         meant += self.agreement(self.bound).values()
         meant += [same(self.pair.table.c[a.key], self._kept_bind(a)) for a in self.pair.kept]
         meant += [legacy.c[self._key] == bindparam("_key")]
-        return render(select(func.count()).select_from(source).where(*meant))
+        return self.render(select(func.count()).select_from(source).where(*meant))
 
     def _kept_bind(self, attribute: Any) -> ColumnElement[Any]:
         return self._bind(attribute.key, attribute)
@@ -173,7 +170,7 @@ class PairStatements:
         """Names of what is compared, and for the row under `_key`: on which sides it is, and each comparison."""
         legacy = self.pair.legacy_table
         parent = self.pair.parent.table if self.pair.parent else None
-        only = select(bindparam("_key").label("k")).subquery()
+        only = select(self.words.typed(bindparam("_key"), self.pair.key.type).label("k")).subquery()
         source = only.outerjoin(legacy, legacy.c[self._key] == only.c.k).outerjoin(
             self.pair.table, self.pair.key == only.c.k
         )
@@ -181,7 +178,7 @@ class PairStatements:
             source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[link(self.pair)])
         compared = self.agreement(self.legacy_row())
         present = [legacy.c[self._key].is_not(None), self.pair.key.is_not(None)]
-        return tuple(compared), render(select(*present, *compared.values()).select_from(source))
+        return tuple(compared), self.render(select(*present, *compared.values()).select_from(source))
 
     # Reading --------------------------------------------------------------------------------------------
 
@@ -230,31 +227,35 @@ class PairStatements:
         statement, names = self.projection(side, *more)
         newest = [names[NEWEST].desc()] if NEWEST in names else []
         statement = statement.where(*self._filter(names, filters)).order_by(*newest, names[self._key].desc())
-        return render(statement.limit(bindparam("_limit")) if limited else statement)
+        return self.render(statement.limit(bindparam("_limit")) if limited else statement)
 
     @cache  # noqa: B019
     def get(self, side: Side) -> str:
         """The row of a side under `_key`."""
         statement, names = self.projection(side)
-        return render(statement.where(names[self._key] == bindparam("_key")))
+        return self.render(statement.where(names[self._key] == bindparam("_key")))
 
     @cache  # noqa: B019
     def count(self, side: Side, filters: tuple[str, ...]) -> str:
         """How many rows of a side equal the bound values of some columns."""
         statement, names = self.projection(side)
-        return render(statement.with_only_columns(func.count()).where(*self._filter(names, filters)))
+        return self.render(statement.with_only_columns(func.count()).where(*self._filter(names, filters)))
 
     @cache  # noqa: B019
     def distinct(self, side: Side, column: str) -> str:
         """The values of a column on a side, each once, in order."""
         statement, names = self.projection(side)
-        return render(statement.with_only_columns(names[column]).distinct().order_by(names[column]))
+        value = names[column]
+        # Grouped, because DISTINCT would not be ordered by anything but the value itself.
+        return self.render(statement.with_only_columns(value).group_by(value).order_by(self.words.in_bytes(value)))
 
     @cache  # noqa: B019
     def keys(self, side: Side, filters: tuple[str, ...]) -> str:
-        """Keys of the rows of a side that equal the bound values of some columns."""
+        """Keys of the rows of a side that equal the bound values of some columns; nobody else changes those then."""
         statement, names = self.projection(side)
-        return render(statement.with_only_columns(names[self._key]).where(*self._filter(names, filters)))
+        statement = statement.with_only_columns(names[self._key]).where(*self._filter(names, filters))
+        table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
+        return self.render(statement.with_for_update(of=table))
 
     def _filter(self, names: dict[str, ColumnElement[Any]], filters: tuple[str, ...]) -> list[Any]:
         return [names[name] == self.bound[name] for name in filters]
@@ -264,19 +265,13 @@ class PairStatements:
     @cached_property
     def next_key(self) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
-        tables = (self.pair.legacy_table, self.pair.table)
-        names: list[ColumnElement[Any]] = [literal_column(f"'{t.name}'") for t in tables]
-        seq: ColumnElement[Any] = literal_column("seq")
-        given = select(func.max(seq)).select_from(_SEQUENCES)
-        given = given.where(literal_column("name").in_(names))
-        highest = [given, *(select(func.max(t.c[self._key])) for t in tables)]
-        return render(select(func.max(*(func.coalesce(h.scalar_subquery(), FALSE) for h in highest)) + TRUE))
+        return self.words.next_key(self.pair)
 
     @cached_property
     def insert_legacy(self) -> str:
         """Insert a row as meant, with its key; a key of NULL is given by the database."""
         values: dict[str, Any] = {self._key: bindparam("_key")} | {name: self.bound[name] for name in self.pair.carried}
-        return render(insert(self.pair.legacy_table).values(values).returning(self.pair.legacy_table.c[self._key]))
+        return self.render(insert(self.pair.legacy_table).values(values).returning(self.pair.legacy_table.c[self._key]))
 
     @cached_property
     def insert_normalized(self) -> str:
@@ -285,19 +280,21 @@ class PairStatements:
         values |= {a.key: self._kept_bind(a) for a in self.pair.kept} | {self.pair.marker.key: TRUE}
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
-        return render(insert(self.pair.table).values(values).returning(self.pair.key))
+        return self.render(insert(self.pair.table).values(values).returning(self.pair.key))
 
     @cached_property
     def find_parent(self) -> str:
         """The parent of a row as meant, and whether the row is earlier than any it has."""
         assert self.pair.parent is not None
         table = self.pair.parent.table
-        earliest = self._earliest_column
+        earliest = self.earliest_column
         earlier = FALSE if earliest is None else table.c[earliest] > self._newest_value(self.bound)
-        return render(select(self.pair.parent.key, earlier).where(self._identity(self.bound, table)))
+        found = select(self.pair.parent.key, earlier).where(self._identity(self.bound, table))
+        return self.words.find_parent(found, self)
 
     @property
-    def _earliest_column(self) -> str | None:
+    def earliest_column(self) -> str | None:
+        """The column of the parent that follows its earliest row, if there is one."""
         assert self.pair.parent is not None
         return next((a.key for a, r in self.pair.parent.derived.items() if isinstance(r, Earliest)), None)
 
@@ -305,7 +302,8 @@ class PairStatements:
         assert self.pair.newest is not None
         return self._own_values(row)[self.pair.newest.key]
 
-    def _new_parent(self, row: Row) -> dict[str, ColumnElement[Any]]:
+    def new_parent(self, row: Row) -> dict[str, ColumnElement[Any]]:
+        """What a parent holds whose first row this is; without its key."""
         assert self.pair.parent is not None
         values = self._parent_values(row)
         for attribute, rule in self.pair.parent.derived.items():
@@ -318,25 +316,27 @@ class PairStatements:
     def insert_parent(self) -> str:
         """Insert the parent of a row as meant, which is its first."""
         assert self.pair.parent is not None
-        statement = insert(self.pair.parent.table).values(self._new_parent(self.bound))
-        return render(statement.returning(self.pair.parent.key))
+        statement = insert(self.pair.parent.table).values(self.new_parent(self.bound))
+        return self.render(statement.returning(self.pair.parent.key))
 
     @cached_property
     def make_earlier(self) -> str:
         """Let the parent `_parent` begin with a row as meant."""
         assert self.pair.parent is not None
-        values = {self._earliest_column: self._newest_value(self.bound)}
-        return render(update(self.pair.parent.table).values(values).where(self.pair.parent.key == bindparam("_parent")))
+        values = {self.earliest_column: self._newest_value(self.bound)}
+        return self.render(
+            update(self.pair.parent.table).values(values).where(self.pair.parent.key == bindparam("_parent"))
+        )
 
     # Carrying many rows from one side to the other ------------------------------------------------------
 
     def carry_parents(self, criterion: ColumnElement[bool], row: Row, source: FromClause) -> str:
         """Insert the parents that rows need and that are not there."""
         assert self.pair.parent is not None
-        values = self._new_parent(row)
+        values = self.new_parent(row)
         rows = select(*values.values()).distinct().select_from(source).where(criterion)
         # Rows of one run differ in what is derived; whichever comes first stands until the refresh.
-        return render(insert(self.pair.parent.table).prefix_with("OR IGNORE").from_select(list(values), rows))
+        return self.render(self.words.ignoring(self.pair.parent.table, list(values), rows))
 
     def carry_to_normalized(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the normalized rows of legacy rows; rows that are there stand, or are overwritten."""
@@ -350,7 +350,7 @@ class PairStatements:
             source = legacy.join(parent, self._identity(row, parent))
             values[link(self.pair)] = self.pair.parent.key
         rows = select(*values.values()).select_from(source).where(criterion)
-        return _insert_from(self.pair.table, values, rows, self._key, overwrite=overwrite)
+        return self._insert_from(self.pair.table, values, rows, self._key, overwrite=overwrite)
 
     def carry_to_legacy(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the legacy rows of normalized rows; rows that are there stand, or are overwritten."""
@@ -358,7 +358,13 @@ class PairStatements:
         parent = self.pair.parent.table if self.pair.parent else None
         values: dict[str, Any] = {self._key: self.pair.key} | {name: row[name] for name in self.pair.carried}
         rows = select(*values.values()).select_from(self._joined(self.pair.table, parent)).where(criterion)
-        return _insert_from(self.pair.legacy_table, values, rows, self._key, overwrite=overwrite)
+        return self._insert_from(self.pair.legacy_table, values, rows, self._key, overwrite=overwrite)
+
+    def _insert_from(
+        self, table: Table, values: dict[str, Any], rows: Select[Any], key: str, *, overwrite: bool
+    ) -> str:
+        statement = self.words.ignoring(table, list(values), rows, unless=key if overwrite else None)
+        return self.render(statement)
 
     @cached_property
     def legacy_key(self) -> ColumnElement[Any]:
@@ -409,18 +415,18 @@ class PairStatements:
                 self.pair.carried[name].key: func.coalesce(table.c[self.pair.carried[name].key], make(table))
                 for name, make in self.pair.adopted.items()
             }
-            steps.append(render(update(table).values(made).where(foreign)))
+            steps.append(self.render(update(table).values(made).where(foreign)))
         values: dict[str, Any] = {a.key: value(self.normalized_row()) for a, value in self.pair.computed.items()}
         # What is computed may be wrong in a row of ours too, where somebody changed it.
         completed = update(table).values({**values, self.pair.marker.key: TRUE}).where(in_keys(self.pair.key))
-        steps.append(render(completed))
+        steps.append(self.render(completed))
         if self.pair.parent is not None:
             row, source = self.normalized_row(), self._joined(table, self.pair.parent.table)
             steps.append(self.carry_parents(in_keys(self.pair.key), row, source))
             # A row whose parent is gone has no right one: it stays as it is, to be rejected.
             moves = table.c[link(self.pair)] != self._right_parent()
             moved = update(table).values({link(self.pair): self._right_parent()})
-            steps.append(render(moved.where(in_keys(self.pair.key), moves)))
+            steps.append(self.render(moved.where(in_keys(self.pair.key), moves)))
         return tuple(steps)
 
     def _right_parent(self) -> ColumnElement[Any]:
@@ -445,18 +451,18 @@ class PairStatements:
     def delete(self, side: Side) -> str:
         """Delete the rows in `_keys` from a side."""
         table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
-        return render(delete(table).where(in_keys(table.c[self._key])))
+        return self.render(delete(table).where(in_keys(table.c[self._key])))
 
     @cache  # noqa: B019
     def present(self, side: Side) -> str:
         """Those of `_keys` that a side has."""
         table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
-        return render(select(table.c[self._key]).where(in_keys(table.c[self._key])))
+        return self.render(select(table.c[self._key]).where(in_keys(table.c[self._key])))
 
     @cached_property
     def parents_of(self) -> str:
         """The parents of the normalized rows in `_keys`."""
-        return render(select(self.pair.table.c[link(self.pair)]).distinct().where(in_keys(self.pair.key)))
+        return self.render(select(self.pair.table.c[link(self.pair)]).distinct().where(in_keys(self.pair.key)))
 
     # Verifying ------------------------------------------------------------------------------------------
 
@@ -465,7 +471,7 @@ class PairStatements:
         """Bounds of the first chunk of a side, and of each further one."""
         table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
         key = table.c[self._key]
-        return chunk_bounds(table, key, first=True), chunk_bounds(table, key, first=False)
+        return chunk_bounds(self.words, key, first=True), chunk_bounds(self.words, key, first=False)
 
     @cache  # noqa: B019
     def unequal_in_range(self, *, but_recorded: bool = False) -> str:
@@ -484,7 +490,7 @@ class PairStatements:
     def _unequal(self, criterion: ColumnElement[bool], but_recorded: bool) -> str:
         equal = self.counterpart(self.legacy_row(), self.legacy_key).correlate(self.pair.legacy_table)
         statement = select(self.legacy_key).where(criterion, not_(equal)).order_by(self.legacy_key)
-        return render(statement.where(self._unrecorded(self.legacy_key)) if but_recorded else statement)
+        return self.render(statement.where(self._unrecorded(self.legacy_key)) if but_recorded else statement)
 
     def _unrecorded(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
         changes = table("consensus_orm_changes", column("pair"), column("key"))
@@ -501,17 +507,17 @@ class PairStatements:
         key = self.pair.key
         there = exists(literal_column("1")).where(self.legacy_key == key).correlate(self.pair.table)
         statement = select(key).where(in_range(key), not_(there)).order_by(key)
-        return render(statement.where(self._unrecorded(key)) if but_recorded else statement)
+        return self.render(statement.where(self._unrecorded(key)) if but_recorded else statement)
 
     @cached_property
     def foreign_in_keys(self) -> str:
         """Those of the normalized rows in `_keys` that another program wrote and nobody has adopted."""
-        return render(select(self.pair.key).where(in_keys(self.pair.key), self._unmarked))
+        return self.render(select(self.pair.key).where(in_keys(self.pair.key), self._unmarked))
 
     @cached_property
     def foreign_in_range(self) -> str:
         """The normalized rows between `_first` and `_last` that another program wrote and nobody has adopted."""
-        return render(select(self.pair.key).where(in_range(self.pair.key), self._unmarked))
+        return self.render(select(self.pair.key).where(in_range(self.pair.key), self._unmarked))
 
     @property
     def _unmarked(self) -> ColumnElement[bool]:
@@ -529,31 +535,14 @@ class PairStatements:
         if side is Side.NORMALIZED and self.pair.parent is not None:
             parent = self.pair.parent
             source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
-        parts = [part for v in names.values() for part in (func.typeof(v), _exact_hex(v))]
-        return tuple(names), render(select(*parts).select_from(source).where(names[self._key] == bindparam("_key")))
+        parts = [part for v in names.values() for part in (type_name(v), exact_hex(v))]
+        return tuple(names), self.render(
+            select(*parts).select_from(source).where(names[self._key] == bindparam("_key"))
+        )
 
 
 NEWEST = "newest_"
 """Label of the column that orders rows."""
-
-_SEQUENCES = Table("sqlite_sequence", MetaData())
-
-
-def _exact_hex(value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The bytes of a value; a real number with all its digits."""
-    exact = case(
-        (func.typeof(value) == literal_column("'real'"), func.printf(literal_column("'%!.20g'"), value)),
-        else_=value,
-    )
-    return func.hex(exact)
-
-
-def _insert_from(table: Table, values: dict[str, Any], rows: SelectBase, key: str, *, overwrite: bool) -> str:
-    statement = sqlite.insert(table).prefix_with("OR IGNORE").from_select(list(values), rows)
-    if overwrite:
-        new = {name: statement.excluded[name] for name in values if name != key}
-        return render(statement.on_conflict_do_update(index_elements=[key], set_=new))
-    return render(statement)
 
 
 class Statements:
@@ -561,12 +550,14 @@ class Statements:
 
     Args:
         mapping: The declaration.
+        database: The kind of database they are printed for: sqlite or postgresql.
     """
 
-    def __init__(self, mapping: Mapping) -> None:
+    def __init__(self, mapping: Mapping, database: str = "sqlite") -> None:
         self.mapping = mapping
-        self._pairs = {pair.name: PairStatements(pair) for pair in mapping.pairs}
-        self.parents = {p.table.name: ParentStatements(p, mapping) for p in mapping.parents}
+        self.words = words(database)
+        self._pairs = {pair.name: PairStatements(pair, self.words) for pair in mapping.pairs}
+        self.parents = {p.table.name: ParentStatements(p, mapping, self.words) for p in mapping.parents}
 
     def __getitem__(self, pair: Pair) -> PairStatements:
         return self._pairs[pair.name]

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
 
 from consensus_orm.mapping import Mapping, Pair
 from consensus_orm.phase import Phase
-from consensus_orm.sql import render
+from consensus_orm.sql import words
 from consensus_orm.statements import PairStatements, Statements
 
 __all__ = ["PREFIX", "drop_all", "for_phase"]
@@ -82,7 +82,7 @@ def _new(table_: Table) -> Any:  # stands where a FromClause is asked for its co
 
 
 def _trigger(name: str, event: str, table_: Table, condition: ColumnElement[bool] | None, *body: str) -> str:
-    when = "" if condition is None else f" WHEN {render(condition)}"
+    when = "" if condition is None else f" WHEN {words('sqlite').render(condition)}"
     statements = " ".join(f"{statement};" for statement in body)
     return f'CREATE TRIGGER "{PREFIX}{name}" {event} ON "{table_.name}"{when} BEGIN {statements} END'
 

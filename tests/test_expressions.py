@@ -30,7 +30,9 @@ from consensus_orm.expressions import (
     time_text,
 )
 from consensus_orm.models.base import Verbatim
-from consensus_orm.sql import render
+from consensus_orm.sql import words
+
+render = words("sqlite").render
 from tests.field.rows import CONTENTS, TIMES, Sql
 
 SHAPE = re.compile(rb"(\d\d\d\d)-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d+))?")

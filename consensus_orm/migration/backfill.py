@@ -197,7 +197,8 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> int:
     for statement in sql.backfill:
         uow._execute(statement, parameters)
     if parent is not None:
-        uow._execute(parent.refresh_in_range(sql), parameters)
+        for statement in parent.refresh_in_range(sql):
+            uow._execute(statement, parameters)
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.
     ledger.forget_changes(uow, after=mark)
     unequal = [key for (key,) in uow._rows(sql.unequal_in_range(), parameters)]

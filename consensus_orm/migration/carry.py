@@ -97,7 +97,7 @@ def _parents_kept(uow: UnitOfWork, pair: Pair, parameters: dict[str, Any]) -> It
     before = {key for (key,) in uow._rows(sql, parameters)}
     yield
     touched = before | {key for (key,) in uow._rows(sql, parameters)}
-    for statement in (parent.prune, parent.refresh):
+    for statement in parent.settle:
         uow._execute(statement, {"_keys": json.dumps(list(touched))})
 
 

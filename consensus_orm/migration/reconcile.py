@@ -133,7 +133,7 @@ def _repair(writing: Callable[[], UnitOfWork], seen: Seen, adopted: int) -> Reco
         require_epoch(uow, seen)
         for parent, keys in seen.parents.items():
             sql = uow.statements.parents[parent]
-            for statement in (sql.prune, sql.refresh):
+            for statement in sql.settle:
                 uow._execute(statement, {"_keys": json.dumps(keys)})
             repairs += [Repair(parent, key, "derive", Side.NORMALIZED) for key in keys]
         rejects += repair_open(uow)

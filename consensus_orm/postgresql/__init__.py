@@ -1,0 +1,1 @@
+"""What PostgreSQL says otherwise than SQLite: imported only where a URL names it."""
