@@ -31,9 +31,9 @@ from consensus_orm.expressions import (
 )
 from consensus_orm.models.base import Verbatim
 from consensus_orm.sql import words
+from tests.field.rows import CONTENTS, TIMES, Sql
 
 render = words("sqlite").render
-from tests.field.rows import CONTENTS, TIMES, Sql
 
 SHAPE = re.compile(rb"(\d\d\d\d)-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d+))?")
 EPOCH = date(1970, 1, 1).toordinal()

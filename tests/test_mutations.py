@@ -41,16 +41,16 @@ MUTATIONS = (
     ),
     Mutation(
         "3 ids come from the normalized side alone",
-        "statements.py",
-        "tables = (self.pair.legacy_table, self.pair.table)",
-        "tables = (self.pair.table,)",
+        "sql.py",
+        "tables = (pair.legacy_table, pair.table)",
+        "tables = (pair.table,)",
         "rule_3",
     ),
     Mutation(
         "4 a NULL run id is an empty one",
         "expressions.py",
-        "    run, at = _arguments(element, compiler, **kw)\n",
-        "    run, at = _arguments(element, compiler, **kw)\n    run = f\"coalesce({run}, '')\"\n",
+        "    run, at = arguments(element, compiler, **kw)\n",
+        "    run, at = arguments(element, compiler, **kw)\n    run = f\"coalesce({run}, '')\"\n",
         "rule_4",
     ),
     Mutation(
@@ -63,8 +63,8 @@ MUTATIONS = (
     Mutation(
         "5 values are compared as texts",
         "expressions.py",
-        "def _same(element: Any, compiler: Any, **kw: Any) -> str:\n    a, b = _arguments(element, compiler, **kw)\n",
-        "def _same(element: Any, compiler: Any, **kw: Any) -> str:\n    a, b = _arguments(element, compiler, **kw)\n"
+        "def _same(element: Any, compiler: Any, **kw: Any) -> str:\n    a, b = arguments(element, compiler, **kw)\n",
+        "def _same(element: Any, compiler: Any, **kw: Any) -> str:\n    a, b = arguments(element, compiler, **kw)\n"
         '    a, b = f"CAST({a} AS TEXT)", f"CAST({b} AS TEXT)"\n',
         "rule_5",
     ),
