@@ -29,6 +29,7 @@ __all__ = [
     "FILE_MODE",
     "DriverConnection",
     "begin",
+    "borrow",
     "checkout",
     "create",
     "database_path",
@@ -191,6 +192,16 @@ def begin(connection: DriverConnection, *, write: bool) -> None:
         connection.begin_writing()
     else:
         connection.execute("BEGIN")
+
+
+def borrow(engine: Engine, *, write: bool) -> PoolProxiedConnection:
+    """Take a connection out of the pool for a transaction that `begin` begins; `close` gives it back.
+
+    Args:
+        engine: The engine.
+        write: Whether the transaction writes.
+    """
+    return engine.pool.borrow(write=write) if isinstance(engine.pool, Pool) else engine.raw_connection()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from consensus_orm import errors
-from consensus_orm.engine import DriverConnection, begin, translate, translated
+from consensus_orm.engine import DriverConnection, begin, borrow, translate, translated
 from consensus_orm.expressions import time_text
 from consensus_orm.guard import Guard
 from consensus_orm.mapping import Pair
@@ -100,7 +100,7 @@ class UnitOfWork:
         return self
 
     def _borrow(self) -> None:
-        self._pooled = self.engine.raw_connection()
+        self._pooled = borrow(self.engine, write=not self.read_only)
 
     def _begin(self) -> None:
         assert self._pooled is not None

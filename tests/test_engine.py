@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from consensus_orm import connection as connection_module
 from consensus_orm import engine as engine_module
 from consensus_orm import errors, journal
-from consensus_orm.engine import begin, checkout, create, driver, prepare, source_of
+from consensus_orm.engine import begin, borrow, checkout, create, driver, prepare, source_of
 from consensus_orm.pool import Pool
 from consensus_orm.settings import Settings
 from tests import oracle
@@ -475,6 +475,22 @@ def test_read_only_transactions_cannot_write_and_the_next_can(engine: Engine) ->
     with Session(engine) as session, session.begin():
         session.execute(text("INSERT INTO t VALUES (2)"))
     assert rows(engine) == [2]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_connection_that_read_is_not_turned_round_to_write(
+    path: Path, open_engine: Callable[..., Engine], size: int
+) -> None:
+    """Reads and writes by turns keep a connection each where there are two: SQLite prepares no statement again."""
+    engine = open_engine(path, QUICK.model_copy(update={"pool_size": size}))
+    used = []
+    for write in (True, False) * 3:
+        pooled = borrow(engine, write=write)
+        begin(driver(pooled), write=write)
+        used.append(driver(pooled))
+        pooled.close()
+    assert len(set(used[0::2])) == len(set(used[1::2])) == 1
+    assert len(set(used)) == size
 
 
 def test_sessions_take_their_turn(engine: Engine) -> None:
