@@ -11,16 +11,20 @@ import sqlite3
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.journal import Journal
+from consensus_orm.lock import Lock
 from consensus_orm.settings import Settings
 from consensus_orm.turns import Turns
 
-__all__ = ["FILE_MODE", "DriverConnection", "Source", "pragmas"]
+__all__ = ["FILE_MODE", "READ_PHASE", "DriverConnection", "Source", "pragmas", "storable"]
+
+READ_PHASE = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
 FILE_MODE = 0o600
 """Mode of a new database file: what agents say is nobody else's to read."""
@@ -41,6 +45,7 @@ class DriverConnection(sqlite3.Connection):
     return to the pool (which rolls back) or the garbage collector.
     """
 
+    Error = sqlite3.Error
     query_only = False
     last_used = 0.0
     identity: tuple[int, int] | None = None
@@ -59,6 +64,80 @@ class DriverConnection(sqlite3.Connection):
         """Read a pragma; None where it gives no row."""
         row = self.execute(f"PRAGMA {name}").fetchone()
         return row and row[0]
+
+    def begin(self, *, write: bool) -> None:
+        """Begin a transaction; `engine.begin` says how.
+
+        Raises:
+            DatabaseBusyError: The write lock did not come in time.
+        """
+        self.allow_writes(write)
+        if write:
+            self.begin_writing()
+        else:
+            self.execute("BEGIN")
+
+    def begin_unit(self, lock: Lock) -> None:
+        """Begin the transaction of a unit of work; every lock is the write lock here.
+
+        Raises:
+            DatabaseBusyError: The write lock did not come in time.
+        """
+        self.begin(write=lock is not Lock.NONE)
+
+    def read_phase(self) -> tuple[Any, ...] | None:
+        """Phase and epoch, within the transaction; None where the database does not have our tables."""
+        try:
+            row: tuple[Any, ...] = self.execute(READ_PHASE).fetchone()
+        except sqlite3.OperationalError as error:
+            if not self.is_missing_table(error):
+                raise
+            return None
+        return row
+
+    def hold(self, lock: Lock) -> None:
+        """Take a stronger lock within the transaction; there is none here that it does not have already."""
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Let a statement fail without taking the transaction with it; here that is how statements fail."""
+        yield
+
+    def read_on(self) -> None:
+        """Go on reading after a statement failed; here that needs nothing."""
+
+    @staticmethod
+    def is_missing_table(error: BaseException) -> bool:
+        """Whether a statement of ours failed because its table is not there."""
+        # SQLite has no code of its own for it; of our own statements nothing else can be wrong.
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+
+    @staticmethod
+    def is_read_only(error: BaseException) -> bool:
+        """Whether a statement failed because the transaction may not write."""
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
+
+    @staticmethod
+    def cannot_decode(error: BaseException) -> bool:
+        """Whether a read failed because a text is no UTF-8."""
+        return isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")
+
+    @contextlib.contextmanager
+    def escaping(self) -> Iterator[None]:
+        """Give texts that are no UTF-8 with their bytes escaped.
+
+        Decoding every text in Python would cost each read; so only a read that the driver cannot decode does.
+        """
+        self.text_factory = _decode
+        try:
+            yield
+        finally:
+            self.text_factory = str
+
+    @staticmethod
+    def storable(value: Any) -> Any:
+        """A value as it can be bound: the bytes of a text that UTF-8 cannot say, lone surrogates included."""
+        return storable(value)
 
     def begin_writing(self) -> None:
         """Wait for this connection's turn, then for the write lock; at most the busy timeout for both.
@@ -171,6 +250,29 @@ class DriverConnection(sqlite3.Connection):
 
     def __del__(self) -> None:
         self._release_turn()
+
+
+def storable(value: Any) -> Any:
+    """The bytes of a text that UTF-8 cannot say, lone surrogates included; anything else as it is.
+
+    Text that it can say stays text: some expressions, as the key of a run, depend on the type.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        return value
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
+
+
+def _decode(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _is_busy(error: BaseException) -> bool:

@@ -187,11 +187,7 @@ def begin(connection: DriverConnection, *, write: bool) -> None:
     Raises:
         DatabaseBusyError: The write lock did not come in time.
     """
-    connection.allow_writes(write)
-    if write:
-        connection.begin_writing()
-    else:
-        connection.execute("BEGIN")
+    connection.begin(write=write)
 
 
 def borrow(engine: Engine, *, write: bool) -> PoolProxiedConnection:

@@ -8,8 +8,7 @@ a phase that is over, in any process.
 from __future__ import annotations
 
 import logging
-import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property, partial
 from types import TracebackType
@@ -20,9 +19,11 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from consensus_orm import errors
-from consensus_orm.engine import DriverConnection, begin, borrow, translate, translated
+from consensus_orm.driver import Cursor, Driver, Parameters
+from consensus_orm.engine import borrow, translate, translated
 from consensus_orm.expressions import time_text
 from consensus_orm.guard import Guard
+from consensus_orm.lock import Lock
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Settings
@@ -33,10 +34,6 @@ from consensus_orm.telemetry.hub import log_event
 __all__ = ["UnitOfWork"]
 
 log = logging.getLogger("consensus_orm")
-
-Parameters = Mapping[str, Any]
-
-READ_PHASE = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
 
 class UnitOfWork:
@@ -65,11 +62,12 @@ class UnitOfWork:
         self.statements = statements
         self.settings = settings
         self.read_only = read_only
+        self.lock = Lock.NONE if read_only else Lock.WRITE
         self._prepare = prepare
         self._readable = readable
         self._entered = False
         self._pooled: PoolProxiedConnection | None = None
-        self._driver: DriverConnection | None = None
+        self._driver: Driver | None = None
         self._phase: Phase | None = None
         self._epoch = 0
         self._guard: Guard | None = None
@@ -104,10 +102,10 @@ class UnitOfWork:
 
     def _begin(self) -> None:
         assert self._pooled is not None
-        driver = self._pooled.driver_connection
-        assert isinstance(driver, DriverConnection)
+        driver: Any = self._pooled.driver_connection
+        assert driver is not None
         try:
-            begin(driver, write=not self.read_only)
+            driver.begin_unit(self.lock)
         except BaseException:
             self._pooled.close()
             raise
@@ -115,15 +113,12 @@ class UnitOfWork:
 
     def _read_phase(self) -> None:
         """Read the phase within this transaction; there is none where the database does not have our tables."""
-        try:
-            row = self._connected.execute(READ_PHASE).fetchone()
-        except sqlite3.OperationalError as error:
-            if not _is_missing_table(error):
-                raise (translate(error, self.engine) or error) from error
-            if not (self.read_only and self._readable):
-                self.phase  # noqa: B018 - raises
-            return
-        self._phase, self._epoch = Phase(row[0]), row[1]
+        with translated(self.engine):
+            row = self._connected.read_phase()
+        if row is not None:
+            self._phase, self._epoch = Phase(row[0]), row[1]
+        elif not (self.read_only and self._readable):
+            self.phase  # noqa: B018 - raises
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -160,7 +155,7 @@ class UnitOfWork:
         with translated(self.engine):
             self._commit_transaction(driver)
 
-    def _commit_transaction(self, driver: DriverConnection) -> None:
+    def _commit_transaction(self, driver: Driver) -> None:
         driver.commit()
 
     def _commit_session(self, guard: Guard) -> None:
@@ -260,19 +255,20 @@ class UnitOfWork:
         """
         connection = Connection(self.engine, connection=self._pooled)
         connection.begin()
-        self._guard = Guard(self.statements.mapping, self._connected, read_only=self.read_only)
+        driver: Any = self._connected
+        self._guard = Guard(self.statements.mapping, driver, read_only=self.read_only)
         self._guard.watch(connection)
         return Session(bind=connection, join_transaction_mode="create_savepoint")
 
     # Statements of this package -------------------------------------------------------------------------
 
     @property
-    def _connected(self) -> DriverConnection:
+    def _connected(self) -> Driver:
         if self._driver is None:
             raise errors.UnitOfWorkClosedError
         return self._driver
 
-    def _execute(self, sql: str, parameters: Parameters | Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _execute(self, sql: str, parameters: Parameters = ()) -> Cursor:
         """Run one of our own statements; text that is no UTF-8 is bound as its bytes."""
         driver = self._connected
         if self._guard is not None:
@@ -280,63 +276,29 @@ class UnitOfWork:
             return self._guard.let(call, writes=not sql.startswith("SELECT"))
         return self._execute_on(driver, sql, parameters)
 
-    def _execute_on(self, driver: DriverConnection, sql: str, parameters: Parameters | Sequence[Any]) -> sqlite3.Cursor:
+    def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
         try:
             return driver.execute(sql, parameters)
         except UnicodeEncodeError:
             assert isinstance(parameters, Mapping)
-            return self._execute_on(driver, sql, {name: storable(v) for name, v in parameters.items()})
-        except sqlite3.Error as error:
-            if self.read_only and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+            return self._execute_on(driver, sql, {name: driver.storable(v) for name, v in parameters.items()})
+        except driver.Error as error:
+            if self.read_only and driver.is_read_only(error):
                 raise errors.ReadOnlyUnitOfWorkError from error
             raise (translate(error, self.engine) or error) from error
 
-    def _rows(self, sql: str, parameters: Parameters | Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def _rows(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
         """Rows of a statement, as stored: text that is no UTF-8 comes with its bytes escaped."""
+        driver = self._connected
         try:
             return self._execute(sql, parameters).fetchall()
         except errors.StorageError as error:
-            if self._phase is None and _is_missing_table(error):
-                return []  # a read of a file that nobody prepared: what is not there is empty
+            if self._phase is None and driver.is_missing_table(error):
+                driver.read_on()
+                return []  # a read of a database that nobody prepared: what is not there is empty
             raise
-        except sqlite3.OperationalError as error:
-            if hasattr(error, "sqlite_errorcode"):
+        except driver.Error as error:
+            if not driver.cannot_decode(error):
                 raise (translate(error, self.engine) or error) from error
-            return self._rows_escaped(sql, parameters)
-
-    def _rows_escaped(self, sql: str, parameters: Parameters | Sequence[Any]) -> list[tuple[Any, ...]]:
-        # Decoding every text in Python would cost each read; so only a read that the driver cannot decode does.
-        driver = self._connected
-        driver.text_factory = _decode
-        try:
+        with driver.escaping():
             return self._execute(sql, parameters).fetchall()
-        finally:
-            driver.text_factory = str
-
-
-def _is_missing_table(error: Exception) -> bool:
-    # SQLite has no code of its own for it; of our own statements nothing else can be wrong.
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-
-
-def _decode(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
-
-
-def storable(value: Any) -> Any:
-    """The bytes of a text that UTF-8 cannot say, lone surrogates included; anything else as it is.
-
-    Text that it can say stays text: some expressions, as the key of a run, depend on the type.
-    """
-    if not isinstance(value, str):
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        pass
-    else:
-        return value
-    try:
-        return value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return value.encode("utf-8", "surrogatepass")

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, Text, cast, inspect, literal, null
 from sqlalchemy.orm import DeclarativeBase
 
+from consensus_orm.connection import storable
 from consensus_orm.consensus import ARTIFACTS, RUNS, SYNTHESES
 from consensus_orm.mapping import Expression, Row
 from consensus_orm.models.executions import AgentExecution
@@ -32,7 +33,6 @@ from consensus_orm.testing._factory import (
 )
 from consensus_orm.testing.session import current_session
 from consensus_orm.testing.shapes import BIG_ID, CONTENTS, RUN_IDS, TIMES
-from consensus_orm.unit_of_work import storable
 
 __all__ = [
     "AgentExecutionFactory",

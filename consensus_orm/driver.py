@@ -1,0 +1,101 @@
+"""What a unit of work asks of a connection, whichever driver it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from consensus_orm.lock import Lock
+
+__all__ = ["Cursor", "Driver", "Parameters"]
+
+Parameters = Mapping[str, Any] | Sequence[Any]
+"""Bound values: by name (`:name`) or in order (`?`)."""
+
+
+class Cursor(Protocol):
+    """The result of a statement."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows were written."""
+        ...
+
+    def fetchone(self) -> Any:
+        """The next row; None where there is none."""
+        ...
+
+    def fetchall(self) -> list[Any]:
+        """The rows that are left."""
+        ...
+
+
+class Driver(Protocol):
+    """A connection that is lent to one unit of work at a time."""
+
+    @property
+    def Error(self) -> type[Exception]:
+        """What the driver raises."""
+        ...
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether there is a transaction that can be committed."""
+        ...
+
+    def execute(self, sql: str, parameters: Parameters = ..., /) -> Cursor:
+        """Run a statement, its values named as in `Parameters`."""
+        ...
+
+    def begin(self, *, write: bool) -> None:
+        """Begin a transaction; `engine.begin` says how."""
+        ...
+
+    def begin_unit(self, lock: Lock) -> None:
+        """Begin the transaction of a unit of work, with its lock."""
+        ...
+
+    def read_phase(self) -> tuple[Any, ...] | None:
+        """Phase and epoch, within the transaction; None where the database does not have our tables."""
+        ...
+
+    def hold(self, lock: Lock) -> None:
+        """Take a stronger lock within the transaction."""
+        ...
+
+    def attempt(self) -> AbstractContextManager[None]:
+        """Let a statement fail without taking the transaction with it."""
+        ...
+
+    def read_on(self) -> None:
+        """Go on reading after a statement failed."""
+        ...
+
+    def is_missing_table(self, error: BaseException) -> bool:
+        """Whether a statement of ours failed because its table is not there."""
+        ...
+
+    def is_read_only(self, error: BaseException) -> bool:
+        """Whether a statement failed because the transaction may not write."""
+        ...
+
+    def cannot_decode(self, error: BaseException) -> bool:
+        """Whether a read failed because a text is no UTF-8."""
+        ...
+
+    def escaping(self) -> AbstractContextManager[None]:
+        """Give texts that are no UTF-8 with their bytes escaped."""
+        ...
+
+    def storable(self, value: Any) -> Any:
+        """A value as it can be bound."""
+        ...
+
+    def commit(self) -> None:
+        """End the transaction, and keep what it wrote."""
+        ...
+
+    def rollback(self) -> None:
+        """End the transaction, and keep nothing of it."""
+        ...
