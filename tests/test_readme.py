@@ -12,7 +12,7 @@ import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-USE_IT, DECLARATION, OWN_TABLES, TESTING = EXAMPLES
+USE_IT, DECLARATION, OWN_TABLES, TESTING, OBSERVING = EXAMPLES
 
 
 def run(code: str, folder: Path) -> str:
@@ -61,6 +61,18 @@ def test_an_application_is_tested_in_five_phases(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "5 passed" in done.stdout, done.stdout
+
+
+def test_listeners_are_switched_on_by_one_call_each(tmp_path: Path) -> None:
+    """The listeners of the README can be switched on together, and each hears of a unit of work."""
+    for library in ("prometheus_client", "opentelemetry", "structlog"):
+        pytest.importorskip(library)
+    work = "with store.unit_of_work() as uow: uow.artifacts.count()"
+    scrape = "import prometheus_client; print(prometheus_client.generate_latest().decode())"
+    told = run("\n".join([OBSERVING, work, scrape]), tmp_path)
+    assert 'consensus_orm_unit_of_work_duration_seconds_count{consensus_orm_outcome="committed"' in told
+    assert "unit of work in contract: committed after" in told  # printed
+    assert re.search(r"\[debug +] *consensus_orm\.unit_of_work", re.sub(r"\x1b\[\d*m", "", told))  # of structlog
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[\w/]+(?:\.py)?)/?`", README))))

@@ -10,7 +10,6 @@ from datetime import timedelta
 
 import pytest
 
-from consensus_orm import errors
 from consensus_orm.classification import Classification, Kind
 from consensus_orm.retry import Retrier, RetryPolicy
 from consensus_orm.telemetry import (
@@ -21,9 +20,6 @@ from consensus_orm.telemetry import (
     Telemetry,
     Totals,
     log_event,
-    report_to_opentelemetry,
-    report_to_prometheus,
-    structlog_hook,
 )
 
 BUSY = Classification(Kind.RETRYABLE, "SQLITE_BUSY")
@@ -176,72 +172,23 @@ class TestLibraries:
         assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
     @pytest.mark.parametrize(
-        ("call", "package"),
+        ("library", "package"),
         [
-            ("structlog_hook()", "structlog"),
-            ("report_to_prometheus(Telemetry())", "prometheus-client"),
-            ("report_to_opentelemetry(Telemetry())", "opentelemetry-api"),
+            ("structlog", "structlog"),
+            ("prometheus", "prometheus-client"),
+            ("opentelemetry", "opentelemetry-api"),
         ],
     )
-    def test_missing(self, call: str, package: str) -> None:
-        """A library that is not installed is named, with the command that installs it."""
+    def test_missing(self, library: str, package: str) -> None:
+        """A library that is not installed is named, with the command that installs it, and nothing is switched on."""
         # None in sys.modules makes an import fail, whether the library is installed or not.
         program = (
             "import sys;"
             "sys.modules.update(dict.fromkeys(['structlog', 'prometheus_client', 'opentelemetry.metrics']));"
-            f"from consensus_orm.telemetry import *; {call}"
+            "from consensus_orm import ConsensusStore, errors, telemetry;"
+            "store = ConsensusStore.open(':memory:'); plain = type(store.unit_of_work())\n"
+            f"try: telemetry.report_to_{library}(store)\n"
+            "except errors.ConfigurationError as error: print(error, type(store.unit_of_work()) is plain)"
         )
-        done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
-        assert "ConfigurationError" in done.stderr
-        assert f"{package} is not installed: install it: pip install {package}" in done.stderr
-
-    def test_structlog(self) -> None:
-        """structlog gets an event's name, its level and its fields."""  # noqa: D403
-        structlog = pytest.importorskip("structlog")
-        with structlog.testing.capture_logs() as logs:
-            telemetry = Telemetry([structlog_hook()])
-            telemetry.tell(RETRY)
-            telemetry.tell(EXHAUSTED)
-        assert logs == [
-            {"event": "consensus_orm.retry", "log_level": "info", **RETRY.fields()},
-            {"event": "consensus_orm.call", "log_level": "warning", **EXHAUSTED.fields()},
-        ]
-
-    def test_prometheus(self) -> None:
-        """A scrape sees the totals of that moment, retries by reason, and how long the waits were."""
-        prometheus = pytest.importorskip("prometheus_client")
-        registry = prometheus.CollectorRegistry()
-        telemetry = Telemetry(hooks=())
-        telemetry.first_try()
-        report_to_prometheus(telemetry, registry=registry)
-        telemetry.first_try()
-        telemetry.tell(RETRY)
-        telemetry.tell(EXHAUSTED)
-        sample = registry.get_sample_value
-        assert sample("consensus_orm_calls_total", {"outcome": "first_try"}) == 2
-        assert sample("consensus_orm_calls_total", {"outcome": "exhausted"}) == 1
-        assert sample("consensus_orm_retries_total", {"reason": "SQLITE_BUSY"}) == 1
-        assert sample("consensus_orm_retry_wait_seconds_sum") == pytest.approx(0.1)
-        with pytest.raises(errors.ConfigurationError):
-            report_to_prometheus(Telemetry(), registry=registry)
-
-    def test_opentelemetry(self) -> None:
-        """A reader sees the same metrics, and the current span each retry as an event."""
-        sdk = pytest.importorskip("opentelemetry.sdk.metrics")
-        export = pytest.importorskip("opentelemetry.sdk.metrics.export")
-        trace = pytest.importorskip("opentelemetry.sdk.trace")
-        reader = export.InMemoryMetricReader()
-        telemetry = Telemetry(hooks=())
-        report_to_opentelemetry(telemetry, meter=sdk.MeterProvider([reader]).get_meter("test"))
-        telemetry.first_try()
-        with trace.TracerProvider().get_tracer("test").start_as_current_span("work") as span:
-            telemetry.tell(RETRY)
-        metrics = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
-        points = {metric.name: metric.data.data_points for metric in metrics}
-        calls = {point.attributes["outcome"]: point.value for point in points["consensus_orm.calls"]}
-        assert calls["first_try"] == 1
-        assert points["consensus_orm.retries"][0].attributes == {"reason": "SQLITE_BUSY"}
-        assert points["consensus_orm.retry.wait"][0].sum == pytest.approx(0.1)
-        assert [(event.name, dict(event.attributes)) for event in span.events] == [
-            ("consensus_orm.retry", RETRY.fields())
-        ]
+        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        assert done.stdout == (f"{package} is not installed: run: pip install 'consensus-orm[observability]' True\n")

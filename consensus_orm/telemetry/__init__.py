@@ -1,142 +1,153 @@
-"""What happened: events for whoever listens, totals, and one call each to switch a listener on."""
+"""What happens inside a store: told as events, and published by one call each.
+
+    from consensus_orm import telemetry
+
+    telemetry.report_to_prometheus(store)
+
+Until then nothing is measured, and no optional library is imported; retries, mismatches and rejects are logged
+by the standard library in any case. The names of the metrics are those of `telemetry.instruments`.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from consensus_orm.errors import ConfigurationError
-from consensus_orm.telemetry.events import CallEvent, Event, Outcome, RetryEvent
+from consensus_orm.telemetry.events import (
+    AlarmEvent,
+    BackfillEvent,
+    CallEvent,
+    ComparisonEvent,
+    ConnectionEvent,
+    Event,
+    LockEvent,
+    MismatchEvent,
+    Outcome,
+    RejectEvent,
+    RetryEvent,
+    StatementEvent,
+    UnitBegun,
+    UnitEvent,
+    UnitOutcome,
+)
 from consensus_orm.telemetry.hub import Hook, Telemetry, Totals, log_event
 
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+
 __all__ = [
+    "AlarmEvent",
+    "BackfillEvent",
     "CallEvent",
+    "ComparisonEvent",
+    "ConnectionEvent",
     "Event",
     "Hook",
+    "LockEvent",
+    "MismatchEvent",
     "Outcome",
+    "RejectEvent",
     "RetryEvent",
+    "StatementEvent",
     "Telemetry",
     "Totals",
+    "UnitBegun",
+    "UnitEvent",
+    "UnitOutcome",
+    "listen",
     "log_event",
     "report_to_opentelemetry",
     "report_to_prometheus",
-    "structlog_hook",
+    "report_to_structlog",
 ]
 
 
-def structlog_hook(log: Any = None) -> Hook:
-    """Make a hook that logs with structlog.
+def listen(store: ConsensusStore, *hooks: Hook) -> None:
+    """Tell hooks of everything that happens in a store from now on, and log units of work at DEBUG.
 
     Args:
-        log: A logger of structlog; its default one where not given.
+        store: Its units of work that are open already are left alone.
+        *hooks: Called with each event, in the thread in which it happens; they should be quick.
+    """
+    from consensus_orm.telemetry.observed import ObservedUnitOfWork
 
-    Returns:
-        The hook, for `Telemetry(hooks=[structlog_hook()])` or `add_hook`.
+    for hook in hooks:
+        store.telemetry.add_hook(hook)
+    store._new_unit = partial(ObservedUnitOfWork, telemetry=store.telemetry)
+
+
+def report_to_structlog(store: ConsensusStore, *, log: Any = None) -> None:
+    """Log with structlog what the standard library would log: events by their titles, with their fields.
+
+    Args:
+        store: Whose events are logged.
+        log: A logger of structlog; its default one where not given.
 
     Raises:
         ConfigurationError: structlog is not installed.
     """
-    structlog = _library("structlog", package="structlog")
-    log = structlog.get_logger("consensus_orm") if log is None else log
+    structlog = _library("structlog", "structlog")
+    known = structlog.get_logger("consensus_orm") if log is None else log
 
     def hook(event: Event) -> None:
-        log.log(
-            event.level,
-            event.title,
-            **event.fields(),
-        )
+        if event.level:
+            known.log(event.level, event.title, **event.fields())
 
-    return hook
+    store.telemetry.add_hook(hook, instead_of=log_event)
+    listen(store)
 
 
-def report_to_prometheus(telemetry: Telemetry, *, registry: Any = None) -> None:
-    """Publish totals and retries as prometheus metrics.
-
-    They are `consensus_orm_calls_total{outcome}`, `consensus_orm_retries_total{reason}` and
-    `consensus_orm_retry_wait_seconds`. The totals are read when they are scraped, so that a call that
-    succeeds at once costs nothing more.
+def report_to_prometheus(store: ConsensusStore, *, registry: Any = None) -> None:
+    """Publish everything as prometheus metrics.
 
     Args:
-        telemetry: Where they come from.
+        store: Whose events are measured.
         registry: Where they go; prometheus_client's default registry where not given. One registry takes one
-            telemetry.
+            store.
 
     Raises:
-        ConfigurationError: prometheus-client is not installed, or the registry has these metrics already.
+        ConfigurationError: prometheus-client is not installed, or the registry has metrics of these names.
     """
-    prometheus = _library("prometheus_client", package="prometheus-client")
-    core = importlib.import_module("prometheus_client.core")
-    registry = prometheus.REGISTRY if registry is None else registry
+    library = _library("prometheus_client", "prometheus-client")
+    from consensus_orm.telemetry.prometheus import Metrics
 
-    class Calls:
-        def collect(self) -> Iterator[Any]:
-            family = core.CounterMetricFamily("consensus_orm_calls", "Calls by outcome.", labels=["outcome"])
-            for outcome, count in _by_outcome(telemetry):
-                family.add_metric([outcome], count)
-            yield family
-
+    metrics = Metrics(store)
     try:
-        retries = prometheus.Counter("consensus_orm_retries", "Retries by reason.", ["reason"], registry=registry)
+        (library.REGISTRY if registry is None else registry).register(metrics)
     except ValueError:
         raise ConfigurationError(
-            "this prometheus registry has the metrics of consensus_orm already",
-            hint="give each telemetry a registry of its own, or share one telemetry",
+            "this prometheus registry has metrics of these names already", hint="give each store a registry of its own"
         ) from None
-    waits = prometheus.Histogram("consensus_orm_retry_wait_seconds", "Waits before retries.", registry=registry)
-    registry.register(Calls())
-
-    def hook(event: Event) -> None:
-        if isinstance(event, RetryEvent):
-            retries.labels(event.classification.reason).inc()
-            waits.observe(event.wait.total_seconds())
-
-    telemetry.add_hook(hook)
+    listen(store, metrics)
 
 
-def report_to_opentelemetry(telemetry: Telemetry, *, meter: Any = None) -> None:
-    """Publish totals and retries as OpenTelemetry metrics, and retries as events of the current span.
-
-    The metrics are `consensus_orm.calls` (by outcome), `consensus_orm.retries` (by reason) and
-    `consensus_orm.retry.wait` in seconds; the events are `consensus_orm.retry`.
+def report_to_opentelemetry(
+    store: ConsensusStore, *, meter_provider: Any = None, tracer_provider: Any = None, statements: bool = False
+) -> None:
+    """Publish everything as OpenTelemetry metrics, and units of work as spans.
 
     Args:
-        telemetry: Where they come from.
-        meter: Where they go; the global provider's meter `consensus_orm` where not given.
+        store: Whose events are measured and traced.
+        meter_provider: Where the metrics go; the global one where not given.
+        tracer_provider: Where the spans go; the global one where not given.
+        statements: Make a span of each statement, too. Their texts are not told.
 
     Raises:
         ConfigurationError: opentelemetry-api is not installed.
     """
-    metrics = _library("opentelemetry.metrics", package="opentelemetry-api")
-    trace = _library("opentelemetry.trace", package="opentelemetry-api")
-    meter = metrics.get_meter("consensus_orm") if meter is None else meter
+    _library("opentelemetry.metrics", "opentelemetry-api")
+    from consensus_orm.telemetry.opentelemetry import Metrics, Spans
 
-    def calls(_options: Any) -> Iterator[Any]:
-        for outcome, count in _by_outcome(telemetry):
-            yield metrics.Observation(count, {"outcome": outcome})
-
-    meter.create_observable_counter("consensus_orm.calls", callbacks=[calls], description="Calls by outcome.")
-    retries = meter.create_counter("consensus_orm.retries", description="Retries by reason.")
-    waits = meter.create_histogram("consensus_orm.retry.wait", unit="s", description="Waits before retries.")
-
-    def hook(event: Event) -> None:
-        if isinstance(event, RetryEvent):
-            retries.add(1, {"reason": event.classification.reason})
-            waits.record(event.wait.total_seconds())
-            trace.get_current_span().add_event("consensus_orm.retry", event.fields())
-
-    telemetry.add_hook(hook)
+    # The span is still the current one when what it measures is recorded.
+    listen(store, Metrics(store, meter_provider), Spans(store, tracer_provider, statements=statements))
 
 
-def _by_outcome(telemetry: Telemetry) -> list[tuple[str, int]]:
-    totals = telemetry.totals
-    return [(outcome.value, getattr(totals, outcome.value)) for outcome in Outcome]
-
-
-def _library(module: str, *, package: str) -> Any:
+def _library(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
         raise ConfigurationError(
-            f"{package} is not installed", hint=f"install it: pip install {package}", package=package
+            f"{package} is not installed", hint="run: pip install 'consensus-orm[observability]'", package=package
         ) from None

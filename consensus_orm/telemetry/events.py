@@ -59,6 +59,10 @@ class Event:
         facts = {name: getattr(self, name) for name in names}
         return {name: value for name, value in facts.items() if value is not None}
 
+    def attributes(self) -> dict[str, Plain]:
+        """The facts under names that are nobody else's: prefixed with `consensus_orm.`."""
+        return {f"consensus_orm.{name}": value for name, value in self.fields().items()}
+
     def __str__(self) -> str:
         """One line for people."""
         return self.title

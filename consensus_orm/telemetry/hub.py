@@ -29,8 +29,7 @@ def log_event(event: Event) -> None:
     """
     level = event.level
     if level and logger.isEnabledFor(level):
-        extra = {f"consensus_orm.{name}": value for name, value in event.fields().items()}
-        logger.log(level, "%s", event, extra=extra)
+        logger.log(level, "%s", event, extra=event.attributes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,180 @@
+"""A unit of work that tells how it went; a store takes it only when somebody listens.
+
+It overrides the steps of the plain one, which therefore does nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, cached_property, lru_cache, partial
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from consensus_orm.engine import translate
+from consensus_orm.statements import Statements
+from consensus_orm.store import ConsensusUnitOfWork
+from consensus_orm.telemetry.events import (
+    ComparisonEvent,
+    ConnectionEvent,
+    Event,
+    LockEvent,
+    StatementEvent,
+    UnitBegun,
+    UnitEvent,
+    UnitOutcome,
+)
+from consensus_orm.telemetry.hub import Telemetry
+
+__all__ = ["ObservedUnitOfWork"]
+
+T = TypeVar("T")
+
+
+class ObservedUnitOfWork(ConsensusUnitOfWork):
+    """Tells when it begins and ends, how long it waits for a connection and for the lock, and each statement.
+
+    Args:
+        *arguments: Those of a unit of work.
+        telemetry: Where it tells.
+        **options: Those of a unit of work.
+    """
+
+    def __init__(self, *arguments: Any, telemetry: Telemetry, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._telemetry = telemetry
+        self._comparing = _comparing(self.statements)
+        self._asked = 0.0
+        self._borrowed: float | None = None
+        self._outcome: UnitOutcome | None = None
+        self._ended_by: BaseException | None = None
+        self._reading = False
+
+    def _tell(self, event: Event) -> None:
+        self._telemetry.tell(event)
+
+    def _time(self, step: Callable[[], T], event: Callable[[float, str | None], Event]) -> T:
+        """Take a step, and tell how many seconds it took and with which type of error it ended."""
+        started = perf_counter()
+        try:
+            result = step()
+        except BaseException as error:
+            self._tell(event(perf_counter() - started, self._type_of(error)))
+            raise
+        self._tell(event(perf_counter() - started, None))
+        return result
+
+    def _type_of(self, error: BaseException) -> str:
+        return type(translate(error, self.engine) or error).__name__
+
+    # Begin and end --------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if self._entered:
+            return super().__enter__()  # raises
+        self._tell(UnitBegun(self))
+        self._asked = perf_counter()
+        try:
+            return super().__enter__()
+        except BaseException as error:
+            self._ended(UnitOutcome.FAILED, error)
+            raise
+
+    def _borrow(self) -> None:
+        self._asked = perf_counter()  # bringing the schema up to date is told by units of its own
+        self._time(super()._borrow, ConnectionEvent)
+        self._borrowed = perf_counter()
+
+    def _begin(self) -> None:
+        if self.read_only:
+            super()._begin()
+        else:
+            self._time(super()._begin, LockEvent)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._outcome, self._ended_by = UnitOutcome.ROLLED_BACK, error
+        super().__exit__(kind, error, traceback)
+
+    def _commit(self) -> None:
+        self._outcome = UnitOutcome.FAILED  # until it is known better
+        try:
+            super()._commit()
+        except BaseException as error:
+            self._ended_by = error
+            raise
+        self._outcome = UnitOutcome.COMMITTED
+
+    def _commit_transaction(self, driver: Any) -> None:
+        self._time(partial(super()._commit_transaction, driver), partial(StatementEvent, self, "COMMIT"))
+
+    def _release(self) -> None:
+        try:
+            super()._release()
+        finally:
+            if self._outcome is not None:
+                self._ended(self._outcome, self._ended_by)
+
+    def _ended(self, outcome: UnitOutcome, error: BaseException | None) -> None:
+        now = perf_counter()
+        self._tell(
+            UnitEvent(
+                self,
+                phase=self._phase.name.lower() if self._phase else "none",
+                outcome=outcome,
+                read_only=self.read_only,
+                seconds=now - self._asked,
+                held_seconds=None if self._borrowed is None else now - self._borrowed,
+                error_type=None if error is None else self._type_of(error),
+            )
+        )
+
+    # Statements -----------------------------------------------------------------------------------------
+
+    def _execute(self, sql: str, parameters: Any = ()) -> Any:
+        if (pair := self._comparing.get(sql)) is not None:
+            self._tell(ComparisonEvent(pair, "write"))
+        if self._reading:  # told with the fetching of its rows
+            return super()._execute(sql, parameters)
+        return self._time(partial(super()._execute, sql, parameters), partial(StatementEvent, self, _operation(sql)))
+
+    def _rows(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        self._reading = True
+        try:
+            return self._time(partial(super()._rows, sql, parameters), partial(StatementEvent, self, _operation(sql)))
+        finally:
+            self._reading = False
+
+    @cached_property
+    def session(self) -> Session:
+        """The SQLAlchemy session of this unit of work; those of its statements that succeed are told, too."""
+        session = super().session
+        started = 0.0
+
+        def before(*_: Any) -> None:
+            nonlocal started
+            started = perf_counter()
+
+        def after(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+            self._tell(StatementEvent(self, _operation(sql), perf_counter() - started))
+
+        # SQLAlchemy tells of failures to whole engines only, so that every unit of work would pay for it.
+        event.listen(session.get_bind(), "before_cursor_execute", before)
+        event.listen(session.get_bind(), "after_cursor_execute", after)
+        return session
+
+
+@lru_cache(1024)  # a session may send any number
+def _operation(sql: str) -> str:
+    return sql.split(None, 1)[0].upper()
+
+
+@cache
+def _comparing(statements: Statements) -> dict[str, str]:
+    """The statements that compare a row just written, and the pair of each."""
+    return {statements[pair].compare: pair.name for pair in statements.mapping.pairs}

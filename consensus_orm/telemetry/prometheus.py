@@ -1,0 +1,83 @@
+"""The instruments as prometheus metrics, under the names that OpenTelemetry's rules give them there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from consensus_orm.telemetry.events import Event
+from consensus_orm.telemetry.instruments import (
+    INSTRUMENTS,
+    READINGS,
+    SECONDS,
+    Instrument,
+    Kind,
+    Reading,
+    constants,
+    measure,
+)
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """Every instrument of one store: a hook for its events, and a collector for a registry.
+
+    Args:
+        store: Whose events and readings are published.
+    """
+
+    def __init__(self, store: ConsensusStore) -> None:
+        self._store = store
+        self._constants = constants(store.engine)
+        self._metrics = {instrument.name: _metric(instrument) for instrument in INSTRUMENTS}
+
+    def __call__(self, event: Event) -> None:
+        """Measure an event."""
+        for name, amount, attributes in measure(event, self._constants):
+            metric = self._metrics[name]
+            child = metric.labels(*attributes.values()) if attributes else metric
+            child.observe(amount) if isinstance(child, Histogram) else child.inc(amount)
+
+    def describe(self) -> Iterator[Metric]:
+        """Name the metrics, so that a registry refuses two of a name; nothing is read for it."""
+        for metric in self._metrics.values():
+            yield from metric.collect()
+        yield from (_family(reading) for reading in READINGS)
+
+    def collect(self) -> Iterator[Metric]:
+        """What was measured, and what can be read now."""
+        for metric in self._metrics.values():
+            yield from metric.collect()
+        for reading in READINGS:
+            family = _family(reading)
+            for attributes, value in reading.observe(self._store):
+                family.add_metric(list(attributes.values()), value)
+            yield family
+
+
+def _metric(instrument: Instrument) -> Counter | Histogram:
+    # Not in a registry each: the collector is registered as a whole or not at all.
+    name, labels = _name(instrument), _labels(instrument)
+    if instrument.kind is Kind.HISTOGRAM:
+        return Histogram(name, instrument.description, labels, buckets=SECONDS, registry=None)
+    return Counter(name, instrument.description, labels, registry=None)
+
+
+def _family(reading: Reading) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = CounterMetricFamily if reading.kind is Kind.COUNTER else GaugeMetricFamily
+    return kind(_name(reading), reading.description, labels=_labels(reading))
+
+
+def _name(of: Instrument | Reading) -> str:
+    return of.name.replace(".", "_") + ("_seconds" if of.unit == "s" else "")
+
+
+def _labels(of: Instrument | Reading) -> list[str]:
+    return [name.replace(".", "_") for name in of.attributes]
