@@ -19,6 +19,7 @@ from consensus_orm.executions import Executions
 from consensus_orm.mapping import Mapping
 from consensus_orm.migration import Migration
 from consensus_orm.migration.flip import install_triggers
+from consensus_orm.migration.progress import Watch
 from consensus_orm.phase import Phase
 from consensus_orm.repository import Repository
 from consensus_orm.runs import Runs
@@ -148,15 +149,18 @@ class ConsensusStore:
         """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
         return Phase.EXPAND if self._identity.legacy_tables else Phase.CONTRACT
 
-    def upgrade(self) -> list[str]:
+    def upgrade(self, progress: Watch = None) -> list[str]:
         """Bring the schema to the newest revision; a file whose tables are rewritten by that is backed up first.
+
+        Args:
+            progress: Called while that backup is made.
 
         Returns:
             The revisions that were applied.
         """
         self._identity = self._inspect()  # another process may have been faster
         rewrites = self._identity.kind in (adoption.Kind.DUAL_WRITE_BUILD, adoption.Kind.FINAL_BUILD)
-        facts = self.migration.backup_before("upgrade") if rewrites else {}
+        facts = self.migration.backup_before("upgrade", progress) if rewrites else {}
         applied = schema.upgrade(self.engine, self.settings, self._legacy)
         self._identity = schema.inspect(self.engine, self._legacy)
         if facts:

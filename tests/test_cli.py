@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -17,11 +18,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.cli import main
+from consensus_orm.cli import main, output
 from consensus_orm.cli.output import one_line, plain, span
 from consensus_orm.errors import GateClosedError, InvalidValueError
+from consensus_orm.migration.progress import Progress
 from tests import oracle
 from tests.field import builders
 
@@ -87,9 +90,9 @@ def damage(path: Path, content: str = "another") -> None:
 
 
 def one_line_of(result: Result | subprocess.CompletedProcess[str]) -> str:
-    """The only line on stderr, but for what `advance` mentions of rehearsals."""
+    """The only line on stderr."""
     assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("rehearsal: ")]
+    lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("consensus-orm: ")
     return lines[0]
@@ -213,8 +216,9 @@ def test_whole_way_and_back(path: Path, run: Run, tmp_path: Path) -> None:
 def test_shut_gate_names_reasons_and_commands(path: Path, run: Run) -> None:
     """A gate refuses with exit code 1, one line for people, and a document for machines; nothing moves."""
     at(Phase.DUAL_WRITE)(path)
-    line = one_line_of(run("advance", code=1))
-    assert f"consensus-orm --url {path} backfill" in line
+    result = run("advance", code=1)
+    assert f"consensus-orm --url {path} backfill" in one_line_of(result)
+    assert result.stdout == ""  # whether it was rehearsed is said of a step that is taken
     refused = run("advance", "--json", code=1)
     one_line_of(refused)
     told = json.loads(refused.stdout)
@@ -434,7 +438,7 @@ def test_bad_setting_is_wrong_usage(run: Run) -> None:
 
 READ_ONLY = """
 import os, sys
-from consensus_orm.cli import main
+from consensus_orm.cli import main, output
 def call(*words):
     try:
         main(list(words))
@@ -463,7 +467,7 @@ def test_read_only_file(tmp_path_factory: pytest.TempPathFactory) -> None:
         done = subprocess.run(arguments, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "0 0 0 1 1 1 1", done.stderr
         assert "Traceback" not in done.stderr
-        lines = [line for line in done.stderr.splitlines() if not line.startswith("rehearsal: ")]
+        lines = done.stderr.splitlines()
         assert len(lines) == 4, done.stderr
         assert all("check the permissions of the file" in line and str(path) in line for line in lines)
         assert oracle.sha256(path) == before
@@ -496,24 +500,66 @@ def _checkpoint(path: Path) -> int:
 def test_ctrl_c_leaves_the_last_finished_chunk_and_says_how_to_go_on(path: Path, run: Run) -> None:
     """Interrupted, the backfill ends with 130 and one line; the command that line names finishes it."""
     _dual_write_with_rows(path, 300)
-    words = [str(SCRIPT), "--url", str(path), "backfill"]
+    again = _interrupted(["--url", str(path), "backfill"], lambda: _checkpoint(path) >= 5, **SLOW)
+    assert 5 <= _checkpoint(path) < 300
+    assert CliRunner().invoke(main, again).exit_code == 0
+    run("verify", code=0)
+
+
+def _rows_on_their_way_out(path: Path) -> int:
+    """Rows of legacy tables that are not yet emptied; one more than none before they are dropped."""
+    with oracle.reading(path) as connection:
+        phase = connection.execute("SELECT phase FROM consensus_orm_state").fetchone()[0]
+        names = [name for name in oracle.tables(path) if name.startswith("consensus_orm_dropped_")]
+        if phase != Phase.CONTRACT:
+            return 10**9
+        return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in names)
+
+
+def test_ctrl_c_while_legacy_tables_are_emptied(path: Path, run: Run) -> None:
+    """The phase is CONTRACT by then: the command that goes on names it, empties the rest, and all can go back."""
+    _dual_write_with_rows(path, 300)
+    before = oracle.image(path, *oracle.LEGACY)[1]
+    run("migrate", "--to", "normalized", "--no-soak", code=0)
+    run("verify", code=0)
+    again = _interrupted(["--url", str(path), "advance"], lambda: _rows_on_their_way_out(path) < 280, **NO_SOAK, **SLOW)
+    assert again[2:] == ["advance", "contract"]
+    assert 0 < _rows_on_their_way_out(path) < 280
+    assert CliRunner().invoke(main, again).exit_code == 0
+    assert not [name for name in oracle.tables(path) if name.startswith("consensus_orm_dropped_")]
+    run("rollback", code=0)
+    assert oracle.image(path, *oracle.LEGACY)[1] == before
+
+
+def test_ctrl_c_after_a_flip_takes_no_second_step(path: Path, run: Run) -> None:
+    """A rollback interrupted while it rebuilds is gone on with to its own goal, not to one step behind it."""
+    _dual_write_with_rows(path, 100)
+    run("migrate", "--no-soak", code=0)
+    ready = lambda: "consensus_artifacts" in oracle.tables(path)  # noqa: E731
+    again = _interrupted(["--url", str(path), "rollback", "--reason", "no good"], ready, **SLOW)
+    assert again[2:] == ["rollback", "--reason", "no good", "normalized"]
+    for _ in range(2):
+        assert CliRunner().invoke(main, again).exit_code == 0
+    assert json.loads(run("status", "--json").stdout)["phase"] == "NORMALIZED"
+
+
+def _interrupted(words: list[str], ready: Callable[[], bool], **env: str) -> list[str]:
+    """Interrupt a command when it has come so far; gives the arguments with which, as it says, to go on."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **SLOW}) as process:
-        deadline = time.monotonic() + 30
-        while _checkpoint(path) < 5 and time.monotonic() < deadline:
+    with subprocess.Popen([str(SCRIPT), *words], stdout=pipe, stderr=pipe, text=True, env=os.environ | env) as process:
+        deadline = time.monotonic() + 60
+        while not ready() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (130, ""), err
     assert "Traceback" not in err
     line = err.strip()
     assert "\n" not in line
     assert "everything stands as after the last finished chunk" in line
-    assert 5 <= _checkpoint(path) < 300
     program, *again = shlex.split(line.partition("go on with: ")[2])
     assert program == "consensus-orm"
-    assert CliRunner().invoke(main, again).exit_code == 0
-    run("verify", code=0)
+    return again
 
 
 def _on_a_terminal(words: list[str], **env: str) -> tuple[bytes, bytes]:
@@ -554,6 +600,48 @@ def test_progress_is_shown_on_a_terminal_only(path: Path) -> None:
     out, seen = _on_a_terminal(["--url", str(path), "backfill", "--json"], **SLOW)
     assert seen == b""
     assert json.loads(out)["rows"] > 60
+
+
+def test_contract_shows_its_backup_and_what_it_empties(path: Path, run: Run) -> None:
+    """The last step tells how far its backup and each table on its way out are."""
+    _dual_write_with_rows(path, 60)
+    run("migrate", "--to", "normalized", "--no-soak", code=0)
+    run("verify", code=0)
+    out, seen = _on_a_terminal(["--url", str(path), "advance"], **NO_SOAK, **SLOW)
+    assert b"emptying consensus_artifacts" in seen
+    assert b"rows" in seen
+    assert out.startswith(b"the phase is CONTRACT\n")
+
+    told: list[Progress] = []
+    with ConsensusStore.open(path) as store:
+        store.migration.rollback("normalized", progress=told.append)
+        store.migration.verify()
+        store.migration.advance(reason="again", force=True, progress=told.append)
+    last = {seen.pair: seen for seen in told}
+    assert list(last) == [
+        *("artifacts", "syntheses", "backup"),
+        *("emptying consensus_artifacts", "emptying consensus_synthesis"),
+    ]
+    assert all(seen.done == seen.total > 0 for seen in last.values())
+    assert last["backup"].unit == "pages"
+
+
+def test_what_cannot_be_counted_moves_until_there_is_something_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal a moving bar shows that something is going on; the first real one takes its place."""
+    monkeypatch.setattr(output, "PATIENCE", 0.01)
+    screen = io.StringIO()
+    monkeypatch.setattr(output, "_console", lambda **_: Console(file=screen, force_terminal=True, width=100))
+    with output.Bars("vacuum") as bars:
+        while "vacuum" not in screen.getvalue():
+            time.sleep(0.01)
+        assert bars.rows is not None
+        at = screen.tell()
+        bars.rows(Progress("artifacts", 5, 10, 2.0))
+        bars.rows(Progress("artifacts", 10, 10, 2.0))
+    shown = screen.getvalue()[at:]
+    assert "10 of 10 rows, 2 a second, finishing" in shown
+    assert "vacuum" not in shown.rpartition("artifacts")[2]
+    assert output.Bars("vacuum", quiet=True).rows is None
 
 
 # Words ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, Settings
+from consensus_orm.migration.progress import Progress
 from tests.field import builders
 
 SETTINGS = Settings(soak_dual_write=timedelta(0), soak_cutover=timedelta(0))
@@ -42,6 +43,19 @@ def test_without_wal_a_verify_keeps_no_writer_waiting(path: Path) -> None:
 
         assert store.migration.verify(progress=meanwhile).certificate is not None
         assert writes > 0
+
+
+def test_progress_of_a_verify_is_that_of_each_pair(path: Path) -> None:
+    """Each pair is counted for itself, both sides together, and ends at its total."""
+    told: list[Progress] = []
+    with ConsensusStore.open(path, settings=SETTINGS) as store:
+        store.migration.migrate(Phase.CUTOVER)
+        report = store.migration.verify(progress=told.append)
+    last = {seen.pair: seen for seen in told}
+    assert list(last) == ["artifacts", "syntheses"]
+    assert all(seen.done <= seen.total for seen in told)
+    assert sum(seen.done for seen in last.values()) == sum(seen.total for seen in last.values())
+    assert sum(seen.total for seen in last.values()) == report.legacy_rows + report.normalized_rows
 
 
 def test_what_the_backfill_has_not_come_to_is_nobodys_mistake(path: Path) -> None:

@@ -42,8 +42,9 @@ from consensus_orm.errors import DatabaseBusyError, GateClosedError
 from consensus_orm.maintenance import Maintenance
 from consensus_orm.migration import Migration
 from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry
-from consensus_orm.migration.backfill import BackfillReport, Progress
+from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.journey import Step
+from consensus_orm.migration.progress import Progress
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.verify import VerifyReport

@@ -21,7 +21,7 @@ from consensus_orm.cli.output import one_line
 from consensus_orm.engine import translated
 from consensus_orm.errors import StorageError
 
-__all__ = ["App", "app_command", "json_option", "main", "phase_argument"]
+__all__ = ["App", "Interrupted", "app_command", "json_option", "main", "phase_argument"]
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended, as shells have it."""
@@ -72,6 +72,18 @@ class App:
         return text.replace("consensus-orm ", f"consensus-orm --url {shlex.quote(shown)} ")
 
 
+class Interrupted(click.Abort):
+    """Ctrl-C in a command that is not to be called again just as it was typed.
+
+    Args:
+        *words: What is to be typed besides.
+    """
+
+    def __init__(self, *words: str) -> None:
+        super().__init__()
+        self.words = words
+
+
 class _Group(click.Group):
     """A group that says each error in one line, without a traceback."""
 
@@ -99,8 +111,9 @@ class _Group(click.Group):
             code = _complain(error.format_message(), error.exit_code)
         except ConsensusError as error:
             code = _complain(_app(typed).spelled(str(error)), error.exit_code)
-        except click.Abort:
-            again = _app(typed).spelled(f"consensus-orm {shlex.join(_command(typed))}")
+        except click.Abort as abort:
+            words = [*_command(typed), *(abort.words if isinstance(abort, Interrupted) else ())]
+            again = _app(typed).spelled(f"consensus-orm {shlex.join(words)}")
             code = _complain(
                 f"interrupted: everything stands as after the last finished chunk; go on with: {again}", INTERRUPTED
             )

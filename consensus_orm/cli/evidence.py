@@ -51,7 +51,7 @@ def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: i
     Writes nothing into the database; the evidence is a JSON file beside it. Soak times are skipped, gates are
     not. The exit code is 1 where a gate refused or a row is not what it was.
     """
-    with app.store() as store, Bars(quiet=as_json) as bars:
+    with app.store() as store, Bars("rehearsal", quiet=as_json) as bars:
 
         def tell(step: RehearsalStep) -> None:
             bars.clear()
@@ -120,6 +120,6 @@ def report_command(app: App, file: Path) -> None:
 
     It needs no network and no script. Writes nothing into the database.
     """
-    with app.store() as store:
+    with app.store() as store, Bars("report"):
         path = write(store, file)
     say(f"{path}: {path.stat().st_size:,} bytes")

@@ -15,7 +15,7 @@ import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.evidence import mention
-from consensus_orm.cli.output import fields, key, plain, say, show_json, span, table, when
+from consensus_orm.cli.output import Bars, fields, key, plain, say, show_json, span, table, when
 from consensus_orm.migration.audit import MismatchEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
@@ -61,11 +61,11 @@ def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
     """
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program asks for `status --json` as often as it likes")
-    seen = _look(app)
+    seen = _look(app, quiet=as_json)
     with contextlib.suppress(KeyboardInterrupt):  # it is how a watch ends, not how it fails
         while watch:
             _refresh(app, seen)
-            seen = _look(app)
+            seen = _look(app, quiet=True)
     if as_json:
         _show_status_json(app, seen)
     elif not watch:
@@ -74,9 +74,9 @@ def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
         ctx.exit(1)
 
 
-def _look(app: App) -> _Seen:
+def _look(app: App, *, quiet: bool) -> _Seen:
     # Opened anew each time: whoever watches wants to see a file that was upgraded or replaced meanwhile.
-    with app.store(may_be_missing=True) as store:
+    with app.store(may_be_missing=True) as store, Bars("status", quiet=quiet):
         found = store.migration.status()
         return _Seen(
             database=store.path or ":memory:",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from consensus_orm.migration.backfill import Progress
+from consensus_orm.migration.progress import Progress, of_pages
 from consensus_orm.phase import Phase
 
 __all__ = ["Bars", "fields", "key", "one_line", "plain", "say", "show_json", "span", "table", "when"]
@@ -148,63 +149,90 @@ def _print(console: Console, made: Table) -> None:
 
 
 class Bars:
-    """Progress bars with rate and time left, on stderr: on a terminal only, for what takes a while.
+    """Progress on stderr: on a terminal only, and for what takes a while.
+
+    A bar with rate and time left for what is being counted; until then, and for what cannot be counted, one
+    that only moves.
 
     Args:
-        quiet: Show none, whatever stderr is.
+        label: What is done, in a word.
+        quiet: Show nothing, whatever stderr is.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, label: str, *, quiet: bool = False) -> None:
+        self._label = label
         self._console = _console(stderr=True)
         self._shown = self._console.is_terminal and not quiet
+        self._lock = threading.Lock()
         self._progress: rich.progress.Progress | None = None
-        self._tasks: dict[str, rich.progress.TaskID] = {}
-        self._started = time.monotonic()
+        self._task: tuple[str, rich.progress.TaskID] | None = None
+        self._timer: threading.Timer | None = None
+        self._since = 0.0
 
     @property
     def rows(self) -> Callable[[Progress], None] | None:
-        """For what counts rows; None where nothing is shown, which spares the counting."""
-        return self._rows if self._shown else None
+        """For what tells of its progress; None where nothing is shown, which spares the counting."""
+        return self._update if self._shown else None
 
-    def pages(self, label: str) -> Callable[[int, int], None] | None:
-        """For what counts pages of the file; None where nothing is shown.
-
-        Args:
-            label: What is done with them.
-        """
-        started = time.monotonic()
-
-        def update(done: int, total: int) -> None:
-            self._update(label, "pages", done, total, done / max(time.monotonic() - started, 1e-6))
-
-        return update if self._shown else None
+    @property
+    def pages(self) -> Callable[[int, int], None] | None:
+        """For what counts pages of the file; None where nothing is shown."""
+        return of_pages(self.rows, self._label)
 
     def clear(self) -> None:
         """Take the bars away, as for text that follows; the next step shows its own."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress, self._tasks, self._started = None, {}, time.monotonic()
+        self._stop()
+        self._start()
 
     def __enter__(self) -> Self:
+        self._start()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.clear()
+        self._stop()
 
-    def _rows(self, seen: Progress) -> None:
-        self._update(seen.pair, "rows", seen.done, seen.total, seen.rate)
+    def _start(self) -> None:
+        self._since = time.monotonic()
+        if self._shown:
+            self._timer = threading.Timer(PATIENCE, self._move)
+            self._timer.daemon = True
+            self._timer.start()
 
-    def _update(self, label: str, unit: str, done: int, total: int, rate: float) -> None:
-        if time.monotonic() - self._started < PATIENCE:
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+        with self._lock:
+            if self._progress is not None:
+                self._progress.stop()
+            self._progress = self._task = self._timer = None
+
+    def _move(self) -> None:
+        """Show that something is going on; called on a thread of its own."""
+        with self._lock:
+            if self._progress is None:
+                self._show(self._label)
+
+    def _update(self, seen: Progress) -> None:
+        if time.monotonic() - self._since < PATIENCE:
             return
+        with self._lock:
+            progress, task = self._show(seen.pair)
+            left = seen.seconds_left
+            end = "finishing" if seen.done >= seen.total else f"{span(timedelta(seconds=left or 0))} left"
+            facts = f"{seen.done:,} of {seen.total:,} {seen.unit}, {seen.rate:,.0f} a second, {end}"
+            progress.update(task, completed=seen.done, total=seen.total, facts=facts)
+
+    def _show(self, label: str) -> tuple[rich.progress.Progress, rich.progress.TaskID]:
+        """The bar of a thing; it takes the place of the one before."""
         if self._progress is None:
             self._progress = _progress(self._console)
             self._progress.start()
-        left = span(timedelta(seconds=(total - done) / rate)) if rate else "?"
-        facts = f"{done:,} of {total:,} {unit}, {rate:,.0f} a second, {left} left"
-        if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, facts="")
-        self._progress.update(self._tasks[label], completed=done, total=total, facts=facts)
+        if self._task is None or self._task[0] != label:
+            if self._task is not None:
+                self._progress.remove_task(self._task[1])
+            self._task = label, self._progress.add_task(label, total=None, facts="")
+        return self._progress, self._task[1]
 
 
 def _progress(console: Console) -> rich.progress.Progress:
@@ -213,6 +241,7 @@ def _progress(console: Console) -> rich.progress.Progress:
         column("{task.description}", markup=False),
         rich.progress.BarColumn(),
         column("{task.fields[facts]}", markup=False),
+        rich.progress.TimeElapsedColumn(),
         console=console,
         transient=True,
         redirect_stdout=False,  # it would send what belongs to stdout to stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from consensus_orm.cli.app import App, PhaseType, app_command, json_option, main, phase_argument
+from consensus_orm.cli.app import App, Interrupted, PhaseType, app_command, json_option, main, phase_argument
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
 from consensus_orm.errors import GateClosedError
@@ -33,8 +33,8 @@ reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audi
 @app_command
 def upgrade(app: App, as_json: bool) -> None:
     """Bring the schema to the newest revision; safe at any time."""
-    with app.store(may_be_missing=True) as store:
-        applied, phase = store.migration.upgrade(), store.migration.phase
+    with app.store(may_be_missing=True) as store, Bars("upgrade", quiet=as_json) as bars:
+        applied, phase = store.migration.upgrade(bars.rows), store.migration.phase
     if as_json:
         show_json({"applied": applied, "phase": phase})
     else:
@@ -46,7 +46,7 @@ def upgrade(app: App, as_json: bool) -> None:
 @app_command
 def backfill(app: App, as_json: bool) -> None:
     """Carry the rows that are there; goes on where it stopped."""
-    with app.store() as store, Bars(quiet=as_json) as bars:
+    with app.store() as store, Bars("backfill", quiet=as_json) as bars:
         report = store.migration.backfill(bars.rows)
         open_rejects = len(store.migration.rejects())
     if as_json:
@@ -63,7 +63,7 @@ def backfill(app: App, as_json: bool) -> None:
 @app_command
 def verify(app: App, as_json: bool) -> None:
     """Compare both sides whole, and certify what was seen."""
-    with app.store() as store, Bars(quiet=as_json) as bars:
+    with app.store() as store, Bars("verify", quiet=as_json) as bars:
         report = store.migration.verify(bars.rows)
     if as_json:
         show_json({**plain(report), "clean": report.clean})
@@ -90,14 +90,17 @@ def _list_differences(app: App, report: VerifyReport) -> None:
 @app_command
 def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_json: bool) -> None:
     """Go to the next phase, or to PHASE; each gate must be open."""
+    rehearsed, mentioned = _rehearsal(app)
 
-    def work(migration: Migration) -> dict[str, Any]:
-        migration.advance(phase, reason=reason, force=force)
+    def work(migration: Migration, bars: Bars) -> dict[str, Any]:
+        target = phase or migration.phase.next or migration.phase
+        with _goal(target, typed=phase):
+            migration.advance(target, reason=reason, force=force, progress=bars.rows)
         return {"rehearsed": rehearsed}
 
-    rehearsed, said = _rehearsal(app)
-    with _finally_said("" if as_json else said):
-        _move(app, as_json, work, lambda: {"rehearsed": rehearsed})
+    _move(app, as_json, "advance", work, lambda: {"rehearsed": rehearsed})
+    if not as_json:
+        say(mentioned)
 
 
 def _rehearsal(app: App) -> tuple[bool, str]:
@@ -107,19 +110,6 @@ def _rehearsal(app: App) -> tuple[bool, str]:
     return evidence is not None and evidence.holds, f"rehearsal: {app.spelled(mention(evidence, now))}"
 
 
-@contextlib.contextmanager
-def _finally_said(text: str) -> Iterator[None]:
-    """Say something below what a step says, whether it is taken or a gate refuses."""
-    try:
-        yield
-    except GateClosedError:
-        if text:
-            say(text)
-        raise
-    if text:
-        say(text)
-
-
 @main.command()
 @phase_argument
 @reason_option
@@ -127,14 +117,23 @@ def _finally_said(text: str) -> Iterator[None]:
 @app_command
 def rollback(app: App, phase: Phase | None, reason: str | None, as_json: bool) -> None:
     """Go back one phase, or to PHASE; nothing is lost on the way."""
-    with Bars(quiet=as_json) as bars:
 
-        def work(migration: Migration) -> dict[str, Any]:
-            migration.rollback(phase, reason=reason, progress=bars.rows)
-            bars.clear()
-            return {}
+    def work(migration: Migration, bars: Bars) -> dict[str, Any]:
+        target = phase or migration.phase.previous
+        with _goal(target, typed=phase):
+            migration.rollback(target, reason=reason, progress=bars.rows)
+        return {}
 
-        _move(app, as_json, work)
+    _move(app, as_json, "rollback", work)
+
+
+@contextlib.contextmanager
+def _goal(phase: Phase | None, *, typed: Phase | None) -> Iterator[None]:
+    """Let the command that goes on after Ctrl-C name the phase: again without it might take one step more."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(*([phase.name.lower()] if phase and not typed else [])) from None
 
 
 @main.command()
@@ -149,29 +148,32 @@ def migrate(app: App, to: Phase, no_soak: bool, reason: str | None, as_json: boo
     Upgrade, advance, backfill, verify, and so on up to a phase. Nothing is repaired: differences shut a gate.
     """
     taken: list[Step] = []
-    with Bars(quiet=as_json) as bars:
 
+    def work(migration: Migration, bars: Bars) -> dict[str, Any]:
         def tell(step: Step) -> None:
             taken.append(step)
             bars.clear()
             if not as_json:
                 say(f"{step.phase.name:<10}  {step.action:<8}  {_told(step.result)}  ({step.seconds:.2f} s)")
 
-        def work(migration: Migration) -> dict[str, Any]:
-            migration.migrate(to, soak=not no_soak, reason=reason, progress=bars.rows, tell=tell)
-            return {"steps": taken}
+        migration.migrate(to, soak=not no_soak, reason=reason, progress=bars.rows, tell=tell)
+        return {"steps": taken}
 
-        _move(app, as_json, work, lambda: {"steps": taken})
+    _move(app, as_json, "migrate", work, lambda: {"steps": taken})
 
 
 def _move(
-    app: App, as_json: bool, work: Callable[[Migration], dict[str, Any]], so_far: Callable[[], Any] = dict
+    app: App,
+    as_json: bool,
+    label: str,
+    work: Callable[[Migration, Bars], dict[str, Any]],
+    so_far: Callable[[], Any] = dict,
 ) -> None:
     """Change the phase and say which it is now; a machine gets its document when a gate refuses, too."""
-    with app.store() as store:
+    with app.store() as store, Bars(label, quiet=as_json) as bars:
         before = store.migration.phase
         try:
-            facts = work(store.migration)
+            facts = work(store.migration, bars)
         except GateClosedError as error:
             if as_json:
                 show_json({**so_far(), "phase": store.migration.phase, "refused": list(error.reasons)})
@@ -193,7 +195,7 @@ def reconcile(app: App, dry_run: bool, as_json: bool) -> None:
     Repairs from the source of truth, and adopts what one side alone has. With --dry-run the exit code is 1
     where there is something to do.
     """
-    with app.store() as store, Bars(quiet=as_json) as bars:
+    with app.store() as store, Bars("reconcile", quiet=as_json) as bars:
         report = store.migration.reconcile(dry_run=dry_run, progress=bars.rows)
     if as_json:
         show_json(report)

@@ -17,7 +17,7 @@ __all__: list[str] = []
 @app_command
 def stats(app: App, as_json: bool) -> None:
     """Show what is in force and what it takes on disk; writes nothing."""
-    with app.store() as store:
+    with app.store() as store, Bars("stats", quiet=as_json):
         found = store.maintenance.stats()
     if as_json:
         show_json({**plain(found), "disk": {**plain(found.disk), "total": found.disk.total}})
@@ -35,8 +35,8 @@ def stats(app: App, as_json: bool) -> None:
 @app_command
 def vacuum(app: App, full: bool, as_json: bool) -> None:
     """Give the space of deleted rows back, in small steps."""
-    with app.store() as store, Bars(quiet=as_json) as bars:
-        report = store.maintenance.vacuum(full=full, progress=bars.pages("vacuum"))
+    with app.store() as store, Bars("vacuum", quiet=as_json) as bars:
+        report = store.maintenance.vacuum(full=full, progress=bars.pages)
     if as_json:
         before, after = report.before.total, report.after.total
         show_json({**plain(report), "bytes_before": before, "bytes_after": after})
@@ -56,8 +56,8 @@ def vacuum(app: App, full: bool, as_json: bool) -> None:
 @app_command
 def backup(app: App, path: Path, overwrite: bool, as_json: bool) -> None:
     """Copy the database to PATH, verified, while writers go on."""
-    with app.store() as store, Bars(quiet=as_json) as bars:
-        report = store.maintenance.backup(path, overwrite=overwrite, progress=bars.pages("backup"))
+    with app.store() as store, Bars("backup", quiet=as_json) as bars:
+        report = store.maintenance.backup(path, overwrite=overwrite, progress=bars.pages)
     if as_json:
         show_json(report)
     else:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from consensus_orm import errors, ledger
 from consensus_orm.migration import audit as audit_records
 from consensus_orm.migration import gates
-from consensus_orm.migration.backfill import BackfillReport, Progress, backfill, require_dual_write
+from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
 from consensus_orm.migration.carry import carry_reject, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
+from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore
 
 __all__ = ["Migration"]
-
-Watch = Callable[[Progress], object] | None
 
 
 class Migration:
@@ -95,8 +94,11 @@ class Migration:
 
     # Steps ----------------------------------------------------------------------------------------------
 
-    def upgrade(self) -> list[str]:
+    def upgrade(self, progress: Watch = None) -> list[str]:
         """Bring the schema to the newest revision; safe at any time and in any phase.
+
+        Args:
+            progress: Called while a file is backed up whose tables are rewritten.
 
         Returns:
             The revisions that were applied; empty where there was nothing to do.
@@ -104,7 +106,7 @@ class Migration:
         Raises:
             SchemaError: The file cannot be adopted; it is untouched.
         """
-        return self._store.upgrade()
+        return self._store.upgrade(progress)
 
     def backfill(self, progress: Watch = None) -> BackfillReport:
         """Carry the rows that were there before the dual write; goes on where an earlier one stopped.
@@ -159,6 +161,7 @@ class Migration:
         reason: str | None = None,
         force: bool = False,
         soak: bool = True,
+        progress: Watch = None,
     ) -> Phase:
         """Go to the next phase, or step by step to a later one; each gate must be open.
 
@@ -168,6 +171,7 @@ class Migration:
             force: Do not wait for soak times or for a fresh certificate. Never opens a gate behind which rows
                 would be lost.
             soak: Whether soak times count; False is for a database that nobody is using.
+            progress: Called after each chunk where a file is backed up, or legacy tables are emptied.
 
         Returns:
             The phase reached.
@@ -181,11 +185,11 @@ class Migration:
             raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
         now = self.phase
         target = _not_behind(now, Phase.parse(to) if to is not None else now.next or now)
-        self.upgrade()  # only now: what is refused has written nothing
-        self._finish_interrupted()
+        self.upgrade(progress)  # only now: what is refused has written nothing
+        self._finish_interrupted(progress)
         while now < target:
             assert now.next is not None
-            self._advance(now, now.next, reason=reason, force=force, soak=soak)
+            self._advance(now, now.next, reason=reason, force=force, soak=soak, progress=progress)
             now = now.next
         return now
 
@@ -258,12 +262,12 @@ class Migration:
 
         return rehearse(self._store, keep=keep, writers=writers, progress=progress, tell=tell)
 
-    def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool) -> None:
+    def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool, progress: Watch) -> None:
         facts: dict[str, Any] = {}
         if not to.has_legacy:
             with self._reading() as uow:
                 _pass_gate(uow, to, force=force, soak=soak)
-            facts = self.backup_before("contract")
+            facts = self.backup_before("contract", progress)
         with self._writing() as uow:
             _expect(uow, now)
             _pass_gate(uow, to, force=force, soak=soak)
@@ -273,9 +277,9 @@ class Migration:
             from consensus_orm.migration.contraction import contract
 
             contract(uow, reason=reason, forced=force, **facts)
-        self._finish_interrupted()
+        self._finish_interrupted(progress)
 
-    def _finish_interrupted(self) -> None:
+    def _finish_interrupted(self, progress: Watch) -> None:
         """Finish the emptying of dropped tables, or undo a rebuild, that an earlier call left behind."""
         with self._reading() as uow:
             step = uow._rows("SELECT step FROM consensus_orm_state")
@@ -285,16 +289,20 @@ class Migration:
 
         with self._writing() as uow:
             contraction.undo_rebuild(uow)
-        settings = self._store.settings
-        contraction.empty_dropped(
-            self._writing, chunk_rows=settings.chunk_rows, pause=settings.chunk_pause.total_seconds()
-        )
+        self._empty_dropped(progress)
 
-    def backup_before(self, step: str) -> dict[str, Any]:
+    def _empty_dropped(self, progress: Watch) -> None:
+        from consensus_orm.migration import contraction
+
+        rows, pause = self._store.settings.chunk_rows, self._store.settings.chunk_pause.total_seconds()
+        contraction.empty_dropped(self._writing, chunk_rows=rows, pause=pause, progress=progress)
+
+    def backup_before(self, step: str, progress: Watch = None) -> dict[str, Any]:
         """Take a verified backup before a step that drops or rewrites tables.
 
         Args:
             step: The step, for the name of the file: `DATABASE.before-STEP-TIME`, in `backup_dir` or beside it.
+            progress: Called after each chunk.
 
         Returns:
             Facts for the audit; none for a database in memory.
@@ -307,7 +315,8 @@ class Migration:
             return {}
         folder = self._store.settings.backup_dir or path.parent
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        report = self._store.maintenance.backup(Path(folder) / f"{path.name}.before-{step}-{stamp}")
+        target = Path(folder) / f"{path.name}.before-{step}-{stamp}"
+        report = self._store.maintenance.backup(target, progress=of_pages(progress, "backup"))
         return {"backup": str(report.path)}
 
     def rollback(
@@ -342,7 +351,7 @@ class Migration:
                 hint=f"run: consensus-orm advance {target.name.lower()}",
                 field="to",
             )
-        self.upgrade()  # only now: what is refused has written nothing
+        self.upgrade(progress)  # only now: what is refused has written nothing
         while now > target:
             assert now.previous is not None
             self._roll_back(now, now.previous, reason, progress)
@@ -353,12 +362,10 @@ class Migration:
         from consensus_orm.migration import contraction
 
         if not now.has_legacy:
-            settings = self._store.settings
-            pause = settings.chunk_pause.total_seconds()
-            contraction.empty_dropped(self._writing, chunk_rows=settings.chunk_rows, pause=pause)
+            self._empty_dropped(progress)
             contraction.expand_again(self._writing, reason=reason, progress=progress)
             return
-        contraction.catch_up(self._writing, lambda uow: _expect(uow, now))
+        contraction.catch_up(self._writing, lambda uow: _expect(uow, now), progress)
         with self._writing() as uow:
             _expect(uow, now)
             while drain(uow):

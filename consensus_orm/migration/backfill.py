@@ -14,36 +14,15 @@ from typing import Any
 from consensus_orm import errors, ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, reject_unequal
+from consensus_orm.migration.progress import Progress, Watch
 from consensus_orm.phase import Phase, Side
 from consensus_orm.telemetry.events import BackfillEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["BackfillReport", "Progress", "backfill", "is_finished", "require_dual_write"]
+__all__ = ["BackfillReport", "backfill", "is_finished", "require_dual_write"]
 
 LOCK_GOAL = 0.025
 """Seconds a chunk aims to hold the write lock; half of what a writer should ever wait for it."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a long step has come.
-
-    Attributes:
-        pair: What it works on.
-        done: Rows done so far, earlier runs included.
-        total: Rows there are.
-        rate: Rows a second in this run.
-    """
-
-    pair: str
-    done: int
-    total: int
-    rate: float
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the end at this rate; None where nothing was measured yet."""
-        return (self.total - self.done) / self.rate if self.rate else None
 
 
 @dataclass(frozen=True)
@@ -56,9 +35,7 @@ class BackfillReport:
     seconds: float
 
 
-def backfill(
-    unit_of_work: Callable[[], UnitOfWork], progress: Callable[[Progress], object] | None = None
-) -> BackfillReport:
+def backfill(unit_of_work: Callable[[], UnitOfWork], progress: Watch = None) -> BackfillReport:
     """Carry every legacy row that the normalized side does not have.
 
     Args:
@@ -115,7 +92,7 @@ class _Chunks:
         self,
         unit_of_work: Callable[[], UnitOfWork],
         pair: Pair,
-        progress: Callable[[Progress], object] | None,
+        progress: Watch,
     ) -> None:
         self.unit_of_work = unit_of_work
         self.pair = pair

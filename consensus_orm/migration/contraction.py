@@ -17,10 +17,12 @@ from sqlalchemy import Connection
 
 from consensus_orm import errors
 from consensus_orm.mapping import Pair
-from consensus_orm.migration.backfill import Progress, set_aside
+from consensus_orm.migration.backfill import set_aside
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, adopt_range, drain, legacy_unfrozen
 from consensus_orm.migration.flip import flip, install_triggers, set_sequence
+from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.phase import Phase, Side
+from consensus_orm.statements import PairStatements
 from consensus_orm.triggers import PREFIX
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -123,30 +125,42 @@ def _rejected_rows(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
         yield f'INSERT OR IGNORE INTO "{pair.legacy_table.name}" ({columns}) VALUES ({", ".join(row.values())})'
 
 
-def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float) -> None:
-    """Empty the tables on their way out in chunks, then drop them; does nothing where there are none."""
+def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float, progress: Watch = None) -> None:
+    """Empty the tables on their way out in chunks, then drop them; does nothing where there are none.
+
+    Args:
+        unit_of_work: Opens a writing unit of work.
+        chunk_rows: Rows deleted in one transaction.
+        pause: Seconds between two of them.
+        progress: Called after each chunk.
+    """
+    tallies: dict[str, Tally] = {}
     while True:
         with unit_of_work() as uow:
             names = uow._rows(f"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB '{DROPPED}*'")
             if not names:
                 uow._execute("UPDATE consensus_orm_state SET step = NULL WHERE step = 'empty'")
                 return
-            _empty_one(uow, names[0][0], chunk_rows)
+            name = names[0][0]
+            tally = tallies.setdefault(name, Tally(progress, f"emptying {name.removeprefix(DROPPED)}"))
+            tally.expect(lambda: uow._rows(f'SELECT count(*) FROM "{name}"')[0][0])  # noqa: B023 - called at once
+            deleted = _empty_one(uow, name, chunk_rows)
+        tally.add(deleted)
         time.sleep(pause)
 
 
-def _empty_one(uow: UnitOfWork, name: str, chunk_rows: int) -> None:
+def _empty_one(uow: UnitOfWork, name: str, chunk_rows: int) -> int:
     chunk = f'SELECT rowid FROM "{name}" LIMIT ?'
-    if not uow._execute(f'DELETE FROM "{name}" WHERE rowid IN ({chunk})', (chunk_rows,)).rowcount:
+    deleted = uow._execute(f'DELETE FROM "{name}" WHERE rowid IN ({chunk})', (chunk_rows,)).rowcount
+    if not deleted:
         operations(uow).drop_table(name)
+    return deleted
 
 
 # The way back ---------------------------------------------------------------------------------------------
 
 
-def expand_again(
-    unit_of_work: UnitsOfWork, *, reason: str | None, progress: Callable[[Progress], object] | None = None
-) -> None:
+def expand_again(unit_of_work: UnitsOfWork, *, reason: str | None, progress: Watch = None) -> None:
     """Make the legacy tables again from the normalized ones and flip back to NORMALIZED.
 
     Args:
@@ -164,7 +178,7 @@ def expand_again(
         rows, pause = uow.settings.chunk_rows, uow.settings.chunk_pause.total_seconds()
     for pair in pairs:
         _fill(unit_of_work, pair, rows, pause, progress)
-    catch_up(unit_of_work, _expect_rebuild)
+    catch_up(unit_of_work, _expect_rebuild, progress)
     with unit_of_work() as uow:
         _expect_rebuild(uow)
         while drain(uow):
@@ -210,11 +224,10 @@ def _fill(
     pair: Pair,
     rows: int,
     pause: float,
-    progress: Callable[[Progress], object] | None,
+    progress: Watch,
 ) -> None:
     """Carry the rows of a pair in chunks; goes on behind the highest key that is there already."""
-    started, done = time.monotonic(), 0
-    total: int | None = None
+    tally = Tally(progress, pair.name)
     while True:
         with unit_of_work() as uow:
             _expect_rebuild(uow)
@@ -224,29 +237,35 @@ def _fill(
             first, last, count = uow._rows(bounds, {"_after": after, "_rows": rows})[0]
             if not count:
                 return
+            tally.expect(lambda: _to_fill(uow, sql))  # noqa: B023 - called at once
             adopt_range(uow, pair, first, last)
             with legacy_unfrozen(uow):
                 uow._execute(sql.rebuild_legacy, {"_first": first, "_last": last})
-            if progress is not None and total is None:  # counted once: it costs a look at every row
-                total = uow._rows(sql.count(Side.NORMALIZED, ()))[0][0]
-        done += count
-        if progress is not None and total is not None:
-            progress(Progress(pair.name, done, total, done / max(time.monotonic() - started, 1e-6)))
+        tally.add(count)
         time.sleep(pause)
 
 
-def catch_up(unit_of_work: UnitsOfWork, expect: Callable[[UnitOfWork], object]) -> None:
+def _to_fill(uow: UnitOfWork, sql: PairStatements) -> int:
+    """Rows that an interrupted call has not carried yet."""
+    normalized, legacy = (int(uow._rows(sql.count(side, ()))[0][0]) for side in (Side.NORMALIZED, Side.LEGACY))
+    return max(normalized - legacy, 0)
+
+
+def catch_up(unit_of_work: UnitsOfWork, expect: Callable[[UnitOfWork], object], progress: Watch = None) -> None:
     """Carry what changed while the tables were filled, until little is left for the fence.
 
     Args:
         unit_of_work: Opens a writing unit of work.
         expect: Called in each of them first; raises where the step is not what is wanted any more.
+        progress: Called after each of them.
     """
-    while True:
+    tally, drained = Tally(progress, "changes", "changes"), CHANGES_IN_ONE_TRANSACTION
+    while drained >= CHANGES_IN_ONE_TRANSACTION:
         with unit_of_work() as uow:
             expect(uow)
-            if drain(uow) < CHANGES_IN_ONE_TRANSACTION:
-                return
+            tally.expect(lambda: uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0])
+            drained = drain(uow)
+        tally.add(drained)
 
 
 def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from consensus_orm.migration.backfill import BackfillReport, Progress
+from consensus_orm.migration.backfill import BackfillReport
+from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
 
@@ -41,7 +42,7 @@ def steps(
     *,
     soak: bool,
     reason: str | None,
-    progress: Callable[[Progress], object] | None,
+    progress: Watch,
 ) -> Iterator[Step]:
     """Take one step after the other; nothing is repaired, since differences are for people to look at.
 
@@ -64,12 +65,12 @@ def steps(
         result = work()
         return Step(action, migration.phase, result, time.monotonic() - started)
 
-    yield take("upgrade", migration.upgrade)
+    yield take("upgrade", partial(migration.upgrade, progress))
     while (now := migration.phase) < to:
         if now.compares and now.truth is Side.LEGACY:
             yield take("backfill", partial(migration.backfill, progress))
         if now.writes_normalized:
             yield take("verify", partial(migration.verify, progress))
-        yield take("advance", partial(migration.advance, now.next, reason=reason, soak=soak))
+        yield take("advance", partial(migration.advance, now.next, reason=reason, soak=soak, progress=progress))
     # Finishes what an interrupted call left behind, and refuses to go backwards.
-    migration.advance(to, reason=reason, soak=soak)
+    migration.advance(to, reason=reason, soak=soak, progress=progress)

@@ -15,8 +15,8 @@ from typing import Any
 
 from consensus_orm import ledger
 from consensus_orm.mapping import Pair
-from consensus_orm.migration.backfill import Progress
 from consensus_orm.migration.carry import carry, drain, legacy_unfrozen, reject_unequal
+from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.verify import Seen, require_epoch, scan
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work import UnitOfWork
@@ -65,7 +65,7 @@ def reconcile(
     writing: Callable[[], UnitOfWork],
     *,
     dry_run: bool = False,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Watch = None,
 ) -> ReconcileReport:
     """Make both sides equal.
 

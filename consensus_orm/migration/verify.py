@@ -20,7 +20,8 @@ from typing import Any
 from consensus_orm import errors, ledger
 from consensus_orm._version import __version__
 from consensus_orm.mapping import Pair, Parent
-from consensus_orm.migration.backfill import Progress, is_finished, set_aside
+from consensus_orm.migration.backfill import is_finished, set_aside
+from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.phase import Phase, Side
 from consensus_orm.telemetry.events import ComparisonEvent
 from consensus_orm.unit_of_work import UnitOfWork
@@ -102,7 +103,7 @@ class Seen:
 def verify(
     reading: Callable[[], UnitOfWork],
     writing: Callable[[], UnitOfWork],
-    progress: Callable[[Progress], object] | None = None,
+    progress: Watch = None,
 ) -> VerifyReport:
     """Compare both sides whole, record what differs, and certify what was seen.
 
@@ -124,7 +125,7 @@ def verify(
         return _conclude(uow, seen, started)
 
 
-def scan(reading: Callable[[], UnitOfWork], progress: Callable[[Progress], object] | None = None) -> Seen:
+def scan(reading: Callable[[], UnitOfWork], progress: Watch = None) -> Seen:
     """Compare both sides whole in one snapshot, and write nothing.
 
     Args:
@@ -168,9 +169,7 @@ def _readers(reading: Callable[[], UnitOfWork], most: int) -> Iterator[list[Look
         yield [stack.enter_context(reading())._rows for _ in range(min(READERS, most))]
 
 
-def _look_through(
-    uow: UnitOfWork, look: Look, others: list[Look], seen: Seen, progress: Callable[[Progress], object] | None
-) -> None:
+def _look_through(uow: UnitOfWork, look: Look, others: list[Look], seen: Seen, progress: Watch) -> None:
     for pair in uow.statements.mapping.pairs:
         before = seen.legacy
         _Comparison(uow, look, others, pair, seen, progress).run()
@@ -199,31 +198,31 @@ class _Comparison:
         others: list[Look],
         pair: Pair,
         seen: Seen,
-        progress: Callable[[Progress], object] | None,
+        progress: Watch,
     ) -> None:
         self.phase = uow.phase
         self.look = look
         self.others = others
         self.pair = pair
         self.seen = seen
-        self.progress = progress
+        self.tally = Tally(progress, pair.name)
         self.sql = uow.statements[pair]
-        self.started = time.monotonic()
 
     def run(self) -> None:
         frozen = self.phase.freezes_legacy
         doubtful: list[Any] = []
         if self.phase.has_legacy:
             left_out = self.seen.aside[self.pair.name][Side.LEGACY]
-            total = self.look(self.sql.count(Side.LEGACY, ()))[0][0] if self.progress else 0
+            self.tally.expect(lambda: sum(self.look(self.sql.count(side, ()))[0][0] for side in Side))
             for found, count in self._everywhere(Side.LEGACY, self.sql.unequal_in_range(but_recorded=frozen)):
                 doubtful += [key for (key,) in found if key not in left_out]
                 self.seen.legacy += count
-                self._tell(self.seen.legacy, total)
+                self.tally.add(count)
             left_out = left_out | self.seen.aside[self.pair.name][Side.NORMALIZED]
             for unmatched, count in self._everywhere(Side.NORMALIZED, self.sql.unmatched_in_range(but_recorded=frozen)):
                 doubtful += [key for (key,) in unmatched if key not in left_out]
                 self.seen.normalized += count
+                self.tally.add(count)
         else:
             self.seen.normalized += self.look(self.sql.count(Side.NORMALIZED, ()))[0][0]
         self.seen.compared = self.seen.legacy  # of every pair so far
@@ -254,11 +253,6 @@ class _Comparison:
                     done, rows = ahead.popleft()
                     yield done.result(), rows
             yield from ((done.result(), rows) for done, rows in ahead)
-
-    def _tell(self, done: int, total: int) -> None:
-        if self.progress is not None:
-            rate = done / max(time.monotonic() - self.started, 1e-6)
-            self.progress(Progress(self.pair.name, done, total, rate))
 
 
 def chunks(look: Look, bounds: tuple[str, str]) -> Iterator[tuple[dict[str, Any], int]]:

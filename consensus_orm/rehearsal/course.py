@@ -19,8 +19,9 @@ from consensus_orm._version import __version__
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.engine import source_of
 from consensus_orm.mapping import Mapping, Pair
-from consensus_orm.migration.backfill import BackfillReport, Progress
+from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.journey import Step
+from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
@@ -45,7 +46,6 @@ and the backup before CONTRACT of all that. Checked before anything is copied.""
 REASON = "rehearsal"
 
 Tell = Callable[[RehearsalStep], object]
-Watch = Callable[[Progress], object]
 
 
 def rehearse(
@@ -53,7 +53,7 @@ def rehearse(
     *,
     keep: Path | str | None = None,
     writers: int = 0,
-    progress: Watch | None = None,
+    progress: Watch = None,
     tell: Tell | None = None,
 ) -> RehearsalReport:
     """Take a copy of a database through all phases and back, and prove that its rows come out as they went in.
@@ -90,7 +90,7 @@ def rehearse(
             )
     with _folder(store, keep) as folder:
         copy = folder / f"{Path(_name(store)).name}.rehearsed"
-        store.maintenance.backup(copy)
+        store.maintenance.backup(copy, progress=of_pages(progress, "copy"))
         settings = store.settings.model_copy(update={"backup_dir": folder, "alarm_falls_back": False})
         with type(store).open(copy, settings=settings, mapping=mapping) as opened:
             report = _Course(opened, copy, mapping, progress, tell).run(writers)
@@ -188,9 +188,7 @@ class _Stopwatch(Turns):
 class _Course:
     """One rehearsal on one copy."""
 
-    def __init__(
-        self, store: ConsensusStore, copy: Path, mapping: Mapping, progress: Watch | None, tell: Tell | None
-    ) -> None:
+    def __init__(self, store: ConsensusStore, copy: Path, mapping: Mapping, progress: Watch, tell: Tell | None) -> None:
         self.store = store
         self.migration = store.migration
         self.copy = copy
@@ -256,7 +254,7 @@ class _Course:
             self._step("reconcile", lambda: self.migration.reconcile(progress=self.progress))
         if self.began.truth is Side.LEGACY:
             self._remember(Side.LEGACY)  # before the upgrade, which must not change it either
-        self._step("upgrade", self.migration.upgrade)
+        self._step("upgrade", partial(self.migration.upgrade, self.progress))
         if self.began.truth is Side.NORMALIZED:
             self._remember(Side.NORMALIZED)
 

@@ -38,7 +38,7 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.errors import ConsensusError, GateClosedError, UnknownAgentError
 from consensus_orm.expressions import time_of, time_text
-from consensus_orm.migration.backfill import Progress
+from consensus_orm.migration.progress import Progress
 from consensus_orm.settings import Settings
 from consensus_orm.statements import Statements
 from consensus_orm.store import ConsensusUnitOfWork
