@@ -183,11 +183,16 @@ class Server:
             finally:
                 connection.execute("SELECT pg_wal_replay_resume()")
 
-    def catch_up(self) -> None:
-        """Wait until a replica shows all that its primary has committed."""
+    def catch_up(self, *, shown: bool = True) -> None:
+        """Wait until a replica has all that its primary has committed.
+
+        Args:
+            shown: Whether it must show it, too; a replica whose replay is paused only receives.
+        """
         assert self.primary is not None
-        newest = self.primary._value("SELECT pg_current_wal_lsn()::text")
-        self._until(lambda: self._value(f"SELECT pg_last_wal_replay_lsn() >= '{newest}'") is True, "catch up")
+        newest = self.primary._value("SELECT pg_current_wal_flush_lsn()::text")
+        here = "pg_last_wal_replay_lsn()" if shown else "pg_last_wal_receive_lsn()"
+        self._until(lambda: self._value(f"SELECT {here} >= '{newest}'") is True, "catch up")
 
     def remove(self) -> None:
         """Stop the server if it runs, and remove all that was its own."""
