@@ -21,7 +21,8 @@ from sqlalchemy import text
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase, Settings, errors, telemetry
 from consensus_orm.breaker import CircuitState
 from consensus_orm.settings import OnMismatch
-from consensus_orm.telemetry.instruments import INSTRUMENTS, READINGS
+from consensus_orm.telemetry.instruments import INSTRUMENTS
+from consensus_orm.telemetry.readings import READINGS
 from tests.field import builders
 
 prometheus = pytest.importorskip("prometheus_client")
@@ -322,6 +323,7 @@ class TestMetrics:
                     waiting.result()
             assert (pool, 1) in seen
             assert read.points("db.client.connection.timeouts") == [(pool, 1)]
+            assert read.points("db.client.connection.wait_time") == [(pool, 1)]  # of the one that came
             assert read.points("db.client.connection.count") == [(used, 0), (idle, 1)]
             units = [labels.get("error_type") for labels, _ in read.points(f"{UNIT}.duration")]
             assert sorted(units, key=str) == [None, "PoolExhaustedError"]
@@ -447,14 +449,16 @@ class TestSpans:
 
     def test_ending_in_another_thread(self, consensus_store: ConsensusStore, caplog: pytest.LogCaptureFixture) -> None:
         """A unit of work may end in another thread than it began in: its span ends, and nothing is logged."""
-        traces = Traces(consensus_store)
+        traces = Traces(consensus_store, statements=True)
 
         def begin() -> ConsensusUnitOfWork:
             return consensus_store.unit_of_work().__enter__()
 
         with ThreadPoolExecutor(1) as other:
             other.submit(begin).result().__exit__(None, None, None)
-        assert [span.attributes["consensus_orm.outcome"] for span in traces.named(UNIT)] == ["committed"]
+        (unit,), (commit,) = traces.named(UNIT), traces.named("COMMIT")
+        assert unit.attributes["consensus_orm.outcome"] == "committed"
+        assert commit.parent.span_id == unit.context.span_id
         assert caplog.records == []
 
 
@@ -561,6 +565,16 @@ class TestPromises:
                 telemetry.report_to_prometheus(second, registry=registry)
             add(first)
             assert registry.get_sample_value("db_client_connection_max", {POOL: "a.db"}) == 10
+
+    @pytest.mark.parametrize("name", ["db_client_connection_max", "db_client_operation_duration_seconds"])
+    def test_names_of_somebody_else(self, consensus_store: ConsensusStore, name: str) -> None:
+        """A registry that has a metric of one of our names is left as it is."""
+        registry = prometheus.CollectorRegistry()
+        prometheus.Gauge(name, "Somebody else's.", registry=registry)
+        with pytest.raises(errors.ConfigurationError):
+            telemetry.report_to_prometheus(consensus_store, registry=registry)
+        assert [family.name for family in registry.collect()] == [name]
+        assert type(consensus_store.unit_of_work()) is ConsensusUnitOfWork
 
     @pytest.mark.parametrize("each", [*INSTRUMENTS, *READINGS], ids=lambda each: each.name)
     def test_conventions(self, each: Any) -> None:

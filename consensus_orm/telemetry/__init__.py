@@ -5,7 +5,7 @@
     telemetry.report_to_prometheus(store)
 
 Until then nothing is measured, and no optional library is imported; retries, mismatches and rejects are logged
-by the standard library in any case. The names of the metrics are those of `telemetry.instruments`.
+by the standard library in any case. Metrics are declared in `telemetry.instruments` and `telemetry.readings`.
 """
 
 from __future__ import annotations

@@ -47,11 +47,12 @@ class Event:
 
     __slots__ = ()
     title: ClassVar[str]
+    _level: ClassVar[int] = logging.NOTSET
 
     @property
     def level(self) -> int:
         """At which level it is logged; NOTSET where it is too frequent for a log."""
-        return logging.NOTSET
+        return self._level
 
     def fields(self) -> dict[str, Plain]:
         """The facts as plain values, for a log line or a span; what is not known is left out."""
@@ -102,7 +103,7 @@ class RetryEvent(Event):
     """
 
     title: ClassVar[str] = "consensus_orm.retry"
-    level: ClassVar[int] = logging.INFO
+    _level: ClassVar[int] = logging.INFO
     name: str
     attempt: int
     wait: timedelta
@@ -213,7 +214,7 @@ class UnitEvent(Event):
     """
 
     title: ClassVar[str] = "consensus_orm.unit_of_work"
-    level: ClassVar[int] = logging.DEBUG
+    _level: ClassVar[int] = logging.DEBUG
     unit: Any = field(repr=False)
     phase: str
     outcome: UnitOutcome
@@ -331,7 +332,7 @@ class AlarmEvent(Event):
     """
 
     title: ClassVar[str] = "consensus_orm.alarm"
-    level: ClassVar[int] = logging.CRITICAL
+    _level: ClassVar[int] = logging.CRITICAL
     reason: str
 
     def __str__(self) -> str:
@@ -349,7 +350,7 @@ class RejectEvent(Event):
     """
 
     title: ClassVar[str] = "consensus_orm.reject"
-    level: ClassVar[int] = logging.WARNING
+    _level: ClassVar[int] = logging.WARNING
     pair: str
     key: Any
     reason: str
@@ -368,7 +369,7 @@ class BackfillEvent(Event):
     """
 
     title: ClassVar[str] = "consensus_orm.backfill"
-    level: ClassVar[int] = logging.DEBUG
+    _level: ClassVar[int] = logging.DEBUG
     pair: str
     rows: int
 

@@ -1,4 +1,4 @@
-"""What is measured: every instrument once, whatever it is published with.
+"""What is measured when it happens: every instrument once, whatever it is published with.
 
 Names, units and attributes follow the OpenTelemetry semantic conventions for databases where these have one
 (`db.*`, `error.type`); what only this package knows is called `consensus_orm.*`.
@@ -6,12 +6,11 @@ Names, units and attributes follow the OpenTelemetry semantic conventions for da
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from consensus_orm.breaker import CircuitState
 from consensus_orm.engine import database_path
 from consensus_orm.telemetry.events import (
     AlarmEvent,
@@ -21,7 +20,6 @@ from consensus_orm.telemetry.events import (
     Event,
     LockEvent,
     MismatchEvent,
-    Outcome,
     RejectEvent,
     RetryEvent,
     StatementEvent,
@@ -31,12 +29,10 @@ from consensus_orm.telemetry.events import (
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from consensus_orm.store import ConsensusStore
-
-__all__ = ["INSTRUMENTS", "READINGS", "SECONDS", "Attributes", "Instrument", "Kind", "Reading", "constants", "measure"]
+__all__ = ["INSTRUMENTS", "SECONDS", "Attributes", "Instrument", "Kind", "constants", "measure"]
 
 SECONDS = (0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
-"""Bounds of the buckets of durations: those of the conventions, and finer ones, since a statement takes 20 us."""
+"""Bounds of the buckets of durations: those of the conventions, and finer ones for statements on SQLite."""
 
 Attributes: TypeAlias = dict[str, str]
 
@@ -76,33 +72,6 @@ class Instrument:
     of: type[Event]
     attributes: tuple[str, ...] = ()
     amount: Callable[[Any], float | None] = lambda event: 1
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Something read when somebody looks.
-
-    Args:
-        name: As of an instrument.
-        kind: COUNTER or UPDOWN.
-        unit: As of an instrument.
-        description: One sentence.
-        attributes: The names of its attributes: `constants`, and one whose values the reading tells.
-        read: The values, each with that one attribute's value; empty where there is no such attribute.
-    """
-
-    name: str
-    kind: Kind
-    unit: str
-    description: str
-    attributes: tuple[str, ...]
-    read: Callable[[ConsensusStore], Iterable[tuple[str, float]]]
-
-    def observe(self, store: ConsensusStore) -> Iterator[tuple[Attributes, float]]:
-        """The values now, with their attributes."""
-        known = constants(store.engine)
-        for told, value in self.read(store):
-            yield {name: known.get(name) or told for name in self.attributes}, value
 
 
 def constants(engine: Engine) -> Attributes:
@@ -220,79 +189,6 @@ INSTRUMENTS = (
         lambda event: event.wait.total_seconds(),
     ),
 )
-
-
-def _calls(store: ConsensusStore) -> Iterator[tuple[str, float]]:
-    totals = store.telemetry.totals
-    return ((outcome.value, getattr(totals, outcome.value)) for outcome in Outcome)
-
-
-def _breaker(store: ConsensusStore) -> Iterator[tuple[str, float]]:
-    breaker = store.retrier.breaker
-    if breaker is not None:
-        state = breaker.state
-        yield from ((each.value, float(each is state)) for each in CircuitState)
-
-
-def _connections(store: ConsensusStore) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "used", pool.checkedout()
-    yield "idle", pool.checkedin()
-
-
-def _size(store: ConsensusStore) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "", pool.size()
-
-
-def _pending(store: ConsensusStore) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "", pool.waiting
-
-
-READINGS = (
-    Reading(
-        "consensus_orm.calls",
-        Kind.COUNTER,
-        "{call}",
-        "Calls of `store.run`, by how they ended.",
-        ("consensus_orm.outcome",),
-        _calls,
-    ),
-    Reading(
-        "consensus_orm.breaker.state",
-        Kind.UPDOWN,
-        "{breaker}",
-        "1 for the state the circuit breaker is in, 0 for the others.",
-        ("consensus_orm.state",),
-        _breaker,
-    ),
-    Reading(
-        "db.client.connection.count",
-        Kind.UPDOWN,
-        "{connection}",
-        "The number of connections that are currently in the state.",
-        (POOL, "db.client.connection.state"),
-        _connections,
-    ),
-    Reading(
-        "db.client.connection.max",
-        Kind.UPDOWN,
-        "{connection}",
-        "The maximum number of open connections allowed.",
-        (POOL,),
-        _size,
-    ),
-    Reading(
-        "db.client.connection.pending_requests",
-        Kind.UPDOWN,
-        "{request}",
-        "The number of current pending requests for an open connection.",
-        (POOL,),
-        _pending,
-    ),
-)
-
 
 _OF: dict[type[Event], list[Instrument]] = {}
 for _instrument in INSTRUMENTS:

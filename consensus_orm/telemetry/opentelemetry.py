@@ -16,14 +16,13 @@ from consensus_orm._version import __version__
 from consensus_orm.telemetry.events import Event, StatementEvent, UnitBegun, UnitEvent
 from consensus_orm.telemetry.instruments import (
     INSTRUMENTS,
-    READINGS,
     SECONDS,
     Instrument,
     Kind,
-    Reading,
     constants,
     measure,
 )
+from consensus_orm.telemetry.readings import READINGS, Reading
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider

@@ -11,14 +11,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from consensus_orm.telemetry.events import Event
 from consensus_orm.telemetry.instruments import (
     INSTRUMENTS,
-    READINGS,
     SECONDS,
     Instrument,
     Kind,
-    Reading,
     constants,
     measure,
 )
+from consensus_orm.telemetry.readings import READINGS, Reading
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore

@@ -1,0 +1,115 @@
+"""What is read when somebody looks: the state of the pool, of the breaker, and of the calls so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from consensus_orm.breaker import CircuitState
+from consensus_orm.telemetry.events import Outcome
+from consensus_orm.telemetry.instruments import POOL, Attributes, Kind, constants
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+
+__all__ = ["READINGS", "Reading"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Something read when somebody looks.
+
+    Args:
+        name: As of an instrument.
+        kind: COUNTER or UPDOWN.
+        unit: As of an instrument.
+        description: One sentence.
+        attributes: The names of its attributes: `constants`, and one whose values the reading tells.
+        read: The values, each with that one attribute's value; empty where there is no such attribute.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    attributes: tuple[str, ...]
+    read: Callable[[ConsensusStore], Iterable[tuple[str, float]]]
+
+    def observe(self, store: ConsensusStore) -> Iterator[tuple[Attributes, float]]:
+        """The values now, with their attributes."""
+        known = constants(store.engine)
+        for told, value in self.read(store):
+            yield {name: known.get(name) or told for name in self.attributes}, value
+
+
+def _calls(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+    totals = store.telemetry.totals
+    return ((outcome.value, getattr(totals, outcome.value)) for outcome in Outcome)
+
+
+def _breaker(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+    breaker = store.retrier.breaker
+    if breaker is not None:
+        state = breaker.state
+        yield from ((each.value, float(each is state)) for each in CircuitState)
+
+
+def _connections(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+    pool: Any = store.engine.pool
+    yield "used", pool.checkedout()
+    yield "idle", pool.checkedin()
+
+
+def _size(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+    pool: Any = store.engine.pool
+    yield "", pool.size()
+
+
+def _pending(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+    pool: Any = store.engine.pool
+    yield "", pool.waiting
+
+
+READINGS = (
+    Reading(
+        "consensus_orm.calls",
+        Kind.COUNTER,
+        "{call}",
+        "Calls of `store.run`, by how they ended.",
+        ("consensus_orm.outcome",),
+        _calls,
+    ),
+    Reading(
+        "consensus_orm.breaker.state",
+        Kind.UPDOWN,
+        "{breaker}",
+        "1 for the state the circuit breaker is in, 0 for the others.",
+        ("consensus_orm.state",),
+        _breaker,
+    ),
+    Reading(
+        "db.client.connection.count",
+        Kind.UPDOWN,
+        "{connection}",
+        "The number of connections that are currently in the state.",
+        (POOL, "db.client.connection.state"),
+        _connections,
+    ),
+    Reading(
+        "db.client.connection.max",
+        Kind.UPDOWN,
+        "{connection}",
+        "The maximum number of open connections allowed.",
+        (POOL,),
+        _size,
+    ),
+    Reading(
+        "db.client.connection.pending_requests",
+        Kind.UPDOWN,
+        "{request}",
+        "The number of current pending requests for an open connection.",
+        (POOL,),
+        _pending,
+    ),
+)
