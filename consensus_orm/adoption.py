@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from consensus_orm import errors
 
-__all__ = ["CONTROL", "EXECUTIONS", "LEGACY", "REVISIONS", "VERSION_TABLE", "Identity", "Kind", "identify"]
+__all__ = ["CONTROL", "EXECUTIONS", "LEGACY", "REVISIONS", "VERSION_TABLE", "Identity", "Kind", "identify", "is_ours"]
 
 VERSION_TABLE = "consensus_orm_version"
 """Ours alone: another program that shares the file may have an alembic_version of its own."""
@@ -145,7 +145,8 @@ def _kind(legacy: _Tables, founding: _Tables, executions: bool) -> Kind:
     return Kind.EXECUTIONS if executions else Kind.NEW
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """Whether a table has a name that this package, or a program whose files it adopts, gives."""
     return name in LEGACY or name in FOUNDING or name in (EXECUTIONS, "consensus_syntheses") or _is_control(name)
 
 
@@ -160,7 +161,7 @@ def _tables(connection: sqlite3.Connection) -> _Tables:
         "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view')"
     ).fetchall():
         name = spelled.lower()
-        if not _is_ours(name):
+        if not is_ours(name):
             continue
         if kind == "view":
             raise errors.UnknownSchemaError(f"{name} is a view, not a table", table=name)

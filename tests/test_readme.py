@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from consensus_orm import Settings, errors, schema
+from tests import oracle
+from tests.field import builders
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-USE_IT, DECLARATION, OWN_TABLES, TESTING, OBSERVING = EXAMPLES
+USE_IT, DECLARATION, OWN_TABLES, INCLUDE_NAME, TESTING, OBSERVING = EXAMPLES
 
 
 def run(code: str, folder: Path) -> str:
@@ -73,6 +79,95 @@ def test_listeners_are_switched_on_by_one_call_each(tmp_path: Path) -> None:
     assert 'consensus_orm_unit_of_work_duration_seconds_count{consensus_orm_outcome="committed"' in told
     assert "unit of work in contract: committed after" in told  # printed
     assert re.search(r"\[debug +] *consensus_orm\.unit_of_work", re.sub(r"\x1b\[\d*m", "", told))  # of structlog
+
+
+def commands(first: str) -> list[str]:
+    """The commands of a console block, by how its first one begins."""
+    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
+    (found,) = (block for block in blocks if block.startswith(f"$ {first}"))
+    return [line.removeprefix("$ ").partition("  #")[0] for line in found.splitlines()]
+
+
+def shell(lines: list[str], folder: Path) -> None:
+    programs = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    script = ["sh", "-c", "".join(f"{line} || exit\n" for line in lines)]
+    done = subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_copy_goes_all_the_way_and_back(tmp_path: Path) -> None:
+    """The commands that the README gives to try out end where they began, with every legacy row as it was."""
+    pytest.importorskip("pygal")
+    builders.odd_legacy(tmp_path / "copy.db")
+    before = oracle.image(tmp_path / "copy.db", *oracle.LEGACY)[1]
+    shell(commands("pip install '.[report")[1:], tmp_path)
+    assert oracle.image(tmp_path / "copy.db", *oracle.LEGACY)[1] == before
+    assert "CONTRACT" in (tmp_path / "migration.html").read_text(encoding="utf-8")
+
+
+ENVIRONMENT = """
+from alembic import context
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, create_engine
+
+metadata = MetaData()
+Table("agent_outputs", metadata, Column("id", Integer, primary_key=True), info={"of": "consensus_orm"})
+Table("notes", metadata, Column("id", Integer, primary_key=True), Column("output", ForeignKey("agent_outputs.id")))
+with create_engine("sqlite:///app.db").begin() as connection:
+    context.configure(connection=connection, target_metadata=metadata, include_name=include_name,
+                      include_object=lambda item, *_: not item.info)
+    context.run_migrations()
+"""
+REVISION = """
+from alembic import op
+from sqlalchemy import Column, ForeignKey, Integer
+
+revision, down_revision = "notes", None
+
+
+def upgrade():
+    output = Column("output", Integer, ForeignKey("agent_outputs.id"))
+    op.create_table("notes", Column("id", Integer, primary_key=True), output)
+"""
+
+
+def test_revisions_of_others_live_beside_ours(tmp_path: Path) -> None:
+    """With the README's ini both histories run, one table refers to another, and autogenerate finds nothing to do."""
+    (ini,) = re.findall(r"```ini\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    # In a checkout the migrations lie elsewhere; tests/packaging runs them from where they are in a wheel.
+    ini = ini.replace("consensus_orm:_alembic", str(schema.script_location()))
+    (tmp_path / "alembic.ini").write_text(ini, encoding="utf-8")
+    (tmp_path / "migrations" / "env.py").write_text(INCLUDE_NAME + ENVIRONMENT, encoding="utf-8")
+    (tmp_path / "migrations" / "versions" / "notes.py").write_text(REVISION, encoding="utf-8")
+    shell([*commands("alembic -n"), "alembic check", "consensus-orm --url app.db upgrade"], tmp_path)
+    assert {"notes", "agent_outputs", "alembic_version", "consensus_orm_version"} <= set(
+        oracle.tables(tmp_path / "app.db")
+    )
+
+
+def spelled(default: object) -> str:
+    """A default as the README gives it."""
+    if isinstance(default, timedelta):
+        for unit, size in (("d", timedelta(days=1)), ("s", timedelta(seconds=1))):
+            if not default % size:
+                return f"{default // size} {unit}"
+        return f"{default // timedelta(milliseconds=1)} ms"
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)
+
+
+def test_every_setting_is_listed_with_its_default() -> None:
+    """The table of settings is complete, and each default is the one in force."""
+    listed = dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", README, flags=re.MULTILINE))
+    fields = {name.upper(): spelled(field.default) for name, field in Settings.model_fields.items()}
+    del fields["CLOCK"]  # tests set it, nobody else
+    assert listed == fields
+
+
+def test_every_error_is_explained() -> None:
+    """The runbook names each error there is."""
+    missing = [name for name in errors.__all__ if f"`{name}`" not in README]
+    assert missing == []
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[\w/]+(?:\.py)?)/?`", README))))

@@ -181,6 +181,7 @@ def test_modules_without_the_extras(installed: Installed) -> None:
 
 
 MISSING = {
+    "observability": "from consensus_orm import ConsensusStore, telemetry; telemetry.report_to_prometheus(None)",
     "report": "from consensus_orm import ConsensusStore, report; report.write(ConsensusStore.open(':memory:'), 'r')",
     "testing": "from consensus_orm.testing import ArtifactFactory",
 }
