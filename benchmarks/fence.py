@@ -2,8 +2,9 @@
 
 `python -m benchmarks.fence --url postgresql://...` needs an empty database, in which it makes and drops a schema
 of its own. Each writer is a process with one connection; a transaction reads the phase, adds a row of 1 KB, and
-commits: three round trips, whatever the fence. Speeds are ratios to the transaction without a fence in the same
-round. Then a flipper changes the phase every 50 ms, and each row that was committed under a phase that was over is
+commits: three round trips, whatever the fence. First, one writer takes the fences in turn, transaction by
+transaction: this tells what each costs, even on a machine that has other things to do. Then come rates under
+several writers, as ratios to the rate without a fence in the same round. Then a flipper changes the phase every 50 ms, and each row that was committed under a phase that was over is
 found: it carries the phase it was written under and its transaction, and each flip keeps the snapshot it had when
 it held its lock. A row of the phase before that was not visible by then came too late.
 """
@@ -127,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     with _crew(url, max(given.writers)) as crew:
         print(_facts(url))
         for isolation in ISOLATION_LEVELS:
+            _costs(url, isolation, given.transactions)
             for writers in given.writers:
                 _speeds(crew, url, isolation, writers, given.seconds, given.rounds)
                 _holds(crew, url, isolation, writers, given.seconds * given.rounds)
@@ -137,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fence", description=__doc__)
     parser.add_argument("--url", required=True, help="of a PostgreSQL database")
     parser.add_argument("--writers", type=int, nargs="+", default=[1, 4, 16], help="(default %(default)s)")
+    parser.add_argument("--transactions", type=int, default=2500, help="of each fence in turn (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default %(default)s)")
     return parser
@@ -146,6 +149,22 @@ def _facts(url: str) -> str:
     with _connect(url) as connection:
         names = ("server_version", "fsync", "synchronous_commit")
         return "  ".join(f"{name} {connection.execute(f'SHOW {name}'.encode()).fetchone()[0]}" for name in names)  # type: ignore[index]
+
+
+def _costs(url: str, isolation: str, transactions: int) -> None:
+    costs: dict[str, list[float]] = {fence.name: [] for fence in FENCES}
+    with _connect(url) as connection:
+        connection.execute(SCHEMA)
+        for _ in range(transactions):
+            for fence in FENCES:
+                started = time.perf_counter()
+                _written(connection, _entering(fence, isolation))
+                costs[fence.name].append(time.perf_counter() - started)
+    floor = statistics.median(costs["none"])
+    print(f"\n{isolation}, one transaction (median)")
+    for name, values in costs.items():
+        median = statistics.median(values)
+        print(f"  {name:24} {median / floor:6.2f}x {median * 1e6:8.0f} us")
 
 
 def _speeds(crew: list[Pipe], url: str, isolation: str, writers: int, seconds: float, rounds: int) -> None:
@@ -231,8 +250,7 @@ def _work(pipe: Pipe, url: str) -> None:
 
 
 def _write(connection: psycopg.Connection[tuple[int, ...]], cell: Cell) -> Tally:
-    statements = (b"BEGIN ISOLATION LEVEL " + cell.isolation.encode(), *cell.fence.enter)
-    sent = statements if cell.fence.round_trips else (b"; ".join(statements),)
+    sent = _entering(cell.fence, cell.isolation)
     tally = Tally()
     begun = time.perf_counter()
     while (started := time.perf_counter()) < begun + cell.seconds:
@@ -241,6 +259,11 @@ def _write(connection: psycopg.Connection[tuple[int, ...]], cell: Cell) -> Tally
         tally.latencies.append(time.perf_counter() - started)
     tally.elapsed = time.perf_counter() - begun
     return tally
+
+
+def _entering(fence: Fence, isolation: str) -> tuple[bytes, ...]:
+    statements = (b"BEGIN ISOLATION LEVEL " + isolation.encode(), *fence.enter)
+    return statements if fence.round_trips else (b"; ".join(statements),)
 
 
 def _written(connection: psycopg.Connection[tuple[int, ...]], enter: tuple[bytes, ...]) -> bool:
