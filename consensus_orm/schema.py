@@ -232,6 +232,15 @@ def owns(name: str) -> bool:
     return adoption.is_ours(name.lower())
 
 
+def owns(name: str) -> bool:
+    """Whether a table has one of our names: for the `include_name` of an alembic environment of your own.
+
+    Args:
+        name: The name of the table.
+    """
+    return adoption.is_ours(name.lower())
+
+
 def include_object(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
     """Tell alembic what to compare: tables of ours; of those in the field, what both sides know.
 
