@@ -2,11 +2,13 @@
 
 `python -m benchmarks.fence --url postgresql://...` needs an empty database, in which it makes and drops a schema
 of its own. Each writer is a process with one connection; a transaction reads the phase, adds a row of 1 KB, and
-commits: three round trips, whatever the fence. First, one writer takes the fences in turn, transaction by
-transaction: this tells what each costs, even on a machine that has other things to do. Then come rates under
-several writers, as ratios to the rate without a fence in the same round. Then a flipper changes the phase every 50 ms, and each row that was committed under a phase that was over is
-found: it carries the phase it was written under and its transaction, and each flip keeps the snapshot it had when
-it held its lock. A row of the phase before that was not visible by then came too late.
+commits: three round trips, whatever the fence.
+
+First, one writer takes the fences in turn, transaction by transaction: this tells what each costs, even on a machine
+that has other things to do. Then come rates under several writers, as ratios to the rate without a fence in the same
+round. Then a flipper changes the phase every 50 ms, and each row that was committed under a phase that was over is
+found: it carries the phase it was written under and its transaction, and each flip keeps the snapshot it had when it
+held its lock. A row of the phase before that was not visible by then came too late.
 """
 
 from __future__ import annotations
