@@ -134,6 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
             for writers in given.writers:
                 _speeds(crew, url, isolation, writers, given.seconds, given.rounds)
                 _holds(crew, url, isolation, writers, given.seconds * given.rounds)
+        with _connect(url) as connection:
+            connection.execute(b"DROP SCHEMA fence_benchmark CASCADE")
     return 0
 
 
