@@ -53,12 +53,24 @@ class DriverConnection(sqlite3.Connection):
     source: Source
     _has_turn = False
     _inherited = False
+    _leaves_log = False
 
     def allow_writes(self, allowed: bool) -> None:
         """Let SQLite itself refuse writes, or accept them; sends a pragma only when that changes."""
         if self.query_only is allowed:
             self.execute(f"PRAGMA query_only = {'OFF' if allowed else 'ON'}")
             self.query_only = not allowed
+
+    def leave_log(self) -> None:
+        """Leave what is committed in the write-ahead log: somebody else copies it, until `mind_log`."""
+        self.execute("PRAGMA wal_autocheckpoint = 0")
+        self._leaves_log = True
+
+    def mind_log(self) -> None:
+        """Keep the write-ahead log as short as configured again; the pool calls it."""
+        if self._leaves_log:
+            self.execute(f"PRAGMA wal_autocheckpoint = {self.source.settings.wal_autocheckpoint}")
+            self._leaves_log = False
 
     def pragma(self, name: str) -> Any:
         """Read a pragma; None where it gives no row."""
@@ -354,8 +366,9 @@ class Source:
         return True
 
     def note_use(self, connection: DriverConnection) -> None:
-        """Remember when a connection came back, and which write-ahead log it used."""
+        """Remember when a connection came back, and which write-ahead log it used, which it minds again."""
         connection.last_used = time.monotonic()
+        connection.mind_log()
         if connection.log_identity is None and self.path is not None:
             connection.log_identity = self._log()
 

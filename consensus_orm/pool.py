@@ -12,11 +12,11 @@ import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
-from sqlalchemy.util.queue import Empty
+from sqlalchemy.util.queue import Empty, Queue
 
 from consensus_orm.turns import Turns
 
@@ -137,12 +137,13 @@ class Pool(QueuePool):
         query_only = getattr(self._wanted, "query_only", None)
         if query_only is None:
             return None
-        with self._pool.mutex:
-            idle = self._pool.queue
+        stack = cast("Queue[ConnectionPoolEntry]", self._pool)
+        with stack.mutex:
+            idle = stack.queue
             for place in reversed(range(len(idle))):
-                connection: Any = idle[place].dbapi_connection
-                if connection is None or connection.query_only is query_only:
-                    record = idle[place]
+                record = idle[place]
+                # Of another driver than SQLite's, one is as good as any other.
+                if getattr(record.dbapi_connection, "query_only", query_only) is query_only:
                     del idle[place]
                     return record
         if not self._inc_overflow():

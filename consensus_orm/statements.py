@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     FromClause,
+    Integer,
     Select,
     Table,
     alias,
@@ -334,9 +335,16 @@ class PairStatements:
         """Insert the parents that rows need and that are not there."""
         assert self.pair.parent is not None
         values = self.new_parent(row)
+        # What is derived stands until the refresh only: reading every row's time for it would cost a third more.
+        values |= {c.name: FALSE for c in self._derived_numbers}
         rows = select(*values.values()).distinct().select_from(source).where(criterion)
-        # Rows of one run differ in what is derived; whichever comes first stands until the refresh.
         return self.render(self.words.ignoring(self.pair.parent.table, list(values), rows))
+
+    @property
+    def _derived_numbers(self) -> list[Any]:
+        assert self.pair.parent is not None
+        columns = [self.pair.parent.table.c[a.key] for a in self.pair.parent.derived]
+        return [c for c in columns if isinstance(c.type, Integer)]
 
     def carry_to_normalized(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the normalized rows of legacy rows; rows that are there stand, or are overwritten."""

@@ -133,6 +133,13 @@ MUTATIONS = (
         "backfill",
     ),
     Mutation(
+        "backfill: the checkpoint passes over rows that were not compared",
+        "migration/backfill.py",
+        '"last": after,',
+        '"last": last if rows else after,',
+        "backfill",
+    ),
+    Mutation(
         "gate: a foreign write leaves the certificate valid",
         "migration/gates.py",
         "ledger.last_change(uow) != changes",

@@ -251,6 +251,21 @@ def test_backfill_a_chunk_and_its_checkpoint_are_one(store: ConsensusStore, path
     assert column(path, "SELECT count(*) FROM agent_outputs") == [0]
 
 
+def test_backfill_what_was_not_compared_is_carried_again(store: ConsensusStore, path: Path) -> None:
+    """A backfill that ends before it has settled what came out unequal leaves that to the next one."""
+    store.migration.advance()
+    spoil = "UPDATE agent_outputs SET content = content || '!' WHERE id = NEW.id"
+    raw(path, f"CREATE TRIGGER evil AFTER INSERT ON agent_outputs BEGIN {spoil}; END")
+    with pytest.raises(KeyboardInterrupt):
+        store.migration.backfill(_interrupt)
+    store.migration.backfill()
+    assert store.migration.verify().clean
+
+
+def _interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_gate_a_foreign_write_voids_the_certificate(store: ConsensusStore, path: Path) -> None:
     """A row written around the repositories after the verify shuts the gate, even once it is gone again."""
     store.migration.migrate(Phase.CUTOVER)

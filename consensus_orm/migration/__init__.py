@@ -121,7 +121,7 @@ class Migration:
             WrongPhaseError: Both sides are not being written.
         """
         require_dual_write(self.phase)  # before a unit of work that writes would prepare the file
-        return backfill(self._writing, progress)
+        return backfill(self._reading, self._writing, progress)
 
     def verify(self, progress: Watch = None) -> VerifyReport:
         """Compare both sides whole and certify what was seen.

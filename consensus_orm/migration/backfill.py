@@ -1,17 +1,20 @@
 """The backfill: rows that were there before the dual write are carried, in chunks, beside live writers.
 
-Each chunk is one short transaction of set-based SQL by key, and its checkpoint is committed with it. Whatever
-kills the backfill, the next one goes on behind the last finished chunk. Running it twice changes nothing.
+Each chunk is one short transaction of set-based SQL by key, and the checkpoint behind the one before is
+committed with it. Whatever kills the backfill, the next one goes on behind the last chunk that was carried and
+compared. Running it twice changes nothing.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from consensus_orm import errors, ledger
+from consensus_orm import checkpoints, errors, ledger
+from consensus_orm.checkpoints import Checkpoints
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, reject_unequal
 from consensus_orm.migration.progress import Progress, Watch
@@ -35,11 +38,16 @@ class BackfillReport:
     seconds: float
 
 
-def backfill(unit_of_work: Callable[[], UnitOfWork], progress: Watch = None) -> BackfillReport:
+def backfill(
+    reading: Callable[[], UnitOfWork],
+    writing: Callable[[], UnitOfWork],
+    progress: Watch = None,
+) -> BackfillReport:
     """Carry every legacy row that the normalized side does not have.
 
     Args:
-        unit_of_work: Opens a writing unit of work.
+        reading: Opens a read-only unit of work.
+        writing: Opens a writing one.
         progress: Called after each chunk.
 
     Returns:
@@ -49,15 +57,16 @@ def backfill(unit_of_work: Callable[[], UnitOfWork], progress: Watch = None) -> 
         WrongPhaseError: Both sides are not being written, so rows would be missed.
     """
     started, rows, rejects, adopted = time.monotonic(), 0, 0, 0
-    with unit_of_work() as uow:
+    with writing() as uow:
         require_dual_write(uow.phase)
         pairs = uow.statements.mapping.pairs
-    for pair in pairs:
-        chunk = _Chunks(unit_of_work, pair, progress)
-        while chunk.next():
-            pass
-        rows, rejects, adopted = rows + chunk.rows, rejects + chunk.rejects, adopted + chunk.adopted
-    while drained := _drain_once(unit_of_work):
+    with checkpoints.beside(uow.engine) as log:
+        for pair in pairs:
+            chunk = _Chunks(reading, writing, log, pair, progress)
+            while chunk.next():
+                pass
+            rows, rejects, adopted = rows + chunk.rows, rejects + chunk.rejects, adopted + chunk.adopted
+    while drained := _drain_once(writing):
         adopted += drained
     return BackfillReport(rows, rejects, adopted, time.monotonic() - started)
 
@@ -85,89 +94,128 @@ def is_finished(uow: UnitOfWork, pair: Pair) -> bool:
     return bool(rows and rows[0][0])
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows that were carried: those between two keys, after the checkpoint `after`."""
+
+    after: Any
+    first: Any
+    last: Any
+    rows: int
+
+
 class _Chunks:
-    """The chunks of one pair, as many rows in each as fit the time a writer may be kept waiting."""
+    """The chunks of one pair, as many rows in each as fit the time a writer may be kept waiting.
+
+    Under the lock a chunk is carried and nothing else. It is compared in the pause that follows, in which
+    writers get their turn; what came out unequal is settled under the next lock. The checkpoint moves behind
+    a chunk only there. So whatever was not compared to its end is carried, and compared, once more.
+    """
 
     def __init__(
         self,
-        unit_of_work: Callable[[], UnitOfWork],
+        reading: Callable[[], UnitOfWork],
+        writing: Callable[[], UnitOfWork],
+        log: Checkpoints,
         pair: Pair,
         progress: Watch,
     ) -> None:
-        self.unit_of_work = unit_of_work
+        self.reading = reading
+        self.writing = writing
+        self.log = log
         self.pair = pair
         self.progress = progress
         self.rows = self.rejects = self.adopted = 0
         self.size = 0
         self.started = time.monotonic()
         self.total: int | None = None
+        self.chunk: _Chunk | None = None
+        self.doubtful: list[Any] = []
 
     def next(self) -> bool:
-        """Carry one more chunk; False where there is none."""
-        with self.unit_of_work() as uow:
+        """Carry one more chunk, and compare it; False where there is none."""
+        with self.writing() as uow:
             require_dual_write(uow.phase)
+            self.log.relieve(uow)
             begun = time.monotonic()
             # First what others wrote: a row that one of them deleted would look like one to carry.
             drained = drain(uow)
             self.adopted += drained
             if drained >= CHANGES_IN_ONE_TRANSACTION:
                 return True
-            before = self.rows
-            done, more = self._carry(uow)
-            self.size = self._fitting(uow, time.monotonic() - begun)
-            pause = uow.settings.chunk_pause.total_seconds()
-            if self.progress is not None and self.total is None:  # counted once: it costs a look at every row
-                self.total = uow._rows(uow.statements[self.pair].count(Side.LEGACY, ()))[0][0]
-        if more:
-            uow._tell(BackfillEvent(self.pair.name, self.rows - before))
-        if self.progress is not None and self.total is not None:
-            rate = self.rows / max(time.monotonic() - self.started, 1e-6)
-            self.progress(Progress(self.pair.name, min(done, self.total), self.total, rate))
-        if more and pause:
-            time.sleep(pause)
-        return more
+            done = self._carry(uow)
+        free = time.monotonic()
+        self.size = self._fitting(uow, free - begun)
+        if self.chunk is None:
+            return False
+        uow._tell(BackfillEvent(self.pair.name, self.chunk.rows))
+        self.log.after_commit()
+        self._compare(self.chunk)
+        self._tell(done)
+        time.sleep(max(0.0, free + uow.settings.chunk_pause.total_seconds() - time.monotonic()))
+        return True
 
     def _fitting(self, uow: UnitOfWork, seconds: float) -> int:
         if seconds > 2 * LOCK_GOAL:
             return max(self.size // 2, 1)
         return min(self.size * 2, uow.settings.chunk_rows) if seconds < LOCK_GOAL / 2 else self.size
 
-    def _carry(self, uow: UnitOfWork) -> tuple[int, bool]:
-        """Carry a chunk and move the checkpoint, in the same transaction."""
-        at = ledger.milliseconds(uow)
+    def _carry(self, uow: UnitOfWork) -> int:
+        """Settle the chunk before, carry the next one and move the checkpoint, in one transaction.
+
+        Returns:
+            How many rows are done, those of the next chunk included.
+        """
         self.size = self.size or uow.settings.chunk_rows
         known = uow._rows(
             "SELECT last_key, rows, finished FROM consensus_orm_backfill WHERE pair = ?", (self.pair.name,)
         )
         after, done, finished = known[0] if known else (None, 0, 0)
+        if self.chunk is not None:
+            self.rejects += _settle(uow, self.pair, self.doubtful)
+            if self.chunk.after == after:  # else another backfill has moved the checkpoint meanwhile
+                after, done = self.chunk.last, done + self.chunk.rows
         if finished:
-            return done, False
+            self.chunk = None
+            return int(done)
         bounds = uow.statements[self.pair].next_chunk(Side.LEGACY)[0 if after is None else 1]
-        first, last, count = uow._rows(bounds, {"_after": after, "_rows": self.size})[0]
-        if count:
-            self.rejects += carry_range(uow, self.pair, first, last)
-        self.rows += count
+        first, last, rows = uow._rows(bounds, {"_after": after, "_rows": self.size})[0]
+        self.chunk = _Chunk(after, first, last, rows) if rows else None
+        if self.chunk is not None:
+            carry_range(uow, self.pair, first, last)
+            self.rows += rows
         uow._execute(
             "INSERT INTO consensus_orm_backfill (pair, last_key, rows, finished, started_at, updated_at)"
             " VALUES (:pair, :last, :rows, :finished, :at, :at) ON CONFLICT (pair) DO UPDATE"
             " SET last_key = :last, rows = :rows, finished = :finished, updated_at = :at",
             {
                 "pair": self.pair.name,
-                "last": last if count else after,
-                "rows": done + count,
-                "finished": int(not count),
-                "at": at,
+                "last": after,
+                "rows": done,
+                "finished": int(self.chunk is None),
+                "at": ledger.milliseconds(uow),
             },
         )
-        return done + count, bool(count)
+        return int(done) + int(rows)
+
+    def _compare(self, chunk: _Chunk) -> None:
+        """Compare a chunk as the database stored it; nobody waits for this."""
+        with self.reading() as uow:
+            require_dual_write(uow.phase)
+            sql = uow.statements[self.pair]
+            bounds = {"_first": chunk.first, "_last": chunk.last}
+            self.doubtful = [key for (key,) in uow._rows(sql.unequal_in_range(), bounds)]
+            if self.progress is not None and self.total is None:  # counted once: it costs a look at every row
+                self.total = uow._rows(sql.count(Side.LEGACY, ()))[0][0]
+
+    def _tell(self, done: int) -> None:
+        if self.progress is not None and self.total is not None:
+            rate = self.rows / max(time.monotonic() - self.started, 1e-6)
+            self.progress(Progress(self.pair.name, min(done, self.total), self.total, rate))
 
 
-def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> int:
-    """Carry the legacy rows of a range of keys, and compare them.
-
-    Returns:
-        How many became rejects.
-    """
+def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
+    """Carry the legacy rows of a range of keys that have no normalized row."""
     parameters = {"_first": first, "_last": last}
     sql, parent = uow.statements[pair], uow.statements.of_parent(pair)
     mark = ledger.last_change(uow)
@@ -178,7 +226,17 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> int:
             uow._execute(statement, parameters)
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.
     ledger.forget_changes(uow, after=mark)
-    unequal = [key for (key,) in uow._rows(sql.unequal_in_range(), parameters)]
+
+
+def _settle(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> int:
+    """Carry rows that did not come out equal once more, whatever stands there, and reject what still does not.
+
+    Returns:
+        How many became rejects.
+    """
+    if not doubtful:
+        return 0
+    unequal = [key for (key,) in uow._rows(uow.statements[pair].unequal_in_keys, {"_keys": json.dumps(doubtful)})]
     known = set_aside(uow, pair, Side.LEGACY)
     stale = [key for key in unequal if key not in known]
     carry(uow, pair, stale, Side.NORMALIZED)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from consensus_orm import ConsensusStore, Phase, Settings, checkpoints
+from consensus_orm.engine import source_of
+from tests.field import builders
+
+ROWS = 6000
+MEGABYTE = 2**20
+QUICK = Settings(soak_dual_write="0", chunk_rows=200, chunk_pause="0")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "legacy.db"
+    builders.build_legacy(path)
+    row = "'S', 'plan', 'gemini', hex(randomblob(500)), 'run' || value"
+    with builders.writing(path) as connection:
+        connection.execute(
+            "WITH n (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n WHERE value < ?)"
+            " INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json, run_id)"
+            f" SELECT {row} FROM n",
+            (ROWS,),
+        )
+    return path
+
+
+def test_the_log_does_not_grow_with_the_table(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While chunk follows chunk the log is copied, and begins anew: 8 MB go through one of 2."""
+    monkeypatch.setattr(checkpoints, "LONG", 50)
+    with ConsensusStore.open(path, settings=QUICK) as store:
+        store.migration.advance(Phase.DUAL_WRITE)
+        assert store.migration.backfill().rows > ROWS
+        assert path.with_name(path.name + "-wal").stat().st_size < 2 * MEGABYTE
+
+
+def test_connections_keep_the_log_short_again_afterwards(path: Path) -> None:
+    """A connection that left the log to the backfill's thread copies it itself when it comes back to the pool."""
+    with ConsensusStore.open(path, settings=QUICK) as store:
+        store.migration.advance(Phase.DUAL_WRITE)
+        store.migration.backfill()
+        found = [each.pragma("wal_autocheckpoint") for each in source_of(store.engine).connections]
+        assert found == [QUICK.wal_autocheckpoint] * 3, "one that writes, one that reads, one of the thread"
+
+
+def test_one_connection_is_enough(path: Path) -> None:
+    """A store that may open one connection only leaves checkpoints to SQLite, and carries everything."""
+    with ConsensusStore.open(path, settings=QUICK.model_copy(update={"pool_size": 1})) as store:
+        store.migration.advance(Phase.DUAL_WRITE)
+        assert store.migration.backfill().rows > ROWS
+        assert store.migration.verify().clean
