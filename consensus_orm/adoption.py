@@ -7,14 +7,26 @@ tables are there and which columns they have. Nothing is written here; the revis
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 from consensus_orm import errors
 
-__all__ = ["CONTROL", "EXECUTIONS", "LEGACY", "REVISIONS", "VERSION_TABLE", "Identity", "Kind", "identify", "is_ours"]
+__all__ = [
+    "CONTROL",
+    "EXECUTIONS",
+    "LEGACY",
+    "REVISIONS",
+    "VERSION_TABLE",
+    "Column",
+    "Identity",
+    "Kind",
+    "identify",
+    "table_names",
+]
 
 VERSION_TABLE = "consensus_orm_version"
 """Ours alone: another program that shares the file may have an alembic_version of its own."""
@@ -49,6 +61,10 @@ EXECUTION_COLUMNS = (
     "agent_id", "spec_id", "stage", "phase_type", "agent_name", "spawned_at", "completed_at", "response_text",
 )  # fmt: skip
 """What agent_executions has had from its first day; three more came later, by ALTER, in no fixed order."""
+
+
+KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}
+"""Types that a key may have: what SQLite calls INTEGER is BIGINT on PostgreSQL."""
 
 
 class Kind(StrEnum):
@@ -91,17 +107,19 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
+class Column:
+    """What a column of a table is, as far as it tells one program's table from another's."""
+
     type: str
     required: bool
     """NOT NULL without a default: whoever does not know the column cannot insert a row."""
     primary: bool
 
 
-_Tables: TypeAlias = Mapping[str, Mapping[str, _Column]]
+_Tables: TypeAlias = Mapping[str, Mapping[str, Column]]
 
 
-def identify(connection: sqlite3.Connection) -> Identity:
+def identify(connection: Any) -> Identity:
     """Say what a file is; reads the schema and, where there is one, the revision.
 
     Args:
@@ -114,7 +132,7 @@ def identify(connection: sqlite3.Connection) -> Identity:
     Raises:
         UnknownSchemaError: A table of our names is not one of ours.
         SchemaTooNewError: Its revision is not known to this program.
-        sqlite3.Error: The file cannot be read; `engine.translated` says why.
+        sqlite3.Error, psycopg.Error: It cannot be read; `engine.translated` says why.
     """
     tables = _tables(connection)
     version = _version(connection, tables)
@@ -154,26 +172,50 @@ def _is_control(name: str) -> bool:
     return name.startswith("consensus_orm_")
 
 
-def _tables(connection: sqlite3.Connection) -> _Tables:
-    """The tables of our names with their columns; names in small letters, as SQLite compares them."""
-    found: dict[str, Mapping[str, _Column]] = {}
-    for kind, spelled in connection.execute(
-        "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view')"
-    ).fetchall():
+def table_names(connection: Any) -> set[str]:
+    """Names of all tables, in small letters.
+
+    Args:
+        connection: As for `identify`.
+    """
+    return {name.lower() for name, (kind, _) in _relations(connection).items() if kind == "table"}
+
+
+def _tables(connection: Any) -> _Tables:
+    """The tables of our names with their columns; names in small letters, as SQLite compares them.
+
+    Raises:
+        UnknownSchemaError: One of them is a view.
+    """
+    found: dict[str, Mapping[str, Column]] = {}
+    for spelled, (kind, columns) in _relations(connection).items():
         name = spelled.lower()
         if not is_ours(name):
             continue
         if kind == "view":
             raise errors.UnknownSchemaError(f"{name} is a view, not a table", table=name)
-        rows = connection.execute(
-            'SELECT lower(name), upper(type), "notnull" AND dflt_value IS NULL, pk FROM pragma_table_info(?)',
-            (spelled,),
-        )
-        found[name] = {column: _Column(type_, bool(needed), bool(pk)) for column, type_, needed, pk in rows}
+        found[name] = columns()
     return found
 
 
-def _version(connection: sqlite3.Connection, tables: _Tables) -> str | None:
+def _relations(connection: Any) -> Mapping[str, tuple[str, Callable[[], Mapping[str, Column]]]]:
+    """Kind and columns of each table and view."""
+    if not isinstance(connection, sqlite3.Connection):
+        from consensus_orm.postgresql.catalog import relations
+
+        return relations(connection)
+    there = connection.execute("SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    return {name: (kind, partial(_columns, connection, name)) for name, kind in there}
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> dict[str, Column]:
+    rows = connection.execute(
+        'SELECT lower(name), upper(type), "notnull" AND dflt_value IS NULL, pk FROM pragma_table_info(?)', (table,)
+    )
+    return {column: Column(type_, bool(needed), bool(pk)) for column, type_, needed, pk in rows}
+
+
+def _version(connection: Any, tables: _Tables) -> str | None:
     """The revision of a file; None where it has none, or had one and was downgraded to the start."""
     if VERSION_TABLE not in tables:
         return None
@@ -189,7 +231,7 @@ def _version(connection: sqlite3.Connection, tables: _Tables) -> str | None:
 
 def _check(
     name: str,
-    columns: Mapping[str, _Column],
+    columns: Mapping[str, Column],
     expected: Iterable[str],
     *,
     key: str = "id",
@@ -198,7 +240,8 @@ def _check(
 ) -> None:
     """Refuse a table that lacks a column, has another key, or has one more that must be given."""
     _check_columns(name, columns, expected)
-    if [column for column, facts in columns.items() if facts.primary] != [key] or columns[key].type != key_type:
+    keys = {column: facts.type for column, facts in columns.items() if facts.primary}
+    if list(keys) != [key] or keys[key] not in KEY_TYPES[key_type]:
         raise errors.UnknownSchemaError(
             f"the primary key of table {name} is not {key} {key_type}", table=name, column=key
         )

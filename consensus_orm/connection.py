@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,9 @@ class DriverConnection(sqlite3.Connection):
             yield
         finally:
             self.text_factory = str
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse values that the database cannot hold; SQLite holds them all."""
 
     @staticmethod
     def storable(value: Any) -> Any:
@@ -324,6 +327,11 @@ class Source:
         self.connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
         self.journal: Journal | None = None
         self._opened = False
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the database is gone with its last connection, and no file is involved."""
+        return self.path is None
 
     def connect(self) -> Any:  # a DriverConnection; SQLAlchemy's own protocol is narrower than the driver
         """Open a connection, with its pragmas; a file that is not there yet is created.

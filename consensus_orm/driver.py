@@ -92,6 +92,14 @@ class Driver(Protocol):
         """A value as it can be bound."""
         ...
 
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse values that the database cannot hold, before anything is written.
+
+        Raises:
+            InvalidValueError: There is one.
+        """
+        ...
+
     def commit(self) -> None:
         """End the transaction, and keep what it wrote."""
         ...

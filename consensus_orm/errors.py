@@ -122,6 +122,18 @@ class PoolExhaustedError(StorageError):
     hint = "end units of work sooner, do not nest them, or raise CONSENSUS_ORM_POOL_SIZE"
 
 
+class DatabaseUnavailableError(StorageError):
+    """The server cannot be reached, or went away."""
+
+    hint = "nothing of this unit of work was kept; try again (store.run retries by itself), and look at the server"
+
+
+class CommitUncertainError(StorageError):
+    """The connection was lost while a unit of work was being committed, and the server could not be asked."""
+
+    hint = "it was kept whole or not at all; look for what it wrote before you repeat it"
+
+
 class CircuitOpenError(StorageError):
     """Too many recent calls failed, so this one was not tried.
 

@@ -212,7 +212,7 @@ class Executions:
 
     @cached_property
     def _present(self) -> set[str]:
-        return {name for (name,) in self._uow._rows("SELECT name FROM pragma_table_info(?)", (TABLE,))}
+        return self._uow.catalog.columns(self._uow, TABLE)
 
     def _require(self, names: Any) -> None:
         """Add the columns that a value needs and the file does not have."""

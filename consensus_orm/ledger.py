@@ -14,9 +14,12 @@ import socket
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import sqlalchemy
+
 from consensus_orm import errors
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Phase, Side
+from consensus_orm.sql import in_keys
 from consensus_orm.telemetry.events import AlarmEvent, MismatchEvent, RejectEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -25,9 +28,6 @@ __all__ = [
     "audit",
     "confirm",
     "differences",
-    "forget_changes",
-    "forget_row",
-    "last_change",
     "open_mismatches",
     "open_rejects",
     "record",
@@ -36,6 +36,8 @@ __all__ = [
 
 Finding = tuple[str | None, str]
 """A column (None for the row as a whole) and what is wrong with it."""
+
+KEY = sqlalchemy.column("key", sqlalchemy.Integer())
 
 OPEN = ("found", "confirmed")
 
@@ -80,7 +82,7 @@ def audit(
             milliseconds(uow),
             whoami(),
             reason,
-            int(forced),
+            forced,
             json.dumps(detail) if detail else None,
         ),
     )
@@ -93,29 +95,6 @@ def whoami() -> str:
     except (KeyError, OSError):  # no such user: containers with a bare number
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()} ({os.getpid()})"
-
-
-# Changes --------------------------------------------------------------------------------------------------
-
-
-def last_change(uow: UnitOfWork) -> int:
-    """The counter of writes that went around the repositories; it never falls."""
-    rows = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = 'consensus_orm_changes'")
-    return int(rows[0][0]) if rows else 0
-
-
-def forget_changes(uow: UnitOfWork, *, after: int) -> None:
-    """Forget what the triggers noted since a mark: this unit of work holds the lock, so it was its own doing.
-
-    The counter goes back to the mark too, or a delete of ours would void a certificate.
-    """
-    if uow._execute("DELETE FROM consensus_orm_changes WHERE id > :mark", {"mark": after}).rowcount:
-        uow._execute("UPDATE sqlite_sequence SET seq = :mark WHERE name = 'consensus_orm_changes'", {"mark": after})
-
-
-def forget_row(uow: UnitOfWork, pair: Pair, key: Any) -> None:
-    """Forget what the triggers noted of one row."""
-    uow._execute("DELETE FROM consensus_orm_changes WHERE pair = ? AND key = ?", (pair.name, key))
 
 
 # Mismatches -----------------------------------------------------------------------------------------------
@@ -226,7 +205,7 @@ def settle(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], state: str, note: s
     return uow._execute(
         "UPDATE consensus_orm_mismatches SET state = :state, settled_at = :at, note = coalesce(:note, note)"
         " WHERE pair = :pair AND state IN ('found', 'confirmed')"
-        " AND (key IN (SELECT value FROM json_each(:keys)))",
+        f" AND {uow.statements.words.render(in_keys(KEY, 'keys'))}",
         {
             "state": state,
             "at": milliseconds(uow),

@@ -23,7 +23,6 @@ from consensus_orm.turns import Turns
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from consensus_orm.connection import Source
 
 __all__ = ["Pool", "close_before_fork"]
 
@@ -37,13 +36,13 @@ class Pool(QueuePool):
     With 100 threads on 10 connections QueuePool's own waiting starves the unlucky: see tests/test_engine.py.
 
     Args:
-        source: Where connections come from.
+        source: Where connections come from: a `Source`, or the `ServerSource` of PostgreSQL.
         size: Connections at most.
         timeout: Longest wait for one, in seconds.
         **options: What QueuePool takes besides.
     """
 
-    def __init__(self, source: Source, size: int, timeout: float, **options: Any) -> None:
+    def __init__(self, source: Any, size: int, timeout: float, **options: Any) -> None:
         super().__init__(source.connect, pool_size=size, max_overflow=0, timeout=timeout, use_lifo=True, **options)
         self.source = source
         self._slots = Turns(size)
@@ -73,7 +72,7 @@ class Pool(QueuePool):
 
     def recreate(self) -> Pool:
         """Make the pool that follows this one after `Engine.dispose`."""
-        return Pool(
+        return type(self)(
             self.source,
             self.size(),
             self.timeout(),
@@ -98,7 +97,7 @@ class Pool(QueuePool):
         deadline = time.monotonic() + patience
         while self._held < self.size() and self._slots.acquire(max(0.0, deadline - time.monotonic())):
             self._held += 1
-        if self.source.path is not None:
+        if not self.source.in_memory:
             self._close_idle()
 
     def resume(self) -> None:
@@ -190,7 +189,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     for engine, pool in _pools():
-        if pool.source.path is None:  # memory is copied by the fork, locks and files are not involved
+        if pool.source.in_memory:  # memory is copied by the fork, locks and files are not involved
             pool.resume()
             continue
         _leak(pool.source.forget())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from consensus_orm import errors, ledger
+from consensus_orm.lock import Lock
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
 from consensus_orm.settings import OnMismatch
@@ -66,6 +67,7 @@ class Repository:
         phase = self.uow.phase
         parameters = {f"_{name}": values.get(name) for name in self.pair.fields}
         parameters["_key"] = parameters.pop(f"_{self.pair.key.name}")
+        self.uow._connected.check(parameters)
         if not phase.writes_normalized:
             return self._insert_legacy(parameters)
         if not phase.writes_legacy:
@@ -98,7 +100,11 @@ class Repository:
     def _write(self, side: Side, key: Any, write: Callable[[], object]) -> bool:
         """Write one of two sides; the failure of the one that is not the truth takes no write with it (rule 6)."""
         try:
-            write()
+            if side is self.uow.phase.truth:
+                write()
+            else:
+                with self.uow._connected.attempt():
+                    write()
         except errors.StorageError as error:
             if not self.uow.phase.compares:
                 raise
@@ -111,7 +117,7 @@ class Repository:
         return True
 
     def _insert_legacy(self, parameters: Values) -> Any:
-        return self._insert(self.sql.insert_legacy, parameters)
+        return self._insert(self.sql.insert_legacy(keyed=parameters["_key"] is not None), parameters)
 
     def _insert(self, sql: str, parameters: Values) -> Any:
         row = self.uow._execute(sql, parameters).fetchone()
@@ -122,11 +128,12 @@ class Repository:
         return row[0]
 
     def _insert_normalized(self, parameters: Values) -> Any:
+        insert = self.sql.insert_normalized(keyed=parameters["_key"] is not None)
         if self._parent is None:
-            return self._insert(self.sql.insert_normalized, parameters)
+            return self._insert(insert, parameters)
         parameters["_parent"] = parent = self._find_parent(parameters)
         try:
-            key = self._insert(self.sql.insert_normalized, parameters)
+            key = self._insert(insert, parameters)
         except errors.StorageError:
             if self.uow._connected.in_transaction:  # a parent lives only as long as it has a row
                 self._execute_on_parents(self._parent.prune, [parent])
@@ -156,15 +163,17 @@ class Repository:
         phase = self.uow.phase
         sides = [side for side, written in _sides(phase) if written]
         parameters = {f"_{name}": value for name, value in filters.items()}
+        if len(sides) == 2:
+            self.uow._connected.hold(Lock.CARRY)  # a row being carried meanwhile would come back
         found = {side: self._keys(side, filters, parameters) for side in sides}
         keys = json.dumps(list(set().union(*found.values())))
-        mark = ledger.last_change(self.uow)
+        mark = self.uow.catalog.last_change(self.uow)
         if phase.writes_normalized:
             self._write(Side.NORMALIZED, None, lambda: self._delete_normalized(keys))
         if phase.writes_legacy:
             self._write(Side.LEGACY, None, lambda: self.uow._execute(self.sql.delete(Side.LEGACY), {"_keys": keys}))
         if phase.compares:
-            ledger.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
+            self.uow.catalog.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
             for side in sides:
                 for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
                     self._mismatch(key, [(None, ledger.NOT_DELETED)])
@@ -190,7 +199,7 @@ class Repository:
     def _differs(self, key: Any) -> None:
         """Tell what differs in a row just written. The transaction holds the lock, so it is confirmed."""
         # What a trigger of somebody else did to the row is no write of another program: the truth decides.
-        ledger.forget_row(self.uow, self.pair, key)
+        self.uow.catalog.forget_row(self.uow, self.pair, key)
         self._mismatch(key, ledger.differences(self.uow, self.pair, key) or [(None, "not_as_meant")])
 
     def _mismatch(self, key: Any, found: list[tuple[str | None, str]], cause: BaseException | None = None) -> None:

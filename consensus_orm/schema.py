@@ -51,7 +51,7 @@ def head() -> str:
     return adoption.REVISIONS[-1]
 
 
-def current(connection: sqlite3.Connection) -> str | None:
+def current(connection: Any) -> str | None:
     """The revision of a file; None where it never had one.
 
     Args:
@@ -83,7 +83,7 @@ def inspect(engine: Engine, legacy: Collection[str] | None = None) -> Identity:
             driver.rollback()
 
 
-def _identify(driver: sqlite3.Connection, legacy: Collection[str] | None) -> Identity:
+def _identify(driver: Any, legacy: Collection[str] | None) -> Identity:
     """What a file is to a move: one of other tables makes those itself, and wants the control tables alone."""
     identity = adoption.identify(driver)
     if legacy is None:
@@ -92,7 +92,7 @@ def _identify(driver: sqlite3.Connection, legacy: Collection[str] | None) -> Ide
         raise errors.SchemaError(
             "this file holds the consensus tables, and a file holds one move", hint="use a file for each mapping"
         )
-    there = {name for (name,) in driver.execute("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
+    there = adoption.table_names(driver)
     found = frozenset(name for name in legacy if name.lower() in there)
     return replace(identity, legacy_tables=found, wanted=adoption.CONTROL)
 
@@ -171,6 +171,12 @@ def changing(engine: Engine) -> Iterator[Connection]:
         SchemaError: A row of ours refers to one that is not there.
     """
     with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            with connection.begin():
+                # One at a time; whoever waited looks again at what there is to do.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_version'))")
+                yield connection
+            return
         driver = _driver(connection)
         driver.execute("PRAGMA foreign_keys = OFF")
         try:
@@ -181,7 +187,7 @@ def changing(engine: Engine) -> Iterator[Connection]:
             driver.execute("PRAGMA foreign_keys = ON")
 
 
-def _driver(connection: Connection) -> engines.DriverConnection:
+def _driver(connection: Connection) -> Any:
     return engines.driver(connection.connection)
 
 

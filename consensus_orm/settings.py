@@ -26,6 +26,18 @@ class OnMismatch(StrEnum):
     RAISE = "raise"
 
 
+class Isolation(StrEnum):
+    """How far apart PostgreSQL keeps units of work that write at the same time."""
+
+    READ_COMMITTED = "read_committed"
+    SERIALIZABLE = "serializable"
+
+    @property
+    def sql(self) -> str:
+        """The level as BEGIN names it."""
+        return self.name.replace("_", " ")
+
+
 def _seconds(value: object) -> object:
     """Read a plain number of seconds, which pydantic would refuse as text ("604800")."""
     if isinstance(value, str):
@@ -71,6 +83,9 @@ class Settings(BaseSettings):
     """PRAGMA temp_store."""
     wal_autocheckpoint: int = Field(default=1000, ge=0)
     """PRAGMA wal_autocheckpoint in pages."""
+
+    isolation: Isolation = Isolation.READ_COMMITTED
+    """PostgreSQL's isolation of units of work that write; read-only ones always see one snapshot."""
 
     on_mismatch: OnMismatch = OnMismatch.RECORD
     """Whether a differing write is kept and recorded, or rolled back."""

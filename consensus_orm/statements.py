@@ -268,16 +268,17 @@ class PairStatements:
         """The next id, above whatever either side has or has ever given (rule 3)."""
         return self.words.next_key(self.pair)
 
-    @cached_property
-    def insert_legacy(self) -> str:
-        """Insert a row as meant, with its key; a key of NULL is given by the database."""
-        values: dict[str, Any] = {self._key: bindparam("_key")} | {name: self.bound[name] for name in self.pair.carried}
+    @cache  # noqa: B019
+    def insert_legacy(self, *, keyed: bool) -> str:
+        """Insert a row as meant, with its key, or with one that the database gives."""
+        values: dict[str, Any] = {name: self.bound[name] for name in self.pair.carried}
+        values |= {self._key: bindparam("_key")} if keyed else {}
         return self.render(insert(self.pair.legacy_table).values(values).returning(self.pair.legacy_table.c[self._key]))
 
-    @cached_property
-    def insert_normalized(self) -> str:
-        """Insert a row as meant under `_parent`, with its key; a key of NULL is given by the database."""
-        values: dict[str, Any] = {self._key: bindparam("_key")} | self._own_values(self.bound)
+    @cache  # noqa: B019
+    def insert_normalized(self, *, keyed: bool) -> str:
+        """Insert a row as meant under `_parent`, with its key, or with one that the database gives."""
+        values: dict[str, Any] = self._own_values(self.bound) | ({self._key: bindparam("_key")} if keyed else {})
         values |= {a.key: self._kept_bind(a) for a in self.pair.kept} | {self.pair.marker.key: TRUE}
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")

@@ -16,9 +16,9 @@ from consensus_orm import adoption, engine, errors, ledger, schema
 from consensus_orm.artifacts import Artifacts
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.executions import Executions
+from consensus_orm.lock import Lock
 from consensus_orm.mapping import Mapping
 from consensus_orm.migration import Migration
-from consensus_orm.migration.flip import install_triggers
 from consensus_orm.migration.progress import Watch
 from consensus_orm.phase import Phase
 from consensus_orm.repository import Repository
@@ -89,7 +89,7 @@ class ConsensusStore:
         self.settings = settings
         self.migration = Migration(self)
         self._new_unit: Callable[..., ConsensusUnitOfWork] = ConsensusUnitOfWork  # another, where somebody observes
-        self._statements = _statements(mapping)
+        self._statements = _statements(mapping, database.dialect.name)
         # Tables of another declaration are made by whoever declares them; only their legacy names are asked for.
         self._legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
         self._identity = self._inspect()
@@ -145,6 +145,11 @@ class ConsensusStore:
         return engine.database_path(self.engine)
 
     @property
+    def name(self) -> str:
+        """What to call the database: its path, or its URL without password."""
+        return str(self.path or self.engine.url.render_as_string(hide_password=True))
+
+    @property
     def initial_phase(self) -> Phase:
         """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
         return Phase.EXPAND if self._identity.legacy_tables else Phase.CONTRACT
@@ -166,17 +171,22 @@ class ConsensusStore:
         if facts:
             with self._unit() as uow:
                 ledger.audit(uow, "backup", **facts)
+        self._renew_triggers()
+        return applied
+
+    def _renew_triggers(self) -> None:
         with self._unit(read_only=True) as uow:
             stale = _stale_triggers(uow)
         if stale:
-            with self._unit() as uow:
+            with self._unit(lock=Lock.FLIP) as uow:
                 if _stale_triggers(uow):
-                    install_triggers(uow, uow.phase)
+                    uow.catalog.install_triggers(uow, uow.phase)
                     uow._execute("UPDATE consensus_orm_state SET mapping = ?", (uow.statements.fingerprint,))
-        return applied
 
-    def _unit(self, *, read_only: bool = False) -> ConsensusUnitOfWork:
-        return self._new_unit(self.engine, self._statements, self.settings, read_only=read_only)
+    def _unit(self, *, read_only: bool = False, lock: Lock = Lock.WRITE) -> ConsensusUnitOfWork:
+        uow = self._new_unit(self.engine, self._statements, self.settings, read_only=read_only)
+        uow.lock = Lock.NONE if read_only else lock
+        return uow
 
     # Units of work --------------------------------------------------------------------------------------
 
@@ -199,15 +209,23 @@ class ConsensusStore:
         return uow
 
     def _ensure_current(self) -> None:
-        """The first unit of work that writes brings the schema up to date, and asks for WAL."""
-        if self._identity.needs_upgrade:
+        """The first unit of work that writes brings the schema of a file up to date, and asks for WAL.
+
+        A server's schema is changed by whoever may, and when they say so.
+        """
+        if self.engine.dialect.name != "sqlite":
+            if not self._prepared and self._inspect().needs_upgrade:
+                raise errors.SchemaOutdatedError(f"{self.name} is not at revision {schema.head()}")
+            if not self._prepared:
+                self._renew_triggers()
+        elif self._identity.needs_upgrade:
             self.upgrade()
         elif not self._prepared:
             engine.prepare(self.engine, self.settings)
         self._prepared = True
 
     def _confirm(self, doubtful: dict[str, set[Any]]) -> None:
-        with self._unit() as uow:
+        with self._unit(lock=Lock.CARRY) as uow:
             for name, keys in doubtful.items():
                 ledger.confirm(uow, uow.statements.mapping[name], keys, found_by="shadow_read")
 
@@ -322,12 +340,14 @@ class _Nowhere(ConsensusUnitOfWork):
 
 
 @cache
-def _statements(mapping: Mapping) -> Statements:
+def _statements(mapping: Mapping, database: str) -> Statements:
     """The statements of a mapping: rendering them takes 30 ms, which a second store need not wait for."""
-    return Statements(mapping)
+    return Statements(mapping, database)
 
 
 def _stale_triggers(uow: UnitOfWork) -> bool:
     """Whether the triggers in force were made from another mapping than this program's."""
     made_from = uow._rows("SELECT mapping FROM consensus_orm_state")[0][0]
-    return made_from is not None and made_from != uow.statements.fingerprint
+    if made_from is None:
+        return uow.catalog.needs_triggers
+    return bool(made_from != uow.statements.fingerprint)

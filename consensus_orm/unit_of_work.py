@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from consensus_orm import errors
+from consensus_orm.catalog import Catalog, catalog
 from consensus_orm.driver import Cursor, Driver, Parameters
 from consensus_orm.engine import borrow, translate, translated
 from consensus_orm.expressions import time_text
@@ -242,6 +243,11 @@ class UnitOfWork:
     def _tell(self, event: Event) -> None:
         """Tell what happened: to the log alone, where nobody else listens (`consensus_orm.telemetry`)."""
         log_event(event)
+
+    @property
+    def catalog(self) -> Catalog:
+        """What only the catalog of this kind of database knows."""
+        return catalog(self.statements.words.name)
 
     # The session ----------------------------------------------------------------------------------------
 

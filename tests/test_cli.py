@@ -425,7 +425,7 @@ def test_backup_onto_the_database_itself(path: Path, run: Run) -> None:
     assert oracle.sha256(path) == before
 
 
-@pytest.mark.parametrize("url", ["postgresql://me:secret@host/db", "nonsense://x", "sqlite://host:port:more", "://"])
+@pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "nonsense://x", "sqlite://host:port:more", "://"])
 def test_bad_urls_are_wrong_usage_and_not_repeated(url: str, run: Run) -> None:
     """A URL that cannot be used: exit code 2, one line, without its password."""
     assert "secret" not in one_line_of(run("status", url=url, code=2))

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import ConsensusStore, Phase, dropping
 from consensus_orm.errors import GateClosedError, InvalidValueError, MigrationError, MismatchError, WrongPhaseError
-from consensus_orm.migration import contraction
 from consensus_orm.settings import OnMismatch, Settings
 from tests import oracle
 from tests.field import builders, rows
@@ -505,17 +504,17 @@ def test_an_interrupted_emptying_is_finished(
     forward(store, Phase.NORMALIZED)
     store.migration.verify()
     with monkeypatch.context() as patch:
-        patch.setattr(contraction, "_empty_one", _raise)
+        patch.setattr(dropping.LegacyTables, "empty", _raise)
         with pytest.raises(RuntimeError, match="enough"):
             store.migration.advance()
     assert store.migration.phase is Phase.CONTRACT
-    assert len([t for t in oracle.tables(path) if t.startswith(contraction.DROPPED)]) == 2
+    assert len([t for t in oracle.tables(path) if t.startswith(dropping.DROPPED)]) == 2
     if then == "advance":
         store.migration.advance("contract")
-        assert not [t for t in oracle.tables(path) if t.startswith(contraction.DROPPED)]
+        assert not [t for t in oracle.tables(path) if t.startswith(dropping.DROPPED)]
     store.migration.rollback("expand")
     assert image(path) == before
-    assert not [t for t in oracle.tables(path) if t.startswith(contraction.DROPPED)]
+    assert not [t for t in oracle.tables(path) if t.startswith(dropping.DROPPED)]
 
 
 # Ids ------------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ MUTATIONS = (
     Mutation(
         "gate: a foreign write leaves the certificate valid",
         "migration/gates.py",
-        "ledger.last_change(uow) != changes",
+        "uow.catalog.last_change(uow) != changes",
         "False",
         "gate",
     ),

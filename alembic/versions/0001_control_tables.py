@@ -39,7 +39,7 @@ class Untyped(sa.types.UserDefinedType[Any]):
         return ""
 
 
-KEY = Untyped().with_variant(sa.Text(), "postgresql")
+KEY = Untyped().with_variant(sa.BigInteger(), "postgresql")
 
 
 def upgrade() -> None:
@@ -64,7 +64,7 @@ def _create_tables() -> None:
         sa.Column("since", BIG, nullable=False),
         sa.Column("mapping", sa.Text()),
         sa.Column("step", sa.Text()),
-        sa.Column("carrying", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("carrying", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_consensus_orm_state")),
         sa.CheckConstraint("id = 1", name=op.f("ck_consensus_orm_state_one_row")),
         sa.CheckConstraint("phase BETWEEN 1 AND 5", name=op.f("ck_consensus_orm_state_known_phase")),
@@ -78,7 +78,7 @@ def _create_tables() -> None:
         sa.Column("at", BIG, nullable=False),
         sa.Column("by", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text()),
-        sa.Column("forced", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("forced", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("detail", sa.Text()),
         sqlite_autoincrement=True,
     )
@@ -122,7 +122,7 @@ def _create_tables() -> None:
         sa.Column("pair", sa.Text(), nullable=False),
         sa.Column("last_key", KEY),
         sa.Column("rows", BIG, server_default=sa.text("0"), nullable=False),
-        sa.Column("finished", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("finished", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("started_at", BIG, nullable=False),
         sa.Column("updated_at", BIG, nullable=False),
         sa.PrimaryKeyConstraint("pair", name=op.f("pk_consensus_orm_backfill")),

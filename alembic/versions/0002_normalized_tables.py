@@ -25,7 +25,7 @@ EXPAND, CONTRACT = 1, 5
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 # Whatever the legacy columns hold must fit, so these repeat their affinity.
 TIMESTAMP = sa.TIMESTAMP().with_variant(sa.Text(), "postgresql")
-BOOLEAN = sa.Boolean().with_variant(sa.Text(), "postgresql")
+BOOLEAN = sa.Boolean().with_variant(sa.BigInteger(), "postgresql")
 
 FOUNDING = {
     "consensus_runs": (
@@ -57,8 +57,25 @@ LEGACY = {
 }
 
 
+LEGACY_ON_POSTGRESQL = {
+    "consensus_artifacts": (
+        """CREATE TABLE consensus_artifacts (id BIGSERIAL PRIMARY KEY, spec_id TEXT NOT NULL, stage TEXT NOT NULL,
+        agent_name TEXT NOT NULL, content_json TEXT NOT NULL, response_text TEXT, run_id TEXT,
+        created_at TEXT DEFAULT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'))""",
+        "CREATE INDEX idx_spec_stage ON consensus_artifacts(spec_id, stage)",
+    ),
+    "consensus_synthesis": (
+        """CREATE TABLE consensus_synthesis (id BIGSERIAL PRIMARY KEY, spec_id TEXT NOT NULL, stage TEXT NOT NULL,
+        output_markdown TEXT NOT NULL, output_path TEXT, status TEXT NOT NULL, artifacts_count BIGINT,
+        agreements TEXT, conflicts TEXT, degraded BIGINT DEFAULT 0, run_id TEXT,
+        created_at TEXT DEFAULT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'))""",
+        "CREATE INDEX idx_synthesis_spec_stage ON consensus_synthesis(spec_id, stage)",
+    ),
+}
+
+
 def upgrade() -> None:
-    given = _set_founding_rows_aside()
+    given = {} if _on_postgresql() else _set_founding_rows_aside()
     _create_tables()
     _never_give_ids_twice(given)
     if _phase() == EXPAND:
@@ -67,6 +84,11 @@ def upgrade() -> None:
 
 def _phase() -> int:
     return int(op.get_bind().scalar(sa.text("SELECT phase FROM consensus_orm_state")))
+
+
+def _on_postgresql() -> bool:
+    """Whether this is a server: the founding programs never wrote to one."""
+    return op.get_bind().dialect.name == "postgresql"
 
 
 def _has(table: str) -> bool:
@@ -117,7 +139,7 @@ def _create_tables() -> None:
         sa.Column("run_key", sa.Text()),
         sa.Column("run_timestamp", BIG, nullable=False),
         sa.Column("consensus_ok", sa.Boolean(), nullable=False),
-        sa.Column("degraded", sa.Boolean(), server_default=sa.text("0")),
+        sa.Column("degraded", sa.Boolean(), server_default=sa.false()),
         sa.Column("synthesis_json", sa.Text()),
         sa.UniqueConstraint("spec_id", "stage", "run_key", name=op.f("uq_consensus_runs_spec_id_stage_run_key")),
         sqlite_autoincrement=True,
@@ -130,7 +152,7 @@ def _create_tables() -> None:
         sa.Column("model_version", sa.Text()),
         sa.Column("output_timestamp", BIG, nullable=False),
         sa.Column("created_at", TIMESTAMP),
-        sa.Column("mirrored", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("mirrored", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("response_text", sa.Text()),
         sa.Column("content", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -152,7 +174,7 @@ def _create_tables() -> None:
         sa.Column("degraded", BOOLEAN),
         sa.Column("synthesis_timestamp", BIG, nullable=False),
         sa.Column("created_at", TIMESTAMP),
-        sa.Column("mirrored", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("mirrored", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("output_path", sa.Text()),
         sa.Column("agreements", sa.Text()),
         sa.Column("conflicts", sa.Text()),
@@ -170,7 +192,7 @@ def _create_tables() -> None:
 
 def _complete_the_legacy_side() -> None:
     """Some programs made only one of the two tables; in EXPAND both are written."""
-    for table, statements in LEGACY.items():
+    for table, statements in (LEGACY_ON_POSTGRESQL if _on_postgresql() else LEGACY).items():
         if not _has(table):
             for statement in statements:
                 op.get_bind().exec_driver_sql(statement)
@@ -195,8 +217,8 @@ def _refuse_to_lose_rows() -> None:
         # Ids count as well: starting again at 1 would give them twice.
         lost = """
             SELECT (SELECT count(*) FROM agent_outputs) + (SELECT count(*) FROM consensus_syntheses)
-            + (SELECT count(*) FROM consensus_runs) + (SELECT count(*) FROM sqlite_sequence WHERE name IN
-               ('agent_outputs', 'consensus_syntheses', 'consensus_runs'))"""
+            + (SELECT count(*) FROM consensus_runs)"""
+        lost += "".join(f" + ({_given(t)})" for t in ("agent_outputs", "consensus_syntheses", "consensus_runs"))
     else:
         # What the backfill copied stands in the legacy tables still.
         lost = """
@@ -208,6 +230,13 @@ def _refuse_to_lose_rows() -> None:
         raise DowngradeRefusedError("the normalized tables hold rows that stand nowhere else", phase=phase)
 
 
+def _given(table: str) -> str:
+    """Whether a table has ever given an id, as a number."""
+    if _on_postgresql():
+        return f"SELECT count(pg_sequence_last_value(CAST(pg_get_serial_sequence('{table}', 'id') AS regclass)))"
+    return f"SELECT count(*) FROM sqlite_sequence WHERE name = '{table}'"
+
+
 def _take_back_the_legacy_half() -> None:
     """Drop the legacy table that the upgrade had to make, where nobody has used it."""
     bind = op.get_bind()
@@ -216,14 +245,22 @@ def _take_back_the_legacy_half() -> None:
     for table in LEGACY.keys() - found:
         if not _has(table):
             continue
-        used = "SELECT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = ?)"
-        if not bind.exec_driver_sql(used, (table,)).scalar_one():
+        if not bind.exec_driver_sql(_given(table)).scalar_one():
             op.drop_table(table)
 
 
 def _drop_triggers() -> None:
     """Drop the triggers of the phase, which name these tables; the phase makes them again."""
     bind = op.get_bind()
+    if _on_postgresql():
+        functions = (
+            "SELECT proname FROM pg_proc WHERE prorettype = 'trigger'::regtype AND proname ^@ 'consensus_orm_'"
+            " AND pg_function_is_visible(oid)"
+        )
+        for (name,) in bind.exec_driver_sql(functions).all():
+            bind.exec_driver_sql(f'DROP FUNCTION "{name}"() CASCADE')
+        bind.exec_driver_sql("UPDATE consensus_orm_state SET mapping = NULL")
+        return
     ours = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name GLOB 'consensus_orm_*'"
     for (name,) in bind.exec_driver_sql(ours).all():
         bind.exec_driver_sql(f'DROP TRIGGER "{name}"')

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors, ledger
+from consensus_orm.lock import Lock
 from consensus_orm.migration import audit as audit_records
 from consensus_orm.migration import gates
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
@@ -44,7 +45,14 @@ class Migration:
         return uow
 
     def _writing(self) -> UnitOfWork:
-        return self._store.unit_of_work()
+        uow = self._store.unit_of_work()
+        uow.lock = Lock.CARRY
+        return uow
+
+    def _flipping(self) -> UnitOfWork:
+        uow = self._store.unit_of_work()
+        uow.lock = Lock.FLIP
+        return uow
 
     # Where it stands ------------------------------------------------------------------------------------
 
@@ -268,7 +276,8 @@ class Migration:
             with self._reading() as uow:
                 _pass_gate(uow, to, force=force, soak=soak)
             facts = self.backup_before("contract", progress)
-        with self._writing() as uow:
+        with self._flipping() as uow:
+            uow.catalog.keep_out(uow)
             _expect(uow, now)
             _pass_gate(uow, to, force=force, soak=soak)
             if to.has_legacy:
@@ -287,7 +296,7 @@ class Migration:
             return
         from consensus_orm.migration import contraction
 
-        with self._writing() as uow:
+        with self._flipping() as uow:
             contraction.undo_rebuild(uow)
         self._empty_dropped(progress)
 
@@ -363,10 +372,11 @@ class Migration:
 
         if not now.has_legacy:
             self._empty_dropped(progress)
-            contraction.expand_again(self._writing, reason=reason, progress=progress)
+            contraction.expand_again(self._writing, self._flipping, reason=reason, progress=progress)
             return
         contraction.catch_up(self._writing, lambda uow: _expect(uow, now), progress)
-        with self._writing() as uow:
+        with self._flipping() as uow:
+            uow.catalog.keep_out(uow)
             _expect(uow, now)
             while drain(uow):
                 pass

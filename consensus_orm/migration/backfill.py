@@ -192,7 +192,7 @@ class _Chunks:
                 "pair": self.pair.name,
                 "last": after,
                 "rows": done,
-                "finished": int(self.chunk is None),
+                "finished": self.chunk is None,
                 "at": ledger.milliseconds(uow),
             },
         )
@@ -218,14 +218,14 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     """Carry the legacy rows of a range of keys that have no normalized row."""
     parameters = {"_first": first, "_last": last}
     sql, parent = uow.statements[pair], uow.statements.of_parent(pair)
-    mark = ledger.last_change(uow)
+    mark = uow.catalog.last_change(uow)
     for statement in sql.backfill:
         uow._execute(statement, parameters)
     if parent is not None:
         for statement in parent.refresh_in_range(sql):
             uow._execute(statement, parameters)
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.
-    ledger.forget_changes(uow, after=mark)
+    uow.catalog.forget_changes(uow, after=mark)
 
 
 def _settle(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> int:

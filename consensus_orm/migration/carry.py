@@ -16,7 +16,7 @@ from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["adopt_range", "carry", "carry_reject", "drain", "legacy_unfrozen", "reject_unequal"]
+__all__ = ["adopt_range", "carry", "carry_reject", "drain", "reject_unequal"]
 
 LATEST = "SELECT id, pair, key, side FROM consensus_orm_changes ORDER BY id LIMIT :limit"
 CHANGES_IN_ONE_TRANSACTION = 500
@@ -24,14 +24,6 @@ CHANGES_IN_ONE_TRANSACTION = 500
 
 NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
 ID_TAKEN_TWICE = "both sides gave its id to different rows"
-
-
-@contextlib.contextmanager
-def legacy_unfrozen(uow: UnitOfWork) -> Iterator[None]:
-    """Let this transaction alone write frozen legacy tables; nobody else ever sees the flag set."""
-    uow._execute("UPDATE consensus_orm_state SET carrying = 1")
-    yield  # after an error the transaction is rolled back, and the flag with it
-    uow._execute("UPDATE consensus_orm_state SET carrying = 0")
 
 
 def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], to: Side) -> None:
@@ -50,7 +42,7 @@ def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], to: Side) -> None:
     sql = uow.statements[pair]
     there = {key for (key,) in uow._rows(sql.present(to.other), parameters)}
     gone = {"_keys": json.dumps([key for key in wanted if key not in there])}
-    mark = ledger.last_change(uow)
+    mark = uow.catalog.last_change(uow)
     if to is Side.NORMALIZED:
         with _parents_kept(uow, pair, parameters):
             uow._execute(sql.delete(to), gone)
@@ -62,7 +54,7 @@ def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], to: Side) -> None:
                 uow._execute(statement, parameters)
         uow._execute(sql.delete(to), gone)
         uow._execute(sql.overwrite_legacy, parameters)
-    ledger.forget_changes(uow, after=mark)
+    uow.catalog.forget_changes(uow, after=mark)
 
 
 def adopt_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
@@ -78,12 +70,12 @@ def adopt_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     keys = [key for (key,) in uow._rows(sql.foreign_in_range, {"_first": first, "_last": last})]
     if not keys:
         return
-    mark = ledger.last_change(uow)
+    mark = uow.catalog.last_change(uow)
     parameters = {"_keys": json.dumps(keys)}
     with _parents_kept(uow, pair, parameters):
         for statement in sql.adopt:
             uow._execute(statement, parameters)
-    ledger.forget_changes(uow, after=mark)
+    uow.catalog.forget_changes(uow, after=mark)
 
 
 @contextlib.contextmanager
@@ -119,11 +111,11 @@ def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Sid
     for key in unequal:
         new += ledger.reject(uow, pair, key, source, NOT_EXACT.format(side=source.other))
     if unequal and source is Side.LEGACY:
-        mark = ledger.last_change(uow)
+        mark = uow.catalog.last_change(uow)
         parameters = {"_keys": json.dumps(unequal)}
         with _parents_kept(uow, pair, parameters):
             uow._execute(sql.delete(Side.NORMALIZED), parameters)
-        ledger.forget_changes(uow, after=mark)
+        uow.catalog.forget_changes(uow, after=mark)
     return new
 
 
@@ -171,10 +163,12 @@ def drain(uow: UnitOfWork, *, limit: int = CHANGES_IN_ONE_TRANSACTION) -> int:
         written.setdefault(name, {}).setdefault(key, set()).add(Side(side))
     if not changes:
         return 0
-    with legacy_unfrozen(uow):
+    # By their numbers: an earlier one may be committed just now, and nobody has looked at it.
+    ids = ", ".join(str(int(number)) for number, *_ in changes)
+    with uow.catalog.legacy_unfrozen(uow):
         for name, keys in written.items():
             _drain_pair(uow, uow.statements.mapping[name], keys)
-    uow._execute("DELETE FROM consensus_orm_changes WHERE id <= :last", {"last": changes[-1][0]})
+    uow._execute(f"DELETE FROM consensus_orm_changes WHERE id IN ({ids})")
     return len(changes)
 
 

@@ -8,48 +8,24 @@ call finishes or undoes it.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
-
-from sqlalchemy import Connection
+from collections.abc import Callable
+from typing import Any
 
 from consensus_orm import errors
+from consensus_orm.dropping import DROPPED, SAVE
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.backfill import set_aside
-from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, adopt_range, drain, legacy_unfrozen
-from consensus_orm.migration.flip import flip, install_triggers, set_sequence
+from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, adopt_range, drain
+from consensus_orm.migration.flip import flip
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements import PairStatements
-from consensus_orm.triggers import PREFIX
 from consensus_orm.unit_of_work import UnitOfWork
-
-if TYPE_CHECKING:
-    from alembic.operations import Operations
 
 __all__ = ["contract", "empty_dropped", "expand_again", "undo_rebuild"]
 
-DROPPED = "consensus_orm_dropped_"
-"""Prefix of legacy tables on their way out."""
-
-OBJECTS = (
-    "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL"
-    f" AND NOT (type = 'trigger' AND name GLOB '{PREFIX}*') ORDER BY rowid"
-)
-
 UnitsOfWork = Callable[[], UnitOfWork]
-
-
-def operations(uow: UnitOfWork) -> Operations:
-    """Alembic's operations in the transaction of a unit of work."""
-    from alembic.migration import MigrationContext  # costs 50 ms, and only these steps need it
-    from alembic.operations import Operations
-
-    connection = Connection(uow.engine, connection=uow._pooled)
-    connection.begin()
-    return Operations(MigrationContext.configure(connection))
 
 
 def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any) -> None:
@@ -63,66 +39,26 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any
     """
     save_schema(uow)
     flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
-    op = operations(uow)
     for pair in uow.statements.mapping.pairs:
-        name = pair.legacy_table.name
-        for (trigger,) in uow._rows(
-            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE", (name,)
-        ):
-            op.execute(f'DROP TRIGGER "{trigger}"')  # it would fire while the table is emptied
-        with _only_the_table_itself(uow):
-            op.rename_table(name, DROPPED + name)
+        uow.catalog.legacy.put_away(uow, pair)
     # What was recorded for the legacy side has nowhere to go any more.
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = 'empty'")
 
 
-@contextlib.contextmanager
-def _only_the_table_itself(uow: UnitOfWork) -> Iterator[None]:
-    """Rename a table as SQLite did before 3.25.
-
-    Later it rewrites the views and triggers of other programs, which would then name the table on its way out
-    for ever, and refuses to rename anything while one of them is broken.
-    """
-    uow._execute("PRAGMA legacy_alter_table = ON")
-    try:
-        yield
-    finally:
-        uow._execute("PRAGMA legacy_alter_table = OFF")
-
-
 def save_schema(uow: UnitOfWork) -> None:
-    """Keep the DDL and sequences of the legacy tables as they are, and the rows that stand nowhere else."""
+    """Keep the definitions and sequences of the legacy tables as they are, and the rows that stand nowhere else."""
     uow._execute("DELETE FROM consensus_orm_saved_schema")
     position = 0
     for pair in uow.statements.mapping.pairs:
-        name = pair.legacy_table.name
-        sequence = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = ?", (name,))
-        for kind, object_name, table_name, sql in uow._rows(OBJECTS, (name,)):
+        legacy, table = uow.catalog.legacy, pair.legacy_table.name
+        saved: list[tuple[str, str, str, int | None]] = legacy.save(uow, pair)
+        saved += [
+            ("row", table, sql, None) for sql in legacy.rejected_rows(uow, pair, set_aside(uow, pair, Side.LEGACY))
+        ]
+        for kind, name, sql, sequence in saved:
             position += 1
-            uow._execute(
-                "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (position, kind, object_name, table_name, sql, sequence[0][0] if sequence else None),
-            )
-        for sql in _rejected_rows(uow, pair):
-            position += 1
-            uow._execute(
-                "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql)"
-                " VALUES (?, 'row', ?, ?, ?)",
-                (position, name, name, sql),
-            )
-
-
-def _rejected_rows(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
-    """Statements that put the rows back which stand on the legacy side alone, since they could not be carried."""
-    names, sql = uow.statements[pair].image(Side.LEGACY)
-    wanted = {pair.key.name, *pair.carried}
-    for key in sorted(set_aside(uow, pair, Side.LEGACY)):
-        parts = uow._execute(sql, {"_key": key}).fetchone()
-        row = {name: _literal(*parts[2 * i : 2 * i + 2]) for i, name in enumerate(names) if name in wanted}
-        columns = ", ".join(f'"{name}"' for name in row)
-        yield f'INSERT OR IGNORE INTO "{pair.legacy_table.name}" ({columns}) VALUES ({", ".join(row.values())})'
+            uow._execute(SAVE, (position, kind, name, table, sql, sequence))
 
 
 def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float, progress: Watch = None) -> None:
@@ -137,34 +73,29 @@ def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float, p
     tallies: dict[str, Tally] = {}
     while True:
         with unit_of_work() as uow:
-            names = uow._rows(f"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB '{DROPPED}*'")
+            names = uow.catalog.legacy.away(uow)
             if not names:
                 uow._execute("UPDATE consensus_orm_state SET step = NULL WHERE step = 'empty'")
                 return
-            name = names[0][0]
+            name = names[0]
             tally = tallies.setdefault(name, Tally(progress, f"emptying {name.removeprefix(DROPPED)}"))
             tally.expect(lambda: uow._rows(f'SELECT count(*) FROM "{name}"')[0][0])  # noqa: B023 - called at once
-            deleted = _empty_one(uow, name, chunk_rows)
+            deleted = uow.catalog.legacy.empty(uow, name, chunk_rows)
         tally.add(deleted)
         time.sleep(pause)
-
-
-def _empty_one(uow: UnitOfWork, name: str, chunk_rows: int) -> int:
-    chunk = f'SELECT rowid FROM "{name}" LIMIT ?'
-    deleted = uow._execute(f'DELETE FROM "{name}" WHERE rowid IN ({chunk})', (chunk_rows,)).rowcount
-    if not deleted:
-        operations(uow).drop_table(name)
-    return deleted
 
 
 # The way back ---------------------------------------------------------------------------------------------
 
 
-def expand_again(unit_of_work: UnitsOfWork, *, reason: str | None, progress: Watch = None) -> None:
+def expand_again(
+    unit_of_work: UnitsOfWork, flipping: UnitsOfWork, *, reason: str | None, progress: Watch = None
+) -> None:
     """Make the legacy tables again from the normalized ones and flip back to NORMALIZED.
 
     Args:
-        unit_of_work: Opens a writing unit of work.
+        unit_of_work: Opens a unit of work that carries.
+        flipping: Opens one that changes the phase.
         reason: Why, for the audit.
         progress: Called after each chunk.
 
@@ -172,14 +103,16 @@ def expand_again(unit_of_work: UnitsOfWork, *, reason: str | None, progress: Wat
         MigrationError: There never were legacy tables in this database, or something took their names.
         PhaseChangedError: Somebody else finished the rebuild, or undid it.
     """
-    with unit_of_work() as uow:
+    with flipping() as uow:
+        uow.catalog.keep_out(uow)
         _begin_rebuild(uow)
         pairs = uow.statements.mapping.pairs
         rows, pause = uow.settings.chunk_rows, uow.settings.chunk_pause.total_seconds()
     for pair in pairs:
         _fill(unit_of_work, pair, rows, pause, progress)
     catch_up(unit_of_work, _expect_rebuild, progress)
-    with unit_of_work() as uow:
+    with flipping() as uow:
+        uow.catalog.keep_out(uow)
         _expect_rebuild(uow)
         while drain(uow):
             pass
@@ -201,15 +134,13 @@ def _begin_rebuild(uow: UnitOfWork) -> None:
         _expect_rebuild(uow)
     if _step(uow) == "rebuild":
         return  # an earlier call was interrupted; its tables are filled further
-    saved = uow._rows("SELECT sql FROM consensus_orm_saved_schema WHERE type IN ('table', 'index') ORDER BY position")
-    if not saved:
+    if not uow._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'"):
         raise errors.MigrationError(
             "this database never had legacy tables, so there is nothing to go back to",
             hint="stay at CONTRACT",
         )
-    for (sql,) in saved:
-        uow._execute(sql)  # verbatim: SQLAlchemy would read colons in it as parameters
-    install_triggers(uow, Phase.NORMALIZED)
+    uow.catalog.legacy.bring_back(uow)
+    uow.catalog.install_triggers(uow, Phase.NORMALIZED)
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = 'rebuild'")
 
@@ -239,7 +170,7 @@ def _fill(
                 return
             tally.expect(lambda: _to_fill(uow, sql))  # noqa: B023 - called at once
             adopt_range(uow, pair, first, last)
-            with legacy_unfrozen(uow):
+            with uow.catalog.legacy_unfrozen(uow):
                 uow._execute(sql.rebuild_legacy, {"_first": first, "_last": last})
         tally.add(count)
         time.sleep(pause)
@@ -273,28 +204,13 @@ def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
         "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE type IN ('table', 'trigger', 'row')"
         " ORDER BY position"
     )
-    with legacy_unfrozen(uow):
+    with uow.catalog.legacy_unfrozen(uow):
         for _, _, sql, _ in (entry for entry in saved if entry[0] == "row"):
             uow._execute(sql)
-    for kind, name, sql, sequence in saved:
-        if kind == "trigger":
-            uow._execute(sql)
-        elif sequence is not None:
-            now = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = ?", (name,))
-            set_sequence(uow, name, max(sequence, now[0][0] if now else 0))
+    for entry in saved:
+        uow.catalog.legacy.complete(uow, *entry)
     uow._execute("DELETE FROM consensus_orm_saved_schema")
     flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
-
-
-def _literal(kind: str, value: str) -> str:
-    """A stored value as SQL, from its type and bytes."""
-    if kind == "null":
-        return "NULL"
-    if kind == "blob":
-        return f"X'{value}'"
-    if kind == "text":
-        return f"CAST(X'{value}' AS TEXT)"
-    return bytes.fromhex(value).decode("ascii")
 
 
 def undo_rebuild(uow: UnitOfWork) -> bool:
@@ -305,10 +221,9 @@ def undo_rebuild(uow: UnitOfWork) -> bool:
     """
     if _step(uow) != "rebuild":
         return False
-    install_triggers(uow, Phase.CONTRACT)
-    op = operations(uow)
+    uow.catalog.install_triggers(uow, Phase.CONTRACT)
     for pair in uow.statements.mapping.pairs:
-        op.drop_table(pair.legacy_table.name)
+        uow.catalog.legacy.drop_again(uow, pair)
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = NULL")
     return True

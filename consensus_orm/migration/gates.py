@@ -18,8 +18,6 @@ from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Obstacle", "obstacles", "soak_left"]
 
-KNOWN_TO_THE_MAPPING = "SELECT name FROM pragma_table_info(?)"
-
 
 @dataclass(frozen=True)
 class Obstacle:
@@ -80,7 +78,7 @@ def _words(duration: timedelta) -> str:
 
 def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
     mapping = uow.statements.mapping
-    there = {name for (name,) in uow._rows("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
+    there = uow.catalog.tables(uow)
     for table in (*(p.table for p in mapping.parents), *(p.table for p in mapping.pairs)):
         if table.name.lower() not in there:
             yield Obstacle(f"table {table.name} does not exist; run: consensus-orm upgrade")
@@ -109,7 +107,7 @@ def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
         yield Obstacle(f"the last verify found {differences} differing rows; run: consensus-orm reconcile")
     if not compared and (legacy or normalized):
         yield Obstacle(f"the last verify compared no row; {verify}")
-    if uow.phase.compares and ledger.last_change(uow) != changes:
+    if uow.phase.compares and uow.catalog.last_change(uow) != changes:
         yield Obstacle(f"rows were written around the repositories since the last verify; {verify}")
     if _count(uow, f"SELECT count(*) FROM consensus_orm_mismatches WHERE found_at >= {at}") and not differences:
         yield Obstacle(f"a mismatch was found since the last verify; {verify}")
@@ -131,7 +129,7 @@ def _unsettled(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
     for pair in uow.statements.mapping.pairs:
-        names = {name for (name,) in uow._rows(KNOWN_TO_THE_MAPPING, (pair.legacy_table.name,))}
+        names = uow.catalog.columns(uow, pair.legacy_table.name)
         for name in sorted(names - {pair.key.name, *pair.carried}):
             yield Obstacle(
                 f"{pair.legacy_table.name} has a column {name!r} that nobody knows and that would be lost;"
@@ -141,12 +139,8 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 def _referring_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
     """Emptying a table that others refer to would delete their rows, or fail."""
-    sql = (
-        "SELECT DISTINCT t.name FROM sqlite_master AS t, pragma_foreign_key_list(t.name) AS f"
-        " WHERE t.type = 'table' AND f.\"table\" = ? COLLATE NOCASE ORDER BY 1"
-    )
     for pair in uow.statements.mapping.pairs:
-        for (name,) in uow._rows(sql, (pair.legacy_table.name,)):
+        for name in uow.catalog.referring(uow, pair.legacy_table.name):
             yield Obstacle(f"table {name!r} refers to {pair.legacy_table.name} by a foreign key; drop that first")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from consensus_orm import ledger
 from consensus_orm.mapping import Pair
-from consensus_orm.migration.carry import carry, drain, legacy_unfrozen, reject_unequal
+from consensus_orm.migration.carry import carry, drain, reject_unequal
 from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.verify import Seen, require_epoch, scan
 from consensus_orm.phase import Side
@@ -158,7 +158,7 @@ def repair_rows(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> tuple[list[Repa
             by_source[_source(uow, pair, key)].append(key)
     repairs, rejects = [], 0
     for source, found in by_source.items():
-        with legacy_unfrozen(uow) if source is Side.NORMALIZED else nullcontext():
+        with uow.catalog.legacy_unfrozen(uow) if source is Side.NORMALIZED else nullcontext():
             carry(uow, pair, found, source.other)
         rejects += reject_unequal(uow, pair, found, source)
         action = "carry" if source is uow.phase.truth else "adopt"

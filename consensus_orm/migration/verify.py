@@ -140,10 +140,10 @@ def scan(reading: Callable[[], UnitOfWork], progress: Watch = None) -> Seen:
     """
     with reading() as uow:
         require_two_sides(uow.phase)
-        seen = Seen(changes=ledger.last_change(uow), epoch=uow.epoch)
+        seen = Seen(changes=uow.catalog.last_change(uow), epoch=uow.epoch)
         for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
             seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
-        if uow._rows("PRAGMA journal_mode")[0][0] in ("wal", "memory"):
+        if not uow.catalog.keeps_writers_waiting(uow):
             with _readers(reading, uow.engine.pool.size() - 1) as others:  # type: ignore[attr-defined]
                 _look_through(uow, uow._rows, others, seen, progress)
             return seen

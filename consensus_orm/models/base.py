@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import MetaData
+from sqlalchemy import BigInteger, Integer, MetaData
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import UserDefinedType
 
-__all__ = ["NAMING", "Base", "Verbatim"]
+__all__ = ["BIG", "NAMING", "Base", "Verbatim"]
+
+BIG = BigInteger().with_variant(Integer(), "sqlite")
+"""Integers of 64 bits; in SQLite all are, and only INTEGER is the rowid."""
 
 NAMING = {
     "ix": "idx_%(table_name)s_%(column_0_N_name)s",
@@ -49,6 +52,6 @@ class Verbatim(UserDefinedType[Any]):
 
 
 @compiles(Verbatim, "postgresql")
-def _text_on_postgresql(type_: Verbatim, _compiler: Any, **_: Any) -> str:
-    """PostgreSQL has one type a column; text holds every form there is."""
-    return "TEXT"
+def _on_postgresql(type_: Verbatim, _compiler: Any, **_: Any) -> str:
+    """PostgreSQL has one type a column: times are text there, flags and keys are numbers."""
+    return "TEXT" if type_.name == "TIMESTAMP" else "BIGINT"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Boolean, CheckConstraint, Index, Integer, Text, text
+from sqlalchemy import Boolean, CheckConstraint, Index, Text, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from consensus_orm.models.base import Base, Verbatim
+from consensus_orm.models.base import BIG, Base, Verbatim
 
 __all__ = [
     "BackfillCheckpoint",
@@ -34,16 +34,16 @@ class MigrationState(Base):
         CheckConstraint("phase BETWEEN 1 AND 5", name="known_phase"),
     )
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
-    phase: Mapped[int] = mapped_column(Integer)
-    epoch: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    id: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+    phase: Mapped[int] = mapped_column(BIG)
+    epoch: Mapped[int] = mapped_column(BIG, server_default=text("0"))
     """Grows with every change of phase, so that a step decided under an older phase is noticed."""
-    since: Mapped[int] = mapped_column(Integer)
+    since: Mapped[int] = mapped_column(BIG)
     mapping: Mapped[str | None] = mapped_column(Text)
     """Fingerprint of the mapping the triggers in force were made from."""
     step: Mapped[str | None] = mapped_column(Text)
     """A long step under way ('rebuild', 'empty'), resumed or undone by the next call; NULL otherwise."""
-    carrying: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    carrying: Mapped[bool] = mapped_column(Boolean, server_default=false())
     """1 only inside a transaction of ours that carries rows past the triggers; never committed as 1."""
 
 
@@ -53,14 +53,14 @@ class PhaseChange(Base):
     __tablename__ = "consensus_orm_history"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     action: Mapped[str] = mapped_column(Text)
-    from_phase: Mapped[int | None] = mapped_column(Integer)
-    to_phase: Mapped[int | None] = mapped_column(Integer)
-    at: Mapped[int] = mapped_column(Integer)
+    from_phase: Mapped[int | None] = mapped_column(BIG)
+    to_phase: Mapped[int | None] = mapped_column(BIG)
+    at: Mapped[int] = mapped_column(BIG)
     by: Mapped[str] = mapped_column(Text)
     reason: Mapped[str | None] = mapped_column(Text)
-    forced: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    forced: Mapped[bool] = mapped_column(Boolean, server_default=false())
     detail: Mapped[str | None] = mapped_column(Text)
     """JSON: counts, paths and fingerprints; never contents of rows."""
 
@@ -74,17 +74,17 @@ class Mismatch(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     pair: Mapped[str] = mapped_column(Text)
     key: Mapped[Any | None] = mapped_column(Verbatim())
     column_name: Mapped[str | None] = mapped_column(Text)
     kind: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)
     found_by: Mapped[str] = mapped_column(Text)
-    found_at: Mapped[int] = mapped_column(Integer)
-    seen: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    found_at: Mapped[int] = mapped_column(BIG)
+    seen: Mapped[int] = mapped_column(BIG, server_default=text("1"))
     """How often it was found; above the cap, how many rows one entry stands for."""
-    settled_at: Mapped[int | None] = mapped_column(Integer)
+    settled_at: Mapped[int | None] = mapped_column(BIG)
     note: Mapped[str | None] = mapped_column(Text)
 
 
@@ -97,7 +97,7 @@ class Reject(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     pair: Mapped[str] = mapped_column(Text)
     key: Mapped[Any | None] = mapped_column(Verbatim())
     table_name: Mapped[str] = mapped_column(Text)
@@ -105,8 +105,8 @@ class Reject(Base):
     image: Mapped[str] = mapped_column(Text)
     """JSON: column -> [typeof, hex of the bytes], so that the row can be rebuilt exactly."""
     state: Mapped[str] = mapped_column(Text)
-    found_at: Mapped[int] = mapped_column(Integer)
-    settled_at: Mapped[int | None] = mapped_column(Integer)
+    found_at: Mapped[int] = mapped_column(BIG)
+    settled_at: Mapped[int | None] = mapped_column(BIG)
     note: Mapped[str | None] = mapped_column(Text)
 
 
@@ -117,10 +117,10 @@ class BackfillCheckpoint(Base):
 
     pair: Mapped[str] = mapped_column(Text, primary_key=True)
     last_key: Mapped[Any | None] = mapped_column(Verbatim())
-    rows: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    finished: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
-    started_at: Mapped[int] = mapped_column(Integer)
-    updated_at: Mapped[int] = mapped_column(Integer)
+    rows: Mapped[int] = mapped_column(BIG, server_default=text("0"))
+    finished: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    started_at: Mapped[int] = mapped_column(BIG)
+    updated_at: Mapped[int] = mapped_column(BIG)
 
 
 class Certificate(Base):
@@ -129,17 +129,17 @@ class Certificate(Base):
     __tablename__ = "consensus_orm_certificates"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    at: Mapped[int] = mapped_column(Integer)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    at: Mapped[int] = mapped_column(BIG)
     build: Mapped[str] = mapped_column(Text)
     mapping: Mapped[str] = mapped_column(Text)
-    epoch: Mapped[int] = mapped_column(Integer)
-    legacy_rows: Mapped[int] = mapped_column(Integer)
-    normalized_rows: Mapped[int] = mapped_column(Integer)
-    compared: Mapped[int] = mapped_column(Integer)
-    differences: Mapped[int] = mapped_column(Integer)
-    rejects: Mapped[int] = mapped_column(Integer)
-    changes: Mapped[int] = mapped_column(Integer)
+    epoch: Mapped[int] = mapped_column(BIG)
+    legacy_rows: Mapped[int] = mapped_column(BIG)
+    normalized_rows: Mapped[int] = mapped_column(BIG)
+    compared: Mapped[int] = mapped_column(BIG)
+    differences: Mapped[int] = mapped_column(BIG)
+    rejects: Mapped[int] = mapped_column(BIG)
+    changes: Mapped[int] = mapped_column(BIG)
     """The counter of writes around the repositories, as it stood before and after."""
 
 
@@ -156,7 +156,7 @@ class Change(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     pair: Mapped[str] = mapped_column(Text)
     key: Mapped[Any | None] = mapped_column(Verbatim())
     side: Mapped[str] = mapped_column(Text)
@@ -168,10 +168,10 @@ class SavedSchema(Base):
 
     __tablename__ = "consensus_orm_saved_schema"
 
-    position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    position: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
     type: Mapped[str] = mapped_column(Text)
     name: Mapped[str] = mapped_column(Text)
     table_name: Mapped[str] = mapped_column(Text)
     sql: Mapped[str] = mapped_column(Text)
-    sequence: Mapped[int | None] = mapped_column(Integer)
+    sequence: Mapped[int | None] = mapped_column(BIG)
     """sqlite_sequence of the table; NULL where it had none."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Index, Integer, Text, text
+from sqlalchemy import Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from consensus_orm.models.base import Base, Verbatim
+from consensus_orm.models.base import BIG, Base, Verbatim
 
 __all__ = ["ConsensusArtifact", "ConsensusSynthesis"]
 
@@ -22,7 +22,7 @@ class ConsensusArtifact(Base):
     __tablename__ = "consensus_artifacts"
     __table_args__ = (Index("idx_spec_stage", "spec_id", "stage"), {"sqlite_autoincrement": True})
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     spec_id: Mapped[str] = mapped_column(Text)
     stage: Mapped[str] = mapped_column(Text)
     agent_name: Mapped[str] = mapped_column(Text)
@@ -38,13 +38,13 @@ class ConsensusSynthesis(Base):
     __tablename__ = "consensus_synthesis"
     __table_args__ = (Index("idx_synthesis_spec_stage", "spec_id", "stage"), {"sqlite_autoincrement": True})
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     spec_id: Mapped[str] = mapped_column(Text)
     stage: Mapped[str] = mapped_column(Text)
     output_markdown: Mapped[str] = mapped_column(Text)
     output_path: Mapped[str | None] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
-    artifacts_count: Mapped[int | None] = mapped_column(Integer)
+    artifacts_count: Mapped[int | None] = mapped_column(BIG)
     agreements: Mapped[str | None] = mapped_column(Text)
     conflicts: Mapped[str | None] = mapped_column(Text)
     degraded: Mapped[Any | None] = mapped_column(Verbatim("BOOLEAN"), server_default=text("0"))

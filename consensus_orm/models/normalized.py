@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Boolean, ForeignKey, Index, Integer, Text, UniqueConstraint, text
+from sqlalchemy import Boolean, ForeignKey, Index, Text, UniqueConstraint, false
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from consensus_orm.models.base import Base, Verbatim
+from consensus_orm.models.base import BIG, Base, Verbatim
 
 __all__ = ["AgentOutput", "ConsensusRun", "ConsensusSynthesisRecord"]
 
@@ -25,17 +25,17 @@ class ConsensusRun(Base):
     # run_key is NULL only for runs written by programs that know the founding schema alone; they are adopted.
     __table_args__ = (UniqueConstraint("spec_id", "stage", "run_key"), {"sqlite_autoincrement": True})
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     spec_id: Mapped[str] = mapped_column(Text)
     stage: Mapped[str] = mapped_column(Text)
     run_id: Mapped[str | None] = mapped_column(Text)
     """The run id its rows carry, as text; NULL and '' are different."""
     run_key: Mapped[str | None] = mapped_column(Text)
     """Identity within spec and stage: the run id, or the second its rows share (rule 4)."""
-    run_timestamp: Mapped[int] = mapped_column(Integer)
+    run_timestamp: Mapped[int] = mapped_column(BIG)
     """Earliest created_at of its rows, ms since 1970 UTC; 0 where one is no time."""
     consensus_ok: Mapped[bool] = mapped_column(Boolean)
-    degraded: Mapped[bool | None] = mapped_column(Boolean, server_default=text("0"))
+    degraded: Mapped[bool | None] = mapped_column(Boolean, server_default=false())
     synthesis_json: Mapped[str | None] = mapped_column(Text)
     """The latest synthesis as JSON, in the shape the founding program wrote; NULL where it cannot be JSON."""
 
@@ -59,15 +59,15 @@ class AgentOutput(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("consensus_runs.id", ondelete="CASCADE"))
     agent_name: Mapped[str] = mapped_column(Text)
     model_version: Mapped[str | None] = mapped_column(Text)
-    output_timestamp: Mapped[int] = mapped_column(Integer)
+    output_timestamp: Mapped[int] = mapped_column(BIG)
     """`created_at` in ms since 1970 UTC; 0 where it is no time."""
     created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"))
     """The legacy value itself, with the affinity of its column."""
-    mirrored: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    mirrored: Mapped[bool] = mapped_column(Boolean, server_default=false())
     """Whether its writer vouches for the legacy side too; 0 is a row of another program, not yet adopted."""
     response_text: Mapped[str | None] = mapped_column(Text)
     content: Mapped[str] = mapped_column(Text)
@@ -84,16 +84,16 @@ class ConsensusSynthesisRecord(Base):
         {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
     run_id: Mapped[int] = mapped_column(ForeignKey("consensus_runs.id", ondelete="CASCADE"))
     status: Mapped[str] = mapped_column(Text)
-    artifacts_count: Mapped[int | None] = mapped_column(Integer)
+    artifacts_count: Mapped[int | None] = mapped_column(BIG)
     degraded: Mapped[Any | None] = mapped_column(Verbatim("BOOLEAN"))
     """The legacy value itself: 0, 1, NULL, or whatever else was stored."""
-    synthesis_timestamp: Mapped[int] = mapped_column(Integer)
+    synthesis_timestamp: Mapped[int] = mapped_column(BIG)
     """`created_at` in ms since 1970 UTC; 0 where it is no time."""
     created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"))
-    mirrored: Mapped[bool] = mapped_column(Boolean, server_default=text("0"))
+    mirrored: Mapped[bool] = mapped_column(Boolean, server_default=false())
     output_path: Mapped[str | None] = mapped_column(Text)
     agreements: Mapped[str | None] = mapped_column(Text)
     conflicts: Mapped[str | None] = mapped_column(Text)

@@ -36,7 +36,7 @@ __all__ = ["PostgresWords"]
 class PostgresWords(Words):
     """How statements are printed for PostgreSQL."""
 
-    dialect: Dialect = PGDialect(paramstyle="named")
+    dialect: Dialect = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
 
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value of a column's type: the server cannot always tell what an expression is given."""

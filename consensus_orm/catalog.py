@@ -1,0 +1,123 @@
+"""What only the catalog of a database knows, and what only its own means can do: SQLite's words here.
+
+Tables and their columns, triggers, sequences, and the count of writes that went around the repositories. What
+another kind of database says instead is a class of the same methods (`postgresql.catalog`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from consensus_orm import dropping, triggers
+from consensus_orm.mapping import Pair
+from consensus_orm.phase import Phase
+
+if TYPE_CHECKING:
+    from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["Catalog", "catalog"]
+
+
+class Catalog:
+    """The catalog of a SQLite file, seen from within a unit of work."""
+
+    needs_triggers = False
+    """Whether there are triggers in every phase, also in one that nobody has flipped to."""
+
+    @property
+    def legacy(self) -> dropping.LegacyTables:
+        """What becomes of the legacy tables at CONTRACT, and on the way back."""
+        return dropping.LegacyTables()
+
+    def tables(self, uow: UnitOfWork) -> set[str]:
+        """Names of the tables, in small letters."""
+        return {name for (name,) in uow._rows("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
+
+    def columns(self, uow: UnitOfWork, table: str) -> set[str]:
+        """Names of the columns of a table."""
+        return {name for (name,) in uow._rows("SELECT name FROM pragma_table_info(?)", (table,))}
+
+    def referring(self, uow: UnitOfWork, table: str) -> list[str]:
+        """Names of the tables that refer to a table by a foreign key."""
+        sql = (
+            "SELECT DISTINCT t.name FROM sqlite_master AS t, pragma_foreign_key_list(t.name) AS f"
+            " WHERE t.type = 'table' AND f.\"table\" = ? COLLATE NOCASE ORDER BY 1"
+        )
+        return [name for (name,) in uow._rows(sql, (table,))]
+
+    def keeps_writers_waiting(self, uow: UnitOfWork) -> bool:
+        """Whether nobody can commit while a read is going on: that is so without a write-ahead log."""
+        return uow._rows("PRAGMA journal_mode")[0][0] not in ("wal", "memory")
+
+    def keep_out(self, uow: UnitOfWork) -> None:
+        """Keep every writer out of the mapped tables until the end of this unit of work: the write lock does."""
+
+    # Triggers and sequences -------------------------------------------------------------------------------
+
+    def install_triggers(self, uow: UnitOfWork, phase: Phase) -> None:
+        """Replace our triggers by those of a phase."""
+        for statement in triggers.drop_all([name for (name,) in uow._rows(triggers.INSTALLED)]):
+            uow._execute(statement)
+        for statement in triggers.for_phase(phase, uow.statements):
+            uow._execute(statement)
+
+    def level_sequences(self, uow: UnitOfWork) -> None:
+        """Let both sides go on above the highest id that either has given (rule 3)."""
+        for pair in uow.statements.mapping.pairs:
+            names = (pair.legacy_table.name, pair.table.name)
+            given = dict(uow._rows("SELECT name, seq FROM sqlite_sequence WHERE name IN (?, ?)", names))
+            for name in names:
+                if given and given.get(name, -1) < max(given.values()):
+                    self.set_sequence(uow, name, max(given.values()))
+
+    def sequence(self, uow: UnitOfWork, table: str) -> int | None:
+        """The highest id a table has given; None where it never gave one."""
+        rows = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,))
+        return int(rows[0][0]) if rows else None
+
+    def set_sequence(self, uow: UnitOfWork, table: str, value: int) -> None:
+        """Let a table go on above an id."""
+        if not uow._execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (value, table)).rowcount:
+            uow._execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, value))
+
+    # Writes that went around the repositories -------------------------------------------------------------
+
+    def last_change(self, uow: UnitOfWork) -> int:
+        """The counter of writes that went around the repositories; it never falls."""
+        return self.sequence(uow, "consensus_orm_changes") or 0
+
+    def forget_changes(self, uow: UnitOfWork, *, after: int) -> None:
+        """Forget what the triggers noted since a mark: this unit of work holds the lock, so it was its own doing.
+
+        The counter goes back to the mark too, or a delete of ours would void a certificate.
+        """
+        if uow._execute("DELETE FROM consensus_orm_changes WHERE id > :mark", {"mark": after}).rowcount:
+            self.set_sequence(uow, "consensus_orm_changes", after)
+
+    def forget_row(self, uow: UnitOfWork, pair: Pair, key: Any) -> None:
+        """Forget what the triggers noted of one row that this unit of work wrote."""
+        uow._execute("DELETE FROM consensus_orm_changes WHERE pair = ? AND key = ?", (pair.name, key))
+
+    def legacy_unfrozen(self, uow: UnitOfWork) -> contextlib.AbstractContextManager[None]:
+        """Let this transaction alone write frozen legacy tables; nobody else ever sees the flag set."""
+        return _carrying(uow)
+
+
+@contextlib.contextmanager
+def _carrying(uow: UnitOfWork) -> Iterator[None]:
+    uow._execute("UPDATE consensus_orm_state SET carrying = 1")
+    yield  # after an error the transaction is rolled back, and the flag with it
+    uow._execute("UPDATE consensus_orm_state SET carrying = 0")
+
+
+@cache
+def catalog(name: str) -> Catalog:
+    """The catalog of a kind of database: sqlite or postgresql."""
+    if name == "postgresql":
+        from consensus_orm.postgresql.catalog import PostgresCatalog
+
+        return PostgresCatalog()
+    return Catalog()

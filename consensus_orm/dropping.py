@@ -1,0 +1,136 @@
+"""What becomes of the legacy tables at CONTRACT, and how they come back exactly as they were: on SQLite.
+
+Their definitions are kept as SQLite keeps them, verbatim, and the tables themselves are renamed, emptied in chunks
+and dropped. The way back makes them again from their definitions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection
+
+from consensus_orm.mapping import Pair
+from consensus_orm.phase import Side
+from consensus_orm.triggers import PREFIX
+
+if TYPE_CHECKING:
+    from alembic.operations import Operations
+
+    from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["DROPPED", "SAVE", "LegacyTables", "operations"]
+
+DROPPED = "consensus_orm_dropped_"
+"""Prefix of legacy tables on their way out."""
+
+OBJECTS = (
+    "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL"
+    f" AND NOT (type = 'trigger' AND name GLOB '{PREFIX}*') ORDER BY rowid"
+)
+SAVE = (
+    "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence) VALUES (?, ?, ?, ?, ?, ?)"
+)
+
+
+def operations(uow: UnitOfWork) -> Operations:
+    """Alembic's operations in the transaction of a unit of work."""
+    from alembic.migration import MigrationContext  # costs 50 ms, and only these steps need it
+    from alembic.operations import Operations
+
+    connection = Connection(uow.engine, connection=uow._pooled)
+    connection.begin()
+    return Operations(MigrationContext.configure(connection))
+
+
+class LegacyTables:
+    """The legacy tables of a SQLite file on their way out, and back."""
+
+    def save(self, uow: UnitOfWork, pair: Pair) -> list[tuple[str, str, str, int | None]]:
+        """What it takes to make a table again: type, name, definition and sequence of each of its objects."""
+        name = pair.legacy_table.name
+        sequence = uow.catalog.sequence(uow, name)
+        return [(kind, own, sql, sequence) for kind, own, _, sql in uow._rows(OBJECTS, (name,))]
+
+    def put_away(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Take a table out of the way, which takes milliseconds whatever it holds."""
+        op, name = operations(uow), pair.legacy_table.name
+        for (trigger,) in uow._rows(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE", (name,)
+        ):
+            op.execute(f'DROP TRIGGER "{trigger}"')  # it would fire while the table is emptied
+        with self._only_the_table_itself(uow):
+            op.rename_table(name, DROPPED + name)
+
+    @contextlib.contextmanager
+    def _only_the_table_itself(self, uow: UnitOfWork) -> Iterator[None]:
+        """Rename a table as SQLite did before 3.25.
+
+        Later it rewrites the views and triggers of other programs, which would then name the table on its way out
+        for ever, and refuses to rename anything while one of them is broken.
+        """
+        uow._execute("PRAGMA legacy_alter_table = ON")
+        try:
+            yield
+        finally:
+            uow._execute("PRAGMA legacy_alter_table = OFF")
+
+    def away(self, uow: UnitOfWork) -> list[str]:
+        """Names of the tables that were put away and are not done with."""
+        sql = f"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB '{DROPPED}*'"
+        return [name for (name,) in uow._rows(sql)]
+
+    def empty(self, uow: UnitOfWork, name: str, rows: int) -> int:
+        """Delete at most so many rows of a table that was put away; drop it where it is empty.
+
+        Returns:
+            How many were deleted.
+        """
+        chunk = f'SELECT rowid FROM "{name}" LIMIT ?'
+        deleted = uow._execute(f'DELETE FROM "{name}" WHERE rowid IN ({chunk})', (rows,)).rowcount
+        if not deleted:
+            operations(uow).drop_table(name)
+        return deleted
+
+    def bring_back(self, uow: UnitOfWork) -> None:
+        """Make the tables again, empty, with their indexes."""
+        sql = "SELECT sql FROM consensus_orm_saved_schema WHERE type IN ('table', 'index') ORDER BY position"
+        for (definition,) in uow._rows(sql):
+            uow._execute(definition)  # verbatim: SQLAlchemy would read colons in it as parameters
+
+    def drop_again(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Undo `bring_back`, whatever the table holds by now."""
+        operations(uow).drop_table(pair.legacy_table.name)
+
+    def complete(self, uow: UnitOfWork, kind: str, name: str, sql: str, sequence: int | None) -> None:
+        """Bring one of the saved objects back that must wait until the rows are there: triggers, and sequences."""
+        if kind == "trigger":
+            uow._execute(sql)
+        elif kind == "table" and sequence is not None:
+            uow.catalog.set_sequence(uow, name, max(sequence, uow.catalog.sequence(uow, name) or 0))
+
+    def rejected_rows(self, uow: UnitOfWork, pair: Pair, keys: set[Any]) -> Iterator[str]:
+        """Statements that put rows back which stand on the legacy side alone, since they could not be carried."""
+        names, sql = uow.statements[pair].image(Side.LEGACY)
+        wanted = {pair.key.name, *pair.carried}
+        for key in sorted(keys):
+            parts = uow._execute(sql, {"_key": key}).fetchone()
+            row = {name: self.literal(*parts[2 * i : 2 * i + 2]) for i, name in enumerate(names) if name in wanted}
+            columns = ", ".join(f'"{name}"' for name in row)
+            yield self.insert(pair.legacy_table.name, columns, ", ".join(row.values()))
+
+    def insert(self, table: str, columns: str, values: str) -> str:
+        """A statement that inserts a row where there is none."""
+        return f'INSERT OR IGNORE INTO "{table}" ({columns}) VALUES ({values})'
+
+    def literal(self, kind: str, value: str) -> str:
+        """A stored value as SQL, from its type and bytes."""
+        if kind == "null":
+            return "NULL"
+        if kind == "blob":
+            return f"X'{value}'"
+        if kind == "text":
+            return f"CAST(X'{value}' AS TEXT)"
+        return bytes.fromhex(value).decode("ascii")

@@ -1,0 +1,166 @@
+"""What only the catalog of a PostgreSQL database knows, and what only its own means can do.
+
+Our own writes are told from those of others by a setting of the transaction (`consensus_orm.by`), so the triggers
+do not fire for them at all, and there is nothing to forget afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from consensus_orm import errors
+from consensus_orm.adoption import Column
+from consensus_orm.catalog import Catalog
+from consensus_orm.mapping import Pair
+from consensus_orm.phase import Phase
+from consensus_orm.postgresql import triggers
+from consensus_orm.postgresql.dropping import PostgresLegacyTables
+
+if TYPE_CHECKING:
+    from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["PostgresCatalog", "relations"]
+
+
+class PostgresCatalog(Catalog):
+    """The catalog of a database, as far as names are found without their schema."""
+
+    needs_triggers = True
+
+    @property
+    def legacy(self) -> PostgresLegacyTables:
+        """What becomes of the legacy tables at CONTRACT, and on the way back."""
+        return PostgresLegacyTables()
+
+    def tables(self, uow: UnitOfWork) -> set[str]:
+        """Names of the tables."""
+        sql = "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)"
+        return {name for (name,) in uow._rows(sql)}
+
+    def columns(self, uow: UnitOfWork, table: str) -> set[str]:
+        """Names of the columns of a table."""
+        sql = (
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(:name))"
+            " AND attnum > 0 AND NOT attisdropped"
+        )
+        return {name for (name,) in uow._rows(sql, {"name": table})}
+
+    def referring(self, uow: UnitOfWork, table: str) -> list[str]:
+        """Names of the tables that refer to a table by a foreign key."""
+        sql = (
+            "SELECT DISTINCT CAST(CAST(conrelid AS regclass) AS TEXT) FROM pg_constraint"
+            " WHERE contype = 'f' AND confrelid = to_regclass(quote_ident(:name)) ORDER BY 1"
+        )
+        return [name for (name,) in uow._rows(sql, {"name": table})]
+
+    def keeps_writers_waiting(self, uow: UnitOfWork) -> bool:
+        """Whether nobody can commit while a read is going on: never here."""
+        return False
+
+    def keep_out(self, uow: UnitOfWork) -> None:
+        """Keep every writer, also those of other programs, out of the mapped tables until the end."""
+        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
+        if there := sorted(self.tables(uow) & names):
+            quoted = ", ".join(f'"{name}"' for name in there)
+            uow._execute(f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE")
+
+    # Triggers and sequences -------------------------------------------------------------------------------
+
+    def install_triggers(self, uow: UnitOfWork, phase: Phase) -> None:
+        """Replace our triggers by those of a phase."""
+        self.keep_out(uow)
+        for (name,) in uow._rows(triggers.INSTALLED):
+            uow._execute(f'DROP FUNCTION "{name}"() CASCADE')
+        for statement in triggers.for_phase(phase, uow.statements.mapping):
+            uow._execute(statement)
+
+    def level_sequences(self, uow: UnitOfWork) -> None:
+        """Let both sides draw from the sequence of the legacy table, above the highest id of either (rule 3)."""
+        for pair in uow.statements.mapping.pairs:
+            legacy, own, key = pair.legacy_table.name, pair.table.name, pair.key.name
+            shared = self._sequence_of(uow, legacy, key)
+            if shared is None:
+                raise errors.MigrationError(
+                    f"column {key} of {legacy} has no sequence to draw ids from",
+                    hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{key}, and give the column its default",
+                )
+            given = [self.sequence(uow, legacy), self.sequence(uow, own)]
+            given += [uow._rows(f'SELECT max("{key}") FROM "{table}"')[0][0] for table in (legacy, own)]
+            highest = max((value for value in given if value is not None), default=None)
+            if highest is not None:
+                uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
+            if not self._draws_from(uow, own, key, shared):
+                uow._execute(f'ALTER TABLE "{own}" ALTER COLUMN "{key}" SET DEFAULT nextval(\'{shared}\'::regclass)')
+
+    def _sequence_of(self, uow: UnitOfWork, table: str, column: str) -> str | None:
+        name: str | None = uow._rows(
+            "SELECT pg_get_serial_sequence(quote_ident(:table), :column)", {"table": table, "column": column}
+        )[0][0]
+        return name
+
+    def _draws_from(self, uow: UnitOfWork, table: str, column: str, sequence: str) -> bool:
+        sql = (
+            "SELECT 1 FROM pg_depend AS d"
+            " JOIN pg_attrdef AS a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid"
+            " JOIN pg_attribute AS c ON c.attrelid = a.adrelid AND c.attnum = a.adnum"
+            " WHERE a.adrelid = to_regclass(quote_ident(:table)) AND c.attname = :column"
+            " AND d.refobjid = CAST(:sequence AS regclass)"
+        )
+        return bool(uow._rows(sql, {"table": table, "column": column, "sequence": sequence}))
+
+    def sequence(self, uow: UnitOfWork, table: str) -> int | None:
+        """The highest id a table has given; None where it never gave one."""
+        sql = (
+            "SELECT pg_sequence_last_value(d.objid) FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
+            " WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND d.refobjid = to_regclass(quote_ident(:table))"
+        )
+        rows = [value for (value,) in uow._rows(sql, {"table": table}) if value is not None]
+        return max(rows, default=None)
+
+    def set_sequence(self, uow: UnitOfWork, table: str, value: int) -> None:
+        """Let a table go on above an id."""
+        sql = (
+            "SELECT setval(CAST(d.objid AS regclass), :value) FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
+            " WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND d.refobjid = to_regclass(quote_ident(:table))"
+        )
+        uow._execute(sql, {"table": table, "value": value})
+
+    # Writes that went around the repositories -------------------------------------------------------------
+
+    def forget_changes(self, uow: UnitOfWork, *, after: int) -> None:
+        """Nothing: our own writes were never noted, and others may note theirs meanwhile."""
+
+    def forget_row(self, uow: UnitOfWork, pair: Pair, key: Any) -> None:
+        """Nothing: our own writes were never noted."""
+
+    def legacy_unfrozen(self, uow: UnitOfWork) -> contextlib.AbstractContextManager[None]:
+        """Let this transaction write frozen legacy tables: whoever carries may do so all along."""
+        return contextlib.nullcontext()
+
+
+def relations(connection: Any) -> dict[str, tuple[str, Callable[[], dict[str, Column]]]]:
+    """Tables and views with their columns, by name: what `adoption` tells a database by.
+
+    Args:
+        connection: A connection of the driver, in a transaction.
+
+    Returns:
+        For each name its kind (table or view), and what gives its columns.
+    """
+    sql = (
+        "SELECT c.relname, CASE WHEN c.relkind IN ('r', 'p') THEN 'table' ELSE 'view' END, a.attname,"
+        " upper(format_type(a.atttypid, NULL)), a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',"
+        " coalesce(a.attnum = ANY (i.indkey), FALSE)"
+        " FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+        " LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary"
+        " WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(c.oid)"
+        " AND c.relnamespace <> 'pg_catalog'::regnamespace AND c.relnamespace <> 'information_schema'::regnamespace"
+        " ORDER BY c.relname, a.attnum"
+    )
+    found: dict[str, tuple[str, dict[str, Column]]] = {}
+    for name, kind, column, type_, required, primary in connection.execute(sql).fetchall():
+        found.setdefault(name, (kind, {}))[1][column] = Column(type_, required, primary)
+    return {name: (kind, partial(dict, columns)) for name, (kind, columns) in found.items()}

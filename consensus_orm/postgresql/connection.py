@@ -1,0 +1,274 @@
+"""Connections to a server: how one is opened, how it begins a transaction, and how it is known to have committed.
+
+Transactions are begun here, as on SQLite: one message begins the transaction, takes the lock of the unit of work on
+the table of the phase, and reads the phase. The lock comes before the first look at any row, so that what is seen
+is not older than the lock (at REPEATABLE READ a lock taken later would leave the old phase in sight; tried).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import URL
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from consensus_orm import errors
+from consensus_orm.lock import Lock
+from consensus_orm.pool import Pool
+from consensus_orm.postgresql.parameters import bindable, spelled
+from consensus_orm.settings import Isolation, Settings
+
+__all__ = ["ServerConnection", "ServerPool", "ServerSource"]
+
+PREPARED = 500
+"""Statements a connection keeps prepared; all of ours are fewer."""
+
+FLIP_PATIENCE = 250
+"""Longest wait in ms of a flip for its lock, while which writers wait behind it; it is tried again after that."""
+
+_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
+_MODES = {Lock.WRITE: "ROW SHARE", Lock.CARRY: "SHARE UPDATE EXCLUSIVE", Lock.FLIP: "EXCLUSIVE"}
+"""Table locks (postgresql.org/docs/current/explicit-locking.html): only ROW SHARE and weaker ones go together with
+SHARE UPDATE EXCLUSIVE, which excludes itself, and with EXCLUSIVE none that a writer takes. Measured against FOR SHARE
+on the row, which lets writers overtake a waiting flip, and against advisory locks (benchmarks/fence.py)."""
+
+
+def _begin(lock: Lock, isolation: Isolation) -> str:
+    if lock is Lock.NONE:
+        return _READ
+    patience = f" SET LOCAL lock_timeout = {FLIP_PATIENCE};" if lock is Lock.FLIP else ""
+    by = "repository" if lock is Lock.WRITE else "carrier"
+    return (
+        f"BEGIN ISOLATION LEVEL {isolation.sql};{patience} LOCK TABLE consensus_orm_state IN {_MODES[lock]} MODE;"
+        f" SELECT phase, epoch, CAST(pg_current_xact_id() AS TEXT), set_config('consensus_orm.by', '{by}', true)"
+        " FROM consensus_orm_state WHERE id = 1"
+    )
+
+
+class ServerConnection(psycopg.Connection[Any]):
+    """The driver's connection; what `consensus_orm.driver.Driver` says of one holds here."""
+
+    Error = psycopg.Error
+    source: ServerSource
+    last_used = 0.0
+    _phase: tuple[Any, ...] | None = None
+    _transaction: str | None = None
+    """The number of the transaction of a unit of work, by which the server knows how it ended."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether there is a transaction that can be committed; one in which a statement failed cannot."""
+        return self.pgconn.transaction_status == TransactionStatus.INTRANS
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> psycopg.Cursor[Any]:
+        """Run a statement whose values are named as on SQLite."""
+        if params:
+            return super().execute(spelled(query), params, **options)
+        return super().execute(query, None, **options)
+
+    def begin(self, *, write: bool) -> None:
+        """Begin a transaction, without any lock."""
+        self._transaction = None
+        self.execute("BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+    def begin_unit(self, lock: Lock) -> None:
+        """Begin the transaction of a unit of work: lock and phase come with the same message."""
+        self._phase, self._transaction = None, None
+        try:
+            cursor = self.execute(self.source.begin[lock], prepare=False)  # several statements in one message
+        except psycopg.errors.UndefinedTable:
+            self.rollback()
+            self.begin(write=lock is not Lock.NONE)
+            return
+        except BaseException:
+            self.rollback()
+            raise
+        while cursor.nextset():
+            pass
+        if (row := cursor.fetchone()) is not None:
+            self._phase = row[:2]
+            self._transaction = row[2] if len(row) > 2 else None
+
+    def read_phase(self) -> tuple[Any, ...] | None:
+        """Phase and epoch as they came with the begin; None where the database does not have our tables."""
+        return self._phase
+
+    def hold(self, lock: Lock) -> None:
+        """Take a stronger lock within the transaction."""
+        self.execute(f"LOCK TABLE consensus_orm_state IN {_MODES[lock]} MODE")
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Let a statement fail without taking the transaction with it."""
+        self.execute("SAVEPOINT consensus_orm")
+        try:
+            yield
+        except errors.StorageError:
+            if not self.closed:
+                self.execute("ROLLBACK TO SAVEPOINT consensus_orm")
+            raise
+        self.execute("RELEASE SAVEPOINT consensus_orm")
+
+    def read_on(self) -> None:
+        """Go on reading after a statement failed, which ended the transaction."""
+        self.rollback()
+        self.begin(write=False)
+
+    @staticmethod
+    def is_missing_table(error: BaseException) -> bool:
+        """Whether a statement of ours failed because its table is not there."""
+        return getattr(error, "sqlstate", None) == psycopg.errors.UndefinedTable.sqlstate
+
+    @staticmethod
+    def is_read_only(error: BaseException) -> bool:
+        """Whether a statement failed because the transaction may not write."""
+        return isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+
+    @staticmethod
+    def cannot_decode(error: BaseException) -> bool:
+        """Whether a read failed because a text is no UTF-8; the server holds none."""
+        return False
+
+    def escaping(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing: the server holds UTF-8 only."""
+        return contextlib.nullcontext()
+
+    @staticmethod
+    def storable(value: Any) -> Any:
+        """A value as it can be bound.
+
+        Raises:
+            InvalidValueError: A text that UTF-8 cannot say, or with a NUL in it.
+        """
+        return bindable(value)
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse values that the server cannot hold.
+
+        Raises:
+            InvalidValueError: There is one.
+        """
+        for value in values.values():
+            bindable(value)
+
+    def commit(self) -> None:
+        """Commit; where the connection is lost meanwhile, ask the server how the transaction ended.
+
+        Raises:
+            CommitUncertainError: It could not be asked in time.
+        """
+        try:
+            super().commit()
+        except psycopg.OperationalError as error:
+            if self._transaction is None or not self.closed or not self.source.has_committed(self._transaction, error):
+                raise
+        finally:
+            self._transaction = None
+
+    def rollback(self) -> None:
+        """Roll back; a connection that is lost has done so."""
+        self._transaction = None
+        if not self.closed:
+            super().rollback()
+
+
+class ServerSource:
+    """Where the connections of one engine come from.
+
+    Args:
+        url: The server and database.
+        settings: Patience and isolation.
+    """
+
+    path = None
+    in_memory = False
+
+    def __init__(self, url: URL, settings: Settings) -> None:
+        self.settings = settings
+        self.patience = settings.busy_timeout.total_seconds()
+        self.begin = {lock: _begin(lock, settings.isolation) for lock in Lock}
+        self.connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
+        self.writing_thread = threading.get_ident()
+        (_, self._arguments) = PGDialect_psycopg().create_connect_args(url)  # type: ignore[no-untyped-call]
+
+    def connect(self) -> Any:
+        """Open a connection.
+
+        Raises:
+            psycopg.OperationalError: The server cannot be reached, or refuses.
+        """
+        arguments: dict[str, Any] = {"application_name": "consensus_orm", "connect_timeout": 10, **self._arguments}
+        connection = ServerConnection.connect(**arguments, autocommit=True)
+        connection.source = self
+        connection.prepared_max = PREPARED
+        connection.last_used = time.monotonic()
+        milliseconds = int(self.patience * 1000)
+        connection.execute(f"SET lock_timeout = {milliseconds}; SET client_encoding = 'UTF8'; SET datestyle = 'ISO'")
+        self.connections.add(connection)
+        return connection
+
+    def is_healthy(self, connection: ServerConnection) -> bool:
+        """Whether a connection is open and idle; one that the server has closed has something to say."""
+        if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def note_use(self, connection: ServerConnection) -> None:
+        """Remember when a connection came back."""
+        connection.last_used = time.monotonic()
+
+    def forget(self) -> list[Any]:
+        """Abandon, in a forked child, the connections of its parent; psycopg closes none that it did not open."""
+        inherited = list(self.connections)
+        self.connections = weakref.WeakSet()
+        return inherited
+
+    def has_committed(self, transaction: str, cause: BaseException) -> bool:
+        """Ask the server how a transaction ended whose connection was lost at its commit.
+
+        Args:
+            transaction: Its number.
+            cause: How the connection was lost.
+
+        Returns:
+            Whether it was committed.
+
+        Raises:
+            CommitUncertainError: Nobody could say in time.
+        """
+        deadline = time.monotonic() + self.settings.retry_budget.total_seconds()
+        while time.monotonic() < deadline:
+            with contextlib.suppress(psycopg.OperationalError):
+                status = self._status(transaction)
+                if status in ("committed", "aborted"):
+                    return status == "committed"
+                if status is None:
+                    break
+            time.sleep(0.05)
+        raise errors.CommitUncertainError from cause
+
+    def _status(self, transaction: str) -> str | None:
+        connection = self.connect()
+        try:
+            (status,) = connection.execute("SELECT pg_xact_status(CAST(? AS xid8))", (transaction,)).fetchone()
+        finally:
+            connection.close()
+        return status  # type: ignore[no-any-return]
+
+
+class ServerPool(Pool):
+    """The pool of an engine on a server: a connection that has written is as good for reading."""
+
+    def _suited(self) -> ConnectionPoolEntry | None:
+        return None

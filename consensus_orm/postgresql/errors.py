@@ -1,0 +1,58 @@
+"""What PostgreSQL's errors are to a user. Their own texts are not repeated: they quote what was written."""
+
+from __future__ import annotations
+
+import psycopg
+
+from consensus_orm import errors
+
+__all__ = ["UNMIRRORED", "translate"]
+
+UNMIRRORED = "CO001"
+"""SQLSTATE of our triggers where a session writes past the repositories."""
+
+_KINDS: dict[str, type[errors.StorageError]] = {
+    "40001": errors.DatabaseBusyError,  # serialization failure
+    "40P01": errors.DatabaseBusyError,  # deadlock
+    "55P03": errors.DatabaseBusyError,  # lock not available in time
+    "53100": errors.DatabaseFullError,
+    "53": errors.DatabaseUnavailableError,  # resources, too many connections among them
+    "57P": errors.DatabaseUnavailableError,  # shut down, crashed, or starting
+    "08": errors.DatabaseUnavailableError,  # connection exceptions
+    "25006": errors.ReadOnlyDatabaseError,
+    "42501": errors.ReadOnlyDatabaseError,  # insufficient privilege
+    "XX001": errors.CorruptDatabaseError,
+    "XX002": errors.CorruptDatabaseError,
+}
+"""SQLSTATEs and classes of them (postgresql.org/docs/current/errcodes-appendix.html); the longest that fits counts."""
+
+
+def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusError:
+    """Say in our words what the server said in its.
+
+    Args:
+        error: The error as it was raised.
+        database: The name of the database.
+
+    Returns:
+        The error to raise instead; `sqlstate` is kept in its attribute.
+    """
+    state = error.sqlstate
+    if state == UNMIRRORED:
+        table = error.diag.table_name or (error.diag.message_detail or "a mapped table")
+        return errors.UnmirroredWriteError(
+            f"a statement of the session would write {table} past the repositories", table=table
+        )
+    if isinstance(error, psycopg.OperationalError) and state is None:
+        return errors.DatabaseUnavailableError(f"{database}: the connection was refused or lost", sqlstate=None)
+    fitting = [known for known in _KINDS if (state or "").startswith(known)]
+    kind = _KINDS[max(fitting, key=len)] if fitting else errors.StorageError
+    return kind(f"{database}: {_words(error)}", sqlstate=state)
+
+
+def _words(error: psycopg.Error) -> str:
+    if error.sqlstate == psycopg.errors.RaiseException.sqlstate:
+        return error.diag.message_primary or "a trigger refused it"
+    names = {"table": error.diag.table_name, "column": error.diag.column_name, "constraint": error.diag.constraint_name}
+    where = ", ".join(f"{what} {name}" for what, name in names.items() if name)
+    return f"{type(error).__name__} ({error.sqlstate})" + (f", {where}" if where else "")

@@ -1,0 +1,56 @@
+"""Statements and values as psycopg wants them: the package names parameters as SQLite does."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from consensus_orm import errors
+
+__all__ = ["bindable", "spelled"]
+
+_TOKENS = re.compile(
+    r"""(?P<literal>'(?:[^']|'')*'|"(?:[^"]|"")*")|(?P<percent>%)|(?P<same>\bIS(?=\s+[:?]))|(?P<cast>::)|:(?P<name>\w+)|(?P<place>\?)""",
+    re.VERBOSE,
+)
+
+
+@lru_cache(2048)
+def spelled(sql: str) -> str:
+    """A statement with psycopg's placeholders; `IS :value` is how SQLite says IS NOT DISTINCT FROM.
+
+    Args:
+        sql: A statement with `:name` or `?`.
+    """
+    return _TOKENS.sub(_spell, sql)
+
+
+def _spell(found: re.Match[str]) -> str:
+    if found["name"] is not None:
+        return f"%({found['name']})s"
+    if found["place"] is not None:
+        return "%s"
+    return "IS NOT DISTINCT FROM" if found["same"] is not None else found[0].replace("%", "%%")
+
+
+def bindable(value: Any) -> Any:
+    """A value that the server can hold.
+
+    Raises:
+        InvalidValueError: A text with a NUL in it, or that UTF-8 cannot say.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            raise errors.InvalidValueError(
+                "PostgreSQL cannot hold a text with a NUL character in it",
+                hint="nothing was written; take it out, or keep the store on SQLite",
+            )
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise errors.InvalidValueError(
+                "PostgreSQL cannot hold a text with a lone surrogate in it",
+                hint="nothing was written; take it out, or keep the store on SQLite",
+            ) from None
+    return value

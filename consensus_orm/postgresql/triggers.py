@@ -1,0 +1,122 @@
+"""What the database itself does in each phase, on PostgreSQL: the table is that of `consensus_orm.triggers`.
+
+Who writes is told by a setting of the transaction, `consensus_orm.by`: `repository` or `carrier` for ours, `session`
+while the session of a unit of work is in use, and nothing for other programs. A trigger that does not concern a
+writer is not even called: the condition stands in its WHEN. Functions run as their owner, so that a program needs no
+rights on our tables to be noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import Table
+
+from consensus_orm.mapping import Mapping, Pair, Parent
+from consensus_orm.phase import Phase
+from consensus_orm.postgresql.errors import UNMIRRORED
+from consensus_orm.triggers import FROZEN, PREFIX
+
+__all__ = ["INSTALLED", "for_phase", "tables"]
+
+INSTALLED = (
+    "SELECT p.proname FROM pg_proc AS p WHERE p.prorettype = 'trigger'::regtype AND p.pronamespace ="
+    f" (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('consensus_orm_state')) AND p.proname ^@ '{PREFIX}'"
+)
+
+BY = "coalesce(current_setting('consensus_orm.by', true), '')"
+FOREIGN = f"{BY} NOT IN ('repository', 'carrier')"
+NOT_CARRIED = f"{BY} <> 'carrier'"
+OF_A_SESSION = f"{BY} = 'session'"
+
+EACH = "INSERT OR UPDATE OR DELETE"
+
+
+def tables(phase: Phase, mapping: Mapping) -> list[Table]:
+    """The mapped tables that exist in a phase."""
+    found = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.pairs]
+    return found + [pair.legacy_table for pair in mapping.pairs] if phase.has_legacy else found
+
+
+def for_phase(phase: Phase, mapping: Mapping) -> Iterator[str]:
+    """Statements that create the triggers of a phase.
+
+    Args:
+        phase: The phase to come.
+        mapping: The declaration.
+
+    Yields:
+        CREATE FUNCTION and CREATE TRIGGER statements.
+    """
+    for table in tables(phase, mapping):
+        yield from _refuse_sessions(table)
+    for pair in mapping.pairs:
+        if phase.compares:
+            yield from _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)
+            yield from _note(pair, "normalized", pair.table, EACH, FOREIGN)
+        elif phase.writes_legacy:
+            yield from _note(pair, "legacy", pair.legacy_table, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
+        elif phase.freezes_legacy:
+            yield from _freeze(pair)
+            yield from _note(pair, "normalized", pair.table, EACH, NOT_CARRIED)
+    if phase.writes_normalized and phase.has_legacy:
+        for parent in mapping.parents:
+            yield from _note_members(parent, mapping)
+
+
+def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each: str = "ROW") -> Iterator[str]:
+    yield (
+        f'CREATE FUNCTION "{PREFIX}{name}"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER'
+        f" SET search_path FROM CURRENT AS $$ BEGIN {body} END $$"
+    )
+    yield (
+        f'CREATE TRIGGER "{PREFIX}{name}" {event} ON "{table.name}" FOR EACH {each} WHEN ({when})'
+        f' EXECUTE FUNCTION "{PREFIX}{name}"()'
+    )
+
+
+def _log(pair: Pair, key: str, side: str, op: str) -> str:
+    return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT '{pair.name}', {key}, '{side}', {op}"
+
+
+def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried_only: bool = False) -> Iterator[str]:
+    """Note the rows of one side that are written by those whom a condition names."""
+    key = pair.key.name
+    carried = f' WHERE EXISTS (SELECT 1 FROM "{pair.table.name}" WHERE "{key}" = OLD."{key}")' if carried_only else ""
+    old, new = f'OLD."{key}"', f'NEW."{key}"'
+    body = (
+        f"IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}) THEN"
+        f" {_log(pair, old, side, repr('delete'))}{carried}; END IF;"
+        f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, 'lower(TG_OP)')}{carried}; END IF; RETURN NULL;"
+    )
+    yield from _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
+
+
+def _freeze(pair: Pair) -> Iterator[str]:
+    body = f"RAISE EXCEPTION '{FROZEN}';"
+    yield from _trigger(f"{pair.name}_frozen", f"BEFORE {EACH}", pair.legacy_table, NOT_CARRIED, body)
+    name = f"{pair.name}_frozen_whole"
+    yield from _trigger(name, "BEFORE TRUNCATE", pair.legacy_table, NOT_CARRIED, body, each="STATEMENT")
+
+
+def _refuse_sessions(table: Table) -> Iterator[str]:
+    body = f"RAISE EXCEPTION 'past the repositories' USING ERRCODE = '{UNMIRRORED}', TABLE = TG_TABLE_NAME;"
+    yield from _trigger(f"{table.name}_session", f"BEFORE {EACH}", table, OF_A_SESSION, body)
+    name = f"{table.name}_session_whole"
+    yield from _trigger(name, "BEFORE TRUNCATE", table, OF_A_SESSION, body, each="STATEMENT")
+
+
+def _note_members(parent: Parent, mapping: Mapping) -> Iterator[str]:
+    """Note writes of parents that change what their rows say; what is derived may change freely."""
+    members, key = mapping.members(parent), parent.key.name
+    said = {a.key for pair in members for a in pair.carried.values() if a.class_ is parent.model}
+    said |= {a.key for a in parent.computed} | {key}
+    body = " ".join(
+        _log(pair, f't."{pair.key.name}"', "normalized", repr("update"))
+        + f' FROM "{pair.table.name}" AS t WHERE t."{pair.link.key}" = OLD."{key}";'
+        for pair in members
+        if pair.link is not None
+    )
+    columns = ", ".join(f'"{name}"' for name in sorted(said))
+    event = f"AFTER DELETE OR UPDATE OF {columns}"
+    yield from _trigger(f"{parent.table.name}_said", event, parent.table, FOREIGN, f"{body} RETURN NULL;")
