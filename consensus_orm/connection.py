@@ -45,7 +45,7 @@ class DriverConnection(sqlite3.Connection):
     return to the pool (which rolls back) or the garbage collector.
     """
 
-    Error = sqlite3.Error
+    Error = sqlite3.Error  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
     query_only = False
     last_used = 0.0
     identity: tuple[int, int] | None = None

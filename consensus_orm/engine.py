@@ -264,10 +264,11 @@ def translate(error: BaseException, engine: Engine) -> errors.ConsensusError | N
     if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError):
         return errors.ReadOnlyDatabaseError(f"{engine.url.database}: {error.strerror}", path=error.filename)
     psycopg = sys.modules.get("psycopg")  # who has not loaded it has none of its errors
-    if psycopg is not None and isinstance(error, psycopg.Error):
+    of_psycopg: Any = error
+    if psycopg is not None and isinstance(of_psycopg, psycopg.Error):
         from consensus_orm.postgresql import errors as of_server
 
-        return of_server.translate(error, engine.url.database)
+        return of_server.translate(of_psycopg, engine.url.database)
     if not isinstance(error, sqlite3.Error):
         return None
     code = getattr(error, "sqlite_errorcode", None)

@@ -165,6 +165,7 @@ class synthesis_json(FunctionElement[str]):
 
 
 def arguments(element: Any, compiler: Any, **kw: Any) -> list[str]:
+    """The arguments of one of these functions, as SQL."""
     return [compiler.process(clause, **kw) for clause in element.clauses]
 
 

@@ -158,7 +158,7 @@ class Pool(QueuePool):
             if self._disposed:
                 record.close()
             elif record.dbapi_connection is not None:
-                self.source.note_use(record.dbapi_connection)  # type: ignore[arg-type]
+                self.source.note_use(record.dbapi_connection)
             super()._do_return_conn(record)
         finally:
             self._slots.release()

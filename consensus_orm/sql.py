@@ -12,6 +12,7 @@ from sqlalchemy import (
     Dialect,
     FromClause,
     Select,
+    SelectBase,
     Table,
     Text,
     bindparam,
@@ -69,7 +70,7 @@ class Words:
     def render(self, statement: ClauseElement) -> str:
         """Print a statement as SQL with named parameters, its constants written out."""
         compiled = statement.compile(dialect=self.dialect)
-        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        constants = {name: value for name, value in (compiled.params or {}).items() if value is not None}
         return re.sub(r":(\w+)", lambda m: str(constants.get(m[1], m[0])), str(compiled))
 
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
@@ -80,7 +81,7 @@ class Words:
         """Text in the order of its bytes, whatever the collation of the database."""
         return text
 
-    def ignoring(self, into: Table, names: list[str], rows: Select[Any], unless: str | None = None) -> ClauseElement:
+    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
         """Insert rows, and leave out those that are there or cannot be taken.
 
         Args:
@@ -103,7 +104,7 @@ class Words:
         largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))
         return self.render(select(largest + literal_column("1")))
 
-    def find_parent(self, found: Select[Any], _pair: PairStatements) -> str:
+    def find_parent(self, found: SelectBase, _pair: PairStatements) -> str:
         """The parent of a row as meant, and whether the row is earlier than any it has; no row where there is none.
 
         Args:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     Select,
+    SelectBase,
     Table,
     alias,
     and_,
@@ -369,9 +370,7 @@ class PairStatements:
         rows = select(*values.values()).select_from(self._joined(self.pair.table, parent)).where(criterion)
         return self._insert_from(self.pair.legacy_table, values, rows, self._key, overwrite=overwrite)
 
-    def _insert_from(
-        self, table: Table, values: dict[str, Any], rows: Select[Any], key: str, *, overwrite: bool
-    ) -> str:
+    def _insert_from(self, table: Table, values: dict[str, Any], rows: SelectBase, key: str, *, overwrite: bool) -> str:
         statement = self.words.ignoring(table, list(values), rows, unless=key if overwrite else None)
         return self.render(statement)
 

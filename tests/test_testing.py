@@ -319,7 +319,7 @@ def test_counted_statements_are_those_sent(consensus_store: ConsensusStore, quer
         assert queries.mentioning("INTO T") == [queries[0]] == queries[:1]
         assert "secret" not in repr(queries)
         queries.clear()
-        connection = uow._connected
+        connection: Any = uow._connected
         connection.executemany("INSERT INTO t VALUES (?)", [(1,), (2,)])
         assert len(queries) == 1
     with query_counter(consensus_store) as queries, consensus_store.unit_of_work() as uow:

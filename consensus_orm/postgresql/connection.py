@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -72,7 +72,8 @@ class ServerConnection(psycopg.Connection[Any]):
     def execute(self, query: Any, params: Any = None, **options: Any) -> psycopg.Cursor[Any]:
         """Run a statement whose values are named as on SQLite."""
         if params:
-            return super().execute(spelled(query), params, **options)
+            query = cast("Any", spelled(query))  # psycopg wants text that a program was written with
+            return super().execute(query, params, **options)
         return super().execute(query, None, **options)
 
     def begin(self, *, write: bool) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Dialect,
     Integer,
     Select,
+    SelectBase,
     Table,
     Text,
     cast,
@@ -46,7 +47,7 @@ class PostgresWords(Words):
         """Text in the order of its bytes, whatever the collation of the database."""
         return text.collate("C") if isinstance(_sql_type(text.type), Text) else text
 
-    def ignoring(self, into: Table, names: list[str], rows: Select[Any], unless: str | None = None) -> ClauseElement:
+    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
         """Insert rows, and leave out, or overwrite, those that are there."""
         statement = insert(into).from_select(names, rows)
         return statement.on_conflict_do_nothing() if unless is None else overwriting(statement, names, unless)
@@ -58,7 +59,7 @@ class PostgresWords(Words):
         )
         return f"SELECT {self.render(func.nextval(sequence))}"
 
-    def find_parent(self, found: Select[Any], pair: PairStatements) -> str:
+    def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
         """The parent of a row as meant, made where there is none, and kept from others until the end."""
         parent = pair.pair.parent
         assert parent is not None
