@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from consensus_orm import errors
+from consensus_orm.guard import FileGuard, Guard
 from consensus_orm.journal import Journal
 from consensus_orm.lock import Lock
+from consensus_orm.mapping import Mapping as Declaration
 from consensus_orm.settings import Settings
 from consensus_orm.turns import Turns
 
@@ -145,6 +147,10 @@ class DriverConnection(sqlite3.Connection):
             yield
         finally:
             self.text_factory = str
+
+    def guard(self, mapping: Declaration, *, read_only: bool) -> Guard:
+        """Let nothing that a session sends reach a mapped table around the mapping, until the guard is lifted."""
+        return FileGuard(mapping, self, read_only=read_only)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse values that the database cannot hold; SQLite holds them all."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from consensus_orm.guard import Guard
 from consensus_orm.lock import Lock
+from consensus_orm.mapping import Mapping as Declaration
 
 __all__ = ["Cursor", "Driver", "Parameters"]
 
@@ -98,6 +100,10 @@ class Driver(Protocol):
         Raises:
             InvalidValueError: There is one.
         """
+        ...
+
+    def guard(self, mapping: Declaration, *, read_only: bool) -> Guard:
+        """Let nothing that a session sends reach a mapped table around the mapping, until the guard is lifted."""
         ...
 
     def commit(self) -> None:

@@ -18,7 +18,7 @@ from consensus_orm.mapping import Mapping
 if TYPE_CHECKING:
     from consensus_orm.connection import DriverConnection
 
-__all__ = ["Guard"]
+__all__ = ["FileGuard", "Guard"]
 
 T = TypeVar("T")
 
@@ -51,28 +51,19 @@ _PRAGMAS = {"query_only", "writable_schema", "foreign_keys", "ignore_check_const
 
 
 class Guard:
-    """SQLite's authorizer while the session of a unit of work is in use.
+    """Keeps account of a session's savepoints, and explains what was refused.
 
     Args:
-        mapping: Its tables are written by the repositories alone.
-        driver: The connection to guard.
         read_only: Whether nothing may be written at all.
     """
 
-    def __init__(self, mapping: Mapping, driver: DriverConnection, *, read_only: bool) -> None:
-        tables = [*(pair.table.name for pair in mapping.pairs), *(parent.table.name for parent in mapping.parents)]
-        tables += [pair.legacy_name for pair in mapping.pairs]
-        self._tables = {*map(str.lower, tables), "sqlite_sequence"}  # the sequences keep ids from being given twice
-        self._driver = driver
-        self._read_only = read_only
-        self._ours = False
-        self._refused: str | None = None
+    def __init__(self, *, read_only: bool) -> None:
+        self.read_only = read_only
+        self.undone = False
+        """Whether the session rolled back rows that the repositories had written."""
         self._info: dict[Any, Any] = {}
         self._savepoints: list[str | None] = []
         self._dirty: set[str | None] = set()
-        self.undone = False
-        """Whether the session rolled back rows that the repositories had written."""
-        driver.set_authorizer(self._authorize)
 
     def watch(self, connection: Connection) -> None:
         """Explain the errors of a session's connection."""
@@ -86,28 +77,90 @@ class Guard:
 
         Args:
             call: Executes one statement.
-            writes: Whether it may change rows; SQLite counts changes too late to be asked.
+            writes: Whether it may change rows; the database counts changes too late to be asked.
         """
+        raise NotImplementedError
+
+    def lift(self) -> None:
+        """Let everything through again: the unit of work ends its transaction."""
+        raise NotImplementedError
+
+    def error(self, original: BaseException) -> errors.ConsensusError | None:
+        """What a refusal by the database means, if it was one of ours."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Explain no more errors."""
+        self._info.pop(__name__, None)
+
+    def wrote(self, writes: bool) -> None:
+        """Remember that the repositories may have written within the innermost savepoint."""
+        if writes and self._savepoints:
+            self._dirty.add(self._savepoints[-1])
+
+    def follow(self, what: str | None, name: str | None) -> None:
+        """Keep account of which savepoints hold rows that the repositories wrote.
+
+        Args:
+            what: BEGIN, ROLLBACK or RELEASE.
+            name: The savepoint.
+        """
+        if what == "BEGIN":
+            self._savepoints.append(name)
+            return
+        at = self._savepoints.index(name) if name in self._savepoints else 0
+        inner = self._savepoints[at:]
+        dirty = not self._dirty.isdisjoint(inner)
+        self._dirty.difference_update(inner)
+        if what == "ROLLBACK":  # the savepoint itself stays
+            self.undone = self.undone or dirty
+            at += 1
+        del self._savepoints[at:]
+        if what == "RELEASE" and dirty and self._savepoints:
+            self._dirty.add(self._savepoints[-1])
+
+
+class FileGuard(Guard):
+    """SQLite's authorizer while the session of a unit of work is in use.
+
+    Args:
+        mapping: Its tables are written by the repositories alone.
+        driver: The connection to guard.
+        read_only: Whether nothing may be written at all.
+    """
+
+    def __init__(self, mapping: Mapping, driver: DriverConnection, *, read_only: bool) -> None:
+        super().__init__(read_only=read_only)
+        tables = [*(pair.table.name for pair in mapping.pairs), *(parent.table.name for parent in mapping.parents)]
+        tables += [pair.legacy_name for pair in mapping.pairs]
+        self._tables = {*map(str.lower, tables), "sqlite_sequence"}  # the sequences keep ids from being given twice
+        self._driver = driver
+        self._ours = False
+        self._refused: str | None = None
+        driver.set_authorizer(self._authorize)
+
+    def let(self, call: Callable[[], T], *, writes: bool) -> T:
+        """Make a call of this package, whose writes are the mapping's own."""
         self._ours = True
         try:
             return call()
         finally:
             self._ours = False
-            if writes and self._savepoints:
-                self._dirty.add(self._savepoints[-1])
+            self.wrote(writes)
 
     def lift(self) -> None:
-        """Let everything through again: the unit of work ends its transaction."""
+        """Let everything through again."""
         self._driver.set_authorizer(None)
-        self._info.pop(__name__, None)
+        self.forget()
 
-    def error(self, code: int) -> errors.ConsensusError | None:
+    def error(self, original: BaseException) -> errors.ConsensusError | None:
         """What a refusal by SQLite means, if it was one of ours."""
+        code = getattr(original, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_AUTH:
             return errors.UnmirroredWriteError(
                 f"a statement of the session would write {self._refused} past the repositories", table=self._refused
             )
-        return errors.ReadOnlyUnitOfWorkError() if self._read_only and code == sqlite3.SQLITE_READONLY else None
+        return errors.ReadOnlyUnitOfWorkError() if self.read_only and code == sqlite3.SQLITE_READONLY else None
 
     def _authorize(
         self, action: int, first: str | None, second: str | None, _database: str | None, trigger: str | None
@@ -115,7 +168,7 @@ class Guard:
         if self._ours or (trigger is not None and trigger.startswith(OURS)):
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_SAVEPOINT:
-            self._follow(first, second)
+            self.follow(first, second)
         refused = self._forbidden(action, first, second)
         if refused is None:
             return sqlite3.SQLITE_OK
@@ -132,25 +185,8 @@ class Guard:
         name = (table or "").lower()
         return table if name in self._tables or name.startswith(OURS) else None
 
-    def _follow(self, what: str | None, name: str | None) -> None:
-        """Keep account of which savepoints hold rows that the repositories wrote."""
-        if what == "BEGIN":
-            self._savepoints.append(name)
-            return
-        at = self._savepoints.index(name) if name in self._savepoints else 0
-        inner = self._savepoints[at:]
-        dirty = not self._dirty.isdisjoint(inner)
-        self._dirty.difference_update(inner)
-        if what == "ROLLBACK":  # the savepoint itself stays
-            self.undone = self.undone or dirty
-            at += 1
-        del self._savepoints[at:]
-        if what == "RELEASE" and dirty and self._savepoints:
-            self._dirty.add(self._savepoints[-1])
-
 
 def _explain(context: ExceptionContext) -> BaseException | None:
     """Say what a refusal means; any other error stays what it is."""
-    code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
     guard = context.connection.info.get(__name__) if context.connection is not None else None
-    return guard.error(code) if isinstance(guard, Guard) else None
+    return guard.error(context.original_exception) if isinstance(guard, Guard) else None

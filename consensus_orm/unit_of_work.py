@@ -261,8 +261,7 @@ class UnitOfWork:
         """
         connection = Connection(self.engine, connection=self._pooled)
         connection.begin()
-        driver: Any = self._connected
-        self._guard = Guard(self.statements.mapping, driver, read_only=self.read_only)
+        self._guard = self._connected.guard(self.statements.mapping, read_only=self.read_only)
         self._guard.watch(connection)
         return Session(bind=connection, join_transaction_mode="create_savepoint")
 

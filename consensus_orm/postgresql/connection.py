@@ -23,7 +23,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from consensus_orm import errors
 from consensus_orm.lock import Lock
+from consensus_orm.mapping import Mapping as Declaration
 from consensus_orm.pool import Pool
+from consensus_orm.postgresql.guard import ServerGuard
 from consensus_orm.postgresql.parameters import bindable, spelled
 from consensus_orm.settings import Isolation, Settings
 
@@ -152,6 +154,10 @@ class ServerConnection(psycopg.Connection[Any]):
         """
         return bindable(value)
 
+    def guard(self, mapping: Declaration, *, read_only: bool) -> ServerGuard:
+        """Let nothing that a session sends reach a mapped table around the mapping; its triggers know the tables."""
+        return ServerGuard(self, read_only=read_only)
+
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse values that the server cannot hold.
 
@@ -214,6 +220,8 @@ class ServerSource:
         connection.last_used = time.monotonic()
         milliseconds = int(self.patience * 1000)
         connection.execute(f"SET lock_timeout = {milliseconds}; SET client_encoding = 'UTF8'; SET datestyle = 'ISO'")
+        # A temporary table of one of our names would take the place of ours.
+        connection.execute("SELECT set_config('search_path', current_setting('search_path') || ', pg_temp', false)")
         self.connections.add(connection)
         return connection
 
