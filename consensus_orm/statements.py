@@ -338,7 +338,7 @@ class PairStatements:
         assert self.pair.parent is not None
         values = self.new_parent(row)
         # What is derived stands until the refresh only: reading every row's time for it would cost a third more.
-        values |= {c.name: FALSE for c in self._derived_numbers}
+        values |= {c.name: literal_column("0") for c in self._derived_numbers}
         rows = select(*values.values()).distinct().select_from(source).where(criterion)
         return self.render(self.words.ignoring(self.pair.parent.table, list(values), rows))
 
