@@ -74,6 +74,6 @@ def beside(engine: Engine) -> Iterator[Checkpoints]:
     with contextlib.ExitStack() as stack:
         thread = stack.enter_context(ThreadPoolExecutor(1, "consensus_orm-checkpoints"))
         own = None
-        if isinstance(engine.pool, Pool) and engine.pool.size() > 1:
+        if engine.dialect.name == "sqlite" and isinstance(engine.pool, Pool) and engine.pool.size() > 1:
             own = driver(stack.enter_context(checkout(engine)))
         yield Checkpoints(own, thread)
