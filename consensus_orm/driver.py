@@ -70,6 +70,10 @@ class Driver(Protocol):
         """Let a statement fail without taking the transaction with it."""
         ...
 
+    def together(self, *statements: tuple[str, Parameters]) -> list[Any]:
+        """Run several statements with one trip to the server, or none of them; the first row of each."""
+        ...
+
     def read_on(self) -> None:
         """Go on reading after a statement failed."""
         ...

@@ -86,6 +86,10 @@ class Repository:
         return [self.add(row) for row in rows]
 
     def _insert_both(self, parameters: Values) -> Any:
+        if parameters["_key"] is None and self.sql.write_both is not None:
+            written = self._insert_together(self.sql.write_both, parameters)
+            if written is not None:
+                return written
         if parameters["_key"] is None:
             parameters["_key"] = self.uow._execute(self.sql.next_key).fetchone()[0]
         key = parameters["_key"]
@@ -94,6 +98,20 @@ class Repository:
         normalized = self._write(Side.NORMALIZED, key, lambda: self._insert_normalized(parameters))
         legacy = self._write(Side.LEGACY, key, lambda: self._insert_legacy(parameters))
         if normalized and legacy and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
+            self._differs(key)
+        return key
+
+    def _insert_together(self, write: str, parameters: Values) -> Any:
+        """Write and compare with one trip to the server; None where that failed and left nothing behind."""
+        together = self.uow._together((write, parameters), (self.sql.compare_written, parameters))
+        if together is None or together[0] is None:
+            return None
+        (key, parent), (agreeing,) = together
+        parameters["_key"] = key
+        if self._parent is not None and self._parent.depends_on(self.pair):
+            self._execute_on_parents(self._parent.refresh, [parent])
+        # A trigger may have drawn an id meanwhile: then it was another row that was compared.
+        if agreeing != 1 and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
         return key
 

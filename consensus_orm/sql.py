@@ -113,6 +113,10 @@ class Words:
         """
         return self.render(found)
 
+    def write_both(self, _pair: PairStatements) -> str | None:
+        """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
+        return None
+
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """What keeps parents from being changed by others until the end of the transaction: here the write lock."""
         return ()

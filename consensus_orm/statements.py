@@ -149,15 +149,29 @@ class PairStatements:
         return exists(literal_column("1")).select_from(source).where(self.legacy_key == key, *compared)
 
     @cached_property
+    def write_both(self) -> str | None:
+        """Write a row as meant to both sides with one statement, where the database saves trips by that."""
+        return self.words.write_both(self)
+
+    @cached_property
+    def compare_written(self) -> str:
+        """Whether the row that `write_both` has just written stands on each side as meant: gives 1, else 0."""
+        # In a subquery, or it would be asked again for every row.
+        return self._compare(select(func.lastval()).scalar_subquery())
+
+    @cached_property
     def compare(self) -> str:
         """Whether exactly one row stands on each side under `_key`, both as meant: gives 1, else 0."""
+        return self._compare(bindparam("_key"))
+
+    def _compare(self, key: ColumnElement[Any]) -> str:
         parent = self.pair.parent.table if self.pair.parent else None
         legacy = self.pair.legacy_table
         source = self._joined(self.pair.table, parent).join(legacy, legacy.c[self._key] == self.pair.key)
         meant: list[ColumnElement[bool]] = [same(legacy.c[name], self.bound[name]) for name in self.pair.carried]
         meant += self.agreement(self.bound).values()
         meant += [same(self.pair.table.c[a.key], self._kept_bind(a)) for a in self.pair.kept]
-        meant += [legacy.c[self._key] == bindparam("_key")]
+        meant += [legacy.c[self._key] == key]
         return self.render(select(func.count()).select_from(source).where(*meant))
 
     def _kept_bind(self, attribute: Any) -> ColumnElement[Any]:
@@ -279,11 +293,15 @@ class PairStatements:
     @cache  # noqa: B019
     def insert_normalized(self, *, keyed: bool) -> str:
         """Insert a row as meant under `_parent`, with its key, or with one that the database gives."""
-        values: dict[str, Any] = self._own_values(self.bound) | ({self._key: bindparam("_key")} if keyed else {})
-        values |= {a.key: self._kept_bind(a) for a in self.pair.kept} | {self.pair.marker.key: TRUE}
+        values = self.normalized_values() | ({self._key: bindparam("_key")} if keyed else {})
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
         return self.render(insert(self.pair.table).values(values).returning(self.pair.key))
+
+    def normalized_values(self) -> dict[str, Any]:
+        """What the normalized table holds of a row as meant; without key and link."""
+        kept = {a.key: self._kept_bind(a) for a in self.pair.kept}
+        return self._own_values(self.bound) | kept | {self.pair.marker.key: TRUE}
 
     @cached_property
     def find_parent(self) -> str:

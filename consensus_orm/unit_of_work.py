@@ -292,6 +292,21 @@ class UnitOfWork:
                 raise errors.ReadOnlyUnitOfWorkError from error
             raise (translate(error, self.engine) or error) from error
 
+    def _together(self, *statements: tuple[str, Parameters]) -> list[Any] | None:
+        """Run several statements of our own with one trip to the server, or none of them; the first row of each.
+
+        Returns:
+            The rows; None where a statement failed, which left the transaction as it was before.
+        """
+        if self._guard is not None:
+            return None  # each statement has to be announced to the guard
+        try:
+            return self._connected.together(*statements)
+        except self._connected.Error as error:
+            if self._connected.in_transaction:
+                return None
+            raise (translate(error, self.engine) or error) from error
+
     def _rows(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
         """Rows of a statement, as stored: text that is no UTF-8 comes with its bytes escaped."""
         driver = self._connected

@@ -17,8 +17,10 @@ from sqlalchemy import (
     false,
     func,
     literal_column,
+    null,
+    select,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.types import Boolean, TypeEngine
@@ -59,18 +61,35 @@ class PostgresWords(Words):
         )
         return f"SELECT {self.render(func.nextval(sequence))}"
 
+    def write_both(self, pair: PairStatements) -> str | None:
+        """Write a row and its parent to both sides with one statement: each statement is a trip to the server."""
+        declared, legacy = pair.pair, pair.pair.legacy_table
+        values = pair.normalized_values()
+        parent = None
+        if declared.parent is not None and declared.link is not None:
+            parent = self._upsert(pair).returning(declared.parent.key.label("id")).cte("parent")
+            values[declared.link.key] = parent.c.id
+        rows = select(*values.values())
+        own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
+        carried = {declared.key.name: own.c.id} | {name: pair.bound[name] for name in declared.carried}
+        other = insert(legacy).from_select(list(carried), select(*carried.values()))
+        written = other.returning(legacy.c[declared.key.name].label("id")).cte("other")
+        return self.render(select(written.c.id, null() if parent is None else parent.c.id))
+
     def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
         """The parent of a row as meant, made where there is none, and kept from others until the end."""
+        assert pair.pair.parent is not None
+        return self.render(self._upsert(pair).returning(pair.pair.parent.key, false()))
+
+    def _upsert(self, pair: PairStatements) -> Insert:
         parent = pair.pair.parent
         assert parent is not None
         statement = insert(parent.table).values(pair.new_parent(pair.bound))
         earliest = pair.earliest_column
         kept = parent.identity[0].key if earliest is None else earliest
-        value = (
-            statement.excluded[kept] if earliest is None else func.least(parent.table.c[kept], statement.excluded[kept])
-        )
-        upsert = statement.on_conflict_do_update(index_elements=[a.key for a in parent.identity], set_={kept: value})
-        return self.render(upsert.returning(parent.key, false()))
+        new = statement.excluded[kept]
+        value = new if earliest is None else func.least(parent.table.c[kept], new)
+        return statement.on_conflict_do_update(index_elements=[a.key for a in parent.identity], set_={kept: value})
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Lock parents before they are looked through.
