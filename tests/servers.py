@@ -32,7 +32,7 @@ import psutil
 import psycopg
 from sqlalchemy import URL, make_url
 
-__all__ = ["Server", "database", "replica_of", "shared", "template"]
+__all__ = ["Server", "database", "replica_of", "shared", "template", "unused"]
 
 VERSION = os.environ.get("PGSERVER_POSTGRES_VERSION", "18")
 USER = "pgserver"
@@ -286,6 +286,11 @@ def database(template: str | None = None) -> Iterator[str]:
         yield _with_database(url, name)
     finally:
         admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+
+
+def unused() -> str:
+    """The URL of a database that is not there on the shared server; gone with the run, once somebody makes it."""
+    return _with_database(shared()[0], PREFIX + uuid.uuid4().hex[:8])
 
 
 def template(name: str, build: Callable[[str], object]) -> str:

@@ -22,6 +22,8 @@ from tests import oracle, reading
 from tests.field import builders
 from tests.reading import Row
 
+pytestmark = pytest.mark.sqlite
+
 Raw = Callable[..., list[tuple[Any, ...]]]
 
 both_sides = pytest.mark.parametrize("every_phase", ["DUAL_WRITE", "CUTOVER"], indirect=True)
@@ -30,7 +32,7 @@ both_sides = pytest.mark.parametrize("every_phase", ["DUAL_WRITE", "CUTOVER"], i
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """What the history of every_phase holds, newest first, by raw SQL."""
-    from tests.conftest import odd_history
+    from tests.databases import odd_history
 
     path = tmp_path_factory.mktemp("field") / "field.db"
     odd_history(path)
@@ -151,10 +153,10 @@ def test_what_was_added_is_read_back(every_phase: ConsensusStore, raw: Raw) -> N
         assert uow.artifacts.list(spec_id="SPEC-NEW") == [added]
     if phase.writes_legacy:
         sql = "SELECT response_text, run_id, created_at FROM consensus_artifacts WHERE id = ?"
-        assert raw(every_phase.path, sql, added.id) == [("", "", "2025-11-04 02:23:58.000005")]
+        assert raw(every_phase, sql, added.id) == [("", "", "2025-11-04 02:23:58.000005")]
     if phase.writes_normalized:
         sql = "SELECT r.run_id, r.run_key, mirrored FROM agent_outputs o JOIN consensus_runs r ON r.id = o.run_id"
-        assert raw(every_phase.path, f"{sql} WHERE o.id = ?", added.id) == [("", "run:", 1)]
+        assert raw(every_phase, f"{sql} WHERE o.id = ?", added.id) == [("", "run:", 1)]
     if phase.compares:
         assert every_phase.migration.verify().clean
 
@@ -185,7 +187,7 @@ def check_content(store: ConsensusStore, raw: Raw, spec_id: str, content: str) -
     ):
         if writes(phase, side):
             sql = f"SELECT typeof({column}), CAST({column} AS BLOB) FROM {table} WHERE id = ?"
-            assert raw(store.path, sql, added.id) == [("text", meant)]
+            assert raw(store, sql, added.id) == [("text", meant)]
 
 
 def writes(phase: Phase, side: Side) -> bool:
@@ -268,13 +270,13 @@ def test_deleting_removes_from_every_side(every_phase: ConsensusStore, field: li
         assert all(not run.outputs for run in uow.runs.list(spec_id="SPEC-ODD"))
     if phase.writes_legacy:
         sql = "SELECT count(*) FROM consensus_artifacts WHERE spec_id = 'SPEC-ODD'"
-        assert raw(every_phase.path, sql) == [(0,)]
+        assert raw(every_phase, sql) == [(0,)]
     if phase.writes_normalized:
         orphans = (
             "SELECT count(*) FROM consensus_runs r WHERE NOT EXISTS (SELECT 1 FROM agent_outputs WHERE run_id = r.id)"
             " AND NOT EXISTS (SELECT 1 FROM consensus_syntheses WHERE run_id = r.id)"
         )
-        assert raw(every_phase.path, orphans) == [(0,)]
+        assert raw(every_phase, orphans) == [(0,)]
     if phase.compares:
         assert every_phase.migration.verify().clean
         assert every_phase.migration.status().foreign_writes == 0
@@ -381,7 +383,7 @@ faults = pytest.mark.parametrize(
 def consensus_history(request: pytest.FixtureRequest) -> History:
     """The faults are tried on a tame history; everything else on the odd one."""
     from consensus_orm.testing import legacy_history
-    from tests.conftest import odd_history
+    from tests.databases import odd_history
 
     return legacy_history if "fault" in request.fixturenames or request.node.get_closest_marker("tame") else odd_history
 

@@ -17,6 +17,8 @@ from consensus_orm.testing import AgentExecutionFactory, session_on, spawn_value
 from tests import oracle
 from tests.field import builders
 
+pytestmark = pytest.mark.sqlite
+
 Raw = Callable[..., list[tuple[Any, ...]]]
 
 FIRST_EIGHT = "agent_id, spec_id, stage, phase_type, agent_name, spawned_at, completed_at, response_text"
@@ -161,7 +163,7 @@ def test_odd_text_is_kept_as_its_bytes(consensus_store: ConsensusStore, raw: Raw
             uow.executions.record_spawn(**spawn_values(agent_id=f"a{number}"))
             uow.executions.record_extraction_failure(f"a{number}", text, text)
         sql = "SELECT typeof(response_text), CAST(response_text AS BLOB), CAST(extraction_error AS BLOB)"
-        found = raw(consensus_store.path, f"{sql} FROM agent_executions WHERE agent_id = ?", f"a{number}")
+        found = raw(consensus_store, f"{sql} FROM agent_executions WHERE agent_id = ?", f"a{number}")
         assert found == [("text", meant, meant)]
         with consensus_store.unit_of_work(read_only=True) as uow:
             execution = uow.executions.get(f"a{number}")
@@ -190,7 +192,7 @@ def test_executions_are_found_by_what_they_are(populated: ConsensusStore, raw: R
 
     def ids(where: str) -> list[str]:
         sql = f"SELECT agent_id FROM agent_executions WHERE {where} ORDER BY spawned_at, agent_id"
-        return [row[0] for row in raw(populated.path, sql)]
+        return [row[0] for row in raw(populated, sql)]
 
     def found(executions: list[Execution]) -> list[str]:
         return [execution.agent_id for execution in executions]
@@ -235,7 +237,7 @@ def test_cleanup_never_removes_what_is_in_flight(consensus_store: ConsensusStore
         assert uow.executions.cleanup(timedelta(days=10_000)) == 0
         assert uow.executions.cleanup(timedelta(0)) == 2
 
-    left = {row[0] for row in raw(consensus_store.path, "SELECT agent_id FROM agent_executions")}
+    left = {row[0] for row in raw(consensus_store, "SELECT agent_id FROM agent_executions")}
     assert left == {"in_flight", "iso", "words", "empty", "year_0"}
 
 

@@ -18,6 +18,8 @@ from consensus_orm.settings import OnMismatch, Settings
 from tests import oracle
 from tests.field import builders, rows
 
+pytestmark = pytest.mark.sqlite
+
 BASE = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=3, chunk_pause=0, synchronous="OFF")
 BOTH = (Phase.DUAL_WRITE, Phase.CUTOVER)
 NAMES = [phase.name for phase in Phase]

@@ -25,6 +25,8 @@ from consensus_orm.telemetry.instruments import INSTRUMENTS
 from consensus_orm.telemetry.readings import READINGS
 from tests.field import builders
 
+pytestmark = pytest.mark.sqlite
+
 prometheus = pytest.importorskip("prometheus_client")
 metrics = pytest.importorskip("opentelemetry.sdk.metrics")
 export = pytest.importorskip("opentelemetry.sdk.metrics.export")

@@ -20,6 +20,8 @@ from consensus_orm.testing import (
     SynthesisFactory,
 )
 
+pytestmark = pytest.mark.sqlite
+
 RECORDS: list[Record] = [
     ArtifactFactory.build(),
     ArtifactFactory.build(time_shape="blob", content_shape="blob", run_shape="empty"),

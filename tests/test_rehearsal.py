@@ -23,8 +23,10 @@ from consensus_orm.consensus import ARTIFACTS, CONSENSUS
 from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, find, image
 from consensus_orm.rehearsal.course import _Course
 from consensus_orm.testing.phases import take_to
-from tests.conftest import odd_history
+from tests.databases import odd_history
 from tests.field import builders
+
+pytestmark = pytest.mark.sqlite
 
 SAMPLE = "consensus_artifacts", "consensus_synthesis"
 

@@ -20,8 +20,10 @@ from click.testing import CliRunner
 from consensus_orm import ConsensusStore, Phase, errors, report
 from consensus_orm.cli import main
 from consensus_orm.testing.phases import take_to
-from tests.conftest import odd_history
+from tests.databases import odd_history
 from tests.field import builders
+
+pytestmark = pytest.mark.sqlite
 
 CHROMIUM = shutil.which("chromium")
 QUIET = (

@@ -24,13 +24,15 @@ from consensus_orm.testing.plugin import Flip
 from tests import reading
 from tests.reading import Row
 
+pytestmark = pytest.mark.sqlite
+
 SECOND = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A legacy file with the history of every_phase, read with raw SQL."""
-    from tests.conftest import odd_history
+    from tests.databases import odd_history
 
     path = tmp_path_factory.mktemp("field") / "field.db"
     odd_history(path)

@@ -29,6 +29,8 @@ from consensus_orm.store import ConsensusUnitOfWork
 from tests import oracle
 from tests.field import builders
 
+pytestmark = pytest.mark.sqlite
+
 # The two schemas ------------------------------------------------------------------------------------------
 
 LEGACY_DDL = """

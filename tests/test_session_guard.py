@@ -17,6 +17,8 @@ from consensus_orm.models import AgentOutput, ConsensusRun, ConsensusSynthesisRe
 from consensus_orm.testing import artifact_values, synthesis_values
 from consensus_orm.testing.plugin import QueryCounter
 
+pytestmark = pytest.mark.sqlite
+
 Raw = Callable[..., list[tuple[Any, ...]]]
 
 
@@ -237,7 +239,7 @@ def test_a_table_of_ones_own_is_written_in_the_same_transaction(store: Consensus
         uow.artifacts.add(**artifact_values(spec_id="SPEC-LOST"))
         raise ZeroDivisionError
 
-    assert raw(store.path, "SELECT text FROM notes") == [("kept",)]
+    assert raw(store, "SELECT text FROM notes") == [("kept",)]
     with store.unit_of_work(read_only=True) as uow:
         assert {"SPEC-KEPT", "SPEC-LOST"} & set(uow.artifacts.specs()) == {"SPEC-KEPT"}
 
@@ -260,7 +262,7 @@ def test_commit_of_the_session_is_not_the_end(consensus_store: ConsensusStore, r
         uow.session.commit()
         raise ZeroDivisionError
 
-    assert raw(consensus_store.path, "SELECT count(*) FROM notes") == [(0,)]
+    assert raw(consensus_store, "SELECT count(*) FROM notes") == [(0,)]
 
 
 def test_rollback_of_the_session_leaves_the_rest(consensus_store: ConsensusStore, raw: Raw) -> None:
@@ -275,7 +277,7 @@ def test_rollback_of_the_session_leaves_the_rest(consensus_store: ConsensusStore
         uow.session.rollback()
         uow.artifacts.add(**artifact_values(spec_id="SPEC-AFTER"))
 
-    assert raw(consensus_store.path, "SELECT count(*) FROM notes") == [(0,)]
+    assert raw(consensus_store, "SELECT count(*) FROM notes") == [(0,)]
     with consensus_store.unit_of_work(read_only=True) as uow:
         assert uow.artifacts.specs() == ["SPEC-AFTER", "SPEC-BEFORE"]
 
@@ -380,7 +382,7 @@ def test_own_tables_can_refer_to_ours(consensus_store: ConsensusStore, raw: Raw)
         made = uow.artifacts.add(**artifact_values())
         uow.session.execute(text("INSERT INTO marks (output) VALUES (:id)"), {"id": made.id})
 
-    assert raw(consensus_store.path, "SELECT output FROM marks") == [(made.id,)]
+    assert raw(consensus_store, "SELECT output FROM marks") == [(made.id,)]
 
 
 def test_a_unit_without_a_session_is_not_slowed_by_a_guard(

@@ -15,6 +15,8 @@ from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
 from consensus_orm.testing import QueryLog, artifact_values, spawn_values, synthesis_values
 from consensus_orm.testing.plugin import History, QueryCounter
 
+pytestmark = pytest.mark.sqlite
+
 TABLES = {
     "consensus_orm_state": "state",
     "consensus_artifacts": "legacy",

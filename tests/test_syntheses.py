@@ -18,6 +18,8 @@ from tests import oracle, reading
 from tests.field import builders
 from tests.reading import Row
 
+pytestmark = pytest.mark.sqlite
+
 Raw = Callable[..., list[tuple[Any, ...]]]
 
 both_sides = pytest.mark.parametrize("every_phase", ["DUAL_WRITE", "CUTOVER"], indirect=True)
@@ -27,7 +29,7 @@ SECOND = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """What the history of every_phase holds, newest first, by raw SQL."""
-    from tests.conftest import odd_history
+    from tests.databases import odd_history
 
     path = tmp_path_factory.mktemp("field") / "field.db"
     odd_history(path)
@@ -138,7 +140,7 @@ def test_two_of_one_run_are_both_kept(every_phase: ConsensusStore, raw: Raw) -> 
     assert run.consensus_ok
     if phase.writes_normalized:
         sql = "SELECT consensus_ok, degraded, synthesis_json FROM consensus_runs WHERE spec_id = 'SPEC-NEW'"
-        ((ok, degraded, synthesis),) = raw(every_phase.path, sql)
+        ((ok, degraded, synthesis),) = raw(every_phase, sql)
         assert (ok, degraded) == (1, 0)
         assert json.loads(synthesis) == {
             "output_markdown": twins[1].output_markdown,
@@ -164,7 +166,7 @@ def test_an_older_one_added_later_does_not_speak(every_phase: ConsensusStore, ra
     assert run.started_at == SECOND
     if phase.writes_normalized:
         sql = "SELECT consensus_ok, run_timestamp FROM consensus_runs WHERE spec_id = 'SPEC-NEW'"
-        assert raw(every_phase.path, sql) == [(0, int(SECOND.timestamp() * 1000))]
+        assert raw(every_phase, sql) == [(0, int(SECOND.timestamp() * 1000))]
 
 
 def test_content_is_stored_verbatim(every_phase: ConsensusStore) -> None:
@@ -217,7 +219,7 @@ def test_a_run_lives_as_long_as_it_has_a_row(every_phase: ConsensusStore, raw: R
             seen = [(run.consensus_ok,) for run in uow.runs.list(spec_id=spec)]
         if phase.writes_normalized:
             sql = "SELECT consensus_ok FROM consensus_runs WHERE spec_id = ?"
-            assert [(bool(ok),) for (ok,) in raw(every_phase.path, sql, spec)] == seen
+            assert [(bool(ok),) for (ok,) in raw(every_phase, sql, spec)] == seen
         return seen
 
     assert runs("SPEC-A") == runs("SPEC-B") == [(False,)]

@@ -40,6 +40,8 @@ from consensus_orm.testing import (
 from consensus_orm.testing.plugin import Flip, QueryCounter
 from tests import oracle
 
+pytestmark = pytest.mark.sqlite
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -13,6 +13,8 @@ import pytest
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, ExecutionTracker
 from consensus_orm.errors import UnknownAgentError
 
+pytestmark = pytest.mark.sqlite
+
 
 @pytest.fixture
 def tracker() -> ExecutionTracker:

@@ -29,6 +29,8 @@ from consensus_orm.testing.plugin import Flip
 from tests import oracle
 from tests.field import builders
 
+pytestmark = pytest.mark.sqlite
+
 
 def contents(store: ConsensusStore) -> tuple[object, ...]:
     with store.unit_of_work(read_only=True) as uow:

@@ -15,6 +15,8 @@ from consensus_orm.testing import artifact_values, legacy_history, spawn_values,
 from consensus_orm.testing.plugin import History
 from tests import oracle
 
+pytestmark = pytest.mark.sqlite
+
 ARTIFACT = ("spec_id", "stage", "agent_name")
 WRONG_NAMES: dict[str, Any] = {
     "empty": "",

@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import BigInteger, Integer, MetaData
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.types import UserDefinedType
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import Text, UserDefinedType
 
-__all__ = ["BIG", "NAMING", "Base", "Verbatim"]
+__all__ = ["BIG", "NAMING", "Base", "Verbatim", "current_second"]
 
 BIG = BigInteger().with_variant(Integer(), "sqlite")
 """Integers of 64 bits; in SQLite all are, and only INTEGER is the rowid."""
@@ -55,3 +56,21 @@ class Verbatim(UserDefinedType[Any]):
 def _on_postgresql(type_: Verbatim, _compiler: Any, **_: Any) -> str:
     """PostgreSQL has one type a column: times are text there, flags and keys are numbers."""
     return "TEXT" if type_.name == "TIMESTAMP" else "BIGINT"
+
+
+class current_second(FunctionElement[str]):
+    """The default of a legacy created_at: the second, in UTC, as text."""
+
+    name = "current_second"
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(current_second, "sqlite")
+def _second_of_sqlite(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "CURRENT_TIMESTAMP"
+
+
+@compiles(current_second, "postgresql")
+def _second_of_postgresql(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')"

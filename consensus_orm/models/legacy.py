@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from consensus_orm.models.base import BIG, Base, Verbatim
+from consensus_orm.models.base import BIG, Base, Verbatim, current_second
 
 __all__ = ["ConsensusArtifact", "ConsensusSynthesis"]
 
@@ -29,7 +29,7 @@ class ConsensusArtifact(Base):
     content_json: Mapped[str] = mapped_column(Text)
     response_text: Mapped[str | None] = mapped_column(Text)
     run_id: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"), server_default=text("CURRENT_TIMESTAMP"))
+    created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"), server_default=current_second())
 
 
 class ConsensusSynthesis(Base):
@@ -49,4 +49,4 @@ class ConsensusSynthesis(Base):
     conflicts: Mapped[str | None] = mapped_column(Text)
     degraded: Mapped[Any | None] = mapped_column(Verbatim("BOOLEAN"), server_default=text("0"))
     run_id: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"), server_default=text("CURRENT_TIMESTAMP"))
+    created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"), server_default=current_second())

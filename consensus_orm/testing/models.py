@@ -60,19 +60,22 @@ class ModelFactory(SQLAlchemyModelFactory, Factory[M], Generic[M]):
 
     @classmethod
     def _save(cls, model_class: type[M], session: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> M:
-        made = model_class(*args, **{name: _stored(value) for name, value in kwargs.items()})
+        stored = _stored if session.get_bind().dialect.name == "sqlite" else _given
+        made = model_class(*args, **{name: stored(value) for name, value in kwargs.items()})
         session.add(made)
         session.flush()
         session.expire(made)
         return made
 
 
+def _given(value: Any) -> Any:
+    return null() if value is None else value  # None alone would let a default of the database speak
+
+
 def _stored(value: Any) -> Any:
-    if value is None:
-        return null()  # None alone would let a default of the database speak
     if isinstance(value, str) and isinstance(raw := storable(value), bytes):
         return cast(literal(raw), Text)
-    return value
+    return _given(value)
 
 
 def twins(model_factory: type[ModelFactory[M]], count: int = 2, **values: Any) -> list[M]:

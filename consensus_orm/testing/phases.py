@@ -1,4 +1,4 @@
-"""Files with a legacy history, and stores taken to a phase."""
+"""Databases with a legacy history, and stores taken to a phase."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from consensus_orm.engine import parse_url
 from consensus_orm.models import Base
 from consensus_orm.phase import Phase
 from consensus_orm.testing.session import session_on
@@ -27,7 +28,7 @@ def legacy_file(path: str | Path) -> Iterator[Session]:
     """Make a file as a program of the field made it, and fill it with model factories.
 
     Args:
-        path: The file; legacy tables and agent_executions are created where they are missing.
+        path: The file, or the URL of a database; legacy tables and agent_executions are created where they are missing.
 
     Yields:
         The session in use; committed at the end.
@@ -35,7 +36,7 @@ def legacy_file(path: str | Path) -> Iterator[Session]:
     from consensus_orm.models.executions import AgentExecution
     from consensus_orm.models.legacy import ConsensusArtifact, ConsensusSynthesis
 
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    engine = create_engine(parse_url(path), poolclass=NullPool)
     tables = [Base.metadata.tables[m.__tablename__] for m in (ConsensusArtifact, ConsensusSynthesis, AgentExecution)]
     Base.metadata.create_all(engine, tables)
     engine.dispose()
@@ -43,11 +44,11 @@ def legacy_file(path: str | Path) -> Iterator[Session]:
         yield session
 
 
-def legacy_history(path: Path) -> None:
-    """Make a legacy file with the history that `every_phase` begins with: rounds, syntheses, executions.
+def legacy_history(path: str | Path) -> None:
+    """Make a legacy database with the history that `every_phase` begins with: rounds, syntheses, executions.
 
     Args:
-        path: The file.
+        path: The file, or the URL of a database.
     """
     from consensus_orm.testing.models import (
         AgentExecutionFactory,
@@ -55,15 +56,20 @@ def legacy_history(path: Path) -> None:
         ConsensusSynthesisFactory,
     )
 
-    with legacy_file(path):
+    with legacy_file(path) as session:
         ConsensusArtifactFactory.create_batch(4)
         ConsensusSynthesisFactory.create()
         ConsensusArtifactFactory.create_batch(3, stage="spec-tasks", time_shape="later", run_shape="named")
         ConsensusSynthesisFactory.create(stage="spec-tasks", time_shape="later", run_shape="named", failed=True)
         ConsensusArtifactFactory.create(time_shape="null", content_shape="template")
-        ConsensusArtifactFactory.create(run_shape="empty", content_shape="blob")
+        ConsensusArtifactFactory.create(run_shape="empty", content_shape="blob" if _holds_anything(session) else "log")
         AgentExecutionFactory.create(completed=True)
         AgentExecutionFactory.create()
+
+
+def _holds_anything(session: Session) -> bool:
+    """Whether a column holds values of any type: on a server it has one."""
+    return session.get_bind().dialect.name == "sqlite"
 
 
 def take_to(store: ConsensusStore, phase: Phase) -> None:

@@ -1,31 +1,32 @@
-"""The pytest plugin: stores on temporary files, in every phase, and statements counted.
+"""The pytest plugin: stores on databases of their own, in every phase, and statements counted.
 
 pytest finds it by its entry point; nothing of it is imported before a test asks for a fixture. Turn it off
 with `-p no:consensus_orm`.
 
-- `consensus_store`: a store on a file of its own, its schema made by `upgrade`, at CONTRACT like any new file.
-- `every_phase`: the test runs five times, with a store at each phase. The store began as a legacy file, was
+- `consensus_store`: a store on a database of its own, its schema made by `upgrade`, at CONTRACT like any new one.
+- `every_phase`: the test runs five times, with a store at each phase. The store began as a legacy database, was
   filled by `consensus_history`, and was taken to the phase as an operator would: upgrade, backfill, verify,
   advance. Reads must not tell the phases apart, so a test written against it holds in all of them.
 - `every_flip`: the test runs eight times, once for each step from a phase to the next and back. It has the
   `store`, the phases `before` and `after`, and `flip()`.
 - `query_counter`: `with query_counter(store) as queries:` lists the statements that were really sent.
 
-Two fixtures are there to be overridden: `consensus_history` (a function that makes the legacy file at a path;
-give a module's function, its work is done once per session) and `consensus_settings` (what stores are opened
-with; no soak times by default).
+Three fixtures are there to be overridden: `consensus_url` (names the database of a test, a temporary file unless
+told otherwise; on a PostgreSQL server a database that is not there yet: it is cloned for the test and dropped
+after it), `consensus_history` (a function that makes the legacy database at a path or URL; give a module's
+function, its work is done once per session) and `consensus_settings` (what stores are opened with; no soak times by
+default).
 """
 
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
     from consensus_orm.settings import Settings
     from consensus_orm.store import ConsensusStore
     from consensus_orm.testing.queries import QueryLog
+    from consensus_orm.testing.templates import Templates
     from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Flip", "History", "QueryCounter"]
 
-History = Callable[[Path], object]
-"""Makes a legacy file at a path."""
+History = Callable[[Any], object]
+"""Makes a legacy database at a path, or at a URL where that is what `consensus_url` gives."""
 
 QueryCounter = Callable[["ConsensusStore | UnitOfWork"], AbstractContextManager["QueryLog"]]
 """Lists the statements sent while its block lasts."""
@@ -71,36 +73,19 @@ class Flip:
         take_to(self.store, self.after)
 
 
-class _Templates:
-    """Files that were made once and are copied for each test."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._made: dict[tuple[object, str], Path] = {}
-
-    def copy(self, history: History | None, phase: str, target: Path) -> None:
-        """Copy the file of a history at a phase; without a history, a new file."""
-        if (history, phase) not in self._made:
-            self._made[history, phase] = self._make(history, phase)
-        shutil.copyfile(self._made[history, phase], target)
-
-    def _make(self, history: History | None, phase: str) -> Path:
-        from consensus_orm.phase import Phase
-        from consensus_orm.settings import Settings
-        from consensus_orm.store import ConsensusStore
-        from consensus_orm.testing.phases import take_to
-
-        path = self._folder / f"{len(self._made)}-{phase.lower()}.db"
-        if history is not None:
-            history(path)
-        with ConsensusStore.open(path, settings=Settings(chunk_pause=NO_TIME)) as store:
-            take_to(store, Phase[phase])
-        return path
-
-
 @pytest.fixture(scope="session")
-def _consensus_templates(tmp_path_factory: pytest.TempPathFactory) -> _Templates:
-    return _Templates(tmp_path_factory.mktemp("consensus_orm"))
+def _consensus_templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Templates]:
+    from consensus_orm.testing.templates import Templates
+
+    templates = Templates(tmp_path_factory.mktemp("consensus_orm"))
+    yield templates
+    templates.close()
+
+
+@pytest.fixture
+def consensus_url(tmp_path: Path) -> str | Path:
+    """Where the database of a test is, by path or URL: not there yet. Override it for another place."""
+    return tmp_path / "consensus.db"
 
 
 @pytest.fixture
@@ -113,7 +98,7 @@ def consensus_settings() -> Settings:
 
 @pytest.fixture
 def consensus_history() -> History:
-    """What makes the legacy file that `every_phase` and `every_flip` begin with; override it for another."""
+    """What makes the legacy database that `every_phase` and `every_flip` begin with; override it for another."""
     from consensus_orm.testing.phases import legacy_history
 
     return legacy_history
@@ -121,29 +106,29 @@ def consensus_history() -> History:
 
 @pytest.fixture
 def consensus_store(
-    _consensus_templates: _Templates, tmp_path: Path, consensus_settings: Settings
+    _consensus_templates: Templates, consensus_url: str | Path, consensus_settings: Settings
 ) -> Iterator[ConsensusStore]:
-    """A store on a temporary file, its schema made by `upgrade`."""
-    yield from _opened(_consensus_templates, None, "CONTRACT", tmp_path, consensus_settings)
+    """A store on a database of its own, its schema made by `upgrade`."""
+    yield from _opened(_consensus_templates, None, "CONTRACT", consensus_url, consensus_settings)
 
 
 @pytest.fixture(params=_PHASES, ids=str.lower)
 def every_phase(
     request: pytest.FixtureRequest,
-    _consensus_templates: _Templates,
-    tmp_path: Path,
+    _consensus_templates: Templates,
+    consensus_url: str | Path,
     consensus_history: History,
     consensus_settings: Settings,
 ) -> Iterator[ConsensusStore]:
     """A store with a legacy history, at each of the five phases in turn."""
-    yield from _opened(_consensus_templates, consensus_history, request.param, tmp_path, consensus_settings)
+    yield from _opened(_consensus_templates, consensus_history, request.param, consensus_url, consensus_settings)
 
 
 @pytest.fixture(params=_FLIPS, ids=lambda flip: f"{flip[0].lower()}_to_{flip[1].lower()}")
 def every_flip(
     request: pytest.FixtureRequest,
-    _consensus_templates: _Templates,
-    tmp_path: Path,
+    _consensus_templates: Templates,
+    consensus_url: str | Path,
     consensus_history: History,
     consensus_settings: Settings,
 ) -> Iterator[Flip]:
@@ -151,7 +136,7 @@ def every_flip(
     from consensus_orm.phase import Phase
 
     before, after = request.param
-    for store in _opened(_consensus_templates, consensus_history, before, tmp_path, consensus_settings):
+    for store in _opened(_consensus_templates, consensus_history, before, consensus_url, consensus_settings):
         yield Flip(store, Phase[before], Phase[after])
 
 
@@ -164,11 +149,10 @@ def query_counter() -> QueryCounter:
 
 
 def _opened(
-    templates: _Templates, history: History | None, phase: str, folder: Path, settings: Settings
+    templates: Templates, history: History | None, phase: str, url: str | Path, settings: Settings
 ) -> Iterator[ConsensusStore]:
+    from consensus_orm.phase import Phase
     from consensus_orm.store import ConsensusStore
 
-    path = folder / "consensus.db"
-    templates.copy(history, phase, path)
-    with ConsensusStore.open(path, settings=settings) as store:
+    with templates.copy(history, Phase[phase], url), ConsensusStore.open(url, settings=settings) as store:
         yield store

@@ -1,4 +1,4 @@
-"""Statements that were really sent to SQLite, counted: counts do not flicker, times do."""
+"""Statements that were really sent to the database, counted: counts do not flicker, times do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ __all__ = ["QueryLog", "count_queries"]
 class QueryLog(Sequence[str]):
     """The statements that were sent, in order, as they were written (parameters not filled in).
 
-    BEGIN and COMMIT are among them. What triggers do is not: nobody sent it. `executemany` counts once.
+    BEGIN and COMMIT are among them. What triggers do is not: nobody sent it. `executemany` counts once, and so do
+    several statements that go to a server as one message.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class QueryLog(Sequence[str]):
         self._sent.clear()
 
 
-class _Watch:
+class _FileWatch:
     """One connection under watch.
 
     SQLite's own trace says what ran; it repeats a statement for each trigger it fires and knows it only with
@@ -121,6 +122,52 @@ class _Watch:
             vars(self._connection).pop(name, None)
 
 
+class _ServerWatch:
+    """One connection to a server under watch: its cursors say what they send, and it says how it ends."""
+
+    def __init__(self, log: QueryLog, connection: Any) -> None:
+        self.log = log
+        self._connection = connection
+        self._factory = connection.cursor_factory
+        watch = self
+
+        class Cursor(self._factory):  # type: ignore[misc, name-defined]
+            def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+                watch.note(query)
+                return super().execute(query, *arguments, **options)
+
+            def executemany(self, query: Any, *arguments: Any, **options: Any) -> Any:
+                watch.note(query)
+                return super().executemany(query, *arguments, **options)
+
+            def copy(self, statement: Any, *arguments: Any, **options: Any) -> Any:
+                watch.note(statement)
+                return super().copy(statement, *arguments, **options)
+
+        connection.cursor_factory = Cursor
+        vars(connection).update(commit=self._commit, rollback=self._rollback)
+
+    def note(self, query: Any) -> None:
+        text = query.decode() if isinstance(query, bytes) else str(query)
+        self.log._sent.append(text.strip(" ;\n"))
+
+    def _commit(self) -> None:
+        self._end("COMMIT")
+
+    def _rollback(self) -> None:
+        self._end("ROLLBACK")
+
+    def _end(self, word: str) -> None:
+        if self._connection.info.transaction_status:  # nothing is sent where none is open
+            self.note(word)
+        getattr(type(self._connection), word.lower())(self._connection)
+
+    def stop(self) -> None:
+        self._connection.cursor_factory = self._factory
+        for name in ("commit", "rollback"):
+            vars(self._connection).pop(name, None)
+
+
 @contextmanager
 def count_queries(target: ConsensusStore | UnitOfWork) -> Iterator[QueryLog]:
     """Watch what is sent to the database.
@@ -134,11 +181,12 @@ def count_queries(target: ConsensusStore | UnitOfWork) -> Iterator[QueryLog]:
     from consensus_orm.unit_of_work import UnitOfWork
 
     log = QueryLog()
-    watches: dict[int, _Watch] = {}
+    watches: dict[int, _FileWatch | _ServerWatch] = {}
+    kind = _FileWatch if target.engine.dialect.name == "sqlite" else _ServerWatch
 
     def watch(connection: Any, *_: object) -> None:
         if id(connection) not in watches:
-            watches[id(connection)] = _Watch(log, connection)
+            watches[id(connection)] = kind(log, connection)
 
     if isinstance(target, UnitOfWork):
         watch(target._connected)

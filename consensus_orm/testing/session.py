@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from consensus_orm.engine import parse_url
 from consensus_orm.errors import ConfigurationError
 
 __all__ = ["current_session", "session_on", "use_session"]
@@ -58,19 +59,21 @@ def use_session(session: Session) -> Iterator[Session]:
 
 @contextmanager
 def session_on(path: str | Path) -> Iterator[Session]:
-    """Open a plain session on a file and let model factories write with it.
+    """Open a plain session on a database and let model factories write with it.
 
     It is like another program: nothing of consensus_orm is in between, and its triggers notice it. Text that
     is no UTF-8 is read with its bytes escaped.
 
     Args:
-        path: The SQLite file; prepared by `ConsensusStore.upgrade`, by alembic, or by `legacy_file`.
+        path: The SQLite file, or the URL of a database; prepared by `ConsensusStore.upgrade`, by alembic, or by
+            `legacy_file`.
 
     Yields:
         The session; committed at the end, rolled back on an exception.
     """
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
-    event.listen(engine, "connect", _escape_text)
+    engine = create_engine(parse_url(path), poolclass=NullPool)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _escape_text)
     try:
         with Session(engine) as session, session.begin(), use_session(session):
             yield session

@@ -7,7 +7,7 @@ expression.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,16 +229,15 @@ def insert_odd_rows(connection: sqlite3.Connection, *, big: bool = True) -> dict
     return ids
 
 
-def insert_plain_rows(connection: sqlite3.Connection) -> None:
-    """Insert rows as they are in most files: rounds of a second, mostly without run id, ids with gaps."""
+def plain_rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows that are in most files, each with its table: rounds of a second, mostly without run id."""
     for second, stage, agents in (
         ("2025-11-04 02:23:58", "spec-plan", ("gemini", "claude", "code", "gemini")),
         ("2025-11-04 02:31:07", "spec-tasks", ("gemini", "claude", "code")),
         ("2025-11-10 01:52:21", "before-specify", ("gpt_pro", "consensus-verdict")),
     ):
         for number, agent in enumerate(agents):
-            insert(
-                connection,
+            yield (
                 "consensus_artifacts",
                 {
                     "spec_id": "SPEC-KIT-900",
@@ -250,7 +249,13 @@ def insert_plain_rows(connection: sqlite3.Connection) -> None:
                     "created_at": second,
                 },
             )
-        insert(connection, "consensus_synthesis", {**SYNTHESIS, "stage": stage, "created_at": second})
+        yield "consensus_synthesis", {**SYNTHESIS, "stage": stage, "created_at": second}
+
+
+def insert_plain_rows(connection: sqlite3.Connection) -> None:
+    """Insert the plain rows; ids have gaps."""
+    for table, columns in plain_rows():
+        insert(connection, table, columns)
     connection.execute("DELETE FROM consensus_artifacts WHERE id = 3")
     # The last one is gone: only the sequence remembers its id.
     insert(connection, "consensus_artifacts", {**ROUND, "content_json": "soon gone"})

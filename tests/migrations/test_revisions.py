@@ -24,6 +24,8 @@ from tests import oracle
 from tests.field import builders
 from tests.migrations.conftest import Open
 
+pytestmark = pytest.mark.sqlite
+
 SETTINGS = Settings()
 ROOT = Path(__file__).parents[2]
 

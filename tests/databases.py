@@ -1,0 +1,178 @@
+"""The databases of the tests, reached past the package: what another program sees and does there, on each kind.
+
+The judges are `oracle` for SQLite and `oracle_of_servers` for PostgreSQL; a test asks for neither by name where it
+holds on both.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import Engine
+
+from consensus_orm import ConsensusStore
+from tests import oracle, oracle_of_servers
+from tests.field import builders, server
+from tests.oracle import Row
+
+__all__ = ["Database", "File", "ServerDatabase", "at", "behind", "build_legacy", "odd_history"]
+
+
+class Database(ABC):
+    """One database, without the package in between."""
+
+    where: str | Path
+    """What a store opens."""
+    kind: str
+
+    @abstractmethod
+    def rows_of(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run one statement, parameters as `?`, and commit."""
+
+    @abstractmethod
+    def script(self, sql: str) -> None:
+        """Run statements without parameters, and commit."""
+
+    @abstractmethod
+    def fault(self, event: str, table: str, does: str | None) -> None:
+        """Make the trigger `fault`: for example AFTER INSERT; None refuses the write."""
+
+    @abstractmethod
+    def heal(self, table: str) -> None:
+        """Drop the trigger `fault`."""
+
+    @property
+    @abstractmethod
+    def judge(self) -> Any:
+        """The module whose functions take `where`."""
+
+    def rows(self, table: str) -> list[Row]:
+        """All rows of a table, every cell in type and bytes."""
+        found: list[Row] = self.judge.rows(self.where, table)
+        return found
+
+    def tables(self) -> list[str]:
+        """The tables there are."""
+        found: list[str] = self.judge.tables(self.where)
+        return found
+
+    def legacy(self) -> dict[str, list[Row]]:
+        """The rows of the legacy side."""
+        found: dict[str, list[Row]] = self.judge.legacy(self.where)
+        return found
+
+    def normalized(self) -> dict[str, list[Row]]:
+        """The rows of the normalized side, in the shape of the legacy one."""
+        found: dict[str, list[Row]] = self.judge.normalized(self.where)
+        return found
+
+    def sequences(self) -> dict[str, int]:
+        """The highest id ever given, by table."""
+        found: dict[str, int] = self.judge.sequences(self.where)
+        return found
+
+    def image(self, *names: str) -> tuple[object, ...]:
+        """All there is to say of some tables."""
+        found: tuple[object, ...] = self.judge.image(self.where, *names)
+        return found
+
+
+@dataclass(frozen=True)
+class File(Database):
+    """A SQLite file."""
+
+    where: Path
+    kind = "sqlite"
+    judge = oracle
+
+    def rows_of(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with builders.writing(self.where) as connection:
+            return connection.execute(sql, parameters).fetchall()
+
+    def script(self, sql: str) -> None:
+        with builders.writing(self.where) as connection:
+            connection.executescript(sql)
+
+    def fault(self, event: str, table: str, does: str | None) -> None:
+        body = does or "SELECT RAISE(ABORT, 'no')"
+        self.script(f"CREATE TRIGGER fault {event} ON {table} BEGIN {body}; END")
+
+    def heal(self, table: str) -> None:
+        self.script("DROP TRIGGER fault")
+
+
+@dataclass(frozen=True)
+class ServerDatabase(Database):
+    """A database of a PostgreSQL server."""
+
+    where: str
+    kind = "postgresql"
+    judge = oracle_of_servers
+
+    def rows_of(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.where) as connection:
+            cursor = connection.execute(sql.replace("?", "%s").encode(), parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def script(self, sql: str) -> None:
+        with psycopg.connect(self.where) as connection:
+            connection.execute(sql.encode())
+
+    def fault(self, event: str, table: str, does: str | None) -> None:
+        body = f"{does};" if does else "RAISE EXCEPTION 'no';"
+        row = "OLD" if "DELETE" in event else "NEW"
+        self.script(
+            f"CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN {row}; END $$;"
+            f" CREATE TRIGGER fault {event} ON {table} FOR EACH ROW EXECUTE FUNCTION fault()"
+        )
+
+    def heal(self, table: str) -> None:
+        self.script("DROP FUNCTION fault() CASCADE")
+
+
+def at(where: str | Path) -> Database:
+    """The database at a path or URL."""
+    if isinstance(where, str) and "://" in where:
+        return ServerDatabase(re.sub(r"^postgresql\+psycopg:", "postgresql:", where))
+    return File(Path(where))
+
+
+def behind(store: ConsensusStore | Engine) -> Database:
+    """The database of a store."""
+    engine = store if isinstance(store, Engine) else store.engine
+    if engine.dialect.name == "sqlite":
+        return File(Path(str(engine.url.database)))
+    return at(engine.url.render_as_string(hide_password=False))
+
+
+# Legacy databases to begin with -----------------------------------------------------------------------------
+
+
+def build_legacy(where: str | Path) -> None:
+    """The common rows only."""
+    if isinstance(where, Path):
+        builders.build_legacy(where, columns=11)
+    else:
+        server.build_legacy(where)
+
+
+def odd_history(where: str | Path) -> None:
+    """The rows that break simple implementations, as far as they can be held, less the two of several megabytes."""
+    if isinstance(where, Path):
+        odd_file(where)
+    else:
+        server.odd_legacy(where)
+
+
+def odd_file(path: Path) -> None:
+    """A legacy file with every odd row but the two big ones."""
+    from tests.field import rows
+
+    builders.build_legacy(path, columns=11)
+    with builders.writing(path) as connection:
+        rows.insert_odd_rows(connection, big=False)
