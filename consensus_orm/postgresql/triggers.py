@@ -20,9 +20,11 @@ from consensus_orm.triggers import FROZEN, PREFIX
 __all__ = ["INSTALLED", "for_phase", "tables"]
 
 INSTALLED = (
-    "SELECT p.proname FROM pg_proc AS p WHERE p.prorettype = 'trigger'::regtype AND p.pronamespace ="
-    f" (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('consensus_orm_state')) AND p.proname ^@ '{PREFIX}'"
+    "SELECT t.tgname, CAST(CAST(t.tgrelid AS regclass) AS TEXT) FROM pg_trigger AS t JOIN pg_class AS c"
+    " ON c.oid = t.tgrelid WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND c.relnamespace ="
+    f" (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('consensus_orm_state')) AND t.tgname ^@ '{PREFIX}'"
 )
+"""Our triggers that are in force, and their tables."""
 
 BY = "coalesce(current_setting('consensus_orm.by', true), '')"
 FOREIGN = f"{BY} NOT IN ('repository', 'carrier')"
@@ -39,7 +41,7 @@ def tables(phase: Phase, mapping: Mapping) -> list[Table]:
 
 
 def for_phase(phase: Phase, mapping: Mapping) -> Iterator[str]:
-    """Statements that create the triggers of a phase.
+    """Statements that create the triggers of a phase, or put them in force again.
 
     Args:
         phase: The phase to come.
@@ -66,11 +68,11 @@ def for_phase(phase: Phase, mapping: Mapping) -> Iterator[str]:
 
 def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each: str = "ROW") -> Iterator[str]:
     yield (
-        f'CREATE FUNCTION "{PREFIX}{name}"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER'
+        f'CREATE OR REPLACE FUNCTION "{PREFIX}{name}"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER'
         f" SET search_path FROM CURRENT AS $$ BEGIN {body} END $$"
     )
     yield (
-        f'CREATE TRIGGER "{PREFIX}{name}" {event} ON "{table.name}" FOR EACH {each} WHEN ({when})'
+        f'CREATE OR REPLACE TRIGGER "{PREFIX}{name}" {event} ON "{table.name}" FOR EACH {each} WHEN ({when})'
         f' EXECUTE FUNCTION "{PREFIX}{name}"()'
     )
 
