@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
+from consensus_orm.migration.units import Units
 from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
 from consensus_orm.phase import Phase
 from consensus_orm.unit_of_work import UnitOfWork
@@ -39,19 +41,27 @@ class Migration:
     def __init__(self, store: ConsensusStore) -> None:
         self._store = store
 
-    def _reading(self) -> UnitOfWork:
+    @property
+    def _reading(self) -> Units:
+        return Units(self._store, self._look)
+
+    @property
+    def _writing(self) -> Units:
+        return Units(self._store, partial(self._take, Lock.CARRY))
+
+    @property
+    def _flipping(self) -> Units:
+        return Units(self._store, partial(self._take, Lock.FLIP))
+
+    def _look(self) -> UnitOfWork:
         uow = self._store.unit_of_work(read_only=True)
+        uow._elsewhere = None  # steps are decided by what is, not by what a replica has seen of it
         uow._readable = True  # a founding file has a status too, though its rows cannot be read yet
         return uow
 
-    def _writing(self) -> UnitOfWork:
+    def _take(self, lock: Lock) -> UnitOfWork:
         uow = self._store.unit_of_work()
-        uow.lock = Lock.CARRY
-        return uow
-
-    def _flipping(self) -> UnitOfWork:
-        uow = self._store.unit_of_work()
-        uow.lock = Lock.FLIP
+        uow.lock = lock
         return uow
 
     # Where it stands ------------------------------------------------------------------------------------
@@ -276,7 +286,8 @@ class Migration:
             with self._reading() as uow:
                 _pass_gate(uow, to, force=force, soak=soak)
             facts = self.backup_before("contract", progress)
-        with self._flipping() as uow:
+
+        def step(uow: UnitOfWork) -> None:
             uow.catalog.keep_out(uow)
             _expect(uow, now)
             _pass_gate(uow, to, force=force, soak=soak)
@@ -286,7 +297,10 @@ class Migration:
             from consensus_orm.migration.contraction import contract
 
             contract(uow, reason=reason, forced=force, **facts)
-        self._finish_interrupted(progress)
+
+        self._flipping.run(step)
+        if not to.has_legacy:
+            self._finish_interrupted(progress)
 
     def _finish_interrupted(self, progress: Watch) -> None:
         """Finish the emptying of dropped tables, or undo a rebuild, that an earlier call left behind."""
@@ -296,8 +310,7 @@ class Migration:
             return
         from consensus_orm.migration import contraction
 
-        with self._flipping() as uow:
-            contraction.undo_rebuild(uow)
+        self._flipping.run(contraction.undo_rebuild)
         self._empty_dropped(progress)
 
     def _empty_dropped(self, progress: Watch) -> None:
@@ -375,19 +388,7 @@ class Migration:
             contraction.expand_again(self._writing, self._flipping, reason=reason, progress=progress)
             return
         contraction.catch_up(self._writing, lambda uow: _expect(uow, now), progress)
-        with self._flipping() as uow:
-            uow.catalog.keep_out(uow)
-            _expect(uow, now)
-            while drain(uow):
-                pass
-            stuck = repair_open(uow) if now.compares else 0
-            if stuck or ledger.open_mismatches(uow):
-                raise errors.GateClosedError(
-                    f"{stuck or ledger.open_mismatches(uow)} rows cannot be carried to the {to.truth} side",
-                    hint="run: consensus-orm reconcile",
-                    reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
-                )
-            flip(uow, to, action="rollback", reason=reason)
+        self._flipping.run(partial(_flip_back, now=now, to=to, reason=reason))
 
     # Decisions ------------------------------------------------------------------------------------------
 
@@ -402,9 +403,12 @@ class Migration:
             InvalidValueError: There is no such open reject, or the reason is missing.
         """
         _require_reason(reason)
-        with self._writing() as uow:
+
+        def accept(uow: UnitOfWork) -> None:
             pair, key = ledger.accept_reject(uow, number, reason)
             ledger.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
+
+        self._writing.run(accept)
 
     def resolve_reject(self, number: int) -> bool:
         """Try again to carry a rejected row, after what was wrong with it has been mended.
@@ -418,7 +422,8 @@ class Migration:
         Raises:
             InvalidValueError: There is no such open reject, or nothing is left to carry.
         """
-        with self._writing() as uow:
+
+        def resolve(uow: UnitOfWork) -> bool:
             reject = ledger.take_reject(uow, number)
             if not uow.phase.compares:
                 raise errors.WrongPhaseError(
@@ -432,6 +437,8 @@ class Migration:
             ledger.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
             return True
 
+        return self._writing.run(resolve)
+
     def accept_mismatch(self, number: int, *, reason: str) -> None:
         """Leave a mismatch as it is.
 
@@ -443,9 +450,27 @@ class Migration:
             InvalidValueError: There is no such open mismatch, or the reason is missing.
         """
         _require_reason(reason)
-        with self._writing() as uow:
+
+        def accept(uow: UnitOfWork) -> None:
             ledger.accept_mismatch(uow, number, reason)
             ledger.audit(uow, "accept mismatch", reason=reason, number=number)
+
+        self._writing.run(accept)
+
+
+def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) -> None:
+    uow.catalog.keep_out(uow)
+    _expect(uow, now)
+    while drain(uow):
+        pass
+    stuck = repair_open(uow) if now.compares else 0
+    if stuck or ledger.open_mismatches(uow):
+        raise errors.GateClosedError(
+            f"{stuck or ledger.open_mismatches(uow)} rows cannot be carried to the {to.truth} side",
+            hint="run: consensus-orm reconcile",
+            reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
+        )
+    flip(uow, to, action="rollback", reason=reason)
 
 
 def _require_reason(reason: str) -> None:

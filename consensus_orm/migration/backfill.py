@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from consensus_orm.checkpoints import Checkpoints
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, reject_unequal
 from consensus_orm.migration.progress import Progress, Watch
+from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
 from consensus_orm.telemetry.events import BackfillEvent
 from consensus_orm.unit_of_work import UnitOfWork
@@ -39,8 +39,8 @@ class BackfillReport:
 
 
 def backfill(
-    reading: Callable[[], UnitOfWork],
-    writing: Callable[[], UnitOfWork],
+    reading: Units,
+    writing: Units,
     progress: Watch = None,
 ) -> BackfillReport:
     """Carry every legacy row that the normalized side does not have.
@@ -63,18 +63,17 @@ def backfill(
     with checkpoints.beside(uow.engine) as log:
         for pair in pairs:
             chunk = _Chunks(reading, writing, log, pair, progress)
-            while chunk.next():
+            while writing.repeat(chunk.next):
                 pass
             rows, rejects, adopted = rows + chunk.rows, rejects + chunk.rejects, adopted + chunk.adopted
-    while drained := _drain_once(writing):
+    while drained := writing.run(_drain_once):
         adopted += drained
     return BackfillReport(rows, rejects, adopted, time.monotonic() - started)
 
 
-def _drain_once(unit_of_work: Callable[[], UnitOfWork]) -> int:
-    with unit_of_work() as uow:
-        require_dual_write(uow.phase)
-        return drain(uow)
+def _drain_once(uow: UnitOfWork) -> int:
+    require_dual_write(uow.phase)
+    return drain(uow)
 
 
 def require_dual_write(phase: Phase) -> None:
@@ -114,8 +113,8 @@ class _Chunks:
 
     def __init__(
         self,
-        reading: Callable[[], UnitOfWork],
-        writing: Callable[[], UnitOfWork],
+        reading: Units,
+        writing: Units,
         log: Checkpoints,
         pair: Pair,
         progress: Watch,
@@ -131,9 +130,23 @@ class _Chunks:
         self.total: int | None = None
         self.chunk: _Chunk | None = None
         self.doubtful: list[Any] = []
+        self.whole = True
+        self.counted = (0, 0, 0)
 
     def next(self) -> bool:
-        """Carry one more chunk, and compare it; False where there is none."""
+        """Carry one more chunk, and compare it; False where there is none.
+
+        After an error it goes on from the checkpoint, as a backfill does that was interrupted.
+        """
+        if not self.whole:
+            self.chunk, self.doubtful = None, []
+            self.rows, self.rejects, self.adopted = self.counted
+        self.whole, self.counted = False, (self.rows, self.rejects, self.adopted)
+        more = self._next()
+        self.whole = True
+        return more
+
+    def _next(self) -> bool:
         with self.writing() as uow:
             require_dual_write(uow.phase)
             self.log.relieve(uow)

@@ -19,13 +19,12 @@ from consensus_orm.migration.backfill import set_aside
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, adopt_range, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.progress import Tally, Watch
+from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements import PairStatements
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["contract", "empty_dropped", "expand_again", "undo_rebuild"]
-
-UnitsOfWork = Callable[[], UnitOfWork]
 
 
 def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any) -> None:
@@ -61,7 +60,7 @@ def save_schema(uow: UnitOfWork) -> None:
             uow._execute(SAVE, (position, kind, name, table, sql, sequence))
 
 
-def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float, progress: Watch = None) -> None:
+def empty_dropped(unit_of_work: Units, *, chunk_rows: int, pause: float, progress: Watch = None) -> None:
     """Empty the tables on their way out in chunks, then drop them; does nothing where there are none.
 
     Args:
@@ -71,16 +70,18 @@ def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float, p
         progress: Called after each chunk.
     """
     tallies: dict[str, Tally] = {}
-    while True:
-        with unit_of_work() as uow:
-            names = uow.catalog.legacy.away(uow)
-            if not names:
-                uow._execute("UPDATE consensus_orm_state SET step = NULL WHERE step = 'empty'")
-                return
-            name = names[0]
-            tally = tallies.setdefault(name, Tally(progress, f"emptying {name.removeprefix(DROPPED)}"))
-            tally.expect(lambda: uow._rows(f'SELECT count(*) FROM "{name}"')[0][0])  # noqa: B023 - called at once
-            deleted = uow.catalog.legacy.empty(uow, name, chunk_rows)
+
+    def chunk(uow: UnitOfWork) -> tuple[Tally, int] | None:
+        names = uow.catalog.legacy.away(uow)
+        if not names:
+            uow._execute("UPDATE consensus_orm_state SET step = NULL WHERE step = 'empty'")
+            return None
+        tally = tallies.setdefault(names[0], Tally(progress, f"emptying {names[0].removeprefix(DROPPED)}"))
+        tally.expect(lambda: uow._rows(f'SELECT count(*) FROM "{names[0]}"')[0][0])
+        return tally, uow.catalog.legacy.empty(uow, names[0], chunk_rows)
+
+    while (emptied := unit_of_work.run(chunk)) is not None:
+        tally, deleted = emptied
         tally.add(deleted)
         time.sleep(pause)
 
@@ -88,9 +89,7 @@ def empty_dropped(unit_of_work: UnitsOfWork, *, chunk_rows: int, pause: float, p
 # The way back ---------------------------------------------------------------------------------------------
 
 
-def expand_again(
-    unit_of_work: UnitsOfWork, flipping: UnitsOfWork, *, reason: str | None, progress: Watch = None
-) -> None:
+def expand_again(unit_of_work: Units, flipping: Units, *, reason: str | None, progress: Watch = None) -> None:
     """Make the legacy tables again from the normalized ones and flip back to NORMALIZED.
 
     Args:
@@ -103,20 +102,10 @@ def expand_again(
         MigrationError: There never were legacy tables in this database, or something took their names.
         PhaseChangedError: Somebody else finished the rebuild, or undid it.
     """
-    with flipping() as uow:
-        uow.catalog.keep_out(uow)
-        _begin_rebuild(uow)
-        pairs = uow.statements.mapping.pairs
-        rows, pause = uow.settings.chunk_rows, uow.settings.chunk_pause.total_seconds()
-    for pair in pairs:
-        _fill(unit_of_work, pair, rows, pause, progress)
+    for pair in flipping.run(_begin_rebuild):
+        _fill(unit_of_work, pair, progress)
     catch_up(unit_of_work, _expect_rebuild, progress)
-    with flipping() as uow:
-        uow.catalog.keep_out(uow)
-        _expect_rebuild(uow)
-        while drain(uow):
-            pass
-        _finish_rebuild(uow, reason)
+    flipping.run(lambda uow: _finish_rebuild(uow, reason))
 
 
 def _expect_rebuild(uow: UnitOfWork) -> None:
@@ -129,11 +118,12 @@ def _expect_rebuild(uow: UnitOfWork) -> None:
         )
 
 
-def _begin_rebuild(uow: UnitOfWork) -> None:
+def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
+    uow.catalog.keep_out(uow)
     if uow.phase.has_legacy:
         _expect_rebuild(uow)
     if _step(uow) == "rebuild":
-        return  # an earlier call was interrupted; its tables are filled further
+        return uow.statements.mapping.pairs  # an earlier call was interrupted; its tables are filled further
     if not uow._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'"):
         raise errors.MigrationError(
             "this database never had legacy tables, so there is nothing to go back to",
@@ -143,6 +133,7 @@ def _begin_rebuild(uow: UnitOfWork) -> None:
     uow.catalog.install_triggers(uow, Phase.NORMALIZED)
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = 'rebuild'")
+    return uow.statements.mapping.pairs
 
 
 def _step(uow: UnitOfWork) -> str | None:
@@ -150,28 +141,25 @@ def _step(uow: UnitOfWork) -> str | None:
     return step
 
 
-def _fill(
-    unit_of_work: UnitsOfWork,
-    pair: Pair,
-    rows: int,
-    pause: float,
-    progress: Watch,
-) -> None:
+def _fill(unit_of_work: Units, pair: Pair, progress: Watch) -> None:
     """Carry the rows of a pair in chunks; goes on behind the highest key that is there already."""
     tally = Tally(progress, pair.name)
-    while True:
-        with unit_of_work() as uow:
-            _expect_rebuild(uow)
-            sql = uow.statements[pair]
-            after = uow._rows(f'SELECT max("{pair.key.name}") FROM "{pair.legacy_table.name}"')[0][0]
-            bounds = sql.next_chunk(Side.NORMALIZED)[0 if after is None else 1]
-            first, last, count = uow._rows(bounds, {"_after": after, "_rows": rows})[0]
-            if not count:
-                return
-            tally.expect(lambda: _to_fill(uow, sql))  # noqa: B023 - called at once
+
+    def chunk(uow: UnitOfWork) -> tuple[int, float]:
+        _expect_rebuild(uow)
+        sql = uow.statements[pair]
+        after = uow._rows(f'SELECT max("{pair.key.name}") FROM "{pair.legacy_table.name}"')[0][0]
+        bounds = sql.next_chunk(Side.NORMALIZED)[0 if after is None else 1]
+        first, last, count = uow._rows(bounds, {"_after": after, "_rows": uow.settings.chunk_rows})[0]
+        if count:
+            tally.expect(lambda: _to_fill(uow, sql))
             adopt_range(uow, pair, first, last)
             with uow.catalog.legacy_unfrozen(uow):
                 uow._execute(sql.rebuild_legacy, {"_first": first, "_last": last})
+        return count, uow.settings.chunk_pause.total_seconds()
+
+    while (filled := unit_of_work.run(chunk))[0]:
+        count, pause = filled
         tally.add(count)
         time.sleep(pause)
 
@@ -182,7 +170,7 @@ def _to_fill(uow: UnitOfWork, sql: PairStatements) -> int:
     return max(normalized - legacy, 0)
 
 
-def catch_up(unit_of_work: UnitsOfWork, expect: Callable[[UnitOfWork], object], progress: Watch = None) -> None:
+def catch_up(unit_of_work: Units, expect: Callable[[UnitOfWork], object], progress: Watch = None) -> None:
     """Carry what changed while the tables were filled, until little is left for the fence.
 
     Args:
@@ -191,15 +179,22 @@ def catch_up(unit_of_work: UnitsOfWork, expect: Callable[[UnitOfWork], object], 
         progress: Called after each of them.
     """
     tally, drained = Tally(progress, "changes", "changes"), CHANGES_IN_ONE_TRANSACTION
+
+    def chunk(uow: UnitOfWork) -> int:
+        expect(uow)
+        tally.expect(lambda: uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0])
+        return drain(uow)
+
     while drained >= CHANGES_IN_ONE_TRANSACTION:
-        with unit_of_work() as uow:
-            expect(uow)
-            tally.expect(lambda: uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0])
-            drained = drain(uow)
+        drained = unit_of_work.run(chunk)
         tally.add(drained)
 
 
 def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
+    uow.catalog.keep_out(uow)
+    _expect_rebuild(uow)
+    while drain(uow):
+        pass
     saved = uow._rows(
         "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE type IN ('table', 'trigger', 'row')"
         " ORDER BY position"

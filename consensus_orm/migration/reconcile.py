@@ -8,15 +8,17 @@ it is carried to the other side, never deleted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from consensus_orm import ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.carry import carry, drain, reject_unequal
 from consensus_orm.migration.progress import Watch
+from consensus_orm.migration.units import Units
 from consensus_orm.migration.verify import Seen, require_epoch, scan
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work import UnitOfWork
@@ -61,8 +63,8 @@ class ReconcileReport:
 
 
 def reconcile(
-    reading: Callable[[], UnitOfWork],
-    writing: Callable[[], UnitOfWork],
+    reading: Units,
+    writing: Units,
     *,
     dry_run: bool = False,
     progress: Watch = None,
@@ -87,15 +89,14 @@ def reconcile(
             waiting = uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0] if uow.phase.compares else 0
             return ReconcileReport(True, waiting, tuple(_planned(uow, seen)), 0)
     adopted = 0
-    while drained := _drained(writing):
+    while drained := writing.run(_drained):
         adopted += drained
-    seen = scan(reading, progress)
+    seen = reading.repeat(lambda: scan(reading, progress))
     return _repair(writing, seen, adopted)
 
 
-def _drained(writing: Callable[[], UnitOfWork]) -> int:
-    with writing() as uow:
-        return drain(uow) if uow.phase.compares else 0
+def _drained(uow: UnitOfWork) -> int:
+    return drain(uow) if uow.phase.compares else 0
 
 
 def _planned(uow: UnitOfWork, seen: Seen) -> Iterator[Repair]:
@@ -118,27 +119,35 @@ def _source(uow: UnitOfWork, pair: Pair, key: Any) -> Side:
     return uow.phase.truth
 
 
-def _repair(writing: Callable[[], UnitOfWork], seen: Seen, adopted: int) -> ReconcileReport:
+def _repair(writing: Units, seen: Seen, adopted: int) -> ReconcileReport:
     repairs: list[Repair] = []
     rejects = 0
     for name, keys in seen.doubtful.items():
         for start in range(0, len(keys), KEYS_IN_ONE_TRANSACTION):
-            with writing() as uow:
-                require_epoch(uow, seen)
-                pair = uow.statements.mapping[name]
-                done, new = repair_rows(uow, pair, keys[start : start + KEYS_IN_ONE_TRANSACTION])
+            chunk = keys[start : start + KEYS_IN_ONE_TRANSACTION]
+            done, new = writing.run(partial(_repair_chunk, seen=seen, name=name, keys=chunk))
             repairs += done
             rejects += new
-    with writing() as uow:
-        require_epoch(uow, seen)
-        for parent, keys in seen.parents.items():
-            sql = uow.statements.parents[parent]
-            for statement in sql.settle:
-                uow._execute(statement, {"_keys": json.dumps(keys)})
-            repairs += [Repair(parent, key, "derive", Side.NORMALIZED) for key in keys]
-        rejects += repair_open(uow)
-        ledger.audit(uow, "reconcile", adopted=adopted, repaired=len(repairs), rejects=rejects)
-    return ReconcileReport(False, adopted, tuple(repairs), rejects)
+    more, new = writing.run(partial(_finish, seen=seen, adopted=adopted, repaired=len(repairs), rejects=rejects))
+    return ReconcileReport(False, adopted, (*repairs, *more), rejects + new)
+
+
+def _repair_chunk(uow: UnitOfWork, *, seen: Seen, name: str, keys: list[Any]) -> tuple[list[Repair], int]:
+    require_epoch(uow, seen)
+    return repair_rows(uow, uow.statements.mapping[name], keys)
+
+
+def _finish(uow: UnitOfWork, *, seen: Seen, adopted: int, repaired: int, rejects: int) -> tuple[list[Repair], int]:
+    """Repair the parents and whatever is open besides, and keep in the audit what was done."""
+    require_epoch(uow, seen)
+    repairs: list[Repair] = []
+    for parent, keys in seen.parents.items():
+        for statement in uow.statements.parents[parent].settle:
+            uow._execute(statement, {"_keys": json.dumps(keys)})
+        repairs += [Repair(parent, key, "derive", Side.NORMALIZED) for key in keys]
+    new = repair_open(uow)
+    ledger.audit(uow, "reconcile", adopted=adopted, repaired=repaired + len(repairs), rejects=rejects + new)
+    return repairs, new
 
 
 def repair_rows(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> tuple[list[Repair], int]:

@@ -22,6 +22,7 @@ from consensus_orm._version import __version__
 from consensus_orm.mapping import Pair, Parent
 from consensus_orm.migration.backfill import is_finished, set_aside
 from consensus_orm.migration.progress import Tally, Watch
+from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
 from consensus_orm.telemetry.events import ComparisonEvent
 from consensus_orm.unit_of_work import UnitOfWork
@@ -101,8 +102,8 @@ class Seen:
 
 
 def verify(
-    reading: Callable[[], UnitOfWork],
-    writing: Callable[[], UnitOfWork],
+    reading: Units,
+    writing: Units,
     progress: Watch = None,
 ) -> VerifyReport:
     """Compare both sides whole, record what differs, and certify what was seen.
@@ -120,12 +121,11 @@ def verify(
         PhaseChangedError: The phase changed meanwhile; what was seen counts no more.
     """
     started = time.monotonic()
-    seen = scan(reading, progress)
-    with writing() as uow:
-        return _conclude(uow, seen, started)
+    seen = reading.repeat(lambda: scan(reading, progress))
+    return writing.run(lambda uow: _conclude(uow, seen, started))
 
 
-def scan(reading: Callable[[], UnitOfWork], progress: Watch = None) -> Seen:
+def scan(reading: Units, progress: Watch = None) -> Seen:
     """Compare both sides whole in one snapshot, and write nothing.
 
     Args:
@@ -159,7 +159,7 @@ def scan(reading: Callable[[], UnitOfWork], progress: Watch = None) -> Seen:
 
 
 @contextlib.contextmanager
-def _readers(reading: Callable[[], UnitOfWork], most: int) -> Iterator[list[Look]]:
+def _readers(reading: Units, most: int) -> Iterator[list[Look]]:
     """Units of work that compare at the same time: SQLite lets go of the interpreter while it works.
 
     Their snapshots may differ by a write. That loses nothing: a row and its counterpart are compared in one of
