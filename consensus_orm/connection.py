@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from consensus_orm import errors
 from consensus_orm.driver import Parameters
@@ -25,7 +25,7 @@ from consensus_orm.mapping import Mapping as Declaration
 from consensus_orm.settings import Settings
 from consensus_orm.turns import Turns
 
-__all__ = ["FILE_MODE", "READ_PHASE", "DriverConnection", "Source", "pragmas", "storable"]
+__all__ = ["FILE_MODE", "READ_PHASE", "DriverConnection", "Source", "Turn", "pragmas", "storable"]
 
 READ_PHASE = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
@@ -41,11 +41,19 @@ IDLE = 1.0
 """Seconds unused after which a connection is asked a question (3 us) before it is lent."""
 
 
+class Turn(NamedTuple):
+    """A turn among the writers: since when its owner waited for it (`time.monotonic`), and how many seconds."""
+
+    since: float
+    waited: float
+
+
 class DriverConnection(sqlite3.Connection):
     """The driver's connection, which remembers whether it may write and keeps its turn among the writers.
 
     A turn is taken by `begin_writing` and ends with the transaction: by `commit`, `rollback`, `close`, the
-    return to the pool (which rolls back) or the garbage collector.
+    return to the pool (which rolls back) or the garbage collector. One that the pool waited for before it chose
+    this connection ends with the return to the pool alone: whose turn is next gets this connection too.
     """
 
     Error = sqlite3.Error  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
@@ -54,6 +62,7 @@ class DriverConnection(sqlite3.Connection):
     identity: tuple[int, int] | None = None
     log_identity: tuple[int, int] | None = None
     source: Source
+    turn: Turn | None = None
     _has_turn = False
     _inherited = False
     _leaves_log = False
@@ -171,7 +180,7 @@ class DriverConnection(sqlite3.Connection):
         Raises:
             DatabaseBusyError: They did not come in time.
         """
-        deadline = time.monotonic() + self.source.patience
+        deadline = (self.turn.since if self.turn else time.monotonic()) + self.source.patience
         self.take_turn()
         try:
             try:
@@ -223,15 +232,21 @@ class DriverConnection(sqlite3.Connection):
             raise _forked()
         if self._has_turn:
             return
-        source = self.source
-        if not source.writers.acquire(source.patience):
-            raise source.writer_is_busy()
+        self.source.wait_for_turn()
         self._has_turn = True
-        source.writing_thread = threading.get_ident()
+
+    def accept(self, turn: Turn) -> None:
+        """Have the turn that the pool waited for, until the return to the pool."""
+        self.turn, self._has_turn = turn, True
+
+    def give_up_turn(self) -> bool:
+        """Have no turn any more, without letting the next writer begin yet; whether there was one."""
+        had, self.turn, self._has_turn = self._has_turn, None, False
+        return had and not self._inherited
 
     def end_turn(self) -> None:
-        """Let the next writer of the engine begin; nothing while a transaction is open."""
-        if self._has_turn and not self.in_transaction:
+        """Let the next writer of the engine begin; nothing while a transaction is open, or the pool gave the turn."""
+        if self._has_turn and not self.in_transaction and self.turn is None:
             self._release_turn()
 
     def commit(self) -> None:
@@ -270,8 +285,7 @@ class DriverConnection(sqlite3.Connection):
         )
 
     def _release_turn(self) -> None:
-        if self._has_turn:
-            self._has_turn = False
+        if self.give_up_turn():
             self.source.writers.release()
 
     def __del__(self) -> None:
@@ -343,6 +357,18 @@ class Source:
     def in_memory(self) -> bool:
         """Whether the database is gone with its last connection, and no file is involved."""
         return self.path is None
+
+    def wait_for_turn(self) -> Turn:
+        """Wait for the caller's turn among the writers.
+
+        Raises:
+            DatabaseBusyError: It did not come within the busy timeout.
+        """
+        since = time.monotonic()
+        if not self.writers.acquire(self.patience):
+            raise self.writer_is_busy()
+        self.writing_thread = threading.get_ident()
+        return Turn(since, time.monotonic() - since)
 
     def connect(self) -> Any:  # a DriverConnection; SQLAlchemy's own protocol is narrower than the driver
         """Open a connection, with its pragmas; a file that is not there yet is created.

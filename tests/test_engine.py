@@ -493,6 +493,24 @@ def test_a_connection_that_read_is_not_turned_round_to_write(
     assert len(set(used)) == size
 
 
+def test_all_writers_use_one_connection(engine: Engine) -> None:
+    """Whose turn it is gets the connection of the writer before, whose cache is warm, however many threads wait."""
+    used = set()
+
+    def write_five_times() -> None:
+        for _ in range(5):
+            pooled = borrow(engine, write=True)
+            begin(driver(pooled), write=True)
+            used.add(driver(pooled))
+            time.sleep(0.001)
+            driver(pooled).commit()
+            pooled.close()
+
+    for thread in [running(write_five_times) for _ in range(8)]:
+        thread.join()
+    assert len(used) == 1
+
+
 def test_sessions_take_their_turn(engine: Engine) -> None:
     """A Session begins with the write lock, in the same queue as units of work."""
     with Session(engine) as session, session.begin():

@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from consensus_orm.engine import translate
+from consensus_orm.errors import DatabaseBusyError
 from consensus_orm.statements import Statements
 from consensus_orm.store import ConsensusUnitOfWork
 from consensus_orm.telemetry.events import (
@@ -47,7 +48,7 @@ class ObservedUnitOfWork(ConsensusUnitOfWork):
         super().__init__(*arguments, **options)
         self._telemetry = telemetry
         self._comparing = _comparing(self.statements)
-        self._asked = 0.0
+        self._asked = self._queued = 0.0
         self._borrowed: float | None = None
         self._outcome: UnitOutcome | None = None
         self._ended_by: BaseException | None = None
@@ -85,14 +86,23 @@ class ObservedUnitOfWork(ConsensusUnitOfWork):
 
     def _borrow(self) -> None:
         self._asked = perf_counter()  # bringing the schema up to date is told by units of its own
-        self._time(super()._borrow, ConnectionEvent)
+        try:
+            super()._borrow()
+        except BaseException as error:
+            event = LockEvent if isinstance(error, DatabaseBusyError) else ConnectionEvent
+            self._tell(event(perf_counter() - self._asked, self._type_of(error)))
+            raise
         self._borrowed = perf_counter()
+        # On SQLite a writer waits for its turn before a connection is chosen for it.
+        turn = getattr(self._pooled and self._pooled.driver_connection, "turn", None)
+        self._queued = turn.waited if turn else 0.0
+        self._tell(ConnectionEvent(self._borrowed - self._asked - self._queued, None))
 
     def _begin(self) -> None:
         if self.read_only:
             super()._begin()
         else:
-            self._time(super()._begin, LockEvent)
+            self._time(super()._begin, lambda seconds, error: LockEvent(self._queued + seconds, error))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
