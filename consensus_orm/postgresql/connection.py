@@ -110,7 +110,8 @@ class ServerConnection(psycopg.Connection[Any]):
         result = self.pgconn.exec_(commands)
         if result.status == ExecStatus.FATAL_ERROR:
             error: psycopg.Error = psycopg.errors.error_from_result(result, encoding="utf-8")
-            raise error
+            # Without a SQLSTATE it is libpq's own word, as of a server that was killed.
+            raise error if error.sqlstate else psycopg.OperationalError(str(error))
         return result
 
     def read_phase(self) -> tuple[Any, ...] | None:
