@@ -9,6 +9,7 @@ import json
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from consensus_orm import errors, ledger
@@ -109,7 +110,11 @@ class Repository:
         (key, parent), (agreeing,) = together
         parameters["_key"] = key
         if self._parent is not None and self._parent.depends_on(self.pair):
-            self._execute_on_parents(self._parent.refresh, [parent])
+            refresh = partial(self._execute_on_parents, self._parent.refresh, [parent])
+            if agreeing == 1:
+                refresh()
+            elif not self._write(Side.NORMALIZED, key, refresh):  # somebody took away what it follows from
+                return key
         # A trigger may have drawn an id meanwhile: then it was another row that was compared.
         if agreeing != 1 and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
