@@ -6,7 +6,7 @@ A test that asks for a database by one of the fixtures runs on SQLite and on Pos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,27 @@ import pytest
 from consensus_orm import ConsensusStore
 from consensus_orm.testing.plugin import History
 from tests import databases
+from tests.databases import Database
 
 KINDS = ("sqlite", "postgresql")
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "kind" in metafunc.fixturenames:
-        only = [kind for kind in KINDS if metafunc.definition.get_closest_marker(kind)]
-        metafunc.parametrize("kind", only or KINDS, scope="session")
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of database a test runs on."""
+    kind: str = request.param
+    return kind
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what a mark, of a module, a test or one of its parameters, says is not of a kind of database."""
+    items[:] = [item for item in items if _exists(item)]
+
+
+def _exists(item: pytest.Item) -> bool:
+    kind = getattr(item, "callspec", None) and item.callspec.params.get("kind")  # type: ignore[attr-defined]
+    only = {mark.name for mark in item.iter_markers()} & set(KINDS)
+    return not (kind and only) or kind in only
 
 
 @pytest.fixture
@@ -39,6 +52,20 @@ def consensus_url(kind: str, tmp_path: Path) -> str | Path:
 def consensus_history() -> History:
     """Our own tests of every phase begin with the odd rows of LEGACY.md, not with tame ones."""
     return databases.odd_history
+
+
+@pytest.fixture(scope="session")
+def in_the_field(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """A legacy database with that history, to be read and never changed."""
+    with databases.made(kind, databases.odd_history, tmp_path_factory.mktemp("field") / "field.db") as database:
+        yield database
+
+
+@pytest.fixture
+def new_database(kind: str, tmp_path: Path) -> Iterator[Database]:
+    """A database with nothing in it, to begin with otherwise than the shipped fixtures do."""
+    with databases.made(kind, lambda where: None, tmp_path / "new.db") as database:
+        yield database
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ holds on both.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,14 @@ from tests import oracle, oracle_of_servers
 from tests.field import builders, server
 from tests.oracle import Row
 
-__all__ = ["Database", "File", "ServerDatabase", "at", "behind", "build_legacy", "odd_history"]
+__all__ = [
+    "FAIL", "IGNORE", "REFUSE", "Database", "File", "ServerDatabase", "at", "behind", "build_legacy", "holds",
+    "made",
+    "odd_history",
+]  # fmt: skip
+
+REFUSE, FAIL, IGNORE = "refuse", "fail", "ignore"
+"""What a trigger may do to a write: fail it; fail it, and keep what it wrote by then (SQLite only); leave it out."""
 
 
 class Database(ABC):
@@ -39,11 +48,17 @@ class Database(ABC):
         """Run statements without parameters, and commit."""
 
     @abstractmethod
-    def fault(self, event: str, table: str, does: str | None) -> None:
-        """Make the trigger `fault`: for example AFTER INSERT; None refuses the write."""
+    def fault(self, event: str, table: str, does: str) -> None:
+        """Make the trigger `fault`.
+
+        Args:
+            event: For example AFTER INSERT.
+            table: Of these rows.
+            does: A statement, or REFUSE, FAIL or IGNORE.
+        """
 
     @abstractmethod
-    def heal(self, table: str) -> None:
+    def heal(self) -> None:
         """Drop the trigger `fault`."""
 
     @property
@@ -98,11 +113,15 @@ class File(Database):
         with builders.writing(self.where) as connection:
             connection.executescript(sql)
 
-    def fault(self, event: str, table: str, does: str | None) -> None:
-        body = does or "SELECT RAISE(ABORT, 'no')"
-        self.script(f"CREATE TRIGGER fault {event} ON {table} BEGIN {body}; END")
+    def fault(self, event: str, table: str, does: str) -> None:
+        effects = {
+            REFUSE: "SELECT RAISE(ABORT, 'no')",
+            FAIL: "SELECT RAISE(FAIL, 'no')",
+            IGNORE: "SELECT RAISE(IGNORE)",
+        }
+        self.script(f"CREATE TRIGGER fault {event} ON {table} BEGIN {effects.get(does, does)}; END")
 
-    def heal(self, table: str) -> None:
+    def heal(self) -> None:
         self.script("DROP TRIGGER fault")
 
 
@@ -123,15 +142,16 @@ class ServerDatabase(Database):
         with psycopg.connect(self.where) as connection:
             connection.execute(sql.encode())
 
-    def fault(self, event: str, table: str, does: str | None) -> None:
-        body = f"{does};" if does else "RAISE EXCEPTION 'no';"
+    def fault(self, event: str, table: str, does: str) -> None:
+        effects = {REFUSE: "RAISE EXCEPTION 'no'", FAIL: "RAISE EXCEPTION 'no'", IGNORE: "RETURN NULL"}
+        body = f"{effects.get(does, does)};"
         row = "OLD" if "DELETE" in event else "NEW"
         self.script(
             f"CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN {row}; END $$;"
             f" CREATE TRIGGER fault {event} ON {table} FOR EACH ROW EXECUTE FUNCTION fault()"
         )
 
-    def heal(self, table: str) -> None:
+    def heal(self) -> None:
         self.script("DROP FUNCTION fault() CASCADE")
 
 
@@ -142,12 +162,31 @@ def at(where: str | Path) -> Database:
     return File(Path(where))
 
 
+@contextlib.contextmanager
+def made(kind: str, build: Callable[[Any], object], path: Path) -> Iterator[Database]:
+    """A database of a kind, made by a function that takes its path or URL; gone when the block ends."""
+    if kind == "sqlite":
+        build(path)
+        yield File(path)
+        return
+    from tests import servers
+
+    with servers.database() as url:
+        build(url)
+        yield ServerDatabase(url)
+
+
 def behind(store: ConsensusStore | Engine) -> Database:
     """The database of a store."""
     engine = store if isinstance(store, Engine) else store.engine
     if engine.dialect.name == "sqlite":
         return File(Path(str(engine.url.database)))
     return at(engine.url.render_as_string(hide_password=False))
+
+
+def holds(kind: str, text: str) -> bool:
+    """Whether a database of a kind can hold a text: SQLite any, PostgreSQL UTF-8 without NUL."""
+    return kind == "sqlite" or not re.search("[\0\ud800-\udfff]", text)
 
 
 # Legacy databases to begin with -----------------------------------------------------------------------------

@@ -1,26 +1,30 @@
-"""What reads must give, worked out from a legacy file with raw SQL and Python; nothing of the package."""
+"""What reads must give, worked out from a legacy database with raw SQL and Python; nothing of the package."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
 
 Row = dict[str, Any]
 
 TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d+))?", re.ASCII)
 
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+def _all(where: Path | str, table: str) -> list[Row]:
+    if isinstance(where, str):
+        with psycopg.connect(where, row_factory=dict_row) as server:
+            return server.execute(f"SELECT * FROM {table}".encode()).fetchall()
+    with contextlib.closing(sqlite3.connect(f"file:{where}?mode=ro", uri=True)) as connection:
         connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
         connection.row_factory = sqlite3.Row
-        yield connection
+        return [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
 
 
 def moment(value: Any) -> datetime | None:
@@ -51,23 +55,22 @@ def identity(row: Row) -> tuple[Any, ...]:
     return (row["spec_id"], row["stage"], "value", type(at), at)
 
 
-def _rows(path: Path, table: str) -> list[Row]:
-    with _reading(path) as connection:
-        found = [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
+def _rows(where: Path | str, table: str) -> list[Row]:
+    found = _all(where, table)
     for row in found:
         row["created_at_raw"] = row.pop("created_at")
         row["created_at"] = moment(row["created_at_raw"])
     return sorted(found, key=lambda row: (milliseconds(row["created_at_raw"]), row["id"]), reverse=True)
 
 
-def artifacts(path: Path) -> list[Row]:
-    """The artifacts of a legacy file, newest first."""
-    return [{**row, "model_version": None} for row in _rows(path, "consensus_artifacts")]
+def artifacts(where: Path | str) -> list[Row]:
+    """The artifacts of a legacy database, newest first."""
+    return [{**row, "model_version": None} for row in _rows(where, "consensus_artifacts")]
 
 
-def syntheses(path: Path) -> list[Row]:
-    """The syntheses of a legacy file, newest first."""
-    found = _rows(path, "consensus_synthesis")
+def syntheses(where: Path | str) -> list[Row]:
+    """The syntheses of a legacy database, newest first."""
+    found = _rows(where, "consensus_synthesis")
     for row in found:
         if isinstance(row["degraded"], int) and row["degraded"] in (0, 1):
             row["degraded"] = bool(row["degraded"])
@@ -84,10 +87,10 @@ def _words(status: Any) -> str:
     return (status.decode() if isinstance(status, bytes) else str(status)).lower()
 
 
-def runs(path: Path, spec_id: Any) -> list[Row]:
+def runs(where: Path | str, spec_id: Any) -> list[Row]:
     """The runs of a spec, newest first, each with its outputs and syntheses."""
     groups: dict[tuple[Any, ...], tuple[list[Row], list[Row]]] = {}
-    for number, rows in enumerate((artifacts(path), syntheses(path))):
+    for number, rows in enumerate((artifacts(where), syntheses(where))):
         for row in rows:
             if type(row["spec_id"]) is type(spec_id) and row["spec_id"] == spec_id:
                 groups.setdefault(identity(row), ([], []))[number].append(row)

@@ -22,21 +22,16 @@ from consensus_orm.testing import (
 )
 from consensus_orm.testing.plugin import Flip
 from tests import reading
+from tests.databases import Database
 from tests.reading import Row
-
-pytestmark = pytest.mark.sqlite
 
 SECOND = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A legacy file with the history of every_phase, read with raw SQL."""
-    from tests.databases import odd_history
-
-    path = tmp_path_factory.mktemp("field") / "field.db"
-    odd_history(path)
-    return path
+def field(in_the_field: Database) -> Path | str:
+    """Where a legacy database with the history of every_phase is, read with raw SQL."""
+    return in_the_field.where
 
 
 def plain(run: Run) -> Row:
@@ -50,8 +45,8 @@ def plain(run: Run) -> Row:
     }
 
 
-def specs(path: Path) -> list[str]:
-    found = {row["spec_id"] for row in (*reading.artifacts(path), *reading.syntheses(path))}
+def specs(where: Path | str) -> list[str]:
+    found = {row["spec_id"] for row in (*reading.artifacts(where), *reading.syntheses(where))}
     return sorted(spec for spec in found if isinstance(spec, str) and spec and "\0" not in spec)
 
 
@@ -64,7 +59,7 @@ def shape(store: ConsensusStore, spec_id: str = "SPEC-NEW") -> set[tuple[Any, ..
         }
 
 
-def test_runs_of_odd_rows_are_the_same_in_every_phase(every_phase: ConsensusStore, field: Path) -> None:
+def test_runs_of_odd_rows_are_the_same_in_every_phase(every_phase: ConsensusStore, field: Path | str) -> None:
     """For each spec of the field, runs are those that rule 4 says, in order, with their rows newest first."""
     with every_phase.unit_of_work(read_only=True) as uow:
         for spec in specs(field):
@@ -87,7 +82,7 @@ def test_runs_hold_the_very_rows(every_phase: ConsensusStore) -> None:
     assert sorted(s.id for run in runs for s in run.syntheses) == sorted(s.id for s in syntheses)
 
 
-def test_runs_of_odd_rows_survive_every_flip(every_flip: Flip, field: Path) -> None:
+def test_runs_of_odd_rows_survive_every_flip(every_flip: Flip, field: Path | str) -> None:
     """A step from a phase to its neighbour changes no run."""
     every_flip.flip()
 
@@ -160,17 +155,17 @@ def test_order_of_arrival_does_not_matter(every_phase: ConsensusStore, seed: int
 
 
 @pytest.mark.parametrize("written", [0, 3, 6])
-def test_backfill_and_dual_write_agree(tmp_path: Path, written: int) -> None:
+def test_backfill_and_dual_write_agree(new_database: Database, written: int) -> None:
     """Rows of one run, some carried by the backfill and some by the dual write, in any order, are one run."""
-    path = tmp_path / "mixed.db"
-    with legacy_file(path):
+    with legacy_file(new_database.where):
         for number in range(6):
             ConsensusArtifactFactory.create(
                 spec_id="SPEC-NEW", content_json=f"{number}", run_id="a" if number % 2 else None,
                 created_at=f"2025-11-04 02:23:58.{number}",
             )  # fmt: skip
         ConsensusSynthesisFactory.create(spec_id="SPEC-NEW", run_id="a", failed=True)
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(new_database.where) as store:
+        store.upgrade()
         store.migration.advance(Phase.DUAL_WRITE, soak=False)
         with store.unit_of_work() as uow:
             for number in range(written):

@@ -14,11 +14,9 @@ from consensus_orm.errors import InvalidValueError, MismatchError, StorageError
 from consensus_orm.records import Synthesis
 from consensus_orm.settings import OnMismatch, Settings
 from consensus_orm.testing import CONTENTS, artifact_values, synthesis_values
-from tests import oracle, reading
-from tests.field import builders
+from tests import reading
+from tests.databases import REFUSE, Database, behind, holds
 from tests.reading import Row
-
-pytestmark = pytest.mark.sqlite
 
 Raw = Callable[..., list[tuple[Any, ...]]]
 
@@ -27,13 +25,9 @@ SECOND = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def field(in_the_field: Database) -> list[Row]:
     """What the history of every_phase holds, newest first, by raw SQL."""
-    from tests.databases import odd_history
-
-    path = tmp_path_factory.mktemp("field") / "field.db"
-    odd_history(path)
-    return reading.syntheses(path)
+    return reading.syntheses(in_the_field.where)
 
 
 def plain(records: list[Synthesis]) -> list[Row]:
@@ -45,15 +39,9 @@ def all_syntheses(store: ConsensusStore) -> list[Synthesis]:
         return uow.syntheses.list()
 
 
-def script(store: ConsensusStore, sql: str) -> None:
-    assert store.path is not None
-    with builders.writing(store.path) as connection:
-        connection.executescript(sql)
-
-
 def both(store: ConsensusStore) -> tuple[object, object]:
-    assert store.path is not None
-    return oracle.legacy(store.path), oracle.normalized(store.path)
+    database = behind(store)
+    return database.legacy(), database.normalized()
 
 
 # Reading ----------------------------------------------------------------------------------------------------
@@ -103,7 +91,7 @@ def test_what_was_added_is_read_back(every_phase: ConsensusStore) -> None:
         full = uow.syntheses.add(
             spec_id="SPEC-NEW",
             stage="plan",
-            output_markdown="# Synthesis \U0001f600\0",
+            output_markdown="# Synthesis \U0001f600",
             output_path="/tmp/x.md",
             status="degraded",
             artifacts_count=0,
@@ -141,7 +129,7 @@ def test_two_of_one_run_are_both_kept(every_phase: ConsensusStore, raw: Raw) -> 
     if phase.writes_normalized:
         sql = "SELECT consensus_ok, degraded, synthesis_json FROM consensus_runs WHERE spec_id = 'SPEC-NEW'"
         ((ok, degraded, synthesis),) = raw(every_phase, sql)
-        assert (ok, degraded) == (1, 0)
+        assert (ok, degraded) == (True, False)
         assert json.loads(synthesis) == {
             "output_markdown": twins[1].output_markdown,
             "output_path": None,
@@ -166,13 +154,13 @@ def test_an_older_one_added_later_does_not_speak(every_phase: ConsensusStore, ra
     assert run.started_at == SECOND
     if phase.writes_normalized:
         sql = "SELECT consensus_ok, run_timestamp FROM consensus_runs WHERE spec_id = 'SPEC-NEW'"
-        assert raw(every_phase, sql) == [(0, int(SECOND.timestamp() * 1000))]
+        assert raw(every_phase, sql) == [(False, int(SECOND.timestamp() * 1000))]
 
 
-def test_content_is_stored_verbatim(every_phase: ConsensusStore) -> None:
+def test_content_is_stored_verbatim(every_phase: ConsensusStore, kind: str) -> None:
     """Every text of a synthesis is carried as the bytes it stands for: NULs, lone surrogates, 5 MB."""
     for shape, content in CONTENTS.items():
-        if isinstance(content, str):
+        if isinstance(content, str) and holds(kind, content):
             with every_phase.unit_of_work() as uow:
                 uow.syntheses.add(
                     spec_id=shape, stage="plan", output_markdown=content, status="ok", agreements=content,
@@ -256,7 +244,7 @@ FAULTS = {
     },
     "consensus_syntheses": {
         "rewritten": ("UPDATE consensus_syntheses SET conflicts = NULL WHERE id = NEW.id", "conflicts"),
-        "flag": ("UPDATE consensus_syntheses SET degraded = '' WHERE id = NEW.id", "degraded"),
+        "flag": ("UPDATE consensus_syntheses SET degraded = 7 WHERE id = NEW.id", "degraded"),
         "time": ("UPDATE consensus_syntheses SET created_at = NULL WHERE id = NEW.id", "created_at"),
         "deleted": ("DELETE FROM consensus_syntheses WHERE id = NEW.id", None),
     },
@@ -279,7 +267,7 @@ def lost_by_the_truth(store: ConsensusStore, table: str, fault: str) -> bool:
 def test_every_fault_of_a_write_is_seen(every_phase: ConsensusStore, table: str, fault: str) -> None:
     """Triggers that rewrite or delete on either side are seen by the write itself, named, and repaired."""
     does, column = FAULTS[table][fault]
-    script(every_phase, f"CREATE TRIGGER fault AFTER INSERT ON {table} BEGIN {does}; END")
+    behind(every_phase).fault("AFTER INSERT", table, does)
     before = both(every_phase)
     if lost_by_the_truth(every_phase, table, fault):
         with pytest.raises(StorageError), every_phase.unit_of_work() as uow:
@@ -292,7 +280,7 @@ def test_every_fault_of_a_write_is_seen(every_phase: ConsensusStore, table: str,
     found = every_phase.migration.mismatches()
     assert {(entry.pair, entry.key, entry.found_by) for entry in found} == {("syntheses", added.id, "write")}
     assert column in {entry.column for entry in found}
-    script(every_phase, "DROP TRIGGER fault")
+    behind(every_phase).heal()
     every_phase.migration.reconcile()
     assert every_phase.migration.mismatches() == []
     assert every_phase.migration.verify().clean
@@ -302,12 +290,12 @@ def test_every_fault_of_a_write_is_seen(every_phase: ConsensusStore, table: str,
 @faults
 def test_a_fault_can_be_made_to_fail_the_write(every_phase: ConsensusStore, table: str, fault: str) -> None:
     """With RAISE, a fault takes the whole unit of work with it."""
-    script(every_phase, f"CREATE TRIGGER fault AFTER INSERT ON {table} BEGIN {FAULTS[table][fault][0]}; END")
+    behind(every_phase).fault("AFTER INSERT", table, FAULTS[table][fault][0])
     before = both(every_phase)
     settings = Settings(on_mismatch=OnMismatch.RAISE)
 
     with (
-        ConsensusStore.open(every_phase.path, settings=settings) as store,
+        ConsensusStore.open(every_phase.engine.url, settings=settings) as store,
         pytest.raises(StorageError if lost_by_the_truth(every_phase, table, fault) else MismatchError),
         store.unit_of_work() as uow,
     ):
@@ -325,7 +313,7 @@ SIDES[Phase.CUTOVER] = (SIDES[Phase.DUAL_WRITE][1], SIDES[Phase.DUAL_WRITE][0])
 def test_a_failing_shadow_side_never_loses_the_write(every_phase: ConsensusStore) -> None:
     """The synthesis stands and is read, its artifacts too; reconcile gives the shadow side what it missed."""
     _, shadow = SIDES[every_phase.migration.phase]
-    script(every_phase, f"CREATE TRIGGER fault BEFORE INSERT ON {shadow} BEGIN SELECT RAISE(ABORT, 'no'); END")
+    behind(every_phase).fault("BEFORE INSERT", shadow, REFUSE)
     with every_phase.unit_of_work() as uow:
         uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW", created_at=SECOND))
         added = uow.syntheses.add(**VALUES)
@@ -334,7 +322,7 @@ def test_a_failing_shadow_side_never_loses_the_write(every_phase: ConsensusStore
         assert uow.syntheses.latest(spec_id="SPEC-NEW", stage="spec-plan") == added
         before = uow.runs.list(spec_id="SPEC-NEW")
     assert [(e.key, e.kind) for e in every_phase.migration.mismatches()] == [(added.id, "shadow_failed")]
-    script(every_phase, "DROP TRIGGER fault")
+    behind(every_phase).heal()
     every_phase.migration.reconcile()
     assert every_phase.migration.verify().clean
     legacy, normalized = both(every_phase)
@@ -347,7 +335,7 @@ def test_a_failing_shadow_side_never_loses_the_write(every_phase: ConsensusStore
 def test_a_failing_source_of_truth_fails_the_write(every_phase: ConsensusStore) -> None:
     """What the truth refuses is refused, and neither side keeps it."""
     truth, _ = SIDES[every_phase.migration.phase]
-    script(every_phase, f"CREATE TRIGGER fault BEFORE INSERT ON {truth} BEGIN SELECT RAISE(ABORT, 'no'); END")
+    behind(every_phase).fault("BEFORE INSERT", truth, REFUSE)
     before = both(every_phase)
 
     with pytest.raises(StorageError), every_phase.unit_of_work() as uow:

@@ -43,6 +43,8 @@ def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusErr
         return errors.UnmirroredWriteError(
             f"a statement of the session would write {table} past the repositories", table=table
         )
+    if isinstance(error, psycopg.DataError) and state is None:  # psycopg did not send it
+        return errors.InvalidValueError("PostgreSQL cannot hold a text with a NUL character in it")
     if isinstance(error, psycopg.OperationalError) and state is None:
         return errors.DatabaseUnavailableError(f"{database}: the connection was refused or lost", sqlstate=None)
     fitting = [known for known in _KINDS if (state or "").startswith(known)]
