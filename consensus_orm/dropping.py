@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["DROPPED", "SAVE", "LegacyTables", "operations"]
+__all__ = ["DROPPED", "FORGET", "OBJECTS", "SAVE", "LegacyTables", "operations"]
 
 DROPPED = "consensus_orm_dropped_"
 """Prefix of legacy tables on their way out."""
@@ -33,6 +33,8 @@ OBJECTS = (
 SAVE = (
     "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence) VALUES (?, ?, ?, ?, ?, ?)"
 )
+FORGET = "DELETE FROM consensus_orm_saved_schema WHERE type IN ('table', 'index', 'trigger', 'row')"
+"""What a copy brought from another kind of database stays, for a copy back."""
 
 
 def operations(uow: UnitOfWork) -> Operations:

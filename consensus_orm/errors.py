@@ -11,6 +11,8 @@ __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
     "ConsensusError",
+    "CopyError",
+    "CopyRefusedError",
     "CorruptDatabaseError",
     "DatabaseBusyError",
     "DatabaseFullError",
@@ -157,6 +159,21 @@ class BackupError(StorageError):
     """The backup could not be made or did not verify."""
 
     hint = "nothing was replaced; check the space and permissions at the target"
+
+
+class CopyError(StorageError):
+    """The copy was not made."""
+
+    hint = "the source is untouched"
+
+
+class CopyRefusedError(CopyError):
+    """There are rows that the target cannot hold.
+
+    `rows` lists each of them: table, key, column and reason.
+    """
+
+    rows: Sequence[Any] = ()
 
 
 class SchemaError(ConsensusError):

@@ -5,9 +5,9 @@ Exit codes: 0 done and clean, 1 refused or something found, 2 wrong usage, 130 i
 
 from __future__ import annotations
 
-from consensus_orm.cli import evidence, look, showcase, step, upkeep  # for the commands they define
+from consensus_orm.cli import copying, evidence, look, showcase, step, upkeep  # for the commands they define
 from consensus_orm.cli.app import main
 
 __all__ = ["main"]
 
-assert all((evidence, look, showcase, step, upkeep))
+assert all((copying, evidence, look, showcase, step, upkeep))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.dropping import DROPPED, SAVE
+from consensus_orm.dropping import DROPPED, FORGET, SAVE
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.backfill import set_aside
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, adopt_range, drain
@@ -47,7 +47,7 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any
 
 def save_schema(uow: UnitOfWork) -> None:
     """Keep the definitions and sequences of the legacy tables as they are, and the rows that stand nowhere else."""
-    uow._execute("DELETE FROM consensus_orm_saved_schema")
+    uow._execute(FORGET)
     position = 0
     for pair in uow.statements.mapping.pairs:
         legacy, table = uow.catalog.legacy, pair.legacy_table.name
@@ -204,7 +204,7 @@ def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
             uow._execute(sql)
     for entry in saved:
         uow.catalog.legacy.complete(uow, *entry)
-    uow._execute("DELETE FROM consensus_orm_saved_schema")
+    uow._execute(FORGET)
     flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
 
 

@@ -1,0 +1,70 @@
+"""The command that moves a store to another database: copy."""
+
+from __future__ import annotations
+
+import click
+
+from consensus_orm.cli.app import App, json_option, main
+from consensus_orm.cli.output import Bars, key, plain, say, show_json, table
+from consensus_orm.copying import CopyReport, Unfit, copy
+from consensus_orm.errors import CopyRefusedError
+
+__all__: list[str] = []
+
+
+@main.command("copy")
+@click.argument("source", metavar="SOURCE_URL")
+@click.argument("target", metavar="TARGET_URL")
+@click.option("--reject", is_flag=True, help="Leave rows that the target cannot hold behind, whole, as rejects.")
+@click.option("--catch-up", is_flag=True, help="For a source in use: stop before the last pass, to be called again.")
+@json_option
+def copy_command(source: str, target: str, reject: bool, catch_up: bool, as_json: bool) -> None:
+    """Copy a store to another database, in any phase.
+
+    SQLite to PostgreSQL, back, or to one of the same kind. The source is only read; the target must be empty, or an
+    unfinished copy: call again to go on. Rows that the target cannot hold are listed before anything is written.
+    """
+    with (
+        App(source).store() as origin,
+        App(target).store(may_be_missing=True) as store,
+        Bars("copy", quiet=as_json) as bars,
+    ):
+        try:
+            report = copy(origin, store, reject=reject, finish=not catch_up, progress=bars.rows)
+        except CopyRefusedError as error:
+            bars.clear()
+            _list(error.rows, as_json)
+            raise
+    if as_json:
+        show_json({**plain(report), "rows": report.rows})
+    else:
+        _tell(report)
+    if report.unfit:
+        click.get_current_context().exit(1)
+
+
+def _list(rows: object, as_json: bool) -> None:
+    assert isinstance(rows, tuple)
+    if as_json:
+        show_json({"finished": False, "unfit": rows})
+    else:
+        _show(rows)
+
+
+def _show(rows: tuple[Unfit, ...]) -> None:
+    table(("table", "key", "column", "reason"), [(odd.table, key(odd.key), odd.column, odd.reason) for odd in rows])
+
+
+def _tell(report: CopyReport) -> None:
+    _show(report.unfit) if report.unfit else None
+    written = [(t.name, t.rows, t.written, t.deleted) for t in report.tables]
+    table(("table", "rows", "written", "deleted"), written)
+    if not report.finished:
+        say(f"{report.rows:,} rows in {report.seconds:.1f} s; the target stays closed: go on with the same command")
+        return
+    lock = "without its lock" if report.locked is None else f"its writers waited {report.locked * 1000:.0f} ms at most"
+    say(
+        f"{report.rows:,} rows, {report.verified:,} of them compared in type and bytes,"
+        f" {len(report.unfit):,} left behind as rejects, in {report.seconds:.1f} s; {lock}"
+    )
+    say(f"the phase is {report.phase.name}")

@@ -1,0 +1,194 @@
+"""Copies: a store moves to another database, of the same kind or another, in any phase, and its source is only read.
+
+The rows of a table are copied in the order of their keys, each chunk with its checkpoint; a copy that was killed goes
+on behind it. Whatever is written to the source meanwhile is found by comparing ranges of keys, and the last pass runs
+while nothing can be written there. At the end every row of the target is compared with what the source held.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sqlalchemy import PrimaryKeyConstraint, Table, UniqueConstraint
+
+from consensus_orm import errors
+from consensus_orm.copying.definitions import definitions
+from consensus_orm.copying.finish import finish as finish_copy
+from consensus_orm.copying.finish import remainder
+from consensus_orm.copying.passes import Passes
+from consensus_orm.copying.report import CopiedTable, CopyReport, Unfit
+from consensus_orm.copying.source import Source, opened
+from consensus_orm.copying.tables import EXECUTIONS, Copied, inventory, normalized
+from consensus_orm.copying.target import Target
+from consensus_orm.migration.progress import Watch
+from consensus_orm.store import ConsensusStore
+
+__all__ = ["CopiedTable", "CopyReport", "Unfit", "copy"]
+
+PASSES = 5
+"""Passes before the last one at most: under a steady writer there is always something that changed."""
+
+
+def copy(
+    source: ConsensusStore,
+    target: ConsensusStore,
+    *,
+    reject: bool = False,
+    finish: bool = True,
+    lock: bool = True,
+    progress: Watch = None,
+) -> CopyReport:
+    """Copy a store into another database; goes on where an earlier call stopped.
+
+    Args:
+        source: What is copied; it is only read.
+        target: Where to: an empty database, or an unfinished copy of the same source.
+        reject: Leave rows that the target cannot hold behind, as rejects with their whole image.
+        finish: Take the last pass, and open the target. Otherwise it stays closed, for a later call to catch up.
+        lock: Keep writers of the source waiting during the last pass; one snapshot is copied otherwise.
+        progress: Called after each chunk.
+
+    Returns:
+        What was done.
+
+    Raises:
+        CopyRefusedError: There are rows that the target cannot hold, all of them in its `rows`; nothing was copied.
+        CopyError: The target is not empty, the source cannot be copied as it is, or a row differs at the end.
+        ConfigurationError: Both are the same database.
+        StorageError: One of them could not do what was asked.
+    """
+    if _is_same(source, target):
+        raise errors.ConfigurationError("source and target are the same database", hint="give two databases")
+    with opened(source) as origin:
+        return _Copy(origin, target, progress).run(reject=reject, finish=finish, lock=lock)
+
+
+def _is_same(source: ConsensusStore, target: ConsensusStore) -> bool:
+    if source.path is not None and target.path is not None:
+        return source.path.exists() and target.path.exists() and source.path.samefile(target.path)
+    in_memory = source.engine.dialect.name == "sqlite" and source.path is None
+    return source is target or (source.engine.url == target.engine.url and not in_memory)
+
+
+class _Copy:
+    def __init__(self, source: Source, store: ConsensusStore, progress: Watch) -> None:
+        self.started = time.monotonic()
+        self.source = source
+        self.progress = progress
+        self.state = source.look()
+        self.target = Target(store, source.name, self.state)
+        self.tables = self._inventory()
+        self.passes = self._passes()
+
+    def _inventory(self) -> list[Copied]:
+        extras = self.source.kind == self.target.kind == "sqlite"
+        return inventory(self.source, prepared=self.state.prepared, executions=self.source.executions, extras=extras)
+
+    def _passes(self) -> Passes:
+        indexes = {table.name: _indexes(table) for table in self._known_tables()}
+        return Passes(self.source, self.target.kind, self.tables, indexes, self.progress)
+
+    def _known_tables(self) -> list[Table]:
+        mapping = self.source.statements.mapping
+        return [*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs), EXECUTIONS]
+
+    @property
+    def shape(self) -> list[Any]:
+        """What a copy must go on with as it was begun."""
+        columns = [[table.name, *(field.name for field in table.fields)] for table in self.tables]
+        return [self.state.prepared, self.state.phase.has_legacy, self.state.reversible, *columns]
+
+    def run(self, *, reject: bool, finish: bool, lock: bool) -> CopyReport:
+        begun = self.target.is_begun(self.shape)
+        self.passes.run(None, "looking at ")
+        self._require_fit(reject)
+        if not begun:
+            self.target.prepare(self.shape, definitions(self.source, self.state))
+            self._make_room()
+        self.passes = self._passes()
+        mark = self._catch_up(reject)
+        if not finish:
+            return self._report(verified=0, locked=None, finished=False)
+        with self.source.still(lock=lock) as since:
+            self._require_same_shape()
+            self._last_pass(mark, reject)
+            rest = remainder(
+                self.source, self.state, self.tables, definitions(self.source, self.state), self.passes.unfit
+            )
+        locked = None if since is None else time.monotonic() - since
+        verified = self.passes.verify(self.target)
+        facts = {"from": self.source.name, "rows": {table.name: table.rows for table in self.passes.report()}}
+        finish_copy(self.target, self.source, rest, self.tables, facts)
+        return self._report(verified=verified, locked=locked, finished=True)
+
+    def _require_fit(self, reject: bool) -> None:
+        found = self.passes.unfit
+        if found and not reject:
+            raise errors.CopyRefusedError(
+                f"{len(found)} rows cannot be held by the target",
+                hint="nothing more was copied; mend them, or leave them behind as rejects: --reject",
+                rows=tuple(found),
+            )
+
+    def _make_room(self) -> None:
+        for table in self.tables:
+            if table.name == EXECUTIONS.name:
+                self.target.make_room(table)
+
+    def _catch_up(self, reject: bool) -> Any:
+        """Pass through the source until little is left for the last pass.
+
+        Returns:
+            The mark of the source before the last of these.
+        """
+        for _ in range(PASSES):
+            mark = self.source.mark()
+            self.passes.run(self.target)
+            self._require_fit(reject)
+            few = self.passes.changed <= self.source.settings.chunk_rows
+            if not self.passes.postponed and (few or (mark is not None and mark == self.source.mark())):
+                break
+        return mark
+
+    def _require_same_shape(self) -> None:
+        before, self.state = self.shape, self.source.look()
+        self.target.state = self.state
+        tables, self.tables = self.tables, self._inventory()
+        if self.shape != before:
+            raise errors.CopyError(
+                f"{self.source.name} was taken to another phase, or its tables were altered, while it was copied",
+                hint="nothing is lost; copy again to an empty database",
+            )
+        self.tables = tables
+
+    def _last_pass(self, mark: Any, reject: bool) -> None:
+        if mark is not None and mark == self.source.mark() and not self.passes.postponed:
+            return
+        for _ in range(PASSES):
+            self.passes.run(self.target)
+            self._require_fit(reject)
+            if not self.passes.postponed:
+                return
+        raise errors.CopyError("rows collide in the target that do not in the source", hint="look for its constraints")
+
+    def _report(self, *, verified: int, locked: float | None, finished: bool) -> CopyReport:
+        return CopyReport(
+            source=self.source.name,
+            target=self.target.store.name,
+            phase=self.state.phase,
+            finished=finished,
+            tables=self.passes.report(),
+            unfit=tuple(self.passes.unfit),
+            passes=self.passes.done,
+            verified=verified,
+            locked=locked,
+            seconds=time.monotonic() - self.started,
+        )
+
+
+def _indexes(table: Table) -> list[frozenset[str]]:
+    """Columns of a table that are indexed together."""
+    together = [index.columns.keys() for index in table.indexes]
+    together += [c.columns.keys() for c in table.constraints if isinstance(c, PrimaryKeyConstraint | UniqueConstraint)]
+    return [frozenset(names) for names in together]

@@ -1,0 +1,73 @@
+"""The definitions of tables that other programs made, on their way through a database of another kind.
+
+PostgreSQL has its own legacy tables, made by the models. What SQLite says of those of the source (tables, indexes,
+triggers, verbatim) travels in `consensus_orm_saved_schema`, under types that the phases leave alone, so that a copy
+back to SQLite has them exactly as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Table
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from consensus_orm.copying.source import Source, State
+from consensus_orm.copying.tables import EXECUTIONS
+from consensus_orm.dropping import OBJECTS
+
+__all__ = ["ABROAD", "Definition", "definitions"]
+
+ABROAD = "sqlite "
+"""Prefix of the types of SQLite's definitions on a database of another kind."""
+
+SAVED = "SELECT type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One object of SQLite's schema, or a statement that puts a row back.
+
+    Attributes:
+        type: table, index, trigger or row.
+        name: Its name.
+        table: The table it belongs to.
+        sql: Its definition, verbatim.
+        sequence: The highest id the table has given.
+    """
+
+    type: str
+    name: str
+    table: str
+    sql: str
+    sequence: int | None = None
+
+
+def definitions(source: Source, state: State) -> list[Definition]:
+    """What SQLite says of the tables of other programs in a source, whichever kind it is."""
+    legacy = [pair.legacy_table for pair in source.statements.mapping.pairs]
+    wanted = legacy if state.phase.has_legacy or state.reversible else []
+    executions = [EXECUTIONS] if source.executions else []
+    saved = [Definition(*row) for row in source._rows(SAVED)] if state.prepared else []
+    if source.kind == "sqlite":
+        live = [*(legacy if state.phase.has_legacy else ()), *executions]
+        return [d for d in saved if not state.phase.has_legacy] + [d for table in live for d in _objects(source, table)]
+    found = [replace(d, type=d.type.removeprefix(ABROAD)) for d in saved if d.type.startswith(ABROAD)]
+    known = {d.table.lower() for d in found}
+    return found + [d for table in (*wanted, *executions) if table.name.lower() not in known for d in _printed(table)]
+
+
+def _objects(source: Source, table: Table) -> Iterator[Definition]:
+    for kind, name, _, sql in source._rows(OBJECTS, (table.name,)):
+        yield Definition(kind, name, table.name, sql)
+
+
+def _printed(table: Table) -> Iterable[Definition]:
+    """A table that SQLite never had, as the models define it."""
+    dialect = sqlite.dialect()
+    yield Definition("table", table.name, table.name, str(CreateTable(table).compile(dialect=dialect)).strip())
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        sql = str(CreateIndex(index).compile(dialect=dialect))
+        yield Definition("index", str(index.name), table.name, sql)

@@ -1,0 +1,240 @@
+"""The end of a copy: one transaction in the target, after which it is a store like its source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from consensus_orm import ledger
+from consensus_orm.copying.definitions import ABROAD, Definition
+from consensus_orm.copying.report import Unfit
+from consensus_orm.copying.source import Source, State
+from consensus_orm.copying.tables import Copied
+from consensus_orm.copying.target import CHECKPOINTS, Target
+from consensus_orm.dropping import DROPPED, SAVE
+from consensus_orm.phase import Side
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["Remainder", "finish", "remainder"]
+
+SAVED_ROWS = (
+    "SELECT pair, key, table_name, image FROM consensus_orm_rejects"
+    " WHERE state <> 'resolved' AND key IS NOT NULL ORDER BY id"
+)
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """What is not copied row by row, as it stood while nothing changed in the source.
+
+    Attributes:
+        state: Where the migration stands.
+        sequences: The highest id that each table has given.
+        definitions: What SQLite says of the tables of other programs.
+        saved: The saved definitions, as they are.
+        left_behind: Rows that become rejects, each with its image.
+    """
+
+    state: State
+    sequences: dict[str, int]
+    definitions: list[Definition]
+    saved: list[tuple[Any, ...]]
+    left_behind: list[tuple[Unfit, str]]
+
+
+def remainder(
+    source: Source, state: State, tables: list[Copied], definitions: list[Definition], unfit: list[Unfit]
+) -> Remainder:
+    """Read what is not copied row by row."""
+    by_name = {table.name: table for table in tables}
+    images = [(odd, image) for odd in unfit for image in source.images(by_name[odd.table], odd.key)]
+    saved = []
+    if state.prepared:
+        saved = source._rows(
+            "SELECT position, type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position"
+        )
+    return Remainder(state, _sequences(source, state, tables), definitions, saved, images)
+
+
+def _sequences(source: Source, state: State, tables: list[Copied]) -> dict[str, int]:
+    """The highest ids given; where both sides draw from one place, they are the same."""
+    names = [table.name for table in tables if not table.text_key]
+    given = {name: source.catalog.sequence(source, name) for name in names}
+    for pair in source.statements.mapping.pairs if state.phase.writes_normalized else ():
+        own, legacy = pair.table.name, pair.legacy_name
+        others = [given.get(own), given.get(legacy), source.catalog.sequence(source, DROPPED + legacy)]
+        highest = max((value for value in others if value is not None), default=None)
+        given |= {name: highest for name in (own, legacy) if name in given or name == legacy}
+    return {name: value for name, value in given.items() if value is not None and value > 0}
+
+
+def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied], facts: dict[str, Any]) -> None:
+    """Make a store of the target.
+
+    Args:
+        target: It holds all rows.
+        source: Where they come from.
+        rest: What is not copied row by row.
+        tables: What was copied.
+        facts: For the audit.
+    """
+    state = rest.state
+    with target.unit() as uow:
+        restored = target.restored(uow)
+        _set_phase(uow, state)
+        rejected = list(_reject(uow, rest))
+        _derive_again(uow, rest, tables)
+        _keep_definitions(uow, target, source, rest)
+        for statement in restored:
+            uow._execute(statement)
+        _set_sequences(uow, target, rest)
+        uow.catalog.install_triggers(uow, state.phase)
+        if target.kind == "sqlite":
+            _make_triggers(uow, rest)
+        ledger.audit(uow, "copy", **facts, rejects=len(rejected))
+        uow._execute(f"DROP TABLE {CHECKPOINTS}")
+
+
+def _set_phase(uow: UnitOfWork, state: State) -> None:
+    uow._execute(
+        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping)"
+        " VALUES (1, :phase, :epoch, :since, :mapping)",
+        {
+            "phase": state.phase.value,
+            "epoch": state.epoch,
+            "since": ledger.milliseconds(uow) if state.since is None else state.since,
+            "mapping": uow.statements.fingerprint,
+        },
+    )
+
+
+def _reject(uow: UnitOfWork, rest: Remainder) -> Iterator[Unfit]:
+    """Keep the rows that were left behind, whole."""
+    number = uow._rows("SELECT max(id) FROM consensus_orm_rejects")[0][0] or 0
+    number = max(number, rest.sequences.get("consensus_orm_rejects", 0))
+    known = "SELECT 1 FROM consensus_orm_rejects WHERE pair = ? AND key = ? AND table_name = ? AND state = 'open'"
+    for odd, image in rest.left_behind:
+        key = odd.key if _is_pairs_key(uow, odd) else None
+        if key is not None and uow._rows(known, (odd.pair, key, odd.table)):
+            continue  # with its image, since before
+        number += 1
+        uow._execute(
+            "INSERT INTO consensus_orm_rejects (id, pair, key, table_name, reason, image, state, found_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'open', ?)",
+            (number, odd.pair, key, odd.table, f"{odd.column}: {odd.reason}", image, ledger.milliseconds(uow)),
+        )
+        yield odd
+    if number:
+        uow.catalog.set_sequence(uow, "consensus_orm_rejects", number)
+
+
+def _is_pairs_key(uow: UnitOfWork, odd: Unfit) -> bool:
+    pair = uow.statements.mapping[odd.pair]
+    return odd.table in (pair.table.name, pair.legacy_name)
+
+
+def _derive_again(uow: UnitOfWork, rest: Remainder, tables: list[Copied]) -> None:
+    """Derive the parents of rows that were left behind from those that are there."""
+    if not rest.state.prepared:
+        return
+    linked = {table.name for table in tables if table.link is not None}
+    for pair in uow.statements.mapping.pairs:
+        parent = uow.statements.of_parent(pair)
+        keys = {odd.parent for odd, _ in rest.left_behind if odd.table == pair.table.name and odd.table in linked}
+        if parent is not None and keys:
+            for statement in parent.settle:
+                uow._execute(statement, {"_keys": json.dumps(sorted(keys))})
+
+
+# Saved definitions ------------------------------------------------------------------------------------------
+
+
+def _keep_definitions(uow: UnitOfWork, target: Target, source: Source, rest: Remainder) -> None:
+    """Fill the saved definitions: what a rollback from CONTRACT needs here, and what a copy back will."""
+    if target.kind == source.kind:
+        kept = rest.saved
+    elif target.kind == "postgresql":
+        abroad = [(ABROAD + d.type, d.name, d.table, d.sql, d.sequence) for d in rest.definitions]
+        kept = [(place - len(abroad), *values) for place, values in enumerate(abroad)]
+        kept += [(n, *values) for n, values in enumerate(_own_definitions(uow, rest), 1)]
+    else:
+        kept = [(n, *values) for n, values in enumerate(_definitions_back(uow, rest), 1)]
+    for entry in kept:
+        uow._execute(SAVE, entry)
+
+
+def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ...]]:
+    """On PostgreSQL the renamed tables are their own definitions."""
+    if rest.state.phase.has_legacy or not rest.state.reversible:
+        return
+    saved = {d.table: d.sequence for d in rest.definitions if d.type == "table"}
+    for pair in uow.statements.mapping.pairs:
+        name = pair.legacy_name
+        highest = max(rest.sequences.get(name, 0), saved.get(name) or 0)
+        if highest:
+            uow.catalog.set_sequence(uow, DROPPED + name, highest)
+        yield "table", name, name, f'"{DROPPED}{name}"', highest or None
+    for name, sql in _rows_aside(uow):
+        yield "row", name, name, sql, None
+
+
+def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ...]]:
+    """On SQLite they are what they were, with the ids that were given meanwhile."""
+    if rest.state.phase.has_legacy or not rest.state.reversible:
+        return
+    legacy = {pair.legacy_name for pair in uow.statements.mapping.pairs}
+    told = {name: sequence for _, kind, name, _, _, sequence in rest.saved if kind == "table"}
+    there = set()
+    for d in (d for d in rest.definitions if d.table in legacy):
+        given = [value for value in (d.sequence, told.get(d.table), rest.sequences.get(d.table)) if value is not None]
+        there.add(d.sql)
+        yield d.type, d.name, d.table, d.sql, max(given, default=None) if d.type == "table" else None
+    for name, sql in _rows_aside(uow):
+        if sql not in there:
+            yield "row", name, name, sql, None
+
+
+def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, str]]:
+    """Statements that put rows back which stand on the legacy side alone, from their images."""
+    legacy = uow.catalog.legacy
+    for name, key, table, image in uow._rows(SAVED_ROWS):
+        pair = uow.statements.mapping[name]
+        if table != pair.legacy_name or uow._rows(uow.statements[pair].present(Side.NORMALIZED), {"_keys": f"[{key}]"}):
+            continue
+        wanted = {pair.key.name, *pair.carried}
+        cells = {column: cell for column, cell in json.loads(image).items() if column in wanted}
+        if uow.statements.words.name == "sqlite" or all(_is_plain(*cell) for cell in cells.values()):
+            columns = ", ".join(f'"{column}"' for column in cells)
+            yield table, legacy.insert(table, columns, ", ".join(legacy.literal(*cell) for cell in cells.values()))
+
+
+def _is_plain(kind: str, value: str) -> bool:
+    """Whether every database holds a value of an image; what it does not take back stays in the image."""
+    if kind == "text":
+        data = bytes.fromhex(value)
+        return b"\0" not in data and data.decode("utf-8", "replace").encode() == data
+    return kind in ("null", "integer")
+
+
+# Sequences and triggers -------------------------------------------------------------------------------------
+
+
+def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
+    there = uow.catalog.tables(uow)
+    for name, highest in rest.sequences.items():
+        if name == "consensus_orm_rejects" or name.lower() not in {t.lower() for t in there}:
+            continue  # its own rejects come after those that were there
+        uow.catalog.set_sequence(uow, name, highest)
+    if target.kind == "postgresql" and rest.state.phase.has_legacy:
+        uow.catalog.level_sequences(uow)
+
+
+def _make_triggers(uow: UnitOfWork, rest: Remainder) -> None:
+    """Make the triggers of other programs again, now that all rows are there."""
+    live = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs} if rest.state.phase.has_legacy else set()
+    legacy = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs}
+    for d in rest.definitions:
+        if d.type == "trigger" and (d.table.lower() in live or d.table.lower() not in legacy):
+            uow._execute(d.sql)

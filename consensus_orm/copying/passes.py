@@ -1,0 +1,255 @@
+"""A pass: the source is looked through in the order of keys, and the target is made to hold the same.
+
+The first pass fills the target. Later ones read the source again, and look at the target only where a range of keys
+is not what it was: what each range came to is remembered as a digest. So the last pass, under the lock, costs one
+read of the source, or nothing where nobody has written since.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from consensus_orm import errors
+from consensus_orm.copying.reading import rows_between
+from consensus_orm.copying.report import CopiedTable, Unfit
+from consensus_orm.copying.source import Source
+from consensus_orm.copying.tables import Copied
+from consensus_orm.copying.target import Target
+from consensus_orm.copying.values import Checker, Values, checker, digest
+from consensus_orm.migration.progress import Tally, Watch
+
+__all__ = ["Passes", "Range", "Sieve"]
+
+CHUNK_BYTES = 4 * 2**20
+"""What a chunk may hold: rows of megabytes come a few at a time."""
+
+FIRST_ROWS = 64
+"""Rows of the first chunk, when nobody knows yet how large they are."""
+
+INDEXED_BYTES = 2600
+"""What PostgreSQL takes into one entry of an index is 2704 bytes, compressed; nobody can say how far that goes."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a range of keys came to.
+
+    Attributes:
+        after: The key before it; None for the start.
+        upto: Its last key; None for the end.
+        count: Rows of the source.
+        seen: Digest of all of them; empty where the target does not hold them yet.
+        kept: Digest of those that the target holds.
+        held: How many these are.
+        unfit: The others.
+    """
+
+    after: Any = None
+    upto: Any = None
+    count: int = 0
+    seen: bytes = b""
+    kept: bytes = b""
+    held: int = 0
+    unfit: tuple[Unfit, ...] = ()
+
+
+class Sieve:
+    """Tells the rows of a table that the target can hold from those it cannot.
+
+    Args:
+        table: The table.
+        source: The kind of database it comes from.
+        target: The kind of database it goes to.
+        indexes: Columns that are indexed together.
+        missing: Keys of parents that are not in the target.
+    """
+
+    def __init__(
+        self, table: Copied, source: str, target: str, indexes: list[frozenset[str]], missing: frozenset[Any]
+    ) -> None:
+        self.table = table
+        self.missing = missing
+        checks = ((place, checker(field, source, target)) for place, field in enumerate(table.fields))
+        self.checks: list[tuple[int, Checker]] = [(place, check) for place, check in checks if check is not None]
+        names = [field.name for field in table.fields]
+        typed = source != target and target == "postgresql"
+        self.indexes = [[n for n, name in enumerate(names) if name in index] for index in indexes] if typed else []
+
+    def sift(self, rows: list[Values]) -> tuple[list[Values], tuple[Unfit, ...]]:
+        """The rows that can be held, and why the others cannot."""
+        odd = [found for row in rows if (found := self._unfit(row)) is not None]
+        if not odd:
+            return rows, ()
+        keys = {found.key for found in odd}
+        return [row for row in rows if row[0] not in keys], tuple(odd)
+
+    def _unfit(self, row: Values) -> Unfit | None:
+        for place, check in self.checks:
+            if (reason := check(row[place])) is not None:
+                return self._said(row, place, reason)
+        for places in self.indexes:
+            if sum(_size(row[place]) for place in places) > INDEXED_BYTES:
+                longest = max(places, key=lambda place: _size(row[place]))
+                return self._said(row, longest, "longer than an index of PostgreSQL may take")
+        if self.table.link is not None and row[self.table.link] in self.missing:
+            return self._said(row, self.table.link, f"its row in {self.table.parent} is not there, or is not copied")
+        return None
+
+    def _said(self, row: Values, place: int, reason: str) -> Unfit:
+        parent = None if self.table.link is None else row[self.table.link]
+        return Unfit(self.table.name, row[0], self.table.fields[place].name, reason, self.table.pair, parent)
+
+
+def _size(value: Any) -> int:
+    return len(value.encode("utf-8", "surrogateescape")) if isinstance(value, str) else 0
+
+
+class Passes:
+    """The passes of one copy.
+
+    Args:
+        source: Where rows come from.
+        kind: The kind of database they go to.
+        tables: The tables, parents first.
+        indexes: Columns that are indexed together, by table.
+        progress: Called after each chunk.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        kind: str,
+        tables: list[Copied],
+        indexes: dict[str, list[frozenset[str]]],
+        progress: Watch,
+    ) -> None:
+        self.source = source
+        self.kind = kind
+        self.tables = tables
+        self.indexes = indexes
+        self.progress = progress
+        self.known: dict[str, list[Range]] = {}
+        self.written = dict.fromkeys((table.name for table in tables), 0)
+        self.deleted = dict(self.written)
+        self.postponed = False
+        self.changed = 0
+        self.done = 0
+
+    @property
+    def unfit(self) -> list[Unfit]:
+        """Rows that the target cannot hold, as they were last seen."""
+        return [odd for table in self.tables for range_ in self.known.get(table.name, ()) for odd in range_.unfit]
+
+    def report(self) -> tuple[CopiedTable, ...]:
+        """What there is of each table by now."""
+        return tuple(
+            CopiedTable(name, sum(r.held for r in self.known.get(name, ())), self.written[name], self.deleted[name])
+            for name in self.written
+        )
+
+    def run(self, target: Target | None, what: str = "") -> None:
+        """Look through the source once.
+
+        Args:
+            target: What is to hold the same; None looks for rows that it could not hold.
+            what: What to call it in the progress.
+        """
+        self.postponed, self.changed = False, 0
+        self.done += target is not None
+        missing: dict[str, frozenset[Any]] = {}
+        for table in self.tables:
+            gone = missing.get(table.parent or "", frozenset()) | self.source.orphans(table)
+            sieve = Sieve(table, self.source.kind, self.kind, self.indexes.get(table.name, []), gone)
+            tally = Tally(self.progress, f"{what}{table.name}")
+            tally.expect(lambda: self.source.count(table))  # noqa: B023 - called at once
+            found = [*self._strange(table), *self._ranges(table, sieve, target, tally)]
+            missing[table.name] = frozenset(odd.key for range_ in found for odd in range_.unfit)
+            self.known[table.name] = found
+
+    def _strange(self, table: Copied) -> Iterator[Range]:
+        """Rows without a place in the order of keys, if any: a range of its own, which holds none."""
+        if count := self.source.strange_keys(table):
+            odd = Unfit(table.name, None, table.key, f"{count} keys that are no text", table.pair)
+            yield Range(count=count, seen=b"strange", kept=b"", unfit=(odd,))
+
+    def _ranges(self, table: Copied, sieve: Sieve, target: Target | None, tally: Tally) -> Iterator[Range]:
+        size = min(FIRST_ROWS, self.source.settings.chunk_rows)
+        for was in [r for r in self.known.get(table.name, ()) if r.seen != b"strange"] or [Range()]:
+            after = was.after
+            while True:
+                limit = size + was.count
+                rows = rows_between(self.source, table, after, was.upto, limit)
+                upto = rows[-1][0] if len(rows) == limit else was.upto
+                yield self._settled(Range(after, upto, len(rows), digest(rows)), rows, was, sieve, target)
+                tally.add(len(rows))
+                size = self._fitting(rows, size)
+                if len(rows) < limit:
+                    break
+                after = upto
+
+    def _fitting(self, rows: list[Values], size: int) -> int:
+        """Rows of the next chunk: as many as fit, and at most twice as many as in the one before."""
+        heavy = sum(len(value) for row in rows for value in row if isinstance(value, str | bytes))
+        fitting = size * 2 if not heavy else len(rows) * CHUNK_BYTES // heavy
+        return max(1, min(size * 2, fitting, self.source.settings.chunk_rows))
+
+    def _settled(self, now: Range, rows: list[Values], was: Range, sieve: Sieve, target: Target | None) -> Range:
+        same = (was.after, was.upto, was.seen) == (now.after, now.upto, now.seen)
+        fit, odd = sieve.sift(rows)
+        if same and odd == was.unfit:
+            return was
+        kept = now.seen if not odd else digest(fit)
+        seen = now.seen
+        if target is None:
+            seen = b""
+        else:
+            try:
+                written, deleted = target.settle(sieve.table, now.after, now.upto, fit)
+            except errors.StorageError as error:
+                if not _collides(error):
+                    raise
+                seen, self.postponed = b"", True
+            else:
+                self.written[sieve.table.name] += written
+                self.deleted[sieve.table.name] += deleted
+                self.changed += written + deleted
+        return Range(now.after, now.upto, now.count, seen, kept, len(fit), odd)
+
+    def verify(self, target: Target) -> int:
+        """Compare every row of the target with what the source held, in type and bytes.
+
+        Returns:
+            How many were compared.
+
+        Raises:
+            CopyError: One differs.
+        """
+        compared = 0
+        for table in self.tables:
+            tally = Tally(self.progress, f"verifying {table.name}")
+            tally.expect(lambda: target.count(table))  # noqa: B023 - called at once
+            for range_ in self.known[table.name]:
+                if range_.seen == b"strange":
+                    continue
+                rows = target.rows(table, range_.after, range_.upto)
+                if len(rows) != range_.held or digest(rows) != range_.kept:
+                    raise errors.CopyError(
+                        f"{table.name} differs from the source after key {range_.after!r:.40},"
+                        f" up to {range_.upto!r:.40}",
+                        hint="the source is untouched; look for triggers in the target, and copy to an empty database",
+                        table=table.name,
+                    )
+                compared += len(rows)
+                tally.add(len(rows))
+        return compared
+
+
+def _collides(error: errors.StorageError) -> bool:
+    """Whether a row collides with one that the target has not lost yet: it goes in the next pass."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return bool(code & 0xFF == sqlite3.SQLITE_CONSTRAINT)
+    return getattr(error, "sqlstate", None) == "23505"

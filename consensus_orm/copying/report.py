@@ -1,0 +1,75 @@
+"""What a copy did, and what it could not do; no contents of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from consensus_orm.phase import Phase
+
+__all__ = ["CopiedTable", "CopyReport", "Unfit"]
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A row that the target cannot hold.
+
+    Attributes:
+        table: Its table.
+        key: Its key; None where that is what cannot be held.
+        column: The column that cannot be held.
+        reason: Why.
+        pair: The pair its reject is listed under.
+        parent: What its link refers to, where it has one.
+    """
+
+    table: str
+    key: Any
+    column: str
+    reason: str
+    pair: str
+    parent: Any = None
+
+
+@dataclass(frozen=True)
+class CopiedTable:
+    """One table: its rows in the target, and how many this call wrote and deleted there."""
+
+    name: str
+    rows: int
+    written: int
+    deleted: int
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """What a copy did.
+
+    Attributes:
+        source: The database that was read.
+        target: The database that was written.
+        phase: The phase of both.
+        finished: Whether the target is a store by now; False after a call that only caught up.
+        tables: What was copied.
+        unfit: Rows left behind as rejects.
+        passes: How often the source was looked through, the last pass included.
+        verified: Rows whose type and bytes were compared with those of the source at the end.
+        locked: Seconds the write lock of the source was held; None where it was not taken.
+        seconds: How long all of it took.
+    """
+
+    source: str
+    target: str
+    phase: Phase
+    finished: bool
+    tables: tuple[CopiedTable, ...]
+    unfit: tuple[Unfit, ...]
+    passes: int
+    verified: int
+    locked: float | None
+    seconds: float
+
+    @property
+    def rows(self) -> int:
+        """Rows in the target."""
+        return sum(table.rows for table in self.tables)

@@ -1,0 +1,261 @@
+"""The source of a copy: it is read, and nothing else.
+
+Each look is a short one of its own, so that nobody waits for a copy that takes hours. A SQLite file is opened
+read-only: a connection that could write would carry the log into the file when it is the last one to be closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from consensus_orm import errors
+from consensus_orm.adoption import Kind
+from consensus_orm.connection import DriverConnection, pragmas
+from consensus_orm.copying.tables import Copied
+from consensus_orm.copying.values import cell, plain
+from consensus_orm.engine import checkout, database_path, driver, source_of, translated
+from consensus_orm.phase import Phase
+from consensus_orm.store import ConsensusStore
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["Source", "State", "opened"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the migration of the source stands.
+
+    Attributes:
+        prepared: Whether it has our tables.
+        phase: Its phase.
+        epoch: How often it has changed.
+        since: Since when it is in the phase, ms.
+        reversible: Whether it is past the legacy tables and has kept what it takes to make them again.
+    """
+
+    prepared: bool
+    phase: Phase
+    epoch: int = 0
+    since: int | None = None
+    reversible: bool = False
+
+
+class Source(UnitOfWork):
+    """A database that is read, without a transaction of its own.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: ConsensusStore) -> None:
+        super().__init__(store.engine, store._statements, store.settings, read_only=True)
+        self.started = store.settings.clock()
+        self.store = store
+        self.name = store.name
+        self.executions = store._legacy is None
+
+    @property
+    def kind(self) -> str:
+        """The kind of database."""
+        return self.engine.dialect.name
+
+    def look(self) -> State:
+        """Where the migration stands now.
+
+        Raises:
+            CopyError: It is in the middle of a step, or none of our stores yet.
+        """
+        self._phase = Phase.EXPAND  # what is missing is an error, and no empty answer
+        if "consensus_orm_state" not in self.catalog.tables(self):
+            self._require_legacy()
+            return State(prepared=False, phase=Phase.EXPAND)
+        rows = self._rows("SELECT phase, epoch, since, step FROM consensus_orm_state WHERE id = 1")
+        if not rows:
+            raise errors.CopyError(f"{self.name} is a copy that was not finished", hint="finish it first")
+        phase, self._epoch, since, step = rows[0]
+        if step is not None:
+            raise errors.CopyError(
+                f"{self.name} is in the middle of a step that somebody began",
+                hint="run it again until it ends: consensus-orm advance, or consensus-orm rollback",
+            )
+        self._phase = Phase(phase)
+        saved = self._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'")
+        return State(True, self._phase, self._epoch, since, reversible=bool(saved) and not self._phase.has_legacy)
+
+    def _require_legacy(self) -> None:
+        kind = self.store._inspect().kind
+        if self.store._legacy is None and kind is not Kind.LEGACY:
+            raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
+
+    def count(self, table: Copied) -> int:
+        """Rows of a table."""
+        return int(self._rows(f'SELECT count(*) FROM "{table.name}"')[0][0])
+
+    def strange_keys(self, table: Copied) -> int:
+        """Rows whose key is of another type than that of the table, which have no place in its order."""
+        if not table.text_key or self.kind != "sqlite":
+            return 0
+        return int(self._rows(f'SELECT count(*) FROM "{table.name}" WHERE typeof("{table.key}") <> \'text\'')[0][0])
+
+    def orphans(self, table: Copied) -> frozenset[Any]:
+        """What rows of a table refer to and what is not there."""
+        if table.link is None:
+            return frozenset()
+        link = table.fields[table.link].name
+        key = next(p.key.name for p in self.statements.mapping.parents if p.table.name == table.parent)
+        sql = (
+            f'SELECT DISTINCT "{link}" FROM "{table.name}" AS t WHERE NOT EXISTS'
+            f' (SELECT 1 FROM "{table.parent}" AS p WHERE p."{key}" = t."{link}")'
+        )
+        return frozenset(key for (key,) in self._rows(sql))
+
+    def images(self, table: Copied, key: Any) -> list[str]:
+        """A row whole, as JSON: type and bytes of each column; all those of strange keys where the key is None."""
+        where = f'"{table.key}" = CAST(:_key AS TEXT)' if table.text_key else f'"{table.key}" = :_key'
+        if key is None:
+            where = f"typeof(\"{table.key}\") <> 'text'"
+        rows = self._rows(f'SELECT {table.columns} FROM "{table.name}" WHERE {where}', {"_key": key})
+        names = [field.name for field in table.fields]
+        return [json.dumps(dict(zip(names, map(cell, plain(row)), strict=True))) for row in rows]
+
+    # What may change meanwhile ----------------------------------------------------------------------------
+
+    def mark(self) -> Any:
+        """What differs from an earlier mark once anything was written; None where nobody can say."""
+        return None
+
+    @contextlib.contextmanager
+    def still(self, *, lock: bool) -> Iterator[float | None]:
+        """A time in which nothing changes here.
+
+        Args:
+            lock: Whether to keep writers waiting; one snapshot is seen otherwise.
+
+        Yields:
+            When the lock was taken, in seconds of `time.monotonic`; None where it was not.
+        """
+        raise NotImplementedError
+
+
+class FileSource(Source):
+    """A SQLite database."""
+
+    def mark(self) -> Any:
+        """SQLite counts the commits of others."""
+        return self._rows("PRAGMA data_version")[0][0]
+
+    @contextlib.contextmanager
+    def still(self, *, lock: bool) -> Iterator[float | None]:
+        """Hold the write lock, or look at one snapshot where there is no lock to be had."""
+        path = database_path(self.engine)
+        if lock and path is not None:
+            # A connection for the lock alone, closed before the one that reads: the last one must not be able to write.
+            other = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=0)
+            with contextlib.closing(other):
+                if _locked(other, self.settings.busy_timeout.total_seconds()):
+                    yield time.monotonic()
+                    return
+        self._execute("BEGIN")
+        try:
+            self._rows("SELECT 1 FROM sqlite_master LIMIT 1")  # the first look takes the snapshot
+            yield None
+        finally:
+            self._connected.rollback()
+
+
+def _locked(connection: sqlite3.Connection, patience: float) -> bool:
+    """Take the write lock without writing; False where the file is not ours to write."""
+    connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
+        return False
+    return True
+
+
+class ServerSource(Source):
+    """A PostgreSQL database."""
+
+    @contextlib.contextmanager
+    def still(self, *, lock: bool) -> Iterator[float | None]:
+        """Keep writers out of our tables, or look at one snapshot."""
+        if not lock:
+            self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            try:
+                yield None
+            finally:
+                self._connected.rollback()
+            return
+        other = self.engine.pool.source.connect()  # type: ignore[attr-defined]
+        try:
+            other.execute("BEGIN")
+            for statement in self._locks():
+                other.execute(statement)
+            yield time.monotonic()
+        finally:
+            other.close()
+
+    def _locks(self) -> Iterator[str]:
+        there = self.catalog.tables(self)
+        if "consensus_orm_state" in there:
+            yield "LOCK TABLE consensus_orm_state IN EXCLUSIVE MODE"  # first, as our own writers do
+        mapping = self.statements.mapping
+        names = {t.name for p in mapping.pairs for t in (p.table, p.legacy_table)} | {
+            p.table.name for p in mapping.parents
+        }
+        if found := sorted((names | {"agent_executions"}) & there):
+            quoted = ", ".join(f'"{name}"' for name in found)
+            yield f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE"
+
+
+@contextlib.contextmanager
+def opened(store: ConsensusStore) -> Iterator[Source]:
+    """Open the source of a copy with a connection that cannot write.
+
+    Args:
+        store: The store; its own connections that nobody uses are closed, so that none of them is the last one.
+    """
+    if store.engine.dialect.name == "postgresql":
+        source: Source = ServerSource(store)
+        connection = store.engine.pool.source.connect()  # type: ignore[attr-defined]
+        with translated(store.engine), contextlib.closing(connection):
+            connection.execute("SET default_transaction_read_only = on")
+            source._driver = connection
+            yield source
+        return
+    source = FileSource(store)
+    path = database_path(store.engine)
+    if path is None:
+        with checkout(store.engine) as pooled:
+            source._driver = driver(pooled)
+            yield source
+        return
+    with translated(store.engine), contextlib.closing(_read_only(store)) as own:
+        store.engine.dispose()
+        source._driver = own
+        yield source
+
+
+def _read_only(store: ConsensusStore) -> DriverConnection:
+    path, settings = database_path(store.engine), store.settings
+    assert path is not None
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=ro",
+        uri=True,
+        timeout=settings.busy_timeout.total_seconds(),
+        isolation_level=None,
+        check_same_thread=False,
+        factory=DriverConnection,
+    )
+    connection.source, connection.query_only = source_of(store.engine), True
+    for pragma, value in pragmas(settings).items():
+        connection.execute(f"PRAGMA {pragma} = {value}").close()
+    return connection

@@ -1,0 +1,146 @@
+"""What a store consists of: the tables that are copied, in an order in which what is referred to comes first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Table
+
+from consensus_orm import errors
+from consensus_orm.copying.values import Field, Held, field_of
+from consensus_orm.mapping import Mapping, Pair, Parent, table_of
+from consensus_orm.models import control
+from consensus_orm.models.executions import AgentExecution
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["EXECUTIONS", "Copied", "identified", "inventory", "ledgers", "normalized"]
+
+EXECUTIONS = table_of(AgentExecution)
+"""Agent executions are the store's own: no mapping speaks of them."""
+
+LEDGERS = (control.PhaseChange, control.Mismatch, control.Reject, control.BackfillCheckpoint, control.Change)
+"""What is copied of the control tables row by row. Phase and saved definitions are set at the end; certificates stay
+behind: they speak of the database in which they were issued."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A table that is copied.
+
+    Attributes:
+        name: Its name.
+        fields: Its columns, the key first.
+        pair: The pair under which its rejects are listed.
+        has_pairs_key: Whether its key is that of the pair.
+        link: The place of the column that refers to a parent.
+        parent: The table that it refers to.
+    """
+
+    name: str
+    fields: tuple[Field, ...]
+    pair: str
+    has_pairs_key: bool = False
+    link: int | None = None
+    parent: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of the key."""
+        return self.fields[0].name
+
+    @property
+    def text_key(self) -> bool:
+        """Whether the key is a text."""
+        return self.fields[0].held is Held.TEXT
+
+    @property
+    def columns(self) -> str:
+        """The columns, for SQL."""
+        return ", ".join(f'"{field.name}"' for field in self.fields)
+
+
+def inventory(source: UnitOfWork, *, prepared: bool, executions: bool, extras: bool) -> list[Copied]:
+    """The tables of a store.
+
+    Args:
+        source: Sees them.
+        prepared: Whether there are others than the legacy tables.
+        executions: Whether agent executions belong to the store.
+        extras: Whether the target takes columns that nobody knows.
+
+    Raises:
+        CopyError: A column has no place in the target.
+    """
+    mapping, there = source.statements.mapping, {name.lower() for name in source.catalog.tables(source)}
+    found: list[Copied] = []
+    if prepared:
+        found += [_parents_table(parent, mapping) for parent in mapping.parents]
+        found += [_pairs_table(pair) for pair in mapping.pairs]
+    for pair in mapping.pairs if source.phase.has_legacy else ():
+        if pair.legacy_name.lower() in there:
+            fields = _fields_there(source, pair.legacy_table, extras=extras)
+            found.append(Copied(pair.legacy_name, fields, pair.name, has_pairs_key=True))
+    if executions and EXECUTIONS.name in there:
+        found.append(_listed_under_first(mapping, EXECUTIONS.name, _fields_there(source, EXECUTIONS, extras=extras)))
+    if prepared:
+        found += [_listed_under_first(mapping, t.name, _fields(t)) for t in map(table_of, LEDGERS)]
+    return found
+
+
+def normalized(mapping: Mapping) -> list[Table]:
+    """The normalized tables, parents first."""
+    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.pairs)]
+
+
+def ledgers() -> list[str]:
+    """The names of the control tables that are copied row by row."""
+    return [table_of(model).name for model in LEDGERS]
+
+
+def identified(table: Copied) -> bool:
+    """Whether the database gives the keys of a table."""
+    return not table.text_key
+
+
+def _listed_under_first(mapping: Mapping, name: str, fields: tuple[Field, ...]) -> Copied:
+    return Copied(name, fields, mapping.pairs[0].name)
+
+
+def _parents_table(parent: Parent, mapping: Mapping) -> Copied:
+    return Copied(parent.table.name, _fields(parent.table), mapping.members(parent)[0].name)
+
+
+def _pairs_table(pair: Pair) -> Copied:
+    fields = _fields(pair.table)
+    if pair.link is None or pair.parent is None:
+        return Copied(pair.table.name, fields, pair.name, has_pairs_key=True)
+    place = [field.name for field in fields].index(pair.link.key)
+    parent = pair.parent.table.name
+    return Copied(pair.table.name, fields, pair.name, has_pairs_key=True, link=place, parent=parent)
+
+
+def _fields(table: Table) -> tuple[Field, ...]:
+    return tuple(sorted(map(field_of, table.columns), key=lambda field: not table.columns[field.name].primary_key))
+
+
+def _fields_there(source: UnitOfWork, table: Table, *, extras: bool) -> tuple[Field, ...]:
+    """Columns of a table that other programs made, or altered: those that are there, whoever knows them."""
+    there = source.catalog.columns(source, table.name)
+    known = [field for field in _fields(table) if field.name in there]
+    unknown = sorted(there - {field.name for field in known})
+    if unknown and not extras:
+        raise errors.CopyError(
+            f"{table.name} has a column {unknown[0]!r:.60} that nobody knows: the target has no place for it",
+            hint="nothing was written; drop the column, or copy to a database of the same kind",
+            table=table.name,
+            column=unknown[0],
+        )
+    used = [field for field in known if extras or _is_used(source, table, field)]
+    return (*used, *(Field(name, Held.ANYTHING) for name in unknown))
+
+
+def _is_used(source: UnitOfWork, table: Table, field: Field) -> bool:
+    """Whether a column holds anything: a table of the field comes back without those that it did not have."""
+    if table is not EXECUTIONS or field.required:
+        return True
+    return bool(source._rows(f'SELECT 1 FROM "{table.name}" WHERE "{field.name}" IS NOT NULL LIMIT 1'))

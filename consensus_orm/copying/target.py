@@ -1,0 +1,321 @@
+"""The target of a copy: closed to everybody else until it is finished, since it has no phase until then.
+
+How far it has come stands in a table of its own, which goes when the copy is finished. A row without a name says what
+is copied, and what must be put back at the end; the others say behind which key a table holds nothing yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from consensus_orm import engine as engines
+from consensus_orm import errors, schema
+from consensus_orm.adoption import CONTROL, Kind
+from consensus_orm.copying.definitions import Definition
+from consensus_orm.copying.reading import rows_between
+from consensus_orm.copying.source import State
+from consensus_orm.copying.tables import Copied, normalized
+from consensus_orm.copying.values import Held, Values
+from consensus_orm.dropping import DROPPED
+from consensus_orm.lock import Lock
+from consensus_orm.models.base import Verbatim
+from consensus_orm.phase import Phase
+from consensus_orm.store import ConsensusStore
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["CHECKPOINTS", "Target", "TargetUnit"]
+
+CHECKPOINTS = "consensus_orm_copy"
+
+_CREATE = (
+    f"CREATE TABLE {CHECKPOINTS} (name TEXT NOT NULL PRIMARY KEY, last_key TEXT, facts TEXT)"  # keys and facts as JSON
+)
+_FOREIGN_KEYS = (
+    "SELECT 'ALTER TABLE ' || CAST(CAST(conrelid AS regclass) AS TEXT), quote_ident(conname), pg_get_constraintdef(oid)"
+    " FROM pg_constraint WHERE contype = 'f' AND conrelid = to_regclass(quote_ident('{}'))"
+)
+_TIMES = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')"
+"""How PostgreSQL writes the default of a time as SQLite does."""
+
+
+class TargetUnit(UnitOfWork):
+    """A transaction on a database that has no phase yet.
+
+    Foreign keys are not enforced in it: while the source is in use, a row may come before what it refers to.
+
+    Args:
+        store: The store to be.
+        phase: The phase it will have.
+    """
+
+    def __init__(self, store: ConsensusStore, phase: Phase) -> None:
+        super().__init__(store.engine, store._statements, store.settings)
+        self.lock = Lock.CARRY
+        self._to_be = phase
+
+    def _begin(self) -> None:
+        assert self._pooled is not None
+        driver = self._pooled.driver_connection
+        if isinstance(driver, sqlite3.Connection):
+            driver.execute("PRAGMA foreign_keys = OFF")
+        super()._begin()
+
+    def _read_phase(self) -> None:
+        self._phase = self._to_be
+        if self.statements.words.name == "postgresql":
+            self._execute("SELECT set_config('consensus_orm.by', 'carrier', true)")
+
+    def _release(self) -> None:
+        driver = self._driver
+        if isinstance(driver, sqlite3.Connection):
+            driver.rollback()
+            driver.execute("PRAGMA foreign_keys = ON")
+        super()._release()
+
+
+class Target:
+    """A database that becomes a copy.
+
+    Args:
+        store: The store to be.
+        source: The name of what is copied.
+        state: Where the source stands.
+    """
+
+    def __init__(self, store: ConsensusStore, source: str, state: State) -> None:
+        self.store = store
+        self.source = source
+        self.state = state
+        self.kind = store.engine.dialect.name
+
+    def unit(self) -> TargetUnit:
+        """A transaction."""
+        return TargetUnit(self.store, self.state.phase)
+
+    # Before ---------------------------------------------------------------------------------------------
+
+    def is_begun(self, shape: list[Any]) -> bool:
+        """Whether there is an unfinished copy of the same source.
+
+        Args:
+            shape: What the source consists of.
+
+        Raises:
+            CopyError: There is something else; nothing was written.
+        """
+        if self.store.path is not None and not self.store.path.exists():
+            return False
+        with engines.translated(self.store.engine), self._looking() as uow:
+            there = {name.lower() for name in uow.catalog.tables(uow)}
+            if CHECKPOINTS in there:
+                self._expect(uow, shape)
+                return True
+            self._require_empty(uow, there)
+        return False
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[UnitOfWork]:
+        with UnitOfWork(self.store.engine, self.store._statements, self.store.settings, read_only=True) as uow:
+            uow._phase = uow._phase or self.state.phase  # what is missing is an error, and no empty answer
+            yield uow
+
+    def _expect(self, uow: UnitOfWork, shape: list[Any]) -> None:
+        facts = json.loads(uow._rows(f"SELECT facts FROM {CHECKPOINTS} WHERE name = ''")[0][0])
+        if facts["source"] != self.source:
+            raise self._refusal("holds an unfinished copy of another database")
+        if facts["shape"] != shape:
+            raise self._refusal("holds an unfinished copy of this database as it was in another phase")
+
+    def _refusal(self, why: str) -> errors.CopyError:
+        return errors.CopyError(f"{self.store.name} {why}", hint="nothing was written; give an empty database")
+
+    def _require_empty(self, uow: UnitOfWork, there: set[str]) -> None:
+        if self.store._inspect().kind is not Kind.NEW:
+            raise self._refusal("holds tables of ours already")
+        mapping = self.store._statements.mapping
+        for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs)):
+            if table.name.lower() in there and uow._rows(f'SELECT 1 FROM "{table.name}" LIMIT 1'):
+                raise self._refusal(f"holds rows in {table.name} already")
+
+    def prepare(self, shape: list[Any], made: Sequence[Definition]) -> None:
+        """Make the tables, in one transaction, and close the database until the copy is finished.
+
+        Args:
+            shape: What the source consists of.
+            made: What SQLite says of the tables of other programs.
+        """
+        engines.prepare(self.store.engine, self.store.settings)
+        with engines.translated(self.store.engine), schema.changing(self.store.engine) as connection:
+            if self.state.phase.has_legacy or self.state.reversible:
+                self._make_legacy(connection, made)
+            self._make_executions(connection, made)
+            self._upgrade(connection)
+            facts = {"source": self.source, "shape": shape, "restore": list(self._drop_foreign_keys(connection))}
+            connection.exec_driver_sql(_CREATE)
+            mark = "%s" if self.kind == "postgresql" else "?"
+            header = f"INSERT INTO {CHECKPOINTS} (name, facts) VALUES ('', {mark})"
+            connection.exec_driver_sql(header, (json.dumps(facts),))
+            connection.exec_driver_sql("DELETE FROM consensus_orm_state")
+            if self.state.prepared:
+                connection.exec_driver_sql("DELETE FROM consensus_orm_history")
+
+    def _make_legacy(self, connection: Connection, made: Sequence[Definition]) -> None:
+        names = {pair.legacy_name.lower() for pair in self.store._statements.mapping.pairs}
+        if self.kind == "sqlite":
+            if self.state.phase.has_legacy:
+                _create(connection, [d for d in made if d.table.lower() in names])
+            return
+        for pair in self.store._statements.mapping.pairs:
+            pair.legacy_table.create(connection, checkfirst=True)
+            for column in pair.legacy_table.columns:
+                if (
+                    isinstance(column.type, Verbatim)
+                    and column.server_default is not None
+                    and column.type.name == "TIMESTAMP"
+                ):
+                    connection.exec_driver_sql(
+                        f'ALTER TABLE "{pair.legacy_name}" ALTER COLUMN "{column.name}" SET DEFAULT {_TIMES}'
+                    )
+
+    def _make_executions(self, connection: Connection, made: Sequence[Definition]) -> None:
+        names = {pair.legacy_name.lower() for pair in self.store._statements.mapping.pairs}
+        if self.kind == "sqlite" and self.store._legacy is None:
+            _create(connection, [d for d in made if d.table.lower() not in names])
+
+    def _upgrade(self, connection: Connection) -> None:
+        from alembic import command
+
+        config = schema.configuration(
+            connection=connection, applied=[], clock=self.store.settings.clock, legacy=self.store._legacy
+        )
+        command.upgrade(config, schema.head() if self.store._legacy is None else CONTROL)
+        mapping = self.store._statements.mapping
+        for table in normalized(mapping):
+            table.create(connection, checkfirst=True)  # those of another mapping: of ours there are revisions
+        if self.kind == "postgresql" and not self.state.phase.has_legacy and self.state.reversible:
+            for pair in mapping.pairs:
+                connection.exec_driver_sql(f'ALTER TABLE "{pair.legacy_name}" RENAME TO "{DROPPED}{pair.legacy_name}"')
+
+    def _drop_foreign_keys(self, connection: Connection) -> Iterator[str]:
+        if self.kind != "postgresql":
+            return
+        for table in normalized(self.store._statements.mapping):
+            for alter, name, definition in connection.exec_driver_sql(_FOREIGN_KEYS.format(table.name)).all():
+                connection.exec_driver_sql(f"{alter} DROP CONSTRAINT {name}")
+                yield f"{alter} ADD CONSTRAINT {name} {definition}"
+
+    # Rows -------------------------------------------------------------------------------------------------
+
+    def settle(self, table: Copied, after: Any, upto: Any, rows: list[Values]) -> tuple[int, int]:
+        """Make a range of keys hold these rows and no others, and move the checkpoint, in one transaction.
+
+        Returns:
+            How many rows were written, and how many deleted.
+        """
+        with self.unit() as uow:
+            known = uow._rows(f"SELECT last_key FROM {CHECKPOINTS} WHERE name = ?", (table.name,))
+            last = json.loads(known[0][0]) if known else None
+            behind = last is None or last == after
+            theirs = {} if behind else {row[0]: row for row in rows_between(uow, table, after, upto)}
+            wanted = {row[0]: row for row in rows}
+            stale = [key for key, row in theirs.items() if key not in wanted or repr(row) != repr(wanted[key])]
+            new = [row for key, row in wanted.items() if key not in theirs or repr(theirs[key]) != repr(row)]
+            self._delete(uow, table, stale)
+            self._insert(uow, table, new)
+            if rows and (last is None or _order(rows[-1][0]) > _order(last)):
+                uow._execute(
+                    f"INSERT INTO {CHECKPOINTS} (name, last_key) VALUES (:name, :key)"
+                    " ON CONFLICT (name) DO UPDATE SET last_key = :key",
+                    {"name": table.name, "key": json.dumps(rows[-1][0])},
+                )
+        return len(new), len(set(stale) - wanted.keys())
+
+    def _delete(self, uow: UnitOfWork, table: Copied, keys: list[Any]) -> None:
+        for key in keys:
+            bound = "CAST(:key AS TEXT)" if table.text_key else ":key"
+            uow._execute(f'DELETE FROM "{table.name}" WHERE "{table.key}" = {bound}', {"key": key})
+
+    def _insert(self, uow: UnitOfWork, table: Copied, rows: list[Values]) -> None:
+        driver: Any = uow._connected
+        if not rows:
+            return
+        if self.kind == "postgresql":
+            truths = [place for place, field in enumerate(table.fields) if field.held is Held.BOOLEAN]
+            with driver.cursor().copy(f'COPY "{table.name}" ({table.columns}) FROM STDIN') as stream:
+                for row in rows:
+                    stream.write_row(_with_truths(row, truths) if truths else row)
+            return
+        marks = ", ".join("?" * len(table.fields))
+        sql = f'INSERT INTO "{table.name}" ({table.columns}) VALUES ({marks})'
+        encodable = [row for row in rows if all(map(_is_encodable, row))]
+        driver.executemany(sql, encodable)
+        for row in rows if len(encodable) < len(rows) else ():
+            if not all(map(_is_encodable, row)):
+                given = ", ".join("?" if _is_encodable(value) else "CAST(? AS TEXT)" for value in row)
+                driver.execute(
+                    f'INSERT INTO "{table.name}" ({table.columns}) VALUES ({given})', tuple(map(driver.storable, row))
+                )
+
+    def rows(self, table: Copied, after: Any, upto: Any) -> list[Values]:
+        """The rows of a range of keys as they are stored."""
+        with self._reading() as uow:
+            return rows_between(uow, table, after, upto)
+
+    def _reading(self) -> TargetUnit:
+        uow = self.unit()
+        uow.read_only, uow.lock = True, Lock.NONE
+        return uow
+
+    def count(self, table: Copied) -> int:
+        """Rows of a table."""
+        with self._reading() as uow:
+            return int(uow._rows(f'SELECT count(*) FROM "{table.name}"')[0][0])
+
+    def restored(self, uow: UnitOfWork) -> list[str]:
+        """Statements that put back what was in the way."""
+        facts = json.loads(uow._rows(f"SELECT facts FROM {CHECKPOINTS} WHERE name = ''")[0][0])
+        found: list[str] = facts["restore"]
+        return found
+
+    def make_room(self, table: Copied) -> None:
+        """Add the columns that the target's own table lacks."""
+        with self.unit() as uow:
+            there = uow.catalog.columns(uow, table.name)
+            for field in table.fields:
+                if field.name not in there:
+                    uow._execute(f'ALTER TABLE "{table.name}" ADD COLUMN "{field.name}" TEXT')
+
+
+def _create(connection: Connection, made: Sequence[Definition]) -> None:
+    driver: Any = connection.connection.driver_connection
+    for kind in ("table", "index"):
+        for definition in made:
+            if definition.type == kind:
+                driver.execute(definition.sql)  # verbatim: SQLAlchemy would read colons in it as parameters
+
+
+def _order(key: Any) -> Any:
+    return key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
+
+
+def _with_truths(row: Values, places: list[int]) -> list[Any]:
+    values = list(row)
+    for place in places:
+        values[place] = None if row[place] is None else bool(row[place])
+    return values
+
+
+def _is_encodable(value: Any) -> bool:
+    if not isinstance(value, str) or value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
