@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     url: str | None = Field(default=None, repr=False)
     """Any SQLAlchemy URL, or a path; `~/.code/consensus_artifacts.db` where neither is given."""
 
+    read_url: str | None = Field(default=None, repr=False)
+    """A PostgreSQL server that follows the one of `url`: read-only units of work go there."""
+
     pool_size: int = Field(default=10, ge=1, le=1000)
     """Connections kept for one database; no more are opened."""
     pool_timeout: Duration = timedelta(seconds=30)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from consensus_orm.maintenance import Maintenance
+    from consensus_orm.postgresql.replica import Replica
     from consensus_orm.retry import Retrier
 
 __all__ = ["ConsensusStore", "ConsensusUnitOfWork"]
@@ -90,6 +91,7 @@ class ConsensusStore:
         self.migration = Migration(self)
         self._new_unit: Callable[..., ConsensusUnitOfWork] = ConsensusUnitOfWork  # another, where somebody observes
         self._statements = _statements(mapping, database.dialect.name)
+        self._replica = self._find_replica()
         # Tables of another declaration are made by whoever declares them; only their legacy names are asked for.
         self._legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
         self._identity = self._inspect()
@@ -133,6 +135,13 @@ class ConsensusStore:
         except BaseException:
             database.dispose()
             raise
+
+    def _find_replica(self) -> Replica | None:
+        if self.settings.read_url is None:
+            return None
+        from consensus_orm.postgresql.replica import Replica
+
+        return Replica(self.settings.read_url, self.engine, self.settings)
 
     def _inspect(self) -> adoption.Identity:
         if self.path is not None and not self.path.exists():
@@ -194,7 +203,7 @@ class ConsensusStore:
         """Take a unit of work; use it in a `with` block, once.
 
         Args:
-            read_only: See one snapshot, take no lock, and be unable to write.
+            read_only: See one snapshot, take no lock, and be unable to write; of the replica, where there is one.
 
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
@@ -202,6 +211,8 @@ class ConsensusStore:
         if read_only and self._identity.kind is adoption.Kind.NEW and self.path is not None and not self.path.exists():
             return _Nowhere(engine.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
         uow = self._unit(read_only=read_only)
+        if read_only and self._replica is not None:
+            uow._elsewhere = self._replica.begin
         uow._prepare = self._ensure_current
         uow._readable = self._identity.kind is not adoption.Kind.FINAL_BUILD
         uow._on_doubt = self._confirm
@@ -318,6 +329,8 @@ class ConsensusStore:
         """Close every connection; the store cannot be used after it."""
         if (maintenance := self.__dict__.get("maintenance")) is not None:
             maintenance.close()
+        if self._replica is not None:
+            self._replica.close()
         self.engine.dispose()
 
     def __enter__(self) -> Self:

@@ -67,6 +67,7 @@ class UnitOfWork:
         self._prepare = prepare
         self._readable = readable
         self._entered = False
+        self._elsewhere: Callable[[UnitOfWork], bool] | None = None
         self._pooled: PoolProxiedConnection | None = None
         self._driver: Driver | None = None
         self._phase: Phase | None = None
@@ -88,6 +89,11 @@ class UnitOfWork:
         self.started = self.settings.clock()
         if not self.read_only and self._prepare is not None:
             self._prepare()
+        if self._elsewhere is None or not self._elsewhere(self):
+            self._open()
+        return self
+
+    def _open(self) -> None:
         with translated(self.engine):
             self._borrow()
             self._begin()
@@ -96,7 +102,11 @@ class UnitOfWork:
         except BaseException:
             self._release()
             raise
-        return self
+
+    def _close(self) -> None:
+        """Leave what was opened, to open it again with another engine."""
+        self._release()
+        self._phase, self._epoch = None, 0
 
     def _borrow(self) -> None:
         self._pooled = borrow(self.engine, write=not self.read_only)

@@ -49,6 +49,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ("SHADOW_READS", "0.5", 0.5),
         ("RETRY_JITTER", "0", 0.0),
         ("SYNCHRONOUS", "FULL", "FULL"),
+        ("READ_URL", "postgresql://replica/db", "postgresql://replica/db"),
     ],
 )
 def test_each_is_read_from_the_environment(
@@ -105,7 +106,7 @@ def test_a_wrong_argument_is_not_repeated() -> None:
 
 def test_settings_are_frozen_and_tell_no_secrets() -> None:
     """Settings never change under a store, and their repr has no URL."""
-    settings = Settings(url="postgresql://user:secret@host/db")
+    settings = Settings(url="postgresql://user:secret@host/db", read_url="postgresql://user:secret@replica/db")
     with pytest.raises(ValidationError, match="frozen"):
         settings.pool_size = 3  # type: ignore[misc]
     assert "secret" not in repr(settings)

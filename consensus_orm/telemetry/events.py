@@ -28,6 +28,7 @@ __all__ = [
     "Outcome",
     "Plain",
     "RejectEvent",
+    "ReplicaEvent",
     "RetryEvent",
     "StatementEvent",
     "UnitBegun",
@@ -239,6 +240,28 @@ class ConnectionEvent(Event):
     title: ClassVar[str] = "consensus_orm.connection"
     seconds: float
     error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaEvent(Event):
+    """A read-only unit of work began on the primary instead of the replica.
+
+    Args:
+        reason: `behind`, where the replica has not seen the newest change of phase, or `unreachable`.
+        news: Whether the one before it did not, or for another reason.
+    """
+
+    title: ClassVar[str] = "consensus_orm.replica"
+    reason: str
+    news: bool = field(default=True, repr=False)
+
+    @property
+    def level(self) -> int:
+        """WARNING once: what lasts would only flood the log."""
+        return logging.WARNING if self.news else logging.NOTSET
+
+    def __str__(self) -> str:
+        return f"the replica is {self.reason}: reading from the primary"
 
 
 @dataclass(frozen=True, slots=True)

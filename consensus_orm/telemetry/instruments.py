@@ -21,6 +21,7 @@ from consensus_orm.telemetry.events import (
     LockEvent,
     MismatchEvent,
     RejectEvent,
+    ReplicaEvent,
     RetryEvent,
     StatementEvent,
     UnitEvent,
@@ -168,6 +169,14 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.rejects", Kind.COUNTER, "{row}", "Rows found that cannot be carried.", RejectEvent, (PAIR,)
+    ),
+    Instrument(
+        "consensus_orm.replica.fallbacks",
+        Kind.COUNTER,
+        "{unit}",
+        "Read-only units of work that began on the primary, because the replica was behind or unreachable.",
+        ReplicaEvent,
+        ("consensus_orm.reason",),
     ),
     Instrument(
         "consensus_orm.backfill.rows",

@@ -85,18 +85,20 @@ class ObservedUnitOfWork(ConsensusUnitOfWork):
             raise
 
     def _borrow(self) -> None:
-        self._asked = perf_counter()  # bringing the schema up to date is told by units of its own
+        if not self.read_only:
+            self._asked = perf_counter()  # bringing the schema up to date is told by units of its own
+        started = perf_counter()
         try:
             super()._borrow()
         except BaseException as error:
             event = LockEvent if isinstance(error, DatabaseBusyError) else ConnectionEvent
-            self._tell(event(perf_counter() - self._asked, self._type_of(error)))
+            self._tell(event(perf_counter() - started, self._type_of(error)))
             raise
         self._borrowed = perf_counter()
         # On SQLite a writer waits for its turn before a connection is chosen for it.
         turn = getattr(self._pooled and self._pooled.driver_connection, "turn", None)
         self._queued = turn.waited if turn else 0.0
-        self._tell(ConnectionEvent(self._borrowed - self._asked - self._queued, None))
+        self._tell(ConnectionEvent(self._borrowed - started - self._queued, None))
 
     def _begin(self) -> None:
         if self.read_only:
