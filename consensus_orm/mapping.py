@@ -202,6 +202,11 @@ class Mapping:
         """The pairs whose rows belong to a parent."""
         return tuple(pair for pair in self.pairs if pair.parent is parent)
 
+    def said_by(self, parent: Parent) -> list[str]:
+        """Columns of a parent that say something of its rows, in order; what is derived follows from them instead."""
+        carried = {a.key for pair in self.members(parent) for a in pair.carried.values() if a.class_ is parent.model}
+        return sorted({parent.key.name, *carried, *(a.key for a in parent.computed)})
+
 
 def table_of(model: type[DeclarativeBase]) -> Table:
     """The table of a mapped class."""

@@ -166,8 +166,6 @@ def _parent_triggers(mapping: Mapping) -> Iterator[str]:
     """Notice writes of parents that change what their rows say; what is derived may change freely."""
     for parent in mapping.parents:
         members, key = mapping.members(parent), parent.key.name
-        said = {a.key for pair in members for a in pair.carried.values() if a.class_ is parent.model}
-        said |= {a.key for a in parent.computed} | {parent.key.name}
         body = [
             _log(
                 pair,
@@ -179,7 +177,7 @@ def _parent_triggers(mapping: Mapping) -> Iterator[str]:
             for pair in members
             if pair.link is not None
         ]
-        event = f"AFTER UPDATE OF {', '.join(sorted(said))}"
+        event = f"AFTER UPDATE OF {', '.join(mapping.said_by(parent))}"
         yield _trigger(f"{parent.table.name}_update", event, parent.table, None, *body)
         # Where a program has foreign keys off, the rows of a deleted parent stay behind without one.
         left = [statement.replace(f', NEW."{key}"', "") for statement in body]

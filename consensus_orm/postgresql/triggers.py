@@ -111,14 +111,12 @@ def _refuse_sessions(table: Table) -> Iterator[str]:
 def _note_members(parent: Parent, mapping: Mapping) -> Iterator[str]:
     """Note writes of parents that change what their rows say; what is derived may change freely."""
     members, key = mapping.members(parent), parent.key.name
-    said = {a.key for pair in members for a in pair.carried.values() if a.class_ is parent.model}
-    said |= {a.key for a in parent.computed} | {key}
     body = " ".join(
         _log(pair, f't."{pair.key.name}"', "normalized", repr("update"))
         + f' FROM "{pair.table.name}" AS t WHERE t."{pair.link.key}" = OLD."{key}";'
         for pair in members
         if pair.link is not None
     )
-    columns = ", ".join(f'"{name}"' for name in sorted(said))
+    columns = ", ".join(f'"{name}"' for name in mapping.said_by(parent))
     event = f"AFTER DELETE OR UPDATE OF {columns}"
     yield from _trigger(f"{parent.table.name}_said", event, parent.table, FOREIGN, f"{body} RETURN NULL;")
