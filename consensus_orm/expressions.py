@@ -179,10 +179,16 @@ def _same(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(holds, "sqlite")
 def _holds(element: Any, compiler: Any, **kw: Any) -> str:
     column, value = arguments(element, compiler, **kw)
-    (first, _) = element.clauses
+    (first, second) = element.clauses
     if isinstance(first.type, Text):
         return f"(+{column} COLLATE BINARY IS +CAST({value} AS TEXT))"
-    return f"(typeof({column}) IN ('integer', 'null') AND {column} IS {value})"
+    held = f"(typeof({column}) IN ('integer', 'null') AND {column} IS {value})"
+    if not isinstance(second, milliseconds):
+        return held
+    # Nearly all times are whole seconds of a valid date, and to write a number as a time costs half of reading it.
+    (time,) = arguments(second, compiler, **kw)
+    text = f"typeof({column}) = 'integer' AND {column} % 1000 = 0 AND datetime({column} / 1000, 'unixepoch')"
+    return f"(CASE WHEN +{time} >= '0001' AND {text} = +{time} COLLATE BINARY THEN 1 ELSE {held} END)"
 
 
 def _shaped(x: str) -> str:

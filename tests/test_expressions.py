@@ -328,6 +328,19 @@ def test_a_column_holds_a_computed_value_in_its_type(database: sqlite3.Connectio
     assert bool(evaluate(database, holds(column("any", type_), bindparam("x", type_=type_)), x=meant)) is expected
 
 
+@pytest.mark.parametrize("time", ALL_TIMES, ids=repr)
+def test_a_column_holds_the_milliseconds_of_a_time_and_no_others(database: sqlite3.Connection, time: Any) -> None:
+    """However a time is compared with a number, what agrees is what reading it gives, in type and value."""
+    store(database, at=time)
+    right = evaluate(database, milliseconds(column("at", TIMESTAMP)))
+    seconds = database.execute("SELECT strftime('%s', at) * 1000 FROM t").fetchone()[0]
+    near = (right, right + 1, right - 1, right + 1000, 0, 1, 86_400_000, seconds, None, str(right), right + 0.5)
+    for held in near:
+        store(database, at=time, any=held)
+        agrees = evaluate(database, holds(column("any", Integer()), milliseconds(column("at", TIMESTAMP))))
+        assert bool(agrees) is (type(held) is int and held == right), held
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(None, 0), (0, 0), (1, 1), (2, 1), (-1, 1), (0.5, 1), (0.0, 0), ("", 0), ("true", 1), ("TRUE", 1),

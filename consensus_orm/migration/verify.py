@@ -144,8 +144,8 @@ def scan(reading: Units, progress: Watch = None) -> Seen:
         for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
             seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
         if not uow.catalog.keeps_writers_waiting(uow):
-            with _readers(reading, uow.engine.pool.size() - 1) as others:  # type: ignore[attr-defined]
-                _look_through(uow, uow._rows, others, seen, progress)
+            with _several(reading, uow.engine.pool.size() - 1) as others:  # type: ignore[attr-defined]
+                _look_through(uow, _Readers(uow._rows, others), seen, progress)
             return seen
 
     # Without WAL nobody can commit past a reader. So each statement looks for itself: a pair of rows is one
@@ -154,12 +154,12 @@ def scan(reading: Units, progress: Watch = None) -> Seen:
         with reading() as alone:
             return alone._rows(sql, parameters)
 
-    _look_through(uow, look, [look] * READERS, seen, progress)
+    _look_through(uow, _Readers(look, [look] * READERS), seen, progress)
     return seen
 
 
 @contextlib.contextmanager
-def _readers(reading: Units, most: int) -> Iterator[list[Look]]:
+def _several(reading: Units, most: int) -> Iterator[list[Look]]:
     """Units of work that compare at the same time: SQLite lets go of the interpreter while it works.
 
     Their snapshots may differ by a write. That loses nothing: a row and its counterpart are compared in one of
@@ -169,13 +169,48 @@ def _readers(reading: Units, most: int) -> Iterator[list[Look]]:
         yield [stack.enter_context(reading())._rows for _ in range(min(READERS, most))]
 
 
-def _look_through(uow: UnitOfWork, look: Look, others: list[Look], seen: Seen, progress: Watch) -> None:
+class _Readers:
+    """Who looks at a table chunk by chunk: one tells where the chunks lie, the others look, several at a time."""
+
+    def __init__(self, look: Look, others: list[Look]) -> None:
+        self.look = look
+        self._others = others or [look]
+
+    def everywhere(self, bounds: tuple[str, str], sql: str) -> Iterator[tuple[list[tuple[Any, ...]], int]]:
+        """Run a statement on every chunk; its rows, and how many it looked at."""
+        free: SimpleQueue[Look] = SimpleQueue()
+        for look in self._others:
+            free.put(look)
+
+        def run(chunk: dict[str, Any]) -> list[tuple[Any, ...]]:
+            look = free.get()
+            try:
+                return look(sql, chunk)
+            finally:
+                free.put(look)
+
+        if self._others == [self.look]:
+            yield from ((run(chunk), count) for chunk, count in chunks(self.look, bounds))
+            return
+        with ThreadPoolExecutor(len(self._others)) as pool:
+            ahead: deque[tuple[Future[list[tuple[Any, ...]]], int]] = deque()
+            for chunk, count in chunks(self.look, bounds):
+                ahead.append((pool.submit(run, chunk), count))
+                if len(ahead) > 2 * len(self._others):
+                    done, rows = ahead.popleft()
+                    yield done.result(), rows
+            yield from ((done.result(), rows) for done, rows in ahead)
+
+
+def _look_through(uow: UnitOfWork, readers: _Readers, seen: Seen, progress: Watch) -> None:
     for pair in uow.statements.mapping.pairs:
         before = seen.legacy
-        _Comparison(uow, look, others, pair, seen, progress).run()
+        _Comparison(uow, readers, pair, seen, progress).run()
         uow._tell(ComparisonEvent(pair.name, "verify", seen.legacy - before))
     for parent in uow.statements.mapping.parents:
-        seen.parents[parent.table.name] = list(_wrong_parents(uow, look, parent))
+        sql = uow.statements.parents[parent.table.name]
+        found = readers.everywhere(sql.next_chunk, sql.differing)
+        seen.parents[parent.table.name] = [key for wrong, _ in found for (key,) in wrong]
 
 
 def require_two_sides(phase: Phase) -> None:
@@ -194,15 +229,14 @@ class _Comparison:
     def __init__(
         self,
         uow: UnitOfWork,
-        look: Look,
-        others: list[Look],
+        readers: _Readers,
         pair: Pair,
         seen: Seen,
         progress: Watch,
     ) -> None:
         self.phase = uow.phase
-        self.look = look
-        self.others = others
+        self.look = readers.look
+        self.readers = readers
         self.pair = pair
         self.seen = seen
         self.tally = Tally(progress, pair.name)
@@ -229,30 +263,7 @@ class _Comparison:
         self.seen.doubtful[self.pair.name] = doubtful
 
     def _everywhere(self, side: Side, sql: str) -> Iterator[tuple[list[tuple[Any, ...]], int]]:
-        """Run a statement on every chunk of a side, several at a time; its rows, and how many it looked at."""
-        bounds = chunks(self.look, self.sql.next_chunk(side))
-        if not self.others:
-            yield from ((self.look(sql, chunk), count) for chunk, count in bounds)
-            return
-        free: SimpleQueue[Look] = SimpleQueue()
-        for look in self.others:
-            free.put(look)
-
-        def run(chunk: dict[str, Any]) -> list[tuple[Any, ...]]:
-            look = free.get()
-            try:
-                return look(sql, chunk)
-            finally:
-                free.put(look)
-
-        with ThreadPoolExecutor(len(self.others)) as pool:
-            ahead: deque[tuple[Future[list[tuple[Any, ...]]], int]] = deque()
-            for chunk, count in bounds:
-                ahead.append((pool.submit(run, chunk), count))
-                if len(ahead) > 2 * len(self.others):
-                    done, rows = ahead.popleft()
-                    yield done.result(), rows
-            yield from ((done.result(), rows) for done, rows in ahead)
+        return self.readers.everywhere(self.sql.next_chunk(side), sql)
 
 
 def chunks(look: Look, bounds: tuple[str, str]) -> Iterator[tuple[dict[str, Any], int]]:
@@ -264,13 +275,6 @@ def chunks(look: Look, bounds: tuple[str, str]) -> Iterator[tuple[dict[str, Any]
             return
         yield {"_first": first, "_last": last}, count
         sql, after = bounds[1], last
-
-
-def _wrong_parents(uow: UnitOfWork, look: Look, parent: Parent) -> Iterator[Any]:
-    sql = uow.statements.parents[parent.table.name]
-    for bounds, _ in chunks(look, sql.next_chunk):
-        for (key,) in look(sql.differing, bounds):
-            yield key
 
 
 def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
