@@ -66,6 +66,15 @@ class Database(ABC):
     def judge(self) -> Any:
         """The module whose functions take `where`."""
 
+    @abstractmethod
+    def writers_waiting(self) -> contextlib.AbstractContextManager[None]:
+        """Keep whoever wants to write waiting while the block lasts, as another process may."""
+
+    def columns(self, table: str) -> list[str]:
+        """Names of the columns of a table, in their order."""
+        with self.judge.reading(self.where) as connection:
+            return [name.strip('"') for name in self.judge.columns(connection, table)]
+
     def rows(self, table: str) -> list[Row]:
         """All rows of a table, every cell in type and bytes."""
         found: list[Row] = self.judge.rows(self.where, table)
@@ -124,6 +133,12 @@ class File(Database):
     def heal(self) -> None:
         self.script("DROP TRIGGER fault")
 
+    @contextlib.contextmanager
+    def writers_waiting(self) -> Iterator[None]:
+        with builders.writing(self.where) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+
 
 @dataclass(frozen=True)
 class ServerDatabase(Database):
@@ -153,6 +168,12 @@ class ServerDatabase(Database):
 
     def heal(self) -> None:
         self.script("DROP FUNCTION fault() CASCADE")
+
+    @contextlib.contextmanager
+    def writers_waiting(self) -> Iterator[None]:
+        with psycopg.connect(self.where) as connection:
+            connection.execute("LOCK TABLE consensus_orm_state IN EXCLUSIVE MODE")
+            yield
 
 
 def at(where: str | Path) -> Database:
@@ -192,12 +213,12 @@ def holds(kind: str, text: str) -> bool:
 # Legacy databases to begin with -----------------------------------------------------------------------------
 
 
-def build_legacy(where: str | Path) -> None:
-    """The common rows only."""
+def build_legacy(where: str | Path, *, columns: int = 11, altered: bool = False) -> None:
+    """The common rows only, and an agent_executions with so many columns."""
     if isinstance(where, Path):
-        builders.build_legacy(where, columns=11)
+        builders.build_legacy(where, columns=columns, altered=altered)
     else:
-        server.build_legacy(where)
+        server.build_legacy(where, columns=columns, altered=altered)
 
 
 def odd_history(where: str | Path) -> None:

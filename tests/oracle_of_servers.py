@@ -94,15 +94,13 @@ def definitions(url: str, *names: str) -> list[tuple[str, ...]]:
 
 def sequences(url: str) -> dict[str, int]:
     """The highest id ever given, by table; tables that never gave one are left out."""
+    sql = (
+        "SELECT t.relname, CASE s.relkind WHEN 'S' THEN pg_sequence_last_value(s.oid) END FROM pg_class AS s"
+        " JOIN pg_depend AS d ON d.objid = s.oid AND d.deptype IN ('a', 'i') AND d.classid = 'pg_class'::regclass"
+        " JOIN pg_class AS t ON t.oid = d.refobjid"
+    )
     with reading(url) as connection:
-        return dict(
-            connection.execute(
-                "SELECT t.relname, pg_sequence_last_value(s.oid) FROM pg_class AS s JOIN pg_depend AS d"
-                " ON d.objid = s.oid AND d.deptype IN ('a', 'i') AND d.classid = 'pg_class'::regclass"
-                " JOIN pg_class AS t ON t.oid = d.refobjid"
-                " WHERE s.relkind = 'S' AND pg_sequence_last_value(s.oid) IS NOT NULL"
-            ).fetchall()
-        )
+        return {table: value for table, value in connection.execute(sql.encode()) if value is not None}
 
 
 def image(url: str, *names: str) -> tuple[object, ...]:

@@ -6,14 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, ExecutionTracker
 from consensus_orm.errors import UnknownAgentError
-
-pytestmark = pytest.mark.sqlite
+from tests.databases import Database
 
 
 @pytest.fixture
@@ -146,13 +144,15 @@ raise SystemExit("still alive")
 
 
 @pytest.mark.parametrize(("moment", "completed"), [("before", set()), ("between", {"a"})])
-def test_memory_is_rebuilt_after_a_kill(tmp_path: Path, moment: str, completed: set[str]) -> None:
+def test_memory_is_rebuilt_after_a_kill(new_database: Database, moment: str, completed: set[str]) -> None:
     """Kill -9 between commit and memory loses nothing: resync finds the completion. Before the commit there is none."""
-    path = tmp_path / "killed.db"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path), moment], capture_output=True, text=True)
+    with ConsensusStore.open(new_database.where) as store:
+        store.upgrade()
+    command = [sys.executable, "-c", KILLED, str(new_database.where), moment]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(new_database.where) as store:
         tracker = ExecutionTracker(spec_id="SPEC-1", stage="plan", run_id="r")
         with store.unit_of_work(read_only=True) as uow:
             tracker.resync(uow)

@@ -145,27 +145,19 @@ class _ServerWatch:
                 return super().copy(statement, *arguments, **options)
 
         connection.cursor_factory = Cursor
-        vars(connection).update(commit=self._commit, rollback=self._rollback)
+        vars(connection).update(_send=self._send)  # what goes without a cursor
 
     def note(self, query: Any) -> None:
         text = query.decode() if isinstance(query, bytes) else str(query)
         self.log._sent.append(text.strip(" ;\n"))
 
-    def _commit(self) -> None:
-        self._end("COMMIT")
-
-    def _rollback(self) -> None:
-        self._end("ROLLBACK")
-
-    def _end(self, word: str) -> None:
-        if self._connection.info.transaction_status:  # nothing is sent where none is open
-            self.note(word)
-        getattr(type(self._connection), word.lower())(self._connection)
+    def _send(self, commands: bytes) -> Any:
+        self.note(commands)
+        return type(self._connection)._send(self._connection, commands)
 
     def stop(self) -> None:
         self._connection.cursor_factory = self._factory
-        for name in ("commit", "rollback"):
-            vars(self._connection).pop(name, None)
+        vars(self._connection).pop("_send", None)
 
 
 @contextmanager

@@ -54,6 +54,25 @@ EXECUTIONS_CREATED = {
 }
 """agent_executions as a program of that day created it, by its number of columns."""
 
+EXECUTIONS = [
+    {
+        "agent_id": agent_id,
+        "spec_id": "SPEC-KIT-900",
+        "stage": "spec-plan",
+        "phase_type": phase_type,
+        "agent_name": agent_name,
+        "spawned_at": spawned_at,
+        "completed_at": completed_at,
+        "response_text": response_text,
+    }
+    for agent_id, phase_type, agent_name, spawned_at, completed_at, response_text in (
+        ("a1", "regular_stage", "gemini", "2025-11-04T02:20:00Z", "2025-11-04T02:23:58Z", '{"ok": true}'),
+        ("a2", "regular_stage", "claude", "2025-11-04T02:20:01Z", None, None),
+        ("a3", "quality_gate", "code", "2025-11-04 02:20:02", "2025-11-04 02:24:00", "no JSON \U0001f600"),
+    )
+]
+"""Rows of it: done, in flight, failed."""
+
 EXECUTIONS_ALTERED = ("run_id TEXT", "extraction_error TEXT", "branch_id TEXT")
 """What later programs added to a table of 8 columns, so that these come last."""
 
@@ -76,22 +95,11 @@ def create_executions(connection: sqlite3.Connection, columns: int, *, altered: 
         connection.execute("CREATE INDEX idx_agent_executions_run ON agent_executions(run_id)")
     if columns > 10:
         connection.execute("CREATE INDEX idx_agent_executions_branch ON agent_executions(spec_id, stage, branch_id)")
-    connection.executemany(
-        "INSERT INTO agent_executions (agent_id, spec_id, stage, phase_type, agent_name, spawned_at,"
-        " completed_at, response_text) VALUES (?, 'SPEC-KIT-900', 'spec-plan', ?, ?, ?, ?, ?)",
-        [
-            ("a1", "regular_stage", "gemini", "2025-11-04T02:20:00Z", "2025-11-04T02:23:58Z", '{"ok": true}'),
-            ("a2", "regular_stage", "claude", "2025-11-04T02:20:01Z", None, None),
-            (
-                "a3",
-                "quality_gate",
-                "code",
-                "2025-11-04 02:20:02",
-                "2025-11-04 02:24:00",
-                "no JSON \U0001f600",
-            ),
-        ],
-    )
+    for execution in EXECUTIONS:
+        connection.execute(
+            f"INSERT INTO agent_executions ({', '.join(execution)}) VALUES ({', '.join('?' * len(execution))})",
+            tuple(execution.values()),
+        )
 
 
 def first_version(path: Path) -> None:
@@ -422,7 +430,7 @@ def new(path: Path) -> None:
 
 Builder = Callable[[Path], None]
 
-EXECUTIONS: dict[str, Builder] = {
+AGED: dict[str, Builder] = {
     f"{columns}_{'altered' if altered else 'created'}": (
         lambda path, columns=columns, altered=altered: build_legacy(path, columns=columns, altered=altered)  # type: ignore[misc]
     )
@@ -445,7 +453,7 @@ KINDS: dict[str, tuple[str, int, Builder]] = {
     "final_build": ("final_build", 5, final_build),
     "odd_final_build": ("final_build", 5, odd_final_build),
     "runs_only": ("final_build", 5, runs_only),
-    **{name: ("legacy", 1, builder) for name, builder in EXECUTIONS.items()},
+    **{name: ("legacy", 1, builder) for name, builder in AGED.items()},
 }
 """What can be adopted: name -> (what it is, the phase it starts in, its builder)."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 
 from tests.field import rows
+from tests.field.builders import EXECUTIONS, EXECUTIONS_ALTERED, EXECUTIONS_CREATED
 
 ARTIFACTS = """
 CREATE TABLE consensus_artifacts (id BIGSERIAL PRIMARY KEY, spec_id TEXT NOT NULL, stage TEXT NOT NULL,
@@ -28,27 +29,25 @@ CREATE TABLE consensus_synthesis (id BIGSERIAL PRIMARY KEY, spec_id TEXT NOT NUL
 CREATE INDEX idx_synthesis_spec_stage ON consensus_synthesis(spec_id, stage);
 """
 
-EXECUTIONS = """
-CREATE TABLE agent_executions (agent_id TEXT PRIMARY KEY, spec_id TEXT NOT NULL, stage TEXT NOT NULL,
-  phase_type TEXT NOT NULL, agent_name TEXT NOT NULL, run_id TEXT, spawned_at TEXT NOT NULL, completed_at TEXT,
-  response_text TEXT, extraction_error TEXT, branch_id TEXT);
-CREATE INDEX idx_agent_executions_spec ON agent_executions(spec_id, stage);
-INSERT INTO agent_executions (agent_id, spec_id, stage, phase_type, agent_name, spawned_at, completed_at, response_text)
-VALUES
-  ('a1', 'SPEC-KIT-900', 'spec-plan', 'regular_stage', 'gemini', '2025-11-04T02:20:00Z', '2025-11-04T02:23:58Z',
-   '{"ok": true}'),
-  ('a2', 'SPEC-KIT-900', 'spec-plan', 'regular_stage', 'claude', '2025-11-04T02:20:01Z', NULL, NULL),
-  ('a3', 'SPEC-KIT-900', 'spec-plan', 'quality_gate', 'code', '2025-11-04 02:20:02', '2025-11-04 02:24:00',
-   U&'no JSON \\+01F600');
-"""
-
 NUMBERS = ("id", "artifacts_count", "degraded")
 
 
-def build_legacy(url: str) -> None:
+def create_executions(connection: psycopg.Connection[Any], columns: int, *, altered: bool = False) -> None:
+    """Make agent_executions with 8 to 11 columns and three rows: done, in flight, failed."""
+    connection.execute(f"CREATE TABLE agent_executions ({EXECUTIONS_CREATED[8 if altered else columns]})".encode())
+    if altered:
+        for column in EXECUTIONS_ALTERED[: columns - 8]:
+            connection.execute(f"ALTER TABLE agent_executions ADD COLUMN {column}".encode())
+    connection.execute("CREATE INDEX idx_agent_executions_spec ON agent_executions(spec_id, stage)")
+    for execution in EXECUTIONS:
+        insert(connection, "agent_executions", execution)
+
+
+def build_legacy(url: str, *, columns: int = 11, altered: bool = False) -> None:
     """The legacy side with the common rows, and agent_executions."""
     with psycopg.connect(url) as connection:
-        connection.execute(f"{ARTIFACTS}{SYNTHESIS}{EXECUTIONS}".encode())
+        connection.execute(f"{ARTIFACTS}{SYNTHESIS}".encode())
+        create_executions(connection, columns, altered=altered)
         insert_plain_rows(connection)
 
 
