@@ -360,7 +360,8 @@ def _statements(mapping: Mapping, database: str) -> Statements:
 
 def _stale_triggers(uow: UnitOfWork) -> bool:
     """Whether the triggers in force were made from another mapping than this program's."""
-    made_from = uow._rows("SELECT mapping FROM consensus_orm_state")[0][0]
+    rows = uow._rows("SELECT mapping FROM consensus_orm_state")
+    made_from = rows[0][0] if rows else uow.phase  # raises: a copy that was not finished has none
     if made_from is None:
         return uow.catalog.needs_triggers
     return bool(made_from != uow.statements.fingerprint)

@@ -209,7 +209,8 @@ class UnitOfWork:
         """
         if self._phase is None:
             raise errors.SchemaOutdatedError(
-                f"{self.engine.url.database} has not been prepared yet", hint="run: consensus-orm upgrade"
+                f"{self.engine.url.database} has not been prepared yet, or is a copy that is not finished",
+                hint="run: consensus-orm upgrade, or finish the copy",
             )
         return self._phase
 

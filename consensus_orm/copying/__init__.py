@@ -120,6 +120,7 @@ class _Copy:
         verified = self.passes.verify(self.target)
         facts = {"from": self.source.name, "rows": {table.name: table.rows for table in self.passes.report()}}
         finish_copy(self.target, self.source, rest, self.tables, facts)
+        self.target.store._identity = self.target.store._inspect()
         return self._report(verified=verified, locked=locked, finished=True)
 
     def _require_fit(self, reject: bool) -> None:

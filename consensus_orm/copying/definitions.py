@@ -15,7 +15,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm.copying.source import Source, State
-from consensus_orm.copying.tables import EXECUTIONS
+from consensus_orm.copying.tables import EXECUTIONS, normalized
 from consensus_orm.dropping import OBJECTS
 
 __all__ = ["ABROAD", "Definition", "definitions"]
@@ -49,14 +49,15 @@ def definitions(source: Source, state: State) -> list[Definition]:
     """What SQLite says of the tables of other programs in a source, whichever kind it is."""
     legacy = [pair.legacy_table for pair in source.statements.mapping.pairs]
     wanted = legacy if state.phase.has_legacy or state.reversible else []
-    executions = [EXECUTIONS] if source.executions else []
+    # Our own normalized tables are made by revisions, those of another mapping by whoever declares them.
+    others = [EXECUTIONS] if source.executions else normalized(source.statements.mapping)
     saved = [Definition(*row) for row in source._rows(SAVED)] if state.prepared else []
     if source.kind == "sqlite":
-        live = [*(legacy if state.phase.has_legacy else ()), *executions]
+        live = [*(legacy if state.phase.has_legacy else ()), *others]
         return [d for d in saved if not state.phase.has_legacy] + [d for table in live for d in _objects(source, table)]
     found = [replace(d, type=d.type.removeprefix(ABROAD)) for d in saved if d.type.startswith(ABROAD)]
     known = {d.table.lower() for d in found}
-    return found + [d for table in (*wanted, *executions) if table.name.lower() not in known for d in _printed(table)]
+    return found + [d for table in (*wanted, *others) if table.name.lower() not in known for d in _printed(table)]
 
 
 def _objects(source: Source, table: Table) -> Iterator[Definition]:

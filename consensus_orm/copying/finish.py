@@ -55,16 +55,18 @@ def remainder(
         saved = source._rows(
             "SELECT position, type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position"
         )
-    return Remainder(state, _sequences(source, state, tables), definitions, saved, images)
+    return Remainder(state, _sequences(source, state, tables, saved), definitions, saved, images)
 
 
-def _sequences(source: Source, state: State, tables: list[Copied]) -> dict[str, int]:
+def _sequences(source: Source, state: State, tables: list[Copied], saved: list[tuple[Any, ...]]) -> dict[str, int]:
     """The highest ids given; where both sides draw from one place, they are the same."""
     names = [table.name for table in tables if not table.text_key]
     given = {name: source.catalog.sequence(source, name) for name in names}
+    kept = {name: sequence for _, _, name, _, _, sequence in saved if sequence is not None}
     for pair in source.statements.mapping.pairs if state.phase.writes_normalized else ():
         own, legacy = pair.table.name, pair.legacy_name
-        others = [given.get(own), given.get(legacy), source.catalog.sequence(source, DROPPED + legacy)]
+        others = [given.get(own), given.get(legacy), kept.get(legacy)]
+        others.append(source.catalog.sequence(source, DROPPED + legacy))
         highest = max((value for value in others if value is not None), default=None)
         given |= {name: highest for name in (own, legacy) if name in given or name == legacy}
     return {name: value for name, value in given.items() if value is not None and value > 0}
@@ -169,13 +171,9 @@ def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ..
     """On PostgreSQL the renamed tables are their own definitions."""
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
-    saved = {d.table: d.sequence for d in rest.definitions if d.type == "table"}
     for pair in uow.statements.mapping.pairs:
         name = pair.legacy_name
-        highest = max(rest.sequences.get(name, 0), saved.get(name) or 0)
-        if highest:
-            uow.catalog.set_sequence(uow, DROPPED + name, highest)
-        yield "table", name, name, f'"{DROPPED}{name}"', highest or None
+        yield "table", name, name, f'"{DROPPED}{name}"', rest.sequences.get(name)
     for name, sql in _rows_aside(uow):
         yield "row", name, name, sql, None
 
@@ -185,12 +183,10 @@ def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, .
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
     legacy = {pair.legacy_name for pair in uow.statements.mapping.pairs}
-    told = {name: sequence for _, kind, name, _, _, sequence in rest.saved if kind == "table"}
     there = set()
     for d in (d for d in rest.definitions if d.table in legacy):
-        given = [value for value in (d.sequence, told.get(d.table), rest.sequences.get(d.table)) if value is not None]
         there.add(d.sql)
-        yield d.type, d.name, d.table, d.sql, max(given, default=None) if d.type == "table" else None
+        yield d.type, d.name, d.table, d.sql, rest.sequences.get(d.table) if d.type == "table" else None
     for name, sql in _rows_aside(uow):
         if sql not in there:
             yield "row", name, name, sql, None
@@ -222,11 +218,13 @@ def _is_plain(kind: str, value: str) -> bool:
 
 
 def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
-    there = uow.catalog.tables(uow)
+    there = {name.lower() for name in uow.catalog.tables(uow)}
     for name, highest in rest.sequences.items():
-        if name == "consensus_orm_rejects" or name.lower() not in {t.lower() for t in there}:
-            continue  # its own rejects come after those that were there
-        uow.catalog.set_sequence(uow, name, highest)
+        if name == "consensus_orm_rejects":
+            continue  # its own come after those that were there
+        for table in (name, DROPPED + name):
+            if table.lower() in there:
+                uow.catalog.set_sequence(uow, table, highest)
     if target.kind == "postgresql" and rest.state.phase.has_legacy:
         uow.catalog.level_sequences(uow)
 

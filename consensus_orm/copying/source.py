@@ -89,8 +89,8 @@ class Source(UnitOfWork):
         return State(True, self._phase, self._epoch, since, reversible=bool(saved) and not self._phase.has_legacy)
 
     def _require_legacy(self) -> None:
-        kind = self.store._inspect().kind
-        if self.store._legacy is None and kind is not Kind.LEGACY:
+        identity = self.store._inspect()
+        if not identity.legacy_tables or (self.store._legacy is None and identity.kind is not Kind.LEGACY):
             raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
 
     def count(self, table: Copied) -> int:

@@ -154,7 +154,7 @@ class Target:
         with engines.translated(self.store.engine), schema.changing(self.store.engine) as connection:
             if self.state.phase.has_legacy or self.state.reversible:
                 self._make_legacy(connection, made)
-            self._make_executions(connection, made)
+            self._make_others(connection, made)
             self._upgrade(connection)
             facts = {"source": self.source, "shape": shape, "restore": list(self._drop_foreign_keys(connection))}
             connection.exec_driver_sql(_CREATE)
@@ -183,9 +183,9 @@ class Target:
                         f'ALTER TABLE "{pair.legacy_name}" ALTER COLUMN "{column.name}" SET DEFAULT {_TIMES}'
                     )
 
-    def _make_executions(self, connection: Connection, made: Sequence[Definition]) -> None:
+    def _make_others(self, connection: Connection, made: Sequence[Definition]) -> None:
         names = {pair.legacy_name.lower() for pair in self.store._statements.mapping.pairs}
-        if self.kind == "sqlite" and self.store._legacy is None:
+        if self.kind == "sqlite":
             _create(connection, [d for d in made if d.table.lower() not in names])
 
     def _upgrade(self, connection: Connection) -> None:
@@ -294,9 +294,10 @@ class Target:
 
 def _create(connection: Connection, made: Sequence[Definition]) -> None:
     driver: Any = connection.connection.driver_connection
+    there = {name for (name,) in driver.execute("SELECT name FROM sqlite_master")}
     for kind in ("table", "index"):
         for definition in made:
-            if definition.type == kind:
+            if definition.type == kind and definition.name not in there:
                 driver.execute(definition.sql)  # verbatim: SQLAlchemy would read colons in it as parameters
 
 

@@ -323,7 +323,8 @@ class Migration:
         """Take a verified backup before a step that drops or rewrites tables.
 
         Args:
-            step: The step, for the name of the file: `DATABASE.before-STEP-TIME`, in `backup_dir` or beside it.
+            step: The step, for the name of the file: `DATABASE.before-STEP-TIME`, in `backup_dir` or beside it. Of a
+                server it is a copy to SQLite, in `backup_dir` or the current folder.
             progress: Called after each chunk.
 
         Returns:
@@ -332,13 +333,18 @@ class Migration:
         Raises:
             BackupError: It could not be made; the step is not taken.
         """
-        path = self._store.path
-        if path is None:
+        store, path = self._store, self._store.path
+        served = store.engine.dialect.name != "sqlite"
+        if path is None and not served:
             return {}
-        folder = self._store.settings.backup_dir or path.parent
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        target = Path(folder) / f"{path.name}.before-{step}-{stamp}"
-        report = self._store.maintenance.backup(target, progress=of_pages(progress, "backup"))
+        folder = store.settings.backup_dir or (Path.cwd() if path is None else path.parent)
+        name = store.engine.url.database if path is None else path.name
+        target = Path(folder) / f"{name}.before-{step}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        if served:
+            from consensus_orm.copying.backup import backup_of_server
+
+            return backup_of_server(store, target, progress)
+        report = store.maintenance.backup(target, progress=of_pages(progress, "backup"))
         return {"backup": str(report.path)}
 
     def rollback(
