@@ -27,6 +27,9 @@ class Catalog:
     needs_triggers = False
     """Whether there are triggers in every phase, also in one that nobody has flipped to."""
 
+    others_write_meanwhile = False
+    """Whether other programs can write while a unit of work of ours holds its lock."""
+
     @property
     def legacy(self) -> dropping.LegacyTables:
         """What becomes of the legacy tables at CONTRACT, and on the way back."""

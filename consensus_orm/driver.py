@@ -24,6 +24,11 @@ class Cursor(Protocol):
         """How many rows were written."""
         ...
 
+    @property
+    def description(self) -> Any:
+        """What the rows consist of; None where the statement gives none."""
+        ...
+
     def fetchone(self) -> Any:
         """The next row; None where there is none."""
         ...

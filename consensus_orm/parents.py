@@ -97,13 +97,19 @@ class ParentStatements:
         return self.render(statement)
 
     @cache  # noqa: B019 - lives as long as the mapping does
-    def refresh_in_range(self, pair: PairStatements) -> tuple[str, ...]:
+    def refresh_in_range(self, pair: PairStatements) -> str:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
-        table, rows = self.parent.table, pair.pair.table
-        if not self.parent.derived:
-            return ()
-        theirs = self.parent.key.in_(select(rows.c[link(pair.pair)]).where(in_range(pair.pair.key)))
-        return (*self._lock(theirs), self.render(update(table).values(self.derived(table)).where(theirs)))
+        table = self.parent.table
+        return self.render(update(table).values(self.derived(table)).where(self._of_range(pair)))
+
+    @cache  # noqa: B019
+    def lock_in_range(self, pair: PairStatements) -> str | None:
+        """Lock the parents of the rows between `_first` and `_last`, and give their keys; None where nobody need."""
+        return next(iter(self._lock(self._of_range(pair))), None)
+
+    def _of_range(self, pair: PairStatements) -> ColumnElement[bool]:
+        rows = select(pair.pair.table.c[link(pair.pair)]).where(in_range(pair.pair.key))
+        return self.parent.key.in_(rows)
 
     def _lock(self, which: ColumnElement[bool]) -> tuple[str, ...]:
         return self.words.lock(select(self.parent.key).where(which).order_by(self.parent.key))

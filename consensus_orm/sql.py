@@ -95,6 +95,16 @@ class Words:
         statement = sqlite.insert(into).prefix_with("OR IGNORE").from_select(names, rows)
         return statement if unless is None else overwriting(statement, names, unless)
 
+    def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
+        """Insert the parents that rows need, and leave out those that are there.
+
+        Args:
+            parents: Where to.
+            names: The columns.
+            rows: Their values.
+        """
+        return self.ignoring(parents, names, rows)
+
     def next_key(self, pair: Pair) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
         tables = (pair.legacy_table, pair.table)

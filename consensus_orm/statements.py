@@ -358,7 +358,7 @@ class PairStatements:
         # What is derived stands until the refresh only: reading every row's time for it would cost a third more.
         values |= {c.name: literal_column("0") for c in self._derived_numbers}
         rows = select(*values.values()).distinct().select_from(source).where(criterion)
-        return self.render(self.words.ignoring(self.pair.parent.table, list(values), rows))
+        return self.render(self.words.making(self.pair.parent.table, list(values), rows))
 
     @property
     def _derived_numbers(self) -> list[Any]:
@@ -435,7 +435,8 @@ class PairStatements:
         """
         table = self.pair.table
         foreign = and_(in_keys(self.pair.key), self._unmarked)
-        steps = []
+        # Nobody may delete them and their parents while they are carried.
+        steps = list(self.words.lock(select(self.pair.key).where(in_keys(self.pair.key)).order_by(self.pair.key)))
         if self.pair.adopted:
             made = {
                 self.pair.carried[name].key: func.coalesce(table.c[self.pair.carried[name].key], make(table))

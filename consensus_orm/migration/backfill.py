@@ -15,10 +15,21 @@ from typing import Any
 from consensus_orm import checkpoints, errors, ledger
 from consensus_orm.checkpoints import Checkpoints
 from consensus_orm.mapping import Pair
-from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, reject_unequal
+from consensus_orm.migration.carry import (
+    CHANGES_IN_ONE_TRANSACTION,
+    carry,
+    drain,
+    follow_deletes,
+    keys_of,
+    noted,
+    reject_unequal,
+)
 from consensus_orm.migration.progress import Progress, Watch
 from consensus_orm.migration.units import Units
+from consensus_orm.parents import ParentStatements
 from consensus_orm.phase import Phase, Side
+from consensus_orm.sql import in_range
+from consensus_orm.statements import PairStatements
 from consensus_orm.telemetry.events import BackfillEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -66,7 +77,9 @@ def backfill(
             while writing.repeat(chunk.next):
                 pass
             rows, rejects, adopted = rows + chunk.rows, rejects + chunk.rejects, adopted + chunk.adopted
-    while drained := writing.run(_drain_once):
+    drained = CHANGES_IN_ONE_TRANSACTION
+    while drained >= CHANGES_IN_ONE_TRANSACTION:  # programs that go on writing must not keep this from its end
+        drained = writing.run(_drain_once)
         adopted += drained
     return BackfillReport(rows, rejects, adopted, time.monotonic() - started)
 
@@ -128,6 +141,7 @@ class _Chunks:
         self.size = 0
         self.started = time.monotonic()
         self.total: int | None = None
+        self.until: Any = None
         self.chunk: _Chunk | None = None
         self.doubtful: list[Any] = []
         self.whole = True
@@ -193,6 +207,8 @@ class _Chunks:
             return int(done)
         bounds = uow.statements[self.pair].next_chunk(Side.LEGACY)[0 if after is None else 1]
         first, last, rows = uow._rows(bounds, {"_after": after, "_rows": self.size})[0]
+        if self._is_newer(uow, first):
+            rows = 0
         self.chunk = _Chunk(after, first, last, rows) if rows else None
         if self.chunk is not None:
             carry_range(uow, self.pair, first, last)
@@ -210,6 +226,16 @@ class _Chunks:
             },
         )
         return int(done) + int(rows)
+
+    def _is_newer(self, uow: UnitOfWork, first: Any) -> bool:
+        """Whether a chunk is of rows that were written since this run began: on both sides, or noted.
+
+        Else writers who are faster than the backfill would keep it from its end.
+        """
+        if self.until is None:
+            sql = f'SELECT max("{self.pair.key.name}") FROM "{self.pair.legacy_table.name}"'
+            self.until = uow._rows(sql)[0][0]
+        return first is not None and bool(first > self.until)
 
     def _compare(self, chunk: _Chunk) -> None:
         """Compare a chunk as the database stored it; nobody waits for this."""
@@ -232,13 +258,28 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     parameters = {"_first": first, "_last": last}
     sql, parent = uow.statements[pair], uow.statements.of_parent(pair)
     mark = uow.catalog.last_change(uow)
-    for statement in sql.backfill:
-        uow._execute(statement, parameters)
+    made = keys_of(uow, sql.backfill, parameters)
     if parent is not None:
-        for statement in parent.refresh_in_range(sql):
-            uow._execute(statement, parameters)
+        _refresh(uow, parent, sql, parameters, made)
+    follow_deletes(uow, pair, Side.NORMALIZED, in_range(ledger.KEY), parameters)
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.
     uow.catalog.forget_changes(uow, after=mark)
+
+
+def _refresh(
+    uow: UnitOfWork, parent: ParentStatements, sql: PairStatements, parameters: dict[str, Any], made: set[Any]
+) -> None:
+    """Derive again the parents of the rows of a range, and remove those that were made for rows that are gone."""
+    if (lock := parent.lock_in_range(sql)) is None:
+        if parent.refresh:
+            uow._execute(parent.refresh_in_range(sql), parameters)
+        return
+    # Those that are locked and no others: a row of another parent may have come into the range meanwhile.
+    locked = {key for (key,) in uow._rows(lock, parameters)}
+    if parent.refresh:
+        uow._execute(parent.refresh, {"_keys": json.dumps(list(locked))})
+    if alone := made - locked:
+        uow._execute(parent.prune, {"_keys": json.dumps(list(alone))})
 
 
 def _settle(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> int:
@@ -251,6 +292,7 @@ def _settle(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> int:
         return 0
     unequal = [key for (key,) in uow._rows(uow.statements[pair].unequal_in_keys, {"_keys": json.dumps(doubtful)})]
     known = set_aside(uow, pair, Side.LEGACY)
+    known |= noted(uow, pair, unequal)  # it is carried with what its writer meant
     stale = [key for key in unequal if key not in known]
     carry(uow, pair, stale, Side.NORMALIZED)
     return reject_unequal(uow, pair, stale, Side.LEGACY)

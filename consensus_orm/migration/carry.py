@@ -11,16 +11,26 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sqlalchemy import ColumnElement
+
 from consensus_orm import errors, ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
+from consensus_orm.sql import in_keys
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["adopt_range", "carry", "carry_reject", "drain", "reject_unequal"]
+__all__ = ["adopt_range", "carry", "carry_reject", "drain", "follow_deletes", "keys_of", "noted", "reject_unequal"]
 
 LATEST = "SELECT id, pair, key, side FROM consensus_orm_changes ORDER BY id LIMIT :limit"
 CHANGES_IN_ONE_TRANSACTION = 500
 """Changes drained at once: 28 to 37 ms of write lock with rows of 8 KB (measured)."""
+
+DELETED = (
+    "SELECT DISTINCT key FROM consensus_orm_changes AS c WHERE pair = :pair AND side = :side AND op = 'delete'"
+    " AND NOT EXISTS (SELECT 1 FROM consensus_orm_changes AS n WHERE n.pair = c.pair AND n.side = c.side"
+    " AND n.key = c.key AND n.id > c.id AND n.op <> 'delete') AND "
+)
+"""Rows that another program deleted last; which of them is said behind it."""
 
 NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
 ID_TAKEN_TWICE = "both sides gave its id to different rows"
@@ -44,16 +54,14 @@ def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], to: Side) -> None:
     gone = {"_keys": json.dumps([key for key in wanted if key not in there])}
     mark = uow.catalog.last_change(uow)
     if to is Side.NORMALIZED:
-        with _parents_kept(uow, pair, parameters):
+        with _parents_kept(uow, pair, parameters) as touched:
             uow._execute(sql.delete(to), gone)
-            for statement in sql.overwrite_normalized:
-                uow._execute(statement, parameters)
+            touched |= keys_of(uow, sql.overwrite_normalized, parameters)
     else:
-        with _parents_kept(uow, pair, parameters):
-            for statement in sql.adopt:
-                uow._execute(statement, parameters)
+        _adopt(uow, pair, parameters)
         uow._execute(sql.delete(to), gone)
         uow._execute(sql.overwrite_legacy, parameters)
+    follow_deletes(uow, pair, to, in_keys(ledger.KEY), parameters)
     uow.catalog.forget_changes(uow, after=mark)
 
 
@@ -71,30 +79,67 @@ def adopt_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     if not keys:
         return
     mark = uow.catalog.last_change(uow)
-    parameters = {"_keys": json.dumps(keys)}
-    with _parents_kept(uow, pair, parameters):
-        for statement in sql.adopt:
-            uow._execute(statement, parameters)
+    _adopt(uow, pair, {"_keys": json.dumps(keys)})
     uow.catalog.forget_changes(uow, after=mark)
 
 
+def _adopt(uow: UnitOfWork, pair: Pair, parameters: dict[str, Any]) -> None:
+    with _parents_kept(uow, pair, parameters) as touched:
+        touched |= keys_of(uow, uow.statements[pair].adopt, parameters)
+
+
+def keys_of(uow: UnitOfWork, statements: Iterable[str], parameters: dict[str, Any]) -> set[Any]:
+    """Run statements that carry rows; the keys of the parents that they made, where they tell."""
+    made: set[Any] = set()
+    for statement in statements:
+        cursor = uow._execute(statement, parameters)
+        if statement.startswith("INSERT") and cursor.description is not None:
+            made |= {key for (key,) in cursor.fetchall()}
+    return made
+
+
+def follow_deletes(
+    uow: UnitOfWork, pair: Pair, side: Side, among: ColumnElement[bool], parameters: dict[str, Any]
+) -> None:
+    """Delete again what another program deleted from a side while it was carried there.
+
+    An insert waits for whoever deletes a row of the same key, and then brings it back. Where others cannot write
+    meanwhile there is nothing to look for.
+
+    Args:
+        uow: Has carried rows to the side.
+        pair: The pair of the rows.
+        side: The side.
+        among: Which rows were carried, by their key.
+        parameters: Its parameters.
+    """
+    if not uow.catalog.others_write_meanwhile:
+        return
+    facts = {**parameters, "pair": pair.name, "side": side.value}
+    if not (back := [key for (key,) in uow._rows(DELETED + uow.statements.words.render(among), facts)]):
+        return
+    gone = {"_keys": json.dumps(back)}
+    with _parents_kept(uow, pair, gone) if side is Side.NORMALIZED else contextlib.nullcontext():
+        uow._execute(uow.statements[pair].delete(side), gone)
+
+
 @contextlib.contextmanager
-def _parents_kept(uow: UnitOfWork, pair: Pair, parameters: dict[str, Any]) -> Iterator[None]:
-    """Derive again, or remove, the parents that rows had before or have after a change."""
+def _parents_kept(uow: UnitOfWork, pair: Pair, parameters: dict[str, Any]) -> Iterator[set[Any]]:
+    """Derive again, or remove, the parents that rows had before or have after a change, and those that it made."""
     parent = uow.statements.of_parent(pair)
     if parent is None:
-        yield
+        yield set()
         return
     sql = uow.statements[pair].parents_of
-    before = {key for (key,) in uow._rows(sql, parameters)}
-    yield
-    touched = before | {key for (key,) in uow._rows(sql, parameters)}
+    touched = {key for (key,) in uow._rows(sql, parameters)}
+    yield touched
+    touched |= {key for (key,) in uow._rows(sql, parameters)}
     for statement in parent.settle:
         uow._execute(statement, {"_keys": json.dumps(list(touched))})
 
 
 def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Side) -> int:
-    """Reject those of some rows that were carried and did not come out equal.
+    """Reject those of some rows that were carried and did not come out equal, unless somebody wrote them since.
 
     Args:
         uow: Holds the write lock.
@@ -107,6 +152,8 @@ def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Sid
     """
     sql = uow.statements[pair]
     unequal = [key for key in keys if ledger.differences(uow, pair, key)]
+    later = noted(uow, pair, unequal)
+    unequal = [key for key in unequal if key not in later]
     new = 0
     for key in unequal:
         new += ledger.reject(uow, pair, key, source, NOT_EXACT.format(side=source.other))
@@ -117,6 +164,18 @@ def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Sid
             uow._execute(sql.delete(Side.NORMALIZED), parameters)
         uow.catalog.forget_changes(uow, after=mark)
     return new
+
+
+def noted(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+    """Those of some rows that another program has written and that are still to be carried for it.
+
+    On a server it may have written them since this unit of work looked at them.
+    """
+    if not (wanted := list(keys)):
+        return set()
+    among = uow.statements.words.render(in_keys(ledger.KEY, "keys"))
+    sql = f"SELECT key FROM consensus_orm_changes WHERE pair = :pair AND {among}"
+    return {key for (key,) in uow._rows(sql, {"pair": pair.name, "keys": json.dumps(wanted)})}
 
 
 def carry_reject(uow: UnitOfWork, reject: ledger.OpenReject) -> bool:
@@ -165,10 +224,10 @@ def drain(uow: UnitOfWork, *, limit: int = CHANGES_IN_ONE_TRANSACTION) -> int:
         return 0
     # By their numbers: an earlier one may be committed just now, and nobody has looked at it.
     ids = ", ".join(str(int(number)) for number, *_ in changes)
+    uow._execute(f"DELETE FROM consensus_orm_changes WHERE id IN ({ids})")
     with uow.catalog.legacy_unfrozen(uow):
         for name, keys in written.items():
             _drain_pair(uow, uow.statements.mapping[name], keys)
-    uow._execute(f"DELETE FROM consensus_orm_changes WHERE id IN ({ids})")
     return len(changes)
 
 

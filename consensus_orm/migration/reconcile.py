@@ -16,7 +16,7 @@ from typing import Any
 
 from consensus_orm import ledger
 from consensus_orm.mapping import Pair
-from consensus_orm.migration.carry import carry, drain, reject_unequal
+from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, noted, reject_unequal
 from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.migration.verify import Seen, require_epoch, scan
@@ -89,7 +89,9 @@ def reconcile(
             waiting = uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0] if uow.phase.compares else 0
             return ReconcileReport(True, waiting, tuple(_planned(uow, seen)), 0)
     adopted = 0
-    while drained := writing.run(_drained):
+    drained = CHANGES_IN_ONE_TRANSACTION
+    while drained >= CHANGES_IN_ONE_TRANSACTION:
+        drained = writing.run(_drained)
         adopted += drained
     seen = reading.repeat(lambda: scan(reading, progress))
     return _repair(writing, seen, adopted)
@@ -128,8 +130,8 @@ def _repair(writing: Units, seen: Seen, adopted: int) -> ReconcileReport:
             done, new = writing.run(partial(_repair_chunk, seen=seen, name=name, keys=chunk))
             repairs += done
             rejects += new
-    more, new = writing.run(partial(_finish, seen=seen, adopted=adopted, repaired=len(repairs), rejects=rejects))
-    return ReconcileReport(False, adopted, (*repairs, *more), rejects + new)
+    last = writing.run(partial(_finish, seen=seen, adopted=adopted, repaired=len(repairs), rejects=rejects))
+    return ReconcileReport(False, adopted + last.adopted, (*repairs, *last.repairs), rejects + last.rejects)
 
 
 def _repair_chunk(uow: UnitOfWork, *, seen: Seen, name: str, keys: list[Any]) -> tuple[list[Repair], int]:
@@ -137,17 +139,18 @@ def _repair_chunk(uow: UnitOfWork, *, seen: Seen, name: str, keys: list[Any]) ->
     return repair_rows(uow, uow.statements.mapping[name], keys)
 
 
-def _finish(uow: UnitOfWork, *, seen: Seen, adopted: int, repaired: int, rejects: int) -> tuple[list[Repair], int]:
+def _finish(uow: UnitOfWork, *, seen: Seen, adopted: int, repaired: int, rejects: int) -> ReconcileReport:
     """Repair the parents and whatever is open besides, and keep in the audit what was done."""
     require_epoch(uow, seen)
+    late = _drained(uow)
     repairs: list[Repair] = []
     for parent, keys in seen.parents.items():
         for statement in uow.statements.parents[parent].settle:
             uow._execute(statement, {"_keys": json.dumps(keys)})
         repairs += [Repair(parent, key, "derive", Side.NORMALIZED) for key in keys]
     new = repair_open(uow)
-    ledger.audit(uow, "reconcile", adopted=adopted, repaired=repaired + len(repairs), rejects=rejects + new)
-    return repairs, new
+    ledger.audit(uow, "reconcile", adopted=adopted + late, repaired=repaired + len(repairs), rejects=rejects + new)
+    return ReconcileReport(False, late, tuple(repairs), new)
 
 
 def repair_rows(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> tuple[list[Repair], int]:
@@ -162,6 +165,9 @@ def repair_rows(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> tuple[list[Repa
         The repairs, and how many rows became rejects.
     """
     by_source: dict[Side, list[Any]] = {side: [] for side in Side}
+    if uow.phase.compares:  # what another program has written since is adopted, not repaired
+        later = noted(uow, pair, keys)
+        keys = [key for key in keys if key not in later]
     for key in keys:
         if ledger.differences(uow, pair, key):
             by_source[_source(uow, pair, key)].append(key)

@@ -29,6 +29,7 @@ class PostgresCatalog(Catalog):
     """The catalog of a database, as far as names are found without their schema."""
 
     needs_triggers = True
+    others_write_meanwhile = True
 
     @property
     def legacy(self) -> PostgresLegacyTables:

@@ -54,6 +54,11 @@ class PostgresWords(Words):
         statement = insert(into).from_select(names, rows)
         return statement.on_conflict_do_nothing() if unless is None else overwriting(statement, names, unless)
 
+    def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
+        """Insert the parents that rows need, and tell which: a row may be gone before it can be carried to its own."""
+        statement = insert(parents).from_select(names, rows).on_conflict_do_nothing()
+        return statement.returning(*parents.primary_key)
+
     def next_key(self, pair: Pair) -> str:
         """The next id: while both sides are written, both draw from the sequence of the legacy table."""
         sequence = func.pg_get_serial_sequence(

@@ -213,7 +213,7 @@ def wander(pipe: Connection, path: Path, seed: int) -> None:
         pipe.send((migration.verify().clean, len(migration.rejects(everything=True))))
 
 
-def advance(pipe: Connection, path: Path, method: str, settings: dict[str, str]) -> None:
+def advance(pipe: Connection, path: Path | str, method: str, settings: dict[str, str]) -> None:
     """Change the phase once when told to, and tell how it went."""
     with ConsensusStore.open(path, settings=Settings.model_validate(settings)) as store:
         migration = store.migration
