@@ -15,6 +15,7 @@ NAMES = (
     "backfill",
     "verify",
     "concurrency",
+    "coroutines",
     "flips",
     "pool",
     "vacuum",

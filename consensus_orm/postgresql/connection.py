@@ -39,6 +39,10 @@ PREPARED = 500
 FLIP_PATIENCE = 250
 """Longest wait in ms of a flip for its lock, while which writers wait behind it; it is tried again after that."""
 
+MOST_PATIENCE = 2000
+"""That of its later tries, each twice as long as the one before: an autovacuum gives way only to who waits for
+deadlock_timeout (1 s)."""
+
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 _MODES = {Lock.WRITE: "ROW SHARE", Lock.CARRY: "SHARE UPDATE EXCLUSIVE", Lock.FLIP: "EXCLUSIVE"}
 """Table locks (postgresql.org/docs/current/explicit-locking.html): only ROW SHARE and weaker ones go together with
@@ -46,13 +50,13 @@ SHARE UPDATE EXCLUSIVE, which excludes itself, and with EXCLUSIVE none that a wr
 on the row, which lets writers overtake a waiting flip, and against advisory locks (benchmarks/fence.py)."""
 
 
-def _begin(lock: Lock, isolation: Isolation) -> bytes:
+def _begin(lock: Lock, isolation: Isolation, patience: int = FLIP_PATIENCE) -> bytes:
     if lock is Lock.NONE:
         return _READ.encode()
-    patience = f" SET LOCAL lock_timeout = {FLIP_PATIENCE};" if lock is Lock.FLIP else ""
+    limit = f" SET LOCAL lock_timeout = {patience};" if lock is Lock.FLIP else ""
     by = "repository" if lock is Lock.WRITE else "carrier"
     return (
-        f"BEGIN ISOLATION LEVEL {isolation.sql};{patience} LOCK TABLE consensus_orm_state IN {_MODES[lock]} MODE;"
+        f"BEGIN ISOLATION LEVEL {isolation.sql};{limit} LOCK TABLE consensus_orm_state IN {_MODES[lock]} MODE;"
         f" SELECT phase, epoch, CAST(pg_current_xact_id() AS TEXT), set_config('consensus_orm.by', '{by}', true)"
         " FROM consensus_orm_state WHERE id = 1"
     ).encode()
@@ -64,9 +68,12 @@ class ServerConnection(psycopg.Connection[Any]):
     Error = psycopg.Error
     source: ServerSource
     last_used = 0.0
+    server_since: Any = None
+    """When the server last began without knowing what it had not written down: at a crash, or at first."""
     _phase: tuple[Any, ...] | None = None
     _transaction: str | None = None
     """The number of the transaction of a unit of work, by which the server knows how it ended."""
+    _lock = Lock.NONE
 
     @property
     def in_transaction(self) -> bool:
@@ -87,9 +94,9 @@ class ServerConnection(psycopg.Connection[Any]):
 
     def begin_unit(self, lock: Lock) -> None:
         """Begin the transaction of a unit of work: lock and phase come with the same message."""
-        self._phase, self._transaction = None, None
+        self._phase, self._transaction, self._lock = None, None, lock
         try:
-            result = self._send(self.source.begin[lock])
+            result = self._send(self.source.begin_with(lock))
         except psycopg.errors.UndefinedTable:
             self.rollback()
             self.begin(write=lock is not Lock.NONE)
@@ -197,16 +204,20 @@ class ServerConnection(psycopg.Connection[Any]):
         """Commit; where the connection is lost meanwhile, ask the server how the transaction ended.
 
         Raises:
-            CommitUncertainError: It could not be asked in time.
+            CommitUncertainError: It could not be asked in time, or cannot know.
         """
         try:
             self._send(b"COMMIT")
         except psycopg.OperationalError as error:
             lost = self.pgconn.status != ConnStatus.OK
-            if self._transaction is None or not lost or not self.source.has_committed(self._transaction, error):
+            if self._transaction is None or not lost:
+                raise
+            if not self.source.has_committed(self._transaction, self.server_since, error):
                 raise
         finally:
             self._transaction = None
+        if self._lock is Lock.FLIP:
+            self.source.flips = 0
 
     def rollback(self) -> None:
         """Roll back; a connection that is lost has done so."""
@@ -229,10 +240,20 @@ class ServerSource:
     def __init__(self, url: URL, settings: Settings) -> None:
         self.settings = settings
         self.patience = settings.busy_timeout.total_seconds()
-        self.begin = {lock: _begin(lock, settings.isolation) for lock in Lock}
+        self.flips = 0
+        """How many flips were begun since one was committed."""
+        self._begin = {lock: _begin(lock, settings.isolation) for lock in Lock}
         self.connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self.writing_thread = threading.get_ident()
         (_, self._arguments) = PGDialect_psycopg().create_connect_args(url)  # type: ignore[no-untyped-call]
+
+    def begin_with(self, lock: Lock) -> bytes:
+        """What begins a unit of work; each flip is more patient than the one before that did not come through."""
+        if lock is not Lock.FLIP:
+            return self._begin[lock]
+        self.flips += 1
+        patience = min(FLIP_PATIENCE * 2 ** (self.flips - 1), MOST_PATIENCE)
+        return _begin(lock, self.settings.isolation, patience)
 
     def connect(self) -> Any:
         """Open a connection.
@@ -248,7 +269,10 @@ class ServerSource:
         milliseconds = int(self.patience * 1000)
         connection.execute(f"SET lock_timeout = {milliseconds}; SET client_encoding = 'UTF8'; SET datestyle = 'ISO'")
         # A temporary table of one of our names would take the place of ours.
-        connection.execute("SELECT set_config('search_path', current_setting('search_path') || ', pg_temp', false)")
+        path = "set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
+        (connection.server_since, _) = connection.execute(
+            f"SELECT stats_reset, {path} FROM pg_stat_bgwriter"
+        ).fetchone()
         self.connections.add(connection)
         return connection
 
@@ -270,37 +294,43 @@ class ServerSource:
         self.connections = weakref.WeakSet()
         return inherited
 
-    def has_committed(self, transaction: str, cause: BaseException) -> bool:
+    def has_committed(self, transaction: str, since: Any, cause: BaseException) -> bool:
         """Ask the server how a transaction ended whose connection was lost at its commit.
+
+        A server that crashed gives the numbers again that were lost with it. So "committed" may then be said of
+        another transaction, while what was not committed under a number never was.
 
         Args:
             transaction: Its number.
+            since: The `server_since` of its connection.
             cause: How the connection was lost.
 
         Returns:
             Whether it was committed.
 
         Raises:
-            CommitUncertainError: Nobody could say in time.
+            CommitUncertainError: Nobody could say in time, or the server has crashed and says "committed".
         """
         deadline = time.monotonic() + self.settings.retry_budget.total_seconds()
         while time.monotonic() < deadline:
             with contextlib.suppress(psycopg.OperationalError):
-                status = self._status(transaction)
-                if status in ("committed", "aborted"):
+                status, same_server = self._status(transaction, since)
+                if status == "aborted" or (status == "committed" and same_server):
                     return status == "committed"
-                if status is None:
+                if status in ("committed", None):
                     break
             time.sleep(0.05)
         raise errors.CommitUncertainError from cause
 
-    def _status(self, transaction: str) -> str | None:
+    def _status(self, transaction: str, since: Any) -> tuple[str | None, bool]:
         connection = self.connect()
         try:
             (status,) = connection.execute("SELECT pg_xact_status(CAST(? AS xid8))", (transaction,)).fetchone()
+        except psycopg.errors.InvalidParameterValue:  # a number still to come: it was lost, and with it all of it
+            status = "aborted"
         finally:
             connection.close()
-        return status  # type: ignore[no-any-return]
+        return status, connection.server_since == since
 
 
 class ServerPool(Pool):
