@@ -69,6 +69,7 @@ class Repository:
         parameters = {f"_{name}": values.get(name) for name in self.pair.fields}
         parameters["_key"] = parameters.pop(f"_{self.pair.key.name}")
         self.uow._connected.check(parameters)
+        self.uow._refuse_to_read_only()
         if not phase.writes_normalized:
             return self._insert_legacy(parameters)
         if not phase.writes_legacy:
@@ -183,6 +184,7 @@ class Repository:
         Returns:
             How many rows the source of truth lost.
         """
+        self.uow._refuse_to_read_only()
         phase = self.uow.phase
         sides = [side for side, written in _sides(phase) if written]
         parameters = {f"_{name}": value for name, value in filters.items()}

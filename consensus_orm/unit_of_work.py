@@ -36,6 +36,9 @@ __all__ = ["UnitOfWork"]
 
 log = logging.getLogger("consensus_orm")
 
+WRITES = ("INSERT", "UPDATE", "DELETE", "ALTER")
+"""How statements of ours begin that write rows."""
+
 
 class UnitOfWork:
     """Everything done between a begin and a commit; commits on success, rolls back on any exception.
@@ -287,10 +290,17 @@ class UnitOfWork:
     def _execute(self, sql: str, parameters: Parameters = ()) -> Cursor:
         """Run one of our own statements; text that is no UTF-8 is bound as its bytes."""
         driver = self._connected
+        if sql.startswith(WRITES):
+            self._refuse_to_read_only()
         if self._guard is not None:
             call = partial(self._execute_on, driver, sql, parameters)
             return self._guard.let(call, writes=not sql.startswith("SELECT"))
         return self._execute_on(driver, sql, parameters)
+
+    def _refuse_to_read_only(self) -> None:
+        """Say that this unit cannot write: the database would, but after that a server lets nobody read on."""
+        if self.read_only and self._driver is not None:
+            raise errors.ReadOnlyUnitOfWorkError
 
     def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
         try:
