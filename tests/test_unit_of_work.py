@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,12 @@ from consensus_orm.errors import (
     StorageError,
     UnitOfWorkClosedError,
 )
-from consensus_orm.settings import Settings
+from consensus_orm.settings import Isolation, Settings
 from consensus_orm.testing import artifact_values, spawn_values, synthesis_values, take_to
 from consensus_orm.testing.plugin import Flip
 from tests import oracle
+from tests.databases import Database, behind, build_legacy
 from tests.field import builders
-
-pytestmark = pytest.mark.sqlite
 
 
 def contents(store: ConsensusStore) -> tuple[object, ...]:
@@ -43,8 +42,8 @@ def contents(store: ConsensusStore) -> tuple[object, ...]:
 def test_everything_or_nothing(every_phase: ConsensusStore) -> None:
     """An exception in the block undoes whatever the unit wrote, on both sides, and reaches the caller as it is."""
     before = contents(every_phase)
-    assert every_phase.path is not None
-    sides = [oracle.rows(every_phase.path, table) for table in ("agent_outputs", "consensus_runs")]
+    database = behind(every_phase)
+    sides = [database.rows(table) for table in ("agent_outputs", "consensus_runs")]
 
     with pytest.raises(KeyError, match="mine"), every_phase.unit_of_work() as uow:
         uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW"))
@@ -54,7 +53,7 @@ def test_everything_or_nothing(every_phase: ConsensusStore) -> None:
         raise KeyError("mine")
 
     assert contents(every_phase) == before
-    assert [oracle.rows(every_phase.path, table) for table in ("agent_outputs", "consensus_runs")] == sides
+    assert [database.rows(table) for table in ("agent_outputs", "consensus_runs")] == sides
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -147,14 +146,14 @@ def test_nothing_works_before_its_beginning(consensus_store: ConsensusStore) -> 
         consensus_store.unit_of_work().executions.list()
 
 
-def test_a_failed_beginning_gives_the_connection_back(tmp_path: Path) -> None:
+def test_a_failed_beginning_gives_the_connection_back(new_database: Database) -> None:
     """Where no lock comes, the unit fails and the next one still gets a connection."""
-    path = tmp_path / "busy.db"
     settings = Settings(busy_timeout="0.05", pool_size=1, pool_timeout="0.2")
-    with ConsensusStore.open(path, settings=settings) as store:
+    with ConsensusStore.open(new_database.where, settings=settings) as store:
         store.upgrade()
-        with builders.writing(path) as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with store.unit_of_work():  # whatever there is to prepare
+            pass
+        with new_database.writers_waiting():
             for _ in range(3):
                 with pytest.raises(DatabaseBusyError), store.unit_of_work():
                     raise AssertionError("the lock is taken")
@@ -165,6 +164,7 @@ def test_a_failed_beginning_gives_the_connection_back(tmp_path: Path) -> None:
 # Nested -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite  # writers of a server do not wait for each other, and so not for themselves
 def test_a_writer_within_a_writer_is_told_so(consensus_store: ConsensusStore) -> None:
     """Two writing units of one thread cannot be, and the error says that instead of waiting for ever."""
     settings = Settings(busy_timeout="0.1")
@@ -174,6 +174,21 @@ def test_a_writer_within_a_writer_is_told_so(consensus_store: ConsensusStore) ->
         outer.artifacts.add(**artifact_values())
 
     assert len(contents(consensus_store)[0]) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.postgresql
+def test_writers_of_one_thread_do_not_know_each_other(consensus_store: ConsensusStore) -> None:
+    """On a server a writer within a writer is another transaction, which sees what was committed and stands alone."""
+    with pytest.raises(ZeroDivisionError), consensus_store.unit_of_work() as outer:
+        outer.artifacts.add(**artifact_values(spec_id="SPEC-OUTER"))
+        with consensus_store.unit_of_work() as inner:
+            assert inner.artifacts.count() == 0
+            inner.artifacts.add(**artifact_values(spec_id="SPEC-INNER"))
+        assert outer.artifacts.specs() == ["SPEC-INNER", "SPEC-OUTER"]
+        raise ZeroDivisionError
+
+    with consensus_store.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.specs() == ["SPEC-INNER"]
 
 
 def test_readers_can_be_nested(consensus_store: ConsensusStore) -> None:
@@ -209,9 +224,10 @@ def test_a_read_only_unit_cannot_write(every_phase: ConsensusStore) -> None:
     assert contents(every_phase) == before
 
 
-def test_a_writer_after_a_reader_can_write(tmp_path: Path) -> None:
+def test_a_writer_after_a_reader_can_write(new_database: Database) -> None:
     """The one connection of the pool goes from reader to writer and back."""
-    with ConsensusStore.open(tmp_path / "one.db", settings=Settings(pool_size=1)) as store:
+    with ConsensusStore.open(new_database.where, settings=Settings(pool_size=1)) as store:
+        store.upgrade()
         for count in range(3):
             with store.unit_of_work() as uow:
                 uow.artifacts.add(**artifact_values())
@@ -258,6 +274,30 @@ def test_the_first_write_makes_the_file(tmp_path: Path) -> None:
     assert oracle.tables(path).count("consensus_orm_state") == 1
 
 
+@pytest.mark.parametrize("build", [lambda where: None, build_legacy], ids=["new", "legacy"])
+@pytest.mark.postgresql
+def test_the_schema_of_a_server_changes_only_by_upgrade(
+    new_database: Database, build: Callable[[object], object]
+) -> None:
+    """A database nobody upgraded is read as it is; a unit that would write says what to run, and writes nothing."""
+    build(new_database.where)
+    tables = new_database.tables()
+    with ConsensusStore.open(new_database.where) as store:
+        with store.unit_of_work(read_only=True) as uow:
+            found = uow.artifacts.list(), uow.runs.list(spec_id="SPEC-KIT-900"), uow.executions.list()
+            assert len(found[0]) == (8 if tables else 0)
+            assert not uow.prepared
+            with pytest.raises(SchemaOutdatedError, match="upgrade"):
+                uow.phase  # noqa: B018
+        with pytest.raises(SchemaOutdatedError, match="upgrade"), store.unit_of_work():
+            raise AssertionError("it was entered")
+        assert new_database.tables() == tables
+        store.upgrade()
+        with store.unit_of_work() as uow:
+            assert uow.phase is (Phase.EXPAND if tables else Phase.CONTRACT)
+            assert (uow.artifacts.list(), uow.runs.list(spec_id="SPEC-KIT-900"), uow.executions.list()) == found
+
+
 def test_an_unprepared_legacy_file_is_read_as_it_is(tmp_path: Path) -> None:
     """A legacy file nobody prepared is read without being touched, and prepared by the first write."""
     path = tmp_path / "legacy.db"
@@ -301,7 +341,8 @@ def test_callbacks_never_come_without_a_commit(consensus_store: ConsensusStore, 
     seen: list[int] = []
     with consensus_store.unit_of_work() as uow:
         uow.session.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
-        uow.session.execute(text("CREATE TABLE children (p REFERENCES parents(id) DEFERRABLE INITIALLY DEFERRED)"))
+        deferred = "INTEGER REFERENCES parents(id) DEFERRABLE INITIALLY DEFERRED"
+        uow.session.execute(text(f"CREATE TABLE children (p {deferred})"))
 
     with pytest.raises((ZeroDivisionError, InvalidValueError, StorageError)), consensus_store.unit_of_work() as uow:
         uow.on_commit(lambda: seen.append(1))
@@ -310,7 +351,7 @@ def test_callbacks_never_come_without_a_commit(consensus_store: ConsensusStore, 
             raise ZeroDivisionError
         if reason == "refused":
             uow.artifacts.add(**artifact_values(agent_name=""))
-        uow.session.execute(text("INSERT INTO children VALUES (1)"))  # found by SQLite at COMMIT
+        uow.session.execute(text("INSERT INTO children VALUES (1)"))  # found by the database at COMMIT
 
     assert seen == []
     assert contents(consensus_store)[0] == []
@@ -343,11 +384,11 @@ def test_a_read_only_unit_has_callbacks_too(consensus_store: ConsensusStore) -> 
 # The clock --------------------------------------------------------------------------------------------------
 
 
-def test_time_comes_from_one_clock(tmp_path: Path) -> None:
+def test_time_comes_from_one_clock(consensus_store: ConsensusStore) -> None:
     """created_at, spawned_at and completed_at are the start of the unit by the clock of the settings."""
     at = datetime(2025, 11, 4, 2, 23, 58, 250000, tzinfo=UTC)
     settings = Settings(clock=lambda: at)
-    with ConsensusStore.open(tmp_path / "clock.db", settings=settings) as store, store.unit_of_work() as uow:
+    with ConsensusStore.open(consensus_store.engine.url, settings=settings) as store, store.unit_of_work() as uow:
         made = (
             uow.artifacts.add(**artifact_values()).created_at,
             uow.syntheses.add(**synthesis_values()).created_at,
@@ -363,19 +404,19 @@ def test_time_comes_from_one_clock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("every_phase", ["DUAL_WRITE", "CUTOVER"], indirect=True)
 def test_threads_lose_no_write(every_phase: ConsensusStore) -> None:
-    """Read-modify-write in units of many threads loses nothing: each sees what the one before it committed."""
+    """Read-modify-write in units of many threads loses nothing: each sees what the one before it committed.
 
-    def work() -> None:
-        for _ in range(5):
-            with every_phase.unit_of_work() as uow:
-                seen = uow.artifacts.count(spec_id="SPEC-COUNT")
-                uow.artifacts.add(**artifact_values(spec_id="SPEC-COUNT", content_json=str(seen)))
+    On a server that takes SERIALIZABLE isolation, and the retries that come with it.
+    """
+    # Each of six threads may be refused by all the others before it has its turn.
+    settings = Settings(isolation=Isolation.SERIALIZABLE, retry_attempts=30, retry_max=timedelta(milliseconds=200))
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    def count(uow: ConsensusUnitOfWork) -> None:
+        seen = uow.artifacts.count(spec_id="SPEC-COUNT")
+        uow.artifacts.add(**artifact_values(spec_id="SPEC-COUNT", content_json=str(seen)))
+
+    with ConsensusStore.open(every_phase.engine.url, settings=settings) as store, ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda _: store.run(count), range(30)))
 
     with every_phase.unit_of_work(read_only=True) as uow:
         found = uow.artifacts.list(spec_id="SPEC-COUNT")
@@ -386,18 +427,12 @@ def test_threads_lose_no_write(every_phase: ConsensusStore) -> None:
 # At CONTRACT ------------------------------------------------------------------------------------------------
 
 AT_CONTRACT = """
-import sqlite3, sys
-
-sent = []
-connect = sqlite3.connect
-def traced(*args, **kwargs):
-    connection = connect(*args, **kwargs)
-    connection.set_trace_callback(sent.append)
-    return connection
-sqlite3.connect = traced
+import sys
 
 from consensus_orm import ConsensusStore, ExecutionTracker
-with ConsensusStore.open(sys.argv[1]) as store:
+from consensus_orm.testing.queries import count_queries
+
+with ConsensusStore.open(sys.argv[1]) as store, count_queries(store) as sent:
     with store.unit_of_work() as uow:
         one = dict(spec_id="SPEC-KIT-900", stage="spec-plan", agent_name="gemini", content_json="{}")
         added = uow.artifacts.add(**one)
@@ -426,13 +461,12 @@ assert "alembic" not in sys.modules
 """
 
 
-def test_at_contract_nothing_touches_legacy(tmp_path: Path) -> None:
+def test_at_contract_nothing_touches_legacy(new_database: Database) -> None:
     """Writes, reads and deletes at CONTRACT send no statement to a legacy table and import no legacy module."""
-    path = tmp_path / "contract.db"
-    builders.build_legacy(path)
-    with ConsensusStore.open(path) as store:
+    build_legacy(new_database.where)
+    with ConsensusStore.open(new_database.where) as store:
         take_to(store, Phase.CONTRACT)
 
-    done = subprocess.run([sys.executable, "-c", AT_CONTRACT, str(path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", AT_CONTRACT, str(new_database.where)], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
