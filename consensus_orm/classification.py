@@ -222,6 +222,9 @@ def _ours(error: BaseException) -> Classification | None:
     match error:
         case errors.DatabaseBusyError():
             return Classification(Kind.RETRYABLE, "database busy", wait=_retry_after(error))
+        case errors.CommitUncertainError():
+            # Its cause, a lost connection, would have the work done again, and perhaps twice.
+            return Classification(Kind.PERMANENT, "commit uncertain")
         case errors.PoolExhaustedError():
             return Classification(Kind.RETRYABLE, "pool exhausted")
         case errors.CircuitOpenError():

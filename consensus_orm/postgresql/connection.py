@@ -270,9 +270,8 @@ class ServerSource:
         connection.execute(f"SET lock_timeout = {milliseconds}; SET client_encoding = 'UTF8'; SET datestyle = 'ISO'")
         # A temporary table of one of our names would take the place of ours.
         path = "set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
-        (connection.server_since, _) = connection.execute(
-            f"SELECT stats_reset, {path} FROM pg_stat_bgwriter"
-        ).fetchone()
+        began: Any = connection.execute(f"SELECT stats_reset, {path} FROM pg_stat_bgwriter")
+        connection.server_since = began.fetchone()[0]
         self.connections.add(connection)
         return connection
 
