@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from consensus_orm._version import __version__
 
 if TYPE_CHECKING:
+    from consensus_orm.asynchronous import AsyncConsensusStore, AsyncConsensusUnitOfWork
     from consensus_orm.errors import ConsensusError
     from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
     from consensus_orm.phase import Phase, Side
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AgentOutput",
     "Artifact",
+    "AsyncConsensusStore",
+    "AsyncConsensusUnitOfWork",
     "ConsensusError",
     "ConsensusStore",
     "ConsensusUnitOfWork",
@@ -47,6 +50,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "asynchronous": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
     "errors": ("ConsensusError",),
     "mapping": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
     "phase": ("Phase", "Side"),

@@ -19,7 +19,7 @@ from tests.field import builders
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-USE_IT, DECLARATION, OWN_TABLES, INCLUDE_NAME, TESTING, OBSERVING = EXAMPLES
+USE_IT, ASYNCIO, DECLARATION, OWN_TABLES, INCLUDE_NAME, TESTING, OBSERVING = EXAMPLES
 
 
 def run(code: str, folder: Path) -> str:
@@ -37,6 +37,11 @@ def test_the_example_runs_and_says_what_it_stored(tmp_path: Path) -> None:
         stored = raw.execute("SELECT typeof(content), hex(content) FROM agent_outputs").fetchall()
     raw.close()
     assert stored == [("text", b'{"ok": true}'.hex().upper())]
+
+
+def test_coroutines_write_and_read(tmp_path: Path) -> None:
+    """The asyncio example of the README writes from a hundred tasks and counts what it wrote."""
+    assert run(ASYNCIO, tmp_path) == "101 CONTRACT\n"
 
 
 def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:

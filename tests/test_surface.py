@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 import consensus_orm
-from consensus_orm import ConsensusStore, ConsensusUnitOfWork, ExecutionTracker, Phase
+from consensus_orm import (
+    AsyncConsensusStore,
+    AsyncConsensusUnitOfWork,
+    ConsensusStore,
+    ConsensusUnitOfWork,
+    ExecutionTracker,
+    Phase,
+)
 from consensus_orm.artifacts import Artifacts
 from consensus_orm.executions import Executions
 from consensus_orm.maintenance import Maintenance
@@ -17,8 +24,9 @@ from consensus_orm.runs import Runs
 from consensus_orm.syntheses import Syntheses
 
 NAMES = (
-    "AgentOutput Artifact ConsensusError ConsensusStore ConsensusUnitOfWork Earliest Execution ExecutionTracker Latest"
-    " Mapping OnMismatch Pair Parent Phase Row Run Settings Side Synthesis __version__"
+    "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork ConsensusError ConsensusStore"
+    " ConsensusUnitOfWork Earliest Execution ExecutionTracker Latest Mapping OnMismatch Pair Parent Phase Row Run"
+    " Settings Side Synthesis __version__"
 )
 
 SURFACE: dict[type, dict[str, str]] = {
@@ -31,6 +39,20 @@ SURFACE: dict[type, dict[str, str]] = {
         "close": "",
     },
     ConsensusUnitOfWork: {"on_commit": "callback", "repository": "pair"},
+    # Their repositories, migration and maintenance have the methods written below: see tests/test_asynchronous.py.
+    AsyncConsensusStore: {
+        "open": "url=None, *, settings=None, echo=False, mapping=",
+        "unit_of_work": "*, read_only=False",
+        "run": "work, *, read_only=False",
+        "in_unit_of_work": "work",
+        "upgrade": "progress=None",
+        "close": "",
+    },
+    AsyncConsensusUnitOfWork: {
+        "on_commit": "callback",
+        "repository": "pair",
+        "run_sync": "fn, args, kwargs",
+    },
     Artifacts: {
         "add": "*, spec_id, stage, agent_name, content_json, response_text=None, run_id=None, model_version=None,"
         " created_at=None",

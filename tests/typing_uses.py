@@ -20,6 +20,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from consensus_orm import (
     AgentOutput,
     Artifact,
+    AsyncConsensusStore,
+    AsyncConsensusUnitOfWork,
     ConsensusError,
     ConsensusStore,
     ConsensusUnitOfWork,
@@ -241,6 +243,32 @@ def own_pair(uow: ConsensusUnitOfWork) -> None:
     assert_type(customers.rows({"name": "Ada"}, limit=1), list[tuple[Any, ...]])
     assert_type(customers.count({}), int)
     assert_type(customers.delete({"name": "Ada"}), int)
+
+
+# Coroutines -----------------------------------------------------------------------------------------------
+
+
+async def coroutines(path: Path, tracker: ExecutionTracker) -> None:
+    async with await AsyncConsensusStore.open(path) as store:
+        async with store.unit_of_work() as uow:
+            added = await uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json="{}")
+            assert_type(added, Artifact)
+            assert_type(await uow.artifacts.get(added.id), Artifact | None)
+            assert_type(await uow.syntheses.latest(spec_id="S", stage="plan"), Synthesis | None)
+            assert_type(await uow.runs.list(spec_id="S"), list[Run])
+            assert_type(await uow.executions.get("a"), Execution | None)
+            assert_type(await uow.run_sync(tracker.complete, "a", "said"), None)
+            assert_type(await uow.run_sync(lambda uow: uow.artifacts.count()), int)
+        assert_type(await store.migration.phase, Phase)
+        assert_type(await store.migration.verify(progress=print), VerifyReport)
+        assert_type(await store.maintenance.stats(), DatabaseStats)
+        assert_type(await store.run(lambda uow: uow.artifacts.specs()), list[str])
+
+        @store.in_unit_of_work
+        async def count(uow: AsyncConsensusUnitOfWork, spec: str) -> int:
+            return await uow.artifacts.count(spec_id=spec)
+
+        assert_type(await count("S"), int)
 
 
 # The testing kit ------------------------------------------------------------------------------------------

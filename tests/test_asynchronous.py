@@ -1,0 +1,991 @@
+"""The store for coroutines: the same answers as the synchronous one, and nothing left behind by a cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import inspect
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, assert_type
+
+import pytest
+
+from consensus_orm import (
+    Artifact,
+    AsyncConsensusStore,
+    AsyncConsensusUnitOfWork,
+    ConsensusStore,
+    ConsensusUnitOfWork,
+    ExecutionTracker,
+    Phase,
+    Settings,
+    asynchronous,
+    errors,
+)
+from consensus_orm.artifacts import Artifacts
+from consensus_orm.executions import Executions
+from consensus_orm.maintenance import Maintenance
+from consensus_orm.migration import Migration
+from consensus_orm.migration.backfill import BackfillReport
+from consensus_orm.migration.progress import Progress
+from consensus_orm.pool import Pool
+from consensus_orm.repository import Repository
+from consensus_orm.runs import Runs
+from consensus_orm.syntheses import Syntheses
+from consensus_orm.unit_of_work import UnitOfWork
+from tests.field import builders
+
+T = TypeVar("T")
+
+ROW: dict[str, Any] = {"spec_id": "S", "stage": "plan", "agent_name": "gemini", "content_json": "{}", "run_id": "r"}
+SYNTHESIS: dict[str, Any] = {"spec_id": "S", "stage": "plan", "output_markdown": "#", "status": "ok", "run_id": "r"}
+SLOW = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 3000000) SELECT count(*) FROM n"
+"""Some tenths of a second."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A prepared file at DUAL_WRITE."""
+    path = tmp_path / "legacy.db"
+    builders.build_legacy(path)
+    with ConsensusStore.open(path) as store:
+        store.migration.migrate(Phase.DUAL_WRITE, soak=False)
+    return path
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path, **settings: Any) -> AsyncIterator[AsyncConsensusStore]:
+    """A store that is proved to leave nothing behind: no connection lent, no lock, no thread."""
+    before = set(ours())
+    async with await AsyncConsensusStore.open(path, settings=Settings(**settings)) as store:
+        yield store
+        await store._threads.close()
+        assert pool_of(store).checkedout() == 0
+        with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+    assert eventually(lambda: before >= set(ours())), "threads are left"
+
+
+def pool_of(store: AsyncConsensusStore) -> Pool:
+    assert isinstance(store.engine.pool, Pool)
+    return store.engine.pool
+
+
+def ours() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "consensus_orm asyncio"]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait on the loop for something that another task or a thread does."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def stored(path: Path) -> list[str]:
+    """The specs of the artifacts written by a test."""
+    with contextlib.closing(sqlite3.connect(path)) as raw:
+        query = "SELECT spec_id FROM consensus_artifacts WHERE agent_name = 'gemini' AND run_id = 'r' ORDER BY id"
+        return [spec for (spec,) in raw.execute(query)]
+
+
+HOLD = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.readline()
+connection.execute("ROLLBACK")
+"""
+
+
+@contextlib.contextmanager
+def lock_held(path: Path) -> Iterator[None]:
+    """Another process has the write lock."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        try:
+            yield
+        finally:
+            process.stdin.write("\n")
+            process.stdin.close()
+            assert process.wait(20) == 0
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and see it end so."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+class TestSameAsTheSynchronousStore:
+    def test_records_and_order_in_every_phase(self, every_phase: ConsensusStore) -> None:
+        """What coroutines write and read is what the synchronous store reads, in every phase."""
+
+        async def work() -> list[Any]:
+            store = AsyncConsensusStore(every_phase)
+            async with store.unit_of_work() as uow:
+                added = [await uow.artifacts.add(**ROW), *await uow.artifacts.add_many([ROW, ROW])]
+                await uow.syntheses.add(**SYNTHESIS)
+                await uow.executions.record_spawn(
+                    agent_id="a", spec_id="S", stage="plan", phase_type="quality_gate", agent_name="gemini"
+                )
+                assert (uow.phase, uow.prepared) == (every_phase.migration.phase, True)
+            async with store.unit_of_work(read_only=True) as uow:
+                return [
+                    added,
+                    await uow.artifacts.get(added[0].id),
+                    await uow.artifacts.list(),
+                    await uow.artifacts.count(spec_id="S"),
+                    await uow.artifacts.specs(),
+                    await uow.syntheses.latest(spec_id="S", stage="plan"),
+                    await uow.runs.list(spec_id="S"),
+                    await uow.executions.in_flight(),
+                    await uow.repository("artifacts").rows({"spec_id": "S"}),
+                ]
+
+        found = asyncio.run(work())
+        with every_phase.unit_of_work(read_only=True) as uow:
+            keys = [artifact.id for artifact in found[0]]
+            assert found == [
+                [uow.artifacts.get(key) for key in keys],
+                uow.artifacts.get(keys[0]),
+                uow.artifacts.list(),
+                uow.artifacts.count(spec_id="S"),
+                uow.artifacts.specs(),
+                uow.syntheses.latest(spec_id="S", stage="plan"),
+                uow.runs.list(spec_id="S"),
+                uow.executions.in_flight(),
+                uow.repository("artifacts").rows({"spec_id": "S"}),
+            ]
+
+    @pytest.mark.parametrize(
+        ("ours", "theirs"),
+        [
+            (asynchronous.AsyncArtifacts, Artifacts),
+            (asynchronous.AsyncSyntheses, Syntheses),
+            (asynchronous.AsyncRuns, Runs),
+            (asynchronous.AsyncExecutions, Executions),
+            (asynchronous.AsyncRepository, Repository),
+            (asynchronous.AsyncMigration, Migration),
+            (asynchronous.AsyncMaintenance, Maintenance),
+        ],
+        ids=lambda owner: owner.__name__,
+    )
+    def test_no_method_is_missing(self, ours: type, theirs: type) -> None:
+        """Each public method has its counterpart under the same name, to be awaited, with the same arguments."""
+        names = {name for name in vars(theirs) if not name.startswith("_")}
+        assert {name for name in vars(ours) if not name.startswith("_")} == names
+        for name in names - {"phase"}:  # a property of the migration: `await store.migration.phase`
+            assert inspect.iscoroutinefunction(getattr(ours, name)), name
+            assert inspect.signature(getattr(ours, name)) == inspect.signature(getattr(theirs, name))
+            assert getattr(ours, name).__doc__ == getattr(theirs, name).__doc__
+
+    @pytest.mark.parametrize(
+        ("ours", "theirs", "otherwise"),
+        [
+            # A coroutine is cancelled, not told by an event; `run_sync` lends the session.
+            (AsyncConsensusStore, ConsensusStore, set()),
+            (AsyncConsensusUnitOfWork, ConsensusUnitOfWork, {"session", "catalog", "engine", "statements", "settings"}),
+        ],
+        ids=lambda owner: getattr(owner, "__name__", ""),
+    )
+    def test_no_name_is_missing(self, path: Path, ours: type, theirs: type, otherwise: set[str]) -> None:
+        """The store and the unit of work have the names of the synchronous ones."""
+
+        async def names() -> set[str]:
+            async with opened(path) as store, store.unit_of_work() as uow:
+                return set(dir(store if ours is AsyncConsensusStore else uow))
+
+        public = {name for name in dir(theirs) if not name.startswith("_")}
+        assert public - otherwise <= asyncio.run(names())
+
+    def test_types(self, path: Path) -> None:
+        """A type checker knows what an awaited call gives (mypy reads this), and so it is."""
+
+        async def work() -> None:
+            async with opened(path) as store:
+                async with store.unit_of_work() as uow:
+                    assert_type(await uow.artifacts.add(**ROW), Artifact)
+                    assert_type(await uow.artifacts.list(spec_id="S", limit=1), list[Artifact])
+                    assert_type(await uow.artifacts.delete(spec_id="S"), int)
+                    assert_type(await uow.run_sync(lambda uow: uow.artifacts.count()), int)
+                    with contextlib.suppress(TypeError):
+                        await uow.artifacts.add(spec_id="S")  # type: ignore[call-arg]
+                assert_type(await store.migration.phase, Phase)
+                assert_type(await store.migration.backfill(), BackfillReport)
+                assert_type(await store.run(lambda uow: uow.artifacts.specs()), list[str])
+
+        asyncio.run(work())
+
+    def test_errors(self, path: Path) -> None:
+        """The same errors come out, each rolling back what was written before it."""
+
+        async def work() -> None:
+            async with opened(path, pool_size=1, pool_timeout=0.05) as store:
+                failing: dict[type[Exception], Callable[[AsyncConsensusUnitOfWork], Awaitable[object]]] = {
+                    errors.UnknownAgentError: lambda uow: uow.executions.record_completion("nobody", ""),
+                    errors.InvalidValueError: lambda uow: uow.artifacts.add(**ROW | {"spec_id": ""}),
+                    errors.StorageError: lambda uow: uow.run_sync(lambda uow: uow._execute("SELECT nonsense")),
+                    ZeroDivisionError: lambda uow: uow.run_sync(lambda uow: 1 // 0),
+                }
+                for error, fail in failing.items():
+                    with pytest.raises(error):
+                        async with store.unit_of_work() as uow:
+                            await uow.artifacts.add(**ROW)
+                            await fail(uow)
+                with pytest.raises(errors.ReadOnlyUnitOfWorkError):
+                    async with store.unit_of_work(read_only=True) as uow:
+                        await uow.artifacts.add(**ROW)
+                with pytest.raises(errors.PoolExhaustedError):
+                    async with store.unit_of_work(read_only=True), store.unit_of_work(read_only=True):
+                        pass
+                with pytest.raises(RuntimeError, match="StopIteration"):
+                    async with store.unit_of_work() as uow:
+                        await uow.run_sync(lambda uow: next(iter(())))
+
+        asyncio.run(work())
+        assert stored(path) == []
+
+    def test_an_error_of_the_body_rolls_back(self, path: Path) -> None:
+        """Whatever the body raises comes out of the block as it was raised, and nothing is kept."""
+        mine = ValueError()
+
+        async def work() -> None:
+            async with opened(path) as store, store.unit_of_work() as uow:
+                await uow.artifacts.add(**ROW)
+                raise mine
+
+        with pytest.raises(ValueError, match=r"^$") as caught:
+            asyncio.run(work())
+        assert caught.value is mine
+        assert stored(path) == []
+
+    def test_closed_and_unopened_units(self, path: Path) -> None:
+        """A unit of work is used in its block, once."""
+
+        async def work() -> None:
+            async with opened(path) as store:
+                unit = store.unit_of_work()
+                with pytest.raises(errors.UnitOfWorkClosedError, match="has not begun"):
+                    _ = unit.phase
+                with pytest.raises(errors.UnitOfWorkClosedError):
+                    await unit.artifacts.specs()
+                async with unit:
+                    pass
+                with pytest.raises(errors.UnitOfWorkClosedError, match="over"):
+                    await unit.artifacts.specs()
+                with pytest.raises(errors.UnitOfWorkClosedError, match="once"):
+                    async with unit:
+                        pass
+
+        asyncio.run(work())
+
+    def test_opening(self, tmp_path: Path) -> None:
+        """Opening writes nothing and fails as the synchronous store does; a read of nothing is empty."""
+
+        async def work() -> None:
+            path = tmp_path / "new.db"
+            async with await AsyncConsensusStore.open(path) as store:
+                async with store.unit_of_work(read_only=True) as uow:
+                    assert await uow.artifacts.list() == []
+                assert store.initial_phase is await store.migration.phase is Phase.CONTRACT
+            assert not path.exists()
+            with pytest.raises(errors.ConfigurationError):
+                await AsyncConsensusStore.open("nonsense://")
+
+        asyncio.run(work())
+
+    def test_memory(self) -> None:
+        """A database in memory has one connection, so its units of work take turns."""
+
+        async def work() -> list[Artifact]:
+            async with await AsyncConsensusStore.open(":memory:") as store:
+                await asyncio.gather(*(store.run(lambda uow: uow.artifacts.add(**ROW)) for _ in range(20)))
+                return await store.run(lambda uow: uow.artifacts.list(), read_only=True)
+
+        assert len(asyncio.run(work())) == 20
+
+    def test_calls_at_once_in_one_unit(self, path: Path) -> None:
+        """Calls that one unit of work is given at once are done one after the other."""
+
+        async def work() -> list[Artifact]:
+            async with opened(path) as store, store.unit_of_work() as uow:
+                return list(await asyncio.gather(*(uow.artifacts.add(**ROW) for _ in range(20))))
+
+        ids = [artifact.id for artifact in asyncio.run(work())]
+        assert ids == sorted(ids)
+        assert len(stored(path)) == 20
+
+
+async def measure_lag(stop: asyncio.Event) -> float:
+    """The longest time in seconds that the loop came late to something that was due."""
+    longest = 0.0
+    while not stop.is_set():
+        due = time.perf_counter() + 0.001
+        await asyncio.sleep(0.001)
+        longest = max(longest, time.perf_counter() - due)
+    return longest
+
+
+class TestTheLoop:
+    def test_a_hundred_tasks_write(self, path: Path) -> None:
+        """100 tasks write 1000 rows; the loop is never late by 20 ms, and at most pool_size units are at work.
+
+        Other programs can hold up the loop as well, so the best of some runs counts: a call that blocks the
+        loop does so in each.
+        """
+        lags, at_work = [], []
+
+        async def write(store: AsyncConsensusStore, number: int) -> None:
+            for _ in range(10):
+                async with store.unit_of_work() as uow:
+                    at_work.append(pool_of(store).checkedout())
+                    await uow.artifacts.add(**ROW | {"spec_id": f"S{number}"})
+
+        async def work() -> None:
+            async with opened(path, pool_size=5, busy_timeout=timedelta(seconds=60)) as store:
+                stop = asyncio.Event()
+                lag = asyncio.create_task(measure_lag(stop))
+                await asyncio.gather(*(write(store, number) for number in range(100)))
+                assert len(ours()) <= 5
+                stop.set()
+                lags.append(await lag)
+
+        for runs in range(1, 11):
+            asyncio.run(work())
+            assert len(stored(path)) == 1000 * runs
+            if lags[-1] < 0.02:
+                break
+        assert min(lags) < 0.02, lags
+        assert max(at_work) <= 5
+
+    def test_the_loop_goes_on_while_the_lock_is_held(self, path: Path) -> None:
+        """A unit of work that waits for another process, a retry and a long statement block nobody else."""
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.005)
+                ticks += 1
+
+        async def work() -> None:
+            settings = {"busy_timeout": timedelta(seconds=0.2), "retry_attempts": 2}
+            async with opened(path, **settings) as store:
+                ticking = asyncio.create_task(tick())
+                with lock_held(path), pytest.raises(errors.DatabaseBusyError):
+                    await store.run(lambda uow: uow.artifacts.add(**ROW))
+                waited, before = ticks, ticks
+                async with store.unit_of_work(read_only=True) as uow:
+                    await uow.run_sync(lambda uow: uow._execute(SLOW).fetchone())
+                ticking.cancel()
+                assert waited > 20
+                assert ticks > before + 5
+
+        asyncio.run(work())
+
+    def test_waiting_takes_turns(self, path: Path) -> None:
+        """Units of work begin in the order in which they were asked for, and those that wait have no thread."""
+        order: list[int] = []
+
+        async def one(store: AsyncConsensusStore, number: int) -> None:
+            async with store.unit_of_work() as uow:
+                order.append(number)
+                await uow.artifacts.specs()
+
+        async def work() -> None:
+            async with opened(path, pool_size=1) as store, asyncio.TaskGroup() as tasks, store.unit_of_work():
+                for number in range(50):
+                    tasks.create_task(one(store, number))
+                await asyncio.sleep(0.01)
+                assert len(ours()) == 1
+
+        asyncio.run(work())
+        assert order == list(range(50))
+
+    def test_context_variables(self, path: Path) -> None:
+        """A call sees the context variables of whoever made it; begin and end share one context."""
+        variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
+        seen: list[str] = []
+
+        async def work() -> None:
+            async with opened(path) as store:
+                variable.set("outside")
+                async with store.unit_of_work() as uow:
+                    await uow.run_sync(lambda uow: uow.on_commit(lambda: seen.append(variable.get())))
+                    variable.set("inside")
+                    uow.on_commit(lambda: seen.append(variable.get()))
+                    await uow.run_sync(lambda uow: seen.append(variable.get()))
+
+        asyncio.run(work())
+        assert seen == ["inside", "outside", "inside"]
+
+    def test_one_loop_after_the_other(self, path: Path) -> None:
+        """A store goes on in the next event loop."""
+        store = asyncio.run(AsyncConsensusStore.open(path, settings=Settings(pool_size=1)))
+
+        async def work() -> None:
+            await asyncio.gather(*(store.run(lambda uow: uow.artifacts.add(**ROW)) for _ in range(5)))
+
+        for _ in range(2):
+            asyncio.run(work())
+        asyncio.run(store.close())
+        assert len(stored(path)) == 10
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+    def test_a_forked_child_has_threads_of_its_own(self, path: Path) -> None:
+        """A store that was used before a fork can be used in the child, as the synchronous one can."""
+        store = asyncio.run(AsyncConsensusStore.open(path))
+
+        def write(spec: str) -> None:
+            asyncio.run(store.run(lambda uow: uow.artifacts.add(**ROW | {"spec_id": spec})))
+
+        write("before")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                write("child")
+            finally:
+                os._exit(0)
+        if not eventually(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None, 20):
+            os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == 0, "the child hung"
+        write("after")
+        asyncio.run(store.close())
+        assert stored(path) == ["before", "child", "after"]
+
+    def test_frames_are_let_go(self, path: Path) -> None:
+        """Who drops an error drops what the work had open; no garbage collection is needed."""
+        alive: list[weakref.ref[object]] = []
+
+        class Resource:
+            pass
+
+        def fail(uow: ConsensusUnitOfWork) -> None:
+            resource = Resource()
+            alive.append(weakref.ref(resource))
+            raise KeyError
+
+        async def work() -> None:
+            async with opened(path) as store:
+                with contextlib.suppress(KeyError):
+                    async with store.unit_of_work() as uow:
+                        await uow.run_sync(fail)
+                await asyncio.sleep(0.01)
+                assert alive[0]() is None
+
+        gc.disable()
+        try:
+            asyncio.run(work())
+        finally:
+            gc.enable()
+
+
+class TestCancel:
+    def test_waiting_for_a_thread(self, path: Path) -> None:
+        """A task that waits for its turn takes nothing with it."""
+
+        async def work() -> None:
+            async with opened(path, pool_size=1) as store:
+                async with store.unit_of_work() as uow:
+                    waiting = asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW)))
+                    await asyncio.sleep(0.01)
+                    await cancelled(waiting)
+                    await uow.artifacts.add(**ROW | {"spec_id": "first"})
+                await store.run(lambda uow: uow.artifacts.add(**ROW | {"spec_id": "second"}))
+
+        asyncio.run(work())
+        assert stored(path) == ["first", "second"]
+
+    def test_waiting_for_the_lock_of_another_process(self, path: Path) -> None:
+        """The task ends at once; its begin gives up by itself, and a store that closes waits for that."""
+
+        async def work() -> None:
+            async with opened(path, busy_timeout=timedelta(seconds=20)) as store:
+                with lock_held(path):
+                    waiting = asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW)))
+                    await until(lambda: pool_of(store).checkedout() == 1)
+                    await asyncio.sleep(0.05)
+                    started = time.monotonic()
+                    await cancelled(waiting)
+                    assert time.monotonic() - started < 10  # of the 20 s that the lock is waited for
+                    assert pool_of(store).checkedout() == 1
+                await store.run(lambda uow: uow.artifacts.add(**ROW | {"spec_id": "next"}))
+
+        asyncio.run(work())
+        assert stored(path) == ["next"]
+
+    def test_time_limits_while_the_lock_is_held(self, path: Path) -> None:
+        """asyncio.timeout holds, whatever the busy timeout is."""
+
+        async def work() -> None:
+            async with opened(path, busy_timeout=timedelta(seconds=20)) as store:
+                with lock_held(path):
+                    with pytest.raises(TimeoutError):
+                        async with asyncio.timeout(0.05), store.unit_of_work():
+                            pass
+                    async with store.unit_of_work(read_only=True) as uow:
+                        await uow.artifacts.count()
+
+        asyncio.run(work())
+
+    def test_waiting_for_another_task_of_the_store(self, path: Path) -> None:
+        """A begin that waits for a writer of the same store gives up its turn when it comes."""
+
+        async def work() -> None:
+            async with opened(path) as store:
+                async with store.unit_of_work() as uow:
+                    waiting = [asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW))) for _ in range(3)]
+                    await until(lambda: pool_of(store).source.writers.waiting == 3)
+                    for task in waiting:
+                        await cancelled(task)
+                    await uow.artifacts.add(**ROW | {"spec_id": "first"})
+                await store.run(lambda uow: uow.artifacts.add(**ROW | {"spec_id": "second"}))
+
+        asyncio.run(work())
+        assert stored(path) == ["first", "second"]
+
+    def test_between_statements(self, path: Path) -> None:
+        """A task that is cancelled while it waits for something else rolls back before it ends."""
+
+        async def write(store: AsyncConsensusStore, written: asyncio.Event) -> None:
+            async with store.unit_of_work() as uow:
+                await uow.artifacts.add(**ROW)
+                written.set()
+                await asyncio.Event().wait()
+
+        async def work() -> None:
+            async with opened(path) as store:
+                written = asyncio.Event()
+                task = asyncio.create_task(write(store, written))
+                await written.wait()
+                await cancelled(task)
+                assert pool_of(store).checkedout() == 0
+
+        asyncio.run(work())
+        assert stored(path) == []
+
+    def test_while_a_statement_runs(self, path: Path) -> None:
+        """A cancelled statement is waited for, and what the unit of work had written is taken back."""
+        began = threading.Event()
+
+        def slow(uow: ConsensusUnitOfWork) -> None:
+            began.set()
+            uow._execute(SLOW).fetchone()
+            uow.artifacts.add(**ROW)
+
+        async def write(store: AsyncConsensusStore) -> None:
+            async with store.unit_of_work() as uow:
+                await uow.artifacts.add(**ROW)
+                await uow.run_sync(slow)
+
+        async def work() -> None:
+            async with opened(path) as store:
+                task = asyncio.create_task(write(store))
+                await until(began.is_set)
+                await cancelled(task)
+                assert pool_of(store).checkedout() == 0
+
+        asyncio.run(work())
+        assert stored(path) == []
+
+    def test_again_and_again(self, path: Path) -> None:
+        """Impatience changes nothing: a task that is cancelled while it rolls back rolls back."""
+        began = threading.Event()
+
+        def slow(uow: ConsensusUnitOfWork) -> None:
+            began.set()
+            uow._execute(SLOW).fetchone()
+
+        async def write(store: AsyncConsensusStore) -> None:
+            async with store.unit_of_work() as uow:
+                await uow.artifacts.add(**ROW)
+                await uow.run_sync(slow)
+
+        async def work() -> None:
+            async with opened(path) as store:
+                task = asyncio.create_task(write(store))
+                await until(began.is_set)
+                for _ in range(5):
+                    task.cancel()
+                    await asyncio.sleep(0.002)
+                await cancelled(task)
+                assert pool_of(store).checkedout() == 0
+
+        asyncio.run(work())
+        assert stored(path) == []
+
+    def test_a_body_that_goes_on(self, path: Path) -> None:
+        """Nobody knows how far a cancelled call came, so a unit of work that had one can neither go on nor commit."""
+
+        async def work() -> None:
+            async with opened(path) as store:
+                with pytest.raises(errors.UnitOfWorkClosedError, match="cancelled"):
+                    async with store.unit_of_work() as uow:
+                        await uow.artifacts.add(**ROW)
+                        with pytest.raises(TimeoutError):
+                            async with asyncio.timeout(0.02):
+                                await uow.run_sync(lambda uow: uow._execute(SLOW).fetchone())
+                        with pytest.raises(errors.UnitOfWorkClosedError, match="cancelled"):
+                            await uow.artifacts.add(**ROW)
+
+        asyncio.run(work())
+        assert stored(path) == []
+
+    def test_in_the_commit(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A commit that has begun is finished: the rows stand, callbacks are called, and then the task is cancelled."""
+        committing, go_on, called = threading.Event(), threading.Event(), []
+        commit = UnitOfWork._commit
+
+        def slow_commit(self: UnitOfWork) -> None:
+            committing.set()
+            assert go_on.wait(20)
+            commit(self)
+
+        async def write(store: AsyncConsensusStore) -> None:
+            async with store.unit_of_work() as uow:
+                await uow.artifacts.add(**ROW)
+                uow.on_commit(lambda: called.append("loop"))
+                await uow.run_sync(lambda uow: uow.on_commit(lambda: called.append("thread")))
+
+        async def work() -> None:
+            async with opened(path) as store:
+                monkeypatch.setattr(UnitOfWork, "_commit", slow_commit)
+                task = asyncio.create_task(write(store))
+                await until(committing.is_set)
+                task.cancel()
+                await asyncio.sleep(0.01)
+                assert not task.done()
+                go_on.set()
+                await cancelled(task)
+
+        asyncio.run(work())
+        assert stored(path) == ["S"]
+        assert called in (["loop", "thread"], ["thread", "loop"])
+
+    def test_just_before_the_commit(self, path: Path) -> None:
+        """A cancellation that was asked for before the commit began takes everything back."""
+
+        async def write(store: AsyncConsensusStore) -> None:
+            async with store.unit_of_work() as uow:
+                await uow.artifacts.add(**ROW)
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+
+        async def work() -> None:
+            async with opened(path) as store:
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.create_task(write(store))
+
+        asyncio.run(work())
+        assert stored(path) == []
+
+    def test_anywhere(self, consensus_store: ConsensusStore) -> None:
+        """Cancelled at any moment, a unit of two rows is there whole or not at all, and nothing of it is left open."""
+
+        async def write(store: AsyncConsensusStore, number: int) -> None:
+            async with store.unit_of_work() as uow:
+                for _ in range(2):
+                    await uow.artifacts.add(**ROW | {"spec_id": f"S{number}"})
+
+        async def work() -> None:
+            store = AsyncConsensusStore(consensus_store)
+            for number in range(150):
+                task = asyncio.create_task(write(store, number))
+                for _ in range(number % 15):
+                    await asyncio.sleep(0)
+                await asyncio.sleep((number % 10) * 0.0005)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                assert pool_of(store).checkedout() <= len(store._threads._last)
+            await store._threads.close()
+            assert pool_of(store).checkedout() == 0
+
+        asyncio.run(work())
+        with consensus_store.unit_of_work(read_only=True) as uow:
+            assert {uow.artifacts.count(spec_id=f"S{number}") for number in range(150)} == {0, 2}
+
+    def test_a_hundred_tasks(self, consensus_store: ConsensusStore) -> None:
+        """Whatever the database, no write of 100 tasks is lost."""
+
+        async def work() -> int:
+            store = AsyncConsensusStore(consensus_store)
+            await asyncio.gather(*(store.run(lambda uow: uow.artifacts.add(**ROW)) for _ in range(100)))
+            count = await store.run(lambda uow: uow.artifacts.count(), read_only=True)
+            await store._threads.close()
+            return count
+
+        assert asyncio.run(work()) == 100
+
+    def test_the_whole_program(self, path: Path) -> None:
+        """When the loop ends under tasks at work, each rolls back and every thread ends."""
+
+        async def write(store: AsyncConsensusStore) -> None:
+            async with store.unit_of_work() as uow:
+                await uow.artifacts.add(**ROW)
+                await asyncio.Event().wait()
+
+        async def work() -> None:
+            store = await AsyncConsensusStore.open(path)
+            for _ in range(5):
+                asyncio.get_running_loop().create_task(write(store)).add_done_callback(lambda _: None)
+            await until(lambda: pool_of(store).source.writers.waiting == 4)
+
+        asyncio.run(work())
+        assert eventually(lambda: gc.collect() >= 0 and not ours())
+        with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+        assert stored(path) == []
+
+    def test_between_two_tries(self, path: Path) -> None:
+        """A cancellation ends the waiting of a retry."""
+        tried = asyncio.Event()
+
+        async def fail(uow: AsyncConsensusUnitOfWork) -> None:
+            await uow.artifacts.add(**ROW)
+            tried.set()
+            raise errors.DatabaseBusyError
+
+        async def work() -> None:
+            minute = timedelta(minutes=1)
+            async with opened(path, retry_initial=minute, retry_max=minute, retry_budget=minute) as store:
+                task = asyncio.create_task(store.run(fail))
+                await tried.wait()
+                await asyncio.sleep(0.02)
+                assert pool_of(store).checkedout() == 0
+                await cancelled(task)
+
+        asyncio.run(work())
+        assert stored(path) == []
+
+    def test_opening(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An open that is cancelled closes what it had opened."""
+        opened: list[ConsensusStore] = []
+        plain = ConsensusStore.open
+
+        def seen(*args: Any, **kwargs: Any) -> ConsensusStore:
+            opened.append(plain(*args, **kwargs))
+            return opened[-1]
+
+        monkeypatch.setattr(ConsensusStore, "open", seen)
+
+        async def work() -> None:
+            for wait in (0.0, 0.0, 0.001, 0.002, 0.005):
+                task = asyncio.create_task(AsyncConsensusStore.open(path))
+                await asyncio.sleep(wait)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await (await task).close()
+
+        asyncio.run(work())
+        assert eventually(lambda: gc.collect() >= 0 and not ours())
+        assert opened
+        assert [store.engine.pool.checkedin() for store in opened if isinstance(store.engine.pool, Pool)] == [0] * len(
+            opened
+        )
+
+    def test_a_long_step(self, tmp_path: Path) -> None:
+        """A backfill that is cancelled stops at its next report, and goes on where it stopped."""
+        path = tmp_path / "legacy.db"
+        builders.build_legacy(path)
+        with contextlib.closing(sqlite3.connect(path)) as raw, raw:
+            insert = (
+                "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES (?, 'p', 'a', '')"
+            )
+            raw.executemany(insert, [(f"S{number}",) for number in range(200)])
+
+        async def work() -> None:
+            async with opened(path, chunk_rows=10) as store:
+                await store.migration.advance(Phase.DUAL_WRITE, soak=False)
+                reports: list[Progress] = []
+                task = asyncio.create_task(store.migration.backfill(reports.append))
+                await until(lambda: len(reports) >= 2)
+                await cancelled(task)
+                assert not (await store.migration.verify()).clean
+                seen = len(reports)
+                await store.migration.backfill()
+                assert len(reports) == seen
+                assert (await store.migration.verify()).clean
+
+        asyncio.run(work())
+
+
+class TestCallbacks:
+    def test_on_commit(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Callbacks are called on the loop, in order, after the commit, before the block is left; errors are logged."""
+        told: list[tuple[str, bool, list[str]]] = []
+
+        def tell(name: str) -> None:
+            told.append((name, threading.current_thread() is threading.main_thread(), stored(path)))
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        async def work() -> None:
+            async with opened(path) as store:
+                async with store.unit_of_work() as uow:
+                    for callback in (partial(tell, "first"), fail, partial(tell, "second")):
+                        uow.on_commit(callback)
+                    await uow.artifacts.add(**ROW)
+                    assert told == []
+                assert told == [("first", True, ["S"]), ("second", True, ["S"])]
+                with pytest.raises(KeyError):
+                    async with store.unit_of_work() as uow:
+                        uow.on_commit(partial(tell, "never"))
+                        raise KeyError
+                async with store.unit_of_work() as uow:
+                    with pytest.raises(errors.InvalidValueError, match="plain function"):
+                        uow.on_commit(work)
+                assert len(told) == 2
+
+        asyncio.run(work())
+        assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+
+    def test_tracker(self, path: Path) -> None:
+        """A tracker follows the commits of coroutines, and only those."""
+        tracker = ExecutionTracker(spec_id="S", stage="plan", run_id="r")
+
+        async def work() -> None:
+            async with opened(path) as store:
+                async with store.unit_of_work() as uow:
+                    await uow.run_sync(tracker.spawn, agent_id="a", phase_type="regular_stage", agent_name="gemini")
+                    assert tracker.expected == frozenset()
+                assert tracker.in_flight == {"a"}
+                with pytest.raises(KeyError):
+                    async with store.unit_of_work() as uow:
+                        await uow.run_sync(tracker.complete, "a", "said")
+                        raise KeyError
+                assert tracker.in_flight == {"a"}
+                await store.run(lambda uow: uow.run_sync(tracker.complete, "a", "said"))
+                assert tracker.is_complete
+                again = ExecutionTracker(spec_id="S", stage="plan")
+                await store.run(lambda uow: uow.run_sync(again.resync), read_only=True)
+                assert again.is_complete
+
+        asyncio.run(work())
+
+    def test_progress(self, path: Path) -> None:
+        """Progress is reported on the loop, and an error of the callback ends the step and comes out."""
+
+        async def work() -> None:
+            async with opened(path) as store:
+                threads: list[threading.Thread] = []
+                steps: list[str] = []
+                await store.migration.migrate(
+                    Phase.CUTOVER,
+                    soak=False,
+                    progress=lambda _: threads.append(threading.current_thread()),
+                    tell=lambda step: steps.append(step.action),
+                )
+                assert set(threads) == {threading.main_thread()}
+                assert steps
+                with pytest.raises(ZeroDivisionError):
+                    await store.migration.verify(lambda _: 1 // 0)
+                assert await store.migration.phase is Phase.CUTOVER
+                copy = path.with_name("copy.db")
+                assert (await store.maintenance.backup(copy)).path == copy
+                assert (await store.maintenance.stats()).path == path
+                (await store.maintenance.schedule_vacuum()).stop()
+
+        asyncio.run(work())
+
+
+class TestRun:
+    def test_retries_restart_the_whole_unit(self, path: Path) -> None:
+        """Each try has a unit of work and a transaction of its own; what a failed one wrote is not kept."""
+        units: list[AsyncConsensusUnitOfWork] = []
+
+        async def work(uow: AsyncConsensusUnitOfWork) -> int:
+            units.append(uow)
+            await uow.artifacts.add(**ROW | {"spec_id": f"try {len(units)}"})
+            uow.on_commit(lambda: units.clear())
+            if len(units) < 3:
+                raise errors.DatabaseBusyError
+            assert len({id(unit) for unit in units}) == 3
+            return await uow.artifacts.count(spec_id="try 3")
+
+        async def main() -> int:
+            async with opened(path, retry_initial=timedelta(milliseconds=1)) as store:
+                found = await store.run(work)
+                assert store.retrier.telemetry.totals.retries == 2
+                return found
+
+        assert asyncio.run(main()) == 1
+        assert stored(path) == ["try 3"]
+        assert units == []
+
+    def test_a_lock_that_is_given_up(self, path: Path) -> None:
+        """Work that found another process writing succeeds on a later try."""
+
+        async def main() -> None:
+            async with opened(path, busy_timeout=timedelta(milliseconds=20)) as store:
+                with lock_held(path):
+                    task = asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW)))
+                    await until(lambda: store.retrier.telemetry.totals.retries >= 1)
+                await task
+
+        asyncio.run(main())
+        assert stored(path) == ["S"]
+
+    def test_permanent_errors_come_at_once(self, path: Path) -> None:
+        """An error that is not transient is not tried again."""
+        tries = []
+
+        async def work(uow: AsyncConsensusUnitOfWork) -> None:
+            tries.append(await uow.artifacts.add(**ROW))
+            raise KeyError
+
+        async def main() -> None:
+            async with opened(path) as store:
+                with pytest.raises(KeyError):
+                    await store.run(work)
+
+        asyncio.run(main())
+        assert len(tries) == 1
+        assert stored(path) == []
+
+    def test_decorator(self, path: Path) -> None:
+        """A decorated coroutine function is a unit of work of its own, with its own arguments and name."""
+
+        async def main() -> None:
+            async with opened(path) as store:
+
+                @store.in_unit_of_work
+                async def save(uow: AsyncConsensusUnitOfWork, spec: str, *, times: int) -> int:
+                    """Save."""
+                    for _ in range(times):
+                        await uow.artifacts.add(**ROW | {"spec_id": spec})
+                    return times
+
+                assert assert_type(await save("D", times=2), int) == 2
+                assert save.__doc__ == "Save."
+
+        asyncio.run(main())
+        assert stored(path) == ["D", "D"]
