@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from consensus_orm import errors
@@ -184,6 +185,11 @@ def _locked(connection: sqlite3.Connection, patience: float) -> bool:
 class ServerSource(Source):
     """A PostgreSQL database."""
 
+    def mark(self) -> Any:
+        """The next transaction to write; None while one is under way. Others on the server move it too."""
+        first, following, _ = self._rows("SELECT CAST(pg_current_snapshot() AS TEXT)")[0][0].split(":")
+        return following if first == following else None
+
     @contextlib.contextmanager
     def still(self, *, lock: bool) -> Iterator[float | None]:
         """Keep writers out of our tables, or look at one snapshot."""
@@ -221,7 +227,7 @@ def opened(store: ConsensusStore) -> Iterator[Source]:
     """Open the source of a copy with a connection that cannot write.
 
     Args:
-        store: The store; its own connections that nobody uses are closed, so that none of them is the last one.
+        store: The store.
     """
     if store.engine.dialect.name == "postgresql":
         source: Source = ServerSource(store)
@@ -239,9 +245,20 @@ def opened(store: ConsensusStore) -> Iterator[Source]:
             yield source
         return
     with translated(store.engine), contextlib.closing(_read_only(store)) as own:
-        store.engine.dispose()
         source._driver = own
-        yield source
+        try:
+            yield source
+        finally:
+            # The last one to be closed carries the log into the file, unless it cannot write.
+            if _has_log(path):
+                store.engine.dispose()
+
+
+def _has_log(path: Path) -> bool:
+    try:
+        return Path(f"{path}-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _read_only(store: ConsensusStore) -> DriverConnection:
