@@ -18,8 +18,6 @@ from consensus_orm.consensus import CONSENSUS
 from consensus_orm.executions import Executions
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Mapping
-from consensus_orm.migration import Migration
-from consensus_orm.migration.progress import Watch
 from consensus_orm.phase import Phase
 from consensus_orm.repository import Repository
 from consensus_orm.runs import Runs
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     from threading import Event
 
     from consensus_orm.maintenance import Maintenance
+    from consensus_orm.migration import Migration
+    from consensus_orm.migration.progress import Watch
     from consensus_orm.postgresql.replica import Replica
     from consensus_orm.retry import Retrier
 
@@ -88,7 +88,6 @@ class ConsensusStore:
     def __init__(self, database: Engine, settings: Settings, mapping: Mapping = CONSENSUS) -> None:
         self.engine = database
         self.settings = settings
-        self.migration = Migration(self)
         self._new_unit: Callable[..., ConsensusUnitOfWork] = ConsensusUnitOfWork  # another, where somebody observes
         self._statements = _statements(mapping, database.dialect.name)
         self._replica = self._find_replica()
@@ -315,6 +314,13 @@ class ConsensusStore:
             telemetry=self.telemetry,
             breaker=CircuitBreaker.from_settings(self.settings) if self.settings.breaker else None,
         )
+
+    @cached_property
+    def migration(self) -> Migration:
+        """The move from phase to phase; loaded when first asked for."""
+        from consensus_orm.migration import Migration
+
+        return Migration(self)
 
     # Upkeep ---------------------------------------------------------------------------------------------
 
