@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         0; with `--check`, 1 where a ratio is worse than before.
     """
     given = _parser().parse_args(arguments)
+    if given.url:
+        os.environ["CONSENSUS_ORM_BENCH_POSTGRES"] = given.url
     facts = report.machine()
     for name, value in facts.items():
         print(f"{name:24} {value}")
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds that count (default %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the operations of a round (for a smoke run)")
     parser.add_argument("--folder", type=Path, default=os.environ.get("TMPDIR"), help="where the files go")
+    parser.add_argument("--url", help="of a PostgreSQL server for the suite postgresql; one of its own where left out")
     parser.add_argument("--json", type=Path, help="write what was measured to FILE", metavar="FILE")
     parser.add_argument("--plot", type=Path, help="draw the ratios to FILE (needs matplotlib)", metavar="FILE")
     parser.add_argument("--check", type=Path, help="fail where a ratio is worse than in FILE", metavar="FILE")

@@ -87,7 +87,7 @@ def _answer(pipe: Connection, target: Callable[..., Any], *arguments: Any) -> No
 
 
 @contextmanager
-def live_writer(path: Path) -> Iterator[Waits]:
+def live_writer(path: Path | str) -> Iterator[Waits]:
     """Another process that writes an artifact every 2 ms; its waits are there when the block has ended."""
     found: Waits = {}
     here, there = _SPAWN.Pipe()

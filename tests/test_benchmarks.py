@@ -32,7 +32,7 @@ def found(ours: list[float]) -> dict[str, Any]:
     return as_json([("writes", measured({"raw": raw, "ours": ours, "plain_orm": ours}))], {}, 1)
 
 
-@pytest.mark.parametrize("suite", ["batches", "verify"])
+@pytest.mark.parametrize("suite", ["batches", "verify", "postgresql"])
 def test_a_smoke_run_measures_our_own_cases(suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run of one round of a few operations prints targets and writes what it measured."""
     file = tmp_path / "run.json"

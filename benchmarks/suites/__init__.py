@@ -21,6 +21,7 @@ NAMES = (
     "vacuum",
     "growth",
     "imports",
+    "postgresql",
 )
 """In the order in which they run."""
 
