@@ -54,8 +54,11 @@ STATEMENTS = (
 
 
 def _template(bench: Bench, phase: Phase) -> Path:
-    path = legacy_file(bench.file("backfill_template"), bench.rows, TEXT)
-    with ConsensusStore.open(path) as store:
+    """A file to begin with, made once for all cases."""
+    path = bench.folder / f"template_{phase.name}.db"
+    if path.exists():
+        return path
+    with ConsensusStore.open(legacy_file(path, bench.rows, TEXT)) as store:
         store.migration.advance(phase, soak=False) if phase > Phase.EXPAND else store.migration.upgrade()
     return path
 

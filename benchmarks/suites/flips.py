@@ -7,24 +7,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from benchmarks.data import artifact, store_in
+from benchmarks.data import artifact, filled, store_in
 from benchmarks.harness import Bench, Group, Target, Work
+from benchmarks.probe import lock_times
 from consensus_orm import ConsensusStore, Phase
 
 WRITERS = 4
+ROWS_TO_DROP = 20_000
+"""Legacy rows of 1 KB that are there before the flip to CONTRACT."""
+
 GROUP = Group(
     "a change of phase under 4 writers",
     unit="flip",
     count=1,
     baseline="rollback_dual_write",
-    targets=tuple(
-        Target(f"{what}, beyond the longest unit of work, ms", case, 100, None, "longest flip ms")
-        for what, case in (
-            ("advance 2 to 3", "advance_cutover"),
-            ("rollback 3 to 2", "rollback_dual_write"),
-            ("advance 3 to 4", "advance_normalized"),
-            ("rollback 4 to 3", "rollback_cutover"),
-        )
+    targets=(
+        *(
+            Target(f"{what}, beyond the longest unit of work, ms", case, 100, None, "longest flip ms")
+            for what, case in (
+                ("advance 2 to 3", "advance_cutover"),
+                ("rollback 3 to 2", "rollback_dual_write"),
+                ("advance 3 to 4", "advance_normalized"),
+                ("rollback 4 to 3", "rollback_cutover"),
+            )
+        ),
+        Target("advance 4 to 5, longest lock with backup and dropping, ms", "contract", 100, None, "longest lock ms"),
     ),
 )
 GROUPS = (GROUP,)
@@ -89,5 +96,23 @@ def rollback(bench: Bench, phase: Phase) -> Iterator[Work]:
             store.migration.verify()
             store.migration.migrate(phase.next or phase, soak=False)
             return _flip(store, lambda: store.migration.rollback(phase))
+
+        yield work
+
+
+@GROUP.case()
+def contract(bench: Bench) -> Iterator[Work]:
+    """consensus_orm, advance to contract: its backup, its flip, and the legacy tables dropped in chunks"""
+    path = filled(bench.file("contract"), Phase.NORMALIZED, min(bench.rows, ROWS_TO_DROP), "x" * 1000)
+    with ConsensusStore.open(path) as store:
+
+        def work(round_: int) -> dict[str, float]:
+            store.migration.rollback(Phase.NORMALIZED)
+            store.migration.verify()
+            with lock_times() as held, _writers(store):
+                started = time.perf_counter()
+                store.migration.advance(Phase.CONTRACT, soak=False)
+                took = time.perf_counter() - started
+            return {"seconds": took, "longest lock ms": max(held) * 1000}
 
         yield work
