@@ -15,6 +15,7 @@ from consensus_orm import (
     ConsensusUnitOfWork,
     ExecutionTracker,
     Phase,
+    copying,
 )
 from consensus_orm.artifacts import Artifacts
 from consensus_orm.executions import Executions
@@ -164,6 +165,12 @@ def test_properties_are_there(owner: type) -> None:
         (instance,) = [i for i in (store, uow, store.migration, tracker) if type(i) is owner]
         for name in PROPERTIES[owner].split():
             assert hasattr(type(instance), name) or name in vars(instance), name
+
+
+def test_copy() -> None:
+    """The function that copies a store has the arguments that are written here."""
+    assert spelled(copying.copy) == "source, target, *, reject=False, finish=True, lock=True, progress=None"
+    assert sorted(copying.__all__) == ["CopiedTable", "CopyReport", "Unfit", "copy"]
 
 
 def test_five_phases() -> None:

@@ -145,6 +145,7 @@ class _Copy:
         """
         for _ in range(PASSES):
             mark = self.source.mark()
+            self._require_same_shape()
             self.passes.run(self.target)
             self._require_fit(reject)
             few = self.passes.changed <= self.source.settings.chunk_rows
