@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,6 +15,7 @@ import psycopg
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import (
+    BackupError,
     CommitUncertainError,
     DatabaseBusyError,
     DatabaseUnavailableError,
@@ -164,7 +165,7 @@ def write(pipe: Connection, url: str, folder: Path, name: str) -> None:
     acknowledge = Acknowledgements(folder / f"{name}.acks")
     chance = random.Random(name)
     units = uncertain = round_ = 0
-    with patiently_opened(url) as store:
+    with patiently_opened(url, folder) as store:
 
         def once(work: Callable[[ConsensusUnitOfWork], None], is_done: Callable[[ConsensusUnitOfWork], bool]) -> None:
             nonlocal units, uncertain
@@ -213,11 +214,11 @@ def delete_spec(uow: ConsensusUnitOfWork, spec: str) -> None:
 
 
 @contextlib.contextmanager
-def patiently_opened(url: str):  # type: ignore[no-untyped-def]
+def patiently_opened(url: str, backups: Path) -> Iterator[ConsensusStore]:
     """A store; opening one is a look at the server, which may be away."""
     while True:
         try:
-            store = ConsensusStore.open(url, settings=PATIENT)
+            store = ConsensusStore.open(url, settings=PATIENT.model_copy(update={"backup_dir": backups}))
         except DatabaseUnavailableError:
             time.sleep(0.05)
         else:
@@ -290,7 +291,10 @@ def know_normalized_only(pipe: Connection, url: str, folder: Path, name: str) ->
     program(pipe, url, folder, name, step)
 
 
-PASSING = (DatabaseBusyError, DatabaseUnavailableError, CommitUncertainError, GateClosedError, PhaseChangedError)
+PASSING = (
+    *(DatabaseBusyError, DatabaseUnavailableError, CommitUncertainError, BackupError),
+    *(GateClosedError, PhaseChangedError, WrongPhaseError),
+)
 """What a step may end with on a server that is restarted, beside programs that write; it is taken again."""
 
 
@@ -299,7 +303,7 @@ def wander(pipe: Connection, url: str, folder: Path, seed: int) -> None:
     chance = random.Random(seed)
     passed: Counter[str] = Counter()
     reached: Counter[str] = Counter()
-    with patiently_opened(url) as store:
+    with patiently_opened(url, folder) as store:
         while not stopped(folder):
             try:
                 go_to(
@@ -310,7 +314,7 @@ def wander(pipe: Connection, url: str, folder: Path, seed: int) -> None:
                 )
                 if store.migration.phase.compares and chance.random() < 0.5:
                     store.migration.reconcile()
-            except (*PASSING, WrongPhaseError) as error:
+            except PASSING as error:
                 passed[type(error).__name__] += 1
         pipe.send((reached, passed))
 
@@ -330,9 +334,9 @@ def go_to(migration: Migration, target: Phase, reached: Counter[str], is_over: C
         reached[migration.phase.name] += 1
 
 
-def settle(pipe: Connection, url: str) -> None:
+def settle(pipe: Connection, url: str, folder: Path) -> None:
     """End in DUAL_WRITE with everything carried."""
-    with patiently_opened(url) as store:
+    with patiently_opened(url, folder) as store:
         migration = store.migration
         go_to(migration, Phase.DUAL_WRITE, Counter(), lambda: False)
         migration.backfill()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,11 +21,17 @@ from tests.field import server as field
 
 __all__ = [
     "SETTINGS", "assert_sides_agree", "assert_sound", "connect", "flips", "image", "in_phase", "legacy", "made",
-    "normalized", "phase_of", "truth",
+    "normalized", "phase_of", "settings", "truth",
 ]  # fmt: skip
 
 SETTINGS = Settings(chunk_rows=16, chunk_pause=timedelta(0), busy_timeout=timedelta(seconds=20))
 """Small chunks, so that a few dozen rows are many transactions."""
+
+
+def settings(backups: Path | str) -> Settings:
+    """The same, with a folder for the backup that is made before CONTRACT."""
+    return SETTINGS.model_copy(update={"backup_dir": Path(backups)})
+
 
 Change = Callable[[str], object]
 Side = dict[str, list[tuple[Any, ...]]]
@@ -44,7 +52,10 @@ def made(url: str, phase: Phase, change: Change | None = None) -> None:
         change: Done to it at the end.
     """
     field.build_legacy(url)
-    with ConsensusStore.open(url, settings=SETTINGS) as store:
+    with (
+        tempfile.TemporaryDirectory() as backups,
+        ConsensusStore.open(url, settings=settings(backups)) as store,
+    ):
         bring(store, phase)
     if change is not None:
         change(url)

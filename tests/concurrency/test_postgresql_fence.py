@@ -9,6 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -28,6 +29,7 @@ from tests.concurrency.databases import (
     normalized,
     phase_of,
     query,
+    settings,
 )
 from tests.concurrency.processes import Child, start
 
@@ -77,8 +79,11 @@ def more_than(ids: list[int], count: int) -> None:
         time.sleep(0.002)
 
 
-def flipper(url: str, method: str, **settings: str) -> Child:
-    child = start(actors.advance, url, method, {"chunk_rows": "16", "chunk_pause": "0", **settings})
+def flipper(url: str, method: str, folder: Path, **more: str) -> Child:
+    """A process that takes one step when it is told to."""
+    child = start(
+        actors.advance, url, method, {"chunk_rows": "16", "chunk_pause": "0", "backup_dir": str(folder), **more}
+    )
     assert child.hear() == "ready"
     return child
 
@@ -86,9 +91,9 @@ def flipper(url: str, method: str, **settings: str) -> Child:
 # Who reads -----------------------------------------------------------------------------------------------------
 
 
-def test_a_flip_waits_for_nobody_who_reads() -> None:
+def test_a_flip_waits_for_nobody_who_reads(tmp_path: Path) -> None:
     """A read-only unit of work across a flip holds up none of them, there and back, and reads on what it read."""
-    with in_phase(Phase.EXPAND) as url, ConsensusStore.open(url, settings=SETTINGS) as store:
+    with in_phase(Phase.EXPAND) as url, ConsensusStore.open(url, settings=settings(tmp_path)) as store:
         migration = store.migration
         for target in (*list(Phase)[1:], *list(Phase)[-2::-1]):
             ready(url)
@@ -116,12 +121,12 @@ NAMES = [f"{phase.name.lower()}-{method}" for phase, method in STEPS]
 
 
 @pytest.mark.parametrize(("phase", "method"), STEPS, ids=NAMES)
-def test_a_long_unit_of_work_keeps_the_flip_waiting_and_nobody_else(phase: Phase, method: str) -> None:
+def test_a_long_unit_of_work_keeps_the_flip_waiting_and_nobody_else(tmp_path: Path, phase: Phase, method: str) -> None:
     """While one unit of work stays open and a flip tries, others write; then it flips, and nothing is lost."""
     with in_phase(phase, ready) as url, ConsensusStore.open(url, settings=SETTINGS) as store:
         with store.unit_of_work() as uow, writing_beside(url) as ids:
             key = clients.add_one(uow, "LONG")
-            child = flipper(url, method)
+            child = flipper(url, method, tmp_path)
             child.tell()
             more_than(ids, 30)
             assert phase_of(url) is phase
@@ -136,11 +141,11 @@ def test_a_long_unit_of_work_keeps_the_flip_waiting_and_nobody_else(phase: Phase
             assert_sides_agree(url)
 
 
-def test_a_flip_gives_up_in_bounded_time_and_changes_nothing() -> None:
+def test_a_flip_gives_up_in_bounded_time_and_changes_nothing(tmp_path: Path) -> None:
     """Against a unit of work that does not end, a flip fails with an error that may be tried again."""
     with in_phase(Phase.DUAL_WRITE, ready) as url, ConsensusStore.open(url, settings=SETTINGS) as holder:
         with holder.unit_of_work():
-            child = flipper(url, "advance", busy_timeout="0.3", retry_attempts="2", retry_initial="0.01")
+            child = flipper(url, "advance", tmp_path, busy_timeout="0.3", retry_attempts="2", retry_initial="0.01")
             child.tell()
             assert child.hear()[0] == "DatabaseBusyError"
             assert child.join() == 0
@@ -149,11 +154,11 @@ def test_a_flip_gives_up_in_bounded_time_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("phase", "method"), STEPS, ids=NAMES)
-def test_of_two_flips_at_once_one_is_taken(phase: Phase, method: str) -> None:
+def test_of_two_flips_at_once_one_is_taken(tmp_path: Path, phase: Phase, method: str) -> None:
     """Two processes take the same step at once: one takes it, the other is told, and the audit has one entry."""
     with in_phase(phase, ready) as url:
         before = flips(url)
-        children = [flipper(url, method) for _ in range(2)]
+        children = [flipper(url, method, tmp_path) for _ in range(2)]
         with connect(url) as connection, connection.transaction():
             connection.execute("LOCK TABLE consensus_orm_state IN ROW SHARE MODE")
             for child in children:
@@ -175,12 +180,12 @@ WRITTEN = [(phase, method) for phase, method in STEPS if phase.writes_legacy]
 
 
 @pytest.mark.parametrize(("phase", "method"), WRITTEN, ids=[f"{p.name.lower()}-{m}" for p, m in WRITTEN])
-def test_a_program_that_has_written_keeps_the_flip_waiting(phase: Phase, method: str) -> None:
+def test_a_program_that_has_written_keeps_the_flip_waiting(tmp_path: Path, phase: Phase, method: str) -> None:
     """A row that another program wrote under a phase, and commits while a flip tries, is on both sides in the end."""
     with in_phase(phase, ready) as url:
         with writing_beside(url) as ids, connect(url) as program, program.transaction():
             program.execute(INSERT, ("before the flip",))
-            child = flipper(url, method)
+            child = flipper(url, method, tmp_path)
             child.tell()
             more_than(ids, 30)
             assert phase_of(url) is phase

@@ -65,7 +65,7 @@ def test_writers_lose_nothing_while_phases_go_back_and_forth(
             child.hear(60)
         reached, passed = wanderer.hear(120)
         assert [child.join() for child in (*writers, *programs, wanderer)] == [0] * 7
-        settler = start(clients.settle, url)
+        settler = start(clients.settle, url, tmp_path)
         assert settler.hear(120) == ((), [], [])
         assert settler.join() == 0
 
