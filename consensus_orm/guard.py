@@ -18,7 +18,7 @@ from consensus_orm.mapping import Mapping
 if TYPE_CHECKING:
     from consensus_orm.connection import DriverConnection
 
-__all__ = ["FileGuard", "Guard"]
+__all__ = ["FileGuard", "Guard", "require_transaction"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,22 @@ _PRAGMAS = {"query_only", "writable_schema", "foreign_keys", "ignore_check_const
 """Pragmas by which a statement would get past what the unit of work relies on."""
 
 
+def require_transaction(driver: Any) -> None:
+    """Refuse to go on where the database has ended the transaction: what is written then would stay by itself.
+
+    Args:
+        driver: The connection of a unit of work.
+
+    Raises:
+        StorageError: It has none any more, or one that can only be rolled back.
+    """
+    if not driver.in_transaction:
+        raise errors.StorageError(
+            "the database ended the transaction of this unit of work",
+            hint="nothing of it was kept; RAISE(ROLLBACK) or a full disk does that, on a server any error",
+        )
+
+
 class Guard:
     """Keeps account of a session's savepoints, and explains what was refused.
 
@@ -69,6 +85,8 @@ class Guard:
         """Explain the errors of a session's connection."""
         self._info = connection.info
         self._info[__name__] = self
+        driver: Any = connection.connection.driver_connection
+        event.listen(connection, "before_cursor_execute", lambda *_: require_transaction(driver))
         if not event.contains(connection.engine, "handle_error", _explain):
             event.listen(connection.engine, "handle_error", _explain, retval=True)
 

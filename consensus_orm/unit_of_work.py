@@ -23,7 +23,7 @@ from consensus_orm.catalog import Catalog, catalog
 from consensus_orm.driver import Cursor, Driver, Parameters
 from consensus_orm.engine import borrow, translate, translated
 from consensus_orm.expressions import time_text
-from consensus_orm.guard import Guard
+from consensus_orm.guard import Guard, require_transaction
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Phase
@@ -144,8 +144,9 @@ class UnitOfWork:
                 committed = True
         finally:
             self._release()
-            # A unit that failed for a reason the database gave says so in our words.
-            if error is not None and (mine := translate(error, self.engine)) is not None:
+            # A unit that failed for a reason the database gave says so in our words; files are others' to speak of.
+            mine = None if error is None or isinstance(error, OSError) else translate(error, self.engine)
+            if mine is not None:
                 raise mine from error
         self._run(self._after_commit if committed else [])
         if committed and self._alarm is not None and self._on_alarm is not None:
@@ -161,11 +162,7 @@ class UnitOfWork:
         if self._guard is not None:
             self._commit_session(self._guard)
         driver = self._connected
-        if not driver.in_transaction:
-            raise errors.StorageError(
-                "the database ended the transaction of this unit of work",
-                hint="nothing of it was kept; a trigger with RAISE(ROLLBACK) or a full disk does that",
-            )
+        require_transaction(driver)
         with translated(self.engine):
             self._commit_transaction(driver)
 
@@ -303,6 +300,7 @@ class UnitOfWork:
             raise errors.ReadOnlyUnitOfWorkError
 
     def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
+        require_transaction(driver)
         try:
             return driver.execute(sql, parameters)
         except UnicodeEncodeError:
@@ -319,6 +317,7 @@ class UnitOfWork:
         Returns:
             The rows; None where a statement failed, which left the transaction as it was before.
         """
+        require_transaction(self._connected)
         if self._guard is not None:
             return None  # each statement has to be announced to the guard
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import InvalidValueError, MismatchError, StorageError
@@ -180,8 +181,8 @@ def check_content(store: ConsensusStore, spec_id: str, content: str) -> None:
         (found,) = uow.artifacts.list(spec_id=spec_id)
         assert found == uow.artifacts.get(added.id)
     assert found.response_text is not None
-    for text in (found.content_json, found.response_text):
-        assert text.encode("utf-8", "surrogateescape") == meant
+    for said in (found.content_json, found.response_text):
+        assert said.encode("utf-8", "surrogateescape") == meant
     database = behind(store)
     for side, column, table in (
         (Side.LEGACY, "content_json", "consensus_artifacts"),
@@ -627,6 +628,33 @@ def test_a_trigger_that_ends_the_transaction_ends_the_unit(every_phase: Consensu
                 raise
 
     assert all_artifacts(every_phase) == before
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("by", ["repository", "session"])
+@both_sides
+def test_nothing_is_written_after_the_transaction_has_ended(every_phase: ConsensusStore, by: str) -> None:
+    """A unit whose transaction the database has undone writes nothing more, which would commit by itself."""
+    table = SHADOW[every_phase.migration.phase][0]
+    behind(every_phase).fault("BEFORE INSERT", table, "SELECT RAISE(ROLLBACK, 'no')")
+    before = all_artifacts(every_phase)
+
+    with pytest.raises(StorageError), every_phase.unit_of_work() as uow:
+        session = uow.session if by == "session" else None
+        with contextlib.suppress(StorageError):
+            uow.artifacts.add(**VALUES)
+        with pytest.raises(StorageError, match="ended the transaction"):
+            if session is None:
+                uow.executions.record_spawn(
+                    agent_id="late", spec_id="S", stage="plan", phase_type="stage", agent_name="gemini"
+                )
+            else:
+                session.execute(text("CREATE TABLE late (a)"))
+
+    assert all_artifacts(every_phase) == before
+    with every_phase.unit_of_work(read_only=True) as uow:
+        assert uow.executions.get("late") is None
+        assert "late" not in uow.catalog.tables(uow)
 
 
 @both_sides

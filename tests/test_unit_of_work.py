@@ -470,3 +470,13 @@ def test_at_contract_nothing_touches_legacy(new_database: Database) -> None:
     done = subprocess.run([sys.executable, "-c", AT_CONTRACT, str(new_database.where)], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
+
+
+def test_an_error_of_the_body_about_a_file_is_its_own(consensus_store: ConsensusStore, tmp_path: Path) -> None:
+    """A file that the body of a unit of work cannot open is none of the database's: the error stays what it is."""
+    with pytest.raises(FileNotFoundError), consensus_store.unit_of_work() as uow:
+        uow.artifacts.add(spec_id="S", stage="plan", agent_name="gemini", content_json="{}")
+        (tmp_path / "nowhere").open()
+
+    with consensus_store.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.count(spec_id="S") == 0

@@ -78,7 +78,7 @@ class ServerConnection(psycopg.Connection[Any]):
     @property
     def in_transaction(self) -> bool:
         """Whether there is a transaction that can be committed; one in which a statement failed cannot."""
-        return self.pgconn.transaction_status == TransactionStatus.INTRANS
+        return self.pgconn.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> psycopg.Cursor[Any]:
         """Run a statement whose values are named as on SQLite."""
