@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from consensus_orm.adoption import Kind
 from consensus_orm.connection import DriverConnection, pragmas
 from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.values import cell, plain
-from consensus_orm.engine import checkout, database_path, driver, source_of, translated
+from consensus_orm.driver import Cursor, Driver, Parameters
+from consensus_orm.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.phase import Phase
 from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work import UnitOfWork
@@ -60,6 +61,15 @@ class Source(UnitOfWork):
         self.store = store
         self.name = store.name
         self.executions = store._legacy is None
+
+    def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
+        """Look by itself: a unit of work has a transaction, and this has none."""
+        if isinstance(parameters, Mapping):  # a key may be a text that is no UTF-8
+            parameters = {name: driver.storable(value) for name, value in parameters.items()}
+        try:
+            return driver.execute(sql, parameters)
+        except driver.Error as error:
+            raise (translate(error, self.engine) or error) from error
 
     @property
     def kind(self) -> str:
