@@ -106,9 +106,9 @@ class Repository:
     def _insert_together(self, write: str, parameters: Values) -> Any:
         """Write and compare with one trip to the server; None where that failed and left nothing behind."""
         together = self.uow._together((write, parameters), (self.sql.compare_written, parameters))
-        if together is None or together[0] is None:
+        if together is None:
             return None
-        (key, parent), (agreeing,) = together
+        (key, parent, _), (agreeing,) = together
         parameters["_key"] = key
         if self._parent is not None and self._parent.depends_on(self.pair):
             refresh = partial(self._execute_on_parents, self._parent.refresh, [parent])

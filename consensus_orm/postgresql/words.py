@@ -79,7 +79,10 @@ class PostgresWords(Words):
         carried = {declared.key.name: own.c.id} | {name: pair.bound[name] for name in declared.carried}
         other = insert(legacy).from_select(list(carried), select(*carried.values()))
         written = other.returning(legacy.c[declared.key.name].label("id")).cte("other")
-        return self.render(select(written.c.id, null() if parent is None else parent.c.id))
+        # A trigger may leave a row out without a word: then nothing of the statement may stand.
+        once = literal_column("1").op("/")(select(func.count()).select_from(written).scalar_subquery())
+        keys = [select(cte.c.id).scalar_subquery() for cte in (written, parent) if cte is not None]
+        return self.render(select(*keys, *([null()] if parent is None else []), once))
 
     def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
         """The parent of a row as meant, made where there is none, and kept from others until the end."""
