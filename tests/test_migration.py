@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, dropping
+from consensus_orm.catalog import catalog
 from consensus_orm.errors import GateClosedError, InvalidValueError, MigrationError, MismatchError, WrongPhaseError
 from consensus_orm.settings import OnMismatch, Settings
 from tests import oracle
-from tests.field import builders, rows
-
-pytestmark = pytest.mark.sqlite
+from tests.databases import FAIL, IGNORE, REFUSE, Database, build_legacy, odd_history, odd_rows
+from tests.field import builders
 
 BASE = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=3, chunk_pause=0, synchronous="OFF")
 BOTH = (Phase.DUAL_WRITE, Phase.CUTOVER)
@@ -45,23 +45,23 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "c.sqlite"
-    builders.build_legacy(path)
-    return path
+def database(new_database: Database) -> Database:
+    """A legacy database with the common rows."""
+    build_legacy(new_database.where, columns=10, altered=True)
+    return new_database
 
 
 Open = Callable[..., ConsensusStore]
 
 
 @pytest.fixture
-def open_store(path: Path, clock: Clock) -> Iterator[Open]:
-    """Open the file; keyword arguments are settings. Everything is closed at the end of the test."""
+def open_store(database: Database, clock: Clock, tmp_path: Path) -> Iterator[Open]:
+    """Open the database; keyword arguments are settings. Everything is closed at the end of the test."""
     with contextlib.ExitStack() as stack:
 
         def open_(**settings: Any) -> ConsensusStore:
-            chosen = BASE.model_copy(update={"clock": clock, **settings})
-            return stack.enter_context(ConsensusStore.open(path, settings=chosen))
+            chosen = BASE.model_copy(update={"clock": clock, "backup_dir": tmp_path, **settings})
+            return stack.enter_context(ConsensusStore.open(database.where, settings=chosen))
 
         yield open_
 
@@ -92,17 +92,6 @@ def ready(store: ConsensusStore, phase: Phase) -> None:
     assert store.migration.status().gate == []
 
 
-def foreign(path: Path, script: str) -> None:
-    """What another program does that knows nothing of us."""
-    with builders.writing(path) as connection:
-        connection.executescript(script)
-
-
-def scalar(path: Path, sql: str) -> Any:
-    with oracle.reading(path) as connection:
-        return connection.execute(sql).fetchone()[0]
-
-
 def write(store: ConsensusStore, label: str) -> int:
     """An artifact of its own run, a synthesis, and another artifact that is deleted again."""
     with store.unit_of_work() as uow:
@@ -114,9 +103,9 @@ def write(store: ConsensusStore, label: str) -> int:
     return kept.id
 
 
-def image(path: Path) -> tuple[Any, ...]:
+def image(database: Database) -> tuple[Any, ...]:
     """All there is to say of the legacy tables, less our own triggers."""
-    definitions, found, sequences = oracle.image(path, *oracle.LEGACY)
+    definitions, found, sequences = database.image(*oracle.LEGACY)
     assert isinstance(definitions, list)
     return sorted(e for e in definitions if not e[1].startswith("consensus_orm_")), found, sequences
 
@@ -162,10 +151,10 @@ def test_the_gate_wants_a_certificate_of_this_phase(store: ConsensusStore, phase
     assert store.migration.advance() is phase.next
 
 
-def test_a_certificate_is_void_when_the_mapping_changes(store: ConsensusStore, path: Path) -> None:
+def test_a_certificate_is_void_when_the_mapping_changes(store: ConsensusStore, database: Database) -> None:
     """The certificate names the mapping it was made with; another one has to verify again."""
     ready(store, Phase.DUAL_WRITE)
-    foreign(path, "UPDATE consensus_orm_certificates SET mapping = 'another'")
+    database.script("UPDATE consensus_orm_certificates SET mapping = 'another'")
     refused(store, "the mapping has changed since the last verify", **FORCED)
 
 
@@ -183,16 +172,16 @@ def test_a_certificate_is_void_when_the_mapping_changes(store: ConsensusStore, p
     ],
 )
 def test_a_certificate_is_void_after_a_foreign_write(
-    store: ConsensusStore, path: Path, phase: Phase, script: str
+    store: ConsensusStore, database: Database, phase: Phase, script: str
 ) -> None:
     """A write around the repositories shuts the gate at once, and still after it was adopted, until a verify."""
     ready(store, phase)
-    foreign(path, script)
+    database.script(script)
     assert store.migration.status().foreign_writes >= 1
     refused(store, "rows were written around the repositories since the last verify", **FORCED)
     refused(store, "are not adopted; run: consensus-orm reconcile", **FORCED)
     store.migration.reconcile()
-    assert oracle.legacy(path) == oracle.normalized(path)
+    assert database.legacy() == database.normalized()
     refused(store, "rows were written around the repositories since the last verify", **FORCED)
     assert store.migration.verify().clean
     assert store.migration.advance() is phase.next
@@ -206,13 +195,13 @@ def test_writes_through_the_repositories_leave_a_certificate_valid(store: Consen
     assert store.migration.advance() is Phase.CUTOVER
 
 
-def test_a_certificate_is_void_after_a_mismatch_or_reject(store: ConsensusStore, path: Path) -> None:
+def test_a_certificate_is_void_after_a_mismatch_or_reject(store: ConsensusStore, database: Database) -> None:
     """Even one that is settled: what was verified is not what is there now."""
     ready(store, Phase.DUAL_WRITE)
-    foreign(path, "CREATE TRIGGER t BEFORE INSERT ON agent_outputs BEGIN SELECT RAISE(ABORT, 'no'); END")
+    database.fault("BEFORE INSERT", "agent_outputs", REFUSE)
     with store.unit_of_work() as uow:
         uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="c")
-    foreign(path, "DROP TRIGGER t")
+    database.heal()
     refused(store, "1 mismatches are open; run: consensus-orm reconcile", **FORCED)
     (found,) = store.migration.mismatches()
     store.migration.accept_mismatch(found.id, reason="known")
@@ -246,32 +235,30 @@ def test_a_soak_lasts_as_long_as_set(open_store: Open, clock: Clock) -> None:
     assert store.migration.advance() is Phase.CUTOVER
 
 
-def test_verify_that_compared_nothing_certifies_nothing(store: ConsensusStore, path: Path) -> None:
+def test_verify_that_compared_nothing_certifies_nothing(store: ConsensusStore, database: Database) -> None:
     """A certificate over no row, while there are rows, shuts the gate."""
     ready(store, Phase.DUAL_WRITE)
-    foreign(path, "UPDATE consensus_orm_certificates SET compared = 0")
+    database.script("UPDATE consensus_orm_certificates SET compared = 0")
     refused(store, "the last verify compared no row", **FORCED)
 
 
-def test_an_empty_file_passes_all_gates(tmp_path: Path) -> None:
+def test_an_empty_database_passes_all_gates(store: ConsensusStore, database: Database) -> None:
     """Nothing to compare is no obstacle where there is nothing."""
-    path = tmp_path / "empty.sqlite"
-    builders.empty_legacy(path)
-    with ConsensusStore.open(path, settings=BASE) as store:
-        forward(store, Phase.CONTRACT)
-        assert store.migration.rollback("expand") is Phase.EXPAND
+    database.script("DELETE FROM consensus_artifacts; DELETE FROM consensus_synthesis")
+    forward(store, Phase.CONTRACT)
+    assert store.migration.rollback("expand") is Phase.EXPAND
 
 
-def test_an_unknown_legacy_column_shuts_the_last_gate(store: ConsensusStore, path: Path) -> None:
+def test_an_unknown_legacy_column_shuts_the_last_gate(store: ConsensusStore, database: Database) -> None:
     """Its values would be lost with the table, so force does not help; without the column the gate opens."""
-    foreign(path, "ALTER TABLE consensus_artifacts ADD COLUMN tokens INTEGER DEFAULT 7")
+    database.script("ALTER TABLE consensus_artifacts ADD COLUMN tokens INTEGER DEFAULT 7")
     ready_but_for_the_column = Phase.NORMALIZED
     forward(store, ready_but_for_the_column)
     assert store.migration.verify().clean
-    before = image(path)
+    before = image(database)
     refused(store, "consensus_artifacts has a column 'tokens' that nobody knows", **FORCED)
-    assert image(path) == before
-    foreign(path, "ALTER TABLE consensus_artifacts DROP COLUMN tokens")
+    assert image(database) == before
+    database.script("ALTER TABLE consensus_artifacts DROP COLUMN tokens")
     assert store.migration.advance() is Phase.CONTRACT
 
 
@@ -332,13 +319,14 @@ def test_a_phase_that_lies_the_other_way_is_refused(store: ConsensusStore) -> No
 
 
 @pytest.mark.parametrize("top", list(Phase)[1:], ids=lambda p: p.name)
-def test_there_is_a_way_back_from_every_phase(store: ConsensusStore, path: Path, top: Phase) -> None:
+def test_there_is_a_way_back_from_every_phase(store: ConsensusStore, database: Database, top: Phase) -> None:
     """Writes of each phase forth and back all stand in the legacy tables at the end, with the ids they were given.
 
     The newest row is deleted each time, and no id is given twice.
     """
-    before = oracle.legacy(path)["artifacts"]
+    before = database.legacy()["artifacts"]
     ids, labels = [], []
+    store.upgrade()
 
     def step(label: str) -> None:
         ids.append(write(store, label))
@@ -351,7 +339,7 @@ def test_there_is_a_way_back_from_every_phase(store: ConsensusStore, path: Path,
         store.migration.rollback()
         step(f"back {store.migration.phase.name}")
         assert store.migration.mismatches(everything=True) == []
-    after = oracle.legacy(path)["artifacts"]
+    after = database.legacy()["artifacts"]
     assert after[: len(before)] == before
     assert [int(bytes.fromhex(row[0][1])) for row in after[len(before) :]] == ids
     assert [bytes.fromhex(row[3][1]).decode() for row in after[len(before) :]] == labels
@@ -359,11 +347,8 @@ def test_there_is_a_way_back_from_every_phase(store: ConsensusStore, path: Path,
     assert ids == list(range(12, 12 + 2 * len(ids), 2))
 
 
-def test_legacy_objects_of_others_come_back_as_they_were(store: ConsensusStore, path: Path) -> None:
-    """DDL with its comments, indexes, triggers and views of others, column order and sequence: all as before."""
-    foreign(
-        path,
-        """
+OBJECTS_OF_OTHERS = {
+    "sqlite": """
         CREATE INDEX "their ""index" ON consensus_artifacts(length(content_json)) WHERE run_id IS NULL;
         CREATE TABLE their_log (what TEXT DEFAULT ':x');
         CREATE TRIGGER their_trigger AFTER DELETE ON consensus_artifacts BEGIN
@@ -372,22 +357,39 @@ def test_legacy_objects_of_others_come_back_as_they_were(store: ConsensusStore, 
         CREATE VIEW their_view AS SELECT spec_id FROM consensus_artifacts;
         UPDATE sqlite_sequence SET seq = 5000 WHERE name = 'consensus_artifacts';
         """,
-    )
-    before, view = image(path), oracle.definitions(path, "their_view", "their_log")
+    "postgresql": """
+        CREATE INDEX "their ""index" ON consensus_artifacts(length(content_json)) WHERE run_id IS NULL;
+        CREATE TABLE their_log (what TEXT DEFAULT ':x');
+        CREATE FUNCTION their_function() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          INSERT INTO their_log VALUES ('deleted: ' || OLD.id || ':y'); RETURN NULL; END $$;
+        CREATE TRIGGER their_trigger AFTER DELETE ON consensus_artifacts
+          FOR EACH ROW EXECUTE FUNCTION their_function();
+        CREATE VIEW their_view AS SELECT spec_id FROM consensus_artifacts;
+        ALTER TABLE consensus_artifacts ADD CONSTRAINT their_check CHECK (id <> 7000), ALTER spec_id SET STATISTICS 50;
+        SELECT setval('consensus_artifacts_id_seq', 5000);
+        """,
+}
+
+
+def test_legacy_objects_of_others_come_back_as_they_were(store: ConsensusStore, database: Database) -> None:
+    """DDL with its comments, indexes, triggers and views of others, column order and sequence: all as before."""
+    database.script(OBJECTS_OF_OTHERS[database.kind])
+    theirs = ("their_view", "their_log")
+    before, view = image(database), database.judge.definitions(database.where, *theirs)
     forward(store, Phase.CONTRACT)
-    assert not set(oracle.LEGACY) & set(oracle.tables(path))
+    assert not set(oracle.LEGACY) & set(database.tables())
     store.migration.rollback("expand")
-    assert image(path) == before
-    assert oracle.definitions(path, "their_view", "their_log") == view
-    assert scalar(path, "SELECT count(*) FROM their_log") == 0
+    assert image(database) == before
+    assert database.judge.definitions(database.where, *theirs) == view
+    assert database.scalar("SELECT count(*) FROM their_log") == 0
+    assert database.scalar("SELECT count(*) FROM their_view") == 8
     assert write(store, "next") == 5002
 
 
-def test_every_odd_row_goes_through_all_phases_and_back(tmp_path: Path) -> None:
+def test_every_odd_row_goes_through_all_phases_and_back(new_database: Database, tmp_path: Path) -> None:
     """LEGACY section 4: reads equal in all five phases, no reject, and the legacy tables byte for byte."""
-    path = tmp_path / "odd.sqlite"
-    builders.odd_legacy(path)
-    before = image(path)
+    odd_history(new_database.where)
+    before = image(new_database)
 
     def read(store: ConsensusStore) -> list[Any]:
         with store.unit_of_work(read_only=True) as uow:
@@ -395,7 +397,8 @@ def test_every_odd_row_goes_through_all_phases_and_back(tmp_path: Path) -> None:
                     for run in uow.runs.list(spec_id=spec)]  # fmt: skip
             return [uow.artifacts.list(), uow.syntheses.list(), runs, uow.artifacts.count()]
 
-    with ConsensusStore.open(path, settings=BASE.model_copy(update={"chunk_rows": 10})) as store:
+    settings = BASE.model_copy(update={"chunk_rows": 10, "backup_dir": tmp_path})
+    with ConsensusStore.open(new_database.where, settings=settings) as store:
         reads = read(store)
         for phase in list(Phase)[1:]:
             forward(store, phase)
@@ -406,70 +409,68 @@ def test_every_odd_row_goes_through_all_phases_and_back(tmp_path: Path) -> None:
         for phase in reversed(list(Phase)[:-1]):
             assert store.migration.rollback() is phase
             assert read(store) == reads, phase
-    assert image(path) == before
+    assert image(new_database) == before
 
 
-def test_the_frozen_tables_say_so(store: ConsensusStore, path: Path) -> None:
+def test_the_frozen_tables_say_so(store: ConsensusStore, database: Database) -> None:
     """In NORMALIZED a program that still writes there gets a clear error, and its transaction nothing."""
     forward(store, Phase.NORMALIZED)
-    before = image(path)
+    before = image(database)[:2]  # a sequence of a server takes no number back
     for script in (
         "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', 'c')",
         "UPDATE consensus_synthesis SET status = 'x'",
         "DELETE FROM consensus_artifacts",
     ):
-        with pytest.raises(sqlite3.IntegrityError, match="the legacy tables are frozen since phase NORMALIZED"):
-            foreign(path, script)
-    assert image(path) == before
+        with pytest.raises(database.Error, match="the legacy tables are frozen since phase NORMALIZED"):
+            database.script(script)
+    assert image(database)[:2] == before
     store.migration.rollback()
-    foreign(path, "DELETE FROM consensus_artifacts WHERE id = 1")
+    database.script("DELETE FROM consensus_artifacts WHERE id = 1")
 
 
-def test_changes_since_the_freeze_are_carried_back(store: ConsensusStore, path: Path) -> None:
+def test_changes_since_the_freeze_are_carried_back(store: ConsensusStore, database: Database) -> None:
     """In NORMALIZED legacy rows stand still.
 
     The rollback makes them what they are by then, rows of a program of the founding schema included.
     """
     forward(store, Phase.NORMALIZED)
-    frozen = image(path)
+    frozen = image(database)[:2]  # on a server both sides draw from the legacy sequence
     kept = write(store, "since")
     with store.unit_of_work() as uow:
         uow.artifacts.delete(spec_id="SPEC-KIT-900", stage="spec-plan")
-    foreign(path, "UPDATE agent_outputs SET content = 'changed' WHERE id = 5; DELETE FROM agent_outputs WHERE id = 6")
-    foreign(
-        path,
-        "INSERT INTO consensus_runs (id, spec_id, stage, run_timestamp, consensus_ok) VALUES (900, 'F', 'f', 1500, 1);"
+    database.script("UPDATE agent_outputs SET content = 'changed' WHERE id = 5")
+    database.script("DELETE FROM agent_outputs WHERE id = 6")
+    database.script(
+        "INSERT INTO consensus_runs (id, spec_id, stage, run_timestamp, consensus_ok)"
+        " VALUES (900, 'F', 'f', 1500, TRUE);"
         "INSERT INTO agent_outputs (run_id, agent_name, content, output_timestamp) VALUES (900, 'a', 'c', 1500)",
     )
-    assert image(path) == frozen
+    assert image(database)[:2] == frozen
     assert store.migration.verify().clean, "what is recorded as changed is no difference"
     assert store.migration.rollback() is Phase.CUTOVER
-    assert oracle.legacy(path) == oracle.normalized(path)
-    with builders.writing(path) as connection:
-        found = connection.execute("SELECT id, content_json, created_at FROM consensus_artifacts WHERE id > 4")
-        assert found.fetchall() == [
-            (5, "changed", "2025-11-04 02:31:07"),
-            *((n, *_given(connection, n)) for n in (7, 8, 9)),
-            (kept, "x", *connection.execute(f"SELECT created_at FROM agent_outputs WHERE id = {kept}").fetchone()),
-            (kept + 1, "c", "1970-01-01 00:00:01.500"),
-        ]
+    assert database.legacy() == database.normalized()
+    found = "SELECT id, content_json, created_at FROM consensus_artifacts WHERE id > 4 ORDER BY id"
+    assert database.rows_of(found) == [
+        (5, "changed", "2025-11-04 02:31:07"),
+        *((n, *_given(database, n)) for n in (7, 8, 9)),
+        (kept, "x", database.scalar(f"SELECT created_at FROM agent_outputs WHERE id = {kept}")),
+        (kept + 1, "c", "1970-01-01 00:00:01.500"),
+    ]
 
 
-def _given(connection: sqlite3.Connection, key: int) -> tuple[Any, ...]:
-    row = connection.execute("SELECT content, created_at FROM agent_outputs WHERE id = ?", (key,)).fetchone()
-    assert isinstance(row, tuple)
-    return row
+def _given(database: Database, key: int) -> tuple[Any, ...]:
+    return database.rows_of("SELECT content, created_at FROM agent_outputs WHERE id = ?", key)[0]
 
 
 # Interrupted steps ----------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_rebuild_goes_on(store: ConsensusStore, path: Path) -> None:
+def test_an_interrupted_rebuild_goes_on(store: ConsensusStore, database: Database) -> None:
     """A rollback from CONTRACT that stops after a chunk changes no phase.
 
     The next call fills the rest, with what was written meanwhile.
     """
-    before = image(path)
+    before = image(database)
     forward(store, Phase.CONTRACT)
     with pytest.raises(RuntimeError, match="enough"):
         store.migration.rollback(progress=_raise)
@@ -478,53 +479,60 @@ def test_an_interrupted_rebuild_goes_on(store: ConsensusStore, path: Path) -> No
     with store.unit_of_work() as uow:
         added = uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="meanwhile")
         assert uow.artifacts.delete(spec_id="S") == 1
-    assert scalar(path, f"SELECT count(*) FROM consensus_artifacts WHERE id = {added.id}") == 0
+    assert database.scalar(f"SELECT count(*) FROM consensus_artifacts WHERE id = {added.id}") == 0
     store.migration.rollback("expand")
-    _, found, sequences = image(path)
+    _, found, sequences = image(database)
     assert found == before[1]
     assert sequences["consensus_artifacts"] == added.id
 
 
-def test_an_interrupted_rebuild_is_undone_by_going_forward(store: ConsensusStore, path: Path) -> None:
+def test_an_interrupted_rebuild_is_undone_by_going_forward(store: ConsensusStore, database: Database) -> None:
     """Advance to CONTRACT after it drops the half-made tables; nothing of them is left, and the way back works."""
-    before = image(path)
+    before = image(database)
     forward(store, Phase.CONTRACT)
     with pytest.raises(RuntimeError, match="enough"):
         store.migration.rollback(progress=_raise)
     assert store.migration.advance("contract") is Phase.CONTRACT
-    assert not set(oracle.LEGACY) & set(oracle.tables(path))
+    assert not set(oracle.LEGACY) & set(database.tables())
     store.migration.rollback("expand")
-    assert image(path) == before
+    assert image(database) == before
+
+
+def on_their_way_out(database: Database) -> list[str]:
+    """Legacy tables that were put away and hold rows still; on a server the empty table stays."""
+    away = [table for table in database.tables() if table.startswith(dropping.DROPPED)]
+    return [table for table in away if database.kind == "sqlite" or database.scalar(f'SELECT count(*) FROM "{table}"')]
 
 
 @pytest.mark.parametrize("then", ["advance", "rollback"])
 def test_an_interrupted_emptying_is_finished(
-    store: ConsensusStore, path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+    store: ConsensusStore, database: Database, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     """The phase is CONTRACT with the flip; tables on their way out are finished by whatever is called next."""
-    before = image(path)
+    before = image(database)
     forward(store, Phase.NORMALIZED)
     store.migration.verify()
     with monkeypatch.context() as patch:
-        patch.setattr(dropping.LegacyTables, "empty", _raise)
+        patch.setattr(type(catalog(database.kind).legacy), "empty", _raise)
         with pytest.raises(RuntimeError, match="enough"):
             store.migration.advance()
     assert store.migration.phase is Phase.CONTRACT
-    assert len([t for t in oracle.tables(path) if t.startswith(dropping.DROPPED)]) == 2
+    assert len(on_their_way_out(database)) == 2
     if then == "advance":
         store.migration.advance("contract")
-        assert not [t for t in oracle.tables(path) if t.startswith(dropping.DROPPED)]
+        assert not on_their_way_out(database)
     store.migration.rollback("expand")
-    assert image(path) == before
-    assert not [t for t in oracle.tables(path) if t.startswith(dropping.DROPPED)]
+    assert image(database) == before
+    assert not on_their_way_out(database)
 
 
 # Ids ------------------------------------------------------------------------------------------------------
 
 
-def test_no_id_is_given_twice_after_deletes_and_flips(store: ConsensusStore, path: Path) -> None:
+def test_no_id_is_given_twice_after_deletes_and_flips(store: ConsensusStore, database: Database) -> None:
     """The newest row is deleted before each flip, so only the sequence knows its id; the next one is higher."""
     highest = 0
+    store.upgrade()
     for _ in range(2):
         forth: list[Callable[[], object]] = [functools.partial(forward, store, phase) for phase in list(Phase)[1:]]
         for move in [*forth, *[store.migration.rollback] * 4]:
@@ -534,45 +542,46 @@ def test_no_id_is_given_twice_after_deletes_and_flips(store: ConsensusStore, pat
             assert artifact.id > highest
             highest = artifact.id
             move()
-    foreign(
-        path, "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', 'c')"
+    database.script(
+        "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', 'c')"
     )
-    assert scalar(path, "SELECT max(id) FROM consensus_artifacts") == highest + 1
+    assert database.scalar("SELECT max(id) FROM consensus_artifacts") == highest + 1
 
 
 # Rejects --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def integer_in_text(path: Path) -> int:
+def integer_in_text(database: Database) -> int:
     """A row whose content is an INTEGER in a TEXT column: only a file edited by hand holds one."""
-    foreign(
-        path,
+    database.script(
         """
         PRAGMA writable_schema = ON;
         UPDATE sqlite_master SET sql = replace(sql, 'content_json TEXT', 'content_json BLOB')
           WHERE name = 'consensus_artifacts';
         """,
     )
-    foreign(path, "UPDATE consensus_artifacts SET content_json = 42 WHERE id = 5")
-    foreign(
-        path,
+    database.script("UPDATE consensus_artifacts SET content_json = 42 WHERE id = 5")
+    database.script(
         """
         PRAGMA writable_schema = ON;
         UPDATE sqlite_master SET sql = replace(sql, 'content_json BLOB', 'content_json TEXT')
           WHERE name = 'consensus_artifacts';
         """,
     )
-    assert scalar(path, "SELECT typeof(content_json) FROM consensus_artifacts WHERE id = 5") == "integer"
+    assert database.scalar("SELECT typeof(content_json) FROM consensus_artifacts WHERE id = 5") == "integer"
     return 5
 
 
-def test_a_row_that_cannot_be_carried_is_a_reject(store: ConsensusStore, path: Path, integer_in_text: int) -> None:
+@pytest.mark.sqlite  # a column of PostgreSQL has one type
+def test_a_row_that_cannot_be_carried_is_a_reject(
+    store: ConsensusStore, database: Database, integer_in_text: int
+) -> None:
     """The backfill goes on, the reject names the row, and the gate is shut until somebody decides.
 
     The row itself is there at the end of the way back, as it was.
     """
-    before = image(path)
+    before = image(database)
     forward_with_reject(store)
     (reject,) = store.migration.rejects()
     assert (reject.pair, reject.key, reject.table) == ("artifacts", integer_in_text, "consensus_artifacts")
@@ -588,29 +597,44 @@ def test_a_row_that_cannot_be_carried_is_a_reject(store: ConsensusStore, path: P
     with store.unit_of_work(read_only=True) as uow:
         assert uow.artifacts.get(integer_in_text) is None
     store.migration.rollback("expand")
-    assert image(path) == before
+    assert image(database) == before
     assert [e.action for e in store.migration.history()].count("accept reject") == 1
 
 
-def test_a_rejected_row_is_rebuilt_with_its_table(store: ConsensusStore, path: Path) -> None:
+SPOIL = {
+    "sqlite": "".join(
+        f"CREATE TRIGGER spoil_{event} AFTER {event} ON agent_outputs WHEN NEW.id IN (5, 6) BEGIN"
+        " UPDATE agent_outputs SET content = 'spoilt' WHERE id = NEW.id; END;"
+        for event in ("INSERT", "UPDATE")
+    ),
+    "postgresql": "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+    " NEW.content := 'spoilt'; RETURN NEW; END $$;"
+    " CREATE TRIGGER spoil BEFORE INSERT OR UPDATE ON agent_outputs FOR EACH ROW WHEN (NEW.id IN (5, 6))"
+    " EXECUTE FUNCTION spoil()",
+}
+ODD_CELLS = {
+    "sqlite": "response_text = x'00ff', created_at = 0.1",
+    "postgresql": "response_text = '\\xff', run_id = ''",
+}
+
+
+def test_a_rejected_row_is_rebuilt_with_its_table(store: ConsensusStore, database: Database) -> None:
     """A row that stands on the legacy side alone comes back after CONTRACT, exactly.
 
     One that was deleted before the tables were dropped does not.
     """
-    foreign(path, "UPDATE consensus_artifacts SET response_text = x'00ff', created_at = 0.1 WHERE id = 5")
-    before = image(path)
+    database.script(f"UPDATE consensus_artifacts SET {ODD_CELLS[database.kind]} WHERE id = 5")
+    before = image(database)
     forward(store, Phase.DUAL_WRITE)
-    for event in ("INSERT", "UPDATE"):
-        spoil = f"CREATE TRIGGER spoil_{event} AFTER {event} ON agent_outputs WHEN NEW.id IN (5, 6) BEGIN"
-        foreign(path, spoil + " UPDATE agent_outputs SET content = 'spoilt' WHERE id = NEW.id; END")
+    database.script(SPOIL[database.kind])
     assert store.migration.backfill().rejects == 2
-    foreign(path, "DELETE FROM consensus_artifacts WHERE id = 6")
+    database.script("DELETE FROM consensus_artifacts WHERE id = 6")
     for reject in store.migration.rejects():
         store.migration.accept_reject(reject.id, reason="a test")
     forward(store, Phase.CONTRACT)
-    assert scalar(path, "SELECT count(*) FROM agent_outputs WHERE id IN (5, 6)") == 0
+    assert database.scalar("SELECT count(*) FROM agent_outputs WHERE id IN (5, 6)") == 0
     store.migration.rollback("expand")
-    after = image(path)
+    after = image(database)
     assert after[1]["consensus_artifacts"] == [r for r in before[1]["consensus_artifacts"] if r[0][1] != "36"]
     assert (after[0], after[2]) == (before[0], before[2])
 
@@ -622,20 +646,21 @@ def forward_with_reject(store: ConsensusStore) -> None:
     assert store.migration.verify().clean, "a reject is listed, not a difference"
 
 
-def test_a_mended_reject_is_resolved(store: ConsensusStore, path: Path, integer_in_text: int) -> None:
+@pytest.mark.sqlite  # a column of PostgreSQL has one type
+def test_a_mended_reject_is_resolved(store: ConsensusStore, database: Database, integer_in_text: int) -> None:
     """Once the row can be carried, resolving carries it, and the gate opens."""
     forward_with_reject(store)
     (reject,) = store.migration.rejects()
-    foreign(path, f"UPDATE consensus_artifacts SET content_json = '42' WHERE id = {integer_in_text}")
+    database.script(f"UPDATE consensus_artifacts SET content_json = '42' WHERE id = {integer_in_text}")
     assert store.migration.resolve_reject(reject.id) is True
     assert store.migration.rejects(everything=True)[0].state == "resolved"
     with pytest.raises(InvalidValueError, match="no open reject"):
         store.migration.resolve_reject(reject.id)
     forward(store, Phase.CUTOVER)
-    assert oracle.legacy(path) == oracle.normalized(path)
+    assert database.legacy() == database.normalized()
 
 
-def test_an_id_taken_twice_keeps_both_rows(store: ConsensusStore, path: Path) -> None:
+def test_an_id_taken_twice_keeps_both_rows(store: ConsensusStore, database: Database) -> None:
     """Two programs give one id to different rows.
 
     The truth's row stands on both sides, the other is a reject with its image, and it does not come back
@@ -643,20 +668,19 @@ def test_an_id_taken_twice_keeps_both_rows(store: ConsensusStore, path: Path) ->
     """
     forward(store, Phase.CUTOVER)
     store.migration.backfill()
-    foreign(
-        path,
+    database.script(
         "INSERT INTO consensus_artifacts (id, spec_id, stage, agent_name, content_json)"
         " VALUES (700, 'TWICE', 's', 'loser', 'c');"
         "INSERT INTO consensus_runs (id, spec_id, stage, run_timestamp, consensus_ok)"
-        " VALUES (900, 'TWICE', 's', 1500, 1);"
+        " VALUES (900, 'TWICE', 's', 1500, TRUE);"
         "INSERT INTO agent_outputs (id, run_id, agent_name, content, output_timestamp)"
         " VALUES (700, 900, 'winner', 'c', 1500)",
     )
     store.migration.reconcile()
-    assert oracle.legacy(path) == oracle.normalized(path)
+    assert database.legacy() == database.normalized()
     (reject,) = store.migration.rejects()
     assert (reject.key, reject.table, "both sides" in reject.reason) == (700, "consensus_artifacts", True)
-    assert b"loser".hex().upper() in scalar(path, "SELECT image FROM consensus_orm_rejects")
+    assert b"loser".hex().upper() in database.scalar("SELECT image FROM consensus_orm_rejects")
     with store.unit_of_work(read_only=True) as uow:
         found = uow.artifacts.get(700)
     assert found is not None
@@ -670,17 +694,16 @@ def test_an_id_taken_twice_keeps_both_rows(store: ConsensusStore, path: Path) ->
         assert uow.artifacts.get(700) is None
 
 
-def test_an_accepted_reject_hides_no_later_difference(store: ConsensusStore, path: Path) -> None:
+def test_an_accepted_reject_hides_no_later_difference(store: ConsensusStore, database: Database) -> None:
     """A row whose id was once rejected is compared like any other as long as both sides have it."""
     test_id = 700
     forward(store, Phase.DUAL_WRITE)
     store.migration.backfill()
-    foreign(
-        path,
+    database.script(
         f"""
         INSERT INTO consensus_artifacts (id, spec_id, stage, agent_name, content_json)
           VALUES ({test_id}, 'S', 's', 'winner', 'c');
-        INSERT INTO consensus_runs (id, spec_id, stage, run_timestamp, consensus_ok) VALUES (900, 'S', 's', 1500, 1);
+        INSERT INTO consensus_runs (id, spec_id, stage, run_timestamp, consensus_ok) VALUES (900, 'S', 's', 1500, TRUE);
         INSERT INTO agent_outputs (id, run_id, agent_name, content, output_timestamp)
           VALUES ({test_id}, 900, 'loser', 'c', 1500);
         """,
@@ -689,45 +712,36 @@ def test_an_accepted_reject_hides_no_later_difference(store: ConsensusStore, pat
     (reject,) = store.migration.rejects()
     store.migration.accept_reject(reject.id, reason="by chance")
     assert store.migration.verify().clean
-    unnoticed(path, f"UPDATE agent_outputs SET content = 'broken' WHERE id = {test_id}")
+    database.unnoticed(f"UPDATE agent_outputs SET content = 'broken' WHERE id = {test_id}")
     assert [d.key for d in store.migration.verify().differences] == [test_id]
 
 
-def unnoticed(path: Path, script: str) -> None:
-    """Damage that no trigger sees: the rows of a file copied back, a bug, a bit flipped."""
-    with builders.writing(path) as connection:
-        ours = connection.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name GLOB 'consensus_orm_*'"
-        ).fetchall()
-        for name, _ in ours:
-            connection.execute(f'DROP TRIGGER "{name}"')
-        connection.executescript(script)
-        for _, sql in ours:
-            connection.execute(sql)
-
-
 @pytest.mark.parametrize("phase", BOTH, ids=lambda p: p.name)
-def test_a_row_without_its_run_is_a_reject_and_can_be_accepted(store: ConsensusStore, path: Path, phase: Phase) -> None:
+def test_a_row_without_its_run_is_a_reject_and_can_be_accepted(
+    store: ConsensusStore, database: Database, phase: Phase
+) -> None:
     """A program without foreign keys leaves an output without a run.
 
     Nothing is aborted, the row is listed, and once it is accepted the migration goes on.
     """
     forward(store, phase)
     store.migration.backfill()
-    foreign(
-        path,
-        "INSERT INTO agent_outputs (id, run_id, agent_name, content, output_timestamp) VALUES (800, 99, 'a', 'c', 1)",
+    # Nobody checks the key here; its triggers fire.
+    keyless = "ALTER TABLE agent_outputs DROP CONSTRAINT fk_agent_outputs_run_id_consensus_runs;"
+    database.script(
+        (keyless if database.kind == "postgresql" else "")
+        + "INSERT INTO agent_outputs (id, run_id, agent_name, content, output_timestamp) VALUES (800, 99, 'a', 'c', 1)"
     )
     store.migration.reconcile()
     (reject,) = store.migration.rejects()
     assert (reject.key, reject.table) == (800, "agent_outputs")
-    assert oracle.legacy(path) == oracle.normalized(path)
+    assert database.legacy() == database.normalized()
     store.migration.accept_reject(reject.id, reason="an orphan")
     store.migration.reconcile()
     assert store.migration.rejects() == []
     assert store.migration.verify().clean
     assert store.migration.advance() is phase.next
-    assert scalar(path, "SELECT count(*) FROM agent_outputs WHERE id = 800") == 1, "nothing is lost silently"
+    assert database.scalar("SELECT count(*) FROM agent_outputs WHERE id = 800") == 1, "nothing is lost silently"
 
 
 # Mismatches -----------------------------------------------------------------------------------------------
@@ -739,18 +753,18 @@ def shadow_table(phase: Phase) -> str:
 
 @pytest.mark.parametrize("phase", BOTH, ids=lambda p: p.name)
 @pytest.mark.parametrize(
-    ("fault", "kind"),
+    ("fault", "found_as"),
     [
-        ("BEFORE INSERT ON {} BEGIN SELECT RAISE(ABORT, 'fault'); END", "shadow_failed"),
-        ("BEFORE INSERT ON {} BEGIN SELECT RAISE(FAIL, 'fault'); END", "shadow_failed"),
-        ("AFTER INSERT ON {} BEGIN DELETE FROM {} WHERE id = NEW.id; END", "missing"),
-        ("AFTER INSERT ON {} BEGIN UPDATE {} SET agent_name = 'altered' WHERE id = NEW.id; END", "different"),
-        ("BEFORE INSERT ON {} BEGIN SELECT RAISE(IGNORE); END", "shadow_failed"),
+        (("BEFORE INSERT", REFUSE), "shadow_failed"),
+        (("BEFORE INSERT", FAIL), "shadow_failed"),
+        (("AFTER INSERT", "DELETE FROM {} WHERE id = NEW.id"), "missing"),
+        (("AFTER INSERT", "UPDATE {} SET agent_name = 'altered' WHERE id = NEW.id"), "different"),
+        (("BEFORE INSERT", IGNORE), "shadow_failed"),
     ],
     ids=["abort", "fail", "deleted", "altered", "ignored"],
 )
 def test_a_mismatch_is_found_confirmed_and_repaired(
-    store: ConsensusStore, path: Path, phase: Phase, fault: str, kind: str
+    store: ConsensusStore, database: Database, phase: Phase, fault: tuple[str, str], found_as: str
 ) -> None:
     """Whatever befalls the shadow side, the write stands on the truth, and a mismatch is kept with it.
 
@@ -759,7 +773,8 @@ def test_a_mismatch_is_found_confirmed_and_repaired(
     forward(store, phase)
     store.migration.backfill()
     table = shadow_table(phase)
-    foreign(path, f"CREATE TRIGGER fault {fault.format(table, table)}")
+    event, does = fault
+    database.fault(event, table, does.format(table))
     with store.unit_of_work() as uow:
         artifact = uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="c")
     with store.unit_of_work(read_only=True) as uow:
@@ -767,13 +782,13 @@ def test_a_mismatch_is_found_confirmed_and_repaired(
     found = store.migration.mismatches()
     assert found
     assert {(m.pair, m.key, m.state, m.found_by) for m in found} == {("artifacts", artifact.id, "confirmed", "write")}
-    assert all(kind in m.kind for m in found)
-    foreign(path, "DROP TRIGGER fault")
+    assert all(found_as in m.kind for m in found)
+    database.heal()
     planned = store.migration.reconcile(dry_run=True)
     assert [(r.pair, r.key) for r in planned.repairs if r.pair == "artifacts"] == [("artifacts", artifact.id)]
     assert store.migration.mismatches() == found, "a rehearsal changes nothing"
     store.migration.reconcile()
-    assert oracle.legacy(path) == oracle.normalized(path)
+    assert database.legacy() == database.normalized()
     settled = store.migration.mismatches(everything=True)
     assert {m.state for m in settled} == {"repaired"}
     assert all(m.settled_at is not None for m in settled)
@@ -781,7 +796,7 @@ def test_a_mismatch_is_found_confirmed_and_repaired(
 
 
 @pytest.mark.parametrize("phase", BOTH, ids=lambda p: p.name)
-def test_what_we_deleted_does_not_come_back(store: ConsensusStore, path: Path, phase: Phase) -> None:
+def test_what_we_deleted_does_not_come_back(store: ConsensusStore, database: Database, phase: Phase) -> None:
     """The shadow side fails to delete.
 
     The row is gone from the truth, a mismatch is open, and reconcile deletes it from the other side too,
@@ -790,64 +805,60 @@ def test_what_we_deleted_does_not_come_back(store: ConsensusStore, path: Path, p
     forward(store, phase)
     store.migration.backfill()
     table = shadow_table(phase)
-    foreign(path, f"CREATE TRIGGER fault BEFORE DELETE ON {table} BEGIN SELECT RAISE(ABORT, 'fault'); END")
+    database.fault("BEFORE DELETE", table, REFUSE)
     with store.unit_of_work() as uow:
         assert uow.artifacts.delete(spec_id="SPEC-KIT-900", stage="spec-plan") == 3
         assert uow.artifacts.count(stage="spec-plan") == 0
     assert {m.kind for m in store.migration.mismatches()} >= {"not_deleted"}
-    foreign(path, "DROP TRIGGER fault")
+    database.heal()
     assert {r.source for r in store.migration.reconcile(dry_run=True).repairs if r.pair == "artifacts"} == {phase.truth}
     store.migration.verify()
     store.migration.reconcile()
-    assert oracle.legacy(path) == oracle.normalized(path)
+    assert database.legacy() == database.normalized()
     with store.unit_of_work(read_only=True) as uow:
         assert uow.artifacts.count(stage="spec-plan") == 0
     assert store.migration.mismatches() == []
     assert store.migration.verify().clean
 
 
-def test_raise_rolls_the_unit_of_work_back(open_store: Open, path: Path) -> None:
+def test_raise_rolls_the_unit_of_work_back(open_store: Open, database: Database) -> None:
     """With ON_MISMATCH=raise the write that differs is not kept, on neither side, nor its mismatch."""
     store = open_store(on_mismatch=OnMismatch.RAISE)
     forward(store, Phase.DUAL_WRITE)
     store.migration.backfill()
-    before = oracle.legacy(path)
-    foreign(
-        path,
-        "CREATE TRIGGER fault AFTER INSERT ON agent_outputs BEGIN UPDATE agent_outputs SET content = 'x'"
-        " WHERE id = NEW.id; END",
-    )
+    before = database.legacy()
+    database.fault("AFTER INSERT", "agent_outputs", "UPDATE agent_outputs SET content = 'x' WHERE id = NEW.id")
     with pytest.raises(MismatchError) as error, store.unit_of_work() as uow:
         uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="secret")
     assert error.value.facts["columns"] == ["content"]
     assert "secret" not in str(error.value)
-    assert oracle.legacy(path) == before == oracle.normalized(path)
+    assert database.legacy() == before == database.normalized()
     assert store.migration.mismatches(everything=True) == []
 
 
-def test_a_storm_of_mismatches_is_capped(open_store: Open, path: Path) -> None:
+def test_a_storm_of_mismatches_is_capped(open_store: Open, database: Database) -> None:
     """Above the cap one entry counts the rest for each table and column; reconcile settles them all."""
     store = open_store(mismatch_cap=3)
     forward(store, Phase.DUAL_WRITE)
     store.migration.backfill()
-    foreign(path, "CREATE TRIGGER fault BEFORE INSERT ON agent_outputs BEGIN SELECT RAISE(ABORT, 'fault'); END")
+    database.fault("BEFORE INSERT", "agent_outputs", REFUSE)
     with store.unit_of_work() as uow:
         for _ in range(10):
             uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="c")
     found = store.migration.mismatches()
     assert [(m.kind, m.seen) for m in found] == [("shadow_failed", 1)] * 3 + [("storm", 7)]
     assert found[-1].key is None
-    foreign(path, "DROP TRIGGER fault")
+    database.heal()
     store.migration.reconcile()
     assert store.migration.mismatches() == []
-    assert oracle.legacy(path) == oracle.normalized(path)
+    assert database.legacy() == database.normalized()
 
 
-def test_a_mismatch_is_accepted_with_a_reason(store: ConsensusStore, path: Path) -> None:
+def test_a_mismatch_is_accepted_with_a_reason(store: ConsensusStore, database: Database) -> None:
     """Accepting needs a reason, is audited, and leaves the row as it is."""
     forward(store, Phase.DUAL_WRITE)
     store.migration.backfill()
-    unnoticed(path, "UPDATE agent_outputs SET content = 'damaged' WHERE id = 1")
+    database.unnoticed("UPDATE agent_outputs SET content = 'damaged' WHERE id = 1")
     report = store.migration.verify()
     assert [(d.pair, d.key, d.columns, d.kind) for d in report.differences] == [
         ("artifacts", 1, ("content",), "different")
@@ -859,46 +870,57 @@ def test_a_mismatch_is_accepted_with_a_reason(store: ConsensusStore, path: Path)
     with pytest.raises(InvalidValueError, match="no open mismatch"):
         store.migration.accept_mismatch(found.id, reason="again")
     assert store.migration.mismatches() == []
-    assert scalar(path, "SELECT content FROM agent_outputs WHERE id = 1") == "damaged"
+    assert database.scalar("SELECT content FROM agent_outputs WHERE id = 1") == "damaged"
     assert (store.migration.history()[-1].action, store.migration.history()[-1].reason) == ("accept mismatch", "a test")
 
 
 # Verify and shadow reads ----------------------------------------------------------------------------------
 
 
+def _of_sqlite(*case: str) -> Any:
+    return pytest.param(*case, marks=pytest.mark.sqlite)
+
+
 DAMAGE = [
-    ("UPDATE agent_outputs SET content = CAST(content AS BLOB) WHERE id = 1", "artifacts", "content"),
+    _of_sqlite("UPDATE agent_outputs SET content = CAST(content AS BLOB) WHERE id = 1", "artifacts", "content"),
     ("UPDATE agent_outputs SET agent_name = upper(agent_name) WHERE id = 1", "artifacts", "agent_name"),
-    ("UPDATE agent_outputs SET content = content || char(0) WHERE id = 1", "artifacts", "content"),
+    _of_sqlite("UPDATE agent_outputs SET content = content || char(0) WHERE id = 1", "artifacts", "content"),
     ("UPDATE agent_outputs SET response_text = '' WHERE id = 1", "artifacts", "response_text"),
     ("UPDATE agent_outputs SET output_timestamp = 1 WHERE id = 1", "artifacts", "output_timestamp"),
     ("UPDATE agent_outputs SET created_at = created_at || '.0' WHERE id = 1", "artifacts", "created_at"),
     ("DELETE FROM agent_outputs WHERE id = 1", "artifacts", "missing_normalized"),
     ("DELETE FROM consensus_synthesis WHERE id = 1", "syntheses", "missing_legacy"),
-    ("UPDATE consensus_syntheses SET degraded = 'no' WHERE id = 1", "syntheses", "degraded"),
-    ("UPDATE consensus_runs SET consensus_ok = 0 WHERE id = 1", "consensus_runs", "derived"),
+    _of_sqlite("UPDATE consensus_syntheses SET degraded = 'no' WHERE id = 1", "syntheses", "degraded"),
+    ("UPDATE consensus_syntheses SET degraded = 7 WHERE id = 1", "syntheses", "degraded"),
+    ("UPDATE consensus_runs SET consensus_ok = FALSE WHERE id = 1", "consensus_runs", "derived"),
     ("UPDATE consensus_runs SET run_timestamp = 7 WHERE id = 1", "consensus_runs", "derived"),
-    ("UPDATE consensus_runs SET synthesis_json = NULL WHERE id = 5", "consensus_runs", "derived"),
-    ("INSERT INTO consensus_runs VALUES (99, 'S', 's', NULL, 'k', 1, 1, 0, NULL)", "consensus_runs", "derived"),
+    (
+        "UPDATE consensus_runs SET synthesis_json = NULL WHERE id = (SELECT min(run_id) FROM consensus_syntheses)",
+        "consensus_runs",
+        "derived",
+    ),
+    ("INSERT INTO consensus_runs VALUES (99, 'S', 's', NULL, 'k', 1, TRUE, FALSE, NULL)", "consensus_runs", "derived"),
 ]
 """What is done behind the triggers, the pair or parent it is done to, and the column or kind that verify tells."""
 
 
 @pytest.mark.parametrize(("damage", "pair", "told"), DAMAGE)
-def test_verify_names_what_differs(store: ConsensusStore, path: Path, damage: str, pair: str, told: str) -> None:
+def test_verify_names_what_differs(
+    store: ConsensusStore, database: Database, damage: str, pair: str, told: str
+) -> None:
     """Every kind of silent damage is found with its key and columns, and reconcile repairs it."""
     ready(store, Phase.DUAL_WRITE)
-    before = oracle.legacy(path)
-    unnoticed(path, damage)
+    before = database.legacy()
+    database.unnoticed(damage)
     (found,) = [d for d in store.migration.verify().differences if d.pair == pair]
     assert found.columns == (told,) if found.kind == "different" else (found.columns, found.kind) == ((), told)
     refused(store, "differing rows; run: consensus-orm reconcile", **FORCED)
     store.migration.reconcile()
     assert store.migration.verify().clean
-    assert oracle.legacy(path) == oracle.normalized(path) == before
+    assert database.legacy() == database.normalized() == before
 
 
-def test_a_second_verify_makes_a_second_certificate(store: ConsensusStore, path: Path) -> None:
+def test_a_second_verify_makes_a_second_certificate(store: ConsensusStore, database: Database) -> None:
     """Each verify is numbered, and says how many rows it compared on how many; two on one file agree."""
     ready(store, Phase.DUAL_WRITE)
     first, second = store.migration.verify(), store.migration.verify()
@@ -913,11 +935,11 @@ def test_a_second_verify_makes_a_second_certificate(store: ConsensusStore, path:
     assert store.migration.verify().compared == 13
 
 
-def test_shadow_reads_find_what_differs(open_store: Open, path: Path) -> None:
+def test_shadow_reads_find_what_differs(open_store: Open, database: Database) -> None:
     """A read of both sides answers from the truth, and what differs is recorded once it is confirmed."""
     store = open_store(shadow_reads=1.0)
     ready(store, Phase.DUAL_WRITE)
-    unnoticed(path, "UPDATE agent_outputs SET content = 'damaged' WHERE id = 1")
+    database.unnoticed("UPDATE agent_outputs SET content = 'damaged' WHERE id = 1")
     with store.unit_of_work(read_only=True) as uow:
         read = uow.artifacts.get(1)
     assert read is not None
@@ -935,13 +957,41 @@ def test_shadow_reads_find_what_differs(open_store: Open, path: Path) -> None:
 # Programs that know one side ------------------------------------------------------------------------------
 
 
+@pytest.mark.postgresql
 @pytest.mark.parametrize("phase", list(Phase)[:3], ids=lambda p: p.name)
-def test_triggers_leave_a_foreign_program_alone(store: ConsensusStore, path: Path, phase: Phase) -> None:
+def test_triggers_leave_a_foreign_program_of_a_server_alone(
+    store: ConsensusStore, database: Database, phase: Phase
+) -> None:
+    """RETURNING, counts of rows, and privileges: a program with rights on the legacy tables alone notices nothing."""
+    forward(store, phase)
+    if phase.compares:
+        store.migration.backfill()
+    tables = "consensus_artifacts, consensus_artifacts_id_seq"
+    with psycopg.connect(str(database.where)) as connection:
+        connection.execute("CREATE ROLE somebody")
+        connection.execute(f"GRANT ALL ON {tables} TO somebody".encode())
+        connection.execute("SET ROLE somebody")
+        legacy = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', %s)"
+        given = [connection.execute(legacy + " RETURNING id", (str(n),)).fetchone() for n in range(3)]
+        assert connection.execute("SELECT id FROM consensus_artifacts WHERE spec_id = 'S'").fetchall() == given
+        assert connection.execute("UPDATE consensus_artifacts SET stage = 't' WHERE spec_id = 'S'").rowcount == 3
+        assert connection.execute("DELETE FROM consensus_artifacts WHERE id <= 2").rowcount == 2
+        connection.execute("RESET ROLE")
+        connection.execute(f"REVOKE ALL ON {tables} FROM somebody; DROP ROLE somebody".encode())
+    if phase.compares:
+        assert store.migration.status().foreign_writes >= 5
+        store.migration.reconcile()
+        assert database.legacy() == database.normalized()
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("phase", list(Phase)[:3], ids=lambda p: p.name)
+def test_triggers_leave_a_foreign_program_alone(store: ConsensusStore, database: Database, phase: Phase) -> None:
     """last_insert_rowid(), changes() and RETURNING tell a plain program what they would without us."""
     forward(store, phase)
     if phase.compares:
         store.migration.backfill()
-    with builders.writing(path) as connection:
+    with builders.writing(Path(database.where)) as connection:
         legacy = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', ?)"
         for n in range(3):
             cursor = connection.execute(legacy, (str(n),))
@@ -956,19 +1006,20 @@ def test_triggers_leave_a_foreign_program_alone(store: ConsensusStore, path: Pat
             assert connection.execute("SELECT changes()").fetchone() == (2,)
     if phase.compares:
         store.migration.reconcile()
-        assert oracle.legacy(path) == oracle.normalized(path)
-        assert scalar(path, "SELECT count(*) FROM consensus_artifacts WHERE id <= 2") == 0
+        assert database.legacy() == database.normalized()
+        assert database.scalar("SELECT count(*) FROM consensus_artifacts WHERE id <= 2") == 0
 
 
 @pytest.mark.parametrize("phase", BOTH, ids=lambda p: p.name)
-def test_rows_of_odd_values_are_adopted_from_both_sides(store: ConsensusStore, path: Path, phase: Phase) -> None:
+def test_rows_of_odd_values_are_adopted_from_both_sides(
+    store: ConsensusStore, database: Database, phase: Phase
+) -> None:
     """All odd rows, written by a plain legacy program while both sides are in use, are carried exactly."""
     forward(store, phase)
     store.migration.backfill()
-    with builders.writing(path) as connection:
-        rows.insert_odd_rows(connection, big=False)
-    before = oracle.legacy(path)
+    odd_rows(database.where)
+    before = database.legacy()
     store.migration.reconcile()
-    assert oracle.legacy(path) == oracle.normalized(path) == before
+    assert database.legacy() == database.normalized() == before
     assert store.migration.rejects() == []
     assert store.migration.verify().clean

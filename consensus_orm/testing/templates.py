@@ -56,7 +56,8 @@ class Templates:
         place.create(name, source)
         if history and not source:
             history(place.given(name))
-        with ConsensusStore.open(name, settings=Settings(chunk_pause=timedelta(0))) as store:
+        settings = Settings(chunk_pause=timedelta(0), backup_dir=self._folder)
+        with ConsensusStore.open(name, settings=settings) as store:
             take_to(store, phase)
         self._made[place.kind, history, phase] = name
         return name
