@@ -30,7 +30,8 @@ def backup_of_server(store: ConsensusStore, path: Path, progress: Watch = None) 
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         mapping = store._statements.mapping
-        with ConsensusStore.open(unfinished, settings=store.settings, mapping=mapping) as target:
+        settings = store.settings.model_copy(update={"read_url": None})  # the file has no replica
+        with ConsensusStore.open(unfinished, settings=settings, mapping=mapping) as target:
             # What SQLite would store as another type is kept as it is in a reject: a backup must not fail for it.
             report = copy(store, target, reject=True, lock=False, progress=progress)
         unfinished.rename(path)

@@ -223,7 +223,11 @@ class ServerConnection(psycopg.Connection[Any]):
         """Roll back; a connection that is lost has done so."""
         self._transaction = None
         if not self.closed and self.pgconn.transaction_status != TransactionStatus.IDLE:
-            self._send(b"ROLLBACK")
+            try:
+                self._send(b"ROLLBACK")
+            except psycopg.OperationalError:
+                if not self.closed:
+                    raise
 
 
 class ServerSource:

@@ -91,7 +91,8 @@ def rehearse(
     with _folder(store, keep) as folder:
         copy = folder / f"{Path(_name(store)).name}.rehearsed"
         store.maintenance.backup(copy, progress=of_pages(progress, "copy"))
-        settings = store.settings.model_copy(update={"backup_dir": folder, "alarm_falls_back": False})
+        others = {"backup_dir": folder, "alarm_falls_back": False, "read_url": None}
+        settings = store.settings.model_copy(update=others)
         with type(store).open(copy, settings=settings, mapping=mapping) as opened:
             report = _Course(opened, copy, mapping, progress, tell).run(writers)
         notes = (*report.notes, *_notes(store, copy))
