@@ -93,8 +93,13 @@ def consensus_settings(tmp_path: Path) -> Settings:
     """What the stores of these fixtures are opened with; override it for others."""
     from consensus_orm.settings import Settings
 
-    soak = dict.fromkeys(("soak_dual_write", "soak_cutover", "soak_normalized"), NO_TIME)
-    return Settings(**soak, chunk_pause=NO_TIME, backup_dir=tmp_path)
+    return Settings(
+        soak_dual_write=NO_TIME,
+        soak_cutover=NO_TIME,
+        soak_normalized=NO_TIME,
+        chunk_pause=NO_TIME,
+        backup_dir=tmp_path,
+    )
 
 
 @pytest.fixture
