@@ -151,7 +151,8 @@ class ServerConnection(psycopg.Connection[Any]):
             return [cursor.fetchone() for cursor in cursors]
         except psycopg.Error:
             if not self.closed:
-                self.execute("ROLLBACK TO SAVEPOINT consensus_orm")
+                self._send(b"ROLLBACK TO SAVEPOINT consensus_orm")
+                self._prepared.clear()  # psycopg takes for prepared what it had sent when the others failed
             raise
 
     def read_on(self) -> None:
