@@ -1,8 +1,8 @@
 """Copies: a store moves to another database, of the same kind or another, in any phase, and its source is only read.
 
 The rows of a table are copied in the order of their keys, each chunk with its checkpoint; a copy that was killed goes
-on behind it. Whatever is written to the source meanwhile is found by comparing ranges of keys, and the last pass runs
-while nothing can be written there. At the end every row of the target is compared with what the source held.
+on behind it. Whatever is written to the source meanwhile is found by comparing ranges of keys, and the last pass looks
+at one moment. At the end every row of the target is compared with what the source held.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def copy(
         target: Where to: an empty database, or an unfinished copy of the same source.
         reject: Leave rows that the target cannot hold behind, as rejects with their whole image.
         finish: Take the last pass, and open the target. Otherwise it stays closed, for a later call to catch up.
-        lock: Keep writers of the source waiting during the last pass; one snapshot is copied otherwise.
+        lock: Take the write lock of the source for the moment that the last pass looks at: what is being written by
+            then comes along. Where the file has no write-ahead log, writers wait until the pass is over.
         progress: Called after each chunk.
 
     Returns:
@@ -110,18 +111,17 @@ class _Copy:
         mark = self._catch_up(reject)
         if not finish:
             return self._report(verified=0, locked=None, finished=False)
-        with self.source.still(lock=lock) as since:
+        with self.source.still(lock=lock) as lull:
             self._require_same_shape()
             self._last_pass(mark, reject)
             rest = remainder(
                 self.source, self.state, self.tables, definitions(self.source, self.state), self.passes.unfit
             )
-        locked = None if since is None else time.monotonic() - since
         verified = self.passes.verify(self.target)
         facts = {"from": self.source.name, "rows": {table.name: table.rows for table in self.passes.report()}}
         finish_copy(self.target, self.source, rest, self.tables, facts)
         self.target.store._identity = self.target.store._inspect()
-        return self._report(verified=verified, locked=locked, finished=True)
+        return self._report(verified=verified, locked=lull.locked, finished=True)
 
     def _require_fit(self, reject: bool) -> None:
         found = self.passes.unfit

@@ -134,6 +134,7 @@ class Passes:
         self.known: dict[str, list[Range]] = {}
         self.written = dict.fromkeys((table.name for table in tables), 0)
         self.deleted = dict(self.written)
+        self.missing: dict[str, frozenset[Any]] = {}
         self.postponed = False
         self.changed = 0
         self.done = 0
@@ -166,6 +167,7 @@ class Passes:
             tally = Tally(self.progress, f"{what}{table.name}")
             tally.expect(lambda: self.source.count(table))  # noqa: B023 - called at once
             found = [*self._strange(table), *self._ranges(table, sieve, target, tally)]
+            self.missing[table.name] = gone
             missing[table.name] = frozenset(odd.key for range_ in found for odd in range_.unfit)
             self.known[table.name] = found
 
@@ -198,9 +200,9 @@ class Passes:
 
     def _settled(self, now: Range, rows: list[Values], was: Range, sieve: Sieve, target: Target | None) -> Range:
         same = (was.after, was.upto, was.seen) == (now.after, now.upto, now.seen)
-        fit, odd = sieve.sift(rows)
-        if same and odd == was.unfit:
+        if same and sieve.missing == self.missing.get(sieve.table.name):
             return was
+        fit, odd = sieve.sift(rows)
         kept = now.seen if not odd else digest(fit)
         seen = now.seen
         if target is None:

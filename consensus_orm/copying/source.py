@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from consensus_orm.phase import Phase
 from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["Source", "State", "opened"]
+__all__ = ["Lull", "Source", "State", "opened"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ class State:
     epoch: int = 0
     since: int | None = None
     reversible: bool = False
+
+
+@dataclass
+class Lull:
+    """How long writers of the source had to wait: seconds; None where no lock was taken."""
+
+    locked: float | None = None
 
 
 class Source(UnitOfWork):
@@ -142,15 +149,34 @@ class Source(UnitOfWork):
         return None
 
     @contextlib.contextmanager
-    def still(self, *, lock: bool) -> Iterator[float | None]:
-        """A time in which nothing changes here.
+    def still(self, *, lock: bool) -> Iterator[Lull]:
+        """One moment to look at: whoever was writing has ended by then, whoever writes later is not seen.
 
         Args:
-            lock: Whether to keep writers waiting; one snapshot is seen otherwise.
+            lock: Whether to wait for writers, and keep them waiting until the moment is taken.
 
         Yields:
-            When the lock was taken, in seconds of `time.monotonic`; None where it was not.
+            How long they waited, known at the end.
         """
+        lull = Lull()
+        with contextlib.ExitStack() as stack:
+            release = self._keep_out(stack) if lock else None
+            since = time.monotonic()
+            self._begin_snapshot()
+            stack.callback(self._connected.rollback)
+            keeps_waiting = self.catalog.keeps_writers_waiting(self)
+            if release is not None and not keeps_waiting:
+                release()
+                lull.locked = time.monotonic() - since
+            yield lull
+            if release is not None and keeps_waiting:
+                lull.locked = time.monotonic() - since
+
+    def _keep_out(self, stack: contextlib.ExitStack) -> Callable[[], object] | None:
+        """Keep writers out until the stack is left, or what is returned is called; None where there is no lock."""
+        raise NotImplementedError
+
+    def _begin_snapshot(self) -> None:
         raise NotImplementedError
 
 
@@ -161,23 +187,19 @@ class FileSource(Source):
         """SQLite counts the commits of others."""
         return self._rows("PRAGMA data_version")[0][0]
 
-    @contextlib.contextmanager
-    def still(self, *, lock: bool) -> Iterator[float | None]:
-        """Hold the write lock, or look at one snapshot where there is no lock to be had."""
+    def _keep_out(self, stack: contextlib.ExitStack) -> Callable[[], object] | None:
         path = database_path(self.engine)
-        if lock and path is not None:
-            # A connection for the lock alone, closed before the one that reads: the last one must not be able to write.
-            other = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=0)
-            with contextlib.closing(other):
-                if _locked(other, self.settings.busy_timeout.total_seconds()):
-                    yield time.monotonic()
-                    return
+        if path is None:
+            return None
+        # A connection for the lock alone, closed before the one that reads: the last one must not be able to write.
+        other = stack.enter_context(
+            contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None))
+        )
+        return other.rollback if _locked(other, self.settings.busy_timeout.total_seconds()) else None
+
+    def _begin_snapshot(self) -> None:
         self._execute("BEGIN")
-        try:
-            self._rows("SELECT 1 FROM sqlite_master LIMIT 1")  # the first look takes the snapshot
-            yield None
-        finally:
-            self._connected.rollback()
+        self._rows("SELECT 1 FROM sqlite_master LIMIT 1")  # the first look takes the snapshot
 
 
 def _locked(connection: sqlite3.Connection, patience: float) -> bool:
@@ -200,24 +222,17 @@ class ServerSource(Source):
         first, following, _ = self._rows("SELECT CAST(pg_current_snapshot() AS TEXT)")[0][0].split(":")
         return following if first == following else None
 
-    @contextlib.contextmanager
-    def still(self, *, lock: bool) -> Iterator[float | None]:
-        """Keep writers out of our tables, or look at one snapshot."""
-        if not lock:
-            self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            try:
-                yield None
-            finally:
-                self._connected.rollback()
-            return
+    def _keep_out(self, stack: contextlib.ExitStack) -> Callable[[], object]:
         other = self.engine.pool.source.connect()  # type: ignore[attr-defined]
-        try:
-            other.execute("BEGIN")
-            for statement in self._locks():
-                other.execute(statement)
-            yield time.monotonic()
-        finally:
-            other.close()
+        stack.callback(other.close)
+        other.execute("BEGIN")
+        for statement in self._locks():
+            other.execute(statement)
+        return other.rollback  # type: ignore[no-any-return]
+
+    def _begin_snapshot(self) -> None:
+        self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self._rows("SELECT 1")  # the first look takes the snapshot
 
     def _locks(self) -> Iterator[str]:
         there = self.catalog.tables(self)

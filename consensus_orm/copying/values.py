@@ -7,6 +7,7 @@ that SQLite stores.
 from __future__ import annotations
 
 import hashlib
+import marshal
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -176,6 +177,7 @@ def cell(value: Any) -> Cell:
 def digest(rows: list[Values]) -> bytes:
     """What two lists of rows share where they are equal in type and bytes, and only there.
 
-    The text that Python writes of a value tells types apart, and every float from every other.
+    What marshal writes tells types apart, and every float from every other; only its first version is without
+    references from one value to another, which are not the same for equal values.
     """
-    return hashlib.blake2b(repr(rows).encode(), digest_size=32).digest()
+    return hashlib.blake2b(marshal.dumps(rows, 0), digest_size=32).digest()
