@@ -26,6 +26,9 @@ CHUNKS = 3
 LONG = 4000
 """Pages in the log above which the work waits until all are copied, so that the log begins anew (16 MB)."""
 
+TRIES = 10
+"""Checkpoints in a row that try for that, while others go on writing."""
+
 
 class Checkpoints:
     """Checkpoints taken by a thread of their own; none at all where it has no connection.
@@ -51,15 +54,20 @@ class Checkpoints:
         self._commits += 1
         if self._connection is None or self._commits % CHUNKS:
             return
-        pages = 0 if self._running is None else self._running.result()
-        self._running = self._thread.submit(_checkpoint, self._connection)
-        if pages > LONG:
+        long = self._running is not None and self._running.result() > LONG
+        self._running = self._thread.submit(_checkpoint, self._connection, TRIES if long else 1)
+        if long:
             self._running.result()
 
 
-def _checkpoint(connection: DriverConnection) -> int:
-    """Copy what no reader needs any more to be left; the number of pages the log had."""
-    _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+def _checkpoint(connection: DriverConnection, tries: int) -> int:
+    """Copy the log as far as readers allow, until all of it is copied; the number of pages it has."""
+    pages = copied = -1
+    for _ in range(tries):
+        before = copied
+        _, pages, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if copied in (pages, before):
+            break
     return int(pages)
 
 

@@ -66,7 +66,17 @@ def _template(bench: Bench, phase: Phase) -> Path:
 @GROUP.case()
 def raw_chunks(bench: Bench) -> Iterator[Work]:
     """raw sqlite3, the same set-based SQL in chunks by key, uncompared"""
-    template, path = _template(bench, Phase.EXPAND), bench.file("raw_backfill")
+    yield _raw(bench, Phase.EXPAND)
+
+
+@GROUP.case()
+def raw_chunks_noticed(bench: Bench) -> Iterator[Work]:
+    """the same where a backfill runs: triggers notice what other programs write, and cost each row"""
+    yield _raw(bench, Phase.DUAL_WRITE)
+
+
+def _raw(bench: Bench, phase: Phase) -> Work:
+    template, path = _template(bench, phase), bench.file("raw_backfill")
 
     def work(round_: int) -> dict[str, float]:
         with closing(raw_connection(copied(template, path))) as connection:
@@ -85,7 +95,7 @@ def raw_chunks(bench: Bench) -> Iterator[Work]:
             assert right == bench.rows
         return {"seconds": seconds, "longest lock ms": longest * 1000}
 
-    yield work
+    return work
 
 
 @GROUP.case()
