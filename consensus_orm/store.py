@@ -154,8 +154,10 @@ class ConsensusStore:
 
     @property
     def name(self) -> str:
-        """What to call the database: its path, or its URL without password."""
-        return str(self.path or self.engine.url.render_as_string(hide_password=True))
+        """What to call the database: its path, `:memory:`, or its URL without password."""
+        if self.engine.dialect.name == "sqlite":
+            return str(self.path or ":memory:")
+        return self.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
 
     @property
     def initial_phase(self) -> Phase:

@@ -866,3 +866,13 @@ def test_nothing_of_the_copy_is_left(sources: Sources, url: str, tmp_path: Path)
     found = [d for d in oracle_of_servers.definitions(url, *SIDES[2:]) if d[1] == "constraint"]
     assert found == wanted
     assert any("FOREIGN KEY" in definition for *_, definition in found)
+
+
+def test_a_server_has_a_name(url: str, tmp_path: Path) -> None:
+    """Status calls a database of a server by its URL, without the password."""
+    with ConsensusStore.open(url.replace("postgres@", "postgres:secret@"), settings=SETTINGS) as store:
+        store.upgrade()
+        assert store.name.startswith("postgresql://postgres:***@")
+    said = CliRunner().invoke(main, ["--url", url, "status"]).output
+    assert ":memory:" not in said
+    assert url.partition("?")[0] in said

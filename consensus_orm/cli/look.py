@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import click
 
@@ -41,7 +40,7 @@ all_option = click.option("--all", "everything", is_flag=True, help="Those that 
 class _Seen:
     """What one look at the database found."""
 
-    database: Path | str
+    database: str
     exists: bool
     now: datetime
     status: MigrationStatus
@@ -79,7 +78,7 @@ def _look(app: App, *, quiet: bool) -> _Seen:
     with app.store(may_be_missing=True) as store, Bars("status", quiet=quiet):
         found = store.migration.status()
         return _Seen(
-            database=store.path or ":memory:",
+            database=store.name,
             exists=store.path is None or store.path.exists(),
             now=store.settings.clock(),
             status=found,

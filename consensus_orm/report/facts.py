@@ -112,7 +112,7 @@ def collect(store: ConsensusStore) -> Facts:
     evidence = find(store)
     with store.unit_of_work(read_only=True) as uow:
         return Facts(
-            database=str(store.path or ":memory:"),
+            database=store.name,
             at=uow.now,
             mapping=uow.statements.fingerprint,
             status=collect_status(uow, store.initial_phase),
