@@ -41,7 +41,7 @@ from tests.concurrency.processes import start, wait_for
 from tests.concurrency.steps import Work, advance_to, roll_back_to, write
 
 SOAK = "CONSENSUS_ORM_TEST_SOAK" in os.environ
-POINTS_IN_CI = 8
+POINTS_IN_CI = 6
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Step:
         atomic: Whether it is one transaction, so that a kill leaves the database as before or as after it.
         writes: Whether it changes what is read. Ids are then not compared: a sequence gives none back.
         carries: Whether both sides agree at its end.
+        varies: What of the image depends on how it was interrupted.
     """
 
     start: Phase
@@ -65,6 +66,7 @@ class Step:
     atomic: bool = False
     writes: bool = False
     carries: bool = False
+    varies: tuple[str, ...] = ()
 
 
 def ready(url: str) -> None:
@@ -113,7 +115,13 @@ STEPS = {
     "rollback_4_3": Step(Phase.NORMALIZED, Phase.CUTOVER, roll_back_to(Phase.CUTOVER), written_to, carries=True),
     "contract": Step(Phase.NORMALIZED, Phase.CONTRACT, advance_to(Phase.CONTRACT), ready),
     "rebuild": Step(Phase.CONTRACT, Phase.NORMALIZED, roll_back_to(Phase.NORMALIZED), written_to),
-    "rebuild_undone": Step(Phase.CONTRACT, Phase.CONTRACT, lambda store: rebuild_and_stay(store), written_to),
+    "rebuild_undone": Step(
+        Phase.CONTRACT,
+        Phase.CONTRACT,
+        lambda store: rebuild_and_stay(store),
+        written_to,
+        varies=("flips", "state"),
+    ),
     "reconcile": Step(Phase.DUAL_WRITE, Phase.DUAL_WRITE, steps.reconcile, written_to_by_others, carries=True),
     "migrate": Step(Phase.EXPAND, Phase.NORMALIZED, lambda store: bring(store, Phase.NORMALIZED)),
 }
@@ -249,7 +257,9 @@ def test_a_kill_loses_nothing(tmp_path: Path, name: str) -> None:
             assert without_ids(truth(url)) == without_ids(truth_after), what
             if not step.writes:
                 found = image(url)
-                assert {key: value for key, value in found.items() if value != after[key]} == {}, what
+                assert {
+                    key: value for key, value in found.items() if value != after[key] and key not in step.varies
+                } == {}, what
             if step.carries:
                 assert_sides_agree(url)
 
@@ -259,7 +269,7 @@ def assert_nothing_is_lost(
 ) -> None:
     """What a kill left: the truth as it was, or all of a unit of work; and nothing half done but what is resumed."""
     found = phase_of(url)
-    assert min(step.start, step.end) <= found <= Phase.CONTRACT if step.start is step.end else True
+    assert step.start is step.end or min(step.start, step.end) <= found <= max(step.start, step.end)
     assert_sound(url)
     if step.writes:
         assert without_ids(truth(url)) in (without_ids(truth_before), without_ids(truth_after))
