@@ -8,10 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["OnMismatch", "Settings", "utc_now"]
+from consensus_orm.errors import ConfigurationError
+
+__all__ = ["OnMismatch", "Settings", "from_environment", "utc_now"]
 
 
 def utc_now() -> datetime:
@@ -148,3 +150,17 @@ class Settings(BaseSettings):
 
     clock: Callable[[], datetime] = Field(default=utc_now, exclude=True, repr=False)
     """Where the time comes from; tests set it, production does not."""
+
+
+def from_environment() -> Settings:
+    """The settings of the environment alone.
+
+    Raises:
+        ConfigurationError: One cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        # Its own text would repeat the values.
+        wrong = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"settings cannot be used: {wrong}", hint="see CONSENSUS_ORM_*") from None

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
-import pydantic
 from sqlalchemy import URL, Engine
 
 from consensus_orm import adoption, engine, errors, ledger, schema
@@ -21,7 +20,7 @@ from consensus_orm.mapping import Mapping
 from consensus_orm.phase import Phase
 from consensus_orm.repository import Repository
 from consensus_orm.runs import Runs
-from consensus_orm.settings import Settings
+from consensus_orm.settings import Settings, from_environment
 from consensus_orm.statements import Statements
 from consensus_orm.syntheses import Syntheses
 from consensus_orm.telemetry.hub import Telemetry
@@ -122,12 +121,7 @@ class ConsensusStore:
             SchemaError: The file holds tables of our names that we cannot work with.
             StorageError: The file cannot be read.
         """
-        try:
-            chosen = settings or Settings()
-        except pydantic.ValidationError as error:
-            # Its own text would repeat the values.
-            wrong = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise errors.ConfigurationError(f"settings cannot be used: {wrong}", hint="see CONSENSUS_ORM_*") from None
+        chosen = settings or from_environment()
         database = engine.create(url if url is not None else chosen.url, chosen, echo=echo)
         try:
             return cls(database, chosen, mapping)

@@ -810,7 +810,7 @@ def test_verify_looks_at_the_target(sources: Sources, url: str, tmp_path: Path) 
 # The command, and the backup --------------------------------------------------------------------------------
 
 
-def test_the_command(sources: Sources, url: str, tmp_path: Path) -> None:
+def test_the_command(sources: Sources, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`copy` ends with 0 where all is there, 1 where rows are listed or left behind, 2 where it was used wrongly."""
     odd = tmp_path / "odd.db"
     builders.build_legacy(odd, columns=11)
@@ -828,6 +828,7 @@ def test_the_command(sources: Sources, url: str, tmp_path: Path) -> None:
     code, said = run(str(odd), url, "--reject", "--json")
     assert (code, '"finished": true' in said) == (1, True)
     good = sources(fitting_history, Phase.CUTOVER)
+    monkeypatch.setenv("CONSENSUS_ORM_READ_URL", "postgresql://nobody@nowhere/nothing")  # it is of another database
     code, said = run(str(good), str(tmp_path / "copy.db"))
     assert (code, "the phase is CUTOVER" in said, "compared in type and bytes" in said) == (0, True, True)
     assert run(str(good), str(tmp_path / "copy.db"))[0] == 1

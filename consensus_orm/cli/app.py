@@ -20,6 +20,7 @@ from consensus_orm import ConsensusError, ConsensusStore, Phase, __version__
 from consensus_orm.cli.output import one_line
 from consensus_orm.engine import translated
 from consensus_orm.errors import StorageError
+from consensus_orm.settings import from_environment
 
 __all__ = ["App", "Interrupted", "app_command", "json_option", "main", "phase_argument"]
 
@@ -38,12 +39,13 @@ class App:
         self.url = url
 
     @contextlib.contextmanager
-    def store(self, *, may_be_missing: bool = False) -> Iterator[ConsensusStore]:
+    def store(self, *, may_be_missing: bool = False, replica: bool = True) -> Iterator[ConsensusStore]:
         """Open the database for one command.
 
         Args:
             may_be_missing: Go on where there is no such file. Otherwise a mistyped path would make a new
                 database and report that all is well with it.
+            replica: Whether the read replica of the settings is one of this database.
 
         Yields:
             The store; closed at the end.
@@ -51,7 +53,8 @@ class App:
         Raises:
             StorageError: There is no such file, or it cannot be read.
         """
-        with ConsensusStore.open(self.url) as store, translated(store.engine):
+        settings = None if replica else from_environment().model_copy(update={"read_url": None})
+        with ConsensusStore.open(self.url, settings=settings) as store, translated(store.engine):
             if not may_be_missing and store.path is not None and not store.path.exists():
                 raise StorageError(
                     f"{store.path} does not exist", hint="check --url; `consensus-orm upgrade` makes a new database"

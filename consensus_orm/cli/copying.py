@@ -25,8 +25,8 @@ def copy_command(source: str, target: str, reject: bool, catch_up: bool, as_json
     unfinished copy: call again to go on. Rows that the target cannot hold are listed before anything is written.
     """
     with (
-        App(source).store() as origin,
-        App(target).store(may_be_missing=True) as store,
+        App(source).store(replica=False) as origin,
+        App(target).store(may_be_missing=True, replica=False) as store,
         Bars("copy", quiet=as_json) as bars,
     ):
         try:
