@@ -101,6 +101,8 @@ class Artifacts:
                 hint="give what `add` takes",
                 field="rows",
             ) from error
+        for values in checked:
+            self._rows.check(values)
         return [self._add(values) for values in checked]
 
     def _checked(

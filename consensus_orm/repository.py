@@ -76,6 +76,14 @@ class Repository:
             return self._insert_normalized(parameters)
         return self._insert_both(parameters)
 
+    def check(self, values: Values) -> None:
+        """Refuse values that the database cannot hold.
+
+        Raises:
+            InvalidValueError: There is one.
+        """
+        self.uow._connected.check(values)
+
     def add_many(self, rows: Iterable[Values]) -> list[Any]:
         """Write several rows, in order.
 
