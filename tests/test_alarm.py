@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, Settings
-from tests.field import builders
+from tests.databases import Database, build_legacy
 
-EVIL = """CREATE TRIGGER evil AFTER INSERT ON consensus_artifacts
-    BEGIN UPDATE consensus_artifacts SET content_json = 'evil' WHERE id = NEW.id; END"""
+EVIL = "UPDATE consensus_artifacts SET content_json = 'evil' WHERE id = NEW.id"
 
 
 class Clock:
@@ -33,20 +30,18 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "legacy.db"
-    builders.build_legacy(path)
-    return path
+def database(new_database: Database) -> Database:
+    build_legacy(new_database.where)
+    return new_database
 
 
 @contextlib.contextmanager
-def at_cutover(path: Path, clock: Clock, *, falls_back: bool) -> Iterator[ConsensusStore]:
+def at_cutover(database: Database, clock: Clock, *, falls_back: bool) -> Iterator[ConsensusStore]:
     """A store in CUTOVER whose every write differs, and that alarms at three mismatches a minute."""
     settings = Settings(clock=clock, alarm_mismatches=3, alarm_window=timedelta(minutes=1), alarm_falls_back=falls_back)
-    with ConsensusStore.open(path, settings=settings) as store:
+    with ConsensusStore.open(database.where, settings=settings) as store:
         store.migration.migrate(Phase.CUTOVER, soak=False)
-        with contextlib.closing(sqlite3.connect(path)) as raw, raw:
-            raw.execute(EVIL)
+        database.fault("AFTER INSERT", "consensus_artifacts", EVIL)
         yield store
 
 
@@ -59,9 +54,9 @@ def alarms(store: ConsensusStore) -> int:
     return sum(entry.action == "alarm" for entry in store.migration.history())
 
 
-def test_it_sounds_once_in_its_window(path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_sounds_once_in_its_window(database: Database, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Three mismatches within a minute sound it, a fourth does not sound it again, and slow ones never do."""
-    with at_cutover(path, clock, falls_back=False) as store:
+    with at_cutover(database, clock, falls_back=False) as store:
         for _ in range(3):
             clock.now += timedelta(minutes=2)
             write(store)
@@ -74,9 +69,9 @@ def test_it_sounds_once_in_its_window(path: Path, clock: Clock, caplog: pytest.L
         assert store.migration.phase is Phase.CUTOVER
 
 
-def test_it_takes_reads_back_where_the_settings_say_so(path: Path, clock: Clock) -> None:
+def test_it_takes_reads_back_where_the_settings_say_so(database: Database, clock: Clock) -> None:
     """At the third mismatch the phase is DUAL_WRITE again, with the reason in the audit and every write as meant."""
-    with at_cutover(path, clock, falls_back=True) as store:
+    with at_cutover(database, clock, falls_back=True) as store:
         after_each = [(write(store), store.migration.phase) for _ in range(3)]
         keys = [key for key, _ in after_each]
         assert [phase for _, phase in after_each] == [Phase.CUTOVER, Phase.CUTOVER, Phase.DUAL_WRITE]

@@ -15,8 +15,6 @@ from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
 from consensus_orm.testing import QueryLog, artifact_values, spawn_values, synthesis_values
 from consensus_orm.testing.plugin import History, QueryCounter
 
-pytestmark = pytest.mark.sqlite
-
 TABLES = {
     "consensus_orm_state": "state",
     "consensus_artifacts": "legacy",
@@ -34,10 +32,18 @@ READS = re.compile(r'FROM "?(\w+)')
 
 def sent(queries: QueryLog) -> list[str]:
     """Statements in short: `insert legacy`, `select runs`, `compare`, `next key`; without BEGIN, COMMIT and pragmas."""
-    return [_short(sql) for sql in queries if sql.split()[0] not in ("BEGIN", "COMMIT", "PRAGMA")]
+    return [_short(sql) for sql in queries if sql.split()[0] not in QUIET]
+
+
+QUIET = ("BEGIN", "COMMIT", "PRAGMA", "SAVEPOINT", "RELEASE")
+"""On a server savepoints go with the statements between them, and wait for no answer of their own."""
 
 
 def _short(sql: str) -> str:
+    if sql.startswith("WITH"):
+        return "write both"
+    if sql.startswith("LOCK"):
+        return "lock"
     if "count(*)" in sql and "consensus_artifacts" in sql and "agent_outputs" in sql:
         return "compare"
     if "count(*)" in sql and "consensus_synthesis " in sql and "consensus_syntheses" in sql:
@@ -46,9 +52,9 @@ def _short(sql: str) -> str:
         return f"{match[1].split()[0].lower()} {TABLES[match[2]]}"
     if "sqlite_sequence" in sql:
         return "next key" if "coalesce" in sql else "last change"
-    found = READS.search(sql)
+    found = [name for name in READS.findall(sql) if name != "CAST"]  # as in extract(epoch FROM CAST(...))
     assert found, sql
-    return f"select {TABLES.get(found[1], found[1])}"
+    return f"select {TABLES.get(found[0], found[0])}"
 
 
 @pytest.fixture
@@ -79,6 +85,7 @@ def phase_of(request: pytest.FixtureRequest) -> Phase:
     return Phase.parse(request.node.callspec.params["every_phase"])
 
 
+@pytest.mark.sqlite
 def test_a_unit_of_work_itself(every_phase: ConsensusStore, query_counter: QueryCounter) -> None:
     """A writer sends BEGIN IMMEDIATE between two pragmas, one read of the phase, and COMMIT: nothing else."""
     with every_phase.unit_of_work():
@@ -94,6 +101,22 @@ def test_a_unit_of_work_itself(every_phase: ConsensusStore, query_counter: Query
     ]
 
 
+@pytest.mark.postgresql
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_unit_of_work_on_a_server_itself(
+    every_phase: ConsensusStore, query_counter: QueryCounter, read_only: bool
+) -> None:
+    """Begin, lock and phase go as one message, COMMIT as another: nothing else."""
+    with every_phase.unit_of_work():
+        pass
+    with query_counter(every_phase) as queries, every_phase.unit_of_work(read_only=read_only):
+        pass
+    assert queries.verbs == ["BEGIN", "COMMIT"]
+    assert ("LOCK TABLE consensus_orm_state IN ROW SHARE MODE" in queries[0]) is not read_only
+    assert "SELECT phase" in queries[0]
+
+
+@pytest.mark.sqlite
 def test_a_reader_itself(every_phase: ConsensusStore, query_counter: QueryCounter) -> None:
     """A reader sends BEGIN, one read of the phase, and COMMIT."""
     with every_phase.unit_of_work(read_only=True):
@@ -106,33 +129,53 @@ def test_a_reader_itself(every_phase: ConsensusStore, query_counter: QueryCounte
 
 Count = Callable[[Callable[[ConsensusUnitOfWork], Any]], list[str]]
 
+BOTH = ["next key", "select runs", "insert runs", "insert outputs", "insert legacy", "compare"]
+NORMALIZED = ["select runs", "insert runs", "insert outputs"]
 ADD = {
-    Phase.EXPAND: ["insert legacy"],
-    Phase.DUAL_WRITE: ["next key", "select runs", "insert runs", "insert outputs", "insert legacy", "compare"],
-    Phase.CUTOVER: ["next key", "select runs", "insert runs", "insert outputs", "insert legacy", "compare"],
-    Phase.NORMALIZED: ["select runs", "insert runs", "insert outputs"],
-    Phase.CONTRACT: ["select runs", "insert runs", "insert outputs"],
+    "sqlite": {
+        Phase.EXPAND: ["insert legacy"],
+        Phase.DUAL_WRITE: BOTH,
+        Phase.CUTOVER: BOTH,
+        Phase.NORMALIZED: NORMALIZED,
+        Phase.CONTRACT: NORMALIZED,
+    },
+    # Each statement is a trip to the server: one writes both sides, and goes with the one that compares.
+    "postgresql": {
+        Phase.EXPAND: ["insert legacy"],
+        Phase.DUAL_WRITE: ["write both", "compare"],
+        Phase.CUTOVER: ["write both", "compare"],
+        Phase.NORMALIZED: ["insert runs", "insert outputs"],
+        Phase.CONTRACT: ["insert runs", "insert outputs"],
+    },
 }
 
 
-def test_an_artifact(counted: Count, request: pytest.FixtureRequest) -> None:
-    """The first artifact of a run: one statement on legacy, six where both sides are written and compared."""
-    assert counted(lambda uow: uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW"))) == ADD[phase_of(request)]
+def test_an_artifact(counted: Count, request: pytest.FixtureRequest, kind: str) -> None:
+    """The first artifact of a run: one statement on legacy, six where both sides are written and compared.
+
+    On a server those six are two, and one trip.
+    """
+    add = ADD[kind][phase_of(request)]
+    assert counted(lambda uow: uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW"))) == add
 
 
-def test_a_further_artifact_of_a_run(counted: Count, request: pytest.FixtureRequest) -> None:
-    """A run that is there is found, not written: one statement less for each further artifact, whatever the batch."""
-    further = [statement for statement in ADD[phase_of(request)] if statement != "insert runs"]
+def test_a_further_artifact_of_a_run(counted: Count, request: pytest.FixtureRequest, kind: str) -> None:
+    """In a file a run that is there is found, not written; a server finds or makes it with one statement."""
+    add = ADD[kind][phase_of(request)]
+    further = [statement for statement in add if statement != "insert runs" or kind == "postgresql"]
     rows = [artifact_values(spec_id="SPEC-NEW")] * 4
 
-    assert counted(lambda uow: uow.artifacts.add_many(rows)) == ADD[phase_of(request)] + further * 3
+    assert counted(lambda uow: uow.artifacts.add_many(rows)) == add + further * 3
 
 
-def test_a_synthesis(counted: Count, request: pytest.FixtureRequest) -> None:
+def test_a_synthesis(counted: Count, request: pytest.FixtureRequest, kind: str) -> None:
     """A synthesis costs what an artifact costs, and one update of what its run derives from it."""
-    expected = ["insert syntheses" if s == "insert outputs" else s for s in ADD[phase_of(request)]]
+    phase = phase_of(request)
+    expected = ["insert syntheses" if s == "insert outputs" else s for s in ADD[kind][phase]]
     if "insert syntheses" in expected:
         expected.insert(expected.index("insert syntheses") + 1, "update runs")
+    elif phase.writes_normalized:
+        expected.append("update runs")
 
     assert counted(lambda uow: uow.syntheses.add(**synthesis_values(spec_id="SPEC-NEW"))) == expected
 
@@ -179,9 +222,9 @@ def test_a_delete_does_not_grow_with_its_rows(counted: Count) -> None:
 
 
 @pytest.mark.parametrize("every_phase", ["DUAL_WRITE"], indirect=True)
-def test_an_execution(counted: Count) -> None:
+def test_an_execution(counted: Count, kind: str) -> None:
     """A spawn, a completion and a read of executions: the statement, the columns there are, and what stands now."""
-    columns = "select pragma_table_info"
+    columns = "select pragma_table_info" if kind == "sqlite" else "select pg_attribute"
 
     assert counted(lambda uow: uow.executions.record_spawn(**spawn_values(agent_id="a"))) == [
         columns,

@@ -13,9 +13,7 @@ from consensus_orm import validation as check
 from consensus_orm.errors import InvalidValueError
 from consensus_orm.testing import artifact_values, legacy_history, spawn_values, synthesis_values
 from consensus_orm.testing.plugin import History
-from tests import oracle
-
-pytestmark = pytest.mark.sqlite
+from tests.databases import behind
 
 ARTIFACT = ("spec_id", "stage", "agent_name")
 WRONG_NAMES: dict[str, Any] = {
@@ -37,8 +35,8 @@ def consensus_history() -> History:
 
 
 def everything(store: ConsensusStore) -> list[object]:
-    assert store.path is not None
-    return [oracle.rows(store.path, table) for table in oracle.tables(store.path)]
+    database = behind(store)
+    return [database.rows(table) for table in database.tables()]
 
 
 def refused(store: ConsensusStore, call: Callable[[ConsensusUnitOfWork], object]) -> InvalidValueError:
@@ -145,3 +143,48 @@ def test_too_much_content_is_refused(monkeypatch: pytest.MonkeyPatch, consensus_
     assert "11 characters" in str(error)
     with consensus_store.unit_of_work() as uow:
         uow.artifacts.add(**artifact_values(content_json="x" * 10))
+
+
+HOLDS_NOT = {"nul": "before\0after", "only_nul": "\0", "surrogate": '{"a": "\ud800"}', "invalid_utf8": "\udcff"}
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("content", HOLDS_NOT.values(), ids=HOLDS_NOT)
+def test_contents_that_a_server_cannot_hold(every_phase: ConsensusStore, content: str) -> None:
+    """NULs and lone surrogates are refused before anything is written, in every content and every phase.
+
+    The unit of work goes on, and keeps what it wrote before and after.
+    """
+    values = synthesis_values()
+    calls: list[Callable[[ConsensusUnitOfWork], object]] = [
+        lambda uow: uow.artifacts.add(**artifact_values(content_json=content)),
+        lambda uow: uow.artifacts.add(**artifact_values(response_text=content)),
+        lambda uow: uow.syntheses.add(**values | {"output_markdown": content}),
+        lambda uow: uow.syntheses.add(**values | {"conflicts": content}),
+        lambda uow: uow.executions.record_completion("agent", content),
+        lambda uow: uow.executions.record_extraction_failure("agent", content, "no JSON"),
+        lambda uow: uow.executions.record_extraction_failure("agent", "raw", content),
+    ]
+    with every_phase.unit_of_work() as uow:
+        uow.executions.record_spawn(**spawn_values(agent_id="agent"))
+    for call in calls:
+        error = refused(every_phase, call)
+        assert "PostgreSQL cannot hold a text with a" in str(error)
+        assert "before" not in str(error)
+    with every_phase.unit_of_work() as uow:
+        first = uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW"))
+        with pytest.raises(InvalidValueError):
+            uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW", content_json=content))
+        second = uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW"))
+    with every_phase.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.list(spec_id="SPEC-NEW") == [second, first]
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("content", HOLDS_NOT.values(), ids=HOLDS_NOT)
+def test_a_batch_that_a_server_cannot_hold_is_refused_whole(consensus_store: ConsensusStore, content: str) -> None:
+    """One row of a batch with such a content, and none is written."""
+    refused(
+        consensus_store,
+        lambda uow: uow.artifacts.add_many([artifact_values(), artifact_values(content_json=content)]),
+    )

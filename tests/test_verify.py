@@ -11,21 +11,23 @@ import pytest
 
 from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.migration.progress import Progress
-from tests.field import builders
+from tests.databases import Database, build_legacy
 
 SETTINGS = Settings(soak_dual_write=timedelta(0), soak_cutover=timedelta(0))
 FOREIGN = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('F', 'p', 'a', '')"
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "legacy.db"
-    builders.build_legacy(path)
-    return path
+def database(new_database: Database) -> Database:
+    build_legacy(new_database.where)
+    return new_database
 
 
-def test_without_wal_a_verify_keeps_no_writer_waiting(path: Path) -> None:
+@pytest.mark.sqlite
+def test_without_wal_a_verify_keeps_no_writer_waiting(tmp_path: Path) -> None:
     """A program that has the file open in journal mode DELETE commits in the middle of a verify, at once."""
+    path = tmp_path / "legacy.db"
+    build_legacy(path)
     with (
         contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as legacy_program,
         ConsensusStore.open(path, settings=SETTINGS) as store,
@@ -45,10 +47,10 @@ def test_without_wal_a_verify_keeps_no_writer_waiting(path: Path) -> None:
         assert writes > 0
 
 
-def test_progress_of_a_verify_is_that_of_each_pair(path: Path) -> None:
+def test_progress_of_a_verify_is_that_of_each_pair(database: Database) -> None:
     """Each pair is counted for itself, both sides together, and ends at its total."""
     told: list[Progress] = []
-    with ConsensusStore.open(path, settings=SETTINGS) as store:
+    with ConsensusStore.open(database.where, settings=SETTINGS) as store:
         store.migration.migrate(Phase.CUTOVER)
         report = store.migration.verify(progress=told.append)
     last = {seen.pair: seen for seen in told}
@@ -58,9 +60,9 @@ def test_progress_of_a_verify_is_that_of_each_pair(path: Path) -> None:
     assert sum(seen.total for seen in last.values()) == report.legacy_rows + report.normalized_rows
 
 
-def test_what_the_backfill_has_not_come_to_is_nobodys_mistake(path: Path) -> None:
+def test_what_the_backfill_has_not_come_to_is_nobodys_mistake(database: Database) -> None:
     """A verify before the backfill is not clean, opens no gate, and leaves no mismatch behind."""
-    with ConsensusStore.open(path, settings=SETTINGS) as store:
+    with ConsensusStore.open(database.where, settings=SETTINGS) as store:
         store.migration.advance(Phase.DUAL_WRITE)
         assert not store.migration.verify().clean
         assert store.migration.mismatches() == []
