@@ -1,0 +1,214 @@
+"""Other programs write between two statements of whoever carries: each case at its very moment, on PostgreSQL.
+
+A statement there sees what was committed when it began, and nothing keeps a program that knows one side from
+committing between two of ours. The long races come upon these moments by chance; here they are made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from consensus_orm import ConsensusStore, Phase
+from consensus_orm.migration.progress import Progress
+from consensus_orm.postgresql.connection import ServerConnection
+from tests.concurrency.databases import (
+    SETTINGS,
+    assert_sides_agree,
+    assert_sound,
+    connect,
+    in_phase,
+    legacy,
+    normalized,
+    query,
+)
+
+Before = Callable[[str, Callable[[], object]], None]
+
+
+@pytest.fixture
+def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Before]:
+    """Do something once, just before the next statement of ours that begins with some words."""
+    done: list[str] = []
+    asked: list[str] = []
+
+    def at(words: str, act: Callable[[], object]) -> None:
+        execute = ServerConnection.execute
+        asked.append(words)
+
+        def watched(connection: ServerConnection, query: Any, *more: Any, **options: Any) -> Any:
+            if str(query).replace('"', "").startswith(words) and words not in done:
+                done.append(words)
+                act()
+            return execute(connection, query, *more, **options)
+
+        monkeypatch.setattr(ServerConnection, "execute", watched)
+
+    yield at
+    assert done == asked, "the moment never came"
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A database in which both sides are written, and nothing has been carried yet."""
+    with in_phase(Phase.DUAL_WRITE) as url:
+        yield url
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[ConsensusStore]:
+    with ConsensusStore.open(url, settings=SETTINGS) as store:
+        yield store
+
+
+def program(url: str, statement: str) -> None:
+    """What a program does that knows one side only."""
+    with connect(url) as connection:
+        assert connection.execute(statement.encode()).rowcount == 1
+
+
+def finish(store: ConsensusStore, url: str) -> None:
+    """Carry what is left; nothing is rejected, and both sides agree."""
+    store.migration.backfill()
+    assert_sound(url)
+    store.migration.reconcile()
+    assert store.migration.verify().clean
+    assert store.migration.rejects(everything=True) == []
+    assert_sides_agree(url)
+    assert_sound(url)
+
+
+def ids(url: str, spec: str) -> list[int]:
+    rows = legacy(url)["artifacts"]
+    assert rows == normalized(url)["artifacts"]
+    return [row[0] for row in rows if row[1] == spec]
+
+
+def test_a_legacy_row_deleted_before_it_is_carried_leaves_no_run(
+    url: str, store: ConsensusStore, before: Before
+) -> None:
+    """Its run was made for it already: a run exists exactly as long as it has rows."""
+    program(
+        url,
+        "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('ALONE', 's', 'a', '{}')",
+    )
+    with connect(url) as connection:
+        connection.execute("DELETE FROM consensus_orm_changes")  # as if it had been there before the dual write
+    before("INSERT INTO agent_outputs", lambda: program(url, "DELETE FROM consensus_artifacts WHERE spec_id = 'ALONE'"))
+    store.migration.backfill()
+    assert query(url, "SELECT count(*) FROM consensus_runs WHERE spec_id = 'ALONE'") == [(0,)]
+    finish(store, url)
+
+
+def test_a_normalized_row_deleted_while_its_chunk_is_carried_stays_deleted(
+    url: str, store: ConsensusStore, before: Before
+) -> None:
+    """It looks like a row to carry; its writer meant it to be gone, from both sides."""
+    with store.unit_of_work() as uow:
+        key = uow.artifacts.add(spec_id="GONE", stage="s", agent_name="a", content_json="{}").id
+    before("INSERT INTO agent_outputs", lambda: program(url, f"DELETE FROM agent_outputs WHERE id = {key}"))
+    store.migration.backfill()
+    finish(store, url)
+    assert ids(url, "GONE") == []
+
+
+def test_a_delete_that_waits_for_its_commit_is_followed(url: str, store: ConsensusStore, before: Before) -> None:
+    """The insert of the backfill waits for it, and brings the row back when it is committed."""
+    with store.unit_of_work() as uow:
+        key = uow.artifacts.add(spec_id="GONE", stage="s", agent_name="a", content_json="{}").id
+    with connect(url) as connection:
+        connection.execute("BEGIN")
+
+        def begin_to_delete() -> None:
+            connection.execute("DELETE FROM agent_outputs WHERE id = %s", (key,))
+            threading.Timer(0.3, lambda: connection.execute("COMMIT")).start()
+
+        before("INSERT INTO agent_outputs", begin_to_delete)
+        store.migration.backfill()
+        finish(store, url)
+    assert ids(url, "GONE") == []
+
+
+def test_a_row_changed_after_it_was_adopted_is_no_reject(url: str, store: ConsensusStore, before: Before) -> None:
+    """What differs because somebody wrote it meanwhile is carried next time."""
+    insert = (
+        "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('LATE', 's', 'a', 'one')"
+    )
+    store.migration.backfill()
+    program(url, insert)
+    change = "UPDATE consensus_artifacts SET content_json = 'two' WHERE spec_id = 'LATE'"
+    before("SELECT consensus_artifacts.id IS NOT NULL", lambda: program(url, change))
+    store.migration.backfill()
+    finish(store, url)
+    assert query(url, "SELECT content FROM agent_outputs WHERE agent_name = 'a'") == [("two",)]
+
+
+@pytest.mark.parametrize("table", ["agent_outputs", "consensus_artifacts"])
+def test_a_row_deleted_while_reconcile_looks_is_not_brought_back(
+    url: str, store: ConsensusStore, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """It stands on one side only and was noted: that is a delete to follow, not a row to repair."""
+    store.migration.backfill()
+    with store.unit_of_work() as uow:
+        key = uow.artifacts.add(spec_id="GONE", stage="s", agent_name="a", content_json="{}").id
+    reconcile = importlib.import_module("consensus_orm.migration.reconcile")
+    scan = reconcile.scan
+
+    def delete_and_scan(*arguments: Any) -> Any:
+        program(url, f"DELETE FROM {table} WHERE id = {key}")
+        return scan(*arguments)
+
+    monkeypatch.setattr(reconcile, "scan", delete_and_scan)
+    store.migration.reconcile()
+    monkeypatch.undo()
+    assert ids(url, "GONE") == []
+    finish(store, url)
+
+
+def test_rows_that_others_go_on_adding_do_not_keep_a_backfill_from_its_end(url: str, store: ConsensusStore) -> None:
+    """Whoever writes faster than it carries is carried as well, and does not hold it up."""
+    chunks: list[Progress] = []
+
+    def add_more(progress: Progress) -> None:
+        chunks.append(progress)
+        assert len(chunks) < 40, "it runs after those who write"
+        with connect(url) as connection:
+            connection.execute(
+                "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json)"
+                " SELECT 'MORE', 's', 'a', '{}' FROM generate_series(1, 40)"
+            )
+
+    store.migration.backfill(add_more)
+    finish(store, url)
+    assert len(ids(url, "MORE")) == 40 * len(chunks)
+
+
+def test_a_unit_of_work_that_deletes_waits_for_the_way_back(store: ConsensusStore, before: Before) -> None:
+    """In NORMALIZED our deletes run beside what is carried back, and leave no run that has no rows."""
+    with in_phase(Phase.NORMALIZED) as url, ConsensusStore.open(url, settings=SETTINGS) as normalized_store:
+        with normalized_store.unit_of_work() as uow:
+            for number in range(3):
+                uow.artifacts.add(spec_id="GONE", stage=f"{number}", agent_name="a", content_json="{}", run_id="r")
+        threads: list[threading.Thread] = []
+
+        def delete() -> None:
+            with ConsensusStore.open(url, settings=SETTINGS) as other, other.unit_of_work() as uow:
+                assert uow.artifacts.delete(spec_id="GONE") == 3
+
+        def begin_to_delete() -> None:
+            threads.append(threading.Thread(target=delete))
+            threads[0].start()
+            time.sleep(0.5)
+
+        before("INSERT INTO consensus_runs", begin_to_delete)
+        normalized_store.migration.rollback()
+        threads[0].join()
+        assert_sound(url)
+        assert normalized_store.migration.verify().clean
+        assert_sides_agree(url)
+        assert ids(url, "GONE") == []
