@@ -249,7 +249,9 @@ class PairStatements:
     def get(self, side: Side) -> str:
         """The row of a side under `_key`."""
         statement, names = self.projection(side)
-        return self.render(statement.where(names[self._key] == bindparam("_key")))
+        names.pop(NEWEST, None)  # one row needs no order
+        columns = (value.label(name) for name, value in names.items())
+        return self.render(statement.with_only_columns(*columns).where(names[self._key] == bindparam("_key")))
 
     @cache  # noqa: B019
     def count(self, side: Side, filters: tuple[str, ...]) -> str:
@@ -507,15 +509,16 @@ class PairStatements:
         Args:
             but_recorded: Leave out rows that are recorded as changed since the legacy side was frozen.
         """
-        return self._unequal(in_range(self.legacy_key), but_recorded)
+        # The range on both sides: PostgreSQL would look through all normalized rows for each chunk otherwise.
+        return self._unequal(in_range(self.legacy_key), but_recorded, in_range(self.pair.key))
 
     @cached_property
     def unequal_in_keys(self) -> str:
         """Those of the legacy rows in `_keys` that have no equal on the normalized side."""
         return self._unequal(in_keys(self.legacy_key), False)
 
-    def _unequal(self, criterion: ColumnElement[bool], but_recorded: bool) -> str:
-        equal = self.counterpart(self.legacy_row(), self.legacy_key).correlate(self.pair.legacy_table)
+    def _unequal(self, criterion: ColumnElement[bool], but_recorded: bool, *theirs: ColumnElement[bool]) -> str:
+        equal = self.counterpart(self.legacy_row(), self.legacy_key).where(*theirs).correlate(self.pair.legacy_table)
         statement = select(self.legacy_key).where(criterion, not_(equal)).order_by(self.legacy_key)
         return self.render(statement.where(self._unrecorded(self.legacy_key)) if but_recorded else statement)
 
@@ -532,7 +535,8 @@ class PairStatements:
             but_recorded: Leave out rows that are recorded as changed since the legacy side was frozen.
         """
         key = self.pair.key
-        there = exists(literal_column("1")).where(self.legacy_key == key).correlate(self.pair.table)
+        within = (self.legacy_key == key, in_range(self.legacy_key))
+        there = exists(literal_column("1")).where(*within).correlate(self.pair.table)
         statement = select(key).where(in_range(key), not_(there)).order_by(key)
         return self.render(statement.where(self._unrecorded(key)) if but_recorded else statement)
 
