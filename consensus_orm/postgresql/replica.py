@@ -119,13 +119,16 @@ class Replica:
         """Make sure, once, that it is the primary's replica: two databases never changed phase at the same moment."""
         if self._recognized:
             return
-        if uow._rows(STATE) != [newest]:
-            uow._close()
+        try:
+            self._recognized = uow._rows(STATE) == [newest]
+        finally:
+            if not self._recognized:
+                uow._close()
+        if not self._recognized:
             raise errors.ConfigurationError(
                 "the server of READ_URL has another database than the server of URL",
                 hint="set CONSENSUS_ORM_READ_URL to a replica of the database in use, or unset it",
             )
-        self._recognized = True
 
     def close(self) -> None:
         """Close every connection."""
