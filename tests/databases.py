@@ -91,6 +91,11 @@ class Database(ABC):
         found: list[Row] = self.judge.rows(self.where, table)
         return found
 
+    def everything(self) -> dict[str, list[Row]]:
+        """All rows of all tables."""
+        found: dict[str, list[Row]] = self.judge.everything(self.where)
+        return found
+
     def tables(self) -> list[str]:
         """The tables there are."""
         found: list[str] = self.judge.tables(self.where)

@@ -70,6 +70,11 @@ def tables(path: Path) -> list[str]:
         ]
 
 
+def everything(path: Path) -> dict[str, list[Row]]:
+    """All rows of all tables."""
+    return {name: rows(path, name) for name in tables(path)}
+
+
 def definitions(path: Path, *names: str) -> list[tuple[str, str, str, str | None]]:
     """What the schema says of some tables: type, name, table and SQL of each object, in their order."""
     with reading(path) as connection:

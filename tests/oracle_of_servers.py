@@ -57,15 +57,20 @@ def rows(url: str, table: str) -> list[Row]:
         return query(connection, columns(connection, table), f'FROM "{table}" ORDER BY 1, 2')
 
 
+TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1"
+
+
 def tables(url: str) -> list[str]:
     """The tables there are."""
     with reading(url) as connection:
-        return [
-            name
-            for (name,) in connection.execute(
-                "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY 1"
-            )
-        ]
+        return [name for (name,) in connection.execute(TABLES)]
+
+
+def everything(url: str) -> dict[str, list[Row]]:
+    """All rows of all tables, as they are at one moment."""
+    with reading(url) as connection:
+        names = [name for (name,) in connection.execute(TABLES).fetchall()]
+        return {name: query(connection, columns(connection, name), f'FROM "{name}" ORDER BY 1, 2') for name in names}
 
 
 DEFINITIONS = {

@@ -34,9 +34,8 @@ def consensus_history() -> History:
     return legacy_history
 
 
-def everything(store: ConsensusStore) -> list[object]:
-    database = behind(store)
-    return [database.rows(table) for table in database.tables()]
+def everything(store: ConsensusStore) -> object:
+    return behind(store).everything()
 
 
 def refused(store: ConsensusStore, call: Callable[[ConsensusUnitOfWork], object]) -> InvalidValueError:
