@@ -302,6 +302,21 @@ def test_server_to_server(sources: Sources, url: str, tmp_path: Path, phase: Pha
         assert_same_rows(sources(fitting_history, Phase.EXPAND), other, *LEGACY)
 
 
+def test_databases_in_memory(sources: Sources, tmp_path: Path) -> None:
+    """A database in memory is a source and a target like any other."""
+    source = sources(fitting_history, Phase.DUAL_WRITE)
+    with (
+        ConsensusStore.open(source, settings=SETTINGS) as here,
+        ConsensusStore.open(":memory:", settings=SMALL) as memory,
+        ConsensusStore.open(tmp_path / "there.db", settings=SETTINGS) as there,
+    ):
+        copy(here, memory)
+        assert memory.migration.verify().clean
+        assert copy(memory, there).locked is None
+    for table in SIDES:
+        assert oracle.rows(tmp_path / "there.db", table) == oracle.rows(source, table)
+
+
 def test_other_programs_are_noticed_behind_a_copy(sources: Sources, url: str) -> None:
     """The server does in the phase of a copy what it does in that phase: it notes foreign writes, or refuses them."""
     write = f"INSERT INTO {LEGACY[0]} (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', '{{}}')"

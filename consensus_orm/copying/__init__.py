@@ -143,6 +143,7 @@ class _Copy:
         Returns:
             The mark of the source before the last of these.
         """
+        mark = None
         for _ in range(PASSES):
             mark = self.source.mark()
             self._require_same_shape()

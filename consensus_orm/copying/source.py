@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from consensus_orm import errors
+from consensus_orm import errors, schema
 from consensus_orm.adoption import Kind
 from consensus_orm.connection import DriverConnection, pragmas
-from consensus_orm.copying.tables import Copied
+from consensus_orm.copying.tables import EXECUTIONS, Copied
 from consensus_orm.copying.values import cell, plain
 from consensus_orm.driver import Cursor, Driver, Parameters
 from consensus_orm.engine import checkout, database_path, driver, source_of, translate, translated
@@ -107,7 +107,7 @@ class Source(UnitOfWork):
         return State(True, self._phase, self._epoch, since, reversible=bool(saved) and not self._phase.has_legacy)
 
     def _require_legacy(self) -> None:
-        identity = self.store._inspect()
+        identity = schema._identify(self._connected, self.store._legacy)
         if not identity.legacy_tables or (self.store._legacy is None and identity.kind is not Kind.LEGACY):
             raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
 
@@ -242,7 +242,7 @@ class ServerSource(Source):
         names = {t.name for p in mapping.pairs for t in (p.table, p.legacy_table)} | {
             p.table.name for p in mapping.parents
         }
-        if found := sorted((names | {"agent_executions"}) & there):
+        if found := sorted((names | {EXECUTIONS.name}) & there):
             quoted = ", ".join(f'"{name}"' for name in found)
             yield f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE"
 

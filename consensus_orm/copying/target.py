@@ -111,12 +111,13 @@ class Target:
         """
         if self.store.path is not None and not self.store.path.exists():
             return False
+        kind = self.store._inspect().kind
         with engines.translated(self.store.engine), self._looking() as uow:
             there = {name.lower() for name in uow.catalog.tables(uow)}
             if CHECKPOINTS in there:
                 self._expect(uow, shape)
                 return True
-            self._require_empty(uow, there)
+            self._require_empty(uow, there, kind)
         return False
 
     @contextlib.contextmanager
@@ -135,8 +136,8 @@ class Target:
     def _refusal(self, why: str) -> errors.CopyError:
         return errors.CopyError(f"{self.store.name} {why}", hint="nothing was written; give an empty database")
 
-    def _require_empty(self, uow: UnitOfWork, there: set[str]) -> None:
-        if self.store._inspect().kind is not Kind.NEW:
+    def _require_empty(self, uow: UnitOfWork, there: set[str], kind: Kind) -> None:
+        if kind is not Kind.NEW:
             raise self._refusal("holds tables of ours already")
         mapping = self.store._statements.mapping
         for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs)):
