@@ -437,8 +437,7 @@ class PairStatements:
         """
         table = self.pair.table
         foreign = and_(in_keys(self.pair.key), self._unmarked)
-        # Nobody may delete them and their parents while they are carried.
-        steps = list(self.words.lock(select(self.pair.key).where(in_keys(self.pair.key)).order_by(self.pair.key)))
+        steps = []
         if self.pair.adopted:
             made = {
                 self.pair.carried[name].key: func.coalesce(table.c[self.pair.carried[name].key], make(table))

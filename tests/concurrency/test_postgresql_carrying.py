@@ -148,25 +148,33 @@ def test_a_row_changed_after_it_was_adopted_is_no_reject(url: str, store: Consen
     assert query(url, "SELECT content FROM agent_outputs WHERE agent_name = 'a'") == [("two",)]
 
 
-@pytest.mark.parametrize("table", ["agent_outputs", "consensus_artifacts"])
-def test_a_row_deleted_while_reconcile_looks_is_not_brought_back(
-    url: str, store: ConsensusStore, monkeypatch: pytest.MonkeyPatch, table: str
+@pytest.mark.parametrize(
+    ("write", "left"),
+    [
+        ("DELETE FROM agent_outputs", []),
+        ("DELETE FROM consensus_artifacts", []),
+        ("UPDATE agent_outputs SET content = 'theirs'", ["theirs"]),
+        ("UPDATE consensus_artifacts SET content_json = 'theirs'", ["theirs"]),
+    ],
+)
+def test_what_others_write_while_reconcile_looks_is_adopted_and_not_repaired(
+    url: str, store: ConsensusStore, monkeypatch: pytest.MonkeyPatch, write: str, left: list[str]
 ) -> None:
-    """It stands on one side only and was noted: that is a delete to follow, not a row to repair."""
+    """The sides differ, and it was noted why: the last writer meant it so."""
     store.migration.backfill()
     with store.unit_of_work() as uow:
         key = uow.artifacts.add(spec_id="GONE", stage="s", agent_name="a", content_json="{}").id
     reconcile = importlib.import_module("consensus_orm.migration.reconcile")
     scan = reconcile.scan
 
-    def delete_and_scan(*arguments: Any) -> Any:
-        program(url, f"DELETE FROM {table} WHERE id = {key}")
+    def write_and_scan(*arguments: Any) -> Any:
+        program(url, f"{write} WHERE id = {key}")
         return scan(*arguments)
 
-    monkeypatch.setattr(reconcile, "scan", delete_and_scan)
+    monkeypatch.setattr(reconcile, "scan", write_and_scan)
     store.migration.reconcile()
     monkeypatch.undo()
-    assert ids(url, "GONE") == []
+    assert [row[4] for row in legacy(url)["artifacts"] if row[0] == key] == left
     finish(store, url)
 
 
@@ -199,11 +207,12 @@ def test_a_unit_of_work_that_deletes_waits_for_the_way_back(store: ConsensusStor
         def delete() -> None:
             with ConsensusStore.open(url, settings=SETTINGS) as other, other.unit_of_work() as uow:
                 assert uow.artifacts.delete(spec_id="GONE") == 3
+                time.sleep(0.6)  # the run that is made again would wait for this commit
 
         def begin_to_delete() -> None:
             threads.append(threading.Thread(target=delete))
             threads[0].start()
-            time.sleep(0.5)
+            time.sleep(0.3)
 
         before("INSERT INTO consensus_runs", begin_to_delete)
         normalized_store.migration.rollback()
