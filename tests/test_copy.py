@@ -302,6 +302,56 @@ def test_server_to_server(sources: Sources, url: str, tmp_path: Path, phase: Pha
         assert_same_rows(sources(fitting_history, Phase.EXPAND), other, *LEGACY)
 
 
+def test_what_is_pending_goes_on_behind_a_copy(sources: Sources, url: str, tmp_path: Path) -> None:
+    """Half a backfill, writes of other programs that nobody has adopted, open mismatches and rejects come along."""
+    source = _copied(sources(fitting_history, Phase.EXPAND), tmp_path / "source.db")
+    with ConsensusStore.open(source, settings=SMALL) as store:
+        take_to(store, Phase.EXPAND)
+        store.migration.advance(soak=False)
+        with pytest.raises(RuntimeError):
+            store.migration.backfill(_stop)
+    with builders.writing(source) as connection:
+        rows.insert(connection, LEGACY[0], {**rows.ROUND, "content_json": "of another program"})
+        connection.execute("DELETE FROM consensus_artifacts WHERE id = 1")
+        connection.execute(
+            "INSERT INTO consensus_orm_mismatches (pair, key, column_name, kind, state, found_by, found_at)"
+            " VALUES ('artifacts', 2, 'content_json', 'different', 'repaired', 'verify', 5)"
+        )
+        connection.execute(
+            "INSERT INTO consensus_orm_rejects (pair, key, table_name, reason, image, state, found_at)"
+            " VALUES ('artifacts', 4711, 'consensus_artifacts', 'test', '{}', 'open', 5)"
+        )
+    moved(source, url)
+    assert_same_rows(source, url, *SIDES, *LEDGERS)
+    assert cells_of_server(url, "consensus_orm_changes")
+    (checkpoint,) = [row for row in cells_of_server(url, "consensus_orm_backfill") if row["last_key"][0] != "null"]
+    assert checkpoint["finished"] == ("integer", b"0".hex())
+    with ConsensusStore.open(url, settings=SETTINGS) as target:
+        (reject,) = target.migration.rejects()
+        target.migration.accept_reject(reject.id, reason="test")
+        report = target.migration.backfill()
+        assert 0 < report.rows < len(cells_of_server(url, LEGACY[0])) + len(cells_of_server(url, LEGACY[1]))
+        assert target.migration.verify().clean
+        take_to(target, Phase.CUTOVER)
+
+
+def _stop(seen: Progress) -> None:
+    if seen.done > 8:
+        raise RuntimeError
+
+
+def test_changes_since_the_freeze_are_carried_back_behind_a_copy(sources: Sources, url: str, tmp_path: Path) -> None:
+    """What was written in NORMALIZED before a copy reaches the legacy tables by a rollback after it."""
+    source = _copied(sources(fitting_history, Phase.NORMALIZED), tmp_path / "source.db")
+    with ConsensusStore.open(source, settings=SETTINGS) as store:
+        added = store.run(_add_one)
+    moved(source, url)
+    with ConsensusStore.open(url, settings=SETTINGS) as target:
+        target.migration.rollback(Phase.CUTOVER)
+        assert target.migration.verify().clean
+    assert added.id in {_id(row) for row in cells_of_server(url, LEGACY[0])}
+
+
 def test_databases_in_memory(sources: Sources, tmp_path: Path) -> None:
     """A database in memory is a source and a target like any other."""
     source = sources(fitting_history, Phase.DUAL_WRITE)

@@ -26,7 +26,7 @@ __all__ = ["Passes", "Range", "Sieve"]
 CHUNK_BYTES = 4 * 2**20
 """What a chunk may hold: rows of megabytes come a few at a time."""
 
-FIRST_ROWS = 64
+FIRST_ROWS = 8
 """Rows of the first chunk, when nobody knows yet how large they are."""
 
 INDEXED_BYTES = 2600
