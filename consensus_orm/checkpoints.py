@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sqlalchemy import Engine
 
 from consensus_orm.connection import DriverConnection
-from consensus_orm.engine import checkout, driver
+from consensus_orm.engine import borrow, driver
 from consensus_orm.pool import Pool
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -31,43 +31,48 @@ TRIES = 10
 
 
 class Checkpoints:
-    """Checkpoints taken by a thread of their own; none at all where it has no connection.
+    """Checkpoints taken by a thread of their own; none at all where it has no connection for them.
 
     Args:
-        connection: Used by that thread alone: whose cache is warm stays with the work.
+        engine: The engine of the work; None where checkpoints are left to the database.
         thread: The thread.
     """
 
-    def __init__(self, connection: DriverConnection | None, thread: ThreadPoolExecutor) -> None:
-        self._connection = connection
+    def __init__(self, engine: Engine | None, thread: ThreadPoolExecutor) -> None:
+        self._engine = engine
         self._thread = thread
         self._commits = 0
         self._running: Future[int] | None = None
 
     def relieve(self, uow: UnitOfWork) -> None:
         """Let a unit of work commit without a checkpoint of its own; `after_commit` follows it."""
-        if self._connection is not None and isinstance(uow._connected, DriverConnection):
+        if self._engine is not None and isinstance(uow._connected, DriverConnection):
             uow._connected.leave_log()
 
     def after_commit(self) -> None:
         """Begin a checkpoint, now and then, of what is committed by now."""
         self._commits += 1
-        if self._connection is None or self._commits % CHUNKS:
+        if self._engine is None or self._commits % CHUNKS:
             return
         long = self._running is not None and self._running.result() > LONG
-        self._running = self._thread.submit(_checkpoint, self._connection, TRIES if long else 1)
+        self._running = self._thread.submit(_checkpoint, self._engine, TRIES if long else 1)
         if long:
             self._running.result()
 
 
-def _checkpoint(connection: DriverConnection, tries: int) -> int:
-    """Copy the log as far as readers allow, until all of it is copied; the number of pages it has."""
+def _checkpoint(engine: Engine, tries: int) -> int:
+    """Copy the log as far as readers allow, until all of it is copied; the number of pages it has.
+
+    The connection is one of those that read, so that the work keeps its own and what that has cached. It is not
+    kept: a fork waits for all of them.
+    """
     pages = copied = -1
-    for _ in range(tries):
-        before = copied
-        _, pages, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        if copied in (pages, before):
-            break
+    with contextlib.closing(borrow(engine, write=False)) as connection:
+        for _ in range(tries):
+            before = copied
+            _, pages, copied = driver(connection).execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if copied in (pages, before):
+                break
     return int(pages)
 
 
@@ -79,9 +84,6 @@ def beside(engine: Engine) -> Iterator[Checkpoints]:
         engine: The engine of the work. Where it is not SQLite's, or has no second connection, checkpoints are
             left to the database.
     """
-    with contextlib.ExitStack() as stack:
-        thread = stack.enter_context(ThreadPoolExecutor(1, "consensus_orm-checkpoints"))
-        own = None
-        if engine.dialect.name == "sqlite" and isinstance(engine.pool, Pool) and engine.pool.size() > 1:
-            own = driver(stack.enter_context(checkout(engine)))
-        yield Checkpoints(own, thread)
+    is_ours = engine.dialect.name == "sqlite" and isinstance(engine.pool, Pool) and engine.pool.size() > 1
+    with ThreadPoolExecutor(1, "consensus_orm-checkpoints") as thread:
+        yield Checkpoints(engine if is_ours else None, thread)
