@@ -21,6 +21,7 @@ from consensus_orm.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.postgresql import replica as replica_module
 from consensus_orm.store import ConsensusUnitOfWork
 from consensus_orm.telemetry import ReplicaEvent
+from consensus_orm.telemetry.instruments import measure
 from consensus_orm.testing import artifact_values
 from tests.servers import Server
 
@@ -222,6 +223,8 @@ def test_the_replica_is_killed_under_readers(
         assert [reader.result() for reader in readers] == [{("first",)}] * 4
     assert {event.reason for event in events} <= {"unreachable", "behind"}
     assert len(events) >= 100
+    (counted,) = measure(next(event for event in events if event.reason == "unreachable"), {})
+    assert counted == ("consensus_orm.replica.fallbacks", 1, {"consensus_orm.reason": "unreachable"})
     lines = [record for record in caplog.records if "unreachable" in record.getMessage()]
     assert 1 <= len(lines) < 20  # not one for each read: several threads may notice at once, and when it comes back
 
