@@ -209,7 +209,8 @@ class ConsensusStore:
         if read_only and self._replica is not None:
             uow._elsewhere = self._replica.begin
         uow._prepare = self._ensure_current
-        uow._readable = self._identity.kind is not adoption.Kind.FINAL_BUILD
+        # One with a revision and without a phase is half of a copy.
+        uow._readable = self._identity.kind not in (adoption.Kind.FINAL_BUILD, adoption.Kind.MANAGED)
         uow._on_doubt = self._confirm
         uow._on_alarm = self._fall_back
         return uow

@@ -555,8 +555,12 @@ def test_a_copy_that_is_killed_goes_on(sources: Sources, url: str, tmp_path: Pat
         killed = subprocess.run([sys.executable, "-c", KILLED, str(source), str(target), str(after)], check=False)
         assert killed.returncode == -signal.SIGKILL
         with ConsensusStore.open(target, settings=SMALL) as store:
-            with pytest.raises(errors.SchemaOutdatedError, match="copy that is not finished"), store.unit_of_work():
-                pass
+            for read_only in (False, True):
+                with (
+                    pytest.raises(errors.SchemaOutdatedError, match="copy that is not finished"),
+                    store.unit_of_work(read_only=read_only),
+                ):
+                    pass
             with pytest.raises(errors.SchemaOutdatedError, match="copy that is not finished"):
                 store.upgrade()
     report = moved(source, target, SMALL)
