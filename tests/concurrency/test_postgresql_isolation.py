@@ -240,3 +240,29 @@ def test_deletes_beside_a_backfill_leave_nothing_behind(isolation: str) -> None:
         specs = {row[1] for row in legacy(url)["artifacts"] if row[1].startswith("D")}
         assert specs == {f"D{number}" for number in range(1, 60, 2)}
         assert {row[1] for row in normalized(url)["artifacts"] if row[1].startswith("D")} == specs
+
+
+@pytest.mark.parametrize("good", range(4, 8))
+def test_a_write_whose_shadow_fails_leaves_the_connection_as_good_as_it_was(good: int) -> None:
+    """Whichever statement the driver was about to prepare when the others failed: the next writes are compared."""
+    with in_phase(Phase.CUTOVER) as url, ConsensusStore.open(url, settings=Settings(pool_size=1)) as store:
+
+        def add() -> None:
+            with store.unit_of_work() as uow:
+                uow.artifacts.add(spec_id="FAULT", stage="s", agent_name="a", content_json="{}", run_id="r")
+
+        for _ in range(good):
+            add()
+        with connect(url) as program:
+            program.execute(
+                "CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;"
+                "CREATE TRIGGER fault BEFORE INSERT ON consensus_artifacts FOR EACH ROW EXECUTE FUNCTION fault()"
+            )
+            add()
+            program.execute("DROP TRIGGER fault ON consensus_artifacts")
+        for _ in range(7):
+            add()
+        assert [(entry.kind, entry.seen) for entry in store.migration.mismatches()] == [("shadow_failed", 1)]
+        store.migration.reconcile()
+        assert_sides_agree(url)
+        assert len([row for row in legacy(url)["artifacts"] if row[1] == "FAULT"]) == good + 8
