@@ -85,11 +85,16 @@ def backup(
         What was copied.
 
     Raises:
-        BackupError: The target cannot be used, or the copy could not be made or did not verify.
+        BackupError: The target cannot be used, or the copy could not be made or did not verify; or the database is
+            on a server.
         DatabaseBusyError: Somebody kept the lock of a file that is not in WAL.
         PoolExhaustedError: No connection became free.
     """
     target = Path(path).expanduser().absolute()
+    if engine.dialect.name != "sqlite":
+        raise errors.BackupError(
+            "a server is backed up by its own means", hint="or take a copy in a SQLite file, with the command copy"
+        )
     _refuse_target(target, database_path(engine), overwrite=overwrite)
     started = time.monotonic()
     with _failures(target):

@@ -7,11 +7,11 @@ another kind of database says instead is a class of the same methods (`postgresq
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm import dropping, triggers
+from consensus_orm import dropping, errors, triggers
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Phase
 
@@ -39,6 +39,17 @@ class Catalog:
         """Names of the tables, in small letters."""
         return {name for (name,) in uow._rows("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
 
+    def sizes(self, uow: UnitOfWork) -> dict[str, int]:
+        """Bytes of the tables with their indexes; none where SQLite was built without dbstat."""
+        sql = (
+            "SELECT lower(m.tbl_name), sum(d.pgsize) FROM dbstat AS d JOIN sqlite_master AS m ON m.name = d.name"
+            " WHERE d.aggregate = TRUE GROUP BY 1"
+        )
+        try:
+            return dict(uow._rows(sql))
+        except errors.StorageError:
+            return {}
+
     def columns(self, uow: UnitOfWork, table: str) -> set[str]:
         """Names of the columns of a table."""
         return {name for (name,) in uow._rows("SELECT name FROM pragma_table_info(?)", (table,))}
@@ -57,6 +68,12 @@ class Catalog:
 
     def keep_out(self, uow: UnitOfWork) -> None:
         """Keep every writer out of the mapped tables until the end of this unit of work: the write lock does."""
+
+    def begin_scan(self, uow: UnitOfWork, others: Sequence[UnitOfWork] = ()) -> None:
+        """Prepare read-only units of work for looking at many rows, if possible all of them in one snapshot."""
+
+    def analyze(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Let plans follow how many rows the normalized side has by now; SQLite's do not depend on it."""
 
     # Triggers and sequences -------------------------------------------------------------------------------
 

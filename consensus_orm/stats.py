@@ -95,12 +95,16 @@ def collect(engine: Engine) -> DatabaseStats:
         engine: The engine of a store.
 
     Returns:
-        The statistics.
+        The statistics; of a server `consensus_orm.postgresql.upkeep.ServerStats`.
 
     Raises:
         PoolExhaustedError: All connections stayed lent.
         StorageError: The database cannot be read.
     """
+    if engine.dialect.name == "postgresql":
+        from consensus_orm.postgresql import upkeep
+
+        return cast("DatabaseStats", upkeep.collect(engine))  # as far as a server has what a file has
     pool = cast("Pool", engine.pool)
     with checkout(engine) as pooled, translated(engine):
         found = _in_force(driver(pooled))

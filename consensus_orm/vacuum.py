@@ -99,6 +99,10 @@ def vacuum(
         DatabaseBusyError: Another vacuum of this file is running, or somebody kept the write lock.
         StorageError: The file cannot be written.
     """
+    if engine.dialect.name == "postgresql":
+        from consensus_orm.postgresql import upkeep
+
+        return upkeep.vacuum(engine, full=full, progress=progress)
     path = database_path(engine)
     if path is None:
         nothing = DiskUse()

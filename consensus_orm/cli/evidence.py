@@ -15,13 +15,16 @@ from consensus_orm.report import write
 __all__ = ["mention"]
 
 
-def mention(evidence: Evidence | None, now: datetime) -> str:
+def mention(evidence: Evidence | None, now: datetime, database: str) -> str:
     """Whether this database was rehearsed with this mapping, in one line with the command that helps.
 
     Args:
         evidence: What is on record.
         now: The time.
+        database: Its name.
     """
+    if database.startswith("postgresql"):
+        return "a server is rehearsed as a copy of it in a file; see the command copy"
     run = "run: consensus-orm rehearse"
     if evidence is None:
         return f"none of this database is on record; {run}"

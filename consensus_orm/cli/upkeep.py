@@ -24,9 +24,13 @@ def stats(app: App, as_json: bool) -> None:
         return
     shown = plain(found)
     disk, notes, _ = shown.pop("disk"), shown.pop("notes"), shown.pop("pool")
+    tables = shown.pop("tables", {})
     disk_use = ", ".join(f"{name} {_bytes(size)}" for name, size in disk.items())
     facts = [(name.replace("_", " "), value) for name, value in shown.items()]
-    fields([*facts, ("on disk", disk_use), *(("note", app.spelled(note)) for note in notes)])
+    uses = [
+        (f"  {name}", f"{_bytes(t['bytes'])}, {t['rows']:,} rows, {t['dead']:,} dead") for name, t in tables.items()
+    ]
+    fields([*facts, ("on disk", disk_use), *uses, *(("note", app.spelled(note)) for note in notes)])
 
 
 @main.command()
@@ -63,6 +67,10 @@ def backup(app: App, path: Path, overwrite: bool, as_json: bool) -> None:
     else:
         rows = sum(report.rows.values())
         say(f"{report.path}: {_bytes(report.bytes)}, {rows:,} rows, verified, in {report.seconds:.2f} s")
+
+
+def _table_use(*, bytes: int, rows: int, dead: int) -> str:  # noqa: A002 - names of `TableStats`
+    return f"{_bytes(bytes)}, {rows:,} rows, {dead:,} dead"
 
 
 def _bytes(size: float) -> str:

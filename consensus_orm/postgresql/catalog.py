@@ -7,7 +7,7 @@ do not fire for them at all, and there is nothing to forget afterwards.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,11 @@ class PostgresCatalog(Catalog):
         sql = "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)"
         return {name for (name,) in uow._rows(sql)}
 
+    def sizes(self, uow: UnitOfWork) -> dict[str, int]:
+        """Bytes of the tables with their indexes."""
+        sql = "SELECT lower(relname), pg_total_relation_size(oid) FROM pg_class WHERE relkind = 'r'"
+        return dict(uow._rows(f"{sql} AND pg_table_is_visible(oid)"))
+
     def columns(self, uow: UnitOfWork, table: str) -> set[str]:
         """Names of the columns of a table."""
         sql = (
@@ -67,6 +72,22 @@ class PostgresCatalog(Catalog):
         if there := sorted(self.tables(uow) & names):
             quoted = ", ".join(f'"{name}"' for name in there)
             uow._execute(f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE")
+
+    def begin_scan(self, uow: UnitOfWork, others: Sequence[UnitOfWork] = ()) -> None:
+        """Let others see the snapshot of a unit of work, and plan for the rows there are: a range holds many."""
+        snapshot = uow._rows("SELECT pg_export_snapshot()")[0][0] if others else None
+        for other in others:
+            other._connected.rollback()
+            other._connected.begin(write=False)
+            other._execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+        for each in (uow, *others):
+            each._execute("SET LOCAL plan_cache_mode = force_custom_plan")
+
+    def analyze(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Count the rows of the normalized side: a plan made while it was empty would look through all of it."""
+        tables = [pair.table] if pair.parent is None else [pair.table, pair.parent.table]
+        for table in tables:
+            uow._execute(f'ANALYZE "{table.name}"')
 
     # Triggers and sequences -------------------------------------------------------------------------------
 

@@ -74,10 +74,14 @@ def rehearse(
         What was found; also kept as JSON beside the database, where that folder can be written.
 
     Raises:
-        MigrationError: The database never had legacy tables, so there is nothing to rehearse.
+        MigrationError: The database never had legacy tables, so there is nothing to rehearse; or it is on a server.
         InvalidValueError: Writers were asked for, and the mapping is not that of the consensus tables.
         StorageError: There is not room enough for it, or the copy could not be made.
     """
+    if store.engine.dialect.name != "sqlite":
+        raise errors.MigrationError(
+            "a rehearsal is of a file", hint="copy this database to one with the command copy, and rehearse that"
+        )
     with store.unit_of_work(read_only=True) as uow:
         mapping = uow.statements.mapping
         if writers and mapping is not CONSENSUS:

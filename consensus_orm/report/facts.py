@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm import errors
 from consensus_orm.mapping import Pair
 from consensus_orm.migration import audit
 from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry, when
@@ -130,8 +129,8 @@ def collect(store: ConsensusStore) -> Facts:
 
 
 def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
-    there = {name for (name,) in uow._rows("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
-    sizes = _sizes(uow)
+    there = {name.lower() for name in uow.catalog.tables(uow)}
+    sizes = uow.catalog.sizes(uow)
     mapping = uow.statements.mapping
     wanted = [(pair.legacy_name, Side.LEGACY) for pair in mapping.pairs]
     tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.pairs]
@@ -140,17 +139,6 @@ def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
         if name.lower() in there:
             rows = uow._rows(f'SELECT count(*) FROM "{name}"')[0][0]
             yield TableUse(name, side, rows, sizes.get(name.lower()))
-
-
-def _sizes(uow: UnitOfWork) -> dict[str, int]:
-    sql = (
-        "SELECT lower(m.tbl_name), sum(d.pgsize) FROM dbstat AS d JOIN sqlite_master AS m ON m.name = d.name"
-        " WHERE d.aggregate = TRUE GROUP BY 1"
-    )
-    try:
-        return dict(uow._rows(sql))
-    except errors.StorageError:  # not every SQLite is built with dbstat
-        return {}
 
 
 def _backfills(uow: UnitOfWork) -> list[Backfilled]:
