@@ -146,6 +146,7 @@ class _Chunks:
         self.doubtful: list[Any] = []
         self.whole = True
         self.counted = (0, 0, 0)
+        self.counted_at = 0
 
     def next(self) -> bool:
         """Carry one more chunk, and compare it; False where there is none.
@@ -215,6 +216,9 @@ class _Chunks:
         if self.chunk is not None:
             carry_range(uow, self.pair, first, last)
             self.rows += rows
+            if self.rows > self.counted_at:
+                uow.catalog.analyze(uow, self.pair)
+                self.counted_at = 4 * self.rows
         uow._execute(
             "INSERT INTO consensus_orm_backfill (pair, last_key, rows, finished, started_at, updated_at)"
             " VALUES (:pair, :last, :rows, :finished, :at, :at) ON CONFLICT (pair) DO UPDATE"
@@ -243,6 +247,7 @@ class _Chunks:
         """Compare a chunk as the database stored it; nobody waits for this."""
         with self.reading() as uow:
             require_dual_write(uow.phase)
+            uow.catalog.begin_scan(uow)
             sql = uow.statements[self.pair]
             bounds = {"_first": chunk.first, "_last": chunk.last}
             self.doubtful = [key for (key,) in uow._rows(sql.unequal_in_range(), bounds)]

@@ -144,7 +144,7 @@ def scan(reading: Units, progress: Watch = None) -> Seen:
         for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
             seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
         if not uow.catalog.keeps_writers_waiting(uow):
-            with _several(reading, uow.engine.pool.size() - 1) as others:  # type: ignore[attr-defined]
+            with _several(reading, uow) as others:
                 _look_through(uow, _Readers(uow._rows, others), seen, progress)
             return seen
 
@@ -159,14 +159,18 @@ def scan(reading: Units, progress: Watch = None) -> Seen:
 
 
 @contextlib.contextmanager
-def _several(reading: Units, most: int) -> Iterator[list[Look]]:
+def _several(reading: Units, uow: UnitOfWork) -> Iterator[list[Look]]:
     """Units of work that compare at the same time: SQLite lets go of the interpreter while it works.
 
-    Their snapshots may differ by a write. That loses nothing: a row and its counterpart are compared in one of
-    them, and who writes meanwhile is compared by the repositories, or noticed and counted.
+    On PostgreSQL all see the snapshot of the first. On SQLite theirs may differ by a write, and that loses
+    nothing: a row and its counterpart are compared in one of them, and who writes meanwhile is compared by the
+    repositories, or noticed and counted.
     """
+    most: int = uow.engine.pool.size() - 1  # type: ignore[attr-defined]
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(reading())._rows for _ in range(min(READERS, most))]
+        others = [stack.enter_context(reading()) for _ in range(min(READERS, most))]
+        uow.catalog.begin_scan(uow, others)
+        yield [other._rows for other in others]
 
 
 class _Readers:

@@ -54,6 +54,7 @@ def _begin(lock: Lock, isolation: Isolation, patience: int = FLIP_PATIENCE) -> b
     if lock is Lock.NONE:
         return _READ.encode()
     limit = f" SET LOCAL lock_timeout = {patience};" if lock is Lock.FLIP else ""
+    limit += "" if lock is Lock.WRITE else " SET LOCAL plan_cache_mode = force_custom_plan;"
     by = "repository" if lock is Lock.WRITE else "carrier"
     return (
         f"BEGIN ISOLATION LEVEL {isolation.sql};{limit} LOCK TABLE consensus_orm_state IN {_MODES[lock]} MODE;"
@@ -304,6 +305,7 @@ class ServerSource:
         connection.last_used = time.monotonic()
         milliseconds = int(self.patience * 1000)
         # A plan made for the values at hand costs more than it brings: ours find their rows by keys.
+        # What looks at ranges of keys says otherwise for its transaction.
         connection.execute("SET plan_cache_mode = force_generic_plan")
         connection.execute(f"SET lock_timeout = {milliseconds}; SET client_encoding = 'UTF8'; SET datestyle = 'ISO'")
         # A temporary table of one of our names would take the place of ours.
