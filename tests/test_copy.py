@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from consensus_orm import ConsensusStore, Phase, errors
+from consensus_orm import ConsensusStore, Phase, errors, schema
 from consensus_orm.cli import main
 from consensus_orm.copying import CopyReport, copy
 from consensus_orm.copying.target import CHECKPOINTS
@@ -846,6 +846,13 @@ def test_sources_that_cannot_be_copied(sources: Sources, url: str, tmp_path: Pat
     builders.final_build(tmp_path / "final.db")
     with pytest.raises(errors.CopyError, match="not been prepared"):
         moved(tmp_path / "final.db", url)
+    older = tmp_path / "older.db"
+    builders.first_version(older)
+    with ConsensusStore.open(older, settings=SETTINGS) as store:
+        store.upgrade()
+        schema.downgrade(store.engine, "0002")
+    with pytest.raises(errors.CopyError, match="not been prepared"):
+        moved(older, url)
     halfway = _copied(sources(fitting_history, Phase.CONTRACT), tmp_path / "halfway.db")
     with builders.writing(halfway) as connection:
         connection.execute("UPDATE consensus_orm_state SET step = 'rebuild'")

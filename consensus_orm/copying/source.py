@@ -90,9 +90,11 @@ class Source(UnitOfWork):
             CopyError: It is in the middle of a step, or none of our stores yet.
         """
         self._phase = Phase.EXPAND  # what is missing is an error, and no empty answer
-        if "consensus_orm_state" not in self.catalog.tables(self):
-            self._require_legacy()
+        identity = schema._identify(self._connected, self.store._legacy)
+        if identity.version is None and identity.legacy_tables and identity.kind in (Kind.LEGACY, Kind.NEW):
             return State(prepared=False, phase=Phase.EXPAND)
+        if identity.needs_upgrade:
+            raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
         rows = self._rows("SELECT phase, epoch, since, step FROM consensus_orm_state WHERE id = 1")
         if not rows:
             raise errors.CopyError(f"{self.name} is a copy that was not finished", hint="finish it first")
@@ -105,11 +107,6 @@ class Source(UnitOfWork):
         self._phase = Phase(phase)
         saved = self._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'")
         return State(True, self._phase, self._epoch, since, reversible=bool(saved) and not self._phase.has_legacy)
-
-    def _require_legacy(self) -> None:
-        identity = schema._identify(self._connected, self.store._legacy)
-        if not identity.legacy_tables or (self.store._legacy is None and identity.kind is not Kind.LEGACY):
-            raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
 
     def count(self, table: Copied) -> int:
         """Rows of a table."""

@@ -13,7 +13,7 @@ from consensus_orm.models import control
 from consensus_orm.models.executions import AgentExecution
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["EXECUTIONS", "Copied", "identified", "inventory", "ledgers", "normalized"]
+__all__ = ["EXECUTIONS", "Copied", "inventory", "normalized"]
 
 EXECUTIONS = table_of(AgentExecution)
 """Agent executions are the store's own: no mapping speaks of them."""
@@ -90,16 +90,6 @@ def inventory(source: UnitOfWork, *, prepared: bool, executions: bool, extras: b
 def normalized(mapping: Mapping) -> list[Table]:
     """The normalized tables, parents first."""
     return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.pairs)]
-
-
-def ledgers() -> list[str]:
-    """The names of the control tables that are copied row by row."""
-    return [table_of(model).name for model in LEDGERS]
-
-
-def identified(table: Copied) -> bool:
-    """Whether the database gives the keys of a table."""
-    return not table.text_key
 
 
 def _listed_under_first(mapping: Mapping, name: str, fields: tuple[Field, ...]) -> Copied:
