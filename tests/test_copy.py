@@ -16,8 +16,10 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import ConsensusStore, Phase, errors, schema
+from consensus_orm import ConsensusStore, Mapping, Pair, Parent, Phase, errors, schema
 from consensus_orm.cli import main
 from consensus_orm.copying import CopyReport, copy
 from consensus_orm.copying.target import CHECKPOINTS
@@ -407,6 +409,77 @@ def test_another_mapping(second_pair: Path, tmp_path: Path) -> None:  # noqa: F8
     assert foreign_definitions(tmp_path / "copy.db", *tables) == foreign_definitions(second_pair, *tables)
     given = {t: n for t, n in oracle.sequences(second_pair).items() if t in tables}
     assert {t: n for t, n in oracle.sequences(tmp_path / "copy.db").items() if t in tables} == given
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class CustomerFlat(Base):
+    __tablename__ = "customers_flat"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    city: Mapped[str | None]
+    weight: Mapped[float | None]
+    photo: Mapped[bytes | None]
+
+
+class City(Base):
+    __tablename__ = "cities"
+    __table_args__ = (UniqueConstraint("city"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    city: Mapped[str | None]
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    city_id: Mapped[int] = mapped_column(ForeignKey("cities.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    weight: Mapped[float | None]
+    photo: Mapped[bytes | None]
+    ours: Mapped[bool] = mapped_column(server_default="0")
+
+
+CITIES = Parent(City, identity=(City.city,))
+CUSTOMERS = Pair(
+    "customers",
+    legacy=f"customers_flat={__name__}:CustomerFlat",
+    normalized=Customer,
+    parent=CITIES,
+    link=Customer.city_id,
+    carried={"name": Customer.name, "city": City.city, "weight": Customer.weight, "photo": Customer.photo},
+    marker=Customer.ours,
+)
+OTHER = Mapping((CUSTOMERS,))
+
+
+def test_another_mapping_on_a_server(url: str, tmp_path: Path) -> None:
+    """On a server the tables of another move are made by its models, and come back as they were defined in the file."""
+    source = tmp_path / "source.db"
+    with builders.writing(source) as connection:
+        connection.executescript(
+            """
+            CREATE TABLE customers_flat (id INTEGER PRIMARY KEY, name TEXT NOT NULL, city TEXT, weight REAL,
+              photo BLOB);
+            CREATE TABLE cities (id INTEGER PRIMARY KEY AUTOINCREMENT, city TEXT UNIQUE);
+            CREATE TABLE customers (id INTEGER PRIMARY KEY, city_id INTEGER NOT NULL REFERENCES cities(id)
+              ON DELETE CASCADE, name TEXT NOT NULL, weight REAL, photo BLOB, ours BOOLEAN NOT NULL DEFAULT 0);
+            INSERT INTO customers_flat (name, city, weight, photo) VALUES
+              ('Ada', 'Berlin', 0.1, x'00ff'), ('Bob', 'Berlin', -0.0, NULL), ('Cyd', 'K\u00f6ln', 1e300, x'');
+            """
+        )
+    with ConsensusStore.open(source, settings=SETTINGS, mapping=OTHER) as store:
+        store.migration.migrate(Phase.CUTOVER, soak=False)
+        with ConsensusStore.open(url, settings=SETTINGS, mapping=OTHER) as target:
+            assert copy(store, target).unfit == ()
+            with ConsensusStore.open(tmp_path / "back.db", settings=SETTINGS, mapping=OTHER) as back:
+                assert copy(target, back).unfit == ()
+                assert back.migration.verify().clean
+    tables = ("customers_flat", "cities", "customers")
+    for table in tables:
+        assert oracle.rows(tmp_path / "back.db", table) == oracle.rows(source, table)
+    assert foreign_definitions(tmp_path / "back.db", *tables) == foreign_definitions(source, *tables)
 
 
 # Rows that the target cannot hold ---------------------------------------------------------------------------
