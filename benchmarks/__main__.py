@@ -33,12 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name:24} {value}")
     results = []
     for suite in given.suite or NAMES:
-        for group in groups_of(suite):
-            with tempfile.TemporaryDirectory(prefix="benchmark-", dir=given.folder) as folder:
+        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=given.folder) as folder:
+            for group in groups_of(suite):
                 measured = run(group, Bench(Path(folder), given.rows, given.scale), given.rounds)
-            report.print_group(measured)
-            sys.stdout.flush()
-            results.append((suite, measured))
+                report.print_group(measured)
+                sys.stdout.flush()
+                results.append((suite, measured))
     report.print_targets([measured for _, measured in results], given.rows)
     found = report.as_json(results, facts, given.rows)
     if given.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 from benchmarks.data import artifact, filled
 from benchmarks.harness import Bench, Group, Target, Work
@@ -48,11 +49,17 @@ def _rows(bench: Bench, size: str) -> int:
     return bench.rows if size == "large" else min(SMALL, bench.rows)
 
 
+def _file(bench: Bench, size: str) -> Path:
+    """The file of a size, made once for both groups."""
+    path = bench.folder / f"{size}.db"
+    return path if path.exists() else filled(path, Phase.CUTOVER, _rows(bench, size), TEXT)
+
+
 @WRITE.case("small", "large")
 def write(bench: Bench, size: str) -> Iterator[Work]:
     """consensus_orm, cutover, the {} file (large: --rows)"""
     rows = _rows(bench, size)
-    with ConsensusStore.open(filled(bench.file(size), Phase.CUTOVER, rows, TEXT)) as store:
+    with ConsensusStore.open(_file(bench, size)) as store:
 
         def work(round_: int) -> None:
             start = rows + (round_ + 1) * bench.times(500)
@@ -67,7 +74,7 @@ def write(bench: Bench, size: str) -> Iterator[Work]:
 def read(bench: Bench, size: str) -> Iterator[Work]:
     """consensus_orm, cutover, the {} file (large: --rows)"""
     rows = _rows(bench, size)
-    with ConsensusStore.open(filled(bench.file(size), Phase.CUTOVER, rows, TEXT)) as store:
+    with ConsensusStore.open(_file(bench, size)) as store:
 
         def work(round_: int) -> None:
             with store.unit_of_work(read_only=True) as uow:
