@@ -663,6 +663,37 @@ def _progress_of_looking(source: Path | str) -> int:
     return len(told) - 1
 
 
+@pytest.mark.parametrize("way", ["there", "back"])
+def test_a_server_that_is_killed_under_a_copy(sources: Sources, tmp_path: Path, way: str) -> None:
+    """Between two chunks a target may go away and come back; of a source the copy says so, and goes on when called."""
+    origin = sources(fitting_history, Phase.CUTOVER)
+    source: Path | str = origin
+    target: Path | str = tmp_path / "back.db"
+    with servers.Server() as own:
+        if way == "back":
+            moved(source, own.url())
+            source = own.url()
+        else:
+            target = own.url()
+
+        def kill() -> None:
+            own.kill()
+            own.start()
+
+        once = _Once("consensus_artifacts", 9, kill)
+        if way == "there":
+            assert moved(source, target, SMALL, progress=once).finished
+            assert once.is_done
+            assert_same_rows(origin, own.url(), *SIDES, *LEDGERS)
+            return
+        with pytest.raises(errors.DatabaseUnavailableError):
+            moved(source, target, SMALL, progress=once)
+        report = moved(source, target, SMALL)
+    assert 0 < sum(table.written for table in report.tables) < report.rows
+    for table in (*SIDES, *LEDGERS):
+        assert oracle.rows(tmp_path / "back.db", table) == oracle.rows(origin, table)
+
+
 # A source in use --------------------------------------------------------------------------------------------
 
 
