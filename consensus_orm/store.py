@@ -203,11 +203,16 @@ class ConsensusStore:
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
         """
+        uow = self._on_primary(read_only=read_only)
+        if read_only and self._replica is not None:
+            uow._elsewhere = self._replica.begin
+        return uow
+
+    def _on_primary(self, *, read_only: bool = False) -> ConsensusUnitOfWork:
+        """A unit of work that sees what is, not what a replica has seen of it."""
         if read_only and self._identity.kind is adoption.Kind.NEW and self.path is not None and not self.path.exists():
             return _Nowhere(engine.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
         uow = self._unit(read_only=read_only)
-        if read_only and self._replica is not None:
-            uow._elsewhere = self._replica.begin
         uow._prepare = self._ensure_current
         # One with a revision and without a phase is half of a copy.
         uow._readable = self._identity.kind not in (adoption.Kind.FINAL_BUILD, adoption.Kind.MANAGED)

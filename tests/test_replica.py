@@ -19,6 +19,7 @@ from consensus_orm import ConsensusStore, Phase, Settings, errors, telemetry
 from consensus_orm.models.base import Base
 from consensus_orm.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.postgresql import replica as replica_module
+from consensus_orm.report import facts
 from consensus_orm.store import ConsensusUnitOfWork
 from consensus_orm.telemetry import ReplicaEvent
 from consensus_orm.telemetry.instruments import measure
@@ -123,6 +124,8 @@ def test_what_was_not_replayed_yet_is_not_seen(two: Two, store: ConsensusStore) 
         store.run(add("second"))
         two.replica.catch_up(shown=False)
         assert store.run(contents, read_only=True) == ["first"]
+        for status in (store.migration.status(), facts.collect(store).status):
+            assert status.pairs[0].legacy_rows == 2  # what the migration tells is never of the replica
     two.replica.catch_up()
     assert store.run(contents, read_only=True) == ["first", "second"]
 

@@ -54,8 +54,7 @@ class Migration:
         return Units(self._store, partial(self._take, Lock.FLIP))
 
     def _look(self) -> UnitOfWork:
-        uow = self._store.unit_of_work(read_only=True)
-        uow._elsewhere = None  # steps are decided by what is, not by what a replica has seen of it
+        uow = self._store._on_primary(read_only=True)
         uow._readable = True  # a founding file has a status too, though its rows cannot be read yet
         return uow
 

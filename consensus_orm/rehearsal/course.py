@@ -82,7 +82,7 @@ def rehearse(
         raise errors.MigrationError(
             "a rehearsal is of a file", hint="copy this database to one with the command copy, and rehearse that"
         )
-    with store.unit_of_work(read_only=True) as uow:
+    with store._on_primary(read_only=True) as uow:
         mapping = uow.statements.mapping
         if writers and mapping is not CONSENSUS:
             raise errors.InvalidValueError(

@@ -99,7 +99,7 @@ def find(store: ConsensusStore) -> Evidence | None:
         report = RehearsalReport.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-    with store.unit_of_work(read_only=True) as uow:
+    with store._on_primary(read_only=True) as uow:
         mapping = uow.statements.mapping
         now = identity(uow._rows, mapping)
         legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in mapping.pairs)

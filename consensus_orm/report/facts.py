@@ -109,7 +109,7 @@ def collect(store: ConsensusStore) -> Facts:
     """
     exists = store.path is None or store.path.exists()
     evidence = find(store)
-    with store.unit_of_work(read_only=True) as uow:
+    with store._on_primary(read_only=True) as uow:
         return Facts(
             database=store.name,
             at=uow.now,
