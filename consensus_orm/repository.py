@@ -16,7 +16,7 @@ from consensus_orm import errors, ledger
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
-from consensus_orm.settings import OnMismatch
+from consensus_orm.settings import Isolation, OnMismatch
 from consensus_orm.telemetry.events import ComparisonEvent, MismatchEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -198,7 +198,11 @@ class Repository:
         parameters = {f"_{name}": value for name, value in filters.items()}
         if len(sides) == 2:
             self.uow._connected.hold(Lock.CARRY)  # a row being carried meanwhile would come back
+        # The truth last: what is committed between the two looks is deleted from both sides, and counted.
+        sides.sort(key=lambda side: side is phase.truth)
         found = {side: self._keys(side, filters, parameters) for side in sides}
+        if len(sides) == 2:
+            self._meet_carriers(found)
         keys = json.dumps(list(set().union(*found.values())))
         mark = self.uow.catalog.last_change(self.uow)
         if phase.writes_normalized:
@@ -211,6 +215,33 @@ class Repository:
                 for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
                     self._mismatch(key, [(None, ledger.NOT_DELETED)])
         return len(found[phase.truth])
+
+    def _meet_carriers(self, found: dict[Side, set[Any]]) -> None:
+        """Let rows that were carried since this unit of work began be noticed where it cannot see them.
+
+        At SERIALIZABLE it sees one moment, and that may lie before the one in which it was alone among carriers.
+        A row that seems to stand on one side is put on the other: where it stands there already, that fails with an
+        error that may be tried again.
+
+        Raises:
+            DatabaseBusyError: A row was carried meanwhile.
+        """
+        sees_one_moment = self.uow.settings.isolation is Isolation.SERIALIZABLE
+        if not sees_one_moment or not self.uow.catalog.others_write_meanwhile:
+            return
+        for side, statements in (
+            (Side.NORMALIZED, self.sql.overwrite_normalized),
+            (Side.LEGACY, (self.sql.overwrite_legacy,)),
+        ):
+            if not (missing := found[side.other] - found[side]):
+                continue
+            try:
+                with self.uow._connected.attempt():
+                    for statement in statements:
+                        self.uow._execute(statement, {"_keys": json.dumps(list(missing))})
+            except errors.StorageError as error:
+                if isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction:
+                    raise
 
     def _keys(self, side: Side, filters: Values, parameters: Values) -> set[Any]:
         return {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters)), parameters)}

@@ -196,6 +196,25 @@ def test_rows_that_others_go_on_adding_do_not_keep_a_backfill_from_its_end(url: 
     assert len(ids(url, "MORE")) == 40 * len(chunks)
 
 
+@pytest.mark.parametrize("look", ["SELECT consensus_artifacts.id \nFROM", "SELECT agent_outputs.id \nFROM"])
+def test_what_is_committed_between_two_looks_is_deleted_and_counted(
+    url: str, store: ConsensusStore, before: Before, look: str
+) -> None:
+    """A delete looks at one side after the other; a row that comes between is counted where it goes from both."""
+
+    def add() -> None:
+        with ConsensusStore.open(url, settings=SETTINGS) as other, other.unit_of_work() as uow:
+            uow.artifacts.add(spec_id="GONE", stage="s", agent_name="b", content_json="{}")
+
+    with store.unit_of_work() as uow:
+        uow.artifacts.add(spec_id="GONE", stage="s", agent_name="a", content_json="{}")
+    before(look, add)
+    with store.unit_of_work() as uow:
+        deleted = uow.artifacts.delete(spec_id="GONE")
+    assert deleted + len(query(url, "SELECT id FROM consensus_artifacts WHERE spec_id = 'GONE'")) == 2
+    finish(store, url)
+
+
 def test_a_unit_of_work_that_deletes_waits_for_the_way_back(store: ConsensusStore, before: Before) -> None:
     """In NORMALIZED our deletes run beside what is carried back, and leave no run that has no rows."""
     with in_phase(Phase.NORMALIZED) as url, ConsensusStore.open(url, settings=SETTINGS) as normalized_store:

@@ -214,10 +214,15 @@ def test_the_first_units_of_work_of_a_run_make_one_run(isolation: str) -> None:
         assert_sound(url)
 
 
-@pytest.mark.parametrize("isolation", LEVELS)
-def test_deletes_beside_a_backfill_leave_nothing_behind(isolation: str) -> None:
-    """What is deleted while it is carried is gone from both sides, at either level."""
-    with in_phase(Phase.EXPAND) as url, store_at(url, isolation) as store:
+@pytest.mark.parametrize("carrier", LEVELS)
+@pytest.mark.parametrize("deleter", LEVELS)
+def test_deletes_beside_a_backfill_leave_nothing_behind(deleter: str, carrier: str) -> None:
+    """What is deleted while it is carried is gone from both sides, at whichever level each of them works."""
+    with (
+        in_phase(Phase.EXPAND) as url,
+        store_at(url, deleter) as deleting,
+        store_at(url, carrier) as store,
+    ):
         with connect(url) as connection:
             connection.execute(
                 "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json)"
@@ -227,7 +232,7 @@ def test_deletes_beside_a_backfill_leave_nothing_behind(isolation: str) -> None:
 
         def delete() -> None:
             for number in range(0, 60, 2):
-                assert store.run(lambda uow, spec=f"D{number}": uow.artifacts.delete(spec_id=spec)) == 15  # type: ignore[misc]
+                assert deleting.run(lambda uow, spec=f"D{number}": uow.artifacts.delete(spec_id=spec)) == 15  # type: ignore[misc]
 
         def carry() -> None:
             store.migration.backfill()
