@@ -17,6 +17,8 @@ from consensus_orm.testing.plugin import History
 from tests import databases
 from tests.databases import Database
 
+pytest_plugins = ["pytester"]
+
 KINDS = ("sqlite", "postgresql")
 
 

@@ -20,7 +20,6 @@ from consensus_orm.testing import (
     SynthesisFactory,
 )
 
-pytestmark = pytest.mark.sqlite
 
 RECORDS: list[Record] = [
     ArtifactFactory.build(),

@@ -14,7 +14,6 @@ from consensus_orm import ConsensusStore, OnMismatch, Settings
 from consensus_orm.errors import ConfigurationError
 from consensus_orm.testing import artifact_values
 
-pytestmark = pytest.mark.sqlite
 
 
 @pytest.fixture(autouse=True)

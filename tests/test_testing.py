@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.orm import Session
 
 from consensus_orm import ConsensusStore, Phase, records, testing
@@ -38,9 +38,8 @@ from consensus_orm.testing import (
     use_session,
 )
 from consensus_orm.testing.plugin import Flip, QueryCounter
-from tests import oracle
-
-pytestmark = pytest.mark.sqlite
+from tests import oracle, servers
+from tests.databases import at, behind
 
 
 @pytest.fixture
@@ -224,7 +223,7 @@ def test_values_are_what_the_repositories_take(consensus_store: ConsensusStore) 
     """The arguments made by the kit are accepted as they are, and overridden by name."""
     with consensus_store.unit_of_work() as uow:
         assert uow.artifacts.add(**artifact_values(run_shape="empty")).run_id == ""
-        assert uow.artifacts.add(**artifact_values(content_shape="nul")).content_json == "before\0after"
+        assert uow.artifacts.add(**artifact_values(content_shape="emoji")).content_json == CONTENTS["emoji"]
         assert uow.syntheses.add(**synthesis_values(failed=True)).status == "failed"
         assert uow.executions.record_spawn(**spawn_values(agent_name="me")).agent_name == "me"
 
@@ -270,10 +269,9 @@ def test_the_plugin_imports_nothing_before_a_fixture_is_used() -> None:
 # Fixtures ---------------------------------------------------------------------------------------------------
 
 
-def test_a_store_is_new_and_of_its_own(consensus_store: ConsensusStore, tmp_path: Path) -> None:
-    """consensus_store is empty, at CONTRACT, in the folder of the test, at the newest revision."""
-    assert consensus_store.path is not None
-    assert consensus_store.path.parent == tmp_path
+def test_a_store_is_new_and_of_its_own(consensus_store: ConsensusStore, consensus_url: str | Path) -> None:
+    """consensus_store is empty, at CONTRACT, where consensus_url says, at the newest revision."""
+    assert behind(consensus_store) == at(consensus_url)
     assert consensus_store.migration.phase is Phase.CONTRACT
     assert consensus_store.migration.upgrade() == []
     with consensus_store.unit_of_work(read_only=True) as uow:
@@ -305,6 +303,7 @@ def test_every_flip_steps_to_the_neighbour(every_flip: Flip) -> None:
         assert (uow.artifacts.list(), uow.syntheses.list(), uow.runs.list(spec_id="SPEC-ODD")) == before
 
 
+@pytest.mark.sqlite
 def test_counted_statements_are_those_sent(consensus_store: ConsensusStore, query_counter: QueryCounter) -> None:
     """Statements are listed in order and as written, without contents; what triggers do is not among them."""
     with consensus_store.unit_of_work() as uow:
@@ -330,6 +329,52 @@ def test_counted_statements_are_those_sent(consensus_store: ConsensusStore, quer
     assert "BEGIN IMMEDIATE" in list(queries)
 
 
+@pytest.mark.postgresql
+def test_counted_statements_are_the_messages_sent_to_a_server(
+    consensus_store: ConsensusStore, query_counter: QueryCounter
+) -> None:
+    """Begin and commit are among them, whoever sends them; contents and what triggers do are not."""
+    with consensus_store.unit_of_work() as uow:
+        uow.session.connection().exec_driver_sql("CREATE TABLE t (a TEXT)")
+    with query_counter(consensus_store) as queries, consensus_store.unit_of_work() as uow:
+        uow._execute("INSERT INTO t VALUES (?)", ("secret",))
+        uow.session.connection().exec_driver_sql("SELECT 1")
+    assert queries.verbs[0] == "BEGIN"
+    assert queries.verbs[-1] == "COMMIT"
+    assert len(queries.mentioning("INSERT INTO t")) == len(queries.mentioning("SELECT 1")) == 1
+    assert "secret" not in repr(queries)
+
+
+@pytest.mark.postgresql
+def test_a_database_of_a_test_is_gone_after_it(
+    pytester: pytest.Pytester, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fixtures of the installed plugin run wherever consensus_url says, and leave no database on the server."""
+    url = servers.unused()
+    monkeypatch.setenv("CONSENSUS_ORM_TRIED_ON", url)
+    pytester.makepyfile(
+        """
+        import os
+        import pytest
+
+        @pytest.fixture
+        def consensus_url():
+            return os.environ["CONSENSUS_ORM_TRIED_ON"]
+
+        def test_each(every_phase):
+            with every_phase.unit_of_work() as uow:
+                uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json="{}")
+                assert uow.artifacts.count(spec_id="S") == 1
+        """
+    )
+    result = pytester.runpytest_subprocess("-n", "0", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=5)
+    name = make_url(url).database
+    _, admin = servers.shared()
+    left = admin.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s)", (name,))
+    assert left.fetchall() == []
+
+
 def test_counting_ends_with_its_block(consensus_store: ConsensusStore, query_counter: QueryCounter) -> None:
     """A connection is watched only while the block lasts."""
     with query_counter(consensus_store) as queries, consensus_store.unit_of_work(read_only=True):
@@ -337,6 +382,6 @@ def test_counting_ends_with_its_block(consensus_store: ConsensusStore, query_cou
     seen = len(queries)
     with consensus_store.unit_of_work(read_only=True) as uow:
         uow.artifacts.count()
-        assert "cursor" not in vars(uow._connected)
+        assert not {"cursor", "_send"} & set(vars(uow._connected))
 
     assert len(queries) == seen > 0
