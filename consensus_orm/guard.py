@@ -86,7 +86,13 @@ class Guard:
         self._info = connection.info
         self._info[__name__] = self
         driver: Any = connection.connection.driver_connection
-        event.listen(connection, "before_cursor_execute", lambda *_: require_transaction(driver))
+
+        def require(connection: Connection, _: Any, statement: str, *__: Any) -> None:
+            # On a server a statement that failed ends the transaction, until the session goes back to its savepoint.
+            if not (statement.startswith("ROLLBACK TO") and connection.dialect.name == "postgresql"):
+                require_transaction(driver)
+
+        event.listen(connection, "before_cursor_execute", require)
         if not event.contains(connection.engine, "handle_error", _explain):
             event.listen(connection.engine, "handle_error", _explain, retval=True)
 
