@@ -17,6 +17,9 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent
 
 
+NEEDED = ("__init__", "conftest", "databases", "oracle", "oracle_of_servers", "servers", "test_rules")
+
+
 @dataclass(frozen=True)
 class Mutation:
     """One edit, and the test of `test_rules` that must notice."""
@@ -26,6 +29,7 @@ class Mutation:
     before: str
     after: str
     noticed_by: str
+    kind: str = "sqlite"
 
     def __str__(self) -> str:
         return self.rule.replace(" ", "-")
@@ -160,6 +164,46 @@ MUTATIONS = (
         "yield from ()",
         "freeze",
     ),
+    Mutation(
+        "PostgreSQL 4 a NULL run id is an empty one",
+        "postgresql/expressions.py",
+        "    run, at = arguments(element, compiler, **kw)\n",
+        "    run, at = arguments(element, compiler, **kw)\n    run = f\"coalesce({run}, '')\"\n",
+        "rule_4",
+        "postgresql",
+    ),
+    Mutation(
+        "PostgreSQL 5 the comparison looks past the case of letters",
+        "postgresql/expressions.py",
+        'CAST({a} AS TEXT) COLLATE "C" IS NOT DISTINCT FROM CAST({b} AS TEXT)',
+        'lower(CAST({a} AS TEXT)) COLLATE "C" IS NOT DISTINCT FROM lower(CAST({b} AS TEXT))',
+        "rule_5",
+        "postgresql",
+    ),
+    Mutation(
+        "PostgreSQL fence: a writer takes no lock",
+        "postgresql/connection.py",
+        'Lock.WRITE: "ROW SHARE"',
+        'Lock.WRITE: "ACCESS SHARE"',
+        "fence",
+        "postgresql",
+    ),
+    Mutation(
+        "PostgreSQL notice: a write to the legacy side alone is not seen",
+        "postgresql/triggers.py",
+        'yield from _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)',
+        "yield from ()",
+        "gate",
+        "postgresql",
+    ),
+    Mutation(
+        "PostgreSQL freeze: a legacy program goes on writing",
+        "postgresql/triggers.py",
+        "            yield from _freeze(pair)\n",
+        "",
+        "freeze",
+        "postgresql",
+    ),
 )
 
 
@@ -169,15 +213,16 @@ def test_a_broken_rule_makes_a_test_fail(mutation: Mutation, tmp_path: Path) -> 
     copy = tmp_path / "checkout"
     for name in ("consensus_orm", "alembic", "tests/field"):
         shutil.copytree(CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "tests/__init__.py", "tests/oracle.py", "tests/test_rules.py"):
+    for name in ("pyproject.toml", *(f"tests/{module}.py" for module in NEEDED)):
         shutil.copy(CHECKOUT / name, copy / name)
     source = copy / "consensus_orm" / mutation.file
     text = source.read_text(encoding="utf-8")
     assert mutation.before in text, "the edit no longer fits the source"
     source.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
 
+    selected = f"{mutation.noticed_by} and {mutation.kind}"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "tests/test_rules.py", "-k", mutation.noticed_by],
+        [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "tests/test_rules.py", "-k", selected],
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy)},
         capture_output=True,
