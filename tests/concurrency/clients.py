@@ -116,6 +116,7 @@ def add_to_runs(pipe: Connection, url: str, seed: int) -> None:
 
             store.run(work)
             contents.append(content)
+            time.sleep(0.01)
     pipe.send(contents)
 
 
@@ -139,6 +140,7 @@ def insert_into_runs(pipe: Connection, url: str, seed: int) -> None:
                 program.execute("UPDATE consensus_artifacts SET content_json = %s WHERE id = %s", (content, key))
                 time.sleep(0.001)
             contents.append(content)
+            time.sleep(0.01)
     pipe.send(contents)
 
 
@@ -316,6 +318,7 @@ def wander(pipe: Connection, url: str, folder: Path, seed: int) -> None:
                     store.migration.reconcile()
             except PASSING as error:
                 passed[type(error).__name__] += 1
+                time.sleep(0.05)
         pipe.send((reached, passed))
 
 

@@ -15,7 +15,7 @@ import pytest
 from consensus_orm import Phase
 from tests.concurrency import clients
 from tests.concurrency.databases import assert_sides_agree, assert_sound, flips, made, query
-from tests.concurrency.processes import acknowledged, start
+from tests.concurrency.processes import acknowledged, start, wait_for
 from tests.servers import Server
 
 SECONDS = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "20")
@@ -42,7 +42,13 @@ def restarted(server: Server, seconds: float, chance: random.Random) -> int:
     raise AssertionError
 
 
-@pytest.mark.timeout(SECONDS * 3 + 180)
+def some_flips(url: str) -> bool:
+    """Whether the phase has gone back and forth; on a slow machine that takes longer than the race."""
+    time.sleep(0.2)
+    return len(flips(url)) >= 4
+
+
+@pytest.mark.timeout(SECONDS * 5 + 240)
 @pytest.mark.parametrize("treatment", [left_alone, restarted], ids=["server left alone", "server restarted"])
 def test_writers_lose_nothing_while_phases_go_back_and_forth(
     tmp_path: Path, treatment: Callable[[Server, float, random.Random], int]
@@ -59,6 +65,7 @@ def test_writers_lose_nothing_while_phases_go_back_and_forth(
         programs = [start(work, url, tmp_path, name) for name, work in PROGRAMS.items()]
         wanderer = start(clients.wander, url, tmp_path, 1)
         restarts = treatment(server, SECONDS, random.Random(5))
+        wait_for(lambda: some_flips(url), SECONDS * 2)
         (tmp_path / "stop").touch()
         told = [child.hear(120) for child in writers]
         for child in programs:
@@ -72,7 +79,6 @@ def test_writers_lose_nothing_while_phases_go_back_and_forth(
         units, uncertain, recovered = (sum(numbers) for numbers in zip(*told, strict=True))
         print(f"\n{units} units of work, {recovered} recovered, {uncertain} uncertain, {restarts} restarts")
         print(f"{len(flips(url))} flips to {dict(reached)}; steps that were put off: {dict(passed)}")
-        assert len(flips(url)) >= 3
         assert_sides_agree(url)
         assert_sound(url)
         assert_acknowledged_is_there_once(url, tmp_path)
