@@ -36,14 +36,15 @@ class Two(NamedTuple):
 
     primary: Server
     replica: Server
+    backups: Path
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Two]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     # Nothing waits for a reader of the replica: what it reads is removed under it.
     follower = {"max_standby_streaming_delay": "0"}
     with Server() as primary, Server(primary=primary, settings=follower) as replica:
-        yield Two(primary, replica)
+        yield Two(primary, replica, tmp_path_factory.mktemp("backups"))
 
 
 @pytest.fixture
@@ -62,7 +63,11 @@ def name(two: Two) -> str:
 
 def open_on(two: Two, name: str, read: str | None = None) -> ConsensusStore:
     settings = Settings(
-        read_url=read or two.replica.url(name), soak_dual_write=NOW, soak_cutover=NOW, soak_normalized=NOW
+        read_url=read or two.replica.url(name),
+        soak_dual_write=NOW,
+        soak_cutover=NOW,
+        soak_normalized=NOW,
+        backup_dir=two.backups,
     )
     return ConsensusStore.open(two.primary.url(name), settings=settings)
 
