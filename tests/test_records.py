@@ -20,7 +20,6 @@ from consensus_orm.testing import (
     SynthesisFactory,
 )
 
-
 RECORDS: list[Record] = [
     ArtifactFactory.build(),
     ArtifactFactory.build(time_shape="blob", content_shape="blob", run_shape="empty"),

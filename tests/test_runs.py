@@ -12,6 +12,7 @@ import pytest
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import InvalidValueError
 from consensus_orm.records import Run
+from consensus_orm.settings import Settings
 from consensus_orm.testing import (
     ConsensusArtifactFactory,
     ConsensusSynthesisFactory,
@@ -155,7 +156,7 @@ def test_order_of_arrival_does_not_matter(every_phase: ConsensusStore, seed: int
 
 
 @pytest.mark.parametrize("written", [0, 3, 6])
-def test_backfill_and_dual_write_agree(new_database: Database, written: int) -> None:
+def test_backfill_and_dual_write_agree(new_database: Database, tmp_path: Path, written: int) -> None:
     """Rows of one run, some carried by the backfill and some by the dual write, in any order, are one run."""
     with legacy_file(new_database.where):
         for number in range(6):
@@ -164,7 +165,7 @@ def test_backfill_and_dual_write_agree(new_database: Database, written: int) -> 
                 created_at=f"2025-11-04 02:23:58.{number}",
             )  # fmt: skip
         ConsensusSynthesisFactory.create(spec_id="SPEC-NEW", run_id="a", failed=True)
-    with ConsensusStore.open(new_database.where) as store:
+    with ConsensusStore.open(new_database.where, settings=Settings(backup_dir=tmp_path)) as store:
         store.upgrade()
         store.migration.advance(Phase.DUAL_WRITE, soak=False)
         with store.unit_of_work() as uow:

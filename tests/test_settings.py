@@ -15,7 +15,6 @@ from consensus_orm.errors import ConfigurationError
 from consensus_orm.testing import artifact_values
 
 
-
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     import os

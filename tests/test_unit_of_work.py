@@ -461,10 +461,10 @@ assert "alembic" not in sys.modules
 """
 
 
-def test_at_contract_nothing_touches_legacy(new_database: Database) -> None:
+def test_at_contract_nothing_touches_legacy(new_database: Database, tmp_path: Path) -> None:
     """Writes, reads and deletes at CONTRACT send no statement to a legacy table and import no legacy module."""
     build_legacy(new_database.where)
-    with ConsensusStore.open(new_database.where) as store:
+    with ConsensusStore.open(new_database.where, settings=Settings(backup_dir=tmp_path)) as store:
         take_to(store, Phase.CONTRACT)
 
     done = subprocess.run([sys.executable, "-c", AT_CONTRACT, str(new_database.where)], capture_output=True, text=True)
