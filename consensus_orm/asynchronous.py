@@ -191,6 +191,7 @@ class AsyncRepository(_Asynchronous):
 
     add = _asynchronous(Repository.add)
     add_many = _asynchronous(Repository.add_many)
+    check = _asynchronous(Repository.check)
     get = _asynchronous(Repository.get)
     rows = _asynchronous(Repository.rows)
     count = _asynchronous(Repository.count)

@@ -179,12 +179,12 @@ class TestMetrics:
             uow.artifacts.count()  # fetched by the same call
             uow.session.execute(text("SELECT 1"))
             with pytest.raises(errors.StorageError):
-                uow._execute("DELETE FROM nowhere")
+                uow._execute("SELECT * FROM nowhere")
         sqlite = {"db_system_name": "sqlite"}
         assert sorted(read.points("db.client.operation.duration"), key=str) == sorted(
             [
                 (sqlite | {"db_operation_name": "SELECT"}, 2),
-                (sqlite | {"db_operation_name": "DELETE", "error_type": "StorageError"}, 1),
+                (sqlite | {"db_operation_name": "SELECT", "error_type": "StorageError"}, 1),
                 (sqlite | {"db_operation_name": "COMMIT"}, 1),
                 (sqlite | {"db_operation_name": "SAVEPOINT"}, 1),  # of the session
                 (sqlite | {"db_operation_name": "RELEASE"}, 1),
