@@ -38,9 +38,10 @@ def waits(seconds: list[float]) -> Waits:
 
 @contextmanager
 def lock_times() -> Iterator[list[float]]:
-    """How long, in seconds, each unit of work of this process held the write lock."""
+    """How long, in seconds, each unit of work of this process held the write lock, and each checkpoint that takes it."""
     held: list[float] = []
     begin, commit = DriverConnection.begin_writing, DriverConnection.commit
+    checkpoint = DriverConnection.checkpoint
     since: dict[int, float] = {}
 
     def begin_writing(self: DriverConnection) -> None:
@@ -52,11 +53,20 @@ def lock_times() -> Iterator[list[float]]:
         if (started := since.pop(id(self), None)) is not None:
             held.append(time.perf_counter() - started)
 
+    def timed_checkpoint(self: DriverConnection, mode: str) -> int:
+        started = time.perf_counter()
+        pages = checkpoint(self, mode)
+        if mode != "PASSIVE":
+            held.append(time.perf_counter() - started)
+        return pages
+
     DriverConnection.begin_writing, DriverConnection.commit = begin_writing, timed_commit  # type: ignore[method-assign]
+    DriverConnection.checkpoint = timed_checkpoint  # type: ignore[method-assign]
     try:
         yield held
     finally:
         DriverConnection.begin_writing, DriverConnection.commit = begin, commit  # type: ignore[method-assign]
+        DriverConnection.checkpoint = checkpoint  # type: ignore[method-assign]
 
 
 def processes(target: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:

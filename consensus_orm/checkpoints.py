@@ -24,56 +24,62 @@ CHUNKS = 3
 """Commits between two checkpoints: about the 1000 pages that SQLite waits for, which writes no page too often."""
 
 LONG = 4000
-"""Pages in the log above which the work waits until all are copied, so that the log begins anew (16 MB)."""
-
-TRIES = 10
-"""Checkpoints in a row that try for that, while others go on writing."""
+"""Pages in the log above which it has to begin anew before the work goes on (16 MB)."""
 
 
 class Checkpoints:
-    """Checkpoints taken by a thread of their own; none at all where it has no connection for them.
+    """Checkpoints beside the work of one thread; none at all where there is no connection for them.
+
+    Alone, they are taken by another thread while the work goes on, so that the log never quite ends. Beside others
+    who write, each of them would find a log that is long enough for it to copy: there the work waits, and the log
+    begins anew before they notice.
 
     Args:
         engine: The engine of the work; None where checkpoints are left to the database.
-        thread: The thread.
+        thread: The other thread.
+
+    Attributes:
+        in_company: Whether others wrote between the last two units of work.
     """
 
     def __init__(self, engine: Engine | None, thread: ThreadPoolExecutor) -> None:
+        self.in_company = self._is_long = False
         self._engine = engine
         self._thread = thread
         self._commits = 0
-        self._running: Future[int] | None = None
+        self._copying: Future[int] | None = None
 
     def relieve(self, uow: UnitOfWork) -> None:
         """Let a unit of work commit without a checkpoint of its own; `after_commit` follows it."""
         if self._engine is not None and isinstance(uow._connected, DriverConnection):
             uow._connected.leave_log()
+            self.in_company = uow._connected.others_wrote()
 
     def after_commit(self) -> None:
-        """Begin a checkpoint, now and then, of what is committed by now."""
+        """Begin to copy what is committed by now, where it is time and nobody else writes."""
         self._commits += 1
         if self._engine is None or self._commits % CHUNKS:
             return
-        long = self._running is not None and self._running.result() > LONG
-        self._running = self._thread.submit(_checkpoint, self._engine, TRIES if long else 1)
-        if long:
-            self._running.result()
+        pages = 0 if self._copying is None else self._copying.result()
+        self._is_long = self.in_company or pages > LONG
+        if not self._is_long:
+            self._copying = self._thread.submit(_checkpoint, self._engine, "PASSIVE")
+
+    def before_next(self) -> None:
+        """Have the log begin anew, where it is long; no unit of work of the caller may be open."""
+        if self._is_long and self._engine is not None:
+            self._is_long = False
+            _checkpoint(self._engine, "RESTART")
 
 
-def _checkpoint(engine: Engine, tries: int) -> int:
-    """Copy the log as far as readers allow, until all of it is copied; the number of pages it has.
+def _checkpoint(engine: Engine, mode: str) -> int:
+    """Take a checkpoint; the number of pages the log has.
 
     The connection is one of those that read, so that the work keeps its own and what that has cached. It is not
     kept: a fork waits for all of them.
     """
-    pages = copied = -1
     with contextlib.closing(borrow(engine, write=False)) as connection:
-        for _ in range(tries):
-            before = copied
-            _, pages, copied = driver(connection).execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if copied in (pages, before):
-                break
-    return int(pages)
+        return driver(connection).checkpoint(mode)
 
 
 @contextlib.contextmanager

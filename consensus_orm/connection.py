@@ -66,6 +66,7 @@ class DriverConnection(sqlite3.Connection):
     _has_turn = False
     _inherited = False
     _leaves_log = False
+    _seen: tuple[int, int] | None = None
 
     def allow_writes(self, allowed: bool) -> None:
         """Let SQLite itself refuse writes, or accept them; sends a pragma only when that changes."""
@@ -83,6 +84,28 @@ class DriverConnection(sqlite3.Connection):
         if self._leaves_log:
             self.execute(f"PRAGMA wal_autocheckpoint = {self.source.settings.wal_autocheckpoint}")
             self._leaves_log = False
+
+    def checkpoint(self, mode: str) -> int:
+        """Copy the write-ahead log into the database, as far as nobody is in the way; waits for none of them.
+
+        Args:
+            mode: PASSIVE, or RESTART to have the log begin anew, which keeps writers out until it is copied.
+
+        Returns:
+            How many pages the log has; -1 where there is none, or somebody else copies it just now.
+        """
+        self.execute("PRAGMA busy_timeout = 0")
+        try:
+            _, pages, _ = self.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        finally:
+            self._wait_as_configured()
+        return int(pages)
+
+    def others_wrote(self) -> bool:
+        """Whether somebody else wrote since this was asked last, in this process or in another."""
+        before, self._seen = self._seen, (int(self.pragma("data_version")), self.source.turns)
+        version, turns = self._seen
+        return before is not None and (version != before[0] or turns > before[1] + 1)
 
     def pragma(self, name: str) -> Any:
         """Read a pragma; None where it gives no row."""
@@ -349,6 +372,7 @@ class Source:
         self.begin_script = f"PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; PRAGMA busy_timeout = {self.busy_timeout}"
         self.writers = Turns(1)
         self.writing_thread: int | None = None
+        self.turns = 0
         self.connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
         self.journal: Journal | None = None
         self._opened = False
@@ -368,6 +392,7 @@ class Source:
         if not self.writers.acquire(self.patience):
             raise self.writer_is_busy()
         self.writing_thread = threading.get_ident()
+        self.turns += 1
         return Turn(since, time.monotonic() - since)
 
     def connect(self) -> Any:  # a DriverConnection; SQLAlchemy's own protocol is narrower than the driver

@@ -511,6 +511,28 @@ def test_all_writers_use_one_connection(engine: Engine) -> None:
     assert len(used) == 1
 
 
+def test_a_connection_knows_whether_others_wrote(engine: Engine, path: Path) -> None:
+    """A write of another program or another thread is noticed once; those of its own are not."""
+
+    def asked() -> bool:
+        pooled = borrow(engine, write=True)
+        try:
+            begin(driver(pooled), write=True)
+            driver(pooled).execute("INSERT INTO t VALUES (1)")
+            found = driver(pooled).others_wrote()
+            driver(pooled).commit()
+        finally:
+            pooled.close()
+        return found
+
+    assert [asked(), asked(), asked()] == [False, False, False]
+    with builders.writing(path) as other:
+        other.execute("INSERT INTO t VALUES (2)")
+    assert [asked(), asked()] == [True, False]
+    running(lambda: write(engine, "INSERT INTO t VALUES (3)")).join()
+    assert [asked(), asked()] == [True, False]
+
+
 def test_sessions_take_their_turn(engine: Engine) -> None:
     """A Session begins with the write lock, in the same queue as units of work."""
     with Session(engine) as session, session.begin():

@@ -121,7 +121,8 @@ class _Chunks:
 
     Under the lock a chunk is carried and nothing else. It is compared in the pause that follows, in which
     writers get their turn; what came out unequal is settled under the next lock. The checkpoint moves behind
-    a chunk only there. So whatever was not compared to its end is carried, and compared, once more.
+    a chunk only there. So whatever was not compared to its end is carried, and compared, once more. Where others
+    do write, chunks are half as long and pauses longer.
     """
 
     def __init__(
@@ -179,9 +180,16 @@ class _Chunks:
         uow._tell(BackfillEvent(self.pair.name, self.chunk.rows))
         self.log.after_commit()
         self._compare(self.chunk)
+        self.log.before_next()
         self._tell(done)
-        time.sleep(max(0.0, free + uow.settings.chunk_pause.total_seconds() - time.monotonic()))
+        pause = uow.settings.chunk_pause.total_seconds()
+        # Alone, the comparison is pause enough.
+        time.sleep(pause if self.log.in_company else max(0.0, free + pause - time.monotonic()))
         return True
+
+    @property
+    def _rows_wanted(self) -> int:
+        return max(self.size // 2, 1) if self.log.in_company else self.size
 
     def _fitting(self, uow: UnitOfWork, seconds: float) -> int:
         if uow.catalog.others_write_meanwhile:
@@ -209,7 +217,7 @@ class _Chunks:
             self.chunk = None
             return int(done)
         bounds = uow.statements[self.pair].next_chunk(Side.LEGACY)[0 if after is None else 1]
-        first, last, rows = uow._rows(bounds, {"_after": after, "_rows": self.size})[0]
+        first, last, rows = uow._rows(bounds, {"_after": after, "_rows": self._rows_wanted})[0]
         if self._is_newer(uow, first):
             rows = 0
         self.chunk = _Chunk(after, first, last, rows) if rows else None
