@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -114,10 +115,12 @@ def filled(path: Path, phase: Phase, rows: int, text: str | None = None) -> Path
 
 
 def copied(path: Path, to: Path) -> Path:
-    """A copy of a closed file."""
+    """A copy of a closed file, on the disk: else the first checkpoint would wait for all of it to be written."""
     for suffix in ("-wal", "-shm"):
         to.with_name(to.name + suffix).unlink(missing_ok=True)
     shutil.copyfile(path, to)
+    with to.open("rb+") as copy:
+        os.fsync(copy.fileno())
     return to
 
 

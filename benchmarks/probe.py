@@ -38,7 +38,7 @@ def waits(seconds: list[float]) -> Waits:
 
 @contextmanager
 def lock_times() -> Iterator[list[float]]:
-    """How long, in seconds, each unit of work of this process held the write lock, and each checkpoint that takes it."""
+    """How long, in seconds, units of work of this process held the write lock, and checkpoints that take it."""
     held: list[float] = []
     begin, commit = DriverConnection.begin_writing, DriverConnection.commit
     checkpoint = DriverConnection.checkpoint

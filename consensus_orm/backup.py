@@ -98,14 +98,11 @@ def backup(
     _refuse_target(target, database_path(engine), overwrite=overwrite)
     started = time.monotonic()
     with _failures(target):
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".consensus_orm-backup-") as folder:
-            copy = Path(folder) / "copy.db"
+        with own_folder(target) as folder:
+            copy = folder / "copy.db"
             wanted = _copy(engine, copy, progress or (lambda _done, _total: None))
             _verify(copy, wanted)
-            _write_through(copy)
-            _move(copy, target, overwrite=overwrite)
-        with contextlib.suppress(OSError):  # some file systems know no fsync of folders
-            _write_through(target.parent)
+            put_in_place(copy, target, overwrite=overwrite)
         size = target.stat().st_size
     return BackupReport(
         path=target,
@@ -189,6 +186,30 @@ def _write_through(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def own_folder(target: Path) -> Iterator[Path]:
+    """A folder beside a backup to be, which no other backup uses, and which is gone with all it holds at the end."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".consensus_orm-backup-") as folder:
+        yield Path(folder)
+
+
+def put_in_place(copy: Path, target: Path, *, overwrite: bool = False) -> None:
+    """Move a finished copy to where it belongs, written through to the disk.
+
+    Args:
+        copy: It is on the same file system.
+        target: Where to.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    _write_through(copy)
+    _move(copy, target, overwrite=overwrite)
+    with contextlib.suppress(OSError):  # some file systems know no fsync of folders
+        _write_through(target.parent)
 
 
 def _move(copy: Path, target: Path, *, overwrite: bool) -> None:

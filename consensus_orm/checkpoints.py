@@ -68,7 +68,7 @@ class Checkpoints:
     def before_next(self) -> None:
         """Have the log begin anew, where it is long; no unit of work of the caller may be open."""
         if self._is_long and self._engine is not None:
-            self._is_long = False
+            self._is_long, self._copying = False, None
             _checkpoint(self._engine, "RESTART")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from consensus_orm import errors
+from consensus_orm.backup import own_folder, put_in_place
 from consensus_orm.copying import copy
 from consensus_orm.migration.progress import Watch
 from consensus_orm.store import ConsensusStore
@@ -27,17 +28,14 @@ def backup_of_server(store: ConsensusStore, path: Path, progress: Watch = None) 
     Raises:
         BackupError: It could not be made, or did not verify.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        mapping = store._statements.mapping
-        settings = store.settings.model_copy(update={"read_url": None})  # the file has no replica
-        with ConsensusStore.open(unfinished, settings=settings, mapping=mapping) as target:
-            # What SQLite would store as another type is kept as it is in a reject: a backup must not fail for it.
-            report = copy(store, target, reject=True, lock=False, progress=progress)
-        unfinished.rename(path)
+        with own_folder(path) as folder:
+            mapping = store._statements.mapping
+            settings = store.settings.model_copy(update={"read_url": None})  # the file has no replica
+            with ConsensusStore.open(folder / path.name, settings=settings, mapping=mapping) as target:
+                # What SQLite would store as another type is kept as it is in a reject: a backup must not fail for it.
+                report = copy(store, target, reject=True, lock=False, progress=progress)
+            put_in_place(folder / path.name, path)
     except (errors.ConsensusError, OSError) as error:
         raise errors.BackupError(f"{path} could not be made: {error}", path=path) from error
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
     return {"backup": str(path), "rows": report.rows, "rejects": len(report.unfit)}

@@ -284,7 +284,7 @@ class Migration:
         if not to.has_legacy:
             with self._reading() as uow:
                 _pass_gate(uow, to, force=force, soak=soak)
-            facts = self.backup_before("contract", progress)
+            facts = self._backup_in(now, progress)
 
         def step(uow: UnitOfWork) -> None:
             uow.catalog.keep_out(uow)
@@ -300,6 +300,14 @@ class Migration:
         self._flipping.run(step)
         if not to.has_legacy:
             self._finish_interrupted(progress)
+
+    def _backup_in(self, now: Phase, progress: Watch) -> dict[str, Any]:
+        try:
+            return self.backup_before("contract", progress)
+        except errors.BackupError:
+            with self._reading() as uow:
+                _expect(uow, now)  # else this is why: somebody else has taken the step meanwhile
+            raise
 
     def _finish_interrupted(self, progress: Watch) -> None:
         """Finish the emptying of dropped tables, or undo a rebuild, that an earlier call left behind."""
