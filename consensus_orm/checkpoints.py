@@ -37,23 +37,25 @@ class Checkpoints:
     Args:
         engine: The engine of the work; None where checkpoints are left to the database.
         thread: The other thread.
-
-    Attributes:
-        in_company: Whether others wrote between the last two units of work.
     """
 
     def __init__(self, engine: Engine | None, thread: ThreadPoolExecutor) -> None:
-        self.in_company = self._is_long = False
+        self._in_company = self._is_long = False
         self._engine = engine
         self._thread = thread
         self._commits = 0
         self._copying: Future[int] | None = None
 
-    def relieve(self, uow: UnitOfWork) -> None:
-        """Let a unit of work commit without a checkpoint of its own; `after_commit` follows it."""
+    def relieve(self, uow: UnitOfWork, *, in_company: bool) -> None:
+        """Let a unit of work commit without a checkpoint of its own; `after_commit` follows it.
+
+        Args:
+            uow: It writes.
+            in_company: Whether others wrote since the one before.
+        """
+        self._in_company = in_company
         if self._engine is not None and isinstance(uow._connected, DriverConnection):
             uow._connected.leave_log()
-            self.in_company = uow._connected.others_wrote()
 
     def after_commit(self) -> None:
         """Begin to copy what is committed by now, where it is time and nobody else writes."""
@@ -61,7 +63,7 @@ class Checkpoints:
         if self._engine is None or self._commits % CHUNKS:
             return
         pages = 0 if self._copying is None else self._copying.result()
-        self._is_long = self.in_company or pages > LONG
+        self._is_long = self._in_company or pages > LONG
         if not self._is_long:
             self._copying = self._thread.submit(_checkpoint, self._engine, "PASSIVE")
 

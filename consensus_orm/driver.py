@@ -71,6 +71,10 @@ class Driver(Protocol):
         """Take a stronger lock within the transaction."""
         ...
 
+    def others_wrote(self) -> bool:
+        """Whether somebody else wrote since this was asked last, in a writing unit of work of this connection."""
+        ...
+
     def attempt(self) -> AbstractContextManager[None]:
         """Let a statement fail without taking the transaction with it."""
         ...

@@ -102,6 +102,10 @@ class Parent:
         """The primary key column."""
         return single_key(self.table)
 
+    def depends_on(self, pair: Pair) -> bool:
+        """Whether something is derived from the newest row of a pair."""
+        return any(isinstance(rule, Latest) and rule.pair == pair.name for rule in self.derived.values())
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from consensus_orm.expressions import holds
-from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
+from consensus_orm.mapping import Earliest, Latest, Mapping, Parent, Row
 from consensus_orm.sql import Words, chunk_bounds, in_keys, in_range, link, newest_first
 
 if TYPE_CHECKING:
@@ -78,14 +78,16 @@ class ParentStatements:
         )
         return func.coalesce(value, literal_column(rule.otherwise)) if rule.otherwise != "NULL" else value
 
-    def _has_rows(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
-        return or_(
-            false(), *(exists().where(pair.table.c[link(pair)] == key).correlate(key.table) for pair in self.members)
-        )
+    def _has_rows(self, key: ColumnElement[Any], *, in_range_too: bool = False) -> ColumnElement[bool]:
+        """Whether there is a row of a parent; in the range of the parents, where they are a range.
 
-    def depends_on(self, pair: Pair) -> bool:
-        """Whether something is derived from the newest row of a pair."""
-        return any(isinstance(r, Latest) and r.pair == pair.name for r in self.parent.derived.values())
+        PostgreSQL would look through all rows for each chunk of parents otherwise.
+        """
+        found = []
+        for pair in self.members:
+            of = pair.table.c[link(pair)]
+            found.append(exists().where(of == key, *([in_range(of)] if in_range_too else [])).correlate(key.table))
+        return or_(false(), *found)
 
     @cached_property
     def refresh(self) -> str:
@@ -101,11 +103,6 @@ class ParentStatements:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
         table = self.parent.table
         return self.render(update(table).values(self.derived(table)).where(self._of_range(pair)))
-
-    @cache  # noqa: B019
-    def lock_in_range(self, pair: PairStatements) -> str | None:
-        """Lock the parents of the rows between `_first` and `_last`, and give their keys; None where nobody need."""
-        return next(iter(self._lock(self._of_range(pair))), None)
 
     def _of_range(self, pair: PairStatements) -> ColumnElement[bool]:
         rows = select(pair.pair.table.c[link(pair.pair)]).where(in_range(pair.pair.key))
@@ -130,7 +127,7 @@ class ParentStatements:
         """Parents between `_first` and `_last` without rows, or whose derived columns are not what follows."""
         table, key = self.parent.table, self.parent.key
         right = [holds(table.c[name], value) for name, value in self.derived(table).items()]
-        wrong = not_(and_(self._has_rows(key), *right))
+        wrong = not_(and_(self._has_rows(key, in_range_too=True), *right))
         return self.render(select(key).where(in_range(key), wrong).order_by(key))
 
     @cached_property

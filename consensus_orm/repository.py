@@ -118,7 +118,7 @@ class Repository:
             return None
         (key, parent, _), (agreeing,) = together
         parameters["_key"] = key
-        if self._parent is not None and self._parent.depends_on(self.pair):
+        if self._parent is not None and self._parent.parent.depends_on(self.pair):
             refresh = partial(self._execute_on_parents, self._parent.refresh, [parent])
             if agreeing == 1:
                 refresh()
@@ -170,7 +170,7 @@ class Repository:
             if self.uow._connected.in_transaction:  # a parent lives only as long as it has a row
                 self._execute_on_parents(self._parent.prune, [parent])
             raise
-        if self._parent.depends_on(self.pair):
+        if self._parent.parent.depends_on(self.pair):
             self._execute_on_parents(self._parent.refresh, [parent])
         return key
 

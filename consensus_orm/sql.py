@@ -129,6 +129,14 @@ class Words:
         """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
         return None
 
+    def carry_new(self, _pair: PairStatements, _criterion: ColumnElement[bool]) -> str | None:
+        """Carry legacy rows and make their parents with one statement; None where that saves nothing.
+
+        It gives the parents to derive again, as a JSON array, or NULL where all rows were new: then what it gave
+        their parents is right.
+        """
+        return None
+
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """What keeps parents from being changed by others until the end of the transaction: here the write lock."""
         return ()

@@ -85,12 +85,12 @@ class PairStatements:
             }
         )
 
-    def _own_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
+    def own_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the normalized table must hold for a row; without key, link, marker and what is kept."""
         carried = {a.key: row[name] for name, a in self.pair.carried.items() if a.class_ is self.pair.normalized}
         return carried | {a.key: value(row) for a, value in self.pair.computed.items()}
 
-    def _parent_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
+    def parent_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the parent table must hold for a row; without key and derived columns."""
         if self.pair.parent is None:
             return {}
@@ -99,7 +99,7 @@ class PairStatements:
 
     def _identity(self, row: Row, parent: FromClause) -> ColumnElement[bool]:
         assert self.pair.parent is not None
-        values = self._parent_values(row)
+        values = self.parent_values(row)
         return and_(*(parent.c[a.key] == values[a.key] for a in self.pair.parent.identity))
 
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
@@ -211,7 +211,7 @@ class PairStatements:
             names: dict[str, ColumnElement[Any]] = {self._key: self.pair.legacy_table.c[self._key]}
             names |= {name: row[name] for name in self.pair.carried}
             names |= {a.key: null() for a in self.pair.kept}
-            above = self._parent_values(row)
+            above = self.parent_values(row)
             source: FromClause = self.pair.legacy_table
         else:
             row = self.normalized_row()
@@ -223,7 +223,7 @@ class PairStatements:
         names |= {name: above[name] if name in above else self._latest(name, row) for name in more}
         if self.pair.newest is not None:
             names[NEWEST] = (
-                self._own_values(row)[self.pair.newest.key]
+                self.own_values(row)[self.pair.newest.key]
                 if side is Side.LEGACY
                 else self.pair.column(self.pair.newest)
             )
@@ -303,7 +303,7 @@ class PairStatements:
     def normalized_values(self) -> dict[str, Any]:
         """What the normalized table holds of a row as meant; without key and link."""
         kept = {a.key: self._kept_bind(a) for a in self.pair.kept}
-        return self._own_values(self.bound) | kept | {self.pair.marker.key: TRUE}
+        return self.own_values(self.bound) | kept | {self.pair.marker.key: TRUE}
 
     @cached_property
     def find_parent(self) -> str:
@@ -323,12 +323,12 @@ class PairStatements:
 
     def _newest_value(self, row: Row) -> ColumnElement[Any]:
         assert self.pair.newest is not None
-        return self._own_values(row)[self.pair.newest.key]
+        return self.own_values(row)[self.pair.newest.key]
 
     def new_parent(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What a parent holds whose first row this is; without its key."""
         assert self.pair.parent is not None
-        values = self._parent_values(row)
+        values = self.parent_values(row)
         for attribute, rule in self.pair.parent.derived.items():
             values[attribute.key] = (
                 self._newest_value(row) if isinstance(rule, Earliest) else literal_column(rule.otherwise)
@@ -372,7 +372,7 @@ class PairStatements:
         """Insert the normalized rows of legacy rows; rows that are there stand, or are overwritten."""
         legacy = self.pair.legacy_table
         row = self.legacy_row()
-        values: dict[str, ColumnElement[Any]] = {self._key: legacy.c[self._key]} | self._own_values(row)
+        values: dict[str, ColumnElement[Any]] = {self._key: legacy.c[self._key]} | self.own_values(row)
         values[self.pair.marker.key] = TRUE
         source: FromClause = legacy
         if self.pair.parent is not None:
@@ -408,6 +408,11 @@ class PairStatements:
             else (self.carry_parents(in_range(self.legacy_key), self.legacy_row(), self.pair.legacy_table),)
         )
         return (*parents, self.carry_to_normalized(in_range(self.legacy_key), overwrite=False))
+
+    @cached_property
+    def carry_new(self) -> str | None:
+        """What `backfill` does, and more, with one statement, where the database saves work by that."""
+        return None if self.pair.parent is None else self.words.carry_new(self, in_range(self.legacy_key))
 
     @cached_property
     def overwrite_normalized(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def test_a_fork_does_not_wait_for_the_thread(path: Path) -> None:
         store.migration.advance(Phase.DUAL_WRITE)
         with checkpoints.beside(store.engine) as log:
             with store.unit_of_work() as uow:
-                log.relieve(uow)
+                log.relieve(uow, in_company=False)
             for _ in range(checkpoints.CHUNKS):
                 log.after_commit()
             if (child := os.fork()) == 0:

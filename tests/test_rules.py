@@ -263,8 +263,9 @@ def test_backfill_what_was_not_compared_is_carried_again(store: ConsensusStore, 
     database.fault(
         "AFTER INSERT", "agent_outputs", "UPDATE agent_outputs SET content = content || '!' WHERE id = NEW.id"
     )
-    with pytest.raises(KeyboardInterrupt):
-        store.migration.backfill(_interrupt)
+    by_row = SETTINGS.model_copy(update={"chunk_rows": 1})
+    with ConsensusStore.open(database.where, settings=by_row) as other, pytest.raises(KeyboardInterrupt):
+        other.migration.backfill(_interrupt)
     store.migration.backfill()
     assert store.migration.verify().clean
 

@@ -7,9 +7,11 @@ compared. Running it twice changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from consensus_orm import checkpoints, errors, ledger
@@ -20,23 +22,18 @@ from consensus_orm.migration.carry import (
     carry,
     drain,
     follow_deletes,
-    keys_of,
     noted,
     reject_unequal,
 )
 from consensus_orm.migration.progress import Progress, Watch
 from consensus_orm.migration.units import Units
-from consensus_orm.parents import ParentStatements
 from consensus_orm.phase import Phase, Side
 from consensus_orm.sql import in_range
-from consensus_orm.statements import PairStatements
+from consensus_orm.statements import Statements
 from consensus_orm.telemetry.events import BackfillEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["BackfillReport", "backfill", "is_finished", "require_dual_write"]
-
-LOCK_GOAL = 0.025
-"""Seconds a chunk aims to hold the write lock; half of what a writer should ever wait for it."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,10 @@ def backfill(
     with writing() as uow:
         require_dual_write(uow.phase)
         pairs = uow.statements.mapping.pairs
-    with checkpoints.beside(uow.engine) as log:
+    with checkpoints.beside(uow.engine) as log, _second_thread(uow) as comparing:
         for pair in pairs:
-            chunk = _Chunks(reading, writing, log, pair, progress)
+            _print_statements(uow.statements, pair)
+            chunk = _Chunks(reading, writing, log, comparing, pair, progress)
             while writing.repeat(chunk.next):
                 pass
             rows, rejects, adopted = rows + chunk.rows, rejects + chunk.rejects, adopted + chunk.adopted
@@ -82,6 +80,20 @@ def backfill(
         drained = writing.run(_drain_once)
         adopted += drained
     return BackfillReport(rows, rejects, adopted, time.monotonic() - started)
+
+
+def _second_thread(uow: UnitOfWork) -> contextlib.AbstractContextManager[ThreadPoolExecutor | None]:
+    """A thread that compares, where it finds a connection while the work keeps its own."""
+    several = uow.engine.pool.size() > 1  # type: ignore[attr-defined]
+    return ThreadPoolExecutor(1, "consensus_orm-backfill") if several else contextlib.nullcontext()
+
+
+def _print_statements(statements: Statements, pair: Pair) -> None:
+    """Have the statements of a chunk ready before its lock is taken: the first one held it for 20 to 50 ms."""
+    sql, parent = statements[pair], statements.of_parent(pair)
+    _ = sql.backfill, sql.carry_new, sql.next_chunk(Side.LEGACY), sql.unequal_in_range()
+    if parent is not None and parent.refresh:
+        _ = parent.refresh_in_range(sql)
 
 
 def _drain_once(uow: UnitOfWork) -> int:
@@ -114,15 +126,17 @@ class _Chunk:
     first: Any
     last: Any
     rows: int
+    unequal: Future[list[Any]] = field(default_factory=Future)
+    """Keys of the rows that did not come out equal, once it is compared."""
 
 
 class _Chunks:
     """The chunks of one pair, as many rows in each as fit the time a writer may be kept waiting.
 
-    Under the lock a chunk is carried and nothing else. It is compared in the pause that follows, in which
-    writers get their turn; what came out unequal is settled under the next lock. The checkpoint moves behind
-    a chunk only there. So whatever was not compared to its end is carried, and compared, once more. Where others
-    do write, chunks are half as long and pauses longer.
+    Under the lock a chunk is carried and nothing else. It is compared by another thread while the next one is
+    carried; what came out unequal is settled under the lock after that. The checkpoint moves behind a chunk only
+    there. So whatever was not compared to its end is carried, and compared, once more. Where others do write,
+    chunks are half as long, pauses longer, and compared in them.
     """
 
     def __init__(
@@ -130,32 +144,34 @@ class _Chunks:
         reading: Units,
         writing: Units,
         log: Checkpoints,
+        comparing: ThreadPoolExecutor | None,
         pair: Pair,
         progress: Watch,
     ) -> None:
         self.reading = reading
         self.writing = writing
         self.log = log
+        self.comparing = comparing
         self.pair = pair
         self.progress = progress
         self.rows = self.rejects = self.adopted = 0
         self.size = 0
+        self.in_company = False
         self.started = time.monotonic()
         self.total: int | None = None
         self.until: Any = None
-        self.chunk: _Chunk | None = None
-        self.doubtful: list[Any] = []
+        self.unsettled: list[_Chunk] = []
         self.whole = True
         self.counted = (0, 0, 0)
         self.counted_at = 0
 
     def next(self) -> bool:
-        """Carry one more chunk, and compare it; False where there is none.
+        """Carry one more chunk, and settle one that was compared meanwhile; False where there is none.
 
         After an error it goes on from the checkpoint, as a backfill does that was interrupted.
         """
         if not self.whole:
-            self.chunk, self.doubtful = None, []
+            self.unsettled = []
             self.rows, self.rejects, self.adopted = self.counted
         self.whole, self.counted = False, (self.rows, self.rejects, self.adopted)
         more = self._next()
@@ -165,68 +181,73 @@ class _Chunks:
     def _next(self) -> bool:
         with self.writing() as uow:
             require_dual_write(uow.phase)
-            self.log.relieve(uow)
+            self.in_company = uow._connected.others_wrote()
+            self.log.relieve(uow, in_company=self.in_company)
             begun = time.monotonic()
             # First what others wrote: a row that one of them deleted would look like one to carry.
             drained = drain(uow)
             self.adopted += drained
             if drained >= CHANGES_IN_ONE_TRANSACTION:
                 return True
-            done = self._carry(uow)
+            chunk, done = self._carry(uow)
         free = time.monotonic()
         self.size = self._fitting(uow, free - begun)
-        if self.chunk is None:
-            return False
-        uow._tell(BackfillEvent(self.pair.name, self.chunk.rows))
+        if chunk is not None:
+            uow._tell(BackfillEvent(self.pair.name, chunk.rows))
+            self.unsettled.append(chunk)
         self.log.after_commit()
-        self._compare(self.chunk)
+        self._compare(chunk)
         self.log.before_next()
         self._tell(done)
-        pause = uow.settings.chunk_pause.total_seconds()
-        # Alone, the comparison is pause enough.
-        time.sleep(pause if self.log.in_company else max(0.0, free + pause - time.monotonic()))
-        return True
+        self._pause(uow, free)
+        return bool(self.unsettled)
 
-    @property
-    def _rows_wanted(self) -> int:
-        return max(self.size // 2, 1) if self.log.in_company else self.size
+    def _pause(self, uow: UnitOfWork, since: float) -> None:
+        """Let writers take their turn, where they wait for the lock; nobody may be seen who cannot get it."""
+        pause = uow.settings.chunk_pause.total_seconds()
+        if self.in_company:
+            time.sleep(pause)
+        elif not uow.catalog.others_write_meanwhile:
+            time.sleep(max(0.0, since + pause - time.monotonic()))
 
     def _fitting(self, uow: UnitOfWork, seconds: float) -> int:
-        if uow.catalog.others_write_meanwhile:
-            return self.size  # nobody waits for this lock but who carries, too
-        if seconds > 2 * LOCK_GOAL:
-            return max(self.size // 2, 1)
-        return min(self.size * 2, uow.settings.chunk_rows) if seconds < LOCK_GOAL / 2 else self.size
+        """Rows of the next chunk, after one that took so long."""
+        goal, most = uow.catalog.longest_chunk
+        limit = uow.settings.chunk_rows * most
+        if self.in_company:
+            limit = max(uow.settings.chunk_rows // 2, 1)
+        if seconds > 2 * goal:
+            return max(min(self.size // 2, limit), 1)
+        return min(self.size * 2 if seconds < goal / 2 else self.size, limit)
 
-    def _carry(self, uow: UnitOfWork) -> int:
-        """Settle the chunk before, carry the next one and move the checkpoint, in one transaction.
+    def _carry(self, uow: UnitOfWork) -> tuple[_Chunk | None, int]:
+        """Settle what was compared, carry the next chunk and move the checkpoint, in one transaction.
 
         Returns:
-            How many rows are done, those of the next chunk included.
+            The chunk, and how many rows are carried by now.
         """
         self.size = self.size or uow.settings.chunk_rows
         known = uow._rows(
             "SELECT last_key, rows, finished FROM consensus_orm_backfill WHERE pair = ?", (self.pair.name,)
         )
         after, done, finished = known[0] if known else (None, 0, 0)
-        if self.chunk is not None:
-            self.rejects += _settle(uow, self.pair, self.doubtful)
-            if self.chunk.after == after:  # else another backfill has moved the checkpoint meanwhile
-                after, done = self.chunk.last, done + self.chunk.rows
         if finished:
-            self.chunk = None
-            return int(done)
-        bounds = uow.statements[self.pair].next_chunk(Side.LEGACY)[0 if after is None else 1]
-        first, last, rows = uow._rows(bounds, {"_after": after, "_rows": self._rows_wanted})[0]
-        if self._is_newer(uow, first):
-            rows = 0
-        self.chunk = _Chunk(after, first, last, rows) if rows else None
-        if self.chunk is not None:
+            self.unsettled = []
+            return None, int(done)
+        after, done = self._settled(uow, after, done)
+        start = after
+        for chunk in self.unsettled:
+            start = chunk.last if chunk.after == start else start
+        bounds = uow.statements[self.pair].next_chunk(Side.LEGACY)[0 if start is None else 1]
+        first, last, rows = uow._rows(bounds, {"_after": start, "_rows": self.size})[0]
+        found = None
+        if rows and not self._is_newer(uow, first):
+            found = _Chunk(start, first, last, rows)
             carry_range(uow, self.pair, first, last)
             self.rows += rows
             if self.rows > self.counted_at:
                 uow.catalog.analyze(uow, self.pair)
-                self.counted_at = 4 * self.rows
+                self.counted_at = 10 * self.rows
         uow._execute(
             "INSERT INTO consensus_orm_backfill (pair, last_key, rows, finished, started_at, updated_at)"
             " VALUES (:pair, :last, :rows, :finished, :at, :at) ON CONFLICT (pair) DO UPDATE"
@@ -235,11 +256,20 @@ class _Chunks:
                 "pair": self.pair.name,
                 "last": after,
                 "rows": done,
-                "finished": self.chunk is None,
+                "finished": found is None and not self.unsettled,
                 "at": ledger.milliseconds(uow),
             },
         )
-        return int(done) + int(rows)
+        return found, int(done) + sum(chunk.rows for chunk in (*self.unsettled, found) if chunk is not None)
+
+    def _settled(self, uow: UnitOfWork, after: Any, done: int) -> tuple[Any, int]:
+        """Settle the chunks that were compared; the checkpoint behind them, and the rows before it."""
+        for chunk in [chunk for chunk in self.unsettled if chunk.unequal.done()]:
+            self.unsettled.remove(chunk)
+            self.rejects += _settle(uow, self.pair, chunk.unequal.result())
+            if chunk.after == after:  # else another backfill has moved the checkpoint meanwhile
+                after, done = chunk.last, done + chunk.rows
+        return after, done
 
     def _is_newer(self, uow: UnitOfWork, first: Any) -> bool:
         """Whether a chunk is of rows that were written since this run began: on both sides, or noted.
@@ -251,16 +281,31 @@ class _Chunks:
             self.until = uow._rows(sql)[0][0]
         return first is not None and bool(first > self.until)
 
-    def _compare(self, chunk: _Chunk) -> None:
+    def _compare(self, chunk: _Chunk | None) -> None:
+        """Have a chunk compared, and wait for the one before it; in company, or at the end, for all of them."""
+        if chunk is not None and self.comparing is not None:
+            self.comparing.submit(self._find_unequal, chunk)
+        elif chunk is not None:
+            self._find_unequal(chunk)
+        beside = chunk is not None and not self.in_company
+        for waited_for in self.unsettled[:-1] if beside else self.unsettled:
+            waited_for.unequal.result()
+
+    def _find_unequal(self, chunk: _Chunk) -> None:
         """Compare a chunk as the database stored it; nobody waits for this."""
-        with self.reading() as uow:
-            require_dual_write(uow.phase)
-            uow.catalog.begin_scan(uow)
-            sql = uow.statements[self.pair]
-            bounds = {"_first": chunk.first, "_last": chunk.last}
-            self.doubtful = [key for (key,) in uow._rows(sql.unequal_in_range(), bounds)]
-            if self.progress is not None and self.total is None:  # counted once: it costs a look at every row
-                self.total = uow._rows(sql.count(Side.LEGACY, ()))[0][0]
+        try:
+            with self.reading() as uow:
+                require_dual_write(uow.phase)
+                uow.catalog.begin_scan(uow)
+                sql = uow.statements[self.pair]
+                bounds = {"_first": chunk.first, "_last": chunk.last}
+                found = [key for (key,) in uow._rows(sql.unequal_in_range(), bounds)]
+                if self.progress is not None and self.total is None:  # counted once: it costs a look at every row
+                    self.total = uow._rows(sql.count(Side.LEGACY, ()))[0][0]
+        except BaseException as error:
+            chunk.unequal.set_exception(error)
+        else:
+            chunk.unequal.set_result(found)
 
     def _tell(self, done: int) -> None:
         if self.progress is not None and self.total is not None:
@@ -273,28 +318,16 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     parameters = {"_first": first, "_last": last}
     sql, parent = uow.statements[pair], uow.statements.of_parent(pair)
     mark = uow.catalog.last_change(uow)
-    made = keys_of(uow, sql.backfill, parameters)
-    if parent is not None:
-        _refresh(uow, parent, sql, parameters, made)
+    if parent is not None and sql.carry_new is not None:
+        ((doubtful,),) = uow._rows(sql.carry_new, parameters)
+        for statement in () if doubtful is None else parent.settle:
+            uow._execute(statement, {"_keys": doubtful})
+    else:
+        for statement in (*sql.backfill, *([parent.refresh_in_range(sql)] if parent and parent.refresh else [])):
+            uow._execute(statement, parameters)
     follow_deletes(uow, pair, Side.NORMALIZED, in_range(ledger.KEY), parameters)
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.
     uow.catalog.forget_changes(uow, after=mark)
-
-
-def _refresh(
-    uow: UnitOfWork, parent: ParentStatements, sql: PairStatements, parameters: dict[str, Any], made: set[Any]
-) -> None:
-    """Derive again the parents of the rows of a range, and remove those that were made for rows that are gone."""
-    if (lock := parent.lock_in_range(sql)) is None:
-        if parent.refresh:
-            uow._execute(parent.refresh_in_range(sql), parameters)
-        return
-    # Those that are locked and no others: a row of another parent may have come into the range meanwhile.
-    locked = {key for (key,) in uow._rows(lock, parameters)}
-    if parent.refresh:
-        uow._execute(parent.refresh, {"_keys": json.dumps(list(locked))})
-    if alone := made - locked:
-        uow._execute(parent.prune, {"_keys": json.dumps(list(alone))})
 
 
 def _settle(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> int:

@@ -30,6 +30,7 @@ class PostgresCatalog(Catalog):
 
     needs_triggers = True
     others_write_meanwhile = True
+    longest_chunk = (0.3, 20)
 
     @property
     def legacy(self) -> PostgresLegacyTables:
@@ -74,7 +75,11 @@ class PostgresCatalog(Catalog):
             uow._execute(f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE")
 
     def begin_scan(self, uow: UnitOfWork, others: Sequence[UnitOfWork] = ()) -> None:
-        """Let others see the snapshot of a unit of work, and plan for the rows there are: a range holds many."""
+        """Let others see the snapshot of a unit of work, and plan for the rows there are: a range holds many.
+
+        They are found by their keys: a hash join would copy every row it compares, and look through all parents for
+        each chunk (5.3 us a row, and more in larger tables, where this takes 4.3; measured).
+        """
         snapshot = uow._rows("SELECT pg_export_snapshot()")[0][0] if others else None
         for other in others:
             other._connected.rollback()
@@ -82,6 +87,8 @@ class PostgresCatalog(Catalog):
             other._execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         for each in (uow, *others):
             each._execute("SET LOCAL plan_cache_mode = force_custom_plan")
+            each._execute("SET LOCAL enable_hashjoin = off")
+            each._execute("SET LOCAL max_parallel_workers_per_gather = 0")  # there are as many units as cores
 
     def analyze(self, uow: UnitOfWork, pair: Pair) -> None:
         """Count the rows of the normalized side: a plan made while it was empty would look through all of it."""

@@ -54,7 +54,7 @@ def _begin(lock: Lock, isolation: Isolation, patience: int = FLIP_PATIENCE) -> b
     if lock is Lock.NONE:
         return _READ.encode()
     limit = f" SET LOCAL lock_timeout = {patience};" if lock is Lock.FLIP else ""
-    limit += "" if lock is Lock.WRITE else " SET LOCAL plan_cache_mode = force_custom_plan;"
+    limit += "" if lock is Lock.WRITE else " SET LOCAL plan_cache_mode = auto;"
     by = "repository" if lock is Lock.WRITE else "carrier"
     return (
         f"BEGIN ISOLATION LEVEL {isolation.sql};{limit} LOCK TABLE consensus_orm_state IN {_MODES[lock]} MODE;"
@@ -88,7 +88,8 @@ class ServerConnection(psycopg.Connection[Any]):
         self._fresh = False
         if params:
             query = cast("Any", spelled(query))  # psycopg wants text that a program was written with
-            return super().execute(query, params, **options)
+            # Who carries looks at ranges, for which there is no plan to keep.
+            return super().execute(query, params, prepare=False if self._lock >= Lock.CARRY else None, **options)
         return super().execute(query, None, **options)
 
     def begin(self, *, write: bool) -> None:
@@ -113,6 +114,11 @@ class ServerConnection(psycopg.Connection[Any]):
             self._phase = int(phase or 0), int(epoch or 0)
             self._transaction = more[0].decode() if more and more[0] else None
         self._fresh = True
+
+    def others_wrote(self) -> bool:
+        """Whether the server gave numbers of transactions to others since this was asked last."""
+        before, self.source.seen = self.source.seen, int(self._transaction or 0)
+        return before is not None and self.source.seen > before + 1
 
     def _send(self, commands: bytes) -> PGresult:
         """Send commands without values as they are, in one message; gives the result of the last.
@@ -279,6 +285,8 @@ class ServerSource:
         self.patience = settings.busy_timeout.total_seconds()
         self.flips = 0
         """How many flips were begun since one was committed."""
+        self.seen: int | None = None
+        """The number of the transaction in which it was asked last whether others wrote."""
         self._begin = {lock: _begin(lock, settings.isolation) for lock in Lock}
         self.connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self.writing_thread = threading.get_ident()

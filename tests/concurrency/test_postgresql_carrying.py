@@ -27,6 +27,7 @@ from tests.concurrency.databases import (
     normalized,
     query,
 )
+from tests.servers import Server
 
 Before = Callable[[str, Callable[[], object]], None]
 
@@ -92,16 +93,40 @@ def ids(url: str, spec: str) -> list[int]:
 def test_a_legacy_row_deleted_before_it_is_carried_leaves_no_run(
     url: str, store: ConsensusStore, before: Before
 ) -> None:
-    """Its run was made for it already: a run exists exactly as long as it has rows."""
+    """The chunk was measured with it already: a run exists exactly as long as it has rows."""
     program(
         url,
         "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('ALONE', 's', 'a', '{}')",
     )
     with connect(url) as connection:
         connection.execute("DELETE FROM consensus_orm_changes")  # as if it had been there before the dual write
-    before("INSERT INTO agent_outputs", lambda: program(url, "DELETE FROM consensus_artifacts WHERE spec_id = 'ALONE'"))
+    before("WITH seen", lambda: program(url, "DELETE FROM consensus_artifacts WHERE spec_id = 'ALONE'"))
     store.migration.backfill()
     assert query(url, "SELECT count(*) FROM consensus_runs WHERE spec_id = 'ALONE'") == [(0,)]
+    finish(store, url)
+
+
+def test_a_run_for_rows_that_were_there_under_another_one_keeps_its_times(
+    url: str, store: ConsensusStore, before: Before
+) -> None:
+    """A row that was not new may have made a run begin earlier: what follows from rows is derived again."""
+    insert = (
+        "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json, run_id, created_at) VALUES"
+        " ('S', 's', 'a', '{}', 'one', '2026-01-02 00:00:00'), ('S', 's', 'b', '{}', 'two', '2026-01-03 00:00:00')"
+    )
+    with connect(url) as connection:
+        connection.execute(insert)
+    store.migration.backfill()
+    change = "UPDATE consensus_artifacts SET run_id = 'two', created_at = '2026-01-01 00:00:00' WHERE agent_name = 'a'"
+    back = "UPDATE consensus_artifacts SET run_id = 'one', created_at = '2026-01-02 00:00:00' WHERE agent_name = 'a'"
+    program(url, change)
+    with connect(url) as connection:  # carried again from the start, and the change undone unseen before it is compared
+        connection.execute("DELETE FROM consensus_orm_changes")
+        connection.execute("DELETE FROM consensus_orm_backfill")
+    before("SELECT consensus_artifacts.id", lambda: program(url, back))
+    store.migration.backfill()
+    times = query(url, "SELECT run_id, run_timestamp FROM consensus_runs WHERE spec_id = 'S' ORDER BY run_id")
+    assert times == [("one", 1767312000000), ("two", 1767398400000)]
     finish(store, url)
 
 
@@ -111,7 +136,7 @@ def test_a_normalized_row_deleted_while_its_chunk_is_carried_stays_deleted(
     """It looks like a row to carry; its writer meant it to be gone, from both sides."""
     with store.unit_of_work() as uow:
         key = uow.artifacts.add(spec_id="GONE", stage="s", agent_name="a", content_json="{}").id
-    before("INSERT INTO agent_outputs", lambda: program(url, f"DELETE FROM agent_outputs WHERE id = {key}"))
+    before("WITH seen", lambda: program(url, f"DELETE FROM agent_outputs WHERE id = {key}"))
     store.migration.backfill()
     finish(store, url)
     assert ids(url, "GONE") == []
@@ -128,7 +153,7 @@ def test_a_delete_that_waits_for_its_commit_is_followed(url: str, store: Consens
             connection.execute("DELETE FROM agent_outputs WHERE id = %s", (key,))
             threading.Timer(0.3, lambda: connection.execute("COMMIT")).start()
 
-        before("INSERT INTO agent_outputs", begin_to_delete)
+        before("WITH seen", begin_to_delete)
         store.migration.backfill()
         finish(store, url)
     assert ids(url, "GONE") == []
@@ -240,3 +265,19 @@ def test_a_unit_of_work_that_deletes_waits_for_the_way_back(store: ConsensusStor
         assert normalized_store.migration.verify().clean
         assert_sides_agree(url)
         assert ids(url, "GONE") == []
+
+
+def test_who_carries_knows_whether_others_write() -> None:
+    """A write of somebody else is noticed at the next unit of work; those of our own are not taken for others'."""
+
+    def asked(store: ConsensusStore) -> bool:
+        with store.unit_of_work() as uow:
+            return uow._connected.others_wrote()
+
+    with Server(settings={"autovacuum": "off"}) as server, ConsensusStore.open(server.url()) as store:
+        store.upgrade()
+        asked(store)
+        assert [asked(store) for _ in range(3)] == [False, False, False]
+        with connect(server.url()) as connection:
+            connection.execute("CREATE TABLE theirs ()")
+        assert [asked(store), asked(store)] == [True, False]
