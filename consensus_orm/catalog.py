@@ -30,7 +30,7 @@ class Catalog:
     others_write_meanwhile = False
     """Whether other programs can write while a unit of work of ours holds its lock."""
 
-    longest_chunk = (0.025, 2)
+    longest_chunk = (0.025, 1)
     """Seconds a chunk of the backfill aims to take, half of what a writer should ever wait for the lock; and how often
     CHUNK_ROWS fits into it at most, where nobody else writes."""
 

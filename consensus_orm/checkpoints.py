@@ -71,6 +71,7 @@ class Checkpoints:
         """Have the log begin anew, where it is long; no unit of work of the caller may be open."""
         if self._is_long and self._engine is not None:
             self._is_long, self._copying = False, None
+            _checkpoint(self._engine, "PASSIVE")  # or all of it would be copied under the lock, 50 ms and more
             _checkpoint(self._engine, "RESTART")
 
 

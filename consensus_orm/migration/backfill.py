@@ -190,8 +190,8 @@ class _Chunks:
             if drained >= CHANGES_IN_ONE_TRANSACTION:
                 return True
             chunk, done = self._carry(uow)
-        free = time.monotonic()
-        self.size = self._fitting(uow, free - begun)
+        held = time.monotonic() - begun
+        self.size = self._fitting(uow, held)
         if chunk is not None:
             uow._tell(BackfillEvent(self.pair.name, chunk.rows))
             self.unsettled.append(chunk)
@@ -199,16 +199,19 @@ class _Chunks:
         self._compare(chunk)
         self.log.before_next()
         self._tell(done)
-        self._pause(uow, free)
+        self._pause(uow, held)
         return bool(self.unsettled)
 
-    def _pause(self, uow: UnitOfWork, since: float) -> None:
-        """Let writers take their turn, where they wait for the lock; nobody may be seen who cannot get it."""
+    def _pause(self, uow: UnitOfWork, held: float) -> None:
+        """Let writers take their turn, where they wait for the lock.
+
+        Who never got it is not noticed. So there is a pause alone, too, and ours ask again every millisecond.
+        """
         pause = uow.settings.chunk_pause.total_seconds()
         if self.in_company:
             time.sleep(pause)
         elif not uow.catalog.others_write_meanwhile:
-            time.sleep(max(0.0, since + pause - time.monotonic()))
+            time.sleep(min(pause, held / 20))
 
     def _fitting(self, uow: UnitOfWork, seconds: float) -> int:
         """Rows of the next chunk, after one that took so long."""
