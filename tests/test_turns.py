@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -48,9 +49,56 @@ def test_a_newcomer_does_not_overtake() -> None:
     assert turns.acquire(0)
 
 
-def test_giving_up_leaves_the_queue_and_loses_no_permit() -> None:
+def write_on(turns: Turns, until: Callable[[], bool]) -> int:
+    """Take the permit again and again, at once; how often before something holds."""
+    for taken in range(10**9):
+        assert turns.acquire(10)
+        try:
+            if until():
+                return taken
+        finally:
+            turns.release()
+    raise AssertionError
+
+
+def taken_before_the_other(stint: float) -> int:
+    """How often a thread that comes back at once takes the permit while another one waits for it."""
+    turns, served = Turns(1, stint), list[int]()
+    write_on(turns, iter([False, True]).__next__)  # it is known by now for one that comes back
+    assert turns.acquire(0)
+    threads = start_waiting(turns, 1, served)
+    turns.release()
+    taken = write_on(turns, lambda: served == [0])
+    threads[0].join()
+    return taken
+
+
+def test_a_thread_that_comes_back_at_once_goes_on_for_a_stint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another one waits it is served several times, and then the other one is; without a stint it is not."""
+    monkeypatch.setattr("consensus_orm.turns.AT_ONCE", 60)
+    assert {taken_before_the_other(0) for _ in range(10)} == {0}
+    started = time.monotonic()
+    assert max(taken_before_the_other(0.5) for _ in range(10)) > 1
+    assert time.monotonic() - started < 30, "the other one waits no longer than the stint"
+
+
+def test_who_was_expected_back_and_stays_away_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permit given back in a stint is there for whoever waits, though nobody hands it over."""
+    monkeypatch.setattr("consensus_orm.turns.AT_ONCE", 60)
+    turns, served = Turns(1, 60.0), list[int]()
+    write_on(turns, iter([False, True]).__next__)
+    assert turns.acquire(0)
+    threads = start_waiting(turns, 3, served)
+    turns.release()
+    for thread in threads:
+        thread.join(10)
+    assert served == [0, 1, 2]
+
+
+@pytest.mark.parametrize("stint", [0.0, 0.001])
+def test_giving_up_leaves_the_queue_and_loses_no_permit(stint: float) -> None:
     """Threads that time out while permits come and go neither keep a place nor a permit."""
-    turns, taken = Turns(2), [0]
+    turns, taken = Turns(2, stint), [0]
     most, lock = [0], threading.Lock()
 
     def run(number: int) -> None:
