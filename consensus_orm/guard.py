@@ -9,8 +9,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
-from sqlalchemy import Connection, ExceptionContext, event
+from sqlalchemy import Connection, Engine, ExceptionContext, event
 
 from consensus_orm import errors
 from consensus_orm.mapping import Mapping
@@ -45,6 +46,9 @@ _NAMED_SECOND = {
     sqlite3.SQLITE_DROP_INDEX,
 }
 """Actions on a table, by the argument that names it."""
+
+_EXPLAINED: WeakSet[Engine] = WeakSet()
+"""Engines whose errors are explained. `event.contains` knows them by their id, which a later engine may have again."""
 
 _PRAGMAS = {"query_only", "writable_schema", "foreign_keys", "ignore_check_constraints", "recursive_triggers"}
 """Pragmas by which a statement would get past what the unit of work relies on."""
@@ -93,7 +97,8 @@ class Guard:
                 require_transaction(driver)
 
         event.listen(connection, "before_cursor_execute", require)
-        if not event.contains(connection.engine, "handle_error", _explain):
+        if connection.engine not in _EXPLAINED:
+            _EXPLAINED.add(connection.engine)
             event.listen(connection.engine, "handle_error", _explain, retval=True)
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:

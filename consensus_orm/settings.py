@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     chunk_rows: int = Field(default=1000, ge=1, le=100_000)
     """Most rows carried in one transaction of the backfill; on a server 20 times as many where nobody else writes."""
     chunk_pause: Duration = timedelta(milliseconds=2)
-    """Pause between two chunks, so that writers get their turn; shorter where nobody else writes."""
+    """Pause between two chunks, so that writers get their turn; a quarter of it where nobody else writes."""
 
     retry_attempts: int = Field(default=6, ge=1)
     """Tries of a unit of work, the first included."""

@@ -479,6 +479,7 @@ def test_read_only_file(tmp_path_factory: pytest.TempPathFactory) -> None:
 # Long work ------------------------------------------------------------------------------------------------
 
 SLOW = {"CONSENSUS_ORM_CHUNK_ROWS": "1", "CONSENSUS_ORM_CHUNK_PAUSE": "0.02"}
+SLOW_ALONE = SLOW | {"CONSENSUS_ORM_CHUNK_PAUSE": "0.08"}
 
 
 def _dual_write_with_rows(path: Path, rows: int) -> None:
@@ -500,7 +501,7 @@ def _checkpoint(path: Path) -> int:
 def test_ctrl_c_leaves_the_last_finished_chunk_and_says_how_to_go_on(path: Path, run: Run) -> None:
     """Interrupted, the backfill ends with 130 and one line; the command that line names finishes it."""
     _dual_write_with_rows(path, 300)
-    again = _interrupted(["--url", str(path), "backfill"], lambda: _checkpoint(path) >= 5, **SLOW)
+    again = _interrupted(["--url", str(path), "backfill"], lambda: _checkpoint(path) >= 5, **SLOW_ALONE)
     assert 5 <= _checkpoint(path) < 300
     assert CliRunner().invoke(main, again).exit_code == 0
     run("verify", code=0)
@@ -590,14 +591,14 @@ def _on_a_terminal(words: list[str], **env: str) -> tuple[bytes, bytes]:
 def test_progress_is_shown_on_a_terminal_only(path: Path) -> None:
     """A bar with rate and time left on stderr; never with --json, never in what stdout holds."""
     _dual_write_with_rows(path, 60)
-    out, seen = _on_a_terminal(["--url", str(path), "backfill"], **SLOW)
+    out, seen = _on_a_terminal(["--url", str(path), "backfill"], **SLOW_ALONE)
     assert b"artifacts" in seen
     assert b"a second" in seen
     assert b"left" in seen
     assert b"\x1b" not in out
     for words in (["rollback"], ["advance"]):
         assert CliRunner().invoke(main, ["--url", str(path), *words]).exit_code == 0
-    out, seen = _on_a_terminal(["--url", str(path), "backfill", "--json"], **SLOW)
+    out, seen = _on_a_terminal(["--url", str(path), "backfill", "--json"], **SLOW_ALONE)
     assert seen == b""
     assert json.loads(out)["rows"] > 60
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -394,3 +395,23 @@ def test_a_unit_without_a_session_is_not_slowed_by_a_guard(
         assert uow._guard is None
 
     assert not queries.mentioning("savepoint")
+
+
+def test_an_engine_in_the_place_of_an_earlier_one_is_explained_too(tmp_path: Path) -> None:
+    """Events are told apart by the address of their engine, which a later one may have again."""
+    places: set[int] = set()
+    kept = []
+    again = 0
+    for number in range(2000):
+        with ConsensusStore.open(tmp_path / "consensus.db") as store:
+            again += id(store.engine) in places
+            places.add(id(store.engine))
+            with pytest.raises(UnmirroredWriteError), store.unit_of_work() as uow:
+                uow.session.execute(text("DELETE FROM agent_outputs"))
+            kept.append(store.engine.dialect.dispatch.handle_error)
+        del store, uow
+        if number % 3 == 0:
+            gc.collect()
+        if again == 3:
+            return
+    pytest.skip("no engine was put where an earlier one had been")

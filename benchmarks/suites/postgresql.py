@@ -373,7 +373,7 @@ def _backfilled(url: str, rows: int, **settings: Any) -> dict[str, float]:
 
 @BACKFILL.case(1000, 20_000)
 def our_chunks(bench: Bench, chunk: int) -> Iterator[Work]:
-    """consensus_orm, compared, at most {} rows in a chunk"""
+    """consensus_orm, compared, CHUNK_ROWS={}, of which alone 20 times as many may go in one transaction"""
     with _template(bench, Phase.DUAL_WRITE) as template:
 
         def work(round_: int) -> dict[str, float]:

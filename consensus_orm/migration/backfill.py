@@ -190,8 +190,7 @@ class _Chunks:
             if drained >= CHANGES_IN_ONE_TRANSACTION:
                 return True
             chunk, done = self._carry(uow)
-        held = time.monotonic() - begun
-        self.size = self._fitting(uow, held)
+        self.size = self._fitting(uow, time.monotonic() - begun)
         if chunk is not None:
             uow._tell(BackfillEvent(self.pair.name, chunk.rows))
             self.unsettled.append(chunk)
@@ -199,19 +198,13 @@ class _Chunks:
         self._compare(chunk)
         self.log.before_next()
         self._tell(done)
-        self._pause(uow, held)
+        self._pause(uow)
         return bool(self.unsettled)
 
-    def _pause(self, uow: UnitOfWork, held: float) -> None:
-        """Let writers take their turn, where they wait for the lock.
-
-        Who never got it is not noticed. So there is a pause alone, too, and ours ask again every millisecond.
-        """
+    def _pause(self, uow: UnitOfWork) -> None:
+        """Let writers take their turn; alone a little, too, because who never got it is not noticed."""
         pause = uow.settings.chunk_pause.total_seconds()
-        if self.in_company:
-            time.sleep(pause)
-        elif not uow.catalog.others_write_meanwhile:
-            time.sleep(min(pause, held / 20))
+        time.sleep(pause if self.in_company else pause / 4)
 
     def _fitting(self, uow: UnitOfWork, seconds: float) -> int:
         """Rows of the next chunk, after one that took so long."""
