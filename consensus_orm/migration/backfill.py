@@ -68,7 +68,8 @@ def backfill(
     with writing() as uow:
         require_dual_write(uow.phase)
         pairs = uow.statements.mapping.pairs
-    with checkpoints.beside(uow.engine) as log, _second_thread(uow) as comparing:
+        comparing_thread = _second_thread(uow)
+    with checkpoints.beside(uow.engine) as log, comparing_thread as comparing:
         for pair in pairs:
             _print_statements(uow.statements, pair)
             chunk = _Chunks(reading, writing, log, comparing, pair, progress)
@@ -83,9 +84,11 @@ def backfill(
 
 
 def _second_thread(uow: UnitOfWork) -> contextlib.AbstractContextManager[ThreadPoolExecutor | None]:
-    """A thread that compares, where it finds a connection while the work keeps its own."""
+    """A thread that compares, where it has a connection of its own and does not keep the work from committing."""
     several = uow.engine.pool.size() > 1  # type: ignore[attr-defined]
-    return ThreadPoolExecutor(1, "consensus_orm-backfill") if several else contextlib.nullcontext()
+    if several and not uow.catalog.keeps_writers_waiting(uow):
+        return ThreadPoolExecutor(1, "consensus_orm-backfill")
+    return contextlib.nullcontext()
 
 
 def _print_statements(statements: Statements, pair: Pair) -> None:
