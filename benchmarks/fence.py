@@ -34,6 +34,8 @@ DROP SCHEMA IF EXISTS fence_benchmark CASCADE;
 CREATE SCHEMA fence_benchmark;
 CREATE TABLE state (id integer PRIMARY KEY, phase integer NOT NULL, epoch integer NOT NULL);
 INSERT INTO state VALUES (1, 1, 1);
+CREATE TABLE turnstile (id integer PRIMARY KEY);
+INSERT INTO turnstile VALUES (1);
 CREATE TABLE written (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, epoch integer NOT NULL,
     payload text NOT NULL, xid xid8 NOT NULL DEFAULT pg_current_xact_id());
 CREATE TABLE flips (epoch integer PRIMARY KEY, snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot());
@@ -71,10 +73,14 @@ class Fence:
 READ = b"SELECT phase, epoch FROM state WHERE id = 1"
 EXCLUSIVE = b"LOCK TABLE state IN EXCLUSIVE MODE"
 ROW_SHARE = b"LOCK TABLE state IN ROW SHARE MODE"
+LOCKED = b"SELECT FROM turnstile FOR UPDATE"
+TURNSTILE = (b"SAVEPOINT t", b"SELECT FROM turnstile FOR KEY SHARE", b"ROLLBACK TO SAVEPOINT t")
 
 FENCES = (
     Fence("none", (READ,)),
     Fence("FOR SHARE", (READ + b" FOR SHARE",)),
+    Fence("FOR KEY SHARE", (READ + b" FOR KEY SHARE",), READ + b" FOR UPDATE"),
+    Fence("KEY SHARE, turnstile", (*TURNSTILE, READ + b" FOR KEY SHARE"), b"; ".join((LOCKED, READ + b" FOR UPDATE"))),
     Fence("LOCK TABLE", (ROW_SHARE, READ), EXCLUSIVE),
     Fence("LOCK TABLE, one by one", (ROW_SHARE, READ), EXCLUSIVE, round_trips=True),
     Fence("advisory", (b"SELECT pg_advisory_xact_lock_shared(1)", READ), b"SELECT pg_advisory_xact_lock(1)"),

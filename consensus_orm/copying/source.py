@@ -22,6 +22,7 @@ from consensus_orm.copying.tables import EXECUTIONS, Copied
 from consensus_orm.copying.values import cell, plain
 from consensus_orm.driver import Cursor, Driver, Parameters
 from consensus_orm.engine import checkout, database_path, driver, source_of, translate, translated
+from consensus_orm.lock import Lock
 from consensus_orm.phase import Phase
 from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work import UnitOfWork
@@ -222,26 +223,19 @@ class ServerSource(Source):
     def _keep_out(self, stack: contextlib.ExitStack) -> Callable[[], object]:
         other = self.engine.pool.source.connect()  # type: ignore[attr-defined]
         stack.callback(other.close)
-        other.execute("BEGIN")
-        for statement in self._locks():
-            other.execute(statement)
+        other.begin_unit(Lock.WRITE)  # first, as our own writers do
+        there = self.catalog.tables(self)
+        if "consensus_orm_state" in there:
+            other.hold(Lock.FLIP)
+        mapping = self.statements.mapping
+        names = {t.name for pair in mapping.pairs for t in (pair.table, pair.legacy_table)}
+        names |= {parent.table.name for parent in mapping.parents} | {EXECUTIONS.name}
+        other.keep_out(names & there)
         return other.rollback  # type: ignore[no-any-return]
 
     def _begin_snapshot(self) -> None:
         self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         self._rows("SELECT 1")  # the first look takes the snapshot
-
-    def _locks(self) -> Iterator[str]:
-        there = self.catalog.tables(self)
-        if "consensus_orm_state" in there:
-            yield "LOCK TABLE consensus_orm_state IN EXCLUSIVE MODE"  # first, as our own writers do
-        mapping = self.statements.mapping
-        names = {t.name for p in mapping.pairs for t in (p.table, p.legacy_table)} | {
-            p.table.name for p in mapping.parents
-        }
-        if found := sorted((names | {EXECUTIONS.name}) & there):
-            quoted = ", ".join(f'"{name}"' for name in found)
-            yield f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE"
 
 
 @contextlib.contextmanager

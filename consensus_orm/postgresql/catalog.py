@@ -70,9 +70,8 @@ class PostgresCatalog(Catalog):
     def keep_out(self, uow: UnitOfWork) -> None:
         """Keep every writer, also those of other programs, out of the mapped tables until the end."""
         names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
-        if there := sorted(self.tables(uow) & names):
-            quoted = ", ".join(f'"{name}"' for name in there)
-            uow._execute(f"LOCK TABLE {quoted} IN SHARE ROW EXCLUSIVE MODE")
+        connection: Any = uow._connected
+        connection.keep_out(self.tables(uow) & names)
 
     def begin_scan(self, uow: UnitOfWork, others: Sequence[UnitOfWork] = ()) -> None:
         """Let others see the snapshot of a unit of work, and plan for the rows there are: a range holds many.

@@ -1,8 +1,7 @@
 """Connections to a server: how one is opened, how it begins a transaction, and how it is known to have committed.
 
-Transactions are begun here, as on SQLite: one message begins the transaction, takes the lock of the unit of work on
-the table of the phase, and reads the phase. The lock comes before the first look at any row, so that what is seen
-is not older than the lock (at REPEATABLE READ a lock taken later would leave the old phase in sight; tried).
+Transactions are begun here, as on SQLite: one message begins the transaction, takes the lock of the unit of work
+(`consensus_orm.postgresql.fence`), and reads the phase.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
 import psycopg
@@ -27,9 +26,11 @@ from consensus_orm.driver import Parameters
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Mapping as Declaration
 from consensus_orm.pool import Pool
+from consensus_orm.postgresql.fence import REFUSALS, ROWS, TABLES, Fence
 from consensus_orm.postgresql.guard import ServerGuard
 from consensus_orm.postgresql.parameters import bindable, spelled
-from consensus_orm.settings import Isolation, Settings
+from consensus_orm.postgresql.triggers import INSTALLED
+from consensus_orm.settings import Settings
 
 __all__ = ["ServerConnection", "ServerPool", "ServerSource"]
 
@@ -43,24 +44,7 @@ MOST_PATIENCE = 2000
 """That of its later tries, each twice as long as the one before: an autovacuum gives way only to who waits for
 deadlock_timeout (1 s)."""
 
-_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
-_MODES = {Lock.WRITE: "ROW SHARE", Lock.CARRY: "SHARE UPDATE EXCLUSIVE", Lock.FLIP: "EXCLUSIVE"}
-"""Table locks (postgresql.org/docs/current/explicit-locking.html): only ROW SHARE and weaker ones go together with
-SHARE UPDATE EXCLUSIVE, which excludes itself, and with EXCLUSIVE none that a writer takes. Measured against FOR SHARE
-on the row, which lets writers overtake a waiting flip, and against advisory locks (benchmarks/fence.py)."""
-
-
-def _begin(lock: Lock, isolation: Isolation, patience: int = FLIP_PATIENCE) -> bytes:
-    if lock is Lock.NONE:
-        return _READ.encode()
-    limit = f" SET LOCAL lock_timeout = {patience};" if lock is Lock.FLIP else ""
-    limit += "" if lock is Lock.WRITE else " SET LOCAL plan_cache_mode = auto;"
-    by = "repository" if lock is Lock.WRITE else "carrier"
-    return (
-        f"BEGIN ISOLATION LEVEL {isolation.sql};{limit} LOCK TABLE consensus_orm_state IN {_MODES[lock]} MODE;"
-        f" SELECT phase, epoch, CAST(pg_current_xact_id() AS TEXT), set_config('consensus_orm.by', '{by}', true)"
-        " FROM consensus_orm_state WHERE id = 1"
-    ).encode()
+_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
 
 class ServerConnection(psycopg.Connection[Any]):
@@ -73,7 +57,8 @@ class ServerConnection(psycopg.Connection[Any]):
     """When the server last began without knowing what it had not written down: at a crash, or at first."""
     _phase: tuple[Any, ...] | None = None
     _transaction: str | None = None
-    """The number of the transaction of a unit of work, by which the server knows how it ended."""
+    """The number of the transaction of a unit of work that writes, by which the server knows how it ended; '' where
+    it knows none."""
     _lock = Lock.NONE
     _fresh = False
     """Whether a unit of work has begun and nothing else was sent."""
@@ -100,11 +85,19 @@ class ServerConnection(psycopg.Connection[Any]):
     def begin_unit(self, lock: Lock) -> None:
         """Begin the transaction of a unit of work: lock and phase come with the same message."""
         self._phase, self._transaction, self._lock = None, None, lock
+        fence = self.source.fence
         try:
             result = self._send(self.source.begin_with(lock))
         except psycopg.errors.UndefinedTable:
             self.rollback()
             self.begin(write=lock is not Lock.NONE)
+            return
+        except REFUSALS as refused:
+            self.rollback()
+            if fence is ROWS:
+                raise
+            self.source.lock_rows(self, refused)
+            self.begin_unit(lock)
             return
         except BaseException:
             self.rollback()
@@ -112,12 +105,14 @@ class ServerConnection(psycopg.Connection[Any]):
         if result.ntuples:
             phase, epoch, *more = (result.get_value(0, column) for column in range(result.nfields))
             self._phase = int(phase or 0), int(epoch or 0)
-            self._transaction = more[0].decode() if more and more[0] else None
+            self._transaction = (more[0] or b"").decode() if more else None
         self._fresh = True
 
     def others_wrote(self) -> bool:
-        """Whether the server gave numbers of transactions to others since this was asked last."""
-        before, self.source.seen = self.source.seen, int(self._transaction or 0)
+        """Whether the server gave numbers of transactions to others since this was asked last; yes without numbers."""
+        if not self._transaction:
+            return True
+        before, self.source.seen = self.source.seen, int(self._transaction)
         return before is not None and self.source.seen > before + 1
 
     def _send(self, commands: bytes) -> PGresult:
@@ -138,7 +133,14 @@ class ServerConnection(psycopg.Connection[Any]):
 
     def hold(self, lock: Lock) -> None:
         """Take a stronger lock within the transaction."""
-        self.execute(f"LOCK TABLE consensus_orm_state IN {_MODES[lock]} MODE")
+        self.execute(self.source.fence.hold(lock))
+
+    def keep_out(self, tables: Collection[str]) -> None:
+        """Keep writers, also those of other programs, out of tables until the transaction ends."""
+        if tables:
+            ours = self.execute(INSTALLED).fetchall()
+            for statement in self.source.fence.keep_out(tables, ours):
+                self.execute(statement)
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
@@ -234,7 +236,8 @@ class ServerConnection(psycopg.Connection[Any]):
         try:
             self._send(b"COMMIT")
         except psycopg.OperationalError as error:
-            lost = self.pgconn.status != ConnStatus.OK
+            said = isinstance(error, psycopg.errors.StatementCompletionUnknown)
+            lost = said or self.pgconn.status != ConnStatus.OK
             if self._transaction is None or not lost:
                 raise
             if not self.source.has_committed(self._transaction, self.server_since, error):
@@ -287,18 +290,56 @@ class ServerSource:
         """How many flips were begun since one was committed."""
         self.seen: int | None = None
         """The number of the transaction in which it was asked last whether others wrote."""
-        self._begin = {lock: _begin(lock, settings.isolation) for lock in Lock}
+        self.fence = TABLES
         self.connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self.writing_thread = threading.get_ident()
         (_, self._arguments) = PGDialect_psycopg().create_connect_args(url)  # type: ignore[no-untyped-call]
 
+    @property
+    def fence(self) -> Fence:
+        """What keeps a change of the phase and writers apart."""
+        return self._fence
+
+    @fence.setter
+    def fence(self, fence: Fence) -> None:
+        self._fence = fence
+        self._begin = {lock: fence.begin(lock, self.settings.isolation, None) for lock in Lock if lock}
+
     def begin_with(self, lock: Lock) -> bytes:
         """What begins a unit of work; each flip is more patient than the one before that did not come through."""
+        if lock is Lock.NONE:
+            return _READ
         if lock is not Lock.FLIP:
             return self._begin[lock]
         self.flips += 1
         patience = min(FLIP_PATIENCE * 2 ** (self.flips - 1), MOST_PATIENCE)
-        return _begin(lock, self.settings.isolation, patience)
+        return self.fence.begin(lock, self.settings.isolation, patience)
+
+    def lock_rows(self, connection: ServerConnection, refused: psycopg.Error) -> None:
+        """Let the fence be a lock on a row from now on, where the server has no locks on tables.
+
+        Args:
+            connection: In no transaction.
+            refused: What it said to a lock on a table.
+
+        Raises:
+            MigrationError: It takes some of the locks on tables. Programs would then use different fences.
+        """
+        for lock in self._begin:
+            try:
+                connection._send(TABLES.begin(lock, self.settings.isolation, FLIP_PATIENCE))
+            except REFUSALS:
+                continue
+            except psycopg.errors.LockNotAvailable:
+                pass
+            finally:
+                connection.rollback()
+            raise errors.MigrationError(
+                "this server takes some locks on tables and refuses others, so a change of the phase cannot be kept"
+                " apart from writers",
+                hint="use PostgreSQL, or an engine that takes all of them or none",
+            ) from refused
+        self.fence = ROWS
 
     def connect(self) -> Any:
         """Open a connection.
@@ -318,8 +359,10 @@ class ServerSource:
         connection.execute(f"SET lock_timeout = {milliseconds}; SET client_encoding = 'UTF8'; SET datestyle = 'ISO'")
         # A temporary table of one of our names would take the place of ours.
         path = "set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
-        began: Any = connection.execute(f"SELECT stats_reset, {path} FROM pg_stat_bgwriter")
-        connection.server_since = began.fetchone()[0]
+        with contextlib.suppress(psycopg.errors.UndefinedTable):
+            began: Any = connection.execute("SELECT stats_reset FROM pg_stat_bgwriter")
+            connection.server_since = began.fetchone()[0]
+        connection.execute(f"SELECT {path}")
         self.connections.add(connection)
         return connection
 
@@ -348,7 +391,7 @@ class ServerSource:
         another transaction, while what was not committed under a number never was.
 
         Args:
-            transaction: Its number.
+            transaction: Its number; '' where it had none.
             since: The `server_since` of its connection.
             cause: How the connection was lost.
 
@@ -356,8 +399,11 @@ class ServerSource:
             Whether it was committed.
 
         Raises:
-            CommitUncertainError: Nobody could say in time, or the server has crashed and says "committed".
+            CommitUncertainError: Nobody could say in time, or the server has crashed and says "committed", or does
+                not tell.
         """
+        if not transaction:
+            raise errors.CommitUncertainError from cause
         deadline = time.monotonic() + self.settings.retry_budget.total_seconds()
         while time.monotonic() < deadline:
             with contextlib.suppress(psycopg.OperationalError):
@@ -377,7 +423,7 @@ class ServerSource:
             status = "aborted"
         finally:
             connection.close()
-        return status, connection.server_since == since
+        return status, since is not None and connection.server_since == since
 
 
 class ServerPool(Pool):

@@ -273,8 +273,7 @@ def know_normalized_only(pipe: Connection, url: str, folder: Path, name: str) ->
 
     def step(connection: psycopg.Connection[tuple[int]], token: str) -> bool:
         with connection.transaction():
-            connection.execute("LOCK TABLE consensus_orm_state IN ROW SHARE MODE")
-            (phase,) = one(connection.execute("SELECT phase FROM consensus_orm_state"))
+            (phase,) = one(connection.execute("SELECT phase FROM consensus_orm_state FOR KEY SHARE"))
             if not Phase(phase).compares:
                 return False  # before, nobody looks at what is there; after, it would be the truth at once
             (run,) = one(

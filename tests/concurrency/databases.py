@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from psycopg import sql
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.settings import Settings
-from tests import servers
+from tests import engines, servers
 from tests.concurrency.files import bring
 from tests.field import server as field
 
@@ -62,19 +62,21 @@ def made(url: str, phase: Phase, change: Change | None = None) -> None:
 
 
 @contextlib.contextmanager
-def in_phase(phase: Phase, change: Change | None = None) -> Iterator[str]:
+def in_phase(phase: Phase, change: Change | None = None, *, lacking: Sequence[bytes] = ()) -> Iterator[str]:
     """A database of the shared server with the common rows, in a phase; a clone of one that is made once.
 
     Args:
         phase: The phase.
         change: Done to the one that is cloned.
+        lacking: Words that the engine it is reached through does not know.
 
     Returns:
         Its URL.
     """
     name = f"hostile_{phase.name.lower()}{'_' + change.__name__ if change else ''}"
-    with servers.database(servers.template(name, partial(made, phase=phase, change=change))) as url:
-        yield url
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(servers.database(servers.template(name, partial(made, phase=phase, change=change))))
+        yield stack.enter_context(engines.lacking(url, *lacking)) if lacking else url
 
 
 def connect(url: str, **options: Any) -> psycopg.Connection[Any]:

@@ -6,9 +6,10 @@ Other programs are plain psycopg; they know one side only, and nothing of this p
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -17,14 +18,13 @@ import pytest
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import DatabaseBusyError, GateClosedError
 from consensus_orm.settings import Settings
-from tests.concurrency import actors, clients
+from tests.concurrency import actors, clients, databases
 from tests.concurrency.databases import (
     SETTINGS,
     assert_sides_agree,
     assert_sound,
     connect,
     flips,
-    in_phase,
     legacy,
     normalized,
     phase_of,
@@ -32,8 +32,17 @@ from tests.concurrency.databases import (
     settings,
 )
 from tests.concurrency.processes import Child, start
+from tests.engines import TABLE_LOCKS_AND_NUMBERS
+
+InPhase = Callable[..., contextlib.AbstractContextManager[str]]
 
 INSERT = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('RAW', 's', 'raw', %s)"
+
+
+@pytest.fixture(params=[(), TABLE_LOCKS_AND_NUMBERS], ids=["table locks", "row locks"])
+def in_phase(request: pytest.FixtureRequest) -> InPhase:
+    """Databases of a server that locks tables, and of an engine that only locks rows."""
+    return functools.partial(databases.in_phase, lacking=request.param)
 
 
 def ready(url: str) -> None:
@@ -91,7 +100,7 @@ def flipper(url: str, method: str, folder: Path, **more: str) -> Child:
 # Who reads -----------------------------------------------------------------------------------------------------
 
 
-def test_a_flip_waits_for_nobody_who_reads(tmp_path: Path) -> None:
+def test_a_flip_waits_for_nobody_who_reads(in_phase: InPhase, tmp_path: Path) -> None:
     """A read-only unit of work across a flip holds up none of them, there and back, and reads on what it read."""
     with in_phase(Phase.EXPAND) as url, ConsensusStore.open(url, settings=settings(tmp_path)) as store:
         migration = store.migration
@@ -121,7 +130,9 @@ NAMES = [f"{phase.name.lower()}-{method}" for phase, method in STEPS]
 
 
 @pytest.mark.parametrize(("phase", "method"), STEPS, ids=NAMES)
-def test_a_long_unit_of_work_keeps_the_flip_waiting_and_nobody_else(tmp_path: Path, phase: Phase, method: str) -> None:
+def test_a_long_unit_of_work_keeps_the_flip_waiting_and_nobody_else(
+    in_phase: InPhase, tmp_path: Path, phase: Phase, method: str
+) -> None:
     """While one unit of work stays open and a flip tries, others write; then it flips, and nothing is lost."""
     with in_phase(phase, ready) as url, ConsensusStore.open(url, settings=SETTINGS) as store:
         with store.unit_of_work() as uow, writing_beside(url) as ids:
@@ -141,7 +152,7 @@ def test_a_long_unit_of_work_keeps_the_flip_waiting_and_nobody_else(tmp_path: Pa
             assert_sides_agree(url)
 
 
-def test_a_flip_gives_up_in_bounded_time_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_flip_gives_up_in_bounded_time_and_changes_nothing(in_phase: InPhase, tmp_path: Path) -> None:
     """Against a unit of work that does not end, a flip fails with an error that may be tried again."""
     with in_phase(Phase.DUAL_WRITE, ready) as url, ConsensusStore.open(url, settings=SETTINGS) as holder:
         with holder.unit_of_work():
@@ -154,13 +165,13 @@ def test_a_flip_gives_up_in_bounded_time_and_changes_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("phase", "method"), STEPS, ids=NAMES)
-def test_of_two_flips_at_once_one_is_taken(tmp_path: Path, phase: Phase, method: str) -> None:
+def test_of_two_flips_at_once_one_is_taken(in_phase: InPhase, tmp_path: Path, phase: Phase, method: str) -> None:
     """Two processes take the same step at once: one takes it, the other is told, and the audit has one entry."""
     with in_phase(phase, ready) as url:
         before = flips(url)
         children = [flipper(url, method, tmp_path) for _ in range(2)]
         with connect(url) as connection, connection.transaction():
-            connection.execute("LOCK TABLE consensus_orm_state IN ROW SHARE MODE")
+            connection.execute("SELECT phase FROM consensus_orm_state FOR KEY SHARE")
             for child in children:
                 child.tell()
             time.sleep(0.1)  # both have read the phase by now, and wait
@@ -170,7 +181,7 @@ def test_of_two_flips_at_once_one_is_taken(tmp_path: Path, phase: Phase, method:
         assert len(flips(url)) == len(before) + 1, told
         loser, winner = told
         assert winner[0] == "ok"
-        assert loser[0] in ("PhaseChangedError", "GateClosedError"), told
+        assert loser[0] in ("PhaseChangedError", "GateClosedError"), loser[1]
 
 
 # Programs that know one side only --------------------------------------------------------------------------------
@@ -180,7 +191,9 @@ WRITTEN = [(phase, method) for phase, method in STEPS if phase.writes_legacy]
 
 
 @pytest.mark.parametrize(("phase", "method"), WRITTEN, ids=[f"{p.name.lower()}-{m}" for p, m in WRITTEN])
-def test_a_program_that_has_written_keeps_the_flip_waiting(tmp_path: Path, phase: Phase, method: str) -> None:
+def test_a_program_that_has_written_keeps_the_flip_waiting(
+    in_phase: InPhase, tmp_path: Path, phase: Phase, method: str
+) -> None:
     """A row that another program wrote under a phase, and commits while a flip tries, is on both sides in the end."""
     with in_phase(phase, ready) as url:
         with writing_beside(url) as ids, connect(url) as program, program.transaction():
@@ -200,7 +213,9 @@ def test_a_program_that_has_written_keeps_the_flip_waiting(tmp_path: Path, phase
 
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "SERIALIZABLE"])
 @pytest.mark.parametrize("phase", [Phase.EXPAND, Phase.DUAL_WRITE, Phase.CUTOVER])
-def test_a_program_that_began_before_the_flip_and_writes_after_it_is_noticed(phase: Phase, isolation: str) -> None:
+def test_a_program_that_began_before_the_flip_and_writes_after_it_is_noticed(
+    in_phase: InPhase, phase: Phase, isolation: str
+) -> None:
     """However old its snapshot is: its row is carried, or it is told that the table is frozen."""
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(in_phase(phase, ready))
@@ -258,7 +273,7 @@ def grown(url: str) -> None:
         store.migration.advance(Phase.DUAL_WRITE)
 
 
-def test_two_backfills_at_once_carry_each_row_once() -> None:
+def test_two_backfills_at_once_carry_each_row_once(in_phase: InPhase) -> None:
     """Both come to their end, every row is on both sides, and a third one finds nothing to do."""
     with in_phase(Phase.EXPAND, grown) as url:
         children = [start(clients.backfill, url) for _ in range(2)]
@@ -272,7 +287,7 @@ def test_two_backfills_at_once_carry_each_row_once() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_deleted_row_comes_back_from_a_backfill(seed: int) -> None:
+def test_no_deleted_row_comes_back_from_a_backfill(in_phase: InPhase, seed: int) -> None:
     """Rows that we and other programs delete while the backfill runs are gone from both sides, and only those."""
     with in_phase(Phase.EXPAND, grown) as url:
         before = {row[0]: row for row in legacy(url)["artifacts"]}
@@ -292,7 +307,7 @@ def test_no_deleted_row_comes_back_from_a_backfill(seed: int) -> None:
         assert after == {key: row for key, row in before.items() if key not in gone}
 
 
-def test_writers_beside_a_backfill_are_carried_once() -> None:
+def test_writers_beside_a_backfill_are_carried_once(in_phase: InPhase) -> None:
     """Units of work and another program write into the same runs while they are carried."""
     with in_phase(Phase.EXPAND, grown) as url:
         writers = [start(clients.add_to_runs, url, seed) for seed in range(2)]
@@ -313,7 +328,7 @@ def test_writers_beside_a_backfill_are_carried_once() -> None:
             assert all(contents.count(name) == 1 for name in names)
 
 
-def test_a_busy_flip_can_be_tried_again() -> None:
+def test_a_busy_flip_can_be_tried_again(in_phase: InPhase) -> None:
     """What a flip raises when it gives up is transient, and nothing of it stays."""
     with (
         in_phase(Phase.CUTOVER, ready) as url,

@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from consensus_orm import Phase
 from tests.concurrency import clients
 from tests.concurrency.databases import assert_sides_agree, assert_sound, flips, made, query
 from tests.concurrency.processes import acknowledged, start, wait_for
+from tests.engines import TABLE_LOCKS_AND_NUMBERS, lacking
 from tests.servers import Server
 
 SECONDS = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "20")
@@ -49,18 +50,22 @@ def some_flips(url: str) -> bool:
 
 
 @pytest.mark.timeout(SECONDS * 5 + 240)
-@pytest.mark.parametrize("treatment", [left_alone, restarted], ids=["server left alone", "server restarted"])
+@pytest.mark.parametrize(
+    ("treatment", "refused"),
+    [(left_alone, ()), (restarted, ()), (restarted, TABLE_LOCKS_AND_NUMBERS)],
+    ids=["server left alone", "server restarted", "engine without table locks restarted"],
+)
 def test_writers_lose_nothing_while_phases_go_back_and_forth(
-    tmp_path: Path, treatment: Callable[[Server, float, random.Random], int]
+    tmp_path: Path, treatment: Callable[[Server, float, random.Random], int], refused: Sequence[bytes]
 ) -> None:
     """Each acknowledged unit of work of 4 processes is there exactly once, on both sides, and nothing else is.
 
     Beside them phases change, the backfill and reconcile run, programs write that know one side, and the server is
     restarted or killed.
     """
-    with Server() as server:
-        url = server.url()
-        made(url, Phase.EXPAND)
+    with Server() as server, lacking(server.url(), *refused) as engine:
+        url = engine if refused else server.url()
+        made(server.url(), Phase.EXPAND)
         writers = [start(clients.write, url, tmp_path, name) for name in WRITERS]
         programs = [start(work, url, tmp_path, name) for name, work in PROGRAMS.items()]
         wanderer = start(clients.wander, url, tmp_path, 1)
