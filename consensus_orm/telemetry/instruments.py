@@ -78,7 +78,8 @@ class Instrument:
 def constants(engine: Engine) -> Attributes:
     """The attributes that stay the same as long as a database is open; no password, no whole URL."""
     path = database_path(engine)
-    name = path.name if path else f"{engine.url.host or ''}/{engine.url.database}"
+    host = engine.url.host or engine.url.query.get("host")
+    name = path.name if path else "/".join(str(part) for part in (host, engine.url.database) if part) or ":memory:"
     return {"db.system.name": engine.dialect.name, "db.client.connection.pool.name": name}
 
 
