@@ -182,7 +182,7 @@ MUTATIONS = (
     ),
     Mutation(
         "PostgreSQL fence: a writer takes no lock",
-        "postgresql/connection.py",
+        "postgresql/fence.py",
         'Lock.WRITE: "ROW SHARE"',
         'Lock.WRITE: "ACCESS SHARE"',
         "fence",

@@ -43,6 +43,7 @@ class Fence(ABC):
         Returns:
             Statements of which the last gives phase, epoch, and the number of the transaction, '' where it has none.
         """
+        isolation = self._isolation(lock, isolation)
         limit = "" if patience is None else f" SET LOCAL lock_timeout = {patience};"
         # Who carries looks at ranges, for which there is no plan to keep.
         plans = "" if lock is Lock.WRITE else " SET LOCAL plan_cache_mode = auto;"
@@ -64,6 +65,9 @@ class Fence(ABC):
         Yields:
             Statements.
         """
+
+    def _isolation(self, lock: Lock, asked: Isolation) -> Isolation:
+        return asked
 
     @abstractmethod
     def _enter(self, lock: Lock, by: str) -> str: ...
@@ -108,6 +112,10 @@ class _Rows(Fence):
         for trigger, table in sorted(triggers):
             if table in wanted:
                 yield f"ALTER TABLE {table} ENABLE TRIGGER {_quoted(trigger)}"
+
+    def _isolation(self, lock: Lock, asked: Isolation) -> Isolation:
+        # A snapshot that is older than the lock would bring back what was deleted while it was waited for.
+        return asked if lock is Lock.WRITE else Isolation.READ_COMMITTED
 
     def _enter(self, lock: Lock, by: str) -> str:
         phase = f"SELECT phase, epoch, '', {by} FROM consensus_orm_state WHERE id = 1 FOR {self._modes[lock]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -24,6 +24,7 @@ from tests.concurrency.databases import (
     normalized,
     query,
 )
+from tests.engines import TABLE_LOCKS_AND_NUMBERS
 
 LEVELS = ["read_committed", "serializable"]
 START = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
@@ -214,12 +215,13 @@ def test_the_first_units_of_work_of_a_run_make_one_run(isolation: str) -> None:
         assert_sound(url)
 
 
+@pytest.mark.parametrize("refused", [(), TABLE_LOCKS_AND_NUMBERS], ids=["table locks", "row locks"])
 @pytest.mark.parametrize("carrier", LEVELS)
 @pytest.mark.parametrize("deleter", LEVELS)
-def test_deletes_beside_a_backfill_leave_nothing_behind(deleter: str, carrier: str) -> None:
+def test_deletes_beside_a_backfill_leave_nothing_behind(deleter: str, carrier: str, refused: Sequence[bytes]) -> None:
     """What is deleted while it is carried is gone from both sides, at whichever level each of them works."""
     with (
-        in_phase(Phase.EXPAND) as url,
+        in_phase(Phase.EXPAND, lacking=refused) as url,
         store_at(url, deleter) as deleting,
         store_at(url, carrier) as store,
     ):
