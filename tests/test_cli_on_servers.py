@@ -89,13 +89,14 @@ def test_what_was_found_is_told_and_repaired(url: str, new_database: Database) -
 
 
 def test_upkeep_by_command(url: str, tmp_path: Path) -> None:
-    """Stats and vacuum work on a server; backup and rehearse say what to do instead."""
+    """Stats, vacuum and rehearse work on a server; backup says what to do instead."""
     call(url, "upgrade")
     assert facts(url, "stats")["tables"]["consensus_artifacts"]["bytes"] > 0
     assert "dead" in call(url, "stats").stdout
     call(url, "vacuum")
     assert "command copy" in call(url, "backup", str(tmp_path / "b.db"), code=1).stderr
-    assert "command copy" in call(url, "rehearse", code=1).stderr
+    assert "\npassed\n" in call(url, "rehearse").stdout
+    assert "rehearsal       passed " in call(url, "status").stdout
 
 
 def test_a_command_before_the_upgrade_says_what_to_run(url: str, new_database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -14,19 +15,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import make_url
 
 from consensus_orm import ConsensusStore, Phase, Side, errors, ledger
 from consensus_orm.cli import look, main
 from consensus_orm.consensus import ARTIFACTS, CONSENSUS
 from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, find, image
 from consensus_orm.rehearsal.course import _Course
+from consensus_orm.rehearsal.looks import FileLook
 from consensus_orm.testing.phases import take_to
-from tests.databases import odd_history
+from tests import servers
+from tests.databases import Database, at, build_legacy, odd_history
 from tests.field import builders
-
-pytestmark = pytest.mark.sqlite
 
 SAMPLE = "consensus_artifacts", "consensus_synthesis"
 
@@ -34,9 +37,16 @@ SAMPLE = "consensus_artifacts", "consensus_synthesis"
 @pytest.fixture(autouse=True)
 def scratch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where temporary folders are made, so that a test sees what is left of them."""
+    servers.shared()  # its folder is made where they were made before
     folder = tmp_path_factory.mktemp("scratch")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evidence for a server is kept in the current folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -48,29 +58,32 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[ConsensusStore]:
-    with ConsensusStore.open(path) as opened:
+def legacy(new_database: Database) -> Database:
+    """A legacy database with the odd rows."""
+    odd_history(new_database.where)
+    return new_database
+
+
+@pytest.fixture
+def empty(new_database: Database) -> Database:
+    """A legacy database without rows."""
+    build_legacy(new_database.where)
+    new_database.script("DELETE FROM consensus_artifacts; DELETE FROM consensus_synthesis")
+    return new_database
+
+
+@pytest.fixture
+def store(legacy: Database) -> Iterator[ConsensusStore]:
+    with ConsensusStore.open(legacy.where) as opened:
         yield opened
 
 
-def run(path: Path, *words: str) -> Result:
-    return CliRunner().invoke(main, ["--url", str(path), *words])
+def run(database: Database, *words: str) -> Result:
+    return CliRunner().invoke(main, ["--url", str(database.where), *words])
 
 
 def contents(folder: Path) -> dict[str, str]:
     return {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in folder.iterdir()}
-
-
-def everything(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """The legacy rows in types and bytes, by an SQL of this test's own."""
-    found = {}
-    with builders.writing(path) as connection:
-        connection.text_factory = bytes
-        for table in SAMPLE:
-            names = [row[1].decode() for row in connection.execute(f"PRAGMA table_info({table})")]
-            cells = ", ".join(f"typeof({name}), quote({name}), hex({name})" for name in names)
-            found[table] = connection.execute(f"SELECT {cells} FROM {table} ORDER BY id").fetchall()
-    return found
 
 
 @pytest.fixture
@@ -82,10 +95,7 @@ def at_the_end(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
         def back(self: _Course) -> None:
             real(self)
-            with builders.writing(self.copy) as connection:
-                for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-                    connection.execute(f'DROP TRIGGER "{name}"')
-                connection.execute(sql)
+            at(self.copy.where).unnoticed(sql)
 
         monkeypatch.setattr(_Course, "_back", back)
 
@@ -109,14 +119,29 @@ def test_from_every_phase(every_phase: ConsensusStore) -> None:
     assert every_phase.migration.phase is began
 
 
-def test_rows_of_the_kept_copy_by_another_sql(store: ConsensusStore, path: Path, tmp_path: Path) -> None:
+def test_rows_of_the_kept_copy_by_another_sql(legacy: Database, tmp_path: Path) -> None:
     """What the proof calls equal is equal for a judge that shares no code with it."""
-    before = everything(path)
+    before = legacy.legacy()
+    with ConsensusStore.open(legacy.where) as store:
+        report = store.migration.rehearse(keep=tmp_path / "kept")
 
-    report = store.migration.rehearse(keep=tmp_path / "kept")
+    with kept_copy(legacy, report) as copy:
+        assert copy.legacy() == before != {}
 
-    assert report.kept is not None
-    assert everything(report.kept) == before
+
+@contextlib.contextmanager
+def kept_copy(original: Database, report: RehearsalReport) -> Iterator[Database]:
+    """The copy that was kept; on a server it is gone when the block ends."""
+    if original.kind == "sqlite":
+        assert report.kept is not None
+        yield at(report.kept)
+        return
+    (name,) = (note.split()[-1] for note in report.notes if note.startswith("the copy stays"))
+    try:
+        yield at(make_url(str(original.where)).set(database=name).render_as_string(hide_password=False))
+    finally:
+        with psycopg.connect(str(original.where), autocommit=True) as admin:
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 
 FAULTS = {
@@ -133,15 +158,20 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_notices(fault: str, path: Path, at_the_end: Callable[[str], None]) -> None:
+ONLY_FILES = ("a type", "a real's last digits")
+"""A column of a server has one type."""
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=[pytest.mark.sqlite] if f in ONLY_FILES else []) for f in FAULTS]
+)
+def test_notices(fault: str, legacy: Database, at_the_end: Callable[[str], None]) -> None:
     """A copy that comes back with anything else than it went with does not pass, and the table is named."""
     if fault.startswith("a real"):
-        with builders.writing(path) as connection:
-            connection.execute("UPDATE consensus_artifacts SET created_at = 0.3 WHERE id = 1")
+        legacy.script("UPDATE consensus_artifacts SET created_at = 0.3 WHERE id = 1")
     at_the_end(FAULTS[fault])
 
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(legacy.where) as store:
         report = store.migration.rehearse()
 
     assert not report.passed
@@ -162,8 +192,8 @@ def test_image_is_of_types_and_bytes() -> None:
             " content_json, response_text, run_id, created_at)"
         )
         connection.execute("INSERT INTO consensus_artifacts (id, content_json) VALUES (1, ?)", (value,))
-        taken = image.take(connection, ARTIFACTS, Side.LEGACY)
-        assert taken == image.take(connection, ARTIFACTS, Side.LEGACY)
+        taken = image.take(FileLook.by(connection), ARTIFACTS, Side.LEGACY)
+        assert taken == image.take(FileLook.by(connection), ARTIFACTS, Side.LEGACY)
         digests.add(taken.digest)
         connection.close()
     assert len(digests) == len(values)
@@ -183,10 +213,9 @@ def test_writers(store: ConsensusStore) -> None:
     assert all(0 < each.median <= each.p99 <= each.longest for each in report.writers.latency.values())
 
 
-def test_writers_in_empty_tables(tmp_path: Path) -> None:
+def test_writers_in_empty_tables(empty: Database) -> None:
     """Rows of writers in a table that was empty are theirs, not a difference; a row of nobody is one."""
-    builders.empty_legacy(tmp_path / "empty.db")
-    with ConsensusStore.open(tmp_path / "empty.db") as store:
+    with ConsensusStore.open(empty.where) as store:
         report = store.migration.rehearse(writers=1)
 
     assert report.passed, report
@@ -194,11 +223,10 @@ def test_writers_in_empty_tables(tmp_path: Path) -> None:
     assert report.writers.rows > 0
 
 
-def test_notices_a_row_of_nobody(tmp_path: Path, at_the_end: Callable[[str], None]) -> None:
+def test_notices_a_row_of_nobody(empty: Database, at_the_end: Callable[[str], None]) -> None:
     """A row in a table that was empty, and that no writer wrote, does not pass."""
-    builders.empty_legacy(tmp_path / "empty.db")
     at_the_end(FAULTS["a row more"])
-    with ConsensusStore.open(tmp_path / "empty.db") as store:
+    with ConsensusStore.open(empty.where) as store:
         report = store.migration.rehearse()
 
     assert report.unexplained == 1
@@ -216,11 +244,11 @@ def test_notices_a_lost_write(store: ConsensusStore, at_the_end: Callable[[str],
     assert not report.passed
 
 
-def test_writers_of_another_mapping(tmp_path: Path) -> None:
+def test_writers_of_another_mapping(new_database: Database) -> None:
     """Writers know the consensus tables; with another mapping they are refused before anything is copied."""
     other = type(CONSENSUS)((ARTIFACTS,))
     with (
-        ConsensusStore.open(tmp_path / "other.db", mapping=other) as store,
+        ConsensusStore.open(new_database.where, mapping=other) as store,
         pytest.raises(errors.InvalidValueError, match="without writers"),
     ):
         store.migration.rehearse(writers=1)
@@ -245,21 +273,37 @@ def test_writes_nothing_into_the_original(mode: str, path: Path, tmp_path: Path,
     assert list(scratch.iterdir()) == []
 
 
-def test_backups_of_the_copy_stay_with_the_copy(path: Path, tmp_path: Path) -> None:
+def test_writes_nothing_into_a_server(legacy: Database, scratch: Path) -> None:
+    """Every table is what it was, no database is left beside it, and no file but the evidence."""
+    if legacy.kind == "sqlite":
+        return
+    databases = "SELECT datname FROM pg_database WHERE starts_with(datname, current_database() || '_rehearsal')"
+    before = legacy.everything()
+
+    with ConsensusStore.open(legacy.where) as store:
+        (evidence,) = store.migration.rehearse(writers=1).evidence
+
+    assert legacy.everything() == before
+    assert legacy.rows_of(databases) == []
+    assert list(scratch.iterdir()) == []
+    assert list(Path.cwd().iterdir()) == [evidence]
+
+
+def test_backups_of_the_copy_stay_with_the_copy(legacy: Database, tmp_path: Path) -> None:
     """The backup before CONTRACT is the copy's, so it does not go to where backups of the database go."""
     backups = tmp_path / "backups"
     backups.mkdir()
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(legacy.where) as store:
         store.settings = store.settings.model_copy(update={"backup_dir": backups})
         report = store.migration.rehearse()
 
     assert report.backup_bytes > 0
-    assert list(backups.iterdir()) == []
+    assert [each.suffix for each in backups.iterdir()] == ([".json"] if legacy.kind == "postgresql" else [])
 
 
-def test_interrupted(store: ConsensusStore, path: Path, tmp_path: Path, scratch: Path) -> None:
+def test_interrupted(store: ConsensusStore, legacy: Database, tmp_path: Path, scratch: Path) -> None:
     """Ctrl-C leaves no copy, no thread, no evidence, and the database as it was."""
-    before = path.read_bytes()
+    before = legacy.everything()
 
     def interrupt(step: RehearsalStep) -> None:
         if step.action == "backfill":
@@ -271,7 +315,7 @@ def test_interrupted(store: ConsensusStore, path: Path, tmp_path: Path, scratch:
     assert list(scratch.iterdir()) == []
     assert not [each for each in threading.enumerate() if each.name.startswith("consensus-orm-rehearsal")]
     assert not list(tmp_path.glob("*.json"))
-    assert path.read_bytes() == before
+    assert legacy.everything() == before
 
 
 def test_interrupted_while_writers_start(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,13 +373,12 @@ def test_undeclared_columns_are_proved_too(path: Path, at_the_end: Callable[[str
         assert not store.migration.rehearse().equal
 
 
-def test_pending_writes_of_other_programs_are_adopted_first(path: Path) -> None:
+def test_pending_writes_of_other_programs_are_adopted_first(legacy: Database) -> None:
     """In DUAL_WRITE, what another program wrote to one side is adopted, as the gate asks; then all is proved."""
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(legacy.where) as store:
         take_to(store, Phase.DUAL_WRITE)
         store.migration.backfill()
-        with builders.writing(path) as connection:
-            connection.execute("UPDATE agent_outputs SET agent_name = 'other' WHERE id = 1")
+        legacy.script("UPDATE agent_outputs SET agent_name = 'other' WHERE id = 1")
         report = store.migration.rehearse()
 
     assert report.steps[0].action == "reconcile"
@@ -348,10 +391,9 @@ def test_nothing_to_rehearse(consensus_store: ConsensusStore) -> None:
         consensus_store.migration.rehearse()
 
 
-def test_no_rows(tmp_path: Path) -> None:
+def test_no_rows(empty: Database) -> None:
     """A rehearsal without rows says that it proved nothing about rows."""
-    builders.empty_legacy(tmp_path / "empty.db")
-    with ConsensusStore.open(tmp_path / "empty.db") as store:
+    with ConsensusStore.open(empty.where) as store:
         report = store.migration.rehearse()
 
     assert report.passed
@@ -399,9 +441,9 @@ def test_estimate(store: ConsensusStore) -> None:
 # Evidence -------------------------------------------------------------------------------------------------
 
 
-def test_evidence_holds_in_every_phase(path: Path) -> None:
+def test_evidence_holds_in_every_phase(legacy: Database) -> None:
     """A rehearsal counts for its file with its mapping through the whole migration, and new rows do not end it."""
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(legacy.where) as store:
         assert find(store) is None
         store.migration.rehearse()
         for phase in Phase:
@@ -415,9 +457,9 @@ def test_evidence_holds_in_every_phase(path: Path) -> None:
         assert evidence.rows_now == evidence.report.rows + len(Phase)
 
 
-def test_evidence_of_another_mapping(path: Path) -> None:
+def test_evidence_of_another_mapping(legacy: Database) -> None:
     """A rehearsal made with another mapping does not count."""
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(legacy.where) as store:
         (place,) = store.migration.rehearse().evidence
         place.write_text(json.dumps({**json.loads(place.read_text()), "mapping": "another"}))
         evidence = find(store)
@@ -427,13 +469,12 @@ def test_evidence_of_another_mapping(path: Path) -> None:
     assert "mapping" in (evidence.stale or "")
 
 
-def test_evidence_of_another_file(path: Path) -> None:
+def test_evidence_of_another_file(legacy: Database) -> None:
     """A rehearsal does not count once the legacy tables are declared otherwise."""
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(legacy.where) as store:
         store.migration.rehearse()
-    with builders.writing(path) as connection:
-        connection.execute("CREATE INDEX more ON consensus_artifacts (agent_name)")
-    with ConsensusStore.open(path) as store:
+    legacy.script("CREATE INDEX more ON consensus_artifacts (agent_name)")
+    with ConsensusStore.open(legacy.where) as store:
         evidence = find(store)
 
     assert evidence is not None
@@ -478,32 +519,32 @@ def test_keep(path: Path, tmp_path: Path) -> None:
 # Command line ---------------------------------------------------------------------------------------------
 
 
-def test_command(path: Path) -> None:
+def test_command(legacy: Database) -> None:
     """The command tells each step, the verdict and where the evidence is; status and advance then speak of it."""
-    assert "rehearsal       none of this database" in run(path, "status").output
-    result = run(path, "rehearse")
+    assert "rehearsal       none of this database" in run(legacy, "status").output
+    result = run(legacy, "rehearse")
 
     assert result.exit_code == 0, result.output
-    for word in ("upgrade", "backfill", "CONTRACT -> NORMALIZED", "DUAL_WRITE -> EXPAND", "evidence: ", "\npassed\n"):
+    for word in ("backfill", "CONTRACT -> NORMALIZED", "DUAL_WRITE -> EXPAND", "evidence: ", "\npassed\n"):
         assert word in result.output
-    assert "rehearsal       passed " in run(path, "status").output
-    assert json.loads(run(path, "status", "--json").output)["rehearsal"]["passed"] is True
-    assert "rehearsal: passed " in run(path, "advance").output
+    assert "rehearsal       passed " in run(legacy, "status").output
+    assert json.loads(run(legacy, "status", "--json").output)["rehearsal"]["passed"] is True
+    assert "rehearsal: passed " in run(legacy, "advance").output
 
 
-def test_command_that_does_not_pass(path: Path, at_the_end: Callable[[str], None]) -> None:
+def test_command_that_does_not_pass(legacy: Database, at_the_end: Callable[[str], None]) -> None:
     """A row that is not what it was makes exit code 1, in text and in JSON; status says so afterwards."""
     at_the_end(FAULTS["a byte"])
-    result = run(path, "rehearse", "--json")
+    result = run(legacy, "rehearse", "--json")
 
     assert result.exit_code == 1
     told = json.loads(result.output)
     assert told["passed"] is told["equal"] is False
-    assert "NOT passed" in run(path, "status").output
-    assert json.loads(run(path, "advance", "--json").output)["rehearsed"] is False
+    assert "NOT passed" in run(legacy, "status").output
+    assert json.loads(run(legacy, "advance", "--json").output)["rehearsed"] is False
 
 
-def test_watch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch(legacy: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """`status --watch` looks anew each time, and Ctrl-C ends it with the exit code of the last look."""
     looks = iter((Phase.DUAL_WRITE, Phase.CUTOVER))
 
@@ -511,13 +552,13 @@ def test_watch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         phase = next(looks, None)
         if phase is None:
             raise KeyboardInterrupt
-        with ConsensusStore.open(path) as store:
+        with ConsensusStore.open(legacy.where) as store:
             take_to(store, phase)
 
     monkeypatch.setattr(look, "time", SimpleNamespace(sleep=between))  # others sleep, too, while a phase changes
-    result = run(path, "status", "--watch")
+    result = run(legacy, "status", "--watch")
 
     assert result.exit_code == 0, result.output
     shown = [line.split()[1] for line in result.output.splitlines() if line.startswith("phase ")]
     assert shown == ["EXPAND,", "DUAL_WRITE,", "CUTOVER,"]
-    assert run(path, "status", "--watch", "--json").exit_code == 2
+    assert run(legacy, "status", "--watch", "--json").exit_code == 2

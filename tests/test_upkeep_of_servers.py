@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.errors import BackupError, MigrationError
+from consensus_orm.errors import BackupError
 from consensus_orm.report import write
 from consensus_orm.testing import artifact_values, take_to
 from tests.databases import Database, behind, build_legacy
@@ -68,11 +68,9 @@ def test_a_vacuum_can_be_scheduled(consensus_store: ConsensusStore) -> None:
 
 
 def test_what_only_a_file_has_is_refused_with_the_way_out(consensus_store: ConsensusStore, tmp_path: Path) -> None:
-    """Backup and rehearsal name the command copy, and write nothing."""
+    """A backup names the command copy, and writes nothing."""
     with pytest.raises(BackupError, match="command copy"):
         consensus_store.maintenance.backup(tmp_path / "copy.db")
-    with pytest.raises(MigrationError, match="command copy"):
-        consensus_store.migration.rehearse()
     assert list(tmp_path.iterdir()) == []
 
 

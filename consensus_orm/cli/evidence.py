@@ -15,16 +15,13 @@ from consensus_orm.report import write
 __all__ = ["mention"]
 
 
-def mention(evidence: Evidence | None, now: datetime, database: str) -> str:
+def mention(evidence: Evidence | None, now: datetime) -> str:
     """Whether this database was rehearsed with this mapping, in one line with the command that helps.
 
     Args:
         evidence: What is on record.
         now: The time.
-        database: Its name.
     """
-    if database.startswith("postgresql"):
-        return "a server is rehearsed as a copy of it in a file; see the command copy"
     run = "run: consensus-orm rehearse"
     if evidence is None:
         return f"none of this database is on record; {run}"
@@ -51,8 +48,9 @@ def mention(evidence: Evidence | None, now: datetime, database: str) -> str:
 def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: int, as_json: bool) -> None:
     """Take a copy through all phases and back, and prove that its rows come out as they went in.
 
-    Writes nothing into the database; the evidence is a JSON file beside it. Soak times are skipped, gates are
-    not. The exit code is 1 where a gate refused or a row is not what it was.
+    Writes nothing into the database; the evidence is a JSON file beside it, and of a server where its backups go.
+    The copy of a server is a database beside it, so the role must be allowed to make one. Soak times are skipped,
+    gates are not. The exit code is 1 where a gate refused or a row is not what it was.
     """
     with app.store() as store, Bars("rehearsal", quiet=as_json) as bars:
 

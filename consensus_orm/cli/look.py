@@ -119,7 +119,7 @@ def _show_status(app: App, seen: _Seen) -> None:
         return
     facts = list(_facts(app, seen.status, seen.mismatches, seen.now))
     if seen.status.phase.next is not None or seen.evidence is not None:
-        facts.append(("rehearsal", app.spelled(mention(seen.evidence, seen.now, seen.database))))
+        facts.append(("rehearsal", app.spelled(mention(seen.evidence, seen.now))))
     fields([("database", seen.database), *facts])
     say()
     _rows(seen.status)

@@ -106,8 +106,8 @@ def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_j
 def _rehearsal(app: App) -> tuple[bool, str]:
     """Whether this database was rehearsed with this mapping, and that in words."""
     with app.store() as store:
-        evidence, now, name = find(store), store.settings.clock(), store.name
-    return evidence is not None and evidence.holds, f"rehearsal: {app.spelled(mention(evidence, now, name))}"
+        evidence, now = find(store), store.settings.clock()
+    return evidence is not None and evidence.holds, f"rehearsal: {app.spelled(mention(evidence, now))}"
 
 
 @main.command()

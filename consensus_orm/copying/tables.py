@@ -121,7 +121,7 @@ def _fields_there(source: UnitOfWork, table: Table, *, extras: bool) -> tuple[Fi
     if unknown and not extras:
         raise errors.CopyError(
             f"{table.name} has a column {unknown[0]!r:.60} that nobody knows: the target has no place for it",
-            hint="nothing was written; drop the column, or copy to a database of the same kind",
+            hint="nothing was written; drop the column; only a file is copied with it, to a file",
             table=table.name,
             column=unknown[0],
         )

@@ -268,7 +268,7 @@ class Migration:
             tell: Called after each step.
 
         Returns:
-            What was found; kept as JSON beside the database, too.
+            What was found; kept as JSON beside the database, too, and of a server where its backups go.
 
         Raises:
             MigrationError: The database never had legacy tables, so there is nothing to rehearse.

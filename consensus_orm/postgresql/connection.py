@@ -60,6 +60,8 @@ class ServerConnection(psycopg.Connection[Any]):
     """The number of the transaction of a unit of work that writes, by which the server knows how it ended; '' where
     it knows none."""
     _lock = Lock.NONE
+    _flipping: float | None = None
+    """Since when it keeps writers waiting."""
     _fresh = False
     """Whether a unit of work has begun and nothing else was sent."""
 
@@ -107,6 +109,13 @@ class ServerConnection(psycopg.Connection[Any]):
             self._phase = int(phase or 0), int(epoch or 0)
             self._transaction = (more[0] or b"").decode() if more else None
         self._fresh = True
+        self._flipping = time.monotonic() if lock is Lock.FLIP else None
+
+    def _end(self) -> None:
+        self._transaction = None
+        if self._flipping is not None:
+            self.source.longest_flip = max(self.source.longest_flip, time.monotonic() - self._flipping)
+            self._flipping = None
 
     def others_wrote(self) -> bool:
         """Whether the server gave numbers of transactions to others since this was asked last; yes without numbers."""
@@ -243,13 +252,19 @@ class ServerConnection(psycopg.Connection[Any]):
             if not self.source.has_committed(self._transaction, self.server_since, error):
                 raise
         finally:
-            self._transaction = None
+            self._end()
         if self._lock is Lock.FLIP:
             self.source.flips = 0
 
     def rollback(self) -> None:
         """Roll back; a connection that is lost has done so."""
         self._transaction = None
+        try:
+            self._roll_back()
+        finally:
+            self._end()
+
+    def _roll_back(self) -> None:
         if not self.closed and self.pgconn.transaction_status != TransactionStatus.IDLE:
             try:
                 self._send(b"ROLLBACK")
@@ -288,6 +303,8 @@ class ServerSource:
         self.patience = settings.busy_timeout.total_seconds()
         self.flips = 0
         """How many flips were begun since one was committed."""
+        self.longest_flip = 0.0
+        """The longest that one kept writers waiting once it had its lock, s."""
         self.seen: int | None = None
         """The number of the transaction in which it was asked last whether others wrote."""
         self.fence = TABLES

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from consensus_orm.rehearsal.image import identity
+from consensus_orm.rehearsal.looks import look_of
 from consensus_orm.rehearsal.records import Identity, RehearsalReport
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore
 
-__all__ = ["Evidence", "evidence_path", "find", "write"]
+__all__ = ["Evidence", "evidence_name", "evidence_path", "find", "write"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,25 @@ class Evidence:
         return self.stale is None and self.report.passed
 
 
-def evidence_path(database: Path) -> Path:
-    """Where the evidence of a rehearsal of a database is kept: beside it, never in it."""
-    return database.with_name(f"{database.name}.rehearsal.json")
+def evidence_name(store: ConsensusStore) -> str:
+    """What the evidence of a rehearsal of a store's database is called."""
+    return f"{Path(store.path or store.engine.url.database or ':memory:').name}.rehearsal.json"
+
+
+def evidence_path(store: ConsensusStore) -> Path | None:
+    """Where the evidence of a rehearsal is kept: beside the database, never in it.
+
+    Args:
+        store: The store.
+
+    Returns:
+        That of a database on a server is where its backups go; None for one in memory.
+    """
+    if store.path is not None:
+        return store.path.with_name(evidence_name(store))
+    if store.engine.dialect.name == "sqlite":
+        return None
+    return (store.settings.backup_dir or Path.cwd()) / evidence_name(store)
 
 
 def write(report: RehearsalReport, path: Path) -> None:
@@ -92,16 +109,18 @@ def find(store: ConsensusStore) -> Evidence | None:
     Returns:
         The evidence beside the database; None where there is none, or none that can be read.
     """
-    if store.path is None:
+    path = evidence_path(store)
+    if path is None:
         return None
-    path = evidence_path(store.path)
     try:
         report = RehearsalReport.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+    if store.path is None and report.database != store.name:
+        return None  # of a database of the same name on another server
     with store._on_primary(read_only=True) as uow:
         mapping = uow.statements.mapping
-        now = identity(uow._rows, mapping)
+        now = identity(look_of(store.engine.dialect.name, uow._rows), mapping)
         legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in mapping.pairs)
         normalized = sum(now.rows.get(pair.table.name, 0) for pair in mapping.pairs)
         return Evidence(path, report, now, uow.statements.fingerprint, max(legacy, normalized))

@@ -1,0 +1,221 @@
+"""Copies: where a database goes the whole way and back, and what it takes there."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import URL, make_url
+
+from consensus_orm import errors
+from consensus_orm.engine import source_of
+from consensus_orm.migration.progress import Watch, of_pages
+from consensus_orm.rehearsal.looks import FileLook, Look, ServerLook, quoted
+from consensus_orm.rehearsal.turns import Stopwatch
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+
+__all__ = ["Copy", "FileCopy", "ServerCopy", "made"]
+
+ROOM = 5
+"""Times the size of a file that a rehearsal may take: the copy, the normalized side, the log of both, and the backup
+before CONTRACT of all that. Checked before anything is copied."""
+
+
+class Copy(ABC):
+    """A copy of a database.
+
+    Args:
+        where: Its path or URL.
+        folder: Where its backups go.
+        keep: Whether it stays.
+    """
+
+    def __init__(self, where: Path | str, folder: Path, *, keep: bool) -> None:
+        self.where = where
+        self.folder = folder
+        self.keep = keep
+
+    @property
+    @abstractmethod
+    def path(self) -> Path | None:
+        """Its path, where it is a file."""
+
+    @abstractmethod
+    def look(self) -> contextlib.AbstractContextManager[Look]:
+        """Look at it, past the store."""
+
+    @abstractmethod
+    def bytes(self) -> int:
+        """What it takes, with its log and its backups."""
+
+    @abstractmethod
+    def notes(self, store: ConsensusStore) -> Iterator[str]:
+        """What is not as it will be on the database itself."""
+
+    @abstractmethod
+    def watch(self, store: ConsensusStore) -> Callable[[], float]:
+        """Measure how long writers of the copy are kept waiting by who calls this.
+
+        Args:
+            store: Opened on the copy.
+
+        Returns:
+            Gives the longest time since it was called last, s.
+        """
+
+    @property
+    def backups(self) -> list[Path]:
+        """The backups that were made before CONTRACT."""
+        return [path for path in self.folder.iterdir() if ".before-contract-" in path.name]
+
+
+class FileCopy(Copy):
+    """A copy of a SQLite database, made as a backup is."""
+
+    where: Path
+
+    @property
+    def path(self) -> Path:
+        """Its path."""
+        return self.where
+
+    def look(self) -> contextlib.AbstractContextManager[Look]:
+        """Look at it, past the store."""
+        return FileLook.at(self.where)
+
+    def bytes(self) -> int:
+        """What it takes."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.name.startswith(self.where.name))
+
+    def notes(self, store: ConsensusStore) -> Iterator[str]:
+        """What is not as it will be."""
+        mode = store.maintenance.stats().journal_mode
+        if store.path is None:
+            return
+        if mode != "wal":
+            yield f"the copy works in WAL, and the database is in {mode}: there, writers wait for readers too"
+        if store.path.stat().st_dev != self.folder.stat().st_dev:
+            yield "the copy is on another file system than the database, which may be faster or slower (see --keep)"
+
+    def watch(self, store: ConsensusStore) -> Callable[[], float]:
+        """Measure how long writers are kept waiting."""
+        stopwatch = source_of(store.engine).writers = Stopwatch()
+        return stopwatch.reset
+
+
+class ServerCopy(Copy):
+    """A copy of a database on a server: another database there, with the tables that move and what they hold."""
+
+    where: str
+    path = None
+
+    def look(self) -> contextlib.AbstractContextManager[Look]:
+        """Look at it, past the store."""
+        return ServerLook.at(self.where)
+
+    def bytes(self) -> int:
+        """What it takes."""
+        with self.look() as look:
+            size: int = look.rows("SELECT pg_database_size(current_database())")[0][0]
+        return size + sum(path.stat().st_size for path in self.backups)
+
+    def notes(self, store: ConsensusStore) -> Iterator[str]:
+        """What is not as it will be."""
+        yield "the copy is a database of its own: privileges, views and triggers of other programs are not in it"
+        if self.keep:
+            yield f"the copy stays on the server, as the database {make_url(self.where).database}"
+
+    def watch(self, store: ConsensusStore) -> Callable[[], float]:
+        """Measure how long writers are kept waiting."""
+        source = store.engine.pool.source  # type: ignore[attr-defined]
+
+        def longest() -> float:
+            found, source.longest_flip = source.longest_flip, 0.0
+            return float(found)
+
+        return longest
+
+
+@contextlib.contextmanager
+def made(store: ConsensusStore, folder: Path, *, keep: bool, progress: Watch) -> Iterator[Copy]:
+    """Copy the database of a store.
+
+    Args:
+        store: The store; it is read.
+        folder: Where files go.
+        keep: Whether the copy stays when the block ends.
+        progress: Called after each chunk.
+
+    Raises:
+        DatabaseFullError: There is not room enough.
+        BackupError: The copy could not be made.
+        ReadOnlyDatabaseError: The role may not make a database on the server.
+    """
+    if store.engine.dialect.name == "sqlite":
+        _require(folder, ROOM * store.maintenance.stats().disk.total)
+        path = folder / f"{Path(str(store.path or ':memory:')).name}.rehearsed"
+        store.maintenance.backup(path, progress=of_pages(progress, "copy"))
+        yield FileCopy(path, folder, keep=keep)
+        return
+    _require(folder, store.maintenance.stats().disk.database)
+    with _database(store, keep=keep) as url:
+        _fill(store, url, progress)
+        yield ServerCopy(url, folder, keep=keep)
+
+
+def _require(folder: Path, wanted: int) -> None:
+    if (free := shutil.disk_usage(folder).free) < wanted:
+        raise errors.DatabaseFullError(
+            f"a rehearsal takes up to {wanted:,} bytes, and {folder} has {free:,}",
+            hint="give a folder on a disk with more room: --keep DIR, or TMPDIR in the environment",
+        )
+
+
+@contextlib.contextmanager
+def _database(store: ConsensusStore, *, keep: bool) -> Iterator[str]:
+    """A new database on the server of another."""
+    import psycopg
+
+    url: URL = store.engine.url.set(drivername="postgresql")
+    with psycopg.connect(_spelled(url), autocommit=True) as admin:
+        schema = admin.execute("SELECT current_schema()").fetchone()
+        name = f"{str(url.database)[:40]}_rehearsal_{uuid.uuid4().hex[:8]}"
+        try:
+            # C and UTF8 go with any server; what is compared are bytes.
+            admin.execute(f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'".encode())
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise errors.ReadOnlyDatabaseError(
+                f"a rehearsal makes a database beside {url.database}, and the role {admin.info.user} may not",
+                hint="allow it (ALTER ROLE ... CREATEDB), or copy the database to a file with the command copy, and"
+                " rehearse that",
+            ) from error
+        try:
+            with psycopg.connect(_spelled(url.set(database=name)), autocommit=True) as inside:
+                if schema is not None and schema[0]:
+                    inside.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema[0])}".encode())
+            yield _spelled(url.set(database=name))
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            if not keep:
+                admin.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)".encode())
+
+
+def _spelled(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+def _fill(store: ConsensusStore, url: str, progress: Watch) -> None:
+    from consensus_orm.copying import copy
+
+    settings = store.settings.model_copy(update={"read_url": None})
+    with type(store).open(url, settings=settings, mapping=store._statements.mapping) as target:
+        copy(store, target, lock=False, progress=progress)
