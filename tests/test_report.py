@@ -19,11 +19,10 @@ from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase, errors, report
 from consensus_orm.cli import main
+from consensus_orm.rehearsal.evidence import evidence_path
 from consensus_orm.testing.phases import take_to
-from tests.databases import odd_history
+from tests.databases import Database, odd_history
 from tests.field import builders
-
-pytestmark = pytest.mark.sqlite
 
 CHROMIUM = shutil.which("chromium")
 QUIET = (
@@ -70,6 +69,12 @@ class Page(HTMLParser):
         return " ".join(self.texts)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evidence of a rehearsal of a server is kept in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     found = tmp_path / "artifacts.db"
@@ -78,23 +83,29 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def eventful(path: Path) -> Iterator[ConsensusStore]:
+def legacy(new_database: Database) -> Database:
+    odd_history(new_database.where)
+    return new_database
+
+
+@pytest.fixture
+def eventful(legacy: Database) -> Iterator[ConsensusStore]:
     """A store to which everything has happened that a report speaks of."""
-    with ConsensusStore.open(path) as store:
+    with ConsensusStore.open(legacy.where) as store:
         migration = store.migration
         migration.rehearse(writers=2)
         migration.upgrade()
         migration.advance(reason=HOSTILE)
         migration.backfill()
-        with builders.writing(path) as connection:
-            connection.execute("UPDATE agent_outputs SET content = 'SECRET ONE' WHERE id = 1")
-            connection.execute("UPDATE consensus_artifacts SET content_json = 'SECRET TWO' WHERE id = 2")
-            connection.execute("DELETE FROM consensus_orm_changes")
-            connection.execute(
-                "INSERT INTO consensus_orm_rejects (pair, key, table_name, reason, image, state, found_at)"
-                " VALUES ('artifacts', 7, 'consensus_artifacts', ?, 'SECRET THREE', 'open', 1762222238000)",
-                (HOSTILE,),
-            )
+        legacy.unnoticed(
+            "UPDATE agent_outputs SET content = 'SECRET ONE' WHERE id = 1;"
+            " UPDATE consensus_artifacts SET content_json = 'SECRET TWO' WHERE id = 2"
+        )
+        legacy.rows_of(
+            "INSERT INTO consensus_orm_rejects (pair, key, table_name, reason, image, state, found_at)"
+            " VALUES ('artifacts', '7', 'consensus_artifacts', ?, 'SECRET THREE', 'open', 1762222238000)",
+            HOSTILE,
+        )
         migration.verify()
         migration.accept_mismatch(1, reason=HOSTILE)
         migration.reconcile()
@@ -254,17 +265,17 @@ def test_never_replaces_the_database(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_folder_that_is_not_there(path: Path, tmp_path: Path) -> None:
+def test_folder_that_is_not_there(legacy: Database, tmp_path: Path) -> None:
     """A page that cannot be written is an error of ours that names the path."""
-    with ConsensusStore.open(path) as store, pytest.raises(errors.StorageError, match="nowhere"):
+    with ConsensusStore.open(legacy.where) as store, pytest.raises(errors.StorageError, match="nowhere"):
         report.write(store, tmp_path / "nowhere" / "page.html")
 
 
-def test_without_the_extra(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra(legacy: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pygal the error names the extra, and no page is left behind."""
     monkeypatch.setitem(sys.modules, "pygal", None)
     with (
-        ConsensusStore.open(path) as store,
+        ConsensusStore.open(legacy.where) as store,
         pytest.raises(errors.ConfigurationError, match=re.escape("consensus-orm[report]")),
     ):
         report.write(store, tmp_path / "page.html")
@@ -277,10 +288,10 @@ def test_pygal_is_imported_when_a_page_is_made() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_command(path: Path, tmp_path: Path) -> None:
+def test_command(legacy: Database, tmp_path: Path) -> None:
     """`consensus-orm report FILE.html` makes the page and says where it is."""
     target = tmp_path / "page.html"
-    result = CliRunner().invoke(main, ["--url", str(path), "report", str(target)])
+    result = CliRunner().invoke(main, ["--url", str(legacy.where), "report", str(target)])
 
     assert result.exit_code == 0, result.output
     assert str(target) in result.output
@@ -341,8 +352,8 @@ def test_in_a_browser(eventful: ConsensusStore, tmp_path: Path) -> None:
 
 def test_evidence_with_odd_names(eventful: ConsensusStore) -> None:
     """The evidence is a file that others can write: what it says is escaped like everything else."""
-    assert eventful.path is not None
-    place = eventful.path.with_name(f"{eventful.path.name}.rehearsal.json")
+    place = evidence_path(eventful)
+    assert place is not None
     place.write_text(json.dumps({**json.loads(place.read_text()), "notes": [HOSTILE], "refused": [HOSTILE]}))
 
     text = report.render(eventful)
