@@ -204,6 +204,7 @@ class ServerDatabase(Database):
     @contextlib.contextmanager
     def writers_waiting(self) -> Iterator[None]:
         with psycopg.connect(self.where) as connection:
+            connection.execute("SET LOCAL lock_timeout = '20s'")
             connection.execute("LOCK TABLE consensus_orm_state IN EXCLUSIVE MODE")
             yield
 

@@ -9,19 +9,17 @@ import gc
 import inspect
 import os
 import signal
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, assert_type
 
 import pytest
+from sqlalchemy import Engine
 
 from consensus_orm import (
     Artifact,
@@ -46,7 +44,7 @@ from consensus_orm.repository import Repository
 from consensus_orm.runs import Runs
 from consensus_orm.syntheses import Syntheses
 from consensus_orm.unit_of_work import UnitOfWork
-from tests.field import builders
+from tests.databases import Database, build_legacy
 
 T = TypeVar("T")
 
@@ -57,25 +55,24 @@ SLOW = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x <
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A prepared file at DUAL_WRITE."""
-    path = tmp_path / "legacy.db"
-    builders.build_legacy(path)
-    with ConsensusStore.open(path) as store:
+def database(new_database: Database) -> Database:
+    """A prepared database at DUAL_WRITE."""
+    build_legacy(new_database.where)
+    with ConsensusStore.open(new_database.where) as store:
         store.migration.migrate(Phase.DUAL_WRITE, soak=False)
-    return path
+    return new_database
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, **settings: Any) -> AsyncIterator[AsyncConsensusStore]:
+async def opened(database: Database, **settings: Any) -> AsyncIterator[AsyncConsensusStore]:
     """A store that is proved to leave nothing behind: no connection lent, no lock, no thread."""
     before = set(ours())
-    async with await AsyncConsensusStore.open(path, settings=Settings(**settings)) as store:
+    async with await AsyncConsensusStore.open(database.where, settings=Settings(**settings)) as store:
         yield store
         await store._threads.close()
         assert pool_of(store).checkedout() == 0
-        with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
+        with database.writers_waiting():  # nobody has a lock
+            pass
     assert eventually(lambda: before >= set(ours())), "threads are left"
 
 
@@ -102,37 +99,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def stored(path: Path) -> list[str]:
+def stored(database: Database) -> list[str]:
     """The specs of the artifacts written by a test."""
-    with contextlib.closing(sqlite3.connect(path)) as raw:
-        query = "SELECT spec_id FROM consensus_artifacts WHERE agent_name = 'gemini' AND run_id = 'r' ORDER BY id"
-        return [spec for (spec,) in raw.execute(query)]
-
-
-HOLD = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("BEGIN IMMEDIATE")
-print("locked", flush=True)
-sys.stdin.readline()
-connection.execute("ROLLBACK")
-"""
-
-
-@contextlib.contextmanager
-def lock_held(path: Path) -> Iterator[None]:
-    """Another process has the write lock."""
-    command = [sys.executable, "-c", HOLD, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        try:
-            yield
-        finally:
-            process.stdin.write("\n")
-            process.stdin.close()
-            assert process.wait(20) == 0
+    query = "SELECT spec_id FROM consensus_artifacts WHERE agent_name = 'gemini' AND run_id = 'r' ORDER BY id"
+    return [spec for (spec,) in database.rows_of(query)]
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:
@@ -214,21 +184,21 @@ class TestSameAsTheSynchronousStore:
         ],
         ids=lambda owner: getattr(owner, "__name__", ""),
     )
-    def test_no_name_is_missing(self, path: Path, ours: type, theirs: type, otherwise: set[str]) -> None:
+    def test_no_name_is_missing(self, database: Database, ours: type, theirs: type, otherwise: set[str]) -> None:
         """The store and the unit of work have the names of the synchronous ones."""
 
         async def names() -> set[str]:
-            async with opened(path) as store, store.unit_of_work() as uow:
+            async with opened(database) as store, store.unit_of_work() as uow:
                 return set(dir(store if ours is AsyncConsensusStore else uow))
 
         public = {name for name in dir(theirs) if not name.startswith("_")}
         assert public - otherwise <= asyncio.run(names())
 
-    def test_types(self, path: Path) -> None:
+    def test_types(self, database: Database) -> None:
         """A type checker knows what an awaited call gives (mypy reads this), and so it is."""
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 async with store.unit_of_work() as uow:
                     assert_type(await uow.artifacts.add(**ROW), Artifact)
                     assert_type(await uow.artifacts.list(spec_id="S", limit=1), list[Artifact])
@@ -242,11 +212,11 @@ class TestSameAsTheSynchronousStore:
 
         asyncio.run(work())
 
-    def test_errors(self, path: Path) -> None:
+    def test_errors(self, database: Database) -> None:
         """The same errors come out, each rolling back what was written before it."""
 
         async def work() -> None:
-            async with opened(path, pool_size=1, pool_timeout=0.05) as store:
+            async with opened(database, pool_size=1, pool_timeout=0.05) as store:
                 failing: dict[type[Exception], Callable[[AsyncConsensusUnitOfWork], Awaitable[object]]] = {
                     errors.UnknownAgentError: lambda uow: uow.executions.record_completion("nobody", ""),
                     errors.InvalidValueError: lambda uow: uow.artifacts.add(**ROW | {"spec_id": ""}),
@@ -269,27 +239,27 @@ class TestSameAsTheSynchronousStore:
                         await uow.run_sync(lambda uow: next(iter(())))
 
         asyncio.run(work())
-        assert stored(path) == []
+        assert stored(database) == []
 
-    def test_an_error_of_the_body_rolls_back(self, path: Path) -> None:
+    def test_an_error_of_the_body_rolls_back(self, database: Database) -> None:
         """Whatever the body raises comes out of the block as it was raised, and nothing is kept."""
         mine = ValueError()
 
         async def work() -> None:
-            async with opened(path) as store, store.unit_of_work() as uow:
+            async with opened(database) as store, store.unit_of_work() as uow:
                 await uow.artifacts.add(**ROW)
                 raise mine
 
         with pytest.raises(ValueError, match=r"^$") as caught:
             asyncio.run(work())
         assert caught.value is mine
-        assert stored(path) == []
+        assert stored(database) == []
 
-    def test_closed_and_unopened_units(self, path: Path) -> None:
+    def test_closed_and_unopened_units(self, database: Database) -> None:
         """A unit of work is used in its block, once."""
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 unit = store.unit_of_work()
                 with pytest.raises(errors.UnitOfWorkClosedError, match="has not begun"):
                     _ = unit.phase
@@ -330,16 +300,16 @@ class TestSameAsTheSynchronousStore:
 
         assert len(asyncio.run(work())) == 20
 
-    def test_calls_at_once_in_one_unit(self, path: Path) -> None:
+    def test_calls_at_once_in_one_unit(self, database: Database) -> None:
         """Calls that one unit of work is given at once are done one after the other."""
 
         async def work() -> list[Artifact]:
-            async with opened(path) as store, store.unit_of_work() as uow:
+            async with opened(database) as store, store.unit_of_work() as uow:
                 return list(await asyncio.gather(*(uow.artifacts.add(**ROW) for _ in range(20))))
 
         ids = [artifact.id for artifact in asyncio.run(work())]
         assert ids == sorted(ids)
-        assert len(stored(path)) == 20
+        assert len(stored(database)) == 20
 
 
 async def measure_lag(stop: asyncio.Event) -> float:
@@ -353,7 +323,7 @@ async def measure_lag(stop: asyncio.Event) -> float:
 
 
 class TestTheLoop:
-    def test_a_hundred_tasks_write(self, path: Path) -> None:
+    def test_a_hundred_tasks_write(self, database: Database) -> None:
         """100 tasks write 1000 rows; the loop is never late by 20 ms, and at most pool_size units are at work.
 
         Other programs can hold up the loop as well, so the best of some runs counts: a call that blocks the
@@ -368,7 +338,7 @@ class TestTheLoop:
                     await uow.artifacts.add(**ROW | {"spec_id": f"S{number}"})
 
         async def work() -> None:
-            async with opened(path, pool_size=5, busy_timeout=timedelta(seconds=60)) as store:
+            async with opened(database, pool_size=5, busy_timeout=timedelta(seconds=60)) as store:
                 stop = asyncio.Event()
                 lag = asyncio.create_task(measure_lag(stop))
                 await asyncio.gather(*(write(store, number) for number in range(100)))
@@ -378,13 +348,13 @@ class TestTheLoop:
 
         for runs in range(1, 11):
             asyncio.run(work())
-            assert len(stored(path)) == 1000 * runs
+            assert len(stored(database)) == 1000 * runs
             if lags[-1] < 0.02:
                 break
         assert min(lags) < 0.02, lags
         assert max(at_work) <= 5
 
-    def test_the_loop_goes_on_while_the_lock_is_held(self, path: Path) -> None:
+    def test_the_loop_goes_on_while_the_lock_is_held(self, database: Database) -> None:
         """A unit of work that waits for another process, a retry and a long statement block nobody else."""
         ticks = 0
 
@@ -396,9 +366,9 @@ class TestTheLoop:
 
         async def work() -> None:
             settings = {"busy_timeout": timedelta(seconds=0.2), "retry_attempts": 2}
-            async with opened(path, **settings) as store:
+            async with opened(database, **settings) as store:
                 ticking = asyncio.create_task(tick())
-                with lock_held(path), pytest.raises(errors.DatabaseBusyError):
+                with database.writers_waiting(), pytest.raises(errors.DatabaseBusyError):
                     await store.run(lambda uow: uow.artifacts.add(**ROW))
                 waited, before = ticks, ticks
                 async with store.unit_of_work(read_only=True) as uow:
@@ -409,7 +379,7 @@ class TestTheLoop:
 
         asyncio.run(work())
 
-    def test_waiting_takes_turns(self, path: Path) -> None:
+    def test_waiting_takes_turns(self, database: Database) -> None:
         """Units of work begin in the order in which they were asked for, and those that wait have no thread."""
         order: list[int] = []
 
@@ -419,7 +389,7 @@ class TestTheLoop:
                 await uow.artifacts.specs()
 
         async def work() -> None:
-            async with opened(path, pool_size=1) as store, asyncio.TaskGroup() as tasks, store.unit_of_work():
+            async with opened(database, pool_size=1) as store, asyncio.TaskGroup() as tasks, store.unit_of_work():
                 for number in range(50):
                     tasks.create_task(one(store, number))
                 await asyncio.sleep(0.01)
@@ -428,13 +398,13 @@ class TestTheLoop:
         asyncio.run(work())
         assert order == list(range(50))
 
-    def test_context_variables(self, path: Path) -> None:
+    def test_context_variables(self, database: Database) -> None:
         """A call sees the context variables of whoever made it; begin and end share one context."""
         variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
         seen: list[str] = []
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 variable.set("outside")
                 async with store.unit_of_work() as uow:
                     await uow.run_sync(lambda uow: uow.on_commit(lambda: seen.append(variable.get())))
@@ -445,9 +415,9 @@ class TestTheLoop:
         asyncio.run(work())
         assert seen == ["inside", "outside", "inside"]
 
-    def test_one_loop_after_the_other(self, path: Path) -> None:
+    def test_one_loop_after_the_other(self, database: Database) -> None:
         """A store goes on in the next event loop."""
-        store = asyncio.run(AsyncConsensusStore.open(path, settings=Settings(pool_size=1)))
+        store = asyncio.run(AsyncConsensusStore.open(database.where, settings=Settings(pool_size=1)))
 
         async def work() -> None:
             await asyncio.gather(*(store.run(lambda uow: uow.artifacts.add(**ROW)) for _ in range(5)))
@@ -455,12 +425,12 @@ class TestTheLoop:
         for _ in range(2):
             asyncio.run(work())
         asyncio.run(store.close())
-        assert len(stored(path)) == 10
+        assert len(stored(database)) == 10
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-    def test_a_forked_child_has_threads_of_its_own(self, path: Path) -> None:
+    def test_a_forked_child_has_threads_of_its_own(self, database: Database) -> None:
         """A store that was used before a fork can be used in the child, as the synchronous one can."""
-        store = asyncio.run(AsyncConsensusStore.open(path))
+        store = asyncio.run(AsyncConsensusStore.open(database.where))
 
         def write(spec: str) -> None:
             asyncio.run(store.run(lambda uow: uow.artifacts.add(**ROW | {"spec_id": spec})))
@@ -477,9 +447,9 @@ class TestTheLoop:
         assert os.waitpid(pid, 0)[1] == 0, "the child hung"
         write("after")
         asyncio.run(store.close())
-        assert stored(path) == ["before", "child", "after"]
+        assert stored(database) == ["before", "child", "after"]
 
-    def test_frames_are_let_go(self, path: Path) -> None:
+    def test_frames_are_let_go(self, database: Database) -> None:
         """Who drops an error drops what the work had open; no garbage collection is needed."""
         alive: list[weakref.ref[object]] = []
 
@@ -492,7 +462,7 @@ class TestTheLoop:
             raise KeyError
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 with contextlib.suppress(KeyError):
                     async with store.unit_of_work() as uow:
                         await uow.run_sync(fail)
@@ -507,11 +477,11 @@ class TestTheLoop:
 
 
 class TestCancel:
-    def test_waiting_for_a_thread(self, path: Path) -> None:
+    def test_waiting_for_a_thread(self, database: Database) -> None:
         """A task that waits for its turn takes nothing with it."""
 
         async def work() -> None:
-            async with opened(path, pool_size=1) as store:
+            async with opened(database, pool_size=1) as store:
                 async with store.unit_of_work() as uow:
                     waiting = asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW)))
                     await asyncio.sleep(0.01)
@@ -520,14 +490,14 @@ class TestCancel:
                 await store.run(lambda uow: uow.artifacts.add(**ROW | {"spec_id": "second"}))
 
         asyncio.run(work())
-        assert stored(path) == ["first", "second"]
+        assert stored(database) == ["first", "second"]
 
-    def test_waiting_for_the_lock_of_another_process(self, path: Path) -> None:
+    def test_waiting_for_the_lock_of_another_process(self, database: Database) -> None:
         """The task ends at once; its begin gives up by itself, and a store that closes waits for that."""
 
         async def work() -> None:
-            async with opened(path, busy_timeout=timedelta(seconds=20)) as store:
-                with lock_held(path):
+            async with opened(database, busy_timeout=timedelta(seconds=20)) as store:
+                with database.writers_waiting():
                     waiting = asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW)))
                     await until(lambda: pool_of(store).checkedout() == 1)
                     await asyncio.sleep(0.05)
@@ -538,14 +508,14 @@ class TestCancel:
                 await store.run(lambda uow: uow.artifacts.add(**ROW | {"spec_id": "next"}))
 
         asyncio.run(work())
-        assert stored(path) == ["next"]
+        assert stored(database) == ["next"]
 
-    def test_time_limits_while_the_lock_is_held(self, path: Path) -> None:
+    def test_time_limits_while_the_lock_is_held(self, database: Database) -> None:
         """asyncio.timeout holds, whatever the busy timeout is."""
 
         async def work() -> None:
-            async with opened(path, busy_timeout=timedelta(seconds=20)) as store:
-                with lock_held(path):
+            async with opened(database, busy_timeout=timedelta(seconds=20)) as store:
+                with database.writers_waiting():
                     with pytest.raises(TimeoutError):
                         async with asyncio.timeout(0.05), store.unit_of_work():
                             pass
@@ -554,11 +524,12 @@ class TestCancel:
 
         asyncio.run(work())
 
-    def test_waiting_for_another_task_of_the_store(self, path: Path) -> None:
+    @pytest.mark.sqlite  # elsewhere writers do not wait for each other
+    def test_waiting_for_another_task_of_the_store(self, database: Database) -> None:
         """A begin that waits for a writer of the same store gives up its turn when it comes."""
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 async with store.unit_of_work() as uow:
                     waiting = [asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW))) for _ in range(3)]
                     await until(lambda: pool_of(store).source.writers.waiting == 3)
@@ -568,9 +539,9 @@ class TestCancel:
                 await store.run(lambda uow: uow.artifacts.add(**ROW | {"spec_id": "second"}))
 
         asyncio.run(work())
-        assert stored(path) == ["first", "second"]
+        assert stored(database) == ["first", "second"]
 
-    def test_between_statements(self, path: Path) -> None:
+    def test_between_statements(self, database: Database) -> None:
         """A task that is cancelled while it waits for something else rolls back before it ends."""
 
         async def write(store: AsyncConsensusStore, written: asyncio.Event) -> None:
@@ -580,7 +551,7 @@ class TestCancel:
                 await asyncio.Event().wait()
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 written = asyncio.Event()
                 task = asyncio.create_task(write(store, written))
                 await written.wait()
@@ -588,9 +559,9 @@ class TestCancel:
                 assert pool_of(store).checkedout() == 0
 
         asyncio.run(work())
-        assert stored(path) == []
+        assert stored(database) == []
 
-    def test_while_a_statement_runs(self, path: Path) -> None:
+    def test_while_a_statement_runs(self, database: Database) -> None:
         """A cancelled statement is waited for, and what the unit of work had written is taken back."""
         began = threading.Event()
 
@@ -605,16 +576,16 @@ class TestCancel:
                 await uow.run_sync(slow)
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 task = asyncio.create_task(write(store))
                 await until(began.is_set)
                 await cancelled(task)
                 assert pool_of(store).checkedout() == 0
 
         asyncio.run(work())
-        assert stored(path) == []
+        assert stored(database) == []
 
-    def test_again_and_again(self, path: Path) -> None:
+    def test_again_and_again(self, database: Database) -> None:
         """Impatience changes nothing: a task that is cancelled while it rolls back rolls back."""
         began = threading.Event()
 
@@ -628,7 +599,7 @@ class TestCancel:
                 await uow.run_sync(slow)
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 task = asyncio.create_task(write(store))
                 await until(began.is_set)
                 for _ in range(5):
@@ -638,13 +609,13 @@ class TestCancel:
                 assert pool_of(store).checkedout() == 0
 
         asyncio.run(work())
-        assert stored(path) == []
+        assert stored(database) == []
 
-    def test_a_body_that_goes_on(self, path: Path) -> None:
+    def test_a_body_that_goes_on(self, database: Database) -> None:
         """Nobody knows how far a cancelled call came, so a unit of work that had one can neither go on nor commit."""
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 with pytest.raises(errors.UnitOfWorkClosedError, match="cancelled"):
                     async with store.unit_of_work() as uow:
                         await uow.artifacts.add(**ROW)
@@ -655,9 +626,9 @@ class TestCancel:
                             await uow.artifacts.add(**ROW)
 
         asyncio.run(work())
-        assert stored(path) == []
+        assert stored(database) == []
 
-    def test_in_the_commit(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_in_the_commit(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         """A commit that has begun is finished: the rows stand, callbacks are called, and then the task is cancelled."""
         committing, go_on, called = threading.Event(), threading.Event(), []
         commit = UnitOfWork._commit
@@ -674,7 +645,9 @@ class TestCancel:
                 await uow.run_sync(lambda uow: uow.on_commit(lambda: called.append("thread")))
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
+                async with store.unit_of_work():  # the first one looks at the schema, with units of its own
+                    pass
                 monkeypatch.setattr(UnitOfWork, "_commit", slow_commit)
                 task = asyncio.create_task(write(store))
                 await until(committing.is_set)
@@ -685,10 +658,10 @@ class TestCancel:
                 await cancelled(task)
 
         asyncio.run(work())
-        assert stored(path) == ["S"]
+        assert stored(database) == ["S"]
         assert called in (["loop", "thread"], ["thread", "loop"])
 
-    def test_just_before_the_commit(self, path: Path) -> None:
+    def test_just_before_the_commit(self, database: Database) -> None:
         """A cancellation that was asked for before the commit began takes everything back."""
 
         async def write(store: AsyncConsensusStore) -> None:
@@ -699,12 +672,12 @@ class TestCancel:
                 task.cancel()
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 with pytest.raises(asyncio.CancelledError):
                     await asyncio.create_task(write(store))
 
         asyncio.run(work())
-        assert stored(path) == []
+        assert stored(database) == []
 
     def test_anywhere(self, consensus_store: ConsensusStore) -> None:
         """Cancelled at any moment, a unit of two rows is there whole or not at all, and nothing of it is left open."""
@@ -744,7 +717,7 @@ class TestCancel:
 
         assert asyncio.run(work()) == 100
 
-    def test_the_whole_program(self, path: Path) -> None:
+    def test_the_whole_program(self, database: Database) -> None:
         """When the loop ends under tasks at work, each rolls back and every thread ends."""
 
         async def write(store: AsyncConsensusStore) -> None:
@@ -752,19 +725,21 @@ class TestCancel:
                 await uow.artifacts.add(**ROW)
                 await asyncio.Event().wait()
 
-        async def work() -> None:
-            store = await AsyncConsensusStore.open(path)
+        async def work() -> Engine:
+            store = await AsyncConsensusStore.open(database.where)
             for _ in range(5):
                 asyncio.get_running_loop().create_task(write(store)).add_done_callback(lambda _: None)
-            await until(lambda: pool_of(store).source.writers.waiting == 4)
+            await until(lambda: pool_of(store).checkedout() == (1 if database.kind == "sqlite" else 5))
+            return store.engine
 
-        asyncio.run(work())
+        engine = asyncio.run(work())
         assert eventually(lambda: gc.collect() >= 0 and not ours())
-        with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-        assert stored(path) == []
+        with database.writers_waiting():  # nobody has a lock
+            pass
+        assert stored(database) == []
+        engine.dispose()
 
-    def test_between_two_tries(self, path: Path) -> None:
+    def test_between_two_tries(self, database: Database) -> None:
         """A cancellation ends the waiting of a retry."""
         tried = asyncio.Event()
 
@@ -775,7 +750,7 @@ class TestCancel:
 
         async def work() -> None:
             minute = timedelta(minutes=1)
-            async with opened(path, retry_initial=minute, retry_max=minute, retry_budget=minute) as store:
+            async with opened(database, retry_initial=minute, retry_max=minute, retry_budget=minute) as store:
                 task = asyncio.create_task(store.run(fail))
                 await tried.wait()
                 await asyncio.sleep(0.02)
@@ -783,9 +758,9 @@ class TestCancel:
                 await cancelled(task)
 
         asyncio.run(work())
-        assert stored(path) == []
+        assert stored(database) == []
 
-    def test_opening(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_opening(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         """An open that is cancelled closes what it had opened."""
         opened: list[ConsensusStore] = []
         plain = ConsensusStore.open
@@ -798,7 +773,7 @@ class TestCancel:
 
         async def work() -> None:
             for wait in (0.0, 0.0, 0.001, 0.002, 0.005):
-                task = asyncio.create_task(AsyncConsensusStore.open(path))
+                task = asyncio.create_task(AsyncConsensusStore.open(database.where))
                 await asyncio.sleep(wait)
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -811,18 +786,18 @@ class TestCancel:
             opened
         )
 
-    def test_a_long_step(self, tmp_path: Path) -> None:
+    def test_a_long_step(self, new_database: Database) -> None:
         """A backfill that is cancelled stops at its next report, and goes on where it stopped."""
-        path = tmp_path / "legacy.db"
-        builders.build_legacy(path)
-        with contextlib.closing(sqlite3.connect(path)) as raw, raw:
-            insert = (
-                "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES (?, 'p', 'a', '')"
-            )
-            raw.executemany(insert, [(f"S{number}",) for number in range(200)])
+        build_legacy(new_database.where)
+        new_database.script(
+            "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json)"
+            " WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 200)"
+            " SELECT 'S' || x, 'p', 'a', '' FROM n"
+        )
 
         async def work() -> None:
-            async with opened(path, chunk_rows=10) as store:
+            async with opened(new_database, chunk_rows=10) as store:
+                await store.migration.upgrade()
                 await store.migration.advance(Phase.DUAL_WRITE, soak=False)
                 reports: list[Progress] = []
                 task = asyncio.create_task(store.migration.backfill(reports.append))
@@ -838,18 +813,18 @@ class TestCancel:
 
 
 class TestCallbacks:
-    def test_on_commit(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_on_commit(self, database: Database, caplog: pytest.LogCaptureFixture) -> None:
         """Callbacks are called on the loop, in order, after the commit, before the block is left; errors are logged."""
         told: list[tuple[str, bool, list[str]]] = []
 
         def tell(name: str) -> None:
-            told.append((name, threading.current_thread() is threading.main_thread(), stored(path)))
+            told.append((name, threading.current_thread() is threading.main_thread(), stored(database)))
 
         def fail() -> None:
             raise ZeroDivisionError
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 async with store.unit_of_work() as uow:
                     for callback in (partial(tell, "first"), fail, partial(tell, "second")):
                         uow.on_commit(callback)
@@ -868,12 +843,12 @@ class TestCallbacks:
         asyncio.run(work())
         assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
 
-    def test_tracker(self, path: Path) -> None:
+    def test_tracker(self, database: Database) -> None:
         """A tracker follows the commits of coroutines, and only those."""
         tracker = ExecutionTracker(spec_id="S", stage="plan", run_id="r")
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 async with store.unit_of_work() as uow:
                     await uow.run_sync(tracker.spawn, agent_id="a", phase_type="regular_stage", agent_name="gemini")
                     assert tracker.expected == frozenset()
@@ -891,11 +866,11 @@ class TestCallbacks:
 
         asyncio.run(work())
 
-    def test_progress(self, path: Path) -> None:
+    def test_progress(self, database: Database) -> None:
         """Progress is reported on the loop, and an error of the callback ends the step and comes out."""
 
         async def work() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 threads: list[threading.Thread] = []
                 steps: list[str] = []
                 await store.migration.migrate(
@@ -909,16 +884,17 @@ class TestCallbacks:
                 with pytest.raises(ZeroDivisionError):
                     await store.migration.verify(lambda _: 1 // 0)
                 assert await store.migration.phase is Phase.CUTOVER
-                copy = path.with_name("copy.db")
-                assert (await store.maintenance.backup(copy)).path == copy
-                assert (await store.maintenance.stats()).path == path
+                if database.kind == "sqlite":
+                    copy = Path(database.where).with_name("copy.db")
+                    assert (await store.maintenance.backup(copy)).path == copy
+                assert (await store.maintenance.stats()).disk.total > 0
                 (await store.maintenance.schedule_vacuum()).stop()
 
         asyncio.run(work())
 
 
 class TestRun:
-    def test_retries_restart_the_whole_unit(self, path: Path) -> None:
+    def test_retries_restart_the_whole_unit(self, database: Database) -> None:
         """Each try has a unit of work and a transaction of its own; what a failed one wrote is not kept."""
         units: list[AsyncConsensusUnitOfWork] = []
 
@@ -932,29 +908,29 @@ class TestRun:
             return await uow.artifacts.count(spec_id="try 3")
 
         async def main() -> int:
-            async with opened(path, retry_initial=timedelta(milliseconds=1)) as store:
+            async with opened(database, retry_initial=timedelta(milliseconds=1)) as store:
                 found = await store.run(work)
                 assert store.retrier.telemetry.totals.retries == 2
                 return found
 
         assert asyncio.run(main()) == 1
-        assert stored(path) == ["try 3"]
+        assert stored(database) == ["try 3"]
         assert units == []
 
-    def test_a_lock_that_is_given_up(self, path: Path) -> None:
+    def test_a_lock_that_is_given_up(self, database: Database) -> None:
         """Work that found another process writing succeeds on a later try."""
 
         async def main() -> None:
-            async with opened(path, busy_timeout=timedelta(milliseconds=20)) as store:
-                with lock_held(path):
+            async with opened(database, busy_timeout=timedelta(milliseconds=20)) as store:
+                with database.writers_waiting():
                     task = asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW)))
                     await until(lambda: store.retrier.telemetry.totals.retries >= 1)
                 await task
 
         asyncio.run(main())
-        assert stored(path) == ["S"]
+        assert stored(database) == ["S"]
 
-    def test_permanent_errors_come_at_once(self, path: Path) -> None:
+    def test_permanent_errors_come_at_once(self, database: Database) -> None:
         """An error that is not transient is not tried again."""
         tries = []
 
@@ -963,19 +939,19 @@ class TestRun:
             raise KeyError
 
         async def main() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
                 with pytest.raises(KeyError):
                     await store.run(work)
 
         asyncio.run(main())
         assert len(tries) == 1
-        assert stored(path) == []
+        assert stored(database) == []
 
-    def test_decorator(self, path: Path) -> None:
+    def test_decorator(self, database: Database) -> None:
         """A decorated coroutine function is a unit of work of its own, with its own arguments and name."""
 
         async def main() -> None:
-            async with opened(path) as store:
+            async with opened(database) as store:
 
                 @store.in_unit_of_work
                 async def save(uow: AsyncConsensusUnitOfWork, spec: str, *, times: int) -> int:
@@ -988,4 +964,4 @@ class TestRun:
                 assert save.__doc__ == "Save."
 
         asyncio.run(main())
-        assert stored(path) == ["D", "D"]
+        assert stored(database) == ["D", "D"]
