@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,17 +21,15 @@ from rich.console import Console
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main, output
 from consensus_orm.cli.output import one_line, plain, span
-from consensus_orm.errors import GateClosedError, InvalidValueError
 from consensus_orm.migration.progress import Progress
 from tests import oracle
+from tests.commands import NO_SOAK, SCRIPT, SLOW, interrupted, on_a_terminal, one_line_of
 from tests.field import builders
 
-SCRIPT = Path(sys.executable).parent / "consensus-orm"
 COMMANDS = {
     *("demo", "status", "upgrade", "backfill", "verify", "advance", "rollback", "migrate", "mismatches"),
     *("rejects", "reconcile", "history", "stats", "vacuum", "backup"),
 }
-NO_SOAK = {f"CONSENSUS_ORM_SOAK_{phase}": "0" for phase in ("DUAL_WRITE", "CUTOVER", "NORMALIZED")}
 
 Run = Callable[..., Result]
 
@@ -81,26 +77,6 @@ def at(phase: Phase) -> Callable[[Path], None]:
     return build
 
 
-def damage(path: Path, content: str = "another") -> None:
-    """Change one normalized row behind everybody's back, triggers included."""
-    with builders.writing(path) as connection:
-        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            connection.execute(f"DROP TRIGGER {name}")
-        connection.execute("UPDATE agent_outputs SET content = ? WHERE id = 1", (content,))
-
-
-def one_line_of(result: Result | subprocess.CompletedProcess[str]) -> str:
-    """The only line on stderr."""
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("consensus-orm: ")
-    return lines[0]
-
-
-# What there is --------------------------------------------------------------------------------------------
-
-
 def test_commands_are_those_of_the_design() -> None:
     """Every command exists and has help."""
     assert set(main.commands) >= COMMANDS
@@ -141,19 +117,6 @@ def test_reading_writes_nothing(command: str, state: str, path: Path, run: Run) 
     assert text.stderr == "" or missing
     if not missing:
         json.loads(document.stdout)
-
-
-def test_status_in_json_speaks_of_phases_by_name_and_of_durations_in_seconds(path: Path, run: Run) -> None:
-    """Machines get names, ISO 8601 and seconds."""
-    at(Phase.CUTOVER)(path)
-    run("verify", code=0)
-    found = json.loads(run("status", "--json", code=0).stdout)
-    assert (found["phase"], found["writes"], found["reads"]) == ("CUTOVER", ["legacy", "normalized"], "normalized")
-    assert found["since"].endswith("+00:00")
-    assert 6.9 * 86400 < found["soak_left"] <= 7 * 86400
-    assert 0 <= found["certificate"]["age"] < 60
-    assert found["exists"]
-    assert any("soak" in reason for reason in found["gate"])
 
 
 @pytest.mark.parametrize("kind", ["legacy", "final_build", "dual_write_build", "empty"])
@@ -211,99 +174,6 @@ def test_whole_way_and_back(path: Path, run: Run, tmp_path: Path) -> None:
     ours = "consensus_orm_"
     assert [e for e in oracle.definitions(path, *oracle.LEGACY) if not e[1].startswith(ours)] == before[0]
     assert "look" in run("history").stdout
-
-
-def test_shut_gate_names_reasons_and_commands(path: Path, run: Run) -> None:
-    """A gate refuses with exit code 1, one line for people, and a document for machines; nothing moves."""
-    at(Phase.DUAL_WRITE)(path)
-    result = run("advance", code=1)
-    assert f"consensus-orm --url {path} backfill" in one_line_of(result)
-    assert result.stdout == ""  # whether it was rehearsed is said of a step that is taken
-    refused = run("advance", "--json", code=1)
-    one_line_of(refused)
-    told = json.loads(refused.stdout)
-    assert told["phase"] == "DUAL_WRITE"
-    assert any("backfill" in reason for reason in told["refused"])
-
-
-def test_migrate_stops_at_the_soak_and_goes_on_later(path: Path, run: Run) -> None:
-    """Without --no-soak the first soak ends it with exit code 1; what was done stays, and the rest follows."""
-    legacy(path)
-    stopped = run("migrate", "--json", code=1)
-    told = json.loads(stopped.stdout)
-    assert told["phase"] == "DUAL_WRITE"
-    assert [step["action"] for step in told["steps"]] == ["upgrade", "advance", "backfill", "verify"]
-    assert "soak" in one_line_of(stopped)
-    assert "reached CUTOVER" in run("migrate", "--to", "CUTOVER", code=0, **NO_SOAK).stdout
-    assert one_line_of(run("migrate", "--to", "expand", code=2)).count("lies behind") == 1
-
-
-def test_force_needs_a_reason_and_opens_no_gate_behind_which_rows_would_be_lost(path: Path, run: Run) -> None:
-    """--force alone is wrong usage; with a reason it skips the soak, but not the backfill."""
-    at(Phase.DUAL_WRITE)(path)
-    run("advance", "--force", code=2)
-    run("advance", "--force", "--reason", "hurry", code=1)
-    run("backfill", code=0)
-    run("verify", code=0)
-    run("advance", "--force", "--reason", "hurry", code=0)
-    assert "hurry (forced)" in run("history").stdout
-
-
-def test_mismatch_is_told_repaired_and_accepted(path: Path, run: Run) -> None:
-    """A difference makes verify, mismatches, status and the dry run end with 1; reconcile repairs it."""
-    at(Phase.DUAL_WRITE)(path)
-    run("backfill", code=0)
-    damage(path)
-    differing = run("verify", code=1)
-    assert "1 difference" in differing.stdout
-    assert "content" in differing.stdout
-    found = json.loads(run("mismatches", "--json", code=1).stdout)
-    assert [(m["pair"], m["key"], m["column"], m["kind"]) for m in found] == [("artifacts", 1, "content", "different")]
-    assert "1 x artifacts.content different" in run("status", code=1).stdout
-    assert "1 row would be repaired" in run("reconcile", "--dry-run", code=1).stdout
-    assert json.loads(run("verify", "--json", code=1).stdout)["clean"] is False
-    assert "1 row repaired" in run("reconcile", code=0).stdout
-    run("verify", code=0)
-    run("mismatches", code=0)
-    assert "repaired" in run("mismatches", "--all", code=0).stdout
-
-    damage(path, "once more")
-    run("verify", code=1)
-    number = str(json.loads(run("mismatches", "--json").stdout)[0]["id"])
-    run("mismatches", "accept", number, code=2)
-    run("mismatches", "accept", number, "--reason", " ", code=2)
-    run("mismatches", "accept", number, "--reason", "known", code=0)
-    run("mismatches", "accept", number, "--reason", "known", code=2)
-    assert "known" in run("history").stdout
-
-
-def test_reject_is_told_resolved_and_accepted(path: Path, run: Run) -> None:
-    """A row that cannot be carried makes backfill and rejects end with 1, until it is carried or accepted."""
-    at(Phase.DUAL_WRITE)(path)
-    with builders.writing(path) as connection:
-        for event in ("INSERT", "UPDATE"):
-            connection.execute(
-                f"CREATE TRIGGER meddles_{event} AFTER {event} ON agent_outputs WHEN NEW.id IN (1, 2)"
-                " AND NEW.content <> 'x' BEGIN UPDATE agent_outputs SET content = 'x' WHERE id = NEW.id; END"
-            )
-    before = oracle.rows(path, "consensus_artifacts")
-    assert "2 rejects open" in run("backfill", code=1).stdout
-    found = json.loads(run("rejects", "--json", code=1).stdout)
-    assert [(r["table"], r["key"], r["state"]) for r in found] == [
-        ("consensus_artifacts", 1, "open"),
-        ("consensus_artifacts", 2, "open"),
-    ]
-    first, second = (str(reject["id"]) for reject in found)
-    assert "still open" in run("rejects", "resolve", first, code=1).stdout
-    with builders.writing(path) as connection:
-        connection.executescript("DROP TRIGGER meddles_INSERT; DROP TRIGGER meddles_UPDATE")
-    run("rejects", "resolve", first, code=0)
-    run("rejects", "accept", second, code=2)
-    run("rejects", "accept", second, "--reason", "not needed", code=0)
-    run("rejects", code=0)
-    assert "not needed" in json.dumps(json.loads(run("rejects", "--all", "--json", code=0).stdout))
-    run("rejects", "resolve", first, code=2)
-    assert oracle.rows(path, "consensus_artifacts") == before
 
 
 def test_vacuum_and_backup_report(path: Path, run: Run, tmp_path: Path) -> None:
@@ -478,9 +348,6 @@ def test_read_only_file(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 # Long work ------------------------------------------------------------------------------------------------
 
-SLOW = {"CONSENSUS_ORM_CHUNK_ROWS": "1", "CONSENSUS_ORM_CHUNK_PAUSE": "0.02"}
-SLOW_ALONE = SLOW | {"CONSENSUS_ORM_CHUNK_PAUSE": "0.08"}
-
 
 def _dual_write_with_rows(path: Path, rows: int) -> None:
     at(Phase.DUAL_WRITE)(path)
@@ -490,21 +357,6 @@ def _dual_write_with_rows(path: Path, rows: int) -> None:
             for number in range(rows):
                 uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json=str(number))
         store.migration.advance()
-
-
-def _checkpoint(path: Path) -> int:
-    with oracle.reading(path) as connection:
-        found = connection.execute("SELECT coalesce(sum(rows), 0) FROM consensus_orm_backfill").fetchone()[0]
-    return int(found)
-
-
-def test_ctrl_c_leaves_the_last_finished_chunk_and_says_how_to_go_on(path: Path, run: Run) -> None:
-    """Interrupted, the backfill ends with 130 and one line; the command that line names finishes it."""
-    _dual_write_with_rows(path, 300)
-    again = _interrupted(["--url", str(path), "backfill"], lambda: _checkpoint(path) >= 5, **SLOW_ALONE)
-    assert 5 <= _checkpoint(path) < 300
-    assert CliRunner().invoke(main, again).exit_code == 0
-    run("verify", code=0)
 
 
 def _rows_on_their_way_out(path: Path) -> int:
@@ -523,7 +375,7 @@ def test_ctrl_c_while_legacy_tables_are_emptied(path: Path, run: Run) -> None:
     before = oracle.image(path, *oracle.LEGACY)[1]
     run("migrate", "--to", "normalized", "--no-soak", code=0)
     run("verify", code=0)
-    again = _interrupted(["--url", str(path), "advance"], lambda: _rows_on_their_way_out(path) < 280, **NO_SOAK, **SLOW)
+    again = interrupted(["--url", str(path), "advance"], lambda: _rows_on_their_way_out(path) < 280, **NO_SOAK, **SLOW)
     assert again[2:] == ["advance", "contract"]
     assert 0 < _rows_on_their_way_out(path) < 280
     assert CliRunner().invoke(main, again).exit_code == 0
@@ -532,83 +384,12 @@ def test_ctrl_c_while_legacy_tables_are_emptied(path: Path, run: Run) -> None:
     assert oracle.image(path, *oracle.LEGACY)[1] == before
 
 
-def test_ctrl_c_after_a_flip_takes_no_second_step(path: Path, run: Run) -> None:
-    """A rollback interrupted while it rebuilds is gone on with to its own goal, not to one step behind it."""
-    _dual_write_with_rows(path, 100)
-    run("migrate", "--no-soak", code=0)
-    ready = lambda: "consensus_artifacts" in oracle.tables(path)  # noqa: E731
-    again = _interrupted(["--url", str(path), "rollback", "--reason", "no good"], ready, **SLOW)
-    assert again[2:] == ["rollback", "--reason", "no good", "normalized"]
-    for _ in range(2):
-        assert CliRunner().invoke(main, again).exit_code == 0
-    assert json.loads(run("status", "--json").stdout)["phase"] == "NORMALIZED"
-
-
-def _interrupted(words: list[str], ready: Callable[[], bool], **env: str) -> list[str]:
-    """Interrupt a command when it has come so far; gives the arguments with which, as it says, to go on."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen([str(SCRIPT), *words], stdout=pipe, stderr=pipe, text=True, env=os.environ | env) as process:
-        deadline = time.monotonic() + 60
-        while not ready() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, ""), err
-    assert "Traceback" not in err
-    line = err.strip()
-    assert "\n" not in line
-    assert "everything stands as after the last finished chunk" in line
-    program, *again = shlex.split(line.partition("go on with: ")[2])
-    assert program == "consensus-orm"
-    return again
-
-
-def _on_a_terminal(words: list[str], **env: str) -> tuple[bytes, bytes]:
-    """Run a command whose stderr alone is a terminal."""
-    ours, theirs = pty.openpty()
-    try:
-        command = [str(SCRIPT), *words]
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", **env}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
-            os.close(theirs)
-            seen = b""
-            while True:
-                try:
-                    more = os.read(ours, 65536)
-                except OSError:  # Linux says so at the end of a terminal
-                    break
-                if not more:
-                    break
-                seen += more
-            assert process.stdout is not None
-            out = process.stdout.read()
-        assert process.returncode == 0, seen
-    finally:
-        os.close(ours)
-    return out, seen
-
-
-def test_progress_is_shown_on_a_terminal_only(path: Path) -> None:
-    """A bar with rate and time left on stderr; never with --json, never in what stdout holds."""
-    _dual_write_with_rows(path, 60)
-    out, seen = _on_a_terminal(["--url", str(path), "backfill"], **SLOW_ALONE)
-    assert b"artifacts" in seen
-    assert b"a second" in seen
-    assert b"left" in seen
-    assert b"\x1b" not in out
-    for words in (["rollback"], ["advance"]):
-        assert CliRunner().invoke(main, ["--url", str(path), *words]).exit_code == 0
-    out, seen = _on_a_terminal(["--url", str(path), "backfill", "--json"], **SLOW_ALONE)
-    assert seen == b""
-    assert json.loads(out)["rows"] > 60
-
-
 def test_contract_shows_its_backup_and_what_it_empties(path: Path, run: Run) -> None:
     """The last step tells how far its backup and each table on its way out are."""
     _dual_write_with_rows(path, 60)
     run("migrate", "--to", "normalized", "--no-soak", code=0)
     run("verify", code=0)
-    out, seen = _on_a_terminal(["--url", str(path), "advance"], **NO_SOAK, **SLOW)
+    out, seen = on_a_terminal(["--url", str(path), "advance"], **NO_SOAK, **SLOW)
     assert b"emptying consensus_artifacts" in seen
     assert b"rows" in seen
     assert out.startswith(b"the phase is CONTRACT\n")
@@ -675,35 +456,3 @@ def test_values_in_words() -> None:
 
 
 # For Python -----------------------------------------------------------------------------------------------
-
-
-def test_migrate_in_python(path: Path) -> None:
-    """`migrate` tells each step when it is done, keeps what is done when a gate refuses, and goes on later."""
-    legacy(path)
-    with ConsensusStore.open(path) as store:
-        told: list[str] = []
-        with pytest.raises(GateClosedError, match="soak"):
-            store.migration.migrate(tell=lambda step: told.append(step.action))
-        assert told == ["upgrade", "advance", "backfill", "verify"]
-        steps = store.migration.migrate("normalized", soak=False, reason="why")
-        assert store.migration.phase is Phase.NORMALIZED
-        assert [step.phase for step in steps if step.action == "advance"] == [Phase.CUTOVER, Phase.NORMALIZED]
-        assert {entry.reason for entry in store.migration.history()[-2:]} == {"why"}
-        assert [step.action for step in store.migration.migrate("normalized")] == ["upgrade"]
-        with pytest.raises(InvalidValueError, match="lies behind"):
-            store.migration.migrate("expand")
-
-
-def test_impossible_phases_write_nothing(path: Path) -> None:
-    """A phase that does not exist, or lies in the wrong direction, is refused before the schema is upgraded."""
-    legacy(path)
-    before = oracle.sha256(path)
-    with ConsensusStore.open(path) as store:
-        for refused in (
-            lambda: store.migration.advance("sideways"),
-            lambda: store.migration.rollback("cutover"),
-            lambda: store.migration.migrate("sideways"),
-        ):
-            with pytest.raises(InvalidValueError):
-                refused()
-    assert oracle.sha256(path) == before

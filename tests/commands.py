@@ -1,0 +1,79 @@
+"""The command as people and programs call it: interrupted, on a terminal, told in one line that something is wrong."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import Result
+
+__all__ = ["NO_SOAK", "SCRIPT", "SLOW", "SLOW_ALONE", "interrupted", "on_a_terminal", "one_line_of"]
+
+SCRIPT = Path(sys.executable).parent / "consensus-orm"
+NO_SOAK = {f"CONSENSUS_ORM_SOAK_{phase}": "0" for phase in ("DUAL_WRITE", "CUTOVER", "NORMALIZED")}
+SLOW = {"CONSENSUS_ORM_CHUNK_ROWS": "1", "CONSENSUS_ORM_CHUNK_PAUSE": "0.02"}
+SLOW_ALONE = SLOW | {"CONSENSUS_ORM_CHUNK_PAUSE": "0.08"}
+"""Where nobody else writes, a pause is a quarter of what it is set to."""
+
+
+def one_line_of(result: Result | subprocess.CompletedProcess[str]) -> str:
+    """The only line on stderr."""
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("consensus-orm: ")
+    return lines[0]
+
+
+# What there is --------------------------------------------------------------------------------------------
+
+
+def interrupted(words: list[str], ready: Callable[[], bool], **env: str) -> list[str]:
+    """Interrupt a command when it has come so far; gives the arguments with which, as it says, to go on."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([str(SCRIPT), *words], stdout=pipe, stderr=pipe, text=True, env=os.environ | env) as process:
+        deadline = time.monotonic() + 60
+        while not ready() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, ""), err
+    assert "Traceback" not in err
+    line = err.strip()
+    assert "\n" not in line
+    assert "everything stands as after the last finished chunk" in line
+    program, *again = shlex.split(line.partition("go on with: ")[2])
+    assert program == "consensus-orm"
+    return again
+
+
+def on_a_terminal(words: list[str], **env: str) -> tuple[bytes, bytes]:
+    """Run a command whose stderr alone is a terminal."""
+    ours, theirs = pty.openpty()
+    try:
+        command = [str(SCRIPT), *words]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", **env}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+            os.close(theirs)
+            seen = b""
+            while True:
+                try:
+                    more = os.read(ours, 65536)
+                except OSError:  # Linux says so at the end of a terminal
+                    break
+                if not more:
+                    break
+                seen += more
+            assert process.stdout is not None
+            out = process.stdout.read()
+        assert process.returncode == 0, seen
+    finally:
+        os.close(ours)
+    return out, seen
