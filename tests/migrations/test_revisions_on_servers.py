@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine
 
-from consensus_orm import ConsensusStore, adoption, errors, schema
+from consensus_orm import ConsensusStore, Phase, adoption, errors, schema
 from consensus_orm import engine as engines
 from consensus_orm.settings import Settings
 from consensus_orm.testing import artifact_values, legacy_file
@@ -156,3 +157,27 @@ def test_models_match_the_legacy_tables_of_a_server(new_database: Database) -> N
             assert {f[2].split(" ON ")[1] for f in made if f[1] == "index"} == {
                 f[2].split(" ON ")[1] for f in frozen if f[1] == "index"
             }
+
+
+@pytest.mark.parametrize("phase", [None, Phase.DUAL_WRITE])
+def test_a_column_in_which_different_texts_are_equal_is_refused(new_database: Database, phase: Phase | None) -> None:
+    """Deletes and runs would take in rows of others: neither an upgrade nor a flip goes on, and no row is touched."""
+    databases.build_legacy(new_database.where)
+    if phase:
+        with ConsensusStore.open(new_database.where) as store:
+            store.migration.migrate(phase, soak=False)
+    try:
+        new_database.script(
+            "CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+        )
+    except psycopg.errors.FeatureNotSupported:
+        pytest.skip("NO ICU: this server was built without it, so there is no such collation")
+    new_database.script("ALTER TABLE consensus_artifacts ALTER COLUMN spec_id TYPE TEXT COLLATE loose")
+    before = new_database.legacy()
+    with ConsensusStore.open(new_database.where) as store:
+        with pytest.raises(errors.UnknownSchemaError, match="loose, in which different texts are equal") as refused:
+            store.upgrade() if phase is None else store.migration.rollback()
+        assert (refused.value.facts["table"], refused.value.facts["column"]) == ("consensus_artifacts", "spec_id")
+        assert new_database.legacy() == before
+        new_database.script(str(refused.value).partition("; ")[2])
+        store.upgrade() if phase is None else store.migration.rollback()
