@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -287,6 +288,24 @@ def test_writes_nothing_into_a_server(legacy: Database, scratch: Path) -> None:
     assert legacy.rows_of(databases) == []
     assert list(scratch.iterdir()) == []
     assert list(Path.cwd().iterdir()) == [evidence]
+
+
+@pytest.mark.postgresql
+def test_a_role_that_may_not_make_a_database(legacy: Database) -> None:
+    """It is told what to allow, or what to do instead; nothing is written."""
+    role = f"plain_{uuid.uuid4().hex[:8]}"
+    legacy.script(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    url = make_url(str(legacy.where)).set(username=role)
+    try:
+        with (
+            ConsensusStore.open(url) as store,
+            pytest.raises(errors.ReadOnlyDatabaseError, match="CREATEDB") as refused,
+        ):
+            store.migration.rehearse()
+    finally:
+        legacy.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert "command copy" in str(refused.value)
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_backups_of_the_copy_stay_with_the_copy(legacy: Database, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import psycopg
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -32,7 +32,7 @@ from consensus_orm.postgresql.parameters import bindable, spelled
 from consensus_orm.postgresql.triggers import INSTALLED
 from consensus_orm.settings import Settings
 
-__all__ = ["ServerConnection", "ServerPool", "ServerSource"]
+__all__ = ["ServerConnection", "ServerPool", "ServerSource", "arguments_of"]
 
 PREPARED = 500
 """Statements a connection keeps prepared; all of ours are fewer."""
@@ -45,6 +45,12 @@ MOST_PATIENCE = 2000
 deadlock_timeout (1 s)."""
 
 _READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
+
+
+def arguments_of(url: URL | str) -> dict[str, Any]:
+    """What the driver is given to connect to a URL of SQLAlchemy's."""
+    (_, arguments) = PGDialect_psycopg().create_connect_args(make_url(url))  # type: ignore[no-untyped-call]
+    return dict(arguments)
 
 
 class ServerConnection(psycopg.Connection[Any]):
@@ -310,7 +316,7 @@ class ServerSource:
         self.fence = TABLES
         self.connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self.writing_thread = threading.get_ident()
-        (_, self._arguments) = PGDialect_psycopg().create_connect_args(url)  # type: ignore[no-untyped-call]
+        self._arguments = arguments_of(url)
 
     @property
     def fence(self) -> Fence:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL, make_url
 
 from consensus_orm import errors
-from consensus_orm.engine import source_of
+from consensus_orm.engine import source_of, translated
 from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.rehearsal.looks import FileLook, Look, ServerLook, quoted
 from consensus_orm.rehearsal.turns import Stopwatch
@@ -183,8 +183,10 @@ def _database(store: ConsensusStore, *, keep: bool) -> Iterator[str]:
     """A new database on the server of another."""
     import psycopg
 
+    from consensus_orm.postgresql.connection import arguments_of
+
     url: URL = store.engine.url.set(drivername="postgresql")
-    with psycopg.connect(_spelled(url), autocommit=True) as admin:
+    with translated(store.engine), psycopg.connect(**arguments_of(url), autocommit=True) as admin:
         schema = admin.execute("SELECT current_schema()").fetchone()
         name = f"{str(url.database)[:40]}_rehearsal_{uuid.uuid4().hex[:8]}"
         try:
@@ -197,20 +199,16 @@ def _database(store: ConsensusStore, *, keep: bool) -> Iterator[str]:
                 " rehearse that",
             ) from error
         try:
-            with psycopg.connect(_spelled(url.set(database=name)), autocommit=True) as inside:
+            with psycopg.connect(**arguments_of(url.set(database=name)), autocommit=True) as inside:
                 if schema is not None and schema[0]:
                     inside.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema[0])}".encode())
-            yield _spelled(url.set(database=name))
+            yield url.set(database=name).render_as_string(hide_password=False)
         except BaseException:
             keep = False
             raise
         finally:
             if not keep:
                 admin.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)".encode())
-
-
-def _spelled(url: URL) -> str:
-    return url.render_as_string(hide_password=False)
 
 
 def _fill(store: ConsensusStore, url: str, progress: Watch) -> None:

@@ -152,7 +152,9 @@ class ServerLook(Look):
         """Look with a connection of its own."""
         import psycopg
 
-        with psycopg.connect(url, autocommit=True) as connection:
+        from consensus_orm.postgresql.connection import arguments_of
+
+        with psycopg.connect(**arguments_of(url), autocommit=True) as connection:
             found = cls(lambda sql: connection.execute(sql.encode()).fetchall())
             found._connection = connection
             yield found
