@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -305,8 +306,9 @@ class Migration:
         try:
             return self.backup_before("contract", progress)
         except errors.BackupError:
-            with self._reading() as uow:
-                _expect(uow, now)  # else this is why: somebody else has taken the step meanwhile
+            with contextlib.suppress(errors.StorageError):
+                # Else this is why: somebody else takes the step, and has it by the time the lock is ours.
+                self._flipping.run(lambda uow: _expect(uow, now))
             raise
 
     def _finish_interrupted(self, progress: Watch) -> None:
