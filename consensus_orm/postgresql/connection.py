@@ -313,19 +313,13 @@ class ServerSource:
         """The longest that one kept writers waiting once it had its lock, s."""
         self.seen: int | None = None
         """The number of the transaction in which it was asked last whether others wrote."""
-        self.fence = TABLES
+        self._keep_apart(TABLES)
         self.connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self.writing_thread = threading.get_ident()
         self._arguments = arguments_of(url)
 
-    @property
-    def fence(self) -> Fence:
-        """What keeps a change of the phase and writers apart."""
-        return self._fence
-
-    @fence.setter
-    def fence(self, fence: Fence) -> None:
-        self._fence = fence
+    def _keep_apart(self, fence: Fence) -> None:
+        self.fence = fence
         self._begin = {lock: fence.begin(lock, self.settings.isolation, None) for lock in Lock if lock}
 
     def begin_with(self, lock: Lock) -> bytes:
@@ -362,7 +356,7 @@ class ServerSource:
                 " apart from writers",
                 hint="use PostgreSQL, or an engine that takes all of them or none",
             ) from refused
-        self.fence = ROWS
+        self._keep_apart(ROWS)
 
     def connect(self) -> Any:
         """Open a connection.

@@ -114,7 +114,11 @@ class ServerCopy(Copy):
     """A copy of a database on a server: another database there, with the tables that move and what they hold."""
 
     where: str
-    path = None
+
+    @property
+    def path(self) -> None:
+        """It has none."""
+        return
 
     def look(self) -> contextlib.AbstractContextManager[Look]:
         """Look at it, past the store."""
