@@ -293,6 +293,9 @@ class AsyncConsensusUnitOfWork:
     async def _finish(self, error: BaseException | None) -> None:
         thread, self._thread = self._thread, None
         assert thread is not None
+        if isinstance(error, GeneratorExit):  # a task that nobody referred to was collected as garbage
+            self._threads.abandon(partial(self._end, error), self._context)
+            return
         try:
             await thread.finish(partial(self._end, error), self._context)
         finally:

@@ -82,6 +82,15 @@ class Thread:
         self._calls.put(partial(_answer, loop, answer, partial((context or copy_context()).run, fn)))
         return answer
 
+    def post(self, fn: Callable[[], object], context: Context | None) -> None:
+        """Have something done that nobody waits for.
+
+        Args:
+            fn: As for `call`.
+            context: As for `call`.
+        """
+        self._calls.put(partial(Outcome, partial((context or copy_context()).run, fn)))
+
     async def finish(
         self, fn: Callable[[], T], context: Context | None = None, cancelled: Callable[[], object] | None = None
     ) -> T:
@@ -196,6 +205,20 @@ class Threads:
         self._last.add(answer)
         answer.add_done_callback(self._last.discard)
         answer.add_done_callback(lambda _: self.give_back(thread))
+
+    def abandon(self, last: Callable[[], object], context: Context | None) -> None:
+        """Do the last call of a coroutine that was destroyed: it can wait for nothing, and is on no loop.
+
+        Its thread was garbage like itself, and has been told to end by then; so another one does it.
+
+        Args:
+            last: The call.
+            context: The context variables that sees.
+        """
+        Thread().post(last, context)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a thread
+                self._loop.call_soon_threadsafe(self._slots.release)
 
     async def close(self) -> None:
         """Wait until everything that was left has been done, and end the threads that nobody has."""

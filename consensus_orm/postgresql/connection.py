@@ -319,8 +319,8 @@ class ServerSource:
         self._arguments = arguments_of(url)
 
     def _keep_apart(self, fence: Fence) -> None:
-        self.fence = fence
         self._begin = {lock: fence.begin(lock, self.settings.isolation, None) for lock in Lock if lock}
+        self.fence = fence  # last: who sees it has what goes with it
 
     def begin_with(self, lock: Lock) -> bytes:
         """What begins a unit of work; each flip is more patient than the one before that did not come through."""
