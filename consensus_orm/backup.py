@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 
 from consensus_orm import errors
 from consensus_orm.engine import FILE_MODE, begin, checkout, database_path, driver
+from consensus_orm.sql import quoted
 
 __all__ = ["BackupReport", "backup"]
 
@@ -156,14 +157,10 @@ def _facts(connection: sqlite3.Connection) -> _Facts:
         "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
     ).fetchall()
     return _Facts(
-        rows={name: connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0] for (name,) in names},
+        rows={name: connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0] for (name,) in names},
         pragmas={name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _KEPT},
         foreign_key_violations=len(connection.execute("PRAGMA foreign_key_check").fetchall()),
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _verify(copy: Path, wanted: _Facts) -> None:

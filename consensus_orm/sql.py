@@ -48,6 +48,7 @@ __all__ = [
     "link",
     "newest_first",
     "overwriting",
+    "quoted",
     "words",
 ]
 
@@ -211,3 +212,8 @@ def newest_first(pair: Pair, of: FromClause) -> list[ColumnElement[Any]]:
     """The order of rows everywhere: newest first, ties by key, newest first."""
     newest = [] if pair.newest is None else [of.c[pair.newest.key].desc()]
     return [*newest, of.c[pair.key.name].desc()]
+
+
+def quoted(*names: str) -> str:
+    """A name in SQL, and what it belongs to before it."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)

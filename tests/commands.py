@@ -12,15 +12,45 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import Result
 
-__all__ = ["NO_SOAK", "SCRIPT", "SLOW", "SLOW_ALONE", "interrupted", "on_a_terminal", "one_line_of"]
+from consensus_orm import ConsensusStore
+
+__all__ = [
+    "NO_SOAK",
+    "SCRIPT",
+    "SLOW",
+    "SLOW_ALONE",
+    "add_waiting_rows",
+    "interrupted",
+    "on_a_terminal",
+    "one_line_of",
+    "without_settings",
+]
 
 SCRIPT = Path(sys.executable).parent / "consensus-orm"
 NO_SOAK = {f"CONSENSUS_ORM_SOAK_{phase}": "0" for phase in ("DUAL_WRITE", "CUTOVER", "NORMALIZED")}
 SLOW = {"CONSENSUS_ORM_CHUNK_ROWS": "1", "CONSENSUS_ORM_CHUNK_PAUSE": "0.02"}
 SLOW_ALONE = SLOW | {"CONSENSUS_ORM_CHUNK_PAUSE": "0.08"}
 """Where nobody else writes, a pause is a quarter of what it is set to."""
+
+
+def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no setting of whoever runs the tests reach a command."""
+    for name in list(os.environ):
+        if name.startswith("CONSENSUS_ORM_"):
+            monkeypatch.delenv(name)
+
+
+def add_waiting_rows(where: str | Path, rows: int) -> None:
+    """Have so many rows in a database in DUAL_WRITE that nobody has carried."""
+    with ConsensusStore.open(where) as store:
+        store.migration.rollback()
+        with store.unit_of_work() as uow:
+            for number in range(rows):
+                uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json=str(number))
+        store.migration.advance()
 
 
 def one_line_of(result: Result | subprocess.CompletedProcess[str]) -> str:

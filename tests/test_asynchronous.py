@@ -476,6 +476,14 @@ class TestTheLoop:
             gc.enable()
 
 
+async def write_and_wait(store: AsyncConsensusStore, written: asyncio.Event) -> None:
+    """Write a row, and never come to the end."""
+    async with store.unit_of_work() as uow:
+        await uow.artifacts.add(**ROW)
+        written.set()
+        await asyncio.Event().wait()
+
+
 class TestCancel:
     def test_waiting_for_a_thread(self, database: Database) -> None:
         """A task that waits for its turn takes nothing with it."""
@@ -544,16 +552,10 @@ class TestCancel:
     def test_between_statements(self, database: Database) -> None:
         """A task that is cancelled while it waits for something else rolls back before it ends."""
 
-        async def write(store: AsyncConsensusStore, written: asyncio.Event) -> None:
-            async with store.unit_of_work() as uow:
-                await uow.artifacts.add(**ROW)
-                written.set()
-                await asyncio.Event().wait()
-
         async def work() -> None:
             async with opened(database) as store:
                 written = asyncio.Event()
-                task = asyncio.create_task(write(store, written))
+                task = asyncio.create_task(write_and_wait(store, written))
                 await written.wait()
                 await cancelled(task)
                 assert pool_of(store).checkedout() == 0
@@ -745,16 +747,10 @@ class TestCancel:
     def test_a_task_that_nobody_refers_to(self, database: Database, caplog: pytest.LogCaptureFixture) -> None:
         """One that is collected as garbage, which asyncio only logs, rolls back and keeps no lock."""
 
-        async def write(store: AsyncConsensusStore, written: asyncio.Event) -> None:
-            async with store.unit_of_work() as uow:
-                await uow.artifacts.add(**ROW)
-                written.set()
-                await asyncio.Event().wait()
-
         async def work() -> None:
             async with opened(database, pool_size=1) as store:
                 written = asyncio.Event()
-                asyncio.get_running_loop().create_task(write(store, written))
+                asyncio.get_running_loop().create_task(write_and_wait(store, written))
                 await written.wait()
                 await asyncio.sleep(0.01)
                 gc.collect()

@@ -23,7 +23,16 @@ from consensus_orm.cli import main, output
 from consensus_orm.cli.output import one_line, plain, span
 from consensus_orm.migration.progress import Progress
 from tests import oracle
-from tests.commands import NO_SOAK, SCRIPT, SLOW, interrupted, on_a_terminal, one_line_of
+from tests.commands import (
+    NO_SOAK,
+    SCRIPT,
+    SLOW,
+    add_waiting_rows,
+    interrupted,
+    on_a_terminal,
+    one_line_of,
+    without_settings,
+)
 from tests.field import builders
 
 COMMANDS = {
@@ -36,9 +45,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("CONSENSUS_ORM_"):
-            monkeypatch.delenv(name)
+    without_settings(monkeypatch)
 
 
 @pytest.fixture
@@ -351,12 +358,7 @@ def test_read_only_file(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def _dual_write_with_rows(path: Path, rows: int) -> None:
     at(Phase.DUAL_WRITE)(path)
-    with ConsensusStore.open(path) as store:
-        store.migration.rollback()
-        with store.unit_of_work() as uow:
-            for number in range(rows):
-                uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json=str(number))
-        store.migration.advance()
+    add_waiting_rows(path, rows)
 
 
 def _rows_on_their_way_out(path: Path) -> int:

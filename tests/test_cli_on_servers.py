@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
 from consensus_orm.cli import main
+from tests.commands import without_settings
 from tests.databases import Database, odd_history
 
 pytestmark = pytest.mark.postgresql
@@ -23,9 +23,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in list(os.environ):
-        if name.startswith("CONSENSUS_ORM_"):
-            monkeypatch.delenv(name)
+    without_settings(monkeypatch)
     monkeypatch.setenv("CONSENSUS_ORM_BACKUP_DIR", str(tmp_path))
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "5")
 

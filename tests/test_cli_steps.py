@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,16 @@ from click.testing import CliRunner, Result
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
 from consensus_orm.errors import GateClosedError, InvalidValueError
-from tests.commands import NO_SOAK, SLOW, SLOW_ALONE, interrupted, on_a_terminal, one_line_of
+from tests.commands import (
+    NO_SOAK,
+    SLOW,
+    SLOW_ALONE,
+    add_waiting_rows,
+    interrupted,
+    on_a_terminal,
+    one_line_of,
+    without_settings,
+)
 from tests.databases import Database, build_legacy
 
 Run = Callable[..., Result]
@@ -22,9 +30,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in list(os.environ):
-        if name.startswith("CONSENSUS_ORM_"):
-            monkeypatch.delenv(name)
+    without_settings(monkeypatch)
     monkeypatch.setenv("CONSENSUS_ORM_BACKUP_DIR", str(tmp_path))
 
 
@@ -57,12 +63,7 @@ def taken(database: Database, phase: Phase) -> None:
 def waiting_rows(database: Database, rows: int) -> None:
     """One in DUAL_WRITE with so many rows that nobody has carried."""
     taken(database, Phase.DUAL_WRITE)
-    with ConsensusStore.open(database.where) as store:
-        store.migration.rollback()
-        with store.unit_of_work() as uow:
-            for number in range(rows):
-                uow.artifacts.add(spec_id="S", stage="plan", agent_name="a", content_json=str(number))
-        store.migration.advance()
+    add_waiting_rows(database.where, rows)
 
 
 def carried(database: Database) -> int:

@@ -125,7 +125,7 @@ class PostgresCatalog(Catalog):
         for table, column, collation in found:
             raise errors.UnknownSchemaError(
                 f"column {column} of {table} has the collation {collation}, in which different texts are equal",
-                hint=f'nothing was changed; ALTER TABLE {table} ALTER COLUMN {column} TYPE TEXT COLLATE "default"',
+                hint=f'no row was changed; ALTER TABLE {table} ALTER COLUMN {column} TYPE TEXT COLLATE "default"',
                 table=table,
                 column=column,
             )

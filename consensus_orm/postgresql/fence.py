@@ -16,6 +16,7 @@ import psycopg
 
 from consensus_orm.lock import Lock
 from consensus_orm.settings import Isolation
+from consensus_orm.sql import quoted
 
 __all__ = ["REFUSALS", "ROWS", "TABLES", "Fence"]
 
@@ -86,7 +87,7 @@ class _Tables(Fence):
         return f"LOCK TABLE consensus_orm_state IN {self._modes[lock]} MODE"
 
     def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
-        yield f"LOCK TABLE {', '.join(map(_quoted, sorted(tables)))} IN SHARE ROW EXCLUSIVE MODE"
+        yield f"LOCK TABLE {', '.join(map(quoted, sorted(tables)))} IN SHARE ROW EXCLUSIVE MODE"
 
     def _enter(self, lock: Lock, by: str) -> str:
         number = "CAST(pg_current_xact_id() AS TEXT)"
@@ -108,10 +109,10 @@ class _Rows(Fence):
 
     def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
         """What is in force is put in force: it changes nothing, and waits for all who write the table."""
-        wanted = {form for name in tables for form in (name, _quoted(name))}
+        wanted = {form for name in tables for form in (name, quoted(name))}
         for trigger, table in sorted(triggers):
             if table in wanted:
-                yield f"ALTER TABLE {table} ENABLE TRIGGER {_quoted(trigger)}"
+                yield f"ALTER TABLE {table} ENABLE TRIGGER {quoted(trigger)}"
 
     def _isolation(self, lock: Lock, asked: Isolation) -> Isolation:
         # A snapshot that is older than the lock would bring back what was deleted while it was waited for.
@@ -123,10 +124,6 @@ class _Rows(Fence):
             return f"{_TURNSTILE} FOR UPDATE; {phase}"
         # What a savepoint locked is free again when it is rolled back.
         return f"SAVEPOINT turnstile; {_TURNSTILE} FOR KEY SHARE; ROLLBACK TO SAVEPOINT turnstile; {phase}"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 TABLES: Fence = _Tables()

@@ -15,8 +15,9 @@ from sqlalchemy import URL, make_url
 from consensus_orm import errors
 from consensus_orm.engine import source_of, translated
 from consensus_orm.migration.progress import Watch, of_pages
-from consensus_orm.rehearsal.looks import FileLook, Look, ServerLook, quoted
+from consensus_orm.rehearsal.looks import FileLook, Look, ServerLook
 from consensus_orm.rehearsal.turns import Stopwatch
+from consensus_orm.sql import quoted
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore

@@ -15,8 +15,9 @@ from typing import Any
 
 from consensus_orm.mapping import Mapping, Pair
 from consensus_orm.phase import Side
-from consensus_orm.rehearsal.looks import Look, SchemaObject, quoted
+from consensus_orm.rehearsal.looks import Look, SchemaObject
 from consensus_orm.rehearsal.records import Identity
+from consensus_orm.sql import quoted
 
 __all__ = ["Image", "identity", "schema_objects", "select", "take"]
 

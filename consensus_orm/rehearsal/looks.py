@@ -13,23 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from consensus_orm.dropping import DROPPED
+from consensus_orm.sql import quoted
 from consensus_orm.triggers import PREFIX
 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["FileLook", "Look", "Rows", "SchemaObject", "ServerLook", "look_of", "quoted"]
+__all__ = ["FileLook", "Look", "Rows", "SchemaObject", "ServerLook", "look_of"]
 
 Rows = Callable[[str], list[tuple[Any, ...]]]
 """Runs a statement without parameters: of a raw connection, or of a unit of work."""
 
 SchemaObject = tuple[str, str, str]
 """Its type, its name and its definition."""
-
-
-def quoted(*names: str) -> str:
-    """A name in SQL, and what it belongs to before it."""
-    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
 class Look(ABC):

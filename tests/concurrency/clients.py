@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -53,6 +54,18 @@ def add_one(uow: ConsensusUnitOfWork, spec: str) -> int:
     artifact = uow.artifacts.add(spec_id=spec, stage="s", agent_name="a", content_json="{}", run_id="r")
     uow.syntheses.add(spec_id=spec, stage="s", output_markdown="m", status="ok", run_id="r")
     return artifact.id
+
+
+def lose_the_answer(uow: ConsensusUnitOfWork) -> None:
+    """Let the commit reach the server, and its answer be lost."""
+    driver: Any = uow._connected
+
+    def send_and_lose(commands: bytes) -> None:
+        type(driver)._send(driver, commands)
+        driver.close()
+        raise psycopg.OperationalError("the answer is lost")
+
+    driver._send = send_and_lose
 
 
 def backfill(pipe: Connection, url: str) -> None:

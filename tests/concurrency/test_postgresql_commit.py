@@ -10,7 +10,7 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
 from consensus_orm.classification import Kind, classify
 from consensus_orm.errors import CommitUncertainError, DatabaseUnavailableError
 from consensus_orm.settings import Settings
@@ -83,17 +83,10 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(server: Server) -> None:
     tries = []
     with ConsensusStore.open(server.url(), settings=PATIENT) as store:
 
-        def work(uow: object) -> None:
+        def work(uow: ConsensusUnitOfWork) -> None:
             tries.append(uow)
-            driver = uow._connected  # type: ignore[attr-defined]
-
-            def send_and_lose(commands: bytes) -> None:
-                type(driver)._send(driver, commands)
-                driver.close()
-                raise psycopg.OperationalError("the answer is lost")
-
-            driver._send = send_and_lose
-            clients.add_one(uow, "ANSWERED")  # type: ignore[arg-type]
+            clients.lose_the_answer(uow)
+            clients.add_one(uow, "ANSWERED")
 
         store.run(work)
     assert len(tries) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
 from consensus_orm.errors import CommitUncertainError, MigrationError, StorageError
 from consensus_orm.lock import Lock
 from tests.concurrency import clients
@@ -73,17 +73,10 @@ def test_an_engine_without_numbers_leaves_a_lost_commit_uncertain() -> None:
         ConsensusStore.open(engine, settings=SETTINGS) as store,
     ):
 
-        def work(uow: object) -> None:
+        def work(uow: ConsensusUnitOfWork) -> None:
             tries.append(uow)
-            driver = uow._connected  # type: ignore[attr-defined]
-
-            def send_and_lose(commands: bytes) -> None:
-                type(driver)._send(driver, commands)
-                driver.close()
-                raise psycopg.OperationalError("the answer is lost")
-
-            driver._send = send_and_lose
-            clients.add_one(uow, "UNCERTAIN")  # type: ignore[arg-type]
+            clients.lose_the_answer(uow)
+            clients.add_one(uow, "UNCERTAIN")
 
         with pytest.raises(CommitUncertainError):
             store.run(work)
