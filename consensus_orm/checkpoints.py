@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sqlalchemy import Engine
 
 from consensus_orm.connection import DriverConnection
-from consensus_orm.engine import borrow, driver
+from consensus_orm.engine import borrow, driver, translated
 from consensus_orm.pool import Pool
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -58,17 +58,26 @@ class Checkpoints:
             uow._connected.leave_log()
 
     def after_commit(self) -> None:
-        """Begin to copy what is committed by now, where it is time and nobody else writes."""
+        """Begin to copy what is committed by now, where it is time and nobody else writes.
+
+        Raises:
+            StorageError: The copying that was begun the last time failed. What was committed is safe in the log.
+        """
         self._commits += 1
         if self._engine is None or self._commits % CHUNKS:
             return
-        pages = 0 if self._copying is None else self._copying.result()
+        begun, self._copying = self._copying, None
+        pages = 0 if begun is None else begun.result()
         self._is_long = self._in_company or pages > LONG
         if not self._is_long:
             self._copying = self._thread.submit(_checkpoint, self._engine, "PASSIVE")
 
     def before_next(self) -> None:
-        """Have the log begin anew, where it is long; no unit of work of the caller may be open."""
+        """Have the log begin anew, where it is long; no unit of work of the caller may be open.
+
+        Raises:
+            StorageError: The log could not be copied. What was committed is safe in it.
+        """
         if self._is_long and self._engine is not None:
             self._is_long, self._copying = False, None
             _checkpoint(self._engine, "PASSIVE")  # or all of it would be copied under the lock, 50 ms and more
@@ -81,7 +90,7 @@ def _checkpoint(engine: Engine, mode: str) -> int:
     The connection is one of those that read, so that the work keeps its own and what that has cached. It is not
     kept: a fork waits for all of them.
     """
-    with contextlib.closing(borrow(engine, write=False)) as connection:
+    with translated(engine), contextlib.closing(borrow(engine, write=False)) as connection:
         return driver(connection).checkpoint(mode)
 
 

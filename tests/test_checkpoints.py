@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from consensus_orm import ConsensusStore, Phase, Settings, checkpoints
+from consensus_orm import ConsensusStore, Phase, Settings, checkpoints, errors
 from consensus_orm.engine import source_of
+from tests.concurrency.processes import start
+from tests.concurrency.steps import bytes_at_most
 from tests.field import builders
 
 ROWS = 6000
@@ -68,3 +72,28 @@ def test_one_connection_is_enough(path: Path) -> None:
         store.migration.advance(Phase.DUAL_WRITE)
         assert store.migration.backfill().rows > ROWS
         assert store.migration.verify().clean
+
+
+def run_out_of_room(pipe: Connection, path: Path) -> None:
+    """Carry rows while the database may not grow, which only copying the log would make it do; then go on."""
+    with ConsensusStore.open(path, settings=QUICK) as store:
+        store.migration.advance(Phase.DUAL_WRITE)
+        try:
+            with bytes_at_most(path.stat().st_size, signal.SIG_IGN):
+                store.migration.backfill()
+        except errors.ConsensusError as error:
+            pipe.send((type(error).__name__, error.hint))
+        else:
+            pipe.send(("ok", None))
+        store.migration.backfill()
+        pipe.send(store.migration.verify().clean)
+
+
+def test_a_log_that_cannot_be_copied_is_an_error_of_ours(path: Path) -> None:
+    """It stops the backfill, though all its commits went well, and the same store goes on when there is room."""
+    child = start(run_out_of_room, path)
+    said, hint = child.hear()
+    assert said == "StorageError"
+    assert hint
+    assert child.hear() is True
+    assert child.join() == 0
