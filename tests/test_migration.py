@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +16,14 @@ import pytest
 
 from consensus_orm import ConsensusStore, Phase, dropping
 from consensus_orm.catalog import catalog
-from consensus_orm.errors import GateClosedError, InvalidValueError, MigrationError, MismatchError, WrongPhaseError
+from consensus_orm.errors import (
+    DatabaseBusyError,
+    GateClosedError,
+    InvalidValueError,
+    MigrationError,
+    MismatchError,
+    WrongPhaseError,
+)
 from consensus_orm.settings import OnMismatch, Settings
 from tests import oracle
 from tests.databases import FAIL, IGNORE, REFUSE, Database, build_legacy, odd_history, odd_rows
@@ -23,6 +32,7 @@ from tests.field import builders
 BASE = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=3, chunk_pause=0, synchronous="OFF")
 BOTH = (Phase.DUAL_WRITE, Phase.CUTOVER)
 NAMES = [phase.name for phase in Phase]
+CARRIED = ("consensus_artifacts", "consensus_synthesis")
 
 
 class Clock:
@@ -138,6 +148,37 @@ def test_the_gate_wants_the_backfill_to_be_complete(store: ConsensusStore) -> No
 
 def _raise(*_: object) -> None:
     raise RuntimeError("enough")
+
+
+@pytest.mark.parametrize("where", ["at its lock", "after its commit"])
+def test_the_backfill_counts_rows_once(open_store: Open, database: Database, where: str) -> None:
+    """Rows of a chunk that met a transient error are carried again, and are not more rows for that."""
+    soon = timedelta(milliseconds=50)
+    store = open_store(busy_timeout=2 * soon, retry_attempts=20, retry_initial=soon, chunk_rows=1)
+    forward(store, Phase.DUAL_WRITE)
+    faults = 0
+
+    def disturb(_: object) -> None:
+        nonlocal faults
+        if faults < 3:
+            faults += 1
+            if where == "after its commit":
+                raise DatabaseBusyError("for a moment", hint="wait")
+            held = threading.Event()
+            threading.Thread(target=keep_waiting, args=(database, held)).start()
+            held.wait()
+
+    report = store.migration.backfill(disturb)
+    assert faults == 3
+    assert report.rows == sum(database.scalar(f"SELECT count(*) FROM {table}") for table in CARRIED)
+    assert store.migration.verify().clean
+
+
+def keep_waiting(database: Database, held: threading.Event) -> None:
+    """Keep writers waiting for longer than their timeout."""
+    with database.writers_waiting():
+        held.set()
+        time.sleep(0.3)
 
 
 @pytest.mark.parametrize("phase", [*BOTH, Phase.NORMALIZED], ids=lambda p: p.name)

@@ -166,19 +166,20 @@ class _Chunks:
         self.unsettled: list[_Chunk] = []
         self.whole = True
         self.counted = (0, 0, 0)
-        self.counted_at = 0
+        self.analyzed_until = 0
 
     def next(self) -> bool:
         """Carry one more chunk, and settle one that was compared meanwhile; False where there is none.
 
-        After an error it goes on from the checkpoint, as a backfill does that was interrupted.
+        After an error it goes on from the checkpoint, as a backfill does that was interrupted: rows count once their
+        checkpoint is committed.
         """
         if not self.whole:
             self.unsettled = []
             self.rows, self.rejects, self.adopted = self.counted
-        self.whole, self.counted = False, (self.rows, self.rejects, self.adopted)
+        self.whole = False
         more = self._next()
-        self.whole = True
+        self.whole, self.counted = True, (self.rows, self.rejects, self.adopted)
         return more
 
     def _next(self) -> bool:
@@ -193,6 +194,7 @@ class _Chunks:
             if drained >= CHANGES_IN_ONE_TRANSACTION:
                 return True
             chunk, done = self._carry(uow)
+        self.counted = (self.rows, self.rejects, self.adopted)
         self.size = self._fitting(uow, time.monotonic() - begun)
         if chunk is not None:
             uow._tell(BackfillEvent(self.pair.name, chunk.rows))
@@ -233,7 +235,7 @@ class _Chunks:
         if finished:
             self.unsettled = []
             return None, int(done)
-        after, done = self._settled(uow, after, done)
+        after, done = self._settled(uow, after, int(done))
         start = after
         for chunk in self.unsettled:
             start = chunk.last if chunk.after == start else start
@@ -243,10 +245,10 @@ class _Chunks:
         if rows and not self._is_newer(uow, first):
             found = _Chunk(start, first, last, rows)
             carry_range(uow, self.pair, first, last)
-            self.rows += rows
-            if self.rows > self.counted_at:
-                uow.catalog.analyze(uow, self.pair)
-                self.counted_at = 10 * self.rows
+        pending = sum(chunk.rows for chunk in (*self.unsettled, found) if chunk is not None)
+        if found is not None and done + pending > self.analyzed_until:
+            uow.catalog.analyze(uow, self.pair)
+            self.analyzed_until = 10 * (done + pending)
         uow._execute(
             "INSERT INTO consensus_orm_backfill (pair, last_key, rows, finished, started_at, updated_at)"
             " VALUES (:pair, :last, :rows, :finished, :at, :at) ON CONFLICT (pair) DO UPDATE"
@@ -259,13 +261,14 @@ class _Chunks:
                 "at": ledger.milliseconds(uow),
             },
         )
-        return found, int(done) + sum(chunk.rows for chunk in (*self.unsettled, found) if chunk is not None)
+        return found, done + pending
 
     def _settled(self, uow: UnitOfWork, after: Any, done: int) -> tuple[Any, int]:
         """Settle the chunks that were compared; the checkpoint behind them, and the rows before it."""
         for chunk in [chunk for chunk in self.unsettled if chunk.unequal.done()]:
             self.unsettled.remove(chunk)
             self.rejects += _settle(uow, self.pair, chunk.unequal.result())
+            self.rows += chunk.rows
             if chunk.after == after:  # else another backfill has moved the checkpoint meanwhile
                 after, done = chunk.last, done + chunk.rows
         return after, done
@@ -308,7 +311,8 @@ class _Chunks:
 
     def _tell(self, done: int) -> None:
         if self.progress is not None and self.total is not None:
-            rate = self.rows / max(time.monotonic() - self.started, 1e-6)
+            rows = self.rows + sum(chunk.rows for chunk in self.unsettled)
+            rate = rows / max(time.monotonic() - self.started, 1e-6)
             self.progress(Progress(self.pair.name, min(done, self.total), self.total, rate))
 
 
