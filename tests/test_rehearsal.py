@@ -130,6 +130,18 @@ def test_rows_of_the_kept_copy_by_another_sql(legacy: Database, tmp_path: Path) 
         assert copy.legacy() == before != {}
 
 
+@pytest.mark.postgresql
+def test_copies_that_stayed_on_a_server_are_named(legacy: Database, tmp_path: Path) -> None:
+    """A rehearsal that was killed leaves a database there, of which the next one tells; so does one that is kept."""
+    with ConsensusStore.open(legacy.where) as store:
+        first = store.migration.rehearse(keep=tmp_path / "kept")
+        assert not [note for note in first.notes if "other rehearsals" in note]
+        with kept_copy(legacy, first) as copy:
+            (told,) = (note for note in store.migration.rehearse().notes if "other rehearsals" in note)
+            assert told.split()[-1] == make_url(str(copy.where)).database
+        assert not [note for note in store.migration.rehearse().notes if "other rehearsals" in note]
+
+
 @contextlib.contextmanager
 def kept_copy(original: Database, report: RehearsalReport) -> Iterator[Database]:
     """The copy that was kept; on a server it is gone when the block ends."""

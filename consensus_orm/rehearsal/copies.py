@@ -28,6 +28,9 @@ ROOM = 5
 """Times the size of a file that a rehearsal may take: the copy, the normalized side, the log of both, and the backup
 before CONTRACT of all that. Checked before anything is copied."""
 
+_DIGITS = 8
+"""Of chance at the end of the name of a copy on a server."""
+
 
 class Copy(ABC):
     """A copy of a database.
@@ -134,8 +137,13 @@ class ServerCopy(Copy):
     def notes(self, store: ConsensusStore) -> Iterator[str]:
         """What is not as it will be."""
         yield "the copy is a database of its own: privileges, views and triggers of other programs are not in it"
+        own = str(make_url(self.where).database)
         if self.keep:
-            yield f"the copy stays on the server, as the database {make_url(self.where).database}"
+            yield f"the copy stays on the server, as the database {own}"
+        with self.look() as look:
+            names = look.rows("SELECT datname FROM pg_database ORDER BY datname")
+        if others := [name for (name,) in names if name.startswith(own[:-_DIGITS]) and name != own]:
+            yield f"the server has copies of other rehearsals, kept, killed or running: {', '.join(others)}"
 
     def watch(self, store: ConsensusStore) -> Callable[[], float]:
         """Measure how long writers are kept waiting."""
@@ -193,7 +201,7 @@ def _database(store: ConsensusStore, *, keep: bool) -> Iterator[str]:
     url: URL = store.engine.url.set(drivername="postgresql")
     with translated(store.engine), psycopg.connect(**arguments_of(url), autocommit=True) as admin:
         schema = admin.execute("SELECT current_schema()").fetchone()
-        name = f"{str(url.database)[:40]}_rehearsal_{uuid.uuid4().hex[:8]}"
+        name = f"{str(url.database)[:40]}_rehearsal_{uuid.uuid4().hex[:_DIGITS]}"
         try:
             # C and UTF8 go with any server; what is compared are bytes.
             admin.execute(f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'".encode())
