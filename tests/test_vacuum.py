@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sqlite3
 import subprocess
@@ -21,6 +22,7 @@ from consensus_orm.maintenance import Maintenance
 from consensus_orm.settings import Settings
 from consensus_orm.vacuum import VacuumReport, VacuumScheduler, vacuum
 from tests.bloated import make_bloated, writing
+from tests.timing import shortest
 
 MEGABYTE = 1_000_000
 
@@ -52,10 +54,6 @@ def check(path: Path) -> dict[str, object]:
     return found
 
 
-ATTEMPTS = 3
-"""Times a wait is measured: what else runs on the machine can only lengthen it, so the shortest is the vacuum's own."""
-
-
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 @pytest.mark.parametrize("auto_vacuum", [2, 0])
 def test_the_production_file_becomes_small_under_a_live_writer(
@@ -65,18 +63,15 @@ def test_the_production_file_becomes_small_under_a_live_writer(
 
     Its longest wait is below 100 ms, and a step holds the lock for less than 50; a conversion is one step.
     """
-    waits: list[float] = []
-    locks: list[float] = []
-    for attempt in range(ATTEMPTS):
-        path = tmp_path / f"{attempt}.db"
+    runs = itertools.count()
+
+    def measure() -> float:
+        path = tmp_path / f"{next(runs)}.db"
         report, wait = _made_small(path, open_engine, auto_vacuum, journal_mode)
-        waits.append(wait)
-        locks.append(report.longest_lock if auto_vacuum else 0.0)
         path.unlink()
-        if wait < 0.1 and locks[-1] < 0.05:
-            break
-    assert min(waits) < 0.1
-    assert min(locks) < 0.05
+        return max(wait, 2 * report.longest_lock if auto_vacuum else 0)
+
+    assert shortest(measure, below=0.1) < 0.1
 
 
 def _made_small(
@@ -106,30 +101,34 @@ def _made_small(
     return report, writer["longest"]
 
 
-def test_threads_of_the_same_store_write_on(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_threads_of_the_same_store_write_on(tmp_path: Path, open_engine: Callable[[Path], Engine]) -> None:
     """Writers of the same engine wait for a step at most."""
-    engine = open_engine(make_bloated(path, pages=10_000, auto_vacuum=2, journal_mode="wal"))
-    stop, longest = threading.Event(), [0.0]
+    runs = itertools.count()
 
-    def write() -> None:
+    def write(engine: Engine, stop: threading.Event, waits: list[float]) -> None:
         while not stop.is_set():
             started = time.monotonic()
             with checkout(engine) as pooled:
                 begin(driver(pooled), write=True)
                 driver(pooled).execute("INSERT INTO t (a) VALUES (1)")
                 driver(pooled).commit()
-            longest[0] = max(longest[0], time.monotonic() - started)
+            waits.append(time.monotonic() - started)
             time.sleep(0.001)
 
-    threads = [threading.Thread(target=write) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    report = vacuum(engine)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert report.pages_freed > 9_900
-    assert longest[0] < 0.1
+    def measure() -> float:
+        path = make_bloated(tmp_path / f"{next(runs)}.db", pages=10_000, auto_vacuum=2, journal_mode="wal")
+        engine, stop, waits = open_engine(path), threading.Event(), [0.0]
+        threads = [threading.Thread(target=write, args=(engine, stop, waits)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        report = vacuum(engine)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert report.pages_freed > 9_900
+        return max(waits)
+
+    assert shortest(measure, below=0.1) < 0.1
 
 
 def test_progress_is_told_and_the_file_shrinks_as_it_goes(path: Path, open_engine: Callable[[Path], Engine]) -> None:
@@ -162,37 +161,49 @@ def test_a_cancelled_vacuum_ends_after_its_step_and_the_next_goes_on(
     assert vacuum(engine).after.database < MEGABYTE
 
 
-def test_a_reader_delays_the_shrinking_and_is_waited_for(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_a_reader_delays_the_shrinking_and_is_waited_for(tmp_path: Path, open_engine: Callable[[Path], Engine]) -> None:
     """With an old snapshot open the file cannot shrink; it does as soon as the reader is done."""
-    engine = open_engine(make_bloated(path, pages=2_000, auto_vacuum=2, journal_mode="wal"))
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as reader:
-        reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM t").fetchone()
-        timer = threading.Timer(0.5, reader.rollback)
-        timer.start()
-        report = vacuum(engine)
-        timer.join()
-    assert report.seconds > 0.4
-    assert report.notes == ()
-    assert report.longest_lock < 0.05
-    assert report.after.total < MEGABYTE
+    runs = itertools.count()
+
+    def measure() -> float:
+        path = make_bloated(tmp_path / f"{next(runs)}.db", pages=2_000, auto_vacuum=2, journal_mode="wal")
+        engine = open_engine(path)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchone()
+            timer = threading.Timer(0.5, reader.rollback)
+            timer.start()
+            report = vacuum(engine)
+            timer.join()
+        assert report.seconds > 0.4
+        assert report.notes == ()
+        assert report.after.total < MEGABYTE
+        return report.longest_lock
+
+    assert shortest(measure, below=0.05) < 0.05
 
 
 def test_a_reader_that_stays_is_reported(
-    path: Path, open_engine: Callable[[Path], Engine], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, open_engine: Callable[[Path], Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Patience ends, the report says why the file is still large, and no writer waited for the reader."""
     monkeypatch.setattr(vacuum_module, "SHRINK_PATIENCE", 0.3)
-    engine = open_engine(make_bloated(path, pages=2_000, auto_vacuum=2, journal_mode="wal"))
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
-        reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM t").fetchone()
-        with writing(path) as writer:
-            report = vacuum(engine)
-    assert "open reader" in report.notes[0]
-    assert report.after.database > 5 * MEGABYTE
-    assert writer["longest"] < 0.1
-    assert vacuum(engine).after.total < MEGABYTE
+    runs = itertools.count()
+
+    def measure() -> float:
+        path = make_bloated(tmp_path / f"{next(runs)}.db", pages=2_000, auto_vacuum=2, journal_mode="wal")
+        engine = open_engine(path)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchone()
+            with writing(path) as writer:
+                report = vacuum(engine)
+        assert "open reader" in report.notes[0]
+        assert report.after.database > 5 * MEGABYTE
+        assert vacuum(engine).after.total < MEGABYTE
+        return writer["longest"]
+
+    assert shortest(measure, below=0.1) < 0.1
 
 
 def test_a_file_without_auto_vacuum_is_left_while_others_have_it_open(
