@@ -265,11 +265,14 @@ class AsyncConsensusUnitOfWork:
             raise errors.UnitOfWorkClosedError("a unit of work is entered once")
         # One context for begin and end, so that what the one has set the other can reset.
         self._context = copy_context()
-        thread = await self._threads.take()
+        thread = await self._threads.take(self)
         try:
             (await thread.call(self._begin, self._context)).get()
         except asyncio.CancelledError:
             self._threads.leave(thread, partial(self._end, asyncio.CancelledError()), self._context)
+            raise
+        except GeneratorExit:
+            self._threads.abandon(thread, partial(self._end, GeneratorExit()), self._context)
             raise
         except BaseException:
             self._threads.give_back(thread)
@@ -294,7 +297,7 @@ class AsyncConsensusUnitOfWork:
         thread, self._thread = self._thread, None
         assert thread is not None
         if isinstance(error, GeneratorExit):  # a task that nobody referred to was collected as garbage
-            self._threads.abandon(partial(self._end, error), self._context)
+            self._threads.abandon(thread, partial(self._end, error), self._context)
             return
         try:
             await thread.finish(partial(self._end, error), self._context)

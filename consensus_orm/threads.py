@@ -165,31 +165,39 @@ class Threads:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Thread] = []
+        self._lent: dict[Thread, object] = {}
         self._last: set[Answer[object]] = set()
 
-    async def take(self) -> Thread:
+    async def take(self, borrower: object = None) -> Thread:
         """Borrow a thread; first come, first served.
+
+        Args:
+            borrower: What works on the thread. Both are referred to from here until the thread is back: where a
+                coroutine becomes garbage, what it had open would be garbage with it, and taken away before it ends.
 
         Raises:
             PoolExhaustedError: None came back in time.
         """
         if self._loop is not asyncio.get_running_loop():
             self._loop, self._slots = asyncio.get_running_loop(), asyncio.Semaphore(self.size)
-            self._idle, self._last = [], set()
+            self._idle, self._lent, self._last = [], {}, set()
         try:
             async with asyncio.timeout(self._patience if self._slots.locked() else None):
                 await self._slots.acquire()
         except TimeoutError:
             raise PoolExhaustedError(pool_size=self.size) from None
         try:
-            return self._idle.pop() if self._idle else Thread()
+            thread = self._idle.pop() if self._idle else Thread()
         except BaseException:
             self._slots.release()
             raise
+        self._lent[thread] = borrower
+        return thread
 
     def give_back(self, thread: Thread) -> None:
         """Let the next one have a thread that has nothing left to do."""
-        if self._loop is asyncio.get_running_loop():
+        if thread in self._lent and self._loop is asyncio.get_running_loop():
+            del self._lent[thread]
             self._idle.append(thread)
             self._slots.release()
 
@@ -206,19 +214,21 @@ class Threads:
         answer.add_done_callback(self._last.discard)
         answer.add_done_callback(lambda _: self.give_back(thread))
 
-    def abandon(self, last: Callable[[], object], context: Context | None) -> None:
-        """Do the last call of a coroutine that was destroyed: it can wait for nothing, and is on no loop.
-
-        Its thread was garbage like itself, and has been told to end by then; so another one does it.
+    def abandon(self, thread: Thread, last: Callable[[], object], context: Context | None) -> None:
+        """Give a thread back for a coroutine that was destroyed: it can wait for nothing, and is on no loop.
 
         Args:
-            last: The call.
+            thread: The thread, maybe at work.
+            last: What it is to do at the end.
             context: The context variables that sees.
         """
-        Thread().post(last, context)
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for a thread
-                self._loop.call_soon_threadsafe(self._slots.release)
+        thread.post(last, context)
+        try:
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self.give_back, thread)
+        except RuntimeError:  # the loop is closed: nobody waits for a thread
+            self._lent.pop(thread, None)
+            thread.close()
 
     async def close(self) -> None:
         """Wait until everything that was left has been done, and end the threads that nobody has."""

@@ -39,6 +39,10 @@ log = logging.getLogger("consensus_orm")
 WRITES = ("INSERT", "UPDATE", "DELETE", "ALTER")
 """How statements of ours begin that write rows."""
 
+_lent: set[PoolProxiedConnection] = set()
+"""Connections of units at work, kept from garbage collection: from a generator that is garbage it would first take the
+connection, which the pool lends to somebody else, and then end the generator, which takes that one's writes back."""
+
 
 class UnitOfWork:
     """Everything done between a begin and a commit; commits on success, rolls back on any exception.
@@ -51,6 +55,8 @@ class UnitOfWork:
         prepare: Called before a writing unit begins; brings the schema up to date where it is not.
         readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
     """
+
+    _pooled: PoolProxiedConnection | None = None
 
     def __init__(
         self,
@@ -71,7 +77,6 @@ class UnitOfWork:
         self._readable = readable
         self._entered = False
         self._elsewhere: Callable[[UnitOfWork], bool] | None = None
-        self._pooled: PoolProxiedConnection | None = None
         self._driver: Driver | None = None
         self._phase: Phase | None = None
         self._epoch = 0
@@ -113,6 +118,7 @@ class UnitOfWork:
 
     def _borrow(self) -> None:
         self._pooled = borrow(self.engine, write=not self.read_only)
+        _lent.add(self._pooled)
 
     def _begin(self) -> None:
         assert self._pooled is not None
@@ -121,7 +127,7 @@ class UnitOfWork:
         try:
             driver.begin_unit(self.lock)
         except BaseException:
-            self._pooled.close()
+            self._release()
             raise
         self._driver = driver
 
@@ -188,7 +194,12 @@ class UnitOfWork:
                 self._guard.lift()
         finally:
             if pooled is not None:
+                _lent.discard(pooled)
                 pooled.close()  # rolls back whatever is still open
+
+    def __del__(self) -> None:
+        if self._pooled is not None:  # nobody ended it
+            self._release()
 
     def _run(self, callbacks: list[Callable[[], object]]) -> None:
         for callback in callbacks:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -189,6 +191,69 @@ def test_writers_of_one_thread_do_not_know_each_other(consensus_store: Consensus
 
     with consensus_store.unit_of_work(read_only=True) as uow:
         assert uow.artifacts.specs() == ["SPEC-INNER"]
+
+
+@pytest.mark.parametrize("session", [False, True], ids=["repositories", "session"])
+def test_a_unit_that_nobody_ends_ends_by_itself(new_database: Database, session: bool) -> None:
+    """Forgotten, or within a generator that is collected as garbage, it rolls back and gives its connection back."""
+    with ConsensusStore.open(new_database.where, settings=Settings(pool_size=1)) as store:
+        store.upgrade()
+
+        def write() -> Iterator[None]:
+            with store.unit_of_work() as uow:
+                uow.artifacts.add(**artifact_values())
+                if session:
+                    assert uow.session.scalar(text("SELECT 1")) == 1
+                yield
+
+        next(in_a_cycle(write()))
+        gc.collect()
+        forgotten = store.unit_of_work().__enter__()
+        forgotten.artifacts.add(**artifact_values())
+        if session:
+            assert forgotten.session.scalar(text("SELECT 1")) == 1
+        del forgotten
+        gc.collect()
+        with store.unit_of_work() as uow:
+            assert uow.artifacts.count() == 0
+            uow.artifacts.add(**artifact_values())
+        with store.unit_of_work(read_only=True) as uow:
+            assert uow.artifacts.count() == 1
+
+
+def test_garbage_does_not_end_the_unit_of_somebody_else(new_database: Database) -> None:
+    """The connection of a generator that is collected is lent again when its blocks have ended, and not before."""
+    with ConsensusStore.open(new_database.where, settings=Settings(pool_size=1)) as store:
+        store.upgrade()
+
+        def write() -> Iterator[None]:
+            with store.unit_of_work() as uow:
+                uow.artifacts.add(**artifact_values(spec_id="SPEC-GARBAGE"))
+                try:
+                    yield
+                finally:
+                    time.sleep(0.1)
+
+        def write_slowly() -> None:
+            with store.unit_of_work() as uow:
+                uow.artifacts.add(**artifact_values(spec_id="SPEC-OTHER"))
+                time.sleep(0.2)
+                uow.artifacts.add(**artifact_values(spec_id="SPEC-OTHER"))
+
+        next(in_a_cycle(write()))
+        with ThreadPoolExecutor(1) as thread:
+            other = thread.submit(write_slowly)
+            gc.collect()
+            other.result()
+        with store.unit_of_work(read_only=True) as uow:
+            assert uow.artifacts.specs() == ["SPEC-OTHER"]
+
+
+def in_a_cycle(generator: Iterator[None]) -> Iterator[None]:
+    """A generator that only garbage collection finds when nobody refers to it any more."""
+    cycle: list[object] = [generator]
+    cycle.append(cycle)
+    return generator
 
 
 def test_readers_can_be_nested(consensus_store: ConsensusStore) -> None:

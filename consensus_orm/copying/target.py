@@ -72,7 +72,7 @@ class TargetUnit(UnitOfWork):
             self._execute("SELECT set_config('consensus_orm.by', 'carrier', true)")
 
     def _release(self) -> None:
-        driver = self._driver
+        driver = self._pooled and self._pooled.driver_connection  # it may not have begun
         if isinstance(driver, sqlite3.Connection):
             driver.rollback()
             driver.execute("PRAGMA foreign_keys = ON")
