@@ -225,13 +225,14 @@ class Threads:
         thread.post(last, context)
         try:
             assert self._loop is not None
-            self._loop.call_soon_threadsafe(self.give_back, thread)
+            self._loop.call_soon_threadsafe(self.leave, thread, lambda: None, Context())
         except RuntimeError:  # the loop is closed: nobody waits for a thread
             self._lent.pop(thread, None)
             thread.close()
 
     async def close(self) -> None:
         """Wait until everything that was left has been done, and end the threads that nobody has."""
+        await asyncio.sleep(0)  # so that what was abandoned has been left
         while self._last and self._loop is asyncio.get_running_loop():
             await asyncio.wait(self._last)
         while self._idle:

@@ -339,7 +339,7 @@ class TestTheLoop:
                 stop = asyncio.Event()
                 lag = asyncio.create_task(measure_lag(stop))
                 await asyncio.gather(*(write(store, number) for number in range(100)))
-                assert len(ours()) <= 5
+                await until(lambda: len(ours()) <= 5)  # that of the opening may be about to end
                 stop.set()
                 lags.append(await lag)
 
