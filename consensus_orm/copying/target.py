@@ -73,10 +73,12 @@ class TargetUnit(UnitOfWork):
 
     def _release(self) -> None:
         driver = self._pooled and self._pooled.driver_connection  # it may not have begun
-        if isinstance(driver, sqlite3.Connection):
-            driver.rollback()
-            driver.execute("PRAGMA foreign_keys = ON")
-        super()._release()
+        try:
+            if isinstance(driver, sqlite3.Connection):
+                driver.rollback()
+                driver.execute("PRAGMA foreign_keys = ON")
+        finally:
+            super()._release()
 
 
 class Target:
