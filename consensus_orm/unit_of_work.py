@@ -7,6 +7,7 @@ a phase that is over, in any process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
@@ -189,7 +191,8 @@ class UnitOfWork:
         driver, self._driver = self._driver, None
         try:
             if (session := self.__dict__.get("session")) is not None:
-                session.close()
+                with contextlib.suppress(DBAPIError):  # what it had not committed goes with the transaction
+                    session.close()
             if self._guard is not None and driver is not None:
                 self._guard.lift()
         finally:

@@ -247,8 +247,8 @@ def opened(store: ConsensusStore) -> Iterator[Source]:
     """
     if store.engine.dialect.name == "postgresql":
         source: Source = ServerSource(store)
-        connection = store.engine.pool.source.connect()  # type: ignore[attr-defined]
-        with translated(store.engine), contextlib.closing(connection):
+        connecting = store.engine.pool.source.connect  # type: ignore[attr-defined]
+        with translated(store.engine), contextlib.closing(connecting()) as connection:
             connection.execute("SET default_transaction_read_only = on")
             source._driver = connection
             yield source

@@ -26,6 +26,7 @@ from consensus_orm.driver import Parameters
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Mapping as Declaration
 from consensus_orm.pool import Pool
+from consensus_orm.postgresql.errors import translate
 from consensus_orm.postgresql.fence import REFUSALS, ROWS, TABLES, Fence
 from consensus_orm.postgresql.guard import ServerGuard
 from consensus_orm.postgresql.parameters import bindable, spelled
@@ -85,10 +86,21 @@ class ServerConnection(psycopg.Connection[Any]):
             return super().execute(query, params, prepare=False if self._lock >= Lock.CARRY else None, **options)
         return super().execute(query, None, **options)
 
+    def order(self, statement: str, params: Any = None) -> psycopg.Cursor[Any]:
+        """Run a statement of the transaction itself; what goes wrong is an error of ours, whoever asked for it.
+
+        Raises:
+            StorageError: What the server said.
+        """
+        try:
+            return self.execute(statement, params)
+        except psycopg.Error as error:
+            raise translate(error, self.source.database) from error
+
     def begin(self, *, write: bool) -> None:
         """Begin a transaction, without any lock."""
         self._transaction, self._fresh = None, False
-        self.execute("BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self.order("BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
     def begin_unit(self, lock: Lock) -> None:
         """Begin the transaction of a unit of work: lock and phase come with the same message."""
@@ -148,7 +160,7 @@ class ServerConnection(psycopg.Connection[Any]):
 
     def hold(self, lock: Lock) -> None:
         """Take a stronger lock within the transaction."""
-        self.execute(self.source.fence.hold(lock))
+        self.order(self.source.fence.hold(lock))
 
     def keep_out(self, tables: Collection[str]) -> None:
         """Keep writers, also those of other programs, out of tables until the transaction ends."""
@@ -160,14 +172,14 @@ class ServerConnection(psycopg.Connection[Any]):
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
         """Let a statement fail without taking the transaction with it."""
-        self.execute("SAVEPOINT consensus_orm")
+        self.order("SAVEPOINT consensus_orm")
         try:
             yield
         except errors.StorageError:
             if not self.closed:
-                self.execute("ROLLBACK TO SAVEPOINT consensus_orm")
+                self.order("ROLLBACK TO SAVEPOINT consensus_orm")
             raise
-        self.execute("RELEASE SAVEPOINT consensus_orm")
+        self.order("RELEASE SAVEPOINT consensus_orm")
 
     def together(self, *statements: tuple[str, Parameters]) -> list[Any]:
         """Run several statements with one trip to the server, or none of them; the first row of each."""
@@ -306,6 +318,7 @@ class ServerSource:
 
     def __init__(self, url: URL, settings: Settings) -> None:
         self.settings = settings
+        self.database = url.database
         self.patience = settings.busy_timeout.total_seconds()
         self.flips = 0
         """How many flips were begun since one was committed."""

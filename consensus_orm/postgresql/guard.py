@@ -72,7 +72,7 @@ class ServerGuard(Guard):
 
     def _say(self, by: str) -> str:
         """Set whose statements follow; gives whose they were."""
-        row: Any = self._connection.execute(
+        row: Any = self._connection.order(
             "SELECT current_setting('consensus_orm.by', true), set_config('consensus_orm.by', ?, true)", (by,)
         ).fetchone()
         return row[0] or ""

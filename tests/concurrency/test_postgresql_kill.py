@@ -10,136 +10,21 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import ConsensusStore
 from consensus_orm.postgresql.connection import ServerConnection
 from tests import servers
-from tests.concurrency import steps
-from tests.concurrency.databases import (
-    SETTINGS,
-    Change,
-    Side,
-    assert_sides_agree,
-    assert_sound,
-    connect,
-    image,
-    made,
-    phase_of,
-    query,
-    settings,
-    truth,
-)
-from tests.concurrency.files import bring, records
-from tests.concurrency.processes import start, wait_for
-from tests.concurrency.steps import Work, advance_to, roll_back_to, write
+from tests.concurrency.databases import settings
+from tests.concurrency.processes import start
+from tests.concurrency.steps_on_servers import STEPS, Judge, template
 
 SOAK = "CONSENSUS_ORM_TEST_SOAK" in os.environ
 POINTS_IN_CI = 6
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something that can be interrupted.
-
-    Args:
-        start: The phase it starts in.
-        end: The phase it ends in.
-        work: The step; done again after a kill, it finishes what was begun, or undoes it first.
-        change: Done to the database before.
-        atomic: Whether it is one transaction, so that a kill leaves the database as before or as after it.
-        writes: Whether it changes what is read. Ids are then not compared: a sequence gives none back.
-        carries: Whether both sides agree at its end.
-        varies: What of the image depends on how it was interrupted.
-    """
-
-    start: Phase
-    end: Phase
-    work: Work
-    change: Change | None = None
-    atomic: bool = False
-    writes: bool = False
-    carries: bool = False
-    varies: tuple[str, ...] = ()
-
-
-def ready(url: str) -> None:
-    """Everything that the next gate wants."""
-    with ConsensusStore.open(url, settings=SETTINGS) as store:
-        if store.migration.phase.compares:
-            store.migration.backfill()
-        assert store.migration.verify().clean
-
-
-def written_to(url: str) -> None:
-    """Some rows added and deleted in the phase, so that there is something to carry back."""
-    with ConsensusStore.open(url, settings=SETTINGS) as store:
-        write(store)
-
-
-def written_to_by_others(url: str) -> None:
-    """A program that knows one side only has inserted, updated and deleted; and a row was damaged unseen."""
-    ready(url)
-    with connect(url) as connection:
-        connection.execute(
-            """
-            INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json)
-              VALUES ('SPEC-RAW', 'plan', 'raw', 'one'), ('SPEC-RAW', 'plan', 'raw', 'two');
-            UPDATE consensus_artifacts SET content_json = 'changed' WHERE id IN (1, 2);
-            DELETE FROM consensus_artifacts WHERE id IN (4, 5);
-            DELETE FROM consensus_synthesis WHERE id = 1;
-            SET session_replication_role = replica;
-            UPDATE agent_outputs SET content = 'damaged' WHERE id IN (6, 7);
-            DELETE FROM agent_outputs WHERE id = 8
-            """
-        )
-
-
-STEPS = {
-    "write_in_expand": Step(Phase.EXPAND, Phase.EXPAND, write, writes=True),
-    "write_in_dual_write": Step(Phase.DUAL_WRITE, Phase.DUAL_WRITE, write, ready, writes=True, carries=True),
-    "write_in_cutover": Step(Phase.CUTOVER, Phase.CUTOVER, write, writes=True, carries=True),
-    "write_in_contract": Step(Phase.CONTRACT, Phase.CONTRACT, write, writes=True),
-    "backfill": Step(Phase.DUAL_WRITE, Phase.DUAL_WRITE, steps.backfill, carries=True),
-    "flip_1_2": Step(Phase.EXPAND, Phase.DUAL_WRITE, advance_to(Phase.DUAL_WRITE), atomic=True),
-    "flip_2_3": Step(Phase.DUAL_WRITE, Phase.CUTOVER, advance_to(Phase.CUTOVER), ready, atomic=True, carries=True),
-    "flip_3_4": Step(Phase.CUTOVER, Phase.NORMALIZED, advance_to(Phase.NORMALIZED), ready, atomic=True),
-    "rollback_2_1": Step(Phase.DUAL_WRITE, Phase.EXPAND, roll_back_to(Phase.EXPAND), ready, atomic=True),
-    "rollback_3_2": Step(Phase.CUTOVER, Phase.DUAL_WRITE, roll_back_to(Phase.DUAL_WRITE), carries=True),
-    "rollback_4_3": Step(Phase.NORMALIZED, Phase.CUTOVER, roll_back_to(Phase.CUTOVER), written_to, carries=True),
-    "contract": Step(Phase.NORMALIZED, Phase.CONTRACT, advance_to(Phase.CONTRACT), ready),
-    "rebuild": Step(Phase.CONTRACT, Phase.NORMALIZED, roll_back_to(Phase.NORMALIZED), written_to),
-    "rebuild_undone": Step(
-        Phase.CONTRACT,
-        Phase.CONTRACT,
-        lambda store: rebuild_and_stay(store),
-        written_to,
-        varies=("flips", "state"),
-    ),
-    "reconcile": Step(Phase.DUAL_WRITE, Phase.DUAL_WRITE, steps.reconcile, written_to_by_others, carries=True),
-    "migrate": Step(Phase.EXPAND, Phase.NORMALIZED, lambda store: bring(store, Phase.NORMALIZED)),
-}
-
-
-def rebuild_and_stay(store: ConsensusStore) -> None:
-    """Roll back from CONTRACT; where a kill left that half done, the second call undoes it and stays."""
-    if query(url_of(store), "SELECT step FROM consensus_orm_state") == [("rebuild",)]:
-        store.migration.advance(soak=False)
-    elif store.migration.phase is Phase.CONTRACT:
-        store.migration.rollback(Phase.NORMALIZED)
-    if store.migration.phase is Phase.NORMALIZED:
-        assert store.migration.verify().clean
-        store.migration.advance(soak=False)
-
-
-def url_of(store: ConsensusStore) -> str:
-    return store.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 # What interrupts it ------------------------------------------------------------------------------------------------
@@ -200,20 +85,6 @@ def run_and_be_killed(_pipe: Connection, url: str, folder: Path, name: str, kill
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# Judging -----------------------------------------------------------------------------------------------------------
-
-
-def without_ids(side: Side) -> dict[str, list[tuple[Any, ...]]]:
-    return {kind: sorted((row[1:] for row in rows), key=repr) for kind, rows in side.items()}
-
-
-def nobody_is_left(url: str) -> None:
-    """Wait until the server has noticed that a process was killed; what it had been told by then is done."""
-    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    with connect(url) as connection:
-        wait_for(lambda: connection.execute(others.encode()).fetchone() == (0,), 30)
-
-
 def points(name: str, sent: list[str]) -> list[int]:
     """Where to be killed: at commits first, then at others by chance."""
     every = range(1, len(sent) + 2)
@@ -230,53 +101,19 @@ def points(name: str, sent: list[str]) -> list[int]:
 @pytest.mark.parametrize("name", STEPS)
 def test_a_kill_loses_nothing(tmp_path: Path, name: str) -> None:
     """Killed at any point, a step leaves the truth as it was, and done again it comes to its end."""
-    step = STEPS[name]
-    build: Callable[[str], None] = lambda url: made(url, step.start, step.change)  # noqa: E731
-    origin = servers.template(f"kill_{name}", build)
+    step, origin = STEPS[name], template(name)
     with servers.database(origin) as url:
-        before, truth_before = image(url), truth(url)
+        judge = Judge(step, url)
         child = start(count_what_is_sent, url, tmp_path, name)
         sent = child.hear(60)
         assert child.join() == 0
-        after, truth_after = image(url), truth(url)
-        with ConsensusStore.open(url, settings=SETTINGS) as store:
-            expected = records(store)
+        judge.see_end(url)
     for point in points(name, sent):
         with servers.database(origin) as url:
             child = start(run_and_be_killed, url, tmp_path, name, point)
             child.join()
             assert child.was_killed
-            nobody_is_left(url)
-            what = sent[point - 1] if point <= len(sent) else "the end"
-            assert_nothing_is_lost(url, step, before, after, truth_before, truth_after)
-            with ConsensusStore.open(url, settings=settings(tmp_path)) as store:
-                step.work(store)
-                if not step.writes:
-                    assert records(store) == expected, what
-            assert_sound(url)
-            assert without_ids(truth(url)) == without_ids(truth_after), what
-            if not step.writes:
-                found = image(url)
-                assert {
-                    key: value for key, value in found.items() if value != after[key] and key not in step.varies
-                } == {}, what
-            if step.carries:
-                assert_sides_agree(url)
-
-
-def assert_nothing_is_lost(
-    url: str, step: Step, before: dict[str, object], after: dict[str, object], truth_before: Side, truth_after: Side
-) -> None:
-    """What a kill left: the truth as it was, or all of a unit of work; and nothing half done but what is resumed."""
-    found = phase_of(url)
-    assert step.start is step.end or min(step.start, step.end) <= found <= max(step.start, step.end)
-    assert_sound(url)
-    if step.writes:
-        assert without_ids(truth(url)) in (without_ids(truth_before), without_ids(truth_after))
-    elif step.change is not written_to_by_others:
-        assert truth(url) == truth_before == truth_after
-    if step.atomic:
-        assert image(url) in (before, after)
+            judge.judge(url, tmp_path, sent[point - 1] if point <= len(sent) else "the end")
 
 
 def test_kills_are_where_they_should_be() -> None:

@@ -1,0 +1,135 @@
+"""A server that is lost at any message, or one connection after another: each step ends with an error of ours.
+
+Afterwards psycopg judges the database, and the step is done again. In CI a sample of the messages is taken;
+`CONSENSUS_ORM_TEST_SOAK=1` takes every one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from consensus_orm import ConsensusStore, Phase
+from consensus_orm.copying import copy
+from consensus_orm.errors import StorageError
+from tests import servers
+from tests.concurrency.databases import assert_sound, in_phase, settings, truth
+from tests.concurrency.steps_on_servers import STEPS, Judge, template
+from tests.engines import losable
+
+SOAK = "CONSENSUS_ORM_TEST_SOAK" in os.environ
+POINTS_IN_CI = 4
+
+WAYS = {"never came": (False, False), "answer was lost": (True, False), "stays away": (False, True)}
+"""Whether the server gets the message at which it is lost, and whether it is gone for good."""
+
+LOST = {name: step for name, step in STEPS.items() if name != "rebuild_undone"}  # looks past the package
+
+
+def impatient(folder: Path) -> Any:
+    """Who repeats twice and soon gives up."""
+    short = {"retry_attempts": 2, "retry_initial": timedelta(milliseconds=2), "retry_budget": timedelta(seconds=0.2)}
+    return settings(folder).model_copy(update=short)
+
+
+def points(name: str, sent: int) -> list[tuple[int, str]]:
+    """At which messages it is lost, and how."""
+    every = [(number, way) for number in range(1, sent + 1) for way in WAYS]
+    return every if SOAK else random.Random(name).sample(every, POINTS_IN_CI)
+
+
+def messages(url: str, folder: Path, work: Callable[[ConsensusStore], object]) -> int:
+    """Do a step undisturbed, and count what is sent."""
+    with losable(url) as (engine, through), ConsensusStore.open(through, settings=impatient(folder)) as store:
+        work(store)
+        return engine.sent
+
+
+def lost(url: str, folder: Path, work: Callable[[ConsensusStore], object], point: int, way: str) -> None:
+    """Do a step while the server is lost: it comes to its end, or ends with an error of ours."""
+    with losable(url) as (engine, through):
+        engine.lost_at, (engine.does_it, engine.stays_away) = point, WAYS[way]
+        with contextlib.suppress(StorageError), ConsensusStore.open(through, settings=impatient(folder)) as store:
+            work(store)
+
+
+@pytest.mark.timeout(3600 if SOAK else 240)
+@pytest.mark.parametrize("name", LOST)
+def test_a_lost_server_loses_nothing(tmp_path: Path, name: str) -> None:
+    """Whichever message is the last, all that happens is an error of ours; done again, the step comes to its end."""
+    step, origin = LOST[name], template(name)
+    with servers.database(origin) as url:
+        judge = Judge(step, url)
+        sent = messages(url, tmp_path, step.work)
+        judge.see_end(url)
+    for point, way in points(name, sent):
+        with servers.database(origin) as url:
+            lost(url, tmp_path, step.work, point, way)
+            judge.judge(url, tmp_path, f"message {point}: {way}")
+
+
+# What changes nothing ------------------------------------------------------------------------------------------
+
+
+def look(store: ConsensusStore) -> None:
+    migration = store.migration
+    assert migration.status().phase is Phase.CUTOVER
+    assert migration.history()
+    assert not migration.mismatches()
+    assert not migration.rejects()
+
+
+def read(store: ConsensusStore) -> None:
+    with store.unit_of_work(read_only=True) as uow:
+        uow.session.execute(text("SELECT count(*) FROM consensus_artifacts")).all()
+        assert uow.artifacts.list()
+
+
+def keep_small(store: ConsensusStore) -> None:
+    store.maintenance.stats()
+    store.maintenance.vacuum()
+    store.maintenance.vacuum(full=True)
+
+
+def copy_away(store: ConsensusStore) -> None:
+    (folder,) = [store.settings.backup_dir or Path()]
+    target = folder / f"copy{len(list(folder.glob('copy*.db')))}.db"
+    with ConsensusStore.open(target, settings=store.settings) as there:
+        copy(store, there)
+
+
+def rehearse(store: ConsensusStore) -> None:
+    store.migration.rehearse()
+
+
+LOOKS = {
+    "look": look,
+    "read": read,
+    "verify": lambda store: store.migration.verify(),
+    "keep_small": keep_small,
+    "copy": copy_away,
+    "rehearse": rehearse,
+}
+
+
+@pytest.mark.timeout(3600 if SOAK else 240)
+@pytest.mark.parametrize("name", LOOKS)
+def test_who_only_looks_at_a_server_that_is_lost(tmp_path: Path, name: str) -> None:
+    """Whichever message is the last, all that happens is an error of ours, and next time it is there to be seen."""
+    work = LOOKS[name]
+    with in_phase(Phase.CUTOVER) as url:
+        before = truth(url)
+        for point, way in points(name, messages(url, tmp_path, work)):
+            lost(url, tmp_path, work, point, way)
+        with ConsensusStore.open(url, settings=settings(tmp_path)) as store:
+            work(store)
+        assert_sound(url)
+        assert truth(url) == before
