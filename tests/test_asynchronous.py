@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, assert_type
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event, text
 
 from consensus_orm import (
     Artifact,
@@ -786,6 +786,33 @@ class TestCancel:
 
         asyncio.run(work())
         assert stored(database) == ["kept"] * sum(acknowledged)
+
+    def test_garbage_does_not_hold_up_the_loop(self, database: Database, caplog: pytest.LogCaptureFixture) -> None:
+        """What a task that is collected had open is rolled back on its own thread, not where the collector ran."""
+        names: list[str] = []
+
+        def begin(uow: ConsensusUnitOfWork) -> None:
+            event.listen(uow.session, "after_transaction_end", lambda *_: names.append(threading.current_thread().name))
+            uow.session.execute(text("SELECT 1"))
+
+        async def begin_and_wait(store: AsyncConsensusStore, begun: asyncio.Event) -> None:
+            async with store.unit_of_work() as uow:
+                await uow.run_sync(begin)
+                begun.set()
+                await asyncio.Event().wait()
+
+        async def work() -> None:
+            async with opened(database, pool_size=1) as store:
+                begun = asyncio.Event()
+                asyncio.get_running_loop().create_task(begin_and_wait(store, begun))
+                await begun.wait()
+                await asyncio.sleep(0.01)
+                gc.collect()
+                assert "Task was destroyed" in caplog.text
+                await store.run(lambda uow: uow.artifacts.add(**ROW))
+
+        asyncio.run(work())
+        assert set(names) == {"consensus_orm asyncio"}
 
     def test_a_coroutine_that_is_closed_while_it_begins(self, database: Database) -> None:
         """Driven by hand, and closed elsewhere before its begin is over, it rolls back and keeps no thread."""
