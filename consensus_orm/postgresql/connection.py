@@ -263,9 +263,9 @@ class ServerConnection(psycopg.Connection[Any]):
         try:
             self._send(b"COMMIT")
         except psycopg.OperationalError as error:
-            said = isinstance(error, psycopg.errors.StatementCompletionUnknown)
-            lost = said or self.pgconn.status != ConnStatus.OK
-            if self._transaction is None or not lost:
+            # Without a SQLSTATE it is no answer, and libpq may yet call the connection good (an immediate shutdown).
+            unsaid = error.sqlstate is None or isinstance(error, psycopg.errors.StatementCompletionUnknown)
+            if self._transaction is None or not (unsaid or self.pgconn.status != ConnStatus.OK):
                 raise
             if not self.source.has_committed(self._transaction, self.server_since, error):
                 raise
@@ -287,8 +287,7 @@ class ServerConnection(psycopg.Connection[Any]):
             try:
                 self._send(b"ROLLBACK")
             except psycopg.OperationalError:
-                if not self.closed:
-                    raise
+                self.close()  # libpq may yet call it good
 
 
 class _Savepoint(contextlib.AbstractContextManager[None]):

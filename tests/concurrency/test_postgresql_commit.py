@@ -40,7 +40,9 @@ def count(server: Server, spec: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate", "kill"])
-def test_a_restart_before_the_commit_leaves_nothing(server: Server, mode: str) -> None:
+def test_a_restart_before_the_commit_leaves_nothing(
+    server: Server, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """The unit of work fails with an error that may be tried again, and done by `run` it is there once."""
     with ConsensusStore.open(server.url(), settings=PATIENT) as store:
         with pytest.raises(DatabaseUnavailableError) as caught, store.unit_of_work() as uow:
@@ -51,9 +53,20 @@ def test_a_restart_before_the_commit_leaves_nothing(server: Server, mode: str) -
         assert count(server, f"ONCE-{mode}") == (0, 0)
         store.run(lambda uow: clients.add_one(uow, f"ONCE-{mode}"))
     assert count(server, f"ONCE-{mode}") == (1, 1)
+    with (
+        ConsensusStore.open(server.url(), settings=PATIENT) as store,
+        pytest.raises(ZeroDivisionError),
+        store.unit_of_work() as uow,
+    ):
+        clients.add_one(uow, "NEVER")
+        server.kill() if mode == "kill" else server.stop(mode)
+        server.start()
+        raise ZeroDivisionError
+    assert "sqlalchemy" not in caplog.text, "a rollback that nobody answers is none that failed"
 
 
-def test_a_number_that_a_crashed_server_gives_again_is_not_taken_for_ours(server: Server) -> None:
+@pytest.mark.parametrize("mode", ["immediate", "kill"])
+def test_a_number_that_a_crashed_server_gives_again_is_not_taken_for_ours(server: Server, mode: str) -> None:
     """A transaction that was lost is not reported as committed because a later one was, under the same number."""
     with (
         ConsensusStore.open(server.url(), settings=PATIENT) as store,
@@ -62,7 +75,7 @@ def test_a_number_that_a_crashed_server_gives_again_is_not_taken_for_ours(server
     ):
         clients.add_one(uow, "LOST")
         number = int(uow._connected._transaction)  # type: ignore[attr-defined]
-        server.kill()
+        server.kill() if mode == "kill" else server.stop(mode)
         server.start()
         with server.connect() as other:
             while (given := query_number(other)) < number:
