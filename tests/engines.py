@@ -152,10 +152,6 @@ class Losable(_Engine):
         self._clients: set[socket.socket] = set()
         self._turn = threading.Lock()
 
-    def come_back(self) -> None:
-        """Pass everything from now on."""
-        self.lost_at = None
-
     def _pass_on(self, client: socket.socket) -> None:
         self._clients.add(client)
         try:

@@ -1,4 +1,4 @@
-"""A server that is lost at any message, or one connection after another: each step ends with an error of ours.
+"""A server that is lost at any message: each step ends with an error of ours.
 
 Afterwards psycopg judges the database, and the step is done again. In CI a sample of the messages is taken;
 `CONSENSUS_ORM_TEST_SOAK=1` takes every one.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from sqlalchemy import text
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.copying import copy
-from consensus_orm.errors import StorageError
+from consensus_orm.copying.source import opened
+from consensus_orm.errors import DatabaseUnavailableError, StorageError
 from tests import servers
 from tests.concurrency.databases import assert_sound, in_phase, settings, truth
 from tests.concurrency.steps_on_servers import STEPS, Judge, template
-from tests.engines import losable
+from tests.engines import Losable, losable
 
 SOAK = "CONSENSUS_ORM_TEST_SOAK" in os.environ
 POINTS_IN_CI = 4
@@ -76,6 +78,69 @@ def test_a_lost_server_loses_nothing(tmp_path: Path, name: str) -> None:
             judge.judge(url, tmp_path, f"message {point}: {way}")
 
 
+# At every message ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def in_use(url: str, folder: Path) -> Iterator[tuple[Losable, ConsensusStore]]:
+    """A store that has looked at the schema before, and the engine through which it reaches its server."""
+    with losable(url) as (engine, through), ConsensusStore.open(through, settings=impatient(folder)) as store:
+        with store.unit_of_work():
+            pass
+        yield engine, store
+
+
+def at_each_message(url: str, folder: Path, sent: int) -> Iterator[ConsensusStore]:
+    """Stores whose server is lost at the next message, at the one after that, and so on."""
+    assert sent > 1
+    for number in range(1, sent + 1):
+        with in_use(url, folder) as (engine, store):
+            engine.lost_at = engine.sent + number
+            yield store
+
+
+def test_who_begins_to_copy_from_a_server_that_is_lost(tmp_path: Path) -> None:
+    """Who reads for a copy, or for the backup before CONTRACT, opens a connection of its own."""
+    with in_phase(Phase.CUTOVER) as url:
+        with in_use(url, tmp_path) as (engine, store):
+            before = engine.sent
+            with opened(store):
+                sent = engine.sent - before
+        for store in at_each_message(url, tmp_path, sent):
+            with pytest.raises(DatabaseUnavailableError), opened(store):
+                pass
+
+
+@pytest.mark.parametrize("session", [False, True], ids=["alone", "beside a session"])
+def test_what_is_lost_within_a_unit_of_work_is_said_at_once(tmp_path: Path, session: bool) -> None:
+    """A repository raises an error of ours, and not only the block around it; nothing of the unit is kept."""
+    raised: list[Exception] = []
+
+    def write(store: ConsensusStore) -> None:
+        with store.unit_of_work() as uow:
+            try:
+                if session:
+                    uow.session  # noqa: B018 - the guard of a session sends words of its own
+                uow.artifacts.add(spec_id="LOST", stage="s", agent_name="a", content_json="{}")
+                uow.artifacts.delete(spec_id="LOST")
+            except Exception as error:
+                raised.append(error)
+                raise
+
+    with in_phase(Phase.CUTOVER) as url:
+        with in_use(url, tmp_path) as (engine, store):
+            before = engine.sent
+            write(store)
+            sent = engine.sent - before
+        there = truth(url)
+        for store in at_each_message(url, tmp_path, sent):
+            with pytest.raises(StorageError):
+                write(store)
+        assert raised
+        assert {type(error) for error in raised if not isinstance(error, StorageError)} == set()
+        assert truth(url) == there
+
+
 # What changes nothing ------------------------------------------------------------------------------------------
 
 
@@ -100,9 +165,8 @@ def keep_small(store: ConsensusStore) -> None:
 
 
 def copy_away(store: ConsensusStore) -> None:
-    (folder,) = [store.settings.backup_dir or Path()]
-    target = folder / f"copy{len(list(folder.glob('copy*.db')))}.db"
-    with ConsensusStore.open(target, settings=store.settings) as there:
+    folder = Path(tempfile.mkdtemp(dir=store.settings.backup_dir))
+    with ConsensusStore.open(folder / "copy.db", settings=store.settings) as there:
         copy(store, there)
 
 
