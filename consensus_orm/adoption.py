@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 from consensus_orm import errors
 
 __all__ = [
-    "CONTROL",
     "EXECUTIONS",
     "LEGACY",
     "REVISIONS",
@@ -31,11 +30,8 @@ __all__ = [
 VERSION_TABLE = "consensus_orm_version"
 """Ours alone: another program that shares the file may have an alembic_version of its own."""
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """The revisions this program knows, oldest first; a store opens without asking alembic."""
-
-CONTROL = REVISIONS[0]
-"""The revision that makes what a migration keeps about itself, whatever is moved."""
 
 LEGACY: Mapping[str, tuple[str, ...]] = {
     "consensus_artifacts": (
@@ -92,18 +88,16 @@ class Identity:
         kind: Which program made it.
         legacy_tables: Those of the two legacy tables that exist.
         version: Its revision; None where it never had one.
-        wanted: The revision it is to have.
     """
 
     kind: Kind
     legacy_tables: frozenset[str]
     version: str | None
-    wanted: str = field(default_factory=lambda: REVISIONS[-1])
 
     @property
     def needs_upgrade(self) -> bool:
         """Whether there are revisions it has not seen."""
-        return self.version != self.wanted
+        return self.version != REVISIONS[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +113,13 @@ class Column:
 _Tables: TypeAlias = Mapping[str, Mapping[str, Column]]
 
 
-def identify(connection: Any) -> Identity:
+def identify(connection: Any, *, consensus: bool = True) -> Identity:
     """Say what a file is; reads the schema and, where there is one, the revision.
 
     Args:
         connection: A connection of the driver. Several statements are sent: hold a transaction, or another
             process may change the schema between two of them.
+        consensus: Whether the consensus tables are expected; another move has the control tables alone.
 
     Returns:
         What the file is.
@@ -144,7 +139,7 @@ def identify(connection: Any) -> Identity:
         _check(EXECUTIONS, tables[EXECUTIONS], EXECUTION_COLUMNS, key="agent_id", key_type="TEXT")
     if version is not None:
         if version == REVISIONS[-1]:
-            _check_managed(tables)
+            _check_managed(tables, consensus=consensus)
         kind = Kind.MANAGED
     else:
         for name, columns in founding.items():
@@ -272,13 +267,13 @@ def _refuse_stray_tables(tables: _Tables) -> None:
             )
 
 
-def _check_managed(tables: _Tables) -> None:
+def _check_managed(tables: _Tables, *, consensus: bool) -> None:
     """Hold a file at the newest revision against the models, so that damage shows here and not later."""
     from consensus_orm.models import control, normalized
 
-    for module in (control, normalized):
+    for module in (control, normalized) if consensus else (control,):
         for model in module.__all__:
             table = getattr(module, model).__table__
             _check_columns(table.name, tables.get(table.name, ()), table.columns.keys())
-    if EXECUTIONS not in tables:
+    if consensus and EXECUTIONS not in tables:
         raise errors.UnknownSchemaError(f"table {EXECUTIONS} is missing", table=EXECUTIONS)

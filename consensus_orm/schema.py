@@ -85,16 +85,15 @@ def inspect(engine: Engine, legacy: Collection[str] | None = None) -> Identity:
 
 def _identify(driver: Any, legacy: Collection[str] | None) -> Identity:
     """What a file is to a move: one of other tables makes those itself, and wants the control tables alone."""
-    identity = adoption.identify(driver)
     if legacy is None:
-        return identity
-    if identity.kind is not adoption.Kind.NEW and identity.version != adoption.CONTROL:
+        return adoption.identify(driver)
+    identity = adoption.identify(driver, consensus=False)
+    there = adoption.table_names(driver)
+    if identity.kind not in (adoption.Kind.NEW, adoption.Kind.MANAGED) or adoption.FOUNDING.keys() & there:
         raise errors.SchemaError(
             "this file holds the consensus tables, and a file holds one move", hint="use a file for each mapping"
         )
-    there = adoption.table_names(driver)
-    found = frozenset(name for name in legacy if name.lower() in there)
-    return replace(identity, legacy_tables=found, wanted=adoption.CONTROL)
+    return replace(identity, legacy_tables=frozenset(name for name in legacy if name.lower() in there))
 
 
 def upgrade(engine: Engine, settings: Settings, legacy: Collection[str] | None = None) -> list[str]:
@@ -127,7 +126,7 @@ def upgrade(engine: Engine, settings: Settings, legacy: Collection[str] | None =
         identity = _identify(_driver(connection), legacy)
         if identity.needs_upgrade:
             context = configuration(connection=connection, applied=applied, clock=settings.clock, legacy=legacy)
-            command.upgrade(context, identity.wanted)
+            command.upgrade(context, head())
     return applied
 
 

@@ -75,11 +75,18 @@ LEGACY_ON_POSTGRESQL = {
 
 
 def upgrade() -> None:
+    if _of_another_move():
+        return
     given = {} if _on_postgresql() else _set_founding_rows_aside()
     _create_tables()
     _never_give_ids_twice(given)
     if _phase() == EXPAND:
         _complete_the_legacy_side()
+
+
+def _of_another_move() -> bool:
+    """Whether the database is moved by another declaration, which brings its own normalized tables."""
+    return op.get_context().config.attributes.get("legacy") is not None  # type: ignore[union-attr]
 
 
 def _phase() -> int:
@@ -199,6 +206,8 @@ def _complete_the_legacy_side() -> None:
 
 
 def downgrade() -> None:
+    if not _has("consensus_runs"):
+        return  # of another move
     _refuse_to_lose_rows()
     _drop_triggers()
     _take_back_the_legacy_half()

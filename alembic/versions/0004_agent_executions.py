@@ -24,6 +24,8 @@ depends_on = None
 def upgrade() -> None:
     if sa.inspect(op.get_bind()).has_table("agent_executions"):
         return
+    if not sa.inspect(op.get_bind()).has_table("consensus_runs"):
+        return  # of another move
     op.create_table(
         "agent_executions",
         sa.Column("agent_id", sa.Text(), nullable=False),
@@ -49,6 +51,8 @@ def downgrade() -> None:
     detail = bind.scalar(sa.text("SELECT detail FROM consensus_orm_history WHERE action = 'adopt'"))
     if "agent_executions" in map(str.lower, json.loads(detail)["found"]):
         return
+    if not sa.inspect(bind).has_table("agent_executions"):
+        return  # of another move
     if count := bind.scalar(sa.text("SELECT count(*) FROM agent_executions")):
         raise DowngradeRefusedError(
             f"agent_executions holds {count} rows",

@@ -18,7 +18,14 @@ __all__ = ["EXECUTIONS", "Copied", "inventory", "normalized"]
 EXECUTIONS = table_of(AgentExecution)
 """Agent executions are the store's own: no mapping speaks of them."""
 
-LEDGERS = (control.PhaseChange, control.Mismatch, control.Reject, control.BackfillCheckpoint, control.Change)
+LEDGERS = (
+    control.PhaseChange,
+    control.Mismatch,
+    control.Reject,
+    control.RowImage,
+    control.BackfillCheckpoint,
+    control.Change,
+)
 """What is copied of the control tables row by row. Phase and saved definitions are set at the end; certificates stay
 behind: they speak of the database in which they were issued."""
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from consensus_orm import engine as engines
 from consensus_orm import errors, schema
-from consensus_orm.adoption import CONTROL, Kind
+from consensus_orm.adoption import Kind
 from consensus_orm.copying.definitions import Definition
 from consensus_orm.copying.reading import rows_between
 from consensus_orm.copying.source import State
@@ -197,7 +197,7 @@ class Target:
         config = schema.configuration(
             connection=connection, applied=[], clock=self.store.settings.clock, legacy=self.store._legacy
         )
-        command.upgrade(config, schema.head() if self.store._legacy is None else CONTROL)
+        command.upgrade(config, schema.head())
         mapping = self.store._statements.mapping
         for table in normalized(mapping):
             table.create(connection, checkfirst=True)  # those of another mapping: of ours there are revisions

@@ -17,10 +17,12 @@ __all__ = [
     "BackfillCheckpoint",
     "Certificate",
     "Change",
+    "GuardRecord",
     "MigrationState",
     "Mismatch",
     "PhaseChange",
     "Reject",
+    "RowImage",
     "SavedSchema",
 ]
 
@@ -45,6 +47,27 @@ class MigrationState(Base):
     """A long step under way ('rebuild', 'empty'), resumed or undone by the next call; NULL otherwise."""
     carrying: Mapped[bool] = mapped_column(Boolean, server_default=false())
     """1 only inside a transaction of ours that carries rows past the triggers; never committed as 1."""
+    soak: Mapped[int | None] = mapped_column(BIG)
+    """How long this phase lasts at least, in ms, as demanded when it began; settings can only demand more."""
+    certificate_max_age: Mapped[int | None] = mapped_column(BIG)
+    """How old a certificate may be and still open the gate, in ms, as demanded when the phase began."""
+    schema_version: Mapped[int | None] = mapped_column(BIG)
+    """SQLite's counter of schema changes when the guards were last found in place; it changes with any DDL."""
+    user_version: Mapped[int | None] = mapped_column(BIG)
+    """SQLite's `user_version` before an upgrade protected the file; NULL where it was left alone."""
+
+
+class GuardRecord(Base):
+    """Something a phase stands on, as it was made or found: a trigger of ours, or a table."""
+
+    __tablename__ = "consensus_orm_guards"
+
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    """trigger or table."""
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    table_name: Mapped[str] = mapped_column(Text)
+    definition: Mapped[str] = mapped_column(Text)
+    """What it must still be: the text of a trigger, what identifies a table."""
 
 
 class PhaseChange(Base):
@@ -108,6 +131,28 @@ class Reject(Base):
     found_at: Mapped[int] = mapped_column(BIG)
     settled_at: Mapped[int | None] = mapped_column(BIG)
     note: Mapped[str | None] = mapped_column(Text)
+
+
+class RowImage(Base):
+    """A row of a user that was overwritten or deleted by a repair or an adoption: kept whole, can be put back."""
+
+    __tablename__ = "consensus_orm_images"
+    __table_args__ = (
+        Index("idx_consensus_orm_images_pair", "pair", "key"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    pair: Mapped[str] = mapped_column(Text)
+    key: Mapped[Any | None] = mapped_column(Verbatim())
+    side: Mapped[str] = mapped_column(Text)
+    table_name: Mapped[str] = mapped_column(Text)
+    image: Mapped[str] = mapped_column(Text)
+    """JSON: column -> [typeof, hex of the bytes], as in a reject."""
+    cause: Mapped[str] = mapped_column(Text)
+    at: Mapped[int] = mapped_column(BIG)
+    by: Mapped[str] = mapped_column(Text)
+    restored_at: Mapped[int | None] = mapped_column(BIG)
 
 
 class BackfillCheckpoint(Base):

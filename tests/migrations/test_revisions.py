@@ -83,7 +83,12 @@ def test_models_and_migrations_make_the_same_tables(path: Path, open_engine: Ope
         wanted = [str(CreateTable(table).compile(dialect=sqlite.dialect()))]
         wanted += sorted(str(CreateIndex(index).compile(dialect=sqlite.dialect())) for index in table.indexes)
         made = [sql for _, _, _, sql in oracle.definitions(path, table.name) if sql is not None]
-        assert [made[0], *sorted(made[1:])] == [sql.strip() for sql in wanted]
+        # A column that a later revision added stands behind the others, without a line of its own.
+        assert [_spaced(sql) for sql in (made[0], *sorted(made[1:]))] == [_spaced(sql) for sql in wanted]
+
+
+def _spaced(sql: str) -> str:
+    return " ".join(sql.split())
 
 
 @pytest.mark.parametrize("name", builders.KINDS)

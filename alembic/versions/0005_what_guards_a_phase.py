@@ -1,0 +1,79 @@
+"""What guards a phase, what a phase demands, and images of rows that were overwritten.
+
+Revision ID: 0005
+Revises: 0004
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+from consensus_orm.errors import DowngradeRefusedError
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+# ids grow past 2^31; in SQLite only INTEGER is the rowid.
+BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+class Untyped(sa.types.UserDefinedType[Any]):
+    """A column without a type, hence without affinity: keys stay as they are in their own table."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Nothing: the name of no type."""
+        return ""
+
+
+KEY = Untyped().with_variant(sa.BigInteger(), "postgresql")
+
+DEMANDS = ("soak", "certificate_max_age", "schema_version", "user_version")
+"""New columns of the state, none of which has a value before the next change of phase."""
+
+
+def upgrade() -> None:
+    for name in DEMANDS:
+        op.add_column("consensus_orm_state", sa.Column(name, BIG))
+    op.create_table(
+        "consensus_orm_guards",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("definition", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "name", name=op.f("pk_consensus_orm_guards")),
+    )
+    op.create_table(
+        "consensus_orm_images",
+        sa.Column("id", BIG, primary_key=True),
+        sa.Column("pair", sa.Text(), nullable=False),
+        sa.Column("key", KEY),
+        sa.Column("side", sa.Text(), nullable=False),
+        sa.Column("table_name", sa.Text(), nullable=False),
+        sa.Column("image", sa.Text(), nullable=False),
+        sa.Column("cause", sa.Text(), nullable=False),
+        sa.Column("at", BIG, nullable=False),
+        sa.Column("by", sa.Text(), nullable=False),
+        sa.Column("restored_at", BIG),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("idx_consensus_orm_images_pair", "consensus_orm_images", ["pair", "key"])
+
+
+def downgrade() -> None:
+    if count := op.get_bind().scalar(sa.text("SELECT count(*) FROM consensus_orm_images")):
+        raise DowngradeRefusedError(
+            f"consensus_orm_images holds {count} rows that were overwritten or deleted",
+            hint="they are kept nowhere else; stay at revision 0005",
+            table="consensus_orm_images",
+        )
+    op.drop_table("consensus_orm_images")
+    op.drop_table("consensus_orm_guards")
+    for name in reversed(DEMANDS):
+        op.drop_column("consensus_orm_state", name)
