@@ -16,6 +16,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 __all__ = [
+    "Condition",
     "exact_hex",
     "flagged",
     "holds",
@@ -66,7 +67,18 @@ def time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ")
 
 
-class same(FunctionElement[bool]):
+class Condition(FunctionElement[bool]):
+    """A function that is a condition by itself.
+
+    SQLAlchemy writes `... = 1` behind every other one on SQLite, which has no type for booleans; then no index
+    serves it, and every comparison has one step more.
+    """
+
+    type = Boolean()
+    _is_implicitly_boolean = True
+
+
+class same(Condition):
     """Equal in type and bytes, NULL-safe, without tolerance (rule 5).
 
     `=` and `IS` convert by affinity, follow collations and take 1 and 1.0 for equal. `+` takes the affinity
@@ -77,18 +89,16 @@ class same(FunctionElement[bool]):
     """
 
     name = "same"
-    type = Boolean()
     inherit_cache = True
 
 
-class holds(FunctionElement[bool]):
+class holds(Condition):
     """Whether a column holds a computed value: `same`, with the value evaluated only once.
 
     A computed value is an integer, a text or NULL, so only the type of the column needs a look.
     """
 
     name = "holds"
-    type = Boolean()
     inherit_cache = True
 
 
@@ -140,19 +150,17 @@ class exact_hex(FunctionElement[str]):
     inherit_cache = True
 
 
-class flagged(FunctionElement[bool]):
+class flagged(Condition):
     """Whether a stored flag is set: a number other than 0, or the word true."""
 
     name = "flagged"
-    type = Boolean()
     inherit_cache = True
 
 
-class says(FunctionElement[bool]):
+class says(Condition):
     """Whether a text contains a word, in any case of letters."""
 
     name = "says"
-    type = Boolean()
     inherit_cache = True
 
 

@@ -7,7 +7,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
-    Boolean,
     ColumnElement,
     Dialect,
     FromClause,
@@ -29,9 +28,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement
-from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
+from consensus_orm.expressions import Condition
 from consensus_orm.mapping import Pair
 
 if TYPE_CHECKING:
@@ -160,11 +159,10 @@ def words(name: str) -> Words:
     return Words()
 
 
-class InKeys(FunctionElement[bool]):
+class InKeys(Condition):
     """Whether the first argument is in the JSON array that the second one is."""
 
     name = "in_keys"
-    type = Boolean()
     inherit_cache = True
 
 

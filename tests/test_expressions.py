@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Boolean, Integer, Text, bindparam, column
+from sqlalchemy import Boolean, Integer, Text, bindparam, column, not_, select
 from sqlalchemy.sql.expression import ColumnElement
 
 from consensus_orm.expressions import (
@@ -30,7 +30,7 @@ from consensus_orm.expressions import (
     time_text,
 )
 from consensus_orm.models.base import Verbatim
-from consensus_orm.sql import words
+from consensus_orm.sql import in_keys, words
 from tests.field.rows import CONTENTS, TIMES, Sql
 
 render = words("sqlite").render
@@ -391,3 +391,21 @@ def test_a_synthesis_that_json_cannot_say_is_null(database: sqlite3.Connection, 
     columns = [column("any", Text), *(bindparam(name) for name in "bcdef")]
 
     assert evaluate(database, synthesis_json(*columns), b=None, c="ok", d=3, e=None, f=None) is None
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        same(column("a"), column("b")),
+        holds(column("a", Integer), column("b")),
+        flagged(column("a")),
+        says(column("a"), column("b")),
+        in_keys(column("a")),
+    ],
+    ids=lambda condition: condition.name,
+)
+def test_a_condition_is_not_compared_with_one(condition: ColumnElement[bool]) -> None:
+    """SQLAlchemy writes `= 1` behind a function of boolean type on SQLite, and then no index serves it."""
+    alone = render(condition)
+    assert render(select(column("a")).where(condition, column("c") == column("d"))).endswith(f"WHERE {alone} AND c = d")
+    assert render(not_(condition)) == f"NOT {alone}"
