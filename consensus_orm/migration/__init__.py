@@ -17,6 +17,7 @@ from consensus_orm.migration.backfill import BackfillReport, backfill, require_d
 from consensus_orm.migration.carry import carry_reject, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
+from consensus_orm.migration.pace import catch_up
 from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
@@ -52,6 +53,7 @@ class Migration:
 
     @property
     def _flipping(self) -> Units:
+        _ = self._store._statements.fingerprint  # printed before the lock is taken: writers waited 10 ms for it
         return Units(self._store, partial(self._take, Lock.FLIP))
 
     def _look(self) -> UnitOfWork:
@@ -325,8 +327,7 @@ class Migration:
     def _empty_dropped(self, progress: Watch) -> None:
         from consensus_orm.migration import contraction
 
-        rows, pause = self._store.settings.chunk_rows, self._store.settings.chunk_pause.total_seconds()
-        contraction.empty_dropped(self._writing, chunk_rows=rows, pause=pause, progress=progress)
+        contraction.empty_dropped(self._writing, progress)
 
     def backup_before(self, step: str, progress: Watch = None) -> dict[str, Any]:
         """Take a verified backup before a step that drops or rewrites tables.
@@ -396,13 +397,13 @@ class Migration:
         return now
 
     def _roll_back(self, now: Phase, to: Phase, reason: str | None, progress: Watch) -> None:
-        from consensus_orm.migration import contraction
-
         if not now.has_legacy:
+            from consensus_orm.migration import contraction
+
             self._empty_dropped(progress)
             contraction.expand_again(self._writing, self._flipping, reason=reason, progress=progress)
             return
-        contraction.catch_up(self._writing, lambda uow: _expect(uow, now), progress)
+        catch_up(self._writing, partial(_drain_in, now), progress)
         self._flipping.run(partial(_flip_back, now=now, to=to, reason=reason))
 
     # Decisions ------------------------------------------------------------------------------------------
@@ -471,6 +472,11 @@ class Migration:
             ledger.audit(uow, "accept mismatch", reason=reason, number=number)
 
         self._writing.run(accept)
+
+
+def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> int:
+    _expect(uow, phase)
+    return drain(uow, limit=limit)
 
 
 def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) -> None:

@@ -25,6 +25,7 @@ from consensus_orm.migration.carry import (
     noted,
     reject_unequal,
 )
+from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Progress, Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
@@ -76,10 +77,7 @@ def backfill(
             while writing.repeat(chunk.next):
                 pass
             rows, rejects, adopted = rows + chunk.rows, rejects + chunk.rejects, adopted + chunk.adopted
-    drained = CHANGES_IN_ONE_TRANSACTION
-    while drained >= CHANGES_IN_ONE_TRANSACTION:  # programs that go on writing must not keep this from its end
-        drained = writing.run(_drain_once)
-        adopted += drained
+    adopted += catch_up(writing, _drain_once)
     return BackfillReport(rows, rejects, adopted, time.monotonic() - started)
 
 
@@ -99,9 +97,9 @@ def _print_statements(statements: Statements, pair: Pair) -> None:
         _ = parent.refresh_in_range(sql)
 
 
-def _drain_once(uow: UnitOfWork) -> int:
+def _drain_once(uow: UnitOfWork, limit: int) -> int:
     require_dual_write(uow.phase)
-    return drain(uow)
+    return drain(uow, limit=limit)
 
 
 def require_dual_write(phase: Phase) -> None:
@@ -158,8 +156,7 @@ class _Chunks:
         self.pair = pair
         self.progress = progress
         self.rows = self.rejects = self.adopted = 0
-        self.size = 0
-        self.in_company = False
+        self.pace = Pace()
         self.started = time.monotonic()
         self.total: int | None = None
         self.until: Any = None
@@ -185,17 +182,18 @@ class _Chunks:
     def _next(self) -> bool:
         with self.writing() as uow:
             require_dual_write(uow.phase)
-            self.in_company = uow._connected.others_wrote()
-            self.log.relieve(uow, in_company=self.in_company)
-            begun = time.monotonic()
+            self.pace.begin(uow)
+            self.log.relieve(uow, in_company=self.pace.in_company)
             # First what others wrote: a row that one of them deleted would look like one to carry.
             drained = drain(uow)
             self.adopted += drained
-            if drained >= CHANGES_IN_ONE_TRANSACTION:
-                return True
-            chunk, done = self._carry(uow)
+            many = drained >= CHANGES_IN_ONE_TRANSACTION
+            chunk, done = (None, 0) if many else self._carry(uow)
         self.counted = (self.rows, self.rejects, self.adopted)
-        self.size = self._fitting(uow, time.monotonic() - begun)
+        self.pace.end()
+        if many:
+            self.pace.rest()
+            return True
         if chunk is not None:
             uow._tell(BackfillEvent(self.pair.name, chunk.rows))
             self.unsettled.append(chunk)
@@ -203,23 +201,8 @@ class _Chunks:
         self._compare(chunk)
         self.log.before_next()
         self._tell(done)
-        self._pause(uow)
+        self.pace.rest()
         return bool(self.unsettled)
-
-    def _pause(self, uow: UnitOfWork) -> None:
-        """Let writers take their turn; alone a little, too, because who never got it is not noticed."""
-        pause = uow.settings.chunk_pause.total_seconds()
-        time.sleep(pause if self.in_company else pause / 4)
-
-    def _fitting(self, uow: UnitOfWork, seconds: float) -> int:
-        """Rows of the next chunk, after one that took so long."""
-        goal, most = uow.catalog.longest_chunk
-        limit = uow.settings.chunk_rows * most
-        if self.in_company:
-            limit = max(uow.settings.chunk_rows // 2, 1)
-        if seconds > 2 * goal:
-            return max(min(self.size // 2, limit), 1)
-        return min(self.size * 2 if seconds < goal / 2 else self.size, limit)
 
     def _carry(self, uow: UnitOfWork) -> tuple[_Chunk | None, int]:
         """Settle what was compared, carry the next chunk and move the checkpoint, in one transaction.
@@ -227,7 +210,6 @@ class _Chunks:
         Returns:
             The chunk, and how many rows are carried by now.
         """
-        self.size = self.size or uow.settings.chunk_rows
         known = uow._rows(
             "SELECT last_key, rows, finished FROM consensus_orm_backfill WHERE pair = ?", (self.pair.name,)
         )
@@ -240,7 +222,7 @@ class _Chunks:
         for chunk in self.unsettled:
             start = chunk.last if chunk.after == start else start
         bounds = uow.statements[self.pair].next_chunk(Side.LEGACY)[0 if start is None else 1]
-        first, last, rows = uow._rows(bounds, {"_after": start, "_rows": self.size})[0]
+        first, last, rows = uow._rows(bounds, {"_after": start, "_rows": self.pace.size})[0]
         found = None
         if rows and not self._is_newer(uow, first):
             found = _Chunk(start, first, last, rows)
@@ -289,7 +271,7 @@ class _Chunks:
             self.comparing.submit(self._find_unequal, chunk)
         elif chunk is not None:
             self._find_unequal(chunk)
-        beside = chunk is not None and not self.in_company
+        beside = chunk is not None and not self.pace.in_company
         for waited_for in self.unsettled[:-1] if beside else self.unsettled:
             waited_for.unequal.result()
 

@@ -8,16 +8,15 @@ call finishes or undoes it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.dropping import DROPPED, FORGET, SAVE
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.backfill import set_aside
-from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, adopt_range, drain
+from consensus_orm.migration.carry import adopt_range, drain
 from consensus_orm.migration.flip import flip
+from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
@@ -60,30 +59,31 @@ def save_schema(uow: UnitOfWork) -> None:
             uow._execute(SAVE, (position, kind, name, table, sql, sequence))
 
 
-def empty_dropped(unit_of_work: Units, *, chunk_rows: int, pause: float, progress: Watch = None) -> None:
+def empty_dropped(unit_of_work: Units, progress: Watch = None) -> None:
     """Empty the tables on their way out in chunks, then drop them; does nothing where there are none.
 
     Args:
         unit_of_work: Opens a writing unit of work.
-        chunk_rows: Rows deleted in one transaction.
-        pause: Seconds between two of them.
         progress: Called after each chunk.
     """
     tallies: dict[str, Tally] = {}
+    pace = Pace()
 
     def chunk(uow: UnitOfWork) -> tuple[Tally, int] | None:
         names = uow.catalog.legacy.away(uow)
         if not names:
             uow._execute("UPDATE consensus_orm_state SET step = NULL WHERE step = 'empty'")
             return None
+        pace.begin(uow)
         tally = tallies.setdefault(names[0], Tally(progress, f"emptying {names[0].removeprefix(DROPPED)}"))
         tally.expect(lambda: uow._rows(f'SELECT count(*) FROM "{names[0]}"')[0][0])
-        return tally, uow.catalog.legacy.empty(uow, names[0], chunk_rows)
+        return tally, uow.catalog.legacy.empty(uow, names[0], pace.size)
 
     while (emptied := unit_of_work.run(chunk)) is not None:
+        pace.end()
         tally, deleted = emptied
         tally.add(deleted)
-        time.sleep(pause)
+        pace.rest()
 
 
 # The way back ---------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def expand_again(unit_of_work: Units, flipping: Units, *, reason: str | None, pr
     """
     for pair in flipping.run(_begin_rebuild):
         _fill(unit_of_work, pair, progress)
-    catch_up(unit_of_work, _expect_rebuild, progress)
+    catch_up(unit_of_work, _drain_rebuilt, progress)
     flipping.run(lambda uow: _finish_rebuild(uow, reason))
 
 
@@ -116,6 +116,11 @@ def _expect_rebuild(uow: UnitOfWork) -> None:
             expected=Phase.CONTRACT,
             phase=uow.phase,
         )
+
+
+def _drain_rebuilt(uow: UnitOfWork, limit: int) -> int:
+    _expect_rebuild(uow)
+    return drain(uow, limit=limit)
 
 
 def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
@@ -143,51 +148,32 @@ def _step(uow: UnitOfWork) -> str | None:
 
 def _fill(unit_of_work: Units, pair: Pair, progress: Watch) -> None:
     """Carry the rows of a pair in chunks; goes on behind the highest key that is there already."""
-    tally = Tally(progress, pair.name)
+    tally, pace = Tally(progress, pair.name), Pace()
 
-    def chunk(uow: UnitOfWork) -> tuple[int, float]:
+    def chunk(uow: UnitOfWork) -> int:
         _expect_rebuild(uow)
+        pace.begin(uow)
         sql = uow.statements[pair]
         after = uow._rows(f'SELECT max("{pair.key.name}") FROM "{pair.legacy_table.name}"')[0][0]
         bounds = sql.next_chunk(Side.NORMALIZED)[0 if after is None else 1]
-        first, last, count = uow._rows(bounds, {"_after": after, "_rows": uow.settings.chunk_rows})[0]
+        first, last, count = uow._rows(bounds, {"_after": after, "_rows": pace.size})[0]
         if count:
             tally.expect(lambda: _to_fill(uow, sql))
             adopt_range(uow, pair, first, last)
             with uow.catalog.legacy_unfrozen(uow):
                 uow._execute(sql.rebuild_legacy, {"_first": first, "_last": last})
-        return count, uow.settings.chunk_pause.total_seconds()
+        return int(count)
 
-    while (filled := unit_of_work.run(chunk))[0]:
-        count, pause = filled
+    while count := unit_of_work.run(chunk):
+        pace.end()
         tally.add(count)
-        time.sleep(pause)
+        pace.rest()
 
 
 def _to_fill(uow: UnitOfWork, sql: PairStatements) -> int:
     """Rows that an interrupted call has not carried yet."""
     normalized, legacy = (int(uow._rows(sql.count(side, ()))[0][0]) for side in (Side.NORMALIZED, Side.LEGACY))
     return max(normalized - legacy, 0)
-
-
-def catch_up(unit_of_work: Units, expect: Callable[[UnitOfWork], object], progress: Watch = None) -> None:
-    """Carry what changed while the tables were filled, until little is left for the fence.
-
-    Args:
-        unit_of_work: Opens a writing unit of work.
-        expect: Called in each of them first; raises where the step is not what is wanted any more.
-        progress: Called after each of them.
-    """
-    tally, drained = Tally(progress, "changes", "changes"), CHANGES_IN_ONE_TRANSACTION
-
-    def chunk(uow: UnitOfWork) -> int:
-        expect(uow)
-        tally.expect(lambda: uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0])
-        return drain(uow)
-
-    while drained >= CHANGES_IN_ONE_TRANSACTION:
-        drained = unit_of_work.run(chunk)
-        tally.add(drained)
 
 
 def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from consensus_orm import ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, noted, reject_unequal
+from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.migration.verify import Seen, require_epoch, scan
@@ -88,17 +89,13 @@ def reconcile(
         with reading() as uow:
             waiting = uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0] if uow.phase.compares else 0
             return ReconcileReport(True, waiting, tuple(_planned(uow, seen)), 0)
-    adopted = 0
-    drained = CHANGES_IN_ONE_TRANSACTION
-    while drained >= CHANGES_IN_ONE_TRANSACTION:
-        drained = writing.run(_drained)
-        adopted += drained
+    adopted = catch_up(writing, _drained)
     seen = reading.repeat(lambda: scan(reading, progress))
     return _repair(writing, seen, adopted)
 
 
-def _drained(uow: UnitOfWork) -> int:
-    return drain(uow) if uow.phase.compares else 0
+def _drained(uow: UnitOfWork, limit: int = CHANGES_IN_ONE_TRANSACTION) -> int:
+    return drain(uow, limit=limit) if uow.phase.compares else 0
 
 
 def _planned(uow: UnitOfWork, seen: Seen) -> Iterator[Repair]:
@@ -123,20 +120,23 @@ def _source(uow: UnitOfWork, pair: Pair, key: Any) -> Side:
 
 def _repair(writing: Units, seen: Seen, adopted: int) -> ReconcileReport:
     repairs: list[Repair] = []
-    rejects = 0
+    rejects, pace = 0, Pace(KEYS_IN_ONE_TRANSACTION)
     for name, keys in seen.doubtful.items():
-        for start in range(0, len(keys), KEYS_IN_ONE_TRANSACTION):
-            chunk = keys[start : start + KEYS_IN_ONE_TRANSACTION]
-            done, new = writing.run(partial(_repair_chunk, seen=seen, name=name, keys=chunk))
+        start = 0
+        while start < len(keys):
+            done, new = writing.run(partial(_repair_chunk, seen=seen, name=name, start=start, pace=pace))
+            pace.end()
             repairs += done
-            rejects += new
+            rejects, start = rejects + new, start + pace.size
+            pace.rest()
     last = writing.run(partial(_finish, seen=seen, adopted=adopted, repaired=len(repairs), rejects=rejects))
     return ReconcileReport(False, adopted + last.adopted, (*repairs, *last.repairs), rejects + last.rejects)
 
 
-def _repair_chunk(uow: UnitOfWork, *, seen: Seen, name: str, keys: list[Any]) -> tuple[list[Repair], int]:
+def _repair_chunk(uow: UnitOfWork, *, seen: Seen, name: str, start: int, pace: Pace) -> tuple[list[Repair], int]:
     require_epoch(uow, seen)
-    return repair_rows(uow, uow.statements.mapping[name], keys)
+    pace.begin(uow)
+    return repair_rows(uow, uow.statements.mapping[name], seen.doubtful[name][start : start + pace.size])
 
 
 def _finish(uow: UnitOfWork, *, seen: Seen, adopted: int, repaired: int, rejects: int) -> ReconcileReport:

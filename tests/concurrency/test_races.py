@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import ConsensusStore, Phase, migration
 from consensus_orm.errors import DatabaseBusyError
-from consensus_orm.migration import contraction
+from consensus_orm.migration import contraction, pace
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.concurrency import actors
@@ -190,7 +190,7 @@ def test_what_is_written_just_before_the_way_back_is_carried(
     """A write between the last chunk that was carried and the flip is carried under the fence."""
     files.copy(path, phase, small_file)
     ids = []
-    catch_up = contraction.catch_up
+    catch_up = pace.catch_up
     with ConsensusStore.open(path, settings=SETTINGS) as store, ConsensusStore.open(path) as other:
 
         def then_write(*arguments: Any) -> None:
@@ -199,7 +199,8 @@ def test_what_is_written_just_before_the_way_back_is_carried(
                 uow.artifacts.delete(spec_id="SPEC-KIT-900", stage="spec-plan")
                 ids.append(uow.artifacts.add(spec_id="LATE", stage="s", agent_name="a", content_json="{}").id)
 
-        monkeypatch.setattr(contraction, "catch_up", then_write)
+        for module in (migration, contraction):
+            monkeypatch.setattr(module, "catch_up", then_write)
         store.migration.rollback(Phase.CUTOVER if phase is Phase.NORMALIZED else Phase.NORMALIZED)
     assert_sound(path)
     assert len(ids) == 1
