@@ -41,6 +41,9 @@ KEY = sqlalchemy.column("key", sqlalchemy.Integer())
 
 OPEN = ("found", "confirmed")
 
+NOT_REPAIRED = (*OPEN, "accepted", "rejected")
+"""Every state of a mismatch but repaired: by them the index of the open ones serves those that are settled, too."""
+
 NOT_DELETED = "not_deleted"
 """What is wrong with a row that we deleted and that one side kept; nobody else's, so never to be adopted."""
 
@@ -163,9 +166,11 @@ def _alarm(uow: UnitOfWork) -> None:
     """Sound the alarm, once in its window, when confirmed mismatches pass the rate."""
     settings = uow.settings
     since = milliseconds(uow) - int(settings.alarm_window.total_seconds() * 1000)
-    found = "SELECT count(*) FROM consensus_orm_mismatches WHERE found_at >= ?"
+    newest = "SELECT found_at FROM consensus_orm_mismatches ORDER BY id DESC LIMIT ?"
+    found = f"SELECT count(*) FROM ({newest}) AS newest WHERE found_at >= ?"
     sounded = "SELECT count(*) FROM consensus_orm_history WHERE action = 'alarm' AND at >= ?"
-    if uow._rows(found, (since,))[0][0] < settings.alarm_mismatches or uow._rows(sounded, (since,))[0][0]:
+    enough = settings.alarm_mismatches
+    if uow._rows(found, (enough, since))[0][0] < enough or uow._rows(sounded, (since,))[0][0]:
         return
     reason = f"{settings.alarm_mismatches} mismatches were confirmed within {settings.alarm_window}"
     audit(uow, "alarm", reason=reason)
@@ -175,8 +180,11 @@ def _alarm(uow: UnitOfWork) -> None:
 
 def was_deleted(uow: UnitOfWork, pair: Pair, key: Any) -> bool:
     """Whether we deleted a row, and one side has kept it until now."""
-    sql = "SELECT 1 FROM consensus_orm_mismatches WHERE pair = ? AND key = ? AND kind = ? AND state <> 'repaired'"
-    return bool(uow._rows(sql, (pair.name, key, NOT_DELETED)))
+    sql = (
+        f"SELECT 1 FROM consensus_orm_mismatches WHERE state IN ({', '.join('?' * len(NOT_REPAIRED))}) AND pair = ?"
+        " AND column_name IS NULL AND key = ? AND kind = ?"
+    )
+    return bool(uow._rows(sql, (*NOT_REPAIRED, pair.name, key, NOT_DELETED)))
 
 
 def confirm(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:
