@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase, Settings
-from consensus_orm.cli import main
-from consensus_orm.demo import legacy_file
+from consensus_orm.cli import main, showcase
+from consensus_orm.demo import DemoReport, Leg, legacy_file, play
 from consensus_orm.demo.judge import Verdict, judge, look
+from consensus_orm.demo.report import WANTED, faults
+from consensus_orm.demo.writers import OldProgram, Writer
 from tests import oracle
 from tests.field import builders
 
@@ -27,15 +28,13 @@ SCRIPT = Path(sys.executable).parent / "consensus-orm"
 def _demo(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CONSENSUS_ORM_")}
     command = [str(SCRIPT), "demo", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**environment, **env}, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**environment, **env}, timeout=250)
 
 
 def test_demo_shows_the_whole_way_there_and_back(tmp_path: Path) -> None:
-    """Under 30 seconds, no word on stderr, every phase there and back, 0 mismatches, every row as it was."""
-    started = time.monotonic()
+    """No word on stderr, every phase there and back, 0 mismatches, every row as it was, however busy the machine is."""
     done = _demo(cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert time.monotonic() - started < 30
     assert done.stderr == ""
     forward, back = done.stdout.split("Through all five phases: 0 mismatches, 0 rejects.")
     for phase in Phase:
@@ -63,7 +62,9 @@ def test_demo_takes_a_copy(tmp_path: Path) -> None:
     assert told["verdict"]["unchanged"] == told["verdict"]["original"] > 100
     phases = [(leg["phase"], leg["forward"]) for leg in told["legs"]]
     assert phases == [(p.name, True) for p in Phase] + [(p.name, False) for p in reversed(Phase) if p.has_legacy]
-    assert all(leg["writes"] for leg in told["legs"])
+    assert told["problems"] == []
+    assert all(min(leg["writes_by_thread"]) >= WANTED for leg in told["legs"])
+    assert sum(leg["writes"] + leg["writes_before"] for leg in told["legs"]) <= told["writes"]
     assert oracle.sha256(path) == before
     assert sorted(tmp_path.iterdir()) == [path, elsewhere]
     assert list(elsewhere.iterdir()) == []
@@ -143,6 +144,78 @@ def test_made_up_file_holds_the_shapes_of_the_field(tmp_path: Path) -> None:
             assert connection.execute(sql).fetchone()[0], shape
 
 
+# What is not as it should be ---------------------------------------------------------------------------------
+
+
+def test_demo_waits_for_its_writers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phase ends when each thread has written in it, however long that takes; not after some time."""
+    monkeypatch.setattr("consensus_orm.demo.stage.SHORTEST_LEG", 0.0)
+    monkeypatch.setattr("consensus_orm.demo.writers.BREATH", 0.2)
+    report = play()
+    assert report.problems == []
+    assert all(min(leg.writes_by_thread) >= WANTED for leg in report.legs)
+
+
+def _starve(_: Leg) -> None:
+    """Nothing: the threads are slow enough."""
+
+
+def _fail(leg: Leg) -> None:
+    """Have a write of a thread fail, from CUTOVER on."""
+    if leg.phase is Phase.CUTOVER:
+        setattr(Writer, "_complete", lambda *_: 1 / 0)  # noqa: B010
+
+
+def _go_around(leg: Leg) -> None:
+    """Have another program write what the old one is said to write alone."""
+    if leg.phase is Phase.EXPAND and leg.forward:
+        setattr(OldProgram, "write", lambda _: "it is ill")  # noqa: B010
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "where", "check", "found"),
+    [
+        (_starve, {"stage.PATIENCE": 0.1, "writers.BREATH": 0.5}, "1 EXPAND", "each thread goes on", "thread 1 wrote "),
+        (_fail, {}, "4 NORMALIZED", "no write fails", "ZeroDivisionError"),
+        (
+            _go_around,
+            {},
+            "2 DUAL_WRITE",
+            "noticed and adopted",
+            "0 adopted, and SQLite refused it: it is ill",
+        ),
+        (_go_around, {}, "4 NORMALIZED", "is refused", "it is ill"),
+    ],
+    ids=["starved", "failed", "not-noticed", "not-refused"],
+)
+def test_demo_names_what_is_wrong(
+    spoil: Callable[[Leg], None],
+    settings: dict[str, float],
+    where: str,
+    check: str,
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where something is not as it should be, the demo says in which phase, which check, what it found, what to do."""
+    for name, value in settings.items():
+        monkeypatch.setattr(f"consensus_orm.demo.{name}", value)
+    for owner, name in ((Writer, "_complete"), (OldProgram, "write")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back at the end
+    told = showcase._tell
+
+    def tell(leg: Leg) -> None:
+        told(leg)
+        spoil(leg)
+
+    monkeypatch.setattr(showcase, "_tell", tell)
+    done = CliRunner().invoke(main, ["demo"])
+    assert done.exit_code == 1, done.output
+    lines = [line for line in done.stdout.splitlines() if line.startswith("NOT as it should be, ")]
+    assert any(where in line and check in line and found in line and "consensus-orm demo" in line for line in lines)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"NOT OK, {len(lines)} of the checks failed: 0 mismatches, ")
+
+
 # The judge ------------------------------------------------------------------------------------------------
 
 FAULTS: dict[str, tuple[str, Callable[[Verdict], bool]]] = {
@@ -179,13 +252,20 @@ def test_judge_sees_every_fault(fault: str, tmp_path: Path) -> None:
     path = tmp_path / "artifacts.db"
     legacy_file.make(path)
     before = look(path)
-    assert judge(before, look(path, before.columns), {}, 0).exact
+    verdict = judge(before, look(path, before.columns), {}, 0)
+    assert verdict.exact
+    assert list(faults(verdict)) == []
     sql, seen = FAULTS[fault]
     with builders.writing(path) as connection:
         connection.execute(sql)
     verdict = judge(before, look(path, before.columns), {}, 0)
     assert not verdict.exact
     assert seen(verdict), verdict
+    report = DemoReport(
+        legs=[], verdict=verdict, writes=0, deleted=0, mismatches=0, rejects=0, seconds=0.0,
+    )  # fmt: skip
+    assert not report.ok
+    assert {problem.where for problem in report.problems} == {"at the end"}
 
 
 def test_judge_holds_added_rows_to_what_was_meant(tmp_path: Path) -> None:

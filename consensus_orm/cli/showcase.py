@@ -26,7 +26,7 @@ def demo(ctx: click.Context, database: Path | None, as_json: bool) -> None:
     """
     if as_json:
         report = play(database)
-        show_json({"ok": report.ok, **plain(report)})
+        show_json({"ok": report.ok, "problems": plain(report.problems), **plain(report)})
     else:
         report = play(database, begin=_begin, tell=_tell)
         _conclude(report)
@@ -48,7 +48,7 @@ def _tell(leg: Leg) -> None:
         say(f"    {one_line(note)}")
     legacy = "no legacy tables" if leg.legacy_rows is None else f"{leg.legacy_rows:,} legacy rows"
     say(
-        f"    {legacy}, {leg.normalized_rows or 0:,} normalized; {leg.writes:,} writes meanwhile;"
+        f"    {legacy}, {leg.normalized_rows or 0:,} normalized; {_writes(leg)};"
         f" {leg.mismatches} mismatches, {leg.rejects} rejects; {leg.seconds:.1f} s"
     )
     if leg.forward and phase.next is None:
@@ -66,10 +66,17 @@ def _conclude(report: DemoReport) -> None:
     say(f"    {verdict.surplus:,} rows that nobody wrote")
     say(f"    tables and indexes are {'' if verdict.schema_restored else 'NOT '}defined as before")
     say(f"    ids {'go on where they were' if verdict.ids_continue else 'would be GIVEN AGAIN'}")
-    for failure in report.failures:
-        say(f"    FAILED: {one_line(failure)}")
     say()
+    for problem in report.problems:
+        say(f"NOT as it should be, {one_line(str(problem))}")
+    count = len(report.problems)
     say(
-        f"{'OK' if report.ok else 'NOT AS IT SHOULD BE'}: {report.mismatches} mismatches, {report.rejects} rejects,"
-        f" {report.writes:,} writes by others, the slowest {slowest * 1000:.0f} ms, all in {report.seconds:.1f} s"
+        f"{'OK' if report.ok else f'NOT OK, {count} of the checks failed'}: {report.mismatches} mismatches,"
+        f" {report.rejects} rejects, {report.writes:,} writes by others, the slowest {slowest * 1000:.0f} ms,"
+        f" all in {report.seconds:.1f} s"
     )
+
+
+def _writes(leg: Leg) -> str:
+    during = f" and {leg.writes_before:,} during the step to it" if leg.writes_before else ""
+    return f"{leg.writes:,} writes meanwhile{during}"

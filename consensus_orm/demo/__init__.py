@@ -6,6 +6,7 @@ came back is judged by plain SQL that knows nothing of this package.
 
 from __future__ import annotations
 
-from consensus_orm.demo.stage import DemoReport, Leg, play
+from consensus_orm.demo.report import DemoReport, Leg, Problem
+from consensus_orm.demo.stage import play
 
-__all__ = ["DemoReport", "Leg", "play"]
+__all__ = ["DemoReport", "Leg", "Problem", "play"]

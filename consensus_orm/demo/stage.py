@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,77 +17,24 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from consensus_orm import errors
 from consensus_orm.demo import legacy_file
-from consensus_orm.demo.judge import Verdict, judge, look
+from consensus_orm.demo.judge import judge, look
+from consensus_orm.demo.report import WANTED, DemoReport, Leg
 from consensus_orm.demo.writers import OldProgram, Writers
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Settings
 from consensus_orm.store import ConsensusStore
 
-__all__ = ["DemoReport", "Leg", "play"]
+__all__ = ["play"]
 
 THREADS = 3
 SHORTEST_LEG = 0.5
-"""Seconds that every phase lasts at least, so that the writers write in all of them."""
+"""Seconds that every phase lasts at least, the step that led to it included."""
 
+PATIENCE = 60.0
+"""Seconds within which each thread has to have written `WANTED` rows in a phase."""
 
-@dataclass
-class Leg:
-    """One phase of the play.
-
-    Attributes:
-        phase: The phase.
-        forward: Whether it was reached by `advance`; else by `rollback`.
-        legacy_rows: Rows on the legacy side at its end; None where the tables are gone.
-        normalized_rows: Rows on the normalized side at its end; None where there are no tables yet.
-        writes: What the threads wrote meanwhile, in rows.
-        slowest_write: Seconds of their longest unit of work.
-        mismatches: Mismatches found since the start, settled ones included.
-        rejects: Rejects found since the start.
-        seconds: How long it took.
-        notes: What was done in it.
-    """
-
-    phase: Phase
-    forward: bool
-    legacy_rows: int | None = None
-    normalized_rows: int | None = None
-    writes: int = 0
-    slowest_write: float = 0.0
-    mismatches: int = 0
-    rejects: int = 0
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """How the play went.
-
-    Attributes:
-        legs: Its phases, in order.
-        verdict: What the judge says of the rows at the end.
-        failures: What went wrong for a writer, or for the old program.
-        writes: Rows they wrote.
-        deleted: Rows they deleted again.
-        mismatches: Mismatches found in all.
-        rejects: Rejects found in all.
-        seconds: How long it took.
-    """
-
-    legs: list[Leg]
-    verdict: Verdict
-    failures: list[str]
-    writes: int
-    deleted: int
-    mismatches: int
-    rejects: int
-    seconds: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything is as it should be."""
-        wrote_in_all = all(leg.writes for leg in self.legs)
-        return self.verdict.exact and wrote_in_all and not (self.failures or self.mismatches or self.rejects)
+LOOK = 0.01
+"""Seconds between two looks at what the threads have written."""
 
 
 class _DemoSettings(Settings):
@@ -144,8 +93,7 @@ def play(
     return DemoReport(
         legs=stage.legs,
         verdict=verdict,
-        failures=writers.failures + stage.failures,
-        writes=writers.writes.total(),
+        writes=sum(done.total() for done in writers.writes),
         deleted=writers.deleted,
         mismatches=mismatches,
         rejects=rejects,
@@ -177,7 +125,6 @@ class _Stage:
         self.old = old
         self.tell = tell
         self.legs: list[Leg] = []
-        self.failures: list[str] = []
         self._since, self._written = time.monotonic(), writers.writes
 
     def forward(self) -> None:
@@ -224,34 +171,66 @@ class _Stage:
         phase = self.migration.phase
         leg = Leg(phase, forward)
         yield leg
-        time.sleep(max(0.0, SHORTEST_LEG - (time.monotonic() - self._since)))
+        self._let_write(leg)
         status = self.migration.status()
         if phase.has_legacy:
             leg.legacy_rows = sum(pair.legacy_rows or 0 for pair in status.pairs)
         leg.normalized_rows = sum(pair.normalized_rows or 0 for pair in status.pairs)
-        before, self._written = self._written, self.writers.writes
-        leg.writes = self._written[phase] - before[phase]
-        leg.slowest_write = self.writers.take_slowest()
         leg.mismatches, leg.rejects = self.found()
         started, self._since = self._since, time.monotonic()
         leg.seconds = self._since - started
+        self._judge(leg)
         self.legs.append(leg)
         self.tell(leg)
 
+    def _let_write(self, leg: Leg) -> None:
+        """Wait until each thread has written enough in this phase, and say what they wrote."""
+        earliest, latest = self._since + SHORTEST_LEG, time.monotonic() + PATIENCE
+        while (now := time.monotonic()) < latest and self.writers.alive:
+            threads = zip(self.writers.writes, self._written, strict=True)
+            leg.writes_by_thread = [done[leg.phase] - before[leg.phase] for done, before in threads]
+            if now >= earliest and min(leg.writes_by_thread) >= WANTED:
+                break
+            time.sleep(LOOK)
+        before, self._written = self._written, self.writers.writes
+        done = sum(self._written, Counter()) - sum(before, Counter())
+        leg.writes, leg.writes_before = done[leg.phase], done.total() - done[leg.phase]
+        leg.slowest_write = self.writers.take_slowest()
+        with contextlib.suppress(OSError, AttributeError):
+            leg.load = os.getloadavg()[0]
+
+    def _judge(self, leg: Leg) -> None:
+        """Say what is not as it should be by now and was so before."""
+        for failure in self.writers.take_failures():
+            leg.blame("no write fails", failure)
+        leg.judge_writers()
+        before = self.legs[-1] if self.legs else Leg(leg.phase, leg.forward)
+        if leg.mismatches > before.mismatches:
+            entries = self.migration.mismatches(everything=True)[before.mismatches :]
+            found = Counter(f"{entry.pair}.{entry.column or '*'} {entry.kind}" for entry in entries)
+            leg.blame("no mismatch is found", ", ".join(f"{count:,} x {what}" for what, count in found.items()))
+        if leg.rejects > before.rejects:
+            reasons = Counter(entry.reason for entry in self.migration.rejects(everything=True)[before.rejects :])
+            leg.blame("no row is rejected", ", ".join(f"{count:,} x {what}" for what, count in reasons.items()))
+
     def _adopt(self, leg: Leg) -> None:
         """Let a program write that knows one side only, and carry what it wrote."""
-        self.old.write()
+        refused = self.old.write()
         noticed = self.migration.status().foreign_writes
         adopted = self.migration.reconcile().adopted
         leg.notes.append("an old program writes to the legacy side alone: noticed, and adopted by reconcile")
         if (noticed, adopted) != (1, 1):
-            self.failures.append(f"the old program in {leg.phase.name}: {noticed} noticed, {adopted} adopted")
+            said = f", and SQLite refused it: {refused}" if refused else ""
+            leg.blame(
+                "the write of the old program is noticed and adopted", f"{noticed} noticed, {adopted} adopted{said}"
+            )
 
     def _refuse(self, leg: Leg) -> None:
         """Let that program write where its row would be lost."""
         leg.notes.append("an old program tries to write to the legacy side: refused, and told why")
-        if self.old.write() is None:
-            self.failures.append(f"the old program was not refused in {leg.phase.name}")
+        said = self.old.write()
+        if said is None or "frozen" not in said:
+            leg.blame("the old program's write is refused", said or "its row stands in the legacy table")
 
     def _verify(self, leg: Leg) -> None:
         seen = self.migration.verify()

@@ -15,7 +15,7 @@ from typing import Any, Self
 from consensus_orm.phase import Phase
 from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
 
-__all__ = ["OldProgram", "Writers"]
+__all__ = ["OldProgram", "Writer", "Writers"]
 
 Row = dict[str, Any]
 
@@ -24,6 +24,9 @@ CONTENTS = ('{"ok": true}', "no JSON: ${X} \U0001f600", "with \0 inside", "bytes
 RUN_IDS = (None, "", "run_{spec}")
 BREATH = 0.005
 """Seconds between two rounds of a thread."""
+
+PATIENCE = 60
+"""Seconds the old program waits for the lock: SQLite lets it ask ten times a second, between threads that write on."""
 
 
 class Writers:
@@ -36,7 +39,7 @@ class Writers:
 
     def __init__(self, store: ConsensusStore, threads: int) -> None:
         self._stop = threading.Event()
-        self._threads = [_Writer(store, number, self._stop) for number in range(threads)]
+        self._threads = [Writer(store, number, self._stop) for number in range(threads)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -51,19 +54,26 @@ class Writers:
             thread.join()
 
     @property
-    def writes(self) -> Counter[Phase]:
-        """Rows written, deleted or completed so far, by the phase of the unit of work that did it."""
-        return sum((thread.writes.copy() for thread in self._threads), Counter())
+    def writes(self) -> list[Counter[Phase]]:
+        """Rows written, deleted or completed so far by each thread, by the phase of the unit of work that did it."""
+        return [thread.writes.copy() for thread in self._threads]
+
+    @property
+    def alive(self) -> bool:
+        """Whether all of them are still at work."""
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def deleted(self) -> int:
         """Rows the threads deleted again."""
         return sum(thread.deleted for thread in self._threads)
 
-    @property
-    def failures(self) -> list[str]:
-        """What went wrong in threads; nothing should."""
-        return [thread.failure for thread in self._threads if thread.failure]
+    def take_failures(self) -> list[str]:
+        """What went wrong in threads since the last call; nothing should."""
+        failures = [f"thread {thread.number}: {thread.failure}" for thread in self._threads if thread.failure]
+        for thread in self._threads:
+            thread.failure = None
+        return failures
 
     def take_slowest(self) -> float:
         """Seconds of the longest unit of work since the last call, waiting for locks included."""
@@ -82,7 +92,7 @@ class Writers:
         return max(thread.highest_id for thread in self._threads)
 
 
-class _Writer(threading.Thread):
+class Writer(threading.Thread):
     """One thread: a round of artifacts with a synthesis, an execution, and now and then a delete."""
 
     def __init__(self, store: ConsensusStore, number: int, stop: threading.Event) -> None:
@@ -101,6 +111,7 @@ class _Writer(threading.Thread):
         self.failure: str | None = None
 
     def run(self) -> None:
+        """Write until told to stop, or until something goes wrong."""
         try:
             for number in count():
                 if self.stop.wait(BREATH):
@@ -204,11 +215,11 @@ class OldProgram:
             "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json)"
             " VALUES (:spec_id, :stage, :agent_name, :content_json) RETURNING id, created_at"
         )
-        with contextlib.closing(sqlite3.connect(self._path, timeout=10)) as connection:
+        with contextlib.closing(sqlite3.connect(self._path, timeout=PATIENCE)) as connection:
             try:
                 with connection:
                     row["id"], row["created_at"] = connection.execute(sql, row).fetchone()
-            except sqlite3.IntegrityError as error:
+            except (sqlite3.IntegrityError, sqlite3.OperationalError) as error:
                 return str(error)
         self.rows.append(row)
         return None
