@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,17 +19,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
-from consensus_orm import errors
-from consensus_orm.engine import FILE_MODE, begin, checkout, database_path, driver
+from consensus_orm import errors, files
+from consensus_orm.engine import begin, checkout, database_path, driver
+from consensus_orm.files import BESIDE, own_folder, put_in_place
 from consensus_orm.sql import quoted
 
 __all__ = ["BackupReport", "backup"]
 
 PAGES = 1024
 """Pages copied between two calls of `progress`: 4 MiB at the usual page size."""
-
-_BESIDE = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database; left there, it would be taken for the backup's own."""
 
 
 class BackupReport(BaseModel):
@@ -78,7 +75,7 @@ def backup(
 
     Args:
         engine: The engine of a store; in memory works too.
-        path: Where the backup goes.
+        path: Where the backup goes; a link is followed.
         overwrite: Replace a file that is there.
         progress: Called with the pages copied so far and the pages there are.
 
@@ -91,16 +88,17 @@ def backup(
         DatabaseBusyError: Somebody kept the lock of a file that is not in WAL.
         PoolExhaustedError: No connection became free.
     """
-    target = Path(path).expanduser().absolute()
+    target = files.resolved(path)
     if engine.dialect.name != "sqlite":
         raise errors.BackupError(
             "a server is backed up by its own means", hint="or take a copy in a SQLite file, with the command copy"
         )
-    _refuse_target(target, database_path(engine), overwrite=overwrite)
+    _refuse_target(target, database_path(engine), overwrite=overwrite, there=os.path.lexists(path))
     started = time.monotonic()
     with _failures(target):
-        with own_folder(target) as folder:
+        with own_folder(target.parent, "backup") as folder:
             copy = folder / "copy.db"
+            files.require_usable(copy)
             wanted = _copy(engine, copy, progress or (lambda _done, _total: None))
             _verify(copy, wanted)
             put_in_place(copy, target, overwrite=overwrite)
@@ -116,27 +114,25 @@ def backup(
     )
 
 
-def _refuse_target(target: Path, source: Path | None, *, overwrite: bool) -> None:
+def _refuse_target(target: Path, source: Path | None, *, overwrite: bool, there: bool) -> None:
     def refuse(reason: str, hint: str) -> None:
         raise errors.BackupError(f"{target} {reason}", hint=hint, path=target)
 
-    if source is not None:
-        own = [source, *(Path(f"{source}{suffix}") for suffix in _BESIDE)]
-        if target in own or (target.exists() and source.exists() and target.samefile(source)):
-            refuse("is the database itself", "give another path")
+    if source is not None and files.is_part_of(target, source):
+        refuse("is the database itself, or a file of it", "give another path")
     if target.is_dir():
         refuse("is a folder", "give the path of a file in it")
     if not target.parent.is_dir():
         refuse("is in a folder that does not exist", "make the folder first")
-    if os.path.lexists(target) and not overwrite:
+    if there and not overwrite:
         refuse("exists already", "give another path, or ask to overwrite it")
-    if beside := [suffix for suffix in _BESIDE if os.path.lexists(f"{target}{suffix}")]:
+    if beside := [suffix for suffix in BESIDE if os.path.lexists(f"{target}{suffix}")]:
         refuse(f"has a {beside[0]} file beside it, as a database in use has", "give another path")
 
 
 def _copy(engine: Engine, copy: Path, progress: Callable[[int, int], object]) -> _Facts:
     """Copy one snapshot, and say what is in it."""
-    os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
+    os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, files.FILE_MODE))
     with checkout(engine) as pooled, _connected(copy) as target:
         source = driver(pooled)
         # It is written through at the end, and thrown away when anything fails before that.
@@ -176,52 +172,6 @@ def _verify(copy: Path, wanted: _Facts) -> None:
             raise errors.BackupError(f"the copy differs from the original in {', '.join(differing) or 'its settings'}")
 
 
-def _write_through(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def own_folder(target: Path) -> Iterator[Path]:
-    """A folder beside a backup to be, which no other backup uses, and which is gone with all it holds at the end."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".consensus_orm-backup-") as folder:
-        yield Path(folder)
-
-
-def put_in_place(copy: Path, target: Path, *, overwrite: bool = False) -> None:
-    """Move a finished copy to where it belongs, written through to the disk.
-
-    Args:
-        copy: It is on the same file system.
-        target: Where to.
-        overwrite: Replace a file that is there.
-
-    Raises:
-        FileExistsError: There is one.
-    """
-    _write_through(copy)
-    _move(copy, target, overwrite=overwrite)
-    with contextlib.suppress(OSError):  # some file systems know no fsync of folders
-        _write_through(target.parent)
-
-
-def _move(copy: Path, target: Path, *, overwrite: bool) -> None:
-    if overwrite:
-        copy.replace(target)
-        return
-    # Unlike a rename, a link never replaces what somebody else has put there meanwhile.
-    try:
-        os.link(copy, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        copy.rename(target)
-
-
 @contextlib.contextmanager
 def _connected(path: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -235,6 +185,6 @@ def _failures(target: Path) -> Iterator[None]:
     """Say of anything that failed that it was the backup that did; nothing is left at the target."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, errors.ConfigurationError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise errors.BackupError(f"{target} could not be made: {reason}", path=target) from error

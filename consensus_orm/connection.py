@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 import threading
 import time
 import weakref
@@ -16,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from consensus_orm import errors
+from consensus_orm import errors, files
 from consensus_orm.driver import Parameters
 from consensus_orm.guard import FileGuard, Guard
 from consensus_orm.journal import Journal
@@ -25,13 +26,9 @@ from consensus_orm.mapping import Mapping as Declaration
 from consensus_orm.settings import Settings
 from consensus_orm.turns import Turns
 
-__all__ = ["FILE_MODE", "READ_PHASE", "DriverConnection", "Source", "Turn", "pragmas", "storable"]
+__all__ = ["READ_PHASE", "DriverConnection", "Source", "Turn", "leak", "pragmas", "storable"]
 
 READ_PHASE = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
-
-FILE_MODE = 0o600
-"""Mode of a new database file: what agents say is nobody else's to read."""
-
 
 ASK_AGAIN = 0.001
 """Seconds between two tries for a lock another process holds. SQLite's handler sleeps up to 100 ms."""
@@ -294,7 +291,11 @@ class DriverConnection(sqlite3.Connection):
         """Close, and end the turn."""
         if not self._inherited:
             try:
-                super().close()
+                if self.source.log_is_of_another_file(self):
+                    self.abandon()
+                    leak([self])  # SQLite removes the log by its name when the last connection is closed
+                else:
+                    super().close()
             finally:
                 self.source.connections.discard(self)
                 self._release_turn()
@@ -357,6 +358,15 @@ def _forked() -> errors.StorageError:
     )
 
 
+def leak(connections: list[Any]) -> None:
+    """Keep connections open to the very end: closing one here would undo what another process is doing."""
+    if connections:
+        import ctypes
+
+        for connection in connections:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
 _inherited_files: set[tuple[int, int]] = set()
 """Device and inode of the files this process cannot use, because it inherited open connections to them."""
 
@@ -380,7 +390,7 @@ class Source:
         self.turns = 0
         self.connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
         self.journal: Journal | None = None
-        self._opened = False
+        self._identity: tuple[int, int] | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -404,7 +414,8 @@ class Source:
         """Open a connection, with its pragmas; a file that is not there yet is created.
 
         Raises:
-            StorageError: The file went away since it was first opened, or was open across a fork.
+            StorageError: The file was removed or replaced since it was first opened, has another name besides, or
+                was open across a fork.
         """
         identity = None if self.path is None else self._find_file(self.path)
         connection = sqlite3.connect(
@@ -432,7 +443,8 @@ class Source:
         if self.path is None:
             return True
         try:
-            if _identity(self.path) != connection.identity or connection.in_transaction or self._lost_log(connection):
+            same = files.identity(self.path) == connection.identity
+            if not same or connection.in_transaction or self._lost_log(connection):
                 return False
             if time.monotonic() - connection.last_used > IDLE:
                 connection.execute("PRAGMA schema_version").fetchone()
@@ -457,9 +469,20 @@ class Source:
 
     def _log(self) -> tuple[int, int] | None:
         try:
-            return _identity(f"{self.path}-wal")
+            return files.identity(f"{self.path}-wal")
         except FileNotFoundError:
             return None
+
+    def log_is_of_another_file(self, connection: DriverConnection) -> bool:
+        """Whether another file is at the path now, and the log beside it is one that this connection never used."""
+        if self.path is None or connection.identity is None:
+            return False
+        with contextlib.suppress(OSError):
+            return files.identity(self.path) != connection.identity and self._log() not in (
+                None,
+                connection.log_identity,
+            )
+        return False
 
     def forget(self) -> list[DriverConnection]:
         """Abandon, in a forked child, the connections that were open in its parent.
@@ -489,23 +512,41 @@ class Source:
         )
 
     def _find_file(self, path: Path) -> tuple[int, int]:
-        if not path.exists():
-            if self._opened:
+        """The identity of the file, which stays the same for as long as the engine lives."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            if self._identity is not None:
                 raise errors.StorageError(
                     f"{path} was removed while it was in use",
                     hint="put it back, or close the store and open it again to begin a new one",
-                )
+                ) from None
             _make_file(path)
-        self._opened = True
-        identity = _identity(path)
+            found = path.stat()
+        identity = found.st_dev, found.st_ino
+        if self._identity is None:
+            _require_one_regular_file(path, found)
+        elif identity != self._identity:
+            raise errors.StorageError(
+                f"{path} was replaced by another file while it was in use",
+                hint="this store writes to neither of them any more; close it, and open it again",
+            )
         if identity in _inherited_files:
             raise _forked()
+        self._identity = identity
         return identity
 
 
-def _identity(path: Path | str) -> tuple[int, int]:
-    found = os.stat(path)  # noqa: PTH116 - also for a name that is made for this
-    return found.st_dev, found.st_ino
+def _require_one_regular_file(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise errors.NotADatabaseError(f"{path} is not a regular file")
+    if found.st_nlink > 1:
+        raise errors.StorageError(
+            f"{path} has {found.st_nlink} names (hard links), and SQLite keeps a log for each name: what is written by"
+            " one name is lost to the others",
+            hint="close all programs that use it, and leave it one name (find -samefile lists them), or use a copy",
+            path=path,
+        )
 
 
 def pragmas(settings: Settings) -> dict[str, int | str]:
@@ -527,10 +568,16 @@ def milliseconds(duration: timedelta) -> int:
 
 
 def _make_file(path: Path) -> None:
-    """Create a new database file that only its owner reads; a race with another process is no error."""
+    """Create a new database file that only its owner reads; a race with another process is no error.
+
+    Its name is written through to the disk, without which nothing that is committed would be.
+    """
+    made = [path, *(folder for folder in path.parents if not folder.exists())]
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, files.FILE_MODE))
+    for each in made:
+        files.write_names_through(each.parent)
 
 
 def _is_utf8(value: object) -> bool:

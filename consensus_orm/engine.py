@@ -19,8 +19,9 @@ from typing import Any, cast
 from sqlalchemy import URL, Engine, create_engine, exc, make_url
 from sqlalchemy.pool import PoolProxiedConnection
 
-from consensus_orm import errors, journal
-from consensus_orm.connection import FILE_MODE, DriverConnection, Source
+from consensus_orm import errors, files, journal
+from consensus_orm.connection import DriverConnection, Source
+from consensus_orm.files import FILE_MODE
 from consensus_orm.journal import Journal
 from consensus_orm.pool import Pool, close_before_fork
 from consensus_orm.settings import Settings
@@ -45,6 +46,15 @@ DEFAULT_PATH = "~/.code/consensus_artifacts.db"
 """Where the tool keeps its file, and so where a store opens without a URL."""
 
 
+MEMORY = ":memory:"
+"""The database that is gone with its connection."""
+
+FILE_URI = "file:"
+"""How a URI begins that SQLite would read itself."""
+
+HONOURED = frozenset({("uri", "true"), ("uri", "1"), ("mode", "rwc")})
+"""Parameters of a URL that say what is done anyway."""
+
 BROKEN_DISK = (
     "nothing of this unit of work was kept; look at the disk, and whether somebody removed the -wal file"
     " (then close every program that has the database open: the last one saves what the log held)"
@@ -67,19 +77,22 @@ def parse_url(url: str | Path | URL | None) -> URL:
         url: A URL, a path, `:memory:`, or None for the tool's own file.
 
     Returns:
-        The URL; of a SQLite file, with an absolute path.
+        The URL; of a SQLite file, with the one path that is left when every link is followed.
 
     Raises:
         ConfigurationError: It is no URL, or its database is not supported.
     """
     if url is None:
         url = DEFAULT_PATH
+    if isinstance(url, Path) and str(url) != MEMORY:
+        url = URL.create("sqlite", database=str(files.resolved(url)))
     if not isinstance(url, URL):
         text = str(url)
         if not text:
             raise errors.ConfigurationError("the URL is empty", hint="give a path or sqlite:///PATH")
         try:
-            url = make_url(text) if "://" in text else URL.create("sqlite", database=text)
+            is_url = "://" in text and not text.startswith(FILE_URI)
+            url = make_url(text) if is_url else URL.create("sqlite", database=text)
         except (exc.ArgumentError, ValueError):
             # The text is not repeated: it may hold a password.
             raise errors.ConfigurationError("the URL cannot be read", hint="give a path or sqlite:///PATH") from None
@@ -90,9 +103,22 @@ def parse_url(url: str | Path | URL | None) -> URL:
             f"databases of type {url.get_backend_name()!r} are not supported",
             hint="give a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE",
         )
-    if url.database in (None, "", ":memory:"):
-        return url.set(database=":memory:")
-    return url.set(database=str(Path(str(url.database)).expanduser().absolute()))
+    return _file_url(url)
+
+
+def _file_url(url: URL) -> URL:
+    """The URL of a SQLite file by its one name, however it was spelled."""
+    path, query = url.database or MEMORY, dict(url.query)
+    if path.startswith(FILE_URI):
+        path, more = files.of_uri(path)
+        query |= more
+    # A parameter that is passed over in silence might have been the one that keeps the file from being written.
+    if refused := sorted(name for name, value in query.items() if (name, value) not in HONOURED):
+        raise errors.ConfigurationError(
+            f"the URL sets {', '.join(refused)}, which this package does not support",
+            hint="leave it out; pragmas are settings, and reading alone is unit_of_work(read_only=True)",
+        )
+    return url.set(database=path if path == MEMORY else str(files.resolved(path)), query={})
 
 
 def database_path(engine: Engine) -> Path | None:
@@ -100,7 +126,7 @@ def database_path(engine: Engine) -> Path | None:
     name = engine.url.database
     if engine.dialect.name != "sqlite":
         return None
-    return None if name in (None, "", ":memory:") else Path(str(name))
+    return None if name in (None, "", MEMORY) else Path(str(name))
 
 
 def create(url: str | Path | URL | None, settings: Settings, *, echo: bool = False) -> Engine:
@@ -129,7 +155,9 @@ def create(url: str | Path | URL | None, settings: Settings, *, echo: bool = Fal
 
 
 def _pool(url: URL, settings: Settings) -> Pool:
-    path = None if url.database == ":memory:" else Path(str(url.database))
+    path = None if url.database == MEMORY else Path(str(url.database))
+    if path is not None:
+        files.require_usable(path)
     # A database in memory lives as long as its one connection; the pool makes the others wait for it.
     size = settings.pool_size if path else 1
     return Pool(Source(path, settings), size, settings.pool_timeout.total_seconds())

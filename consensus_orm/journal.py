@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from consensus_orm.files import own_folder
 
 __all__ = ["Journal", "occupants", "prepare"]
 
@@ -92,8 +93,8 @@ def _wal_fails_beside(path: Path) -> str | None:
     more, not even to switch back (tried on 3.40 with a file system that is full).
     """
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".consensus_orm-") as folder:
-            scratch = sqlite3.connect(Path(folder) / "wal", isolation_level=None)
+        with own_folder(path.parent, "wal") as folder:
+            scratch = sqlite3.connect(folder / "wal", isolation_level=None)
             with contextlib.closing(scratch):
                 refused = _switch_to_wal(scratch)
                 scratch.execute("CREATE TABLE t (a)")

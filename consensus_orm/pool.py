@@ -18,7 +18,7 @@ from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 from sqlalchemy.util.queue import Empty, Queue
 
-from consensus_orm.connection import DriverConnection, Source
+from consensus_orm.connection import DriverConnection, Source, leak
 from consensus_orm.turns import Turns
 
 if TYPE_CHECKING:
@@ -212,17 +212,8 @@ def _after_fork_in_child() -> None:
         if pool.source.in_memory:  # memory is copied by the fork, locks and files are not involved
             pool.resume()
             continue
-        _leak(pool.source.forget())
+        leak(pool.source.forget())
         engine.dispose(close=False)
-
-
-def _leak(connections: list[Any]) -> None:
-    """Keep connections open to the very end: closing one here would undo its parent's transaction."""
-    if connections:
-        import ctypes
-
-        for connection in connections:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 if hasattr(os, "register_at_fork"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
 import sqlite3
 import threading
@@ -23,7 +22,7 @@ from typing import Self, cast
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
-from consensus_orm import errors, journal
+from consensus_orm import errors, files, journal
 from consensus_orm.engine import (
     DriverConnection,
     begin,
@@ -267,31 +266,13 @@ class _Vacuum:
 def _only_one(path: Path) -> Iterator[None]:
     """Keep other vacuums of a file out, in this process and in others.
 
-    The lock is on a file of its own: opening and closing the database would drop SQLite's locks on it. It
-    goes with its holder, however that ends.
+    The lock is on a file of its own: opening and closing the database would drop SQLite's locks on it. On Windows
+    there is none: two vacuums at once are slow and harmless.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: two vacuums at once are slow and harmless
-        yield
-        return
-    lock = path.with_name(f".{path.name}.vacuum")
-    handle = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed it between our open and our lock.
-            current = os.path.samestat(os.fstat(handle), lock.stat())
-        except OSError:
-            current = False
-        if not current:
+    with files.exclusively(files.derived(path, ".vacuum", prefix=".")) as alone:
+        if not alone:
             raise errors.DatabaseBusyError(f"another vacuum of {path} is running", hint="wait for it to end", path=path)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
+        yield
 
 
 class VacuumScheduler:

@@ -566,15 +566,20 @@ def test_sessions_take_their_turn(engine: Engine) -> None:
 # Health
 
 
-def test_a_replaced_file_is_noticed(engine: Engine, path: Path, tmp_path: Path) -> None:
-    """After another file was moved to its path, the pool answers from that one."""
+def test_a_replaced_file_is_noticed(
+    engine: Engine, path: Path, tmp_path: Path, open_engine: Callable[..., Engine]
+) -> None:
+    """After another file was moved to its path, the pool answers from neither; an engine made after that does."""
     write(engine, "INSERT INTO t VALUES ('first')")
     other = legacy(tmp_path / "other.db")
     assert rows(engine) == ["first"]
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink()
     other.replace(path)
-    assert rows(engine) == ["legacy"]
+    with pytest.raises(errors.StorageError, match="was replaced by another file while it was in use"):
+        rows(engine)
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert rows(open_engine(path)) == ["legacy"]
 
 
 def test_a_removed_file_is_not_begun_anew(engine: Engine, path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.backup import own_folder, put_in_place
 from consensus_orm.copying import copy
+from consensus_orm.files import own_folder, put_in_place
 from consensus_orm.migration.progress import Watch
 from consensus_orm.store import ConsensusStore
 
@@ -29,7 +29,7 @@ def backup_of_server(store: ConsensusStore, path: Path, progress: Watch = None) 
         BackupError: It could not be made, or did not verify.
     """
     try:
-        with own_folder(path) as folder:
+        with own_folder(path.parent, "backup") as folder:
             mapping = store._statements.mapping
             settings = store.settings.model_copy(update={"read_url": None})  # the file has no replica
             with ConsensusStore.open(folder / path.name, settings=settings, mapping=mapping) as target:

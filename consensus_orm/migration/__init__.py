@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm import errors, ledger
+from consensus_orm import errors, files, ledger
 from consensus_orm.lock import Lock
 from consensus_orm.migration import audit as audit_records
 from consensus_orm.migration import gates
@@ -347,9 +347,9 @@ class Migration:
         served = store.engine.dialect.name != "sqlite"
         if path is None and not served:
             return {}
-        folder = store.settings.backup_dir or (Path.cwd() if path is None else path.parent)
-        name = store.engine.url.database if path is None else path.name
-        target = Path(folder) / f"{name}.before-{step}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        folder = files.resolved(store.settings.backup_dir or (Path.cwd() if path is None else path.parent))
+        database = path or Path(str(store.engine.url.database).replace("/", "_"))
+        target = files.derived(database, f".before-{step}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", folder=folder)
         if served:
             from consensus_orm.copying.backup import backup_of_server
 

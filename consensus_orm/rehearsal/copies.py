@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, make_url
 
-from consensus_orm import errors
+from consensus_orm import errors, files
 from consensus_orm.engine import source_of, translated
 from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.rehearsal.looks import FileLook, Look, ServerLook
@@ -96,7 +96,8 @@ class FileCopy(Copy):
 
     def bytes(self) -> int:
         """What it takes."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.name.startswith(self.where.name))
+        beside = [Path(f"{self.where}{suffix}") for suffix in ("", *files.BESIDE)]
+        return sum(path.stat().st_size for path in (*beside, *self.backups) if path.exists())
 
     def notes(self, store: ConsensusStore) -> Iterator[str]:
         """What is not as it will be."""
@@ -173,7 +174,7 @@ def made(store: ConsensusStore, folder: Path, *, keep: bool, progress: Watch) ->
     """
     if store.engine.dialect.name == "sqlite":
         _require(folder, ROOM * store.maintenance.stats().disk.total)
-        path = folder / f"{Path(str(store.path or ':memory:')).name}.rehearsed"
+        path = files.derived(store.path or Path(":memory:"), ".rehearsed", folder=folder)
         store.maintenance.backup(path, progress=of_pages(progress, "copy"))
         yield FileCopy(path, folder, keep=keep)
         return

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm import errors
+from consensus_orm import errors, files
 from consensus_orm._version import __version__
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.mapping import Mapping, Pair
@@ -23,7 +23,7 @@ from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import copies, image
 from consensus_orm.rehearsal.copies import Copy
-from consensus_orm.rehearsal.evidence import evidence_name, evidence_path, write
+from consensus_orm.rehearsal.evidence import evidence_in, evidence_path, write
 from consensus_orm.rehearsal.image import Image
 from consensus_orm.rehearsal.looks import Look, look_of
 from consensus_orm.rehearsal.records import Proof, RehearsalReport, RehearsalStep, WritersReport
@@ -103,10 +103,10 @@ def rehearse(
 def _folder(keep: Path | str | None) -> Iterator[Path]:
     """The folder the files of a rehearsal are made in."""
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="consensus_orm-rehearsal-") as folder:
-            yield Path(folder)
+        with files.own_folder(Path(tempfile.gettempdir()), "rehearsal") as folder:
+            yield folder
         return
-    asked_for = Path(keep).expanduser().absolute()
+    asked_for = files.resolved(keep)
     try:
         asked_for.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -119,7 +119,7 @@ def _keep(report: RehearsalReport, store: ConsensusStore, folder: Path | None) -
     place = evidence_path(store)
     places = [] if place is None else [place]
     if folder is not None:
-        places.append(folder / evidence_name(store))
+        places.append(evidence_in(folder, store))
     written = []
     for place in dict.fromkeys(places):
         try:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from consensus_orm import files
 from consensus_orm.rehearsal.image import identity
 from consensus_orm.rehearsal.looks import look_of
 from consensus_orm.rehearsal.records import Identity, RehearsalReport
@@ -19,7 +17,7 @@ from consensus_orm.rehearsal.records import Identity, RehearsalReport
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore
 
-__all__ = ["Evidence", "evidence_name", "evidence_path", "find", "write"]
+__all__ = ["Evidence", "evidence_in", "evidence_path", "find", "write"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,10 @@ class Evidence:
         return self.stale is None and self.report.passed
 
 
-def evidence_name(store: ConsensusStore) -> str:
-    """What the evidence of a rehearsal of a store's database is called."""
-    return f"{Path(store.path or store.engine.url.database or ':memory:').name}.rehearsal.json"
+def evidence_in(folder: Path, store: ConsensusStore) -> Path:
+    """Where the evidence of a rehearsal of a store's database stands in a folder."""
+    database = Path(store.path or store.engine.url.database or ":memory:")
+    return files.derived(database, ".rehearsal.json", folder=folder)
 
 
 def evidence_path(store: ConsensusStore) -> Path | None:
@@ -73,10 +72,10 @@ def evidence_path(store: ConsensusStore) -> Path | None:
         That of a database on a server is where its backups go; None for one in memory.
     """
     if store.path is not None:
-        return store.path.with_name(evidence_name(store))
+        return evidence_in(store.path.parent, store)
     if store.engine.dialect.name == "sqlite":
         return None
-    return (store.settings.backup_dir or Path.cwd()) / evidence_name(store)
+    return evidence_in(store.settings.backup_dir or Path.cwd(), store)
 
 
 def write(report: RehearsalReport, path: Path) -> None:
@@ -89,15 +88,7 @@ def write(report: RehearsalReport, path: Path) -> None:
     Raises:
         OSError: It cannot be written there.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".consensus_orm-rehearsal-")
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            json.dump(report.facts(), file, indent=2)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+    files.write_whole(path, json.dumps(report.facts(), indent=2))
 
 
 def find(store: ConsensusStore) -> Evidence | None:

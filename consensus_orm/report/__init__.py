@@ -7,13 +7,10 @@ Charts come from pygal, extra `report`, imported when a page is made.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consensus_orm import errors
+from consensus_orm import errors, files
 from consensus_orm.report.charts import require_pygal
 from consensus_orm.report.facts import collect
 
@@ -59,20 +56,14 @@ def write(store: ConsensusStore, path: Path | str) -> Path:
         InvalidValueError: The path is that of the database.
         StorageError: The database cannot be read, or the page not written.
     """
-    target = Path(path).expanduser().absolute()
-    if store.path is not None and target.exists() and store.path.exists() and target.samefile(store.path):
-        raise errors.InvalidValueError(f"{target} is the database itself", hint="give another path", field="path")
+    target = files.resolved(path)
+    if store.path is not None and files.is_part_of(target, store.path):
+        raise errors.InvalidValueError(
+            f"{target} is the database itself, or a file of it", hint="give another path", field="path"
+        )
     text = render(store)
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".consensus_orm-report-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
+        files.write_whole(target, text)
     except OSError as error:
         raise errors.StorageError(f"{target} cannot be written: {error.strerror}", hint="give another path") from error
     return target
