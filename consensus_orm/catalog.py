@@ -11,9 +11,15 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm import dropping, errors, triggers
-from consensus_orm.mapping import Pair
+from sqlalchemy.schema import CreateTable
+
+from consensus_orm import dropping, errors, phase_guards
+from consensus_orm.mapping import Pair, table_of
+from consensus_orm.models.control import GuardRecord
 from consensus_orm.phase import Phase
+from consensus_orm.sql import quoted
+from consensus_orm.statements import Statements
+from consensus_orm.triggers import Trigger, for_phase
 
 if TYPE_CHECKING:
     from consensus_orm.unit_of_work import UnitOfWork
@@ -26,6 +32,9 @@ class Catalog:
 
     needs_triggers = False
     """Whether there are triggers in every phase, also in one that nobody has flipped to."""
+
+    leaves_triggers = False
+    """Whether triggers of phases that are over stay behind, disabled."""
 
     others_write_meanwhile = False
     """Whether other programs can write while a unit of work of ours holds its lock."""
@@ -81,12 +90,52 @@ class Catalog:
 
     # Triggers and sequences -------------------------------------------------------------------------------
 
+    def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:
+        """The triggers of a phase."""
+        return for_phase(phase, statements)
+
     def install_triggers(self, uow: UnitOfWork, phase: Phase) -> None:
-        """Replace our triggers by those of a phase."""
-        for statement in triggers.drop_all([name for (name,) in uow._rows(triggers.INSTALLED)]):
-            uow._execute(statement)
-        for statement in triggers.for_phase(phase, uow.statements):
-            uow._execute(statement)
+        """Replace our triggers by those of a phase, and record them.
+
+        Raises:
+            MigrationError: Another program has given one of their names to a trigger of its own.
+        """
+        for old in phase_guards.ours(uow):
+            self.silence(uow, old)
+        new = list(self.triggers(phase, uow.statements))
+        phase_guards.require_free(uow, new)
+        for trigger in new:
+            for statement in trigger.statements:
+                uow._execute(statement)
+        phase_guards.record(uow, phase, new)
+
+    def silence(self, uow: UnitOfWork, trigger: phase_guards.Standing) -> None:
+        """Let a trigger of ours do nothing any more."""
+        uow._execute(f"DROP TRIGGER {quoted(trigger.name)}")
+
+    def standing(self, uow: UnitOfWork) -> list[phase_guards.Standing]:
+        """All triggers and tables there are.
+
+        What tells a table from another one made under its name later: it is older than the record, which is made
+        anew whenever something is recorded. SQLite keeps the order of tables, also through VACUUM and a dump.
+        """
+        older = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'table' AND name = '{phase_guards.GUARDS}')"
+        found = uow._rows(
+            f"SELECT type, name, tbl_name, iif(type = 'trigger', sql, iif({older}, 'older', 'younger'))"
+            " FROM sqlite_master WHERE type IN ('table', 'trigger') ORDER BY rowid"
+        )
+        return [phase_guards.Standing(*row) for row in found]
+
+    def name_taken(self, uow: UnitOfWork, trigger: Trigger) -> str | None:
+        """The table on which another program has a trigger of this name; asked when there is none of ours."""
+        sql = "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' AND name = ? COLLATE NOCASE"
+        rows = uow._rows(sql, (trigger.name,))
+        return rows[0][0] if rows else None
+
+    def forget_guards(self, uow: UnitOfWork) -> None:
+        """Make the record anew, empty and younger than every table."""
+        uow._execute(f"DROP TABLE {phase_guards.GUARDS}")
+        uow._execute(str(CreateTable(table_of(GuardRecord)).compile(dialect=uow.statements.words.dialect)))
 
     def level_sequences(self, uow: UnitOfWork) -> None:
         """Let both sides go on above the highest id that either has given (rule 3)."""

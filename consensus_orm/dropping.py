@@ -12,29 +12,43 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
+from consensus_orm import phase_guards
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
-from consensus_orm.triggers import PREFIX
+from consensus_orm.sql import fitting, quoted
 
 if TYPE_CHECKING:
     from alembic.operations import Operations
 
     from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["DROPPED", "FORGET", "OBJECTS", "SAVE", "LegacyTables", "operations"]
+__all__ = ["DROPPED", "FORGET", "SAVE", "LegacyTables", "dropped", "objects", "operations"]
 
 DROPPED = "consensus_orm_dropped_"
 """Prefix of legacy tables on their way out."""
 
 OBJECTS = (
     "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL"
-    f" AND NOT (type = 'trigger' AND name GLOB '{PREFIX}*') ORDER BY rowid"
+    " ORDER BY rowid"
 )
 SAVE = (
     "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence) VALUES (?, ?, ?, ?, ?, ?)"
 )
 FORGET = "DELETE FROM consensus_orm_saved_schema WHERE type IN ('table', 'index', 'trigger', 'row')"
 """What a copy brought from another kind of database stays, for a copy back."""
+
+
+def dropped(table: str) -> str:
+    """What a legacy table is called on its way out."""
+    return fitting(DROPPED + table)
+
+
+def objects(uow: UnitOfWork, table: str) -> Iterator[tuple[str, str, str]]:
+    """Type, name and definition of a table of a SQLite file, its indexes, and the triggers of other programs on it."""
+    ours = {trigger.name for trigger in phase_guards.ours(uow)}
+    for kind, name, _, sql in uow._rows(OBJECTS, (table,)):
+        if kind != "trigger" or name not in ours:
+            yield kind, name, sql
 
 
 def operations(uow: UnitOfWork) -> Operations:
@@ -54,7 +68,7 @@ class LegacyTables:
         """What it takes to make a table again: type, name, definition and sequence of each of its objects."""
         name = pair.legacy_table.name
         sequence = uow.catalog.sequence(uow, name)
-        return [(kind, own, sql, sequence) for kind, own, _, sql in uow._rows(OBJECTS, (name,))]
+        return [(kind, own, sql, sequence) for kind, own, sql in objects(uow, name)]
 
     def put_away(self, uow: UnitOfWork, pair: Pair) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
@@ -62,9 +76,9 @@ class LegacyTables:
         for (trigger,) in uow._rows(
             "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE", (name,)
         ):
-            op.execute(f'DROP TRIGGER "{trigger}"')  # it would fire while the table is emptied
+            uow._execute(f"DROP TRIGGER {quoted(trigger)}")  # it would fire while the table is emptied
         with self._only_the_table_itself(uow):
-            op.rename_table(name, DROPPED + name)
+            op.rename_table(name, dropped(name))
 
     @contextlib.contextmanager
     def _only_the_table_itself(self, uow: UnitOfWork) -> Iterator[None]:
@@ -81,8 +95,9 @@ class LegacyTables:
 
     def away(self, uow: UnitOfWork) -> list[str]:
         """Names of the tables that were put away and are not done with."""
-        sql = f"SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB '{DROPPED}*'"
-        return [name for (name,) in uow._rows(sql)]
+        there = uow.catalog.tables(uow)
+        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping.pairs]
+        return [name for name in names if name.lower() in there]
 
     def empty(self, uow: UnitOfWork, name: str, rows: int) -> int:
         """Delete at most so many rows of a table that was put away; drop it where it is empty.
@@ -90,8 +105,9 @@ class LegacyTables:
         Returns:
             How many were deleted.
         """
-        chunk = f'SELECT rowid FROM "{name}" LIMIT ?'
-        deleted = uow._execute(f'DELETE FROM "{name}" WHERE rowid IN ({chunk})', (rows,)).rowcount
+        table = quoted(name)
+        chunk = f"SELECT rowid FROM {table} LIMIT ?"
+        deleted = uow._execute(f"DELETE FROM {table} WHERE rowid IN ({chunk})", (rows,)).rowcount
         if not deleted:
             operations(uow).drop_table(name)
         return deleted
@@ -120,12 +136,12 @@ class LegacyTables:
         for key in sorted(keys):
             parts = uow._execute(sql, {"_key": key}).fetchone()
             row = {name: self.literal(*parts[2 * i : 2 * i + 2]) for i, name in enumerate(names) if name in wanted}
-            columns = ", ".join(f'"{name}"' for name in row)
+            columns = ", ".join(map(quoted, row))
             yield self.insert(pair.legacy_table.name, columns, ", ".join(row.values()))
 
     def insert(self, table: str, columns: str, values: str) -> str:
         """A statement that inserts a row where there is none."""
-        return f'INSERT OR IGNORE INTO "{table}" ({columns}) VALUES ({values})'
+        return f"INSERT OR IGNORE INTO {quoted(table)} ({columns}) VALUES ({values})"
 
     def literal(self, kind: str, value: str) -> str:
         """A stored value as SQL, from its type and bytes."""

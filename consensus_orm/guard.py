@@ -50,6 +50,9 @@ _NAMED_SECOND = {
 _EXPLAINED: WeakSet[Engine] = WeakSet()
 """Engines whose errors are explained. `event.contains` knows them by their id, which a later engine may have again."""
 
+_TRIGGERS = "SELECT name FROM consensus_orm_guards WHERE kind = 'trigger'"
+"""Names of our own triggers: they may write what a session may not."""
+
 _PRAGMAS = {"query_only", "writable_schema", "foreign_keys", "ignore_check_constraints", "recursive_triggers"}
 """Pragmas by which a statement would get past what the unit of work relies on."""
 
@@ -164,6 +167,8 @@ class FileGuard(Guard):
         tables += [pair.legacy_name for pair in mapping.pairs]
         self._tables = {*map(str.lower, tables), "sqlite_sequence"}  # the sequences keep ids from being given twice
         self._driver = driver
+        prepared = driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone()
+        self._triggers = {name for (name,) in driver.execute(_TRIGGERS)} if prepared else set()
         self._ours = False
         self._refused: str | None = None
         driver.set_authorizer(self._authorize)
@@ -194,7 +199,7 @@ class FileGuard(Guard):
     def _authorize(
         self, action: int, first: str | None, second: str | None, _database: str | None, trigger: str | None
     ) -> int:
-        if self._ours or (trigger is not None and trigger.startswith(OURS)):
+        if self._ours or trigger in self._triggers:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_SAVEPOINT:
             self.follow(first, second)

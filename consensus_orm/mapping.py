@@ -154,7 +154,7 @@ class Pair:
     @cached_property
     def legacy_model(self) -> type[DeclarativeBase]:
         """The legacy mapped class; imported at the first use."""
-        module, _, name = self.legacy.partition("=")[2].partition(":")
+        module, _, name = self.legacy.rpartition("=")[2].partition(":")
         model: type[DeclarativeBase] = getattr(importlib.import_module(module), name)
         return model
 
@@ -166,7 +166,7 @@ class Pair:
     @property
     def legacy_name(self) -> str:
         """The name of the legacy table, known without importing its model."""
-        return self.legacy.partition("=")[0]
+        return self.legacy.rpartition("=")[0]
 
     def column(self, attribute: Attribute) -> Column[Any]:
         """The column behind an attribute of the model or of its parent."""

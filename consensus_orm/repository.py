@@ -17,6 +17,7 @@ from consensus_orm.lock import Lock
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
 from consensus_orm.settings import Isolation, OnMismatch
+from consensus_orm.sql import parameter
 from consensus_orm.telemetry.events import ComparisonEvent, MismatchEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -66,8 +67,8 @@ class Repository:
             StorageError: The source of truth could not be written.
         """
         phase = self.uow.phase
-        parameters = {f"_{name}": values.get(name) for name in self.pair.fields}
-        parameters["_key"] = parameters.pop(f"_{self.pair.key.name}")
+        key, *others = self.pair.fields
+        parameters = {"_key": values.get(key)} | {parameter(name): values.get(name) for name in others}
         self.uow._connected.check(parameters)
         self.uow._refuse_to_read_only()
         if not phase.writes_normalized:
@@ -195,7 +196,7 @@ class Repository:
         self.uow._refuse_to_read_only()
         phase = self.uow.phase
         sides = [side for side, written in _sides(phase) if written]
-        parameters = {f"_{name}": value for name, value in filters.items()}
+        parameters = {parameter(name): value for name, value in filters.items()}
         if len(sides) == 2:
             self.uow._connected.hold(Lock.CARRY)  # a row being carried meanwhile would come back
         # The truth last: what is committed between the two looks is deleted from both sides, and counted.
@@ -297,13 +298,13 @@ class Repository:
             more: Columns of the parent to read as well, after the fields.
         """
         names, limited = tuple(filters), limit is not None
-        parameters = {f"_{name}": value for name, value in filters.items()}
+        parameters = {parameter(name): value for name, value in filters.items()}
         parameters["_limit"] = limit
         return self._read(lambda side: self.sql.read(side, names, limited=limited, more=more), parameters)
 
     def count(self, filters: Values) -> int:
         """How many rows have the given values."""
-        parameters = {f"_{name}": value for name, value in filters.items()}
+        parameters = {parameter(name): value for name, value in filters.items()}
         rows = self.uow._rows(self.sql.count(self._truth, tuple(filters)), parameters)
         return rows[0][0] if rows else 0
 

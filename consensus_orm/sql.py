@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -42,11 +43,14 @@ __all__ = [
     "InKeys",
     "Words",
     "chunk_bounds",
+    "fitting",
     "in_keys",
     "in_range",
     "link",
+    "literal",
     "newest_first",
     "overwriting",
+    "parameter",
     "quoted",
     "words",
 ]
@@ -108,7 +112,7 @@ class Words:
     def next_key(self, pair: Pair) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
         tables = (pair.legacy_table, pair.table)
-        names: list[ColumnElement[Any]] = [literal_column(f"'{t.name}'") for t in tables]
+        names: list[ColumnElement[Any]] = [literal_column(literal(t.name)) for t in tables]
         given: Select[Any] = select(func.max(literal_column("seq"))).select_from(table("sqlite_sequence"))
         given = given.where(literal_column("name").in_(names))
         highest = [given, *(select(func.max(t.c[pair.key.name])) for t in tables)]
@@ -215,3 +219,25 @@ def newest_first(pair: Pair, of: FromClause) -> list[ColumnElement[Any]]:
 def quoted(*names: str) -> str:
     """A name in SQL, and what it belongs to before it."""
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def parameter(column: str) -> str:
+    """The parameter that holds the value of a column; no column makes it one of ours, which begin with `_`."""
+    return f"c_{column}" if re.fullmatch(r"\w+", column, re.ASCII) else f"x_{column.encode().hex()}"
+
+
+LONGEST_NAME = 63
+"""Bytes that PostgreSQL keeps of a name; it drops the others, so that two long names may become one."""
+
+
+def fitting(name: str) -> str:
+    """A name of ours that PostgreSQL keeps whole: a long one ends in a hash of what is left out."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    kept = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{kept}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def literal(text: str) -> str:
+    """A text in SQL, on every kind of database: a backslash in it is one."""
+    return "'" + text.replace("'", "''") + "'"

@@ -261,16 +261,22 @@ def _take_back_the_legacy_half() -> None:
 def _drop_triggers() -> None:
     """Drop the triggers of the phase, which name these tables; the phase makes them again."""
     bind = op.get_bind()
+    quoted = bind.dialect.identifier_preparer.quote_identifier
     if _on_postgresql():
         functions = (
             "SELECT proname FROM pg_proc WHERE prorettype = 'trigger'::regtype AND proname ^@ 'consensus_orm_'"
-            " AND pg_function_is_visible(oid)"
+            " AND pg_function_is_visible(oid) AND prosrc ~"
+            " 'consensus_orm_changes|consensus_orm: the legacy tables|past the repositories'"
         )
         for (name,) in bind.exec_driver_sql(functions).all():
-            bind.exec_driver_sql(f'DROP FUNCTION "{name}"() CASCADE')
+            bind.exec_driver_sql(f"DROP FUNCTION {quoted(name)}() CASCADE")
         bind.exec_driver_sql("UPDATE consensus_orm_state SET mapping = NULL")
         return
-    ours = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name GLOB 'consensus_orm_*'"
+    # Ours speak of the control tables; another program may call its own triggers as it likes.
+    ours = (
+        "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name GLOB 'consensus_orm_*'"
+        " AND (instr(sql, 'consensus_orm_changes') OR instr(sql, 'consensus_orm_state'))"
+    )
     for (name,) in bind.exec_driver_sql(ours).all():
-        bind.exec_driver_sql(f'DROP TRIGGER "{name}"')
+        bind.exec_driver_sql(f"DROP TRIGGER {quoted(name)}")
     bind.exec_driver_sql("UPDATE consensus_orm_state SET mapping = NULL")

@@ -16,7 +16,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm.copying.source import Source, State
 from consensus_orm.copying.tables import EXECUTIONS, normalized
-from consensus_orm.dropping import OBJECTS
+from consensus_orm.dropping import objects
 
 __all__ = ["ABROAD", "Definition", "definitions"]
 
@@ -61,7 +61,7 @@ def definitions(source: Source, state: State) -> list[Definition]:
 
 
 def _objects(source: Source, table: Table) -> Iterator[Definition]:
-    for kind, name, _, sql in source._rows(OBJECTS, (table.name,)):
+    for kind, name, sql in objects(source, table.name):
         yield Definition(kind, name, table.name, sql)
 
 

@@ -13,8 +13,9 @@ from consensus_orm.copying.report import Unfit
 from consensus_orm.copying.source import Source, State
 from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.target import CHECKPOINTS, Target
-from consensus_orm.dropping import DROPPED, SAVE
+from consensus_orm.dropping import SAVE, dropped
 from consensus_orm.phase import Side
+from consensus_orm.sql import quoted
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Remainder", "finish", "remainder"]
@@ -66,7 +67,7 @@ def _sequences(source: Source, state: State, tables: list[Copied], saved: list[t
     for pair in source.statements.mapping.pairs if state.phase.writes_normalized else ():
         own, legacy = pair.table.name, pair.legacy_name
         others = [given.get(own), given.get(legacy), kept.get(legacy)]
-        others.append(source.catalog.sequence(source, DROPPED + legacy))
+        others.append(source.catalog.sequence(source, dropped(legacy)))
         highest = max((value for value in others if value is not None), default=None)
         given |= {name: highest for name in (own, legacy) if name in given or name == legacy}
     return {name: value for name, value in given.items() if value is not None and value > 0}
@@ -173,7 +174,7 @@ def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ..
         return
     for pair in uow.statements.mapping.pairs:
         name = pair.legacy_name
-        yield "table", name, name, f'"{DROPPED}{name}"', rest.sequences.get(name)
+        yield "table", name, name, quoted(dropped(name)), rest.sequences.get(name)
     for name, sql in _rows_aside(uow):
         yield "row", name, name, sql, None
 
@@ -202,7 +203,7 @@ def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, str]]:
         wanted = {pair.key.name, *pair.carried}
         cells = {column: cell for column, cell in json.loads(image).items() if column in wanted}
         if uow.statements.words.name == "sqlite" or all(_is_plain(*cell) for cell in cells.values()):
-            columns = ", ".join(f'"{column}"' for column in cells)
+            columns = ", ".join(map(quoted, cells))
             yield table, legacy.insert(table, columns, ", ".join(legacy.literal(*cell) for cell in cells.values()))
 
 
@@ -222,7 +223,7 @@ def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
     for name, highest in rest.sequences.items():
         if name == "consensus_orm_rejects":
             continue  # its own come after those that were there
-        for table in (name, DROPPED + name):
+        for table in (name, dropped(name)):
             if table.lower() in there:
                 uow.catalog.set_sequence(uow, table, highest)
     if target.kind == "postgresql" and rest.state.phase.has_legacy:

@@ -6,6 +6,7 @@ from typing import Any
 
 from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.values import Values, plain
+from consensus_orm.sql import quoted
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["rows_between"]
@@ -23,17 +24,14 @@ def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: i
     """
     server = uow.statements.words.name == "postgresql"
     # In the order of their bytes, whatever the collation: so ranges are the same ranges everywhere.
-    key = (
-        f'"{table.key}"'
-        if not table.text_key
-        else f'"{table.key}" COLLATE {chr(34) + "C" + chr(34) if server else "BINARY"}'
-    )
+    own = quoted(table.key)
+    key = f"{own} COLLATE {quoted('C' if server else 'BINARY')}" if table.text_key else own
     bound = "CAST(:{} AS TEXT)" if table.text_key else ":{}"
-    conditions = [f"typeof(\"{table.key}\") = 'text'"] if table.text_key and not server else []
+    conditions = [f"typeof({own}) = 'text'"] if table.text_key and not server else []
     conditions += [f"{key} > {bound.format('_after')}"] if after is not None else []
     conditions += [f"{key} <= {bound.format('_upto')}"] if upto is not None else []
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     most = f" LIMIT {limit}" if limit is not None else ""
-    sql = f'SELECT {table.columns} FROM "{table.name}"{where} ORDER BY {key}{most}'
+    sql = f"SELECT {table.columns} FROM {quoted(table.name)}{where} ORDER BY {key}{most}"
     found = uow._rows(sql, {"_after": after, "_upto": upto})
     return [plain(row) for row in found] if server else found

@@ -24,6 +24,7 @@ from consensus_orm.driver import Cursor, Driver, Parameters
 from consensus_orm.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.lock import Lock
 from consensus_orm.phase import Phase
+from consensus_orm.sql import quoted
 from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -111,32 +112,35 @@ class Source(UnitOfWork):
 
     def count(self, table: Copied) -> int:
         """Rows of a table."""
-        return int(self._rows(f'SELECT count(*) FROM "{table.name}"')[0][0])
+        return int(self._rows(f"SELECT count(*) FROM {quoted(table.name)}")[0][0])
 
     def strange_keys(self, table: Copied) -> int:
         """Rows whose key is of another type than that of the table, which have no place in its order."""
         if not table.text_key or self.kind != "sqlite":
             return 0
-        return int(self._rows(f'SELECT count(*) FROM "{table.name}" WHERE typeof("{table.key}") <> \'text\'')[0][0])
+        return int(
+            self._rows(f"SELECT count(*) FROM {quoted(table.name)} WHERE typeof({quoted(table.key)}) <> 'text'")[0][0]
+        )
 
     def orphans(self, table: Copied) -> frozenset[Any]:
         """What rows of a table refer to and what is not there."""
         if table.link is None:
             return frozenset()
-        link = table.fields[table.link].name
-        key = next(p.key.name for p in self.statements.mapping.parents if p.table.name == table.parent)
+        link = quoted(table.fields[table.link].name)
+        parent = next(p for p in self.statements.mapping.parents if p.table.name == table.parent)
         sql = (
-            f'SELECT DISTINCT "{link}" FROM "{table.name}" AS t WHERE NOT EXISTS'
-            f' (SELECT 1 FROM "{table.parent}" AS p WHERE p."{key}" = t."{link}")'
+            f"SELECT DISTINCT {link} FROM {quoted(table.name)} AS t WHERE NOT EXISTS"
+            f" (SELECT 1 FROM {quoted(parent.table.name)} AS p WHERE {quoted('p', parent.key.name)} = t.{link})"
         )
         return frozenset(key for (key,) in self._rows(sql))
 
     def images(self, table: Copied, key: Any) -> list[str]:
         """A row whole, as JSON: type and bytes of each column; all those of strange keys where the key is None."""
-        where = f'"{table.key}" = CAST(:_key AS TEXT)' if table.text_key else f'"{table.key}" = :_key'
+        own = quoted(table.key)
+        where = f"{own} = CAST(:_key AS TEXT)" if table.text_key else f"{own} = :_key"
         if key is None:
-            where = f"typeof(\"{table.key}\") <> 'text'"
-        rows = self._rows(f'SELECT {table.columns} FROM "{table.name}" WHERE {where}', {"_key": key})
+            where = f"typeof({own}) <> 'text'"
+        rows = self._rows(f"SELECT {table.columns} FROM {quoted(table.name)} WHERE {where}", {"_key": key})
         names = [field.name for field in table.fields]
         return [json.dumps(dict(zip(names, map(cell, plain(row)), strict=True))) for row in rows]
 

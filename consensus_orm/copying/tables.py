@@ -11,6 +11,7 @@ from consensus_orm.copying.values import Field, Held, field_of
 from consensus_orm.mapping import Mapping, Pair, Parent, table_of
 from consensus_orm.models import control
 from consensus_orm.models.executions import AgentExecution
+from consensus_orm.sql import quoted
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["EXECUTIONS", "Copied", "inventory", "normalized"]
@@ -63,7 +64,7 @@ class Copied:
     @property
     def columns(self) -> str:
         """The columns, for SQL."""
-        return ", ".join(f'"{field.name}"' for field in self.fields)
+        return ", ".join(quoted(field.name) for field in self.fields)
 
 
 def inventory(source: UnitOfWork, *, prepared: bool, executions: bool, extras: bool) -> list[Copied]:
@@ -140,4 +141,4 @@ def _is_used(source: UnitOfWork, table: Table, field: Field) -> bool:
     """Whether a column holds anything: a table of the field comes back without those that it did not have."""
     if table is not EXECUTIONS or field.required:
         return True
-    return bool(source._rows(f'SELECT 1 FROM "{table.name}" WHERE "{field.name}" IS NOT NULL LIMIT 1'))
+    return bool(source._rows(f"SELECT 1 FROM {quoted(table.name)} WHERE {quoted(field.name)} IS NOT NULL LIMIT 1"))

@@ -22,10 +22,11 @@ from consensus_orm.copying.reading import rows_between
 from consensus_orm.copying.source import State
 from consensus_orm.copying.tables import Copied, normalized
 from consensus_orm.copying.values import Held, Values
-from consensus_orm.dropping import DROPPED
+from consensus_orm.dropping import dropped
 from consensus_orm.lock import Lock
 from consensus_orm.models.base import Verbatim
 from consensus_orm.phase import Phase
+from consensus_orm.sql import literal, quoted
 from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -38,7 +39,7 @@ _CREATE = (
 )
 _FOREIGN_KEYS = (
     "SELECT 'ALTER TABLE ' || CAST(CAST(conrelid AS regclass) AS TEXT), quote_ident(conname), pg_get_constraintdef(oid)"
-    " FROM pg_constraint WHERE contype = 'f' AND conrelid = to_regclass(quote_ident('{}'))"
+    " FROM pg_constraint WHERE contype = 'f' AND conrelid = to_regclass({})"
 )
 _TIMES = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')"
 """How PostgreSQL writes the default of a time as SQLite does."""
@@ -143,7 +144,7 @@ class Target:
             raise self._refusal("holds tables of ours already")
         mapping = self.store._statements.mapping
         for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs)):
-            if table.name.lower() in there and uow._rows(f'SELECT 1 FROM "{table.name}" LIMIT 1'):
+            if table.name.lower() in there and uow._rows(f"SELECT 1 FROM {quoted(table.name)} LIMIT 1"):
                 raise self._refusal(f"holds rows in {table.name} already")
 
     def prepare(self, shape: list[Any], made: Sequence[Definition]) -> None:
@@ -183,7 +184,8 @@ class Target:
                     and column.type.name == "TIMESTAMP"
                 ):
                     connection.exec_driver_sql(
-                        f'ALTER TABLE "{pair.legacy_name}" ALTER COLUMN "{column.name}" SET DEFAULT {_TIMES}'
+                        f"ALTER TABLE {quoted(pair.legacy_name)} ALTER COLUMN {quoted(column.name)}"
+                        f" SET DEFAULT {_TIMES}"
                     )
 
     def _make_others(self, connection: Connection, made: Sequence[Definition]) -> None:
@@ -203,13 +205,16 @@ class Target:
             table.create(connection, checkfirst=True)  # those of another mapping: of ours there are revisions
         if self.kind == "postgresql" and not self.state.phase.has_legacy and self.state.reversible:
             for pair in mapping.pairs:
-                connection.exec_driver_sql(f'ALTER TABLE "{pair.legacy_name}" RENAME TO "{DROPPED}{pair.legacy_name}"')
+                aside = quoted(dropped(pair.legacy_name))
+                connection.exec_driver_sql(f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {aside}")
 
     def _drop_foreign_keys(self, connection: Connection) -> Iterator[str]:
         if self.kind != "postgresql":
             return
         for table in normalized(self.store._statements.mapping):
-            for alter, name, definition in connection.exec_driver_sql(_FOREIGN_KEYS.format(table.name)).all():
+            for alter, name, definition in connection.exec_driver_sql(
+                _FOREIGN_KEYS.format(literal(quoted(table.name)))
+            ).all():
                 connection.exec_driver_sql(f"{alter} DROP CONSTRAINT {name}")
                 yield f"{alter} ADD CONSTRAINT {name} {definition}"
 
@@ -242,7 +247,7 @@ class Target:
     def _delete(self, uow: UnitOfWork, table: Copied, keys: list[Any]) -> None:
         for key in keys:
             bound = "CAST(:key AS TEXT)" if table.text_key else ":key"
-            uow._execute(f'DELETE FROM "{table.name}" WHERE "{table.key}" = {bound}', {"key": key})
+            uow._execute(f"DELETE FROM {quoted(table.name)} WHERE {quoted(table.key)} = {bound}", {"key": key})
 
     def _insert(self, uow: UnitOfWork, table: Copied, rows: list[Values]) -> None:
         driver: Any = uow._connected
@@ -250,19 +255,20 @@ class Target:
             return
         if self.kind == "postgresql":
             truths = [place for place, field in enumerate(table.fields) if field.held is Held.BOOLEAN]
-            with driver.cursor().copy(f'COPY "{table.name}" ({table.columns}) FROM STDIN') as stream:
+            with driver.cursor().copy(f"COPY {quoted(table.name)} ({table.columns}) FROM STDIN") as stream:
                 for row in rows:
                     stream.write_row(_with_truths(row, truths) if truths else row)
             return
         marks = ", ".join("?" * len(table.fields))
-        sql = f'INSERT INTO "{table.name}" ({table.columns}) VALUES ({marks})'
+        sql = f"INSERT INTO {quoted(table.name)} ({table.columns}) VALUES ({marks})"
         encodable = [row for row in rows if all(map(_is_encodable, row))]
         driver.executemany(sql, encodable)
         for row in rows if len(encodable) < len(rows) else ():
             if not all(map(_is_encodable, row)):
                 given = ", ".join("?" if _is_encodable(value) else "CAST(? AS TEXT)" for value in row)
                 driver.execute(
-                    f'INSERT INTO "{table.name}" ({table.columns}) VALUES ({given})', tuple(map(driver.storable, row))
+                    f"INSERT INTO {quoted(table.name)} ({table.columns}) VALUES ({given})",
+                    tuple(map(driver.storable, row)),
                 )
 
     def rows(self, table: Copied, after: Any, upto: Any) -> list[Values]:
@@ -278,7 +284,7 @@ class Target:
     def count(self, table: Copied) -> int:
         """Rows of a table."""
         with self._reading() as uow:
-            return int(uow._rows(f'SELECT count(*) FROM "{table.name}"')[0][0])
+            return int(uow._rows(f"SELECT count(*) FROM {quoted(table.name)}")[0][0])
 
     def restored(self, uow: UnitOfWork) -> list[str]:
         """Statements that put back what was in the way."""
@@ -292,7 +298,7 @@ class Target:
             there = uow.catalog.columns(uow, table.name)
             for field in table.fields:
                 if field.name not in there:
-                    uow._execute(f'ALTER TABLE "{table.name}" ADD COLUMN "{field.name}" TEXT')
+                    uow._execute(f"ALTER TABLE {quoted(table.name)} ADD COLUMN {quoted(field.name)} TEXT")
 
 
 def _create(connection: Connection, made: Sequence[Definition]) -> None:

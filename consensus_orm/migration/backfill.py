@@ -29,7 +29,7 @@ from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Progress, Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
-from consensus_orm.sql import in_range
+from consensus_orm.sql import in_range, quoted
 from consensus_orm.statements import Statements
 from consensus_orm.telemetry.events import BackfillEvent
 from consensus_orm.unit_of_work import UnitOfWork
@@ -261,7 +261,7 @@ class _Chunks:
         Else writers who are faster than the backfill would keep it from its end.
         """
         if self.until is None:
-            sql = f'SELECT max("{self.pair.key.name}") FROM "{self.pair.legacy_table.name}"'
+            sql = f"SELECT max({quoted(self.pair.key.name)}) FROM {quoted(self.pair.legacy_name)}"
             self.until = uow._rows(sql)[0][0]
         return first is not None and bool(first > self.until)
 

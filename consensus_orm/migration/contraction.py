@@ -20,6 +20,7 @@ from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
+from consensus_orm.sql import quoted
 from consensus_orm.statements import PairStatements
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -76,7 +77,7 @@ def empty_dropped(unit_of_work: Units, progress: Watch = None) -> None:
             return None
         pace.begin(uow)
         tally = tallies.setdefault(names[0], Tally(progress, f"emptying {names[0].removeprefix(DROPPED)}"))
-        tally.expect(lambda: uow._rows(f'SELECT count(*) FROM "{names[0]}"')[0][0])
+        tally.expect(lambda: uow._rows(f"SELECT count(*) FROM {quoted(names[0])}")[0][0])
         return tally, uow.catalog.legacy.empty(uow, names[0], pace.size)
 
     while (emptied := unit_of_work.run(chunk)) is not None:
@@ -154,7 +155,7 @@ def _fill(unit_of_work: Units, pair: Pair, progress: Watch) -> None:
         _expect_rebuild(uow)
         pace.begin(uow)
         sql = uow.statements[pair]
-        after = uow._rows(f'SELECT max("{pair.key.name}") FROM "{pair.legacy_table.name}"')[0][0]
+        after = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(pair.legacy_name)}")[0][0]
         bounds = sql.next_chunk(Side.NORMALIZED)[0 if after is None else 1]
         first, last, count = uow._rows(bounds, {"_after": after, "_rows": pace.size})[0]
         if count:

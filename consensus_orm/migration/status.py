@@ -12,6 +12,7 @@ from consensus_orm.migration import gates
 from consensus_orm.migration.audit import when
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.phase import Phase, Side
+from consensus_orm.sql import quoted
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["CertificateStatus", "MigrationStatus", "PairStatus", "collect"]
@@ -95,7 +96,7 @@ def collect(uow: UnitOfWork, initial: Phase) -> MigrationStatus:
         reads=phase.truth,
         pairs=[_pair(uow, pair, phase) for pair in uow.statements.mapping.pairs],
         parents={
-            p.table.name: _count(uow, f'SELECT count(*) FROM "{p.table.name}"') or 0
+            p.table.name: _count(uow, f"SELECT count(*) FROM {quoted(p.table.name)}") or 0
             for p in uow.statements.mapping.parents
         },
         certificate=_certificate(uow),

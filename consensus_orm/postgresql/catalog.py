@@ -7,7 +7,7 @@ do not fire for them at all, and there is nothing to forget afterwards.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,36 @@ from consensus_orm.adoption import Column
 from consensus_orm.catalog import Catalog
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Phase
+from consensus_orm.phase_guards import GUARDS, Standing
 from consensus_orm.postgresql import triggers
 from consensus_orm.postgresql.dropping import PostgresLegacyTables
+from consensus_orm.sql import literal, quoted
+from consensus_orm.statements import Statements
+from consensus_orm.triggers import PREFIX, Trigger
 
 if TYPE_CHECKING:
     from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["PostgresCatalog", "relations"]
 
+STANDING = (
+    "SELECT 'trigger', t.tgname, c.relname,"
+    " replace(pg_get_triggerdef(t.oid), quote_ident(n.nspname) || '.', '') || chr(10) || p.prosrc,"
+    " t.tgenabled IN ('O', 'A')"
+    " FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+    " JOIN pg_proc AS p ON p.oid = t.tgfoid"
+    f" WHERE NOT t.tgisinternal AND t.tgname ^@ '{PREFIX}' AND p.proname = t.tgname AND pg_table_is_visible(c.oid)"
+    " UNION ALL SELECT 'table', relname, relname, CAST(oid AS TEXT), TRUE FROM pg_class"
+    " WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)"
+)
+"""Triggers with a function of their own name, which is how ours are made, and tables with their oid."""
+
 
 class PostgresCatalog(Catalog):
     """The catalog of a database, as far as names are found without their schema."""
 
     needs_triggers = True
+    leaves_triggers = True
     others_write_meanwhile = True
     longest_chunk = (0.3, 20)
 
@@ -96,18 +113,42 @@ class PostgresCatalog(Catalog):
         """Count the rows of the normalized side: a plan made while it was empty would look through all of it."""
         tables = [pair.table] if pair.parent is None else [pair.table, pair.parent.table]
         for table in tables:
-            uow._execute(f'ANALYZE "{table.name}"')
+            uow._execute(f"ANALYZE {quoted(table.name)}")
 
     # Triggers and sequences -------------------------------------------------------------------------------
 
+    def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:
+        """The triggers of a phase."""
+        return triggers.for_phase(phase, statements)
+
     def install_triggers(self, uow: UnitOfWork, phase: Phase) -> None:
-        """Replace our triggers by those of a phase; none is dropped, which would wait for all who read the table."""
+        """Replace our triggers by those of a phase, and record them."""
         self.keep_out(uow)
         self._require_exact(uow)
-        for name, table in uow._rows(triggers.INSTALLED):
-            uow._execute(f'ALTER TABLE {table} DISABLE TRIGGER "{name}"')
-        for statement in triggers.for_phase(phase, uow.statements.mapping):
-            uow._execute(statement)
+        super().install_triggers(uow, phase)
+
+    def silence(self, uow: UnitOfWork, trigger: Standing) -> None:
+        """Let a trigger of ours do nothing any more; to drop it would wait for all who read the table."""
+        if trigger.enabled:
+            uow._execute(f"ALTER TABLE {quoted(trigger.table)} DISABLE TRIGGER {quoted(trigger.name)}")
+
+    def standing(self, uow: UnitOfWork) -> list[Standing]:
+        """Our triggers, each with its function, and the tables that are found by their names alone."""
+        rows = uow._rows(STANDING)
+        return [Standing(*row) for row in rows]
+
+    def name_taken(self, uow: UnitOfWork, trigger: Trigger) -> str | None:
+        """The table itself, where another program has a trigger of this name on it."""
+        sql = (
+            "SELECT CAST(t.tgrelid AS regclass)::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid"
+            " WHERE t.tgrelid = to_regclass(quote_ident(?)) AND t.tgname = ? AND p.proname <> t.tgname"
+        )
+        rows = uow._rows(sql, (trigger.table, trigger.name))
+        return rows[0][0] if rows else None
+
+    def forget_guards(self, uow: UnitOfWork) -> None:
+        """Empty the record."""
+        uow._execute(f"DELETE FROM {GUARDS}")
 
     def _require_exact(self, uow: UnitOfWork) -> None:
         """Refuse columns in which different texts are equal: a run, or a delete, would take in rows of others.
@@ -125,7 +166,8 @@ class PostgresCatalog(Catalog):
         for table, column, collation in found:
             raise errors.UnknownSchemaError(
                 f"column {column} of {table} has the collation {collation}, in which different texts are equal",
-                hint=f'no row was changed; ALTER TABLE {table} ALTER COLUMN {column} TYPE TEXT COLLATE "default"',
+                hint=f"no row was changed; ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(column)}"
+                ' TYPE TEXT COLLATE "default"',
                 table=table,
                 column=column,
             )
@@ -141,12 +183,13 @@ class PostgresCatalog(Catalog):
                     hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{key}, and give the column its default",
                 )
             given = [self.sequence(uow, legacy), self.sequence(uow, own)]
-            given += [uow._rows(f'SELECT max("{key}") FROM "{table}"')[0][0] for table in (legacy, own)]
+            given += [uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(table)}")[0][0] for table in (legacy, own)]
             highest = max((value for value in given if value is not None), default=None)
             if highest is not None:
                 uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
             if not self._draws_from(uow, own, key, shared):
-                uow._execute(f'ALTER TABLE "{own}" ALTER COLUMN "{key}" SET DEFAULT nextval(\'{shared}\'::regclass)')
+                default = f"nextval(CAST({literal(shared)} AS regclass))"
+                uow._execute(f"ALTER TABLE {quoted(own)} ALTER COLUMN {quoted(key)} SET DEFAULT {default}")
 
     def _sequence_of(self, uow: UnitOfWork, table: str, column: str) -> str | None:
         name: str | None = uow._rows(

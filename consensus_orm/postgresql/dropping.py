@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from consensus_orm import errors
-from consensus_orm.dropping import DROPPED, LegacyTables
+from consensus_orm.dropping import LegacyTables, dropped
 from consensus_orm.mapping import Pair
+from consensus_orm.sql import literal, quoted
 
 if TYPE_CHECKING:
     from consensus_orm.unit_of_work import UnitOfWork
@@ -25,18 +26,18 @@ class PostgresLegacyTables(LegacyTables):
     def save(self, uow: UnitOfWork, pair: Pair) -> list[tuple[str, str, str, int | None]]:
         """That there was a table, and its sequence; all else stays with the renamed table."""
         name = pair.legacy_table.name
-        return [("table", name, f'"{DROPPED}{name}"', uow.catalog.sequence(uow, name))]
+        return [("table", name, quoted(dropped(name)), uow.catalog.sequence(uow, name))]
 
     def put_away(self, uow: UnitOfWork, pair: Pair) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
-        name = pair.legacy_table.name
-        uow._execute(f'ALTER TABLE "{name}" RENAME TO "{DROPPED}{name}"')
+        name = pair.legacy_name
+        uow._execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted(dropped(name))}")
 
     def away(self, uow: UnitOfWork) -> list[str]:
         """Names of the tables that were put away and still hold rows."""
-        names = [DROPPED + pair.legacy_name for pair in uow.statements.mapping.pairs]
+        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping.pairs]
         there = uow.catalog.tables(uow)
-        return [n for n in names if n in there and uow._rows(f'SELECT EXISTS (SELECT 1 FROM "{n}")')[0][0]]
+        return [n for n in names if n in there and uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
 
     def empty(self, uow: UnitOfWork, name: str, rows: int) -> int:
         """Empty a table that was put away: at once, since nobody else uses it.
@@ -44,8 +45,8 @@ class PostgresLegacyTables(LegacyTables):
         Returns:
             How many rows there were.
         """
-        (count,) = uow._rows(f'SELECT count(*) FROM "{name}"')[0]
-        uow._execute(f'TRUNCATE TABLE "{name}"')
+        (count,) = uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0]
+        uow._execute(f"TRUNCATE TABLE {quoted(name)}")
         return int(count)
 
     def bring_back(self, uow: UnitOfWork) -> None:
@@ -57,16 +58,16 @@ class PostgresLegacyTables(LegacyTables):
         there = uow.catalog.tables(uow)
         for pair in uow.statements.mapping.pairs:
             name = pair.legacy_name
-            if DROPPED + name not in there or name in there:
+            if dropped(name) not in there or name in there:
                 raise errors.MigrationError(
-                    f"{name} cannot be brought back: {DROPPED}{name} was dropped, or something else took its name",
+                    f"{name} cannot be brought back: {dropped(name)} was dropped, or something else took its name",
                     hint="stay at CONTRACT",
                 )
-            uow._execute(f'ALTER TABLE "{DROPPED}{name}" RENAME TO "{name}"')
+            uow._execute(f"ALTER TABLE {quoted(dropped(name))} RENAME TO {quoted(name)}")
 
     def drop_again(self, uow: UnitOfWork, pair: Pair) -> None:
         """Undo `bring_back`, whatever the table holds by now."""
-        uow._execute(f'TRUNCATE TABLE "{pair.legacy_name}"')
+        uow._execute(f"TRUNCATE TABLE {quoted(pair.legacy_name)}")
         self.put_away(uow, pair)
 
     def complete(self, uow: UnitOfWork, kind: str, name: str, sql: str, sequence: int | None) -> None:
@@ -74,12 +75,12 @@ class PostgresLegacyTables(LegacyTables):
 
     def insert(self, table: str, columns: str, values: str) -> str:
         """A statement that inserts a row where there is none."""
-        return f'INSERT INTO "{table}" ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING'
+        return f"INSERT INTO {quoted(table)} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING"
 
     def literal(self, kind: str, value: str) -> str:
         """A stored value as SQL, from its type and bytes."""
         if kind == "null":
             return "NULL"
         if kind == "text":
-            return f"convert_from(decode('{value}', 'hex'), 'UTF8')"
+            return f"convert_from(decode({literal(value)}, 'hex'), 'UTF8')"
         return bytes.fromhex(value).decode("ascii")

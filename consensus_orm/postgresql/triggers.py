@@ -15,16 +15,19 @@ from sqlalchemy import Table
 from consensus_orm.mapping import Mapping, Pair, Parent
 from consensus_orm.phase import Phase
 from consensus_orm.postgresql.errors import UNMIRRORED
-from consensus_orm.triggers import FROZEN, PREFIX
+from consensus_orm.sql import fitting, literal, quoted
+from consensus_orm.statements import Statements
+from consensus_orm.triggers import FROZEN, PREFIX, Trigger
 
 __all__ = ["INSTALLED", "for_phase", "tables"]
 
 INSTALLED = (
     "SELECT t.tgname, CAST(CAST(t.tgrelid AS regclass) AS TEXT) FROM pg_trigger AS t JOIN pg_class AS c"
-    " ON c.oid = t.tgrelid WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND c.relnamespace ="
-    f" (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('consensus_orm_state')) AND t.tgname ^@ '{PREFIX}'"
+    " ON c.oid = t.tgrelid JOIN pg_proc AS p ON p.oid = t.tgfoid WHERE NOT t.tgisinternal AND t.tgenabled = 'O'"
+    " AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('consensus_orm_state'))"
+    f" AND t.tgname ^@ '{PREFIX}' AND p.proname = t.tgname"
 )
-"""Our triggers that are in force, and their tables."""
+"""Our triggers that are in force, and their tables; each has a function of its own name."""
 
 BY = "coalesce(current_setting('consensus_orm.by', true), '')"
 FOREIGN = f"{BY} NOT IN ('repository', 'carrier')"
@@ -40,83 +43,85 @@ def tables(phase: Phase, mapping: Mapping) -> list[Table]:
     return found + [pair.legacy_table for pair in mapping.pairs] if phase.has_legacy else found
 
 
-def for_phase(phase: Phase, mapping: Mapping) -> Iterator[str]:
-    """Statements that create the triggers of a phase, or put them in force again.
+def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
+    """The triggers of a phase; their statements create them, or put them in force again.
 
     Args:
         phase: The phase to come.
-        mapping: The declaration.
-
-    Yields:
-        CREATE FUNCTION and CREATE TRIGGER statements.
+        statements: The statements of the mapping.
     """
+    mapping = statements.mapping
     for table in tables(phase, mapping):
         yield from _refuse_sessions(table)
     for pair in mapping.pairs:
         if phase.compares:
-            yield from _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)
-            yield from _note(pair, "normalized", pair.table, EACH, FOREIGN)
+            yield _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)
+            yield _note(pair, "normalized", pair.table, EACH, FOREIGN)
         elif phase.writes_legacy:
-            yield from _note(pair, "legacy", pair.legacy_table, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
+            yield _note(pair, "legacy", pair.legacy_table, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
         elif phase.freezes_legacy:
             yield from _freeze(pair)
-            yield from _note(pair, "normalized", pair.table, EACH, NOT_CARRIED)
+            yield _note(pair, "normalized", pair.table, EACH, NOT_CARRIED)
     if phase.writes_normalized and phase.has_legacy:
         for parent in mapping.parents:
-            yield from _note_members(parent, mapping)
+            yield _note_members(parent, mapping)
 
 
-def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each: str = "ROW") -> Iterator[str]:
-    yield (
-        f'CREATE OR REPLACE FUNCTION "{PREFIX}{name}"() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER'
-        f" SET search_path FROM CURRENT AS $$ BEGIN {body} END $$"
+def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each: str = "ROW") -> Trigger:
+    own = quoted(fitting(PREFIX + name))
+    function = (
+        f"CREATE OR REPLACE FUNCTION {own}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
+        f" SET search_path FROM CURRENT AS {literal(f'BEGIN {body} END')}"
     )
-    yield (
-        f'CREATE OR REPLACE TRIGGER "{PREFIX}{name}" {event} ON "{table.name}" FOR EACH {each} WHEN ({when})'
-        f' EXECUTE FUNCTION "{PREFIX}{name}"()'
+    trigger = (
+        f"CREATE OR REPLACE TRIGGER {own} {event} ON {quoted(table.name)} FOR EACH {each} WHEN ({when})"
+        f" EXECUTE FUNCTION {own}()"
     )
+    return Trigger(fitting(PREFIX + name), table.name, (function, trigger))
 
 
 def _log(pair: Pair, key: str, side: str, op: str) -> str:
-    return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT '{pair.name}', {key}, '{side}', {op}"
+    values = f"{literal(pair.name)}, {key}, {literal(side)}, {op}"
+    return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT {values}"
 
 
-def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried_only: bool = False) -> Iterator[str]:
+def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried_only: bool = False) -> Trigger:
     """Note the rows of one side that are written by those whom a condition names."""
-    key = pair.key.name
-    carried = f' WHERE EXISTS (SELECT 1 FROM "{pair.table.name}" WHERE "{key}" = OLD."{key}")' if carried_only else ""
-    old, new = f'OLD."{key}"', f'NEW."{key}"'
+    key = quoted(pair.key.name)
+    old, new = f"OLD.{key}", f"NEW.{key}"
+    there = f"SELECT 1 FROM {quoted(pair.table.name)} WHERE {key} = {old}"
+    carried = f" WHERE EXISTS ({there})" if carried_only else ""
     body = (
         f"IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}) THEN"
-        f" {_log(pair, old, side, repr('delete'))}{carried}; END IF;"
+        f" {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
         f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, 'lower(TG_OP)')}{carried}; END IF; RETURN NULL;"
     )
-    yield from _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
+    return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
 
 
-def _freeze(pair: Pair) -> Iterator[str]:
-    body = f"RAISE EXCEPTION '{FROZEN}';"
-    yield from _trigger(f"{pair.name}_frozen", f"BEFORE {EACH}", pair.legacy_table, NOT_CARRIED, body)
+def _freeze(pair: Pair) -> Iterator[Trigger]:
+    body = f"RAISE EXCEPTION {literal(FROZEN)};"
+    yield _trigger(f"{pair.name}_frozen", f"BEFORE {EACH}", pair.legacy_table, NOT_CARRIED, body)
     name = f"{pair.name}_frozen_whole"
-    yield from _trigger(name, "BEFORE TRUNCATE", pair.legacy_table, NOT_CARRIED, body, each="STATEMENT")
+    yield _trigger(name, "BEFORE TRUNCATE", pair.legacy_table, NOT_CARRIED, body, each="STATEMENT")
 
 
-def _refuse_sessions(table: Table) -> Iterator[str]:
-    body = f"RAISE EXCEPTION 'past the repositories' USING ERRCODE = '{UNMIRRORED}', TABLE = TG_TABLE_NAME;"
-    yield from _trigger(f"{table.name}_session", f"BEFORE {EACH}", table, OF_A_SESSION, body)
+def _refuse_sessions(table: Table) -> Iterator[Trigger]:
+    body = f"RAISE EXCEPTION 'past the repositories' USING ERRCODE = {literal(UNMIRRORED)}, TABLE = TG_TABLE_NAME;"
+    yield _trigger(f"{table.name}_session", f"BEFORE {EACH}", table, OF_A_SESSION, body)
     name = f"{table.name}_session_whole"
-    yield from _trigger(name, "BEFORE TRUNCATE", table, OF_A_SESSION, body, each="STATEMENT")
+    yield _trigger(name, "BEFORE TRUNCATE", table, OF_A_SESSION, body, each="STATEMENT")
 
 
-def _note_members(parent: Parent, mapping: Mapping) -> Iterator[str]:
+def _note_members(parent: Parent, mapping: Mapping) -> Trigger:
     """Note writes of parents that change what their rows say; what is derived may change freely."""
-    members, key = mapping.members(parent), parent.key.name
+    key = quoted(parent.key.name)
     body = " ".join(
-        _log(pair, f't."{pair.key.name}"', "normalized", repr("update"))
-        + f' FROM "{pair.table.name}" AS t WHERE t."{pair.link.key}" = OLD."{key}";'
-        for pair in members
+        _log(pair, quoted("t", pair.key.name), "normalized", literal("update"))
+        + f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.key)} = OLD.{key};"
+        for pair in mapping.members(parent)
         if pair.link is not None
     )
-    columns = ", ".join(f'"{name}"' for name in mapping.said_by(parent))
+    columns = ", ".join(map(quoted, mapping.said_by(parent)))
     event = f"AFTER DELETE OR UPDATE OF {columns}"
-    yield from _trigger(f"{parent.table.name}_said", event, parent.table, FOREIGN, f"{body} RETURN NULL;")
+    return _trigger(f"{parent.table.name}_said", event, parent.table, FOREIGN, f"{body} RETURN NULL;")

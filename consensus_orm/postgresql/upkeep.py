@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from consensus_orm.engine import checkout, driver, translated
 from consensus_orm.pool import Pool
 from consensus_orm.schema import metadata
+from consensus_orm.sql import quoted
 from consensus_orm.stats import DiskUse, PoolUse
 from consensus_orm.vacuum import VacuumReport
 
@@ -116,7 +117,7 @@ def vacuum(engine: Engine, *, full: bool, progress: Callable[[int, int], object]
         connection: Any = driver(pooled)
         before = _tables(connection)
         for done, table in enumerate(before, start=1):
-            connection.execute(f'VACUUM ({"FULL, " if full else ""}ANALYZE) "{table}"')
+            connection.execute(f"VACUUM ({'FULL, ' if full else ''}ANALYZE) {quoted(table)}")
             if progress is not None:
                 progress(done, len(before))
         after = _tables(connection)

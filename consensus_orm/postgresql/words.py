@@ -31,7 +31,7 @@ from sqlalchemy.types import Boolean, TypeEngine
 import consensus_orm.postgresql.expressions  # noqa: F401 - its forms of the expressions
 from consensus_orm.mapping import Latest, Pair
 from consensus_orm.models.base import Verbatim
-from consensus_orm.sql import Words, overwriting
+from consensus_orm.sql import Words, literal, overwriting, quoted
 
 if TYPE_CHECKING:
     from consensus_orm.statements import PairStatements
@@ -65,7 +65,7 @@ class PostgresWords(Words):
     def next_key(self, pair: Pair) -> str:
         """The next id: while both sides are written, both draw from the sequence of the legacy table."""
         sequence = func.pg_get_serial_sequence(
-            literal_column(f"'\"{pair.legacy_table.name}\"'"), literal_column(f"'{pair.key.name}'")
+            literal_column(literal(quoted(pair.legacy_name))), literal_column(literal(pair.key.name))
         )
         return f"SELECT {self.render(func.nextval(sequence))}"
 

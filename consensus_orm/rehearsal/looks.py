@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from consensus_orm.dropping import DROPPED
-from consensus_orm.sql import quoted
+from consensus_orm.dropping import DROPPED, dropped
+from consensus_orm.phase_guards import GUARDS
+from consensus_orm.sql import literal, quoted
 from consensus_orm.triggers import PREFIX
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ Rows = Callable[[str], list[tuple[Any, ...]]]
 
 SchemaObject = tuple[str, str, str]
 """Its type, its name and its definition."""
+
+
+_RECORDED = f"SELECT name FROM {GUARDS} WHERE kind = 'trigger'"
 
 
 class Look(ABC):
@@ -106,16 +110,16 @@ class FileLook(Look):
 
     def objects(self, tables: Collection[str]) -> frozenset[SchemaObject]:
         """How tables were declared."""
-        found = self.rows(
-            "SELECT type, name, sql, lower(tbl_name) FROM sqlite_master WHERE sql IS NOT NULL"
-            f" AND NOT (type = 'trigger' AND name GLOB '{PREFIX}*')"
-        )
-        objects = frozenset((kind, name, sql) for kind, name, sql, table in found if table in tables)
-        saved = "consensus_orm_saved_schema" in {name for _, name, *_ in found}
+        found = self.rows("SELECT type, name, sql, lower(tbl_name) FROM sqlite_master WHERE sql IS NOT NULL")
+        names = {name for _, name, *_ in found}
+        ours = self.rows(_RECORDED) if GUARDS in names else []
+        kept = ((kind, name, sql) for kind, name, sql, table in found if table in tables)
+        objects = frozenset(each for each in kept if each[0] != "trigger" or (each[1],) not in ours)
+        saved = "consensus_orm_saved_schema" in names
         if any(kind == "table" for kind, _, _ in objects) or not saved:
             return objects
-        kept = self.rows("SELECT type, name, sql FROM consensus_orm_saved_schema")
-        return frozenset((kind, name, sql) for kind, name, sql in kept)
+        aside = self.rows("SELECT type, name, sql FROM consensus_orm_saved_schema")
+        return frozenset((kind, name, sql) for kind, name, sql in aside)
 
     def stream(self, sql: str, value: Any = None) -> Iterator[tuple[Any, ...]]:
         """The rows of a query, one by one."""
@@ -163,7 +167,7 @@ class ServerLook(Look):
     def columns(self, table: str) -> dict[str, str]:
         """The columns of a table."""
         sql = (
-            f"SELECT attname FROM pg_attribute WHERE attrelid = to_regclass('{quoted(table)}')"
+            f"SELECT attname FROM pg_attribute WHERE attrelid = to_regclass({literal(quoted(table))})"
             " AND attnum > 0 AND NOT attisdropped ORDER BY attnum"
         )
         return {name.lower(): name for (name,) in self.rows(sql)}
@@ -178,8 +182,8 @@ class ServerLook(Look):
         there = self.tables()
         found: set[SchemaObject] = set()
         for table in tables:
-            if name := there.get(table) or there.get(DROPPED + table):
-                for kind, own, sql in self.rows(_OBJECTS.format(table=f"to_regclass('{quoted(name)}')")):
+            if name := there.get(table) or there.get(dropped(table)):
+                for kind, own, sql in self.rows(_OBJECTS.format(table=f"to_regclass({literal(quoted(name))})")):
                     found.add((kind, own.replace(DROPPED, ""), sql.replace(DROPPED, "")))
         return frozenset(found)
 
@@ -207,9 +211,11 @@ _OBJECTS = (
     " UNION ALL SELECT 'index', CAST(CAST(indexrelid AS regclass) AS TEXT), pg_get_indexdef(indexrelid) FROM pg_index"
     " WHERE indrelid = {table}"
     " UNION ALL SELECT 'trigger', CAST(tgname AS TEXT), pg_get_triggerdef(oid) FROM pg_trigger"
-    f" WHERE tgrelid = {{table}} AND NOT tgisinternal AND NOT tgname ^@ '{PREFIX}'"
+    " WHERE tgrelid = {table} AND NOT tgisinternal"
+    f" AND NOT (tgname ^@ '{PREFIX}' AND tgname = (SELECT proname FROM pg_proc AS p WHERE p.oid = tgfoid))"
 )
-"""Columns say whether they are NOT NULL; that PostgreSQL 18 has constraints for it too, is left out."""
+"""Our triggers have a function of their own name. Columns say whether they are NOT NULL; that PostgreSQL 18 has
+constraints for it too, is left out."""
 
 
 def look_of(dialect: str, rows: Rows) -> Look:

@@ -15,6 +15,7 @@ from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, Latency, find
+from consensus_orm.sql import parameter, quoted
 from consensus_orm.stats import DatabaseStats
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -137,7 +138,7 @@ def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
     wanted += [(table.name, Side.NORMALIZED) for table in tables]
     for name, side in wanted:
         if name.lower() in there:
-            rows = uow._rows(f'SELECT count(*) FROM "{name}"')[0][0]
+            rows = uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0]
             yield TableUse(name, side, rows, sizes.get(name.lower()))
 
 
@@ -186,15 +187,15 @@ def _comparable(uow: UnitOfWork, pair: Pair) -> bool:
     """Whether both sides hold rows; a read of an empty table says nothing about one that is full."""
     if not uow.prepared or not uow.phase.has_legacy:
         return False
-    sides = (f'"{pair.legacy_name}"', f'"{pair.table.name}"')
+    sides = (quoted(pair.legacy_name), quoted(pair.table.name))
     return all(uow._rows(f"SELECT 1 FROM {table} LIMIT 1") for table in sides)
 
 
 def _sample(uow: UnitOfWork, pair: Pair) -> list[Any]:
-    key = f'"{pair.key.name}"'
-    total = uow._rows(f'SELECT count(*) FROM "{pair.legacy_name}"')[0][0]
+    key, legacy = quoted(pair.key.name), quoted(pair.legacy_name)
+    total = uow._rows(f"SELECT count(*) FROM {legacy}")[0][0]
     every = max(total // SAMPLES, 1)
-    numbered = f'SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM "{pair.legacy_name}"'
+    numbered = f"SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM {legacy}"
     sql = f"SELECT {key} FROM ({numbered}) AS numbered WHERE n % ? = 0 LIMIT ?"
     keys = [found for (found,) in uow._rows(sql, (every, SAMPLES))]
     # Few rows are read again and again: the times are of a warm cache anyhow.
@@ -214,5 +215,5 @@ def _filters(uow: UnitOfWork, pair: Pair, keys: list[Any], names: tuple[str, ...
     sql, filters = uow.statements[pair].get(Side.LEGACY), []
     for key in keys:
         row = dict(zip((pair.key.name, *pair.carried), uow._rows(sql, {"_key": key})[0], strict=False))
-        filters.append({f"_{name}": row[name] for name in names} | {"_limit": LISTED})
+        filters.append({parameter(name): row[name] for name in names} | {"_limit": LISTED})
     return filters

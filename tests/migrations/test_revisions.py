@@ -224,7 +224,7 @@ def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Op
         INSERT INTO agent_outputs (id, run_id, agent_name, output_timestamp, content)
           VALUES (1, 1, 'a', 0, 'c');
         CREATE TRIGGER consensus_orm_notice AFTER UPDATE ON consensus_artifacts BEGIN
-          DELETE FROM agent_outputs WHERE id = OLD.id; END;
+          INSERT INTO consensus_orm_changes (pair, key, side, op) VALUES ('artifacts', OLD.id, 'legacy', 'update'); END;
         """,
     )
 
@@ -232,6 +232,26 @@ def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Op
 
     assert images(path) == before
     execute(path, "UPDATE consensus_artifacts SET content_json = 'still works'")
+
+
+def test_downgrade_leaves_the_triggers_of_other_programs(path: Path, open_engine: Open) -> None:
+    """A name that begins as ours makes no trigger ours: what does not speak of our tables stays, whatever its name."""
+    builders.first_version(path)
+    execute(
+        path,
+        """
+        CREATE TABLE letters (n INTEGER);
+        CREATE TRIGGER consensus_orm_mine AFTER INSERT ON letters BEGIN UPDATE letters SET n = 1; END;
+        CREATE TRIGGER "consensus_orm_"" -- " AFTER INSERT ON letters BEGIN UPDATE letters SET n = 2; END;
+        """,
+    )
+    before = images(path, "letters")
+    engine = open_engine(path)
+    schema.upgrade(engine, SETTINGS)
+
+    schema.downgrade(engine, "base")
+
+    assert images(path, "letters") == before
 
 
 def test_downgrade_to_nowhere_is_one_clear_error(path: Path, open_engine: Open) -> None:
