@@ -191,7 +191,7 @@ MUTATIONS = (
     Mutation(
         "PostgreSQL notice: a write to the legacy side alone is not seen",
         "postgresql/triggers.py",
-        'yield from _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)',
+        'yield _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)',
         "yield from ()",
         "gate",
         "postgresql",
