@@ -33,9 +33,9 @@ def run_from_command_line() -> None:
     """Find the database and run on it; errors of the package become the one line that alembic prints."""
     if context.is_offline_mode():
         raise CommandError("--sql is not supported: adopting a file means reading it first")
-    settings = Settings()
-    url = context.get_x_argument(as_dictionary=True).get("url", settings.url)
     try:
+        settings = Settings()
+        url = context.get_x_argument(as_dictionary=True).get("url", settings.url)
         engine = engines.create(url, settings)
         schema.inspect(engine)  # refuses what cannot be adopted while nothing is written
         engines.prepare(engine, settings)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 __all__ = [
     "BackupError",
     "CircuitOpenError",
+    "CommitUncertainError",
     "ConfigurationError",
     "ConsensusError",
     "CopyError",
@@ -16,12 +17,15 @@ __all__ = [
     "CorruptDatabaseError",
     "DatabaseBusyError",
     "DatabaseFullError",
+    "DatabaseUnavailableError",
     "DowngradeRefusedError",
     "GateClosedError",
     "InvalidValueError",
     "MigrationError",
     "MismatchError",
     "NotADatabaseError",
+    "OutOfMemoryError",
+    "OutputError",
     "PhaseChangedError",
     "PoolExhaustedError",
     "ReadOnlyDatabaseError",
@@ -30,10 +34,14 @@ __all__ = [
     "SchemaError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
+    "SessionRolledBackError",
     "StorageError",
+    "StoreClosedError",
+    "UnexpectedError",
     "UnitOfWorkClosedError",
     "UnknownAgentError",
     "UnknownSchemaError",
+    "UnknownSettingWarning",
     "UnmirroredWriteError",
     "WrongPhaseError",
 ]
@@ -42,8 +50,9 @@ __all__ = [
 class ConsensusError(Exception):
     """Something went wrong in consensus_orm.
 
-    Every error of this package is one of these. The text says what happened to what; `hint` says what to do
-    next. Facts (table, field, phase, path ...) are attributes. Neither ever holds row contents or passwords.
+    Every error of this package is one of these. `message` says what happened to what, `hint` what to do next, and the
+    text is both. Facts (table, field, phase, path ...) are attributes. None of them holds row contents or passwords.
+    An error can be pickled where its facts can.
 
     Args:
         message: What happened; the first line of the class docstring where left out.
@@ -51,6 +60,7 @@ class ConsensusError(Exception):
         **facts: Kept as attributes of the error, and as a mapping in `facts`.
     """
 
+    message: str
     hint: str = ""
     exit_code: ClassVar[int] = 1
 
@@ -60,13 +70,22 @@ class ConsensusError(Exception):
         self.facts: Mapping[str, Any] = facts
         for name, value in facts.items():
             setattr(self, name, value)
-        text = message or (type(self).__doc__ or "").partition("\n")[0].rstrip(".")
-        super().__init__(f"{text}: {self.hint}" if self.hint else text)
+        self.message = message or (type(self).__doc__ or type(self).__name__).partition("\n")[0].rstrip(".")
+        super().__init__(f"{self.message}: {self.hint}" if self.hint else self.message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args), self.__dict__
+
+
+def _rebuilt(kind: type[ConsensusError], args: tuple[Any, ...]) -> ConsensusError:
+    """Make a copied or unpickled error, whatever arguments its class takes."""
+    return kind.__new__(kind, *args)
 
 
 class ConfigurationError(ConsensusError):
     """A setting or URL cannot be used."""
 
+    hint = "correct the setting or the URL that is named; the README lists all settings"
     exit_code = 2
 
 
@@ -76,12 +95,15 @@ class InvalidValueError(ConsensusError, ValueError):
     Raised before anything is written. `field` names the argument.
     """
 
+    hint = "nothing was written; correct this argument"
     exit_code = 2
     field: str = ""
 
 
 class StorageError(ConsensusError):
     """The database could not do what was asked."""
+
+    hint = "nothing of what failed was kept; look at the database, then try again"
 
 
 class NotADatabaseError(StorageError):
@@ -116,6 +138,12 @@ class CorruptDatabaseError(StorageError):
     """The database file is damaged."""
 
     hint = "stop writing, keep the file, and restore the newest verified backup"
+
+
+class OutOfMemoryError(StorageError):
+    """There is not memory enough to read or write a row."""
+
+    hint = "nothing of what failed was kept; give the process more memory, or look for rows of this size"
 
 
 class PoolExhaustedError(StorageError):
@@ -173,11 +201,14 @@ class CopyRefusedError(CopyError):
     `rows` lists each of them: table, key, column and reason.
     """
 
+    hint = "correct the rows that are listed, or leave them behind as rejects: --reject"
     rows: Sequence[Any] = ()
 
 
 class SchemaError(ConsensusError):
     """The schema of the database does not fit."""
+
+    hint = "nothing was changed; see: consensus-orm status"
 
 
 class UnknownSchemaError(SchemaError):
@@ -207,6 +238,8 @@ class DowngradeRefusedError(SchemaError):
 class MigrationError(ConsensusError):
     """The step of the migration was not taken."""
 
+    hint = "see: consensus-orm status, which names the next command"
+
 
 class GateClosedError(MigrationError):
     """The next phase is not open yet.
@@ -214,11 +247,14 @@ class GateClosedError(MigrationError):
     `reasons` lists each thing that is missing, with the command that would help.
     """
 
+    hint = "see: consensus-orm status, which names what is missing and the command that helps"
     reasons: Sequence[str] = ()
 
 
 class WrongPhaseError(MigrationError):
     """This cannot be done in the phase the database is in."""
+
+    hint = "see: consensus-orm status, which names the phase and the next command"
 
 
 class PhaseChangedError(MigrationError):
@@ -239,6 +275,18 @@ class UnmirroredWriteError(ConsensusError):
     hint = "use the repositories of the unit of work (uow.artifacts, uow.syntheses ...)"
 
 
+class SessionRolledBackError(ConsensusError):
+    """The session of this unit of work was rolled back by an error that was caught, and then used again."""
+
+    hint = "nothing of this unit of work was kept; call uow.session.rollback() where the error is caught"
+
+
+class StoreClosedError(ConsensusError):
+    """This store is closed."""
+
+    hint = "open another with ConsensusStore.open()"
+
+
 class UnitOfWorkClosedError(ConsensusError):
     """This unit of work is over."""
 
@@ -255,3 +303,19 @@ class UnknownAgentError(ConsensusError, LookupError):
     """No execution with this agent_id was ever recorded."""
 
     hint = "record the spawn first: uow.executions.record_spawn(agent_id=..., ...)"
+
+
+class OutputError(ConsensusError):
+    """The output of a command could not be written."""
+
+    hint = "what the command did stands; see: consensus-orm status"
+
+
+class UnexpectedError(ConsensusError):
+    """A command failed for a reason that this package does not know."""
+
+    hint = "nothing of the step under way was kept; please report it; see: consensus-orm status"
+
+
+class UnknownSettingWarning(UserWarning):
+    """The environment has a variable CONSENSUS_ORM_... that is no setting."""

@@ -1,6 +1,8 @@
 """Retries of whole units of work: how often, how long apart, and when to stop.
 
-stamina does the retrying; its switches (`stamina.set_active`, `set_testing`) and its instrumentation work.
+stamina does the retrying, and its switches (`stamina.set_active`, `set_testing`) work. Its instrumentation is left out:
+where structlog or prometheus-client is installed, its default hooks load them and print. What listens to retries here
+is `consensus_orm.telemetry`.
 The first try runs without it, and it is loaded when something is retried for the first time: its machinery
 costs 9 to 16 us a call, and almost every call succeeds at once.
 """
@@ -244,7 +246,13 @@ _NOT_PLAIN = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.i
 
 
 class _FailedTryError(Exception):
-    """What stamina gets to see of an error: it logs errors, and their messages may hold contents."""
+    """What stamina gets to see of an error, whose message may hold contents."""
+
+
+def _unobserved(attempt: Any) -> Any:
+    """An attempt of stamina's that does not call its hooks, which belong to the application's own retries."""
+    attempt._t_attempt.retry_state.retry_object.before_sleep = None
+    return attempt
 
 
 _OUTCOMES = {
@@ -286,7 +294,7 @@ class _Call:
     async def run_async(self, fn: Callable[[], Awaitable[T]]) -> T:
         try:
             async for attempt in self._attempts():
-                with attempt:
+                with _unobserved(attempt):
                     return await self._try_async(fn)
         except _FailedTryError:
             pass
@@ -324,7 +332,7 @@ class _Call:
     def _again(self, fn: Callable[[], T]) -> T:
         # stamina's first attempt is the try that was made without it.
         for attempt in self._attempts():
-            with attempt:
+            with _unobserved(attempt):
                 if attempt.num > 1:
                     return self._try(fn)
                 raise _FailedTryError(self._reason)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from consensus_orm.errors import ConfigurationError
+from consensus_orm.errors import ConfigurationError, UnknownSettingWarning
 
-__all__ = ["OnMismatch", "Settings", "from_environment", "utc_now"]
+__all__ = ["OnMismatch", "Settings", "from_environment", "unknown_variables", "utc_now"]
+
+PREFIX = "CONSENSUS_ORM_"
+"""How the variables of the environment begin that are settings."""
+
+_NOT_SETTINGS = ("CONSENSUS_ORM_TEST_", "CONSENSUS_ORM_BENCH_")
+"""Variables of our own tests and benchmarks."""
 
 
 def utc_now() -> datetime:
@@ -50,7 +59,13 @@ def _seconds(value: object) -> object:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0))]
+Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0), le=timedelta(days=36500))]
+Wait = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0), le=timedelta(days=24))]
+"""At most what PostgreSQL counts in milliseconds: 2^31."""
+
+INT = 2**31 - 1
+"""The largest number that SQLite takes in a pragma."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -59,11 +74,12 @@ class Settings(BaseSettings):
 
     Durations are given in seconds (`"604800"`) or ISO 8601 (`"P7D"`). Each setting is read from the
     environment with the prefix `CONSENSUS_ORM_`, for example `CONSENSUS_ORM_POOL_SIZE=20`.
+
+    Raises:
+        ConfigurationError: One cannot be used. The values are not repeated: they may be secrets.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="CONSENSUS_ORM_", frozen=True, extra="forbid", hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str | None = Field(default=None, repr=False)
     """Any SQLAlchemy URL, or a path; `~/.code/consensus_artifacts.db` where neither is given."""
@@ -73,20 +89,20 @@ class Settings(BaseSettings):
 
     pool_size: int = Field(default=10, ge=1, le=1000)
     """Connections kept for one database; no more are opened."""
-    pool_timeout: Duration = timedelta(seconds=30)
+    pool_timeout: Wait = timedelta(seconds=30)
     """How long a unit of work waits for a free connection."""
 
-    busy_timeout: Duration = timedelta(seconds=5)
+    busy_timeout: Wait = timedelta(seconds=5)
     """How long one statement waits for the lock of another process."""
     synchronous: str = Field(default="NORMAL", pattern="^(OFF|NORMAL|FULL|EXTRA)$")
     """PRAGMA synchronous."""
-    cache_size: int = -16384
+    cache_size: int = Field(default=-16384, ge=-INT, le=INT)
     """PRAGMA cache_size; negative numbers are KiB."""
-    mmap_size: int = Field(default=256 * 1024 * 1024, ge=0)
+    mmap_size: int = Field(default=256 * 1024 * 1024, ge=0, lt=2**63)
     """PRAGMA mmap_size in bytes."""
     temp_store: str = Field(default="MEMORY", pattern="^(DEFAULT|FILE|MEMORY)$")
     """PRAGMA temp_store."""
-    wal_autocheckpoint: int = Field(default=1000, ge=0)
+    wal_autocheckpoint: int = Field(default=1000, ge=0, le=INT)
     """PRAGMA wal_autocheckpoint in pages."""
 
     isolation: Isolation = Isolation.READ_COMMITTED
@@ -119,37 +135,60 @@ class Settings(BaseSettings):
 
     chunk_rows: int = Field(default=1000, ge=1, le=100_000)
     """Most rows carried in one transaction of the backfill; on a server 20 times as many where nobody else writes."""
-    chunk_pause: Duration = timedelta(milliseconds=2)
+    chunk_pause: Wait = timedelta(milliseconds=2)
     """Pause between two chunks, so that writers get their turn; a quarter of it where nobody else writes."""
 
     retry_attempts: int = Field(default=6, ge=1)
     """Tries of a unit of work, the first included."""
-    retry_initial: Duration = timedelta(milliseconds=100)
+    retry_initial: Wait = timedelta(milliseconds=100)
     """The first backoff; each further one is twice as long."""
-    retry_max: Duration = timedelta(milliseconds=1600)
+    retry_max: Wait = timedelta(milliseconds=1600)
     """The longest backoff."""
     retry_jitter: Share = 0.25
     """Share of a backoff that is left to chance; the wait stays within its step."""
-    retry_budget: Duration = timedelta(seconds=30)
+    retry_budget: Wait = timedelta(seconds=30)
     """Time for all tries and waits together; the last wait is cut to what is left."""
     read_retry_attempts: int | None = Field(default=None, ge=1)
     """Tries of a read-only unit of work; as `retry_attempts` where not given."""
-    read_retry_budget: Duration | None = None
+    read_retry_budget: Wait | None = None
     """Time for all tries of a read-only unit of work; as `retry_budget` where not given."""
 
     breaker: bool = False
     """Whether `store.run` fails fast while most recent calls failed; for stores that many threads wait on."""
-    breaker_window: int = Field(default=100, ge=1)
+    breaker_window: int = Field(default=100, ge=1, le=1_000_000)
     """Calls the circuit breaker looks back on."""
     breaker_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of failed calls at which the circuit breaker opens."""
     breaker_minimum_calls: int = Field(default=10, ge=1)
     """Calls the circuit breaker must have seen before it may open."""
-    breaker_pause: Duration = timedelta(seconds=30)
+    breaker_pause: Wait = timedelta(seconds=30)
     """How long the circuit breaker stays open before it lets one call through as a probe."""
 
     clock: Callable[[], datetime] = Field(default=utc_now, exclude=True, repr=False)
     """Where the time comes from; tests set it, production does not."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            # Its own text would repeat the values.
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ConfigurationError(f"settings cannot be used: {wrong}") from None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Make other settings out of these.
+
+        Args:
+            update: Settings with other values.
+            deep: As in pydantic.
+
+        Raises:
+            ConfigurationError: One cannot be used.
+        """
+        copy = super().model_copy(deep=deep)
+        return type(self)(**{**dict(copy), **update}) if update else copy
 
 
 def from_environment() -> Settings:
@@ -157,10 +196,23 @@ def from_environment() -> Settings:
 
     Raises:
         ConfigurationError: One cannot be used.
+
+    Warns:
+        UnknownSettingWarning: A variable begins as a setting and is none.
     """
-    try:
-        return Settings()
-    except ValidationError as error:
-        # Its own text would repeat the values.
-        wrong = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"settings cannot be used: {wrong}", hint="see CONSENSUS_ORM_*") from None
+    for sentence in unknown_variables(os.environ):
+        warnings.warn(sentence, UnknownSettingWarning, stacklevel=3)
+    return Settings()
+
+
+def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """Say of each variable that begins as a setting and is none which setting may be meant.
+
+    Args:
+        environment: Names and values; no value is repeated.
+    """
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not name.startswith(_NOT_SETTINGS):
+            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
+            yield f"{name} is no setting and has no effect; the nearest name is {nearest}"

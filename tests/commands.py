@@ -65,14 +65,14 @@ def one_line_of(result: Result | subprocess.CompletedProcess[str]) -> str:
 # What there is --------------------------------------------------------------------------------------------
 
 
-def interrupted(words: list[str], ready: Callable[[], bool], **env: str) -> list[str]:
+def interrupted(words: list[str], ready: Callable[[], bool], number: int = signal.SIGINT, /, **env: str) -> list[str]:
     """Interrupt a command when it has come so far; gives the arguments with which, as it says, to go on."""
     pipe = subprocess.PIPE
     with subprocess.Popen([str(SCRIPT), *words], stdout=pipe, stderr=pipe, text=True, env=os.environ | env) as process:
         deadline = time.monotonic() + 60
         while not ready() and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, ""), err
     assert "Traceback" not in err

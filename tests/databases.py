@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,6 +82,24 @@ class Database(ABC):
     @abstractmethod
     def writers_waiting(self) -> contextlib.AbstractContextManager[None]:
         """Keep whoever wants to write waiting while the block lasts, as another process may."""
+
+    @contextlib.contextmanager
+    def locked_for(self, seconds: float) -> Iterator[None]:
+        """Keep whoever wants to write waiting for so long, from the beginning of the block on."""
+        held = threading.Event()
+
+        def hold() -> None:
+            with self.writers_waiting():
+                held.set()
+                time.sleep(seconds)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert held.wait(30)
+        try:
+            yield
+        finally:
+            holder.join()
 
     def columns(self, table: str) -> list[str]:
         """Names of the columns of a table, in their order."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
 from consensus_orm import ConsensusStore, OnMismatch, Settings
-from consensus_orm.errors import ConfigurationError
+from consensus_orm.cli import main
+from consensus_orm.errors import ConfigurationError, UnknownSettingWarning
 from consensus_orm.testing import artifact_values
 
 
@@ -88,18 +93,73 @@ def test_a_wrong_value_is_one_clear_error(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_setting_is_refused() -> None:
-    """A misspelled argument is an error, not a setting without effect."""
-    with pytest.raises(ValidationError, match="pool_sise"):
-        Settings(pool_sise=3)  # type: ignore[call-arg]
+HOSTILE: list[dict[str, Any]] = [
+    {"pool_size": 0},
+    {"pool_size": "secret"},
+    {"pool_sise": 3},
+    {"clock": "secret"},
+    {"url": object()},
+    {"backup_dir": object()},
+    {"busy_timeout": float("nan")},
+    {"busy_timeout": timedelta.max},
+    {"pool_timeout": "1e9"},
+    {"soak_cutover": timedelta.max},
+    {"cache_size": 2**80},
+    {"wal_autocheckpoint": 2**40},
+    {"mmap_size": 2**63},
+    {"breaker_window": 2**80},
+    {"on_mismatch": None},
+    {"isolation": "secret"},
+]
 
 
-def test_a_wrong_argument_is_not_repeated() -> None:
-    """The error of a wrong argument says which it is and not what it was: it may be a password out of place."""
-    with pytest.raises(ValidationError, match="pool_size") as raised:
-        Settings(pool_size="secret")
+@pytest.mark.parametrize("wrong", HOSTILE, ids=lambda wrong: next(iter(wrong)))
+def test_a_wrong_argument_is_the_same_error(wrong: dict[str, Any]) -> None:
+    """A setting given in code that cannot be used is named by the error of this package, which repeats no value."""
+    given: list[Callable[[], Settings]] = [
+        lambda: Settings(**wrong),
+        lambda: Settings.model_validate(wrong),
+        lambda: Settings().model_copy(update=wrong),
+    ]
+    for make in given:
+        with pytest.raises(ConfigurationError, match=next(iter(wrong))) as raised:
+            make()
+        told = "".join(traceback.format_exception(raised.value)).partition("Error: ")[2]
+        assert "secret" not in told
 
-    assert "secret" not in str(raised.value)
+
+@pytest.mark.parametrize("extremes", ["least", "most"])
+def test_the_extremes_of_each_setting_work(extremes: str, tmp_path: Path) -> None:
+    """A number or duration at the end of its range is one that a store works with."""
+    chosen: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        for limit in field.metadata:
+            if value := getattr(limit, {"least": "ge", "most": "le"}[extremes], None):
+                chosen[name] = value
+    assert len(chosen) > 5
+    with ConsensusStore.open(tmp_path / "new.db", settings=Settings(**chosen)) as store:
+        store.run(lambda uow: uow.artifacts.add(**artifact_values()))
+        assert store.maintenance.stats().pool.size == store.settings.pool_size
+
+
+def test_an_unknown_variable_is_told_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A misspelled variable is a warning to the caller who opens a store, without its value; the store works."""
+    monkeypatch.setenv("CONSENSUS_ORM_POOL_SISE", "secret")
+    monkeypatch.setenv("CONSENSUS_ORM_TEST_POSTGRES", "of the tests")
+    with pytest.warns(UnknownSettingWarning, match="POOL_SISE is no .* nearest .* CONSENSUS_ORM_POOL_SIZE") as told:
+        ConsensusStore.open(tmp_path / "new.db").close()
+    assert [(warning.filename, "secret" in str(warning.message)) for warning in told] == [(__file__, False)]
+
+
+def test_an_unknown_variable_is_one_line_of_a_command(tmp_path: Path) -> None:
+    """A command tells it on stderr, once, and goes on; with --json stdout holds the document alone."""
+    path = str(tmp_path / "new.db")
+    done = CliRunner().invoke(main, ["--url", path, "upgrade", "--json"], env={"CONSENSUS_ORM_SOAK": "secret"})
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["phase"] == "CONTRACT"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("consensus-orm: warning: CONSENSUS_ORM_SOAK is no setting and has no effect")
+    assert "secret" not in line
 
 
 def test_settings_are_frozen_and_tell_no_secrets() -> None:

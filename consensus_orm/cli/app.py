@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
@@ -17,15 +20,13 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from consensus_orm import ConsensusError, ConsensusStore, Phase, __version__
-from consensus_orm.cli.output import one_line
+from consensus_orm.cli import process
+from consensus_orm.cli.output import one_line, plain, say
 from consensus_orm.engine import translated
-from consensus_orm.errors import StorageError
-from consensus_orm.settings import from_environment
+from consensus_orm.errors import OutOfMemoryError, OutputError, StorageError, UnexpectedError
+from consensus_orm.settings import Settings, unknown_variables
 
-__all__ = ["App", "Interrupted", "app_command", "json_option", "main", "phase_argument"]
-
-INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended, as shells have it."""
+__all__ = ["App", "Interrupted", "Refused", "app_command", "json_option", "main", "phase_argument"]
 
 
 class App:
@@ -53,7 +54,7 @@ class App:
         Raises:
             StorageError: There is no such file, or it cannot be read.
         """
-        settings = None if replica else from_environment().model_copy(update={"read_url": None})
+        settings = Settings() if replica else Settings().model_copy(update={"read_url": None})
         with ConsensusStore.open(self.url, settings=settings) as store, translated(store.engine):
             if not may_be_missing and store.path is not None and not store.path.exists():
                 raise StorageError(
@@ -87,8 +88,22 @@ class Interrupted(click.Abort):
         self.words = words
 
 
+class Refused(Exception):
+    """An error of a command that has more to tell a program than the error itself.
+
+    Args:
+        error: The error.
+        **facts: What the JSON document holds besides.
+    """
+
+    def __init__(self, error: ConsensusError, **facts: Any) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.facts = facts
+
+
 class _Group(click.Group):
-    """A group that says each error in one line, without a traceback."""
+    """A group that says each error in one line, without a traceback, and with --json in one document."""
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
@@ -103,24 +118,11 @@ class _Group(click.Group):
         typed = list(sys.argv[1:] if args is None else args)
         _prepare_streams()
         try:
-            code = super().main(typed, prog_name, **{**extra, "standalone_mode": False})
-        except NoArgsIsHelpError as error:
-            error.show()
-            code = error.exit_code
-        except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else "consensus-orm"
-            code = _complain(f"{error.format_message().rstrip('.')}; see: {command} --help", error.exit_code)
-        except click.ClickException as error:
-            code = _complain(error.format_message(), error.exit_code)
-        except ConsensusError as error:
-            code = _complain(_app(typed).spelled(str(error)), error.exit_code)
-        except click.Abort as abort:
-            words = [*_command(typed), *(abort.words if isinstance(abort, Interrupted) else ())]
-            again = _app(typed).spelled(f"consensus-orm {shlex.join(words)}")
-            code = _complain(
-                f"interrupted: everything stands as after the last finished chunk; go on with: {again}", INTERRUPTED
-            )
-        sys.exit(code or 0)
+            with process.interruptible():
+                code = super().main(typed, prog_name, **{**extra, "standalone_mode": False}) or 0
+        except (Exception, KeyboardInterrupt) as error:
+            code = _complain(typed, error)
+        sys.exit(process.finish(code))
 
 
 def _prepare_streams() -> None:
@@ -134,6 +136,75 @@ def _prepare_streams() -> None:
         root.addHandler(logging.NullHandler())
 
 
+def _complain(typed: list[str], error: BaseException) -> int:
+    """Say what went wrong: in one line for people, and in the one document of the command for programs."""
+    if isinstance(error, NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    told, more = (error.error, error.facts) if isinstance(error, Refused) else (error, {})
+    failure = _failure(typed, told)
+    if not (
+        isinstance(told, OutputError) and isinstance(told.__cause__, BrokenPipeError)
+    ):  # the reader has seen enough
+        with contextlib.suppress(OSError):
+            click.echo(f"consensus-orm: {one_line(failure)}", err=True)
+    if process.asks_for_json(typed) and not isinstance(told, OutputError):
+        with contextlib.suppress(OutputError):
+            say(failure.document(**more))
+    return failure.code
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error as it is told: `code` is the exit code."""
+
+    name: str
+    code: int
+    message: str
+    hint: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
+    def document(self, **more: Any) -> str:
+        """The error as a JSON document, with what the command has to tell besides."""
+        return process.error_document(self.name, self.code, self.message, self.hint, plain(self.facts), **plain(more))
+
+
+def _failure(typed: list[str], error: BaseException) -> _Failure:
+    app = _app(typed)
+    match error:
+        case click.UsageError():
+            command = error.ctx.command_path if error.ctx else "consensus-orm"
+            message = error.format_message().rstrip(".")
+            return _Failure("UsageError", error.exit_code, f"{message}; see: {command} --help")
+        case click.ClickException():
+            return _Failure(type(error).__name__, error.exit_code, error.format_message())
+        case click.Abort() | KeyboardInterrupt():
+            words = [*_command(typed), *(error.words if isinstance(error, Interrupted) else ())]
+            again = app.spelled(f"consensus-orm {shlex.join(words)}")
+            message = "interrupted: everything stands as after the last finished chunk"
+            return _Failure("Interrupted", process.INTERRUPTED, f"{message}; go on with: {again}")
+    mine = _mine(error)
+    message, hint = app.spelled(mine.message), app.spelled(mine.hint)
+    return _Failure(type(mine).__name__, mine.exit_code, message, hint, {**mine.facts})
+
+
+def _mine(error: BaseException) -> ConsensusError:
+    """An error as one of this package; those that nobody foresaw are told by type and place, never by contents."""
+    match error:
+        case ConsensusError():
+            return error
+        case MemoryError():
+            return OutOfMemoryError()
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            return StorageError(f"{where}{error.strerror or type(error).__name__}", path=error.filename)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return UnexpectedError(f"unexpected {type(error).__name__} at {frame.filename}:{frame.lineno}")
+
+
 def _app(typed: list[str]) -> App:
     """The app of a call that has failed, wherever it failed."""
     url = None
@@ -145,11 +216,6 @@ def _app(typed: list[str]) -> App:
 def _command(typed: list[str]) -> list[str]:
     """What was typed, from the name of the command on."""
     return next((typed[at:] for at, word in enumerate(typed) if word in main.commands), typed)
-
-
-def _complain(message: str, code: int) -> int:
-    click.echo(f"consensus-orm: {one_line(message)}", err=True)
-    return code
 
 
 class PhaseType(click.ParamType):  # type: ignore[type-arg]  # older releases of click refuse the argument
@@ -194,3 +260,5 @@ def main(ctx: click.Context, url: str | None) -> None:
     Exit codes: 0 done and clean, 1 refused, or mismatches or rejects found, 2 wrong usage.
     """
     ctx.obj = App(url)
+    for sentence in unknown_variables(os.environ):
+        click.echo(f"consensus-orm: warning: {one_line(sentence)}", err=True)

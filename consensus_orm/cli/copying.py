@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from consensus_orm.cli.app import App, json_option, main
+from consensus_orm.cli.app import App, Refused, json_option, main
 from consensus_orm.cli.output import Bars, key, plain, say, show_json, table
 from consensus_orm.copying import CopyReport, Unfit, copy
 from consensus_orm.errors import CopyRefusedError
@@ -33,22 +33,15 @@ def copy_command(source: str, target: str, reject: bool, catch_up: bool, as_json
             report = copy(origin, store, reject=reject, finish=not catch_up, progress=bars.rows)
         except CopyRefusedError as error:
             bars.clear()
-            _list(error.rows, as_json)
-            raise
+            if not as_json:
+                _show(tuple(error.rows))
+            raise Refused(error, finished=False, unfit=error.rows) from error
     if as_json:
         show_json({**plain(report), "rows": report.rows})
     else:
         _tell(report)
     if report.unfit:
         click.get_current_context().exit(1)
-
-
-def _list(rows: object, as_json: bool) -> None:
-    assert isinstance(rows, tuple)
-    if as_json:
-        show_json({"finished": False, "unfit": rows})
-    else:
-        _show(rows)
 
 
 def _show(rows: tuple[Unfit, ...]) -> None:

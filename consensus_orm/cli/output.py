@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import sys
@@ -21,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from consensus_orm.errors import OutputError
 from consensus_orm.migration.progress import Progress, of_pages
 from consensus_orm.phase import Phase
 
@@ -59,7 +62,7 @@ def plain(value: Any) -> Any:
 
 def show_json(value: Any) -> None:
     """Print the one document of a command; ASCII, so that it survives every encoding."""
-    click.echo(json.dumps(plain(value), indent=2))
+    say(json.dumps(plain(value), indent=2))
 
 
 # Text -----------------------------------------------------------------------------------------------------
@@ -70,9 +73,21 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
 
 
-def say(text: str = "") -> None:
-    """Print a line."""
-    click.echo(text)
+def say(text: str = "", *, color: bool | None = None) -> None:
+    """Print a line.
+
+    Args:
+        text: The line.
+        color: Whether its colours are kept; where left out, on a terminal.
+
+    Raises:
+        OutputError: The output cannot be written.
+    """
+    try:
+        click.echo(text, file=sys.stdout, color=color)
+    except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise OutputError(f"the output could not be written: {reason}") from error
 
 
 def span(duration: timedelta) -> str:
@@ -139,10 +154,11 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def _print(console: Console, made: Table) -> None:
-    with console.capture() as captured:
-        console.print(made)
-    for line in captured.get().strip("\n").splitlines():
-        click.echo(line.rstrip(), file=sys.stdout, color=console.is_terminal)
+    color, rendered = console.is_terminal, io.StringIO()
+    console.file = rendered  # rich would end the process at a broken pipe
+    console.print(made)
+    for line in rendered.getvalue().strip("\n").splitlines():
+        say(line.rstrip(), color=color)
 
 
 # Progress -------------------------------------------------------------------------------------------------
@@ -204,19 +220,20 @@ class Bars:
             self._timer.join()
         with self._lock:
             if self._progress is not None:
-                self._progress.stop()
+                with contextlib.suppress(OSError):  # the terminal is gone: no reason to fail
+                    self._progress.stop()
             self._progress = self._task = self._timer = None
 
     def _move(self) -> None:
         """Show that something is going on; called on a thread of its own."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             if self._progress is None:
                 self._show(self._label)
 
     def _update(self, seen: Progress) -> None:
         if time.monotonic() - self._since < PATIENCE:
             return
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             progress, task = self._show(seen.pair)
             left = seen.seconds_left
             end = "finishing" if seen.done >= seen.total else f"{span(timedelta(seconds=left or 0))} left"

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from consensus_orm.cli.app import App, Interrupted, PhaseType, app_command, json_option, main, phase_argument
+from consensus_orm.cli.app import App, Interrupted, PhaseType, Refused, app_command, json_option, main, phase_argument
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
 from consensus_orm.errors import GateClosedError
@@ -169,15 +169,14 @@ def _move(
     work: Callable[[Migration, Bars], dict[str, Any]],
     so_far: Callable[[], Any] = dict,
 ) -> None:
-    """Change the phase and say which it is now; a machine gets its document when a gate refuses, too."""
+    """Change the phase and say which it is now; a program is told of what was done before a gate refused, too."""
     with app.store() as store, Bars(label, quiet=as_json) as bars:
         before = store.migration.phase
         try:
             facts = work(store.migration, bars)
         except GateClosedError as error:
-            if as_json:
-                show_json({**so_far(), "phase": store.migration.phase, "refused": list(error.reasons)})
-            raise
+            refused = [app.spelled(reason) for reason in error.reasons]
+            raise Refused(error, **so_far(), phase=store.migration.phase, refused=refused) from error
         after = store.migration.phase
     if as_json:
         show_json({**facts, "phase": after, "refused": []})

@@ -520,5 +520,5 @@ def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> None:
     shut = [o.text for o in gates.obstacles(uow, soak=soak) if not (force and o.waiting)]
     if shut:
         raise errors.GateClosedError(
-            f"the gate to {to.name} is shut: " + "; ".join(shut), reasons=shut, phase=uow.phase, to=to
+            f"the gate to {to.name} is shut", hint="; ".join(shut), reasons=shut, phase=uow.phase, to=to
         )

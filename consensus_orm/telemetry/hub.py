@@ -14,6 +14,8 @@ from consensus_orm.telemetry.events import CallEvent, Event, RetryEvent
 __all__ = ["Hook", "Telemetry", "Totals", "log_event"]
 
 logger = logging.getLogger("consensus_orm.telemetry")
+# Without a handler, Python would print warnings of this package to stderr in a program that configures no logging.
+logging.getLogger("consensus_orm").addHandler(logging.NullHandler())
 
 Hook: TypeAlias = Callable[[Event], object]
 

@@ -1,0 +1,10 @@
+"""All commands: importing this module defines them."""
+
+from __future__ import annotations
+
+from consensus_orm.cli import copying, evidence, look, showcase, step, upkeep
+from consensus_orm.cli.app import main
+
+__all__ = ["main"]
+
+assert all((copying, evidence, look, showcase, step, upkeep))

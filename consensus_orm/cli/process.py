@@ -1,0 +1,154 @@
+"""The process of a command: its signals and its streams. Imports nothing that takes time.
+
+Ctrl-C, SIGTERM and SIGHUP are one thing to a command: the step under way ends as after an error, what it made for
+itself is removed, and the exit code is 130. While the commands are still being imported there is nothing to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+__all__ = ["INTERRUPTED", "asks_for_json", "error_document", "finish", "interruptible", "own"]
+
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended, as shells have it."""
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+_owned = False
+"""Whether this process is a command, and not a program that calls one."""
+
+
+def own() -> None:
+    """Take over the signals and streams of this process; to be called before anything that takes time."""
+    global _owned
+    _owned = True
+    _handle_with(_leave_before_work)
+    _open_closed_streams()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for a signal inside the block; behind it only the exit is left to do.
+
+    Nothing changes where the process is not a command.
+    """
+    if not _owned:
+        yield
+        return
+    _handle_with(_interrupt)
+    try:
+        yield
+    finally:
+        _handle_with(_leave)
+
+
+def _handle_with(handler: Callable[[int, Any], None]) -> None:
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        # What was ignored stays ignored: `nohup`, and the jobs that a shell starts in the background.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave(_number: int, _frame: Any) -> None:
+    os._exit(INTERRUPTED)
+
+
+def _leave_before_work(_number: int, _frame: Any) -> None:
+    message = "interrupted before the command began"
+    with contextlib.suppress(OSError):
+        os.write(2, f"consensus-orm: {message}\n".encode())
+        if asks_for_json(sys.argv[1:]):
+            os.write(1, f"{error_document('Interrupted', INTERRUPTED, message)}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+# Streams --------------------------------------------------------------------------------------------------
+
+
+class _Closed(io.TextIOBase):
+    """The standard output of a process that was started without one."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _open_closed_streams() -> None:
+    # A file opened later would get the free number, and be written with what belongs to the stream.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as the process lives
+
+
+def finish(code: int) -> int:
+    """Write out what is buffered, so that the end of the process has nothing left to fail at.
+
+    Args:
+        code: The exit code so far.
+
+    Returns:
+        The exit code: 1 instead of 0 where the output could not be written.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 1
+            with contextlib.suppress(OSError, ValueError):
+                _discard(stream.fileno())
+    return code
+
+
+def _discard(number: int) -> None:
+    """Send what is still in the buffer of a stream nowhere: the interpreter would complain about it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+# What programs read ---------------------------------------------------------------------------------------
+
+
+def asks_for_json(words: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, be the rest of it right or wrong."""
+    words = list(words)
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
+
+
+def error_document(
+    name: str, code: int, message: str, hint: str = "", facts: dict[str, Any] | None = None, **more: Any
+) -> str:
+    """The one JSON document of a command that failed.
+
+    Args:
+        name: The class of the error.
+        code: The exit code.
+        message: What happened.
+        hint: What to do next.
+        facts: The attributes of the error, in terms of JSON.
+        **more: What else the command has to tell.
+    """
+    error = {"class": name, "code": code, "message": message, "hint": hint, "facts": facts or {}}
+    return json.dumps({**more, "error": error}, indent=2)
