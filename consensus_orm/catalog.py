@@ -7,7 +7,7 @@ another kind of database says instead is a class of the same methods (`postgresq
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ class Catalog:
         """All triggers and tables there are.
 
         What tells a table from another one made under its name later: it is older than the record, which is made
-        anew whenever something is recorded. SQLite keeps the order of tables, also through VACUUM and a dump.
+        anew whenever something is recorded. SQLite keeps the order of tables, also through VACUUM and a backup.
         """
         older = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'table' AND name = '{phase_guards.GUARDS}')"
         found = uow._rows(
@@ -125,6 +125,20 @@ class Catalog:
             " FROM sqlite_master WHERE type IN ('table', 'trigger') ORDER BY rowid"
         )
         return [phase_guards.Standing(*row) for row in found]
+
+    def cookie(self, uow: UnitOfWork) -> int:
+        """What differs after any change of the schema: SQLite counts them."""
+        return int(uow._rows("PRAGMA schema_version")[0][0])
+
+    def muted(self, uow: UnitOfWork) -> list[str]:
+        """What keeps triggers from firing that are in place; nothing does here."""
+        return []
+
+    def silence_those_that_fail(self, uow: UnitOfWork, tables: Collection[str]) -> None:
+        """Drop our triggers that look into tables which are not there: each write of another table would fail."""
+        for trigger in phase_guards.ours(uow):
+            if any(quoted(table) in trigger.definition or table in trigger.definition for table in tables):
+                self.silence(uow, trigger)
 
     def name_taken(self, uow: UnitOfWork, trigger: Trigger) -> str | None:
         """The table on which another program has a trigger of this name; asked when there is none of ours."""
@@ -134,7 +148,7 @@ class Catalog:
 
     def forget_guards(self, uow: UnitOfWork) -> None:
         """Make the record anew, empty and younger than every table."""
-        uow._execute(f"DROP TABLE {phase_guards.GUARDS}")
+        uow._execute(f"DROP TABLE IF EXISTS {phase_guards.GUARDS}")
         uow._execute(str(CreateTable(table_of(GuardRecord)).compile(dialect=uow.statements.words.dialect)))
 
     def level_sequences(self, uow: UnitOfWork) -> None:

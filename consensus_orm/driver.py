@@ -64,7 +64,10 @@ class Driver(Protocol):
         ...
 
     def read_phase(self) -> tuple[Any, ...] | None:
-        """Phase and epoch, within the transaction; None where the database does not have our tables."""
+        """Phase and epoch, within the transaction; None where the database does not have our tables.
+
+        Where rows will be written also two cookies of what guards the phase: as recorded, and now.
+        """
         ...
 
     def hold(self, lock: Lock) -> None:
@@ -89,6 +92,10 @@ class Driver(Protocol):
 
     def is_missing_table(self, error: BaseException) -> bool:
         """Whether a statement of ours failed because its table is not there."""
+        ...
+
+    def has_table(self, name: str) -> bool:
+        """Whether there is a table of a name, asked after a statement failed because one is missing."""
         ...
 
     def is_read_only(self, error: BaseException) -> bool:

@@ -20,6 +20,7 @@ __all__ = [
     "DatabaseUnavailableError",
     "DowngradeRefusedError",
     "GateClosedError",
+    "GuardsBrokenError",
     "InvalidValueError",
     "MigrationError",
     "MismatchError",
@@ -37,6 +38,7 @@ __all__ = [
     "SessionRolledBackError",
     "StorageError",
     "StoreClosedError",
+    "TableMissingError",
     "UnexpectedError",
     "UnitOfWorkClosedError",
     "UnknownAgentError",
@@ -144,6 +146,13 @@ class OutOfMemoryError(StorageError):
     """There is not memory enough to read or write a row."""
 
     hint = "nothing of what failed was kept; give the process more memory, or look for rows of this size"
+
+
+class TableMissingError(StorageError):
+    """A table was dropped or renamed by another program."""
+
+    hint = "nothing of this unit of work was kept; run: consensus-orm status"
+    table: str = ""
 
 
 class PoolExhaustedError(StorageError):
@@ -261,6 +270,16 @@ class PhaseChangedError(MigrationError):
     """Somebody else changed the phase meanwhile."""
 
     hint = "nothing was changed by this call; look at the status and decide again"
+
+
+class GuardsBrokenError(MigrationError):
+    """What guards the phase is not in place any more: another program dropped or changed it.
+
+    `reasons` names each trigger and table, with the command that would help.
+    """
+
+    hint = "run: consensus-orm status"
+    reasons: Sequence[str] = ()
 
 
 class MismatchError(ConsensusError):

@@ -7,17 +7,25 @@ records what it left behind, and status, gates, verify and reconcile compare the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from sqlalchemy import Table
+
 from consensus_orm import errors
-from consensus_orm.phase import Phase
+from consensus_orm.adoption import EXECUTIONS
+from consensus_orm.mapping import Mapping, table_of
+from consensus_orm.models import control
+from consensus_orm.phase import Phase, Side
 from consensus_orm.triggers import PREFIX, Trigger
 
 if TYPE_CHECKING:
     from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["GUARDS", "Standing", "ours", "record", "recorded"]
+__all__ = ["GUARDS", "Flaw", "Standing", "look", "mend", "notice", "ours", "record", "recorded", "require"]
+
+log = logging.getLogger("consensus_orm")
 
 GUARDS = "consensus_orm_guards"
 """The table that holds the record."""
@@ -39,6 +47,25 @@ class Standing(NamedTuple):
     table: str
     definition: str
     enabled: bool = True
+
+
+class Flaw(NamedTuple):
+    """Something that guarded the phase and does so no more.
+
+    Attributes:
+        text: What it is.
+        command: What puts it in place again; empty where no command does.
+        side: The side whose table is not there, or is another one than before; None where the tables are the same.
+    """
+
+    text: str
+    command: str = "consensus-orm reconcile"
+    side: Side | None = None
+
+    @property
+    def told(self) -> str:
+        """What it is, and what helps."""
+        return f"{self.text}; run: {self.command}" if self.command else self.text
 
 
 def recorded(uow: UnitOfWork) -> list[Standing]:
@@ -64,29 +91,31 @@ def record(uow: UnitOfWork, phase: Phase, triggers: Iterable[Trigger]) -> None:
     for found in uow.catalog.standing(uow):
         if (found.kind, found.name if found.kind == "trigger" else found.name.lower()) in wanted:
             uow._execute(f"INSERT INTO {GUARDS} (kind, name, table_name, definition) VALUES (?, ?, ?, ?)", found[:4])
+    uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
 
 
 def _guarded_tables(uow: UnitOfWork, phase: Phase) -> Iterator[str]:
     mapping = uow.statements.mapping
-    yield from (parent.table.name for parent in mapping.parents)
-    for pair in mapping.pairs:
-        yield pair.table.name
-        if phase.has_legacy:
-            yield pair.legacy_name
+    yield from (table.name for table in normalized_tables(mapping))
+    if phase.has_legacy:
+        yield from (pair.legacy_name for pair in mapping.pairs)
+
+
+# Whose a trigger is ----------------------------------------------------------------------------------------
 
 
 def ours(uow: UnitOfWork) -> list[Standing]:
     """Those of the standing triggers that this package installed.
 
-    They are told by the record of their names and tables, never by how a name begins: another program may call its
-    triggers as it likes. Where the record does not have them (it is younger than the triggers, or they were left
-    behind, disabled, by another phase), they are those that the declaration would install in any phase.
+    They are told by the record of their names, never by how a name begins: another program may call its triggers as it
+    likes. Where the record does not have them (it is younger than the triggers, or they were left behind, disabled, by
+    another phase), they are those that the declaration would install in any phase.
     """
     standing = [s for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.name.startswith(PREFIX)]
-    known = {(r.name, r.table.lower()) for r in recorded(uow)}
-    if (not known or uow.catalog.leaves_triggers) and any((s.name, s.table.lower()) not in known for s in standing):
+    known = {r.name for r in recorded(uow) if r.kind == "trigger"}
+    if (not known or uow.catalog.leaves_triggers) and any(s.name not in known for s in standing):
         known |= set(_expected(uow))
-    return [s for s in standing if (s.name, s.table.lower()) in known]
+    return [s for s in standing if s.name in known]
 
 
 def require_free(uow: UnitOfWork, triggers: Iterable[Trigger]) -> None:
@@ -105,9 +134,210 @@ def require_free(uow: UnitOfWork, triggers: Iterable[Trigger]) -> None:
             )
 
 
-def _expected(uow: UnitOfWork) -> Iterator[tuple[str, str]]:
+def _expected(uow: UnitOfWork) -> Iterator[str]:
     if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
         return  # none was ever installed
     for phase in Phase:
-        for trigger in uow.catalog.triggers(phase, uow.statements):
-            yield trigger.name, trigger.table.lower()
+        yield from (trigger.name for trigger in uow.catalog.triggers(phase, uow.statements))
+
+
+# Looking again ---------------------------------------------------------------------------------------------
+
+
+def look(uow: UnitOfWork) -> list[Flaw]:
+    """Compare the record with the catalog.
+
+    Args:
+        uow: Sees both in one snapshot.
+
+    Returns:
+        What is missing or was changed; nothing where the phase is guarded, or where nothing ever guarded it.
+    """
+    known = recorded(uow)
+    if not known:
+        installed = uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NOT NULL")
+        unknown = f"what guards {uow.phase.name} was never recorded"
+        return [Flaw(unknown, "consensus-orm upgrade")] if installed and uow.phase.has_legacy else []
+    standing = {(s.kind, s.name.lower()): s for s in uow.catalog.standing(uow)}
+    flaws: list[Flaw] = []
+    for table in (r for r in known if r.kind == "table"):
+        triggers = [r for r in known if r.kind == "trigger" and r.table.lower() == table.name.lower()]
+        flaws += _of_table(uow, table, triggers, standing)
+    names = {r.name for r in known}
+    left = [s for s in ours(uow) if s.enabled and s.name not in names] if uow.catalog.leaves_triggers else []
+    flaws += [Flaw(f"trigger {s.name} on {s.table}, which is of another phase, was enabled") for s in left]
+    return flaws + [Flaw(text, command="") for text in uow.catalog.muted(uow)]
+
+
+def not_installed(uow: UnitOfWork) -> list[str]:
+    """Names of the triggers of the phase that are not there: what can be said of a database without a record."""
+    there = {s.name for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.enabled}
+    if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
+        return []  # none was ever installed
+    return [t.name for t in uow.catalog.triggers(uow.phase, uow.statements) if t.name not in there]
+
+
+def _of_table(
+    uow: UnitOfWork, table: Standing, triggers: list[Standing], standing: dict[tuple[str, str], Standing]
+) -> list[Flaw]:
+    """What is wrong with one table: as a whole, or with the triggers on it."""
+    side = _side(uow, table.name)
+    rebuild = f"consensus-orm reconcile --rebuild {side}"
+    if not uow.phase.has_legacy:
+        rebuild = "consensus-orm restore BACKUP"  # there is no other side to make it from
+    now = standing.get(("table", table.name.lower()))
+    if now is None:
+        return [Flaw(f"table {table.name} was dropped or renamed by another program", rebuild, side)]
+    there = [standing.get(("trigger", trigger.name.lower())) for trigger in triggers]
+    on_it = [s if s is not None and s.table.lower() == table.name.lower() else None for s in there]
+    if now.definition != table.definition and not any(on_it):
+        return [Flaw(f"table {table.name} was dropped and made again by another program", rebuild, side)]
+    flaws = [] if now.definition == table.definition else [Flaw(f"table {table.name} was replaced by another program")]
+    for trigger, found in zip(triggers, on_it, strict=True):
+        if (wrong := _wrong(trigger, found)) is not None:
+            flaws.append(Flaw(f"trigger {trigger.name} on {table.name} {wrong}"))
+    return flaws
+
+
+def _wrong(trigger: Standing, found: Standing | None) -> str | None:
+    if found is None:
+        return "is missing"
+    if _plain(found.definition) != _plain(trigger.definition):
+        return "was changed"
+    return None if found.enabled else "is disabled"
+
+
+def _plain(definition: str) -> str:
+    """A definition without quotes and spaces: SQLite puts quotes where a table is renamed, and back."""
+    return "".join(definition.replace('"', "").split())
+
+
+def _side(uow: UnitOfWork, table: str) -> Side:
+    legacy = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs}
+    return Side.LEGACY if table.lower() in legacy else Side.NORMALIZED
+
+
+def require(uow: UnitOfWork) -> None:
+    """Refuse to go on where something that guards the phase is not in place.
+
+    Args:
+        uow: Sees the catalog; under the lock where a step follows.
+
+    Raises:
+        GuardsBrokenError: Something is missing or was changed.
+    """
+    if flaws := look(uow):
+        raise broken(uow, flaws)
+
+
+def broken(uow: UnitOfWork, flaws: list[Flaw]) -> errors.GuardsBrokenError:
+    """The error that names flaws, and the command that helps."""
+    commands = dict.fromkeys(flaw.command for flaw in flaws if flaw.command)
+    return errors.GuardsBrokenError(
+        f"what guards {uow.phase.name} is not in place: " + "; ".join(flaw.text for flaw in flaws),
+        hint="run: " + ", then: ".join(commands) if commands else "put it back as it was",
+        reasons=[flaw.told for flaw in flaws],
+        phase=uow.phase,
+    )
+
+
+def notice(uow: UnitOfWork) -> None:
+    """Look again after another program changed the schema; what is found never fails the work at hand (rule 6).
+
+    A flaw makes the certificate void, for good: the epoch grows. Triggers that look into a table that is gone would
+    fail every write, and are dropped. Then the schema is known as it is, so that it is looked at once.
+
+    Args:
+        uow: A unit of work that writes, at its begin.
+    """
+    try:
+        with uow._connected.attempt():
+            if recorded(uow) and (flaws := look(uow)):
+                _note(uow, flaws)
+            uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
+    except errors.StorageError:
+        log.exception("what guards the phase could not be looked at")
+
+
+def _note(uow: UnitOfWork, flaws: list[Flaw]) -> None:
+    from consensus_orm import ledger  # it stands above the unit of work
+
+    texts = [flaw.text for flaw in flaws]
+    log.warning("what guards %s is not in place: %s", uow.phase.name, "; ".join(texts))
+    ledger.audit(uow, "guards", found=texts)
+    void(uow)
+    gone = [r.name for r in recorded(uow) if r.kind == "table" and r.name.lower() not in uow.catalog.tables(uow)]
+    uow.catalog.silence_those_that_fail(uow, gone)
+
+
+def void(uow: UnitOfWork) -> None:
+    """Make every certificate void, and let each step that is under way begin again."""
+    uow._execute("UPDATE consensus_orm_state SET epoch = epoch + 1")
+    uow._epoch += 1
+
+
+def mend(uow: UnitOfWork) -> list[Flaw]:
+    """Install the triggers of the phase again where they are not in place; the next verify has to look at everything.
+
+    Args:
+        uow: Holds the lock of a flip.
+
+    Returns:
+        What was mended.
+
+    Raises:
+        GuardsBrokenError: A table is not there, or is another one: somebody has to decide which rows count.
+    """
+    from consensus_orm import ledger  # it stands above the unit of work
+
+    flaws = look(uow)
+    if any(flaw.side for flaw in flaws) or any(not flaw.command for flaw in flaws):
+        raise broken(uow, flaws)
+    if flaws:
+        replaced = {s.name: s.definition for s in ours(uow) if _is_changed(s, recorded(uow))}
+        ledger.audit(uow, "mend guards", found=[flaw.text for flaw in flaws], replaced=replaced)
+        uow.catalog.install_triggers(uow, uow.phase)
+        void(uow)
+    return flaws
+
+
+def _is_changed(trigger: Standing, known: list[Standing]) -> bool:
+    return any(r.name == trigger.name and _plain(r.definition) != _plain(trigger.definition) for r in known)
+
+
+# Tables that are gone --------------------------------------------------------------------------------------
+
+
+def missing_table(uow: UnitOfWork, error: Exception) -> errors.TableMissingError | None:
+    """The error that names the table of ours whose absence made a statement fail; None where it failed otherwise.
+
+    That a table was missing is told by the code of the error, which table by its name: neither is translated.
+
+    Args:
+        uow: Has run the statement.
+        error: What the driver raised.
+    """
+    mapping = uow.statements.mapping
+    sides = {pair.legacy_name: Side.LEGACY for pair in mapping.pairs}
+    sides |= {table.name: Side.NORMALIZED for table in normalized_tables(mapping)}
+    told = str(error)
+    named = [name for name in (*sides, *_CONTROL, EXECUTIONS) if name in told]
+    for name in sorted(named, key=len, reverse=True):
+        if uow._connected.has_table(name):
+            continue
+        side = sides.get(name)
+        helps = f"consensus-orm reconcile --rebuild {side}" if side else "consensus-orm restore BACKUP"
+        return errors.TableMissingError(
+            f"table {name} was dropped or renamed by another program",
+            hint=f"nothing of this unit of work was kept; run: {helps}",
+            table=name,
+        )
+    return None
+
+
+def normalized_tables(mapping: Mapping) -> list[Table]:
+    """The normalized tables, parents first."""
+    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.pairs)]
+
+
+_CONTROL = tuple(table_of(getattr(control, model)).name for model in control.__all__)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import URL, Engine
 
-from consensus_orm import adoption, engine, errors, ledger, schema
+from consensus_orm import adoption, engine, errors, ledger, phase_guards, schema
 from consensus_orm.artifacts import Artifacts
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.executions import Executions
@@ -184,8 +184,7 @@ class ConsensusStore:
         if stale:
             with self._unit(lock=Lock.FLIP) as uow:
                 if _stale_triggers(uow):
-                    uow.catalog.install_triggers(uow, uow.phase)
-                    uow._execute("UPDATE consensus_orm_state SET mapping = ?", (uow.statements.fingerprint,))
+                    _install_triggers(uow)
 
     def _unit(self, *, read_only: bool = False, lock: Lock = Lock.WRITE) -> ConsensusUnitOfWork:
         uow = self._new_unit(self.engine, self._statements, self.settings, read_only=read_only)
@@ -367,10 +366,24 @@ def _statements(mapping: Mapping, database: str) -> Statements:
 
 
 def _stale_triggers(uow: UnitOfWork) -> bool:
-    """Whether the triggers in force were made from another mapping than this program's."""
+    """Whether the triggers in force were made from another mapping than this program's, or were never recorded."""
     rows = uow._rows("SELECT mapping FROM consensus_orm_state")
     made_from = rows[0][0] if rows else uow.phase  # raises: a copy that was not finished has none
     if made_from is None:
         return uow.catalog.needs_triggers
     # At CONTRACT none of them speaks of the legacy side, whose models are imported no more.
-    return uow.phase.has_legacy and bool(made_from != uow.statements.fingerprint)
+    if not uow.phase.has_legacy:
+        return False
+    recorded = bool(phase_guards.recorded(uow))
+    # What is missing is somebody's to decide on, and must not be papered over.
+    return not recorded or (made_from != uow.statements.fingerprint and not phase_guards.look(uow))
+
+
+def _install_triggers(uow: UnitOfWork) -> None:
+    """Install the triggers of the phase from this program's mapping."""
+    missing = [] if phase_guards.recorded(uow) else phase_guards.not_installed(uow)
+    uow.catalog.install_triggers(uow, uow.phase)
+    uow._execute("UPDATE consensus_orm_state SET mapping = ?", (uow.statements.fingerprint,))
+    if missing:  # what was written meanwhile was noticed by nobody
+        ledger.audit(uow, "mend guards", found=[f"trigger {name} is missing" for name in missing])
+        phase_guards.void(uow)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
-from consensus_orm import errors
+from consensus_orm import errors, phase_guards
 from consensus_orm.catalog import Catalog, catalog
 from consensus_orm.driver import Cursor, Driver, Parameters
 from consensus_orm.engine import borrow, translate, translated
@@ -139,6 +139,8 @@ class UnitOfWork:
             row = self._connected.read_phase()
         if row is not None:
             self._phase, self._epoch = Phase(row[0]), row[1]
+            if len(row) > 2 and row[2] != row[3]:
+                phase_guards.notice(self)
         elif not (self.read_only and self._readable):
             self.phase  # noqa: B018 - raises
 
@@ -323,7 +325,13 @@ class UnitOfWork:
         except driver.Error as error:
             if self.read_only and driver.is_read_only(error):
                 raise errors.ReadOnlyUnitOfWorkError from error
-            raise (translate(error, self.engine) or error) from error
+            raise (self._missing(error) or translate(error, self.engine) or error) from error
+
+    def _missing(self, error: Exception) -> errors.TableMissingError | None:
+        """What a statement that failed says of a table of ours that another program has dropped."""
+        if self._phase is None or not self._connected.is_missing_table(error):
+            return None
+        return phase_guards.missing_table(self, error)
 
     def _together(self, *statements: tuple[str, Parameters]) -> list[Any] | None:
         """Run several statements of our own with one trip to the server, or none of them; the first row of each.

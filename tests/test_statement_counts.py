@@ -87,7 +87,10 @@ def phase_of(request: pytest.FixtureRequest) -> Phase:
 
 @pytest.mark.sqlite
 def test_a_unit_of_work_itself(every_phase: ConsensusStore, query_counter: QueryCounter) -> None:
-    """A writer sends BEGIN IMMEDIATE between two pragmas, one read of the phase, and COMMIT: nothing else."""
+    """A writer sends BEGIN IMMEDIATE between two pragmas, one read of the phase, and COMMIT: nothing else.
+
+    The read of the phase also says whether the schema is the one whose guards were last found in place.
+    """
     with every_phase.unit_of_work():
         pass
     with query_counter(every_phase) as queries, every_phase.unit_of_work():
@@ -96,7 +99,7 @@ def test_a_unit_of_work_itself(every_phase: ConsensusStore, query_counter: Query
         "PRAGMA busy_timeout = 0",
         "BEGIN IMMEDIATE",
         "PRAGMA busy_timeout = 5000",
-        "SELECT phase, epoch FROM",
+        "SELECT phase, epoch, schema_version, (SELECT schema_version FROM pragma_schema_version) FROM",
         "COMMIT",
     ]
 
@@ -106,14 +109,14 @@ def test_a_unit_of_work_itself(every_phase: ConsensusStore, query_counter: Query
 def test_a_unit_of_work_on_a_server_itself(
     every_phase: ConsensusStore, query_counter: QueryCounter, read_only: bool
 ) -> None:
-    """Begin, lock and phase go as one message, COMMIT as another: nothing else."""
+    """Begin, lock and phase, with the state of its guards, go as one message, COMMIT as another: nothing else."""
     with every_phase.unit_of_work():
         pass
     with query_counter(every_phase) as queries, every_phase.unit_of_work(read_only=read_only):
         pass
     assert queries.verbs == ["BEGIN", "COMMIT"]
     assert ("LOCK TABLE consensus_orm_state IN ROW SHARE MODE" in queries[0]) is not read_only
-    assert "SELECT phase" in queries[0]
+    assert ("SELECT phase" if read_only else "EXECUTE consensus_orm_enter") in queries[0]
 
 
 @pytest.mark.sqlite

@@ -56,7 +56,7 @@ class _Seen:
 def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
     """Show where the migration stands, and the next command.
 
-    Writes nothing. The exit code is 1 while mismatches or rejects are open.
+    Writes nothing. The exit code is 1 while mismatches or rejects are open, or what guards the phase is not in place.
     """
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program asks for `status --json` as often as it likes")
@@ -69,7 +69,7 @@ def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
         _show_status_json(app, seen)
     elif not watch:
         _show_status(app, seen)
-    if seen.status.mismatches or seen.status.rejects:
+    if seen.status.mismatches or seen.status.rejects or seen.status.guards:
         ctx.exit(1)
 
 
@@ -138,6 +138,7 @@ def _facts(
     yield "certificate", _certificate(found, now)
     yield "mismatches", f"{found.mismatches:,} open{_grouped(mismatches)}"
     yield "rejects", f"{found.rejects:,} open"
+    yield "guards", "; ".join(found.guards) or "in place"
     yield "foreign writes", f"{found.foreign_writes:,} to adopt"
     soaks = phase.writes_normalized and phase.next is not None
     yield "soak", f"{span(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"

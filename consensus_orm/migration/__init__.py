@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm import errors, files, ledger
+from consensus_orm import errors, files, ledger, phase_guards
 from consensus_orm.lock import Lock
 from consensus_orm.migration import audit as audit_records
 from consensus_orm.migration import gates
@@ -171,8 +171,20 @@ class Migration:
         Raises:
             WrongPhaseError: There is only one side.
         """
+        if self._mend(dry_run=dry_run) and not self.phase.writes_normalized:
+            return ReconcileReport(dry_run, 0, (), 0)  # there was nothing else to do
         require_two_sides(self.phase)
         return reconcile(self._reading, self._writing, dry_run=dry_run, progress=progress)
+
+    def _mend(self, *, dry_run: bool) -> bool:
+        """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
+        with self._reading() as uow:
+            flaws = phase_guards.look(uow)
+            if any(flaw.side for flaw in flaws):
+                raise phase_guards.broken(uow, flaws)
+        if flaws and not dry_run:
+            self._flipping.run(phase_guards.mend)
+        return bool(flaws)
 
     def advance(
         self,
@@ -475,13 +487,13 @@ class Migration:
 
 
 def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> int:
-    _expect(uow, phase)
+    _expect_guarded(uow, phase)
     return drain(uow, limit=limit)
 
 
 def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) -> None:
     uow.catalog.keep_out(uow)
-    _expect(uow, now)
+    _expect_guarded(uow, now)
     while drain(uow):
         pass
     stuck = repair_open(uow) if now.compares else 0
@@ -514,6 +526,12 @@ def _expect(uow: UnitOfWork, phase: Phase) -> None:
         raise errors.PhaseChangedError(
             f"the phase is {uow.phase.name} by now, not {phase.name}", expected=phase, phase=uow.phase
         )
+
+
+def _expect_guarded(uow: UnitOfWork, phase: Phase) -> None:
+    """Expect a phase, and that rows of both sides are what its triggers have seen."""
+    _expect(uow, phase)
+    phase_guards.require(uow)
 
 
 def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from consensus_orm import checkpoints, errors, ledger
+from consensus_orm import checkpoints, errors, ledger, phase_guards
 from consensus_orm.checkpoints import Checkpoints
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.carry import (
@@ -99,6 +99,7 @@ def _print_statements(statements: Statements, pair: Pair) -> None:
 
 def _drain_once(uow: UnitOfWork, limit: int) -> int:
     require_dual_write(uow.phase)
+    phase_guards.require(uow)
     return drain(uow, limit=limit)
 
 
@@ -182,6 +183,7 @@ class _Chunks:
     def _next(self) -> bool:
         with self.writing() as uow:
             require_dual_write(uow.phase)
+            phase_guards.require(uow)
             self.pace.begin(uow)
             self.log.relieve(uow, in_company=self.pace.in_company)
             # First what others wrote: a row that one of them deleted would look like one to carry.

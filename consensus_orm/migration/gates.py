@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from consensus_orm import ledger
+from consensus_orm import ledger, phase_guards
 from consensus_orm.migration.backfill import is_finished
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Obstacle", "obstacles", "soak_left"]
@@ -43,7 +43,7 @@ def obstacles(uow: UnitOfWork, *, soak: bool = True) -> list[Obstacle]:
         The obstacles; empty where the gate is open.
     """
     phase = uow.phase
-    found: list[Obstacle] = []
+    found = [Obstacle(flaw.told) for flaw in phase_guards.look(uow)]
     if not phase.writes_normalized:
         found += _missing_tables(uow)
     else:
@@ -77,11 +77,13 @@ def _words(duration: timedelta) -> str:
 
 
 def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
-    mapping = uow.statements.mapping
-    there = uow.catalog.tables(uow)
-    for table in (*(p.table for p in mapping.parents), *(p.table for p in mapping.pairs)):
-        if table.name.lower() not in there:
-            yield Obstacle(f"table {table.name} does not exist; run: consensus-orm upgrade")
+    there = {name.lower() for name in uow.catalog.tables(uow)}
+    known = {guard.name.lower() for guard in phase_guards.recorded(uow)}  # of those the flaws have told
+    for table in phase_guards.normalized_tables(uow.statements.mapping):
+        if table.name.lower() not in there | known:
+            yield Obstacle(
+                f"table {table.name} does not exist; run: consensus-orm reconcile --rebuild {Side.NORMALIZED}"
+            )
 
 
 def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:

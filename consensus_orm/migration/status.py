@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from consensus_orm import ledger
+from consensus_orm import ledger, phase_guards
 from consensus_orm.mapping import Pair
 from consensus_orm.migration import gates
 from consensus_orm.migration.audit import when
@@ -25,8 +25,9 @@ class PairStatus(BaseModel):
 
     name: str
     legacy_rows: int | None
-    """None where the legacy table does not exist."""
+    """None where the table does not exist."""
     normalized_rows: int | None
+    """None where one of the tables does not exist."""
     backfilled: int
     backfill_finished: bool
 
@@ -64,6 +65,8 @@ class MigrationStatus(BaseModel):
     rejects: int
     foreign_writes: int
     """Writes of programs that know one side only and that are not adopted yet."""
+    guards: list[str]
+    """Triggers and tables that guard the phase and are not in place, by name; empty where all is as recorded."""
     soak_left: timedelta
     gate: list[str]
     """What keeps the gate to the next phase shut; empty where it is open."""
@@ -96,13 +99,14 @@ def collect(uow: UnitOfWork, initial: Phase) -> MigrationStatus:
         reads=phase.truth,
         pairs=[_pair(uow, pair, phase) for pair in uow.statements.mapping.pairs],
         parents={
-            p.table.name: _count(uow, f"SELECT count(*) FROM {quoted(p.table.name)}") or 0
+            p.table.name: _rows_of(uow, [p.table.name], f"SELECT count(*) FROM {quoted(p.table.name)}") or 0
             for p in uow.statements.mapping.parents
         },
         certificate=_certificate(uow),
         mismatches=ledger.open_mismatches(uow) if uow.prepared else 0,
         rejects=ledger.open_rejects(uow) if uow.prepared else 0,
         foreign_writes=(_count(uow, "SELECT count(*) FROM consensus_orm_changes") or 0) if phase.compares else 0,
+        guards=[flaw.text for flaw in phase_guards.look(uow)] if uow.prepared else [],
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
         gate=obstacles if phase.next else [],
         next_command=_next_command(uow.prepared, phase, step, obstacles),
@@ -126,14 +130,21 @@ def _next_command(prepared: bool, phase: Phase, step: str | None, obstacles: lis
 
 def _pair(uow: UnitOfWork, pair: Pair, phase: Phase) -> PairStatus:
     sql = uow.statements[pair]
+    own = [pair.table.name, *([] if pair.parent is None else [pair.parent.table.name])]
     done = uow._rows("SELECT rows FROM consensus_orm_backfill WHERE pair = ?", (pair.name,))
     return PairStatus(
         name=pair.name,
-        legacy_rows=_count(uow, sql.count(Side.LEGACY, ())) if phase.has_legacy else None,
-        normalized_rows=_count(uow, sql.count(Side.NORMALIZED, ())),
+        legacy_rows=_rows_of(uow, [pair.legacy_name], sql.count(Side.LEGACY, ())) if phase.has_legacy else None,
+        normalized_rows=_rows_of(uow, own, sql.count(Side.NORMALIZED, ())),
         backfilled=done[0][0] if done else 0,
         backfill_finished=uow.prepared and is_finished(uow, pair),
     )
+
+
+def _rows_of(uow: UnitOfWork, tables: list[str], sql: str) -> int | None:
+    """What a query counts; None where another program has dropped one of its tables, or nobody has made it yet."""
+    there = {name.lower() for name in uow.catalog.tables(uow)}
+    return _count(uow, sql) if all(table.lower() in there for table in tables) else None
 
 
 def _count(uow: UnitOfWork, sql: str) -> int | None:

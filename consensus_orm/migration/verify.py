@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from consensus_orm import errors, ledger
+from consensus_orm import errors, ledger, phase_guards
 from consensus_orm._version import __version__
 from consensus_orm.mapping import Pair, Parent
 from consensus_orm.migration.backfill import is_finished, set_aside
@@ -119,8 +119,12 @@ def verify(
     Raises:
         WrongPhaseError: There are no two sides to compare.
         PhaseChangedError: The phase changed meanwhile; what was seen counts no more.
+        GuardsBrokenError: A trigger or a table that guards the phase is not in place: what is written now is
+            noticed by nobody, so nothing can be certified.
     """
     started = time.monotonic()
+    with reading() as uow:
+        phase_guards.require(uow)
     seen = reading.repeat(lambda: scan(reading, progress))
     return writing.run(lambda uow: _conclude(uow, seen, started))
 
@@ -283,6 +287,7 @@ def chunks(look: Look, bounds: tuple[str, str]) -> Iterator[tuple[dict[str, Any]
 
 def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     """Read again under the lock what seemed to differ, record what still does, and certify."""
+    phase_guards.require(uow)
     require_epoch(uow, seen)
     differences = [
         difference
@@ -308,7 +313,8 @@ def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
     """Refuse to go on from a scan of a phase that is over."""
     if uow.epoch != seen.epoch:
         raise errors.PhaseChangedError(
-            f"the phase changed to {uow.phase.name} while the sides were compared", phase=uow.phase
+            f"the phase changed to {uow.phase.name}, or what guards it was mended, while the sides were compared",
+            phase=uow.phase,
         )
 
 

@@ -7,7 +7,7 @@ do not fire for them at all, and there is nothing to forget afterwards.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from consensus_orm.phase import Phase
 from consensus_orm.phase_guards import GUARDS, Standing
 from consensus_orm.postgresql import triggers
 from consensus_orm.postgresql.dropping import PostgresLegacyTables
+from consensus_orm.postgresql.fence import COOKIE
 from consensus_orm.sql import literal, quoted
 from consensus_orm.statements import Statements
 from consensus_orm.triggers import PREFIX, Trigger
@@ -136,6 +137,27 @@ class PostgresCatalog(Catalog):
         """Our triggers, each with its function, and the tables that are found by their names alone."""
         rows = uow._rows(STANDING)
         return [Standing(*row) for row in rows]
+
+    def cookie(self, uow: UnitOfWork) -> int:
+        """What differs after a change of our triggers, their functions, or the tables they stand on."""
+        return int(uow._rows(f"SELECT {COOKIE}")[0][0])
+
+    def muted(self, uow: UnitOfWork) -> list[str]:
+        """Settings of databases and roles that keep triggers from firing."""
+        rows = uow._rows(
+            "SELECT coalesce(r.rolname, 'all roles') FROM pg_db_role_setting AS s"
+            " LEFT JOIN pg_roles AS r ON r.oid = s.setrole CROSS JOIN unnest(s.setconfig) AS c(setting)"
+            " WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
+            " AND c.setting = 'session_replication_role=replica' ORDER BY 1"
+        )
+        return [
+            f"session_replication_role is replica for {role}, so no trigger fires for what they write;"
+            " reset it with ALTER ROLE or ALTER DATABASE"
+            for (role,) in rows
+        ]
+
+    def silence_those_that_fail(self, uow: UnitOfWork, tables: Collection[str]) -> None:
+        """Nothing: no function of ours looks into a table that is not there."""
 
     def name_taken(self, uow: UnitOfWork, trigger: Trigger) -> str | None:
         """The table itself, where another program has a trigger of this name on it."""

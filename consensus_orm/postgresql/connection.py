@@ -27,7 +27,7 @@ from consensus_orm.lock import Lock
 from consensus_orm.mapping import Mapping as Declaration
 from consensus_orm.pool import Pool
 from consensus_orm.postgresql.errors import translate
-from consensus_orm.postgresql.fence import REFUSALS, ROWS, TABLES, Fence
+from consensus_orm.postgresql.fence import REFUSALS, ROWS, TABLES, Entry, Fence
 from consensus_orm.postgresql.guard import ServerGuard
 from consensus_orm.postgresql.parameters import bindable, spelled
 from consensus_orm.postgresql.triggers import INSTALLED
@@ -44,6 +44,13 @@ FLIP_PATIENCE = 250
 MOST_PATIENCE = 2000
 """That of its later tries, each twice as long as the one before: an autovacuum gives way only to who waits for
 deadlock_timeout (1 s)."""
+
+LESS = (
+    psycopg.errors.InvalidSqlStatementName,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.InsufficientPrivilege,
+)
+"""Why a unit of work has to ask for less at its begin: a pooler forgets what is prepared, or the role may not look."""
 
 _READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
@@ -69,6 +76,8 @@ class ServerConnection(psycopg.Connection[Any]):
     _lock = Lock.NONE
     _flipping: float | None = None
     """Since when it keeps writers waiting."""
+    _entering: Fence | None = None
+    """The fence whose statement that reads the phase is prepared."""
     _fresh = False
     """Whether a unit of work has begun and nothing else was sent."""
 
@@ -105,15 +114,26 @@ class ServerConnection(psycopg.Connection[Any]):
     def begin_unit(self, lock: Lock) -> None:
         """Begin the transaction of a unit of work: lock and phase come with the same message."""
         self._phase, self._transaction, self._lock = None, None, lock
-        fence = self.source.fence
+        fence, entry = self.source.fence, self._entry(lock)
         try:
-            result = self._send(self.source.begin_with(lock))
+            result = self._send(self.source.begin_with(lock, entry))
         except psycopg.errors.UndefinedTable:
             self.rollback()
             self.begin(write=lock is not Lock.NONE)
             return
+        except LESS:
+            self.rollback()
+            if entry is Entry.BARE:
+                raise
+            self.source.entry = entry.next
+            self.begin_unit(lock)
+            return
         except REFUSALS as refused:
             self.rollback()
+            if entry is not Entry.BARE:  # it may be the catalog that is not there
+                self.source.entry = Entry.BARE
+                self.begin_unit(lock)
+                return
             if fence is ROWS:
                 raise
             self.source.lock_rows(self, refused)
@@ -124,10 +144,28 @@ class ServerConnection(psycopg.Connection[Any]):
             raise
         if result.ntuples:
             phase, epoch, *more = (result.get_value(0, column) for column in range(result.nfields))
-            self._phase = int(phase or 0), int(epoch or 0)
+            cookies = [None if cookie is None else int(cookie) for cookie in more[2:]]
+            self._phase = int(phase or 0), int(epoch or 0), *cookies
             self._transaction = (more[0] or b"").decode() if more else None
         self._fresh = True
         self._flipping = time.monotonic() if lock is Lock.FLIP else None
+
+    def _entry(self, lock: Lock) -> Entry:
+        """How a unit of work reads the phase: those that write rows ask on the way whether a trigger was touched."""
+        if lock is not Lock.WRITE:
+            return Entry.BARE
+        if self.source.entry is Entry.PREPARED and self._entering is not self.source.fence:
+            try:
+                self._send(self.source.fence.prepare())
+            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+                return Entry.BARE  # nobody has upgraded the database yet
+            except psycopg.Error as error:
+                if error.sqlstate is None:
+                    raise
+                self.source.entry = Entry.TEXT
+            else:
+                self._entering = self.source.fence
+        return self.source.entry
 
     def _end(self) -> None:
         self._transaction = None
@@ -155,7 +193,7 @@ class ServerConnection(psycopg.Connection[Any]):
         return result
 
     def read_phase(self) -> tuple[Any, ...] | None:
-        """Phase and epoch as they came with the begin; None where the database does not have our tables."""
+        """Phase and epoch, and the cookies of the guards, as they came with the begin."""
         return self._phase
 
     def hold(self, lock: Lock) -> None:
@@ -217,6 +255,10 @@ class ServerConnection(psycopg.Connection[Any]):
     def is_missing_table(error: BaseException) -> bool:
         """Whether a statement of ours failed because its table is not there."""
         return getattr(error, "sqlstate", None) == psycopg.errors.UndefinedTable.sqlstate
+
+    def has_table(self, name: str) -> bool:
+        """No: the code of the error said so, and after it the server answers nothing in this transaction."""
+        return False
 
     @staticmethod
     def is_read_only(error: BaseException) -> bool:
@@ -319,6 +361,8 @@ class ServerSource:
         self.settings = settings
         self.database = url.database
         self.patience = settings.busy_timeout.total_seconds()
+        self.entry = Entry.PREPARED
+        """How units of work read the phase."""
         self.flips = 0
         """How many flips were begun since one was committed."""
         self.longest_flip = 0.0
@@ -331,15 +375,16 @@ class ServerSource:
         self._arguments = arguments_of(url)
 
     def _keep_apart(self, fence: Fence) -> None:
-        self._begin = {lock: fence.begin(lock, self.settings.isolation, None) for lock in Lock if lock}
+        isolation = self.settings.isolation
+        self._begin = {(lock, e): fence.begin(lock, isolation, None, e) for lock in Lock if lock for e in Entry}
         self.fence = fence  # last: who sees it has what goes with it
 
-    def begin_with(self, lock: Lock) -> bytes:
+    def begin_with(self, lock: Lock, entry: Entry) -> bytes:
         """What begins a unit of work; each flip is more patient than the one before that did not come through."""
         if lock is Lock.NONE:
             return _READ
         if lock is not Lock.FLIP:
-            return self._begin[lock]
+            return self._begin[lock, entry]
         self.flips += 1
         patience = min(FLIP_PATIENCE * 2 ** (self.flips - 1), MOST_PATIENCE)
         return self.fence.begin(lock, self.settings.isolation, patience)
@@ -354,7 +399,7 @@ class ServerSource:
         Raises:
             MigrationError: It takes some of the locks on tables. Programs would then use different fences.
         """
-        for lock in self._begin:
+        for lock in (lock for lock in Lock if lock):
             try:
                 connection._send(TABLES.begin(lock, self.settings.isolation, FLIP_PATIENCE))
             except REFUSALS:
@@ -369,6 +414,7 @@ class ServerSource:
                 hint="use PostgreSQL, or an engine that takes all of them or none",
             ) from refused
         self._keep_apart(ROWS)
+        self.entry = Entry.PREPARED
 
     def connect(self) -> Any:
         """Open a connection.

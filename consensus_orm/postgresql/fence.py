@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from typing import ClassVar
 
 import psycopg
@@ -18,7 +19,7 @@ from consensus_orm.lock import Lock
 from consensus_orm.settings import Isolation
 from consensus_orm.sql import quoted
 
-__all__ = ["REFUSALS", "ROWS", "TABLES", "Fence"]
+__all__ = ["COOKIE", "REFUSALS", "ROWS", "TABLES", "Entry", "Fence"]
 
 REFUSALS = (psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError, psycopg.errors.UndefinedFunction)
 """How an engine says that it does not have something: 0A000, 42601 and 42883."""
@@ -26,11 +27,42 @@ REFUSALS = (psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError, psyc
 
 _TURNSTILE = "SELECT FROM consensus_orm_version"
 
+COOKIE = (
+    "(SELECT coalesce(bit_xor(hashtextextended(concat_ws(' ', c.oid, c.relname, c.relnamespace, t.tgname, t.tgenabled,"
+    " t.xmin, p.xmin), 0)), 0) FROM consensus_orm_guards AS g JOIN pg_class AS c ON c.oid = CAST(g.definition AS oid)"
+    " JOIN pg_trigger AS t ON t.tgrelid = c.oid JOIN pg_proc AS p ON p.oid = t.tgfoid"
+    " WHERE g.kind = 'table' AND NOT t.tgisinternal)"
+)
+"""A number that differs once a guarded table was dropped or renamed, or a trigger on it, or its function, was changed.
+
+`xmin` is the transaction that wrote an entry of the catalog last."""
+
+
+class Entry(Enum):
+    """How a unit of work reads the phase, and with it whether what guards the phase was touched."""
+
+    PREPARED = "prepared"
+    """By a prepared statement: planning the question costs 120 us more, and this 15 (measured)."""
+    TEXT = "text"
+    """By its text: somebody between us and the server keeps no prepared statements."""
+    BARE = "bare"
+    """The phase alone: the engine's catalog cannot be asked."""
+
+    @property
+    def next(self) -> Entry:
+        """What to try instead."""
+        return Entry.TEXT if self is Entry.PREPARED else Entry.BARE
+
 
 class Fence(ABC):
     """What is sent for each strength of `Lock`."""
 
-    def begin(self, lock: Lock, isolation: Isolation, patience: int | None) -> bytes:
+    statement: ClassVar[str]
+    """The name of the prepared statement that reads the phase."""
+    number: ClassVar[str]
+    """What gives the number of the transaction."""
+
+    def begin(self, lock: Lock, isolation: Isolation, patience: int | None, entry: Entry = Entry.BARE) -> bytes:
         """What begins a unit of work that writes, in one message.
 
         The lock comes before the first look at any row, so that what is seen is not older than the lock (at
@@ -40,16 +72,34 @@ class Fence(ABC):
             lock: Its lock; not NONE.
             isolation: Of its transaction.
             patience: Longest wait for the lock in ms; that of the connection where left out.
+            entry: How the phase is read.
 
         Returns:
-            Statements of which the last gives phase, epoch, and the number of the transaction, '' where it has none.
+            Statements of which the last gives phase, epoch, and the number of the transaction, '' where it has none;
+            unless the entry is bare, also the recorded cookie of the guards, and the cookie now.
         """
         isolation = self._isolation(lock, isolation)
         limit = "" if patience is None else f" SET LOCAL lock_timeout = {patience};"
         # Who carries looks at ranges, for which there is no plan to keep.
         plans = "" if lock is Lock.WRITE else " SET LOCAL plan_cache_mode = auto;"
-        by = f"set_config('consensus_orm.by', '{'repository' if lock is Lock.WRITE else 'carrier'}', true)"
-        return f"BEGIN ISOLATION LEVEL {isolation.sql};{limit}{plans} {self._enter(lock, by)}".encode()
+        look = f"EXECUTE {self.statement}" if entry is Entry.PREPARED else self._look(lock, entry)
+        return f"BEGIN ISOLATION LEVEL {isolation.sql};{limit}{plans} {self._enter(lock)}; {look}".encode()
+
+    def prepare(self) -> bytes:
+        """What prepares, on a connection, the statement by which a unit of work reads the phase."""
+        return f"PREPARE {self.statement} AS {self._look(Lock.WRITE, Entry.PREPARED)}".encode()
+
+    def _look(self, lock: Lock, entry: Entry) -> str:
+        """What reads the phase, and tells our triggers whose writes follow."""
+        by = "repository" if lock is Lock.WRITE else "carrier"
+        cookies = "" if entry is Entry.BARE else f", schema_version, {COOKIE}"
+        return (
+            f"SELECT phase, epoch, {self.number}, set_config('consensus_orm.by', '{by}', true){cookies}"
+            f" FROM consensus_orm_state WHERE id = 1{self._lock_too(lock)}"
+        )
+
+    def _lock_too(self, lock: Lock) -> str:
+        return ""
 
     @abstractmethod
     def hold(self, lock: Lock) -> str:
@@ -71,7 +121,7 @@ class Fence(ABC):
         return asked
 
     @abstractmethod
-    def _enter(self, lock: Lock, by: str) -> str: ...
+    def _enter(self, lock: Lock) -> str: ...
 
 
 class _Tables(Fence):
@@ -81,6 +131,8 @@ class _Tables(Fence):
     none that a writer takes.
     """
 
+    statement = "consensus_orm_enter"
+    number = "CAST(pg_current_xact_id() AS TEXT)"
     _modes: ClassVar = {Lock.WRITE: "ROW SHARE", Lock.CARRY: "SHARE UPDATE EXCLUSIVE", Lock.FLIP: "EXCLUSIVE"}
 
     def hold(self, lock: Lock) -> str:
@@ -89,9 +141,8 @@ class _Tables(Fence):
     def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"LOCK TABLE {', '.join(map(quoted, sorted(tables)))} IN SHARE ROW EXCLUSIVE MODE"
 
-    def _enter(self, lock: Lock, by: str) -> str:
-        number = "CAST(pg_current_xact_id() AS TEXT)"
-        return f"{self.hold(lock)}; SELECT phase, epoch, {number}, {by} FROM consensus_orm_state WHERE id = 1"
+    def _enter(self, lock: Lock) -> str:
+        return self.hold(lock)
 
 
 class _Rows(Fence):
@@ -102,6 +153,8 @@ class _Rows(Fence):
     writers lock only to go through, and which a flip keeps locked while it waits for those who are within.
     """
 
+    statement = "consensus_orm_enter_by_row"
+    number = "''"
     _modes: ClassVar = {Lock.WRITE: "KEY SHARE", Lock.CARRY: "NO KEY UPDATE", Lock.FLIP: "UPDATE"}
 
     def hold(self, lock: Lock) -> str:
@@ -118,12 +171,14 @@ class _Rows(Fence):
         # A snapshot that is older than the lock would bring back what was deleted while it was waited for.
         return asked if lock is Lock.WRITE else Isolation.READ_COMMITTED
 
-    def _enter(self, lock: Lock, by: str) -> str:
-        phase = f"SELECT phase, epoch, '', {by} FROM consensus_orm_state WHERE id = 1 FOR {self._modes[lock]}"
+    def _lock_too(self, lock: Lock) -> str:
+        return f" FOR {self._modes[lock]}"
+
+    def _enter(self, lock: Lock) -> str:
         if lock is Lock.FLIP:
-            return f"{_TURNSTILE} FOR UPDATE; {phase}"
+            return f"{_TURNSTILE} FOR UPDATE"
         # What a savepoint locked is free again when it is rolled back.
-        return f"SAVEPOINT turnstile; {_TURNSTILE} FOR KEY SHARE; ROLLBACK TO SAVEPOINT turnstile; {phase}"
+        return f"SAVEPOINT turnstile; {_TURNSTILE} FOR KEY SHARE; ROLLBACK TO SAVEPOINT turnstile"
 
 
 TABLES: Fence = _Tables()

@@ -89,10 +89,12 @@ def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried
     """Note the rows of one side that are written by those whom a condition names."""
     key = quoted(pair.key.name)
     old, new = f"OLD.{key}", f"NEW.{key}"
-    there = f"SELECT 1 FROM {quoted(pair.table.name)} WHERE {key} = {old}"
-    carried = f" WHERE EXISTS ({there})" if carried_only else ""
+    own = quoted(pair.table.name)
+    carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {key} = {old})" if carried_only else ""
+    # A body that looks into a table which another program has dropped would fail each write.
+    gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
     body = (
-        f"IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}) THEN"
+        f"{gone}IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}) THEN"
         f" {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
         f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, 'lower(TG_OP)')}{carried}; END IF; RETURN NULL;"
     )
