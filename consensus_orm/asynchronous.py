@@ -572,6 +572,7 @@ class AsyncConsensusStore(_Asynchronous):
         return call
 
     upgrade = _asynchronous(ConsensusStore.upgrade)
+    pending_rewrite = _asynchronous(ConsensusStore.pending_rewrite)
 
     async def _on_a_thread(self, fn: Callable[[], T], cancelled: Callable[[], object] | None = None) -> T:
         thread = await self._threads.take()

@@ -31,6 +31,7 @@ __all__ = [
     "ReadOnlyDatabaseError",
     "ReadOnlyUnitOfWorkError",
     "RetryCancelledError",
+    "RewriteNotConfirmedError",
     "SchemaError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
@@ -227,6 +228,16 @@ class SchemaTooNewError(SchemaError):
     """The schema was made by a newer release than this program."""
 
     hint = "nothing was changed; install that release of consensus_orm or a later one"
+
+
+class RewriteNotConfirmedError(SchemaError):
+    """This upgrade makes tables of another program anew, and nobody has said that it may.
+
+    `rewrite`, where the file was looked at, says which tables, and where the backup goes.
+    """
+
+    hint = "nothing was changed; run: consensus-orm upgrade --yes, which makes a verified backup first"
+    rewrite: Any = None
 
 
 class DowngradeRefusedError(SchemaError):

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     wal_autocheckpoint: int = Field(default=1000, ge=0, le=INT)
     """PRAGMA wal_autocheckpoint in pages."""
 
+    protect: bool = True
+    """Whether an upgrade sets the user_version of a file of consensus data to 3, which the founding builds refuse."""
+
     isolation: Isolation = Isolation.READ_COMMITTED
     """PostgreSQL's isolation of units of work that write; read-only ones always see one snapshot."""
 

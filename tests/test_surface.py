@@ -36,7 +36,8 @@ SURFACE: dict[type, dict[str, str]] = {
         "unit_of_work": "*, read_only=False",
         "run": "work, *, read_only=False, cancel=None",
         "in_unit_of_work": "work",
-        "upgrade": "progress=None",
+        "upgrade": "progress=None, *, rewrite=False, protect=None",
+        "pending_rewrite": "",
         "close": "",
     },
     ConsensusUnitOfWork: {"on_commit": "callback", "repository": "pair"},
@@ -46,7 +47,8 @@ SURFACE: dict[type, dict[str, str]] = {
         "unit_of_work": "*, read_only=False",
         "run": "work, *, read_only=False",
         "in_unit_of_work": "work",
-        "upgrade": "progress=None",
+        "upgrade": "progress=None, *, rewrite=False, protect=None",
+        "pending_rewrite": "",
         "close": "",
     },
     AsyncConsensusUnitOfWork: {
@@ -85,7 +87,7 @@ SURFACE: dict[type, dict[str, str]] = {
     },
     Migration: {
         "status": "",
-        "upgrade": "progress=None",
+        "upgrade": "progress=None, *, rewrite=False, protect=None",
         "backfill": "progress=None",
         "verify": "progress=None",
         "advance": "to=None, *, reason=None, force=False, soak=True, progress=None",

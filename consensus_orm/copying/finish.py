@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consensus_orm import ledger
+from consensus_orm.adoption import PROTECTED, UNPROTECTED
 from consensus_orm.copying.definitions import ABROAD, Definition
 from consensus_orm.copying.report import Unfit
 from consensus_orm.copying.source import Source, State
@@ -86,7 +87,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
     state = rest.state
     with target.unit() as uow:
         restored = target.restored(uow)
-        _set_phase(uow, state)
+        _set_phase(uow, state, _user_version(uow, state))
         rejected = list(_reject(uow, rest))
         _derive_again(uow, rest, tables)
         _keep_definitions(uow, target, source, rest)
@@ -100,15 +101,25 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         uow._execute(f"DROP TABLE {CHECKPOINTS}")
 
 
-def _set_phase(uow: UnitOfWork, state: State) -> None:
+def _user_version(uow: UnitOfWork, state: State) -> int | None:
+    """What a downgrade of the target gives back, or that of a copy back to SQLite: the number the source had."""
+    known = state.user_version if state.user_version in UNPROTECTED else None
+    if uow.statements.words.name == "sqlite":
+        protected = uow._rows("PRAGMA user_version")[0][0] == PROTECTED
+        return (known or 0) if protected else None
+    return known
+
+
+def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
     uow._execute(
-        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping)"
-        " VALUES (1, :phase, :epoch, :since, :mapping)",
+        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping, user_version)"
+        " VALUES (1, :phase, :epoch, :since, :mapping, :user_version)",
         {
             "phase": state.phase.value,
             "epoch": state.epoch,
             "since": ledger.milliseconds(uow) if state.since is None else state.since,
             "mapping": uow.statements.fingerprint,
+            "user_version": user_version,
         },
     )
 

@@ -160,6 +160,8 @@ class Target:
                 self._make_legacy(connection, made)
             self._make_others(connection, made)
             self._upgrade(connection)
+            if self.store._legacy is None and self.store.settings.protect:
+                schema.protect(connection)
             facts = {"source": self.source, "shape": shape, "restore": list(self._drop_foreign_keys(connection))}
             connection.exec_driver_sql(_CREATE)
             mark = "%s" if self.kind == "postgresql" else "?"

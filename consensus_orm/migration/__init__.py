@@ -57,9 +57,7 @@ class Migration:
         return Units(self._store, partial(self._take, Lock.FLIP))
 
     def _look(self) -> UnitOfWork:
-        uow = self._store._on_primary(read_only=True)
-        uow._readable = True  # a founding file has a status too, though its rows cannot be read yet
-        return uow
+        return self._store._on_primary(read_only=True, readable=True)  # a founding file has a status too
 
     def _take(self, lock: Lock) -> UnitOfWork:
         uow = self._store.unit_of_work()
@@ -114,19 +112,24 @@ class Migration:
 
     # Steps ----------------------------------------------------------------------------------------------
 
-    def upgrade(self, progress: Watch = None) -> list[str]:
+    def upgrade(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
         """Bring the schema to the newest revision; safe at any time and in any phase.
 
         Args:
-            progress: Called while a file is backed up whose tables are rewritten.
+            progress: Called while a file is backed up whose tables are made anew.
+            rewrite: Let tables be made anew that the dual-write or the final build made, after a verified backup
+                (`store.pending_rewrite` says which); those programs fail on them from then on.
+            protect: Whether to set the user_version of a file of consensus data to 3, which the dual-write and the
+                final build refuse; the setting where left out. What it was, `alembic downgrade base` gives back.
 
         Returns:
             The revisions that were applied; empty where there was nothing to do.
 
         Raises:
             SchemaError: The file cannot be adopted; it is untouched.
+            RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; it is untouched.
         """
-        return self._store.upgrade(progress)
+        return self._store.upgrade(progress, rewrite=rewrite, protect=protect)
 
     def backfill(self, progress: Watch = None) -> BackfillReport:
         """Carry the rows that were there before the dual write; goes on where an earlier one stopped.
@@ -205,7 +208,7 @@ class Migration:
             raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
         now = self.phase
         target = _not_behind(now, Phase.parse(to) if to is not None else now.next or now)
-        self.upgrade(progress)  # only now: what is refused has written nothing
+        self._store._upgrade_if_needed(progress)  # only now: what is refused has written nothing
         self._finish_interrupted(progress)
         while now < target:
             assert now.next is not None
@@ -347,15 +350,25 @@ class Migration:
         served = store.engine.dialect.name != "sqlite"
         if path is None and not served:
             return {}
-        folder = files.resolved(store.settings.backup_dir or (Path.cwd() if path is None else path.parent))
-        database = path or Path(str(store.engine.url.database).replace("/", "_"))
-        target = files.derived(database, f".before-{step}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", folder=folder)
+        target = self._backup_place(step, f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
         if served:
             from consensus_orm.copying.backup import backup_of_server
 
             return backup_of_server(store, target, progress)
         report = store.maintenance.backup(target, progress=of_pages(progress, "backup"))
         return {"backup": str(report.path)}
+
+    def _backup_place(self, step: str, time: str) -> Path:
+        """Where the backup before a step goes.
+
+        Args:
+            step: The step.
+            time: What tells the backup from those of other times.
+        """
+        store, path = self._store, self._store.path
+        folder = files.resolved(store.settings.backup_dir or (Path.cwd() if path is None else path.parent))
+        database = path or Path(str(store.engine.url.database).replace("/", "_"))
+        return files.derived(database, f".before-{step}-{time}", folder=folder)
 
     def rollback(
         self,
@@ -389,7 +402,7 @@ class Migration:
                 hint=f"run: consensus-orm advance {target.name.lower()}",
                 field="to",
             )
-        self.upgrade(progress)  # only now: what is refused has written nothing
+        self._store._upgrade_if_needed(progress)  # only now: what is refused has written nothing
         while now > target:
             assert now.previous is not None
             self._roll_back(now, now.previous, reason, progress)

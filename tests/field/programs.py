@@ -166,5 +166,9 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-PROGRAMS = {"first_version": FirstVersion, "dual_write_build": DualWriteBuild, "final_build": FinalBuild}
+PROGRAMS: dict[str, type[FirstVersion | FinalBuild]] = {
+    "first_version": FirstVersion,
+    "dual_write_build": DualWriteBuild,
+    "final_build": FinalBuild,
+}
 """By the name of the files that they make."""
