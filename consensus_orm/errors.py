@@ -44,6 +44,7 @@ __all__ = [
     "UnknownSchemaError",
     "UnknownSettingWarning",
     "UnmirroredWriteError",
+    "UnsafeDefinitionError",
     "WrongPhaseError",
 ]
 
@@ -228,6 +229,15 @@ class SchemaTooNewError(SchemaError):
     """The schema was made by a newer release than this program."""
 
     hint = "nothing was changed; install that release of consensus_orm or a later one"
+
+
+class UnsafeDefinitionError(SchemaError):
+    """What was saved of a legacy table is not the definition of a table, index or trigger, nor a row.
+
+    Somebody else wrote it, so it was not run.
+    """
+
+    hint = "nothing was changed; somebody else wrote into the database: restore a backup that you trust"
 
 
 class RewriteNotConfirmedError(SchemaError):

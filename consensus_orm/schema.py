@@ -81,9 +81,23 @@ def inspect(engine: Engine, legacy: Collection[str] | None = None) -> Identity:
         driver = engines.driver(pooled)
         engines.begin(driver, write=False)
         try:
+            if engine.dialect.name == "sqlite":
+                _trust(engine, driver)
             return _identify(driver, legacy)
         finally:
             driver.rollback()
+
+
+def _trust(engine: Engine, driver: engines.DriverConnection) -> None:
+    """Trust the schema of a file that has virtual tables, from this connection of an engine on.
+
+    A full-text index is often kept by triggers, which fire when we write; and an untrusted schema may use no virtual
+    table that SQLite does not call harmless, which for its own it does in its latest versions only (3.40 for none).
+    """
+    source = engines.source_of(engine)
+    virtual = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND ifnull(rootpage, 0) = 0)"
+    source.trusts_schema = source.settings.trusted_schema or bool(driver.execute(virtual).fetchone()[0])
+    driver.trust_schema(source.trusts_schema)
 
 
 def _identify(driver: Any, legacy: Collection[str] | None) -> Identity:

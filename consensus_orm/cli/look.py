@@ -140,6 +140,8 @@ def _facts(
     yield "rejects", f"{found.rejects:,} open"
     yield "foreign writes", f"{found.foreign_writes:,} to adopt"
     soaks = phase.writes_normalized and phase.next is not None
+    if found.rewrite is not None:
+        yield "upgrade", found.rewrite
     yield "soak", f"{span(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
 
 

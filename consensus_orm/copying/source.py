@@ -304,4 +304,5 @@ def _read_only(store: ConsensusStore) -> DriverConnection:
     connection.source, connection.query_only = source_of(store.engine), True
     for pragma, value in pragmas(settings).items():
         connection.execute(f"PRAGMA {pragma} = {value}").close()
+    connection.trust_schema(settings.trusted_schema)
     return connection

@@ -84,8 +84,9 @@ class Migration:
             Phase, rows on each side, backfill, certificate, open mismatches and rejects, and what the next
             gate still wants.
         """
+        rewrite = self._store.pending_rewrite() if self._store._identity.rewritten else None
         with self._reading() as uow:
-            return collect(uow, self._store.initial_phase)
+            return collect(uow, self._store.initial_phase, None if rewrite is None else str(rewrite))
 
     def history(self) -> list[audit_records.HistoryEntry]:
         """The audit: every change of phase and every repair, oldest first; writes nothing."""
