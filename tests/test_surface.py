@@ -99,6 +99,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "rehearse": "*, keep=None, writers=0, progress=None, tell=None",
         "history": "",
         "accept_reject": "number, *, reason",
+        "accept_rejects": "numbers=(), *, all_of=None, reason",
         "resolve_reject": "number",
         "accept_mismatch": "number, *, reason",
         "backup_before": "step, progress=None",

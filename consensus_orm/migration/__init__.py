@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -439,6 +439,32 @@ class Migration:
             ledger.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
 
         self._writing.run(accept)
+
+    def accept_rejects(self, numbers: Iterable[int] = (), *, all_of: str | None = None, reason: str) -> list[int]:
+        """Let the migration go on without several rejected rows; all of them are accepted, or none.
+
+        Args:
+            numbers: Their numbers in `rejects`.
+            all_of: Accept every open reject that has exactly this reason, too.
+            reason: Why they are not needed on the normalized side.
+
+        Returns:
+            The numbers that were accepted, in order.
+
+        Raises:
+            InvalidValueError: One of them is no open reject, none has that reason, or the reason is missing.
+        """
+        _require_reason(reason)
+        given = set(numbers)
+
+        def accept(uow: UnitOfWork) -> list[int]:
+            chosen = sorted(given | (set() if all_of is None else ledger.rejected_for(uow, all_of)))
+            for number in chosen:
+                ledger.accept_reject(uow, number, reason)
+            ledger.audit(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
+            return chosen
+
+        return self._writing.run(accept)
 
     def resolve_reject(self, number: int) -> bool:
         """Try again to carry a rejected row, after what was wrong with it has been mended.

@@ -447,3 +447,62 @@ def test_a_rehearsal_sees_what_an_upgrade_would_lose(name: str, path: Path, monk
     assert [proof.table for proof in report.proofs if not proof.equal] == [
         "consensus_syntheses" if "syntheses" in LOSSES[name] else "agent_outputs"
     ]
+
+
+# What is left behind as rejects ------------------------------------------------------------------------------
+
+
+def test_rejects_name_the_run_they_belong_to(path: Path) -> None:
+    """A row of a founding table has no key that anybody knows: spec, stage and time of its run tell which it is."""
+    builders.half_written_dual_writes(path)
+    call(path, "upgrade", "--yes")
+    listed = call(path, "rejects", code=1).stdout
+    assert "SPEC-X plan 2025-11-04 02:11:40" in listed
+    assert " -  " not in listed.partition("SPEC-X")[0]
+    found = json.loads(call(path, "rejects", "--json", code=1).stdout)
+    assert found[0]["belongs_to"] == {"spec_id": "SPEC-X", "stage": "plan", "run_timestamp": 1762222300000}
+    # An output whose run is gone belongs to nothing.
+    (orphan,) = [each for each in found if each["belongs_to"].get("spec_id") is None]
+    assert orphan["table"] == "agent_outputs"
+    assert all(content not in listed for content in ("only here", "same bytes", "not ok"))
+
+
+def test_odd_times_and_names_are_shown_as_they_are(path: Path) -> None:
+    """Whatever a program has put there, the list can be shown, and is one line for each reject."""
+    with builders.writing(path) as connection:
+        connection.executescript(builders.ARTIFACTS + builders.SYNTHESIS + builders.FOUNDING)
+        for number, (spec, at) in enumerate(
+            [("a\nb", 2**62), (b"\xff", -(2**62)), ("S", "not a time"), ("S", 0.5), ("S", b"\x00")], 1
+        ):
+            connection.execute("INSERT INTO consensus_runs VALUES (?, ?, 'plan', ?, 1, 0, NULL)", (number, spec, at))
+        connection.execute("INSERT INTO consensus_runs VALUES (9, CAST(x'ff' AS TEXT), 'plan', -1, 1, 0, NULL)")
+    call(path, "upgrade", "--yes")
+    lines = call(path, "rejects", code=1).stdout.splitlines()
+    assert len(lines) == 1 + 6
+    assert "FF plan -4611686018427387904" in lines[2]
+    assert "1969-12-31 23:59:59" in lines[6]
+
+
+def test_many_rejects_are_accepted_at_once(path: Path) -> None:
+    """By their numbers, or all that were rejected for one reason: all of them, or none."""
+    builders.half_written_dual_writes(path)
+    call(path, "upgrade", "--yes")
+    first, second, third, *_ = [each["id"] for each in json.loads(call(path, "rejects", "--json", code=1).stdout)]
+    result = call(path, "rejects", "accept", str(first), "999", "--reason", "r", code=2)
+    assert "no open reject 999" in result.stderr
+    assert len(json.loads(call(path, "rejects", "--json", code=1).stdout)) == 8
+    told = call(path, "rejects", "accept", str(second), str(third), "--reason", "known").stdout
+    assert told == f"2 rejects are accepted: {second}, {third}\n"
+    call(path, "rejects", "accept", "--all-of", "nobody's", "--reason", "r", code=2)
+    call(path, "rejects", "accept", "--reason", "r", code=2)
+    reason = "the legacy side has no such row"
+    (one,) = [r["id"] for r in json.loads(call(path, "rejects", "--json", code=1).stdout) if r["reason"] == reason][:1]
+    told = call(path, "rejects", "accept", str(one), "--all-of", reason, "--reason", "seen").stdout
+    assert "rejects are accepted" in told
+    left = json.loads(call(path, "rejects", "--json", code=1).stdout)
+    assert left
+    assert reason not in {each["reason"] for each in left}
+    entries = [e for e in json.loads(call(path, "history", "--json").stdout) if e["action"] == "accept rejects"]
+    assert [e["reason"] for e in entries] == ["known", "seen"]
+    assert entries[0]["detail"] == {"numbers": [second, third], "all_of": None}
+    assert entries[1]["detail"]["all_of"] == reason
