@@ -37,12 +37,22 @@ def run_from_command_line() -> None:
         settings = Settings()
         url = context.get_x_argument(as_dictionary=True).get("url", settings.url)
         engine = engines.create(url, settings)
-        schema.inspect(engine)  # refuses what cannot be adopted while nothing is written
-        engines.prepare(engine, settings)
+        # What cannot be adopted, or not without a backup, is refused while nothing is written.
+        if not schema.inspect(engine).rewritten:
+            engines.prepare(engine, settings)
         with engines.translated(engine), schema.changing(engine) as connection:
             run(connection)
+            if settings.protect and _has_upgraded(connection):
+                schema.protect(connection)
     except ConsensusError as error:
         raise CommandError(str(error)) from error
+
+
+def _has_upgraded(connection: Connection) -> bool:
+    """Whether revisions were applied that have brought a file to the newest one; going down reaches an older one."""
+    driver = engines.driver(connection.connection)
+    applied = context.config.attributes.get("applied")
+    return bool(applied) and schema.current(driver) == schema.head()
 
 
 if (given := context.config.attributes.get("connection")) is not None:

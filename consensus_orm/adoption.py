@@ -1,6 +1,6 @@
 """Files in the field: tell by inspection which program made one, and whether it can be adopted.
 
-The version number of a file (`user_version`) is not asked: programs forgot to set it. What counts is which
+The version number of a file (`user_version`) does not tell: programs forgot to set it. What counts is which
 tables are there and which columns they have. Nothing is written here; the revisions do the adopting.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Any, TypeAlias
@@ -18,11 +18,14 @@ from consensus_orm import errors
 __all__ = [
     "EXECUTIONS",
     "LEGACY",
+    "PROTECTED",
     "REVISIONS",
+    "UNPROTECTED",
     "VERSION_TABLE",
     "Column",
     "Identity",
     "Kind",
+    "Rewrite",
     "identify",
     "table_names",
 ]
@@ -32,6 +35,12 @@ VERSION_TABLE = "consensus_orm_version"
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """The revisions this program knows, oldest first; a store opens without asking alembic."""
+
+PROTECTED = 3
+"""The user_version of a file that the dual-write and the final build refuse: it is newer than theirs."""
+
+UNPROTECTED = (0, 1, 2)
+"""Those that programs of the field set, or forgot to set; any other is another application's."""
 
 LEGACY: Mapping[str, tuple[str, ...]] = {
     "consensus_artifacts": (
@@ -80,6 +89,10 @@ class Kind(StrEnum):
     """It has a revision of ours."""
 
 
+PROGRAMS = {Kind.DUAL_WRITE_BUILD: "dual-write build", Kind.FINAL_BUILD: "final build"}
+"""Programs whose normalized tables an upgrade makes anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What a file is.
@@ -88,16 +101,58 @@ class Identity:
         kind: Which program made it.
         legacy_tables: Those of the two legacy tables that exist.
         version: Its revision; None where it never had one.
+        user_version: SQLite's number of that name; None on a server.
     """
 
     kind: Kind
     legacy_tables: frozenset[str]
     version: str | None
+    user_version: int | None = field(default=None, compare=False)
 
     @property
     def needs_upgrade(self) -> bool:
         """Whether there are revisions it has not seen."""
         return self.version != REVISIONS[-1]
+
+    @property
+    def rewritten(self) -> tuple[str, ...]:
+        """The tables that an upgrade makes anew, so that the program which made them fails from then on."""
+        return tuple(FOUNDING) if self.kind in PROGRAMS else ()
+
+    @property
+    def unprotected(self) -> bool:
+        """Whether the founding builds take a file for one of theirs, by its user_version."""
+        return self.user_version in UNPROTECTED
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """What the upgrade of a file will do to tables that another program made.
+
+    Attributes:
+        file: The name of the database.
+        made_by: Which program made it.
+        rows: Rows of each table that is made anew.
+        backup: Where the backup of the file goes first, its time left open; None for a database in memory.
+        others: Who else has the file open now, as far as this user may see.
+    """
+
+    file: str
+    made_by: Kind
+    rows: Mapping[str, int]
+    backup: str | None
+    others: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """What will be done, and what it means for whom, in one sentence."""
+        tables = " and ".join(f"{name} ({n:,} row{'' if n == 1 else 's'})" for name, n in self.rows.items())
+        text = (
+            f"{self.file} was made by the {PROGRAMS[self.made_by]}: the upgrade makes {tables} anew, and that program"
+            " fails on them from then on"
+        )
+        if self.backup is not None:
+            text += f"; a verified backup is made first, as {self.backup}"
+        return text + "".join(f"; {other} has the file open now" for other in self.others[:1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +202,7 @@ def identify(connection: Any, *, consensus: bool = True) -> Identity:
             _check(name, columns, FOUNDING[name], extras=False)
         _refuse_stray_tables(tables)
         kind = _kind(legacy, founding, EXECUTIONS in tables)
-    return Identity(kind, frozenset(legacy), version)
+    return Identity(kind, frozenset(legacy), version, _user_version(connection))
 
 
 def _kind(legacy: _Tables, founding: _Tables, executions: bool) -> Kind:
@@ -165,6 +220,12 @@ def is_ours(name: str) -> bool:
 
 def _is_control(name: str) -> bool:
     return name.startswith("consensus_orm_")
+
+
+def _user_version(connection: Any) -> int | None:
+    if not isinstance(connection, sqlite3.Connection):
+        return None
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def table_names(connection: Any) -> set[str]:

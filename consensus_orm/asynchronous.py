@@ -215,6 +215,7 @@ class AsyncMigration(_Asynchronous):
     rehearse = _asynchronous(Migration.rehearse)
     history = _asynchronous(Migration.history)
     accept_reject = _asynchronous(Migration.accept_reject)
+    accept_rejects = _asynchronous(Migration.accept_rejects)
     resolve_reject = _asynchronous(Migration.resolve_reject)
     accept_mismatch = _asynchronous(Migration.accept_mismatch)
     backup_before = _asynchronous(Migration.backup_before)
@@ -572,6 +573,7 @@ class AsyncConsensusStore(_Asynchronous):
         return call
 
     upgrade = _asynchronous(ConsensusStore.upgrade)
+    pending_rewrite = _asynchronous(ConsensusStore.pending_rewrite)
 
     async def _on_a_thread(self, fn: Callable[[], T], cancelled: Callable[[], object] | None = None) -> T:
         thread = await self._threads.take()

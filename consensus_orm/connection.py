@@ -120,6 +120,10 @@ class DriverConnection(sqlite3.Connection):
         row = self.execute(f"PRAGMA {name}").fetchone()
         return row and row[0]
 
+    def trust_schema(self, trusted: bool) -> None:
+        """Let triggers, views and constraints of the file use whatever functions and virtual tables there are."""
+        self.execute(f"PRAGMA trusted_schema = {'ON' if trusted else 'OFF'}").close()
+
     def begin(self, *, write: bool) -> None:
         """Begin a transaction; `engine.begin` says how.
 
@@ -401,6 +405,7 @@ class Source:
         self.turns = 0
         self.connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
         self.journal: Journal | None = None
+        self.trusts_schema = settings.trusted_schema
         self._identity: tuple[int, int] | None = None
 
     @property
@@ -443,6 +448,7 @@ class Source:
         try:
             for pragma, value in pragmas(self.settings).items():
                 connection.execute(f"PRAGMA {pragma} = {value}").close()
+            connection.trust_schema(self.trusts_schema)
             connection.create_function("consensus_is_utf8", 1, _is_utf8, deterministic=True)
         except BaseException:
             connection.close()

@@ -1,28 +1,32 @@
 """What becomes of the legacy tables at CONTRACT, and how they come back exactly as they were: on SQLite.
 
 Their definitions are kept as SQLite keeps them, verbatim, and the tables themselves are renamed, emptied in chunks
-and dropped. The way back makes them again from their definitions.
+and dropped. The way back makes them again from their definitions; rows that stand nowhere else are kept by value.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import Connection
 
 from consensus_orm import phase_guards
+from consensus_orm.engine import translated
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
+from consensus_orm.saved_schema import ROWS, Cells, bound, cells, image, make, unsafe
 from consensus_orm.sql import fitting, quoted
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from alembic.operations import Operations
 
     from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["DROPPED", "FORGET", "SAVE", "LegacyTables", "dropped", "objects", "operations"]
+__all__ = ["DROPPED", "FORGET", "SAVE", "LegacyTables", "SavedRow", "dropped", "objects", "operations", "own_name"]
 
 DROPPED = "consensus_orm_dropped_"
 """Prefix of legacy tables on their way out."""
@@ -34,7 +38,7 @@ OBJECTS = (
 SAVE = (
     "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence) VALUES (?, ?, ?, ?, ?, ?)"
 )
-FORGET = "DELETE FROM consensus_orm_saved_schema WHERE type IN ('table', 'index', 'trigger', 'row')"
+FORGET = "DELETE FROM consensus_orm_saved_schema WHERE type IN ('table', 'index', 'trigger', 'image', 'row')"
 """What a copy brought from another kind of database stays, for a copy back."""
 
 
@@ -59,6 +63,14 @@ def operations(uow: UnitOfWork) -> Operations:
     connection = Connection(uow.engine, connection=uow._pooled)
     connection.begin()
     return Operations(MigrationContext.configure(connection))
+
+
+class SavedRow(NamedTuple):
+    """A row that stands on the legacy side alone: its table, its cells, and its values as they are bound."""
+
+    table: str
+    cells: Cells
+    values: list[Any]
 
 
 class LegacyTables:
@@ -113,42 +125,92 @@ class LegacyTables:
         return deleted
 
     def bring_back(self, uow: UnitOfWork) -> None:
-        """Make the tables again, empty, with their indexes."""
-        sql = "SELECT sql FROM consensus_orm_saved_schema WHERE type IN ('table', 'index') ORDER BY position"
-        for (definition,) in uow._rows(sql):
-            uow._execute(definition)  # verbatim: SQLAlchemy would read colons in it as parameters
+        """Make the tables again, empty, with their indexes.
+
+        Raises:
+            UnsafeDefinitionError: One of the definitions, those of triggers included, says something else.
+        """
+        saved = uow._rows("SELECT type, table_name, sql FROM consensus_orm_saved_schema ORDER BY position")
+        for kind, table, sql in saved:
+            if kind in ("table", "index"):
+                self._make(uow, kind, table, sql)
+        # Triggers wait until the rows are there. That they can be made must show now, while nothing is carried.
+        uow._execute("SAVEPOINT consensus_orm_triggers")
+        for kind, table, sql in saved:
+            if kind == "trigger":
+                self._make(uow, kind, table, sql)
+        uow._execute("ROLLBACK TO consensus_orm_triggers")
+        uow._execute("RELEASE consensus_orm_triggers")
+
+    def _make(self, uow: UnitOfWork, kind: str, table: str, sql: str) -> None:
+        with translated(uow.engine):
+            make(cast("sqlite3.Connection", uow._connected), kind, own_name(uow, table, kind), sql)
 
     def drop_again(self, uow: UnitOfWork, pair: Pair) -> None:
         """Undo `bring_back`, whatever the table holds by now."""
         operations(uow).drop_table(pair.legacy_table.name)
 
-    def complete(self, uow: UnitOfWork, kind: str, name: str, sql: str, sequence: int | None) -> None:
+    def complete(self, uow: UnitOfWork, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
         """Bring one of the saved objects back that must wait until the rows are there: triggers, and sequences."""
         if kind == "trigger":
-            uow._execute(sql)
+            self._make(uow, kind, table, sql)
         elif kind == "table" and sequence is not None:
             uow.catalog.set_sequence(uow, name, max(sequence, uow.catalog.sequence(uow, name) or 0))
 
     def rejected_rows(self, uow: UnitOfWork, pair: Pair, keys: set[Any]) -> Iterator[str]:
-        """Statements that put rows back which stand on the legacy side alone, since they could not be carried."""
+        """Images of rows that stand on the legacy side alone, since they could not be carried."""
         names, sql = uow.statements[pair].image(Side.LEGACY)
         wanted = {pair.key.name, *pair.carried}
         for key in sorted(keys):
             parts = uow._execute(sql, {"_key": key}).fetchone()
-            row = {name: self.literal(*parts[2 * i : 2 * i + 2]) for i, name in enumerate(names) if name in wanted}
-            columns = ", ".join(map(quoted, row))
-            yield self.insert(pair.legacy_table.name, columns, ", ".join(row.values()))
+            yield image({name: (parts[2 * i], parts[2 * i + 1]) for i, name in enumerate(names) if name in wanted})
 
-    def insert(self, table: str, columns: str, values: str) -> str:
-        """A statement that inserts a row where there is none."""
-        return f"INSERT OR IGNORE INTO {quoted(table)} ({columns}) VALUES ({values})"
+    def saved_rows(self, uow: UnitOfWork) -> list[SavedRow]:
+        """The rows that were saved, read as values.
 
-    def literal(self, kind: str, value: str) -> str:
-        """A stored value as SQL, from its type and bytes."""
-        if kind == "null":
-            return "NULL"
-        if kind == "blob":
-            return f"X'{value}'"
-        if kind == "text":
-            return f"CAST(X'{value}' AS TEXT)"
-        return bytes.fromhex(value).decode("ascii")
+        Raises:
+            UnsafeDefinitionError: Something is saved as one that is no row of a legacy table.
+        """
+        found = []
+        for kind, table, text in uow._rows("SELECT type, table_name, sql FROM consensus_orm_saved_schema"):
+            if kind in ROWS:
+                name = own_name(uow, table, "row")
+                row = cells(kind, name, text)
+                found.append(SavedRow(name, row, self.values(name, row)))
+        return found
+
+    def values(self, table: str, row: Cells) -> list[Any]:
+        """The values of a saved row as they are bound.
+
+        Raises:
+            UnsafeDefinitionError: One of them is no value.
+        """
+        return bound(table, row)
+
+    def put_back(self, uow: UnitOfWork, saved: SavedRow) -> None:
+        """Insert a row again that was saved, where there is none under its key.
+
+        Args:
+            uow: May write the legacy tables.
+            saved: The row.
+        """
+        columns = ", ".join(map(quoted, saved.cells))
+        places = ", ".join("CAST(? AS TEXT)" if kind == "text" else "?" for kind, _ in saved.cells.values())
+        uow._execute(f"INSERT OR IGNORE INTO {quoted(saved.table)} ({columns}) VALUES ({places})", saved.values)
+
+
+def own_name(uow: UnitOfWork, table: str, kind: str) -> str:
+    """The name of a legacy table of the mapping, as it is declared.
+
+    Args:
+        uow: Knows the mapping.
+        table: What was saved as its name.
+        kind: What was saved of it.
+
+    Raises:
+        UnsafeDefinitionError: There is none of that name.
+    """
+    for pair in uow.statements.mapping.pairs:
+        if pair.legacy_name.lower() == str(table).lower():
+            return pair.legacy_name
+    raise unsafe(kind, str(table))

@@ -61,6 +61,12 @@ BROKEN_DISK = (
 )
 
 
+UNTRUSTED = (
+    "a trigger, view or constraint of the file uses what its schema is not trusted with: open the store again where"
+    " another program has made a virtual table meanwhile, or set CONSENSUS_ORM_TRUSTED_SCHEMA=true"
+)
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -302,6 +308,8 @@ def translate(error: BaseException, engine: Engine) -> errors.ConsensusError | N
     code = getattr(error, "sqlite_errorcode", None)
     kind = errors.StorageError if code is None else _BY_CODE.get(code & 0xFF, errors.StorageError)
     hint = BROKEN_DISK if code is not None and code & 0xFF == sqlite3.SQLITE_IOERR else None
+    if "unsafe use of" in str(error):  # SQLite has no code for it
+        hint = UNTRUSTED
     return kind(f"{engine.url.database}: {error}", hint=hint, sqlite_errorcode=code)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "ReadOnlyDatabaseError",
     "ReadOnlyUnitOfWorkError",
     "RetryCancelledError",
+    "RewriteNotConfirmedError",
     "SchemaError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
@@ -45,6 +46,7 @@ __all__ = [
     "UnknownSchemaError",
     "UnknownSettingWarning",
     "UnmirroredWriteError",
+    "UnsafeDefinitionError",
     "WrongPhaseError",
 ]
 
@@ -236,6 +238,25 @@ class SchemaTooNewError(SchemaError):
     """The schema was made by a newer release than this program."""
 
     hint = "nothing was changed; install that release of consensus_orm or a later one"
+
+
+class UnsafeDefinitionError(SchemaError):
+    """What was saved of a legacy table is not the definition of a table, index or trigger, nor a row.
+
+    Somebody else wrote it, so it was not run.
+    """
+
+    hint = "nothing was changed; somebody else wrote into the database: restore a backup that you trust"
+
+
+class RewriteNotConfirmedError(SchemaError):
+    """This upgrade makes tables of another program anew, and nobody has said that it may.
+
+    `rewrite`, where the file was looked at, says which tables, and where the backup goes.
+    """
+
+    hint = "nothing was changed; run: consensus-orm upgrade --yes, which makes a verified backup first"
+    rewrite: Any = None
 
 
 class DowngradeRefusedError(SchemaError):

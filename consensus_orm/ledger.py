@@ -293,6 +293,21 @@ def take_reject(uow: UnitOfWork, number: int) -> OpenReject:
     return OpenReject(pair, row[1], Side.LEGACY if row[3] == pair.legacy_name else Side.NORMALIZED, row[4])
 
 
+def rejected_for(uow: UnitOfWork, reason: str) -> set[int]:
+    """Numbers of the open rejects that have a reason.
+
+    Raises:
+        InvalidValueError: There is none.
+    """
+    sql = "SELECT id FROM consensus_orm_rejects WHERE state = 'open' AND reason = ?"
+    found = {number for (number,) in uow._rows(sql, (reason,))}
+    if not found:
+        raise errors.InvalidValueError(
+            "no open reject has this reason", hint="see: consensus-orm rejects", field="all_of"
+        )
+    return found
+
+
 def accept_reject(uow: UnitOfWork, number: int, note: str) -> tuple[str, Any]:
     """Let the migration go on without a row; its image stays."""
     pair, key, *_ = take_reject(uow, number)

@@ -6,6 +6,7 @@ alembic does the work, and is imported when there is some: a store whose schema 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -22,7 +23,9 @@ from consensus_orm.settings import Settings
 if TYPE_CHECKING:
     from alembic.config import Config
 
-__all__ = ["changing", "current", "downgrade", "head", "inspect", "owns", "script_location", "upgrade"]
+__all__ = ["changing", "current", "downgrade", "head", "inspect", "owns", "protect", "script_location", "upgrade"]
+
+log = logging.getLogger("consensus_orm")
 
 _ALTERED_IN_THE_FIELD = (*adoption.LEGACY, adoption.EXECUTIONS)
 """Tables that other programs made and altered; they are taken as they are."""
@@ -78,9 +81,23 @@ def inspect(engine: Engine, legacy: Collection[str] | None = None) -> Identity:
         driver = engines.driver(pooled)
         engines.begin(driver, write=False)
         try:
+            if engine.dialect.name == "sqlite":
+                _trust(engine, driver)
             return _identify(driver, legacy)
         finally:
             driver.rollback()
+
+
+def _trust(engine: Engine, driver: engines.DriverConnection) -> None:
+    """Trust the schema of a file that has virtual tables, from this connection of an engine on.
+
+    A full-text index is often kept by triggers, which fire when we write; and an untrusted schema may use no virtual
+    table that SQLite does not call harmless, which for its own it does in its latest versions only (3.40 for none).
+    """
+    source = engines.source_of(engine)
+    virtual = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND ifnull(rootpage, 0) = 0)"
+    source.trusts_schema = source.settings.trusted_schema or bool(driver.execute(virtual).fetchone()[0])
+    driver.trust_schema(source.trusts_schema)
 
 
 def _identify(driver: Any, legacy: Collection[str] | None) -> Identity:
@@ -96,7 +113,14 @@ def _identify(driver: Any, legacy: Collection[str] | None) -> Identity:
     return replace(identity, legacy_tables=frozenset(name for name in legacy if name.lower() in there))
 
 
-def upgrade(engine: Engine, settings: Settings, legacy: Collection[str] | None = None) -> list[str]:
+def upgrade(
+    engine: Engine,
+    settings: Settings,
+    legacy: Collection[str] | None = None,
+    *,
+    rewrite: bool = False,
+    protected: bool | None = None,
+) -> list[str]:
     """Bring a database to the newest revision, whatever program made it.
 
     Safe at any time, in every phase, and from two processes at once. All of it happens in one transaction: a
@@ -107,27 +131,56 @@ def upgrade(engine: Engine, settings: Settings, legacy: Collection[str] | None =
         settings: Give the clock, and what a new file is prepared with.
         legacy: The legacy tables of another move than the one this package was made for; where one of them
             is there, the file starts at EXPAND.
+        rewrite: Whether tables that another program made may be made anew.
+        protected: Whether the founding builds shall refuse the file (`protect`), which happens in the same
+            transaction; as the settings say where left out.
 
     Returns:
         The revisions that were applied, oldest first; none where the schema was current.
 
     Raises:
         SchemaError: The database cannot be adopted. Nothing was changed.
+        RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given. Nothing was changed.
         StorageError: The database could not do it. Nothing was changed.
     """
-    if not inspect(engine, legacy).needs_upgrade:
+    identity = inspect(engine, legacy)
+    wanted = settings.protect if protected is None else protected
+    protects = wanted and legacy is None
+    if not (identity.needs_upgrade or (protects and identity.unprotected)):
         return []
     engines.prepare(engine, settings)
-    from alembic import command  # costs 150 ms or more: not while the lock is held
-
     applied: list[str] = []
+    if identity.needs_upgrade:
+        from alembic import command  # costs 150 ms or more: not while the lock is held
     with engines.translated(engine), changing(engine) as connection:
         # Asked again under the lock: another process may have been faster.
-        identity = _identify(_driver(connection), legacy)
-        if identity.needs_upgrade:
-            context = configuration(connection=connection, applied=applied, clock=settings.clock, legacy=legacy)
+        if _identify(_driver(connection), legacy).needs_upgrade:
+            context = configuration(
+                connection=connection, applied=applied, clock=settings.clock, legacy=legacy, rewrite=rewrite
+            )
             command.upgrade(context, head())
+        if protects:
+            protect(connection)
     return applied
+
+
+def protect(connection: Connection) -> None:
+    """Have the dual-write and the final build refuse a file, by a user_version that is newer than theirs.
+
+    Below version 2 the final build would drop the legacy tables with all rows. What the number was is kept, and
+    `alembic downgrade base` gives it back; one that is another application's stays.
+
+    Args:
+        connection: Of a file of consensus data at the newest revision, in the transaction that has upgraded it.
+    """
+    if engines.database_path(connection.engine) is None:
+        return  # no other program opens a database in memory, and none of those a server
+    found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    if found in adoption.UNPROTECTED:
+        connection.exec_driver_sql("UPDATE consensus_orm_state SET user_version = ?", (found,))
+        connection.exec_driver_sql(f"PRAGMA user_version = {adoption.PROTECTED}")
+    elif found != adoption.PROTECTED:
+        log.warning("%s: user_version is %d, another application's, and stays", connection.engine.url.database, found)
 
 
 def downgrade(engine: Engine, revision: str) -> None:

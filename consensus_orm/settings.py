@@ -104,6 +104,14 @@ class Settings(BaseSettings):
     """PRAGMA temp_store."""
     wal_autocheckpoint: int = Field(default=1000, ge=0, le=INT)
     """PRAGMA wal_autocheckpoint in pages."""
+    trusted_schema: bool = False
+    """PRAGMA trusted_schema: whether triggers, views and constraints of a file may call functions of the program.
+
+    A file with virtual tables is trusted in any case: triggers that keep a full-text index would fail otherwise.
+    """
+
+    protect: bool = True
+    """Whether an upgrade sets the user_version of a file of consensus data to 3, which the founding builds refuse."""
 
     isolation: Isolation = Isolation.READ_COMMITTED
     """PostgreSQL's isolation of units of work that write; read-only ones always see one snapshot."""

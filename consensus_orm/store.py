@@ -15,12 +15,14 @@ from consensus_orm import adoption, engine, errors, ledger, phase_guards, schema
 from consensus_orm.artifacts import Artifacts
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.executions import Executions
+from consensus_orm.journal import occupants
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Mapping
 from consensus_orm.phase import Phase
 from consensus_orm.repository import Repository
 from consensus_orm.runs import Runs
 from consensus_orm.settings import Settings, from_environment
+from consensus_orm.sql import quoted
 from consensus_orm.statements import Statements
 from consensus_orm.syntheses import Syntheses
 from consensus_orm.telemetry.hub import Telemetry
@@ -158,25 +160,63 @@ class ConsensusStore:
         """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
         return Phase.EXPAND if self._identity.legacy_tables else Phase.CONTRACT
 
-    def upgrade(self, progress: Watch = None) -> list[str]:
-        """Bring the schema to the newest revision; a file whose tables are rewritten by that is backed up first.
+    def pending_rewrite(self) -> adoption.Rewrite | None:
+        """Say what an upgrade will do to tables that another program made; writes nothing.
+
+        Returns:
+            None where an upgrade leaves all such tables alone.
+        """
+        self._identity = self._inspect()
+        if not self._identity.rewritten:
+            return None
+        with self._on_primary(read_only=True, readable=True) as uow:
+            there = uow.catalog.tables(uow)
+            names = sorted(there.intersection(self._identity.rewritten))
+            rows = {name: int(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0]) for name in names}
+        own = len(engine.source_of(self.engine).connections)
+        return adoption.Rewrite(
+            file=self.name,
+            made_by=self._identity.kind,
+            rows=rows,
+            backup=None if self.path is None else str(self.migration._backup_place("upgrade", "TIME")),
+            others=() if self.path is None else tuple(occupants(self.path, own=own)),
+        )
+
+    def upgrade(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
+        """Bring the schema to the newest revision.
 
         Args:
-            progress: Called while that backup is made.
+            progress: Called while a file is backed up whose tables are made anew.
+            rewrite: Let tables be made anew that the dual-write or the final build made, after a verified backup
+                (`pending_rewrite` says which); those programs fail on them from then on.
+            protect: Whether the dual-write and the final build shall refuse the file; the setting where left out.
 
         Returns:
             The revisions that were applied.
+
+        Raises:
+            RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; nothing was changed.
         """
         self._identity = self._inspect()  # another process may have been faster
-        rewrites = self._identity.kind in (adoption.Kind.DUAL_WRITE_BUILD, adoption.Kind.FINAL_BUILD)
-        facts = self.migration.backup_before("upgrade", progress) if rewrites else {}
-        applied = schema.upgrade(self.engine, self.settings, self._legacy)
+        facts: dict[str, Any] = {}
+        if self._identity.rewritten:
+            if not rewrite:
+                found = self.pending_rewrite()
+                raise errors.RewriteNotConfirmedError(str(found) if found else None, rewrite=found)
+            facts = self.migration.backup_before("upgrade", progress)
+        applied = schema.upgrade(
+            self.engine, self.settings, self._legacy, rewrite=bool(self._identity.rewritten), protected=protect
+        )
         self._identity = schema.inspect(self.engine, self._legacy)
         if facts:
             with self._unit() as uow:
                 ledger.audit(uow, "backup", **facts)
         self._renew_triggers()
         return applied
+
+    def _upgrade_if_needed(self, progress: Watch = None) -> list[str]:
+        """Upgrade before another step, which leaves a file alone that somebody chose not to protect."""
+        return self.upgrade(progress, protect=None if self._inspect().needs_upgrade else False)
 
     def _renew_triggers(self) -> None:
         with self._unit(read_only=True) as uow:
@@ -207,14 +247,19 @@ class ConsensusStore:
             uow._elsewhere = self._replica.begin
         return uow
 
-    def _on_primary(self, *, read_only: bool = False) -> ConsensusUnitOfWork:
-        """A unit of work that sees what is, not what a replica has seen of it."""
+    def _on_primary(self, *, read_only: bool = False, readable: bool = False) -> ConsensusUnitOfWork:
+        """A unit of work that sees what is, not what a replica has seen of it.
+
+        Args:
+            read_only: As for `unit_of_work`.
+            readable: Let a founding file be looked at, too, whose rows cannot be read yet.
+        """
         if read_only and self._identity.kind is adoption.Kind.NEW and self.path is not None and not self.path.exists():
             return _Nowhere(engine.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
         uow = self._unit(read_only=read_only)
         uow._prepare = self._ensure_current
         # One with a revision and without a phase is half of a copy.
-        uow._readable = self._identity.kind not in (adoption.Kind.FINAL_BUILD, adoption.Kind.MANAGED)
+        uow._readable = readable or self._identity.kind not in (adoption.Kind.FINAL_BUILD, adoption.Kind.MANAGED)
         uow._on_doubt = self._confirm
         uow._on_alarm = self._fall_back
         return uow

@@ -191,8 +191,8 @@ def test_a_founding_file_is_backed_up_before_its_tables_are_rewritten(
     build(path)
     before = {table: oracle.rows(path, table) for table in oracle.tables(path)}
     with ConsensusStore.open(path) as store:
-        store.migration.upgrade()
-        store.migration.upgrade()
+        store.migration.upgrade(rewrite=True)
+        store.migration.upgrade(rewrite=True)
         (backup,) = [entry.detail["backup"] for entry in store.migration.history() if entry.action == "backup"]
     assert [str(file) for file in tmp_path.glob("*.before-*")] == [backup]
     assert {table: oracle.rows(Path(backup), table) for table in oracle.tables(Path(backup))} == before

@@ -167,6 +167,8 @@ def migrations(store: ConsensusStore) -> None:
     assert_type(migration.rehearse(writers=2), RehearsalReport)
     assert_type(migration.resolve_reject(1), bool)
     migration.accept_reject(1, reason="why")
+    assert_type(migration.accept_rejects([1], all_of="reason", reason="why"), list[int])
+    migration.upgrade(rewrite=True, protect=False)
     migration.accept_mismatch(1, reason="why")
 
 

@@ -13,7 +13,7 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
-from consensus_orm.errors import DowngradeRefusedError
+from consensus_orm.errors import DowngradeRefusedError, RewriteNotConfirmedError
 
 revision = "0002"
 down_revision = "0001"
@@ -115,6 +115,8 @@ def _set_founding_rows_aside() -> dict[str, int]:
     given: dict[str, int] = {}
     if not any(map(_has, FOUNDING)):
         return given
+    if not op.get_context().config.attributes.get("rewrite"):  # type: ignore[union-attr]
+        raise RewriteNotConfirmedError
     for table, (aside, columns) in reversed(FOUNDING.items()):
         bind.exec_driver_sql(f"CREATE TABLE {aside} ({columns})")
         if not _has(table):

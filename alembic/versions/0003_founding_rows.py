@@ -114,48 +114,87 @@ SAYS_MORE = "(r.consensus_ok IS NOT 1 OR r.degraded IS NOT 0)"
 
 
 def _quarantine_what_legacy_lacks() -> None:
-    counterparts = Counter(
-        fingerprint
-        for _, _, fingerprint in _fingerprints(
-            "spec_id, stage, agent_name, content_json", "NULL", "consensus_artifacts"
-        )
-    )
-    founding = _fingerprints(
-        "r.spec_id, r.stage, o.agent_name, o.content",
-        "o.model_version IS NOT NULL",
-        f"{OUTPUTS} AS o LEFT JOIN {RUNS} AS r ON r.id = o.run_id ORDER BY o.id",
-        key="o.id",
-    )
-    rejects: list[tuple[int, str]] = []
-    for output_id, has_model, fingerprint in founding:
-        # Equal rows pair off one to one: the legacy side having one of them is not having both.
-        counterparts[fingerprint] -= 1
-        if counterparts[fingerprint] < 0:
-            rejects.append((output_id, "the legacy side has no such row"))
-        elif has_model:
-            rejects.append((output_id, "the legacy side has no place for model_version"))
-    for output_id, reason in rejects:
-        _reject_output(output_id, reason)
+    _quarantine_outputs()
+    _parse_syntheses()
+    _forget_syntheses_that_legacy_lacks()
+    status_says = f"(SELECT instr(lower(s.status), 'failed') = 0 FROM {SYNTHESES} AS s WHERE s.id = r.id)"
     _reject_runs(
         {
-            "r.synthesis_json IS NOT NULL": "the legacy side is the truth, and this run has a synthesis",
-            NO_OUTPUTS: "a run without outputs",
-            SAYS_MORE: "the legacy side has no place for consensus_ok and degraded of a run",
+            f"r.synthesis_json IS NOT NULL AND r.id NOT IN (SELECT id FROM {SYNTHESES})": (
+                "the legacy side has no such synthesis"
+            ),
+            # That build wrote 1 into every run.
+            f"r.synthesis_json IS NOT NULL AND r.consensus_ok IS NOT 1 AND r.consensus_ok IS NOT {status_says}": (
+                "consensus_ok is not what the status of the synthesis says"
+            ),
+            f"r.synthesis_json IS NULL AND {NO_OUTPUTS}": "a run without outputs",
+            f"r.synthesis_json IS NULL AND {SAYS_MORE}": (
+                "the legacy side has no place for consensus_ok and degraded of a run"
+            ),
         }
     )
+    op.drop_table(SYNTHESES)
 
 
-def _fingerprints(columns: str, flag: str, source: str, *, key: str = "id") -> Iterator[tuple[int, Any, bytes]]:
-    """Yield id, flag and a hash over type and bytes of some columns; streamed, for contents are large."""
+def _quarantine_outputs() -> None:
+    lacking = _lacking(
+        _fingerprints("spec_id, stage, agent_name, content_json", "consensus_artifacts"),
+        _fingerprints(
+            "r.spec_id, r.stage, o.agent_name, o.content",
+            f"{OUTPUTS} AS o LEFT JOIN {RUNS} AS r ON r.id = o.run_id ORDER BY o.id",
+            key="o.id",
+        ),
+    )
+    with_model = {row_id for (row_id,) in _sql(f"SELECT id FROM {OUTPUTS} WHERE model_version IS NOT NULL")}
+    for output_id in sorted(lacking | with_model):
+        if output_id in lacking:
+            _reject_output(output_id, "the legacy side has no such row")
+        else:
+            _reject_output(output_id, "the legacy side has no place for model_version")
+
+
+def _forget_syntheses_that_legacy_lacks() -> None:
+    """Leave those parsed that are equal to a synthesis of the legacy side: they are its copies."""
+    lacking = _lacking(
+        _fingerprints(f"spec_id, stage, degraded, {', '.join(SYNTHESIS_TYPES)}", "consensus_synthesis"),
+        _fingerprints(
+            f"r.spec_id, r.stage, r.degraded, {', '.join(f's.{name}' for name in SYNTHESIS_TYPES)}",
+            f"{SYNTHESES} AS s JOIN {RUNS} AS r ON r.id = s.id ORDER BY s.id",
+            key="s.id",
+        ),
+    )
+    for run_id in lacking:
+        _sql(f"DELETE FROM {SYNTHESES} WHERE id = ?", (run_id,))
+
+
+Fingerprint = tuple[int, bytes]
+
+
+def _lacking(legacy: Iterator[Fingerprint], founding: Iterator[Fingerprint]) -> set[int]:
+    """Ids of the founding rows without a counterpart of their own.
+
+    Equal rows pair off one to one: the legacy side having one of them is not having both.
+    """
+    counterparts = Counter(fingerprint for _, fingerprint in legacy)
+    lacking = set()
+    for row_id, fingerprint in founding:
+        counterparts[fingerprint] -= 1
+        if counterparts[fingerprint] < 0:
+            lacking.add(row_id)
+    return lacking
+
+
+def _fingerprints(columns: str, source: str, *, key: str = "id") -> Iterator[Fingerprint]:
+    """Yield id and a hash over type and bytes of some columns; streamed, for contents are large."""
     names = columns.split(", ")
     types = " || ".join(f"typeof({name}) || ' '" for name in names)
     blobs = ", ".join(f"CAST({name} AS BLOB)" for name in names)
-    for row_id, flagged, kinds, *values in _sql(f"SELECT {key}, {flag}, {types}, {blobs} FROM {source}"):
+    for row_id, kinds, *values in _sql(f"SELECT {key}, {types}, {blobs} FROM {source}"):
         digest = hashlib.blake2b(kinds.encode(), digest_size=16)
         for value in values:
             digest.update(b"%d:" % len(value or b""))
             digest.update(value or b"")
-        yield row_id, flagged, digest.digest()
+        yield row_id, digest.digest()
 
 
 # The final build: normalized is the truth

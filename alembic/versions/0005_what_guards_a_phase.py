@@ -34,6 +34,9 @@ class Untyped(sa.types.UserDefinedType[Any]):
 
 KEY = Untyped().with_variant(sa.BigInteger(), "postgresql")
 
+PROTECTED = 3
+"""The user_version that an upgrade gave the file, so that the founding builds refuse it."""
+
 DEMANDS = ("soak", "certificate_max_age", "schema_version", "user_version")
 """New columns of the state, none of which has a value before the next change of phase."""
 
@@ -73,7 +76,18 @@ def downgrade() -> None:
             hint="they are kept nowhere else; stay at revision 0005",
             table="consensus_orm_images",
         )
+    _give_user_version_back()
     op.drop_table("consensus_orm_images")
     op.drop_table("consensus_orm_guards")
     for name in reversed(DEMANDS):
         op.drop_column("consensus_orm_state", name)
+
+
+def _give_user_version_back() -> None:
+    """Make the file what the founding builds took it for, where nobody has set another number since."""
+    bind = op.get_bind()
+    kept = bind.scalar(sa.text("SELECT user_version FROM consensus_orm_state"))
+    if kept is None or bind.dialect.name != "sqlite":
+        return
+    if bind.exec_driver_sql("PRAGMA user_version").scalar_one() == PROTECTED:
+        bind.exec_driver_sql(f"PRAGMA user_version = {int(kept)}")

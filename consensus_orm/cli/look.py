@@ -8,14 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, fields, key, plain, say, show_json, span, table, when
-from consensus_orm.migration.audit import MismatchEntry
+from consensus_orm.migration.audit import MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, find
@@ -141,6 +141,8 @@ def _facts(
     yield "guards", "; ".join(found.guards) or "in place"
     yield "foreign writes", f"{found.foreign_writes:,} to adopt"
     soaks = phase.writes_normalized and phase.next is not None
+    if found.rewrite is not None:
+        yield "upgrade", found.rewrite
     yield "soak", f"{span(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
 
 
@@ -277,10 +279,21 @@ def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> No
     elif not entries:
         say("no rejects")
     else:
-        rows = [(r.id, r.table, key(r.key), r.state, r.reason, when(r.found_at)) for r in entries]
-        table(("id", "table", "key", "state", "reason", "when"), rows)
+        rows = [(r.id, r.table, _named(r), r.state, r.reason, when(r.found_at)) for r in entries]
+        table(("id", "table", "row", "state", "reason", "when"), rows)
     if any(entry.settled_at is None for entry in entries):
         ctx.exit(1)
+
+
+def _named(entry: RejectEntry) -> str | None:
+    """What tells a rejected row from others: its key, or spec, stage and time of its run."""
+    if entry.key is not None or not entry.belongs_to:
+        return key(entry.key)
+    *names, at = entry.belongs_to.values()
+    if isinstance(at, int):
+        with contextlib.suppress(OverflowError, ValueError, OSError):  # it may be no time at all
+            at = when(datetime.fromtimestamp(at / 1000, UTC))
+    return " ".join(map(str, (*names, at)))
 
 
 @rejects.command("resolve")
@@ -297,11 +310,18 @@ def resolve_reject(ctx: click.Context, app: App, number: int) -> None:
 
 
 @rejects.command("accept")
-@number_argument
+@click.argument("numbers", metavar="ID...", nargs=-1, type=click.IntRange(min=1))
+@click.option("--all-of", metavar="REASON", help="Accept all open rejects with exactly this reason, as it is listed.")
 @reason_required
 @app_command
-def accept_reject(app: App, number: int, reason: str) -> None:
-    """Let the migration go on without the row of reject ID; its image is kept."""
+def accept_reject(app: App, numbers: tuple[int, ...], all_of: str | None, reason: str) -> None:
+    """Let the migration go on without the rows of these rejects; their images are kept.
+
+    Either all of them are accepted or none.
+    """
+    if not numbers and all_of is None:
+        raise click.UsageError("give the ID of a reject, or --all-of REASON")
     with app.store() as store:
-        store.migration.accept_reject(number, reason=reason)
-    say(f"reject {number} is accepted")
+        accepted = store.migration.accept_rejects(numbers, all_of=all_of, reason=reason)
+    listed = ", ".join(map(str, accepted[:LISTED])) + (", ..." if len(accepted) > LISTED else "")
+    say(f"reject {listed} is accepted" if len(accepted) == 1 else f"{len(accepted):,} rejects are accepted: {listed}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
+from consensus_orm.adoption import PROTECTED, UNPROTECTED, Rewrite
 from consensus_orm.cli.app import App, Interrupted, PhaseType, Refused, app_command, json_option, main, phase_argument
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
@@ -19,6 +21,7 @@ from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase
 from consensus_orm.rehearsal import find
+from consensus_orm.store import ConsensusStore
 
 __all__: list[str] = []
 
@@ -29,16 +32,57 @@ reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audi
 
 
 @main.command()
+@click.option("--yes", is_flag=True, help="Make tables anew that another program made, after a verified backup.")
+@click.option(
+    "--no-protect",
+    is_flag=True,
+    help="Leave user_version as it is, so that the dual-write and the final build go on opening the file.",
+)
 @json_option
 @app_command
-def upgrade(app: App, as_json: bool) -> None:
-    """Bring the schema to the newest revision; safe at any time."""
-    with app.store(may_be_missing=True) as store, Bars("upgrade", quiet=as_json) as bars:
-        applied, phase = store.migration.upgrade(bars.rows), store.migration.phase
+def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
+    """Bring the schema to the newest revision; safe at any time.
+
+    In a file of the dual-write or the final build, tables which that program made are made anew: this needs --yes, or
+    an answer on a terminal. The user_version of the file becomes 3, which those programs refuse.
+    """
+    with app.store(may_be_missing=True) as store:
+        rewrite = store.pending_rewrite()
+        yes = yes or (rewrite is not None and not as_json and _is_confirmed(rewrite))
+        with Bars("upgrade", quiet=as_json) as bars:
+            applied = store.migration.upgrade(bars.rows, rewrite=yes, protect=False if no_protect else None)
+        phase = store.migration.phase
+        version = None if store.path is None else store.maintenance.stats().user_version
+        backup = None if rewrite is None else _newest_backup(store)
     if as_json:
-        show_json({"applied": applied, "phase": phase})
-    else:
-        say(f"{_told(applied)}; the phase is {phase.name}")
+        show_json({"applied": applied, "phase": phase, "user_version": version, "backup": backup})
+        return
+    say(f"{_told(applied)}; the phase is {phase.name}")
+    if backup is not None:
+        say(f"backup: {backup}")
+    if version is not None:
+        say(f"user_version: {_protection(version)}")
+
+
+def _is_confirmed(rewrite: Rewrite) -> bool:
+    """Ask on a terminal whether tables may be made anew; elsewhere nobody answers."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    click.echo(f"{one_line(rewrite)}.", err=True)
+    return click.confirm("Go on?", default=False, err=True)
+
+
+def _newest_backup(store: ConsensusStore) -> str | None:
+    kept = [entry.detail.get("backup") for entry in store.migration.history() if entry.action == "backup"]
+    return kept[-1] if kept else None
+
+
+def _protection(version: int) -> str:
+    if version == PROTECTED:
+        return f"{version}, which the dual-write and the final build refuse"
+    if version in UNPROTECTED:
+        return f"{version}, left as it is; a final build that opens the file may drop its legacy tables"
+    return f"{version}, which is another application's, and stays"
 
 
 @main.command()

@@ -28,13 +28,13 @@ SAVED = "SELECT type, name, table_name, sql, sequence FROM consensus_orm_saved_s
 
 @dataclass(frozen=True)
 class Definition:
-    """One object of SQLite's schema, or a statement that puts a row back.
+    """One object of SQLite's schema, or a row that stands on the legacy side alone.
 
     Attributes:
-        type: table, index, trigger or row.
+        type: table, index, trigger or image.
         name: Its name.
         table: The table it belongs to.
-        sql: Its definition, verbatim.
+        sql: Its definition, verbatim; of a row, what was kept of it.
         sequence: The highest id the table has given.
     """
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from consensus_orm import ledger
+from consensus_orm.adoption import PROTECTED, UNPROTECTED
 from consensus_orm.copying.definitions import ABROAD, Definition
 from consensus_orm.copying.report import Unfit
 from consensus_orm.copying.source import Source, State
-from consensus_orm.copying.tables import Copied
+from consensus_orm.copying.tables import EXECUTIONS, Copied, normalized
 from consensus_orm.copying.target import CHECKPOINTS, Target
 from consensus_orm.dropping import SAVE, dropped
+from consensus_orm.engine import translated
 from consensus_orm.phase import Side
+from consensus_orm.saved_schema import IMAGE, ROWS, Cells, cells, make
+from consensus_orm.saved_schema import image as image_of
 from consensus_orm.sql import quoted
 from consensus_orm.unit_of_work import UnitOfWork
+
+if TYPE_CHECKING:
+    import sqlite3
 
 __all__ = ["Remainder", "finish", "remainder"]
 
@@ -86,7 +93,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
     state = rest.state
     with target.unit() as uow:
         restored = target.restored(uow)
-        _set_phase(uow, state)
+        _set_phase(uow, state, _user_version(uow, state))
         rejected = list(_reject(uow, rest))
         _derive_again(uow, rest, tables)
         _keep_definitions(uow, target, source, rest)
@@ -100,15 +107,25 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         uow._execute(f"DROP TABLE {CHECKPOINTS}")
 
 
-def _set_phase(uow: UnitOfWork, state: State) -> None:
+def _user_version(uow: UnitOfWork, state: State) -> int | None:
+    """What a downgrade of the target gives back, or that of a copy back to SQLite: the number the source had."""
+    known = state.user_version if state.user_version in UNPROTECTED else None
+    if uow.statements.words.name == "sqlite":
+        protected = uow._rows("PRAGMA user_version")[0][0] == PROTECTED
+        return (known or 0) if protected else None
+    return known
+
+
+def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
     uow._execute(
-        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping)"
-        " VALUES (1, :phase, :epoch, :since, :mapping)",
+        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping, user_version)"
+        " VALUES (1, :phase, :epoch, :since, :mapping, :user_version)",
         {
             "phase": state.phase.value,
             "epoch": state.epoch,
             "since": ledger.milliseconds(uow) if state.since is None else state.since,
             "mapping": uow.statements.fingerprint,
+            "user_version": user_version,
         },
     )
 
@@ -175,8 +192,8 @@ def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ..
     for pair in uow.statements.mapping.pairs:
         name = pair.legacy_name
         yield "table", name, name, quoted(dropped(name)), rest.sequences.get(name)
-    for name, sql in _rows_aside(uow):
-        yield "row", name, name, sql, None
+    for name, row in _rows_aside(uow):
+        yield IMAGE, name, name, image_of(row), None
 
 
 def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ...]]:
@@ -184,27 +201,26 @@ def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, .
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
     legacy = {pair.legacy_name for pair in uow.statements.mapping.pairs}
-    there = set()
+    there: list[Cells] = []
     for d in (d for d in rest.definitions if d.table in legacy):
-        there.add(d.sql)
+        if d.type in ROWS:
+            there.append(cells(d.type, d.table, d.sql))
         yield d.type, d.name, d.table, d.sql, rest.sequences.get(d.table) if d.type == "table" else None
-    for name, sql in _rows_aside(uow):
-        if sql not in there:
-            yield "row", name, name, sql, None
+    for name, row in _rows_aside(uow):
+        if row not in there:
+            yield IMAGE, name, name, image_of(row), None
 
 
-def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, str]]:
-    """Statements that put rows back which stand on the legacy side alone, from their images."""
-    legacy = uow.catalog.legacy
-    for name, key, table, image in uow._rows(SAVED_ROWS):
+def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, Cells]]:
+    """Rows that stand on the legacy side alone, from their images."""
+    for name, key, table, kept in uow._rows(SAVED_ROWS):
         pair = uow.statements.mapping[name]
         if table != pair.legacy_name or uow._rows(uow.statements[pair].present(Side.NORMALIZED), {"_keys": f"[{key}]"}):
             continue
         wanted = {pair.key.name, *pair.carried}
-        cells = {column: cell for column, cell in json.loads(image).items() if column in wanted}
-        if uow.statements.words.name == "sqlite" or all(_is_plain(*cell) for cell in cells.values()):
-            columns = ", ".join(map(quoted, cells))
-            yield table, legacy.insert(table, columns, ", ".join(legacy.literal(*cell) for cell in cells.values()))
+        row = {column: cell for column, cell in cells(IMAGE, table, kept).items() if column in wanted}
+        if uow.statements.words.name == "sqlite" or all(_is_plain(*cell) for cell in row.values()):
+            yield table, row
 
 
 def _is_plain(kind: str, value: str) -> bool:
@@ -233,7 +249,8 @@ def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
 def _make_triggers(uow: UnitOfWork, rest: Remainder) -> None:
     """Make the triggers of other programs again, now that all rows are there."""
     live = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs} if rest.state.phase.has_legacy else set()
-    legacy = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs}
+    known = live | {table.name.lower() for table in (EXECUTIONS, *normalized(uow.statements.mapping))}
     for d in rest.definitions:
-        if d.type == "trigger" and (d.table.lower() in live or d.table.lower() not in legacy):
-            uow._execute(d.sql)
+        if d.type == "trigger" and d.table.lower() in known:
+            with translated(uow.engine):
+                make(cast("sqlite3.Connection", uow._connected), d.type, d.table, d.sql)

@@ -41,6 +41,7 @@ class State:
         epoch: How often it has changed.
         since: Since when it is in the phase, ms.
         reversible: Whether it is past the legacy tables and has kept what it takes to make them again.
+        user_version: What SQLite's number of that name was, or is, for other programs; None where nobody knows.
     """
 
     prepared: bool
@@ -48,6 +49,7 @@ class State:
     epoch: int = 0
     since: int | None = None
     reversible: bool = False
+    user_version: int | None = None
 
 
 @dataclass
@@ -94,13 +96,13 @@ class Source(UnitOfWork):
         self._phase = Phase.EXPAND  # what is missing is an error, and no empty answer
         identity = schema._identify(self._connected, self.store._legacy)
         if identity.version is None and identity.legacy_tables and identity.kind in (Kind.LEGACY, Kind.NEW):
-            return State(prepared=False, phase=Phase.EXPAND)
+            return State(prepared=False, phase=Phase.EXPAND, user_version=identity.user_version)
         if identity.needs_upgrade:
             raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
-        rows = self._rows("SELECT phase, epoch, since, step FROM consensus_orm_state WHERE id = 1")
+        rows = self._rows("SELECT phase, epoch, since, step, user_version FROM consensus_orm_state WHERE id = 1")
         if not rows:
             raise errors.CopyError(f"{self.name} is a copy that was not finished", hint="finish it first")
-        phase, self._epoch, since, step = rows[0]
+        phase, self._epoch, since, step, version = rows[0]
         if step is not None:
             raise errors.CopyError(
                 f"{self.name} is in the middle of a step that somebody began",
@@ -108,7 +110,14 @@ class Source(UnitOfWork):
             )
         self._phase = Phase(phase)
         saved = self._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'")
-        return State(True, self._phase, self._epoch, since, reversible=bool(saved) and not self._phase.has_legacy)
+        return State(
+            prepared=True,
+            phase=self._phase,
+            epoch=self._epoch,
+            since=since,
+            reversible=bool(saved) and not self._phase.has_legacy,
+            user_version=identity.user_version if version is None else version,
+        )
 
     def count(self, table: Copied) -> int:
         """Rows of a table."""
@@ -295,4 +304,5 @@ def _read_only(store: ConsensusStore) -> DriverConnection:
     connection.source, connection.query_only = source_of(store.engine), True
     for pragma, value in pragmas(settings).items():
         connection.execute(f"PRAGMA {pragma} = {value}").close()
+    connection.trust_schema(settings.trusted_schema)
     return connection

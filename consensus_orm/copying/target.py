@@ -13,20 +13,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.schema import AddConstraint, DropConstraint
 
 from consensus_orm import engine as engines
 from consensus_orm import errors, schema
 from consensus_orm.adoption import Kind
+from consensus_orm.copying import foreign_keys
 from consensus_orm.copying.definitions import Definition
+from consensus_orm.copying.foreign_keys import ForeignKey
 from consensus_orm.copying.reading import rows_between
 from consensus_orm.copying.source import State
-from consensus_orm.copying.tables import Copied, normalized
+from consensus_orm.copying.tables import EXECUTIONS, Copied, normalized
 from consensus_orm.copying.values import Held, Values
 from consensus_orm.dropping import dropped
 from consensus_orm.lock import Lock
 from consensus_orm.models.base import Verbatim
 from consensus_orm.phase import Phase
-from consensus_orm.sql import literal, quoted
+from consensus_orm.saved_schema import make
+from consensus_orm.sql import quoted
 from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -36,10 +40,6 @@ CHECKPOINTS = "consensus_orm_copy"
 
 _CREATE = (
     f"CREATE TABLE {CHECKPOINTS} (name TEXT NOT NULL PRIMARY KEY, last_key TEXT, facts TEXT)"  # keys and facts as JSON
-)
-_FOREIGN_KEYS = (
-    "SELECT 'ALTER TABLE ' || CAST(CAST(conrelid AS regclass) AS TEXT), quote_ident(conname), pg_get_constraintdef(oid)"
-    " FROM pg_constraint WHERE contype = 'f' AND conrelid = to_regclass({})"
 )
 _TIMES = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')"
 """How PostgreSQL writes the default of a time as SQLite does."""
@@ -160,7 +160,9 @@ class Target:
                 self._make_legacy(connection, made)
             self._make_others(connection, made)
             self._upgrade(connection)
-            facts = {"source": self.source, "shape": shape, "restore": list(self._drop_foreign_keys(connection))}
+            if self.store._legacy is None and self.store.settings.protect:
+                schema.protect(connection)
+            facts = {"source": self.source, "shape": shape, "foreign_keys": self._drop_foreign_keys(connection)}
             connection.exec_driver_sql(_CREATE)
             mark = "%s" if self.kind == "postgresql" else "?"
             header = f"INSERT INTO {CHECKPOINTS} (name, facts) VALUES ('', {mark})"
@@ -173,7 +175,7 @@ class Target:
         names = {pair.legacy_name.lower() for pair in self.store._statements.mapping.pairs}
         if self.kind == "sqlite":
             if self.state.phase.has_legacy:
-                _create(connection, [d for d in made if d.table.lower() in names])
+                _create(connection, made, names)
             return
         for pair in self.store._statements.mapping.pairs:
             pair.legacy_table.create(connection, checkfirst=True)
@@ -189,9 +191,10 @@ class Target:
                     )
 
     def _make_others(self, connection: Connection, made: Sequence[Definition]) -> None:
-        names = {pair.legacy_name.lower() for pair in self.store._statements.mapping.pairs}
         if self.kind == "sqlite":
-            _create(connection, [d for d in made if d.table.lower() not in names])
+            mapping = self.store._statements.mapping
+            others = [EXECUTIONS] if self.store._legacy is None else normalized(mapping)
+            _create(connection, made, {table.name.lower() for table in others})
 
     def _upgrade(self, connection: Connection) -> None:
         from alembic import command
@@ -208,15 +211,14 @@ class Target:
                 aside = quoted(dropped(pair.legacy_name))
                 connection.exec_driver_sql(f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {aside}")
 
-    def _drop_foreign_keys(self, connection: Connection) -> Iterator[str]:
+    def _drop_foreign_keys(self, connection: Connection) -> list[ForeignKey]:
+        """Drop the foreign keys of a server's tables until the copy is finished; in a file they are not enforced."""
         if self.kind != "postgresql":
-            return
-        for table in normalized(self.store._statements.mapping):
-            for alter, name, definition in connection.exec_driver_sql(
-                _FOREIGN_KEYS.format(literal(quoted(table.name)))
-            ).all():
-                connection.exec_driver_sql(f"{alter} DROP CONSTRAINT {name}")
-                yield f"{alter} ADD CONSTRAINT {name} {definition}"
+            return []
+        keys = foreign_keys.of(connection, normalized(self.store._statements.mapping))
+        for key in keys:
+            connection.execute(DropConstraint(foreign_keys.constraint(key)))
+        return keys
 
     # Rows -------------------------------------------------------------------------------------------------
 
@@ -287,10 +289,13 @@ class Target:
             return int(uow._rows(f"SELECT count(*) FROM {quoted(table.name)}")[0][0])
 
     def restored(self, uow: UnitOfWork) -> list[str]:
-        """Statements that put back what was in the way."""
+        """Statements that put back the foreign keys that were in the way."""
+        if self.kind != "postgresql":
+            return []
         facts = json.loads(uow._rows(f"SELECT facts FROM {CHECKPOINTS} WHERE name = ''")[0][0])
-        found: list[str] = facts["restore"]
-        return found
+        tables = normalized(self.store._statements.mapping)
+        constraints = [foreign_keys.constraint(foreign_keys.checked(key, tables)) for key in facts["foreign_keys"]]
+        return [str(AddConstraint(each).compile(dialect=uow.engine.dialect)) for each in constraints]
 
     def make_room(self, table: Copied) -> None:
         """Add the columns that the target's own table lacks."""
@@ -301,13 +306,14 @@ class Target:
                     uow._execute(f"ALTER TABLE {quoted(table.name)} ADD COLUMN {quoted(field.name)} TEXT")
 
 
-def _create(connection: Connection, made: Sequence[Definition]) -> None:
-    driver: Any = connection.connection.driver_connection
+def _create(connection: Connection, made: Sequence[Definition], names: set[str]) -> None:
+    """Make the tables of these names, in small letters, with their indexes."""
+    driver = engines.driver(connection.connection)
     there = {name for (name,) in driver.execute("SELECT name FROM sqlite_master")}
     for kind in ("table", "index"):
         for definition in made:
-            if definition.type == kind and definition.name not in there:
-                driver.execute(definition.sql)  # verbatim: SQLAlchemy would read colons in it as parameters
+            if definition.type == kind and definition.table.lower() in names and definition.name not in there:
+                make(driver, kind, definition.table, definition.sql)
 
 
 def _order(key: Any) -> Any:

@@ -80,7 +80,7 @@ def play(
         begin(sum(map(len, before.rows.values())), path.stat().st_size, THREADS)
         with ConsensusStore.open(path, settings=_DemoSettings()) as store:
             _require_expand(store, database)
-            store.migration.upgrade()
+            store.migration.upgrade(rewrite=True)  # of a copy
             with Writers(store, THREADS) as writers:
                 stage = _Stage(store, writers, OldProgram(path), tell)
                 stage.forward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -57,9 +57,7 @@ class Migration:
         return Units(self._store, partial(self._take, Lock.FLIP))
 
     def _look(self) -> UnitOfWork:
-        uow = self._store._on_primary(read_only=True)
-        uow._readable = True  # a founding file has a status too, though its rows cannot be read yet
-        return uow
+        return self._store._on_primary(read_only=True, readable=True)  # a founding file has a status too
 
     def _take(self, lock: Lock) -> UnitOfWork:
         uow = self._store.unit_of_work()
@@ -86,8 +84,9 @@ class Migration:
             Phase, rows on each side, backfill, certificate, open mismatches and rejects, and what the next
             gate still wants.
         """
+        rewrite = self._store.pending_rewrite() if self._store._identity.rewritten else None
         with self._reading() as uow:
-            return collect(uow, self._store.initial_phase)
+            return collect(uow, self._store.initial_phase, None if rewrite is None else str(rewrite))
 
     def history(self) -> list[audit_records.HistoryEntry]:
         """The audit: every change of phase and every repair, oldest first; writes nothing."""
@@ -114,19 +113,24 @@ class Migration:
 
     # Steps ----------------------------------------------------------------------------------------------
 
-    def upgrade(self, progress: Watch = None) -> list[str]:
+    def upgrade(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
         """Bring the schema to the newest revision; safe at any time and in any phase.
 
         Args:
-            progress: Called while a file is backed up whose tables are rewritten.
+            progress: Called while a file is backed up whose tables are made anew.
+            rewrite: Let tables be made anew that the dual-write or the final build made, after a verified backup
+                (`store.pending_rewrite` says which); those programs fail on them from then on.
+            protect: Whether to set the user_version of a file of consensus data to 3, which the dual-write and the
+                final build refuse; the setting where left out. What it was, `alembic downgrade base` gives back.
 
         Returns:
             The revisions that were applied; empty where there was nothing to do.
 
         Raises:
             SchemaError: The file cannot be adopted; it is untouched.
+            RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; it is untouched.
         """
-        return self._store.upgrade(progress)
+        return self._store.upgrade(progress, rewrite=rewrite, protect=protect)
 
     def backfill(self, progress: Watch = None) -> BackfillReport:
         """Carry the rows that were there before the dual write; goes on where an earlier one stopped.
@@ -217,7 +221,7 @@ class Migration:
             raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
         now = self.phase
         target = _not_behind(now, Phase.parse(to) if to is not None else now.next or now)
-        self.upgrade(progress)  # only now: what is refused has written nothing
+        self._store._upgrade_if_needed(progress)  # only now: what is refused has written nothing
         self._finish_interrupted(progress)
         while now < target:
             assert now.next is not None
@@ -359,15 +363,25 @@ class Migration:
         served = store.engine.dialect.name != "sqlite"
         if path is None and not served:
             return {}
-        folder = files.resolved(store.settings.backup_dir or (Path.cwd() if path is None else path.parent))
-        database = path or Path(str(store.engine.url.database).replace("/", "_"))
-        target = files.derived(database, f".before-{step}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", folder=folder)
+        target = self._backup_place(step, f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
         if served:
             from consensus_orm.copying.backup import backup_of_server
 
             return backup_of_server(store, target, progress)
         report = store.maintenance.backup(target, progress=of_pages(progress, "backup"))
         return {"backup": str(report.path)}
+
+    def _backup_place(self, step: str, time: str) -> Path:
+        """Where the backup before a step goes.
+
+        Args:
+            step: The step.
+            time: What tells the backup from those of other times.
+        """
+        store, path = self._store, self._store.path
+        folder = files.resolved(store.settings.backup_dir or (Path.cwd() if path is None else path.parent))
+        database = path or Path(str(store.engine.url.database).replace("/", "_"))
+        return files.derived(database, f".before-{step}-{time}", folder=folder)
 
     def rollback(
         self,
@@ -401,7 +415,7 @@ class Migration:
                 hint=f"run: consensus-orm advance {target.name.lower()}",
                 field="to",
             )
-        self.upgrade(progress)  # only now: what is refused has written nothing
+        self._store._upgrade_if_needed(progress)  # only now: what is refused has written nothing
         while now > target:
             assert now.previous is not None
             self._roll_back(now, now.previous, reason, progress)
@@ -437,6 +451,32 @@ class Migration:
             ledger.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
 
         self._writing.run(accept)
+
+    def accept_rejects(self, numbers: Iterable[int] = (), *, all_of: str | None = None, reason: str) -> list[int]:
+        """Let the migration go on without several rejected rows; all of them are accepted, or none.
+
+        Args:
+            numbers: Their numbers in `rejects`.
+            all_of: Accept every open reject that has exactly this reason, too.
+            reason: Why they are not needed on the normalized side.
+
+        Returns:
+            The numbers that were accepted, in order.
+
+        Raises:
+            InvalidValueError: One of them is no open reject, none has that reason, or the reason is missing.
+        """
+        _require_reason(reason)
+        given = set(numbers)
+
+        def accept(uow: UnitOfWork) -> list[int]:
+            chosen = sorted(given | (set() if all_of is None else ledger.rejected_for(uow, all_of)))
+            for number in chosen:
+                ledger.accept_reject(uow, number, reason)
+            ledger.audit(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
+            return chosen
+
+        return self._writing.run(accept)
 
     def resolve_reject(self, number: int) -> bool:
         """Try again to carry a rejected row, after what was wrong with it has been mended.

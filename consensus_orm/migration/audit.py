@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from consensus_orm.mapping import Earliest
 from consensus_orm.phase import Phase
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -49,7 +50,11 @@ class MismatchEntry(BaseModel):
 
 
 class RejectEntry(BaseModel):
-    """A row that could not be carried; its image stays in the database."""
+    """A row that could not be carried; its image stays in the database.
+
+    `belongs_to` names a row that has no key: the columns that tell its parent, such as a run, from others, with its
+    time in ms.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,6 +67,7 @@ class RejectEntry(BaseModel):
     found_at: datetime
     settled_at: datetime | None
     note: str | None
+    belongs_to: dict[str, Any] = {}
 
 
 def when(milliseconds: int) -> datetime:
@@ -116,11 +122,40 @@ def rejects(uow: UnitOfWork, everything: bool) -> list[RejectEntry]:
     """Rejects, oldest first; only the open ones unless everything is asked for."""
     where = "" if everything else " WHERE state = 'open'"
     rows = uow._rows(
-        "SELECT id, pair, key, table_name, reason, state, found_at, settled_at, note"
-        f" FROM consensus_orm_rejects{where} ORDER BY id"
+        "SELECT id, pair, key, table_name, reason, state, found_at, settled_at, note,"
+        f" CASE WHEN key IS NULL THEN image END FROM consensus_orm_rejects{where} ORDER BY id"
     )
-    names = list(RejectEntry.model_fields)
     return [
-        RejectEntry(**dict(zip(names, row, strict=True)) | {"found_at": when(row[6]), "settled_at": _when(row[7])})
-        for row in rows
+        RejectEntry(
+            id=number,
+            pair=pair,
+            key=key,
+            table=table,
+            reason=reason,
+            state=state,
+            found_at=when(found_at),
+            settled_at=_when(settled_at),
+            note=note,
+            belongs_to={} if image is None else _parent(uow, pair, image),
+        )
+        for number, pair, key, table, reason, state, found_at, settled_at, note, image in rows
     ]
+
+
+def _parent(uow: UnitOfWork, name: str, image: str) -> dict[str, Any]:
+    """What tells the parent of a row from others, out of the image of the row; that of a parent may be part of it."""
+    parents = [pair.parent for pair in uow.statements.mapping.pairs if pair.name == name and pair.parent is not None]
+    columns = [a.key for p in parents for a in p.identity if a not in p.computed]
+    columns += [a.key for p in parents for a, rule in p.derived.items() if isinstance(rule, Earliest)]
+    cells = {column.rpartition(".")[2]: cell for column, cell in json.loads(image).items()}
+    return {column: _value(*cells[column]) for column in columns if column in cells}
+
+
+def _value(kind: str, digits: str) -> Any:
+    """A value of an image as far as JSON can say it."""
+    data = bytes.fromhex(digits)
+    if kind == "null":
+        return None
+    if kind == "integer":
+        return int(data)
+    return digits if kind == "blob" else data.decode(errors="replace")

@@ -20,6 +20,7 @@ from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
+from consensus_orm.saved_schema import IMAGE
 from consensus_orm.sql import quoted
 from consensus_orm.statements import PairStatements
 from consensus_orm.unit_of_work import UnitOfWork
@@ -53,7 +54,7 @@ def save_schema(uow: UnitOfWork) -> None:
         legacy, table = uow.catalog.legacy, pair.legacy_table.name
         saved: list[tuple[str, str, str, int | None]] = legacy.save(uow, pair)
         saved += [
-            ("row", table, sql, None) for sql in legacy.rejected_rows(uow, pair, set_aside(uow, pair, Side.LEGACY))
+            (IMAGE, table, row, None) for row in legacy.rejected_rows(uow, pair, set_aside(uow, pair, Side.LEGACY))
         ]
         for kind, name, sql, sequence in saved:
             position += 1
@@ -135,6 +136,7 @@ def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
             "this database never had legacy tables, so there is nothing to go back to",
             hint="stay at CONTRACT",
         )
+    uow.catalog.legacy.saved_rows(uow)  # what cannot be put back at the end shows now, while nothing is carried
     uow.catalog.legacy.bring_back(uow)
     uow.catalog.install_triggers(uow, Phase.NORMALIZED)
     uow._execute("DELETE FROM consensus_orm_changes")
@@ -182,13 +184,10 @@ def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
     _expect_rebuild(uow)
     while drain(uow):
         pass
-    saved = uow._rows(
-        "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE type IN ('table', 'trigger', 'row')"
-        " ORDER BY position"
-    )
+    saved = uow._rows("SELECT type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position")
     with uow.catalog.legacy_unfrozen(uow):
-        for _, _, sql, _ in (entry for entry in saved if entry[0] == "row"):
-            uow._execute(sql)
+        for row in uow.catalog.legacy.saved_rows(uow):
+            uow.catalog.legacy.put_back(uow, row)
     for entry in saved:
         uow.catalog.legacy.complete(uow, *entry)
     uow._execute(FORGET)

@@ -65,7 +65,7 @@ def steps(
         result = work()
         return Step(action, migration.phase, result, time.monotonic() - started)
 
-    yield take("upgrade", partial(migration.upgrade, progress))
+    yield take("upgrade", partial(migration._store._upgrade_if_needed, progress))
     while (now := migration.phase) < to:
         if now.compares and now.truth is Side.LEGACY:
             yield take("backfill", partial(migration.backfill, progress))

@@ -68,17 +68,20 @@ class MigrationStatus(BaseModel):
     guards: list[str]
     """Triggers and tables that guard the phase and are not in place, by name; empty where all is as recorded."""
     soak_left: timedelta
+    rewrite: str | None = None
+    """What an upgrade will do to tables that another program made; None where it leaves all of them alone."""
     gate: list[str]
     """What keeps the gate to the next phase shut; empty where it is open."""
     next_command: str
 
 
-def collect(uow: UnitOfWork, initial: Phase) -> MigrationStatus:
+def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> MigrationStatus:
     """Look at everything within one snapshot.
 
     Args:
         uow: A read-only unit of work.
         initial: The phase a file begins with that nobody prepared.
+        rewrite: What an upgrade will do to tables that another program made.
     """
     phase = uow.phase if uow.prepared else initial
     obstacles = [o.text for o in gates.obstacles(uow)] if uow.prepared else []
@@ -108,14 +111,17 @@ def collect(uow: UnitOfWork, initial: Phase) -> MigrationStatus:
         foreign_writes=(_count(uow, "SELECT count(*) FROM consensus_orm_changes") or 0) if phase.compares else 0,
         guards=[flaw.text for flaw in phase_guards.look(uow)] if uow.prepared else [],
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
+        rewrite=rewrite,
         gate=obstacles if phase.next else [],
-        next_command=_next_command(uow.prepared, phase, step, obstacles),
+        next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),
     )
 
 
-def _next_command(prepared: bool, phase: Phase, step: str | None, obstacles: list[str]) -> str:
-    if not prepared:
-        return "consensus-orm upgrade"
+def _upgrade(rewrite: str | None) -> str:
+    return "consensus-orm upgrade" + ("" if rewrite is None else " --yes")
+
+
+def _next_command(phase: Phase, step: str | None, obstacles: list[str]) -> str:
     if step == "rebuild":
         return "consensus-orm rollback normalized"
     if step == "empty":

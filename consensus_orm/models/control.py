@@ -209,7 +209,10 @@ class Change(Base):
 
 
 class SavedSchema(Base):
-    """The legacy tables, indexes and triggers as they were before the drop, in the order they were made."""
+    """The legacy tables, indexes and triggers as they were before the drop, in the order they were made.
+
+    `sql` is a definition, never run as it stands (`saved_schema`); of type image, a row as in a reject.
+    """
 
     __tablename__ = "consensus_orm_saved_schema"
 

@@ -7,12 +7,14 @@ own saved schema; at CONTRACT no statement of ours touches it, and whoever will 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors
-from consensus_orm.dropping import LegacyTables, dropped
+from consensus_orm.dropping import LegacyTables, SavedRow, dropped
 from consensus_orm.mapping import Pair
-from consensus_orm.sql import literal, quoted
+from consensus_orm.saved_schema import Cells, unsafe
+from consensus_orm.sql import quoted
 
 if TYPE_CHECKING:
     from consensus_orm.unit_of_work import UnitOfWork
@@ -70,17 +72,32 @@ class PostgresLegacyTables(LegacyTables):
         uow._execute(f"TRUNCATE TABLE {quoted(pair.legacy_name)}")
         self.put_away(uow, pair)
 
-    def complete(self, uow: UnitOfWork, kind: str, name: str, sql: str, sequence: int | None) -> None:
+    def complete(self, uow: UnitOfWork, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
         """Nothing: triggers and sequence never left the table."""
 
-    def insert(self, table: str, columns: str, values: str) -> str:
-        """A statement that inserts a row where there is none."""
-        return f"INSERT INTO {quoted(table)} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING"
+    def values(self, table: str, row: Cells) -> list[Any]:
+        """The values of a saved row as text, which the server reads as the type of their column."""
+        try:
+            return [_VALUES[kind](bytes.fromhex(digits)) for kind, digits in row.values()]
+        except (KeyError, ValueError) as error:
+            raise unsafe("row", table) from error
 
-    def literal(self, kind: str, value: str) -> str:
-        """A stored value as SQL, from its type and bytes."""
-        if kind == "null":
-            return "NULL"
-        if kind == "text":
-            return f"convert_from(decode({literal(value)}, 'hex'), 'UTF8')"
-        return bytes.fromhex(value).decode("ascii")
+    def put_back(self, uow: UnitOfWork, saved: SavedRow) -> None:
+        """Insert a row again that was saved, where there is none under its key."""
+        columns, places = ", ".join(map(quoted, saved.cells)), ", ".join("?" * len(saved.cells))
+        sql = f"INSERT INTO {quoted(saved.table)} ({columns}) VALUES ({places}) ON CONFLICT DO NOTHING"
+        uow._execute(sql, saved.values)
+
+
+def _number(data: bytes) -> str:
+    text = data.decode("ascii")
+    float(text)
+    return text
+
+
+_VALUES: dict[str, Callable[[bytes], str | None]] = {
+    "null": lambda _: None,
+    "integer": _number,
+    "real": _number,
+    "text": bytes.decode,
+}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors, files
 from consensus_orm._version import __version__
+from consensus_orm.adoption import PROGRAMS, Rewrite
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.mapping import Mapping, Pair
 from consensus_orm.migration.backfill import BackfillReport
@@ -21,12 +22,12 @@ from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
-from consensus_orm.rehearsal import copies, image
+from consensus_orm.rehearsal import copies, founding, image
 from consensus_orm.rehearsal.copies import Copy
 from consensus_orm.rehearsal.evidence import evidence_in, evidence_path, write
 from consensus_orm.rehearsal.image import Image
-from consensus_orm.rehearsal.looks import Look, look_of
-from consensus_orm.rehearsal.records import Proof, RehearsalReport, RehearsalStep, WritersReport
+from consensus_orm.rehearsal.looks import FileLook, Look, look_of
+from consensus_orm.rehearsal.records import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
 from consensus_orm.rehearsal.writers import COLUMNS, Writers
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ def rehearse(
 
     The copy of a file is a file, that of a server a database beside it, with the tables that move. From EXPAND to
     NORMALIZED the copy goes on to CONTRACT and then back to EXPAND; at CONTRACT it goes back to EXPAND and then to
-    CONTRACT again. Soak times are skipped, gates are not: one that refuses ends the way forward, and is what the
-    real migration would meet. The database itself is read once and never written.
+    CONTRACT again. Where the upgrade makes tables of another program anew, that is part of it; a file of the final
+    build, which never had legacy tables, is upgraded, and its rows are compared with what they were. Soak times are
+    skipped, gates are not: one that refuses ends the way forward, and is what the real migration would meet. The
+    database itself is read once and never written.
 
     Args:
         store: The store whose database is copied.
@@ -69,19 +72,20 @@ def rehearse(
         folder can be written.
 
     Raises:
-        MigrationError: The database never had legacy tables, so there is nothing to rehearse.
+        MigrationError: The database never had legacy tables, and its upgrade is over, so nothing is left to rehearse.
         InvalidValueError: Writers were asked for, and the mapping is not that of the consensus tables.
         StorageError: There is not room enough for it, or the copy could not be made.
         CopyError: A column on a server would not come along.
     """
-    with store._on_primary(read_only=True) as uow:
+    rewrite = store.pending_rewrite()
+    with store._on_primary(read_only=True, readable=True) as uow:
         mapping = uow.statements.mapping
         if writers and mapping is not CONSENSUS:
             raise errors.InvalidValueError(
                 "writers know the consensus tables only", hint="rehearse without writers", field="writers"
             )
         known = image.identity(look_of(store.engine.dialect.name, uow._rows), mapping)
-        if known.schema_hash is None:
+        if known.schema_hash is None and rewrite is None:
             raise errors.MigrationError(
                 "this database never had legacy tables, so there is nothing to rehearse", hint="it is where it ends"
             )
@@ -93,10 +97,15 @@ def rehearse(
         facts = {
             "database": store.name,
             "identity": report.identity.model_copy(update={"schema_hash": known.schema_hash}),
-            "notes": (*report.notes, *copy.notes(store)),
+            "notes": (*report.notes, *_notes(rewrite), *copy.notes(store)),
             "kept": copy.path if copy.keep else None,
         }
         return _keep(report.model_copy(update=facts), store, folder if keep is not None else None)
+
+
+def _notes(rewrite: Rewrite | None) -> Iterator[str]:
+    if rewrite is not None:
+        yield f"{PROGRAMS[rewrite.made_by]}: it made {' and '.join(rewrite.rows)}, and fails on them after the upgrade"
 
 
 @contextlib.contextmanager
@@ -159,7 +168,10 @@ class _Course:
             known = image.identity(look, self.mapping)
         self._prepare()
         with Writers(self.store, threads) as writers:
-            self._travel()
+            if known.schema_hash is None:
+                self._prove_adoption()
+            else:
+                self._travel()
         with self.copy.look() as look:
             unexplained, missing = self._extra(look, writers)
             schema_equal = before <= image.schema_objects(look, self.mapping)
@@ -188,8 +200,14 @@ class _Course:
             peak_bytes=self.peak,
             backup_bytes=sum(path.stat().st_size for path in self.copy.backups),
             soak=settings.soak_dual_write + settings.soak_cutover + settings.soak_normalized,
-            notes=() if any(known.rows.values()) else ("there is no row in it, so nothing was proved about rows",),
+            notes=tuple(self._notes(known)),
         )
+
+    def _notes(self, known: Identity) -> Iterator[str]:
+        if not any(known.rows.values()):
+            yield "there is no row in it, so nothing was proved about rows"
+        if known.schema_hash is None and (rejects := len(self.migration.rejects())):
+            yield f"{rejects:,} of its rows cannot be carried by the upgrade: they are kept whole, as rejects"
 
     # The way --------------------------------------------------------------------------------------------
 
@@ -199,7 +217,7 @@ class _Course:
             self._step("reconcile", lambda: self.migration.reconcile(progress=self.progress))
         if self.began.truth is Side.LEGACY:
             self._remember(Side.LEGACY)  # before the upgrade, which must not change it either
-        self._step("upgrade", partial(self.migration.upgrade, self.progress))
+        self._step("upgrade", partial(self.migration.upgrade, self.progress, rewrite=True))
         if self.began.truth is Side.NORMALIZED:
             self._remember(Side.NORMALIZED)
 
@@ -285,6 +303,12 @@ class _Course:
                         difference=wanted.difference(found),
                     )
                 )
+
+    def _prove_adoption(self) -> None:
+        """Compare a file without a legacy side with what it was before its upgrade."""
+        (backup,) = (path for path in self.copy.folder.iterdir() if ".before-upgrade-" in path.name)
+        with FileLook.at(backup) as before, self.copy.look() as after:
+            self.proofs += founding.prove(before, after, self.now)
 
     def _extra(self, look: Look, writers: Writers) -> tuple[int, int]:
         """Rows above those of the beginning: how many no writer knows of, and how many of the writers' are missing."""

@@ -109,7 +109,7 @@ def find(store: ConsensusStore) -> Evidence | None:
         return None
     if store.path is None and report.database != store.name:
         return None  # of a database of the same name on another server
-    with store._on_primary(read_only=True) as uow:
+    with store._on_primary(read_only=True, readable=True) as uow:
         mapping = uow.statements.mapping
         now = identity(look_of(store.engine.dialect.name, uow._rows), mapping)
         legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in mapping.pairs)

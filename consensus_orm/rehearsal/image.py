@@ -19,7 +19,7 @@ from consensus_orm.rehearsal.looks import Look, SchemaObject
 from consensus_orm.rehearsal.records import Identity
 from consensus_orm.sql import quoted
 
-__all__ = ["Image", "identity", "schema_objects", "select", "take"]
+__all__ = ["Image", "digested", "identity", "schema_objects", "select", "take"]
 
 ROWS = 1000
 """Rows under one digest."""
@@ -84,7 +84,17 @@ def take(
     cells = ", ".join(map(look.cell, columns))
     where = "" if until is None else f" WHERE {columns[0]} <= {look.parameter}"
     sql = f"SELECT {columns[0]}, {cells} FROM {_source(pair, side)}{where} ORDER BY {columns[0]}"
-    return Image(tuple(_digests(row for row in look.stream(sql, until) if str(_key(row[0])) not in skip)))
+    return digested(look.stream(sql, until), skip)
+
+
+def digested(rows: Iterator[tuple[Any, ...]], skip: Collection[Any] = ()) -> Image:
+    """The image of rows in the order of their keys.
+
+    Args:
+        rows: Each with its key and then its cells.
+        skip: Keys to leave out, as text.
+    """
+    return Image(tuple(_digests(row for row in rows if str(_key(row[0])) not in skip)))
 
 
 def _digests(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, Any, int, bytes]]:

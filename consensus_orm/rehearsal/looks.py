@@ -118,7 +118,9 @@ class FileLook(Look):
         saved = "consensus_orm_saved_schema" in names
         if any(kind == "table" for kind, _, _ in objects) or not saved:
             return objects
-        aside = self.rows("SELECT type, name, sql FROM consensus_orm_saved_schema")
+        aside = self.rows(
+            "SELECT type, name, sql FROM consensus_orm_saved_schema WHERE type IN ('table', 'index', 'trigger')"
+        )
         return frozenset((kind, name, sql) for kind, name, sql in aside)
 
     def stream(self, sql: str, value: Any = None) -> Iterator[tuple[Any, ...]]:

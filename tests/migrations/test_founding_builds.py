@@ -49,7 +49,7 @@ def rejected_ids(path: Path, table: str, **where: str) -> list[int]:
 
 
 def upgraded(path: Path, open_engine: Open) -> None:
-    schema.upgrade(open_engine(path), SETTINGS)
+    schema.upgrade(open_engine(path), SETTINGS, rewrite=True)
 
 
 # The dual-write build

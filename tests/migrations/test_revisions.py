@@ -36,8 +36,9 @@ def execute(path: Path, script: str) -> None:
 
 
 def images(path: Path, *tables: str) -> dict[str, object]:
-    """All that is to be said of some tables; of all where none is named."""
-    return {table: oracle.image(path, table) for table in tables or oracle.tables(path)}
+    """All that is to be said of some tables, of all where none is named; and the number of the file."""
+    found: dict[str, object] = {table: oracle.image(path, table) for table in tables or oracle.tables(path)}
+    return found | {"user_version": oracle.user_version(path)}
 
 
 @pytest.fixture
@@ -70,12 +71,13 @@ def test_revisions_import_no_model() -> None:
     """A revision goes on doing what it does today: it takes nothing from modules that change."""
     for script in (schema.script_location() / "versions").glob("*.py"):
         imports = [line for line in script.read_text().splitlines() if "consensus_orm" in line and "import" in line]
-        assert imports in ([], ["from consensus_orm.errors import DowngradeRefusedError"])
+        wanted = "from consensus_orm.errors import DowngradeRefusedError"
+        assert imports in ([], [wanted], [f"{wanted}, RewriteNotConfirmedError"])
 
 
 def test_models_and_migrations_make_the_same_tables(path: Path, open_engine: Open) -> None:
     """A new file has, table by table, the DDL that the models would give it."""
-    schema.upgrade(open_engine(path), SETTINGS)
+    schema.upgrade(open_engine(path), SETTINGS, rewrite=True)
 
     for table in schema.metadata().tables.values():
         if table.name in adoption.LEGACY:
@@ -96,7 +98,7 @@ def test_alembic_finds_nothing_to_change(name: str, path: Path, open_engine: Ope
     """After the upgrade of any file, autogenerate sees no difference between models and database."""
     builders.KINDS[name][2](path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
 
     with engine.connect() as connection:
         context = MigrationContext.configure(
@@ -137,13 +139,13 @@ def test_up_and_down_step_by_step(name: str, path: Path, open_engine: Open) -> N
     # The dual-write build's own normalized rows stand on its legacy side too.
     found = images(path, *(set(oracle.tables(path)) - {"consensus_runs", "agent_outputs"}))
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
     up = oracle.tables(path)
 
     for _ in adoption.REVISIONS:
         schema.downgrade(engine, "-1")
     assert images(path) == found
-    assert schema.upgrade(engine, SETTINGS) == list(adoption.REVISIONS)
+    assert schema.upgrade(engine, SETTINGS, rewrite=True) == list(adoption.REVISIONS)
 
     assert oracle.tables(path) == up
     assert not schema.inspect(engine).needs_upgrade
@@ -199,7 +201,7 @@ def test_downgrade_refuses_to_lose_a_row(name: str, path: Path, open_engine: Ope
     build, target, script = REFUSALS[name]
     build(path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
     execute(path, script)
     before = images(path)
 
@@ -216,7 +218,7 @@ def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Op
     builders.first_version(path)
     before = images(path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
     execute(
         path,
         """
@@ -257,7 +259,7 @@ def test_downgrade_leaves_the_triggers_of_other_programs(path: Path, open_engine
 def test_downgrade_to_nowhere_is_one_clear_error(path: Path, open_engine: Open) -> None:
     """A revision that does not exist is an error of ours, and changes nothing."""
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
 
     with pytest.raises(errors.SchemaError):
         schema.downgrade(engine, "nowhere")
@@ -276,7 +278,7 @@ def test_a_failing_revision_leaves_nothing_behind(
     own_revisions("def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('SELECT nonsense')\n")
 
     with pytest.raises(errors.StorageError):
-        schema.upgrade(open_engine(path), SETTINGS)
+        schema.upgrade(open_engine(path), SETTINGS, rewrite=True)
 
     assert images(path) == before
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -289,12 +291,12 @@ def test_a_revision_that_breaks_references_is_undone(
     """Foreign keys are off while the schema changes, so they are checked before the commit."""
     builders.final_build(path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
     before = images(path)
     own_revisions("def upgrade():\n    op.execute('DELETE FROM consensus_runs')\n")
 
     with pytest.raises(errors.SchemaError, match="refer to runs"):
-        schema.upgrade(engine, SETTINGS)
+        schema.upgrade(engine, SETTINGS, rewrite=True)
 
     assert images(path) == before
     with engine.connect() as connection:
@@ -308,14 +310,14 @@ def test_a_later_release_reaches_every_phase(
     """A revision added later is applied alone, whatever the phase, and the phase stays."""
     builders.build_legacy(path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
     execute(path, f"UPDATE consensus_orm_state SET phase = {phase}")
     if phase == 5:
         execute(path, "DROP TABLE consensus_artifacts; DROP TABLE consensus_synthesis")
     own_revisions("def upgrade():\n    op.execute('ALTER TABLE consensus_runs ADD COLUMN later TEXT')\n")
 
     assert schema.inspect(engine).needs_upgrade
-    assert schema.upgrade(engine, SETTINGS) == ["9000"]
+    assert schema.upgrade(engine, SETTINGS, rewrite=True) == ["9000"]
 
     with oracle.reading(path) as connection:
         assert connection.execute("SELECT phase FROM consensus_orm_state").fetchone() == (phase,)
@@ -329,7 +331,7 @@ from consensus_orm import engine, schema
 from consensus_orm.settings import Settings
 sys.stdin.readline()
 engine = engine.create(sys.argv[1], Settings(busy_timeout=30))
-print(len(schema.upgrade(engine, Settings())))
+print(len(schema.upgrade(engine, Settings(), rewrite=True)))
 engine.dispose()
 """
 
@@ -377,10 +379,11 @@ def alembic(*arguments: str, url: str | None = None) -> subprocess.CompletedProc
 
 def test_alembic_command_line_upgrades_from_the_checkout(path: Path, open_engine: Open) -> None:
     """`alembic upgrade head` does what the package does, with the URL from -x or from the settings."""
-    builders.odd_final_build(path)
+    builders.odd_legacy(path)
 
     done = alembic("-x", f"url=sqlite:///{path}", "upgrade", "head")
     assert done.returncode == 0, done.stderr
+    assert oracle.user_version(path) == adoption.PROTECTED
     assert not schema.inspect(open_engine(path)).needs_upgrade
 
     checked = alembic("check", url=str(path))
@@ -416,7 +419,7 @@ def test_migrations_are_found_without_a_checkout(tmp_path: Path, monkeypatch: py
 
 def test_a_current_file_opens_without_alembic(path: Path, open_engine: Open) -> None:
     """An upgrade that has nothing to do does not pay for importing alembic."""
-    schema.upgrade(open_engine(path), SETTINGS)
+    schema.upgrade(open_engine(path), SETTINGS, rewrite=True)
     code = UPGRADE + "assert 'alembic' not in sys.modules"
 
     done = subprocess.run(
@@ -439,4 +442,4 @@ def test_percent_in_the_path_of_the_migrations(
     shutil.copytree(schema.script_location(), folder)
     monkeypatch.setattr(schema, "script_location", lambda: folder)
 
-    assert schema.upgrade(open_engine(path), SETTINGS) == list(adoption.REVISIONS)
+    assert schema.upgrade(open_engine(path), SETTINGS, rewrite=True) == list(adoption.REVISIONS)

@@ -45,7 +45,7 @@ def engine(new_database: Database) -> Iterator[Engine]:
 def test_alembic_finds_nothing_to_change(name: str, new_database: Database, engine: Engine) -> None:
     """After the upgrade of any database, autogenerate sees no difference between models and tables."""
     KINDS[name](new_database.where)
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
 
     with engine.connect() as connection:
         context = MigrationContext.configure(
@@ -61,8 +61,8 @@ def test_an_upgrade_leaves_what_it_found(name: str, new_database: Database, engi
     KINDS[name](new_database.where)
     found = {table: new_database.image(table) for table in new_database.tables()}
 
-    assert schema.upgrade(engine, SETTINGS) == list(adoption.REVISIONS)
-    assert schema.upgrade(engine, SETTINGS) == []
+    assert schema.upgrade(engine, SETTINGS, rewrite=True) == list(adoption.REVISIONS)
+    assert schema.upgrade(engine, SETTINGS, rewrite=True) == []
     assert {table: new_database.image(table) for table in found} == found
 
 
@@ -71,13 +71,13 @@ def test_up_and_down_step_by_step(name: str, new_database: Database, engine: Eng
     """Each revision can be taken back where it holds no row, and base is the database as it was found."""
     KINDS[name](new_database.where)
     found = {table: new_database.image(table) for table in new_database.tables()}
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
     up = new_database.tables()
 
     for _ in adoption.REVISIONS:
         schema.downgrade(engine, "-1")
     assert {table: new_database.image(table) for table in new_database.tables()} == found
-    schema.upgrade(engine, SETTINGS)
+    schema.upgrade(engine, SETTINGS, rewrite=True)
     assert new_database.tables() == up
 
 
@@ -103,7 +103,7 @@ def test_a_failing_upgrade_leaves_nothing_behind(new_database: Database, engine:
     new_database.script("CREATE TABLE idx_agent_outputs_agent (taken INTEGER)")  # the name of an index to be made
     before = new_database.everything()
     with pytest.raises(errors.ConsensusError):
-        schema.upgrade(engine, SETTINGS)
+        schema.upgrade(engine, SETTINGS, rewrite=True)
     assert new_database.everything() == before
 
 

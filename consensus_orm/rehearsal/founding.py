@@ -1,0 +1,77 @@
+"""The file of a founding build, before and after the upgrade that makes its tables anew: the same rows, by raw SQL.
+
+Of a file of the final build this is all there is to prove: it has no legacy side to go back to. Nothing here goes
+through the revision that carried the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from consensus_orm.phase import Phase, Side
+from consensus_orm.rehearsal.image import Image, digested
+from consensus_orm.rehearsal.looks import Look
+from consensus_orm.rehearsal.records import Proof
+
+__all__ = ["prove"]
+
+OUTPUT = ("agent_name", "model_version", "content")
+SYNTHESIS = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
+
+
+def prove(before: Look, after: Look, phase: Phase) -> Iterator[Proof]:
+    """Compare what a final build kept with what the upgrade has made of it, less the rows that became rejects.
+
+    Args:
+        before: At the backup that was made before the upgrade.
+        after: At the file.
+        phase: The phase after the upgrade.
+    """
+    rejected = _rejected(after)
+    outputs = [_outputs(look, rejected["agent_outputs"]) for look in (before, after)]
+    syntheses = [_as_json(before, rejected["consensus_runs"]), _syntheses(after, rejected["consensus_runs"])]
+    for table, (wanted, found) in (("agent_outputs", outputs), ("consensus_syntheses", syntheses)):
+        yield Proof(
+            phase=phase,
+            table=table,
+            side=Side.NORMALIZED,
+            rows=found.rows,
+            digest=found.digest,
+            difference=wanted.difference(found),
+        )
+
+
+def _rejected(look: Look) -> dict[str, set[str]]:
+    """Ids of the rows that were kept whole instead."""
+    found: dict[str, set[str]] = {"agent_outputs": set(), "consensus_runs": set()}
+    for table, image in look.rows("SELECT table_name, image FROM consensus_orm_rejects WHERE key IS NULL"):
+        found[table].add(bytes.fromhex(json.loads(image)["id"][1]).decode())
+    return found
+
+
+def _outputs(look: Look, skip: Collection[str]) -> Image:
+    if not look.columns("agent_outputs"):
+        return Image()
+    cells = ", ".join(map(look.cell, OUTPUT))
+    return digested(look.stream(f"SELECT id, {cells} FROM agent_outputs ORDER BY id"), skip)
+
+
+def _syntheses(look: Look, skip: Collection[str]) -> Image:
+    cells = ", ".join(map(look.cell, SYNTHESIS))
+    return digested(look.stream(f"SELECT id, {cells} FROM consensus_syntheses ORDER BY id"), skip)
+
+
+def _as_json(look: Look, skip: Collection[str]) -> Image:
+    """The syntheses that stand in runs, as the cells of the rows that they become."""
+    rows = look.stream("SELECT id, synthesis_json FROM consensus_runs WHERE synthesis_json IS NOT NULL ORDER BY id")
+    return digested(((run, *_cells(text)) for run, text in rows if str(run) not in skip), skip)
+
+
+def _cells(text: bytes) -> Iterator[Any]:
+    fields = json.loads(text)
+    for name in SYNTHESIS:
+        value = fields[name]
+        yield "null" if value is None else "integer" if isinstance(value, int) else "text"
+        yield None if value is None else str(value).encode()
