@@ -138,7 +138,10 @@ def _facts(
     yield "certificate", _certificate(found, now)
     yield "mismatches", f"{found.mismatches:,} open{_grouped(mismatches)}"
     yield "rejects", f"{found.rejects:,} open"
-    yield "foreign writes", f"{found.foreign_writes:,} to adopt"
+    undecided = f", {found.undecided:,} rows undecided" if found.undecided else ""
+    yield "foreign writes", f"{found.foreign_writes:,} to adopt{undecided}"
+    if found.images:
+        yield "images", f"{found.images:,} kept"
     soaks = phase.writes_normalized and phase.next is not None
     yield "soak", f"{span(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
 

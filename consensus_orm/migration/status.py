@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict
 
 from consensus_orm import ledger
+from consensus_orm.ledgers import changes, images
 from consensus_orm.mapping import Pair
 from consensus_orm.migration import gates
 from consensus_orm.migration.audit import when
@@ -64,6 +65,10 @@ class MigrationStatus(BaseModel):
     rejects: int
     foreign_writes: int
     """Writes of programs that know one side only and that are not adopted yet."""
+    undecided: int
+    """Rows that such a program changed or deleted on the side that is not read: they wait for a choice."""
+    images: int
+    """Rows that were kept before they were overwritten or deleted, and that nobody has put back."""
     soak_left: timedelta
     gate: list[str]
     """What keeps the gate to the next phase shut; empty where it is open."""
@@ -102,7 +107,9 @@ def collect(uow: UnitOfWork, initial: Phase) -> MigrationStatus:
         certificate=_certificate(uow),
         mismatches=ledger.open_mismatches(uow) if uow.prepared else 0,
         rejects=ledger.open_rejects(uow) if uow.prepared else 0,
-        foreign_writes=(_count(uow, "SELECT count(*) FROM consensus_orm_changes") or 0) if phase.compares else 0,
+        foreign_writes=changes.count(uow) if uow.prepared and phase.compares else 0,
+        undecided=changes.undecided(uow) if uow.prepared and phase.compares else 0,
+        images=images.count(uow) if uow.prepared else 0,
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
         gate=obstacles if phase.next else [],
         next_command=_next_command(uow.prepared, phase, step, obstacles),

@@ -91,10 +91,11 @@ def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried
     old, new = f"OLD.{key}", f"NEW.{key}"
     there = f"SELECT 1 FROM {quoted(pair.table.name)} WHERE {key} = {old}"
     carried = f" WHERE EXISTS ({there})" if carried_only else ""
+    moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
+    did = f"CASE WHEN {moved} THEN 'move' ELSE lower(TG_OP) END"
     body = (
-        f"IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}) THEN"
-        f" {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
-        f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, 'lower(TG_OP)')}{carried}; END IF; RETURN NULL;"
+        f"IF TG_OP = 'DELETE' OR ({moved}) THEN {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
+        f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, did)}{carried}; END IF; RETURN NULL;"
     )
     return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
 
