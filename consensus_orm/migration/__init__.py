@@ -19,8 +19,8 @@ from consensus_orm.migration.carry import Drained, carry_reject, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.pace import catch_up
-from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.migration.planning import Choice
+from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.units import Units

@@ -185,7 +185,7 @@ def test_a_row_changed_after_it_was_adopted_is_no_reject(url: str, store: Consen
 def test_what_others_write_while_reconcile_looks_is_not_repaired(
     url: str, store: ConsensusStore, monkeypatch: pytest.MonkeyPatch, write: str, left: list[str], adopted: list[str]
 ) -> None:
-    """The sides differ, and it was noted why: it is carried from the truth, and waits for a choice on the other side."""
+    """The sides differ, and it was noted why: it is carried from the truth, and waits for a choice elsewhere."""
     store.migration.backfill()
     with store.unit_of_work() as uow:
         key = uow.artifacts.add(spec_id="GONE", stage="s", agent_name="a", content_json="{}").id
