@@ -8,10 +8,11 @@ nor errors repeat contents of rows: keys, columns and kinds are told.
 from __future__ import annotations
 
 import getpass
+import itertools
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy
@@ -145,10 +146,9 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
     if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
         uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
         return
-    count = "SELECT count(*) FROM consensus_orm_mismatches WHERE state = 'confirmed' AND pair = ? AND column_name IS ?"
     # Which rows we deleted must be known of each, or repairing would bring them back.
     capped = kind != NOT_DELETED
-    if capped and uow._execute(count, (pair.name, column)).fetchone()[0] >= uow.settings.mismatch_cap:
+    if capped and not _room(uow, pair, column):
         facts["key"], facts["kind"] = None, "storm"
         if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
             uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
@@ -160,6 +160,13 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
     )
     _alarm(uow)
     uow._tell(MismatchEvent(pair.name, facts["key"], column, facts["kind"], found_by, recorded=True))
+
+
+def _room(uow: UnitOfWork, pair: Pair, column: str | None) -> int:
+    """How many more entries fit under the cap."""
+    sql = "SELECT count(*) FROM consensus_orm_mismatches WHERE state = 'confirmed' AND pair = :pair"
+    open_ = uow._rows(f"{sql} AND column_name IS :column", {"pair": pair.name, "column": column})[0][0]
+    return max(int(uow.settings.mismatch_cap - open_), 0)
 
 
 def _alarm(uow: UnitOfWork) -> None:
@@ -178,13 +185,32 @@ def _alarm(uow: UnitOfWork) -> None:
     uow._tell(AlarmEvent(reason))
 
 
-def was_deleted(uow: UnitOfWork, pair: Pair, key: Any) -> bool:
-    """Whether we deleted a row, and one side has kept it until now."""
+def kept_on_one_side(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+    """Those of some rows that we deleted, and that one side has kept until now."""
+    states = ", ".join(f"'{state}'" for state in NOT_REPAIRED)
     sql = (
-        f"SELECT 1 FROM consensus_orm_mismatches WHERE state IN ({', '.join('?' * len(NOT_REPAIRED))}) AND pair = ?"
-        " AND column_name IS NULL AND key = ? AND kind = ?"
+        f"SELECT DISTINCT key FROM consensus_orm_mismatches WHERE state IN ({states}) AND pair = :pair"
+        f" AND column_name IS NULL AND {uow.statements.words.render(in_keys(KEY, 'keys'))} AND kind = :kind"
     )
-    return bool(uow._rows(sql, (*NOT_REPAIRED, pair.name, key, NOT_DELETED)))
+    return {key for (key,) in uow._rows(sql, {"pair": pair.name, "kind": NOT_DELETED, "keys": json.dumps(list(keys))})}
+
+
+def record_undecided(uow: UnitOfWork, pair: Pair, found: Mapping[Any, str]) -> None:
+    """Record rows that another program wrote on the side that is not the truth, each once.
+
+    Above the cap of open entries one entry without a key counts the rest; the changes tell which rows these are.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the rows.
+        found: For each key what was done: insert, update or delete.
+    """
+    room = _room(uow, pair, None) + 1  # the first one above the cap makes the entry that counts
+    for key, did in itertools.islice(found.items(), room):
+        record(uow, pair, key, None, f"foreign_{did}", found_by="trigger")
+    if (rest := len(found) - room) > 0:
+        sql = "UPDATE consensus_orm_mismatches SET seen = seen + ? WHERE pair = ? AND column_name IS NULL"
+        uow._execute(f"{sql} AND key IS NULL AND state = 'confirmed'", (rest, pair.name))
 
 
 def confirm(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:
@@ -222,6 +248,15 @@ def settle(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], state: str, note: s
             "keys": json.dumps(list(keys)),
         },
     ).rowcount
+
+
+def settle_storms(uow: UnitOfWork, pair: Pair) -> None:
+    """Close the entries that stand for many rows of a pair, all of which were looked at by now."""
+    uow._execute(
+        "UPDATE consensus_orm_mismatches SET state = 'repaired', settled_at = ?"
+        " WHERE state IN ('found', 'confirmed') AND pair = ? AND key IS NULL",
+        (milliseconds(uow), pair.name),
+    )
 
 
 def open_mismatches(uow: UnitOfWork) -> int:

@@ -125,10 +125,17 @@ class ParentStatements:
     @cached_property
     def differing(self) -> str:
         """Parents between `_first` and `_last` without rows, or whose derived columns are not what follows."""
-        table, key = self.parent.table, self.parent.key
-        right = [holds(table.c[name], value) for name, value in self.derived(table).items()]
-        wrong = not_(and_(self._has_rows(key, in_range_too=True), *right))
-        return self.render(select(key).where(in_range(key), wrong).order_by(key))
+        key = self.parent.key
+        return self.render(select(key).where(in_range(key), self._wrong(in_range_too=True)).order_by(key))
+
+    @property
+    def wrong(self) -> ColumnElement[bool]:
+        """Whether a parent has no rows, or a derived column is not what follows from them."""
+        return self._wrong(in_range_too=False)
+
+    def _wrong(self, *, in_range_too: bool) -> ColumnElement[bool]:
+        right = [holds(self.parent.table.c[name], value) for name, value in self.derived(self.parent.table).items()]
+        return not_(and_(self._has_rows(self.parent.key, in_range_too=in_range_too), *right))
 
     @cached_property
     def next_chunk(self) -> tuple[str, str]:

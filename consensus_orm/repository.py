@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from consensus_orm import errors, ledger
+from consensus_orm.ledgers import changes, images
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
@@ -108,7 +109,9 @@ class Repository:
         # looks for writers who know one side only stays silent.
         normalized = self._write(Side.NORMALIZED, key, lambda: self._insert_normalized(parameters))
         legacy = self._write(Side.LEGACY, key, lambda: self._insert_legacy(parameters))
-        if normalized and legacy and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
+        if not (normalized and legacy):
+            self.uow.catalog.forget_row(self.uow, self.pair, key)  # a write of ours, which the truth alone has taken
+        elif self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
         return key
 
@@ -203,8 +206,12 @@ class Repository:
         sides.sort(key=lambda side: side is phase.truth)
         found = {side: self._keys(side, filters, parameters) for side in sides}
         if len(sides) == 2:
+            self._leave_to_truth(found)
             self._meet_carriers(found)
-        keys = json.dumps(list(set().union(*found.values())))
+        wanted = set().union(*found.values())
+        if phase.compares:
+            self._keep_foreign(wanted)
+        keys = json.dumps(list(wanted))
         mark = self.uow.catalog.last_change(self.uow)
         if phase.writes_normalized:
             self._write(Side.NORMALIZED, None, lambda: self._delete_normalized(keys))
@@ -216,6 +223,22 @@ class Repository:
                 for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
                     self._mismatch(key, [(None, ledger.NOT_DELETED)])
         return len(found[phase.truth])
+
+    def _leave_to_truth(self, found: dict[Side, set[Any]]) -> None:
+        """Leave rows alone that only look as asked for on the side that is not the truth: another program wrote it."""
+        truth = self.uow.phase.truth
+        if extra := found[truth.other] - found[truth]:
+            there = self.uow._rows(self.sql.present(truth), {"_keys": json.dumps(list(extra))})
+            found[truth.other] -= {key for (key,) in there}
+
+    def _keep_foreign(self, keys: set[Any]) -> None:
+        """Keep what another program wrote to rows that are about to be deleted; with them nothing is left to decide."""
+        written = changes.of_rows(self.uow, self.pair, keys)
+        shadow = self.uow.phase.truth.other
+        if foreign := [key for key, each in written.items() if each.ops[shadow]]:
+            images.keep(self.uow, self.pair, foreign, shadow, "a unit of work deleted it")
+        if changes.forget(self.uow, written.values()):
+            ledger.settle(self.uow, self.pair, written, "repaired", "a unit of work deleted it")
 
     def _meet_carriers(self, found: dict[Side, set[Any]]) -> None:
         """Let rows that were carried since this unit of work began be noticed where it cannot see them.

@@ -9,6 +9,7 @@ keys) are the others.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import cache, cached_property
 from typing import Any
 
@@ -30,6 +31,7 @@ from sqlalchemy import (
     literal_column,
     not_,
     null,
+    or_,
     select,
     table,
     update,
@@ -50,12 +52,19 @@ class PairStatements:
     Args:
         pair: The declared pair.
         words: How statements are printed.
+        uncast: Legacy columns of text whose values are bound without a cast to text.
     """
 
-    def __init__(self, pair: Pair, words: Words) -> None:
+    def __init__(self, pair: Pair, words: Words, *, uncast: frozenset[str] = frozenset()) -> None:
         self.pair = pair
         self.words = words
         self.render = words.render
+        self._uncast = uncast
+
+    def storing(self, columns: Iterable[str]) -> PairStatements:
+        """Statements that store the values of some text columns as they are bound: bytes stay bytes."""
+        uncast = frozenset(columns)
+        return PairStatements(self.pair, self.words, uncast=uncast) if uncast else self
 
     # Where a row stands, as expressions -----------------------------------------------------------------
 
@@ -67,7 +76,7 @@ class PairStatements:
     def _bind(self, name: str, attribute: Any) -> ColumnElement[Any]:
         type_ = self.pair.column(attribute).type
         value = bindparam(parameter(name), type_=type_)
-        return self.words.typed(value, type_)
+        return value if name in self._uncast else self.words.typed(value, type_)
 
     def legacy_row(self, table: FromClause | None = None) -> Row:
         """The row as the legacy table holds it."""
@@ -113,21 +122,32 @@ class PairStatements:
         self, row: Row, table: FromClause | None = None, parent: FromClause | None = None
     ) -> dict[str, ColumnElement[bool]]:
         """For each normalized column, whether it holds what a row demands: the comparison, in one place."""
+        return self._carried_agree(row, table, parent) | self._computed_agree(row, table, parent)
+
+    def _carried_agree(
+        self, row: Row, table: FromClause | None, parent: FromClause | None
+    ) -> dict[str, ColumnElement[bool]]:
+        own = self.pair.table if table is None else table
+        found: dict[str, ColumnElement[bool]] = {}
+        for name, a in self.pair.carried.items():
+            if a.class_ is self.pair.normalized:
+                found[a.key] = same(own.c[a.key], row[name])
+            elif self.pair.parent is not None:
+                above = self.pair.parent.table if parent is None else parent
+                found[f"{self.pair.parent.table.name}.{a.key}"] = same(above.c[a.key], row[name])
+        return found
+
+    def _computed_agree(
+        self, row: Row, table: FromClause | None, parent: FromClause | None
+    ) -> dict[str, ColumnElement[bool]]:
         own = self.pair.table if table is None else table
         found: dict[str, ColumnElement[bool]] = {
-            a.key: same(own.c[a.key], row[name])
-            for name, a in self.pair.carried.items()
-            if a.class_ is self.pair.normalized
+            a.key: holds(own.c[a.key], value(row)) for a, value in self.pair.computed.items()
         }
-        found |= {a.key: holds(own.c[a.key], value(row)) for a, value in self.pair.computed.items()}
-        if self.pair.parent is None:
-            return found
-        above = self.pair.parent.table if parent is None else parent
-        for name, a in self.pair.carried.items():
-            if a.class_ is self.pair.parent.model:
-                found[f"{self.pair.parent.table.name}.{a.key}"] = same(above.c[a.key], row[name])
-        for a, value in self.pair.parent.computed.items():
-            found[f"{self.pair.parent.table.name}.{a.key}"] = holds(above.c[a.key], value(row))
+        if self.pair.parent is not None:
+            above = self.pair.parent.table if parent is None else parent
+            for a, value in self.pair.parent.computed.items():
+                found[f"{self.pair.parent.table.name}.{a.key}"] = holds(above.c[a.key], value(row))
         return found
 
     def counterpart(self, row: Row, key: ColumnElement[Any]) -> Any:
@@ -195,6 +215,25 @@ class PairStatements:
         compared = self.agreement(self.legacy_row())
         present = [legacy.c[self._key].is_not(None), self.pair.key.is_not(None)]
         return tuple(compared), self.render(select(*present, *compared.values()).select_from(source))
+
+    @cached_property
+    def both_sides(self) -> tuple[str, str]:
+        """How the rows in `_keys` stand to each other; a key that neither statement gives has no row.
+
+        Those that the legacy side has: key, whether the normalized side has it, whether what is carried agrees,
+        whether what is computed does. And keys of those that the normalized side alone has.
+        """
+        legacy, row = self.pair.legacy_table, self.legacy_row()
+        source = legacy.outerjoin(self.pair.table, self.pair.key == self.legacy_key)
+        if self.pair.parent is not None:
+            source = source.outerjoin(
+                self.pair.parent.table, self.pair.parent.key == self.pair.table.c[link(self.pair)]
+            )
+        agree = [and_(TRUE, *found(row, None, None).values()) for found in (self._carried_agree, self._computed_agree)]
+        both = select(self.legacy_key, self.pair.key.is_not(None), *agree).select_from(source)
+        there = exists(literal_column("1")).where(self.legacy_key == self.pair.key).correlate(self.pair.table)
+        lone = select(self.pair.key).where(in_keys(self.pair.key), not_(there))
+        return self.render(both.where(in_keys(self.legacy_key))), self.render(lone)
 
     # Reading --------------------------------------------------------------------------------------------
 
@@ -425,9 +464,39 @@ class PairStatements:
         return (*parents, self.carry_to_normalized(in_keys(self.legacy_key), overwrite=True))
 
     @cached_property
+    def insert_normalized_rows(self) -> tuple[str, ...]:
+        """Carry the legacy rows in `_keys` that the normalized side does not have."""
+        *parents, _ = self.overwrite_normalized
+        return (*parents, self.carry_to_normalized(in_keys(self.legacy_key), overwrite=False))
+
+    @cached_property
     def overwrite_legacy(self) -> str:
         """Carry the normalized rows in `_keys`, whatever the legacy side holds."""
         return self.carry_to_legacy(in_keys(self.pair.key), overwrite=True)
+
+    @cached_property
+    def insert_legacy_rows(self) -> str:
+        """Carry the normalized rows in `_keys` that the legacy side does not have."""
+        return self.carry_to_legacy(in_keys(self.pair.key), overwrite=False)
+
+    @cached_property
+    def mark(self) -> str:
+        """Mark the normalized rows in `_keys` as known to both sides."""
+        marked = update(self.pair.table).values({self.pair.marker.key: TRUE})
+        return self.render(marked.where(in_keys(self.pair.key), self._unmarked))
+
+    @property
+    def loses_by_adopting(self) -> ColumnElement[bool]:
+        """Whether `adopt` would replace a value of a normalized row, and not only fill in what is missing."""
+        table = self.pair.table
+        row = self.normalized_row()
+        made = {name: func.coalesce(row[name], make(table)) for name, make in self.pair.adopted.items()}
+        filled = Row({name: row[name] for name in row} | made)
+        replaced = [
+            and_(table.c[a.key].is_not(None), not_(holds(table.c[a.key], value(filled))))
+            for a, value in self.pair.computed.items()
+        ]
+        return or_(FALSE, *replaced)
 
     @cached_property
     def rebuild_legacy(self) -> str:

@@ -149,7 +149,11 @@ class _Triggers:
         body = [_log(self.pair, self.new, side, op)]
         if op == "update":  # a row that changes its key leaves the old one behind
             moved = f" WHERE {self.old} IS NOT {self.new}"
-            body.append(_log(self.pair, self.old, side, "delete", moved))
+            body = [
+                _log(self.pair, self.new, side, "update", f" WHERE {self.old} IS {self.new}"),
+                _log(self.pair, self.new, side, "move", moved),
+                _log(self.pair, self.old, side, "delete", moved),
+            ]
         return _trigger(f"{self.pair.name}_{side}_{op}", event, table_, when, *body)
 
     def _notice_delete(self, side: str, table_: Table, other: Table | None) -> Trigger:

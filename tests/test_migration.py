@@ -221,7 +221,9 @@ def test_a_certificate_is_void_after_a_foreign_write(
     assert store.migration.status().foreign_writes >= 1
     refused(store, "rows were written around the repositories since the last verify", **FORCED)
     refused(store, "are not adopted; run: consensus-orm reconcile", **FORCED)
-    store.migration.reconcile()
+    if store.migration.reconcile().undecided:
+        refused(store, "take them over with reconcile --adopt, or put them back with reconcile --repair", **FORCED)
+        assert store.migration.reconcile(foreign="adopt").undecided == ()
     assert database.legacy() == database.normalized()
     refused(store, "rows were written around the repositories since the last verify", **FORCED)
     assert store.migration.verify().clean
@@ -852,7 +854,8 @@ def test_what_we_deleted_does_not_come_back(store: ConsensusStore, database: Dat
         assert uow.artifacts.count(stage="spec-plan") == 0
     assert {m.kind for m in store.migration.mismatches()} >= {"not_deleted"}
     database.heal()
-    assert {r.source for r in store.migration.reconcile(dry_run=True).repairs if r.pair == "artifacts"} == {phase.truth}
+    planned = [r for r in store.migration.reconcile(dry_run=True).actions if r.pair == "artifacts"]
+    assert {(r.what, r.side) for r in planned} == {("delete", phase.truth.other)}
     store.migration.verify()
     store.migration.reconcile()
     assert database.legacy() == database.normalized()
@@ -1021,7 +1024,7 @@ def test_triggers_leave_a_foreign_program_of_a_server_alone(
         connection.execute(f"REVOKE ALL ON {tables} FROM somebody; DROP ROLE somebody".encode())
     if phase.compares:
         assert store.migration.status().foreign_writes >= 5
-        store.migration.reconcile()
+        store.migration.reconcile(foreign="adopt")
         assert database.legacy() == database.normalized()
 
 
@@ -1046,7 +1049,7 @@ def test_triggers_leave_a_foreign_program_alone(store: ConsensusStore, database:
             assert connection.execute("DELETE FROM agent_outputs WHERE id <= 2").rowcount == 2
             assert connection.execute("SELECT changes()").fetchone() == (2,)
     if phase.compares:
-        store.migration.reconcile()
+        store.migration.reconcile(foreign="adopt")
         assert database.legacy() == database.normalized()
         assert database.scalar("SELECT count(*) FROM consensus_artifacts WHERE id <= 2") == 0
 

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -278,7 +278,7 @@ def test_no_repair_reads_a_table(every_phase: ConsensusStore, query_counter: Que
     planner = Planner(every_phase, small=True)
     work: Callable[[], object] = every_phase.migration.rollback
     if every_phase.migration.phase.compares:
-        database, work = databases.behind(every_phase), every_phase.migration.reconcile
+        database, work = databases.behind(every_phase), partial(every_phase.migration.reconcile, foreign="adopt")
         database.script("UPDATE consensus_artifacts SET agent_name = 'other' WHERE id IN (50, 51)")
         database.script("DELETE FROM agent_outputs WHERE id = 60")
         database.unnoticed("UPDATE agent_outputs SET content = 'other' WHERE id = 70")

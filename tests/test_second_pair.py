@@ -348,8 +348,8 @@ def test_writes_of_every_phase_are_there_at_the_end(path: Path) -> None:
 def test_writes_of_programs_that_know_one_side_are_adopted(path: Path, phase: Phase) -> None:
     """A plain program inserts, updates and deletes on either side.
 
-    Noticed without a verify, the gate shut, and after a reconcile both sides hold what it wrote, whichever
-    side is the truth.
+    Noticed without a verify, the gate shut; what it changed where nobody reads waits for a choice, and once that is
+    made both sides hold what it wrote, whichever side is the truth.
     """
     with opened(path) as store:
         migration = store.migration
@@ -375,7 +375,12 @@ def test_writes_of_programs_that_know_one_side_are_adopted(path: Path, phase: Ph
         assert migration.status().foreign_writes == 8
         with pytest.raises(GateClosedError, match="around the repositories"):
             migration.advance()
-        assert migration.reconcile().adopted == 8
+        changed = [("customers", 1), ("customers", 8)], [("customers", 5), ("orders", 1), ("orders", 2)]
+        waits = changed[0 if phase is Phase.CUTOVER else 1]
+        first = migration.reconcile()
+        assert [(row.pair, row.key) for row in first.undecided] == waits
+        assert first.adopted == 8 - len(waits)
+        assert migration.reconcile(foreign="adopt").adopted == len(waits)
         agree(path)
         assert migration.verify().clean
         legacy = judged(path)["legacy"]

@@ -223,7 +223,7 @@ def test_writes_of_every_phase_are_there_at_the_end(database: Database, tmp_path
 
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda p: p.name)
 def test_writes_of_programs_that_know_one_side_are_adopted(database: Database, tmp_path: Path, phase: Phase) -> None:
-    """A plain program inserts, updates and deletes on either side: noticed, the gate shut, and adopted."""
+    """A plain program inserts, updates and deletes on either side: noticed, the gate shut, and adopted as chosen."""
     with opened(database, tmp_path) as store:
         forward(store, phase)
         store.migration.backfill()
@@ -236,7 +236,9 @@ def test_writes_of_programs_that_know_one_side_are_adopted(database: Database, t
         assert store.migration.status().foreign_writes == 5
         with pytest.raises(GateClosedError, match="around the repositories"):
             store.migration.advance()
-        store.migration.reconcile()
+        waits = [("customers", 5)] if phase is Phase.DUAL_WRITE else [("customers", 1), ("customers", 4)]
+        assert [(row.pair, row.key) for row in store.migration.reconcile().undecided] == waits
+        assert store.migration.reconcile(foreign="adopt").undecided == ()
         legacy, normalized = sides(database)
         assert legacy == normalized
         assert store.migration.verify().clean

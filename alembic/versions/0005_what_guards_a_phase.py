@@ -44,6 +44,16 @@ DEMANDS = ("soak", "certificate_max_age", "schema_version", "user_version")
 def upgrade() -> None:
     for name in DEMANDS:
         op.add_column("consensus_orm_state", sa.Column(name, BIG))
+    op.add_column(
+        "consensus_orm_changes", sa.Column("undecided", sa.Boolean(), nullable=False, server_default=sa.false())
+    )
+    op.create_index(
+        "idx_consensus_orm_changes_undecided",
+        "consensus_orm_changes",
+        ["pair", "key"],
+        sqlite_where=sa.text("undecided"),
+        postgresql_where=sa.text("undecided"),
+    )
     op.create_table(
         "consensus_orm_guards",
         sa.Column("kind", sa.Text(), nullable=False),
@@ -79,6 +89,8 @@ def downgrade() -> None:
     _give_user_version_back()
     op.drop_table("consensus_orm_images")
     op.drop_table("consensus_orm_guards")
+    op.drop_index("idx_consensus_orm_changes_undecided", "consensus_orm_changes")
+    op.drop_column("consensus_orm_changes", "undecided")
     for name in reversed(DEMANDS):
         op.drop_column("consensus_orm_state", name)
 

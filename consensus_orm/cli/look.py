@@ -139,7 +139,10 @@ def _facts(
     yield "mismatches", f"{found.mismatches:,} open{_grouped(mismatches)}"
     yield "rejects", f"{found.rejects:,} open"
     yield "guards", "; ".join(found.guards) or "in place"
-    yield "foreign writes", f"{found.foreign_writes:,} to adopt"
+    undecided = f", {found.undecided:,} rows undecided" if found.undecided else ""
+    yield "foreign writes", f"{found.foreign_writes:,} to adopt{undecided}"
+    if found.images:
+        yield "images", f"{found.images:,} kept"
     soaks = phase.writes_normalized and phase.next is not None
     if found.rewrite is not None:
         yield "upgrade", found.rewrite

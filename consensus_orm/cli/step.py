@@ -17,6 +17,7 @@ from consensus_orm.errors import GateClosedError
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.journey import Step
+from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase
@@ -229,36 +230,54 @@ def _move(
 
 
 @main.command()
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted where nobody reads.")
+@click.option("--repair", is_flag=True, help="Put it back instead.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be done.")
 @json_option
 @app_command
-def reconcile(app: App, dry_run: bool, as_json: bool) -> None:
+def reconcile(app: App, adopt: bool, repair: bool, dry_run: bool, as_json: bool) -> None:
     """Make both sides equal.
 
-    Repairs from the source of truth, and adopts what one side alone has. With --dry-run the exit code is 1
-    where there is something to do.
+    Repairs the side that is not read, and adopts rows that it alone has. Rows that another program changed or deleted
+    there wait for --adopt or --repair. What is overwritten or deleted is kept first: see `images`.
+
+    The exit code is 1 where rows wait or could not be carried, and with --dry-run where there is something to do.
     """
+    if adopt and repair:
+        raise click.UsageError("--adopt and --repair are opposites: choose one")
+    choice: Choice = "adopt" if adopt else "repair" if repair else None
     with app.store() as store, Bars("reconcile", quiet=as_json) as bars:
-        report = store.migration.reconcile(dry_run=dry_run, progress=bars.rows)
+        report = store.migration.reconcile(foreign=choice, dry_run=dry_run, progress=bars.rows)
     if as_json:
         show_json(report)
     else:
-        _tell_reconciled(report)
-    found = report.adopted or report.repairs
-    _exit(report.rejects or (dry_run and found))
+        _tell_reconciled(app, report)
+    _exit(report.rejects or report.undecided or (dry_run and report.actions))
 
 
-def _tell_reconciled(report: ReconcileReport) -> None:
-    does = "would be " if report.dry_run else ""
+def _tell_reconciled(app: App, report: ReconcileReport) -> None:
+    would = "would be " if report.dry_run else ""
     say(
-        f"{_count(report.adopted, 'write')} of other programs {does}adopted,"
-        f" {_count(len(report.repairs), 'row')} {does}repaired, {_count(report.rejects, 'new reject')}"
+        f"{_count(report.adopted, 'row')} of other programs {would}settled,"
+        f" {_count(len(report.repairs), 'row')} {would}repaired, {_count(report.rejects, 'new reject')}"
     )
-    if report.repairs:
-        shown = report.repairs[:LISTED]
-        table(("pair", "key", "action", "from"), [(r.pair, key(r.key), r.action, r.source.value) for r in shown])
-        if (more := len(report.repairs) - LISTED) > 0:
-            say(f"and {more:,} more")
+    _list(
+        ("pair", "key", "action", "side", "why"), [(a.pair, key(a.key), a.what, a.side, a.why) for a in report.actions]
+    )
+    if report.images:
+        say(app.spelled(f"{_count(report.images, 'row')} kept before that; see: consensus-orm images"))
+    if report.undecided:
+        say(f"{_count(len(report.undecided), 'row')} of other programs undecided:")
+        _list(("pair", "key", "side", "did"), [(u.pair, key(u.key), u.side, u.did) for u in report.undecided])
+        say(app.spelled("take over: consensus-orm reconcile --adopt; put back: consensus-orm reconcile --repair"))
+
+
+def _list(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    """List the first rows, and count the others."""
+    if rows:
+        table(columns, rows[:LISTED])
+    if (more := len(rows) - LISTED) > 0:
+        say(f"and {more:,} more")
 
 
 def _told(result: list[str] | BackfillReport | VerifyReport | Phase) -> str:

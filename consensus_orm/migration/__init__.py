@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors, files, ledger, phase_guards
+from consensus_orm.ledgers import changes
 from consensus_orm.lock import Lock
 from consensus_orm.migration import audit as audit_records
 from consensus_orm.migration import gates
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
-from consensus_orm.migration.carry import carry_reject, drain
+from consensus_orm.migration.carry import Drained, carry_reject, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.pace import catch_up
+from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
@@ -162,23 +164,29 @@ class Migration:
         require_two_sides(self.phase)
         return verify(self._reading, self._writing, progress)
 
-    def reconcile(self, *, dry_run: bool = False, progress: Watch = None) -> ReconcileReport:
-        """Make both sides equal: repair from the source of truth, adopt what only the other side has.
+    def reconcile(self, *, foreign: Choice = None, dry_run: bool = False, progress: Watch = None) -> ReconcileReport:
+        """Make both sides equal: repair the side that is not read, adopt rows that it alone has.
+
+        Rows that another program changed or deleted on the side that is not read need a choice. Without one they
+        stay as they are, and the gate stays shut. Whatever is overwritten or deleted is kept first (`images`).
 
         Args:
-            dry_run: Only tell what would be done.
+            foreign: "adopt" makes the side that is read what those rows are on the other one, "repair" puts them
+                back; None leaves them.
+            dry_run: Only list what would be done.
             progress: Called after each chunk.
 
         Returns:
-            What was done.
+            What was done to which row, and which rows wait for a choice.
 
         Raises:
             WrongPhaseError: There is only one side.
+            InvalidValueError: There is no such choice.
         """
         if self._mend(dry_run=dry_run) and not self.phase.writes_normalized:
-            return ReconcileReport(dry_run, 0, (), 0)  # there was nothing else to do
+            return ReconcileReport(dry_run, (), (), 0, 0)  # there was nothing else to do
         require_two_sides(self.phase)
-        return reconcile(self._reading, self._writing, dry_run=dry_run, progress=progress)
+        return reconcile(self._reading, self._writing, foreign=foreign, dry_run=dry_run, progress=progress)
 
     def _mend(self, *, dry_run: bool) -> bool:
         """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
@@ -526,7 +534,7 @@ class Migration:
         self._writing.run(accept)
 
 
-def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> int:
+def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> Drained:
     _expect_guarded(uow, phase)
     return drain(uow, limit=limit)
 
@@ -534,9 +542,11 @@ def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> int:
 def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) -> None:
     uow.catalog.keep_out(uow)
     _expect_guarded(uow, now)
-    while drain(uow):
+    while drain(uow).looked_at:
         pass
-    stuck = repair_open(uow) if now.compares else 0
+    if now.compares and (undecided := changes.undecided(uow)):
+        _refuse_undecided(undecided, now)
+    stuck = repair_open(uow).rejects if now.compares else 0
     if stuck or ledger.open_mismatches(uow):
         raise errors.GateClosedError(
             f"{stuck or ledger.open_mismatches(uow)} rows cannot be carried to the {to.truth} side",
@@ -544,6 +554,12 @@ def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) ->
             reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
         )
     flip(uow, to, action="rollback", reason=reason)
+
+
+def _refuse_undecided(rows: int, now: Phase) -> None:
+    """Refuse a flip that would settle what nobody has decided: which side is read changes with it."""
+    reason = gates.undecided_text(rows, now)
+    raise errors.GateClosedError(reason, hint="run: consensus-orm reconcile --dry-run", reasons=[reason], phase=now)
 
 
 def _require_reason(reason: str) -> None:

@@ -19,6 +19,7 @@ from consensus_orm.checkpoints import Checkpoints
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.carry import (
     CHANGES_IN_ONE_TRANSACTION,
+    Drained,
     carry,
     drain,
     follow_deletes,
@@ -97,7 +98,7 @@ def _print_statements(statements: Statements, pair: Pair) -> None:
         _ = parent.refresh_in_range(sql)
 
 
-def _drain_once(uow: UnitOfWork, limit: int) -> int:
+def _drain_once(uow: UnitOfWork, limit: int) -> Drained:
     require_dual_write(uow.phase)
     phase_guards.require(uow)
     return drain(uow, limit=limit)
@@ -188,8 +189,8 @@ class _Chunks:
             self.log.relieve(uow, in_company=self.pace.in_company)
             # First what others wrote: a row that one of them deleted would look like one to carry.
             drained = drain(uow)
-            self.adopted += drained
-            many = drained >= CHANGES_IN_ONE_TRANSACTION
+            self.adopted += drained.carried
+            many = drained.looked_at >= CHANGES_IN_ONE_TRANSACTION
             chunk, done = (None, 0) if many else self._carry(uow)
         self.counted = (self.rows, self.rejects, self.adopted)
         self.pace.end()
@@ -329,8 +330,8 @@ def _settle(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> int:
     known = set_aside(uow, pair, Side.LEGACY)
     known |= noted(uow, pair, unequal)  # it is carried with what its writer meant
     stale = [key for key in unequal if key not in known]
-    carry(uow, pair, stale, Side.NORMALIZED)
-    return reject_unequal(uow, pair, stale, Side.LEGACY)
+    carry(uow, pair, stale, Side.NORMALIZED, "the backfill carried the legacy row")
+    return reject_unequal(uow, pair, stale, Side.LEGACY).new
 
 
 def set_aside(uow: UnitOfWork, pair: Pair, side: Side) -> set[Any]:

@@ -9,19 +9,33 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement
 
 from consensus_orm import errors, ledger
+from consensus_orm.ledgers import changes, images
 from consensus_orm.mapping import Pair
+from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, differing, plan_rows
 from consensus_orm.phase import Side
 from consensus_orm.sql import in_keys
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["adopt_range", "carry", "carry_reject", "drain", "follow_deletes", "keys_of", "noted", "reject_unequal"]
+__all__ = [
+    "Drained",
+    "Outcome",
+    "adopt_range",
+    "carry",
+    "carry_reject",
+    "drain",
+    "follow_deletes",
+    "keys_of",
+    "noted",
+    "reject_unequal",
+    "settle_rows",
+]
 
-LATEST = "SELECT id, pair, key, side FROM consensus_orm_changes ORDER BY id LIMIT :limit"
 CHANGES_IN_ONE_TRANSACTION = 500
 """Changes drained at once: 28 to 37 ms of write lock with rows of 8 KB (measured)."""
 
@@ -36,33 +50,76 @@ NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
 ID_TAKEN_TWICE = "both sides gave its id to different rows"
 
 
-def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], to: Side) -> None:
+def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], to: Side, why: str) -> int:
     """Make rows on one side what they are on the other: insert, overwrite, or delete.
+
+    What is overwritten or deleted is kept first, and only that is: a row that another program adds meanwhile stands.
 
     Args:
         uow: Holds the write lock.
         pair: The pair of the rows.
         keys: Their keys.
         to: The side to write. Rows the other side does not have are deleted from it.
+        why: The cause that the images are kept with; no contents.
+
+    Returns:
+        How many images were kept.
     """
     wanted = list(keys)
     if not wanted:
-        return
-    parameters = {"_keys": json.dumps(wanted)}
+        return 0
     sql = uow.statements[pair]
-    there = {key for (key,) in uow._rows(sql.present(to.other), parameters)}
-    gone = {"_keys": json.dumps([key for key in wanted if key not in there])}
     mark = uow.catalog.last_change(uow)
+    kept = images.keep(uow, pair, wanted, to, why)
+    parameters = {"_keys": json.dumps(wanted)}
+    there = {key for (key,) in uow._rows(sql.present(to.other), parameters)}
+    gone, there_too, new = kept - there, kept & there, there - kept
     if to is Side.NORMALIZED:
-        with _parents_kept(uow, pair, parameters) as touched:
-            uow._execute(sql.delete(to), gone)
-            touched |= keys_of(uow, sql.overwrite_normalized, parameters)
+        with _parents_kept(uow, pair, parameters, why) as touched:
+            _run(uow, [sql.delete(to)], gone)
+            touched |= _run(uow, sql.overwrite_normalized, there_too)
+            touched |= _run(uow, sql.insert_normalized_rows, new)
     else:
-        _adopt(uow, pair, parameters)
-        uow._execute(sql.delete(to), gone)
-        uow._execute(sql.overwrite_legacy, parameters)
+        _adopt(uow, pair, wanted, why)
+        _run(uow, [sql.delete(to)], gone)
+        _run(uow, [sql.overwrite_legacy], there_too)
+        _run(uow, [sql.insert_legacy_rows], new)
     follow_deletes(uow, pair, to, in_keys(ledger.KEY), parameters)
     uow.catalog.forget_changes(uow, after=mark)
+    return len(kept)
+
+
+def _run(uow: UnitOfWork, statements: Iterable[str], keys: set[Any]) -> set[Any]:
+    return keys_of(uow, statements, {"_keys": json.dumps(list(keys))}) if keys else set()
+
+
+def derive(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], why: str) -> int:
+    """Compute again what follows from the columns of normalized rows that hold the carried values already.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the rows.
+        keys: Their keys.
+        why: The cause that the images are kept with; no contents.
+
+    Returns:
+        How many images were kept.
+    """
+    wanted = list(keys)
+    if not wanted:
+        return 0
+    mark = uow.catalog.last_change(uow)
+    kept = images.keep(uow, pair, wanted, Side.NORMALIZED, why)
+    _complete(uow, pair, wanted, why)
+    uow.catalog.forget_changes(uow, after=mark)
+    return len(kept)
+
+
+def mark_known(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> None:
+    """Mark normalized rows of other programs that agree with the legacy side: nothing has to be carried."""
+    before = uow.catalog.last_change(uow)
+    uow._execute(uow.statements[pair].mark, {"_keys": json.dumps(list(keys))})
+    uow.catalog.forget_changes(uow, after=before)
 
 
 def adopt_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
@@ -79,12 +136,18 @@ def adopt_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     if not keys:
         return
     mark = uow.catalog.last_change(uow)
-    _adopt(uow, pair, {"_keys": json.dumps(keys)})
+    _adopt(uow, pair, keys, "adopted on the way back")
     uow.catalog.forget_changes(uow, after=mark)
 
 
-def _adopt(uow: UnitOfWork, pair: Pair, parameters: dict[str, Any]) -> None:
-    with _parents_kept(uow, pair, parameters) as touched:
+def _adopt(uow: UnitOfWork, pair: Pair, keys: list[Any], why: str) -> None:
+    images.keep_completed(uow, pair, keys, why)
+    _complete(uow, pair, keys, why)
+
+
+def _complete(uow: UnitOfWork, pair: Pair, keys: list[Any], why: str) -> None:
+    parameters = {"_keys": json.dumps(keys)}
+    with _parents_kept(uow, pair, parameters, why) as touched:
         touched |= keys_of(uow, uow.statements[pair].adopt, parameters)
 
 
@@ -103,8 +166,8 @@ def follow_deletes(
 ) -> None:
     """Delete again what another program deleted from a side while it was carried there.
 
-    An insert waits for whoever deletes a row of the same key, and then brings it back. Where others cannot write
-    meanwhile there is nothing to look for.
+    An insert waits for whoever deletes a row of the same key, and then brings it back; and a range of rows that is
+    carried may hold one whose deletion nobody has decided on.
 
     Args:
         uow: Has carried rows to the side.
@@ -113,32 +176,42 @@ def follow_deletes(
         among: Which rows were carried, by their key.
         parameters: Its parameters.
     """
-    if not uow.catalog.others_write_meanwhile:
-        return
     facts = {**parameters, "pair": pair.name, "side": side.value}
     if not (back := [key for (key,) in uow._rows(DELETED + uow.statements.words.render(among), facts)]):
         return
     gone = {"_keys": json.dumps(back)}
-    with _parents_kept(uow, pair, gone) if side is Side.NORMALIZED else contextlib.nullcontext():
+    with _parents_kept(uow, pair, gone, None) if side is Side.NORMALIZED else contextlib.nullcontext():
         uow._execute(uow.statements[pair].delete(side), gone)
 
 
 @contextlib.contextmanager
-def _parents_kept(uow: UnitOfWork, pair: Pair, parameters: dict[str, Any]) -> Iterator[set[Any]]:
-    """Derive again, or remove, the parents that rows had before or have after a change, and those that it made."""
+def _parents_kept(uow: UnitOfWork, pair: Pair, parameters: dict[str, Any], why: str | None) -> Iterator[set[Any]]:
+    """Derive again, or remove, the parents that rows had before or have after a change, and those that it made.
+
+    Parents that hold something else than follows from their rows are kept first, where there is a cause to name.
+    """
     parent = uow.statements.of_parent(pair)
     if parent is None:
         yield set()
         return
     sql = uow.statements[pair].parents_of
     touched = {key for (key,) in uow._rows(sql, parameters)}
+    if why is not None:
+        images.keep_parents(uow, parent, touched, why)
     yield touched
     touched |= {key for (key,) in uow._rows(sql, parameters)}
     for statement in parent.settle:
         uow._execute(statement, {"_keys": json.dumps(list(touched))})
 
 
-def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Side) -> int:
+class Rejected(NamedTuple):
+    """The keys of rows that did not come out equal, and how many of them are new among the rejects."""
+
+    keys: set[Any]
+    new: int
+
+
+def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Side) -> Rejected:
     """Reject those of some rows that were carried and did not come out equal, unless somebody wrote them since.
 
     Args:
@@ -148,22 +221,27 @@ def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Sid
         source: The side they were carried from, which keeps them.
 
     Returns:
-        How many are new among the rejects.
+        The rejects.
     """
-    sql = uow.statements[pair]
-    unequal = [key for key in keys if ledger.differences(uow, pair, key)]
-    later = noted(uow, pair, unequal)
-    unequal = [key for key in unequal if key not in later]
-    new = 0
-    for key in unequal:
-        new += ledger.reject(uow, pair, key, source, NOT_EXACT.format(side=source.other))
+    unequal = _unequal(uow, pair, keys)
+    rejected = _reject(uow, pair, unequal, source)
     if unequal and source is Side.LEGACY:
         mark = uow.catalog.last_change(uow)
-        parameters = {"_keys": json.dumps(unequal)}
-        with _parents_kept(uow, pair, parameters):
-            uow._execute(sql.delete(Side.NORMALIZED), parameters)
+        parameters = {"_keys": json.dumps(list(unequal))}
+        with _parents_kept(uow, pair, parameters, None):
+            uow._execute(uow.statements[pair].delete(Side.NORMALIZED), parameters)
         uow.catalog.forget_changes(uow, after=mark)
-    return new
+    return rejected
+
+
+def _unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+    unequal = set(differing(uow, pair, keys))
+    return unequal - noted(uow, pair, unequal)
+
+
+def _reject(uow: UnitOfWork, pair: Pair, keys: set[Any], source: Side) -> Rejected:
+    reason = NOT_EXACT.format(side=source.other)
+    return Rejected(keys, sum(ledger.reject(uow, pair, key, source, reason) for key in keys))
 
 
 def noted(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
@@ -197,56 +275,128 @@ def carry_reject(uow: UnitOfWork, reject: ledger.OpenReject) -> bool:
         raise errors.InvalidValueError(
             "nothing is left to carry of this reject", hint="its image is kept; accept it with a reason", field="id"
         )
-    carry(uow, pair, [key], side.other)
+    carry(uow, pair, [key], side.other, "a reject was resolved")
     reject_unequal(uow, pair, [key], side)
-    return not ledger.differences(uow, pair, key)
+    return not differing(uow, pair, [key])
 
 
-def drain(uow: UnitOfWork, *, limit: int = CHANGES_IN_ONE_TRANSACTION) -> int:
-    """Carry rows that one side alone was written with, from that side to the other.
+class Drained(NamedTuple):
+    """How many changes were looked at, and how many of them are settled: the others wait for a choice."""
 
-    Whoever wrote last wrote what is meant: inserts and updates of another program are adopted, its deletes
-    followed, whichever side is the truth. Where both sides were written, the truth decides, and the other
-    row is kept as a reject.
+    looked_at: int
+    carried: int
+
+
+def drain(uow: UnitOfWork, *, limit: int = CHANGES_IN_ONE_TRANSACTION) -> Drained:
+    """Settle rows that one side alone was written with, as far as that needs no choice (`planning`).
 
     Args:
         uow: Holds the write lock; in phase NORMALIZED the legacy tables are unfrozen for it.
         limit: At most so many changes.
 
     Returns:
-        How many changes were drained; 0 where there are none.
+        How many changes there were; none where all that are left wait for a choice.
     """
-    changes = uow._rows(LATEST, {"limit": limit})
-    written: dict[str, dict[Any, set[Side]]] = {}
-    for _, name, key, side in changes:
-        written.setdefault(name, {}).setdefault(key, set()).add(Side(side))
-    if not changes:
-        return 0
-    # By their numbers: an earlier one may be committed just now, and nobody has looked at it.
-    ids = ", ".join(str(int(number)) for number, *_ in changes)
-    uow._execute(f"DELETE FROM consensus_orm_changes WHERE id IN ({ids})")
-    with uow.catalog.legacy_unfrozen(uow):
-        for name, keys in written.items():
-            _drain_pair(uow, uow.statements.mapping[name], keys)
-    return len(changes)
+    waiting, looked_at = changes.waiting(uow, limit)
+    done = [settle_rows(uow, uow.statements.mapping[name], keys, None) for name, keys in waiting.items()]
+    left = sum(outcome.left for outcome in done)
+    return Drained(looked_at, looked_at - left)
 
 
-def _drain_pair(uow: UnitOfWork, pair: Pair, written: dict[Any, set[Side]]) -> None:
-    truth = uow.phase.truth
-    for source in Side:
-        keys = [key for key, sides in written.items() if (truth if len(sides) == 2 else min(sides)) is source]
-        both = [key for key in keys if len(written[key]) == 2]
-        for key in both + _taken_twice(uow, pair, keys, source):
-            if any(kind == "different" for _, kind in ledger.differences(uow, pair, key)):
-                ledger.reject(uow, pair, key, source.other, ID_TAKEN_TWICE)
-        carry(uow, pair, keys, source.other)
-        ledger.settle(uow, pair, keys, "repaired", "adopted from the side that was written")
-        reject_unequal(uow, pair, keys, source)
+@dataclass
+class Outcome:
+    """What was done about some rows.
+
+    Attributes:
+        actions: What was done.
+        undecided: Rows that wait for a choice.
+        images: How many rows were kept before they were overwritten or deleted.
+        rejects: How many rows became rejects.
+        left: How many changes that were not looked at before wait for a choice.
+    """
+
+    actions: list[Action] = field(default_factory=list)
+    undecided: list[Undecided] = field(default_factory=list)
+    images: int = 0
+    rejects: int = 0
+    left: int = 0
+
+    def add(self, other: Outcome) -> None:
+        """Count what was done besides."""
+        self.actions += other.actions
+        self.undecided += other.undecided
+        self.images += other.images
+        self.rejects += other.rejects
+        self.left += other.left
 
 
-def _taken_twice(uow: UnitOfWork, pair: Pair, keys: list[Any], source: Side) -> list[Any]:
-    """Keys of legacy rows under which the normalized side holds a row of somebody else."""
-    if source is Side.NORMALIZED:
-        return []
-    sql = uow.statements[pair].foreign_in_keys
-    return [key for (key,) in uow._rows(sql, {"_keys": json.dumps(keys)})]
+def settle_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], choice: Choice) -> Outcome:
+    """Do about some rows what is planned for them, and settle what was found of them before.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the rows.
+        keys: Their keys.
+        choice: What is done with writes of other programs to the side that is not the truth.
+
+    Returns:
+        What was done.
+    """
+    plan = plan_rows(uow, pair, keys, choice)
+    outcome = Outcome(plan.actions, plan.undecided)
+    _leave_undecided(uow, plan, outcome)
+    waits = {row.key for row in plan.undecided}
+    # Before anything is carried: what is recorded from now on was not looked at.
+    changes.forget(uow, [written for key, written in plan.written.items() if key not in waits])
+    of_others = [key for key in plan.settled if key in plan.written]
+    if of_others:
+        mark_known(uow, pair, of_others)
+    ledger.settle(uow, pair, plan.settled, "repaired", "both sides agree")
+    for key in [action.key for action in plan.actions if action.why is Why.TWICE]:
+        outcome.rejects += ledger.reject(uow, pair, key, uow.phase.truth.other, ID_TAKEN_TWICE)
+    with uow.catalog.legacy_unfrozen(uow) if plan.actions else contextlib.nullcontext():
+        for (derives, side, why), found in _grouped(plan.actions).items():
+            kept, rejected = _act(uow, pair, found, derives, side, why)
+            outcome.images += kept
+            outcome.rejects += rejected.new
+            ledger.settle(uow, pair, set(found) - rejected.keys, "repaired", why)
+            ledger.settle(uow, pair, rejected.keys, "rejected", "it cannot be carried; see the rejects")
+    return outcome
+
+
+def _leave_undecided(uow: UnitOfWork, plan: Plan, outcome: Outcome) -> None:
+    new = {row.key: row.did for row in plan.undecided if plan.written[row.key].unseen}
+    if new:
+        outcome.left = sum(plan.written[key].unseen for key in new)
+        changes.leave(uow, [plan.written[key] for key in new])
+        ledger.record_undecided(uow, plan.pair, new)
+
+
+def _grouped(actions: list[Action]) -> dict[tuple[bool, Side, Why], list[Any]]:
+    groups: dict[tuple[bool, Side, Why], list[Any]] = {}
+    for action in actions:
+        groups.setdefault((action.what is What.DERIVE, action.side, action.why), []).append(action.key)
+    return groups
+
+
+def _act(uow: UnitOfWork, pair: Pair, keys: list[Any], derives: bool, side: Side, why: Why) -> tuple[int, Rejected]:
+    """Do one thing to some rows; gives how many images were kept, and what could not be carried."""
+    if derives:
+        kept = derive(uow, pair, keys, why)
+        return kept, reject_unequal(uow, pair, keys, uow.phase.truth)
+    if side is uow.phase.truth:
+        return _take_over(uow, pair, keys, side, why)
+    kept = carry(uow, pair, keys, side, why)
+    return kept, reject_unequal(uow, pair, keys, side.other)
+
+
+def _take_over(uow: UnitOfWork, pair: Pair, keys: list[Any], to: Side, why: Why) -> tuple[int, Rejected]:
+    """Carry rows to the side that reads are answered from, each exactly or not at all."""
+    uow._execute("SAVEPOINT taken_over")
+    kept = carry(uow, pair, keys, to, why)
+    unequal = _unequal(uow, pair, keys)
+    if unequal:
+        uow._execute("ROLLBACK TO SAVEPOINT taken_over")
+        kept = carry(uow, pair, [key for key in keys if key not in unequal], to, why)
+    uow._execute("RELEASE SAVEPOINT taken_over")
+    return kept, _reject(uow, pair, unequal, to.other)

@@ -14,7 +14,7 @@ from consensus_orm import errors
 from consensus_orm.dropping import DROPPED, FORGET, SAVE
 from consensus_orm.mapping import Pair
 from consensus_orm.migration.backfill import set_aside
-from consensus_orm.migration.carry import adopt_range, drain
+from consensus_orm.migration.carry import Drained, adopt_range, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Tally, Watch
@@ -120,7 +120,7 @@ def _expect_rebuild(uow: UnitOfWork) -> None:
         )
 
 
-def _drain_rebuilt(uow: UnitOfWork, limit: int) -> int:
+def _drain_rebuilt(uow: UnitOfWork, limit: int) -> Drained:
     _expect_rebuild(uow)
     return drain(uow, limit=limit)
 
@@ -182,7 +182,7 @@ def _to_fill(uow: UnitOfWork, sql: PairStatements) -> int:
 def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
     uow.catalog.keep_out(uow)
     _expect_rebuild(uow)
-    while drain(uow):
+    while drain(uow).looked_at:
         pass
     saved = uow._rows("SELECT type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position")
     with uow.catalog.legacy_unfrozen(uow):

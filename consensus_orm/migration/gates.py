@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from consensus_orm import ledger, phase_guards
+from consensus_orm.ledgers import changes
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
@@ -121,12 +122,23 @@ def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 
 def _unsettled(uow: UnitOfWork) -> Iterator[Obstacle]:
-    if uow.phase.compares and (changes := _count(uow, "SELECT count(*) FROM consensus_orm_changes")):
-        yield Obstacle(f"{changes} writes of other programs are not adopted; run: consensus-orm reconcile")
+    if uow.phase.compares and (unseen := changes.count(uow, unseen=True)):
+        yield Obstacle(f"{unseen} writes of other programs are not adopted; run: consensus-orm reconcile")
+    if uow.phase.compares and (undecided := changes.undecided(uow)):
+        yield Obstacle(undecided_text(undecided, uow.phase) + "; run: consensus-orm reconcile --dry-run")
     if mismatches := ledger.open_mismatches(uow):
         yield Obstacle(f"{mismatches} mismatches are open; run: consensus-orm reconcile")
     if rejects := ledger.open_rejects(uow):
         yield Obstacle(f"{rejects} rejects are open; run: consensus-orm rejects")
+
+
+def undecided_text(rows: int, phase: Phase) -> str:
+    """What is said of rows that wait for a choice."""
+    shadow = phase.truth.other
+    return (
+        f"another program changed or deleted {rows} rows on the {shadow} side, which is not read:"
+        " take them over with reconcile --adopt, or put them back with reconcile --repair"
+    )
 
 
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:

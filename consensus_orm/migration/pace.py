@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION
+from consensus_orm.ledgers import changes
+from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, Drained
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.unit_of_work import UnitOfWork
@@ -74,32 +75,32 @@ class Pace:
         return min(self.size * 2 if held < goal / 2 else self.size, limit)
 
 
-def catch_up(writing: Units, drain: Callable[[UnitOfWork, int], int], progress: Watch = None) -> int:
+def catch_up(writing: Units, drain: Callable[[UnitOfWork, int], Drained], progress: Watch = None) -> int:
     """Carry what one side alone was written with, until little is left; writers go on, and cannot keep it from its end.
 
     Args:
         writing: Opens a writing unit of work.
-        drain: Carries at most so many changes in one of them, and says how many it carried.
+        drain: Carries at most so many changes in one of them, and says how many there were.
         progress: Called after each of them.
 
     Returns:
-        How many changes were carried.
+        How many changes were carried; those that wait for a choice are not among them.
     """
     tally, pace = Tally(progress, "changes", "changes"), Pace(CHANGES_IN_ONE_TRANSACTION)
-    total = drained = 0
+    total, drained = 0, Drained(0, 0)
     mark: int | None = None
 
-    def chunk(uow: UnitOfWork) -> tuple[int, int]:
+    def chunk(uow: UnitOfWork) -> tuple[Drained, int]:
         last = uow.catalog.last_change(uow)
-        pace.begin(uow, behind=mark is not None and last - mark >= drained)
-        tally.expect(lambda: uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0])
+        pace.begin(uow, behind=mark is not None and last - mark >= drained.looked_at)
+        tally.expect(lambda: changes.count(uow, unseen=True))
         return drain(uow, pace.size), last
 
     while True:
         drained, mark = writing.run(chunk)
-        total += drained
-        tally.add(drained)
-        if drained < pace.size:
+        total += drained.carried
+        tally.add(drained.looked_at)
+        if drained.looked_at < pace.size:
             return total
         pace.end()
         pace.rest()

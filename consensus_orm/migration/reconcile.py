@@ -1,49 +1,29 @@
-"""Reconcile: repair the side that is not the source of truth, adopt what only the other side has.
+"""Reconcile: make both sides equal, as the planner says (`planning`), and keep whatever that overwrites or deletes.
 
-A row that another program wrote is carried from where it was written. A row that differs without anybody
-having noted a write is made what the truth says. A row that stands on one side only came from somebody:
-it is carried to the other side, never deleted.
+A look at both sides says which rows differ, and the planner what is to be done about them: that is the preview. Whoever
+acts asks the same planner again, under the lock and for the same rows, and does what it says.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from consensus_orm import ledger
-from consensus_orm.mapping import Pair
-from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, carry, drain, noted, reject_unequal
-from consensus_orm.migration.pace import Pace, catch_up
+from consensus_orm.ledgers import changes, images
+from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, Outcome, settle_rows
+from consensus_orm.migration.pace import Pace
+from consensus_orm.migration.planning import Action, Choice, Undecided, What, Why, plan_rows, require_choice
 from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.migration.verify import Seen, require_epoch, scan
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["ReconcileReport", "Repair", "reconcile", "repair_open"]
-
-KEYS_IN_ONE_TRANSACTION = 200
-
-
-@dataclass(frozen=True)
-class Repair:
-    """One thing that reconcile does, or would do.
-
-    Attributes:
-        pair: The pair, or the name of a parent table.
-        key: The key of the row.
-        action: carry, adopt, or derive.
-        source: The side it is carried from.
-    """
-
-    pair: str
-    key: Any
-    action: str
-    source: Side
+__all__ = ["ReconcileReport", "reconcile", "repair_open"]
 
 
 @dataclass(frozen=True)
@@ -52,21 +32,50 @@ class ReconcileReport:
 
     Attributes:
         dry_run: Whether nothing was written.
-        adopted: Writes of other programs that were carried.
-        repairs: Rows that were made equal.
-        rejects: Rows that could not be.
+        actions: What was done to which row, or would be.
+        undecided: Rows that another program changed or deleted on the side that is not the truth: they stay as they
+            are until somebody chooses to adopt or to repair them.
+        images: How many rows were kept before they were overwritten or deleted; 0 where nothing was written.
+        rejects: Rows that could not be carried.
     """
 
     dry_run: bool
-    adopted: int
-    repairs: tuple[Repair, ...]
+    actions: tuple[Action, ...]
+    undecided: tuple[Undecided, ...]
+    images: int
     rejects: int
+
+    @property
+    def adopted(self) -> int:
+        """How many rows were settled that another program had written."""
+        return sum(action.why.foreign for action in self.actions)
+
+    @property
+    def repairs(self) -> tuple[Action, ...]:
+        """What was done about rows whose sides differed though no other program was noticed."""
+        return tuple(action for action in self.actions if not action.why.foreign)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What a look at both sides found, and what the planner says about it."""
+
+    seen: Seen
+    keys: dict[str, list[Any]] = field(default_factory=dict)
+    actions: list[Action] = field(default_factory=list)
+    undecided: list[Undecided] = field(default_factory=list)
+
+    @property
+    def parents(self) -> Iterator[Action]:
+        for parent, keys in self.seen.parents.items():
+            yield from (Action(parent, key, What.DERIVE, Side.NORMALIZED, Why.DERIVED) for key in keys)
 
 
 def reconcile(
     reading: Units,
     writing: Units,
     *,
+    foreign: Choice = None,
     dry_run: bool = False,
     progress: Watch = None,
 ) -> ReconcileReport:
@@ -75,6 +84,8 @@ def reconcile(
     Args:
         reading: Opens a read-only unit of work.
         writing: Opens a writing one.
+        foreign: What is done with rows that another program changed or deleted on the side that is not the truth:
+            adopt them, repair them, or (None) leave them as they are.
         dry_run: Only tell what would be done.
         progress: Called after each chunk of the comparison.
 
@@ -83,124 +94,92 @@ def reconcile(
 
     Raises:
         WrongPhaseError: There are no two sides.
+        InvalidValueError: There is no such choice.
     """
+    require_choice(foreign)
+    survey = reading.repeat(lambda: _look(reading, foreign, progress))
     if dry_run:
-        seen = scan(reading, progress)
-        with reading() as uow:
-            waiting = uow._rows("SELECT count(*) FROM consensus_orm_changes")[0][0] if uow.phase.compares else 0
-            return ReconcileReport(True, waiting, tuple(_planned(uow, seen)), 0)
-    adopted = catch_up(writing, _drained)
-    seen = reading.repeat(lambda: scan(reading, progress))
-    return _repair(writing, seen, adopted)
-
-
-def _drained(uow: UnitOfWork, limit: int = CHANGES_IN_ONE_TRANSACTION) -> int:
-    return drain(uow, limit=limit) if uow.phase.compares else 0
-
-
-def _planned(uow: UnitOfWork, seen: Seen) -> Iterator[Repair]:
-    for pair in uow.statements.mapping.pairs:
-        for key in seen.doubtful[pair.name]:
-            source = _source(uow, pair, key)
-            yield Repair(pair.name, key, "carry" if source is uow.phase.truth else "adopt", source)
-    for parent, keys in seen.parents.items():
-        for key in keys:
-            yield Repair(parent, key, "derive", Side.NORMALIZED)
-
-
-def _source(uow: UnitOfWork, pair: Pair, key: Any) -> Side:
-    """The truth, or the only side that has a row which we did not delete."""
-    if ledger.was_deleted(uow, pair, key):
-        return uow.phase.truth
-    for _, kind in ledger.differences(uow, pair, key):
-        if kind == f"missing_{uow.phase.truth}":
-            return uow.phase.truth.other
-    return uow.phase.truth
-
-
-def _repair(writing: Units, seen: Seen, adopted: int) -> ReconcileReport:
-    repairs: list[Repair] = []
-    rejects, pace = 0, Pace(KEYS_IN_ONE_TRANSACTION)
-    for name, keys in seen.doubtful.items():
+        actions = (*survey.actions, *survey.parents)
+        return ReconcileReport(True, actions, tuple(survey.undecided), images=0, rejects=0)
+    done, pace = Outcome(), Pace(CHANGES_IN_ONE_TRANSACTION)
+    for name, keys in survey.keys.items():
         start = 0
         while start < len(keys):
-            done, new = writing.run(partial(_repair_chunk, seen=seen, name=name, start=start, pace=pace))
+            chunk = partial(_settle_chunk, seen=survey.seen, name=name, keys=keys, start=start, foreign=foreign)
+            done.add(writing.run(partial(chunk, pace=pace)))
             pace.end()
-            repairs += done
-            rejects, start = rejects + new, start + pace.size
+            start += pace.size
             pace.rest()
-    last = writing.run(partial(_finish, seen=seen, adopted=adopted, repaired=len(repairs), rejects=rejects))
-    return ReconcileReport(False, adopted + last.adopted, (*repairs, *last.repairs), rejects + last.rejects)
+    done = writing.run(partial(_finish, survey=survey, done=done, foreign=foreign))
+    return ReconcileReport(False, tuple(done.actions), tuple(done.undecided), done.images, done.rejects)
 
 
-def _repair_chunk(uow: UnitOfWork, *, seen: Seen, name: str, start: int, pace: Pace) -> tuple[list[Repair], int]:
+def _look(reading: Units, foreign: Choice, progress: Watch) -> _Survey:
+    survey = _Survey(scan(reading, progress))
+    with reading() as uow:
+        for pair in uow.statements.mapping.pairs:
+            # In the other phases what is recorded is no write of another program: it waits for the way back.
+            written = changes.keys_of(uow, pair) if uow.phase.compares else ()
+            keys = list(dict.fromkeys((*written, *survey.seen.doubtful[pair.name])))
+            survey.keys[pair.name] = keys
+            for start in range(0, len(keys), CHANGES_IN_ONE_TRANSACTION):
+                plan = plan_rows(uow, pair, keys[start : start + CHANGES_IN_ONE_TRANSACTION], foreign)
+                survey.actions.extend(plan.actions)
+                survey.undecided.extend(plan.undecided)
+    return survey
+
+
+def _settle_chunk(
+    uow: UnitOfWork, *, seen: Seen, name: str, keys: list[Any], start: int, foreign: Choice, pace: Pace
+) -> Outcome:
     require_epoch(uow, seen)
     pace.begin(uow)
-    return repair_rows(uow, uow.statements.mapping[name], seen.doubtful[name][start : start + pace.size])
+    return settle_rows(uow, uow.statements.mapping[name], keys[start : start + pace.size], foreign)
 
 
-def _finish(uow: UnitOfWork, *, seen: Seen, adopted: int, repaired: int, rejects: int) -> ReconcileReport:
-    """Repair the parents and whatever is open besides, and keep in the audit what was done."""
-    require_epoch(uow, seen)
-    late = _drained(uow)
-    repairs: list[Repair] = []
-    for parent, keys in seen.parents.items():
-        for statement in uow.statements.parents[parent].settle:
+def _finish(uow: UnitOfWork, *, survey: _Survey, done: Outcome, foreign: Choice) -> Outcome:
+    """Settle the parents and whatever was written or found meanwhile, and keep in the audit what was done."""
+    require_epoch(uow, survey.seen)
+    whole = Outcome()
+    whole.add(done)
+    for parent, keys in survey.seen.parents.items():
+        of = uow.statements.parents[parent]
+        whole.images += len(images.keep_parents(uow, of, keys, Why.DERIVED))
+        for statement in of.settle:
             uow._execute(statement, {"_keys": json.dumps(keys)})
-        repairs += [Repair(parent, key, "derive", Side.NORMALIZED) for key in keys]
-    new = repair_open(uow)
-    ledger.audit(uow, "reconcile", adopted=adopted + late, repaired=repaired + len(repairs), rejects=rejects + new)
-    return ReconcileReport(False, late, tuple(repairs), new)
-
-
-def repair_rows(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> tuple[list[Repair], int]:
-    """Make rows equal on both sides.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-        keys: Their keys; rows that agree by now are left alone.
-
-    Returns:
-        The repairs, and how many rows became rejects.
-    """
-    by_source: dict[Side, list[Any]] = {side: [] for side in Side}
-    if uow.phase.compares:  # what another program has written since is adopted, not repaired
-        later = noted(uow, pair, keys)
-        keys = [key for key in keys if key not in later]
-    for key in keys:
-        if ledger.differences(uow, pair, key):
-            by_source[_source(uow, pair, key)].append(key)
-    repairs, rejects = [], 0
-    for source, found in by_source.items():
-        with uow.catalog.legacy_unfrozen(uow) if source is Side.NORMALIZED else nullcontext():
-            carry(uow, pair, found, source.other)
-        rejects += reject_unequal(uow, pair, found, source)
-        action = "carry" if source is uow.phase.truth else "adopt"
-        repairs += [Repair(pair.name, key, action, source) for key in found]
-    unequal = {key for found in by_source.values() for key in found if ledger.differences(uow, pair, key)}
-    ledger.settle(uow, pair, set(keys) - unequal, "repaired", "carried from the source of truth")
-    ledger.settle(uow, pair, unequal, "rejected", "it cannot be carried; see the rejects")
-    return repairs, rejects
-
-
-def repair_open(uow: UnitOfWork) -> int:
-    """Repair the rows of all open mismatches; those that agree by now are settled.
-
-    Args:
-        uow: Holds the write lock.
-
-    Returns:
-        How many rows became rejects.
-    """
-    sql = "SELECT DISTINCT key FROM consensus_orm_mismatches WHERE pair = ? AND state IN ('found', 'confirmed')"
-    rejects = 0
-    for pair in uow.statements.mapping.pairs:
-        keys = [key for (key,) in uow._rows(sql, (pair.name,)) if key is not None]
-        rejects += repair_rows(uow, pair, keys)[1]
-    uow._execute(  # entries that stand for many rows, all of which were looked at by now
-        "UPDATE consensus_orm_mismatches SET state = 'repaired', settled_at = ? WHERE key IS NULL"
-        " AND state IN ('found', 'confirmed')",
-        (ledger.milliseconds(uow),),
+    whole.actions += survey.parents
+    whole.add(repair_open(uow))
+    foreigners = sum(action.why.foreign for action in whole.actions)
+    ledger.audit(
+        uow,
+        "reconcile",
+        foreign=foreign,
+        adopted=foreigners,
+        repaired=len(whole.actions) - foreigners,
+        undecided=len(whole.undecided),
+        images=whole.images,
+        rejects=whole.rejects,
     )
-    return rejects
+    return whole
+
+
+def repair_open(uow: UnitOfWork) -> Outcome:
+    """Settle what nobody has looked at yet, and the rows of all open mismatches.
+
+    Args:
+        uow: Holds the write lock.
+
+    Returns:
+        What was done; rows that wait for a choice go on waiting.
+    """
+    done = Outcome()
+    sql = "SELECT DISTINCT key FROM consensus_orm_mismatches WHERE pair = ? AND state IN ('found', 'confirmed')"
+    unseen = changes.waiting(uow, CHANGES_IN_ONE_TRANSACTION)[0] if uow.phase.compares else {}
+    for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
+        found = [key for (key,) in uow._rows(sql, (pair.name,)) if key is not None]
+        waiting = changes.undecided_among(uow, pair, found) if uow.phase.compares else set()
+        keys = dict.fromkeys((*unseen.get(pair.name, ()), *(key for key in found if key not in waiting)))
+        done.add(settle_rows(uow, pair, keys, None))
+        if not (uow.phase.compares and changes.some_undecided(uow, pair)):
+            ledger.settle_storms(uow, pair)
+    return done

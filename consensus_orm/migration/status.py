@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict
 
 from consensus_orm import ledger, phase_guards
+from consensus_orm.ledgers import changes, images
 from consensus_orm.mapping import Pair
 from consensus_orm.migration import gates
 from consensus_orm.migration.audit import when
@@ -67,6 +68,10 @@ class MigrationStatus(BaseModel):
     """Writes of programs that know one side only and that are not adopted yet."""
     guards: list[str]
     """Triggers and tables that guard the phase and are not in place, by name; empty where all is as recorded."""
+    undecided: int
+    """Rows that such a program changed or deleted on the side that is not read: they wait for a choice."""
+    images: int
+    """Rows that were kept before they were overwritten or deleted, and that nobody has put back."""
     soak_left: timedelta
     rewrite: str | None = None
     """What an upgrade will do to tables that another program made; None where it leaves all of them alone."""
@@ -108,8 +113,10 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
         certificate=_certificate(uow),
         mismatches=ledger.open_mismatches(uow) if uow.prepared else 0,
         rejects=ledger.open_rejects(uow) if uow.prepared else 0,
-        foreign_writes=(_count(uow, "SELECT count(*) FROM consensus_orm_changes") or 0) if phase.compares else 0,
         guards=[flaw.text for flaw in phase_guards.look(uow)] if uow.prepared else [],
+        foreign_writes=changes.count(uow) if uow.prepared and phase.compares else 0,
+        undecided=changes.undecided(uow) if uow.prepared and phase.compares else 0,
+        images=images.count(uow) if uow.prepared else 0,
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
         gate=obstacles if phase.next else [],

@@ -198,6 +198,13 @@ class Change(Base):
     __tablename__ = "consensus_orm_changes"
     __table_args__ = (
         Index("idx_consensus_orm_changes_key", "pair", "key"),
+        Index(
+            "idx_consensus_orm_changes_undecided",
+            "pair",
+            "key",
+            sqlite_where=text("undecided"),
+            postgresql_where=text("undecided"),
+        ),
         {"sqlite_autoincrement": True},
     )
 
@@ -206,6 +213,9 @@ class Change(Base):
     key: Mapped[Any | None] = mapped_column(Verbatim())
     side: Mapped[str] = mapped_column(Text)
     op: Mapped[str] = mapped_column(Text)
+    """insert, update, delete, or move: an update that gave a row this key."""
+    undecided: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    """Whether it was looked at and waits for a choice: taken over, or repaired."""
 
 
 class SavedSchema(Base):

@@ -93,10 +93,11 @@ def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried
     carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {key} = {old})" if carried_only else ""
     # A body that looks into a table which another program has dropped would fail each write.
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
+    moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
+    did = f"CASE WHEN {moved} THEN 'move' ELSE lower(TG_OP) END"
     body = (
-        f"{gone}IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}) THEN"
-        f" {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
-        f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, 'lower(TG_OP)')}{carried}; END IF; RETURN NULL;"
+        f"{gone}IF TG_OP = 'DELETE' OR ({moved}) THEN {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
+        f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, did)}{carried}; END IF; RETURN NULL;"
     )
     return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
 

@@ -338,11 +338,13 @@ def go_to(migration: Migration, target: Phase, reached: Counter[str], is_over: C
     while (now := migration.phase) != target and not is_over():
         if target < now:
             assert now.previous is not None
+            if now.compares:
+                migration.reconcile(foreign="adopt")
             migration.rollback(now.previous)
         else:
             if now.compares:
                 migration.backfill()
-                migration.reconcile()
+                migration.reconcile(foreign="adopt")
             if now.writes_normalized:
                 migration.verify()
             migration.advance(now.next, soak=False)
@@ -355,6 +357,6 @@ def settle(pipe: Connection, url: str, folder: Path) -> None:
         migration = store.migration
         go_to(migration, Phase.DUAL_WRITE, Counter(), lambda: False)
         migration.backfill()
-        migration.reconcile()
+        migration.reconcile(foreign="adopt")
         report = migration.verify()
         pipe.send((report.differences, migration.mismatches(), migration.rejects(everything=True)))

@@ -18,7 +18,7 @@ import pytest
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.connection import DriverConnection
 from consensus_orm.migration import pace
-from consensus_orm.migration.carry import drain
+from consensus_orm.migration.carry import Drained, drain
 from consensus_orm.settings import Settings
 from consensus_orm.store import ConsensusUnitOfWork
 from tests.concurrency.processes import Child, start
@@ -257,7 +257,7 @@ def test_writers_that_are_faster_do_not_keep_a_step_from_its_end(
                 store.run(lambda uow: uow.artifacts.add_many(rows))
                 return store.migration._writing.run(work)
 
-        def carry(uow: ConsensusUnitOfWork, limit: int) -> int:
+        def carry(uow: ConsensusUnitOfWork, limit: int) -> Drained:
             sizes.append(limit)
             return drain(uow, limit=limit)
 

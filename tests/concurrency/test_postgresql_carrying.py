@@ -77,7 +77,7 @@ def finish(store: ConsensusStore, url: str) -> None:
     """Carry what is left; nothing is rejected, and both sides agree."""
     store.migration.backfill()
     assert_sound(url)
-    store.migration.reconcile()
+    store.migration.reconcile(foreign="adopt")
     assert store.migration.verify().clean
     assert store.migration.rejects(everything=True) == []
     assert_sides_agree(url)
@@ -167,25 +167,25 @@ def test_a_row_changed_after_it_was_adopted_is_no_reject(url: str, store: Consen
     store.migration.backfill()
     program(url, insert)
     change = "UPDATE consensus_artifacts SET content_json = 'two' WHERE spec_id = 'LATE'"
-    before("SELECT consensus_artifacts.id IS NOT NULL", lambda: program(url, change))
+    before("SELECT DISTINCT key FROM consensus_orm_changes", lambda: program(url, change))
     store.migration.backfill()
     finish(store, url)
     assert query(url, "SELECT content FROM agent_outputs WHERE agent_name = 'a'") == [("two",)]
 
 
 @pytest.mark.parametrize(
-    ("write", "left"),
+    ("write", "left", "adopted"),
     [
-        ("DELETE FROM agent_outputs", []),
-        ("DELETE FROM consensus_artifacts", []),
-        ("UPDATE agent_outputs SET content = 'theirs'", ["theirs"]),
-        ("UPDATE consensus_artifacts SET content_json = 'theirs'", ["theirs"]),
+        ("DELETE FROM agent_outputs", ["{}"], []),
+        ("DELETE FROM consensus_artifacts", [], []),
+        ("UPDATE agent_outputs SET content = 'theirs'", ["{}"], ["theirs"]),
+        ("UPDATE consensus_artifacts SET content_json = 'theirs'", ["theirs"], ["theirs"]),
     ],
 )
-def test_what_others_write_while_reconcile_looks_is_adopted_and_not_repaired(
-    url: str, store: ConsensusStore, monkeypatch: pytest.MonkeyPatch, write: str, left: list[str]
+def test_what_others_write_while_reconcile_looks_is_not_repaired(
+    url: str, store: ConsensusStore, monkeypatch: pytest.MonkeyPatch, write: str, left: list[str], adopted: list[str]
 ) -> None:
-    """The sides differ, and it was noted why: the last writer meant it so."""
+    """The sides differ, and it was noted why: it is carried from the truth, and waits for a choice elsewhere."""
     store.migration.backfill()
     with store.unit_of_work() as uow:
         key = uow.artifacts.add(spec_id="GONE", stage="s", agent_name="a", content_json="{}").id
@@ -201,6 +201,7 @@ def test_what_others_write_while_reconcile_looks_is_adopted_and_not_repaired(
     monkeypatch.undo()
     assert [row[4] for row in legacy(url)["artifacts"] if row[0] == key] == left
     finish(store, url)
+    assert [row[4] for row in legacy(url)["artifacts"] if row[0] == key] == adopted
 
 
 def test_rows_that_others_go_on_adding_do_not_keep_a_backfill_from_its_end(url: str, store: ConsensusStore) -> None:

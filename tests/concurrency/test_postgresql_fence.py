@@ -243,7 +243,7 @@ def carried_and_verified(url: str) -> None:
         if migration.phase is Phase.NORMALIZED:
             migration.rollback()
         migration.backfill()
-        migration.reconcile()
+        migration.reconcile(foreign="adopt")
         assert migration.verify().clean
         assert (migration.rejects(), migration.mismatches()) == ([], [])
     assert_sides_agree(url)

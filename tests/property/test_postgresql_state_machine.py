@@ -24,6 +24,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.errors import GateClosedError
+from consensus_orm.migration.planning import Choice
+from consensus_orm.phase import Side
 from consensus_orm.postgresql.connection import ServerConnection
 from tests import servers
 from tests.concurrency.databases import assert_sound, connect, legacy, normalized, query
@@ -102,17 +105,10 @@ class PostgresMachine(Machine):
             return work(self.program)
 
     def judge(self) -> None:
-        expected = {
-            kind: [
-                typed((key, *(row[name] for name in COLUMNS[kind][1:])))
-                for key, row in sorted(self.model.rows[kind].items())
-            ]
-            for kind in KINDS
-        }
         if self.phase <= Phase.CUTOVER:
-            equal(cells(legacy(self.url)), expected)
+            equal(cells(legacy(self.url)), self.expected(Side.LEGACY))
         if self.phase >= Phase.DUAL_WRITE:
-            equal(cells(normalized(self.url)), expected)
+            equal(cells(normalized(self.url)), self.expected(Side.NORMALIZED))
         assert_sound(self.url)
 
     # Users --------------------------------------------------------------------------------------------------
@@ -216,12 +212,17 @@ class PostgresMachine(Machine):
     @precondition(lambda self: self.phase.compares and not self.fault)
     @rule(pick=st.integers(0, 99), kind=st.sampled_from(KINDS))
     def founding_program_deletes(self, pick: int, kind: Kind) -> None:
-        there = {key for (key,) in query(self.url, f"SELECT id FROM {NORMALIZED[kind]}")}
-        present = [key for key in self.free(kind) if key in there]
+        present = [key for key in self.free(kind) if key in self.on_normalized(kind)]
         if present:
             key = present[pick % len(present)]
             self.foreign(lambda program: program.execute(f"DELETE FROM {NORMALIZED[kind]} WHERE id = %s", (key,)))
             self.wrote(kind, key, None, on_truth=not self.truth_is_legacy)
+
+    def update_of_founding(self, key: int, content: str) -> Any:
+        return super().update_of_founding(key, content).encode()
+
+    def on_normalized(self, kind: Kind) -> set[int]:
+        return {key for (key,) in query(self.url, f"SELECT id FROM {NORMALIZED[kind]}")}
 
     # Faults and kills ---------------------------------------------------------------------------------------
 
@@ -252,8 +253,9 @@ class PostgresMachine(Machine):
     @rule(
         number=st.integers(1, 60),
         step=st.sampled_from(("backfill", "reconcile", "verify", "advance", "rollback", "rollback")),
+        choice=st.sampled_from(("adopt", "repair")),
     )
-    def a_step_is_killed(self, number: int, step: str) -> None:
+    def a_step_is_killed(self, number: int, step: str, choice: Choice) -> None:
         """The process that takes a step is killed before the n-th thing that it sends; another takes over."""
         before = self.phase
         if step in ("backfill", "reconcile") and not before.compares:
@@ -263,18 +265,24 @@ class PostgresMachine(Machine):
         try:
             with killed_at(number):
                 if step == "advance":
-                    self.advance_with_all_that_it_wants()
+                    self.advance_with_all_that_it_wants(choice)
+                elif step == "reconcile":
+                    self.migration.reconcile(foreign=choice)
                 else:
                     getattr(self.migration, step)()
         except Killed:
             pass
+        except GateClosedError:
+            assert step == "rollback"
+            assert self.model.undecided
+        decided = choice if step in ("advance", "reconcile") else None
         self.open_again()
         self.phase = self.migration.phase
         if self.phase.compares:
             self.migration.backfill()
-            self.migration.reconcile()
+            self.migration.reconcile(foreign=decided)
         if before.compares and (self.phase.compares or self.phase is not before):
-            self.model.adopt()
+            self.model.settle(decided)
             self.judge()
 
 

@@ -1,8 +1,9 @@
 """Any interleaving of what users, operators, other programs and faults do, against a simple model.
 
 The model is two dictionaries of rows, and what another program wrote on the side that is not the truth and
-that nobody has adopted yet. After each step the reads equal it, in every phase; after a reconcile both sides
-equal it by raw SQL; and at the end of each run the legacy rows equal it in type and bytes at EXPAND.
+that was not settled yet: what it inserted is adopted, what it changed or deleted stays until somebody chooses.
+After each step the reads equal it, in every phase; after a reconcile both sides equal it by raw SQL, each with
+what waits there; and at the end of each run the legacy rows equal it in type and bytes at EXPAND.
 
 A few hundred runs in CI; a longer soak by command:
 
@@ -38,7 +39,9 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.errors import ConsensusError, GateClosedError, UnknownAgentError
 from consensus_orm.expressions import time_of, time_text
+from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.progress import Progress
+from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.statements import Statements
 from consensus_orm.store import ConsensusUnitOfWork
@@ -115,20 +118,29 @@ class Model:
 
     rows: dict[Kind, dict[int, Row]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     pending: dict[Kind, dict[int, Row | None]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    """Writes of another program on the side that is not the truth; None is a delete."""
+    """Writes of another program on the side that is not the truth; None is a delete. Of a row that the truth has, they
+    wait for a choice."""
     executions: dict[str, str | None] = field(default_factory=dict)
     given: dict[Kind, set[int]] = field(default_factory=lambda: {kind: set() for kind in KINDS})
     """Every id that a unit of work ever gave."""
 
-    def adopt(self) -> None:
-        """What other programs wrote on the other side is adopted."""
+    @property
+    def undecided(self) -> set[tuple[Kind, int]]:
+        """What waits for a choice."""
+        return {(kind, key) for kind in KINDS for key in self.pending[kind] if key in self.rows[kind]}
+
+    def settle(self, choice: Choice = None) -> None:
+        """What other programs inserted on the other side is adopted, and the rest as somebody chose."""
         for kind in KINDS:
-            for key, row in self.pending[kind].items():
+            waiting = {key for of, key in self.undecided if of == kind and choice is None}
+            for key in self.pending[kind].keys() - waiting:
+                row = self.pending[kind].pop(key)
+                if key in self.rows[kind] and choice == "repair":
+                    continue
                 if row is None:
                     self.rows[kind].pop(key, None)
                 else:
                     self.rows[kind][key] = row
-            self.pending[kind].clear()
             for row in self.rows[kind].values():
                 if "ms" in row:
                     row["created_at"] = FOUNDING_MOMENTS[row.pop("ms")]
@@ -138,7 +150,8 @@ class Model:
             return row is not None and row["spec_id"] == spec and stage in (None, row["stage"])
 
         found = {key for key, row in self.rows[kind].items() if hit(row)}
-        waiting = {key for key, row in self.pending[kind].items() if hit(row)}
+        # A row that only looks so on the side that is not the truth is not what was asked for.
+        waiting = {key for key, row in self.pending[kind].items() if hit(row) and key not in self.rows[kind]}
         for key in found | waiting:
             self.rows[kind].pop(key, None)
             self.pending[kind].pop(key, None)
@@ -231,19 +244,26 @@ class Machine(RuleBasedStateMachine):
         """Ids that nobody waits to adopt."""
         return sorted(self.model.rows[kind].keys() - self.model.pending[kind].keys())
 
+    def expected(self, side: Side) -> dict[Kind, list[tuple[Any, ...]]]:
+        """The rows of a side: those of the model, and where it is not the truth with what waits there."""
+        found: dict[Kind, list[tuple[Any, ...]]] = {}
+        for kind in KINDS:
+            rows_: dict[int, Row | None] = dict(self.model.rows[kind])
+            if side is not self.phase.truth:
+                rows_ |= self.model.pending[kind]
+            found[kind] = [
+                typed((key, *(row[name] for name in COLUMNS[kind][1:])))
+                for key, row in sorted(rows_.items())
+                if row is not None
+            ]
+        return found
+
     def judge(self) -> None:
         """Both sides equal the model, by raw SQL."""
-        expected = {
-            kind: [
-                (cell(key), *(cell(row[name]) for name in COLUMNS[kind][1:]))
-                for key, row in sorted(self.model.rows[kind].items())
-            ]
-            for kind in KINDS
-        }
         if self.phase <= Phase.CUTOVER:
-            equal(self.with_reals(oracle.legacy(self.path)), expected)
+            equal(self.with_reals(oracle.legacy(self.path)), self.expected(Side.LEGACY))
         if self.phase >= Phase.DUAL_WRITE:
-            equal(self.with_reals(oracle.normalized(self.path)), expected)
+            equal(self.with_reals(oracle.normalized(self.path)), self.expected(Side.NORMALIZED))
             with oracle.reading(self.path) as connection:
                 empty = (
                     "SELECT count(*) FROM consensus_runs WHERE id NOT IN (SELECT run_id FROM agent_outputs)"
@@ -358,7 +378,7 @@ class Machine(RuleBasedStateMachine):
                 del self.model.rows[kind][key]
             else:
                 self.model.rows[kind][key] = row
-        else:
+        elif row != self.model.rows[kind].get(key):  # else it has written what was there
             self.model.pending[kind][key] = row
 
     def taken(self, kind: Kind, key: int) -> bool:
@@ -454,13 +474,29 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.phase.compares and not self.fault)
     @rule(pick=st.integers(0, 99), kind=st.sampled_from(KINDS))
     def founding_program_deletes(self, pick: int, kind: Kind) -> None:
-        with oracle.reading(self.path) as connection:
-            there = {key for (key,) in connection.execute(f"SELECT id FROM {NORMALIZED[kind]}")}
-        present = [key for key in self.free(kind) if key in there]
+        present = [key for key in self.free(kind) if key in self.on_normalized(kind)]
         if present:
             key = present[pick % len(present)]
             self.foreign(lambda connection: connection.execute(f"DELETE FROM {NORMALIZED[kind]} WHERE id = ?", (key,)))
             self.wrote(kind, key, None, on_truth=not self.truth_is_legacy)
+
+    @precondition(lambda self: self.phase.compares and not self.fault)
+    @rule(pick=st.integers(0, 99), content=st.sampled_from(("{}", "foreign")))
+    def founding_program_updates(self, pick: int, content: str) -> None:
+        present = [key for key in self.free("artifacts") if key in self.on_normalized("artifacts")]
+        if present:
+            key = present[pick % len(present)]
+            self.foreign(lambda program: program.execute(self.update_of_founding(key, content)))
+            row = self.model.rows["artifacts"][key] | {"content_json": content}
+            self.wrote("artifacts", key, row, on_truth=not self.truth_is_legacy)
+
+    def update_of_founding(self, key: int, content: str) -> Any:
+        return f"UPDATE agent_outputs SET content = '{content}' WHERE id = {key}"
+
+    def on_normalized(self, kind: Kind) -> set[int]:
+        """Ids that the normalized side has."""
+        with oracle.reading(self.path) as connection:
+            return {key for (key,) in connection.execute(f"SELECT id FROM {NORMALIZED[kind]}")}
 
     # Faults -------------------------------------------------------------------------------------------------
 
@@ -503,13 +539,13 @@ class Machine(RuleBasedStateMachine):
 
         if not self.attempt(lambda: self.migration.backfill(stop), Stopped) and self.fault:
             self.settle()
-        self.model.adopt()  # each chunk begins with what others wrote
+        self.model.settle()  # each chunk begins with what others wrote
 
     @precondition(lambda self: self.phase.compares)
     @rule()
     def backfill(self) -> None:
         if self.attempt(self.migration.backfill):
-            self.model.adopt()
+            self.model.settle()
         elif self.fault:
             self.settle()
 
@@ -519,20 +555,29 @@ class Machine(RuleBasedStateMachine):
         self.migration.verify()
 
     @precondition(lambda self: self.phase.writes_normalized)
-    @rule()
-    def reconcile(self) -> None:
-        if self.attempt(self.migration.reconcile):
-            self.model.adopt()
+    @rule(choice=st.sampled_from((None, "adopt", "repair")))
+    def reconcile(self, choice: Choice) -> None:
+        if self.attempt(lambda: self.reconcile_as_planned(choice)):
+            self.model.settle(choice)
             self.judge()
         elif self.fault:
-            self.settle()
+            self.settle(choice)
 
-    def settle(self) -> None:
-        """After a step that a fault stopped half way nobody knows what was adopted: mend it and finish."""
+    def reconcile_as_planned(self, choice: Choice) -> None:
+        """The preview lists exactly what is done, and exactly what waits."""
+        planned = self.migration.reconcile(foreign=choice, dry_run=True)
+        done = self.migration.reconcile(foreign=choice)
+        assert (planned.actions, planned.undecided) == (done.actions, done.undecided)
+        if self.phase.compares:
+            waiting = self.model.undecided if choice is None else set()
+            assert {(row.pair, row.key) for row in done.undecided} == waiting
+
+    def settle(self, choice: Choice = None) -> None:
+        """After a step that a fault stopped half way nobody knows what was settled: mend it and finish."""
         self.the_fault_is_mended()
         if self.phase.compares:
-            self.migration.reconcile()
-            self.model.adopt()
+            self.migration.reconcile(foreign=choice)
+            self.model.settle(choice)
             self.judge()
 
     @precondition(lambda self: self.phase.next)
@@ -542,14 +587,14 @@ class Machine(RuleBasedStateMachine):
             assert not any(self.model.pending.values()), "a gate opened over writes that nobody had adopted"
 
     @precondition(lambda self: self.phase.next)
-    @rule()
-    def advance_with_all_that_it_wants(self) -> None:
+    @rule(choice=st.sampled_from(("adopt", "repair")))
+    def advance_with_all_that_it_wants(self, choice: Choice) -> None:
         if self.fault:
             self.the_fault_is_mended()
         if self.phase.compares:
             self.migration.backfill()
-            self.migration.reconcile()
-            self.model.adopt()
+            self.migration.reconcile(foreign=choice)
+            self.model.settle(choice)
             self.judge()
         if self.phase.writes_normalized:
             assert self.migration.verify().clean
@@ -558,15 +603,18 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.phase.previous)
     @rule()
     def roll_back(self) -> None:
-        before = self.phase
-        if self.attempt(self.migration.rollback):
+        before, waiting = self.phase, self.model.undecided
+        if self.attempt(self.migration.rollback, *([GateClosedError] if waiting else [])):
             assert self.phase is before.previous
+            assert not waiting, "a flip settled what nobody had decided"
             if before.compares:
-                self.model.adopt()
+                self.model.settle()
             if before.freezes_legacy:
                 self.judge()
         elif self.fault:
             self.settle()
+        else:
+            self.model.settle()
 
     @rule()
     def open_again(self) -> None:
@@ -601,8 +649,8 @@ class Machine(RuleBasedStateMachine):
             self.the_fault_is_mended()
         if self.phase is not Phase.EXPAND:
             if self.phase.compares:
-                self.migration.reconcile()
-                self.model.adopt()
+                self.migration.reconcile(foreign="repair")
+                self.model.settle("repair")
             self.phase = self.migration.rollback("expand")
         assert self.migration.rejects() == []
         self.reads_equal_the_model()

@@ -1,0 +1,246 @@
+"""Images: rows as they were before a repair or an adoption overwrote or deleted them (rule 12).
+
+An image is the whole row, each column with its type and its bytes, and is kept in the transaction that changes the
+row. What is overwritten is what was imaged: the statement that keeps the images also locks their rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    column,
+    insert,
+    literal_column,
+    select,
+    table,
+)
+from sqlalchemy.types import TypeEngine
+
+from consensus_orm import errors, ledger
+from consensus_orm.expressions import exact_hex, type_name
+from consensus_orm.mapping import Pair
+from consensus_orm.parents import ParentStatements
+from consensus_orm.phase import Side
+from consensus_orm.sql import Words, in_keys, link, quoted
+from consensus_orm.statements import PairStatements
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["Cells", "Image", "cells", "count", "keep", "keep_completed", "keep_parents", "now", "set_restored", "take"]
+
+Cells = dict[str, tuple[str, str]]
+"""A row: for each column the type it is stored with, and its bytes in hexadecimal digits."""
+
+IMAGES = table(
+    "consensus_orm_images",
+    *(column(name) for name in ("pair", "key", "side", "table_name", "image", "cause", "at", "by")),
+)
+
+
+# Keeping --------------------------------------------------------------------------------------------------
+
+
+def keep(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], side: Side, cause: str) -> set[Any]:
+    """Keep the rows that a side has, and lock them.
+
+    Args:
+        uow: Is about to overwrite or delete them.
+        pair: The pair of the rows.
+        keys: Their keys.
+        side: The side that is written.
+        cause: Why; no contents.
+
+    Returns:
+        The keys of the rows that are there.
+    """
+    return _keep_rows(uow, pair, keys, side, cause, "keep")
+
+
+def keep_completed(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], cause: str) -> None:
+    """Keep those of some normalized rows of which an adoption replaces a value, and does not only fill in others."""
+    _keep_rows(uow, pair, keys, Side.NORMALIZED, cause, "complete")
+
+
+def _keep_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], side: Side, cause: str, what: str) -> set[Any]:
+    wanted = list(keys)
+    if not wanted:
+        return set()
+    kept = _kept(uow.statements[pair], side, what, _unknown(uow, pair, side))
+    return _run(uow, kept, wanted, pair.name, side, _table(pair, side), cause)
+
+
+def keep_parents(uow: UnitOfWork, parent: ParentStatements, keys: Iterable[Any], cause: str) -> set[Any]:
+    """Keep those of some parents that hold something else than follows from their rows, or have none."""
+    wanted = list(keys)
+    if not wanted:
+        return set()
+    of = parent.parent.table
+    return _run(uow, _kept_parents(parent), wanted, of.name, Side.NORMALIZED, of, cause)
+
+
+def _run(uow: UnitOfWork, kept: _Statement, keys: list[Any], pair: str, side: Side, of: Table, cause: str) -> set[Any]:
+    facts: dict[str, Any] = {"pair": pair, "side": side.value, "table": of.name, "cause": cause, "by": ledger.whoami()}
+    facts |= {"at": ledger.milliseconds(uow), "_keys": json.dumps(keys)}
+    return {key for (key,) in uow._execute(kept.sql, facts | kept.names).fetchall()}
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """A statement, and the names of columns that are bound to it."""
+
+    sql: str
+    names: dict[str, str]
+
+
+@cache
+def _kept(sql: PairStatements, side: Side, what: str, unknown: tuple[str, ...]) -> _Statement:
+    columns, source = _columns(sql, side, unknown)
+    of = _table(sql.pair, side)
+    rows = _facts(sql.words, of.c[sql.pair.key.name], columns).select_from(source)
+    rows = rows.where(*([sql.loses_by_adopting] if what == "complete" else []))
+    return _keeping(sql.words, rows.with_for_update(of=of), columns)
+
+
+@cache
+def _kept_parents(parent: ParentStatements) -> _Statement:
+    of = parent.parent.table
+    columns: dict[str, ColumnElement[Any]] = {c.name: c for c in of.columns}
+    rows = _facts(parent.words, parent.parent.key, columns).where(parent.wrong)
+    return _keeping(parent.words, rows.with_for_update(of=of), columns)
+
+
+def _facts(words: Words, key: ColumnElement[Any], columns: dict[str, ColumnElement[Any]]) -> Select[Any]:
+    def bound(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+        return words.typed(bindparam(name, type_=type_), type_)
+
+    text, number = Text(), Integer()
+    before = [bound("pair", text), key, bound("side", text), bound("table", text)]
+    after = [bound("cause", text), bound("at", number), bound("by", text)]
+    return select(*before, _image(words, columns), *after).where(in_keys(key))
+
+
+def _keeping(words: Words, rows: Select[Any], columns: dict[str, ColumnElement[Any]]) -> _Statement:
+    statement = insert(IMAGES).from_select([c.name for c in IMAGES.columns], rows).returning(IMAGES.c.key)
+    return _Statement(words.render(statement), _names(columns))
+
+
+def _image(words: Words, columns: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
+    """A row as JSON: column -> [type, bytes in hexadecimal digits]; the names are bound, since they may be anything."""
+
+    def piece(name: str) -> ColumnElement[Any]:
+        return words.typed(bindparam(name, type_=Text()), Text())
+
+    whole = piece("_name0")
+    for at, value in enumerate(columns.values()):
+        whole = whole + type_name(value) + piece("_between") + exact_hex(value) + piece(f"_name{at + 1}")
+    return whole
+
+
+def _names(columns: dict[str, ColumnElement[Any]]) -> dict[str, str]:
+    names = list(map(json.dumps, columns))
+    begins = ["{" + f'{names[0]}: ["', *(f'"], {name}: ["' for name in names[1:]), '"]}']
+    return {"_between": '", "'} | {f"_name{at}": text for at, text in enumerate(begins)}
+
+
+def _table(pair: Pair, side: Side) -> Table:
+    return pair.legacy_table if side is Side.LEGACY else pair.table
+
+
+def _columns(
+    sql: PairStatements, side: Side, unknown: tuple[str, ...]
+) -> tuple[dict[str, ColumnElement[Any]], FromClause]:
+    """All columns of the rows of a side, and where they stand.
+
+    What both sides have goes under its legacy name, and what only the normalized side keeps under its own; any other
+    column has the name of its table before it.
+    """
+    pair, of = sql.pair, _table(sql.pair, side)
+    row = sql.legacy_row() if side is Side.LEGACY else sql.normalized_row()
+    columns: dict[str, ColumnElement[Any]] = {pair.key.name: of.c[pair.key.name]} | {name: row[name] for name in row}
+    source: FromClause = of
+    if side is Side.NORMALIZED:
+        columns |= {a.key: of.c[a.key] for a in pair.kept}
+        shown = set(map(id, columns.values()))
+        columns |= {f"{of.name}.{c.name}": c for c in of.columns if id(c) not in shown}
+        if pair.parent is not None:
+            above = pair.parent.table
+            columns |= {f"{above.name}.{a.key}": above.c[a.key] for a in pair.parent.computed}
+            # A row may have lost its parent; what it holds itself is kept all the same.
+            source = of.outerjoin(above, pair.parent.key == of.c[link(pair)])
+    columns |= {f"{of.name}.{name}": literal_column(quoted(of.name, name), Text()) for name in unknown}
+    return columns, source
+
+
+def _unknown(uow: UnitOfWork, pair: Pair, side: Side) -> tuple[str, ...]:
+    """Columns that a table has and no model declares: another program added them."""
+    of = _table(pair, side)
+    known = {c.name.lower() for c in of.columns}
+    return tuple(sorted(name for name in uow.catalog.columns(uow, of.name) if name.lower() not in known))
+
+
+# Looking --------------------------------------------------------------------------------------------------
+
+
+@cache
+def _now(sql: PairStatements, side: Side, unknown: tuple[str, ...]) -> _Statement:
+    columns, source = _columns(sql, side, unknown)
+    key = _table(sql.pair, side).c[sql.pair.key.name]
+    row = select(_image(sql.words, columns)).select_from(source).where(in_keys(key))
+    return _Statement(sql.words.render(row), _names(columns))
+
+
+def now(uow: UnitOfWork, pair: Pair, key: Any, side: Side) -> Cells | None:
+    """A row as a side has it now; None where it has none."""
+    look = _now(uow.statements[pair], side, _unknown(uow, pair, side))
+    rows = uow._rows(look.sql, {"_keys": json.dumps([key])} | look.names)
+    return cells(rows[0][0]) if rows else None
+
+
+def cells(image: str) -> Cells:
+    """An image as it is kept, of a reject too."""
+    return {name: (type_, digits) for name, (type_, digits) in json.loads(image).items()}
+
+
+def count(uow: UnitOfWork) -> int:
+    """How many images are kept that nobody has put back."""
+    return int(uow._rows("SELECT count(*) FROM consensus_orm_images WHERE restored_at IS NULL")[0][0])
+
+
+@dataclass(frozen=True)
+class Image:
+    """A row that was overwritten or deleted; `pair` is the name of its pair, or of a parent table."""
+
+    pair: str
+    key: Any
+    side: Side
+    cells: Cells
+
+
+def take(uow: UnitOfWork, number: int) -> Image:
+    """The image of a number.
+
+    Raises:
+        InvalidValueError: There is none.
+    """
+    rows = uow._rows("SELECT pair, key, side, image FROM consensus_orm_images WHERE id = ?", (number,))
+    if not rows:
+        raise errors.InvalidValueError(f"there is no image {number}", hint="see: consensus-orm images", field="id")
+    pair, key, side, image = rows[0]
+    return Image(pair, key, Side(side), cells(image))
+
+
+def set_restored(uow: UnitOfWork, number: int) -> None:
+    """Note that the row of an image was put back; the image stays."""
+    sql = "UPDATE consensus_orm_images SET restored_at = ? WHERE id = ?"
+    uow._execute(sql, (ledger.milliseconds(uow), number))
