@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, literal_column, or_
+from sqlalchemy import ColumnElement, or_
 
 from consensus_orm.expressions import flagged, milliseconds, run_key, says, synthesis_json, time_from
 from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
@@ -18,12 +18,12 @@ __all__ = ["ARTIFACTS", "CONSENSUS", "RUNS", "SYNTHESES", "consensus_ok", "degra
 
 def consensus_ok(synthesis: Row) -> ColumnElement[Any]:
     """Whether a synthesis stands for agreement: its status does not say failed."""
-    return ~says(synthesis.status, literal_column("'failed'"))
+    return ~says(synthesis.status, "failed")
 
 
 def degraded(synthesis: Row) -> ColumnElement[Any]:
     """Whether a synthesis was made with less than all agents: by its flag, or by its status."""
-    return or_(flagged(synthesis.degraded), says(synthesis.status, literal_column("'degraded'")))
+    return or_(flagged(synthesis.degraded), says(synthesis.status, "degraded"))
 
 
 def _as_json(synthesis: Row) -> ColumnElement[Any]:

@@ -11,7 +11,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Boolean, Integer, Text
+from sqlalchemy import Boolean, Float, Integer, LargeBinary, String, Text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -67,6 +67,10 @@ def time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ")
 
 
+class AlwaysText(Text):
+    """The type of an expression that gives a text or NULL, and never bytes, whatever it is given."""
+
+
 class Condition(FunctionElement[bool]):
     """A function that is a condition by itself.
 
@@ -93,9 +97,10 @@ class same(Condition):
 
 
 class holds(Condition):
-    """Whether a column holds a computed value: `same`, with the value evaluated only once.
+    """Whether a column holds a computed value as it is stored there: `same`, with the value evaluated only once.
 
-    A computed value is an integer, a text or NULL, so only the type of the column needs a look.
+    The type of a column decides what becomes of a value in it: a number of a column of texts is a text, and one of a
+    column of integers stays a real only where it has a fraction.
     """
 
     name = "holds"
@@ -123,7 +128,7 @@ class run_key(FunctionElement[str]):
     """The identity of a run within spec and stage: its run id, else the second of created_at (rule 4)."""
 
     name = "run_key"
-    type = Text()
+    type = AlwaysText()
     inherit_cache = True
 
 
@@ -138,7 +143,7 @@ class type_name(FunctionElement[str]):
     """The type a value is stored with, in SQLite's words: null, integer, real, text or blob."""
 
     name = "type_name"
-    type = Text()
+    type = AlwaysText()
     inherit_cache = True
 
 
@@ -146,7 +151,7 @@ class exact_hex(FunctionElement[str]):
     """The bytes of a value in hexadecimal digits; of a number, those of its text with all its digits."""
 
     name = "exact_hex"
-    type = Text()
+    type = AlwaysText()
     inherit_cache = True
 
 
@@ -168,7 +173,7 @@ class synthesis_json(FunctionElement[str]):
     """A synthesis as the founding program wrote it into `synthesis_json`; NULL where it cannot be JSON."""
 
     name = "synthesis_json"
-    type = Text()
+    type = AlwaysText()
     inherit_cache = True
 
 
@@ -188,14 +193,26 @@ def _same(element: Any, compiler: Any, **kw: Any) -> str:
 def _holds(element: Any, compiler: Any, **kw: Any) -> str:
     column, value = arguments(element, compiler, **kw)
     (first, second) = element.clauses
-    if isinstance(first.type, Text):
-        return f"(+{column} COLLATE BINARY IS +CAST({value} AS TEXT))"
-    held = f"(typeof({column}) IN ('integer', 'null') AND {column} IS {value})"
-    if not isinstance(second, milliseconds):
-        return held
-    # Nearly all times are whole seconds of a valid date, and to write a number as a time costs half of reading it.
-    (time,) = arguments(second, compiler, **kw)
+    if isinstance(first.type, String):
+        text = f"CAST({value} AS TEXT)"
+        if not isinstance(second.type, AlwaysText):  # bytes stay bytes
+            text = f"(CASE typeof({value}) WHEN 'blob' THEN {value} ELSE {text} END)"
+        return f"(+{column} COLLATE BINARY IS +{text})"
+    if isinstance(first.type, LargeBinary):
+        return _same(element, compiler, **kw)
+    if isinstance(second, milliseconds):
+        return _holds_milliseconds(column, value, *arguments(second, compiler, **kw))
+    numbers = "'integer', 'null'" if isinstance(first.type, Integer | Boolean) else "'integer', 'real', 'null'"
+    as_stored = f"typeof({column}) IN ({numbers}) OR typeof({column}) = typeof({value})"
+    if isinstance(first.type, Float):
+        value = f"(CASE typeof({value}) WHEN 'integer' THEN CAST({value} AS REAL) ELSE {value} END)"
+    return f"({column} COLLATE BINARY IS {value} AND ({as_stored}))"
+
+
+def _holds_milliseconds(column: str, value: str, time: str) -> str:
+    """Nearly all times are whole seconds of a valid date, and to write a number as one costs half of reading it."""
     text = f"typeof({column}) = 'integer' AND {column} % 1000 = 0 AND datetime({column} / 1000, 'unixepoch')"
+    held = f"(typeof({column}) IN ('integer', 'null') AND {column} IS {value})"
     return f"(CASE WHEN +{time} >= '0001' AND {text} = +{time} COLLATE BINARY THEN 1 ELSE {held} END)"
 
 

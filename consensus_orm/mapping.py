@@ -82,8 +82,8 @@ class Parent:
     Args:
         model: The mapped class; it has a single integer primary key.
         identity: The columns that tell one parent from another.
-        computed: Columns that are expressions on a legacy row; like all that is computed or derived, these give
-            an integer, a text or NULL, whatever the row holds.
+        computed: Columns that are expressions on a legacy row. Constants in them, as in all that is computed or
+            derived, are written into the SQL; opening a store refuses those that the database cannot hold.
         derived: Columns that follow from all rows of the parent together.
     """
 

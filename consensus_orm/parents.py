@@ -46,6 +46,14 @@ class ParentStatements:
         self.render = words.render
         self.members = mapping.members(parent)
 
+    def check(self) -> None:
+        """Refuse rules that cannot be said in SQL, before a statement is made of them.
+
+        Raises:
+            ConfigurationError: There is one.
+        """
+        self.words.check(self.derived(self.parent.table).values())
+
     def derived(self, parent: FromClause) -> dict[str, ColumnElement[Any]]:
         """What each derived column must be, from the normalized rows of a parent."""
         key = parent.c[self.parent.key.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Integer,
     Select,
     SelectBase,
+    String,
     Table,
     Text,
     bindparam,
@@ -26,11 +28,16 @@ from sqlalchemy import (
     table,
     true,
 )
-from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
+from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.expression import BindParameter, ClauseElement
 from sqlalchemy.types import TypeEngine
 
+from consensus_orm.constants import ConstantsInSQLite, with_binary
+from consensus_orm.errors import ConfigurationError
 from consensus_orm.expressions import Condition
 from consensus_orm.mapping import Pair
 
@@ -59,6 +66,16 @@ TRUE: ColumnElement[bool] = true()
 FALSE: ColumnElement[bool] = false()
 
 
+class _SQLiteCompiler(ConstantsInSQLite, SQLiteCompiler):
+    pass
+
+
+class _SQLite(SQLiteDialect):
+    supports_statement_cache = True
+    statement_compiler = _SQLiteCompiler
+    colspecs = with_binary(SQLiteDialect.colspecs, "X'{}'")
+
+
 class Words:
     """How statements are printed for SQLite, and what each other kind of database says otherwise.
 
@@ -66,7 +83,7 @@ class Words:
     database is here.
     """
 
-    dialect: Dialect = sqlite.dialect(paramstyle="named")
+    dialect: Dialect = _SQLite(paramstyle="named")
 
     @property
     def name(self) -> str:
@@ -74,14 +91,41 @@ class Words:
         return self.dialect.name
 
     def render(self, statement: ClauseElement) -> str:
-        """Print a statement as SQL with named parameters, its constants written out."""
-        compiled = statement.compile(dialect=self.dialect)
-        constants = {name: value for name, value in (compiled.params or {}).items() if value is not None}
-        return re.sub(r":(\w+)", lambda m: str(constants.get(m[1], m[0])), str(compiled))
+        """Print a statement as SQL with named parameters, its constants written out.
+
+        Raises:
+            ConfigurationError: A constant cannot be written, or this kind of database has no word for something.
+        """
+        try:
+            return str(statement.compile(dialect=self.dialect))
+        except CompileError as error:
+            raise ConfigurationError(
+                f"an expression of the mapping cannot be rendered as SQL for {self.name}: {error}",
+                hint="change that expression in the declaration of the mapping",
+            ) from error
+
+    def check(self, rules: Iterable[ColumnElement[Any]], known: Collection[str] = ()) -> None:
+        """Refuse rules of a declaration that cannot be said in SQL.
+
+        Args:
+            rules: The rules, as expressions.
+            known: The parameters that are bound when statements run.
+
+        Raises:
+            ConfigurationError: One has a constant that cannot be written, or a parameter that nobody binds.
+        """
+        for rule in rules:
+            self.render(rule)
+            for part in visitors.iterate(rule):
+                if isinstance(part, BindParameter) and part.required and part.key not in known:
+                    raise ConfigurationError(
+                        f"an expression of the mapping has a parameter {part.key!r} without a value",
+                        hint="write its value in the declaration of the mapping",
+                    )
 
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
-        return cast(value, Text) if isinstance(type_, Text) else value
+        return cast(value, Text) if isinstance(type_, String) else value
 
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
         """Text in the order of its bytes, whatever the collation of the database."""
@@ -96,7 +140,7 @@ class Words:
             rows: Their values.
             unless: The key; a row that is there under it is overwritten instead.
         """
-        statement = sqlite.insert(into).prefix_with("OR IGNORE").from_select(names, rows)
+        statement = insert(into).prefix_with("OR IGNORE").from_select(names, rows)
         return statement if unless is None else overwriting(statement, names, unless)
 
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
@@ -112,7 +156,7 @@ class Words:
     def next_key(self, pair: Pair) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
         tables = (pair.legacy_table, pair.table)
-        names: list[ColumnElement[Any]] = [literal_column(literal(t.name)) for t in tables]
+        names = [t.name for t in tables]
         given: Select[Any] = select(func.max(literal_column("seq"))).select_from(table("sqlite_sequence"))
         given = given.where(literal_column("name").in_(names))
         highest = [given, *(select(func.max(t.c[pair.key.name])) for t in tables)]

@@ -41,7 +41,7 @@ from consensus_orm.expressions import exact_hex, holds, same, type_name
 from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Row
 from consensus_orm.parents import ParentStatements
 from consensus_orm.phase import Side
-from consensus_orm.sql import FALSE, TRUE, Words, chunk_bounds, in_keys, in_range, link, literal, parameter, words
+from consensus_orm.sql import FALSE, TRUE, Words, chunk_bounds, in_keys, in_range, link, parameter, words
 
 __all__ = ["PairStatements", "Statements"]
 
@@ -65,6 +65,16 @@ class PairStatements:
         """Statements that store the values of some text columns as they are bound: bytes stay bytes."""
         uncast = frozenset(columns)
         return PairStatements(self.pair, self.words, uncast=uncast) if uncast else self
+
+    def check(self) -> None:
+        """Refuse rules that cannot be said in SQL, before a statement is made of them.
+
+        Raises:
+            ConfigurationError: There is one.
+        """
+        rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
+        rules += [make(self.pair.table) for make in self.pair.adopted.values()]
+        self.words.check(rules, known={parameter(name) for name in self.pair.carried})
 
     # Where a row stands, as expressions -----------------------------------------------------------------
 
@@ -597,7 +607,7 @@ class PairStatements:
 
     def _unrecorded(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
         changes = table("consensus_orm_changes", column("pair"), column("key"))
-        mine = changes.c.pair == literal_column(literal(self.pair.name))
+        mine = changes.c.pair == self.pair.name
         return not_(exists(literal_column("1")).select_from(changes).where(mine, changes.c.key == key))
 
     @cache  # noqa: B019
@@ -655,6 +665,9 @@ class Statements:
     Args:
         mapping: The declaration.
         database: The kind of database they are printed for: sqlite or postgresql.
+
+    Raises:
+        ConfigurationError: A rule of the declaration cannot be said in the SQL of that kind of database.
     """
 
     def __init__(self, mapping: Mapping, database: str = "sqlite") -> None:
@@ -662,6 +675,10 @@ class Statements:
         self.words = words(database)
         self._pairs = {pair.name: PairStatements(pair, self.words) for pair in mapping.pairs}
         self.parents = {p.table.name: ParentStatements(p, mapping, self.words) for p in mapping.parents}
+        for of_pair in self._pairs.values():
+            of_pair.check()
+        for of_parent in self.parents.values():
+            of_parent.check()
 
     def __getitem__(self, pair: Pair) -> PairStatements:
         return self._pairs[pair.name]

@@ -14,7 +14,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Boolean, Integer, Text, bindparam, column, not_, select
+from sqlalchemy import (
+    Boolean,
+    Date,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    Text,
+    bindparam,
+    column,
+    not_,
+    select,
+)
 from sqlalchemy.sql.expression import ColumnElement
 
 from consensus_orm.expressions import (
@@ -326,6 +339,26 @@ def test_a_column_holds_a_computed_value_in_its_type(database: sqlite3.Connectio
     expected = type(stored) is type(meant) and stored == meant
 
     assert bool(evaluate(database, holds(column("any", type_), bindparam("x", type_=type_)), x=meant)) is expected
+
+
+COLUMNS = {
+    "INTEGER": Integer(), "BOOLEAN": Boolean(), "REAL": Float(), "NUMERIC": Numeric(), "TEXT": Text(),
+    "VARCHAR(9) COLLATE NOCASE": String(9), "BLOB": LargeBinary(), "DATE": Date(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("declared", "type_"), COLUMNS.items(), ids=COLUMNS)
+def test_a_column_holds_what_storing_the_value_gives(declared: str, type_: Any) -> None:
+    """Whatever becomes of a computed value in a column is what the column must hold, and nothing else."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, x {declared})")
+        connection.executemany("INSERT INTO t (x) VALUES (?)", [(value,) for value in VALUES])
+        cells = connection.execute("SELECT typeof(x), CAST(x AS BLOB) FROM t ORDER BY id").fetchall()
+        held = render(select(holds(column("x", type_), bindparam("meant", type_=type_)).label("held")))
+        for meant, wanted in zip(VALUES, cells, strict=True):
+            answers = connection.execute(f"{held} FROM t ORDER BY id", {"meant": meant}).fetchall()
+            found = [cell for cell, (answer,) in zip(cells, answers, strict=True) if answer]
+            assert set(found) == {wanted}, meant
 
 
 @pytest.mark.parametrize("time", ALL_TIMES, ids=repr)

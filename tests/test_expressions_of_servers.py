@@ -10,14 +10,36 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Integer, Text, bindparam, column
+from sqlalchemy import (
+    CHAR,
+    REAL,
+    BigInteger,
+    Boolean,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    String,
+    Text,
+    bindparam,
+    case,
+    column,
+    literal,
+    null,
+    select,
+    true,
+)
 from sqlalchemy.sql.expression import ColumnElement
 
 from consensus_orm.expressions import (
@@ -239,3 +261,40 @@ def test_a_synthesis_as_json_says_what_it_holds(database: psycopg.Connection[Any
     assert json.loads(made) == expected
     assert list(json.loads(made)) == keys
     assert made.startswith('{"output_markdown":"')
+
+
+COMPUTED: dict[str, tuple[Any, list[Any]]] = {
+    "BIGINT": (BigInteger(), [2, 2.5, -2.5, Decimal("3.49"), None]),
+    "SMALLINT": (SmallInteger(), [2.5]),
+    "DOUBLE PRECISION": (Float(), [0.1, Decimal("0.1"), 3, 1e300]),
+    "REAL": (REAL(), [0.1, 16777217]),
+    "NUMERIC(12, 2)": (Numeric(12, 2), [Decimal("0.125"), 1.005, 7]),
+    "VARCHAR(9)": (String(9), ["it's", "", "1"]),
+    "CHAR(5)": (CHAR(5), ["a", "abcde"]),
+    "DATE": (Date(), [date(2025, 11, 4)]),
+    "TIMESTAMP(0)": (DateTime(), [datetime(2025, 11, 4, 2, 23)]),
+    "BYTEA": (LargeBinary(), [b"", b"\0'\xff"]),
+    "BOOLEAN": (Boolean(), [True, False, None]),
+}
+
+
+@pytest.mark.parametrize(("declared", "type_", "values"), [(n, *c) for n, c in COMPUTED.items()], ids=COMPUTED)
+def test_a_column_holds_what_storing_the_value_gives(
+    database: psycopg.Connection[Any], declared: str, type_: Any, values: list[Any]
+) -> None:
+    """Whatever becomes of a computed value in a column, rounded or padded, is what the column must hold."""
+    render = words("postgresql").render
+    database.execute(f"CREATE TEMP TABLE computed (x {declared})".encode())
+    try:
+        for value in values:
+            computed: Any = null() if value is None else case((true(), literal(value)))
+            database.execute(f"TRUNCATE computed; INSERT INTO computed {render(select(computed))}".encode())
+            held = f"{render(select(holds(column('x', type_), computed)))} FROM computed".encode()
+            assert database.execute(held).fetchall() == [(True,)], value
+            database.execute(b"UPDATE computed SET x = " + (b"NULL" if value is not None else OTHER[declared]))
+            assert database.execute(held).fetchall() == [(False,)], value
+    finally:
+        database.execute(b"DROP TABLE computed")
+
+
+OTHER = {"BIGINT": b"1", "BOOLEAN": b"FALSE"}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Text
+from sqlalchemy import BigInteger, Boolean, Enum, Integer, LargeBinary, Numeric, String, Text, cast
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.types import TypeEngine
 
 from consensus_orm.expressions import (
     arguments,
@@ -40,7 +41,14 @@ _POSSIBLE = (
 
 def is_text(type_: Any) -> bool:
     """Whether columns of a type are text here."""
-    return isinstance(type_, Text) or (isinstance(type_, Verbatim) and type_.name == "TIMESTAMP")
+    return isinstance(type_, String) or (isinstance(type_, Verbatim) and type_.name == "TIMESTAMP")
+
+
+def sql_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """What values of a column are here, whatever length it is declared with: a cast would cut them, and say nothing."""
+    if is_text(type_) and not (isinstance(type_, Enum) and type_.native_enum):
+        return Text()
+    return BigInteger() if isinstance(type_, Integer | Verbatim) else type_
 
 
 def _equal(element: Any, compiler: Any, **kw: Any) -> str:
@@ -61,7 +69,12 @@ def _same(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(holds, "postgresql")
 def _holds(element: Any, compiler: Any, **kw: Any) -> str:
-    return _equal(element, compiler, **kw)
+    """What is computed becomes of the type of its column when it is stored: a fraction is rounded, say."""
+    column, value = element.clauses
+    if is_text(column.type) or isinstance(column.type, Boolean):
+        return _equal(element, compiler, **kw)
+    stored = compiler.process(cast(value, sql_type(column.type)), **kw)
+    return f"({compiler.process(column, **kw)} IS NOT DISTINCT FROM {stored})"
 
 
 @compiles(milliseconds, "postgresql")
@@ -115,7 +128,9 @@ def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
 def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
     (x,) = arguments(element, compiler, **kw)
     (clause,) = element.clauses
-    return f"(CASE WHEN {x} IS NULL THEN 'null' ELSE '{'text' if is_text(clause.type) else 'integer'}' END)"
+    names = ((Integer, "integer"), (Boolean, "integer"), (Numeric, "real"), (LargeBinary, "blob"))
+    kind = next((name for type_, name in names if isinstance(sql_type(clause.type), type_)), "text")
+    return f"(CASE WHEN {x} IS NULL THEN 'null' ELSE '{kind}' END)"
 
 
 @compiles(exact_hex, "postgresql")
@@ -149,5 +164,5 @@ def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
 def _in_keys(element: Any, compiler: Any, **kw: Any) -> str:
     column, keys = arguments(element, compiler, **kw)
     (first, _) = element.clauses
-    kind = "TEXT" if is_text(first.type) else "BIGINT"
+    kind = compiler.dialect.type_compiler_instance.process(sql_type(first.type))
     return f"{column} = ANY (ARRAY(SELECT CAST(value AS {kind}) FROM json_array_elements_text(CAST({keys} AS JSON))))"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Dialect,
     Integer,
@@ -24,14 +23,14 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
-from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect
 from sqlalchemy.sql.expression import ClauseElement
-from sqlalchemy.types import Boolean, TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-import consensus_orm.postgresql.expressions  # noqa: F401 - its forms of the expressions
+from consensus_orm.constants import Constants, with_binary
 from consensus_orm.mapping import Latest, Pair
-from consensus_orm.models.base import Verbatim
-from consensus_orm.sql import Words, literal, overwriting, quoted
+from consensus_orm.postgresql.expressions import sql_type
+from consensus_orm.sql import Words, overwriting, quoted
 
 if TYPE_CHECKING:
     from consensus_orm.statements import PairStatements
@@ -39,18 +38,33 @@ if TYPE_CHECKING:
 __all__ = ["PostgresWords"]
 
 
+class _Compiler(Constants, PGCompiler):
+    def with_type(self, written: str, type_: TypeEngine[Any]) -> str:
+        """What is quoted and no text says its type: in a CASE it would be taken for a text."""
+        stored = sql_type(type_.impl_instance if isinstance(type_, TypeDecorator) else type_)
+        if isinstance(stored, Text) or not written.startswith("'"):
+            return written
+        return f"CAST({written} AS {self.dialect.type_compiler_instance.process(stored)})"
+
+
+class _PostgreSQL(PGDialect):
+    supports_statement_cache = True
+    statement_compiler = _Compiler
+    colspecs = with_binary(PGDialect.colspecs, "decode('{}', 'hex')")
+
+
 class PostgresWords(Words):
     """How statements are printed for PostgreSQL."""
 
-    dialect: Dialect = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    dialect: Dialect = _PostgreSQL(paramstyle="named")  # type: ignore[no-untyped-call]
 
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value of a column's type: the server cannot always tell what an expression is given."""
-        return cast(value, _sql_type(type_))
+        return cast(value, sql_type(type_))
 
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
         """Text in the order of its bytes, whatever the collation of the database."""
-        return text.collate("C") if isinstance(_sql_type(text.type), Text) else text
+        return text.collate("C") if isinstance(sql_type(text.type), Text) else text
 
     def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
         """Insert rows, and leave out, or overwrite, those that are there."""
@@ -64,9 +78,7 @@ class PostgresWords(Words):
 
     def next_key(self, pair: Pair) -> str:
         """The next id: while both sides are written, both draw from the sequence of the legacy table."""
-        sequence = func.pg_get_serial_sequence(
-            literal_column(literal(quoted(pair.legacy_name))), literal_column(literal(pair.key.name))
-        )
+        sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.key.name)
         return f"SELECT {self.render(func.nextval(sequence))}"
 
     def write_both(self, pair: PairStatements) -> str | None:
@@ -162,11 +174,3 @@ def _first(pair: PairStatements, values: dict[str, ColumnElement[Any]]) -> Colum
 def _any(value: ColumnElement[Any]) -> ColumnElement[Any]:
     """Any of the values of a group (any_value is newer than 15)."""
     return func.array_agg(value, type_=ARRAY(value.type))[literal_column("1", Integer)]
-
-
-def _sql_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    if isinstance(type_, Verbatim):
-        return BigInteger() if type_.name != "TIMESTAMP" else Text()
-    if isinstance(type_, Text | Boolean):
-        return type_
-    return BigInteger() if isinstance(type_, Integer) else type_
