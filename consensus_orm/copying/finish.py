@@ -102,13 +102,15 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
 
 def _set_phase(uow: UnitOfWork, state: State) -> None:
     uow._execute(
-        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping)"
-        " VALUES (1, :phase, :epoch, :since, :mapping)",
+        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping, soak, certificate_max_age)"
+        " VALUES (1, :phase, :epoch, :since, :mapping, :soak, :certificate_max_age)",
         {
             "phase": state.phase.value,
             "epoch": state.epoch,
             "since": ledger.milliseconds(uow) if state.since is None else state.since,
             "mapping": uow.statements.fingerprint,
+            "soak": state.soak,
+            "certificate_max_age": state.certificate_max_age,
         },
     )
 

@@ -41,6 +41,8 @@ class State:
         epoch: How often it has changed.
         since: Since when it is in the phase, ms.
         reversible: Whether it is past the legacy tables and has kept what it takes to make them again.
+        soak: What the phase demands, ms; None where nothing is stored.
+        certificate_max_age: Likewise.
     """
 
     prepared: bool
@@ -48,6 +50,8 @@ class State:
     epoch: int = 0
     since: int | None = None
     reversible: bool = False
+    soak: int | None = None
+    certificate_max_age: int | None = None
 
 
 @dataclass
@@ -97,10 +101,12 @@ class Source(UnitOfWork):
             return State(prepared=False, phase=Phase.EXPAND)
         if identity.needs_upgrade:
             raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
-        rows = self._rows("SELECT phase, epoch, since, step FROM consensus_orm_state WHERE id = 1")
+        rows = self._rows(
+            "SELECT phase, epoch, since, step, soak, certificate_max_age FROM consensus_orm_state WHERE id = 1"
+        )
         if not rows:
             raise errors.CopyError(f"{self.name} is a copy that was not finished", hint="finish it first")
-        phase, self._epoch, since, step = rows[0]
+        phase, self._epoch, since, step, *demands = rows[0]
         if step is not None:
             raise errors.CopyError(
                 f"{self.name} is in the middle of a step that somebody began",
@@ -108,7 +114,8 @@ class Source(UnitOfWork):
             )
         self._phase = Phase(phase)
         saved = self._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'")
-        return State(True, self._phase, self._epoch, since, reversible=bool(saved) and not self._phase.has_legacy)
+        reversible = bool(saved) and not self._phase.has_legacy
+        return State(True, self._phase, self._epoch, since, reversible, *demands)
 
     def count(self, table: Copied) -> int:
         """Rows of a table."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from consensus_orm.phase import Phase
+from consensus_orm.times import when
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["HistoryEntry", "MismatchEntry", "RejectEntry", "history", "mismatches", "rejects", "when"]
+__all__ = ["HistoryEntry", "MismatchEntry", "RejectEntry", "history", "mismatches", "rejects"]
 
 
 class HistoryEntry(BaseModel):
@@ -62,11 +63,6 @@ class RejectEntry(BaseModel):
     found_at: datetime
     settled_at: datetime | None
     note: str | None
-
-
-def when(milliseconds: int) -> datetime:
-    """A time of the control tables, UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _when(milliseconds: int | None) -> datetime | None:

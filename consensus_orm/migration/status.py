@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from consensus_orm import ledger
 from consensus_orm.mapping import Pair
 from consensus_orm.migration import gates
-from consensus_orm.migration.audit import when
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.phase import Phase, Side
 from consensus_orm.sql import quoted
+from consensus_orm.times import when
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["CertificateStatus", "MigrationStatus", "PairStatus", "collect"]
@@ -65,6 +65,8 @@ class MigrationStatus(BaseModel):
     foreign_writes: int
     """Writes of programs that know one side only and that are not adopted yet."""
     soak_left: timedelta
+    clock_set_back: bool
+    """Whether the phase or its certificate has a date in the future: it counts from now, or not at all."""
     gate: list[str]
     """What keeps the gate to the next phase shut; empty where it is open."""
     next_command: str
@@ -104,6 +106,7 @@ def collect(uow: UnitOfWork, initial: Phase) -> MigrationStatus:
         rejects=ledger.open_rejects(uow) if uow.prepared else 0,
         foreign_writes=(_count(uow, "SELECT count(*) FROM consensus_orm_changes") or 0) if phase.compares else 0,
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
+        clock_set_back=uow.prepared and gates.clock_set_back(uow),
         gate=obstacles if phase.next else [],
         next_command=_next_command(uow.prepared, phase, step, obstacles),
     )
