@@ -376,7 +376,7 @@ def test_ctrl_c_while_legacy_tables_are_emptied(path: Path, run: Run) -> None:
     """The phase is CONTRACT by then: the command that goes on names it, empties the rest, and all can go back."""
     _dual_write_with_rows(path, 300)
     before = oracle.image(path, *oracle.LEGACY)[1]
-    run("migrate", "--to", "normalized", "--no-soak", code=0)
+    run("migrate", "--to", "normalized", "--no-soak", code=0, **NO_SOAK)
     run("verify", code=0)
     again = interrupted(["--url", str(path), "advance"], lambda: _rows_on_their_way_out(path) < 280, **NO_SOAK, **SLOW)
     assert again[2:] == ["advance", "contract"]
@@ -390,7 +390,7 @@ def test_ctrl_c_while_legacy_tables_are_emptied(path: Path, run: Run) -> None:
 def test_contract_shows_its_backup_and_what_it_empties(path: Path, run: Run) -> None:
     """The last step tells how far its backup and each table on its way out are."""
     _dual_write_with_rows(path, 60)
-    run("migrate", "--to", "normalized", "--no-soak", code=0)
+    run("migrate", "--to", "normalized", "--no-soak", code=0, **NO_SOAK)
     run("verify", code=0)
     out, seen = on_a_terminal(["--url", str(path), "advance"], **NO_SOAK, **SLOW)
     assert b"emptying consensus_artifacts" in seen

@@ -16,7 +16,6 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
 from consensus_orm.errors import GateClosedError, InvalidValueError
 from tests.commands import (
-    NO_SOAK,
     SLOW,
     SLOW_ALONE,
     add_waiting_rows,
@@ -111,7 +110,7 @@ def test_migrate_stops_at_the_soak_and_goes_on_later(database: Database, run: Ru
     assert told["phase"] == "DUAL_WRITE"
     assert [step["action"] for step in told["steps"]] == ["upgrade", "advance", "backfill", "verify"]
     assert "soak" in one_line_of(stopped)
-    assert "reached CUTOVER" in run("migrate", "--to", "CUTOVER", code=0, **NO_SOAK).stdout
+    assert "reached CUTOVER" in run("migrate", "--to", "CUTOVER", "--no-soak", code=0).stdout
     assert one_line_of(run("migrate", "--to", "expand", code=2)).count("lies behind") == 1
 
 

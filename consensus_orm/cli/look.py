@@ -15,7 +15,7 @@ import click
 from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, fields, key, plain, say, show_json, span, table, when
-from consensus_orm.migration.audit import MismatchEntry, RejectEntry
+from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, find
@@ -147,6 +147,8 @@ def _facts(
     if found.rewrite is not None:
         yield "upgrade", found.rewrite
     yield "soak", f"{span(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
+    if found.clock_set_back:
+        yield "clock", "set back: a date of the phase or of its certificate lies in the future, and does not count"
 
 
 def _backfill(found: MigrationStatus) -> str:
@@ -211,9 +213,15 @@ def history(app: App, as_json: bool) -> None:
     rows = []
     for entry in entries:
         names = [phase.name for phase in (entry.from_phase, entry.to_phase) if phase]
-        reason = (entry.reason or "") + (" (forced)" if entry.forced else "")
-        rows.append((when(entry.at), entry.action, " -> ".join(names), entry.by, reason))
+        rows.append((when(entry.at), entry.action, " -> ".join(names), entry.by, _reason(entry)))
     table(("when", "what", "phase", "who", "why"), rows) if rows else say("nothing happened yet")
+
+
+def _reason(entry: HistoryEntry) -> str:
+    """Why a step was taken, and what was demanded before it and skipped."""
+    skipped = "; ".join(map(str, entry.detail.get("skipped", ())))
+    notes = [*(["forced"] if entry.forced else []), *([f"skipped: {skipped}"] if skipped else [])]
+    return " ".join(filter(None, [entry.reason, f"({', '.join(notes)})" if notes else ""]))
 
 
 # Mismatches and rejects -----------------------------------------------------------------------------------

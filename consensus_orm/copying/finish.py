@@ -118,13 +118,15 @@ def _user_version(uow: UnitOfWork, state: State) -> int | None:
 
 def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
     uow._execute(
-        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping, user_version)"
-        " VALUES (1, :phase, :epoch, :since, :mapping, :user_version)",
+        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping, soak, certificate_max_age, user_version)"
+        " VALUES (1, :phase, :epoch, :since, :mapping, :soak, :certificate_max_age, :user_version)",
         {
             "phase": state.phase.value,
             "epoch": state.epoch,
             "since": ledger.milliseconds(uow) if state.since is None else state.since,
             "mapping": uow.statements.fingerprint,
+            "soak": state.soak,
+            "certificate_max_age": state.certificate_max_age,
             "user_version": user_version,
         },
     )

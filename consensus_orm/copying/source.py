@@ -41,6 +41,8 @@ class State:
         epoch: How often it has changed.
         since: Since when it is in the phase, ms.
         reversible: Whether it is past the legacy tables and has kept what it takes to make them again.
+        soak: What the phase demands, ms; None where nothing is stored.
+        certificate_max_age: Likewise.
         user_version: What SQLite's number of that name was, or is, for other programs; None where nobody knows.
     """
 
@@ -49,6 +51,8 @@ class State:
     epoch: int = 0
     since: int | None = None
     reversible: bool = False
+    soak: int | None = None
+    certificate_max_age: int | None = None
     user_version: int | None = None
 
 
@@ -99,10 +103,13 @@ class Source(UnitOfWork):
             return State(prepared=False, phase=Phase.EXPAND, user_version=identity.user_version)
         if identity.needs_upgrade:
             raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
-        rows = self._rows("SELECT phase, epoch, since, step, user_version FROM consensus_orm_state WHERE id = 1")
+        rows = self._rows(
+            "SELECT phase, epoch, since, step, user_version, soak, certificate_max_age"
+            " FROM consensus_orm_state WHERE id = 1"
+        )
         if not rows:
             raise errors.CopyError(f"{self.name} is a copy that was not finished", hint="finish it first")
-        phase, self._epoch, since, step, version = rows[0]
+        phase, self._epoch, since, step, version, soak, certificate_max_age = rows[0]
         if step is not None:
             raise errors.CopyError(
                 f"{self.name} is in the middle of a step that somebody began",
@@ -116,6 +123,8 @@ class Source(UnitOfWork):
             epoch=self._epoch,
             since=since,
             reversible=bool(saved) and not self._phase.has_legacy,
+            soak=soak,
+            certificate_max_age=certificate_max_age,
             user_version=identity.user_version if version is None else version,
         )
 

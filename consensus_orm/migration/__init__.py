@@ -162,6 +162,7 @@ class Migration:
             WrongPhaseError: There is only one side.
         """
         require_two_sides(self.phase)
+        self._mind_clock()
         return verify(self._reading, self._writing, progress)
 
     def reconcile(self, *, foreign: Choice = None, dry_run: bool = False, progress: Watch = None) -> ReconcileReport:
@@ -214,7 +215,7 @@ class Migration:
             reason: Why, for the audit; wanted where `force` is given.
             force: Do not wait for soak times or for a fresh certificate. Never opens a gate behind which rows
                 would be lost.
-            soak: Whether soak times count; False is for a database that nobody is using.
+            soak: Whether soak times count; False is for a database that nobody is using, and is kept in the audit.
             progress: Called after each chunk where a file is backed up, or legacy tables are emptied.
 
         Returns:
@@ -253,7 +254,7 @@ class Migration:
 
         Args:
             to: The phase to reach.
-            soak: Whether soak times count; False is for a database that nobody is using.
+            soak: Whether soak times count; False is for a database that nobody is using, and is kept in the audit.
             reason: Why, for the audit.
             progress: Called after each chunk.
             tell: Called after each step.
@@ -306,8 +307,16 @@ class Migration:
 
         return rehearse(self._store, keep=keep, writers=writers, progress=progress, tell=tell)
 
+    def _mind_clock(self) -> None:
+        """Let the phase begin now where it began in the future; read first, since that is rare."""
+        with self._reading() as uow:
+            wrong = uow.prepared and gates.began_in_future(uow)
+        if wrong:
+            self._flipping.run(gates.count_from_now)
+
     def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool, progress: Watch) -> None:
         facts: dict[str, Any] = {}
+        self._mind_clock()
         if not to.has_legacy:
             with self._reading() as uow:
                 _pass_gate(uow, to, force=force, soak=soak)
@@ -316,13 +325,13 @@ class Migration:
         def step(uow: UnitOfWork) -> None:
             uow.catalog.keep_out(uow)
             _expect(uow, now)
-            _pass_gate(uow, to, force=force, soak=soak)
+            skipped = _pass_gate(uow, to, force=force, soak=soak)
             if to.has_legacy:
-                flip(uow, to, action="advance", reason=reason, forced=force, **facts)
+                flip(uow, to, action="advance", reason=reason, forced=force, **facts, **skipped)
                 return
             from consensus_orm.migration.contraction import contract
 
-            contract(uow, reason=reason, forced=force, **facts)
+            contract(uow, reason=reason, forced=force, **facts, **skipped)
 
         self._flipping.run(step)
         if not to.has_legacy:
@@ -590,9 +599,17 @@ def _expect_guarded(uow: UnitOfWork, phase: Phase) -> None:
     phase_guards.require(uow)
 
 
-def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> None:
-    shut = [o.text for o in gates.obstacles(uow, soak=soak) if not (force and o.waiting)]
+def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> dict[str, Any]:
+    """Refuse to go on where the gate is shut.
+
+    Returns:
+        Facts for the audit: what the phase demanded and was skipped.
+    """
+    found = gates.obstacles(uow)
+    skipped = [o.text for o in found if (force and o.waiting) or (o.soak and not soak)]
+    shut = [o.text for o in found if o.text not in skipped]
     if shut:
         raise errors.GateClosedError(
             f"the gate to {to.name} is shut", hint="; ".join(shut), reasons=shut, phase=uow.phase, to=to
         )
+    return {"skipped": skipped} if skipped else {}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from consensus_orm.mapping import Earliest
 from consensus_orm.phase import Phase
+from consensus_orm.times import when
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["HistoryEntry", "MismatchEntry", "RejectEntry", "history", "mismatches", "rejects", "when"]
+__all__ = ["HistoryEntry", "MismatchEntry", "RejectEntry", "history", "mismatches", "rejects"]
 
 
 class HistoryEntry(BaseModel):
@@ -68,11 +69,6 @@ class RejectEntry(BaseModel):
     settled_at: datetime | None
     note: str | None
     belongs_to: dict[str, Any] = {}
-
-
-def when(milliseconds: int) -> datetime:
-    """A time of the control tables, UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _when(milliseconds: int | None) -> datetime | None:

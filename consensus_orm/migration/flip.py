@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from consensus_orm import ledger
+from consensus_orm.migration.demands import Demands
 from consensus_orm.phase import Phase
 from consensus_orm.unit_of_work import UnitOfWork
 
@@ -16,7 +17,7 @@ __all__ = ["flip"]
 
 
 def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced: bool = False, **detail: Any) -> None:
-    """Change the phase, the triggers, and the sequences; and say so in the audit.
+    """Change the phase, the triggers, the sequences, and what the phase demands; and say so in the audit.
 
     Args:
         uow: Holds the write lock; it is the last thing this unit of work does.
@@ -33,7 +34,12 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
         uow._execute("DELETE FROM consensus_orm_backfill")  # legacy rows will come that nobody carries
     uow._execute(
         "UPDATE consensus_orm_state SET phase = :phase, epoch = epoch + 1, since = :at, mapping = :mapping,"
-        " step = NULL",
-        {"phase": to.value, "at": ledger.milliseconds(uow), "mapping": uow.statements.fingerprint},
+        " step = NULL, soak = :soak, certificate_max_age = :certificate_max_age",
+        {
+            "phase": to.value,
+            "at": ledger.milliseconds(uow),
+            "mapping": uow.statements.fingerprint,
+            **Demands.of(uow.settings, to).stored(),
+        },
     )
     ledger.audit(uow, action, to=to, reason=reason, forced=forced, **detail)

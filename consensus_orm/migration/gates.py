@@ -6,6 +6,7 @@ lost.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,10 +15,15 @@ from typing import Any
 from consensus_orm import ledger, phase_guards
 from consensus_orm.ledgers import changes
 from consensus_orm.migration.backfill import is_finished
+from consensus_orm.migration.demands import Demands, in_force
 from consensus_orm.phase import Phase, Side
+from consensus_orm.times import credible, when
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["Obstacle", "obstacles", "soak_left"]
+__all__ = ["Obstacle", "began_in_future", "clock_set_back", "count_from_now", "obstacles", "soak_left"]
+
+SET_BACK = "clock set back"
+"""What the audit says where a phase was let begin once more."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +33,19 @@ class Obstacle:
     Attributes:
         text: What is missing, and what would help.
         waiting: Whether it only asks for patience, so that `force` may skip it.
+        soak: Whether it asks for the time that the phase lasts.
     """
 
     text: str
     waiting: bool = False
+    soak: bool = False
 
 
-def obstacles(uow: UnitOfWork, *, soak: bool = True) -> list[Obstacle]:
+def obstacles(uow: UnitOfWork) -> list[Obstacle]:
     """What keeps the gate to the next phase shut.
 
     Args:
         uow: Sees the state of the migration; under the lock where the flip follows.
-        soak: Whether soak times count.
 
     Returns:
         The obstacles; empty where the gate is open.
@@ -54,23 +61,72 @@ def obstacles(uow: UnitOfWork, *, soak: bool = True) -> list[Obstacle]:
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
         found += _referring_tables(uow)
-    if soak and (left := soak_left(uow)):
-        found.append(Obstacle(f"the soak of {phase.name} lasts {_words(left)} more", waiting=True))
+    if left := soak_left(uow):
+        text = f"the soak of {phase.name} lasts {_words(left)} more{_why(uow)}"
+        found.append(Obstacle(text, waiting=True, soak=True))
     return found
 
 
 def soak_left(uow: UnitOfWork) -> timedelta:
-    """How much longer the phase has to last; nothing where its time is over."""
-    settings = uow.settings
-    soaks = {
-        Phase.DUAL_WRITE: settings.soak_dual_write,
-        Phase.CUTOVER: settings.soak_cutover,
-        Phase.NORMALIZED: settings.soak_normalized,
-    }
-    since = uow._rows("SELECT since FROM consensus_orm_state")[0][0]
-    # A clock that was set back must not make a soak longer than it is, nor give one to a phase that has none.
-    lasted = max(timedelta(milliseconds=ledger.milliseconds(uow) - since), timedelta(0))
-    return max(soaks.get(uow.phase, timedelta(0)) - lasted, timedelta(0))
+    """How much longer the phase has to last: all of it where the date it began at lies in the future."""
+    since, *earlier = _beginnings(uow)
+    lasted = timedelta(0)
+    if credible(since, uow.now):
+        began = max(date for date in (since, *earlier) if credible(date, uow.now))
+        lasted = max(uow.now - when(began), timedelta(0))
+    return max(in_force(uow).soak - lasted, timedelta(0))
+
+
+def clock_set_back(uow: UnitOfWork) -> bool:
+    """Whether the phase began, or was verified, at a date that lies in the future: the clock was set back since."""
+    return began_in_future(uow) or not all(credible(date, uow.now) for date in _certified(uow))
+
+
+def began_in_future(uow: UnitOfWork) -> bool:
+    """Whether the phase began at a date that lies in the future, or is none."""
+    return not credible(_beginnings(uow)[0], uow.now)
+
+
+def count_from_now(uow: UnitOfWork) -> None:
+    """Let a phase begin now that began in the future: its soak counts from now on, and its certificate is void.
+
+    Args:
+        uow: Holds the lock of a flip.
+    """
+    if began_in_future(uow):
+        since = _beginnings(uow)[0]
+        uow._execute("UPDATE consensus_orm_state SET since = ?, epoch = epoch + 1", (ledger.milliseconds(uow),))
+        ledger.audit(uow, SET_BACK, since=since if isinstance(since, int) else None)
+
+
+def _beginnings(uow: UnitOfWork) -> list[Any]:
+    """When the phase began; and before, when it was said to begin until the clock was set back.
+
+    Where that date is not in the future any more, the clock was wrong only while it was back, and the date counts.
+    """
+    noted = uow._rows(
+        "SELECT detail FROM consensus_orm_history WHERE action = ?"
+        " AND id > (SELECT coalesce(max(id), 0) FROM consensus_orm_history WHERE to_phase IS NOT NULL)",
+        (SET_BACK,),
+    )
+    return [
+        uow._rows("SELECT since FROM consensus_orm_state")[0][0],
+        *(json.loads(detail)["since"] for (detail,) in noted),
+    ]
+
+
+def _certified(uow: UnitOfWork) -> list[Any]:
+    """When the newest certificate of this phase was made; nothing where there is none."""
+    sql = "SELECT at FROM consensus_orm_certificates WHERE epoch = ? ORDER BY id DESC LIMIT 1"
+    return [at for (at,) in uow._rows(sql, (uow.epoch,))]
+
+
+def _why(uow: UnitOfWork) -> str:
+    """Why a soak lasts longer than the settings make one expect."""
+    if began_in_future(uow):
+        return ", counted from now: the phase began at a date that lies in the future, so the clock was set back"
+    asked, demanded = Demands.of(uow.settings, uow.phase).soak, in_force(uow).soak
+    return f", of the {_words(demanded)} that were demanded when it began" if asked < demanded else ""
 
 
 def _words(duration: timedelta) -> str:
@@ -116,8 +172,11 @@ def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
         yield Obstacle(f"a mismatch was found since the last verify; {verify}")
     if _count(uow, f"SELECT count(*) FROM consensus_orm_rejects WHERE found_at > {at}"):
         yield Obstacle(f"a row was rejected since the last verify; {verify}")
+    if not credible(at, uow.now):
+        yield Obstacle(f"the last verify has a date in the future: the clock was set back; {verify}")
+        return
     age = timedelta(milliseconds=ledger.milliseconds(uow) - at)
-    if age > uow.settings.certificate_max_age:
+    if age > in_force(uow).certificate_max_age:
         yield Obstacle(f"the last clean verify is {_words(age)} old; {verify}", waiting=True)
 
 

@@ -10,10 +10,10 @@ from consensus_orm import ledger, phase_guards
 from consensus_orm.ledgers import changes, images
 from consensus_orm.mapping import Pair
 from consensus_orm.migration import gates
-from consensus_orm.migration.audit import when
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.phase import Phase, Side
 from consensus_orm.sql import quoted
+from consensus_orm.times import when
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["CertificateStatus", "MigrationStatus", "PairStatus", "collect"]
@@ -73,6 +73,8 @@ class MigrationStatus(BaseModel):
     images: int
     """Rows that were kept before they were overwritten or deleted, and that nobody has put back."""
     soak_left: timedelta
+    clock_set_back: bool
+    """Whether the phase or its certificate has a date in the future: it counts from now, or not at all."""
     rewrite: str | None = None
     """What an upgrade will do to tables that another program made; None where it leaves all of them alone."""
     gate: list[str]
@@ -119,6 +121,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
         images=images.count(uow) if uow.prepared else 0,
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
+        clock_set_back=uow.prepared and gates.clock_set_back(uow),
         gate=obstacles if phase.next else [],
         next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),
     )

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from consensus_orm.mapping import Pair
 from consensus_orm.migration import audit
-from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry, when
+from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, Latency, find
 from consensus_orm.sql import parameter, quoted
 from consensus_orm.stats import DatabaseStats
+from consensus_orm.times import when
 from consensus_orm.unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
