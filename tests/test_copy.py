@@ -38,6 +38,7 @@ SMALL = SETTINGS.model_copy(update={"chunk_rows": 4})
 
 LEGACY = ("consensus_artifacts", "consensus_synthesis")
 SIDES = (*LEGACY, "consensus_runs", "agent_outputs", "consensus_syntheses", "agent_executions")
+CHILDREN = ("agent_outputs", "consensus_syntheses")
 LEDGERS = ("consensus_orm_mismatches", "consensus_orm_rejects", "consensus_orm_backfill", "consensus_orm_changes")
 NUMBERS = {"id", "rowid", "artifacts_count", "degraded"}
 
@@ -840,6 +841,36 @@ def test_identities_that_move_from_row_to_row(sources: Sources, url: str, tmp_pa
         report = moved(source, url, SMALL, progress=_Once("consensus_runs", 10, again))
     assert report.finished
     assert_same_rows(source, url, *sides(Phase.CONTRACT))
+
+
+@pytest.mark.parametrize("spec", ["SPEC-MENDED", "SPEC-\0"], ids=["mended", "spoiled"])
+def test_rows_follow_their_run_in_the_next_pass(sources: Sources, url: str, tmp_path: Path, spec: str) -> None:
+    """Rows that did not change are copied, or left behind, as their run can be held by now."""
+    source = _copied(sources(fitting_history, Phase.CONTRACT), tmp_path / "source.db")
+    with oracle.reading(source) as connection:
+        ((run,),) = connection.execute("SELECT min(run_id) FROM agent_outputs").fetchall()
+        of_it = "SELECT id FROM {} WHERE run_id = ? ORDER BY id"
+        rows_of_it = {table: connection.execute(of_it.format(table), (run,)).fetchall() for table in CHILDREN}
+
+    def name(spec: str) -> None:
+        with builders.writing(source) as connection:
+            connection.execute("UPDATE consensus_runs SET spec_id = ? WHERE id = ?", (spec, run))
+
+    name("SPEC-\0" if spec == "SPEC-MENDED" else "SPEC-FINE")
+    report = moved(source, url, SMALL, reject=True, progress=_Once("consensus_syntheses", 0, lambda: name(spec)))
+    is_held = "\0" not in spec
+    with psycopg.connect(url) as server_connection:
+        runs = server_connection.execute("SELECT spec_id FROM consensus_runs WHERE id = %s", (run,)).fetchall()
+        found = {
+            table: server_connection.execute(of_it.format(table).replace("?", "%s").encode(), (run,)).fetchall()
+            for table in CHILDREN
+        }
+    assert runs == ([(spec,)] if is_held else [])
+    assert found == (rows_of_it if is_held else {table: [] for table in CHILDREN})
+    left_behind = {(odd.table, odd.key) for odd in report.unfit}
+    assert left_behind == (
+        set() if is_held else {(t, key) for t in CHILDREN for (key,) in rows_of_it[t]} | {("consensus_runs", run)}
+    )
 
 
 class _Once:

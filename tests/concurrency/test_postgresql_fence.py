@@ -17,6 +17,7 @@ import pytest
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import DatabaseBusyError, GateClosedError
+from consensus_orm.postgresql import connection
 from consensus_orm.settings import Settings
 from tests.concurrency import actors, clients, databases
 from tests.concurrency.databases import (
@@ -170,8 +171,8 @@ def test_of_two_flips_at_once_one_is_taken(in_phase: InPhase, tmp_path: Path, ph
     with in_phase(phase, ready) as url:
         before = flips(url)
         children = [flipper(url, method, tmp_path) for _ in range(2)]
-        with connect(url) as connection, connection.transaction():
-            connection.execute("SELECT phase FROM consensus_orm_state FOR KEY SHARE")
+        with connect(url) as other, other.transaction():
+            other.execute("SELECT phase FROM consensus_orm_state FOR KEY SHARE")
             for child in children:
                 child.tell()
             time.sleep(0.1)  # both have read the phase by now, and wait
@@ -182,6 +183,42 @@ def test_of_two_flips_at_once_one_is_taken(in_phase: InPhase, tmp_path: Path, ph
         loser, winner = told
         assert winner[0] == "ok"
         assert loser[0] in ("PhaseChangedError", "GateClosedError"), loser[1]
+
+
+def test_a_flip_that_waits_is_not_overtaken(in_phase: InPhase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that begins after it waits behind it, though it would go together with the writer it waits for."""
+    for name in ("FLIP_PATIENCE", "MOST_PATIENCE"):
+        monkeypatch.setattr(connection, name, 30_000)
+    phases: list[Phase] = []
+    with in_phase(Phase.DUAL_WRITE, ready) as url, ConsensusStore.open(url, settings=settings(tmp_path)) as store:
+
+        def write() -> None:
+            with store.unit_of_work() as uow:
+                phases.append(uow.phase)
+                clients.add_one(uow, "LATER")
+
+        with store.unit_of_work() as uow:
+            clients.add_one(uow, "BEFORE")
+            flip = threading.Thread(target=lambda: store.migration.advance(soak=False))
+            flip.start()
+            waiting(url, 1)
+            later = threading.Thread(target=write)
+            later.start()
+            waiting(url, 2)
+            assert phases == []
+        for thread in (flip, later):
+            thread.join(20)
+        assert phases == [Phase.CUTOVER]
+        assert_sides_agree(url)
+
+
+def waiting(url: str, count: int) -> None:
+    """Wait until so many connections wait for a lock."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    deadline = time.monotonic() + 10
+    while query(url, waits) != [(count,)]:
+        assert time.monotonic() < deadline, "it does not wait"
+        time.sleep(0.01)
 
 
 # Programs that know one side only --------------------------------------------------------------------------------
