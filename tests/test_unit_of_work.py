@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.pool import PoolProxiedConnection
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
 from consensus_orm.errors import (
@@ -29,7 +31,7 @@ from consensus_orm.settings import Isolation, Settings
 from consensus_orm.testing import artifact_values, spawn_values, synthesis_values, take_to
 from consensus_orm.testing.plugin import Flip
 from tests import oracle
-from tests.databases import Database, behind, build_legacy
+from tests.databases import REFUSE, Database, behind, build_legacy
 from tests.field import builders
 
 
@@ -247,6 +249,47 @@ def test_garbage_does_not_end_the_unit_of_somebody_else(new_database: Database) 
             other.result()
         with store.unit_of_work(read_only=True) as uow:
             assert uow.artifacts.specs() == ["SPEC-OTHER"]
+
+
+@pytest.mark.parametrize("end", ["commit", "failure", "collection"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_nothing_is_kept_of_a_unit_that_has_ended(consensus_store: ConsensusStore, end: str, read_only: bool) -> None:
+    """However it ended, its hold on a connection is gone with it: a program that runs for months does not grow."""
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(thing, PoolProxiedConnection) for thing in gc.get_objects())
+
+    before = kept()
+    for _ in range(5):
+        unit = consensus_store.unit_of_work(read_only=read_only)
+        if end == "collection":
+            unit.__enter__()
+            del unit
+            continue
+        with suppress(ZeroDivisionError), unit as uow:
+            uow.artifacts.count()
+            if end == "failure":
+                raise ZeroDivisionError
+    assert kept() == before
+
+
+def test_a_transaction_that_the_database_ended_is_no_success(every_phase: ConsensusStore) -> None:
+    """Though somebody caught the error of the statement that ended it: nothing was kept, and no callback is called."""
+    database = behind(every_phase)
+    table = "agent_outputs" if every_phase.migration.phase.truth == "normalized" else "consensus_artifacts"
+    called: list[object] = []
+    database.fault("BEFORE INSERT", table, "SELECT RAISE(ROLLBACK, 'no')" if database.kind == "sqlite" else REFUSE)
+    with pytest.raises(StorageError), every_phase.unit_of_work() as uow:
+        uow.executions.record_spawn(**spawn_values(agent_id="agent-lost"))
+        uow.on_commit(lambda: called.append(uow))
+        with suppress(StorageError):
+            uow.artifacts.add(**artifact_values())
+    database.heal()
+    assert called == []
+    assert database.scalar("SELECT count(*) FROM agent_executions WHERE agent_id = 'agent-lost'") == 0
+    with every_phase.unit_of_work() as uow:
+        uow.artifacts.add(**artifact_values())
 
 
 def in_a_cycle(generator: Iterator[None]) -> Iterator[None]:
