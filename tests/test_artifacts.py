@@ -611,6 +611,25 @@ def test_a_raised_mismatch_cannot_be_caught_and_committed(every_phase: Consensus
     assert all_artifacts(every_phase) == before
 
 
+@pytest.mark.parametrize("every_phase", ["DUAL_WRITE", "NORMALIZED", "CONTRACT"], indirect=True)
+def test_a_row_that_was_not_taken_leaves_no_run_behind(every_phase: ConsensusStore) -> None:
+    """A run lives as long as it has a row: one that was made for a row that failed goes, whoever caught the error."""
+    database = behind(every_phase)
+    database.fault("BEFORE INSERT", "agent_outputs", REFUSE)
+    runs = database.rows_of("SELECT id FROM consensus_runs ORDER BY id")
+    ended_by_it = database.kind == "postgresql" and not every_phase.migration.phase.compares
+    with pytest.raises(StorageError) if ended_by_it else contextlib.nullcontext(), every_phase.unit_of_work() as uow:
+        with contextlib.suppress(StorageError):
+            uow.artifacts.add(**{**VALUES, "run_id": "run of nobody"})
+        if not ended_by_it:
+            uow.executions.record_spawn(
+                agent_id="goes on", spec_id="S", stage="plan", phase_type="stage", agent_name="gemini"
+            )
+    database.heal()
+    assert database.scalar("SELECT count(*) FROM agent_executions WHERE agent_id = 'goes on'") == (not ended_by_it)
+    assert database.rows_of("SELECT id FROM consensus_runs ORDER BY id") == runs
+
+
 @pytest.mark.sqlite  # a trigger of PostgreSQL can end the transaction by an error only, which "abort" is
 @pytest.mark.parametrize("caught", [False, True])
 @both_sides
