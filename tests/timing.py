@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 __all__ = ["assert_typical", "lateness"]
 
 OFTEN = 4
-"""What the machine does once to a millisecond of work, it does to the work of a test several times: 2 to 3 (measured)."""
+"""What the machine does once to a millisecond of work, it does to that of a test several times: 2 to 3 (measured)."""
 
 BYSTANDER = """
 import os, select, sys, time
