@@ -329,12 +329,21 @@ def _refuse_stray_tables(tables: _Tables) -> None:
 
 
 def _check_managed(tables: _Tables, *, consensus: bool) -> None:
-    """Hold a file at the newest revision against the models, so that damage shows here and not later."""
+    """Hold a file at the newest revision against the models, so that damage shows here and not later.
+
+    A table with rows of users that another program has dropped is for the status to name (`phase_guards`): the file
+    opens, and what needs the table says so.
+    """
     from consensus_orm.models import control, normalized
 
     for module in (control, normalized) if consensus else (control,):
         for model in module.__all__:
             table = getattr(module, model).__table__
-            _check_columns(table.name, tables.get(table.name, ()), table.columns.keys())
-    if consensus and EXECUTIONS not in tables:
-        raise errors.UnknownSchemaError(f"table {EXECUTIONS} is missing", table=EXECUTIONS)
+            if table.name in tables:
+                _check_columns(table.name, tables[table.name], table.columns.keys())
+            elif module is control:
+                raise errors.UnknownSchemaError(
+                    f"table {table.name} was dropped or renamed by another program",
+                    hint="nothing was changed; run: consensus-orm restore BACKUP",
+                    table=table.name,
+                )

@@ -16,7 +16,7 @@ from sqlalchemy.schema import CreateTable
 from consensus_orm import dropping, errors, phase_guards
 from consensus_orm.mapping import Pair, table_of
 from consensus_orm.models.control import GuardRecord
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.sql import quoted
 from consensus_orm.statements import Statements
 from consensus_orm.triggers import Trigger, for_phase
@@ -134,8 +134,8 @@ class Catalog:
         """What keeps triggers from firing that are in place; nothing does here."""
         return []
 
-    def silence_those_that_fail(self, uow: UnitOfWork, tables: Collection[str]) -> None:
-        """Drop our triggers that look into tables which are not there: each write of another table would fail."""
+    def go_on_without(self, uow: UnitOfWork, tables: Collection[str]) -> None:
+        """Drop our triggers that look into tables which are gone: each write of another table would fail."""
         for trigger in phase_guards.ours(uow):
             if any(quoted(table) in trigger.definition or table in trigger.definition for table in tables):
                 self.silence(uow, trigger)
@@ -159,6 +159,13 @@ class Catalog:
             for name in names:
                 if given and given.get(name, -1) < max(given.values()):
                     self.set_sequence(uow, name, max(given.values()))
+
+    def next_key_of(self, uow: UnitOfWork, pair: Pair, side: Side) -> int:
+        """The next id where the table of the other side is gone: above whatever one side has, or has ever given."""
+        table = pair.legacy_name if side is Side.LEGACY else pair.table.name
+        highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
+        given = (self.sequence(uow, name) for name in (pair.legacy_name, pair.table.name))
+        return max(value or 0 for value in (highest, *given)) + 1
 
     def sequence(self, uow: UnitOfWork, table: str) -> int | None:
         """The highest id a table has given; None where it never gave one."""

@@ -175,10 +175,11 @@ class DriverConnection(sqlite3.Connection):
         # SQLite has no code of its own for it; of our own statements nothing else can be wrong.
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
 
-    def has_table(self, name: str) -> bool:
-        """Whether there is a table of a name, asked after a statement failed."""
-        sql = "SELECT 1 FROM sqlite_master WHERE type IN ('table', 'view') AND name = ? COLLATE NOCASE"
-        return self.execute(sql, (name,)).fetchone() is not None
+    def what_is_missing(self, error: BaseException) -> str:
+        """Text that names the table which a statement did not find; empty where each table it names is there."""
+        there = {name for (name,) in self.execute("SELECT lower(name) FROM sqlite_master").fetchall()}
+        missing = str(error).partition(": ")[2]  # "no such table: main.NAME"
+        return "" if missing.removeprefix("main.").lower() in there else missing
 
     @staticmethod
     def is_read_only(error: BaseException) -> bool:

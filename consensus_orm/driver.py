@@ -94,8 +94,8 @@ class Driver(Protocol):
         """Whether a statement of ours failed because its table is not there."""
         ...
 
-    def has_table(self, name: str) -> bool:
-        """Whether there is a table of a name, asked after a statement failed because one is missing."""
+    def what_is_missing(self, error: BaseException) -> str:
+        """Text that names the table which a statement of ours did not find."""
         ...
 
     def is_read_only(self, error: BaseException) -> bool:

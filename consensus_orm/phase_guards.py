@@ -166,7 +166,10 @@ def look(uow: UnitOfWork) -> list[Flaw]:
     names = {r.name for r in known}
     left = [s for s in ours(uow) if s.enabled and s.name not in names] if uow.catalog.leaves_triggers else []
     flaws += [Flaw(f"trigger {s.name} on {s.table}, which is of another phase, was enabled") for s in left]
-    return flaws + [Flaw(text, command="") for text in uow.catalog.muted(uow)]
+    # What makes a table again puts its triggers in place, too.
+    tables = [flaw for flaw in flaws if flaw.side]
+    others = [flaw._replace(command=tables[0].command) if tables else flaw for flaw in flaws if not flaw.side]
+    return [*tables, *others, *(Flaw(text, command="") for text in uow.catalog.muted(uow))]
 
 
 def not_installed(uow: UnitOfWork) -> list[str]:
@@ -244,8 +247,8 @@ def broken(uow: UnitOfWork, flaws: list[Flaw]) -> errors.GuardsBrokenError:
 def notice(uow: UnitOfWork) -> None:
     """Look again after another program changed the schema; what is found never fails the work at hand (rule 6).
 
-    A flaw makes the certificate void, for good: the epoch grows. Triggers that look into a table that is gone would
-    fail every write, and are dropped. Then the schema is known as it is, so that it is looked at once.
+    A flaw makes the certificate void, for good: the epoch grows. What would fail every write because a table is gone
+    is taken out of the way. Then the schema is known as it is, so that it is looked at once.
 
     Args:
         uow: A unit of work that writes, at its begin.
@@ -267,7 +270,7 @@ def _note(uow: UnitOfWork, flaws: list[Flaw]) -> None:
     ledger.audit(uow, "guards", found=texts)
     void(uow)
     gone = [r.name for r in recorded(uow) if r.kind == "table" and r.name.lower() not in uow.catalog.tables(uow)]
-    uow.catalog.silence_those_that_fail(uow, gone)
+    uow.catalog.go_on_without(uow, gone)
 
 
 def void(uow: UnitOfWork) -> None:
@@ -320,11 +323,9 @@ def missing_table(uow: UnitOfWork, error: Exception) -> errors.TableMissingError
     mapping = uow.statements.mapping
     sides = {pair.legacy_name: Side.LEGACY for pair in mapping.pairs}
     sides |= {table.name: Side.NORMALIZED for table in normalized_tables(mapping)}
-    told = str(error)
+    told = uow._connected.what_is_missing(error)
     named = [name for name in (*sides, *_CONTROL, EXECUTIONS) if name in told]
     for name in sorted(named, key=len, reverse=True):
-        if uow._connected.has_table(name):
-            continue
         side = sides.get(name)
         helps = f"consensus-orm reconcile --rebuild {side}" if side else "consensus-orm restore BACKUP"
         return errors.TableMissingError(

@@ -103,7 +103,7 @@ class Repository:
             if written is not None:
                 return written
         if parameters["_key"] is None:
-            parameters["_key"] = self.uow._execute(self.sql.next_key).fetchone()[0]
+            parameters["_key"] = self._next_key()
         key = parameters["_key"]
         # The normalized side first, in every phase: the legacy row then finds its equal, and the trigger that
         # looks for writers who know one side only stays silent.
@@ -115,6 +115,14 @@ class Repository:
             self._differs(key)
         return key
 
+    def _next_key(self) -> Any:
+        """The next id, above whatever either side has given; above the truth's where the other side is gone."""
+        try:
+            with self.uow._connected.attempt():
+                return self.uow._execute(self.sql.next_key).fetchone()[0]
+        except errors.TableMissingError:
+            return self.uow.catalog.next_key_of(self.uow, self.pair, self.uow.phase.truth)
+
     def _insert_together(self, write: str, parameters: Values) -> Any:
         """Write and compare with one trip to the server; None where that failed and left nothing behind."""
         together = self.uow._together((write, parameters), (self.sql.compare_written, parameters))
@@ -124,9 +132,7 @@ class Repository:
         parameters["_key"] = key
         if self._parent is not None and self._parent.parent.depends_on(self.pair):
             refresh = partial(self._execute_on_parents, self._parent.refresh, [parent])
-            if agreeing == 1:
-                refresh()
-            elif not self._write(Side.NORMALIZED, key, refresh):  # somebody took away what it follows from
+            if not self._write(Side.NORMALIZED, key, refresh):  # somebody took away what it follows from
                 return key
         # A trigger may have drawn an id meanwhile: then it was another row that was compared.
         if agreeing != 1 and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
@@ -204,7 +210,10 @@ class Repository:
             self.uow._connected.hold(Lock.CARRY)  # a row being carried meanwhile would come back
         # The truth last: what is committed between the two looks is deleted from both sides, and counted.
         sides.sort(key=lambda side: side is phase.truth)
-        found = {side: self._keys(side, filters, parameters) for side in sides}
+        found: dict[Side, set[Any]] = {}
+        for side in list(sides):
+            if not self._write(side, None, partial(self._find, found, side, filters, parameters)):
+                sides.remove(side)  # its table is gone; what it held must not come back with it
         if len(sides) == 2:
             self._leave_to_truth(found)
             self._meet_carriers(found)
@@ -213,10 +222,13 @@ class Repository:
             self._keep_foreign(wanted)
         keys = json.dumps(list(wanted))
         mark = self.uow.catalog.last_change(self.uow)
-        if phase.writes_normalized:
+        if Side.NORMALIZED in sides:
             self._write(Side.NORMALIZED, None, lambda: self._delete_normalized(keys))
-        if phase.writes_legacy:
+        if Side.LEGACY in sides:
             self._write(Side.LEGACY, None, lambda: self.uow._execute(self.sql.delete(Side.LEGACY), {"_keys": keys}))
+        if phase.compares and len(sides) == 1:
+            for key in found[phase.truth]:
+                self._mismatch(key, [(None, ledger.NOT_DELETED)])
         if phase.compares:
             self.uow.catalog.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
             for side in sides:
@@ -267,8 +279,8 @@ class Repository:
                 if isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction:
                     raise
 
-    def _keys(self, side: Side, filters: Values, parameters: Values) -> set[Any]:
-        return {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters)), parameters)}
+    def _find(self, found: dict[Side, set[Any]], side: Side, filters: Values, parameters: Values) -> None:
+        found[side] = {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters)), parameters)}
 
     def _delete_normalized(self, keys: str) -> None:
         if self._parent is None:
@@ -345,7 +357,12 @@ class Repository:
         rows = self.uow._rows(statement(truth), parameters)
         share = self.uow.settings.shadow_reads
         if share and self.uow.prepared and self.uow.phase.compares and random.random() < share:
-            self._shadow_read(rows, self.uow._rows(statement(truth.other), parameters))
+            try:
+                with self.uow._connected.attempt():
+                    shadow = self.uow._rows(statement(truth.other), parameters)
+            except errors.TableMissingError:
+                return rows  # status names it, and each write keeps a mismatch of it
+            self._shadow_read(rows, shadow)
         return rows
 
     def _shadow_read(self, rows: list[tuple[Any, ...]], shadow: list[tuple[Any, ...]]) -> None:

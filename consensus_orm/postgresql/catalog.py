@@ -15,7 +15,7 @@ from consensus_orm import errors
 from consensus_orm.adoption import Column
 from consensus_orm.catalog import Catalog
 from consensus_orm.mapping import Pair
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.phase_guards import GUARDS, Standing
 from consensus_orm.postgresql import triggers
 from consensus_orm.postgresql.dropping import PostgresLegacyTables
@@ -156,8 +156,24 @@ class PostgresCatalog(Catalog):
             for (role,) in rows
         ]
 
-    def silence_those_that_fail(self, uow: UnitOfWork, tables: Collection[str]) -> None:
-        """Nothing: no function of ours looks into a table that is not there."""
+    def go_on_without(self, uow: UnitOfWork, tables: Collection[str]) -> None:
+        """Let normalized tables draw ids from their own sequence where that of a legacy table went with it."""
+        for pair in uow.statements.mapping.pairs:
+            own, key = pair.table.name, pair.key.name
+            if pair.legacy_name not in tables or self._has_default(uow, own, key):
+                continue
+            if (sequence := self._sequence_of(uow, own, key)) is not None:
+                highest = uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(own)}")[0][0]
+                self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1))
+                self._draw_from(uow, own, key, sequence)
+
+    def _has_default(self, uow: UnitOfWork, table: str, column: str) -> bool:
+        sql = "SELECT atthasdef FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(?)) AND attname = ?"
+        return any(found for (found,) in uow._rows(sql, (table, column)))
+
+    def _draw_from(self, uow: UnitOfWork, table: str, key: str, sequence: str) -> None:
+        default = f"nextval(CAST({literal(sequence)} AS regclass))"
+        uow._execute(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(key)} SET DEFAULT {default}")
 
     def name_taken(self, uow: UnitOfWork, trigger: Trigger) -> str | None:
         """The table itself, where another program has a trigger of this name on it."""
@@ -209,9 +225,9 @@ class PostgresCatalog(Catalog):
             highest = max((value for value in given if value is not None), default=None)
             if highest is not None:
                 uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
+                self.set_sequence(uow, own, highest)  # the shared one goes with the legacy table, whoever drops it
             if not self._draws_from(uow, own, key, shared):
-                default = f"nextval(CAST({literal(shared)} AS regclass))"
-                uow._execute(f"ALTER TABLE {quoted(own)} ALTER COLUMN {quoted(key)} SET DEFAULT {default}")
+                self._draw_from(uow, own, key, shared)
 
     def _sequence_of(self, uow: UnitOfWork, table: str, column: str) -> str | None:
         name: str | None = uow._rows(
@@ -228,6 +244,20 @@ class PostgresCatalog(Catalog):
             " AND d.refobjid = CAST(:sequence AS regclass)"
         )
         return bool(uow._rows(sql, {"table": table, "column": column, "sequence": sequence}))
+
+    def next_key_of(self, uow: UnitOfWork, pair: Pair, side: Side) -> int:
+        """The next id where the table of the other side is gone, and with it the sequence that both drew from."""
+        table = pair.legacy_name if side is Side.LEGACY else pair.table.name
+        drawn = (
+            "SELECT nextval(CAST(d.refobjid AS regclass)) FROM pg_depend AS d JOIN pg_attrdef AS a"
+            " ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid JOIN pg_class AS s ON s.oid = d.refobjid"
+            " WHERE a.adrelid = to_regclass(quote_ident(?)) AND s.relkind = 'S'"
+        )
+        if rows := uow._rows(drawn, (table,)):
+            return int(rows[0][0])
+        uow._execute("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_next_key'))")
+        highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
+        return max(highest or 0, self.sequence(uow, pair.table.name) or 0) + 1
 
     def sequence(self, uow: UnitOfWork, table: str) -> int | None:
         """The highest id a table has given; None where it never gave one."""

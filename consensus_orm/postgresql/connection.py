@@ -256,9 +256,9 @@ class ServerConnection(psycopg.Connection[Any]):
         """Whether a statement of ours failed because its table is not there."""
         return getattr(error, "sqlstate", None) == psycopg.errors.UndefinedTable.sqlstate
 
-    def has_table(self, name: str) -> bool:
-        """No: the code of the error said so, and after it the server answers nothing in this transaction."""
-        return False
+    def what_is_missing(self, error: BaseException) -> str:
+        """Text that names the table which a statement did not find."""
+        return error.diag.message_primary or "" if isinstance(error, psycopg.Error) else ""
 
     @staticmethod
     def is_read_only(error: BaseException) -> bool:
