@@ -352,10 +352,14 @@ def test_a_name_of_ours_that_another_program_took_is_refused(new_database: Datab
                 f"DROP TRIGGER IF EXISTS {name} ON consensus_artifacts",
                 f"CREATE TRIGGER {name} AFTER INSERT ON consensus_artifacts FOR EACH ROW EXECUTE FUNCTION theirs()",
             )
+        # On a server ours was there before it, and is missed first.
+        step = store.migration.advance if database.kind == "sqlite" else store.migration.reconcile
         with pytest.raises(MigrationError, match=f"has the name {name}, which ours needs"):
-            store.migration.advance()
+            step()
         assert store.migration.phase is Phase.EXPAND
         run(database, f"DROP TRIGGER {name}" + ("" if database.kind == "sqlite" else " ON consensus_artifacts"))
+        if database.kind == "postgresql":
+            store.migration.reconcile()
         assert store.migration.advance() is Phase.DUAL_WRITE
 
 

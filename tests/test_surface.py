@@ -95,7 +95,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "migrate": "to=<Phase.CONTRACT: 5>, *, soak=True, reason=None, progress=None, tell=None",
         "mismatches": "*, everything=False",
         "rejects": "*, everything=False",
-        "reconcile": "*, dry_run=False, progress=None",
+        "reconcile": "*, foreign=None, dry_run=False, progress=None",
         "rehearse": "*, keep=None, writers=0, progress=None, tell=None",
         "history": "",
         "accept_reject": "number, *, reason",
