@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
     from consensus_orm.phase import Phase, Side
     from consensus_orm.records import AgentOutput, Artifact, Execution, Run, Synthesis
+    from consensus_orm.restoration import restore
     from consensus_orm.settings import OnMismatch, Settings
     from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
     from consensus_orm.tracker import ExecutionTracker
@@ -47,6 +48,7 @@ __all__ = [
     "Side",
     "Synthesis",
     "__version__",
+    "restore",
 ]
 
 _HOME = {
@@ -55,6 +57,7 @@ _HOME = {
     "mapping": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
     "phase": ("Phase", "Side"),
     "records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),
+    "restoration": ("restore",),
     "settings": ("OnMismatch", "Settings"),
     "store": ("ConsensusStore", "ConsensusUnitOfWork"),
     "tracker": ("ExecutionTracker",),

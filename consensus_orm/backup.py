@@ -24,7 +24,7 @@ from consensus_orm.engine import begin, checkout, database_path, driver
 from consensus_orm.files import BESIDE, own_folder, put_in_place
 from consensus_orm.sql import quoted
 
-__all__ = ["BackupReport", "backup"]
+__all__ = ["BackupReport", "backup", "connected", "row_counts"]
 
 PAGES = 1024
 """Pages copied between two calls of `progress`: 4 MiB at the usual page size."""
@@ -133,7 +133,7 @@ def _refuse_target(target: Path, source: Path | None, *, overwrite: bool, there:
 def _copy(engine: Engine, copy: Path, progress: Callable[[int, int], object]) -> _Facts:
     """Copy one snapshot, and say what is in it."""
     os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, files.FILE_MODE))
-    with checkout(engine) as pooled, _connected(copy) as target:
+    with checkout(engine) as pooled, connected(copy) as target:
         source = driver(pooled)
         # It is written through at the end, and thrown away when anything fails before that.
         target.execute("PRAGMA synchronous = OFF")
@@ -149,23 +149,28 @@ def _copy(engine: Engine, copy: Path, progress: Callable[[int, int], object]) ->
 
 
 def _facts(connection: sqlite3.Connection) -> _Facts:
-    names = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
-    ).fetchall()
     return _Facts(
-        rows={name: connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0] for (name,) in names},
+        rows=row_counts(connection),
         pragmas={name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in _KEPT},
         foreign_key_violations=len(connection.execute("PRAGMA foreign_key_check").fetchall()),
     )
 
 
+def row_counts(connection: sqlite3.Connection) -> dict[str, int]:
+    """How many rows each table of a SQLite database has."""
+    names = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+    ).fetchall()
+    return {name: connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0] for (name,) in names}
+
+
 def _verify(copy: Path, wanted: _Facts) -> None:
-    with _connected(copy) as connection:
+    with connected(copy) as connection:
         said = connection.execute("PRAGMA integrity_check").fetchone()[0]
         if said != "ok":
             raise errors.BackupError(
                 f"integrity_check of the copy says: {said.splitlines()[0]}",
-                hint="the database itself is damaged; keep the file, and restore the newest verified backup",
+                hint=f"the database itself is damaged; {errors.CorruptDatabaseError.hint}",
             )
         if (found := _facts(connection)) != wanted:
             differing = [name for name in wanted.rows if found.rows.get(name) != wanted.rows[name]]
@@ -173,7 +178,8 @@ def _verify(copy: Path, wanted: _Facts) -> None:
 
 
 @contextlib.contextmanager
-def _connected(path: Path) -> Iterator[sqlite3.Connection]:
+def connected(path: Path) -> Iterator[sqlite3.Connection]:
+    """Connect to a copy that no other process knows."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         # A copy of a file in WAL can then be read where there is no shared memory, as on a network.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -31,6 +31,7 @@ __all__ = [
     "PoolExhaustedError",
     "ReadOnlyDatabaseError",
     "ReadOnlyUnitOfWorkError",
+    "RestoreError",
     "RetryCancelledError",
     "RewriteNotConfirmedError",
     "SchemaError",
@@ -141,7 +142,10 @@ class DatabaseFullError(StorageError):
 class CorruptDatabaseError(StorageError):
     """The database file is damaged."""
 
-    hint = "stop writing, keep the file, and restore the newest verified backup"
+    hint = (
+        "stop writing, and restore the newest verified backup, which keeps the damaged file aside:"
+        " consensus-orm restore BACKUP"
+    )
 
 
 class OutOfMemoryError(StorageError):
@@ -198,6 +202,12 @@ class BackupError(StorageError):
     """The backup could not be made or did not verify."""
 
     hint = "nothing was replaced; check the space and permissions at the target"
+
+
+class RestoreError(StorageError):
+    """The backup was not restored."""
+
+    hint = "the database is what it was; check the space and the permissions of its folder"
 
 
 class CopyError(StorageError):

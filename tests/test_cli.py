@@ -102,7 +102,6 @@ def test_entry_point_runs_and_the_library_does_without_it(path: Path) -> None:
 # Reading --------------------------------------------------------------------------------------------------
 
 STATES: dict[str, Callable[[Path], None]] = {
-    "missing": lambda path: None,
     "empty": builders.new,
     "legacy": legacy,
     "dual_write_build": builders.dual_write_build,
@@ -114,16 +113,14 @@ STATES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("command", ["status", "stats", "history", "mismatches", "rejects"])
 def test_reading_writes_nothing(command: str, state: str, path: Path, run: Run) -> None:
-    """Whatever the file, looking at it leaves it byte for byte as it was, and creates none; JSON is one document."""
+    """Whatever the file, looking at it leaves it byte for byte as it was; JSON is one document."""
     STATES[state](path)
-    before = path.exists() and oracle.sha256(path)
+    before = oracle.sha256(path)
     text, document = run(command), run(command, "--json")
-    assert (path.exists() and oracle.sha256(path)) == before
-    missing = state == "missing" and command == "stats"
-    assert text.exit_code == document.exit_code == (1 if missing else 0)
-    assert text.stderr == "" or missing
-    if not missing:
-        json.loads(document.stdout)
+    assert oracle.sha256(path) == before
+    assert text.exit_code == document.exit_code == 0
+    assert text.stderr == ""
+    json.loads(document.stdout)
 
 
 @pytest.mark.parametrize("kind", ["legacy", "final_build", "dual_write_build", "empty"])
@@ -242,20 +239,37 @@ def test_bad_files_are_refused_in_one_line(kind: str, path: Path, run: Run, tmp_
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("words", [w for w in EVERY_COMMAND if w[0] not in ("status", "upgrade", "history")])
-def test_missing_file_is_not_made(words: list[str], path: Path, run: Run, tmp_path: Path) -> None:
-    """A mistyped path makes no database: only `upgrade` makes one."""
-    result = run(*(word.replace("COPY", str(tmp_path / "copy")) for word in words))
-    if words not in (["mismatches"], ["rejects"]):
-        assert result.exit_code == 1
-        assert "does not exist" in one_line_of(result)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("words", [*EVERY_COMMAND, ["rehearse"], ["report", "COPY"]])
+@pytest.mark.parametrize("name", ["mistyped.db", "no/such/folder/artifacts.db", "link.db"])
+def test_missing_file_is_not_made(words: list[str], name: str, run: Run, tmp_path: Path) -> None:
+    """A mistyped path makes no database, whatever the command, also where a link leads to nothing."""
+    (tmp_path / "link.db").symlink_to(tmp_path / "nothing.db")
+    result = run(*(word.replace("COPY", str(tmp_path / "copy")) for word in words), url=str(tmp_path / name))
+    assert result.exit_code == 1
+    assert "does not exist" in one_line_of(result)
+    assert list(tmp_path.iterdir()) == [tmp_path / "link.db"]
 
 
-def test_upgrade_makes_a_new_database(path: Path, run: Run) -> None:
-    """A file that is not there yet begins at CONTRACT."""
-    assert json.loads(run("upgrade", "--json", code=0).stdout)["phase"] == "CONTRACT"
-    assert json.loads(run("upgrade", "--json", code=0).stdout)["applied"] == []
+def test_upgrade_makes_a_new_database_where_it_is_asked_to(path: Path, run: Run) -> None:
+    """A file that is not there yet begins at CONTRACT; one that is there is upgraded as without the option."""
+    assert "upgrade --create" in one_line_of(run("upgrade", code=1))
+    assert json.loads(run("upgrade", "--create", "--json", code=0).stdout)["phase"] == "CONTRACT"
+    assert json.loads(run("upgrade", "--create", "--json", code=0).stdout)["applied"] == []
+
+
+def test_copy_makes_its_target_where_it_is_asked_to(path: Path, tmp_path: Path) -> None:
+    """A mistyped target is no new file; neither is a mistyped source, even with the option."""
+    legacy(path)
+    target = tmp_path / "copy.db"
+    words = ["copy", str(path), str(target)]
+    assert "--create" in one_line_of(CliRunner().invoke(main, words))
+    assert list(tmp_path.iterdir()) == [path]
+    assert CliRunner().invoke(main, [*words, "--create"]).exit_code == 0
+    assert oracle.rows(target, "consensus_artifacts") == oracle.rows(path, "consensus_artifacts")
+    words = ["copy", "--create", str(tmp_path / "mistyped.db"), str(tmp_path / "other.db")]
+    assert CliRunner().invoke(main, words).exit_code == 1
+    assert not (tmp_path / "mistyped.db").exists()
+    assert not (tmp_path / "other.db").exists()
 
 
 @pytest.mark.parametrize(

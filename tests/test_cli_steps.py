@@ -85,7 +85,6 @@ def test_status_in_json_speaks_of_phases_by_name_and_of_durations_in_seconds(dat
     assert found["since"].endswith("+00:00")
     assert 6.9 * 86400 < found["soak_left"] <= 7 * 86400
     assert 0 <= found["certificate"]["age"] < 60
-    assert found["exists"]
     assert any("soak" in reason for reason in found["gate"])
 
 

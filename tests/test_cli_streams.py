@@ -219,7 +219,7 @@ main()
 def test_interrupted_while_it_is_imported(module: str, number: int, tmp_path: Path) -> None:
     """A signal in the half second of imports ends the command at once: exit code 130, one line, one document."""
     words = [sys.executable, "-c", INTERRUPT_AT_IMPORT, module, str(int(number))]
-    words += ["--url", str(tmp_path / "new.db"), "upgrade", "--json"]
+    words += ["--url", str(tmp_path / "new.db"), "upgrade", "--create", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 130
     assert done.stderr == "consensus-orm: interrupted before the command began\n"

@@ -1040,7 +1040,7 @@ def test_the_command(sources: Sources, url: str, tmp_path: Path, monkeypatch: py
     assert (code, '"finished": true' in said) == (1, True)
     good = sources(fitting_history, Phase.CUTOVER)
     monkeypatch.setenv("CONSENSUS_ORM_READ_URL", "postgresql://nobody@nowhere/nothing")  # it is of another database
-    code, said = run(str(good), str(tmp_path / "copy.db"))
+    code, said = run("--create", str(good), str(tmp_path / "copy.db"))
     assert (code, "the phase is CUTOVER" in said, "compared in type and bytes" in said) == (0, True, True)
     assert run(str(good), str(tmp_path / "copy.db"))[0] == 1
     assert run(str(good), str(good))[0] == 2

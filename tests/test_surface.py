@@ -27,7 +27,7 @@ from consensus_orm.syntheses import Syntheses
 NAMES = (
     "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork ConsensusError ConsensusStore"
     " ConsensusUnitOfWork Earliest Execution ExecutionTracker Latest Mapping OnMismatch Pair Parent Phase Row Run"
-    " Settings Side Synthesis __version__"
+    " Settings Side Synthesis __version__ restore"
 )
 
 SURFACE: dict[type, dict[str, str]] = {

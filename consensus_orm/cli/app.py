@@ -26,7 +26,20 @@ from consensus_orm.engine import translated
 from consensus_orm.errors import OutOfMemoryError, OutputError, StorageError, UnexpectedError
 from consensus_orm.settings import Settings, unknown_variables
 
-__all__ = ["App", "Interrupted", "Refused", "app_command", "json_option", "main", "phase_argument"]
+__all__ = [
+    "App",
+    "Interrupted",
+    "Refused",
+    "app_command",
+    "create_option",
+    "json_option",
+    "main",
+    "phase_argument",
+]
+
+
+MISSING = "check the URL; `consensus-orm upgrade --create` makes a new database"
+"""What to do where there is no database."""
 
 
 class App:
@@ -34,18 +47,20 @@ class App:
 
     Args:
         url: As typed; None leaves it to the settings.
+        create: Whether a database that does not exist is made. Otherwise a mistyped path would make a new one, and
+            the command would report that all is well with it.
     """
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, *, create: bool = False) -> None:
         self.url = url
+        self.create = create
 
     @contextlib.contextmanager
-    def store(self, *, may_be_missing: bool = False, replica: bool = True) -> Iterator[ConsensusStore]:
+    def store(self, *, replica: bool = True, missing: str = MISSING) -> Iterator[ConsensusStore]:
         """Open the database for one command.
 
         Args:
-            may_be_missing: Go on where there is no such file. Otherwise a mistyped path would make a new
-                database and report that all is well with it.
+            missing: What to do where it does not exist.
             replica: Whether the read replica of the settings is one of this database.
 
         Yields:
@@ -56,10 +71,8 @@ class App:
         """
         settings = Settings() if replica else Settings().model_copy(update={"read_url": None})
         with ConsensusStore.open(self.url, settings=settings) as store, translated(store.engine):
-            if not may_be_missing and store.path is not None and not store.path.exists():
-                raise StorageError(
-                    f"{store.path} does not exist", hint="check --url; `consensus-orm upgrade` makes a new database"
-                )
+            if not self.create and store.path is not None and not store.path.exists():
+                raise StorageError(f"{store.path} does not exist", hint=missing)
             yield store
 
     def spelled(self, text: str) -> str:
@@ -240,6 +253,20 @@ class PhaseType(click.ParamType):  # type: ignore[type-arg]  # older releases of
 app_command = click.make_pass_decorator(App)
 phase_argument = click.argument("phase", type=PhaseType(), required=False)
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _let_create(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if (app := ctx.find_object(App)) is not None:  # there is none where a shell completes a line
+        app.create = value
+
+
+create_option: Option = click.option(
+    "--create",
+    is_flag=True,
+    expose_value=False,
+    callback=_let_create,
+    help="Make the database where there is none; else a file that does not exist is an error.",
+)
 json_option: Option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import click
 
-from consensus_orm.cli.app import App, Refused, json_option, main
+from consensus_orm.cli.app import App, Refused, app_command, create_option, json_option, main
 from consensus_orm.cli.output import Bars, key, plain, say, show_json, table
 from consensus_orm.copying import CopyReport, Unfit, copy
 from consensus_orm.errors import CopyRefusedError
 
 __all__: list[str] = []
+
+MISSING = "check the URL; --create copies to a file that does not exist yet"
+"""What to do where there is no target."""
 
 
 @main.command("copy")
@@ -17,16 +20,21 @@ __all__: list[str] = []
 @click.argument("target", metavar="TARGET_URL")
 @click.option("--reject", is_flag=True, help="Leave rows that the target cannot hold behind, whole, as rejects.")
 @click.option("--catch-up", is_flag=True, help="For a source in use: stop before the last pass, to be called again.")
+@create_option
 @json_option
-def copy_command(source: str, target: str, reject: bool, catch_up: bool, as_json: bool) -> None:
+@app_command
+def copy_command(app: App, source: str, target: str, reject: bool, catch_up: bool, as_json: bool) -> None:
     """Copy a store to another database, in any phase.
 
-    SQLite to PostgreSQL, back, or to one of the same kind. The source is only read; the target must be empty, or an
-    unfinished copy: call again to go on. Rows that the target cannot hold are listed before anything is written.
+    SQLite to PostgreSQL, back, or to one of the same kind. The source is only read; the target must be empty, a new
+    file (with --create), or an unfinished copy: call again to go on. Rows that the target cannot hold are listed
+    before anything is written.
     """
     with (
         App(source).store(replica=False) as origin,
-        App(target).store(may_be_missing=True, replica=False) as store,
+        App(target, create=app.create).store(
+            replica=False, missing="check the URL; --create makes a new file"
+        ) as store,
         Bars("copy", quiet=as_json) as bars,
     ):
         try:

@@ -41,7 +41,6 @@ class _Seen:
     """What one look at the database found."""
 
     database: str
-    exists: bool
     now: datetime
     status: MigrationStatus
     mismatches: list[MismatchEntry]
@@ -75,11 +74,10 @@ def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
 
 def _look(app: App, *, quiet: bool) -> _Seen:
     # Opened anew each time: whoever watches wants to see a file that was upgraded or replaced meanwhile.
-    with app.store(may_be_missing=True) as store, Bars("status", quiet=quiet):
+    with app.store() as store, Bars("status", quiet=quiet):
         found = store.migration.status()
         return _Seen(
             database=store.name,
-            exists=store.path is None or store.path.exists(),
             now=store.settings.clock(),
             status=found,
             mismatches=store.migration.mismatches() if found.mismatches else [],
@@ -109,14 +107,10 @@ def _show_status_json(app: App, seen: _Seen) -> None:
         "next_command": app.spelled(found.next_command),
         "rehearsal": rehearsal,
     }
-    show_json({"database": seen.database, "exists": seen.exists, **plain(found), **facts})
+    show_json({"database": seen.database, **plain(found), **facts})
 
 
 def _show_status(app: App, seen: _Seen) -> None:
-    if not seen.exists:
-        fields([("database", f"{seen.database}, which does not exist yet")])
-        say(f"next: {app.spelled(seen.status.next_command)}")
-        return
     facts = list(_facts(app, seen.status, seen.mismatches, seen.now))
     if seen.status.phase.next is not None or seen.evidence is not None:
         facts.append(("rehearsal", app.spelled(mention(seen.evidence, seen.now))))
@@ -205,7 +199,7 @@ def _gate(app: App, found: MigrationStatus) -> None:
 @app_command
 def history(app: App, as_json: bool) -> None:
     """List every change of phase and every repair; writes nothing."""
-    with app.store(may_be_missing=True) as store:
+    with app.store() as store:
         entries = store.migration.history()
     if as_json:
         show_json(entries)
@@ -236,7 +230,7 @@ def mismatches(ctx: click.Context, app: App, everything: bool, as_json: bool) ->
     """List differences between the sides, or accept one."""
     if ctx.invoked_subcommand is not None:
         return
-    with app.store(may_be_missing=True) as store:
+    with app.store() as store:
         entries = store.migration.mismatches(everything=everything)
     if as_json:
         show_json(entries)
@@ -283,7 +277,7 @@ def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> No
     """List rows that cannot be carried, or decide on one."""
     if ctx.invoked_subcommand is not None:
         return
-    with app.store(may_be_missing=True) as store:
+    with app.store() as store:
         entries = store.migration.rejects(everything=everything)
     if as_json:
         show_json(entries)

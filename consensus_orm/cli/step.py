@@ -10,7 +10,17 @@ from typing import Any
 import click
 
 from consensus_orm.adoption import PROTECTED, UNPROTECTED, Rewrite
-from consensus_orm.cli.app import App, Interrupted, PhaseType, Refused, app_command, json_option, main, phase_argument
+from consensus_orm.cli.app import (
+    App,
+    Interrupted,
+    PhaseType,
+    Refused,
+    app_command,
+    create_option,
+    json_option,
+    main,
+    phase_argument,
+)
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
 from consensus_orm.errors import GateClosedError
@@ -39,6 +49,7 @@ reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audi
     is_flag=True,
     help="Leave user_version as it is, so that the dual-write and the final build go on opening the file.",
 )
+@create_option
 @json_option
 @app_command
 def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
@@ -47,7 +58,7 @@ def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
     In a file of the dual-write or the final build, tables which that program made are made anew: this needs --yes, or
     an answer on a terminal. The user_version of the file becomes 3, which those programs refuse.
     """
-    with app.store(may_be_missing=True) as store:
+    with app.store() as store:
         rewrite = store.pending_rewrite()
         yes = yes or (rewrite is not None and not as_json and _is_confirmed(rewrite))
         with Bars("upgrade", quiet=as_json) as bars:

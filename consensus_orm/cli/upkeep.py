@@ -1,4 +1,4 @@
-"""The commands that keep a database small, safe and known: stats, vacuum, backup."""
+"""The commands that keep a database small, safe and known: stats, vacuum, backup, restore."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.app import App, app_command, create_option, json_option, main
 from consensus_orm.cli.output import Bars, fields, plain, say, show_json
+from consensus_orm.restoration import restore as restored
 
 __all__: list[str] = []
 
@@ -67,6 +68,28 @@ def backup(app: App, path: Path, overwrite: bool, as_json: bool) -> None:
     else:
         rows = sum(report.rows.values())
         say(f"{report.path}: {_bytes(report.bytes)}, {rows:,} rows, verified, in {report.seconds:.2f} s")
+
+
+@main.command()
+@click.argument("backup", metavar="BACKUP", type=click.Path(path_type=Path))
+@create_option
+@json_option
+@app_command
+def restore(app: App, backup: Path, as_json: bool) -> None:
+    """Put BACKUP in the place of a SQLite database that no process has open.
+
+    BACKUP is verified first, with the log beside it. The file that is there and its log are kept beside it under
+    another name. A backup of a server is restored with `copy`, into an empty database of the server.
+    """
+    with Bars("restore", quiet=as_json):
+        report = restored(backup, app.url, create=app.create)
+    if as_json:
+        show_json(report)
+        return
+    rows = sum(report.rows.values())
+    say(f"{report.path} is {report.backup} now: {rows:,} rows, verified, in {report.seconds:.2f} s")
+    for path in report.aside:
+        say(f"what was there is kept as {path}")
 
 
 def _table_use(*, bytes: int, rows: int, dead: int) -> str:  # noqa: A002 - names of `TableStats`

@@ -153,7 +153,7 @@ def test_a_number_set_since_is_not_overwritten_by_a_downgrade(path: Path, open_e
 
 def test_a_new_file_is_protected(path: Path, open_engine: Open) -> None:
     """A file that the upgrade makes is one that the final build would take for its own, too."""
-    call(path, "upgrade")
+    call(path, "upgrade", "--create")
     assert (oracle.user_version(path), kept_version(path)) == (3, 0)
     with pytest.raises(NewerDatabaseError):
         FinalBuild(path).store_artifact("S", "plan", "gemini", "{}")
@@ -244,11 +244,11 @@ def test_copies_and_backups_are_protected_as_their_source(path: Path, open_engin
     backup, copy = path.with_name("backup.db"), path.with_name("copy.db")
     call(path, "backup", str(backup))
     assert (oracle.user_version(backup), kept_version(backup)) == (3, 2)
-    assert CliRunner().invoke(main, ["copy", str(path), str(copy)]).exit_code == 0
+    assert CliRunner().invoke(main, ["copy", "--create", str(path), str(copy)]).exit_code == 0
     assert (oracle.user_version(copy), kept_version(copy)) == (3, 2)
     raw = path.with_name("raw.db")
     builders.build_legacy(raw, user_version=1)
-    assert CliRunner().invoke(main, ["copy", str(raw), f"{raw}.copy"]).exit_code == 0
+    assert CliRunner().invoke(main, ["copy", "--create", str(raw), f"{raw}.copy"]).exit_code == 0
     assert (oracle.user_version(raw), kept_version(Path(f"{raw}.copy"))) == (1, 1)
     assert oracle.user_version(Path(f"{raw}.copy")) == 3
 

@@ -146,7 +146,7 @@ def schema(path: Path) -> Sequence[object]:
 
 def test_both_ways_to_upgrade_make_the_same_schema(installed: Installed) -> None:
     """`consensus-orm upgrade`, and alembic with the migrations of the package, give the same tables."""
-    installed.call("consensus-orm", "--url", "sqlite:///upgraded.db", "upgrade")
+    installed.call("consensus-orm", "--url", "sqlite:///upgraded.db", "upgrade", "--create")
     (installed.folder / "alembic.ini").write_text("[alembic]\nscript_location = consensus_orm:_alembic\n")
     installed.call("alembic", "upgrade", "head", url="sqlite:///by_alembic.db")
     assert "(head)" in installed.call("alembic", "current", url="sqlite:///by_alembic.db")
@@ -206,6 +206,6 @@ def test_testing_kit_and_report(built: Built, tmp_path: Path) -> None:
     made = environment(Path(sys.executable), tmp_path, f"{built.wheel}[testing,report]", "pytest")
     (made.folder / "test_application.py").write_text(TESTING, encoding="utf-8")
     assert "5 passed" in made.call("python", "-m", "pytest", "-q")
-    made.call("consensus-orm", "--url", "artifacts.db", "upgrade")
+    made.call("consensus-orm", "--url", "artifacts.db", "upgrade", "--create")
     made.call("consensus-orm", "--url", "artifacts.db", "report", "report.html")
     assert (made.folder / "report.html").stat().st_size > 1000
