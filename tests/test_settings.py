@@ -154,7 +154,9 @@ def test_an_unknown_variable_is_told_with_the_nearest_name(monkeypatch: pytest.M
 def test_an_unknown_variable_is_one_line_of_a_command(tmp_path: Path) -> None:
     """A command tells it on stderr, once, and goes on; with --json stdout holds the document alone."""
     path = str(tmp_path / "new.db")
-    done = CliRunner().invoke(main, ["--url", path, "upgrade", "--create", "--json"], env={"CONSENSUS_ORM_SOAK": "secret"})
+    done = CliRunner().invoke(
+        main, ["--url", path, "upgrade", "--create", "--json"], env={"CONSENSUS_ORM_SOAK": "secret"}
+    )
     assert done.exit_code == 0
     assert json.loads(done.stdout)["phase"] == "CONTRACT"
     (line,) = done.stderr.splitlines()
