@@ -211,6 +211,10 @@ class AsyncMigration(_Asynchronous):
     migrate = _asynchronous(Migration.migrate)
     mismatches = _asynchronous(Migration.mismatches)
     rejects = _asynchronous(Migration.rejects)
+    images = _asynchronous(Migration.images)
+    mismatch = _asynchronous(Migration.mismatch)
+    reject = _asynchronous(Migration.reject)
+    image = _asynchronous(Migration.image)
     reconcile = _asynchronous(Migration.reconcile)
     rehearse = _asynchronous(Migration.rehearse)
     history = _asynchronous(Migration.history)
@@ -218,6 +222,7 @@ class AsyncMigration(_Asynchronous):
     accept_rejects = _asynchronous(Migration.accept_rejects)
     resolve_reject = _asynchronous(Migration.resolve_reject)
     accept_mismatch = _asynchronous(Migration.accept_mismatch)
+    restore_image = _asynchronous(Migration.restore_image)
     backup_before = _asynchronous(Migration.backup_before)
 
     @property

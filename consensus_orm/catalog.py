@@ -96,6 +96,11 @@ class Catalog:
     def analyze(self, uow: UnitOfWork, pair: Pair) -> None:
         """Let plans follow how many rows the normalized side has by now; SQLite's do not depend on it."""
 
+    def text_encoding(self, uow: UnitOfWork) -> str:
+        """How the file writes its texts, in Python's words."""
+        name: str = uow._rows("PRAGMA encoding")[0][0]
+        return name.lower().replace("utf-16", "utf-16-")
+
     # Triggers and sequences -------------------------------------------------------------------------------
 
     def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from sqlalchemy import Text
+
 from consensus_orm import errors, ledger
 from consensus_orm.keys import is_usable, require_usable
 from consensus_orm.ledgers import changes, images
@@ -228,7 +230,12 @@ class Repository:
         if len(sides) == 2:
             self._leave_to_truth(found)
             self._meet_carriers(found)
-        wanted = set().union(*found.values())
+        self._delete_keys(set().union(*found.values()))
+        return len(found[phase.truth])
+
+    def _delete_keys(self, wanted: set[Any]) -> None:
+        """Delete rows from the sides of the phase, and keep account of what stays behind."""
+        phase = self.uow.phase
         if phase.compares:
             self._keep_foreign(wanted)
         keys = json.dumps(list(wanted))
@@ -242,10 +249,42 @@ class Repository:
                 self._mismatch(key, [(None, ledger.NOT_DELETED)])
         if phase.compares:
             self.uow.catalog.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
-            for side in sides:
+            # The truth last, as it is deleted last.
+            for side in sorted(Side, key=lambda side: side is phase.truth):
                 for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
                     self._mismatch(key, [(None, ledger.NOT_DELETED)])
-        return len(found[phase.truth])
+
+    def replace(self, values: Values, why: str) -> None:
+        """Write a row in the place of the one that has its key, if there is one, which is kept as an image.
+
+        Args:
+            values: The row under its legacy column names, as the database is to store it: bytes stay bytes.
+            why: The cause that the image is kept with; no contents.
+
+        Raises:
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: The source of truth could not be written.
+        """
+        self.uow._refuse_to_read_only()
+        keys = {values[self.pair.key.name]}
+        if self.uow.phase.compares:
+            changes.forget(self.uow, changes.of_rows(self.uow, self.pair, keys).values())
+            ledger.settle(self.uow, self.pair, keys, "repaired", why)
+        self._keep_both(keys, why)
+        self._delete_keys(keys)
+        stored = {**self.pair.carried, **{attribute.key: attribute for attribute in self.pair.kept}}
+        texts = {name for name, attribute in stored.items() if isinstance(self.pair.column(attribute).type, Text)}
+        exact = Repository(self.uow, self.pair)
+        exact.sql = self.sql.storing(name for name in texts if not isinstance(values.get(name), str | None))
+        exact.add(values)
+
+    def _keep_both(self, keys: set[Any], why: str) -> None:
+        """Keep rows as the truth has them, and as the other side has them where it differs."""
+        phase = self.uow.phase
+        images.keep(self.uow, self.pair, keys, phase.truth, why)
+        if phase.compares:
+            differing = {key for key in keys if ledger.differences(self.uow, self.pair, key)}
+            images.keep(self.uow, self.pair, differing, phase.truth.other, why)
 
     def _leave_to_truth(self, found: dict[Side, set[Any]]) -> None:
         """Leave rows alone that only look as asked for on the side that is not the truth: another program wrote it."""

@@ -409,11 +409,24 @@ def test_pending_writes_of_other_programs_are_adopted_first(legacy: Database) ->
     with ConsensusStore.open(legacy.where) as store:
         take_to(store, Phase.DUAL_WRITE)
         store.migration.backfill()
-        legacy.script("UPDATE agent_outputs SET agent_name = 'other' WHERE id = 1")
+        legacy.script("UPDATE consensus_artifacts SET agent_name = 'other' WHERE id = 1")
         report = store.migration.rehearse()
 
     assert report.steps[0].action == "reconcile"
     assert report.passed, report
+
+
+def test_what_waits_for_a_choice_stops_a_rehearsal_too(legacy: Database) -> None:
+    """What another program changed where nobody reads stops the real migration, so it does not pass; and says why."""
+    with ConsensusStore.open(legacy.where) as store:
+        take_to(store, Phase.DUAL_WRITE)
+        store.migration.backfill()
+        legacy.script("UPDATE agent_outputs SET agent_name = 'other' WHERE id = 1")
+        report = store.migration.rehearse()
+
+    assert not report.passed
+    assert any("reconcile --adopt" in reason for reason in report.refused), report.refused
+    assert report.reached is Phase.DUAL_WRITE
 
 
 def test_nothing_to_rehearse(consensus_store: ConsensusStore) -> None:

@@ -95,6 +95,10 @@ SURFACE: dict[type, dict[str, str]] = {
         "migrate": "to=<Phase.CONTRACT: 5>, *, soak=True, reason=None, progress=None, tell=None",
         "mismatches": "*, everything=False",
         "rejects": "*, everything=False",
+        "images": "*, everything=False",
+        "mismatch": "number, *, contents=False",
+        "reject": "number, *, contents=False",
+        "image": "number, *, contents=False",
         "reconcile": "*, foreign=None, dry_run=False, progress=None",
         "rehearse": "*, keep=None, writers=0, progress=None, tell=None",
         "history": "",
@@ -102,6 +106,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "accept_rejects": "numbers=(), *, all_of=None, reason",
         "resolve_reject": "number",
         "accept_mismatch": "number, *, reason",
+        "restore_image": "number, *, reason=None",
         "backup_before": "step, progress=None",
     },
     Maintenance: {

@@ -134,7 +134,7 @@ def _facts(
     yield "rejects", f"{found.rejects:,} open"
     yield "guards", "; ".join(found.guards) or "in place"
     undecided = f", {found.undecided:,} rows undecided" if found.undecided else ""
-    yield "foreign writes", f"{found.foreign_writes:,} to adopt{undecided}"
+    yield "foreign writes", f"{found.foreign_writes:,} noticed{undecided}"
     if found.images:
         yield "images", f"{found.images:,} kept"
     soaks = phase.writes_normalized and phase.next is not None

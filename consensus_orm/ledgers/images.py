@@ -6,6 +6,7 @@ row. What is overwritten is what was imaged: the statement that keeps the images
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,7 +38,21 @@ from consensus_orm.sql import Words, in_keys, link, quoted
 from consensus_orm.statements import PairStatements
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["Cells", "Image", "cells", "count", "keep", "keep_completed", "keep_parents", "now", "set_restored", "take"]
+__all__ = [
+    "Cells",
+    "Image",
+    "cells",
+    "count",
+    "keep",
+    "keep_completed",
+    "keep_parents",
+    "now",
+    "print_statements",
+    "set_restored",
+    "take",
+    "text_of",
+    "value_of",
+]
 
 Cells = dict[str, tuple[str, str]]
 """A row: for each column the type it is stored with, and its bytes in hexadecimal digits."""
@@ -89,9 +104,18 @@ def keep_parents(uow: UnitOfWork, parent: ParentStatements, keys: Iterable[Any],
     return _run(uow, _kept_parents(parent), wanted, of.name, Side.NORMALIZED, of, cause)
 
 
+def print_statements(sql: PairStatements, parent: ParentStatements | None) -> None:
+    """Have what keeps images ready before a lock is taken."""
+    for side in Side:
+        _kept(sql, side, "keep", ())
+    _kept(sql, Side.NORMALIZED, "complete", ())
+    if parent is not None:
+        _kept_parents(parent)
+
+
 def _run(uow: UnitOfWork, kept: _Statement, keys: list[Any], pair: str, side: Side, of: Table, cause: str) -> set[Any]:
-    facts: dict[str, Any] = {"pair": pair, "side": side.value, "table": of.name, "cause": cause, "by": ledger.whoami()}
-    facts |= {"at": ledger.milliseconds(uow), "_keys": json.dumps(keys)}
+    facts: dict[str, Any] = {"pair": pair, "side": side.value, "table": of.name, "cause": cause}
+    facts |= {"at": ledger.milliseconds(uow), "by": ledger.whoami(), "_keys": json.dumps(keys)}
     return {key for (key,) in uow._execute(kept.sql, facts | kept.names).fetchall()}
 
 
@@ -210,6 +234,30 @@ def now(uow: UnitOfWork, pair: Pair, key: Any, side: Side) -> Cells | None:
 def cells(image: str) -> Cells:
     """An image as it is kept, of a reject too."""
     return {name: (type_, digits) for name, (type_, digits) in json.loads(image).items()}
+
+
+def text_of(type_: str, digits: str, encoding: str) -> str:
+    """A value of an image as text; a blob in hexadecimal digits."""
+    if type_ == "blob":
+        return digits
+    if type_ == "integer":  # SQLite writes its digits in ASCII, whatever its texts are written in
+        encoding = "utf-8"
+    return bytes.fromhex(digits).decode(encoding, "surrogateescape" if encoding == "utf-8" else "surrogatepass")
+
+
+def value_of(type_: str, digits: str, encoding: str) -> Any:
+    """A value of an image as the driver binds it."""
+    if type_ == "null":
+        return None
+    if type_ == "blob":
+        return bytes.fromhex(digits)
+    text = text_of(type_, digits, encoding)
+    if type_ == "real":
+        return float(text)
+    if type_ == "integer":
+        with contextlib.suppress(ValueError):  # on a server it may be of a type that only it can read
+            return int(text)
+    return text
 
 
 def count(uow: UnitOfWork) -> int:

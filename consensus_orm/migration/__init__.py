@@ -13,9 +13,10 @@ from consensus_orm import errors, files, ledger, phase_guards
 from consensus_orm.ledgers import changes
 from consensus_orm.lock import Lock
 from consensus_orm.migration import audit as audit_records
-from consensus_orm.migration import gates
+from consensus_orm.migration import details, gates
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
-from consensus_orm.migration.carry import Drained, carry_reject, drain
+from consensus_orm.migration.carry import Drained, carry_reject, drain, print_statements
+from consensus_orm.migration.details import RowDetail
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.pace import catch_up
@@ -112,6 +113,54 @@ class Migration:
         """
         with self._reading() as uow:
             return audit_records.rejects(uow, everything)
+
+    def images(self, *, everything: bool = False) -> list[audit_records.ImageEntry]:
+        """Rows that were kept before they were overwritten or deleted, oldest first.
+
+        Args:
+            everything: Those that were put back, too.
+        """
+        with self._reading() as uow:
+            return audit_records.images(uow, everything)
+
+    def mismatch(self, number: int, *, contents: bool = False) -> RowDetail:
+        """One mismatch, and its row as both sides have it now, column by column.
+
+        Args:
+            number: Its number in `mismatches`.
+            contents: Show the values, and not only their types and sizes.
+
+        Raises:
+            InvalidValueError: There is no such mismatch.
+        """
+        with self._reading() as uow:
+            return details.of_mismatch(uow, number, contents=contents)
+
+    def reject(self, number: int, *, contents: bool = False) -> RowDetail:
+        """One reject, its row as it was kept, and as both sides have it now, column by column.
+
+        Args:
+            number: Its number in `rejects`.
+            contents: Show the values, and not only their types and sizes.
+
+        Raises:
+            InvalidValueError: There is no such reject.
+        """
+        with self._reading() as uow:
+            return details.of_reject(uow, number, contents=contents)
+
+    def image(self, number: int, *, contents: bool = False) -> RowDetail:
+        """One image, and its row as both sides have it now, column by column.
+
+        Args:
+            number: Its number in `images`.
+            contents: Show the values, and not only their types and sizes.
+
+        Raises:
+            InvalidValueError: There is no such image.
+        """
+        with self._reading() as uow:
+            return details.of_image(uow, number, contents=contents)
 
     # Steps ----------------------------------------------------------------------------------------------
 
@@ -440,6 +489,7 @@ class Migration:
         return now
 
     def _roll_back(self, now: Phase, to: Phase, reason: str | None, progress: Watch) -> None:
+        print_statements(self._store._statements)
         if not now.has_legacy:
             from consensus_orm.migration import contraction
 
@@ -523,6 +573,24 @@ class Migration:
             return True
 
         return self._writing.run(resolve)
+
+    def restore_image(self, number: int, *, reason: str | None = None) -> None:
+        """Put back a row that was overwritten or deleted: write it to the sides of the phase, and compare it there.
+
+        A row that stands under its key now is kept as an image first.
+
+        Args:
+            number: Its number in `images`.
+            reason: Why, for the audit.
+
+        Raises:
+            InvalidValueError: There is no such image, or it is of a parent table, whose rows follow from others.
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: The source of truth could not be written.
+        """
+        from consensus_orm.migration.restoring import restore
+
+        self._writing.run(partial(restore, number=number, reason=reason))
 
     def accept_mismatch(self, number: int, *, reason: str) -> None:
         """Leave a mismatch as it is.

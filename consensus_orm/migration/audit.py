@@ -9,11 +9,20 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from consensus_orm.mapping import Earliest
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.times import when
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["HistoryEntry", "MismatchEntry", "RejectEntry", "history", "mismatches", "rejects"]
+__all__ = [
+    "HistoryEntry",
+    "ImageEntry",
+    "MismatchEntry",
+    "RejectEntry",
+    "history",
+    "images",
+    "mismatches",
+    "rejects",
+]
 
 
 class HistoryEntry(BaseModel):
@@ -71,6 +80,23 @@ class RejectEntry(BaseModel):
     belongs_to: dict[str, Any] = {}
 
 
+class ImageEntry(BaseModel):
+    """A row that was overwritten or deleted; it is kept whole in the database, and can be put back."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    pair: str
+    """Its pair, or the name of a parent table."""
+    key: Any
+    side: Side
+    table: str
+    cause: str
+    at: datetime
+    by: str
+    restored_at: datetime | None
+
+
 def _when(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else when(milliseconds)
 
@@ -100,12 +126,14 @@ def history(uow: UnitOfWork) -> list[HistoryEntry]:
     ]
 
 
-def mismatches(uow: UnitOfWork, everything: bool) -> list[MismatchEntry]:
-    """Mismatches, oldest first; only the open ones unless everything is asked for."""
-    where = "" if everything else " WHERE state IN ('found', 'confirmed')"
-    rows = uow._rows(
+def mismatches(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[MismatchEntry]:
+    """Mismatches, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
+    rows = _listed(
+        uow,
         "SELECT id, pair, key, column_name, kind, state, found_by, found_at, seen, settled_at, note"
-        f" FROM consensus_orm_mismatches{where} ORDER BY id"
+        " FROM consensus_orm_mismatches",
+        None if everything else "state IN ('found', 'confirmed')",
+        number,
     )
     names = list(MismatchEntry.model_fields)
     return [
@@ -114,12 +142,14 @@ def mismatches(uow: UnitOfWork, everything: bool) -> list[MismatchEntry]:
     ]
 
 
-def rejects(uow: UnitOfWork, everything: bool) -> list[RejectEntry]:
-    """Rejects, oldest first; only the open ones unless everything is asked for."""
-    where = "" if everything else " WHERE state = 'open'"
-    rows = uow._rows(
+def rejects(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[RejectEntry]:
+    """Rejects, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
+    rows = _listed(
+        uow,
         "SELECT id, pair, key, table_name, reason, state, found_at, settled_at, note,"
-        f" CASE WHEN key IS NULL THEN image END FROM consensus_orm_rejects{where} ORDER BY id"
+        " CASE WHEN key IS NULL THEN image END FROM consensus_orm_rejects",
+        None if everything else "state = 'open'",
+        number,
     )
     return [
         RejectEntry(
@@ -155,3 +185,25 @@ def _value(kind: str, digits: str) -> Any:
     if kind == "integer":
         return int(data)
     return digits if kind == "blob" else data.decode(errors="replace")
+
+
+def images(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[ImageEntry]:
+    """Images, oldest first; only those not put back unless everything is asked for, or only the one of a number."""
+    rows = _listed(
+        uow,
+        'SELECT id, pair, key, side, table_name, cause, at, "by", restored_at FROM consensus_orm_images',
+        None if everything else "restored_at IS NULL",
+        number,
+    )
+    names = list(ImageEntry.model_fields)
+    return [
+        ImageEntry(**dict(zip(names, row, strict=True)) | {"at": when(row[6]), "restored_at": _when(row[8])})
+        for row in rows
+    ]
+
+
+def _listed(uow: UnitOfWork, sql: str, only: str | None, number: int | None) -> list[tuple[Any, ...]]:
+    where = [f"({only})"] if only else []
+    where += ["id = :id"] if number is not None else []
+    condition = f" WHERE {' AND '.join(where)}" if where else ""
+    return uow._rows(f"{sql}{condition} ORDER BY id", {"id": number})

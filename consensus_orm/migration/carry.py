@@ -22,6 +22,7 @@ from consensus_orm.migration import keyless
 from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, differing, plan_rows
 from consensus_orm.phase import Side
 from consensus_orm.sql import in_keys
+from consensus_orm.statements import Statements
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "follow_deletes",
     "keys_of",
     "noted",
+    "print_statements",
     "reject_unequal",
     "settle_rows",
 ]
@@ -283,6 +285,19 @@ def carry_reject(uow: UnitOfWork, reject: ledger.OpenReject) -> bool:
     carry(uow, pair, [key], side.other, "a reject was resolved")
     reject_unequal(uow, pair, [key], side)
     return not differing(uow, pair, [key])
+
+
+def print_statements(statements: Statements) -> None:
+    """Have all that carries rows by keys ready before a lock is taken: the first use of it would keep writers out."""
+    for pair in statements.mapping.pairs:
+        sql, parent = statements[pair], statements.of_parent(pair)
+        _ = sql.both_sides, sql.foreign_in_keys, sql.mark, sql.adopt
+        _ = sql.overwrite_normalized, sql.insert_normalized_rows, sql.overwrite_legacy, sql.insert_legacy_rows
+        for side in Side:
+            _ = sql.present(side), sql.delete(side)
+        if parent is not None:
+            _ = sql.parents_of, parent.settle
+        images.print_statements(sql, parent)
 
 
 class Drained(NamedTuple):

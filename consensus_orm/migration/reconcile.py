@@ -14,7 +14,7 @@ from typing import Any
 
 from consensus_orm import ledger
 from consensus_orm.ledgers import changes, images
-from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, Outcome, settle_rows
+from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, Outcome, print_statements, settle_rows
 from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.planning import Action, Choice, Undecided, What, Why, plan_rows, require_choice
 from consensus_orm.migration.progress import Watch
@@ -98,6 +98,8 @@ def reconcile(
     """
     require_choice(foreign)
     survey = reading.repeat(lambda: _look(reading, foreign, progress))
+    if survey.actions and not dry_run:
+        print_statements(writing.store._statements)
     if dry_run:
         actions = (*survey.actions, *survey.parents)
         return ReconcileReport(True, actions, tuple(survey.undecided), images=0, rejects=0)

@@ -123,6 +123,10 @@ class PostgresCatalog(Catalog):
         for table in tables:
             uow._execute(f"ANALYZE {quoted(table.name)}")
 
+    def text_encoding(self, uow: UnitOfWork) -> str:
+        """How texts are shown: in UTF-8."""
+        return "utf-8"
+
     # Triggers and sequences -------------------------------------------------------------------------------
 
     def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:

@@ -1,0 +1,127 @@
+"""Rows of the ledgers, one by one: what differs, what was kept, and how to put it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.look import all_option, mismatches, number_argument, rejects
+from consensus_orm.cli.output import key, one_line, say, show_json, table, when
+from consensus_orm.migration import Migration
+from consensus_orm.migration.audit import MismatchEntry, RejectEntry
+from consensus_orm.migration.details import Cell, RowDetail
+
+__all__: list[str] = []
+
+LISTED = 100
+"""Images listed before the rest is only counted; `--json` gives all of them."""
+
+SHOWN = 60
+"""Characters of a value that are shown; `--json` gives all of them."""
+
+contents_option = click.option("--contents", is_flag=True, help="Show the values, not only their types and sizes.")
+
+
+@mismatches.command("show")
+@number_argument
+@contents_option
+@json_option
+@app_command
+def show_mismatch(app: App, number: int, contents: bool, as_json: bool) -> None:
+    """Show the row of mismatch ID as both sides have it now, column by column."""
+    _show(app, as_json, contents, lambda migration: migration.mismatch(number, contents=contents))
+
+
+@rejects.command("show")
+@number_argument
+@contents_option
+@json_option
+@app_command
+def show_reject(app: App, number: int, contents: bool, as_json: bool) -> None:
+    """Show the row of reject ID as it was kept, and as both sides have it now."""
+    _show(app, as_json, contents, lambda migration: migration.reject(number, contents=contents))
+
+
+@main.group(invoke_without_command=True)
+@all_option
+@json_option
+@app_command
+@click.pass_context
+def images(ctx: click.Context, app: App, everything: bool, as_json: bool) -> None:
+    """List rows that were kept before they were overwritten or deleted, or put one back."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with app.store(may_be_missing=True) as store:
+        entries = store.migration.images(everything=everything)
+    if as_json:
+        show_json(entries)
+    elif not entries:
+        say("no images")
+    else:
+        rows = [(i.id, i.pair, key(i.key), i.table, i.cause, when(i.at), when(i.restored_at)) for i in entries[:LISTED]]
+        table(("id", "pair", "key", "table", "why", "when", "put back"), rows)
+        if (more := len(entries) - LISTED) > 0:
+            say(f"and {more:,} more")
+
+
+@images.command("show")
+@number_argument
+@contents_option
+@json_option
+@app_command
+def show_image(app: App, number: int, contents: bool, as_json: bool) -> None:
+    """Show image ID, and its row as both sides have it now, column by column."""
+    _show(app, as_json, contents, lambda migration: migration.image(number, contents=contents))
+
+
+@images.command("restore")
+@click.argument("numbers", metavar="ID...", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.option("--reason", metavar="TEXT", help="Why, for the audit.")
+@app_command
+def restore_images(app: App, numbers: tuple[int, ...], reason: str | None) -> None:
+    """Put back the rows of images.
+
+    Each row is written to the sides of the phase and compared. A row that stands under its key now is kept as an image
+    first.
+    """
+    with app.store() as store:
+        for number in numbers:
+            store.migration.restore_image(number, reason=reason)
+            say(f"the row of image {number} was put back")
+
+
+def _show(app: App, as_json: bool, contents: bool, look: Callable[[Migration], RowDetail]) -> None:
+    with app.store() as store:
+        detail = look(store.migration)
+    if as_json:
+        show_json(detail)
+        return
+    entry = detail.entry
+    if isinstance(entry, MismatchEntry):
+        what = f"{entry.column or 'row'} {entry.kind}, {entry.state}"
+    else:
+        what = f"{entry.reason}, {entry.state}" if isinstance(entry, RejectEntry) else entry.cause
+    say(f"{entry.pair} {entry.key}: {what}")
+    sides = " and ".join(side.value for side in detail.on)
+    say(f"the row stands on: {sides}" if sides else "no side has the row")
+    kept = any(column.image for column in detail.columns)
+    headings = ("column", "legacy", "normalized", *(["image"] if kept else []), "differs")
+    rows = []
+    for column in detail.columns:
+        cells = [column.legacy, column.normalized, *([column.image] if kept else [])]
+        rows.append((column.name, *(_shown(cell, contents) for cell in cells), "yes" if column.differs else ""))
+    if rows:
+        table(headings, rows)
+
+
+def _shown(cell: Cell | None, contents: bool) -> str | None:
+    if cell is None:
+        return None
+    if cell.type == "null":
+        return "null"
+    if not contents or cell.value is None:
+        return f"{cell.type}, {cell.bytes:,} bytes"
+    text = one_line(cell.value[: SHOWN + 1])
+    return f"{cell.type} {text[:SHOWN]}" + (f"... ({cell.bytes:,} bytes)" if len(cell.value) > SHOWN else "")

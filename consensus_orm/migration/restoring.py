@@ -1,0 +1,54 @@
+"""Putting back a row that was overwritten or deleted: from its image, by the write that every row takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from consensus_orm import errors, ledger
+from consensus_orm.ledgers import images
+from consensus_orm.ledgers.images import Image
+from consensus_orm.mapping import Pair
+from consensus_orm.phase import Side
+from consensus_orm.repository import Repository
+from consensus_orm.unit_of_work import UnitOfWork
+
+__all__ = ["restore"]
+
+
+def restore(uow: UnitOfWork, number: int, reason: str | None) -> None:
+    """Write the row of an image to the sides of the phase, and compare it there.
+
+    A row that stands under its key now is kept as an image first, so that this can be taken back too.
+
+    Args:
+        uow: Holds the write lock.
+        number: The number of the image.
+        reason: Why, for the audit.
+
+    Raises:
+        InvalidValueError: There is no such image, or its row cannot be written: it is one of a parent table.
+        MismatchError: The sides differ and `ON_MISMATCH` is raise.
+        StorageError: The source of truth could not be written.
+    """
+    image = images.take(uow, number)
+    pair = next((pair for pair in uow.statements.mapping.pairs if pair.name == image.pair), None)
+    if pair is None:
+        raise errors.InvalidValueError(
+            f"image {number} is of a row of {image.pair}, which follows from the rows of its pairs",
+            hint=f"look at it: consensus-orm images show {number} --contents",
+            field="id",
+        )
+    Repository(uow, pair).replace(_values(uow, pair, image), f"image {number} was put back")
+    images.set_restored(uow, number)
+    ledger.audit(uow, "restore image", reason=reason, number=number, pair=pair.name, key=image.key)
+
+
+def _values(uow: UnitOfWork, pair: Pair, image: Image) -> dict[str, Any]:
+    encoding = uow.catalog.text_encoding(uow)
+    found = dict(image.cells)
+    if image.side is Side.LEGACY and uow.phase.writes_normalized:
+        # What the normalized side alone keeps stays as it is.
+        now = images.now(uow, pair, image.key, Side.NORMALIZED) or {}
+        found |= {a.key: now[a.key] for a in pair.kept if a.key in now}
+    values = {name: images.value_of(*found[name], encoding) for name in pair.fields if name in found}
+    return values | {pair.key.name: image.key}
