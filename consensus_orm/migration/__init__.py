@@ -185,10 +185,7 @@ class Migration:
 
     def _mend(self, *, dry_run: bool) -> bool:
         """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
-        with self._reading() as uow:
-            flaws = phase_guards.look(uow)
-            if any(flaw.side for flaw in flaws):
-                raise phase_guards.broken(uow, flaws)
+        flaws = self._reading.run(_mendable)
         if flaws and not dry_run:
             self._flipping.run(phase_guards.mend)
         return bool(flaws)
@@ -536,6 +533,14 @@ class Migration:
 def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> Drained:
     _expect_guarded(uow, phase)
     return drain(uow, limit=limit)
+
+
+def _mendable(uow: UnitOfWork) -> list[phase_guards.Flaw]:
+    """What guards the phase and is not in place; refuses where rows may be missing for it."""
+    flaws = phase_guards.look(uow)
+    if any(flaw.side for flaw in flaws):
+        raise phase_guards.broken(uow, flaws)
+    return flaws
 
 
 def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) -> None:
