@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from consensus_orm import stats
 from consensus_orm.backup import BackupReport, backup
+from consensus_orm.repeat import Repeat, once
 from consensus_orm.settings import Settings
 from consensus_orm.stats import DatabaseStats
 from consensus_orm.vacuum import VacuumReport, VacuumScheduler, vacuum
@@ -24,11 +25,13 @@ class Maintenance:
     Args:
         engine: The engine of a store.
         settings: The settings of the store.
+        repeat: Takes a step again after a transient error, as the retrier of the store does; once where left out.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: Settings, *, repeat: Repeat = once) -> None:
         self.engine = engine
         self.settings = settings
+        self._repeat = repeat
         self._scheduler: VacuumScheduler | None = None
         self._lock = threading.Lock()
 
@@ -39,7 +42,7 @@ class Maintenance:
             PoolExhaustedError: All connections stayed lent.
             StorageError: The database cannot be read.
         """
-        return stats.collect(self.engine)
+        return self._repeat(lambda: stats.collect(self.engine))
 
     def vacuum(self, *, full: bool = False, progress: Callable[[int, int], object] | None = None) -> VacuumReport:
         """Give free pages back to the file system, in small steps.
@@ -55,7 +58,7 @@ class Maintenance:
             DatabaseBusyError: Another vacuum is running, or somebody kept the write lock.
             StorageError: The file cannot be written.
         """
-        return vacuum(self.engine, full=full, progress=progress)
+        return vacuum(self.engine, full=full, progress=progress, repeat=self._repeat)
 
     def schedule_vacuum(self, interval: timedelta = timedelta(days=1)) -> VacuumScheduler:
         """Vacuum now and then on a daemon thread; a schedule that was there before ends.
@@ -91,7 +94,7 @@ class Maintenance:
         Raises:
             BackupError: The target cannot be used, or the copy could not be made or did not verify.
         """
-        return backup(self.engine, path, overwrite=overwrite, progress=progress)
+        return self._repeat(lambda: backup(self.engine, path, overwrite=overwrite, progress=progress))
 
     def close(self) -> None:
         """End the schedule; to be called before the engine is disposed of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
@@ -19,6 +19,7 @@ from consensus_orm.journal import occupants
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Mapping
 from consensus_orm.phase import Phase
+from consensus_orm.repeat import Repeat, once
 from consensus_orm.repository import Repository
 from consensus_orm.runs import Runs
 from consensus_orm.settings import Settings, from_environment
@@ -94,7 +95,7 @@ class ConsensusStore:
         self._replica = self._find_replica()
         # Tables of another declaration are made by whoever declares them; only their legacy names are asked for.
         self._legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
-        self._identity = self._inspect()
+        self._identity = self._inspect_patiently()
         self._prepared = False
 
     @classmethod
@@ -143,6 +144,13 @@ class ConsensusStore:
             return adoption.Identity(adoption.Kind.NEW, frozenset(), None)  # looking would create it
         return schema.inspect(self.engine, self._legacy)
 
+    def _inspect_patiently(self) -> adoption.Identity:
+        """Look at the database; again, where somebody keeps it locked. Who opens another one loads no retrier."""
+        try:
+            return self._inspect()
+        except errors.DatabaseBusyError:
+            return self.retrier.call(self._inspect, name="open", read_only=True)
+
     @property
     def path(self) -> Path | None:
         """The file; None for a database in memory."""
@@ -166,13 +174,10 @@ class ConsensusStore:
         Returns:
             None where an upgrade leaves all such tables alone.
         """
-        self._identity = self._inspect()
+        self._identity = self._inspect_patiently()
         if not self._identity.rewritten:
             return None
-        with self._on_primary(read_only=True, readable=True) as uow:
-            there = uow.catalog.tables(uow)
-            names = sorted(there.intersection(self._identity.rewritten))
-            rows = {name: int(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0]) for name in names}
+        rows = self._look(self._rows_rewritten)
         own = len(engine.source_of(self.engine).connections)
         return adoption.Rewrite(
             file=self.name,
@@ -181,6 +186,10 @@ class ConsensusStore:
             backup=None if self.path is None else str(self.migration._backup_place("upgrade", "TIME")),
             others=() if self.path is None else tuple(occupants(self.path, own=own)),
         )
+
+    def _rows_rewritten(self, uow: UnitOfWork) -> dict[str, int]:
+        names = sorted(uow.catalog.tables(uow).intersection(self._identity.rewritten))
+        return {name: int(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0]) for name in names}
 
     def upgrade(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
         """Bring the schema to the newest revision.
@@ -197,26 +206,36 @@ class ConsensusStore:
         Raises:
             RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; nothing was changed.
         """
-        self._identity = self._inspect()  # another process may have been faster
+        return self._upgrade(partial(self.retrier.call, name="upgrade"), progress, rewrite=rewrite, protect=protect)
+
+    def _upgrade(
+        self, repeat: Repeat, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None
+    ) -> list[str]:
+        self._identity = repeat(self._inspect)  # another process may have been faster
         facts: dict[str, Any] = {}
         if self._identity.rewritten:
             if not rewrite:
                 found = self.pending_rewrite()
                 raise errors.RewriteNotConfirmedError(str(found) if found else None, rewrite=found)
             facts = self.migration.backup_before("upgrade", progress)
-        applied = schema.upgrade(
-            self.engine, self.settings, self._legacy, rewrite=bool(self._identity.rewritten), protected=protect
+        again = bool(self._identity.rewritten)
+        applied = repeat(
+            lambda: schema.upgrade(self.engine, self.settings, self._legacy, rewrite=again, protected=protect)
         )
-        self._identity = schema.inspect(self.engine, self._legacy)
+        self._identity = repeat(lambda: schema.inspect(self.engine, self._legacy))
         if facts:
-            with self._unit() as uow:
-                ledger.audit(uow, "backup", **facts)
-        self._renew_triggers()
+            repeat(lambda: self._audit_backup(facts))
+        repeat(self._renew_triggers)
         return applied
 
     def _upgrade_if_needed(self, progress: Watch = None) -> list[str]:
         """Upgrade before another step, which leaves a file alone that somebody chose not to protect."""
-        return self.upgrade(progress, protect=None if self._inspect().needs_upgrade else False)
+        needed = self._inspect_patiently().needs_upgrade
+        return self.upgrade(progress, protect=None if needed else False)
+
+    def _audit_backup(self, facts: dict[str, Any]) -> None:
+        with self._unit() as uow:
+            ledger.audit(uow, "backup", **facts)
 
     def _renew_triggers(self) -> None:
         with self._unit(read_only=True) as uow:
@@ -264,6 +283,15 @@ class ConsensusStore:
         uow._on_alarm = self._fall_back
         return uow
 
+    def _look(self, read: Callable[[ConsensusUnitOfWork], T]) -> T:
+        """Read on the primary, in a unit of work that is taken again after a transient error."""
+
+        def once() -> T:
+            with self._on_primary(read_only=True, readable=True) as uow:
+                return read(uow)
+
+        return self.retrier.call(once, name="look", read_only=True)
+
     def _ensure_current(self) -> None:
         """The first unit of work that writes brings the schema of a file up to date, and asks for WAL.
 
@@ -275,12 +303,15 @@ class ConsensusStore:
             if not self._prepared:
                 self._renew_triggers()
         elif self._identity.needs_upgrade:
-            self.upgrade()
+            self._upgrade(once)  # who repeats the unit of work repeats this
         elif not self._prepared:
             engine.prepare(self.engine, self.settings)
         self._prepared = True
 
     def _confirm(self, doubtful: dict[str, set[Any]]) -> None:
+        self.retrier.call(partial(self._confirm_once, doubtful), name="confirm")
+
+    def _confirm_once(self, doubtful: dict[str, set[Any]]) -> None:
         with self._unit(lock=Lock.CARRY) as uow:
             for name, keys in doubtful.items():
                 ledger.confirm(uow, uow.statements.mapping[name], keys, found_by="shadow_read")
@@ -375,7 +406,7 @@ class ConsensusStore:
         """Statistics, vacuum and backup."""
         from consensus_orm.maintenance import Maintenance
 
-        return Maintenance(self.engine, self.settings)
+        return Maintenance(self.engine, self.settings, repeat=partial(self.retrier.call, name="maintenance"))
 
     def close(self) -> None:
         """Close every connection; the store cannot be used after it."""

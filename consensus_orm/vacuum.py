@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -33,6 +34,7 @@ from consensus_orm.engine import (
     translated,
 )
 from consensus_orm.pool import Pool
+from consensus_orm.repeat import Repeat, once
 from consensus_orm.stats import DiskUse, disk_use
 
 __all__ = ["VacuumReport", "VacuumScheduler", "vacuum"]
@@ -79,6 +81,7 @@ def vacuum(
     full: bool = False,
     progress: Callable[[int, int], object] | None = None,
     cancelled: threading.Event | None = None,
+    repeat: Repeat = once,
 ) -> VacuumReport:
     """Give free pages back to the file system.
 
@@ -90,6 +93,7 @@ def vacuum(
         full: Rewrite the whole file, and convert it where it needs that.
         progress: Called after each step with the pages freed so far and the pages there were to free.
         cancelled: Ends the work early, after the step under way, when set.
+        repeat: Takes a step again after a transient error; once where left out.
 
     Returns:
         What was done, with bytes on disk before and after.
@@ -101,7 +105,7 @@ def vacuum(
     if engine.dialect.name == "postgresql":
         from consensus_orm.postgresql import upkeep
 
-        return upkeep.vacuum(engine, full=full, progress=progress)
+        return upkeep.vacuum(engine, full=full, progress=progress, repeat=repeat)
     path = database_path(engine)
     if path is None:
         nothing = DiskUse()
@@ -117,18 +121,26 @@ def vacuum(
             notes=("the database is in memory",),
         )
     with translated(engine), _only_one(path), checkout(engine) as pooled:
-        work = _Vacuum(engine, driver(pooled), path, cancelled or threading.Event())
+        work = _Vacuum(engine, driver(pooled), path, cancelled or threading.Event(), repeat)
         return work.run(full=full, progress=progress or (lambda _done, _total: None))
 
 
 class _Vacuum:
     """One vacuum of one file."""
 
-    def __init__(self, engine: Engine, connection: DriverConnection, path: Path, cancelled: threading.Event) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        connection: DriverConnection,
+        path: Path,
+        cancelled: threading.Event,
+        repeat: Repeat,
+    ) -> None:
         self.engine = engine
         self.connection = connection
         self.path = path
         self.cancelled = cancelled
+        self.repeat = repeat
         self.longest_lock = 0.0
         self.pages_freed = 0
         self.steps = 0
@@ -137,7 +149,7 @@ class _Vacuum:
     def run(self, *, full: bool, progress: Callable[[int, int], object]) -> VacuumReport:
         started, before = time.monotonic(), disk_use(self.path)
         self.connection.allow_writes(True)
-        converted = self._rewrite(full=full)
+        converted = self.repeat(partial(self._rewrite, full=full))
         if not converted and self.connection.pragma("auto_vacuum") == 2:
             self._free(progress)
         if self.connection.pragma("journal_mode") == "wal":
@@ -188,7 +200,7 @@ class _Vacuum:
         wal = self.connection.pragma("journal_mode") == "wal"
         while self.pages_freed < total and not self.cancelled.is_set():
             started = time.monotonic()
-            freed = self._step(at_most=total - self.pages_freed)
+            freed = self.repeat(partial(self._step, at_most=total - self.pages_freed))
             held = time.monotonic() - started
             self.pages_freed += freed
             self.steps += 1
@@ -235,7 +247,7 @@ class _Vacuum:
         try:
             while True:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                if not self._truncate():
+                if not self.repeat(self._truncate):
                     return
                 if time.monotonic() > deadline or self.cancelled.wait(CHECKPOINT_AGAIN):
                     self.notes.append("an open reader keeps the log from being emptied; vacuum again later")

@@ -121,7 +121,7 @@ def test_force_needs_a_reason_and_opens_no_gate_behind_which_rows_would_be_lost(
     run("backfill", code=0)
     run("verify", code=0)
     run("advance", "--force", "--reason", "hurry", code=0)
-    assert "hurry (forced)" in run("history").stdout
+    assert "hurry (forced, skipped: the soak of DUAL_WRITE" in run("history").stdout
 
 
 def test_mismatch_is_told_repaired_and_accepted(database: Database, run: Run) -> None:

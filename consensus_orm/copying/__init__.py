@@ -8,6 +8,7 @@ at one moment. At the end every row of the target is compared with what the sour
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from sqlalchemy import PrimaryKeyConstraint, Table, UniqueConstraint
@@ -77,7 +78,7 @@ class _Copy:
         self.started = time.monotonic()
         self.source = source
         self.progress = progress
-        self.state = source.look()
+        self.state = source.again(source.look)
         self.target = Target(store, source.name, self.state)
         self.tables = self._inventory()
         self.passes = self._passes()
@@ -119,8 +120,8 @@ class _Copy:
             )
         verified = self.passes.verify(self.target)
         facts = {"from": self.source.name, "rows": {table.name: table.rows for table in self.passes.report()}}
-        finish_copy(self.target, self.source, rest, self.tables, facts)
-        self.target.store._identity = self.target.store._inspect()
+        self.target.again(partial(finish_copy, self.target, self.source, rest, self.tables, facts))
+        self.target.store._identity = self.target.again(self.target.store._inspect)
         return self._report(verified=verified, locked=lull.locked, finished=True)
 
     def _require_fit(self, reject: bool) -> None:
@@ -155,7 +156,7 @@ class _Copy:
         return mark
 
     def _require_same_shape(self) -> None:
-        before, self.state = self.shape, self.source.look()
+        before, self.state = self.shape, self.source.again(self.source.look)
         self.target.state = self.state
         tables, self.tables = self.tables, self._inventory()
         if self.shape != before:

@@ -12,8 +12,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from consensus_orm import errors, schema
 from consensus_orm.adoption import Kind
@@ -30,6 +31,8 @@ from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["Lull", "Source", "State", "opened"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,23 @@ class Source(UnitOfWork):
         """Look by itself: a unit of work has a transaction, and this has none."""
         if isinstance(parameters, Mapping):  # a key may be a text that is no UTF-8
             parameters = {name: driver.storable(value) for name, value in parameters.items()}
+        look = partial(self._look_once, driver, sql, parameters)
+        try:
+            return look()
+        except errors.DatabaseBusyError:
+            if driver.in_transaction:
+                raise
+        return self.again(look)
+
+    def _look_once(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
         try:
             return driver.execute(sql, parameters)
         except driver.Error as error:
             raise (translate(error, self.engine) or error) from error
+
+    def again(self, step: Callable[[], T]) -> T:
+        """Take a step, and take it again after a transient error."""
+        return self.store.retrier.call(step, name="copy")
 
     @property
     def kind(self) -> str:
@@ -178,7 +194,7 @@ class Source(UnitOfWork):
         """
         lull = Lull()
         with contextlib.ExitStack() as stack:
-            release = self._keep_out(stack) if lock else None
+            release = self.again(lambda: self._keep_out(stack)) if lock else None
             since = time.monotonic()
             self._begin_snapshot()
             stack.callback(self._connected.rollback)
@@ -280,7 +296,7 @@ def opened(store: ConsensusStore) -> Iterator[Source]:
             source._driver = driver(pooled)
             yield source
         return
-    with translated(store.engine), contextlib.closing(_read_only(store)) as own:
+    with translated(store.engine), contextlib.closing(source.again(lambda: _read_only(store))) as own:
         source._driver = own
         try:
             yield source

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.schema import AddConstraint, DropConstraint
@@ -35,6 +36,8 @@ from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work import UnitOfWork
 
 __all__ = ["CHECKPOINTS", "Target", "TargetUnit"]
+
+T = TypeVar("T")
 
 CHECKPOINTS = "consensus_orm_copy"
 
@@ -114,7 +117,10 @@ class Target:
         """
         if self.store.path is not None and not self.store.path.exists():
             return False
-        kind = self.store._inspect().kind
+        kind = self.again(self.store._inspect).kind
+        return self.again(partial(self._is_begun, shape, kind))
+
+    def _is_begun(self, shape: list[Any], kind: Kind) -> bool:
         with engines.translated(self.store.engine), self._looking() as uow:
             there = {name.lower() for name in uow.catalog.tables(uow)}
             if CHECKPOINTS in there:
@@ -122,6 +128,10 @@ class Target:
                 return True
             self._require_empty(uow, there, kind)
         return False
+
+    def again(self, step: Callable[[], T]) -> T:
+        """Take a step, and take it again after a transient error: what it had not committed is gone."""
+        return self.store.retrier.call(step, name="copy")
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[UnitOfWork]:
@@ -154,7 +164,10 @@ class Target:
             shape: What the source consists of.
             made: What SQLite says of the tables of other programs.
         """
-        engines.prepare(self.store.engine, self.store.settings)
+        self.again(partial(engines.prepare, self.store.engine, self.store.settings))
+        self.again(partial(self._make, shape, made))
+
+    def _make(self, shape: list[Any], made: Sequence[Definition]) -> None:
         with engines.translated(self.store.engine), schema.changing(self.store.engine) as connection:
             if self.state.phase.has_legacy or self.state.reversible:
                 self._make_legacy(connection, made)
@@ -228,6 +241,9 @@ class Target:
         Returns:
             How many rows were written, and how many deleted.
         """
+        return self.again(partial(self._settle, table, after, upto, rows))
+
+    def _settle(self, table: Copied, after: Any, upto: Any, rows: list[Values]) -> tuple[int, int]:
         with self.unit() as uow:
             known = uow._rows(f"SELECT last_key FROM {CHECKPOINTS} WHERE name = ?", (table.name,))
             last = json.loads(known[0][0]) if known else None
@@ -275,18 +291,20 @@ class Target:
 
     def rows(self, table: Copied, after: Any, upto: Any) -> list[Values]:
         """The rows of a range of keys as they are stored."""
-        with self._reading() as uow:
-            return rows_between(uow, table, after, upto)
+        return self._read(lambda uow: rows_between(uow, table, after, upto))
 
-    def _reading(self) -> TargetUnit:
-        uow = self.unit()
-        uow.read_only, uow.lock = True, Lock.NONE
-        return uow
+    def _read(self, look: Callable[[UnitOfWork], T]) -> T:
+        def once() -> T:
+            uow = self.unit()
+            uow.read_only, uow.lock = True, Lock.NONE
+            with uow:
+                return look(uow)
+
+        return self.again(once)
 
     def count(self, table: Copied) -> int:
         """Rows of a table."""
-        with self._reading() as uow:
-            return int(uow._rows(f"SELECT count(*) FROM {quoted(table.name)}")[0][0])
+        return int(self._read(lambda uow: uow._rows(f"SELECT count(*) FROM {quoted(table.name)}"))[0][0])
 
     def restored(self, uow: UnitOfWork) -> list[str]:
         """Statements that put back the foreign keys that were in the way."""
@@ -299,6 +317,9 @@ class Target:
 
     def make_room(self, table: Copied) -> None:
         """Add the columns that the target's own table lacks."""
+        self.again(partial(self._add_columns, table))
+
+    def _add_columns(self, table: Copied) -> None:
         with self.unit() as uow:
             there = uow.catalog.columns(uow, table.name)
             for field in table.fields:

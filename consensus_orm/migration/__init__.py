@@ -48,7 +48,7 @@ class Migration:
 
     @property
     def _reading(self) -> Units:
-        return Units(self._store, self._look)
+        return Units(self._store, self._look, read_only=True)
 
     @property
     def _writing(self) -> Units:
@@ -75,10 +75,7 @@ class Migration:
 
         A file that nobody prepared yet is told apart by looking at it, and nothing is written.
         """
-        with self._reading() as uow:
-            if uow.prepared:
-                return uow.phase
-        return self._store.initial_phase
+        return self._reading.run(lambda uow: uow.phase if uow.prepared else self._store.initial_phase)
 
     def status(self) -> MigrationStatus:
         """Everything there is to know before the next step; writes nothing.
@@ -88,13 +85,12 @@ class Migration:
             gate still wants.
         """
         rewrite = self._store.pending_rewrite() if self._store._identity.rewritten else None
-        with self._reading() as uow:
-            return collect(uow, self._store.initial_phase, None if rewrite is None else str(rewrite))
+        told = None if rewrite is None else str(rewrite)
+        return self._reading.run(lambda uow: collect(uow, self._store.initial_phase, told))
 
     def history(self) -> list[audit_records.HistoryEntry]:
         """The audit: every change of phase and every repair, oldest first; writes nothing."""
-        with self._reading() as uow:
-            return audit_records.history(uow)
+        return self._reading.run(audit_records.history)
 
     def mismatches(self, *, everything: bool = False) -> list[audit_records.MismatchEntry]:
         """Mismatches, oldest first.
@@ -102,8 +98,7 @@ class Migration:
         Args:
             everything: Those that are settled, too.
         """
-        with self._reading() as uow:
-            return audit_records.mismatches(uow, everything)
+        return self._reading.run(lambda uow: audit_records.mismatches(uow, everything))
 
     def rejects(self, *, everything: bool = False) -> list[audit_records.RejectEntry]:
         """Rows that could not be carried, oldest first.
@@ -111,8 +106,7 @@ class Migration:
         Args:
             everything: Those that are settled, too.
         """
-        with self._reading() as uow:
-            return audit_records.rejects(uow, everything)
+        return self._reading.run(lambda uow: audit_records.rejects(uow, everything))
 
     def images(self, *, everything: bool = False) -> list[audit_records.ImageEntry]:
         """Rows that were kept before they were overwritten or deleted, oldest first.
@@ -240,10 +234,7 @@ class Migration:
 
     def _mend(self, *, dry_run: bool) -> bool:
         """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
-        with self._reading() as uow:
-            flaws = phase_guards.look(uow)
-            if any(flaw.side for flaw in flaws):
-                raise phase_guards.broken(uow, flaws)
+        flaws = self._reading.run(_mendable)
         if flaws and not dry_run:
             self._flipping.run(phase_guards.mend)
         return bool(flaws)
@@ -358,17 +349,14 @@ class Migration:
 
     def _mind_clock(self) -> None:
         """Let the phase begin now where it began in the future; read first, since that is rare."""
-        with self._reading() as uow:
-            wrong = uow.prepared and gates.began_in_future(uow)
-        if wrong:
+        if self._reading.run(lambda uow: uow.prepared and gates.began_in_future(uow)):
             self._flipping.run(gates.count_from_now)
 
     def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool, progress: Watch) -> None:
         facts: dict[str, Any] = {}
         self._mind_clock()
         if not to.has_legacy:
-            with self._reading() as uow:
-                _pass_gate(uow, to, force=force, soak=soak)
+            self._reading.run(partial(_pass_gate, to=to, force=force, soak=soak))
             facts = self._backup_in(now, progress)
 
         def step(uow: UnitOfWork) -> None:
@@ -397,8 +385,7 @@ class Migration:
 
     def _finish_interrupted(self, progress: Watch) -> None:
         """Finish the emptying of dropped tables, or undo a rebuild, that an earlier call left behind."""
-        with self._reading() as uow:
-            step = uow._rows("SELECT step FROM consensus_orm_state")
+        step = self._reading.run(lambda uow: uow._rows("SELECT step FROM consensus_orm_state"))
         if not step or step[0][0] is None:
             return
         from consensus_orm.migration import contraction
@@ -614,6 +601,14 @@ class Migration:
 def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> Drained:
     _expect_guarded(uow, phase)
     return drain(uow, limit=limit)
+
+
+def _mendable(uow: UnitOfWork) -> list[phase_guards.Flaw]:
+    """What guards the phase and is not in place; refuses where rows may be missing for it."""
+    flaws = phase_guards.look(uow)
+    if any(flaw.side for flaw in flaws):
+        raise phase_guards.broken(uow, flaws)
+    return flaws
 
 
 def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) -> None:

@@ -11,8 +11,11 @@ import contextlib
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
+
+from sqlalchemy import Engine
 
 from consensus_orm import checkpoints, errors, ledger, phase_guards
 from consensus_orm.checkpoints import Checkpoints
@@ -68,13 +71,10 @@ def backfill(
         WrongPhaseError: Both sides are not being written, so rows would be missed.
     """
     started, rows, rejects, adopted = time.monotonic(), 0, 0, 0
-    with writing() as uow:
-        require_dual_write(uow.phase)
-        pairs = uow.statements.mapping.pairs
-        comparing_thread = _second_thread(uow)
-    with checkpoints.beside(uow.engine) as log, comparing_thread as comparing:
-        for pair in pairs:
-            _print_statements(uow.statements, pair)
+    engine, statements, second_thread = writing.run(_begin)
+    with checkpoints.beside(engine) as log, second_thread as comparing:
+        for pair in statements.mapping.pairs:
+            _print_statements(statements, pair)
             chunk = _Chunks(reading, writing, log, comparing, pair, progress)
             while writing.repeat(chunk.next):
                 pass
@@ -84,7 +84,12 @@ def backfill(
     return BackfillReport(rows, rejects, adopted, time.monotonic() - started)
 
 
-def _second_thread(uow: UnitOfWork) -> contextlib.AbstractContextManager[ThreadPoolExecutor | None]:
+def _begin(uow: UnitOfWork) -> tuple[Engine, Statements, AbstractContextManager[ThreadPoolExecutor | None]]:
+    require_dual_write(uow.phase)
+    return uow.engine, uow.statements, _second_thread(uow)
+
+
+def _second_thread(uow: UnitOfWork) -> AbstractContextManager[ThreadPoolExecutor | None]:
     """A thread that compares, where it has a connection of its own and does not keep the work from committing."""
     several = uow.engine.pool.size() > 1  # type: ignore[attr-defined]
     if several and not uow.catalog.keeps_writers_waiting(uow):

@@ -27,13 +27,15 @@ class Units:
     Args:
         store: Whose retry policy counts.
         open: Opens one.
+        read_only: Whether they only read.
     """
 
     store: ConsensusStore
     open: Callable[[], UnitOfWork]
+    read_only: bool = False
 
     def __call__(self) -> UnitOfWork:
-        """Open a unit of work, which is tried once."""
+        """Open a unit of work, which is tried once: within a step that is repeated."""
         return self.open()
 
     def run(self, work: Callable[[UnitOfWork], T]) -> T:
@@ -51,4 +53,4 @@ class Units:
         Args:
             step: May be taken twice: what it had not committed is gone.
         """
-        return self.store.retrier.call(step, name="migration")
+        return self.store.retrier.call(step, name="migration", read_only=self.read_only)

@@ -130,8 +130,7 @@ def verify(
             noticed by nobody, so nothing can be certified.
     """
     started = time.monotonic()
-    with reading() as uow:
-        phase_guards.require(uow)
+    reading.run(phase_guards.require)
     seen = reading.repeat(lambda: scan(reading, progress))
     return writing.run(lambda uow: _conclude(uow, seen, started))
 

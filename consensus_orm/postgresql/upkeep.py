@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +12,7 @@ from sqlalchemy import Engine
 
 from consensus_orm.engine import checkout, driver, translated
 from consensus_orm.pool import Pool
+from consensus_orm.repeat import Repeat, once
 from consensus_orm.schema import metadata
 from consensus_orm.sql import quoted
 from consensus_orm.stats import DiskUse, PoolUse
@@ -101,13 +103,16 @@ def collect(engine: Engine) -> ServerStats:
     )
 
 
-def vacuum(engine: Engine, *, full: bool, progress: Callable[[int, int], object] | None) -> VacuumReport:
+def vacuum(
+    engine: Engine, *, full: bool, progress: Callable[[int, int], object] | None, repeat: Repeat = once
+) -> VacuumReport:
     """Make room of dead rows in our tables, and renew what the planner knows of them; writers go on.
 
     Args:
         engine: The engine of a store.
         full: Give the room back to the file system; nobody reads or writes a table while it is rewritten.
         progress: Called with the tables done so far and the tables there are.
+        repeat: Takes a step, the vacuum of one table, again after a transient error.
 
     Returns:
         What was done, with the bytes of our tables before and after; a step is a table.
@@ -117,7 +122,8 @@ def vacuum(engine: Engine, *, full: bool, progress: Callable[[int, int], object]
         connection: Any = driver(pooled)
         before = _tables(connection)
         for done, table in enumerate(before, start=1):
-            connection.execute(f"VACUUM ({'FULL, ' if full else ''}ANALYZE) {quoted(table)}")
+            command = f"VACUUM ({'FULL, ' if full else ''}ANALYZE) {quoted(table)}"
+            repeat(partial(connection.execute, command))
             if progress is not None:
                 progress(done, len(before))
         after = _tables(connection)

@@ -78,17 +78,16 @@ def rehearse(
         CopyError: A column on a server would not come along.
     """
     rewrite = store.pending_rewrite()
-    with store._on_primary(read_only=True, readable=True) as uow:
-        mapping = uow.statements.mapping
-        if writers and mapping is not CONSENSUS:
-            raise errors.InvalidValueError(
-                "writers know the consensus tables only", hint="rehearse without writers", field="writers"
-            )
-        known = image.identity(look_of(store.engine.dialect.name, uow._rows), mapping)
-        if known.schema_hash is None and rewrite is None:
-            raise errors.MigrationError(
-                "this database never had legacy tables, so there is nothing to rehearse", hint="it is where it ends"
-            )
+    mapping = store._statements.mapping
+    if writers and mapping is not CONSENSUS:
+        raise errors.InvalidValueError(
+            "writers know the consensus tables only", hint="rehearse without writers", field="writers"
+        )
+    known = store._look(lambda uow: image.identity(look_of(store.engine.dialect.name, uow._rows), mapping))
+    if known.schema_hash is None and rewrite is None:
+        raise errors.MigrationError(
+            "this database never had legacy tables, so there is nothing to rehearse", hint="it is where it ends"
+        )
     with _folder(keep) as folder, copies.made(store, folder, keep=keep is not None, progress=progress) as copy:
         others = {"backup_dir": folder, "alarm_falls_back": False, "read_url": None}
         settings = store.settings.model_copy(update=others)
@@ -322,8 +321,7 @@ class _Course:
         return unexplained, missing
 
     def _fingerprint(self) -> str:
-        with self.store.unit_of_work(read_only=True) as uow:
-            return uow.statements.fingerprint
+        return self.store._statements.fingerprint
 
 
 def _rows_of(step: Step) -> int | None:

@@ -13,6 +13,7 @@ from consensus_orm import files
 from consensus_orm.rehearsal.image import identity
 from consensus_orm.rehearsal.looks import look_of
 from consensus_orm.rehearsal.records import Identity, RehearsalReport
+from consensus_orm.unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore
@@ -109,9 +110,12 @@ def find(store: ConsensusStore) -> Evidence | None:
         return None
     if store.path is None and report.database != store.name:
         return None  # of a database of the same name on another server
-    with store._on_primary(read_only=True, readable=True) as uow:
+
+    def compare(uow: UnitOfWork) -> Evidence:
         mapping = uow.statements.mapping
         now = identity(look_of(store.engine.dialect.name, uow._rows), mapping)
         legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in mapping.pairs)
         normalized = sum(now.rows.get(pair.table.name, 0) for pair in mapping.pairs)
         return Evidence(path, report, now, uow.statements.fingerprint, max(legacy, normalized))
+
+    return store._look(compare)

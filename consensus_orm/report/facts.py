@@ -111,23 +111,26 @@ def collect(store: ConsensusStore) -> Facts:
     """
     exists = store.path is None or store.path.exists()
     evidence = find(store)
-    with store._on_primary(read_only=True) as uow:
-        return Facts(
-            database=store.name,
-            at=uow.now,
-            mapping=uow.statements.fingerprint,
-            status=collect_status(uow, store.initial_phase),
-            # On a connection of its own; with a database in memory there is only this one.
-            stats=store.maintenance.stats() if exists and store.path is not None else None,
-            tables=list(_tables(uow)),
-            history=audit.history(uow),
-            mismatches=audit.mismatches(uow, everything=True),
-            rejects=audit.rejects(uow, everything=True),
-            backfills=_backfills(uow),
-            certificates=_certificates(uow),
-            reads=[times for pair in uow.statements.mapping.pairs for times in _time_reads(uow, pair)],
-            evidence=evidence,
-        )
+    stats = store.maintenance.stats() if exists and store.path is not None else None
+    return store._look(lambda uow: _seen(uow, store, stats, evidence))
+
+
+def _seen(uow: UnitOfWork, store: ConsensusStore, stats: DatabaseStats | None, evidence: Evidence | None) -> Facts:
+    return Facts(
+        database=store.name,
+        at=uow.now,
+        mapping=uow.statements.fingerprint,
+        status=collect_status(uow, store.initial_phase),
+        stats=stats,
+        tables=list(_tables(uow)),
+        history=audit.history(uow),
+        mismatches=audit.mismatches(uow, everything=True),
+        rejects=audit.rejects(uow, everything=True),
+        backfills=_backfills(uow),
+        certificates=_certificates(uow),
+        reads=[times for pair in uow.statements.mapping.pairs for times in _time_reads(uow, pair)],
+        evidence=evidence,
+    )
 
 
 def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
