@@ -217,12 +217,10 @@ class Repository:
         """
         self.uow._refuse_to_read_only()
         phase = self.uow.phase
-        sides = [side for side, written in _sides(phase) if written]
+        sides = self._written_sides()
         parameters = {parameter(name): value for name, value in filters.items()}
         if len(sides) == 2:
             self.uow._connected.hold(Lock.CARRY)  # a row being carried meanwhile would come back
-        # The truth last: what is committed between the two looks is deleted from both sides, and counted.
-        sides.sort(key=lambda side: side is phase.truth)
         found: dict[Side, set[Any]] = {}
         for side in list(sides):
             if not self._write(side, None, partial(self._find, found, side, filters, parameters)):
@@ -230,11 +228,16 @@ class Repository:
         if len(sides) == 2:
             self._leave_to_truth(found)
             self._meet_carriers(found)
-        self._delete_keys(set().union(*found.values()))
+        self._delete_keys(set().union(*found.values()), sides)
         return len(found[phase.truth])
 
-    def _delete_keys(self, wanted: set[Any]) -> None:
-        """Delete rows from the sides of the phase, and keep account of what stays behind."""
+    def _written_sides(self) -> list[Side]:
+        """The sides of the phase, the truth last: what is committed between two looks is on both, and counted."""
+        sides = [side for side, written in _sides(self.uow.phase) if written]
+        return sorted(sides, key=lambda side: side is self.uow.phase.truth)
+
+    def _delete_keys(self, wanted: set[Any], sides: list[Side]) -> None:
+        """Delete rows from some sides, the truth being the last, and keep account of what stays behind."""
         phase = self.uow.phase
         if phase.compares:
             self._keep_foreign(wanted)
@@ -244,15 +247,15 @@ class Repository:
             self._write(Side.NORMALIZED, None, lambda: self._delete_normalized(keys))
         if Side.LEGACY in sides:
             self._write(Side.LEGACY, None, lambda: self.uow._execute(self.sql.delete(Side.LEGACY), {"_keys": keys}))
-        if phase.compares and len(sides) == 1:
-            for key in found[phase.truth]:
+        if not phase.compares:
+            return
+        if len(sides) == 1:
+            for key in wanted:
                 self._mismatch(key, [(None, ledger.NOT_DELETED)])
-        if phase.compares:
-            self.uow.catalog.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
-            # The truth last, as it is deleted last.
-            for side in sorted(Side, key=lambda side: side is phase.truth):
-                for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
-                    self._mismatch(key, [(None, ledger.NOT_DELETED)])
+        self.uow.catalog.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
+        for side in sides:
+            for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
+                self._mismatch(key, [(None, ledger.NOT_DELETED)])
 
     def replace(self, values: Values, why: str) -> None:
         """Write a row in the place of the one that has its key, if there is one, which is kept as an image.
@@ -271,7 +274,7 @@ class Repository:
             changes.forget(self.uow, changes.of_rows(self.uow, self.pair, keys).values())
             ledger.settle(self.uow, self.pair, keys, "repaired", why)
         self._keep_both(keys, why)
-        self._delete_keys(keys)
+        self._delete_keys(keys, self._written_sides())
         stored = {**self.pair.carried, **{attribute.key: attribute for attribute in self.pair.kept}}
         texts = {name for name, attribute in stored.items() if isinstance(self.pair.column(attribute).type, Text)}
         exact = Repository(self.uow, self.pair)

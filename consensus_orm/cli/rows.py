@@ -53,7 +53,7 @@ def images(ctx: click.Context, app: App, everything: bool, as_json: bool) -> Non
     """List rows that were kept before they were overwritten or deleted, or put one back."""
     if ctx.invoked_subcommand is not None:
         return
-    with app.store(may_be_missing=True) as store:
+    with app.store() as store:
         entries = store.migration.images(everything=everything)
     if as_json:
         show_json(entries)
