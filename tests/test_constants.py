@@ -350,6 +350,19 @@ def test_rules_full_of_constants_go_through_all_phases_and_back(database: Databa
     assert database.rows_of("SELECT state, note, price FROM jobs_flat ORDER BY no") == rows
 
 
+@pytest.mark.postgresql
+def test_no_setting_of_a_database_changes_a_constant(database: Database, tmp_path: Path) -> None:
+    """A database may have been told, long ago, that a backslash in a text is more than itself."""
+    (name,) = database.rows_of("SELECT current_database()")[0]
+    for setting in ("standard_conforming_strings = off", "extra_float_digits = -5", "bytea_output = 'escape'"):
+        database.script(f'ALTER DATABASE "{name}" SET {setting}')
+    with opened(database, tmp_path) as store:
+        forward(store, Phase.CUTOVER)
+        assert store.migration.verify().clean
+    database.script(f'ALTER DATABASE "{name}" RESET ALL')
+    judge(database, ROWS)
+
+
 DAMAGE = (
     "found = 9", "is_done = 1 - is_done", "label = 'x'", "said = 'x'", "cents = 7", "half = 0.25", "taxed = 7",
     "rounded = 7", "kind = 'x'", "is_dear = NOT is_dear", "day = '2000-01-01'", "at = '2000-01-01 00:00:00'",

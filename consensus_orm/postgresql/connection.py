@@ -52,6 +52,18 @@ LESS = (
 )
 """Why a unit of work has to ask for less at its begin: a pooler forgets what is prepared, or the role may not look."""
 
+AS_WRITTEN = "; ".join(
+    f"SET {name} = {value}"
+    for name, value in {
+        "client_encoding": "'UTF8'",
+        "datestyle": "'ISO'",
+        "standard_conforming_strings": "on",
+        "extra_float_digits": "1",
+        "bytea_output": "'hex'",
+    }.items()
+)
+"""Settings that decide how values are written and read, which a database or a role may have of its own."""
+
 _READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
 
@@ -431,7 +443,7 @@ class ServerSource:
         # A plan made for the values at hand costs more than it brings: ours find their rows by keys.
         # What looks at ranges of keys says otherwise for its transaction.
         connection.execute("SET plan_cache_mode = force_generic_plan")
-        connection.execute(f"SET lock_timeout = {milliseconds}; SET client_encoding = 'UTF8'; SET datestyle = 'ISO'")
+        connection.execute(f"SET lock_timeout = {milliseconds}; {AS_WRITTEN}")
         # A temporary table of one of our names would take the place of ours.
         path = "set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
         with contextlib.suppress(psycopg.errors.UndefinedTable):
