@@ -7,13 +7,17 @@ another kind of database says instead is a class of the same methods (`postgresq
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import Column
 from sqlalchemy.schema import CreateTable
 
 from consensus_orm import dropping, errors, phase_guards
+from consensus_orm.key_faults import key_faults
+from consensus_orm.keys import LARGEST
 from consensus_orm.mapping import Pair, table_of
 from consensus_orm.models.control import GuardRecord
 from consensus_orm.phase import Phase, Side
@@ -74,6 +78,10 @@ class Catalog:
             " WHERE t.type = 'table' AND f.\"table\" = ? COLLATE NOCASE ORDER BY 1"
         )
         return [name for (name,) in uow._rows(sql, (table,))]
+
+    def key_faults(self, uow: UnitOfWork, table: str, key: Column[Any]) -> Iterator[str]:
+        """What is wrong with a column as the key of a move, and what to do about it."""
+        return key_faults(uow, table, key)
 
     def keeps_writers_waiting(self, uow: UnitOfWork) -> bool:
         """Whether nobody can commit while a read is going on: that is so without a write-ahead log."""
@@ -176,6 +184,18 @@ class Catalog:
         """Let a table go on above an id."""
         if not uow._execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (value, table)).rowcount:
             uow._execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, value))
+
+    def used_up(self, uow: UnitOfWork) -> str | None:
+        """A mapped table that has given its last id, where there is one: SQLite calls that a full disk.
+
+        It may be asked after the failure, which has ended the transaction.
+        """
+        mapping = uow.statements.mapping
+        names = [parent.table.name for parent in mapping.parents]
+        names += [pair.table_name(side) for pair in mapping.pairs for side in Side]
+        given = "SELECT name FROM sqlite_sequence WHERE seq >= ? AND name IN (SELECT value FROM json_each(?))"
+        found = uow._connected.execute(given, (LARGEST, json.dumps(names))).fetchone()
+        return None if found is None else str(found[0])
 
     # Writes that went around the repositories -------------------------------------------------------------
 

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import Connection
 
-from consensus_orm import phase_guards
+from consensus_orm import errors, phase_guards
 from consensus_orm.engine import translated
 from consensus_orm.mapping import Pair
-from consensus_orm.phase import Side
-from consensus_orm.saved_schema import ROWS, Cells, bound, cells, image, make, unsafe
+from consensus_orm.saved_schema import ROWS, Cells, bound, cells, make, unsafe
 from consensus_orm.sql import fitting, quoted
 
 if TYPE_CHECKING:
@@ -117,12 +116,21 @@ class LegacyTables:
         Returns:
             How many were deleted.
         """
-        table = quoted(name)
-        chunk = f"SELECT rowid FROM {table} LIMIT ?"
-        deleted = uow._execute(f"DELETE FROM {table} WHERE rowid IN ({chunk})", (rows,)).rowcount
+        row = ", ".join(self._told_apart_by(uow, name))
+        chunk = f"SELECT {row} FROM {quoted(name)} LIMIT ?"
+        deleted = uow._execute(f"DELETE FROM {quoted(name)} WHERE ({row}) IN ({chunk})", (rows,)).rowcount
         if not deleted:
             operations(uow).drop_table(name)
         return deleted
+
+    def _told_apart_by(self, uow: UnitOfWork, name: str) -> list[str]:
+        """What tells the rows of a table apart: the rowid, or the primary key of a table WITHOUT ROWID."""
+        try:
+            uow._rows(f"SELECT rowid FROM {quoted(name)} LIMIT 0")
+        except errors.StorageError:
+            keys = uow._rows("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", (name,))
+            return [quoted(key) for (key,) in keys]
+        return ["rowid"]
 
     def bring_back(self, uow: UnitOfWork) -> None:
         """Make the tables again, empty, with their indexes.
@@ -156,14 +164,6 @@ class LegacyTables:
             self._make(uow, kind, table, sql)
         elif kind == "table" and sequence is not None:
             uow.catalog.set_sequence(uow, name, max(sequence, uow.catalog.sequence(uow, name) or 0))
-
-    def rejected_rows(self, uow: UnitOfWork, pair: Pair, keys: set[Any]) -> Iterator[str]:
-        """Images of rows that stand on the legacy side alone, since they could not be carried."""
-        names, sql = uow.statements[pair].image(Side.LEGACY)
-        wanted = {pair.key.name, *pair.carried}
-        for key in sorted(keys):
-            parts = uow._execute(sql, {"_key": key}).fetchone()
-            yield image({name: (parts[2 * i], parts[2 * i + 1]) for i, name in enumerate(names) if name in wanted})
 
     def saved_rows(self, uow: UnitOfWork) -> list[SavedRow]:
         """The rows that were saved, read as values.

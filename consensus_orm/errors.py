@@ -22,6 +22,7 @@ __all__ = [
     "GateClosedError",
     "GuardsBrokenError",
     "InvalidValueError",
+    "KeysUsedUpError",
     "MigrationError",
     "MismatchError",
     "NotADatabaseError",
@@ -137,6 +138,16 @@ class DatabaseFullError(StorageError):
     """There is no room left to write."""
 
     hint = "nothing of this unit of work was kept; free space, then repeat it"
+
+
+class KeysUsedUpError(StorageError):
+    """The table has given its last id.
+
+    `table` is its name. An id is at most 9223372036854775807 (2**63 - 1), and none is given twice.
+    """
+
+    hint = "nothing of this unit of work was kept; give that row a lower id, and lower the sequence"
+    table: str = ""
 
 
 class CorruptDatabaseError(StorageError):

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy
@@ -37,6 +37,9 @@ __all__ = [
 
 Finding = tuple[str | None, str]
 """A column (None for the row as a whole) and what is wrong with it."""
+
+Image = dict[str, list[str]]
+"""A row whole: the type and the bytes of each column, in hexadecimal digits."""
 
 KEY = sqlalchemy.column("key", sqlalchemy.Integer())
 
@@ -259,6 +262,11 @@ def settle_storms(uow: UnitOfWork, pair: Pair) -> None:
     )
 
 
+def last_mismatch(uow: UnitOfWork) -> int:
+    """The number of the newest mismatch; 0 where there never was one."""
+    return int(uow._rows("SELECT coalesce(max(id), 0) FROM consensus_orm_mismatches")[0][0])
+
+
 def open_mismatches(uow: UnitOfWork) -> int:
     """How many mismatches nobody has settled."""
     sql = "SELECT count(*) FROM consensus_orm_mismatches WHERE state IN ('found', 'confirmed')"
@@ -281,21 +289,42 @@ def reject(uow: UnitOfWork, pair: Pair, key: Any, side: Side, reason: str) -> bo
     Returns:
         Whether it is new; False where it was rejected before.
     """
-    sql = uow.statements[pair]
-    names, image_sql = sql.image(side)
-    parts = uow._execute(image_sql, {"_key": key}).fetchone()
-    image = {name: [parts[2 * i], parts[2 * i + 1]] for i, name in enumerate(names)}
     known = "SELECT 1 FROM consensus_orm_rejects WHERE pair = ? AND key IS ? AND state = 'open'"
     if uow._execute(known, (pair.name, key)).fetchone():
         return False
-    table = pair.legacy_table if side is Side.LEGACY else pair.table
+    names, image_sql = uow.statements[pair].image(side)
+    image = as_image(names, uow._execute(image_sql, {"_key": key}).fetchone())
+    keep_reject(uow, pair, key, side, reason, image)
+    return True
+
+
+def as_image(names: Sequence[str], parts: Sequence[str]) -> Image:
+    """A row whole, from its column names and, for each column, its type and its bytes."""
+    return {name: [parts[2 * i], parts[2 * i + 1]] for i, name in enumerate(names)}
+
+
+def keep_reject(uow: UnitOfWork, pair: Pair, key: Any, side: Side, reason: str, image: Image) -> None:
+    """Keep a row that cannot be carried.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the row.
+        key: The key of the row; None where it cannot be named by it.
+        side: Where the row stands.
+        reason: Why it cannot be carried; no contents.
+        image: The row whole.
+    """
     uow._execute(
         "INSERT INTO consensus_orm_rejects (pair, key, table_name, reason, image, state, found_at)"
         " VALUES (?, ?, ?, ?, ?, 'open', ?)",
-        (pair.name, key, table.name, reason, json.dumps(image), milliseconds(uow)),
+        (pair.name, key, pair.table_name(side), reason, json.dumps(image), milliseconds(uow)),
     )
     uow._tell(RejectEvent(pair.name, key, reason))
-    return True
+
+
+def last_reject(uow: UnitOfWork) -> int:
+    """The number of the newest reject; 0 where there never was one."""
+    return int(uow._rows("SELECT coalesce(max(id), 0) FROM consensus_orm_rejects")[0][0])
 
 
 def open_rejects(uow: UnitOfWork) -> int:
@@ -304,12 +333,13 @@ def open_rejects(uow: UnitOfWork) -> int:
 
 
 class OpenReject(NamedTuple):
-    """A reject nobody has decided on; `side` is where its row stood."""
+    """A reject nobody has decided on; `side` is where its row stood, `image` the row whole, as it is kept."""
 
     pair: Pair
     key: Any
     side: Side
     reason: str
+    image: str
 
 
 def take_reject(uow: UnitOfWork, number: int) -> OpenReject:
@@ -318,14 +348,15 @@ def take_reject(uow: UnitOfWork, number: int) -> OpenReject:
     Raises:
         InvalidValueError: There is no open reject of this number.
     """
-    sql = "SELECT pair, key, state, table_name, reason FROM consensus_orm_rejects WHERE id = ?"
+    sql = "SELECT pair, key, state, table_name, reason, image FROM consensus_orm_rejects WHERE id = ?"
     row = uow._execute(sql, (number,)).fetchone()
     if row is None or row[2] != "open":
         raise errors.InvalidValueError(
             f"there is no open reject {number}", hint="see: consensus-orm rejects", field="id"
         )
     pair = uow.statements.mapping[row[0]]
-    return OpenReject(pair, row[1], Side.LEGACY if row[3] == pair.legacy_name else Side.NORMALIZED, row[4])
+    side = Side.LEGACY if row[3] == pair.legacy_name else Side.NORMALIZED
+    return OpenReject(pair, row[1], side, *row[4:])
 
 
 def rejected_for(uow: UnitOfWork, reason: str) -> set[int]:

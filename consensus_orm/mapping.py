@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Table
+from sqlalchemy import Column, ColumnElement, String, Table
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 
-__all__ = ["Earliest", "Expression", "Latest", "Mapping", "Pair", "Parent", "Row"]
+from consensus_orm import errors
+from consensus_orm.phase import Side
+
+__all__ = ["Earliest", "Expression", "Latest", "Mapping", "Pair", "Parent", "Row", "is_text"]
 
 
 class Row:
@@ -160,13 +163,31 @@ class Pair:
 
     @cached_property
     def legacy_table(self) -> Table:
-        """The legacy table; imported at the first use."""
-        return table_of(self.legacy_model)
+        """The legacy table; imported at the first use.
+
+        Raises:
+            ConfigurationError: Its key is not declared as that of the normalized table is.
+        """
+        table = table_of(self.legacy_model)
+        key = single_key(table)
+        if key.name != self.key.name or is_text(key) != is_text(self.key):
+            raise errors.ConfigurationError(
+                f"pair {self.name!r}: the key of {table.name} is declared as {key.name} {key.type!r}, that of"
+                f" {self.table.name} as {self.key.name} {self.key.type!r}",
+                hint="both sides have the same key: declare it with one name, both as whole numbers or both as text",
+                table=table.name,
+                column=key.name,
+            )
+        return table
 
     @property
     def legacy_name(self) -> str:
         """The name of the legacy table, known without importing its model."""
         return self.legacy.rpartition("=")[0]
+
+    def table_name(self, side: Side) -> str:
+        """The name of the table of a side, known without importing the legacy model."""
+        return self.legacy_name if side is Side.LEGACY else self.table.name
 
     def column(self, attribute: Attribute) -> Column[Any]:
         """The column behind an attribute of the model or of its parent."""
@@ -220,6 +241,22 @@ def table_of(model: type[DeclarativeBase]) -> Table:
 
 
 def single_key(table: Table) -> Column[Any]:
-    """The one primary key column of a table."""
-    (column,) = table.primary_key.columns
-    return column
+    """The one primary key column of a table.
+
+    Raises:
+        ConfigurationError: It has none, or one of several columns.
+    """
+    columns = list(table.primary_key.columns)
+    if len(columns) != 1:
+        names = ", ".join(column.name for column in columns) or "no column"
+        raise errors.ConfigurationError(
+            f"the primary key of {table.name} is declared as {names}; rows are told apart by one column",
+            hint="declare one column as primary key: a number or a text that is unique in the table",
+            table=table.name,
+        )
+    return columns[0]
+
+
+def is_text(column: ColumnElement[Any]) -> bool:
+    """Whether a column is declared as text."""
+    return isinstance(column.type, String)

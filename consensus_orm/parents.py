@@ -131,10 +131,13 @@ class ParentStatements:
         return self.render(delete(self.parent.table).where(in_keys(key), not_(self._has_rows(key))))
 
     @cached_property
-    def differing(self) -> str:
-        """Parents between `_first` and `_last` without rows, or whose derived columns are not what follows."""
-        key = self.parent.key
-        return self.render(select(key).where(in_range(key), self._wrong(in_range_too=True)).order_by(key))
+    def compare_range(self) -> str:
+        """Compare the parents between `_first` and `_last`: how many there are, and the keys of the wrong ones.
+
+        Those are a JSON array, or NULL: parents without rows, or whose derived columns are not what follows.
+        """
+        wrong = self._wrong(in_range_too=True)
+        return self.render(self.words.count_and_list(self.parent.key, in_range(self.parent.key), wrong))
 
     @property
     def wrong(self) -> ColumnElement[bool]:
@@ -144,6 +147,16 @@ class ParentStatements:
     def _wrong(self, *, in_range_too: bool) -> ColumnElement[bool]:
         right = [holds(self.parent.table.c[name], value) for name, value in self.derived(self.parent.table).items()]
         return not_(and_(self._has_rows(self.parent.key, in_range_too=in_range_too), *right))
+
+    @cached_property
+    def all_rows(self) -> str:
+        """How many parents there are, whatever their keys."""
+        return self.render(select(func.count()).select_from(self.parent.table))
+
+    @cached_property
+    def rows_in_range(self) -> str:
+        """How many parents lie between `_first` and `_last`."""
+        return self.render(select(func.count()).select_from(self.parent.table).where(in_range(self.parent.key)))
 
     @cached_property
     def next_chunk(self) -> tuple[str, str]:

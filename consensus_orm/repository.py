@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from consensus_orm import errors, ledger
+from consensus_orm.keys import is_usable, require_usable
 from consensus_orm.ledgers import changes, images
 from consensus_orm.lock import Lock
 from consensus_orm.mapping import Pair
@@ -32,6 +33,7 @@ Values = dict[str, Any]
 NOT_THE_SHADOWS_FAULT = (
     errors.DatabaseBusyError,
     errors.DatabaseFullError,
+    errors.KeysUsedUpError,
     errors.CorruptDatabaseError,
     errors.ReadOnlyDatabaseError,
 )
@@ -69,6 +71,7 @@ class Repository:
         """
         phase = self.uow.phase
         key, *others = self.pair.fields
+        require_usable(self.pair, values.get(key))
         parameters = {"_key": values.get(key)} | {parameter(name): values.get(name) for name in others}
         self.uow._connected.check(parameters)
         self.uow._refuse_to_read_only()
@@ -119,9 +122,12 @@ class Repository:
         """The next id, above whatever either side has given; above the truth's where the other side is gone."""
         try:
             with self.uow._connected.attempt():
-                return self.uow._execute(self.sql.next_key).fetchone()[0]
+                key = self.uow._execute(self.sql.next_key).fetchone()[0]
         except errors.TableMissingError:
-            return self.uow.catalog.next_key_of(self.uow, self.pair, self.uow.phase.truth)
+            key = self.uow.catalog.next_key_of(self.uow, self.pair, self.uow.phase.truth)
+        if not is_usable(self.pair, key):  # above the largest integer SQLite goes on with a float
+            raise errors.KeysUsedUpError(f"{self.pair.legacy_name} has given its last id", table=self.pair.legacy_name)
+        return key
 
     def _insert_together(self, write: str, parameters: Values) -> Any:
         """Write and compare with one trip to the server; None where that failed and left nothing behind."""
@@ -162,7 +168,12 @@ class Repository:
         return self._insert(self.sql.insert_legacy(keyed=parameters["_key"] is not None), parameters)
 
     def _insert(self, sql: str, parameters: Values) -> Any:
-        row = self.uow._execute(sql, parameters).fetchone()
+        try:
+            row = self.uow._execute(sql, parameters).fetchone()
+        except errors.DatabaseFullError as error:
+            if (table := self.uow.catalog.used_up(self.uow)) is None:
+                raise
+            raise errors.KeysUsedUpError(f"{table} has given its last id", table=table) from error
         if row is None:
             raise errors.StorageError(
                 f"a row of {self.pair.name} was not taken", hint="a trigger of another program ignores it"

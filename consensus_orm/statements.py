@@ -38,6 +38,7 @@ from sqlalchemy import (
 )
 
 from consensus_orm.expressions import exact_hex, holds, same, type_name
+from consensus_orm.keys import require_declared, usable
 from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Row
 from consensus_orm.parents import ParentStatements
 from consensus_orm.phase import Side
@@ -562,14 +563,12 @@ class PairStatements:
     @cache  # noqa: B019
     def delete(self, side: Side) -> str:
         """Delete the rows in `_keys` from a side."""
-        table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
-        return self.render(delete(table).where(in_keys(table.c[self._key])))
+        return self.render(delete(self.table_of(side)).where(in_keys(self.key_of(side))))
 
     @cache  # noqa: B019
     def present(self, side: Side) -> str:
         """Those of `_keys` that a side has."""
-        table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
-        return self.render(select(table.c[self._key]).where(in_keys(table.c[self._key])))
+        return self.render(select(self.key_of(side)).where(in_keys(self.key_of(side))))
 
     @cached_property
     def parents_of(self) -> str:
@@ -578,50 +577,98 @@ class PairStatements:
 
     # Verifying ------------------------------------------------------------------------------------------
 
+    def table_of(self, side: Side) -> Table:
+        """The table of a side."""
+        return self.pair.legacy_table if side is Side.LEGACY else self.pair.table
+
+    def key_of(self, side: Side) -> ColumnElement[Any]:
+        """The key of the table of a side."""
+        return self.table_of(side).c[self._key]
+
     @cache  # noqa: B019
     def next_chunk(self, side: Side) -> tuple[str, str]:
         """Bounds of the first chunk of a side, and of each further one."""
-        table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
-        key = table.c[self._key]
+        key = self.key_of(side)
         return chunk_bounds(self.words, key, first=True), chunk_bounds(self.words, key, first=False)
 
     @cache  # noqa: B019
-    def unequal_in_range(self, *, but_recorded: bool = False) -> str:
-        """Keys of the legacy rows between `_first` and `_last` that have no equal on the normalized side.
+    def last_key(self, side: Side) -> str:
+        """The last usable key of a side, in the order of the ranges."""
+        key = self.key_of(side)
+        return self.render(select(func.max(key)).where(usable(key)))
 
-        Args:
-            but_recorded: Leave out rows that are recorded as changed since the legacy side was frozen.
-        """
-        # The range on both sides: PostgreSQL would look through all normalized rows for each chunk otherwise.
-        return self._unequal(in_range(self.legacy_key), but_recorded, in_range(self.pair.key))
+    @cache  # noqa: B019
+    def all_rows(self, side: Side) -> str:
+        """How many rows the table of a side has, whatever their keys and wherever they refer to."""
+        return self.render(select(func.count()).select_from(self.table_of(side)))
+
+    @cache  # noqa: B019
+    def rows_in_range(self, side: Side) -> str:
+        """How many rows of a side lie between `_first` and `_last`."""
+        return self.render(select(func.count()).select_from(self.table_of(side)).where(in_range(self.key_of(side))))
+
+    @cache  # noqa: B019
+    def keyless_rows(self, side: Side) -> str:
+        """How many rows of a side cannot be named by their key, and lie in no range."""
+        return self.render(select(func.count()).select_from(self.table_of(side)).where(not_(usable(self.key_of(side)))))
+
+    @cached_property
+    def readable_rows(self) -> str:
+        """How many normalized rows can be read: they have a usable key, and a parent where they need one."""
+        parent = self.pair.parent.table if self.pair.parent else None
+        source = self._joined(self.pair.table, parent)
+        return self.render(select(func.count()).select_from(source).where(usable(self.pair.key)))
+
+    @cached_property
+    def unequal_in_range(self) -> str:
+        """Keys of the legacy rows between `_first` and `_last` that have no equal on the normalized side."""
+        return self._select_unequal(in_range(self.legacy_key), self._between(self.pair.key))
 
     @cached_property
     def unequal_in_keys(self) -> str:
         """Those of the legacy rows in `_keys` that have no equal on the normalized side."""
-        return self._unequal(in_keys(self.legacy_key), False)
+        return self._select_unequal(in_keys(self.legacy_key))
 
-    def _unequal(self, criterion: ColumnElement[bool], but_recorded: bool, *theirs: ColumnElement[bool]) -> str:
-        equal = self.counterpart(self.legacy_row(), self.legacy_key).where(*theirs).correlate(self.pair.legacy_table)
-        statement = select(self.legacy_key).where(criterion, not_(equal)).order_by(self.legacy_key)
-        return self.render(statement.where(self._unrecorded(self.legacy_key)) if but_recorded else statement)
+    def _select_unequal(self, criterion: ColumnElement[bool], *theirs: ColumnElement[bool]) -> str:
+        return self.render(select(self.legacy_key).where(criterion, self._unequal(*theirs)).order_by(self.legacy_key))
+
+    def _unequal(self, *theirs: ColumnElement[bool]) -> ColumnElement[bool]:
+        equal = self.counterpart(self.legacy_row(), self.legacy_key).where(*theirs)
+        unequal: ColumnElement[bool] = not_(equal.correlate(self.pair.legacy_table))
+        return unequal
+
+    def _between(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
+        """That a row of one side lies where the range of the other one does.
+
+        It equals a key of that range anyway; PostgreSQL would look through all rows for each chunk otherwise.
+        """
+        between: ColumnElement[bool] = key.between(bindparam("_first"), bindparam("_last"))
+        return between
+
+    @cache  # noqa: B019
+    def compare_range(self, side: Side, *, but_recorded: bool) -> str:
+        """Compare the rows of a side between `_first` and `_last`: how many there are, and the keys of the wrong ones.
+
+        Those are a JSON array, or NULL. Of the legacy side they are the rows without an equal on the normalized side;
+        of the normalized one, those without a legacy row.
+
+        Args:
+            side: The side.
+            but_recorded: Leave out rows that are recorded as changed since the legacy side was frozen.
+        """
+        key = self.key_of(side)
+        if side is Side.LEGACY:
+            wrong = self._unequal(self._between(self.pair.key))
+        else:
+            there = exists(literal_column("1")).where(self.legacy_key == key, self._between(self.legacy_key))
+            wrong = not_(there.correlate(self.pair.table))
+        wrong = and_(wrong, self._unrecorded(key)) if but_recorded else wrong
+        return self.render(self.words.count_and_list(key, in_range(key), wrong))
 
     def _unrecorded(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
         changes = table("consensus_orm_changes", column("pair"), column("key"))
         mine = changes.c.pair == self.pair.name
         return not_(exists(literal_column("1")).select_from(changes).where(mine, changes.c.key == key))
-
-    @cache  # noqa: B019
-    def unmatched_in_range(self, *, but_recorded: bool = False) -> str:
-        """Keys of the normalized rows between `_first` and `_last` that have no legacy row.
-
-        Args:
-            but_recorded: Leave out rows that are recorded as changed since the legacy side was frozen.
-        """
-        key = self.pair.key
-        within = (self.legacy_key == key, in_range(self.legacy_key))
-        there = exists(literal_column("1")).where(*within).correlate(self.pair.table)
-        statement = select(key).where(in_range(key), not_(there)).order_by(key)
-        return self.render(statement.where(self._unrecorded(key)) if but_recorded else statement)
 
     @cached_property
     def foreign_in_keys(self) -> str:
@@ -639,20 +686,26 @@ class PairStatements:
 
     @cache  # noqa: B019
     def image(self, side: Side) -> tuple[tuple[str, ...], str]:
-        """Names and, for the row under `_key`, type and bytes of every column: what a reject keeps.
+        """Names and, for the row under `_key`, type and bytes of every column: what a reject keeps."""
+        names, images = self._images(side)
+        return names, self.render(images.where(self.key_of(side) == bindparam("_key")))
 
-        A normalized row shows itself without its parent too: that one may be what is wrong with it.
-        """
+    @cache  # noqa: B019
+    def keyless_images(self, side: Side) -> tuple[tuple[str, ...], str]:
+        """Names and, for each row that cannot be named by its key, type and bytes of every column."""
+        names, images = self._images(side)
+        return names, self.render(images.where(not_(usable(self.key_of(side)))))
+
+    def _images(self, side: Side) -> tuple[tuple[str, ...], Select[Any]]:
+        """Rows whole. A normalized one shows itself without its parent too: that one may be what is wrong with it."""
         _, names = self.projection(side)
         names.pop(NEWEST, None)
-        source: FromClause = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
+        source: FromClause = self.table_of(side)
         if side is Side.NORMALIZED and self.pair.parent is not None:
             parent = self.pair.parent
             source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
-        parts = [part for v in names.values() for part in (type_name(v), exact_hex(v))]
-        return tuple(names), self.render(
-            select(*parts).select_from(source).where(names[self._key] == bindparam("_key"))
-        )
+        parts: list[Any] = [part for v in names.values() for part in (type_name(v), exact_hex(v))]
+        return tuple(names), select(*parts).select_from(source)
 
 
 NEWEST = "newest_"
@@ -671,6 +724,7 @@ class Statements:
     """
 
     def __init__(self, mapping: Mapping, database: str = "sqlite") -> None:
+        require_declared(mapping, database)
         self.mapping = mapping
         self.words = words(database)
         self._pairs = {pair.name: PairStatements(pair, self.words) for pair in mapping.pairs}
@@ -690,6 +744,6 @@ class Statements:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the declaration, as the SQL it becomes: what a certificate speaks of."""
-        parts = [part for p in self._pairs.values() for part in (*p.backfill, p.overwrite_legacy, p.unequal_in_range())]
+        parts = [part for p in self._pairs.values() for part in (*p.backfill, p.overwrite_legacy, p.unequal_in_range)]
         parts += [parent.refresh for parent in self.parents.values()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

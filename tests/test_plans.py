@@ -202,7 +202,7 @@ def test_no_statement_of_the_mapping_reads_a_table_where_keys_are_given(every_ph
     """By one key, by many, by a range of them, by a parent: whatever of this is given, is looked up."""
     planner = Planner(every_phase)
     by_keys = [(name, sql) for name, sql in _made(planner.kind) if BY_KEYS.search(sql)]
-    assert {"delete(side=legacy)", "unequal_in_keys", "settle", "refresh", "differing", "adopt"} <= {
+    assert {"delete(side=legacy)", "unequal_in_keys", "settle", "refresh", "compare_range", "adopt"} <= {
         n for n, _ in by_keys
     }
     assert [(name, found, sql) for name, sql in by_keys if (found := planner.whole(sql))] == []

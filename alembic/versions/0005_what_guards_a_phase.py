@@ -1,4 +1,4 @@
-"""What guards a phase, what a phase demands, and images of rows that were overwritten.
+"""What guards a phase, what a phase demands, what a verify missed, and images of rows that were overwritten.
 
 Revision ID: 0005
 Revises: 0004
@@ -40,10 +40,15 @@ PROTECTED = 3
 DEMANDS = ("soak", "certificate_max_age", "schema_version", "user_version")
 """New columns of the state, none of which has a value before the next change of phase."""
 
+SEEN = ("missed", "last_mismatch", "last_reject")
+"""New columns of the certificates; one that has no values for them opens no gate."""
+
 
 def upgrade() -> None:
     for name in DEMANDS:
         op.add_column("consensus_orm_state", sa.Column(name, BIG))
+    for name in SEEN:
+        op.add_column("consensus_orm_certificates", sa.Column(name, BIG))
     op.add_column(
         "consensus_orm_changes", sa.Column("undecided", sa.Boolean(), nullable=False, server_default=sa.false())
     )
@@ -91,6 +96,8 @@ def downgrade() -> None:
     op.drop_table("consensus_orm_guards")
     op.drop_index("idx_consensus_orm_changes_undecided", "consensus_orm_changes")
     op.drop_column("consensus_orm_changes", "undecided")
+    for name in reversed(SEEN):
+        op.drop_column("consensus_orm_certificates", name)
     for name in reversed(DEMANDS):
         op.drop_column("consensus_orm_state", name)
 

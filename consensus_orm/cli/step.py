@@ -136,6 +136,11 @@ def _list_differences(app: App, report: VerifyReport) -> None:
         if (more := len(report.differences) - LISTED) > 0:
             say(f"and {more:,} more")
         say(app.spelled("see: consensus-orm mismatches; repair: consensus-orm reconcile"))
+    for counted in report.missed:
+        say(
+            f"{counted.table}: {_count(counted.rows, 'row')}, {counted.looked_at:,} compared,"
+            f" {counted.keyless:,} without a usable key, {counted.missed:,} not accounted for; no gate opens on this"
+        )
 
 
 @main.command()

@@ -174,7 +174,8 @@ class Passes:
     def _strange(self, table: Copied) -> Iterator[Range]:
         """Rows without a place in the order of keys, if any: a range of its own, which holds none."""
         if count := self.source.strange_keys(table):
-            odd = Unfit(table.name, None, table.key, f"{count} keys that are no text", table.pair)
+            kind = "text" if table.text_key else "whole number"
+            odd = Unfit(table.name, None, table.key, f"{count} keys that are no {kind}", table.pair)
             yield Range(count=count, seen=b"strange", kept=b"", unfit=(odd,))
 
     def _ranges(self, table: Copied, sieve: Sieve, target: Target | None, tally: Tally) -> Iterator[Range]:

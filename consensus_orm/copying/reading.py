@@ -9,7 +9,20 @@ from consensus_orm.copying.values import Values, plain
 from consensus_orm.sql import quoted
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["rows_between"]
+__all__ = ["has_place", "rows_between"]
+
+
+def has_place(table: Copied, kind: str) -> str:
+    """Whether a row has a place in the order of keys: its key is not NULL, and of the type of the others.
+
+    Args:
+        table: The table of the row.
+        kind: The kind of database.
+    """
+    key = quoted(table.key)
+    if kind == "postgresql":
+        return f"{key} IS NOT NULL"
+    return f"typeof({key}) = '{'text' if table.text_key else 'integer'}'"
 
 
 def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: int | None = None) -> list[Values]:
@@ -27,10 +40,10 @@ def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: i
     own = quoted(table.key)
     key = f"{own} COLLATE {quoted('C' if server else 'BINARY')}" if table.text_key else own
     bound = "CAST(:{} AS TEXT)" if table.text_key else ":{}"
-    conditions = [f"typeof({own}) = 'text'"] if table.text_key and not server else []
+    conditions = [has_place(table, uow.statements.words.name)]
     conditions += [f"{key} > {bound.format('_after')}"] if after is not None else []
     conditions += [f"{key} <= {bound.format('_upto')}"] if upto is not None else []
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    where = f" WHERE {' AND '.join(conditions)}"
     most = f" LIMIT {limit}" if limit is not None else ""
     sql = f"SELECT {table.columns} FROM {quoted(table.name)}{where} ORDER BY {key}{most}"
     found = uow._rows(sql, {"_after": after, "_upto": upto})

@@ -18,6 +18,7 @@ from typing import Any
 from consensus_orm import errors, schema
 from consensus_orm.adoption import Kind
 from consensus_orm.connection import DriverConnection, pragmas
+from consensus_orm.copying.reading import has_place
 from consensus_orm.copying.tables import EXECUTIONS, Copied
 from consensus_orm.copying.values import cell, plain
 from consensus_orm.driver import Cursor, Driver, Parameters
@@ -133,12 +134,9 @@ class Source(UnitOfWork):
         return int(self._rows(f"SELECT count(*) FROM {quoted(table.name)}")[0][0])
 
     def strange_keys(self, table: Copied) -> int:
-        """Rows whose key is of another type than that of the table, which have no place in its order."""
-        if not table.text_key or self.kind != "sqlite":
-            return 0
-        return int(
-            self._rows(f"SELECT count(*) FROM {quoted(table.name)} WHERE typeof({quoted(table.key)}) <> 'text'")[0][0]
-        )
+        """Rows whose key is NULL, or of another type than that of the table: they have no place in its order."""
+        where = f"NOT {has_place(table, self.kind)}"
+        return int(self._rows(f"SELECT count(*) FROM {quoted(table.name)} WHERE {where}")[0][0])
 
     def orphans(self, table: Copied) -> frozenset[Any]:
         """What rows of a table refer to and what is not there."""
@@ -157,7 +155,7 @@ class Source(UnitOfWork):
         own = quoted(table.key)
         where = f"{own} = CAST(:_key AS TEXT)" if table.text_key else f"{own} = :_key"
         if key is None:
-            where = f"typeof({own}) <> 'text'"
+            where = f"NOT {has_place(table, self.kind)}"
         rows = self._rows(f"SELECT {table.columns} FROM {quoted(table.name)} WHERE {where}", {"_key": key})
         names = [field.name for field in table.fields]
         return [json.dumps(dict(zip(names, map(cell, plain(row)), strict=True))) for row in rows]

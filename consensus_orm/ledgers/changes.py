@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy
 
+from consensus_orm.keys import usable
 from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
 from consensus_orm.sql import in_keys
@@ -27,6 +28,7 @@ __all__ = [
     "keys_of",
     "leave",
     "of_rows",
+    "of_unnamed_rows",
     "some_undecided",
     "undecided",
     "undecided_among",
@@ -78,6 +80,19 @@ def of_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> dict[Any, Writt
         written.ops[Side(side)].append(op)
         written.ids.append(number)
         written.unseen += not looked_at
+    return found
+
+
+def of_unnamed_rows(uow: UnitOfWork, pair: Pair) -> Written:
+    """What was recorded of rows of a pair that cannot be named by their key, all of them together."""
+    named = usable(sqlalchemy.column("key", pair.key.type))
+    where = uow.statements.words.render(sqlalchemy.not_(named))
+    sql = f"SELECT id, side, op, undecided FROM consensus_orm_changes WHERE pair = :pair AND {where}"
+    found = Written()
+    for number, side, op, looked_at in uow._rows(sql, {"pair": pair.name}):
+        found.ops[Side(side)].append(op)
+        found.ids.append(number)
+        found.unseen += not looked_at
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from consensus_orm import checkpoints, errors, ledger, phase_guards
 from consensus_orm.checkpoints import Checkpoints
 from consensus_orm.mapping import Pair
+from consensus_orm.migration import keyless
 from consensus_orm.migration.carry import (
     CHANGES_IN_ONE_TRANSACTION,
     Drained,
@@ -30,7 +31,7 @@ from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Progress, Watch
 from consensus_orm.migration.units import Units
 from consensus_orm.phase import Phase, Side
-from consensus_orm.sql import in_range, quoted
+from consensus_orm.sql import in_range
 from consensus_orm.statements import Statements
 from consensus_orm.telemetry.events import BackfillEvent
 from consensus_orm.unit_of_work import UnitOfWork
@@ -78,6 +79,7 @@ def backfill(
             while writing.repeat(chunk.next):
                 pass
             rows, rejects, adopted = rows + chunk.rows, rejects + chunk.rejects, adopted + chunk.adopted
+            rejects += _reject_keyless(reading, writing, pair)
     adopted += catch_up(writing, _drain_once)
     return BackfillReport(rows, rejects, adopted, time.monotonic() - started)
 
@@ -93,9 +95,23 @@ def _second_thread(uow: UnitOfWork) -> contextlib.AbstractContextManager[ThreadP
 def _print_statements(statements: Statements, pair: Pair) -> None:
     """Have the statements of a chunk ready before its lock is taken: the first one held it for 20 to 50 ms."""
     sql, parent = statements[pair], statements.of_parent(pair)
-    _ = sql.backfill, sql.carry_new, sql.next_chunk(Side.LEGACY), sql.unequal_in_range()
+    _ = sql.backfill, sql.carry_new, sql.next_chunk(Side.LEGACY), sql.unequal_in_range
     if parent is not None and parent.refresh:
         _ = parent.refresh_in_range(sql)
+
+
+def _reject_keyless(reading: Units, writing: Units, pair: Pair) -> int:
+    """Reject the rows that lie in no range; all rows are looked at for them, which nobody waits for."""
+    with reading() as uow:
+        require_dual_write(uow.phase)
+        if not keyless.count(uow, pair, Side.LEGACY):
+            return 0
+
+    def reject(uow: UnitOfWork) -> int:
+        require_dual_write(uow.phase)
+        return keyless.reject(uow, pair, Side.LEGACY)
+
+    return writing.run(reject)
 
 
 def _drain_once(uow: UnitOfWork, limit: int) -> Drained:
@@ -264,9 +280,9 @@ class _Chunks:
         Else writers who are faster than the backfill would keep it from its end.
         """
         if self.until is None:
-            sql = f"SELECT max({quoted(self.pair.key.name)}) FROM {quoted(self.pair.legacy_name)}"
-            self.until = uow._rows(sql)[0][0]
-        return first is not None and bool(first > self.until)
+            self.until = uow._rows(uow.statements[self.pair].last_key(Side.LEGACY))[0][0]
+        # The database compares: its order of texts is that of the ranges, and not always that of Python.
+        return bool(uow._rows("SELECT :first > :until", {"first": first, "until": self.until})[0][0])
 
     def _compare(self, chunk: _Chunk | None) -> None:
         """Have a chunk compared, and wait for the one before it; in company, or at the end, for all of them."""
@@ -286,7 +302,7 @@ class _Chunks:
                 uow.catalog.begin_scan(uow)
                 sql = uow.statements[self.pair]
                 bounds = {"_first": chunk.first, "_last": chunk.last}
-                found = [key for (key,) in uow._rows(sql.unequal_in_range(), bounds)]
+                found = [key for (key,) in uow._rows(sql.unequal_in_range, bounds)]
                 if self.progress is not None and self.total is None:  # counted once: it costs a look at every row
                     self.total = uow._rows(sql.count(Side.LEGACY, ()))[0][0]
         except BaseException as error:

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement
 
 from consensus_orm import errors, ledger
+from consensus_orm.keys import is_usable
 from consensus_orm.ledgers import changes, images
 from consensus_orm.mapping import Pair
+from consensus_orm.migration import keyless
 from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, differing, plan_rows
 from consensus_orm.phase import Side
 from consensus_orm.sql import in_keys
@@ -264,12 +266,15 @@ def carry_reject(uow: UnitOfWork, reject: ledger.OpenReject) -> bool:
         reject: The reject.
 
     Returns:
-        Whether it came out equal; where it did not, nothing has changed.
+        Whether it came out equal; where it did not, nothing has changed. Of a row whose key could not be used,
+        whether it has another one by now, or is gone.
 
     Raises:
         InvalidValueError: Its row stands nowhere any more: it was deleted, or another one has its id.
     """
-    pair, key, side, reason = reject
+    pair, key, side, reason, _ = reject
+    if keyless.concerns(reject):
+        return not keyless.stands(uow, reject)
     present = uow.statements[pair].present(side)
     if key is None or reason == ID_TAKEN_TWICE or not uow._rows(present, {"_keys": json.dumps([key])}):
         raise errors.InvalidValueError(
@@ -342,8 +347,11 @@ def settle_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], choice: Choice
     Returns:
         What was done.
     """
-    plan = plan_rows(uow, pair, keys, choice)
+    wanted = list(keys)
+    plan = plan_rows(uow, pair, wanted, choice)
     outcome = Outcome(plan.actions, plan.undecided)
+    if not all(is_usable(pair, key) for key in wanted):
+        outcome.rejects += keyless.settle(uow, pair)
     _leave_undecided(uow, plan, outcome)
     waits = {row.key for row in plan.undecided}
     # Before anything is carried: what is recorded from now on was not looked at.

@@ -8,11 +8,14 @@ call finishes or undoes it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
-from consensus_orm import errors
+from consensus_orm import errors, ledger
 from consensus_orm.dropping import DROPPED, FORGET, SAVE
 from consensus_orm.mapping import Pair
+from consensus_orm.migration import keyless
 from consensus_orm.migration.backfill import set_aside
 from consensus_orm.migration.carry import Drained, adopt_range, drain
 from consensus_orm.migration.flip import flip
@@ -53,12 +56,21 @@ def save_schema(uow: UnitOfWork) -> None:
     for pair in uow.statements.mapping.pairs:
         legacy, table = uow.catalog.legacy, pair.legacy_table.name
         saved: list[tuple[str, str, str, int | None]] = legacy.save(uow, pair)
-        saved += [
-            (IMAGE, table, row, None) for row in legacy.rejected_rows(uow, pair, set_aside(uow, pair, Side.LEGACY))
-        ]
+        saved += [(IMAGE, table, row, None) for row in _of_legacy_alone(uow, pair)]
         for kind, name, sql, sequence in saved:
             position += 1
             uow._execute(SAVE, (position, kind, name, table, sql, sequence))
+
+
+def _of_legacy_alone(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
+    """The rows that only the legacy side has, whole: those that could not be carried, or named at all."""
+    names, sql = uow.statements[pair].image(Side.LEGACY)
+    found = [
+        ledger.as_image(names, uow._execute(sql, {"_key": key}).fetchone())
+        for key in sorted(set_aside(uow, pair, Side.LEGACY))
+    ]
+    for image in (*found, *keyless.images(uow, pair, Side.LEGACY)):
+        yield json.dumps({name: image[name] for name in (pair.key.name, *pair.carried)})
 
 
 def empty_dropped(unit_of_work: Units, progress: Watch = None) -> None:
@@ -157,7 +169,7 @@ def _fill(unit_of_work: Units, pair: Pair, progress: Watch) -> None:
         _expect_rebuild(uow)
         pace.begin(uow)
         sql = uow.statements[pair]
-        after = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(pair.legacy_name)}")[0][0]
+        after = uow._rows(sql.last_key(Side.LEGACY))[0][0]
         bounds = sql.next_chunk(Side.NORMALIZED)[0 if after is None else 1]
         first, last, count = uow._rows(bounds, {"_after": after, "_rows": pace.size})[0]
         if count:

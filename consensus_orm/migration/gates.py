@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import Column, func, select
+
 from consensus_orm import ledger, phase_guards
+from consensus_orm.keys import LARGEST, usable
 from consensus_orm.ledgers import changes
+from consensus_orm.mapping import is_text, single_key
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.migration.demands import Demands, in_force
 from consensus_orm.phase import Phase, Side
@@ -58,6 +62,7 @@ def obstacles(uow: UnitOfWork) -> list[Obstacle]:
         found += _not_carried(uow)
         found += _uncertified(uow)
         found += _unsettled(uow)
+    found += _unfit_keys(uow)
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
         found += _referring_tables(uow)
@@ -143,6 +148,29 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
             )
 
 
+def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
+    """Keys by which rows cannot be told apart, put in order or written down, and those that no other can follow."""
+    mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
+    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.pairs]
+    tables += [pair.legacy_table for pair in mapping.pairs if uow.phase.has_legacy]
+    for key in (single_key(table) for table in tables if table.name.lower() in there):
+        name = f"column {key.name} of {key.table.name}"
+        faults = list(uow.catalog.key_faults(uow, key.table.name, key))
+        for fault in faults:
+            yield Obstacle(f"{name} cannot be the key of this move: it {fault}")
+        if not faults and not is_text(key) and _highest(uow, key) >= LARGEST:
+            yield Obstacle(
+                f"{name} has reached {LARGEST}, the largest number there is, so no row can be added; give that row"
+                " another id, and set the sequence of the table to the highest one that is left"
+            )
+
+
+def _highest(uow: UnitOfWork, key: Column[Any]) -> int:
+    """The highest number that a key has or that was given as one."""
+    last = uow._rows(uow.statements.words.render(select(func.max(key)).where(usable(key))))[0][0]
+    return max(last or 0, uow.catalog.sequence(uow, key.table.name) or 0)
+
+
 def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
     if uow.phase.compares and uow.phase.truth.other == "normalized":
         for pair in uow.statements.mapping.pairs:
@@ -152,25 +180,27 @@ def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
     rows = uow._rows(
-        "SELECT at, mapping, epoch, legacy_rows, normalized_rows, compared, differences, changes"
-        " FROM consensus_orm_certificates ORDER BY id DESC LIMIT 1"
+        "SELECT at, mapping, epoch, legacy_rows, normalized_rows, compared, differences, changes, missed,"
+        " last_mismatch, last_reject FROM consensus_orm_certificates ORDER BY id DESC LIMIT 1"
     )
     verify = "run: consensus-orm verify"
     if not rows or rows[0][2] != uow.epoch:
         yield Obstacle(f"nothing was verified in this phase; {verify}")
         return
-    at, mapping, _, legacy, normalized, compared, differences, changes = rows[0]
+    at, mapping, _, legacy, normalized, compared, differences, changes, missed, last_mismatch, last_reject = rows[0]
     if mapping != uow.statements.fingerprint:
         yield Obstacle(f"the mapping has changed since the last verify; {verify}")
     if differences:
         yield Obstacle(f"the last verify found {differences} differing rows; run: consensus-orm reconcile")
+    if missed or missed is None:
+        yield Obstacle(f"the last verify cannot account for {missed or 'all'} rows, which were not compared; {verify}")
     if not compared and (legacy or normalized):
         yield Obstacle(f"the last verify compared no row; {verify}")
     if uow.phase.compares and uow.catalog.last_change(uow) != changes:
         yield Obstacle(f"rows were written around the repositories since the last verify; {verify}")
-    if _count(uow, f"SELECT count(*) FROM consensus_orm_mismatches WHERE found_at >= {at}") and not differences:
+    if ledger.last_mismatch(uow) != last_mismatch and not differences:
         yield Obstacle(f"a mismatch was found since the last verify; {verify}")
-    if _count(uow, f"SELECT count(*) FROM consensus_orm_rejects WHERE found_at > {at}"):
+    if ledger.last_reject(uow) != last_reject:
         yield Obstacle(f"a row was rejected since the last verify; {verify}")
     if not credible(at, uow.now):
         yield Obstacle(f"the last verify has a date in the future: the clock was set back; {verify}")

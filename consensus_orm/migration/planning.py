@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from consensus_orm import errors, ledger
+from consensus_orm.keys import is_usable
 from consensus_orm.ledgers import changes
 from consensus_orm.ledgers.changes import Written
 from consensus_orm.mapping import Pair
@@ -172,7 +173,7 @@ def plan_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], choice: Choice) 
     Returns:
         The plan.
     """
-    wanted = list(dict.fromkeys(keys))
+    wanted = [key for key in dict.fromkeys(keys) if is_usable(pair, key)]  # `keyless` looks after the others
     plan = Plan(pair, written=changes.of_rows(uow, pair, wanted))
     if not wanted:
         return plan

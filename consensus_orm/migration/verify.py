@@ -2,42 +2,38 @@
 
 The rows are read in one snapshot, in chunks by key, without keeping writers waiting. What seems to differ is
 read again under the lock before it counts. A certificate says how much was compared, so that a verify that
-saw nothing certifies nothing.
+saw nothing certifies nothing; and in the snapshot of the chunks each table is counted without any, so that rows
+which lie in none of them are missed out loud.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from consensus_orm import errors, ledger, phase_guards
 from consensus_orm._version import __version__
 from consensus_orm.mapping import Pair, Parent
+from consensus_orm.migration import keyless
 from consensus_orm.migration.backfill import is_finished, set_aside
 from consensus_orm.migration.progress import Tally, Watch
+from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, Statements
 from consensus_orm.migration.units import Units
+from consensus_orm.parents import ParentStatements
 from consensus_orm.phase import Phase, Side
+from consensus_orm.statements import PairStatements
 from consensus_orm.telemetry.events import ComparisonEvent
 from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["Difference", "Seen", "VerifyReport", "require_two_sides", "scan", "verify"]
+__all__ = ["Counted", "Difference", "Seen", "VerifyReport", "require_two_sides", "scan", "verify"]
 
 READERS = min(2, os.cpu_count() or 1)
 """Units of work that compare at the same time; beside writers, more than two gain nothing on two cores."""
-
-CHUNK_ROWS = 5000
-"""Rows compared by one statement; between 1000 and 10,000 the rate is the same (measured)."""
-
-
-Look = Callable[..., list[tuple[Any, ...]]]
-"""Runs a statement and gives its rows: in one snapshot, or each by itself."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,7 @@ class VerifyReport:
         normalized_rows: Rows on the normalized side.
         compared: Rows compared column by column.
         differences: The rows that differ, confirmed under the lock.
+        missed: Tables with rows that the verify cannot account for: they were not compared, and are no rejects.
         rejects: Rejects that nobody has decided on.
         certificate: Number of the certificate.
         seconds: How long it took.
@@ -77,28 +74,38 @@ class VerifyReport:
     normalized_rows: int
     compared: int
     differences: tuple[Difference, ...]
+    missed: tuple[Counted, ...]
     rejects: int
     certificate: int
     seconds: float
 
     @property
     def clean(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
+        """Whether nothing differs, and no row was missed."""
+        return not self.differences and not self.missed
 
 
 @dataclass
 class Seen:
     """What a scan counted, and the keys of rows and of parents that seem to differ."""
 
-    legacy: int = 0
-    normalized: int = 0
-    compared: int = 0
     changes: int = 0
     epoch: int = 0
+    last_mismatch: int = 0
+    last_reject: int = 0
+    counted: dict[str, Counted] = field(default_factory=dict)
     aside: dict[str, dict[Side, set[Any]]] = field(default_factory=dict)
     doubtful: dict[str, list[Any]] = field(default_factory=dict)
     parents: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> tuple[Counted, ...]:
+        """The tables with rows that nobody can account for."""
+        return tuple(table for table in self.counted.values() if table.missed)
+
+    def of(self, tables: Iterable[str]) -> list[Counted]:
+        """What was counted of some tables; nothing of those that are not there."""
+        return [self.counted[name] for name in tables if name in self.counted]
 
 
 def verify(
@@ -144,13 +151,24 @@ def scan(reading: Units, progress: Watch = None) -> Seen:
     """
     with reading() as uow:
         require_two_sides(uow.phase)
-        seen = Seen(changes=uow.catalog.last_change(uow), epoch=uow.epoch)
-        for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
-            seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
+        seen = Seen(
+            changes=uow.catalog.last_change(uow),
+            epoch=uow.epoch,
+            last_mismatch=ledger.last_mismatch(uow),
+            last_reject=ledger.last_reject(uow),
+        )
+        for pair in uow.statements.mapping.pairs:
+            if uow.phase.has_legacy:
+                seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
+            else:
+                seen.counted[pair.table.name] = _alone(uow, pair)
+        tables = _Tables(uow)
         if not uow.catalog.keeps_writers_waiting(uow):
             with _several(reading, uow) as others:
-                _look_through(uow, _Readers(uow._rows, others), seen, progress)
+                readers = Readers(others, lambda: contextlib.nullcontext(uow._rows))
+                _look_through(uow, tables, readers, seen, progress)
             return seen
+        tables.look_ahead()
 
     # Without WAL nobody can commit past a reader. So each statement looks for itself: a pair of rows is one
     # statement's, what is written meanwhile is compared by its writer or noticed, and differences are confirmed.
@@ -158,8 +176,21 @@ def scan(reading: Units, progress: Watch = None) -> Seen:
         with reading() as alone:
             return alone._rows(sql, parameters)
 
-    _look_through(uow, _Readers(look, [look] * READERS), seen, progress)
+    @contextlib.contextmanager
+    def moment() -> Iterator[Look]:
+        with reading() as alone:
+            yield alone._rows
+
+    _look_through(uow, tables, Readers([look] * READERS, moment), seen, progress)
     return seen
+
+
+def _alone(uow: UnitOfWork, pair: Pair) -> Counted:
+    """The rows of a normalized side that has no other: those that can be read, and the others."""
+    sql = uow.statements[pair]
+    rows, readable = (uow._rows(count)[0][0] for count in (sql.all_rows(Side.NORMALIZED), sql.readable_rows))
+    left_out = keyless.count(uow, pair, Side.NORMALIZED) if rows != readable else 0
+    return Counted(pair.table.name, rows, readable, left_out)
 
 
 @contextlib.contextmanager
@@ -177,48 +208,47 @@ def _several(reading: Units, uow: UnitOfWork) -> Iterator[list[Look]]:
         yield [other._rows for other in others]
 
 
-class _Readers:
-    """Who looks at a table chunk by chunk: one tells where the chunks lie, the others look, several at a time."""
+class _Tables:
+    """Every table that is compared, as of one snapshot."""
 
-    def __init__(self, look: Look, others: list[Look]) -> None:
-        self.look = look
-        self._others = others or [look]
+    def __init__(self, uow: UnitOfWork) -> None:
+        pairs = uow.statements.mapping.pairs if uow.phase.has_legacy else ()
+        frozen = uow.phase.freezes_legacy
+        self.sides = {
+            (pair.name, side): Ranges(uow._rows, _on_side(uow.statements[pair], side, frozen))
+            for pair in pairs
+            for side in Side
+        }
+        self.parents = {name: Ranges(uow._rows, _on_parents(sql)) for name, sql in uow.statements.parents.items()}
 
-    def everywhere(self, bounds: tuple[str, str], sql: str) -> Iterator[tuple[list[tuple[Any, ...]], int]]:
-        """Run a statement on every chunk; its rows, and how many it looked at."""
-        free: SimpleQueue[Look] = SimpleQueue()
-        for look in self._others:
-            free.put(look)
-
-        def run(chunk: dict[str, Any]) -> list[tuple[Any, ...]]:
-            look = free.get()
-            try:
-                return look(sql, chunk)
-            finally:
-                free.put(look)
-
-        if self._others == [self.look]:
-            yield from ((run(chunk), count) for chunk, count in chunks(self.look, bounds))
-            return
-        with ThreadPoolExecutor(len(self._others)) as pool:
-            ahead: deque[tuple[Future[list[tuple[Any, ...]]], int]] = deque()
-            for chunk, count in chunks(self.look, bounds):
-                ahead.append((pool.submit(run, chunk), count))
-                if len(ahead) > 2 * len(self._others):
-                    done, rows = ahead.popleft()
-                    yield done.result(), rows
-            yield from ((done.result(), rows) for done, rows in ahead)
+    def look_ahead(self) -> None:
+        """Find all ranges now, while the snapshot lasts."""
+        for ranges in (*self.sides.values(), *self.parents.values()):
+            ranges.look_ahead()
 
 
-def _look_through(uow: UnitOfWork, readers: _Readers, seen: Seen, progress: Watch) -> None:
-    for pair in uow.statements.mapping.pairs:
-        before = seen.legacy
-        _Comparison(uow, readers, pair, seen, progress).run()
-        uow._tell(ComparisonEvent(pair.name, "verify", seen.legacy - before))
-    for parent in uow.statements.mapping.parents:
-        sql = uow.statements.parents[parent.table.name]
-        found = readers.everywhere(sql.next_chunk, sql.differing)
-        seen.parents[parent.table.name] = [key for wrong, _ in found for (key,) in wrong]
+def _on_side(sql: PairStatements, side: Side, frozen: bool) -> Statements:
+    return Statements(
+        sql.pair.table_name(side),
+        sql.next_chunk(side),
+        sql.compare_range(side, but_recorded=frozen),
+        sql.rows_in_range(side),
+        sql.all_rows(side),
+        sql.keyless_rows(side),
+    )
+
+
+def _on_parents(sql: ParentStatements) -> Statements:
+    return Statements(sql.parent.table.name, sql.next_chunk, sql.compare_range, sql.rows_in_range, sql.all_rows)
+
+
+def _look_through(uow: UnitOfWork, tables: _Tables, readers: Readers, seen: Seen, progress: Watch) -> None:
+    for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
+        _Comparison(tables, readers, pair, seen, progress).run()
+        uow._tell(ComparisonEvent(pair.name, "verify", seen.counted[pair.legacy_name].looked_at))
+    for name, ranges in tables.parents.items():
+        seen.parents[name] = [key for wrong, _ in readers.compare(ranges) for key in wrong]
+        seen.counted[name] = ranges.counted
 
 
 def require_two_sides(phase: Phase) -> None:
@@ -234,79 +264,66 @@ def require_two_sides(phase: Phase) -> None:
 class _Comparison:
     """The rows of one pair."""
 
-    def __init__(
-        self,
-        uow: UnitOfWork,
-        readers: _Readers,
-        pair: Pair,
-        seen: Seen,
-        progress: Watch,
-    ) -> None:
-        self.phase = uow.phase
-        self.look = readers.look
+    def __init__(self, tables: _Tables, readers: Readers, pair: Pair, seen: Seen, progress: Watch) -> None:
+        self.ranges = {side: tables.sides[pair.name, side] for side in Side}
         self.readers = readers
         self.pair = pair
         self.seen = seen
         self.tally = Tally(progress, pair.name)
-        self.sql = uow.statements[pair]
 
     def run(self) -> None:
-        frozen = self.phase.freezes_legacy
-        doubtful: list[Any] = []
-        if self.phase.has_legacy:
-            left_out = self.seen.aside[self.pair.name][Side.LEGACY]
-            self.tally.expect(lambda: sum(self.look(self.sql.count(side, ()))[0][0] for side in Side))
-            for found, count in self._everywhere(Side.LEGACY, self.sql.unequal_in_range(but_recorded=frozen)):
-                doubtful += [key for (key,) in found if key not in left_out]
-                self.seen.legacy += count
-                self.tally.add(count)
-            left_out = left_out | self.seen.aside[self.pair.name][Side.NORMALIZED]
-            for unmatched, count in self._everywhere(Side.NORMALIZED, self.sql.unmatched_in_range(but_recorded=frozen)):
-                doubtful += [key for (key,) in unmatched if key not in left_out]
-                self.seen.normalized += count
-                self.tally.add(count)
-        else:
-            self.seen.normalized += self.look(self.sql.count(Side.NORMALIZED, ()))[0][0]
-        self.seen.compared = self.seen.legacy  # of every pair so far
+        aside = self.seen.aside[self.pair.name]
+        self.tally.expect(lambda: sum(ranges.rows for ranges in self.ranges.values()))
+        doubtful = self._found(Side.LEGACY, aside[Side.LEGACY])
+        doubtful += self._found(Side.NORMALIZED, aside[Side.LEGACY] | aside[Side.NORMALIZED])
         self.seen.doubtful[self.pair.name] = doubtful
 
-    def _everywhere(self, side: Side, sql: str) -> Iterator[tuple[list[tuple[Any, ...]], int]]:
-        return self.readers.everywhere(self.sql.next_chunk(side), sql)
-
-
-def chunks(look: Look, bounds: tuple[str, str]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Ranges of keys that together cover a table, and the number of rows in each."""
-    sql, after = bounds[0], None
-    while True:
-        first, last, count = look(sql, {"_after": after, "_rows": CHUNK_ROWS})[0]
-        if not count:
-            return
-        yield {"_first": first, "_last": last}, count
-        sql, after = bounds[1], last
+    def _found(self, side: Side, left_out: set[Any]) -> list[Any]:
+        """Keys of the rows of a side that seem to be wrong."""
+        doubtful: list[Any] = []
+        for wrong, count in self.readers.compare(self.ranges[side]):
+            doubtful += [key for key in wrong if key not in left_out]
+            self.tally.add(count)
+        self.seen.counted[self.pair.table_name(side)] = self.ranges[side].counted
+        return doubtful
 
 
 def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     """Read again under the lock what seemed to differ, record what still does, and certify."""
     phase_guards.require(uow)
     require_epoch(uow, seen)
+    mapping = uow.statements.mapping
+    since = ledger.last_reject(uow)
+    for pair in mapping.pairs:
+        _reject_keyless(uow, pair, seen)
     differences = [
-        difference
-        for pair in uow.statements.mapping.pairs
-        for difference in _confirmed(uow, pair, seen.doubtful[pair.name])
+        difference for pair in mapping.pairs for difference in _confirmed(uow, pair, seen.doubtful.get(pair.name, []))
     ]
-    for parent in uow.statements.mapping.parents:
+    for parent in mapping.parents:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
-    rejects = ledger.open_rejects(uow)
-    return VerifyReport(
+    if since == seen.last_reject:  # else somebody else rejected a row meanwhile, which this did not see
+        seen.last_reject = ledger.last_reject(uow)
+    legacy = seen.of(pair.legacy_name for pair in mapping.pairs)
+    normalized = seen.of(pair.table.name for pair in mapping.pairs)
+    report = VerifyReport(
         phase=uow.phase,
-        legacy_rows=seen.legacy,
-        normalized_rows=seen.normalized,
-        compared=seen.compared,
+        legacy_rows=sum(table.rows for table in legacy),
+        normalized_rows=sum(table.rows for table in normalized),
+        compared=sum(table.looked_at for table in legacy),
         differences=tuple(differences),
-        rejects=rejects,
-        certificate=_certify(uow, seen, len(differences), rejects),
+        missed=seen.missed,
+        rejects=ledger.open_rejects(uow),
+        certificate=0,
         seconds=time.monotonic() - started,
     )
+    return replace(report, certificate=_certify(uow, seen, report))
+
+
+def _reject_keyless(uow: UnitOfWork, pair: Pair, seen: Seen) -> None:
+    """Keep the rows that were found in no range because they cannot be named."""
+    for side in Side:
+        if any(table.keyless for table in seen.of([pair.table_name(side)])):
+            keyless.reject(uow, pair, side)
 
 
 def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
@@ -318,22 +335,31 @@ def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
         )
 
 
-def _certify(uow: UnitOfWork, seen: Seen, differences: int, rejects: int) -> int:
+def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
+    pairs = uow.statements.mapping.pairs
     facts = {
         "at": ledger.milliseconds(uow),
         "build": __version__,
         "mapping": uow.statements.fingerprint,
         "epoch": uow.epoch,
-        "legacy_rows": seen.legacy,
-        "normalized_rows": seen.normalized,
-        "compared": seen.compared,
-        "differences": differences,
-        "rejects": rejects,
+        "legacy_rows": _named(seen, (pair.legacy_name for pair in pairs)),
+        "normalized_rows": _named(seen, (pair.table.name for pair in pairs)),
+        "compared": report.compared,
+        "differences": len(report.differences),
+        "missed": sum(table.missed for table in report.missed),
+        "rejects": report.rejects,
         "changes": seen.changes,
+        "last_mismatch": seen.last_mismatch,
+        "last_reject": seen.last_reject,
     }
     values = ", ".join(f":{name}" for name in facts)
     sql = f"INSERT INTO consensus_orm_certificates ({', '.join(facts)}) VALUES ({values}) RETURNING id"
     return int(uow._execute(sql, facts).fetchone()[0])
+
+
+def _named(seen: Seen, tables: Iterable[str]) -> int:
+    """Rows of some tables that can be named by their key."""
+    return sum(table.rows - table.keyless for table in seen.of(tables))
 
 
 def _confirmed(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> Iterator[Difference]:
@@ -355,5 +381,6 @@ def _confirmed(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> Iterator[Dif
 def _confirmed_parents(uow: UnitOfWork, parent: Parent, doubtful: list[Any]) -> Iterator[Difference]:
     sql = uow.statements.parents[parent.table.name]
     for key in doubtful:
-        if uow._rows(sql.differing, {"_first": key, "_last": key}):
+        ((_, wrong),) = uow._rows(sql.compare_range, {"_first": key, "_last": key})
+        if json.loads(wrong or "[]"):
             yield Difference(parent.table.name, key, (), "derived")

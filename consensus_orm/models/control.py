@@ -180,12 +180,19 @@ class Certificate(Base):
     mapping: Mapped[str] = mapped_column(Text)
     epoch: Mapped[int] = mapped_column(BIG)
     legacy_rows: Mapped[int] = mapped_column(BIG)
+    """Rows that can be named by their key, counted without ranges of keys."""
     normalized_rows: Mapped[int] = mapped_column(BIG)
     compared: Mapped[int] = mapped_column(BIG)
     differences: Mapped[int] = mapped_column(BIG)
     rejects: Mapped[int] = mapped_column(BIG)
     changes: Mapped[int] = mapped_column(BIG)
     """The counter of writes around the repositories, as it stood before and after."""
+    missed: Mapped[int | None] = mapped_column(BIG)
+    """Rows that were there, were not compared, and are no rejects; NULL where nobody counted them."""
+    last_mismatch: Mapped[int | None] = mapped_column(BIG)
+    """The newest mismatch when the rows were read; a later one voids the certificate."""
+    last_reject: Mapped[int | None] = mapped_column(BIG)
+    """The newest reject when the rows were read, or one of rows that this verify itself rejected."""
 
 
 class Change(Base):

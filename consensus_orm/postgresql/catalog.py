@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy
+
 from consensus_orm import errors
 from consensus_orm.adoption import Column
 from consensus_orm.catalog import Catalog
@@ -20,6 +22,7 @@ from consensus_orm.phase_guards import GUARDS, Standing
 from consensus_orm.postgresql import triggers
 from consensus_orm.postgresql.dropping import PostgresLegacyTables
 from consensus_orm.postgresql.fence import COOKIE
+from consensus_orm.postgresql.key_faults import key_faults
 from consensus_orm.sql import literal, quoted
 from consensus_orm.statements import Statements
 from consensus_orm.triggers import PREFIX, Trigger
@@ -80,6 +83,10 @@ class PostgresCatalog(Catalog):
             " WHERE contype = 'f' AND confrelid = to_regclass(quote_ident(:name)) ORDER BY 1"
         )
         return [name for (name,) in uow._rows(sql, {"name": table})]
+
+    def key_faults(self, uow: UnitOfWork, table: str, key: sqlalchemy.Column[Any]) -> Iterator[str]:
+        """What is wrong with a column as the key of a move, and what to do about it."""
+        return key_faults(uow, table, key)
 
     def keeps_writers_waiting(self, uow: UnitOfWork) -> bool:
         """Whether nobody can commit while a read is going on: never here."""
@@ -223,7 +230,7 @@ class PostgresCatalog(Catalog):
             given = [self.sequence(uow, legacy), self.sequence(uow, own)]
             given += [uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(table)}")[0][0] for table in (legacy, own)]
             highest = max((value for value in given if value is not None), default=None)
-            if highest is not None:
+            if highest is not None and highest > 0:  # a sequence begins at 1
                 uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
                 self.set_sequence(uow, own, highest)  # the shared one goes with the legacy table, whoever drops it
             if not self._draws_from(uow, own, key, shared):
@@ -275,6 +282,10 @@ class PostgresCatalog(Catalog):
             " WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND d.refobjid = to_regclass(quote_ident(:table))"
         )
         uow._execute(sql, {"table": table, "value": value})
+
+    def used_up(self, uow: UnitOfWork) -> str | None:
+        """Nothing: the server says by itself that a sequence has come to its end."""
+        return None
 
     # Writes that went around the repositories -------------------------------------------------------------
 

@@ -19,6 +19,7 @@ _KINDS: dict[str, type[errors.StorageError]] = {
     "53": errors.DatabaseUnavailableError,  # resources, too many connections among them
     "57P": errors.DatabaseUnavailableError,  # shut down, crashed, or starting
     "08": errors.DatabaseUnavailableError,  # connection exceptions
+    "2200H": errors.KeysUsedUpError,  # a sequence that has reached its maximum
     "25006": errors.ReadOnlyDatabaseError,
     "42501": errors.ReadOnlyDatabaseError,  # insufficient privilege
     "XX001": errors.CorruptDatabaseError,

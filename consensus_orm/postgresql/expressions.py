@@ -25,6 +25,7 @@ from consensus_orm.expressions import (
     time_from,
     type_name,
 )
+from consensus_orm.keys import InOrder, Usable
 from consensus_orm.models.base import Verbatim
 from consensus_orm.sql import InKeys
 
@@ -166,3 +167,11 @@ def _in_keys(element: Any, compiler: Any, **kw: Any) -> str:
     (first, _) = element.clauses
     kind = compiler.dialect.type_compiler_instance.process(sql_type(first.type))
     return f"{column} = ANY (ARRAY(SELECT CAST(value AS {kind}) FROM json_array_elements_text(CAST({keys} AS JSON))))"
+
+
+@compiles(InOrder, "postgresql")
+@compiles(Usable, "postgresql")
+def _usable(element: Any, compiler: Any, **kw: Any) -> str:
+    """A column has one type here, which was looked at before; a unique one may still hold NULL, and often."""
+    (key,) = arguments(element, compiler, **kw)
+    return f"({key} IS NOT NULL)"
