@@ -142,9 +142,10 @@ class Settings(BaseSettings):
     """Where the backups go that the migration takes by itself; beside the database where not given."""
 
     chunk_rows: int = Field(default=1000, ge=1, le=100_000)
-    """Most rows carried in one transaction of the backfill; on a server 20 times as many where nobody else writes."""
+    """Most rows carried in one transaction of a long step; on a server 20 times as many where nobody else writes."""
     chunk_pause: Wait = timedelta(milliseconds=2)
-    """Pause between two chunks, so that writers get their turn; a quarter of it where nobody else writes."""
+    """Shortest pause between two chunks; a quarter of it where nobody else writes. Where others write to a file, the
+    pause lasts as long as the lock was held."""
 
     retry_attempts: int = Field(default=6, ge=1)
     """Tries of a unit of work, the first included."""

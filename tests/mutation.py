@@ -1,0 +1,238 @@
+"""The campaign of mutations: does a test fail when a line is wrong? Not part of the suite, since it takes hours.
+
+    pip install -e '.[dev,mutation]'
+    python -m tests.mutation                          # of each module a sample, the same each time
+    python -m tests.mutation backup pool --mutants 0  # all mutants of two modules
+    python -m tests.mutation --seed 2                 # another sample
+
+Each module is mutated in a copy of the checkout, by mutmut, and only the tests named here for it are run, of them only
+those that come by the mutated function. What survives is told with its edit. An edit that changes nothing that can be
+seen is listed in `equivalent_mutants.toml`, with the reason, and does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parent.parent
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
+COPIED = ("consensus_orm", "alembic", "tests", "benchmarks", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")
+FILES = ("-k", "not postgresql")
+"""Tests of files alone: those of a server take several times as long, and find the same in what both share."""
+
+MIGRATION = ("tests/test_migration.py", "tests/test_stale_looks.py", "tests/test_rules.py", *FILES)
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "unit_of_work": ("tests/test_unit_of_work.py", "tests/test_session_guard.py", "tests/test_rules.py", *FILES),
+    "repository": ("tests/test_artifacts.py", "tests/test_syntheses.py", "tests/test_rules.py", *FILES),
+    "ledger": ("tests/test_alarm.py", *MIGRATION),
+    "backup": ("tests/test_backup.py", "tests/test_files.py", "tests/test_written_through.py", *FILES),
+    "turns": ("tests/test_turns.py", "tests/test_engine.py", *FILES),
+    "pool": ("tests/test_engine.py", "tests/test_unit_of_work.py", *FILES),
+    "migration/pace": ("tests/test_backfill.py", *FILES),
+    "migration/backfill": ("tests/test_backfill.py", *MIGRATION),
+    "migration/carry": ("tests/test_backfill.py", "tests/test_second_pair.py", *MIGRATION),
+    "migration/contraction": MIGRATION,
+    "migration/flip": MIGRATION,
+    "migration/gates": MIGRATION,
+    "migration/reconcile": MIGRATION,
+    "migration/verify": ("tests/test_verify.py", *MIGRATION),
+    "migration/__init__": MIGRATION,
+    "postgresql/fence": ("tests/concurrency/test_postgresql_fence.py",),
+    "copying/passes": ("tests/test_copy.py",),
+    "copying/target": ("tests/test_copy.py",),
+    "copying/finish": ("tests/test_copy.py",),
+}
+"""The modules, and the tests that have to hold them."""
+
+NOT_SEEN = ("survived", "no tests")
+"""What mutmut says of a mutant that no test has noticed."""
+
+
+@dataclass
+class Result:
+    """How the mutants of a module fared.
+
+    Attributes:
+        module: The module.
+        there: How many there are.
+        fates: How many of those tried were killed, survived and so on, in mutmut's words.
+        survivors: Names and edits of those that no test noticed.
+        equivalent: How many of these are known to change nothing.
+        seconds: How long it took.
+    """
+
+    module: str
+    there: int = 0
+    fates: Counter[str] = field(default_factory=Counter)
+    survivors: list[tuple[str, str]] = field(default_factory=list)
+    equivalent: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tried(self) -> int:
+        """How many count."""
+        return self.fates.total() - self.equivalent
+
+    @property
+    def killed(self) -> int:
+        """How many of them a test noticed, be it by hanging."""
+        return self.fates.total() - sum(self.fates[fate] for fate in NOT_SEEN)
+
+
+def main() -> int:
+    """Run the campaign; the exit code is 1 where less than the wanted share was killed."""
+    asked = _arguments()
+    known = _equivalent()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:
+        for module in asked.modules or MODULES:
+            folder = Path(asked.folder or scratch) / module.replace("/", ".")
+            results.append(_mutate(module, folder, asked.mutants, asked.seed, asked.minutes, known))
+            _tell(results[-1])
+    tried, killed = sum(r.tried for r in results), sum(r.killed for r in results)
+    there, equivalent = sum(r.there for r in results), sum(r.equivalent for r in results)
+    share = killed / tried if tried else 0.0
+    print(f"\nof {there} mutants {tried + equivalent} were tried, {equivalent} of them change nothing;")
+    print(f"of {tried} {killed} were killed: {share:.1%}")
+    return 0 if share >= asked.share else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"all where left out: {', '.join(MODULES)}")
+    parser.add_argument("--mutants", type=int, default=20, help="of each module at most (20); 0 for all")
+    parser.add_argument("--seed", type=int, default=1, help="of the sample (1)")
+    parser.add_argument("--minutes", type=float, default=30, help="of each module at most (30)")
+    parser.add_argument("--share", type=float, default=0.95, help="that has to be killed (0.95)")
+    parser.add_argument("--folder", help="where copies are made and kept, for `mutmut show`; they go where left out")
+    asked = parser.parse_args()
+    if unknown := [module for module in asked.modules if module not in MODULES]:
+        parser.error(f"no such module: {', '.join(unknown)}")
+    return asked
+
+
+def _mutate(module: str, folder: Path, most: int, seed: int, minutes: float, known: set[str]) -> Result:
+    started, result = time.monotonic(), Result(module)
+    _copy(module, folder)
+    mutmut = _Mutmut(folder, started + 60 * minutes)
+    mutmut.run("nothing at all")  # which makes the mutants, and finds out which tests come by which function
+    names = [name for name, _ in mutmut.results()]
+    result.there = len(names)
+    chosen = sorted(names if not most else random.Random(f"{seed} {module}").sample(names, min(most, len(names))))
+    uncovered = dict(mutmut.results())
+    mutmut.run(*chosen)
+    fates = {**dict.fromkeys(chosen, "not checked"), **uncovered, **dict(mutmut.results())}
+    result.fates = Counter(fates[name] for name in chosen if fates[name] != "not checked")
+    for name in chosen:
+        if fates[name] in NOT_SEEN:
+            edit = mutmut.edit(name)
+            result.equivalent += edit in known
+            result.survivors += [] if edit in known else [(name, edit)]
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _copy(module: str, folder: Path) -> None:
+    """Copy the checkout, with mutmut's settings for one module."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        source = CHECKOUT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, ignore=ignored, dirs_exist_ok=True)
+        else:
+            shutil.copy(source, folder / name)
+    settings = folder / "pyproject.toml"
+    text = settings.read_text(encoding="utf-8")
+    for key, value in (
+        ("only_mutate", [f"consensus_orm/{module}.py"]),
+        ("pytest_add_cli_args_test_selection", list(MODULES[module])),
+    ):
+        text, count = re.subn(rf"(?ms)^{key} = \[.*?^\]$", f"{key} = {value!r}".replace("'", '"'), text)
+        assert count == 1, f"[tool.mutmut] has no {key}"
+    settings.write_text(text, encoding="utf-8")
+
+
+class _Mutmut:
+    def __init__(self, folder: Path, deadline: float) -> None:
+        self.folder = folder
+        self.deadline = deadline
+
+    def _call(self, *words: str) -> str:
+        command = [sys.executable, "-m", "mutmut", *words]
+        environment = {**os.environ, "PYTHONPATH": ""}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=None, check=False
+        )
+        return done.stdout
+
+    def run(self, *names: str) -> None:
+        """Try mutants, for as long as there is time; what was tried by then stays."""
+        with (self.folder / "run.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mutmut", "run", *names],
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                process.wait(max(1.0, self.deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 2)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, 9)
+                    process.wait()
+
+    def results(self) -> list[tuple[str, str]]:
+        """Names of the mutants, and what became of them."""
+        said = self._call("results", "--all", "true").splitlines()
+        return [(name, fate) for line in said if line.startswith("    ") for name, fate in [line.strip().split(": ")]]
+
+    def edit(self, name: str) -> str:
+        """The lines that a mutant takes away, and those it puts in their place."""
+        lines = self._call("show", name).splitlines()
+        return "\n".join(line for line in lines if re.match(r"[+-](?![+-]{2} )", line))
+
+
+def _equivalent() -> set[str]:
+    if not EQUIVALENT.exists():
+        return set()
+    listed = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    return {entry["edit"].strip("\n") for entry in listed["mutant"]}
+
+
+def _tell(result: Result) -> None:
+    fates = ", ".join(f"{count} {fate}" for fate, count in sorted(result.fates.items()))
+    print(
+        f"{result.module}: {result.there} mutants; {fates}; {result.equivalent} change nothing; {result.seconds:.0f} s"
+    )
+    for line in _survivors(result):
+        print(line)
+    sys.stdout.flush()
+
+
+def _survivors(result: Result) -> Iterator[str]:
+    for name, edit in result.survivors:
+        yield f"  {name}"
+        yield from (f"    {line}" for line in edit.splitlines())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
