@@ -575,6 +575,14 @@ class PairStatements:
         """The parents of the normalized rows in `_keys`."""
         return self.render(select(self.pair.table.c[link(self.pair)]).distinct().where(in_keys(self.pair.key)))
 
+    @cached_property
+    def parents_meant(self) -> str:
+        """The parents that are there for the legacy rows in `_keys`, whether these have a normalized row or not."""
+        assert self.pair.parent is not None
+        parent, row = self.pair.parent.table, self.legacy_row()
+        there = self.pair.legacy_table.join(parent, self._identity(row, parent))
+        return self.render(select(self.pair.parent.key).distinct().select_from(there).where(in_keys(self.legacy_key)))
+
     # Verifying ------------------------------------------------------------------------------------------
 
     def table_of(self, side: Side) -> Table:

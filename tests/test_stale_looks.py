@@ -133,3 +133,25 @@ def test_what_we_deleted_is_known_of_each_row_above_the_cap(
     assert new_database.scalar(legacy) == 0
     assert new_database.scalar("SELECT count(*) FROM consensus_runs WHERE spec_id = 'GONE'") == 0
     assert store.migration.verify().clean
+
+
+def test_a_row_that_could_not_be_carried_leaves_no_run_behind(
+    open_store: Callable[..., ConsensusStore], new_database: Database
+) -> None:
+    """A run that was made for rows that all became rejects goes with them, after a backfill and after a reconcile."""
+    store = open_store()
+    store.migration.migrate("expand")
+    new_database.script(
+        "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('LOST', 's', 'a', '{}')"
+    )
+    store.migration.advance()
+    new_database.fault("BEFORE INSERT", "agent_outputs", IGNORE)
+    store.migration.backfill()
+    new_database.script(
+        "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('LATE', 's', 'a', '{}')"
+    )
+    store.migration.reconcile()
+    new_database.heal()
+    assert {reject.table for reject in store.migration.rejects()} == {"consensus_artifacts"}
+    assert new_database.rows_of("SELECT spec_id FROM consensus_runs WHERE spec_id IN ('LOST', 'LATE')") == []
+    assert [d for d in store.migration.verify().differences if d.kind == "derived"] == []

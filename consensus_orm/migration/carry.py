@@ -232,8 +232,10 @@ def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Sid
     if unequal and source is Side.LEGACY:
         mark = uow.catalog.last_change(uow)
         parameters = {"_keys": json.dumps(list(unequal))}
-        with _parents_kept(uow, pair, parameters, None):
+        with _parents_kept(uow, pair, parameters, None) as touched:
             uow._execute(uow.statements[pair].delete(Side.NORMALIZED), parameters)
+            if pair.parent is not None:  # one may have been made for a row that was not taken
+                touched |= {key for (key,) in uow._rows(uow.statements[pair].parents_meant, parameters)}
         uow.catalog.forget_changes(uow, after=mark)
     return rejected
 
@@ -296,7 +298,7 @@ def print_statements(statements: Statements) -> None:
         for side in Side:
             _ = sql.present(side), sql.delete(side)
         if parent is not None:
-            _ = sql.parents_of, parent.settle
+            _ = sql.parents_of, sql.parents_meant, parent.settle
         images.print_statements(sql, parent)
 
 
