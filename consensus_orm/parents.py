@@ -21,6 +21,7 @@ from sqlalchemy import (
     update,
 )
 
+from consensus_orm import errors
 from consensus_orm.expressions import holds
 from consensus_orm.mapping import Earliest, Latest, Mapping, Parent, Row
 from consensus_orm.sql import Words, chunk_bounds, in_keys, in_range, link, newest_first
@@ -74,7 +75,12 @@ class ParentStatements:
         return select(func.min(rows.c.t)).scalar_subquery()
 
     def _latest(self, rule: Latest, key: ColumnElement[Any]) -> ColumnElement[Any]:
-        (pair,) = (pair for pair in self.members if pair.name == rule.pair)
+        pair = next((pair for pair in self.members if pair.name == rule.pair), None)
+        if pair is None:
+            raise errors.ConfigurationError(
+                f"a column of {self.parent.table.name} is derived from the pair {rule.pair!r}, which the mapping lacks",
+                hint="add that pair to the mapping, or derive the column from another one",
+            )
         row = Row({name: pair.table.c[a.key] for name, a in pair.carried.items() if a.class_ is pair.normalized})
         value = (
             select(rule.value(row))

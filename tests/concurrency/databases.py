@@ -176,6 +176,7 @@ def assert_sound(url: str) -> None:
 NOT_COMPARED = {
     "alembic_version", "consensus_orm_history", "consensus_orm_certificates", "consensus_orm_mismatches",
     "consensus_orm_backfill", "consensus_orm_state", "consensus_orm_changes", "consensus_orm_saved_schema",
+    "consensus_orm_images",
 }  # fmt: skip
 """Tables that hold times, or may say twice what was done twice; what matters of them is told beside."""
 
@@ -204,6 +205,7 @@ def image(url: str) -> dict[str, object]:
             "state": rows("SELECT phase, epoch, step, mapping FROM consensus_orm_state"),
             "backfill": rows("SELECT pair, finished FROM consensus_orm_backfill ORDER BY 1"),
             "changes": rows("SELECT pair, key, side, op FROM consensus_orm_changes ORDER BY id"),
+            "images": rows("SELECT pair, key, side, image, cause FROM consensus_orm_images ORDER BY pair, key, id"),
             "saved": rows("SELECT type, name, sql FROM consensus_orm_saved_schema ORDER BY position"),
             "runs": rows(
                 "SELECT spec_id, stage, run_id, run_key, run_timestamp, consensus_ok, degraded, synthesis_json"

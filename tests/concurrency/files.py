@@ -198,8 +198,11 @@ def image(path: Path) -> dict[str, object]:
             "changes": connection.execute(
                 "SELECT pair, key, side, op FROM consensus_orm_changes ORDER BY id"
             ).fetchall(),
+            "images": connection.execute(
+                "SELECT pair, key, side, table_name, image, cause FROM consensus_orm_images ORDER BY pair, key, id"
+            ).fetchall(),
         }
-    ours = {*NOT_COMPARED, *OF_RUNS, "consensus_orm_state", "consensus_orm_changes"}
+    ours = {*NOT_COMPARED, *OF_RUNS, "consensus_orm_state", "consensus_orm_changes", "consensus_orm_images"}
     found |= {name: oracle.rows(path, name) for name in oracle.tables(path) if name not in ours}
     found |= {name: _by_identity(path, name) for name in OF_RUNS}
     given = oracle.sequences(path).items()
