@@ -195,6 +195,7 @@ def test_a_wrong_url_tells_no_password(url: str) -> None:
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.sqlite
 def test_echo_shows_statements_but_no_contents(
     consensus_store: ConsensusStore, caplog: pytest.LogCaptureFixture
 ) -> None:
