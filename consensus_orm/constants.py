@@ -49,7 +49,7 @@ class Constants(SQLCompiler):
             type_ = literal(value).type
         if isinstance(type_, NullType):
             raise CompileError(f"the SQL type of a {type(value).__name__} is not known; write literal(value, type)")
-        if isinstance(type_, Integer) and int(value) != value:
+        if isinstance(type_, Integer) and int(value) != value:  # pyright: ignore[reportArgumentType]
             raise CompileError(f"{value!r} is no integer")
         written = super().render_literal_value(value, type_)
         self.check(value, written)
@@ -113,7 +113,7 @@ def with_binary(colspecs: Any, form: str) -> dict[Any, Any]:
     """
 
     class Binary(LargeBinary):
-        def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:
+        def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:  # pyright: ignore[reportIncompatibleMethodOverride]
             return lambda value: form.format(bytes(value).hex())
 
     return {**colspecs, LargeBinary: Binary, BINARY: Binary, VARBINARY: Binary}

@@ -150,8 +150,8 @@ def upgrade(
         return []
     engines.prepare(engine, settings)
     applied: list[str] = []
-    if identity.needs_upgrade:
-        from alembic import command  # costs 150 ms or more: not while the lock is held
+    from alembic import command  # costs 150 ms or more: not while the lock is held
+
     with engines.translated(engine), changing(engine) as connection:
         # Asked again under the lock: another process may have been faster.
         if _identify(_driver(connection), legacy).needs_upgrade:

@@ -166,7 +166,7 @@ class Words:
             wrong: Which of them to list.
         """
         listed = func.json_group_array(key).filter(wrong)
-        return select(func.count(), listed).select_from(key.table).where(within)
+        return select(func.count(), listed).select_from(key.table).where(within)  # pyright: ignore[reportReturnType]
 
     def next_key(self, pair: Pair) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""

@@ -713,7 +713,7 @@ class PairStatements:
             parent = self.pair.parent
             source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
         parts: list[Any] = [part for v in names.values() for part in (type_name(v), exact_hex(v))]
-        return tuple(names), select(*parts).select_from(source)
+        return tuple(names), select(*parts).select_from(source)  # pyright: ignore[reportReturnType]
 
 
 NEWEST = "newest_"

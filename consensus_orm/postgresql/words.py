@@ -82,7 +82,7 @@ class PostgresWords(Words):
         """How many rows there are, and the keys of some of them; joined for the list, which costs less than asking."""
         count = select(func.count()).select_from(key.table).where(within).scalar_subquery()
         listed = select(key.label("key")).where(within, wrong).order_by(key).subquery()
-        return select(count, select(cast(func.json_agg(listed.c.key), Text)).scalar_subquery())
+        return select(count, select(cast(func.json_agg(listed.c.key), Text)).scalar_subquery())  # pyright: ignore[reportReturnType]
 
     def next_key(self, pair: Pair) -> str:
         """The next id: while both sides are written, both draw from the sequence of the legacy table."""
