@@ -17,6 +17,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,11 @@ MODULES: dict[str, tuple[str, ...]] = {
 NOT_SEEN = ("survived", "no tests")
 """What mutmut says of a mutant that no test has noticed."""
 
+UNTRIED = "not checked"
+"""What it says of one that it has not come to."""
+
+TRIES = 3
+
 
 @dataclass
 class Result:
@@ -85,12 +91,12 @@ class Result:
     @property
     def tried(self) -> int:
         """How many count."""
-        return self.fates.total() - self.equivalent
+        return self.fates.total() - self.fates[UNTRIED] - self.equivalent
 
     @property
     def killed(self) -> int:
         """How many of them a test noticed, be it by hanging."""
-        return self.fates.total() - sum(self.fates[fate] for fate in NOT_SEEN)
+        return self.fates.total() - sum(self.fates[fate] for fate in (*NOT_SEEN, UNTRIED))
 
 
 def main() -> int:
@@ -133,10 +139,12 @@ def _mutate(module: str, folder: Path, most: int, seed: int, minutes: float, kno
     names = [name for name, _ in mutmut.results()]
     result.there = len(names)
     chosen = sorted(names if not most else random.Random(f"{seed} {module}").sample(names, min(most, len(names))))
-    uncovered = dict(mutmut.results())
-    mutmut.run(*chosen)
-    fates = {**dict.fromkeys(chosen, "not checked"), **uncovered, **dict(mutmut.results())}
-    result.fates = Counter(fates[name] for name in chosen if fates[name] != "not checked")
+    fates = dict.fromkeys(chosen, UNTRIED)
+    for _ in range(TRIES):  # a test of times may fail without any mutant: then none is tried
+        if left := [name for name in chosen if fates[name] == UNTRIED]:
+            mutmut.run(*left)
+            fates |= {name: fate for name, fate in mutmut.results() if name in fates}
+    result.fates = Counter(fates.values())
     for name in chosen:
         if fates[name] in NOT_SEEN:
             edit = mutmut.edit(name)
@@ -174,14 +182,12 @@ class _Mutmut:
 
     def _call(self, *words: str) -> str:
         command = [sys.executable, "-m", "mutmut", *words]
-        environment = {**os.environ, "PYTHONPATH": ""}
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=None, check=False
-        )
-        return done.stdout
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True).stdout
 
     def run(self, *names: str) -> None:
         """Try mutants, for as long as there is time; what was tried by then stays."""
+        if time.monotonic() > self.deadline:
+            return
         with (self.folder / "run.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "mutmut", "run", *names],
@@ -191,13 +197,13 @@ class _Mutmut:
                 start_new_session=True,
             )
             try:
-                process.wait(max(1.0, self.deadline - time.monotonic()))
+                process.wait(self.deadline - time.monotonic())
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 2)
+                os.killpg(process.pid, signal.SIGINT)
                 try:
                     process.wait(30)
                 except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, 9)
+                    os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
 
     def results(self) -> list[tuple[str, str]]:
