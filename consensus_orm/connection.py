@@ -74,6 +74,7 @@ class DriverConnection(sqlite3.Connection):
     _has_turn = False
     _inherited = False
     _leaves_log = False
+    _durable = False
     _seen: tuple[int, int] | None = None
 
     def allow_writes(self, allowed: bool) -> None:
@@ -83,12 +84,24 @@ class DriverConnection(sqlite3.Connection):
             self.query_only = not allowed
 
     def leave_log(self) -> None:
-        """Leave what is committed in the write-ahead log: somebody else copies it, until `mind_log`."""
+        """Leave what is committed in the write-ahead log: somebody else copies it, until `be_as_configured`."""
         self.execute("PRAGMA wal_autocheckpoint = 0")
         self._leaves_log = True
 
-    def mind_log(self) -> None:
-        """Keep the write-ahead log as short as configured again; the pool calls it."""
+    def be_durable(self) -> None:
+        """Have each commit, and all before it, reach the disk, whatever the settings say, until `be_as_configured`.
+
+        EXTRA also waits for the removal of a rollback journal, which would else be rolled back after a power cut.
+        """
+        if not self._durable:
+            self.execute("PRAGMA synchronous = EXTRA")
+            self._durable = True
+
+    def be_as_configured(self) -> None:
+        """Sync commits, and keep the write-ahead log short, as the settings say again; the pool calls it."""
+        if self._durable:
+            self.execute(f"PRAGMA synchronous = {self.source.settings.synchronous}")
+            self._durable = False
         if self._leaves_log:
             self.execute(f"PRAGMA wal_autocheckpoint = {self.source.settings.wal_autocheckpoint}")
             self._leaves_log = False
@@ -136,12 +149,18 @@ class DriverConnection(sqlite3.Connection):
         else:
             self.execute("BEGIN")
 
-    def begin_unit(self, lock: Lock) -> None:
+    def begin_unit(self, lock: Lock, *, durable: bool = False) -> None:
         """Begin the transaction of a unit of work; every lock is the write lock here.
+
+        Args:
+            lock: Its lock.
+            durable: Have the commit reach the disk, whatever the settings say.
 
         Raises:
             DatabaseBusyError: The write lock did not come in time.
         """
+        if durable:
+            self.be_durable()
         self.begin(write=lock is not Lock.NONE)
 
     def read_phase(self) -> tuple[Any, ...] | None:
@@ -471,9 +490,9 @@ class Source:
         return True
 
     def note_use(self, connection: DriverConnection) -> None:
-        """Remember when a connection came back, and which write-ahead log it used, which it minds again."""
+        """Remember when a connection came back, and which write-ahead log it used; its settings hold again."""
         connection.last_used = time.monotonic()
-        connection.mind_log()
+        connection.be_as_configured()
         if connection.log_identity is None and self.path is not None:
             connection.log_identity = self._log()
 

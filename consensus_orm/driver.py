@@ -59,8 +59,13 @@ class Driver(Protocol):
         """Begin a transaction; `engine.begin` says how."""
         ...
 
-    def begin_unit(self, lock: Lock) -> None:
-        """Begin the transaction of a unit of work, with its lock."""
+    def begin_unit(self, lock: Lock, *, durable: bool = False) -> None:
+        """Begin the transaction of a unit of work, with its lock.
+
+        Args:
+            lock: Its lock.
+            durable: Have the commit, and all commits before it, reach the disk, whatever the settings say.
+        """
         ...
 
     def read_phase(self) -> tuple[Any, ...] | None:

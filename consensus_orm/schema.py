@@ -227,9 +227,11 @@ def changing(engine: Engine) -> Iterator[Connection]:
             with connection.begin():
                 # One at a time; whoever waited looks again at what there is to do.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_version'))")
+                _driver(connection).be_durable()
                 yield connection
             return
         driver = _driver(connection)
+        driver.be_durable()
         driver.execute("PRAGMA foreign_keys = OFF")
         try:
             with connection.begin():

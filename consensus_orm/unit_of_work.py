@@ -75,6 +75,7 @@ class UnitOfWork:
         self.settings = settings
         self.read_only = read_only
         self.lock = Lock.NONE if read_only else Lock.WRITE
+        self.durable = False
         self._prepare = prepare
         self._readable = readable
         self._entered = False
@@ -127,7 +128,7 @@ class UnitOfWork:
         driver: Any = self._pooled.driver_connection
         assert driver is not None
         try:
-            driver.begin_unit(self.lock)
+            driver.begin_unit(self.lock, durable=self.durable or self.lock is Lock.FLIP)
         except BaseException:
             self._release()
             raise

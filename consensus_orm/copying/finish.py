@@ -91,7 +91,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         facts: For the audit.
     """
     state = rest.state
-    with target.unit() as uow:
+    with target.unit(durable=True) as uow:
         restored = target.restored(uow)
         _set_phase(uow, state, _user_version(uow, state))
         rejected = list(_reject(uow, rest))

@@ -100,9 +100,15 @@ class Target:
         self.state = state
         self.kind = store.engine.dialect.name
 
-    def unit(self) -> TargetUnit:
-        """A transaction."""
-        return TargetUnit(self.store, self.state.phase)
+    def unit(self, *, durable: bool = False) -> TargetUnit:
+        """A transaction.
+
+        Args:
+            durable: Have its commit, and all before it, reach the disk, whatever the settings say.
+        """
+        unit = TargetUnit(self.store, self.state.phase)
+        unit.durable = durable
+        return unit
 
     # Before ---------------------------------------------------------------------------------------------
 

@@ -55,6 +55,10 @@ class Migration:
         return Units(self._store, partial(self._take, Lock.CARRY))
 
     @property
+    def _repairing(self) -> Units:
+        return Units(self._store, partial(self._take, Lock.CARRY, durable=True))
+
+    @property
     def _flipping(self) -> Units:
         _ = self._store._statements.fingerprint  # printed before the lock is taken: writers waited 10 ms for it
         return Units(self._store, partial(self._take, Lock.FLIP))
@@ -62,9 +66,9 @@ class Migration:
     def _look(self) -> UnitOfWork:
         return self._store._on_primary(read_only=True, readable=True)  # a founding file has a status too
 
-    def _take(self, lock: Lock) -> UnitOfWork:
+    def _take(self, lock: Lock, *, durable: bool = False) -> UnitOfWork:
         uow = self._store.unit_of_work()
-        uow.lock = lock
+        uow.lock, uow.durable = lock, durable
         return uow
 
     # Where it stands ------------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ class Migration:
         if self._mend(dry_run=dry_run) and not self.phase.writes_normalized:
             return ReconcileReport(dry_run, (), (), 0, 0)  # there was nothing else to do
         require_two_sides(self.phase)
-        return reconcile(self._reading, self._writing, foreign=foreign, dry_run=dry_run, progress=progress)
+        return reconcile(self._reading, self._repairing, foreign=foreign, dry_run=dry_run, progress=progress)
 
     def _mend(self, *, dry_run: bool) -> bool:
         """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
@@ -504,7 +508,7 @@ class Migration:
             pair, key = ledger.accept_reject(uow, number, reason)
             ledger.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
 
-        self._writing.run(accept)
+        self._repairing.run(accept)
 
     def accept_rejects(self, numbers: Iterable[int] = (), *, all_of: str | None = None, reason: str) -> list[int]:
         """Let the migration go on without several rejected rows; all of them are accepted, or none.
@@ -530,7 +534,7 @@ class Migration:
             ledger.audit(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
             return chosen
 
-        return self._writing.run(accept)
+        return self._repairing.run(accept)
 
     def resolve_reject(self, number: int) -> bool:
         """Try again to carry a rejected row, after what was wrong with it has been mended.
@@ -559,7 +563,7 @@ class Migration:
             ledger.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
             return True
 
-        return self._writing.run(resolve)
+        return self._repairing.run(resolve)
 
     def restore_image(self, number: int, *, reason: str | None = None) -> None:
         """Put back a row that was overwritten or deleted: write it to the sides of the phase, and compare it there.
@@ -595,7 +599,7 @@ class Migration:
             ledger.accept_mismatch(uow, number, reason)
             ledger.audit(uow, "accept mismatch", reason=reason, number=number)
 
-        self._writing.run(accept)
+        self._repairing.run(accept)
 
 
 def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> Drained:

@@ -67,6 +67,12 @@ AS_WRITTEN = "; ".join(
 _READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
 
+DURABLE = (
+    b"SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit', true) = 'off'"
+)
+"""Has a commit, and all before it, reach the disk of the server; what is set to wait for more stays."""
+
+
 def arguments_of(url: URL | str) -> dict[str, Any]:
     """What the driver is given to connect to a URL of SQLAlchemy's."""
     (_, arguments) = PGDialect_psycopg().create_connect_args(make_url(url))  # type: ignore[no-untyped-call]
@@ -90,6 +96,7 @@ class ServerConnection(psycopg.Connection[Any]):
     """Since when it keeps writers waiting."""
     _entering: Fence | None = None
     """The fence whose statement that reads the phase is prepared."""
+    _durable = False
     _fresh = False
     """Whether a unit of work has begun and nothing else was sent."""
 
@@ -123,8 +130,23 @@ class ServerConnection(psycopg.Connection[Any]):
         self._transaction, self._fresh = None, False
         self.order("BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
-    def begin_unit(self, lock: Lock) -> None:
-        """Begin the transaction of a unit of work: lock and phase come with the same message."""
+    def begin_unit(self, lock: Lock, *, durable: bool = False) -> None:
+        """Begin the transaction of a unit of work: lock and phase come with the same message.
+
+        Args:
+            lock: Its lock.
+            durable: Have the commit reach the disk, whatever the settings say.
+        """
+        self._durable = durable
+        self._begin_locked(lock)
+        if durable:
+            self.be_durable()
+
+    def be_durable(self) -> None:
+        """Have the commit of this transaction, and all before it, reach the disk, whatever the settings say."""
+        self._send(DURABLE)
+
+    def _begin_locked(self, lock: Lock) -> None:
         self._phase, self._transaction, self._lock = None, None, lock
         fence, entry = self.source.fence, self._entry(lock)
         try:
@@ -138,18 +160,18 @@ class ServerConnection(psycopg.Connection[Any]):
             if entry is Entry.BARE:
                 raise
             self.source.entry = entry.next
-            self.begin_unit(lock)
+            self._begin_locked(lock)
             return
         except REFUSALS as refused:
             self.rollback()
             if entry is not Entry.BARE:  # it may be the catalog that is not there
                 self.source.entry = Entry.BARE
-                self.begin_unit(lock)
+                self._begin_locked(lock)
                 return
             if fence is ROWS:
                 raise
             self.source.lock_rows(self, refused)
-            self.begin_unit(lock)
+            self._begin_locked(lock)
             return
         except BaseException:
             self.rollback()
@@ -253,7 +275,7 @@ class ServerConnection(psycopg.Connection[Any]):
             return
         seen = self._phase
         self.rollback()
-        self.begin_unit(self._lock)
+        self.begin_unit(self._lock, durable=self._durable)
         if self._phase != seen:
             self.rollback()
             raise psycopg.errors.SerializationFailure("the phase changed between two tries")
