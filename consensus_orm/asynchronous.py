@@ -238,6 +238,7 @@ class AsyncMaintenance(_Asynchronous):
     vacuum = _asynchronous(Maintenance.vacuum)
     schedule_vacuum = _asynchronous(Maintenance.schedule_vacuum)
     backup = _asynchronous(Maintenance.backup)
+    leftovers = _asynchronous(Maintenance.leftovers)
     close = _asynchronous(Maintenance.close)
 
 

@@ -341,15 +341,16 @@ def _no_lock_file(lock: Path) -> errors.StorageError:
 
 
 class Leftover(BaseModel):
-    """A copy that a killed process left behind, and that nobody uses.
+    """A copy that a killed process left behind, and that no process uses.
 
-    `bytes` is what it takes on disk, `remove` the command that removes it.
+    `name` is its path, or the name of the database of a server; `bytes` what it takes on disk, None where the server
+    does not tell; `remove` the command that removes it, of the shell or in SQL.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    bytes: int
+    bytes: int | None
     remove: str
 
 
@@ -364,7 +365,8 @@ def leftovers(folders: Iterable[Path]) -> list[Leftover]:
     """
     found = []
     for folder in dict.fromkeys(folders):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the current one may be gone
+            folder = folder.absolute()
             found += [_leftover(each) for each in sorted(folder.iterdir()) if _is_left_behind(each)]
     return found
 
@@ -381,5 +383,5 @@ def _is_left_behind(folder: Path) -> bool:
 
 
 def _leftover(folder: Path) -> Leftover:
-    size = sum(each.lstat().st_size for each in folder.rglob("*") if each.is_file())
+    size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
     return Leftover(name=str(folder), bytes=size, remove=f"rm -r -- {shlex.quote(str(folder))}")

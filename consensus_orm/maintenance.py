@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +12,8 @@ from sqlalchemy import Engine
 
 from consensus_orm import stats
 from consensus_orm.backup import BackupReport, backup
+from consensus_orm.engine import database_path
+from consensus_orm.files import Leftover, leftovers
 from consensus_orm.repeat import Repeat, once
 from consensus_orm.settings import Settings
 from consensus_orm.stats import DatabaseStats
@@ -95,6 +98,27 @@ class Maintenance:
             BackupError: The target cannot be used, or the copy could not be made or did not verify.
         """
         return self._repeat(lambda: backup(self.engine, path, overwrite=overwrite, progress=progress))
+
+    def leftovers(self) -> list[Leftover]:
+        """Look for copies that killed processes left behind and no process uses; writes nothing.
+
+        Those of backups stand beside the database and in `backup_dir`, those of rehearsals in the folder of the system
+        for temporary files, and on a server beside the database. A copy in use is told by the lock of its process.
+
+        Returns:
+            What was found, each with the command that removes it; of a server the copies that `--keep` kept, too.
+
+        Raises:
+            StorageError: The server cannot be asked.
+        """
+        path = database_path(self.engine)
+        folders = [Path() if path is None else path.parent, self.settings.backup_dir, Path(tempfile.gettempdir())]
+        found = leftovers(folder for folder in folders if folder is not None)
+        if self.engine.dialect.name == "postgresql":
+            from consensus_orm.postgresql import upkeep
+
+            found += upkeep.rehearsals(self.engine)
+        return found
 
     def close(self) -> None:
         """End the schedule; to be called before the engine is disposed of."""

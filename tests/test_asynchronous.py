@@ -980,6 +980,7 @@ class TestCallbacks:
                     copy = Path(database.where).with_name("copy.db")
                     assert (await store.maintenance.backup(copy)).path == copy
                 assert (await store.maintenance.stats()).disk.total > 0
+                assert isinstance(await store.maintenance.leftovers(), list)
                 (await store.maintenance.schedule_vacuum()).stop()
 
         asyncio.run(work())

@@ -114,6 +114,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "vacuum": "*, full=False, progress=None",
         "schedule_vacuum": "interval=datetime.timedelta(days=1)",
         "backup": "path, *, overwrite=False, progress=None",
+        "leftovers": "",
         "close": "",
     },
     ExecutionTracker: {
@@ -179,6 +180,11 @@ def test_copy() -> None:
     """The function that copies a store has the arguments that are written here."""
     assert spelled(copying.copy) == "source, target, *, reject=False, finish=True, lock=True, progress=None"
     assert sorted(copying.__all__) == ["CopiedTable", "CopyReport", "Unfit", "copy"]
+
+
+def test_restore() -> None:
+    """The function that restores a backup has the arguments that are written here."""
+    assert spelled(consensus_orm.restore).startswith("backup, url=None, *, create=False, settings=None, mapping=")
 
 
 def test_five_phases() -> None:

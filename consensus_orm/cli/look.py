@@ -15,6 +15,7 @@ import click
 from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, fields, key, plain, say, show_json, span, table, when
+from consensus_orm.files import Leftover
 from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
@@ -45,6 +46,7 @@ class _Seen:
     status: MigrationStatus
     mismatches: list[MismatchEntry]
     evidence: Evidence | None
+    leftovers: list[Leftover]
 
 
 @main.command()
@@ -82,6 +84,7 @@ def _look(app: App, *, quiet: bool) -> _Seen:
             status=found,
             mismatches=store.migration.mismatches() if found.mismatches else [],
             evidence=find(store),
+            leftovers=store.maintenance.leftovers(),
         )
 
 
@@ -106,6 +109,7 @@ def _show_status_json(app: App, seen: _Seen) -> None:
         "gate": [app.spelled(reason) for reason in found.gate],
         "next_command": app.spelled(found.next_command),
         "rehearsal": rehearsal,
+        "leftovers": seen.leftovers,
     }
     show_json({"database": seen.database, **plain(found), **facts})
 
@@ -114,6 +118,7 @@ def _show_status(app: App, seen: _Seen) -> None:
     facts = list(_facts(app, seen.status, seen.mismatches, seen.now))
     if seen.status.phase.next is not None or seen.evidence is not None:
         facts.append(("rehearsal", app.spelled(mention(seen.evidence, seen.now))))
+    facts += [("left behind", _left_behind(each)) for each in seen.leftovers]
     fields([("database", seen.database), *facts])
     say()
     _rows(seen.status)
@@ -143,6 +148,11 @@ def _facts(
     yield "soak", f"{span(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
     if found.clock_set_back:
         yield "clock", "set back: a date of the phase or of its certificate lies in the future, and does not count"
+
+
+def _left_behind(copy: Leftover) -> str:
+    size = "" if copy.bytes is None else f" ({copy.bytes:,} bytes)"
+    return f"{copy.name}{size}, which no process uses; remove it: {copy.remove}"
 
 
 def _backfill(found: MigrationStatus) -> str:

@@ -60,7 +60,13 @@ def _handle_with(handler: Callable[[int, Any], None]) -> None:
 
 
 def _interrupt(_number: int, _frame: Any) -> None:
+    # Another one would end the clean-up, and leave copies behind: a session that is closed sends SIGTERM and SIGHUP.
+    _handle_with(_pass_over)
     raise KeyboardInterrupt
+
+
+def _pass_over(_number: int, _frame: Any) -> None:
+    pass
 
 
 def _leave(_number: int, _frame: Any) -> None:

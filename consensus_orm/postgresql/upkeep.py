@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
 from consensus_orm.engine import checkout, driver, translated
+from consensus_orm.files import Leftover
 from consensus_orm.pool import Pool
 from consensus_orm.repeat import Repeat, once
 from consensus_orm.schema import metadata
@@ -18,7 +19,7 @@ from consensus_orm.sql import quoted
 from consensus_orm.stats import DiskUse, PoolUse
 from consensus_orm.vacuum import VacuumReport
 
-__all__ = ["ServerStats", "TableStats", "collect", "vacuum"]
+__all__ = ["ServerStats", "TableStats", "collect", "rehearsals", "vacuum"]
 
 
 class TableStats(BaseModel):
@@ -63,6 +64,45 @@ _TABLES = (
     " WHERE c.relkind = 'r' AND pg_table_is_visible(c.oid) AND (c.relname = ANY (?) OR c.relname ^@ 'consensus_orm_')"
     " ORDER BY 1"
 )
+
+
+_REHEARSALS = (
+    "SELECT datname, CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) END FROM pg_database"
+    " WHERE starts_with(datname, ?) AND datname ~ '_rehearsal_[0-9a-f]{8}$'"
+    " AND datname NOT IN (SELECT datname FROM pg_stat_activity WHERE datname IS NOT NULL) ORDER BY datname"
+)
+"""Copies that rehearsals made beside this database and to which nobody is connected."""
+
+
+def rehearsals(engine: Engine) -> list[Leftover]:
+    """Look for the databases of rehearsals that ended without removing them; writes nothing.
+
+    Args:
+        engine: The engine of a store.
+
+    Returns:
+        Those whose rehearsal does not hold its lock any more.
+    """
+    prefix = rehearsal_of(str(engine.url.database), "")
+    with checkout(engine) as pooled, translated(engine):
+        connection = cast("Any", driver(pooled))
+        connection.begin(write=False)
+        try:
+            there = connection.execute(_REHEARSALS, (prefix,)).fetchall()
+            # The lock is given back with the transaction.
+            free = [
+                (name, size)
+                for name, size in there
+                if connection.execute("SELECT pg_try_advisory_xact_lock(hashtext(?))", (name,)).fetchone()[0]
+            ]
+        finally:
+            connection.rollback()
+    return [Leftover(name=name, bytes=size, remove=f"DROP DATABASE {quoted(name)}") for name, size in free]
+
+
+def rehearsal_of(database: str, mark: str) -> str:
+    """What the copy of a database for a rehearsal is called."""
+    return f"{database[:40]}_rehearsal_{mark}"
 
 
 def collect(engine: Engine) -> ServerStats:

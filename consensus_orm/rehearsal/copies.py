@@ -198,11 +198,13 @@ def _database(store: ConsensusStore, *, keep: bool) -> Iterator[str]:
     import psycopg
 
     from consensus_orm.postgresql.connection import arguments_of
+    from consensus_orm.postgresql.upkeep import rehearsal_of
 
     url: URL = store.engine.url.set(drivername="postgresql")
     with translated(store.engine), psycopg.connect(**arguments_of(url), autocommit=True) as admin:
         schema = admin.execute("SELECT current_schema()").fetchone()
-        name = f"{str(url.database)[:40]}_rehearsal_{uuid.uuid4().hex[:_DIGITS]}"
+        name = rehearsal_of(str(url.database), uuid.uuid4().hex[:_DIGITS])
+        admin.execute("SELECT pg_advisory_lock(hashtext(%s))", (name,))  # so that no look takes it for left behind
         try:
             # C and UTF8 go with any server; what is compared are bytes.
             admin.execute(f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'".encode())
