@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column
-from sqlalchemy.schema import CreateTable
+from sqlalchemy import Column, Dialect, MetaData, Table
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm import dropping, errors, phase_guards
 from consensus_orm.key_faults import key_faults
@@ -101,6 +101,16 @@ class Catalog:
         name: str = uow._rows("PRAGMA encoding")[0][0]
         return name.lower().replace("utf-16", "utf-16-")
 
+    def create(self, uow: UnitOfWork, tables: Collection[Table]) -> None:
+        """Make tables as their models have them; an index whose name is taken by another one is left out."""
+        for statement in definitions(tables, uow.statements.words.dialect):
+            if not isinstance(statement, CreateIndex) or not self.has_relation(uow, str(statement.element.name)):
+                uow._execute(str(statement.compile(dialect=uow.statements.words.dialect)))
+
+    def has_relation(self, uow: UnitOfWork, name: str) -> bool:
+        """Whether something has a name that an index would need."""
+        return bool(uow._rows("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (name,)))
+
     # Triggers and sequences -------------------------------------------------------------------------------
 
     def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:
@@ -127,15 +137,15 @@ class Catalog:
         uow._execute(f"DROP TRIGGER {quoted(trigger.name)}")
 
     def standing(self, uow: UnitOfWork) -> list[phase_guards.Standing]:
-        """All triggers and tables there are.
+        """All triggers, tables and views there are.
 
         What tells a table from another one made under its name later: it is older than the record, which is made
         anew whenever something is recorded. SQLite keeps the order of tables, also through VACUUM and a backup.
         """
         older = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'table' AND name = '{phase_guards.GUARDS}')"
         found = uow._rows(
-            f"SELECT type, name, tbl_name, iif(type = 'trigger', sql, iif({older}, 'older', 'younger'))"
-            " FROM sqlite_master WHERE type IN ('table', 'trigger') ORDER BY rowid"
+            f"SELECT type, name, tbl_name, iif(type = 'table', iif({older}, 'older', 'younger'), sql)"
+            " FROM sqlite_master WHERE type IN ('table', 'trigger', 'view') ORDER BY rowid"
         )
         return [phase_guards.Standing(*row) for row in found]
 
@@ -149,6 +159,8 @@ class Catalog:
 
     def go_on_without(self, uow: UnitOfWork, tables: Collection[str]) -> None:
         """Drop our triggers that look into tables which are gone: each write of another table would fail."""
+        there = self.tables(uow)
+        tables = [table for table in tables if table.lower() not in there]
         for trigger in phase_guards.ours(uow):
             if any(quoted(table) in trigger.definition or table in trigger.definition for table in tables):
                 self.silence(uow, trigger)
@@ -179,6 +191,13 @@ class Catalog:
         highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
         given = (self.sequence(uow, name) for name in (pair.legacy_name, pair.table.name))
         return max(value or 0 for value in (highest, *given)) + 1
+
+    def free_key(self, uow: UnitOfWork, pair: Pair) -> Any:
+        """An id above whatever either side has, or has ever given, whoever made the legacy table."""
+        return uow._execute(uow.statements[pair].next_key).fetchone()[0]
+
+    def go_on_above(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Let ids be given above those that the normalized side has; SQLite sees to that by itself."""
 
     def sequence(self, uow: UnitOfWork, table: str) -> int | None:
         """The highest id a table has given; None where it never gave one."""
@@ -230,6 +249,18 @@ def _carrying(uow: UnitOfWork) -> Iterator[None]:
     uow._execute("UPDATE consensus_orm_state SET carrying = 1")
     yield  # after an error the transaction is rolled back, and the flag with it
     uow._execute("UPDATE consensus_orm_state SET carrying = 0")
+
+
+def definitions(tables: Collection[Table], dialect: Dialect) -> Iterator[CreateTable | CreateIndex]:
+    """What makes tables as their models have them, less the names of constraints, which others may have taken."""
+    unnamed = MetaData()
+    for table in tables:
+        for other in table.metadata.tables.values():  # those that it refers to, too
+            if other.key not in unnamed.tables:
+                other.to_metadata(unnamed)
+        copy = unnamed.tables[table.key]
+        yield CreateTable(copy)
+        yield from (CreateIndex(index) for index in sorted(copy.indexes, key=lambda index: str(index.name)))
 
 
 @cache

@@ -150,6 +150,38 @@ class LegacyTables:
         uow._execute("ROLLBACK TO consensus_orm_triggers")
         uow._execute("RELEASE consensus_orm_triggers")
 
+    def remember(self, uow: UnitOfWork) -> None:
+        """Keep the definitions of the legacy tables as they are now: another program may drop them."""
+        uow._execute(FORGET)
+        position = 0
+        for pair in uow.statements.mapping.pairs:
+            for kind, name, sql, sequence in self.save(uow, pair):
+                position += 1
+                uow._execute(SAVE, (position, kind, name, pair.legacy_name, sql, sequence))
+
+    def make_again(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Make a legacy table that another program dropped: from its saved definition, else from its model.
+
+        An index whose name another table has taken by now is left out.
+        """
+        saved = self._saved(uow, pair)
+        if not any(kind == "table" for kind, *_ in saved):
+            uow.catalog.create(uow, [pair.legacy_table])
+            return
+        for kind, name, sql, _ in saved:
+            if kind == "table" or (kind == "index" and not uow.catalog.has_relation(uow, name)):
+                self._make(uow, kind, pair.legacy_name, sql)
+
+    def complete_again(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Bring the sequence back, and the triggers of other programs, once the rows are there."""
+        for kind, name, sql, sequence in self._saved(uow, pair):
+            if kind == "table" or (kind == "trigger" and not uow.catalog.has_relation(uow, name)):
+                self.complete(uow, kind, name, pair.legacy_name, sql, sequence)
+
+    def _saved(self, uow: UnitOfWork, pair: Pair) -> list[tuple[Any, ...]]:
+        sql = "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE table_name = ? ORDER BY position"
+        return uow._rows(sql, (pair.legacy_name,))
+
     def _make(self, uow: UnitOfWork, kind: str, table: str, sql: str) -> None:
         with translated(uow.engine):
             make(cast("sqlite3.Connection", uow._connected), kind, own_name(uow, table, kind), sql)

@@ -31,6 +31,7 @@ _NAMED_FIRST = {
     sqlite3.SQLITE_UPDATE,
     sqlite3.SQLITE_DELETE,
     sqlite3.SQLITE_DROP_TABLE,
+    sqlite3.SQLITE_DROP_VIEW,
     # A table or view of one of our names, temporary ones first of all, would take the place of ours.
     sqlite3.SQLITE_CREATE_TABLE,
     sqlite3.SQLITE_CREATE_TEMP_TABLE,

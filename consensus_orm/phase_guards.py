@@ -15,30 +15,50 @@ from sqlalchemy import Table
 
 from consensus_orm import errors
 from consensus_orm.adoption import EXECUTIONS
-from consensus_orm.mapping import Mapping, table_of
+from consensus_orm.mapping import Mapping, Pair, table_of
 from consensus_orm.models import control
 from consensus_orm.phase import Phase, Side
+from consensus_orm.sql import literal, quoted
 from consensus_orm.triggers import PREFIX, Trigger
 
 if TYPE_CHECKING:
     from consensus_orm.unit_of_work import UnitOfWork
 
-__all__ = ["GUARDS", "Flaw", "Standing", "look", "mend", "notice", "ours", "record", "recorded", "require"]
+__all__ = [
+    "GUARDS",
+    "REBUILD",
+    "Flaw",
+    "Standing",
+    "lacks_signs",
+    "look",
+    "mend",
+    "notice",
+    "ours",
+    "put_up_signs",
+    "record",
+    "recorded",
+    "require",
+    "strays",
+    "take_down_signs",
+]
 
 log = logging.getLogger("consensus_orm")
 
 GUARDS = "consensus_orm_guards"
 """The table that holds the record."""
 
+REBUILD = "rebuild "
+"""How the step is called in which a side is made again; the side follows."""
+
 
 class Standing(NamedTuple):
     """Something that guards a phase, as it stands in the catalog or as it was recorded.
 
     Attributes:
-        kind: trigger or table.
+        kind: trigger, table or view.
         name: Its name.
         table: The table it belongs to.
-        definition: The text of a trigger; of a table, what tells it from another table made under its name.
+        definition: The text of a trigger or a view; of a table, what tells it from another one made under its name.
         enabled: Whether a trigger fires.
     """
 
@@ -48,6 +68,11 @@ class Standing(NamedTuple):
     definition: str
     enabled: bool = True
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What it is found by: on a server tables may have triggers of the same name."""
+        return self.kind, self.name.lower(), self.table.lower()
+
 
 class Flaw(NamedTuple):
     """Something that guarded the phase and does so no more.
@@ -56,11 +81,13 @@ class Flaw(NamedTuple):
         text: What it is.
         command: What puts it in place again; empty where no command does.
         side: The side whose table is not there, or is another one than before; None where the tables are the same.
+        table: That table.
     """
 
     text: str
     command: str = "consensus-orm reconcile"
     side: Side | None = None
+    table: str = ""
 
     @property
     def told(self) -> str:
@@ -85,12 +112,16 @@ def record(uow: UnitOfWork, phase: Phase, triggers: Iterable[Trigger]) -> None:
         phase: The phase they are for.
         triggers: The triggers.
     """
+    signs = [r for r in recorded(uow) if r.kind == "view" and not phase.has_legacy]
     uow.catalog.forget_guards(uow)
-    wanted = {("trigger", trigger.name) for trigger in triggers}
-    wanted |= {("table", name.lower()) for name in _guarded_tables(uow, phase)}
-    for found in uow.catalog.standing(uow):
-        if (found.kind, found.name if found.kind == "trigger" else found.name.lower()) in wanted:
-            uow._execute(f"INSERT INTO {GUARDS} (kind, name, table_name, definition) VALUES (?, ?, ?, ?)", found[:4])
+    wanted = {("trigger", trigger.name.lower(), trigger.table.lower()) for trigger in triggers}
+    wanted |= {("table", name.lower(), name.lower()) for name in _guarded_tables(uow, phase)}
+    _keep(uow, [*signs, *(found for found in uow.catalog.standing(uow) if found.place in wanted)])
+
+
+def _keep(uow: UnitOfWork, guards: Iterable[Standing]) -> None:
+    for guard in guards:
+        uow._execute(f"INSERT INTO {GUARDS} (kind, name, table_name, definition) VALUES (?, ?, ?, ?)", guard[:4])
     uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
 
 
@@ -99,6 +130,71 @@ def _guarded_tables(uow: UnitOfWork, phase: Phase) -> Iterator[str]:
     yield from (table.name for table in normalized_tables(mapping))
     if phase.has_legacy:
         yield from (pair.legacy_name for pair in mapping.pairs)
+
+
+# Signs -----------------------------------------------------------------------------------------------------
+
+
+def sign(pair: Pair) -> str:
+    """A view that stands where a legacy table was, and says where its rows are.
+
+    A program of the legacy side makes its tables again, IF NOT EXISTS, and then indexes on them: a view refuses the
+    index, so the program stops before it writes a row that nobody reads.
+    """
+    where = pair.table.name if pair.parent is None else f"{pair.table.name} and {pair.parent.table.name}"
+    told = f"consensus_orm: these rows are in {where}; read and write them through consensus_orm"
+    return f"CREATE VIEW {quoted(pair.legacy_name)} AS SELECT {literal(told)} AS moved"
+
+
+def put_up_signs(uow: UnitOfWork) -> None:
+    """Let a view stand where each legacy table was, unless something else has its name."""
+    signs = {r.place for r in recorded(uow) if r.kind == "view"}
+    taken = {(s.name.lower(), s.kind) for s in uow.catalog.standing(uow) if s.kind in ("table", "view")}
+    for pair in uow.statements.mapping.pairs:
+        name = pair.legacy_name
+        if not {(name.lower(), "table"), (name.lower(), "view")} & taken:
+            uow._execute(sign(pair))
+            uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view' AND name = ?", (name,))
+            signs.add(("view", name.lower(), name.lower()))
+    new = [s for s in uow.catalog.standing(uow) if s.place in signs]
+    uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view'")
+    _keep(uow, new)
+
+
+def lacks_signs(uow: UnitOfWork) -> bool:
+    """Whether nothing stands where a legacy table was, so that a program could make it again."""
+    there = {s.name.lower() for s in uow.catalog.standing(uow) if s.kind in ("table", "view")}
+    return _step(uow) != "rebuild" and any(p.legacy_name.lower() not in there for p in uow.statements.mapping.pairs)
+
+
+def take_down_signs(uow: UnitOfWork) -> None:
+    """Drop the views that stand where legacy tables were."""
+    standing = {s.place: s for s in uow.catalog.standing(uow)}
+    for view in (r for r in recorded(uow) if r.kind == "view"):
+        if (found := standing.get(view.place)) is not None and _plain(found.definition) == _plain(view.definition):
+            uow._execute(f"DROP VIEW {quoted(found.name)}")
+    uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view'")
+
+
+def strays(uow: UnitOfWork) -> list[str]:
+    """Legacy tables at CONTRACT: a program has made them again, and writes rows there that nobody reads."""
+    if uow.phase.has_legacy or _step(uow) == "rebuild":
+        return []
+    there = {s.name.lower() for s in uow.catalog.standing(uow) if s.kind == "table"}
+    return [pair.legacy_name for pair in uow.statements.mapping.pairs if pair.legacy_name.lower() in there]
+
+
+def _signs(uow: UnitOfWork, known: list[Standing], standing: dict[tuple[str, str, str], Standing]) -> Iterator[Flaw]:
+    if uow.phase.has_legacy or _step(uow) == "rebuild":
+        return
+    there = strays(uow)
+    for name in there:
+        yield Flaw(f"table {name} was made by another program, and nobody reads its rows", table=name)
+    for view in (r for r in known if r.kind == "view" and r.name not in there):
+        if (found := standing.get(view.place)) is None:
+            yield Flaw(f"the view {view.name}, which says where its rows are, was dropped", "consensus-orm upgrade")
+        elif _plain(found.definition) != _plain(view.definition):
+            yield Flaw(f"{view.name} is a view of another program; drop or rename it", command="")
 
 
 # Whose a trigger is ----------------------------------------------------------------------------------------
@@ -154,12 +250,12 @@ def look(uow: UnitOfWork) -> list[Flaw]:
         What is missing or was changed; nothing where the phase is guarded, or where nothing ever guarded it.
     """
     known = recorded(uow)
+    standing = {s.place: s for s in uow.catalog.standing(uow)}
     if not known:
         installed = uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NOT NULL")
-        unknown = f"what guards {uow.phase.name} was never recorded"
-        return [Flaw(unknown, "consensus-orm upgrade")] if installed and uow.phase.has_legacy else []
-    standing = {(s.kind, s.name.lower()): s for s in uow.catalog.standing(uow)}
-    flaws: list[Flaw] = []
+        unknown = Flaw(f"what guards {uow.phase.name} was never recorded", "consensus-orm upgrade")
+        return [unknown] if installed and uow.phase.has_legacy else list(_signs(uow, known, standing))
+    flaws = [*_under_way(uow), *_signs(uow, known, standing)]
     for table in (r for r in known if r.kind == "table"):
         triggers = [r for r in known if r.kind == "trigger" and r.table.lower() == table.name.lower()]
         flaws += _of_table(uow, table, triggers, standing)
@@ -172,6 +268,18 @@ def look(uow: UnitOfWork) -> list[Flaw]:
     return [*tables, *others, *(Flaw(text, command="") for text in uow.catalog.muted(uow))]
 
 
+def _under_way(uow: UnitOfWork) -> Iterator[Flaw]:
+    step = _step(uow)
+    if step.startswith(REBUILD):
+        side = Side(step.removeprefix(REBUILD))
+        yield Flaw(f"the {side} side is being made again", f"consensus-orm reconcile --rebuild {side}", side)
+
+
+def _step(uow: UnitOfWork) -> str:
+    rows = uow._rows("SELECT step FROM consensus_orm_state")
+    return str(rows[0][0]) if rows else ""
+
+
 def not_installed(uow: UnitOfWork) -> list[str]:
     """Names of the triggers of the phase that are not there: what can be said of a database without a record."""
     there = {s.name for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.enabled}
@@ -181,20 +289,19 @@ def not_installed(uow: UnitOfWork) -> list[str]:
 
 
 def _of_table(
-    uow: UnitOfWork, table: Standing, triggers: list[Standing], standing: dict[tuple[str, str], Standing]
+    uow: UnitOfWork, table: Standing, triggers: list[Standing], standing: dict[tuple[str, str, str], Standing]
 ) -> list[Flaw]:
     """What is wrong with one table: as a whole, or with the triggers on it."""
     side = _side(uow, table.name)
     rebuild = f"consensus-orm reconcile --rebuild {side}"
     if not uow.phase.has_legacy:
         rebuild = "consensus-orm restore BACKUP"  # there is no other side to make it from
-    now = standing.get(("table", table.name.lower()))
+    now = standing.get(table.place)
     if now is None:
-        return [Flaw(f"table {table.name} was dropped or renamed by another program", rebuild, side)]
-    there = [standing.get(("trigger", trigger.name.lower())) for trigger in triggers]
-    on_it = [s if s is not None and s.table.lower() == table.name.lower() else None for s in there]
+        return [Flaw(f"table {table.name} was dropped or renamed by another program", rebuild, side, table.name)]
+    on_it = [standing.get(trigger.place) for trigger in triggers]
     if now.definition != table.definition and not any(on_it):
-        return [Flaw(f"table {table.name} was dropped and made again by another program", rebuild, side)]
+        return [Flaw(f"table {table.name} was dropped and made again by another program", rebuild, side, table.name)]
     flaws = [] if now.definition == table.definition else [Flaw(f"table {table.name} was replaced by another program")]
     for trigger, found in zip(triggers, on_it, strict=True):
         if (wrong := _wrong(trigger, found)) is not None:
@@ -255,8 +362,11 @@ def notice(uow: UnitOfWork) -> None:
     """
     try:
         with uow._connected.attempt():
-            if recorded(uow) and (flaws := look(uow)):
-                _note(uow, flaws)
+            if recorded(uow):
+                if flaws := look(uow):
+                    _note(uow, flaws)
+                elif uow.phase.has_legacy:
+                    uow.catalog.legacy.remember(uow)
             uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
     except errors.StorageError:
         log.exception("what guards the phase could not be looked at")
@@ -269,8 +379,7 @@ def _note(uow: UnitOfWork, flaws: list[Flaw]) -> None:
     log.warning("what guards %s is not in place: %s", uow.phase.name, "; ".join(texts))
     ledger.audit(uow, "guards", found=texts)
     void(uow)
-    gone = [r.name for r in recorded(uow) if r.kind == "table" and r.name.lower() not in uow.catalog.tables(uow)]
-    uow.catalog.go_on_without(uow, gone)
+    uow.catalog.go_on_without(uow, [flaw.table for flaw in flaws if flaw.table and flaw.side])
 
 
 def void(uow: UnitOfWork) -> None:
@@ -300,6 +409,8 @@ def mend(uow: UnitOfWork) -> list[Flaw]:
         replaced = {s.name: s.definition for s in ours(uow) if _is_changed(s, recorded(uow))}
         ledger.audit(uow, "mend guards", found=[flaw.text for flaw in flaws], replaced=replaced)
         uow.catalog.install_triggers(uow, uow.phase)
+        if not uow.phase.has_legacy:
+            put_up_signs(uow)
         void(uow)
     return flaws
 

@@ -510,6 +510,11 @@ class PairStatements:
         return or_(FALSE, *replaced)
 
     @cached_property
+    def fill_legacy(self) -> str:
+        """Carry the normalized rows between `_first` and `_last` that the legacy side does not have."""
+        return self.carry_to_legacy(in_range(self.pair.key), overwrite=False)
+
+    @cached_property
     def rebuild_legacy(self) -> str:
         """Carry the normalized rows between `_first` and `_last` to legacy tables made anew."""
         return self.carry_to_legacy(in_range(self.pair.key), overwrite=True)
@@ -614,6 +619,12 @@ class PairStatements:
     def rows_in_range(self, side: Side) -> str:
         """How many rows of a side lie between `_first` and `_last`."""
         return self.render(select(func.count()).select_from(self.table_of(side)).where(in_range(self.key_of(side))))
+
+    @cache  # noqa: B019
+    def keys_in_range(self, side: Side) -> str:
+        """The keys of the rows of a side between `_first` and `_last`."""
+        key = self.key_of(side)
+        return self.render(select(key).where(in_range(key)))
 
     @cache  # noqa: B019
     def keyless_rows(self, side: Side) -> str:

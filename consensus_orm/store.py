@@ -445,11 +445,11 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
     """Whether the triggers in force were made from another mapping than this program's, or were never recorded."""
     rows = uow._rows("SELECT mapping FROM consensus_orm_state")
     made_from = rows[0][0] if rows else uow.phase  # raises: a copy that was not finished has none
+    if not uow.phase.has_legacy:
+        # None of them speaks of the legacy side, whose models are imported no more; views say where its rows are.
+        return (made_from is None and uow.catalog.needs_triggers) or phase_guards.lacks_signs(uow)
     if made_from is None:
         return uow.catalog.needs_triggers
-    # At CONTRACT none of them speaks of the legacy side, whose models are imported no more.
-    if not uow.phase.has_legacy:
-        return False
     recorded = bool(phase_guards.recorded(uow))
     # What is missing is somebody's to decide on, and must not be papered over.
     return not recorded or (made_from != uow.statements.fingerprint and not phase_guards.look(uow))
@@ -459,7 +459,12 @@ def _install_triggers(uow: UnitOfWork) -> None:
     """Install the triggers of the phase from this program's mapping."""
     missing = [] if phase_guards.recorded(uow) else phase_guards.not_installed(uow)
     uow.catalog.install_triggers(uow, uow.phase)
-    uow._execute("UPDATE consensus_orm_state SET mapping = ?", (uow.statements.fingerprint,))
+    if uow.phase.has_legacy:
+        uow.catalog.legacy.remember(uow)
+    else:
+        phase_guards.put_up_signs(uow)
+    if uow.phase.has_legacy or uow.catalog.needs_triggers:
+        uow._execute("UPDATE consensus_orm_state SET mapping = ?", (uow.statements.fingerprint,))
     if missing:  # what was written meanwhile was noticed by nobody
         ledger.audit(uow, "mend guards", found=[f"trigger {name} is missing" for name in missing])
         phase_guards.void(uow)

@@ -67,9 +67,9 @@ TOKENS = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|::|%%|:(?P<name>\w+)|%\((?P<name
 VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 NOT_ROWS = (
     *("json_each", "anon_", "CONSTANT ROW", "(subquery", "pragma_", "sqlite_master", "sqlite_sequence", " pg_"),
-    *("consensus_orm_state", "consensus_orm_version", "consensus_orm_guards"),
+    *("consensus_orm_state", "consensus_orm_version", "consensus_orm_guards", "consensus_orm_saved_schema"),
 )
-"""What may be read whole: a value that is given, a catalog, a table of one row, the record of our triggers."""
+"""What may be read whole: a value that is given, a catalog, a table of one row, and what is kept of definitions."""
 
 
 class Planner:

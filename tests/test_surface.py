@@ -99,7 +99,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "mismatch": "number, *, contents=False",
         "reject": "number, *, contents=False",
         "image": "number, *, contents=False",
-        "reconcile": "*, foreign=None, dry_run=False, progress=None",
+        "reconcile": "*, foreign=None, rebuild=None, dry_run=False, progress=None",
         "rehearse": "*, keep=None, writers=0, progress=None, tell=None",
         "history": "",
         "accept_reject": "number, *, reason",

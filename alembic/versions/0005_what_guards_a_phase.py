@@ -92,6 +92,7 @@ def downgrade() -> None:
             table="consensus_orm_images",
         )
     _give_user_version_back()
+    _drop_signs()
     op.drop_table("consensus_orm_images")
     op.drop_table("consensus_orm_guards")
     op.drop_index("idx_consensus_orm_changes_undecided", "consensus_orm_changes")
@@ -110,3 +111,16 @@ def _give_user_version_back() -> None:
         return
     if bind.exec_driver_sql("PRAGMA user_version").scalar_one() == PROTECTED:
         bind.exec_driver_sql(f"PRAGMA user_version = {int(kept)}")
+
+
+def _drop_signs() -> None:
+    """Drop the views that stand where the legacy tables were: the release before takes them for a stranger's."""
+    bind = op.get_bind()
+    quoted = bind.dialect.identifier_preparer.quote_identifier
+    standing = "SELECT g.name FROM consensus_orm_guards AS g JOIN "
+    if bind.dialect.name == "postgresql":
+        standing += "pg_class AS c ON c.oid = CAST(g.definition AS oid)"
+    else:
+        standing += "sqlite_master AS m ON m.type = 'view' AND m.name = g.name AND m.sql = g.definition"
+    for (name,) in bind.exec_driver_sql(f"{standing} WHERE g.kind = 'view'").all():
+        bind.exec_driver_sql(f"DROP VIEW {quoted(name)}")

@@ -30,7 +30,7 @@ from consensus_orm.migration.journey import Step
 from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.verify import VerifyReport
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import find
 from consensus_orm.store import ConsensusStore
 
@@ -248,22 +248,31 @@ def _move(
 @main.command()
 @click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted where nobody reads.")
 @click.option("--repair", is_flag=True, help="Put it back instead.")
+@click.option(
+    "--rebuild", type=click.Choice([side.value for side in Side]), help="Make a side again after tables were dropped."
+)
 @click.option("--dry-run", is_flag=True, help="Only list what would be done.")
 @json_option
 @app_command
-def reconcile(app: App, adopt: bool, repair: bool, dry_run: bool, as_json: bool) -> None:
+def reconcile(app: App, adopt: bool, repair: bool, rebuild: str | None, dry_run: bool, as_json: bool) -> None:
     """Make both sides equal.
 
     Repairs the side that is not read, and adopts rows that it alone has. Rows that another program changed or deleted
     there wait for --adopt or --repair. What is overwritten or deleted is kept first: see `images`.
 
+    Where another program dropped tables, or dropped them and made them again, --rebuild says which side is made again
+    from the other one. Rows written to such a table since then stay, under new ids where theirs were given before. To
+    let those rows win, rebuild the side that lost nothing: what it has besides them is kept as images, and goes.
+
     The exit code is 1 where rows wait or could not be carried, and with --dry-run where there is something to do.
     """
+    if rebuild and dry_run:
+        raise click.UsageError("--rebuild has no preview: try it on a copy, or with `consensus-orm rehearse`")
     if adopt and repair:
         raise click.UsageError("--adopt and --repair are opposites: choose one")
     choice: Choice = "adopt" if adopt else "repair" if repair else None
     with app.store() as store, Bars("reconcile", quiet=as_json) as bars:
-        report = store.migration.reconcile(foreign=choice, dry_run=dry_run, progress=bars.rows)
+        report = store.migration.reconcile(foreign=choice, rebuild=rebuild, dry_run=dry_run, progress=bars.rows)
     if as_json:
         show_json(report)
     else:
@@ -273,6 +282,17 @@ def reconcile(app: App, adopt: bool, repair: bool, dry_run: bool, as_json: bool)
 
 def _tell_reconciled(app: App, report: ReconcileReport) -> None:
     would = "would be " if report.dry_run else ""
+    if (done := report.rebuilt) is not None:
+        say(
+            f"the {done.side} side was made again: {_count(done.carried, 'row')} carried to it,"
+            f" {_count(done.renumbered, 'row')} written since have new ids, {_count(done.replaced, 'row')} replaced"
+        )
+    for table_ in report.adopted_tables:
+        say(
+            f"{table_.table}, which another program made: {_count(table_.rows, 'row')} carried,"
+            f" {table_.renumbered:,} of them under new ids, {table_.known:,} known before,"
+            f" {_count(table_.rejects, 'reject')}"
+        )
     say(
         f"{_count(report.adopted, 'row')} of other programs {would}settled,"
         f" {_count(len(report.repairs), 'row')} {would}repaired, {_count(report.rejects, 'new reject')}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from consensus_orm import ledger
+from consensus_orm import ledger, phase_guards
 from consensus_orm.adoption import PROTECTED, UNPROTECTED
 from consensus_orm.copying.definitions import ABROAD, Definition
 from consensus_orm.copying.report import Unfit
@@ -101,6 +101,8 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
             uow._execute(statement)
         _set_sequences(uow, target, rest)
         uow.catalog.install_triggers(uow, state.phase)
+        if not state.phase.has_legacy:
+            phase_guards.put_up_signs(uow)
         if target.kind == "sqlite":
             _make_triggers(uow, rest)
         ledger.audit(uow, "copy", **facts, rejects=len(rejected))

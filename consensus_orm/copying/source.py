@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from consensus_orm import errors, schema
+from consensus_orm import errors, phase_guards, schema
 from consensus_orm.adoption import Kind
 from consensus_orm.connection import DriverConnection, pragmas
 from consensus_orm.copying.reading import has_place
@@ -133,6 +133,8 @@ class Source(UnitOfWork):
                 hint="run it again until it ends: consensus-orm advance, or consensus-orm rollback",
             )
         self._phase = Phase(phase)
+        for flaw in (flaw for flaw in phase_guards.look(self) if flaw.table):
+            raise errors.CopyError(f"{self.name} is not whole: {flaw.text}", hint=f"run first: {flaw.command}")
         saved = self._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'")
         return State(
             prepared=True,

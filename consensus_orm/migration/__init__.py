@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,13 @@ from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.pace import catch_up
 from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.progress import Watch, of_pages
+from consensus_orm.migration.rebuild import Adopted, adopt_strays
+from consensus_orm.migration.rebuild import rebuild as rebuild_side
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.units import Units
 from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
@@ -212,7 +215,14 @@ class Migration:
         self._mind_clock()
         return verify(self._reading, self._writing, progress)
 
-    def reconcile(self, *, foreign: Choice = None, dry_run: bool = False, progress: Watch = None) -> ReconcileReport:
+    def reconcile(
+        self,
+        *,
+        foreign: Choice = None,
+        rebuild: Side | str | None = None,
+        dry_run: bool = False,
+        progress: Watch = None,
+    ) -> ReconcileReport:
         """Make both sides equal: repair the side that is not read, adopt rows that it alone has.
 
         Rows that another program changed or deleted on the side that is not read need a choice. Without one they
@@ -221,7 +231,11 @@ class Migration:
         Args:
             foreign: "adopt" makes the side that is read what those rows are on the other one, "repair" puts them
                 back; None leaves them.
-            dry_run: Only list what would be done.
+            rebuild: The side, `legacy` or `normalized`, to make again from the other one, after another program
+                dropped tables of one of them. Tables that are missing are made. Rows that were written to a table
+                that was dropped and made again stay, under new ids where their own were given before; rows of the
+                side that lost nothing, and that have no equal on the other one, are kept as images and go.
+            dry_run: Only list what would be done; not together with `rebuild`.
             progress: Called after each chunk.
 
         Returns:
@@ -230,11 +244,39 @@ class Migration:
         Raises:
             WrongPhaseError: There is only one side.
             InvalidValueError: There is no such choice.
+            GuardsBrokenError: A table was dropped, or dropped and made again, by another program: `rebuild` says
+                which rows count.
+            MigrationError: There is nothing to make again, or nothing to make it from.
         """
+        if rebuild is not None:
+            return self._rebuild(_side(rebuild), foreign, dry_run, progress)
+        adopted = () if dry_run or self.phase.has_legacy else self._adopt_strays(progress)
         if self._mend(dry_run=dry_run) and not self.phase.writes_normalized:
             return ReconcileReport(dry_run, (), (), 0, 0)  # there was nothing else to do
         require_two_sides(self.phase)
-        return reconcile(self._reading, self._repairing, foreign=foreign, dry_run=dry_run, progress=progress)
+        report = reconcile(self._reading, self._repairing, foreign=foreign, dry_run=dry_run, progress=progress)
+        return replace(report, adopted_tables=adopted) if adopted else report
+
+    def _adopt_strays(self, progress: Watch) -> tuple[Adopted, ...]:
+        """Carry the rows of legacy tables that another program made at CONTRACT, and let views stand there again."""
+        with self._reading() as uow:
+            if not phase_guards.strays(uow):
+                return ()
+        return tuple(adopt_strays(self._repairing, self._flipping, progress))
+
+    def _rebuild(self, side: Side, foreign: Choice, dry_run: bool, progress: Watch) -> ReconcileReport:
+        if dry_run:
+            raise errors.InvalidValueError(
+                "a side is made again or not; there is no preview of it",
+                hint="run: consensus-orm rehearse",
+                field="dry_run",
+            )
+        self._store._upgrade_if_needed(progress)
+        rebuilt = rebuild_side(self._repairing, self._flipping, side, progress)
+        report = ReconcileReport(False, (), (), 0, 0)
+        if self.phase.writes_normalized:
+            report = reconcile(self._reading, self._repairing, foreign=foreign, progress=progress)
+        return replace(report, rebuilt=rebuilt)
 
     def _mend(self, *, dry_run: bool) -> bool:
         """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
@@ -485,6 +527,7 @@ class Migration:
             from consensus_orm.migration import contraction
 
             self._empty_dropped(progress)
+            self._adopt_strays(progress)
             contraction.expand_again(self._writing, self._flipping, reason=reason, progress=progress)
             return
         catch_up(self._writing, partial(_drain_in, now), progress)
@@ -636,6 +679,15 @@ def _refuse_undecided(rows: int, now: Phase) -> None:
     """Refuse a flip that would settle what nobody has decided: which side is read changes with it."""
     reason = gates.undecided_text(rows, now)
     raise errors.GateClosedError(reason, hint="run: consensus-orm reconcile --dry-run", reasons=[reason], phase=now)
+
+
+def _side(name: Side | str) -> Side:
+    try:
+        return Side(str(name).lower())
+    except ValueError:
+        raise errors.InvalidValueError(
+            f"there is no side {name!r:.40}", hint=f"use {Side.LEGACY} or {Side.NORMALIZED}", field="rebuild"
+        ) from None
 
 
 def _require_reason(reason: str) -> None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from consensus_orm import errors, ledger
+from consensus_orm import errors, ledger, phase_guards
 from consensus_orm.dropping import DROPPED, FORGET, SAVE
 from consensus_orm.mapping import Pair
 from consensus_orm.migration import keyless
@@ -44,6 +44,7 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any
     flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
     for pair in uow.statements.mapping.pairs:
         uow.catalog.legacy.put_away(uow, pair)
+    phase_guards.put_up_signs(uow)
     # What was recorded for the legacy side has nowhere to go any more.
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = 'empty'")
@@ -148,6 +149,7 @@ def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
             "this database never had legacy tables, so there is nothing to go back to",
             hint="stay at CONTRACT",
         )
+    phase_guards.take_down_signs(uow)
     uow.catalog.legacy.saved_rows(uow)  # what cannot be put back at the end shows now, while nothing is carried
     uow.catalog.legacy.bring_back(uow)
     uow.catalog.install_triggers(uow, Phase.NORMALIZED)
@@ -217,6 +219,7 @@ def undo_rebuild(uow: UnitOfWork) -> bool:
     uow.catalog.install_triggers(uow, Phase.CONTRACT)
     for pair in uow.statements.mapping.pairs:
         uow.catalog.legacy.drop_again(uow, pair)
+    phase_guards.put_up_signs(uow)
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = NULL")
     return True

@@ -30,6 +30,7 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
     uow.catalog.install_triggers(uow, to)
     if to.has_legacy:
         uow.catalog.level_sequences(uow)
+        uow.catalog.legacy.remember(uow)
     if not to.writes_normalized:
         uow._execute("DELETE FROM consensus_orm_backfill")  # legacy rows will come that nobody carries
     uow._execute(

@@ -18,6 +18,7 @@ from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, Outcome, p
 from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.planning import Action, Choice, Undecided, What, Why, plan_rows, require_choice
 from consensus_orm.migration.progress import Watch
+from consensus_orm.migration.rebuild import Adopted, Rebuilt
 from consensus_orm.migration.units import Units
 from consensus_orm.migration.verify import Seen, require_epoch, scan
 from consensus_orm.phase import Side
@@ -37,6 +38,8 @@ class ReconcileReport:
             are until somebody chooses to adopt or to repair them.
         images: How many rows were kept before they were overwritten or deleted; 0 where nothing was written.
         rejects: Rows that could not be carried.
+        rebuilt: What was done to make a side again, where that was asked for.
+        adopted_tables: What was done with the rows of legacy tables that another program made at CONTRACT.
     """
 
     dry_run: bool
@@ -44,6 +47,8 @@ class ReconcileReport:
     undecided: tuple[Undecided, ...]
     images: int
     rejects: int
+    rebuilt: Rebuilt | None = None
+    adopted_tables: tuple[Adopted, ...] = ()
 
     @property
     def adopted(self) -> int:
@@ -122,7 +127,7 @@ def _look(reading: Units, foreign: Choice, progress: Watch) -> _Survey:
         for pair in uow.statements.mapping.pairs:
             # In the other phases what is recorded is no write of another program: it waits for the way back.
             written = changes.keys_of(uow, pair) if uow.phase.compares else ()
-            keys = list(dict.fromkeys((*written, *survey.seen.doubtful[pair.name])))
+            keys = list(dict.fromkeys((*written, *survey.seen.doubtful.get(pair.name, ()))))
             survey.keys[pair.name] = keys
             for start in range(0, len(keys), CHANGES_IN_ONE_TRANSACTION):
                 plan = plan_rows(uow, pair, keys[start : start + CHANGES_IN_ONE_TRANSACTION], foreign)

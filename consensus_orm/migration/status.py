@@ -91,7 +91,11 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
         rewrite: What an upgrade will do to tables that another program made.
     """
     phase = uow.phase if uow.prepared else initial
-    obstacles = [o.text for o in gates.obstacles(uow)] if uow.prepared else []
+    flaws = phase_guards.look(uow) if uow.prepared else []
+    # At CONTRACT there is no gate any more, and what guards the phase is looked after all the same.
+    obstacles = [flaw.told for flaw in flaws]
+    if uow.prepared and phase.next is not None:
+        obstacles = [o.text for o in gates.obstacles(uow)]
     rows = uow._rows("SELECT since, step FROM consensus_orm_state")
     since, step = rows[0] if rows else (None, None)
     return MigrationStatus(
@@ -115,7 +119,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
         certificate=_certificate(uow),
         mismatches=ledger.open_mismatches(uow) if uow.prepared else 0,
         rejects=ledger.open_rejects(uow) if uow.prepared else 0,
-        guards=[flaw.text for flaw in phase_guards.look(uow)] if uow.prepared else [],
+        guards=[flaw.text for flaw in flaws],
         foreign_writes=changes.count(uow) if uow.prepared and phase.compares else 0,
         undecided=changes.undecided(uow) if uow.prepared and phase.compares else 0,
         images=images.count(uow) if uow.prepared else 0,
@@ -136,12 +140,10 @@ def _next_command(phase: Phase, step: str | None, obstacles: list[str]) -> str:
         return "consensus-orm rollback normalized"
     if step == "empty":
         return "consensus-orm advance contract"
-    if phase.next is None:
-        return ""
     for text in obstacles:
         if "run: " in text:
             return text.partition("run: ")[2]
-    return "" if obstacles else f"consensus-orm advance {phase.next.name.lower()}"
+    return "" if obstacles or phase.next is None else f"consensus-orm advance {phase.next.name.lower()}"
 
 
 def _pair(uow: UnitOfWork, pair: Pair, phase: Phase) -> PairStatus:

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresCatalog", "relations"]
 
+DRAWN_FROM = (
+    "FROM pg_depend AS d JOIN pg_attrdef AS a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid"
+    " JOIN pg_class AS s ON s.oid = d.refobjid WHERE a.adrelid = to_regclass(quote_ident(?)) AND s.relkind = 'S'"
+)
+"""The sequence that the default of a table draws its ids from."""
+
 STANDING = (
     "SELECT 'trigger', t.tgname, c.relname,"
     " replace(pg_get_triggerdef(t.oid), quote_ident(n.nspname) || '.', '') || chr(10) || p.prosrc,"
@@ -39,10 +45,11 @@ STANDING = (
     " FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace"
     " JOIN pg_proc AS p ON p.oid = t.tgfoid"
     f" WHERE NOT t.tgisinternal AND t.tgname ^@ '{PREFIX}' AND p.proname = t.tgname AND pg_table_is_visible(c.oid)"
-    " UNION ALL SELECT 'table', relname, relname, CAST(oid AS TEXT), TRUE FROM pg_class"
-    " WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)"
+    " UNION ALL SELECT CASE WHEN relkind IN ('r', 'p') THEN 'table' ELSE 'view' END, relname, relname,"
+    " CAST(oid AS TEXT), TRUE FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(oid)"
+    " AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)"
 )
-"""Triggers with a function of their own name, which is how ours are made, and tables with their oid."""
+"""Triggers with a function of their own name, which is how ours are made; tables, and views, with their oid."""
 
 
 class PostgresCatalog(Catalog):
@@ -127,6 +134,10 @@ class PostgresCatalog(Catalog):
         """How texts are shown: in UTF-8."""
         return "utf-8"
 
+    def has_relation(self, uow: UnitOfWork, name: str) -> bool:
+        """Whether something has a name that an index would need."""
+        return bool(uow._rows("SELECT 1 WHERE to_regclass(quote_ident(?)) IS NOT NULL", (name,)))
+
     # Triggers and sequences -------------------------------------------------------------------------------
 
     def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:
@@ -168,12 +179,14 @@ class PostgresCatalog(Catalog):
         ]
 
     def go_on_without(self, uow: UnitOfWork, tables: Collection[str]) -> None:
-        """Let normalized tables draw ids from their own sequence where that of a legacy table went with it."""
-        for pair in uow.statements.mapping.pairs:
-            own, key = pair.table.name, pair.key.name
-            if pair.legacy_name not in tables or self._has_default(uow, own, key):
+        """Let ids be drawn above those that were given, though the sequence of a legacy table went with it."""
+        for pair in (pair for pair in uow.statements.mapping.pairs if pair.legacy_name in tables):
+            own, key, there = pair.table.name, pair.key.name, pair.legacy_name in self.tables(uow)
+            if there and self._sequence_of(uow, pair.legacy_name, key) is not None:  # of the one made in its place
+                self._level(uow, pair)
+            elif self._has_default(uow, own, key):
                 continue
-            if (sequence := self._sequence_of(uow, own, key)) is not None:
+            elif (sequence := self._sequence_of(uow, own, key)) is not None:
                 highest = uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(own)}")[0][0]
                 self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1))
                 self._draw_from(uow, own, key, sequence)
@@ -224,21 +237,24 @@ class PostgresCatalog(Catalog):
     def level_sequences(self, uow: UnitOfWork) -> None:
         """Let both sides draw from the sequence of the legacy table, above the highest id of either (rule 3)."""
         for pair in uow.statements.mapping.pairs:
-            legacy, own, key = pair.legacy_table.name, pair.table.name, pair.key.name
-            shared = self._sequence_of(uow, legacy, key)
-            if shared is None:
-                raise errors.MigrationError(
-                    f"column {key} of {legacy} has no sequence to draw ids from",
-                    hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{key}, and give the column its default",
-                )
-            given = [self.sequence(uow, legacy), self.sequence(uow, own)]
-            given += [uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(table)}")[0][0] for table in (legacy, own)]
-            highest = max((value for value in given if value is not None), default=None)
-            if highest is not None and highest > 0:  # a sequence begins at 1
-                uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
-                self.set_sequence(uow, own, highest)  # the shared one goes with the legacy table, whoever drops it
-            if not self._draws_from(uow, own, key, shared):
-                self._draw_from(uow, own, key, shared)
+            self._level(uow, pair)
+
+    def _level(self, uow: UnitOfWork, pair: Pair) -> None:
+        legacy, own, key = pair.legacy_name, pair.table.name, pair.key.name
+        shared = self._sequence_of(uow, legacy, key)
+        if shared is None:
+            raise errors.MigrationError(
+                f"column {key} of {legacy} has no sequence to draw ids from",
+                hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{key}, and give the column its default",
+            )
+        given = [self.sequence(uow, legacy), self.sequence(uow, own)]
+        given += [uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(table)}")[0][0] for table in (legacy, own)]
+        highest = max((value for value in given if value is not None), default=None)
+        if highest is not None and highest > 0:  # a sequence begins at 1
+            uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
+            self.set_sequence(uow, own, highest)  # the shared one goes with the legacy table, whoever drops it
+        if not self._draws_from(uow, own, key, shared):
+            self._draw_from(uow, own, key, shared)
 
     def _sequence_of(self, uow: UnitOfWork, table: str, column: str) -> str | None:
         name: str | None = uow._rows(
@@ -259,16 +275,26 @@ class PostgresCatalog(Catalog):
     def next_key_of(self, uow: UnitOfWork, pair: Pair, side: Side) -> int:
         """The next id where the table of the other side is gone, and with it the sequence that both drew from."""
         table = pair.legacy_name if side is Side.LEGACY else pair.table.name
-        drawn = (
-            "SELECT nextval(CAST(d.refobjid AS regclass)) FROM pg_depend AS d JOIN pg_attrdef AS a"
-            " ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid JOIN pg_class AS s ON s.oid = d.refobjid"
-            " WHERE a.adrelid = to_regclass(quote_ident(?)) AND s.relkind = 'S'"
-        )
-        if rows := uow._rows(drawn, (table,)):
+        if rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", (table,)):
             return int(rows[0][0])
         uow._execute("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_next_key'))")
         highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
         return max(highest or 0, self.sequence(uow, pair.table.name) or 0) + 1
+
+    def free_key(self, uow: UnitOfWork, pair: Pair) -> Any:
+        """The next id of the sequence that counts: at CONTRACT that of another program's table does not."""
+        if uow.phase.has_legacy:
+            return super().free_key(uow, pair)
+        return self.next_key_of(uow, pair, Side.NORMALIZED)
+
+    def go_on_above(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Let ids be drawn above those that the normalized side has."""
+        highest = uow._rows(uow.statements[pair].last_key(Side.NORMALIZED))[0][0]
+        if isinstance(highest, int) and highest > 0:
+            last = "coalesce(pg_sequence_last_value(s.oid), 1)"
+            uow._rows(
+                f"SELECT setval(CAST(s.oid AS regclass), greatest({last}, {highest})) {DRAWN_FROM}", (pair.table.name,)
+            )
 
     def sequence(self, uow: UnitOfWork, table: str) -> int | None:
         """The highest id a table has given; None where it never gave one."""

@@ -30,6 +30,16 @@ class PostgresLegacyTables(LegacyTables):
         name = pair.legacy_table.name
         return [("table", name, quoted(dropped(name)), uow.catalog.sequence(uow, name))]
 
+    def remember(self, uow: UnitOfWork) -> None:
+        """Nothing: there is no definition to keep."""
+
+    def make_again(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Make a legacy table that another program dropped, from its model."""
+        uow.catalog.create(uow, [pair.legacy_table])
+
+    def complete_again(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Nothing: what was dropped was kept nowhere."""
+
     def put_away(self, uow: UnitOfWork, pair: Pair) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
         name = pair.legacy_name

@@ -30,10 +30,10 @@ _TURNSTILE = "SELECT FROM consensus_orm_version"
 COOKIE = (
     "(SELECT coalesce(bit_xor(hashtextextended(concat_ws(' ', c.oid, c.relname, c.relnamespace, t.tgname, t.tgenabled,"
     " t.xmin, p.xmin), 0)), 0) FROM consensus_orm_guards AS g JOIN pg_class AS c ON c.oid = CAST(g.definition AS oid)"
-    " JOIN pg_trigger AS t ON t.tgrelid = c.oid JOIN pg_proc AS p ON p.oid = t.tgfoid"
-    " WHERE g.kind = 'table' AND NOT t.tgisinternal)"
+    " LEFT JOIN pg_trigger AS t ON t.tgrelid = c.oid AND NOT t.tgisinternal LEFT JOIN pg_proc AS p ON p.oid = t.tgfoid"
+    " WHERE g.kind <> 'trigger')"
 )
-"""A number that differs once a guarded table was dropped or renamed, or a trigger on it, or its function, was changed.
+"""A number that differs once a guarded table or view was dropped or renamed, or a trigger or its function changed.
 
 `xmin` is the transaction that wrote an entry of the catalog last."""
 
