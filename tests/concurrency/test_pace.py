@@ -226,13 +226,13 @@ def test_a_writer_gets_its_turns_beside_every_step(
     said, shares, locked = [], list[float](), list[float]()
     for taken in steps:
         before, during = taken.rates(turns)
-        locked.append(taken.locked(holds))
+        held = taken.locked(holds)
         said.append(
-            f"{taken.name:<23} {taken.seconds:6.3f} s, turns/s: {before:4.0f} and {during:4.0f},"
-            f" locked {locked[-1]:.2f}"
+            f"{taken.name:<23} {taken.seconds:6.3f} s, turns/s: {before:4.0f} and {during:4.0f}, locked {held:.2f}"
         )
         if before * taken.seconds >= MEANT:
             shares.append(during / before)
+            locked.append(held)
     print("\n" + "\n".join(said))
     assert len(shares) >= 2, "no step was long enough: this shows nothing"
     assert min(shares) >= SHARE, "\n".join(said)
