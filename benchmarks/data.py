@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.models.base import Base
-from consensus_orm.models.legacy import ConsensusArtifact, ConsensusSynthesis
 
 __all__ = [
     "CREATED",

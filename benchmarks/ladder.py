@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from benchmarks.data import CREATED, MILLISECONDS, PRAGMAS, database, engine_on, filled
 from consensus_orm import Phase
-from consensus_orm.models.legacy import ConsensusArtifact
-from consensus_orm.models.normalized import AgentOutput, ConsensusRun
+from consensus_orm.consensus.models.legacy import ConsensusArtifact
+from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun
 
 __all__ = [
     "Write",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from consensus_orm import ConsensusStore
-from consensus_orm.engine import DriverConnection
+from consensus_orm.databases.engine import DriverConnection
 
 __all__ = ["Waits", "live_writer", "lock_times", "peak_memory", "percentile", "processes", "waits"]
 

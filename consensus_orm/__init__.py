@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from consensus_orm._version import __version__
 
 if TYPE_CHECKING:
-    from consensus_orm.asynchronous import AsyncConsensusStore, AsyncConsensusUnitOfWork
+    from consensus_orm.asyncio.store import AsyncConsensusStore, AsyncConsensusUnitOfWork
+    from consensus_orm.consensus.records import AgentOutput, Artifact, Execution, Run, Synthesis
+    from consensus_orm.consensus.tracker import ExecutionTracker
+    from consensus_orm.databases.sqlite.restoration import restore
+    from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
     from consensus_orm.errors import ConsensusError
-    from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
     from consensus_orm.phase import Phase, Side
-    from consensus_orm.records import AgentOutput, Artifact, Execution, Run, Synthesis
-    from consensus_orm.restoration import restore
     from consensus_orm.settings import OnMismatch, Settings
     from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
-    from consensus_orm.tracker import ExecutionTracker
 
 __all__ = [
     "AgentOutput",
@@ -52,15 +52,15 @@ __all__ = [
 ]
 
 _HOME = {
-    "asynchronous": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
+    "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
     "errors": ("ConsensusError",),
-    "mapping": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
+    "declaration.pairs": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
     "phase": ("Phase", "Side"),
-    "records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),
-    "restoration": ("restore",),
+    "consensus.records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),
+    "databases.sqlite.restoration": ("restore",),
     "settings": ("OnMismatch", "Settings"),
     "store": ("ConsensusStore", "ConsensusUnitOfWork"),
-    "tracker": ("ExecutionTracker",),
+    "consensus.tracker": ("ExecutionTracker",),
 }
 
 

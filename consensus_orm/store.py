@@ -11,32 +11,36 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import URL, Engine
 
-from consensus_orm import adoption, engine, errors, ledger, phase_guards, schema
-from consensus_orm.artifacts import Artifacts
-from consensus_orm.consensus import CONSENSUS
-from consensus_orm.executions import Executions
-from consensus_orm.journal import occupants
-from consensus_orm.lock import Lock
-from consensus_orm.mapping import Mapping
+from consensus_orm import errors
+from consensus_orm.consensus import programs
+from consensus_orm.consensus.artifacts import Artifacts
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.consensus.executions import Executions
+from consensus_orm.consensus.runs import Runs
+from consensus_orm.consensus.syntheses import Syntheses
+from consensus_orm.databases import engine
+from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.sqlite.write_ahead_log import occupants
+from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.hub import Telemetry
+from consensus_orm.ledgers import mismatches
 from consensus_orm.phase import Phase
-from consensus_orm.repeat import Repeat, once
-from consensus_orm.repository import Repository
-from consensus_orm.runs import Runs
+from consensus_orm.repository.dual_write import Repository
+from consensus_orm.retrying.repetition import Repeat, once
+from consensus_orm.schema import guards, revisions
 from consensus_orm.settings import Settings, from_environment
-from consensus_orm.sql import quoted
-from consensus_orm.statements import Statements
-from consensus_orm.syntheses import Syntheses
-from consensus_orm.telemetry.hub import Telemetry
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.statements.pairs import Statements
+from consensus_orm.statements.rendering import quoted
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from threading import Event
 
-    from consensus_orm.maintenance import Maintenance
+    from consensus_orm.databases.maintenance import Maintenance
+    from consensus_orm.databases.postgresql.replica import Replica
     from consensus_orm.migration import Migration
     from consensus_orm.migration.progress import Watch
-    from consensus_orm.postgresql.replica import Replica
-    from consensus_orm.retry import Retrier
+    from consensus_orm.retrying.retrier import Retrier
 
 __all__ = ["ConsensusStore", "ConsensusUnitOfWork"]
 
@@ -135,16 +139,16 @@ class ConsensusStore:
     def _find_replica(self) -> Replica | None:
         if self.settings.read_url is None:
             return None
-        from consensus_orm.postgresql.replica import Replica
+        from consensus_orm.databases.postgresql.replica import Replica
 
         return Replica(self.settings.read_url, self.engine, self.settings)
 
-    def _inspect(self) -> adoption.Identity:
+    def _inspect(self) -> programs.Identity:
         if self.path is not None and not self.path.exists():
-            return adoption.Identity(adoption.Kind.NEW, frozenset(), None)  # looking would create it
-        return schema.inspect(self.engine, self._legacy)
+            return programs.Identity(programs.Kind.NEW, frozenset(), None)  # looking would create it
+        return revisions.inspect(self.engine, self._legacy)
 
-    def _inspect_patiently(self) -> adoption.Identity:
+    def _inspect_patiently(self) -> programs.Identity:
         """Look at the database; again, where somebody keeps it locked. Who opens another one loads no retrier."""
         try:
             return self._inspect()
@@ -168,7 +172,7 @@ class ConsensusStore:
         """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
         return Phase.EXPAND if self._identity.legacy_tables else Phase.CONTRACT
 
-    def pending_rewrite(self) -> adoption.Rewrite | None:
+    def pending_rewrite(self) -> programs.Rewrite | None:
         """Say what an upgrade will do to tables that another program made; writes nothing.
 
         Returns:
@@ -179,7 +183,7 @@ class ConsensusStore:
             return None
         rows = self._look(self._rows_rewritten)
         own = len(engine.source_of(self.engine).connections)
-        return adoption.Rewrite(
+        return programs.Rewrite(
             file=self.name,
             made_by=self._identity.kind,
             rows=rows,
@@ -220,9 +224,9 @@ class ConsensusStore:
             facts = self.migration.backup_before("upgrade", progress)
         again = bool(self._identity.rewritten)
         applied = repeat(
-            lambda: schema.upgrade(self.engine, self.settings, self._legacy, rewrite=again, protected=protect)
+            lambda: revisions.upgrade(self.engine, self.settings, self._legacy, rewrite=again, protected=protect)
         )
-        self._identity = repeat(lambda: schema.inspect(self.engine, self._legacy))
+        self._identity = repeat(lambda: revisions.inspect(self.engine, self._legacy))
         if facts:
             repeat(lambda: self._audit_backup(facts))
         repeat(self._renew_triggers)
@@ -235,7 +239,7 @@ class ConsensusStore:
 
     def _audit_backup(self, facts: dict[str, Any]) -> None:
         with self._unit() as uow:
-            ledger.audit(uow, "backup", **facts)
+            mismatches.audit(uow, "backup", **facts)
 
     def _renew_triggers(self) -> None:
         with self._unit(read_only=True) as uow:
@@ -273,12 +277,12 @@ class ConsensusStore:
             read_only: As for `unit_of_work`.
             readable: Let a founding file be looked at, too, whose rows cannot be read yet.
         """
-        if read_only and self._identity.kind is adoption.Kind.NEW and self.path is not None and not self.path.exists():
+        if read_only and self._identity.kind is programs.Kind.NEW and self.path is not None and not self.path.exists():
             return _Nowhere(engine.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
         uow = self._unit(read_only=read_only)
         uow._prepare = self._ensure_current
         # One with a revision and without a phase is half of a copy.
-        uow._readable = readable or self._identity.kind not in (adoption.Kind.FINAL_BUILD, adoption.Kind.MANAGED)
+        uow._readable = readable or self._identity.kind not in (programs.Kind.FINAL_BUILD, programs.Kind.MANAGED)
         uow._on_doubt = self._confirm
         uow._on_alarm = self._fall_back
         return uow
@@ -299,7 +303,7 @@ class ConsensusStore:
         """
         if self.engine.dialect.name != "sqlite":
             if not self._prepared and self._inspect().needs_upgrade:
-                raise errors.SchemaOutdatedError(f"{self.name} is not at revision {schema.head()}")
+                raise errors.SchemaOutdatedError(f"{self.name} is not at revision {revisions.head()}")
             if not self._prepared:
                 self._renew_triggers()
         elif self._identity.needs_upgrade:
@@ -314,7 +318,7 @@ class ConsensusStore:
     def _confirm_once(self, doubtful: dict[str, set[Any]]) -> None:
         with self._unit(lock=Lock.CARRY) as uow:
             for name, keys in doubtful.items():
-                ledger.confirm(uow, uow.statements.mapping[name], keys, found_by="shadow_read")
+                mismatches.confirm(uow, uow.statements.mapping[name], keys, found_by="shadow_read")
 
     def _fall_back(self, reason: str) -> None:
         """Take reads back to the legacy side, where the settings say so."""
@@ -382,8 +386,8 @@ class ConsensusStore:
     @cached_property
     def retrier(self) -> Retrier:
         """What repeats units of work; its telemetry, the store's, counts how they went."""
-        from consensus_orm.breaker import CircuitBreaker
-        from consensus_orm.retry import Retrier, RetryPolicy
+        from consensus_orm.retrying.circuit_breaker import CircuitBreaker
+        from consensus_orm.retrying.retrier import Retrier, RetryPolicy
 
         return Retrier(
             RetryPolicy.from_settings(self.settings),
@@ -404,7 +408,7 @@ class ConsensusStore:
     @cached_property
     def maintenance(self) -> Maintenance:
         """Statistics, vacuum and backup."""
-        from consensus_orm.maintenance import Maintenance
+        from consensus_orm.databases.maintenance import Maintenance
 
         return Maintenance(self.engine, self.settings, repeat=partial(self.retrier.call, name="maintenance"))
 
@@ -447,24 +451,24 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
     made_from = rows[0][0] if rows else uow.phase  # raises: a copy that was not finished has none
     if not uow.phase.has_legacy:
         # None of them speaks of the legacy side, whose models are imported no more; views say where its rows are.
-        return (made_from is None and uow.catalog.needs_triggers) or phase_guards.lacks_signs(uow)
+        return (made_from is None and uow.catalog.needs_triggers) or guards.lacks_signs(uow)
     if made_from is None:
         return uow.catalog.needs_triggers
-    recorded = bool(phase_guards.recorded(uow))
+    recorded = bool(guards.recorded(uow))
     # What is missing is somebody's to decide on, and must not be papered over.
-    return not recorded or (made_from != uow.statements.fingerprint and not phase_guards.look(uow))
+    return not recorded or (made_from != uow.statements.fingerprint and not guards.look(uow))
 
 
 def _install_triggers(uow: UnitOfWork) -> None:
     """Install the triggers of the phase from this program's mapping."""
-    missing = [] if phase_guards.recorded(uow) else phase_guards.not_installed(uow)
+    missing = [] if guards.recorded(uow) else guards.not_installed(uow)
     uow.catalog.install_triggers(uow, uow.phase)
     if uow.phase.has_legacy:
         uow.catalog.legacy.remember(uow)
     else:
-        phase_guards.put_up_signs(uow)
+        guards.put_up_signs(uow)
     if uow.phase.has_legacy or uow.catalog.needs_triggers:
         uow._execute("UPDATE consensus_orm_state SET mapping = ?", (uow.statements.fingerprint,))
     if missing:  # what was written meanwhile was noticed by nobody
-        ledger.audit(uow, "mend guards", found=[f"trigger {name} is missing" for name in missing])
-        phase_guards.void(uow)
+        mismatches.audit(uow, "mend guards", found=[f"trigger {name} is missing" for name in missing])
+        guards.void(uow)

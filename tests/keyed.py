@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, Boolean, ForeignKey, Integer, Text, UniqueCon
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import ConsensusStore
-from consensus_orm.mapping import Mapping, Pair, Parent
+from consensus_orm.declaration.pairs import Mapping, Pair, Parent
 from consensus_orm.settings import Settings
 from tests.databases import Database
 

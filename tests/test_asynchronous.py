@@ -30,20 +30,20 @@ from consensus_orm import (
     ExecutionTracker,
     Phase,
     Settings,
-    asynchronous,
     errors,
 )
-from consensus_orm.artifacts import Artifacts
-from consensus_orm.executions import Executions
-from consensus_orm.maintenance import Maintenance
+from consensus_orm.asyncio import store
+from consensus_orm.consensus.artifacts import Artifacts
+from consensus_orm.consensus.executions import Executions
+from consensus_orm.consensus.runs import Runs
+from consensus_orm.consensus.syntheses import Syntheses
+from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.databases.pool import Pool
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.progress import Progress
-from consensus_orm.pool import Pool
-from consensus_orm.repository import Repository
-from consensus_orm.runs import Runs
-from consensus_orm.syntheses import Syntheses
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.repository.dual_write import Repository
+from consensus_orm.unit_of_work.unit import UnitOfWork
 from tests.databases import Database, build_legacy
 from tests.timing import assert_typical
 
@@ -157,13 +157,13 @@ class TestSameAsTheSynchronousStore:
     @pytest.mark.parametrize(
         ("ours", "theirs"),
         [
-            (asynchronous.AsyncArtifacts, Artifacts),
-            (asynchronous.AsyncSyntheses, Syntheses),
-            (asynchronous.AsyncRuns, Runs),
-            (asynchronous.AsyncExecutions, Executions),
-            (asynchronous.AsyncRepository, Repository),
-            (asynchronous.AsyncMigration, Migration),
-            (asynchronous.AsyncMaintenance, Maintenance),
+            (store.AsyncArtifacts, Artifacts),
+            (store.AsyncSyntheses, Syntheses),
+            (store.AsyncRuns, Runs),
+            (store.AsyncExecutions, Executions),
+            (store.AsyncRepository, Repository),
+            (store.AsyncMigration, Migration),
+            (store.AsyncMaintenance, Maintenance),
         ],
         ids=lambda owner: owner.__name__,
     )

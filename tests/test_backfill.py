@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore
-from consensus_orm.catalog import Catalog, catalog
+from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.postgresql.catalog import PostgresCatalog
+from consensus_orm.databases.sqlite.catalog import Catalog, catalog
 from consensus_orm.errors import DatabaseBusyError
-from consensus_orm.lock import Lock
 from consensus_orm.migration import pace
 from consensus_orm.migration.backfill import _Chunks
 from consensus_orm.migration.pace import Pace
-from consensus_orm.postgresql.catalog import PostgresCatalog
 from consensus_orm.settings import Settings
 from consensus_orm.store import ConsensusUnitOfWork
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 from tests.databases import Database, build_legacy
 
 NO_TIME = timedelta(0)

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from consensus_orm import backup as backup_module
 from consensus_orm import errors
-from consensus_orm.backup import backup
-from consensus_orm.engine import checkout, create, driver, prepare
-from consensus_orm.maintenance import Maintenance
+from consensus_orm.databases.engine import checkout, create, driver, prepare
+from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.databases.sqlite import backup as backup_module
+from consensus_orm.databases.sqlite.backup import backup
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.bloated import make_bloated, writing
@@ -258,8 +258,8 @@ def test_a_full_disk_leaves_nothing(path: Path, target: Path) -> None:
     """With no room at the target the error says so, and neither half a copy nor a temporary file stays."""
     code = (
         "import resource, sys, signal, pathlib\n"
-        "from consensus_orm.engine import create\nfrom consensus_orm.settings import Settings\n"
-        "from consensus_orm.backup import backup\nfrom consensus_orm.errors import BackupError\n"
+        "from consensus_orm.databases.engine import create\nfrom consensus_orm.settings import Settings\n"
+        "from consensus_orm.databases.sqlite.backup import backup\nfrom consensus_orm.errors import BackupError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))\n"
         "try: backup(create(sys.argv[1], Settings()), sys.argv[2])\n"
@@ -275,8 +275,9 @@ def test_a_full_disk_leaves_nothing(path: Path, target: Path) -> None:
 def test_killed_on_the_way_nothing_stands_at_the_target(path: Path, target: Path) -> None:
     """A process killed in the middle of a backup leaves no file under the name of the backup."""
     code = (
-        "import sys, time\nfrom consensus_orm.engine import create\nfrom consensus_orm.settings import Settings\n"
-        "from consensus_orm.backup import backup\n"
+        "import sys, time\nfrom consensus_orm.databases.engine import create\n"
+        "from consensus_orm.settings import Settings\n"
+        "from consensus_orm.databases.sqlite.backup import backup\n"
         "def slow(*_): print('copying', flush=True); time.sleep(30)\n"
         "backup(create(sys.argv[1], Settings()), sys.argv[2], progress=slow)\n"
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from consensus_orm import ConsensusStore, Phase, Settings, checkpoints, errors
-from consensus_orm.engine import source_of
+from consensus_orm import ConsensusStore, Phase, Settings, errors
+from consensus_orm.databases.engine import source_of
+from consensus_orm.databases.sqlite import checkpoints
 from tests.concurrency.processes import start
 from tests.concurrency.steps import bytes_at_most
 from tests.field import builders

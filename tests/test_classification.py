@@ -20,13 +20,7 @@ from sqlalchemy import create_engine, exc, text
 from sqlalchemy.pool import QueuePool
 
 from consensus_orm import errors
-from consensus_orm.classification import (
-    Classification,
-    Kind,
-    PartialAnswersError,
-    RetryClassifiable,
-    classify,
-)
+from consensus_orm.retrying.classification import Classification, Kind, PartialAnswersError, RetryClassifiable, classify
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -46,14 +46,14 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.engine import parse_url
+from consensus_orm.databases.engine import parse_url
+from consensus_orm.databases.postgresql.parameters import spelled
+from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent, Row
 from consensus_orm.errors import ConfigurationError
-from consensus_orm.mapping import Latest, Mapping, Pair, Parent, Row
 from consensus_orm.models.base import BIG, Verbatim
-from consensus_orm.postgresql.parameters import spelled
 from consensus_orm.settings import Settings
-from consensus_orm.sql import words
-from consensus_orm.statements import Statements
+from consensus_orm.statements.pairs import Statements
+from consensus_orm.statements.rendering import words
 from tests.databases import Database
 
 # Each by itself -------------------------------------------------------------------------------------------

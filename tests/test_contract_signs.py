@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from consensus_orm import ConsensusStore, Phase, schema
+from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
 from consensus_orm.copying import copy
 from consensus_orm.errors import CopyError, GuardsBrokenError, UnknownSchemaError
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.databases import Database, File, build_legacy
@@ -115,7 +116,7 @@ def test_a_file_that_begins_at_contract_is_protected_too(new_database: Database)
         assert store.migration.phase is Phase.CONTRACT
         assert views(new_database) == list(LEGACY)
         assert store.migration.status().guards == []
-        schema.downgrade(store.engine, "base")
+        revisions.downgrade(store.engine, "base")
     assert views(new_database) == []
     assert new_database.tables() == []
 

@@ -19,11 +19,12 @@ from click.testing import CliRunner
 from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import ConsensusStore, Mapping, Pair, Parent, Phase, errors, schema
+from consensus_orm import ConsensusStore, Mapping, Pair, Parent, Phase, errors
 from consensus_orm.cli import main
 from consensus_orm.copying import CopyReport, copy
 from consensus_orm.copying.target import CHECKPOINTS
 from consensus_orm.migration.progress import Progress
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from consensus_orm.testing.phases import take_to
 from tests import oracle, oracle_of_servers, servers
@@ -985,7 +986,7 @@ def test_sources_that_cannot_be_copied(sources: Sources, url: str, tmp_path: Pat
     builders.first_version(older)
     with ConsensusStore.open(older, settings=SETTINGS) as store:
         store.upgrade()
-        schema.downgrade(store.engine, "0002")
+        revisions.downgrade(store.engine, "0002")
     with pytest.raises(errors.CopyError, match="not been prepared"):
         moved(older, url)
     halfway = _copied(sources(fitting_history, Phase.CONTRACT), tmp_path / "halfway.db")

@@ -18,11 +18,12 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from consensus_orm import connection as connection_module
-from consensus_orm import engine as engine_module
-from consensus_orm import errors, journal
-from consensus_orm.engine import begin, borrow, checkout, create, driver, prepare, source_of
-from consensus_orm.pool import Pool
+from consensus_orm import errors
+from consensus_orm.databases import engine as engine_module
+from consensus_orm.databases.engine import begin, borrow, checkout, create, driver, prepare, source_of
+from consensus_orm.databases.pool import Pool
+from consensus_orm.databases.sqlite import connection as connection_module
+from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.field import builders
@@ -186,7 +187,7 @@ def test_pragmas_are_in_force_on_every_connection(engine: Engine) -> None:
 def test_prepare_leaves_a_file_in_wal_alone(engine: Engine) -> None:
     """A second prepare, with connections of the same pool lent and idle, finds everything in force."""
     with checkout(engine), checkout(engine):
-        assert prepare(engine, QUICK) == journal.Journal(mode="wal", auto_vacuum=2, refused=None)
+        assert prepare(engine, QUICK) == write_ahead_log.Journal(mode="wal", auto_vacuum=2, refused=None)
 
 
 def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine: Callable[..., Engine]) -> None:
@@ -196,7 +197,7 @@ def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine:
         for each in (one, two):
             driver(each).execute("SELECT * FROM t").fetchall()
         found = prepare(engine, QUICK)
-    assert found == journal.Journal(mode="wal", auto_vacuum=0, refused=None)
+    assert found == write_ahead_log.Journal(mode="wal", auto_vacuum=0, refused=None)
     assert rows(engine) == ["legacy"]
 
 
@@ -267,7 +268,7 @@ def test_a_network_file_system_is_not_tried(
     path: Path, open_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """WAL is not even tried on a file system that /proc says is another machine's."""
-    monkeypatch.setattr(journal, "_file_system", lambda _: kind)
+    monkeypatch.setattr(write_ahead_log, "_file_system", lambda _: kind)
     found = prepare(open_engine(legacy(path)), QUICK)
     assert (found.mode, found.refused) == ("delete", f"the file is on a network file system ({kind})")
 
@@ -275,7 +276,7 @@ def test_a_network_file_system_is_not_tried(
 def test_the_file_system_is_known(tmp_path: Path) -> None:
     """The file system named is the one `stat -f` names."""
     named = subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, text=True, check=True)
-    assert (journal._file_system(tmp_path) or "")[:3] == named.stdout[:3]
+    assert (write_ahead_log._file_system(tmp_path) or "")[:3] == named.stdout[:3]
 
 
 def test_what_is_no_database_is_refused_and_not_kept_open(path: Path, open_engine: Callable[..., Engine]) -> None:

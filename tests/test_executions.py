@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork
+from consensus_orm.consensus.records import Execution
 from consensus_orm.errors import InvalidValueError, UnknownAgentError
-from consensus_orm.records import Execution
 from consensus_orm.settings import Settings
 from consensus_orm.testing import AgentExecutionFactory, session_on, spawn_values
 from tests.databases import Database, behind, build_legacy

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.expression import ColumnElement
 
-from consensus_orm.expressions import (
+from consensus_orm.declaration.expressions import (
     flagged,
     holds,
     milliseconds,
@@ -43,7 +43,7 @@ from consensus_orm.expressions import (
     time_text,
 )
 from consensus_orm.models.base import Verbatim
-from consensus_orm.sql import in_keys, words
+from consensus_orm.statements.rendering import in_keys, words
 from tests.field.rows import CONTENTS, TIMES, Sql
 
 render = words("sqlite").render

@@ -42,7 +42,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.expression import ColumnElement
 
-from consensus_orm.expressions import (
+from consensus_orm.databases.postgresql.parameters import spelled
+from consensus_orm.declaration.expressions import (
     exact_hex,
     flagged,
     holds,
@@ -54,8 +55,7 @@ from consensus_orm.expressions import (
     time_from,
     time_of,
 )
-from consensus_orm.postgresql.parameters import spelled
-from consensus_orm.sql import words
+from consensus_orm.statements.rendering import words
 from tests import servers
 from tests.databases import holds as can_hold
 from tests.field.rows import CONTENTS

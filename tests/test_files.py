@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, errors, files
-from consensus_orm import vacuum as vacuum_module
+from consensus_orm.databases.sqlite import vacuum as vacuum_module
 from tests import oracle
 from tests.databases import build_legacy
 

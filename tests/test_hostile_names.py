@@ -31,8 +31,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase
 
 from consensus_orm import ConsensusStore, Mapping, Pair, Parent, Phase
+from consensus_orm.declaration.pairs import Latest
 from consensus_orm.errors import MigrationError, UnmirroredWriteError
-from consensus_orm.mapping import Latest
 from consensus_orm.settings import Settings
 from tests.databases import Database, build_legacy
 

@@ -11,7 +11,7 @@ import pytest
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import GateClosedError, InvalidValueError
 from consensus_orm.phase import Side
-from consensus_orm.statements import PairStatements
+from consensus_orm.statements.pairs import PairStatements
 from tests.databases import Database
 from tests.keyed import BOXED, BY_TEXT, opened, stored
 

@@ -19,11 +19,11 @@ import psycopg
 import pytest
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork
-from consensus_orm.consensus import CONSENSUS
-from consensus_orm.mapping import Pair
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.declaration.pairs import Pair
 from consensus_orm.models import Base
 from consensus_orm.phase import Side
-from consensus_orm.statements import PairStatements, Statements
+from consensus_orm.statements.pairs import PairStatements, Statements
 from consensus_orm.testing import artifact_values, spawn_values, synthesis_values
 from consensus_orm.testing.plugin import History, QueryCounter
 from tests import databases

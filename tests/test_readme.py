@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from consensus_orm import Settings, errors, schema
+from consensus_orm import Settings, errors
+from consensus_orm.schema import revisions
 from tests import oracle
 from tests.field import builders
 
@@ -142,7 +143,7 @@ def test_revisions_of_others_live_beside_ours(tmp_path: Path) -> None:
     (ini,) = re.findall(r"```ini\n(.*?)```", README, flags=re.DOTALL)
     (tmp_path / "migrations" / "versions").mkdir(parents=True)
     # In a checkout the migrations lie elsewhere; tests/packaging runs them from where they are in a wheel.
-    ini = ini.replace("consensus_orm:_alembic", str(schema.script_location()))
+    ini = ini.replace("consensus_orm:_alembic", str(revisions.script_location()))
     (tmp_path / "alembic.ini").write_text(ini, encoding="utf-8")
     (tmp_path / "migrations" / "env.py").write_text(INCLUDE_NAME + ENVIRONMENT, encoding="utf-8")
     (tmp_path / "migrations" / "versions" / "notes.py").write_text(REVISION, encoding="utf-8")

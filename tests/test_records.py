@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from consensus_orm import ConsensusStore
-from consensus_orm.records import AgentOutput, Artifact, Execution, Record, Run, Synthesis, time_of_ms
+from consensus_orm.consensus.records import AgentOutput, Artifact, Execution, Record, Run, Synthesis, time_of_ms
 from consensus_orm.testing import (
     AgentOutputRecordFactory,
     ArtifactFactory,

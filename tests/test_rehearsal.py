@@ -21,12 +21,13 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
-from consensus_orm import ConsensusStore, Phase, Side, errors, ledger
+from consensus_orm import ConsensusStore, Phase, Side, errors
 from consensus_orm.cli import look, main
-from consensus_orm.consensus import ARTIFACTS, CONSENSUS
-from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, find, image
-from consensus_orm.rehearsal.course import _Course
-from consensus_orm.rehearsal.looks import FileLook
+from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS
+from consensus_orm.ledgers import mismatches
+from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, digest, find
+from consensus_orm.rehearsal.raw_sql import FileLook
+from consensus_orm.rehearsal.round_trip import _Course
 from consensus_orm.testing.phases import take_to
 from tests import servers
 from tests.databases import Database, at, build_legacy, odd_history
@@ -205,8 +206,8 @@ def test_image_is_of_types_and_bytes() -> None:
             " content_json, response_text, run_id, created_at)"
         )
         connection.execute("INSERT INTO consensus_artifacts (id, content_json) VALUES (1, ?)", (value,))
-        taken = image.take(FileLook.by(connection), ARTIFACTS, Side.LEGACY)
-        assert taken == image.take(FileLook.by(connection), ARTIFACTS, Side.LEGACY)
+        taken = digest.take(FileLook.by(connection), ARTIFACTS, Side.LEGACY)
+        assert taken == digest.take(FileLook.by(connection), ARTIFACTS, Side.LEGACY)
         digests.add(taken.digest)
         connection.close()
     assert len(digests) == len(values)
@@ -451,14 +452,14 @@ def test_longest_lock(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) ->
     """A step that keeps the write lock is seen to, and no other step is blamed for it."""
     import time
 
-    real = ledger.audit
+    real = mismatches.audit
 
     def slow(uow: Any, action: str, **facts: Any) -> None:
         if facts.get("to") is Phase.CUTOVER and action == "advance":
             time.sleep(0.6)
         real(uow, action, **facts)
 
-    monkeypatch.setattr(ledger, "audit", slow)
+    monkeypatch.setattr(mismatches, "audit", slow)
     steps = store.migration.rehearse().steps
 
     slow_ones = [step for step in steps if step.longest_lock >= 0.6]

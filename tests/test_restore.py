@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from consensus_orm import ConsensusStore, errors, journal, restore
+from consensus_orm import ConsensusStore, errors, restore
 from consensus_orm.cli import main
+from consensus_orm.databases.sqlite import write_ahead_log
 from tests import oracle
 from tests.commands import one_line_of, without_settings
 from tests.field import builders
@@ -343,7 +344,7 @@ def test_a_file_in_use_is_not_replaced(
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA journal_mode = {journal_mode}")
     if not seen:
-        monkeypatch.setattr(journal, "occupants", lambda *_, **__: [])
+        monkeypatch.setattr(write_ahead_log, "occupants", lambda *_, **__: [])
         if (journal_mode, code) == ("delete", IDLE):
             pytest.skip("SQLite keeps no lock for it: see the next test")
     names = sorted(path.parent.iterdir())
@@ -363,7 +364,7 @@ def test_a_connection_that_nobody_sees_goes_on_with_the_new_rows(
 ) -> None:
     """One that had the file open without a lock sees the new rows, and writes to them as any other connection."""
     in_wal_without_a_log(path)
-    monkeypatch.setattr(journal, "occupants", lambda *_, **__: [])
+    monkeypatch.setattr(write_ahead_log, "occupants", lambda *_, **__: [])
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute(f"PRAGMA journal_mode = {journal_mode}")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as hidden:
@@ -392,7 +393,8 @@ def test_a_store_of_this_process_is_in_the_way(path: Path, backup: Path) -> None
 KILLED = """
 import os, shutil, signal, sqlite3, sys, json
 from pathlib import Path
-from consensus_orm import restoration, restore
+from consensus_orm import restore
+from consensus_orm.databases.sqlite import restoration
 template, work, backup = map(Path, sys.argv[1:4])
 damaged = sys.argv[4] == "damaged"
 target = work / "store.db"

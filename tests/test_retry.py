@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus_orm import errors
-from consensus_orm.breaker import CircuitBreaker, CircuitState
-from consensus_orm.classification import PartialAnswersError
-from consensus_orm.retry import Retrier, RetryPolicy
+from consensus_orm.retrying.circuit_breaker import CircuitBreaker, CircuitState
+from consensus_orm.retrying.classification import PartialAnswersError
+from consensus_orm.retrying.retrier import Retrier, RetryPolicy
 from consensus_orm.settings import Settings
 from consensus_orm.telemetry import CallEvent, Event, RetryEvent, Telemetry, Totals
 
@@ -455,7 +455,7 @@ class TestStamina:
         """Who never retries never loads stamina, though errors may be raised."""
         program = (
             "import sys\n"
-            "from consensus_orm.retry import *\n"
+            "from consensus_orm.retrying.retrier import *\n"
             "Retrier(RetryPolicy()).call(dict)\n"
             "try: Retrier(RetryPolicy()).call(lambda: 1 / 0)\n"
             "except ZeroDivisionError: sys.exit('stamina' in sys.modules)\n"

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, Settings
+from consensus_orm.consensus.models.normalized import AgentOutput
 from consensus_orm.errors import DatabaseBusyError, GateClosedError, StorageError, UnmirroredWriteError
-from consensus_orm.models.normalized import AgentOutput
 from tests.databases import REFUSE, Database, build_legacy
 
 NOW = timedelta(0)

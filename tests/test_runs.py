@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.records import Run
 from consensus_orm.errors import InvalidValueError
-from consensus_orm.records import Run
 from consensus_orm.settings import Settings
 from consensus_orm.testing import (
     ConsensusArtifactFactory,

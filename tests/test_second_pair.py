@@ -20,9 +20,10 @@ from sqlalchemy import ForeignKey, Integer, Text, UniqueConstraint, case, func, 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import consensus_orm
-from consensus_orm import ConsensusStore, Phase, adoption
+from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus import programs
+from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent
 from consensus_orm.errors import GateClosedError, SchemaError
-from consensus_orm.mapping import Latest, Mapping, Pair, Parent
 from consensus_orm.models.base import Verbatim
 from consensus_orm.settings import Settings
 from consensus_orm.store import ConsensusUnitOfWork
@@ -496,7 +497,7 @@ def test_upgrade_makes_the_control_tables_and_nothing_else(path: Path) -> None:
     """The tables of another move are its own business: no consensus table appears, and its tables stay."""
     before = {name: oracle.image(path, name) for name in oracle.tables(path)}
     with opened(path) as store:
-        assert store.migration.upgrade() == list(adoption.REVISIONS)
+        assert store.migration.upgrade() == list(programs.REVISIONS)
         assert store.migration.upgrade() == []
     added = set(oracle.tables(path)) - set(before)
     assert all(name.startswith("consensus_orm_") for name in added)
@@ -541,8 +542,18 @@ def test_a_file_holds_one_move(path: Path, tmp_path: Path) -> None:
 
 PACKAGE = Path(consensus_orm.__file__).parent
 ENGINE = [
-    *sorted((PACKAGE / "migration").glob("*.py")),
-    *(PACKAGE / f"{name}.py" for name in ("repository", "unit_of_work", "statements", "triggers", "ledger", "mapping")),
+    module
+    for folder in (
+        "migration",
+        "repository",
+        "unit_of_work",
+        "ledgers",
+        "databases/sqlite",
+        "statements",
+        "declaration",
+    )
+    for module in sorted((PACKAGE / folder).glob("*.py"))
+    if module.name != "expressions.py"
 ]
 NAMES = {
     *("consensus_artifacts", "consensus_synthesis", "consensus_runs", "agent_outputs", "consensus_syntheses"),
@@ -572,4 +583,4 @@ def test_no_module_of_the_engine_names_a_consensus_table(module: Path) -> None:
 
 def test_the_scan_of_the_sources_would_see_a_name() -> None:
     """The test above can fail: the modules that may name the tables are seen to do so."""
-    assert {"AgentOutput", "consensus_artifacts"} <= words((PACKAGE / "consensus.py").read_text())
+    assert {"AgentOutput", "consensus_artifacts"} <= words((PACKAGE / "consensus" / "declaration.py").read_text())

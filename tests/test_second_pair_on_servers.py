@@ -17,9 +17,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import consensus_orm
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.declaration.expressions import exact_hex
+from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent
 from consensus_orm.errors import GateClosedError
-from consensus_orm.expressions import exact_hex
-from consensus_orm.mapping import Latest, Mapping, Pair, Parent
 from consensus_orm.settings import Settings
 from tests.databases import Database
 from tests.test_second_pair import NAMES, words
@@ -247,7 +247,7 @@ def test_writes_of_programs_that_know_one_side_are_adopted(database: Database, t
         assert "Dan" not in cities
 
 
-MODULES = sorted((Path(consensus_orm.__file__).parent / "postgresql").glob("*.py"))
+MODULES = sorted((Path(consensus_orm.__file__).parent / "databases" / "postgresql").glob("*.py"))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)

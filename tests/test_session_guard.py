@@ -13,8 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from consensus_orm import ConsensusStore
+from consensus_orm.consensus.models import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
 from consensus_orm.errors import ReadOnlyUnitOfWorkError, StorageError, UnmirroredWriteError
-from consensus_orm.models import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
 from consensus_orm.testing import artifact_values, synthesis_values
 from consensus_orm.testing.plugin import QueryCounter
 
@@ -46,7 +46,7 @@ def store(every_phase: ConsensusStore) -> ConsensusStore:
 
 
 def legacy() -> Any:
-    from consensus_orm.models import legacy
+    from consensus_orm.consensus.models import legacy
 
     return legacy
 

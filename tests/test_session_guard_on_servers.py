@@ -10,8 +10,8 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.models import AgentOutput
 from consensus_orm.errors import StorageError, UnmirroredWriteError
-from consensus_orm.models import AgentOutput
 from consensus_orm.testing import artifact_values, legacy_history, synthesis_values
 from consensus_orm.testing.plugin import History
 from tests.databases import behind

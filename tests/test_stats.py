@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
-from consensus_orm.engine import checkout, create, driver, prepare
+from consensus_orm.databases.engine import checkout, create, driver, prepare
+from consensus_orm.databases.statistics import collect
 from consensus_orm.settings import Settings
-from consensus_orm.stats import collect
 from tests.bloated import make_bloated
 
 SETTINGS = Settings(busy_timeout="0.7", synchronous="FULL", cache_size=-1234, mmap_size=4096 * 16)

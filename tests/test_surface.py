@@ -17,12 +17,12 @@ from consensus_orm import (
     Phase,
     copying,
 )
-from consensus_orm.artifacts import Artifacts
-from consensus_orm.executions import Executions
-from consensus_orm.maintenance import Maintenance
+from consensus_orm.consensus.artifacts import Artifacts
+from consensus_orm.consensus.executions import Executions
+from consensus_orm.consensus.runs import Runs
+from consensus_orm.consensus.syntheses import Syntheses
+from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.migration import Migration
-from consensus_orm.runs import Runs
-from consensus_orm.syntheses import Syntheses
 
 NAMES = (
     "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork ConsensusError ConsensusStore"

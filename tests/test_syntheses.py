@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.records import Synthesis
 from consensus_orm.errors import InvalidValueError, MismatchError, StorageError
-from consensus_orm.records import Synthesis
 from consensus_orm.settings import OnMismatch, Settings
 from consensus_orm.testing import CONTENTS, artifact_values, synthesis_values
 from tests import reading

@@ -10,8 +10,8 @@ from datetime import timedelta
 
 import pytest
 
-from consensus_orm.classification import Classification, Kind
-from consensus_orm.retry import Retrier, RetryPolicy
+from consensus_orm.retrying.classification import Classification, Kind
+from consensus_orm.retrying.retrier import Retrier, RetryPolicy
 from consensus_orm.telemetry import (
     CallEvent,
     Event,

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.orm import Session
 
-from consensus_orm import ConsensusStore, Phase, records, testing
+from consensus_orm import ConsensusStore, Phase, testing
+from consensus_orm.consensus import records
 from consensus_orm.errors import ConfigurationError
 from consensus_orm.testing import (
     CONTENTS,

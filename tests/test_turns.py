@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from consensus_orm.turns import Turns
+from consensus_orm.databases.fair_queue import Turns
 
 
 def start_waiting(turns: Turns, count: int, served: list[int], timeout: float = 10) -> list[threading.Thread]:
@@ -75,7 +75,7 @@ def taken_before_the_other(stint: float) -> int:
 
 def test_a_thread_that_comes_back_at_once_goes_on_for_a_stint(monkeypatch: pytest.MonkeyPatch) -> None:
     """While another one waits it is served several times, and then the other one is; without a stint it is not."""
-    monkeypatch.setattr("consensus_orm.turns.AT_ONCE", 60)
+    monkeypatch.setattr("consensus_orm.databases.fair_queue.AT_ONCE", 60)
     assert {taken_before_the_other(0) for _ in range(10)} == {0}
     started = time.monotonic()
     assert max(taken_before_the_other(0.5) for _ in range(10)) > 1
@@ -84,7 +84,7 @@ def test_a_thread_that_comes_back_at_once_goes_on_for_a_stint(monkeypatch: pytes
 
 def test_who_was_expected_back_and_stays_away_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A permit given back in a stint is there for whoever waits, though nobody hands it over."""
-    monkeypatch.setattr("consensus_orm.turns.AT_ONCE", 60)
+    monkeypatch.setattr("consensus_orm.databases.fair_queue.AT_ONCE", 60)
     turns, served = Turns(1, 60.0), list[int]()
     write_on(turns, iter([False, True]).__next__)
     assert turns.acquire(0)
@@ -142,10 +142,10 @@ def test_an_interrupted_wait_passes_its_permit_on(monkeypatch: pytest.MonkeyPatc
             """Nobody waits on this lock."""
 
     real = threading.Lock
-    monkeypatch.setattr("consensus_orm.turns.threading.Lock", Interrupted)
+    monkeypatch.setattr("consensus_orm.databases.fair_queue.threading.Lock", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         turns.acquire(1)
-    monkeypatch.setattr("consensus_orm.turns.threading.Lock", real)
+    monkeypatch.setattr("consensus_orm.databases.fair_queue.threading.Lock", real)
     assert turns.acquire(0)
 
 

@@ -555,7 +555,7 @@ with ConsensusStore.open(sys.argv[1]) as store, count_queries(store) as sent:
         uow.executions.in_flight()
         ExecutionTracker(spec_id="s", stage="p").resync(uow)
         from sqlalchemy import select
-        from consensus_orm.models import ConsensusRun
+        from consensus_orm.consensus.models import ConsensusRun
         uow.session.scalars(select(ConsensusRun)).all()
     with store.unit_of_work() as uow:
         assert uow.artifacts.delete(spec_id="SPEC-KIT-900", stage="spec-plan") == 6

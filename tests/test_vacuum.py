@@ -16,11 +16,11 @@ import pytest
 from sqlalchemy import Engine
 
 from consensus_orm import errors
-from consensus_orm import vacuum as vacuum_module
-from consensus_orm.engine import begin, checkout, create, driver
-from consensus_orm.maintenance import Maintenance
+from consensus_orm.databases.engine import begin, checkout, create, driver
+from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.databases.sqlite import vacuum as vacuum_module
+from consensus_orm.databases.sqlite.vacuum import VacuumReport, VacuumScheduler, vacuum
 from consensus_orm.settings import Settings
-from consensus_orm.vacuum import VacuumReport, VacuumScheduler, vacuum
 from tests.bloated import make_bloated, writing
 from tests.timing import assert_typical
 
@@ -241,7 +241,7 @@ def test_one_vacuum_at_a_time_across_processes(path: Path, open_engine: Callable
     """While another process vacuums this file a second vacuum is refused; its lock ends with it."""
     engine = open_engine(make_bloated(path, pages=500, auto_vacuum=2, journal_mode="wal"))
     code = (
-        "import sys, pathlib; from consensus_orm.vacuum import _only_one\n"
+        "import sys, pathlib; from consensus_orm.databases.sqlite.vacuum import _only_one\n"
         "with _only_one(pathlib.Path(sys.argv[1])): print('ready', flush=True); sys.stdin.readline()"
     )
     with subprocess.Popen(

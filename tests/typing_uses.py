@@ -39,11 +39,13 @@ from consensus_orm import (
     Side,
     Synthesis,
 )
-from consensus_orm.backup import BackupReport
+from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.databases.sqlite.backup import BackupReport
+from consensus_orm.databases.sqlite.vacuum import VacuumReport, VacuumScheduler
+from consensus_orm.databases.statistics import DatabaseStats
 from consensus_orm.errors import DatabaseBusyError, GateClosedError
-from consensus_orm.maintenance import Maintenance
+from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration import Migration
-from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.journey import Step
 from consensus_orm.migration.progress import Progress
@@ -51,11 +53,9 @@ from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.rehearsal import RehearsalReport
-from consensus_orm.retry import Retrier
-from consensus_orm.stats import DatabaseStats
+from consensus_orm.retrying.retrier import Retrier
 from consensus_orm.testing import ArtifactFactory, artifact_values, take_to
 from consensus_orm.testing.plugin import Flip, QueryCounter
-from consensus_orm.vacuum import VacuumReport, VacuumScheduler
 
 
 def stores(path: Path) -> None:

@@ -19,8 +19,8 @@ from benchmarks.data import CREATED, MILLISECONDS, artifact
 from benchmarks.harness import Bench, Group, Target, Work
 from benchmarks.probe import live_writer
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.models.base import Base
-from consensus_orm.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 

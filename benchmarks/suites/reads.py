@@ -17,7 +17,7 @@ from benchmarks.data import artifact, engine_on, filled, raw_connection
 from benchmarks.harness import Bench, Group, Target, Work
 from benchmarks.probe import processes
 from consensus_orm import Artifact, ConsensusStore, Phase
-from consensus_orm.models.legacy import ConsensusArtifact
+from consensus_orm.consensus.models.legacy import ConsensusArtifact
 from consensus_orm.phase import Side
 
 ROWS = 3000

@@ -15,8 +15,8 @@ from benchmarks.harness import Bench, Group, Target, Work
 from benchmarks.probe import live_writer, peak_memory
 from benchmarks.raw import in_chunks
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.models.legacy import ConsensusArtifact
-from consensus_orm.models.normalized import AgentOutput, ConsensusRun
+from consensus_orm.consensus.models.legacy import ConsensusArtifact
+from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun
 
 TEXT = "x" * 1000
 MILLION = 1_000_000

@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError
 from consensus_orm import ConsensusError, ConsensusStore, Phase, __version__
 from consensus_orm.cli import process
 from consensus_orm.cli.output import one_line, plain, say
-from consensus_orm.engine import translated
+from consensus_orm.databases.engine import translated
 from consensus_orm.errors import OutOfMemoryError, OutputError, StorageError, UnexpectedError
 from consensus_orm.settings import Settings, unknown_variables
 

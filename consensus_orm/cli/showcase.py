@@ -8,7 +8,7 @@ import click
 
 from consensus_orm.cli.app import json_option, main
 from consensus_orm.cli.output import one_line, plain, say, show_json
-from consensus_orm.demo import DemoReport, Leg, play
+from consensus_orm.consensus.demo import DemoReport, Leg, play
 
 __all__: list[str] = []
 

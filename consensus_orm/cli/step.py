@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from consensus_orm.adoption import PROTECTED, UNPROTECTED, Rewrite
 from consensus_orm.cli.app import (
     App,
     Interrupted,
@@ -23,6 +22,7 @@ from consensus_orm.cli.app import (
 )
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
+from consensus_orm.consensus.programs import PROTECTED, UNPROTECTED, Rewrite
 from consensus_orm.errors import GateClosedError
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport

@@ -17,9 +17,9 @@ from consensus_orm import errors
 from consensus_orm.copying.definitions import definitions
 from consensus_orm.copying.finish import finish as finish_copy
 from consensus_orm.copying.finish import remainder
-from consensus_orm.copying.passes import Passes
 from consensus_orm.copying.report import CopiedTable, CopyReport, Unfit
 from consensus_orm.copying.source import Source, opened
+from consensus_orm.copying.sweeps import Passes
 from consensus_orm.copying.tables import EXECUTIONS, Copied, inventory, normalized
 from consensus_orm.copying.target import Target
 from consensus_orm.migration.progress import Watch

@@ -16,7 +16,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm.copying.source import Source, State
 from consensus_orm.copying.tables import EXECUTIONS, normalized
-from consensus_orm.dropping import objects
+from consensus_orm.databases.sqlite.legacy_tables import objects
 
 __all__ = ["ABROAD", "Definition", "definitions"]
 

@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from consensus_orm import ledger, phase_guards
-from consensus_orm.adoption import PROTECTED, UNPROTECTED
+from consensus_orm.consensus.programs import PROTECTED, UNPROTECTED
 from consensus_orm.copying.definitions import ABROAD, Definition
 from consensus_orm.copying.report import Unfit
 from consensus_orm.copying.source import Source, State
 from consensus_orm.copying.tables import EXECUTIONS, Copied, normalized
 from consensus_orm.copying.target import CHECKPOINTS, Target
-from consensus_orm.dropping import SAVE, dropped
-from consensus_orm.engine import translated
+from consensus_orm.databases.engine import translated
+from consensus_orm.databases.sqlite.legacy_tables import SAVE, dropped
+from consensus_orm.databases.sqlite.saved_schema import IMAGE, ROWS, Cells, cells, make
+from consensus_orm.databases.sqlite.saved_schema import image as image_of
+from consensus_orm.ledgers import mismatches
 from consensus_orm.phase import Side
-from consensus_orm.saved_schema import IMAGE, ROWS, Cells, cells, make
-from consensus_orm.saved_schema import image as image_of
-from consensus_orm.sql import quoted
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.schema import guards
+from consensus_orm.statements.rendering import quoted
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
     import sqlite3
@@ -102,10 +103,10 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         _set_sequences(uow, target, rest)
         uow.catalog.install_triggers(uow, state.phase)
         if not state.phase.has_legacy:
-            phase_guards.put_up_signs(uow)
+            guards.put_up_signs(uow)
         if target.kind == "sqlite":
             _make_triggers(uow, rest)
-        ledger.audit(uow, "copy", **facts, rejects=len(rejected))
+        mismatches.audit(uow, "copy", **facts, rejects=len(rejected))
         uow._execute(f"DROP TABLE {CHECKPOINTS}")
 
 
@@ -125,7 +126,7 @@ def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
         {
             "phase": state.phase.value,
             "epoch": state.epoch,
-            "since": ledger.milliseconds(uow) if state.since is None else state.since,
+            "since": mismatches.milliseconds(uow) if state.since is None else state.since,
             "mapping": uow.statements.fingerprint,
             "soak": state.soak,
             "certificate_max_age": state.certificate_max_age,
@@ -147,7 +148,7 @@ def _reject(uow: UnitOfWork, rest: Remainder) -> Iterator[Unfit]:
         uow._execute(
             "INSERT INTO consensus_orm_rejects (id, pair, key, table_name, reason, image, state, found_at)"
             " VALUES (?, ?, ?, ?, ?, ?, 'open', ?)",
-            (number, odd.pair, key, odd.table, f"{odd.column}: {odd.reason}", image, ledger.milliseconds(uow)),
+            (number, odd.pair, key, odd.table, f"{odd.column}: {odd.reason}", image, mismatches.milliseconds(uow)),
         )
         yield odd
     if number:

@@ -6,8 +6,8 @@ from typing import Any
 
 from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.values import Values, plain
-from consensus_orm.sql import quoted
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.statements.rendering import quoted
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["has_place", "rows_between"]
 

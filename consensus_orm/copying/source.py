@@ -16,19 +16,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from consensus_orm import errors, phase_guards, schema
-from consensus_orm.adoption import Kind
-from consensus_orm.connection import DriverConnection, pragmas
+from consensus_orm import errors
+from consensus_orm.consensus.programs import Kind
 from consensus_orm.copying.reading import has_place
 from consensus_orm.copying.tables import EXECUTIONS, Copied
 from consensus_orm.copying.values import cell, plain
-from consensus_orm.driver import Cursor, Driver, Parameters
-from consensus_orm.engine import checkout, database_path, driver, source_of, translate, translated
-from consensus_orm.lock import Lock
+from consensus_orm.databases.driver import Cursor, Driver, Parameters
+from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
+from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.sqlite.connection import DriverConnection, pragmas
 from consensus_orm.phase import Phase
-from consensus_orm.sql import quoted
+from consensus_orm.schema import guards, revisions
+from consensus_orm.statements.rendering import quoted
 from consensus_orm.store import ConsensusStore
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Lull", "Source", "State", "opened"]
 
@@ -115,7 +116,7 @@ class Source(UnitOfWork):
             CopyError: It is in the middle of a step, or none of our stores yet.
         """
         self._phase = Phase.EXPAND  # what is missing is an error, and no empty answer
-        identity = schema._identify(self._connected, self.store._legacy)
+        identity = revisions._identify(self._connected, self.store._legacy)
         if identity.version is None and identity.legacy_tables and identity.kind in (Kind.LEGACY, Kind.NEW):
             return State(prepared=False, phase=Phase.EXPAND, user_version=identity.user_version)
         if identity.needs_upgrade:
@@ -133,7 +134,7 @@ class Source(UnitOfWork):
                 hint="run it again until it ends: consensus-orm advance, or consensus-orm rollback",
             )
         self._phase = Phase(phase)
-        for flaw in (flaw for flaw in phase_guards.look(self) if flaw.table):
+        for flaw in (flaw for flaw in guards.look(self) if flaw.table):
             raise errors.CopyError(f"{self.name} is not whole: {flaw.text}", hint=f"run first: {flaw.command}")
         saved = self._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'")
         return State(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from sqlalchemy import Table
 
 from consensus_orm import errors
+from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.copying.values import Field, Held, field_of
-from consensus_orm.mapping import Mapping, Pair, Parent, table_of
+from consensus_orm.declaration.pairs import Mapping, Pair, Parent, table_of
 from consensus_orm.models import control
-from consensus_orm.models.executions import AgentExecution
-from consensus_orm.sql import quoted
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.statements.rendering import quoted
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["EXECUTIONS", "Copied", "inventory", "normalized"]
 

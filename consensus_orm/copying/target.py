@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
-from consensus_orm import engine as engines
-from consensus_orm import errors, schema
-from consensus_orm.adoption import Kind
+from consensus_orm import errors
+from consensus_orm.consensus.programs import Kind
 from consensus_orm.copying import foreign_keys
 from consensus_orm.copying.definitions import Definition
 from consensus_orm.copying.foreign_keys import ForeignKey
@@ -26,14 +25,16 @@ from consensus_orm.copying.reading import rows_between
 from consensus_orm.copying.source import State
 from consensus_orm.copying.tables import EXECUTIONS, Copied, normalized
 from consensus_orm.copying.values import Held, Values
-from consensus_orm.dropping import dropped
-from consensus_orm.lock import Lock
+from consensus_orm.databases import engine as engines
+from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.sqlite.legacy_tables import dropped
+from consensus_orm.databases.sqlite.saved_schema import make
 from consensus_orm.models.base import Verbatim
 from consensus_orm.phase import Phase
-from consensus_orm.saved_schema import make
-from consensus_orm.sql import quoted
+from consensus_orm.schema import revisions
+from consensus_orm.statements.rendering import quoted
 from consensus_orm.store import ConsensusStore
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CHECKPOINTS", "Target", "TargetUnit"]
 
@@ -174,13 +175,13 @@ class Target:
         self.again(partial(self._make, shape, made))
 
     def _make(self, shape: list[Any], made: Sequence[Definition]) -> None:
-        with engines.translated(self.store.engine), schema.changing(self.store.engine) as connection:
+        with engines.translated(self.store.engine), revisions.changing(self.store.engine) as connection:
             if self.state.phase.has_legacy or self.state.reversible:
                 self._make_legacy(connection, made)
             self._make_others(connection, made)
             self._upgrade(connection)
             if self.store._legacy is None and self.store.settings.protect:
-                schema.protect(connection)
+                revisions.protect(connection)
             facts = {"source": self.source, "shape": shape, "foreign_keys": self._drop_foreign_keys(connection)}
             connection.exec_driver_sql(_CREATE)
             mark = "%s" if self.kind == "postgresql" else "?"
@@ -218,10 +219,10 @@ class Target:
     def _upgrade(self, connection: Connection) -> None:
         from alembic import command
 
-        config = schema.configuration(
+        config = revisions.configuration(
             connection=connection, applied=[], clock=self.store.settings.clock, legacy=self.store._legacy
         )
-        command.upgrade(config, schema.head())
+        command.upgrade(config, revisions.head())
         mapping = self.store._statements.mapping
         for table in normalized(mapping):
             table.create(connection, checkfirst=True)  # those of another mapping: of ours there are revisions

@@ -15,11 +15,11 @@ from typing import Any
 
 import sqlalchemy
 
-from consensus_orm.keys import usable
-from consensus_orm.mapping import Pair
+from consensus_orm.declaration.keys import usable
+from consensus_orm.declaration.pairs import Pair
 from consensus_orm.phase import Side
-from consensus_orm.sql import in_keys
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.statements.rendering import in_keys
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = [
     "Written",

@@ -29,14 +29,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from consensus_orm import errors, ledger
-from consensus_orm.expressions import exact_hex, type_name
-from consensus_orm.mapping import Pair
-from consensus_orm.parents import ParentStatements
+from consensus_orm import errors
+from consensus_orm.declaration.expressions import exact_hex, type_name
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import mismatches
 from consensus_orm.phase import Side
-from consensus_orm.sql import Words, in_keys, link, quoted
-from consensus_orm.statements import PairStatements
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.statements.pairs import PairStatements
+from consensus_orm.statements.parents import ParentStatements
+from consensus_orm.statements.rendering import Words, in_keys, link, quoted
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = [
     "Cells",
@@ -115,7 +116,7 @@ def print_statements(sql: PairStatements, parent: ParentStatements | None) -> No
 
 def _run(uow: UnitOfWork, kept: _Statement, keys: list[Any], pair: str, side: Side, of: Table, cause: str) -> set[Any]:
     facts: dict[str, Any] = {"pair": pair, "side": side.value, "table": of.name, "cause": cause}
-    facts |= {"at": ledger.milliseconds(uow), "by": ledger.whoami(), "_keys": json.dumps(keys)}
+    facts |= {"at": mismatches.milliseconds(uow), "by": mismatches.whoami(), "_keys": json.dumps(keys)}
     return {key for (key,) in uow._execute(kept.sql, facts | kept.names).fetchall()}
 
 
@@ -291,4 +292,4 @@ def take(uow: UnitOfWork, number: int) -> Image:
 def set_restored(uow: UnitOfWork, number: int) -> None:
     """Note that the row of an image was put back; the image stays."""
     sql = "UPDATE consensus_orm_images SET restored_at = ? WHERE id = ?"
-    uow._execute(sql, (ledger.milliseconds(uow), number))
+    uow._execute(sql, (mismatches.milliseconds(uow), number))

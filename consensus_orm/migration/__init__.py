@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm import errors, files, ledger, phase_guards
-from consensus_orm.ledgers import changes
-from consensus_orm.lock import Lock
-from consensus_orm.migration import audit as audit_records
+from consensus_orm import errors, files
+from consensus_orm.databases.lock import Lock
+from consensus_orm.ledgers import audit as audit_records
+from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.migration import details, gates
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
-from consensus_orm.migration.carry import Drained, carry_reject, drain, print_statements
+from consensus_orm.migration.carrying import Drained, carry_reject, drain, print_statements
 from consensus_orm.migration.details import RowDetail
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
@@ -27,10 +27,11 @@ from consensus_orm.migration.rebuild import Adopted, adopt_strays
 from consensus_orm.migration.rebuild import rebuild as rebuild_side
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
-from consensus_orm.migration.units import Units
+from consensus_orm.migration.transactions import Units
 from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
 from consensus_orm.phase import Phase, Side
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.schema import guards
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from consensus_orm.rehearsal import RehearsalReport, RehearsalStep
@@ -260,7 +261,7 @@ class Migration:
     def _adopt_strays(self, progress: Watch) -> tuple[Adopted, ...]:
         """Carry the rows of legacy tables that another program made at CONTRACT, and let views stand there again."""
         with self._reading() as uow:
-            if not phase_guards.strays(uow):
+            if not guards.strays(uow):
                 return ()
         return tuple(adopt_strays(self._repairing, self._flipping, progress))
 
@@ -282,7 +283,7 @@ class Migration:
         """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
         flaws = self._reading.run(_mendable)
         if flaws and not dry_run:
-            self._flipping.run(phase_guards.mend)
+            self._flipping.run(guards.mend)
         return bool(flaws)
 
     def advance(
@@ -548,8 +549,8 @@ class Migration:
         _require_reason(reason)
 
         def accept(uow: UnitOfWork) -> None:
-            pair, key = ledger.accept_reject(uow, number, reason)
-            ledger.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
+            pair, key = mismatches.accept_reject(uow, number, reason)
+            mismatches.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
 
         self._repairing.run(accept)
 
@@ -571,10 +572,10 @@ class Migration:
         given = set(numbers)
 
         def accept(uow: UnitOfWork) -> list[int]:
-            chosen = sorted(given | (set() if all_of is None else ledger.rejected_for(uow, all_of)))
+            chosen = sorted(given | (set() if all_of is None else mismatches.rejected_for(uow, all_of)))
             for number in chosen:
-                ledger.accept_reject(uow, number, reason)
-            ledger.audit(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
+                mismatches.accept_reject(uow, number, reason)
+            mismatches.audit(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
             return chosen
 
         return self._repairing.run(accept)
@@ -593,7 +594,7 @@ class Migration:
         """
 
         def resolve(uow: UnitOfWork) -> bool:
-            reject = ledger.take_reject(uow, number)
+            reject = mismatches.take_reject(uow, number)
             if not uow.phase.compares:
                 raise errors.WrongPhaseError(
                     f"rows are carried while both sides are written, and the phase is {uow.phase.name}",
@@ -602,8 +603,8 @@ class Migration:
                 )
             if not carry_reject(uow, reject):
                 return False
-            ledger.resolve_reject(uow, number)
-            ledger.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
+            mismatches.resolve_reject(uow, number)
+            mismatches.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
             return True
 
         return self._repairing.run(resolve)
@@ -639,8 +640,8 @@ class Migration:
         _require_reason(reason)
 
         def accept(uow: UnitOfWork) -> None:
-            ledger.accept_mismatch(uow, number, reason)
-            ledger.audit(uow, "accept mismatch", reason=reason, number=number)
+            mismatches.accept_mismatch(uow, number, reason)
+            mismatches.audit(uow, "accept mismatch", reason=reason, number=number)
 
         self._repairing.run(accept)
 
@@ -650,11 +651,11 @@ def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> Drained:
     return drain(uow, limit=limit)
 
 
-def _mendable(uow: UnitOfWork) -> list[phase_guards.Flaw]:
+def _mendable(uow: UnitOfWork) -> list[guards.Flaw]:
     """What guards the phase and is not in place; refuses where rows may be missing for it."""
-    flaws = phase_guards.look(uow)
+    flaws = guards.look(uow)
     if any(flaw.side for flaw in flaws):
-        raise phase_guards.broken(uow, flaws)
+        raise guards.broken(uow, flaws)
     return flaws
 
 
@@ -666,9 +667,9 @@ def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) ->
     if now.compares and (undecided := changes.undecided(uow)):
         _refuse_undecided(undecided, now)
     stuck = repair_open(uow).rejects if now.compares else 0
-    if stuck or ledger.open_mismatches(uow):
+    if stuck or mismatches.open_mismatches(uow):
         raise errors.GateClosedError(
-            f"{stuck or ledger.open_mismatches(uow)} rows cannot be carried to the {to.truth} side",
+            f"{stuck or mismatches.open_mismatches(uow)} rows cannot be carried to the {to.truth} side",
             hint="run: consensus-orm reconcile",
             reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
         )
@@ -715,7 +716,7 @@ def _expect(uow: UnitOfWork, phase: Phase) -> None:
 def _expect_guarded(uow: UnitOfWork, phase: Phase) -> None:
     """Expect a phase, and that rows of both sides are what its triggers have seen."""
     _expect(uow, phase)
-    phase_guards.require(uow)
+    guards.require(uow)
 
 
 def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> dict[str, Any]:

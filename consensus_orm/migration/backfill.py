@@ -17,11 +17,14 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from consensus_orm import checkpoints, errors, ledger, phase_guards
-from consensus_orm.checkpoints import Checkpoints
-from consensus_orm.mapping import Pair
+from consensus_orm import errors
+from consensus_orm.databases.sqlite import checkpoints
+from consensus_orm.databases.sqlite.checkpoints import Checkpoints
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.events import BackfillEvent
+from consensus_orm.ledgers import mismatches
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carry import (
+from consensus_orm.migration.carrying import (
     CHANGES_IN_ONE_TRANSACTION,
     Drained,
     carry,
@@ -32,12 +35,12 @@ from consensus_orm.migration.carry import (
 )
 from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Progress, Watch
-from consensus_orm.migration.units import Units
+from consensus_orm.migration.transactions import Units
 from consensus_orm.phase import Phase, Side
-from consensus_orm.sql import in_range
-from consensus_orm.statements import Statements
-from consensus_orm.telemetry.events import BackfillEvent
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.schema import guards
+from consensus_orm.statements.pairs import Statements
+from consensus_orm.statements.rendering import in_range
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["BackfillReport", "backfill", "is_finished", "require_dual_write"]
 
@@ -121,7 +124,7 @@ def _reject_keyless(reading: Units, writing: Units, pair: Pair) -> int:
 
 def _drain_once(uow: UnitOfWork, limit: int) -> Drained:
     require_dual_write(uow.phase)
-    phase_guards.require(uow)
+    guards.require(uow)
     return drain(uow, limit=limit)
 
 
@@ -205,7 +208,7 @@ class _Chunks:
     def _next(self) -> bool:
         with self.writing() as uow:
             require_dual_write(uow.phase)
-            phase_guards.require(uow)
+            guards.require(uow)
             self.pace.begin(uow)
             self.log.relieve(uow, in_company=self.pace.in_company)
             # First what others wrote: a row that one of them deleted would look like one to carry.
@@ -264,7 +267,7 @@ class _Chunks:
                 "last": after,
                 "rows": done,
                 "finished": found is None and not self.unsettled,
-                "at": ledger.milliseconds(uow),
+                "at": mismatches.milliseconds(uow),
             },
         )
         return found, done + pending
@@ -334,7 +337,7 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     else:
         for statement in (*sql.backfill, *([parent.refresh_in_range(sql)] if parent and parent.refresh else [])):
             uow._execute(statement, parameters)
-    follow_deletes(uow, pair, Side.NORMALIZED, in_range(ledger.KEY), parameters)
+    follow_deletes(uow, pair, Side.NORMALIZED, in_range(mismatches.KEY), parameters)
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.
     uow.catalog.forget_changes(uow, after=mark)
 
@@ -366,4 +369,4 @@ def set_aside(uow: UnitOfWork, pair: Pair, side: Side) -> set[Any]:
     table = pair.legacy_table if side is Side.LEGACY else pair.table
     sql = "SELECT key FROM consensus_orm_rejects WHERE pair = ? AND table_name = ? AND state <> 'resolved'"
     keys = {key for (key,) in uow._rows(sql, (pair.name, table.name)) if key is not None}
-    return {key for key in keys if ledger.differences(uow, pair, key) == [(None, f"missing_{side.other}")]}
+    return {key for key in keys if mismatches.differences(uow, pair, key) == [(None, f"missing_{side.other}")]}

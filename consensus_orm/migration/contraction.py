@@ -12,21 +12,23 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from consensus_orm import errors, ledger, phase_guards
-from consensus_orm.dropping import DROPPED, FORGET, SAVE
-from consensus_orm.mapping import Pair
+from consensus_orm import errors
+from consensus_orm.databases.sqlite.legacy_tables import DROPPED, FORGET, SAVE
+from consensus_orm.databases.sqlite.saved_schema import IMAGE
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.backfill import set_aside
-from consensus_orm.migration.carry import Drained, adopt_range, drain
+from consensus_orm.migration.carrying import Drained, adopt_range, drain
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Tally, Watch
-from consensus_orm.migration.units import Units
+from consensus_orm.migration.transactions import Units
 from consensus_orm.phase import Phase, Side
-from consensus_orm.saved_schema import IMAGE
-from consensus_orm.sql import quoted
-from consensus_orm.statements import PairStatements
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.schema import guards
+from consensus_orm.statements.pairs import PairStatements
+from consensus_orm.statements.rendering import quoted
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["contract", "empty_dropped", "expand_again", "undo_rebuild"]
 
@@ -44,7 +46,7 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any
     flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
     for pair in uow.statements.mapping.pairs:
         uow.catalog.legacy.put_away(uow, pair)
-    phase_guards.put_up_signs(uow)
+    guards.put_up_signs(uow)
     # What was recorded for the legacy side has nowhere to go any more.
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = 'empty'")
@@ -67,7 +69,7 @@ def _of_legacy_alone(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
     """The rows that only the legacy side has, whole: those that could not be carried, or named at all."""
     names, sql = uow.statements[pair].image(Side.LEGACY)
     found = [
-        ledger.as_image(names, uow._execute(sql, {"_key": key}).fetchone())
+        mismatches.as_image(names, uow._execute(sql, {"_key": key}).fetchone())
         for key in sorted(set_aside(uow, pair, Side.LEGACY))
     ]
     for image in (*found, *keyless.images(uow, pair, Side.LEGACY)):
@@ -149,7 +151,7 @@ def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
             "this database never had legacy tables, so there is nothing to go back to",
             hint="stay at CONTRACT",
         )
-    phase_guards.take_down_signs(uow)
+    guards.take_down_signs(uow)
     uow.catalog.legacy.saved_rows(uow)  # what cannot be put back at the end shows now, while nothing is carried
     uow.catalog.legacy.bring_back(uow)
     uow.catalog.install_triggers(uow, Phase.NORMALIZED)
@@ -219,7 +221,7 @@ def undo_rebuild(uow: UnitOfWork) -> bool:
     uow.catalog.install_triggers(uow, Phase.CONTRACT)
     for pair in uow.statements.mapping.pairs:
         uow.catalog.legacy.drop_again(uow, pair)
-    phase_guards.put_up_signs(uow)
+    guards.put_up_signs(uow)
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = NULL")
     return True

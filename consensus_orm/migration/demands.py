@@ -13,7 +13,7 @@ from typing import Any
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Settings
 from consensus_orm.times import milliseconds
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Demands", "in_force"]
 

@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from consensus_orm import errors, ledger
-from consensus_orm.ledgers import images
+from consensus_orm import errors
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import audit, images, mismatches
+from consensus_orm.ledgers.audit import ImageEntry, MismatchEntry, RejectEntry
 from consensus_orm.ledgers.images import Cells
-from consensus_orm.mapping import Pair
-from consensus_orm.migration import audit
-from consensus_orm.migration.audit import ImageEntry, MismatchEntry, RejectEntry
 from consensus_orm.phase import Side
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Cell", "ColumnDetail", "RowDetail", "of_image", "of_mismatch", "of_reject"]
 
@@ -154,7 +153,7 @@ def _differing(uow: UnitOfWork, pair: Pair, key: Any) -> set[str]:
         a.key if a.class_ is pair.normalized else f"{above}{a.key}": name for name, a in pair.carried.items()
     }
     own = {a.key: f"{pair.table.name}.{a.key}" for a in pair.computed}
-    found = [column for column, _ in ledger.differences(uow, pair, key) if column is not None]
+    found = [column for column, _ in mismatches.differences(uow, pair, key) if column is not None]
     return {legacy_names.get(column) or own.get(column, column) for column in found}
 
 

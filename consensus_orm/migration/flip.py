@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from consensus_orm import ledger
+from consensus_orm.ledgers import mismatches
 from consensus_orm.migration.demands import Demands
 from consensus_orm.phase import Phase
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["flip"]
 
@@ -38,9 +38,9 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
         " step = NULL, soak = :soak, certificate_max_age = :certificate_max_age",
         {
             "phase": to.value,
-            "at": ledger.milliseconds(uow),
+            "at": mismatches.milliseconds(uow),
             "mapping": uow.statements.fingerprint,
             **Demands.of(uow.settings, to).stored(),
         },
     )
-    ledger.audit(uow, action, to=to, reason=reason, forced=forced, **detail)
+    mismatches.audit(uow, action, to=to, reason=reason, forced=forced, **detail)

@@ -14,15 +14,15 @@ from typing import Any
 
 from sqlalchemy import Column, func, select
 
-from consensus_orm import ledger, phase_guards
-from consensus_orm.keys import LARGEST, usable
-from consensus_orm.ledgers import changes
-from consensus_orm.mapping import is_text, single_key
+from consensus_orm.declaration.keys import LARGEST, usable
+from consensus_orm.declaration.pairs import is_text, single_key
+from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.migration.demands import Demands, in_force
 from consensus_orm.phase import Phase, Side
+from consensus_orm.schema import guards
 from consensus_orm.times import credible, when
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Obstacle", "began_in_future", "clock_set_back", "count_from_now", "obstacles", "soak_left"]
 
@@ -55,7 +55,7 @@ def obstacles(uow: UnitOfWork) -> list[Obstacle]:
         The obstacles; empty where the gate is open.
     """
     phase = uow.phase
-    found = [Obstacle(flaw.told) for flaw in phase_guards.look(uow)]
+    found = [Obstacle(flaw.told) for flaw in guards.look(uow)]
     if not phase.writes_normalized:
         found += _missing_tables(uow)
     else:
@@ -100,8 +100,8 @@ def count_from_now(uow: UnitOfWork) -> None:
     """
     if began_in_future(uow):
         since = _beginnings(uow)[0]
-        uow._execute("UPDATE consensus_orm_state SET since = ?, epoch = epoch + 1", (ledger.milliseconds(uow),))
-        ledger.audit(uow, SET_BACK, since=since if isinstance(since, int) else None)
+        uow._execute("UPDATE consensus_orm_state SET since = ?, epoch = epoch + 1", (mismatches.milliseconds(uow),))
+        mismatches.audit(uow, SET_BACK, since=since if isinstance(since, int) else None)
 
 
 def _beginnings(uow: UnitOfWork) -> list[Any]:
@@ -140,8 +140,8 @@ def _words(duration: timedelta) -> str:
 
 def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
-    known = {guard.name.lower() for guard in phase_guards.recorded(uow)}  # of those the flaws have told
-    for table in phase_guards.normalized_tables(uow.statements.mapping):
+    known = {guard.name.lower() for guard in guards.recorded(uow)}  # of those the flaws have told
+    for table in guards.normalized_tables(uow.statements.mapping):
         if table.name.lower() not in there | known:
             yield Obstacle(
                 f"table {table.name} does not exist; run: consensus-orm reconcile --rebuild {Side.NORMALIZED}"
@@ -198,14 +198,14 @@ def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
         yield Obstacle(f"the last verify compared no row; {verify}")
     if uow.phase.compares and uow.catalog.last_change(uow) != changes:
         yield Obstacle(f"rows were written around the repositories since the last verify; {verify}")
-    if ledger.last_mismatch(uow) != last_mismatch and not differences:
+    if mismatches.last_mismatch(uow) != last_mismatch and not differences:
         yield Obstacle(f"a mismatch was found since the last verify; {verify}")
-    if ledger.last_reject(uow) != last_reject:
+    if mismatches.last_reject(uow) != last_reject:
         yield Obstacle(f"a row was rejected since the last verify; {verify}")
     if not credible(at, uow.now):
         yield Obstacle(f"the last verify has a date in the future: the clock was set back; {verify}")
         return
-    age = timedelta(milliseconds=ledger.milliseconds(uow) - at)
+    age = timedelta(milliseconds=mismatches.milliseconds(uow) - at)
     if age > in_force(uow).certificate_max_age:
         yield Obstacle(f"the last clean verify is {_words(age)} old; {verify}", waiting=True)
 
@@ -215,9 +215,9 @@ def _unsettled(uow: UnitOfWork) -> Iterator[Obstacle]:
         yield Obstacle(f"{unseen} writes of other programs are not adopted; run: consensus-orm reconcile")
     if uow.phase.compares and (undecided := changes.undecided(uow)):
         yield Obstacle(undecided_text(undecided, uow.phase) + "; run: consensus-orm reconcile --dry-run")
-    if mismatches := ledger.open_mismatches(uow):
-        yield Obstacle(f"{mismatches} mismatches are open; run: consensus-orm reconcile")
-    if rejects := ledger.open_rejects(uow):
+    if differing := mismatches.open_mismatches(uow):
+        yield Obstacle(f"{differing} mismatches are open; run: consensus-orm reconcile")
+    if rejects := mismatches.open_rejects(uow):
         yield Obstacle(f"{rejects} rejects are open; run: consensus-orm rejects")
 
 

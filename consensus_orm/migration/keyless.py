@@ -11,11 +11,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-from consensus_orm import ledger
-from consensus_orm.ledgers import changes
-from consensus_orm.mapping import Pair, is_text
+from consensus_orm.declaration.pairs import Pair, is_text
+from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.phase import Side
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["concerns", "count", "images", "reject", "settle", "stands"]
 
@@ -33,7 +32,7 @@ def count(uow: UnitOfWork, pair: Pair, side: Side) -> int:
     return int(uow._rows(uow.statements[pair].keyless_rows(side))[0][0])
 
 
-def images(uow: UnitOfWork, pair: Pair, side: Side) -> Iterator[ledger.Image]:
+def images(uow: UnitOfWork, pair: Pair, side: Side) -> Iterator[mismatches.Image]:
     """The rows of a side without a usable key, whole; it looks at every row.
 
     Args:
@@ -43,7 +42,7 @@ def images(uow: UnitOfWork, pair: Pair, side: Side) -> Iterator[ledger.Image]:
     """
     names, sql = uow.statements[pair].keyless_images(side)
     for parts in uow._rows(sql):
-        yield ledger.as_image(names, parts)
+        yield mismatches.as_image(names, parts)
 
 
 def reject(uow: UnitOfWork, pair: Pair, side: Side) -> int:
@@ -63,7 +62,7 @@ def reject(uow: UnitOfWork, pair: Pair, side: Side) -> int:
         if kept[(told := json.dumps(image))] > 0:
             kept[told] -= 1
             continue
-        ledger.keep_reject(uow, pair, None, side, _reason(pair, image[pair.key.name][0]), image)
+        mismatches.keep_reject(uow, pair, None, side, _reason(pair, image[pair.key.name][0]), image)
         new += 1
     return new
 
@@ -84,12 +83,12 @@ def settle(uow: UnitOfWork, pair: Pair) -> int:
     return new
 
 
-def concerns(reject: ledger.OpenReject) -> bool:
+def concerns(reject: mismatches.OpenReject) -> bool:
     """Whether a reject is one of a row without a usable key."""
     return reject.key is None and reject.reason.startswith(REASON)
 
 
-def stands(uow: UnitOfWork, reject: ledger.OpenReject) -> bool:
+def stands(uow: UnitOfWork, reject: mismatches.OpenReject) -> bool:
     """Whether the row of such a reject is still there without a usable key: as many rows as were kept.
 
     Args:

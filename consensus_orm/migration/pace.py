@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 
 from consensus_orm.ledgers import changes
-from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, Drained
+from consensus_orm.migration.carrying import CHANGES_IN_ONE_TRANSACTION, Drained
 from consensus_orm.migration.progress import Tally, Watch
-from consensus_orm.migration.units import Units
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.migration.transactions import Units
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Pace", "catch_up"]
 

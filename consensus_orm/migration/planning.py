@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from consensus_orm import errors, ledger
-from consensus_orm.keys import is_usable
-from consensus_orm.ledgers import changes
+from consensus_orm import errors
+from consensus_orm.declaration.keys import is_usable
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.ledgers.changes import Written
-from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Action", "Choice", "Plan", "Undecided", "What", "Why", "differing", "plan_rows", "require_choice"]
 
@@ -178,7 +178,7 @@ def plan_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], choice: Choice) 
     if not wanted:
         return plan
     states = _states(uow, pair, wanted)
-    kept = ledger.kept_on_one_side(uow, pair, wanted)
+    kept = mismatches.kept_on_one_side(uow, pair, wanted)
     unknown = _never_adopted(uow, pair, wanted)
     for key in wanted:
         state = states.get(key, _NOWHERE)

@@ -21,18 +21,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from consensus_orm import errors, ledger, phase_guards
-from consensus_orm.ledgers import images
-from consensus_orm.mapping import Pair, is_text
+from consensus_orm import errors
+from consensus_orm.declaration.pairs import Pair, is_text
+from consensus_orm.ledgers import images, mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.backfill import carry_range
-from consensus_orm.migration.carry import ID_TAKEN_TWICE, adopt_range, carry, reject_unequal
+from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, reject_unequal
 from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.progress import Tally, Watch
-from consensus_orm.migration.units import Units
+from consensus_orm.migration.transactions import Units
 from consensus_orm.phase import Side
-from consensus_orm.sql import quoted
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.schema import guards
+from consensus_orm.statements.rendering import quoted
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Adopted", "Rebuilt", "adopt_strays", "rebuild"]
 
@@ -146,16 +147,16 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
     uow.catalog.level_sequences(uow)
     if side is Side.NORMALIZED:
         uow._execute("DELETE FROM consensus_orm_backfill")
-    phase_guards.void(uow)
-    ledger.audit(uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made)
-    uow._execute("UPDATE consensus_orm_state SET step = ?", (phase_guards.REBUILD + side,))
+    guards.void(uow)
+    mismatches.audit(uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made)
+    uow._execute("UPDATE consensus_orm_state SET step = ?", (guards.REBUILD + side,))
     return plan
 
 
 def _under_way(uow: UnitOfWork) -> _Plan | None:
     """What an earlier call has begun and not finished."""
     step = uow._rows("SELECT step FROM consensus_orm_state")[0][0]
-    if not str(step).startswith(phase_guards.REBUILD):
+    if not str(step).startswith(guards.REBUILD):
         return None
     rows = uow._rows("SELECT detail FROM consensus_orm_history WHERE action = 'rebuild' ORDER BY id DESC LIMIT 1")
     detail = json.loads(rows[0][0])
@@ -177,7 +178,7 @@ def _given(uow: UnitOfWork, pair: Pair, side: Side) -> int:
 
 
 def _planned(uow: UnitOfWork, side: Side) -> _Plan:
-    flaws = phase_guards.look(uow)
+    flaws = guards.look(uow)
     lost = {where: tuple(flaw.table for flaw in flaws if flaw.side is where and flaw.table) for where in Side}
     there = {name.lower() for name in uow.catalog.tables(uow)}
     if missing := [table for table in lost[side.other] if table.lower() not in there]:
@@ -203,7 +204,7 @@ def _tables(uow: UnitOfWork, side: Side) -> list[str]:
     mapping = uow.statements.mapping
     if side is Side.LEGACY:
         return [pair.legacy_name for pair in mapping.pairs]
-    return [table.name for table in phase_guards.normalized_tables(mapping)]
+    return [table.name for table in guards.normalized_tables(mapping)]
 
 
 def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
@@ -214,7 +215,7 @@ def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
             uow.catalog.legacy.make_again(uow, pair)
             yield pair.legacy_name
         return
-    tables = [table for table in phase_guards.normalized_tables(uow.statements.mapping) if table.name in missing]
+    tables = [table for table in guards.normalized_tables(uow.statements.mapping) if table.name in missing]
     uow.catalog.create(uow, tables)
     yield from (table.name for table in tables)
 
@@ -222,7 +223,7 @@ def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
 def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
     """Refuse a table that another program made and that cannot hold what is carried to it."""
     mapping = uow.statements.mapping
-    models = [pair.legacy_table for pair in mapping.pairs] + phase_guards.normalized_tables(mapping)
+    models = [pair.legacy_table for pair in mapping.pairs] + guards.normalized_tables(mapping)
     for table in (table for table in models if table.name in plan.tables):
         there = {name.lower() for name in uow.catalog.columns(uow, table.name)}
         if missing := [c.name for c in table.columns if c.name.lower() not in there]:
@@ -286,7 +287,7 @@ def _carry_over(uow: UnitOfWork, first: Any, last: Any, *, pair: Pair, of: Side,
     taken = [key for key in later if key in there or _was_given(plan, pair, key)]
     if is_text(pair.key):  # there is no next one
         for key in taken:
-            ledger.reject(uow, pair, key, side, ID_TAKEN_TWICE)
+            mismatches.reject(uow, pair, key, side, ID_TAKEN_TWICE)
         carry(uow, pair, taken, side, REPLACED.format(side=side))
         renumbered = []
     else:
@@ -352,7 +353,7 @@ def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
     uow.catalog.level_sequences(uow)
     if done.side is Side.NORMALIZED and uow.phase.compares:
         _set_backfilled(uow)
-    ledger.audit(
+    mismatches.audit(
         uow, "rebuilt", side=done.side, carried=done.carried, renumbered=done.renumbered, replaced=done.replaced
     )
     uow._execute("UPDATE consensus_orm_state SET step = NULL")
@@ -364,7 +365,7 @@ def _set_backfilled(uow: UnitOfWork) -> None:
         uow._execute(
             "INSERT INTO consensus_orm_backfill (pair, rows, finished, started_at, updated_at)"
             " VALUES (:pair, 0, :finished, :at, :at) ON CONFLICT (pair) DO NOTHING",
-            {"pair": pair.name, "finished": True, "at": ledger.milliseconds(uow)},
+            {"pair": pair.name, "finished": True, "at": mismatches.milliseconds(uow)},
         )
 
 
@@ -412,7 +413,7 @@ def adopt_strays(writing: Units, flipping: Units, progress: Watch = None) -> lis
         What was done, for each such table.
     """
     done: list[Adopted] = []
-    while names := writing.run(phase_guards.strays):  # again, where its program wrote on meanwhile
+    while names := writing.run(guards.strays):  # again, where its program wrote on meanwhile
         for pair in (pair for pair in writing.store._statements.mapping.pairs if pair.legacy_name in names):
             adopted = Adopted(pair.legacy_name)
             for more in _emptied(writing, pair, progress):
@@ -428,7 +429,7 @@ def _emptied(writing: Units, pair: Pair, progress: Watch) -> Iterator[Adopted]:
     given = writing.run(lambda uow: _given(uow, pair, Side.NORMALIZED))
 
     def chunk(uow: UnitOfWork) -> Adopted | None:
-        if pair.legacy_name not in phase_guards.strays(uow):
+        if pair.legacy_name not in guards.strays(uow):
             return None
         pace.begin(uow)
         tally.expect(lambda: uow._rows(uow.statements[pair].count(Side.LEGACY, ()))[0][0])
@@ -451,7 +452,7 @@ def _adopt(uow: UnitOfWork, pair: Pair, first: Any, last: Any, given: int) -> Ad
     taken = [key for key in new if key in there or (not is_text(pair.key) and key <= given)]
     rejects = 0
     if is_text(pair.key):
-        rejects = sum(ledger.reject(uow, pair, key, Side.LEGACY, ID_TAKEN_TWICE) for key in taken)
+        rejects = sum(mismatches.reject(uow, pair, key, Side.LEGACY, ID_TAKEN_TWICE) for key in taken)
         renumbered = []
     else:
         renumbered = _renumber(uow, pair, taken, Side.LEGACY)
@@ -477,11 +478,11 @@ def _adopt(uow: UnitOfWork, pair: Pair, first: Any, last: Any, given: int) -> Ad
 def _drop_empty(uow: UnitOfWork) -> None:
     """Drop the tables that hold nothing any more, and let views stand in their place, in one transaction."""
     uow.catalog.keep_out(uow)
-    there = phase_guards.strays(uow)
+    there = guards.strays(uow)
     for pair in (pair for pair in uow.statements.mapping.pairs if pair.legacy_name in there):
         if uow._rows(uow.statements[pair].next_chunk(Side.LEGACY)[0], {"_rows": 1})[0][2]:
             continue  # written since they were carried
         rejects = keyless.reject(uow, pair, Side.LEGACY)
         uow._execute(f"DROP TABLE {quoted(pair.legacy_name)}")
-        ledger.audit(uow, "adopt table", table=pair.legacy_name, keyless=rejects)
-    phase_guards.put_up_signs(uow)
+        mismatches.audit(uow, "adopt table", table=pair.legacy_name, keyless=rejects)
+    guards.put_up_signs(uow)

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from consensus_orm import ledger
-from consensus_orm.ledgers import changes, images
-from consensus_orm.migration.carry import CHANGES_IN_ONE_TRANSACTION, Outcome, print_statements, settle_rows
+from consensus_orm.ledgers import changes, images, mismatches
+from consensus_orm.migration.carrying import CHANGES_IN_ONE_TRANSACTION, Outcome, print_statements, settle_rows
 from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.planning import Action, Choice, Undecided, What, Why, plan_rows, require_choice
 from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.rebuild import Adopted, Rebuilt
-from consensus_orm.migration.units import Units
+from consensus_orm.migration.transactions import Units
 from consensus_orm.migration.verify import Seen, require_epoch, scan
 from consensus_orm.phase import Side
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["ReconcileReport", "reconcile", "repair_open"]
 
@@ -157,7 +156,7 @@ def _finish(uow: UnitOfWork, *, survey: _Survey, done: Outcome, foreign: Choice)
     whole.actions += survey.parents
     whole.add(repair_open(uow))
     foreigners = sum(action.why.foreign for action in whole.actions)
-    ledger.audit(
+    mismatches.audit(
         uow,
         "reconcile",
         foreign=foreign,
@@ -188,5 +187,5 @@ def repair_open(uow: UnitOfWork) -> Outcome:
         keys = dict.fromkeys((*unseen.get(pair.name, ()), *(key for key in found if key not in waiting)))
         done.add(settle_rows(uow, pair, keys, None))
         if not (uow.phase.compares and changes.some_undecided(uow, pair)):
-            ledger.settle_storms(uow, pair)
+            mismatches.settle_storms(uow, pair)
     return done

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from consensus_orm import errors, ledger
-from consensus_orm.ledgers import images
+from consensus_orm import errors
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import images, mismatches
 from consensus_orm.ledgers.images import Image
-from consensus_orm.mapping import Pair
 from consensus_orm.phase import Side
-from consensus_orm.repository import Repository
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.repository.dual_write import Repository
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["restore"]
 
@@ -40,7 +40,7 @@ def restore(uow: UnitOfWork, number: int, reason: str | None) -> None:
         )
     Repository(uow, pair).replace(_values(uow, pair, image), f"image {number} was put back")
     images.set_restored(uow, number)
-    ledger.audit(uow, "restore image", reason=reason, number=number, pair=pair.name, key=image.key)
+    mismatches.audit(uow, "restore image", reason=reason, number=number, pair=pair.name, key=image.key)
 
 
 def _values(uow: UnitOfWork, pair: Pair, image: Image) -> dict[str, Any]:

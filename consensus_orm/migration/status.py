@@ -6,15 +6,15 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from consensus_orm import ledger, phase_guards
-from consensus_orm.ledgers import changes, images
-from consensus_orm.mapping import Pair
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.migration import gates
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.phase import Phase, Side
-from consensus_orm.sql import quoted
+from consensus_orm.schema import guards
+from consensus_orm.statements.rendering import quoted
 from consensus_orm.times import when
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CertificateStatus", "MigrationStatus", "PairStatus", "collect"]
 
@@ -91,7 +91,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
         rewrite: What an upgrade will do to tables that another program made.
     """
     phase = uow.phase if uow.prepared else initial
-    flaws = phase_guards.look(uow) if uow.prepared else []
+    flaws = guards.look(uow) if uow.prepared else []
     # At CONTRACT there is no gate any more, and what guards the phase is looked after all the same.
     obstacles = [flaw.told for flaw in flaws]
     if uow.prepared and phase.next is not None:
@@ -117,8 +117,8 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
             for p in uow.statements.mapping.parents
         },
         certificate=_certificate(uow),
-        mismatches=ledger.open_mismatches(uow) if uow.prepared else 0,
-        rejects=ledger.open_rejects(uow) if uow.prepared else 0,
+        mismatches=mismatches.open_mismatches(uow) if uow.prepared else 0,
+        rejects=mismatches.open_rejects(uow) if uow.prepared else 0,
         guards=[flaw.text for flaw in flaws],
         foreign_writes=changes.count(uow) if uow.prepared and phase.compares else 0,
         undecided=changes.undecided(uow) if uow.prepared and phase.compares else 0,

@@ -16,19 +16,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consensus_orm import errors, ledger, phase_guards
+from consensus_orm import errors
 from consensus_orm._version import __version__
-from consensus_orm.mapping import Pair, Parent
+from consensus_orm.declaration.pairs import Pair, Parent
+from consensus_orm.events import ComparisonEvent
+from consensus_orm.ledgers import mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.backfill import is_finished, set_aside
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, Statements
-from consensus_orm.migration.units import Units
-from consensus_orm.parents import ParentStatements
+from consensus_orm.migration.transactions import Units
 from consensus_orm.phase import Phase, Side
-from consensus_orm.statements import PairStatements
-from consensus_orm.telemetry.events import ComparisonEvent
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.schema import guards
+from consensus_orm.statements.pairs import PairStatements
+from consensus_orm.statements.parents import ParentStatements
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Counted", "Difference", "Seen", "VerifyReport", "require_two_sides", "scan", "verify"]
 
@@ -130,7 +132,7 @@ def verify(
             noticed by nobody, so nothing can be certified.
     """
     started = time.monotonic()
-    reading.run(phase_guards.require)
+    reading.run(guards.require)
     seen = reading.repeat(lambda: scan(reading, progress))
     return writing.run(lambda uow: _conclude(uow, seen, started))
 
@@ -153,8 +155,8 @@ def scan(reading: Units, progress: Watch = None) -> Seen:
         seen = Seen(
             changes=uow.catalog.last_change(uow),
             epoch=uow.epoch,
-            last_mismatch=ledger.last_mismatch(uow),
-            last_reject=ledger.last_reject(uow),
+            last_mismatch=mismatches.last_mismatch(uow),
+            last_reject=mismatches.last_reject(uow),
         )
         for pair in uow.statements.mapping.pairs:
             if uow.phase.has_legacy:
@@ -289,10 +291,10 @@ class _Comparison:
 
 def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     """Read again under the lock what seemed to differ, record what still does, and certify."""
-    phase_guards.require(uow)
+    guards.require(uow)
     require_epoch(uow, seen)
     mapping = uow.statements.mapping
-    since = ledger.last_reject(uow)
+    since = mismatches.last_reject(uow)
     for pair in mapping.pairs:
         _reject_keyless(uow, pair, seen)
     differences = [
@@ -301,7 +303,7 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     for parent in mapping.parents:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
     if since == seen.last_reject:  # else somebody else rejected a row meanwhile, which this did not see
-        seen.last_reject = ledger.last_reject(uow)
+        seen.last_reject = mismatches.last_reject(uow)
     legacy = seen.of(pair.legacy_name for pair in mapping.pairs)
     normalized = seen.of(pair.table.name for pair in mapping.pairs)
     report = VerifyReport(
@@ -311,7 +313,7 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
         compared=sum(table.looked_at for table in legacy),
         differences=tuple(differences),
         missed=seen.missed,
-        rejects=ledger.open_rejects(uow),
+        rejects=mismatches.open_rejects(uow),
         certificate=0,
         seconds=time.monotonic() - started,
     )
@@ -337,7 +339,7 @@ def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
 def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
     pairs = uow.statements.mapping.pairs
     facts = {
-        "at": ledger.milliseconds(uow),
+        "at": mismatches.milliseconds(uow),
         "build": __version__,
         "mapping": uow.statements.fingerprint,
         "epoch": uow.epoch,
@@ -367,11 +369,11 @@ def _confirmed(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> Iterator[Dif
         left_out = set_aside(uow, pair, Side.LEGACY) | set_aside(uow, pair, Side.NORMALIZED)
     to_come = uow.phase.truth is Side.LEGACY and not is_finished(uow, pair)
     for key in doubtful:
-        found = [] if key in left_out else ledger.differences(uow, pair, key)
+        found = [] if key in left_out else mismatches.differences(uow, pair, key)
         for column, kind in found:
             if to_come and kind == f"missing_{Side.NORMALIZED}":
                 continue  # the backfill has not come to it yet: a difference, and nobody's mistake
-            ledger.record(uow, pair, key, column, kind, found_by="verify")
+            mismatches.record(uow, pair, key, column, kind, found_by="verify")
         if found:
             columns = tuple(column for column, _ in found if column is not None)
             yield Difference(pair.name, key, columns, found[0][1])

@@ -6,7 +6,6 @@ evidence beside the database. The database itself is read once and never written
 
 from __future__ import annotations
 
-from consensus_orm.rehearsal.course import rehearse
 from consensus_orm.rehearsal.evidence import Evidence, find
 from consensus_orm.rehearsal.records import (
     Estimate,
@@ -17,6 +16,7 @@ from consensus_orm.rehearsal.records import (
     RehearsalStep,
     WritersReport,
 )
+from consensus_orm.rehearsal.round_trip import rehearse
 
 __all__ = [
     "Estimate",

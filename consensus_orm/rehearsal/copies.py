@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import URL, make_url
 
 from consensus_orm import errors, files
-from consensus_orm.engine import source_of, translated
+from consensus_orm.databases.engine import source_of, translated
 from consensus_orm.migration.progress import Watch, of_pages
-from consensus_orm.rehearsal.looks import FileLook, Look, ServerLook
-from consensus_orm.rehearsal.turns import Stopwatch
-from consensus_orm.sql import quoted
+from consensus_orm.rehearsal.raw_sql import FileLook, Look, ServerLook
+from consensus_orm.rehearsal.stopwatch import Stopwatch
+from consensus_orm.statements.rendering import quoted
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore
@@ -197,8 +197,8 @@ def _database(store: ConsensusStore, *, keep: bool) -> Iterator[str]:
     """A new database on the server of another."""
     import psycopg
 
-    from consensus_orm.postgresql.connection import arguments_of
-    from consensus_orm.postgresql.upkeep import rehearsal_of
+    from consensus_orm.databases.postgresql.connection import arguments_of
+    from consensus_orm.databases.postgresql.vacuum import rehearsal_of
 
     url: URL = store.engine.url.set(drivername="postgresql")
     with translated(store.engine), psycopg.connect(**arguments_of(url), autocommit=True) as admin:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from consensus_orm import files
-from consensus_orm.rehearsal.image import identity
-from consensus_orm.rehearsal.looks import look_of
+from consensus_orm.rehearsal.digest import identity
+from consensus_orm.rehearsal.raw_sql import look_of
 from consensus_orm.rehearsal.records import Identity, RehearsalReport
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore

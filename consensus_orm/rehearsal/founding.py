@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from consensus_orm.phase import Phase, Side
-from consensus_orm.rehearsal.image import Image, digested
-from consensus_orm.rehearsal.looks import Look
+from consensus_orm.rehearsal.digest import Image, digested
+from consensus_orm.rehearsal.raw_sql import Look
 from consensus_orm.rehearsal.records import Proof
 
 __all__ = ["prove"]

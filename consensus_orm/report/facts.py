@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm.mapping import Pair
-from consensus_orm.migration import audit
-from consensus_orm.migration.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.databases.statistics import DatabaseStats
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import audit
+from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, Latency, find
-from consensus_orm.sql import parameter, quoted
-from consensus_orm.stats import DatabaseStats
+from consensus_orm.statements.rendering import parameter, quoted
 from consensus_orm.times import when
-from consensus_orm.unit_of_work import UnitOfWork
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore

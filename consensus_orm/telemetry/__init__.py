@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from consensus_orm.errors import ConfigurationError
-from consensus_orm.telemetry.events import (
+from consensus_orm.events import (
     AlarmEvent,
     BackfillEvent,
     CallEvent,
@@ -33,7 +33,7 @@ from consensus_orm.telemetry.events import (
     UnitEvent,
     UnitOutcome,
 )
-from consensus_orm.telemetry.hub import Hook, Telemetry, Totals, log_event
+from consensus_orm.hub import Hook, Telemetry, Totals, log_event
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore

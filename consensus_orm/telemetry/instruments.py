@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from consensus_orm.engine import database_path
-from consensus_orm.telemetry.events import (
+from consensus_orm.databases.engine import database_path
+from consensus_orm.events import (
     AlarmEvent,
     BackfillEvent,
     ComparisonEvent,

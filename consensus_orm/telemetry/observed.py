@@ -14,11 +14,9 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from consensus_orm.engine import translate
+from consensus_orm.databases.engine import translate
 from consensus_orm.errors import DatabaseBusyError
-from consensus_orm.statements import Statements
-from consensus_orm.store import ConsensusUnitOfWork
-from consensus_orm.telemetry.events import (
+from consensus_orm.events import (
     ComparisonEvent,
     ConnectionEvent,
     Event,
@@ -28,7 +26,9 @@ from consensus_orm.telemetry.events import (
     UnitEvent,
     UnitOutcome,
 )
-from consensus_orm.telemetry.hub import Telemetry
+from consensus_orm.hub import Telemetry
+from consensus_orm.statements.pairs import Statements
+from consensus_orm.store import ConsensusUnitOfWork
 
 __all__ = ["ObservedUnitOfWork"]
 

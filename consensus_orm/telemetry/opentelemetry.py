@@ -13,7 +13,7 @@ from opentelemetry import context, trace
 from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
 
 from consensus_orm._version import __version__
-from consensus_orm.telemetry.events import Event, StatementEvent, UnitBegun, UnitEvent
+from consensus_orm.events import Event, StatementEvent, UnitBegun, UnitEvent
 from consensus_orm.telemetry.instruments import (
     INSTRUMENTS,
     SECONDS,

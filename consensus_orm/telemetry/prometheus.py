@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from consensus_orm.telemetry.events import Event
+from consensus_orm.events import Event
 from consensus_orm.telemetry.instruments import (
     INSTRUMENTS,
     SECONDS,

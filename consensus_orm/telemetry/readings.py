@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm.breaker import CircuitState
-from consensus_orm.telemetry.events import Outcome
+from consensus_orm.events import Outcome
+from consensus_orm.retrying.circuit_breaker import CircuitState
 from consensus_orm.telemetry.instruments import POOL, Attributes, Kind, constants
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, Text, cast, inspect, literal, null
 from sqlalchemy.orm import DeclarativeBase
 
-from consensus_orm.connection import storable
-from consensus_orm.consensus import ARTIFACTS, RUNS, SYNTHESES
-from consensus_orm.mapping import Expression, Row
-from consensus_orm.models.executions import AgentExecution
-from consensus_orm.models.legacy import ConsensusArtifact, ConsensusSynthesis
-from consensus_orm.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
+from consensus_orm.consensus.declaration import ARTIFACTS, RUNS, SYNTHESES
+from consensus_orm.consensus.models.executions import AgentExecution
+from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
+from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
+from consensus_orm.databases.sqlite.connection import storable
+from consensus_orm.declaration.pairs import Expression, Row
 from consensus_orm.testing._factory import (
     Factory,
     Iterator,

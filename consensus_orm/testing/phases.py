@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from consensus_orm.engine import parse_url
+from consensus_orm.databases.engine import parse_url
 from consensus_orm.models import Base
 from consensus_orm.phase import Phase
 from consensus_orm.testing.session import session_on
@@ -33,8 +33,8 @@ def legacy_file(path: str | Path) -> Iterator[Session]:
     Yields:
         The session in use; committed at the end.
     """
-    from consensus_orm.models.executions import AgentExecution
-    from consensus_orm.models.legacy import ConsensusArtifact, ConsensusSynthesis
+    from consensus_orm.consensus.models.executions import AgentExecution
+    from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
 
     engine = create_engine(parse_url(path), poolclass=NullPool)
     tables = [Base.metadata.tables[m.__tablename__] for m in (ConsensusArtifact, ConsensusSynthesis, AgentExecution)]

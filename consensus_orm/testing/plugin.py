@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore
     from consensus_orm.testing.queries import QueryLog
     from consensus_orm.testing.templates import Templates
-    from consensus_orm.unit_of_work import UnitOfWork
+    from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Flip", "History", "QueryCounter"]
 

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 if TYPE_CHECKING:
     from consensus_orm.store import ConsensusStore
-    from consensus_orm.unit_of_work import UnitOfWork
+    from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["QueryLog", "count_queries"]
 
@@ -170,7 +170,7 @@ def count_queries(target: ConsensusStore | UnitOfWork) -> Iterator[QueryLog]:
     Yields:
         The statements; empty at first.
     """
-    from consensus_orm.unit_of_work import UnitOfWork
+    from consensus_orm.unit_of_work.unit import UnitOfWork
 
     log = QueryLog()
     watches: dict[int, _FileWatch | _ServerWatch] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from consensus_orm.records import AgentOutput, Artifact, Execution, Record, Run, Synthesis
+from consensus_orm.consensus.records import AgentOutput, Artifact, Execution, Record, Run, Synthesis
 from consensus_orm.testing._factory import Factory, Iterator, LazyAttribute, LazyFunction, Sequence, Trait, choice
 from consensus_orm.testing.shapes import BIG_ID, CONTENTS, RUN_IDS, TIMES
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.databases.postgresql.connection import ServerConnection
 from consensus_orm.migration.progress import Progress
-from consensus_orm.postgresql.connection import ServerConnection
 from tests.concurrency.databases import (
     SETTINGS,
     assert_sides_agree,

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
-from consensus_orm.classification import Kind, classify
 from consensus_orm.errors import CommitUncertainError, DatabaseUnavailableError
+from consensus_orm.retrying.classification import Kind, classify
 from consensus_orm.settings import Settings
 from tests.concurrency import clients
 from tests.concurrency.databases import made, query

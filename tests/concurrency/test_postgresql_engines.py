@@ -6,8 +6,8 @@ import psycopg
 import pytest
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
+from consensus_orm.databases.lock import Lock
 from consensus_orm.errors import CommitUncertainError, MigrationError, StorageError
-from consensus_orm.lock import Lock
 from tests.concurrency import clients
 from tests.concurrency.databases import SETTINGS, assert_sides_agree, in_phase, phase_of, query
 from tests.concurrency.test_postgresql_fence import ready

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.databases.postgresql import connection
 from consensus_orm.errors import DatabaseBusyError, GateClosedError
-from consensus_orm.postgresql import connection
 from consensus_orm.settings import Settings
 from tests.concurrency import actors, clients, databases
 from tests.concurrency.databases import (

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore
-from consensus_orm.postgresql.connection import ServerConnection
+from consensus_orm.databases.postgresql.connection import ServerConnection
 from tests import servers
 from tests.concurrency.databases import settings
 from tests.concurrency.processes import start

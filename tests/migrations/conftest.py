@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from consensus_orm import engine as engines
+from consensus_orm.databases import engine as engines
 from consensus_orm.settings import Settings
 
 Open = Callable[[Path], Engine]

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import ColumnElement, literal_column, select
 from sqlalchemy.dialects import sqlite
 
-from consensus_orm import schema
-from consensus_orm.expressions import milliseconds, run_key
+from consensus_orm.declaration.expressions import milliseconds, run_key
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.field import builders
@@ -49,7 +49,7 @@ def rejected_ids(path: Path, table: str, **where: str) -> list[int]:
 
 
 def upgraded(path: Path, open_engine: Open) -> None:
-    schema.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
 
 
 # The dual-write build

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from consensus_orm import ConsensusStore, Phase, errors, schema
+from consensus_orm import ConsensusStore, Phase, errors
 from consensus_orm.cli import main
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.commands import SCRIPT, one_line_of, without_settings
@@ -52,7 +53,7 @@ def kept_version(path: Path) -> int | None:
 
 def downgraded(path: Path, engine_of: Open) -> None:
     engine = engine_of(path)
-    schema.downgrade(engine, "base")
+    revisions.downgrade(engine, "base")
     engine.dispose()
 
 
@@ -78,7 +79,7 @@ def test_below_version_2_the_final_build_drops_all_rows(path: Path) -> None:
 def test_a_program_makes_a_file_of_its_kind(name: str, path: Path, open_engine: Open) -> None:
     """What a stand-in leaves behind is told apart as the file of that program."""
     PROGRAMS[name](path).store_artifact("S", "plan", "gemini", "{}")
-    kind = schema.inspect(open_engine(path)).kind
+    kind = revisions.inspect(open_engine(path)).kind
     assert kind == {"first_version": "legacy"}.get(name, name)
 
 
@@ -197,7 +198,7 @@ def test_a_file_of_an_earlier_revision_becomes_protected(path: Path, open_engine
     builders.first_version(path)
     call(path, "upgrade")
     engine = open_engine(path)
-    schema.downgrade(engine, "0004")
+    revisions.downgrade(engine, "0004")
     engine.dispose()
     assert oracle.user_version(path) == 0
     call(path, "upgrade")
@@ -213,7 +214,7 @@ def test_an_upgrade_that_fails_leaves_the_number(path: Path) -> None:
             assert store.engine.pool.source.connections  # type: ignore[attr-defined]
             raise errors.SchemaError("refused at the end")
 
-        patch.setattr(schema, "_check_foreign_keys", refuse)
+        patch.setattr(revisions, "_check_foreign_keys", refuse)
         with pytest.raises(errors.SchemaError, match="refused at the end"):
             store.upgrade(rewrite=True)
     assert oracle.user_version(path) == 2
@@ -431,7 +432,7 @@ LOSSES: dict[str, str] = {
 def test_a_rehearsal_sees_what_an_upgrade_would_lose(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the revisions to lose or change a row, the rehearsal would not pass."""
     builders.final_build(path)
-    upgrade: Callable[..., list[str]] = schema.upgrade
+    upgrade: Callable[..., list[str]] = revisions.upgrade
 
     def careless(*args: object, **kwargs: object) -> list[str]:
         applied = upgrade(*args, **kwargs)
@@ -440,7 +441,7 @@ def test_a_rehearsal_sees_what_an_upgrade_would_lose(name: str, path: Path, monk
             connection.exec_driver_sql(LOSSES[name])
         return applied
 
-    monkeypatch.setattr(schema, "upgrade", careless)
+    monkeypatch.setattr(revisions, "upgrade", careless)
     with ConsensusStore.open(path) as store:
         report = store.migration.rehearse()
     assert not report.passed

@@ -19,7 +19,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from consensus_orm import adoption, errors, schema
+from consensus_orm import errors
+from consensus_orm.consensus import programs
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.field import builders
@@ -46,31 +48,31 @@ def images(path: Path, *tables: str) -> dict[str, object]:
 def own_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Add a revision of the test's own after the newest."""
     folder = tmp_path / "alembic"
-    shutil.copytree(schema.script_location(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(revisions.script_location(), folder, ignore=shutil.ignore_patterns("__pycache__"))
 
     def add(body: str) -> None:
-        text = f"revision = '9000'\ndown_revision = {schema.head()!r}\nfrom alembic import op\n{body}"
+        text = f"revision = '9000'\ndown_revision = {revisions.head()!r}\nfrom alembic import op\n{body}"
         (folder / "versions" / "9000_own.py").write_text(text)
-        monkeypatch.setattr(adoption, "REVISIONS", (*adoption.REVISIONS, "9000"))
-        monkeypatch.setattr(schema, "script_location", lambda: folder)
+        monkeypatch.setattr(programs, "REVISIONS", (*programs.REVISIONS, "9000"))
+        monkeypatch.setattr(revisions, "script_location", lambda: folder)
 
     return add
 
 
 def test_history_is_one_line_and_the_program_knows_it() -> None:
     """There is one head and one base, and what the package knows without alembic is what alembic finds."""
-    config = schema.configuration()
+    config = revisions.configuration()
     scripts = ScriptDirectory.from_config(config)
 
-    assert scripts.get_heads() == [schema.head()]
+    assert scripts.get_heads() == [revisions.head()]
     assert len(scripts.get_bases()) == 1
     walked = [script.revision for script in scripts.walk_revisions()]
-    assert walked == list(reversed(adoption.REVISIONS))
+    assert walked == list(reversed(programs.REVISIONS))
 
 
 def test_revisions_import_no_model() -> None:
     """A revision goes on doing what it does today: it takes nothing from modules that change."""
-    for script in (schema.script_location() / "versions").glob("*.py"):
+    for script in (revisions.script_location() / "versions").glob("*.py"):
         imports = [line for line in script.read_text().splitlines() if "consensus_orm" in line and "import" in line]
         wanted = "from consensus_orm.errors import DowngradeRefusedError"
         assert imports in ([], [wanted], [f"{wanted}, RewriteNotConfirmedError"])
@@ -78,10 +80,10 @@ def test_revisions_import_no_model() -> None:
 
 def test_models_and_migrations_make_the_same_tables(path: Path, open_engine: Open) -> None:
     """A new file has, table by table, the DDL that the models would give it."""
-    schema.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
 
-    for table in schema.metadata().tables.values():
-        if table.name in adoption.LEGACY:
+    for table in revisions.metadata().tables.values():
+        if table.name in programs.LEGACY:
             continue
         wanted = [str(CreateTable(table).compile(dialect=sqlite.dialect()))]
         wanted += sorted(str(CreateIndex(index).compile(dialect=sqlite.dialect())) for index in table.indexes)
@@ -99,23 +101,23 @@ def test_alembic_finds_nothing_to_change(name: str, path: Path, open_engine: Ope
     """After the upgrade of any file, autogenerate sees no difference between models and database."""
     builders.KINDS[name][2](path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
 
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
-            opts={"include_object": schema.include_object, "version_table": adoption.VERSION_TABLE},
+            opts={"include_object": revisions.include_object, "version_table": programs.VERSION_TABLE},
         )
-        assert compare_metadata(context, schema.metadata()) == []
+        assert compare_metadata(context, revisions.metadata()) == []
 
 
 def test_models_match_the_legacy_tables_in_the_field(path: Path, open_engine: Open) -> None:
     """The legacy models have the columns, types, defaults and indexes of the tables as programs made them."""
-    schema.metadata().create_all(engine := open_engine(path), checkfirst=True)
+    revisions.metadata().create_all(engine := open_engine(path), checkfirst=True)
     engine.dispose()
     builders.build_legacy(other := path.with_name("field"), columns=11, altered=False)
 
-    for table in (*adoption.LEGACY, adoption.EXECUTIONS):
+    for table in (*programs.LEGACY, programs.EXECUTIONS):
         facts = []
         for file in (path, other):
             with oracle.reading(file) as connection:
@@ -140,16 +142,16 @@ def test_up_and_down_step_by_step(name: str, path: Path, open_engine: Open) -> N
     # The dual-write build's own normalized rows stand on its legacy side too.
     found = images(path, *(set(oracle.tables(path)) - {"consensus_runs", "agent_outputs"}))
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
     up = oracle.tables(path)
 
-    for _ in adoption.REVISIONS:
-        schema.downgrade(engine, "-1")
+    for _ in programs.REVISIONS:
+        revisions.downgrade(engine, "-1")
     assert images(path) == found
-    assert schema.upgrade(engine, SETTINGS, rewrite=True) == list(adoption.REVISIONS)
+    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == list(programs.REVISIONS)
 
     assert oracle.tables(path) == up
-    assert not schema.inspect(engine).needs_upgrade
+    assert not revisions.inspect(engine).needs_upgrade
 
 
 RUN = "INSERT INTO consensus_runs VALUES (1, 's', 't', NULL, 'k', 0, 1, 0, NULL);"
@@ -202,16 +204,16 @@ def test_downgrade_refuses_to_lose_a_row(name: str, path: Path, open_engine: Ope
     build, target, script = REFUSALS[name]
     build(path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
     execute(path, script)
     before = images(path)
 
     with pytest.raises(errors.DowngradeRefusedError) as raised:
-        schema.downgrade(engine, target)
+        revisions.downgrade(engine, target)
 
     assert raised.value.hint
     assert images(path) == before
-    assert not schema.inspect(engine).needs_upgrade
+    assert not revisions.inspect(engine).needs_upgrade
 
 
 def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Open) -> None:
@@ -219,7 +221,7 @@ def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Op
     builders.first_version(path)
     before = images(path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
     execute(
         path,
         """
@@ -231,7 +233,7 @@ def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Op
         """,
     )
 
-    schema.downgrade(engine, "base")
+    revisions.downgrade(engine, "base")
 
     assert images(path) == before
     execute(path, "UPDATE consensus_artifacts SET content_json = 'still works'")
@@ -250,9 +252,9 @@ def test_downgrade_leaves_the_triggers_of_other_programs(path: Path, open_engine
     )
     before = images(path, "letters")
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS)
+    revisions.upgrade(engine, SETTINGS)
 
-    schema.downgrade(engine, "base")
+    revisions.downgrade(engine, "base")
 
     assert images(path, "letters") == before
 
@@ -260,12 +262,12 @@ def test_downgrade_leaves_the_triggers_of_other_programs(path: Path, open_engine
 def test_downgrade_to_nowhere_is_one_clear_error(path: Path, open_engine: Open) -> None:
     """A revision that does not exist is an error of ours, and changes nothing."""
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
 
     with pytest.raises(errors.SchemaError):
-        schema.downgrade(engine, "nowhere")
+        revisions.downgrade(engine, "nowhere")
 
-    assert not schema.inspect(engine).needs_upgrade
+    assert not revisions.inspect(engine).needs_upgrade
 
 
 @pytest.mark.parametrize("name", ["new", "first_version", "half_written_dual_writes", "odd_final_build"])
@@ -279,7 +281,7 @@ def test_a_failing_revision_leaves_nothing_behind(
     own_revisions("def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('SELECT nonsense')\n")
 
     with pytest.raises(errors.StorageError):
-        schema.upgrade(open_engine(path), SETTINGS, rewrite=True)
+        revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
 
     assert images(path) == before
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -292,12 +294,12 @@ def test_a_revision_that_breaks_references_is_undone(
     """Foreign keys are off while the schema changes, so they are checked before the commit."""
     builders.final_build(path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
     before = images(path)
     own_revisions("def upgrade():\n    op.execute('DELETE FROM consensus_runs')\n")
 
     with pytest.raises(errors.SchemaError, match="refer to runs"):
-        schema.upgrade(engine, SETTINGS, rewrite=True)
+        revisions.upgrade(engine, SETTINGS, rewrite=True)
 
     assert images(path) == before
     with engine.connect() as connection:
@@ -311,14 +313,14 @@ def test_a_later_release_reaches_every_phase(
     """A revision added later is applied alone, whatever the phase, and the phase stays."""
     builders.build_legacy(path)
     engine = open_engine(path)
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
     execute(path, f"UPDATE consensus_orm_state SET phase = {phase}")
     if phase == 5:
         execute(path, "DROP TABLE consensus_artifacts; DROP TABLE consensus_synthesis")
     own_revisions("def upgrade():\n    op.execute('ALTER TABLE consensus_runs ADD COLUMN later TEXT')\n")
 
-    assert schema.inspect(engine).needs_upgrade
-    assert schema.upgrade(engine, SETTINGS, rewrite=True) == ["9000"]
+    assert revisions.inspect(engine).needs_upgrade
+    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == ["9000"]
 
     with oracle.reading(path) as connection:
         assert connection.execute("SELECT phase FROM consensus_orm_state").fetchone() == (phase,)
@@ -328,11 +330,12 @@ def test_a_later_release_reaches_every_phase(
 
 UPGRADE = """
 import sys
-from consensus_orm import engine, schema
+from consensus_orm.databases import engine
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 sys.stdin.readline()
 engine = engine.create(sys.argv[1], Settings(busy_timeout=30))
-print(len(schema.upgrade(engine, Settings(), rewrite=True)))
+print(len(revisions.upgrade(engine, Settings(), rewrite=True)))
 engine.dispose()
 """
 
@@ -360,7 +363,7 @@ def test_two_processes_upgrade_at_once(name: str, path: Path) -> None:
 
     # Whoever finds the others at the file logs that it cannot have WAL, which is no error.
     assert [process.returncode for process in processes] == [0, 0, 0], answers
-    assert sorted(int(out) for out, _ in answers) == [0, 0, len(adoption.REVISIONS)]
+    assert sorted(int(out) for out, _ in answers) == [0, 0, len(programs.REVISIONS)]
     with oracle.reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM consensus_orm_history").fetchone() == (1,)
 
@@ -384,8 +387,8 @@ def test_alembic_command_line_upgrades_from_the_checkout(path: Path, open_engine
 
     done = alembic("-x", f"url=sqlite:///{path}", "upgrade", "head")
     assert done.returncode == 0, done.stderr
-    assert oracle.user_version(path) == adoption.PROTECTED
-    assert not schema.inspect(open_engine(path)).needs_upgrade
+    assert oracle.user_version(path) == programs.PROTECTED
+    assert not revisions.inspect(open_engine(path)).needs_upgrade
 
     checked = alembic("check", url=str(path))
     assert checked.returncode == 0, checked.stderr
@@ -409,18 +412,18 @@ def test_migrations_are_found_without_a_checkout(tmp_path: Path, monkeypatch: py
     """In a wheel the migrations lie inside the package; where there are none, the error says what to do."""
     package = tmp_path / "site" / "consensus_orm"
     package.mkdir(parents=True)
-    monkeypatch.setattr(schema, "__file__", str(package / "schema.py"))
+    monkeypatch.setattr(revisions, "__file__", str(package / "schema" / "revisions.py"))
     with pytest.raises(errors.ConfigurationError):
-        schema.script_location()
+        revisions.script_location()
 
     shutil.copytree(ROOT / "alembic", package / "_alembic")
 
-    assert schema.script_location() == package / "_alembic"
+    assert revisions.script_location() == package / "_alembic"
 
 
 def test_a_current_file_opens_without_alembic(path: Path, open_engine: Open) -> None:
     """An upgrade that has nothing to do does not pay for importing alembic."""
-    schema.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
     code = UPGRADE + "assert 'alembic' not in sys.modules"
 
     done = subprocess.run(
@@ -440,7 +443,7 @@ def test_percent_in_the_path_of_the_migrations(
 ) -> None:
     """An installation folder may have any name, though alembic reads % as the start of a variable."""
     folder = tmp_path / "100%(here)s odd" / "alembic"
-    shutil.copytree(schema.script_location(), folder)
-    monkeypatch.setattr(schema, "script_location", lambda: folder)
+    shutil.copytree(revisions.script_location(), folder)
+    monkeypatch.setattr(revisions, "script_location", lambda: folder)
 
-    assert schema.upgrade(open_engine(path), SETTINGS, rewrite=True) == list(adoption.REVISIONS)
+    assert revisions.upgrade(open_engine(path), SETTINGS, rewrite=True) == list(programs.REVISIONS)

@@ -14,8 +14,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine
 
-from consensus_orm import ConsensusStore, Phase, adoption, errors, schema
-from consensus_orm import engine as engines
+from consensus_orm import ConsensusStore, Phase, errors
+from consensus_orm.consensus import programs
+from consensus_orm.databases import engine as engines
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from consensus_orm.testing import artifact_values, legacy_file
 from tests import databases, oracle_of_servers
@@ -45,14 +47,14 @@ def engine(new_database: Database) -> Iterator[Engine]:
 def test_alembic_finds_nothing_to_change(name: str, new_database: Database, engine: Engine) -> None:
     """After the upgrade of any database, autogenerate sees no difference between models and tables."""
     KINDS[name](new_database.where)
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
 
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
-            opts={"include_object": schema.include_object, "version_table": adoption.VERSION_TABLE},
+            opts={"include_object": revisions.include_object, "version_table": programs.VERSION_TABLE},
         )
-        assert compare_metadata(context, schema.metadata()) == []
+        assert compare_metadata(context, revisions.metadata()) == []
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -61,8 +63,8 @@ def test_an_upgrade_leaves_what_it_found(name: str, new_database: Database, engi
     KINDS[name](new_database.where)
     found = {table: new_database.image(table) for table in new_database.tables()}
 
-    assert schema.upgrade(engine, SETTINGS, rewrite=True) == list(adoption.REVISIONS)
-    assert schema.upgrade(engine, SETTINGS, rewrite=True) == []
+    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == list(programs.REVISIONS)
+    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == []
     assert {table: new_database.image(table) for table in found} == found
 
 
@@ -71,13 +73,13 @@ def test_up_and_down_step_by_step(name: str, new_database: Database, engine: Eng
     """Each revision can be taken back where it holds no row, and base is the database as it was found."""
     KINDS[name](new_database.where)
     found = {table: new_database.image(table) for table in new_database.tables()}
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
     up = new_database.tables()
 
-    for _ in adoption.REVISIONS:
-        schema.downgrade(engine, "-1")
+    for _ in programs.REVISIONS:
+        revisions.downgrade(engine, "-1")
     assert {table: new_database.image(table) for table in new_database.tables()} == found
-    schema.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, rewrite=True)
     assert new_database.tables() == up
 
 
@@ -89,12 +91,12 @@ def test_a_downgrade_that_would_lose_a_row_is_refused(new_database: Database, en
             uow.artifacts.add(**artifact_values(spec_id="SPEC-GONE"))
         before = new_database.everything()
         with pytest.raises(errors.DowngradeRefusedError, match="stand nowhere else"):
-            schema.downgrade(engine, "base")
+            revisions.downgrade(engine, "base")
         assert new_database.everything() == before
         with store.unit_of_work() as uow:
             uow.artifacts.delete(spec_id="SPEC-GONE")
     with pytest.raises(errors.DowngradeRefusedError):
-        schema.downgrade(engine, "base")
+        revisions.downgrade(engine, "base")
 
 
 def test_a_failing_upgrade_leaves_nothing_behind(new_database: Database, engine: Engine) -> None:
@@ -103,7 +105,7 @@ def test_a_failing_upgrade_leaves_nothing_behind(new_database: Database, engine:
     new_database.script("CREATE TABLE idx_agent_outputs_agent (taken INTEGER)")  # the name of an index to be made
     before = new_database.everything()
     with pytest.raises(errors.ConsensusError):
-        schema.upgrade(engine, SETTINGS, rewrite=True)
+        revisions.upgrade(engine, SETTINGS, rewrite=True)
     assert new_database.everything() == before
 
 
@@ -117,7 +119,7 @@ def test_many_upgrade_at_once(new_database: Database) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         applied = sorted(threads.map(upgrade, range(4)))
-    assert applied == [[], [], [], list(adoption.REVISIONS)]
+    assert applied == [[], [], [], list(programs.REVISIONS)]
 
 
 def test_tables_of_others_are_refused_untouched(new_database: Database) -> None:
@@ -148,7 +150,7 @@ def test_models_match_the_legacy_tables_of_a_server(new_database: Database) -> N
         pass
     with servers.database() as other:
         server.build_legacy(other)
-        for table in adoption.LEGACY:
+        for table in programs.LEGACY:
             made, frozen = (
                 [fact for fact in oracle_of_servers.definitions(url, table) if fact[1] in ("column", "index")]
                 for url in (str(new_database.where), other)

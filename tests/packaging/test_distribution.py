@@ -170,7 +170,7 @@ for module in pkgutil.walk_packages(consensus_orm.__path__, "consensus_orm."):
         print(module.name, getattr(error, "name", None) or error)
 """
 BEHIND_AN_EXTRA = {
-    "consensus_orm.postgresql.": "psycopg",
+    "consensus_orm.databases.postgresql.": "psycopg",
     "consensus_orm.telemetry.opentelemetry": "opentelemetry",
     "consensus_orm.telemetry.prometheus": "prometheus_client",
     "consensus_orm.testing.plugin": "pytest",  # whoever loads it

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.databases.postgresql.connection import ServerConnection
 from consensus_orm.errors import GateClosedError
 from consensus_orm.migration.planning import Choice
 from consensus_orm.phase import Side
-from consensus_orm.postgresql.connection import ServerConnection
 from tests import servers
 from tests.concurrency.databases import assert_sound, connect, legacy, normalized, query
 from tests.concurrency.processes import wait_for

@@ -36,14 +36,14 @@ from hypothesis.stateful import (
 )
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.consensus import CONSENSUS
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.declaration.expressions import time_of, time_text
 from consensus_orm.errors import ConsensusError, GateClosedError, UnknownAgentError
-from consensus_orm.expressions import time_of, time_text
 from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.progress import Progress
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
-from consensus_orm.statements import Statements
+from consensus_orm.statements.pairs import Statements
 from consensus_orm.store import ConsensusUnitOfWork
 from tests import oracle
 from tests.field import builders, rows

@@ -1,0 +1,1 @@
+"""The same store, to be awaited."""

@@ -1,0 +1,606 @@
+"""The store for coroutines: the synchronous one, with an `await` before each call.
+
+    async with await AsyncConsensusStore.open("artifacts.db") as store:
+        async with store.unit_of_work() as uow:
+            await uow.artifacts.add(spec_id="SPEC-1", stage="plan", agent_name="gemini", content_json="{}")
+
+Here is nothing of repositories, mapping or transactions. A method is declared by naming the synchronous one;
+its arguments, what it gives and its docstring are that one's.
+
+A unit of work has a thread for itself from its begin to its end, and each of its calls goes there and back.
+Why not greenlets: the driver of SQLite blocks, so they need a thread as well, and go there for each statement
+(a compared write has several) instead of each call. Of the time of the same unit of work without coroutines, one
+task took 1.1 to 1.8 times for a write with threads and 1.4 to 3.6 with greenlets, for ten writes 1.2 to 1.8
+and 1.7 to 4.5, for a read 2.8 to 3.2 and 4.4 to 4.6, for ten reads 2.4 to 2.8 and 3.5 to 3.9 (medians of 15
+interleaved rounds, three runs on two busy cores). Greenlets would also run our own Python on the event loop,
+where every wait that is not the driver's, as that for the turn to write, would block it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from datetime import datetime
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from sqlalchemy import URL
+
+from consensus_orm import errors
+from consensus_orm.asyncio.threads import Thread, Threads
+from consensus_orm.consensus.artifacts import Artifacts
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.consensus.executions import Executions
+from consensus_orm.consensus.runs import Runs
+from consensus_orm.consensus.syntheses import Syntheses
+from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.migration import Migration
+from consensus_orm.phase import Phase
+from consensus_orm.repository.dual_write import Repository
+from consensus_orm.settings import Settings
+from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
+
+__all__ = [
+    "AsyncArtifacts",
+    "AsyncConsensusStore",
+    "AsyncConsensusUnitOfWork",
+    "AsyncExecutions",
+    "AsyncMaintenance",
+    "AsyncMigration",
+    "AsyncRepository",
+    "AsyncRuns",
+    "AsyncSyntheses",
+]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+# A synchronous object, from a coroutine ------------------------------------------------------------------
+
+
+class _Asynchronous:
+    """What stands for a synchronous object.
+
+    Args:
+        original: Gives that object; called where its methods are.
+        call: Does something on the right thread.
+    """
+
+    def __init__(self, original: Callable[[], Any], call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self._original = original
+        self._call = call
+
+    def _apply(self, method: Callable[..., T], given: inspect.BoundArguments) -> T:
+        return method(self._original(), *given.args[1:], **given.kwargs)
+
+
+_Method = Callable[Concatenate[Any, P], T]
+_AsyncMethod = Callable[Concatenate[_Asynchronous, P], Coroutine[Any, Any, T]]
+
+
+def _asynchronous(method: _Method[P, T]) -> _AsyncMethod[P, T]:
+    """The method of a synchronous object, to be awaited; what it reports, it reports to the event loop."""
+    signature = inspect.signature(method)
+    reports = [name for name in ("progress", "tell") if name in signature.parameters]
+    if reports:
+        return _reporting(method, signature, reports)
+
+    @functools.wraps(method)
+    async def call(self: _Asynchronous, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        answer: T = await self._call(lambda: method(self._original(), *args, **kwargs))
+        return answer
+
+    return call
+
+
+def _reporting(method: _Method[P, T], signature: inspect.Signature, reports: list[str]) -> _AsyncMethod[P, T]:
+    """A long method: after a cancellation its next report is its end, whether or not somebody listens."""
+
+    @functools.wraps(method)
+    async def call(self: _Asynchronous, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        given, watch = signature.bind(None, *args, **kwargs), _Watch()
+        for name in reports:
+            given.arguments[name] = partial(watch.report, given.arguments.get(name))
+        answer: T = await self._call(partial(self._apply, method, given), cancelled=watch.stop)
+        return answer
+
+    return call
+
+
+class _Watch:
+    """What a long call on a thread has of the coroutine that waits for it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def report(self, callback: Callable[..., object] | None, *what: Any) -> None:
+        """Have a callback called on the event loop; an error it raises is raised here, as without a thread."""
+        if callback is not None and not self._stopped:
+            done: Future[None] = Future()
+            self._loop.call_soon_threadsafe(_do, done, callback, what)
+            done.result()
+        if self._stopped:
+            raise asyncio.CancelledError
+
+
+def _do(done: Future[None], callback: Callable[..., object], what: tuple[Any, ...]) -> None:
+    try:
+        callback(*what)
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+class AsyncArtifacts(_Asynchronous):
+    """`Artifacts`, to be awaited."""
+
+    add = _asynchronous(Artifacts.add)
+    add_many = _asynchronous(Artifacts.add_many)
+    get = _asynchronous(Artifacts.get)
+    list = _asynchronous(Artifacts.list)
+    count = _asynchronous(Artifacts.count)
+    delete = _asynchronous(Artifacts.delete)
+    specs = _asynchronous(Artifacts.specs)
+
+
+class AsyncSyntheses(_Asynchronous):
+    """`Syntheses`, to be awaited."""
+
+    add = _asynchronous(Syntheses.add)
+    latest = _asynchronous(Syntheses.latest)
+    list = _asynchronous(Syntheses.list)
+    delete = _asynchronous(Syntheses.delete)
+
+
+class AsyncRuns(_Asynchronous):
+    """`Runs`, to be awaited."""
+
+    list = _asynchronous(Runs.list)
+    latest = _asynchronous(Runs.latest)
+
+
+class AsyncExecutions(_Asynchronous):
+    """`Executions`, to be awaited."""
+
+    record_spawn = _asynchronous(Executions.record_spawn)
+    record_completion = _asynchronous(Executions.record_completion)
+    record_extraction_failure = _asynchronous(Executions.record_extraction_failure)
+    get = _asynchronous(Executions.get)
+    list = _asynchronous(Executions.list)
+    in_flight = _asynchronous(Executions.in_flight)
+    extraction_failures = _asynchronous(Executions.extraction_failures)
+    for_branch = _asynchronous(Executions.for_branch)
+    cleanup = _asynchronous(Executions.cleanup)
+
+
+class AsyncRepository(_Asynchronous):
+    """`Repository`, to be awaited."""
+
+    add = _asynchronous(Repository.add)
+    add_many = _asynchronous(Repository.add_many)
+    check = _asynchronous(Repository.check)
+    get = _asynchronous(Repository.get)
+    rows = _asynchronous(Repository.rows)
+    count = _asynchronous(Repository.count)
+    distinct = _asynchronous(Repository.distinct)
+    delete = _asynchronous(Repository.delete)
+
+
+class AsyncMigration(_Asynchronous):
+    """`Migration`, to be awaited; what reports its progress stops at the next report when it is cancelled."""
+
+    status = _asynchronous(Migration.status)
+    upgrade = _asynchronous(Migration.upgrade)
+    backfill = _asynchronous(Migration.backfill)
+    verify = _asynchronous(Migration.verify)
+    advance = _asynchronous(Migration.advance)
+    rollback = _asynchronous(Migration.rollback)
+    migrate = _asynchronous(Migration.migrate)
+    mismatches = _asynchronous(Migration.mismatches)
+    rejects = _asynchronous(Migration.rejects)
+    images = _asynchronous(Migration.images)
+    mismatch = _asynchronous(Migration.mismatch)
+    reject = _asynchronous(Migration.reject)
+    image = _asynchronous(Migration.image)
+    reconcile = _asynchronous(Migration.reconcile)
+    rehearse = _asynchronous(Migration.rehearse)
+    history = _asynchronous(Migration.history)
+    accept_reject = _asynchronous(Migration.accept_reject)
+    accept_rejects = _asynchronous(Migration.accept_rejects)
+    resolve_reject = _asynchronous(Migration.resolve_reject)
+    accept_mismatch = _asynchronous(Migration.accept_mismatch)
+    restore_image = _asynchronous(Migration.restore_image)
+    backup_before = _asynchronous(Migration.backup_before)
+
+    @property
+    def phase(self) -> Awaitable[Phase]:
+        """The phase the database is in now: `await store.migration.phase`."""
+        return self._call(lambda: self._original().phase)
+
+
+class AsyncMaintenance(_Asynchronous):
+    """`Maintenance`, to be awaited; what reports its progress stops at the next report when it is cancelled."""
+
+    stats = _asynchronous(Maintenance.stats)
+    vacuum = _asynchronous(Maintenance.vacuum)
+    schedule_vacuum = _asynchronous(Maintenance.schedule_vacuum)
+    backup = _asynchronous(Maintenance.backup)
+    leftovers = _asynchronous(Maintenance.leftovers)
+    close = _asynchronous(Maintenance.close)
+
+
+# The unit of work ----------------------------------------------------------------------------------------
+
+
+class AsyncConsensusUnitOfWork:
+    """A `ConsensusUnitOfWork` to be awaited; commits on success, rolls back on any exception.
+
+    A cancellation takes everything back, wherever it comes: the call under way is waited for, and the block is
+    left when no transaction and no borrowed connection is there any more. There are two exceptions. While the
+    unit waits for its begin (another process has the lock), the task ends at once and the wait goes on without
+    it: it ends by itself, with a rollback, and until then counts as a unit at work. And once the commit has
+    begun it is too late: what was written stands, callbacks are called, and then the task is cancelled.
+
+    Args:
+        unit: Gives a synchronous unit of work.
+        threads: Where a thread comes from.
+    """
+
+    def __init__(self, unit: Callable[[], ConsensusUnitOfWork], threads: Threads) -> None:
+        self._unit = unit
+        self._threads = threads
+        self._thread: Thread | None = None
+        self._context: Context | None = None
+        self._begun: ConsensusUnitOfWork | None = None
+        self._cut = False
+
+    async def __aenter__(self) -> Self:
+        if self._context is not None:
+            raise errors.UnitOfWorkClosedError("a unit of work is entered once")
+        # One context for begin and end, so that what the one has set the other can reset.
+        self._context = copy_context()
+        thread = await self._threads.take(self)
+        try:
+            (await thread.call(self._begin, self._context)).get()
+        except asyncio.CancelledError:
+            self._threads.leave(thread, partial(self._end, asyncio.CancelledError()), self._context)
+            raise
+        except GeneratorExit:
+            self._threads.abandon(thread, partial(self._end, GeneratorExit()), self._context)
+            raise
+        except BaseException:
+            self._threads.give_back(thread)
+            raise
+        self._thread = thread
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                await _be_cancelled()
+                if self._cut:
+                    raise _interrupted()
+        except BaseException as late:
+            await self._finish(late)
+            raise
+        await self._finish(error)
+
+    async def _finish(self, error: BaseException | None) -> None:
+        thread, self._thread = self._thread, None
+        assert thread is not None
+        if isinstance(error, GeneratorExit):  # a task that nobody referred to was collected as garbage
+            self._threads.abandon(thread, partial(self._end, error), self._context)
+            return
+        try:
+            await thread.finish(partial(self._end, error), self._context)
+        finally:
+            self._threads.give_back(thread)
+
+    # On the thread --------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._begun = self._unit().__enter__()
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._begun is not None:
+            self._begun.__exit__(*((None, None, None) if error is None else (type(error), error, error.__traceback__)))
+
+    def _do(self, fn: Callable[[], T]) -> T:
+        if self._cut:
+            raise _interrupted()
+        return fn()
+
+    # Calls ----------------------------------------------------------------------------------------------
+
+    async def _call(self, fn: Callable[[], T]) -> T:
+        if self._thread is None:
+            raise errors.UnitOfWorkClosedError
+        try:
+            outcome = await self._thread.call(partial(self._do, fn))
+        except asyncio.CancelledError:
+            self._cut = True  # nobody knows how far it came
+            raise
+        return outcome.get()
+
+    async def run_sync(
+        self, fn: Callable[Concatenate[ConsensusUnitOfWork, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a plain function with the synchronous unit of work, on its thread.
+
+        For its session (`await uow.run_sync(lambda uow: uow.session.scalars(query).all())`), for an
+        `ExecutionTracker` (`await uow.run_sync(tracker.spawn, agent_id=...)`), and for many small calls, which
+        it makes in one go.
+
+        Args:
+            fn: The function.
+            *args: Passed on after the unit of work.
+            **kwargs: Passed on.
+
+        Returns:
+            What the function returned.
+        """
+        return await self._call(lambda: fn(self._sync, *args, **kwargs))
+
+    def on_commit(self, callback: Callable[[], object]) -> None:
+        """Call something after the commit, and only then: the database first, memory second.
+
+        Args:
+            callback: A plain function, called on the event loop without arguments, in the order of
+                registration, before the `async with` block is left. An error it raises is logged.
+
+        Raises:
+            InvalidValueError: It is a coroutine function; nobody would await it.
+        """
+        if inspect.iscoroutinefunction(callback):
+            raise errors.InvalidValueError(
+                "on_commit takes a plain function", hint="let it create the task", field="callback"
+            )
+        # Behind it comes the news of the commit, so the task goes on when the callback has been called.
+        later = partial(asyncio.get_running_loop().call_soon_threadsafe, context=copy_context())
+        self._sync.on_commit(lambda: later(self._sync._run, [callback]))
+
+    # What stands for the synchronous unit of work -------------------------------------------------------
+
+    @property
+    def _sync(self) -> ConsensusUnitOfWork:
+        if self._begun is None:
+            raise errors.UnitOfWorkClosedError("this unit of work has not begun", hint="use it in `async with`")
+        return self._begun
+
+    @cached_property
+    def artifacts(self) -> AsyncArtifacts:
+        """What agents said."""
+        return AsyncArtifacts(lambda: self._sync.artifacts, self._call)
+
+    @cached_property
+    def syntheses(self) -> AsyncSyntheses:
+        """What they agreed on."""
+        return AsyncSyntheses(lambda: self._sync.syntheses, self._call)
+
+    @cached_property
+    def runs(self) -> AsyncRuns:
+        """Rounds of agents with their outputs and syntheses."""
+        return AsyncRuns(lambda: self._sync.runs, self._call)
+
+    @cached_property
+    def executions(self) -> AsyncExecutions:
+        """Who was spawned, and how it ended."""
+        return AsyncExecutions(lambda: self._sync.executions, self._call)
+
+    def repository(self, pair: str) -> AsyncRepository:
+        """The rows of a declared pair, whatever mapping the store was opened with.
+
+        Args:
+            pair: Its name in the mapping.
+        """
+        return AsyncRepository(lambda: self._sync.repository(pair), self._call)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of this unit of work, the same from its begin to its end."""
+        return self._sync.phase
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the database has our tables."""
+        return self._sync.prepared
+
+    @property
+    def epoch(self) -> int:
+        """How often the phase had changed when this unit of work began."""
+        return self._sync.epoch
+
+    @property
+    def now(self) -> datetime:
+        """When this unit of work began, UTC: the created_at of what it adds."""
+        return self._sync.now
+
+    @property
+    def now_text(self) -> str:
+        """`now` as the tables hold it."""
+        return self._sync.now_text
+
+
+async def _be_cancelled() -> None:
+    """Let a cancellation take effect that was asked for since the task last waited."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        await asyncio.sleep(0)
+
+
+def _interrupted() -> errors.UnitOfWorkClosedError:
+    return errors.UnitOfWorkClosedError(
+        "a call of this unit of work was cancelled before it was over",
+        hint="nothing of it was kept; give the time limit to the whole unit of work, and begin another",
+    )
+
+
+# The store -----------------------------------------------------------------------------------------------
+
+
+class AsyncConsensusStore(_Asynchronous):
+    """A `ConsensusStore` for coroutines.
+
+    As many units of work, and calls of `migration` and `maintenance`, are at work at once as the pool has
+    connections, each on a thread of its own; the others wait for their turn, in the order of asking, on none.
+    Callbacks are called on the event loop. Use it from one event loop at a time.
+
+    Args:
+        sync_store: The store that does everything.
+    """
+
+    def __init__(self, sync_store: ConsensusStore) -> None:
+        super().__init__(lambda: sync_store, self._on_a_thread)
+        self.sync_store = sync_store
+        self.engine = sync_store.engine
+        self.settings = sync_store.settings
+        self.path = sync_store.path
+        self.name = sync_store.name
+        self.telemetry = sync_store.telemetry
+        self.retrier = sync_store.retrier
+        size: int = sync_store.engine.pool.size()  # type: ignore[attr-defined] # every pool of ours has one
+        self._threads = Threads(size, sync_store.settings.pool_timeout.total_seconds())
+        self.migration = AsyncMigration(lambda: sync_store.migration, self._on_a_thread)
+        self.maintenance = AsyncMaintenance(lambda: sync_store.maintenance, self._on_a_thread)
+
+    @classmethod
+    async def open(
+        cls,
+        url: str | Path | URL | None = None,
+        *,
+        settings: Settings | None = None,
+        echo: bool = False,
+        mapping: Mapping = CONSENSUS,
+    ) -> Self:
+        """Open a database; looks at it and writes nothing.
+
+        Args:
+            url: As for `ConsensusStore.open`.
+            settings: As there.
+            echo: As there.
+            mapping: As there.
+
+        Returns:
+            The store; an asynchronous context manager that closes it.
+
+        Raises:
+            ConfigurationError: The URL or a setting cannot be used.
+            SchemaError: The file holds tables of our names that we cannot work with.
+            StorageError: The file cannot be read.
+        """
+        thread, opened = Thread(), list[ConsensusStore]()
+
+        def look() -> None:
+            """Open it on the thread, and load there what would hold up the event loop later."""
+            import stamina  # noqa: F401 - 30 ms, at the first retry
+
+            opened.append(ConsensusStore.open(url, settings=settings, echo=echo, mapping=mapping))
+
+        try:
+            await thread.finish(look)
+        except asyncio.CancelledError:
+            for store in opened:
+                thread.call(store.close)
+            raise
+        finally:
+            thread.close()
+        return cls(opened[0])
+
+    @property
+    def initial_phase(self) -> Phase:
+        """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
+        return self.sync_store.initial_phase
+
+    def unit_of_work(self, *, read_only: bool = False) -> AsyncConsensusUnitOfWork:
+        """Take a unit of work; use it in an `async with` block, once.
+
+        Args:
+            read_only: See one snapshot, take no lock, and be unable to write.
+
+        Returns:
+            The unit of work; it commits at the end of its block, and rolls back on any exception.
+        """
+        return AsyncConsensusUnitOfWork(partial(self.sync_store.unit_of_work, read_only=read_only), self._threads)
+
+    async def run(self, work: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]], *, read_only: bool = False) -> T:
+        """Do a piece of work in a unit of work, and all of it again after a transient error.
+
+        Args:
+            work: Called with the unit of work and awaited; it may be called several times, so it must change
+                nothing outside but through `uow.on_commit`.
+            read_only: Take a read-only unit of work.
+
+        Returns:
+            What `work` returned.
+
+        Raises:
+            ConsensusError: The last error, when the policy is exhausted or the error is permanent.
+        """
+        name = getattr(work, "__qualname__", "work")
+        return await self.retrier.call_async(partial(self._once, work, read_only), name=name, read_only=read_only)
+
+    async def _once(self, work: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]], read_only: bool) -> T:
+        async with self.unit_of_work(read_only=read_only) as uow:
+            return await work(uow)
+
+    def in_unit_of_work(
+        self, work: Callable[Concatenate[AsyncConsensusUnitOfWork, P], Awaitable[T]]
+    ) -> Callable[P, Coroutine[Any, Any, T]]:
+        """Make a coroutine function that does each of its calls with `run`; usable as a decorator.
+
+        Args:
+            work: A coroutine function whose first argument is the unit of work.
+
+        Returns:
+            A coroutine function without that argument.
+        """
+
+        @functools.wraps(work)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            """Done with `run`."""
+            given: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]] = lambda uow: work(uow, *args, **kwargs)  # noqa: E731
+            return await self.run(functools.update_wrapper(given, work))
+
+        return call
+
+    upgrade = _asynchronous(ConsensusStore.upgrade)
+    pending_rewrite = _asynchronous(ConsensusStore.pending_rewrite)
+
+    async def _on_a_thread(self, fn: Callable[[], T], cancelled: Callable[[], object] | None = None) -> T:
+        thread = await self._threads.take()
+        try:
+            return await thread.finish(fn, cancelled=cancelled)
+        finally:
+            self._threads.give_back(thread)
+
+    async def close(self) -> None:
+        """Close every connection, after the begins that were cancelled; the store cannot be used after it."""
+        await self._threads.close()
+        thread = Thread()
+        try:
+            await thread.finish(self.sync_store.close)
+        finally:
+            thread.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,212 @@
+"""The artifacts: what agents said, one row each."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from consensus_orm.consensus import validation as check
+from consensus_orm.consensus.declaration import ARTIFACTS
+from consensus_orm.consensus.records import Artifact, naming
+from consensus_orm.errors import InvalidValueError
+from consensus_orm.repository.dual_write import Repository, Values
+from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = ["Artifacts", "given"]
+
+
+def given(**filters: Any) -> Values:
+    """The filters that were given."""
+    return {name: value for name, value in filters.items() if value is not None}
+
+
+class Artifacts:
+    """The artifacts within one unit of work.
+
+    Args:
+        uow: The unit of work.
+    """
+
+    _named = staticmethod(naming(ARTIFACTS.fields))
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        self._uow = uow
+        self._rows = Repository(uow, ARTIFACTS)
+
+    def add(
+        self,
+        *,
+        spec_id: str,
+        stage: str,
+        agent_name: str,
+        content_json: str,
+        response_text: str | None = None,
+        run_id: str | None = None,
+        model_version: str | None = None,
+        created_at: datetime | None = None,
+    ) -> Artifact:
+        """Store what one agent said.
+
+        Args:
+            spec_id: The spec it is about.
+            stage: The stage of the spec; free text.
+            agent_name: Who said it.
+            content_json: What was said, stored verbatim; it need not be JSON.
+            response_text: The raw response it was taken from.
+            run_id: The run it belongs to; without one, rows of the same second are one run.
+            model_version: The model; kept from phase DUAL_WRITE on, the legacy table has no column for it.
+            created_at: An aware time; the start of the unit of work where left out, so that a round that is
+                written in one never splits.
+
+        Returns:
+            The artifact, with its id.
+
+        Raises:
+            InvalidValueError: A value cannot be accepted; nothing is written.
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: It could not be written.
+        """
+        return self._add(
+            self._checked(
+                spec_id=spec_id,
+                stage=stage,
+                agent_name=agent_name,
+                content_json=content_json,
+                response_text=response_text,
+                run_id=run_id,
+                model_version=model_version,
+                created_at=created_at,
+            )
+        )
+
+    def add_many(self, rows: Iterable[Mapping[str, Any]]) -> builtins.list[Artifact]:
+        """Store several artifacts, in order.
+
+        Args:
+            rows: The arguments of `add`, one mapping for each artifact.
+
+        Returns:
+            The artifacts, in the same order.
+
+        Raises:
+            InvalidValueError: A value of any of them cannot be accepted; nothing is written.
+        """
+        try:
+            checked = [self._checked(**row) for row in rows]
+        except TypeError as error:
+            raise InvalidValueError(
+                "a row lacks a required field or has an unknown one",
+                hint="give what `add` takes",
+                field="rows",
+            ) from error
+        for values in checked:
+            self._rows.check(values)
+        return [self._add(values) for values in checked]
+
+    def _checked(
+        self,
+        *,
+        spec_id: str,
+        stage: str,
+        agent_name: str,
+        content_json: str,
+        response_text: str | None = None,
+        run_id: str | None = None,
+        model_version: str | None = None,
+        created_at: datetime | None = None,
+    ) -> Values:
+        return {
+            "spec_id": check.identifier("spec_id", spec_id),
+            "stage": check.identifier("stage", stage),
+            "agent_name": check.identifier("agent_name", agent_name),
+            "content_json": check.content("content_json", content_json),
+            "response_text": check.content("response_text", response_text, optional=True),
+            "run_id": check.identifier("run_id", run_id, optional=True, empty=True),
+            "model_version": check.identifier("model_version", model_version, optional=True, empty=True),
+            "created_at": self._uow.now_text if created_at is None else check.moment("created_at", created_at),
+        }
+
+    def _add(self, values: Values) -> Artifact:
+        key = self._rows.add(values)
+        if self._uow.phase.truth == "legacy":
+            values["model_version"] = None  # as every read in this phase gives it
+        values["id"], values["created_at_raw"] = key, values.pop("created_at")
+        return Artifact.of(values)
+
+    def get(self, id: int) -> Artifact | None:  # noqa: A002 - the column is called so
+        """The artifact of an id.
+
+        Args:
+            id: Its id, the same in every phase.
+
+        Returns:
+            The artifact; None where there is none.
+        """
+        row = self._rows.get(check.number("id", id))
+        return None if row is None else Artifact.of(self._named(row))
+
+    def list(
+        self,
+        *,
+        spec_id: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+        limit: int | None = None,
+    ) -> builtins.list[Artifact]:
+        """Artifacts, newest first, ties by id, newest first.
+
+        Args:
+            spec_id: Only of this spec.
+            stage: Only of this stage.
+            run_id: Only of this run id.
+            agent_name: Only of this agent.
+            limit: At most so many.
+
+        Returns:
+            The artifacts; the same, in the same order, in every phase.
+
+        Raises:
+            InvalidValueError: The limit is negative.
+        """
+        filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
+        return [Artifact.of(self._named(row)) for row in self._rows.rows(filters, limit=check.limit(limit))]
+
+    def count(
+        self,
+        *,
+        spec_id: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+    ) -> int:
+        """How many artifacts `list` would give.
+
+        Args:
+            spec_id: Only of this spec.
+            stage: Only of this stage.
+            run_id: Only of this run id.
+            agent_name: Only of this agent.
+        """
+        return self._rows.count(given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name))
+
+    def delete(self, *, spec_id: str, stage: str | None = None) -> int:
+        """Delete the artifacts of a spec, on both sides.
+
+        Args:
+            spec_id: The spec.
+            stage: Only of this stage.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            InvalidValueError: The spec is empty.
+        """
+        return self._rows.delete(given(spec_id=check.identifier("spec_id", spec_id), stage=stage))
+
+    def specs(self) -> builtins.list[str]:
+        """The specs that have artifacts, in order."""
+        return self._rows.distinct("spec_id")

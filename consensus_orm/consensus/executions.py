@@ -1,0 +1,245 @@
+"""Agent executions: who was spawned, who completed, who never came back. One table, in every phase."""
+
+from __future__ import annotations
+
+import builtins
+from datetime import datetime, timedelta
+from functools import cache, cached_property
+from typing import Any
+
+from sqlalchemy import column
+
+from consensus_orm.consensus import validation as check
+from consensus_orm.consensus.artifacts import given
+from consensus_orm.consensus.models.executions import AgentExecution
+from consensus_orm.consensus.records import Execution
+from consensus_orm.declaration.expressions import milliseconds
+from consensus_orm.declaration.pairs import table_of
+from consensus_orm.errors import InvalidValueError, UnknownAgentError
+from consensus_orm.statements.rendering import Words
+from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = ["Executions"]
+
+TABLE = AgentExecution.__tablename__
+COLUMNS = tuple(table_of(AgentExecution).columns.keys())
+
+RESPAWN = ("spec_id", "stage", "phase_type", "agent_name", "run_id", "branch_id", "spawned_at")
+"""What a repeated spawn may change, while the agent has not completed."""
+
+
+@cache
+def completed_before(words: Words) -> str:
+    """Delete what completed before a time; a time that is no time is nobody's to judge."""
+    at = words.render(milliseconds(column("completed_at")))
+    return f"DELETE FROM {TABLE} WHERE completed_at IS NOT NULL AND {at} <> 0 AND {at} < :before"
+
+
+class Executions:
+    """The agent executions within one unit of work.
+
+    Args:
+        uow: The unit of work.
+    """
+
+    def __init__(self, uow: UnitOfWork) -> None:
+        self._uow = uow
+
+    def record_spawn(
+        self,
+        *,
+        agent_id: str,
+        spec_id: str,
+        stage: str,
+        phase_type: str,
+        agent_name: str,
+        run_id: str | None = None,
+        branch_id: str | None = None,
+    ) -> Execution:
+        """Record that an agent was spawned; may be repeated, and never erases a completion.
+
+        Args:
+            agent_id: The spawn; unique.
+            spec_id: The spec it works on.
+            stage: The stage of the spec.
+            phase_type: What it is spawned for, for example quality_gate.
+            agent_name: Which agent.
+            run_id: The run it belongs to.
+            branch_id: The branch of the run.
+
+        Returns:
+            The execution as it stands now.
+
+        Raises:
+            InvalidValueError: A value cannot be accepted; nothing is written.
+        """
+        values = {
+            "agent_id": check.identifier("agent_id", agent_id),
+            "spec_id": check.identifier("spec_id", spec_id),
+            "stage": check.identifier("stage", stage),
+            "phase_type": check.identifier("phase_type", phase_type),
+            "agent_name": check.identifier("agent_name", agent_name),
+            "run_id": check.identifier("run_id", run_id, optional=True, empty=True),
+            "branch_id": check.identifier("branch_id", branch_id, optional=True, empty=True),
+            "spawned_at": self._uow.now_text,
+        }
+        self._require(name for name, value in values.items() if value is not None)
+        names = [name for name in values if name in self._present]
+        changes = ", ".join(f"{name} = excluded.{name}" for name in RESPAWN if name in names)
+        self._uow._execute(
+            f"INSERT INTO {TABLE} ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
+            f" ON CONFLICT (agent_id) DO UPDATE SET {changes} WHERE {TABLE}.completed_at IS NULL",
+            values,
+        )
+        return self._known(agent_id)
+
+    def record_completion(self, agent_id: str, response_text: str) -> Execution:
+        """Record that an agent completed.
+
+        Args:
+            agent_id: The spawn.
+            response_text: What it said, stored verbatim.
+
+        Returns:
+            The execution as it stands now.
+
+        Raises:
+            UnknownAgentError: No such spawn was recorded.
+        """
+        return self._complete(agent_id, response_text=check.content("response_text", response_text))
+
+    def record_extraction_failure(self, agent_id: str, raw_output: str, error: str) -> Execution:
+        """Record that an agent completed with output nothing could be taken from; the output is kept.
+
+        Args:
+            agent_id: The spawn.
+            raw_output: What it said, stored verbatim.
+            error: What went wrong.
+
+        Returns:
+            The execution as it stands now.
+
+        Raises:
+            UnknownAgentError: No such spawn was recorded.
+            InvalidValueError: The error is empty.
+        """
+        if not check.content("error", error):
+            raise InvalidValueError("error must not be empty", field="error")
+        raw = check.content("raw_output", raw_output)
+        return self._complete(agent_id, response_text=raw, extraction_error=error)
+
+    def _complete(self, agent_id: str, **values: Any) -> Execution:
+        check.identifier("agent_id", agent_id)
+        values["completed_at"] = self._uow.now_text
+        self._require(values)
+        changes = ", ".join(f"{name} = CAST(:{name} AS TEXT)" for name in values)
+        sql = f"UPDATE {TABLE} SET {changes} WHERE agent_id = :agent_id"
+        if not self._uow._execute(sql, {**values, "agent_id": agent_id}).rowcount:
+            raise UnknownAgentError(f"no spawn of agent {agent_id!r} was recorded", agent_id=agent_id)
+        return self._known(agent_id)
+
+    def get(self, agent_id: str) -> Execution | None:
+        """The execution of a spawn; None where there is none.
+
+        Args:
+            agent_id: The spawn.
+        """
+        rows = self._select("agent_id = :agent_id", {"agent_id": agent_id})
+        return rows[0] if rows else None
+
+    def in_flight(self, *, spec_id: str | None = None, run_id: str | None = None) -> builtins.list[Execution]:
+        """Executions that never completed, oldest first: what a restart has to look after.
+
+        Args:
+            spec_id: Only of this spec.
+            run_id: Only of this run.
+        """
+        return self._where("completed_at IS NULL", given(spec_id=spec_id, run_id=run_id))
+
+    def list(
+        self, *, spec_id: str | None = None, stage: str | None = None, run_id: str | None = None
+    ) -> builtins.list[Execution]:
+        """Executions, oldest first.
+
+        Args:
+            spec_id: Only of this spec.
+            stage: Only of this stage.
+            run_id: Only of this run.
+        """
+        return self._where("1 = 1", given(spec_id=spec_id, stage=stage, run_id=run_id))
+
+    def extraction_failures(self, spec_id: str) -> builtins.list[Execution]:
+        """Executions of a spec whose output nothing could be taken from, with that output, oldest first.
+
+        Args:
+            spec_id: The spec.
+        """
+        if "extraction_error" not in self._present:
+            return []
+        return self._where("extraction_error IS NOT NULL", {"spec_id": spec_id})
+
+    def for_branch(self, *, spec_id: str, stage: str, branch_id: str) -> builtins.list[Execution]:
+        """Executions of one branch of a stage, oldest first.
+
+        Args:
+            spec_id: The spec.
+            stage: The stage.
+            branch_id: The branch.
+        """
+        return self._where("1 = 1", {"spec_id": spec_id, "stage": stage, "branch_id": branch_id})
+
+    def cleanup(self, older_than: datetime | timedelta) -> int:
+        """Delete executions that completed long ago; what is in flight is never touched.
+
+        Args:
+            older_than: An aware time, or how long before the start of this unit of work.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            InvalidValueError: The time has no zone, or the duration is negative.
+        """
+        if isinstance(older_than, timedelta):
+            if older_than < timedelta(0):
+                raise InvalidValueError("older_than must not be negative", field="older_than")
+            older_than = self._uow.now - older_than
+        check.moment("older_than", older_than)
+        before = int(older_than.timestamp() * 1000)
+        return self._uow._execute(completed_before(self._uow.statements.words), {"before": before}).rowcount
+
+    # Files in the field have 8 to 11 of the columns -------------------------------------------------------
+
+    @cached_property
+    def _present(self) -> set[str]:
+        return self._uow.catalog.columns(self._uow, TABLE)
+
+    def _require(self, names: Any) -> None:
+        """Add the columns that a value needs and the file does not have."""
+        for name in names:
+            if name not in self._present and name in COLUMNS:
+                self._uow._execute(f"ALTER TABLE {TABLE} ADD COLUMN {name} TEXT")
+                self._present.add(name)
+
+    def _where(self, condition: str, filters: dict[str, Any]) -> builtins.list[Execution]:
+        if set(filters) - self._present:
+            return []  # a column that nobody ever wrote holds nothing
+        conditions = [condition, *(f"{name} = :{name}" for name in filters)]
+        return self._select(" AND ".join(conditions), filters)
+
+    def _select(self, condition: str, parameters: dict[str, Any]) -> builtins.list[Execution]:
+        names = [name if name in self._present else f"NULL AS {name}" for name in COLUMNS]
+        sql = f"SELECT {', '.join(names)} FROM {TABLE} WHERE {condition} ORDER BY spawned_at, agent_id"
+        return [_execution(row) for row in self._uow._rows(sql, parameters)]
+
+    def _known(self, agent_id: str) -> Execution:
+        found = self.get(agent_id)
+        assert found is not None
+        return found
+
+
+_RAW = {"spawned_at": "spawned_at_raw", "completed_at": "completed_at_raw"}
+
+
+def _execution(row: tuple[Any, ...]) -> Execution:
+    return Execution.of({_RAW.get(name, name): value for name, value in zip(COLUMNS, row, strict=True)})

@@ -1,0 +1,131 @@
+"""Maintenance: statistics, vacuum and backup of one store, in one place."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from consensus_orm.databases import statistics
+from consensus_orm.databases.engine import database_path
+from consensus_orm.databases.sqlite.backup import BackupReport, backup
+from consensus_orm.databases.sqlite.vacuum import VacuumReport, VacuumScheduler, vacuum
+from consensus_orm.databases.statistics import DatabaseStats
+from consensus_orm.files import Leftover, leftovers
+from consensus_orm.retrying.repetition import Repeat, once
+from consensus_orm.settings import Settings
+
+__all__ = ["Maintenance"]
+
+
+class Maintenance:
+    """What keeps a database small, safe and known.
+
+    Args:
+        engine: The engine of a store.
+        settings: The settings of the store.
+        repeat: Takes a step again after a transient error, as the retrier of the store does; once where left out.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, *, repeat: Repeat = once) -> None:
+        self.engine = engine
+        self.settings = settings
+        self._repeat = repeat
+        self._scheduler: VacuumScheduler | None = None
+        self._lock = threading.Lock()
+
+    def stats(self) -> DatabaseStats:
+        """Read what is in force, the bytes on disk and the use of the pool; writes nothing.
+
+        Raises:
+            PoolExhaustedError: All connections stayed lent.
+            StorageError: The database cannot be read.
+        """
+        return self._repeat(lambda: statistics.collect(self.engine))
+
+    def vacuum(self, *, full: bool = False, progress: Callable[[int, int], object] | None = None) -> VacuumReport:
+        """Give free pages back to the file system, in small steps.
+
+        Args:
+            full: Rewrite the whole file, which converts one that cannot shrink in steps.
+            progress: Called with the pages freed so far and the pages there were to free.
+
+        Returns:
+            What was done, with bytes on disk before and after.
+
+        Raises:
+            DatabaseBusyError: Another vacuum is running, or somebody kept the write lock.
+            StorageError: The file cannot be written.
+        """
+        return vacuum(self.engine, full=full, progress=progress, repeat=self._repeat)
+
+    def schedule_vacuum(self, interval: timedelta = timedelta(days=1)) -> VacuumScheduler:
+        """Vacuum now and then on a daemon thread; a schedule that was there before ends.
+
+        Args:
+            interval: Time between two vacuums, about.
+
+        Returns:
+            The running scheduler; `close` ends it too.
+        """
+        with self._lock:
+            self._stop()
+            self._scheduler = VacuumScheduler(self.engine, interval).start()
+            return self._scheduler
+
+    def backup(
+        self,
+        path: Path | str,
+        *,
+        overwrite: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> BackupReport:
+        """Copy the database as it is at one moment, verified, while writers go on.
+
+        Args:
+            path: Where the backup goes.
+            overwrite: Replace a file that is there.
+            progress: Called with the pages copied so far and the pages there are.
+
+        Returns:
+            What was copied.
+
+        Raises:
+            BackupError: The target cannot be used, or the copy could not be made or did not verify.
+        """
+        return self._repeat(lambda: backup(self.engine, path, overwrite=overwrite, progress=progress))
+
+    def leftovers(self) -> list[Leftover]:
+        """Look for copies that killed processes left behind and no process uses; writes nothing.
+
+        Those of backups stand beside the database and in `backup_dir`, those of rehearsals in the folder of the system
+        for temporary files, and on a server beside the database. A copy in use is told by the lock of its process.
+
+        Returns:
+            What was found, each with the command that removes it; of a server the copies that `--keep` kept, too.
+
+        Raises:
+            StorageError: The server cannot be asked.
+        """
+        path = database_path(self.engine)
+        folders = [Path() if path is None else path.parent, self.settings.backup_dir, Path(tempfile.gettempdir())]
+        found = leftovers(folder for folder in folders if folder is not None)
+        if self.engine.dialect.name == "postgresql":
+            from consensus_orm.databases.postgresql import vacuum
+
+            found += vacuum.rehearsals(self.engine)
+        return found
+
+    def close(self) -> None:
+        """End the schedule; to be called before the engine is disposed of."""
+        with self._lock:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.stop()
+            self._scheduler = None

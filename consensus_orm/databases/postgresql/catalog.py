@@ -1,0 +1,355 @@
+"""What only the catalog of a PostgreSQL database knows, and what only its own means can do.
+
+Our own writes are told from those of others by a setting of the transaction (`consensus_orm.by`), so the triggers
+do not fire for them at all, and there is nothing to forget afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy
+
+from consensus_orm import errors
+from consensus_orm.consensus.programs import Column
+from consensus_orm.databases.postgresql import triggers
+from consensus_orm.databases.postgresql.fence import COOKIE
+from consensus_orm.databases.postgresql.key_faults import key_faults
+from consensus_orm.databases.postgresql.legacy_tables import PostgresLegacyTables
+from consensus_orm.databases.sqlite.catalog import Catalog
+from consensus_orm.databases.sqlite.triggers import PREFIX, Trigger
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.phase import Phase, Side
+from consensus_orm.schema.guards import GUARDS, Standing
+from consensus_orm.statements.pairs import Statements
+from consensus_orm.statements.rendering import literal, quoted
+
+if TYPE_CHECKING:
+    from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = ["PostgresCatalog", "relations"]
+
+DRAWN_FROM = (
+    "FROM pg_depend AS d JOIN pg_attrdef AS a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid"
+    " JOIN pg_class AS s ON s.oid = d.refobjid WHERE a.adrelid = to_regclass(quote_ident(?)) AND s.relkind = 'S'"
+)
+"""The sequence that the default of a table draws its ids from."""
+
+STANDING = (
+    "SELECT 'trigger', t.tgname, c.relname,"
+    " replace(pg_get_triggerdef(t.oid), quote_ident(n.nspname) || '.', '') || chr(10) || p.prosrc,"
+    " t.tgenabled IN ('O', 'A')"
+    " FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+    " JOIN pg_proc AS p ON p.oid = t.tgfoid"
+    f" WHERE NOT t.tgisinternal AND t.tgname ^@ '{PREFIX}' AND p.proname = t.tgname AND pg_table_is_visible(c.oid)"
+    " UNION ALL SELECT CASE WHEN relkind IN ('r', 'p') THEN 'table' ELSE 'view' END, relname, relname,"
+    " CAST(oid AS TEXT), TRUE FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(oid)"
+    " AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)"
+)
+"""Triggers with a function of their own name, which is how ours are made; tables, and views, with their oid."""
+
+
+class PostgresCatalog(Catalog):
+    """The catalog of a database, as far as names are found without their schema."""
+
+    needs_triggers = True
+    leaves_triggers = True
+    others_write_meanwhile = True
+    longest_chunk = (0.3, 20)
+
+    @property
+    def legacy(self) -> PostgresLegacyTables:
+        """What becomes of the legacy tables at CONTRACT, and on the way back."""
+        return PostgresLegacyTables()
+
+    def tables(self, uow: UnitOfWork) -> set[str]:
+        """Names of the tables."""
+        sql = "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)"
+        return {name for (name,) in uow._rows(sql)}
+
+    def sizes(self, uow: UnitOfWork) -> dict[str, int]:
+        """Bytes of the tables with their indexes."""
+        sql = "SELECT lower(relname), pg_total_relation_size(oid) FROM pg_class WHERE relkind = 'r'"
+        return dict(uow._rows(f"{sql} AND pg_table_is_visible(oid)"))
+
+    def columns(self, uow: UnitOfWork, table: str) -> set[str]:
+        """Names of the columns of a table."""
+        sql = (
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(:name))"
+            " AND attnum > 0 AND NOT attisdropped"
+        )
+        return {name for (name,) in uow._rows(sql, {"name": table})}
+
+    def referring(self, uow: UnitOfWork, table: str) -> list[str]:
+        """Names of the tables that refer to a table by a foreign key."""
+        sql = (
+            "SELECT DISTINCT CAST(CAST(conrelid AS regclass) AS TEXT) FROM pg_constraint"
+            " WHERE contype = 'f' AND confrelid = to_regclass(quote_ident(:name)) ORDER BY 1"
+        )
+        return [name for (name,) in uow._rows(sql, {"name": table})]
+
+    def key_faults(self, uow: UnitOfWork, table: str, key: sqlalchemy.Column[Any]) -> Iterator[str]:
+        """What is wrong with a column as the key of a move, and what to do about it."""
+        return key_faults(uow, table, key)
+
+    def keeps_writers_waiting(self, uow: UnitOfWork) -> bool:
+        """Whether nobody can commit while a read is going on: never here."""
+        return False
+
+    def keep_out(self, uow: UnitOfWork) -> None:
+        """Keep every writer, also those of other programs, out of the mapped tables until the end."""
+        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
+        connection: Any = uow._connected
+        connection.keep_out(self.tables(uow) & names)
+
+    def begin_scan(self, uow: UnitOfWork, others: Sequence[UnitOfWork] = ()) -> None:
+        """Let others see the snapshot of a unit of work, and plan for the rows there are: a range holds many.
+
+        They are found by their keys, which stand in the order of the chunks: a hash join or a sort would copy every
+        row it compares, and look through all parents for each chunk (8 us a row of a large table, where this takes
+        4; measured).
+        """
+        snapshot = uow._rows("SELECT pg_export_snapshot()")[0][0] if others else None
+        for other in others:
+            other._connected.rollback()
+            other._connected.begin(write=False)
+            other._execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+        for each in (uow, *others):
+            each._execute("SET LOCAL plan_cache_mode = force_custom_plan")
+            each._execute("SET LOCAL enable_hashjoin = off")
+            each._execute("SET LOCAL enable_sort = off")
+            each._execute("SET LOCAL random_page_cost = 1.1")  # keys that follow each other stand together
+            each._execute("SET LOCAL max_parallel_workers_per_gather = 0")  # there are as many units as cores
+
+    def analyze(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Count the rows of the normalized side: a plan made while it was empty would look through all of it."""
+        tables = [pair.table] if pair.parent is None else [pair.table, pair.parent.table]
+        for table in tables:
+            uow._execute(f"ANALYZE {quoted(table.name)}")
+
+    def text_encoding(self, uow: UnitOfWork) -> str:
+        """How texts are shown: in UTF-8."""
+        return "utf-8"
+
+    def has_relation(self, uow: UnitOfWork, name: str) -> bool:
+        """Whether something has a name that an index would need."""
+        return bool(uow._rows("SELECT 1 WHERE to_regclass(quote_ident(?)) IS NOT NULL", (name,)))
+
+    # Triggers and sequences -------------------------------------------------------------------------------
+
+    def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:
+        """The triggers of a phase."""
+        return triggers.for_phase(phase, statements)
+
+    def install_triggers(self, uow: UnitOfWork, phase: Phase) -> None:
+        """Replace our triggers by those of a phase, and record them."""
+        self.keep_out(uow)
+        self._require_exact(uow)
+        super().install_triggers(uow, phase)
+
+    def silence(self, uow: UnitOfWork, trigger: Standing) -> None:
+        """Let a trigger of ours do nothing any more; to drop it would wait for all who read the table."""
+        if trigger.enabled:
+            uow._execute(f"ALTER TABLE {quoted(trigger.table)} DISABLE TRIGGER {quoted(trigger.name)}")
+
+    def standing(self, uow: UnitOfWork) -> list[Standing]:
+        """Our triggers, each with its function, and the tables that are found by their names alone."""
+        rows = uow._rows(STANDING)
+        return [Standing(*row) for row in rows]
+
+    def cookie(self, uow: UnitOfWork) -> int:
+        """What differs after a change of our triggers, their functions, or the tables they stand on."""
+        return int(uow._rows(f"SELECT {COOKIE}")[0][0])
+
+    def muted(self, uow: UnitOfWork) -> list[str]:
+        """Settings of databases and roles that keep triggers from firing."""
+        rows = uow._rows(
+            "SELECT coalesce(r.rolname, 'all roles') FROM pg_db_role_setting AS s"
+            " LEFT JOIN pg_roles AS r ON r.oid = s.setrole CROSS JOIN unnest(s.setconfig) AS c(setting)"
+            " WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
+            " AND c.setting = 'session_replication_role=replica' ORDER BY 1"
+        )
+        return [
+            f"session_replication_role is replica for {role}, so no trigger fires for what they write;"
+            " reset it with ALTER ROLE or ALTER DATABASE"
+            for (role,) in rows
+        ]
+
+    def go_on_without(self, uow: UnitOfWork, tables: Collection[str]) -> None:
+        """Let ids be drawn above those that were given, though the sequence of a legacy table went with it."""
+        for pair in (pair for pair in uow.statements.mapping.pairs if pair.legacy_name in tables):
+            own, key, there = pair.table.name, pair.key.name, pair.legacy_name in self.tables(uow)
+            if there and self._sequence_of(uow, pair.legacy_name, key) is not None:  # of the one made in its place
+                self._level(uow, pair)
+            elif self._has_default(uow, own, key):
+                continue
+            elif (sequence := self._sequence_of(uow, own, key)) is not None:
+                highest = uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(own)}")[0][0]
+                self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1))
+                self._draw_from(uow, own, key, sequence)
+
+    def _has_default(self, uow: UnitOfWork, table: str, column: str) -> bool:
+        sql = "SELECT atthasdef FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(?)) AND attname = ?"
+        return any(found for (found,) in uow._rows(sql, (table, column)))
+
+    def _draw_from(self, uow: UnitOfWork, table: str, key: str, sequence: str) -> None:
+        default = f"nextval(CAST({literal(sequence)} AS regclass))"
+        uow._execute(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(key)} SET DEFAULT {default}")
+
+    def name_taken(self, uow: UnitOfWork, trigger: Trigger) -> str | None:
+        """The table itself, where another program has a trigger of this name on it."""
+        sql = (
+            "SELECT CAST(t.tgrelid AS regclass)::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid"
+            " WHERE t.tgrelid = to_regclass(quote_ident(?)) AND t.tgname = ? AND p.proname <> t.tgname"
+        )
+        rows = uow._rows(sql, (trigger.table, trigger.name))
+        return rows[0][0] if rows else None
+
+    def forget_guards(self, uow: UnitOfWork) -> None:
+        """Empty the record."""
+        uow._execute(f"DELETE FROM {GUARDS}")
+
+    def _require_exact(self, uow: UnitOfWork) -> None:
+        """Refuse columns in which different texts are equal: a run, or a delete, would take in rows of others.
+
+        Raises:
+            UnknownSchemaError: There is one.
+        """
+        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
+        found = uow._rows(
+            "SELECT c.relname, a.attname, l.collname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
+            " JOIN pg_collation AS l ON l.oid = a.attcollation WHERE NOT l.collisdeterministic"
+            " AND pg_table_is_visible(c.oid) AND c.relkind IN ('r', 'p') AND c.relname = ANY (?) ORDER BY 1, 2",
+            (sorted(names),),
+        )
+        for table, column, collation in found:
+            raise errors.UnknownSchemaError(
+                f"column {column} of {table} has the collation {collation}, in which different texts are equal",
+                hint=f"no row was changed; ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(column)}"
+                ' TYPE TEXT COLLATE "default"',
+                table=table,
+                column=column,
+            )
+
+    def level_sequences(self, uow: UnitOfWork) -> None:
+        """Let both sides draw from the sequence of the legacy table, above the highest id of either (rule 3)."""
+        for pair in uow.statements.mapping.pairs:
+            self._level(uow, pair)
+
+    def _level(self, uow: UnitOfWork, pair: Pair) -> None:
+        legacy, own, key = pair.legacy_name, pair.table.name, pair.key.name
+        shared = self._sequence_of(uow, legacy, key)
+        if shared is None:
+            raise errors.MigrationError(
+                f"column {key} of {legacy} has no sequence to draw ids from",
+                hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{key}, and give the column its default",
+            )
+        given = [self.sequence(uow, legacy), self.sequence(uow, own)]
+        given += [uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(table)}")[0][0] for table in (legacy, own)]
+        highest = max((value for value in given if value is not None), default=None)
+        if highest is not None and highest > 0:  # a sequence begins at 1
+            uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
+            self.set_sequence(uow, own, highest)  # the shared one goes with the legacy table, whoever drops it
+        if not self._draws_from(uow, own, key, shared):
+            self._draw_from(uow, own, key, shared)
+
+    def _sequence_of(self, uow: UnitOfWork, table: str, column: str) -> str | None:
+        name: str | None = uow._rows(
+            "SELECT pg_get_serial_sequence(quote_ident(:table), :column)", {"table": table, "column": column}
+        )[0][0]
+        return name
+
+    def _draws_from(self, uow: UnitOfWork, table: str, column: str, sequence: str) -> bool:
+        sql = (
+            "SELECT 1 FROM pg_depend AS d"
+            " JOIN pg_attrdef AS a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid"
+            " JOIN pg_attribute AS c ON c.attrelid = a.adrelid AND c.attnum = a.adnum"
+            " WHERE a.adrelid = to_regclass(quote_ident(:table)) AND c.attname = :column"
+            " AND d.refobjid = CAST(:sequence AS regclass)"
+        )
+        return bool(uow._rows(sql, {"table": table, "column": column, "sequence": sequence}))
+
+    def next_key_of(self, uow: UnitOfWork, pair: Pair, side: Side) -> int:
+        """The next id where the table of the other side is gone, and with it the sequence that both drew from."""
+        table = pair.legacy_name if side is Side.LEGACY else pair.table.name
+        if rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", (table,)):
+            return int(rows[0][0])
+        uow._execute("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_next_key'))")
+        highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
+        return max(highest or 0, self.sequence(uow, pair.table.name) or 0) + 1
+
+    def free_key(self, uow: UnitOfWork, pair: Pair) -> Any:
+        """The next id of the sequence that counts: at CONTRACT that of another program's table does not."""
+        if uow.phase.has_legacy:
+            return super().free_key(uow, pair)
+        return self.next_key_of(uow, pair, Side.NORMALIZED)
+
+    def go_on_above(self, uow: UnitOfWork, pair: Pair) -> None:
+        """Let ids be drawn above those that the normalized side has."""
+        highest = uow._rows(uow.statements[pair].last_key(Side.NORMALIZED))[0][0]
+        if isinstance(highest, int) and highest > 0:
+            last = "coalesce(pg_sequence_last_value(s.oid), 1)"
+            uow._rows(
+                f"SELECT setval(CAST(s.oid AS regclass), greatest({last}, {highest})) {DRAWN_FROM}", (pair.table.name,)
+            )
+
+    def sequence(self, uow: UnitOfWork, table: str) -> int | None:
+        """The highest id a table has given; None where it never gave one."""
+        sql = (
+            "SELECT pg_sequence_last_value(d.objid) FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
+            " WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND d.refobjid = to_regclass(quote_ident(:table))"
+        )
+        rows = [value for (value,) in uow._rows(sql, {"table": table}) if value is not None]
+        return max(rows, default=None)
+
+    def set_sequence(self, uow: UnitOfWork, table: str, value: int) -> None:
+        """Let a table go on above an id."""
+        sql = (
+            "SELECT setval(CAST(d.objid AS regclass), :value) FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
+            " WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND d.refobjid = to_regclass(quote_ident(:table))"
+        )
+        uow._execute(sql, {"table": table, "value": value})
+
+    def used_up(self, uow: UnitOfWork) -> str | None:
+        """Nothing: the server says by itself that a sequence has come to its end."""
+        return None
+
+    # Writes that went around the repositories -------------------------------------------------------------
+
+    def forget_changes(self, uow: UnitOfWork, *, after: int) -> None:
+        """Nothing: our own writes were never noted, and others may note theirs meanwhile."""
+
+    def forget_row(self, uow: UnitOfWork, pair: Pair, key: Any) -> None:
+        """Nothing: our own writes were never noted."""
+
+    def legacy_unfrozen(self, uow: UnitOfWork) -> contextlib.AbstractContextManager[None]:
+        """Let this transaction write frozen legacy tables: whoever carries may do so all along."""
+        return contextlib.nullcontext()
+
+
+def relations(connection: Any) -> dict[str, tuple[str, Callable[[], dict[str, Column]]]]:
+    """Tables and views with their columns, by name: what `adoption` tells a database by.
+
+    Args:
+        connection: A connection of the driver, in a transaction.
+
+    Returns:
+        For each name its kind (table or view), and what gives its columns.
+    """
+    sql = (
+        "SELECT c.relname, CASE WHEN c.relkind IN ('r', 'p') THEN 'table' ELSE 'view' END, a.attname,"
+        " upper(format_type(a.atttypid, NULL)), a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',"
+        " coalesce(a.attnum = ANY (i.indkey), FALSE)"
+        " FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+        " LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary"
+        " WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(c.oid)"
+        " AND c.relnamespace <> 'pg_catalog'::regnamespace AND c.relnamespace <> 'information_schema'::regnamespace"
+        " ORDER BY c.relname, a.attnum"
+    )
+    found: dict[str, tuple[str, dict[str, Column]]] = {}
+    for name, kind, column, type_, required, primary in connection.execute(sql).fetchall():
+        found.setdefault(name, (kind, {}))[1][column] = Column(type_, required, primary)
+    return {name: (kind, partial(dict, columns)) for name, (kind, columns) in found.items()}

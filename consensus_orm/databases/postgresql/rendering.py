@@ -1,0 +1,184 @@
+"""The statements that PostgreSQL wants in its own words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Dialect,
+    Integer,
+    Select,
+    SelectBase,
+    Table,
+    Text,
+    and_,
+    case,
+    cast,
+    false,
+    func,
+    literal_column,
+    null,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
+from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect
+from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from consensus_orm.databases.postgresql.expressions import sql_type
+from consensus_orm.declaration.constants import Constants, with_binary
+from consensus_orm.declaration.pairs import Latest, Pair
+from consensus_orm.statements.rendering import Words, overwriting, quoted
+
+if TYPE_CHECKING:
+    from consensus_orm.statements.pairs import PairStatements
+
+__all__ = ["PostgresWords"]
+
+
+class _Compiler(Constants, PGCompiler):
+    def with_type(self, written: str, type_: TypeEngine[Any]) -> str:
+        """What is quoted and no text says its type: in a CASE it would be taken for a text."""
+        stored = sql_type(type_.impl_instance if isinstance(type_, TypeDecorator) else type_)
+        if isinstance(stored, Text) or not written.startswith("'"):
+            return written
+        return f"CAST({written} AS {self.dialect.type_compiler_instance.process(stored)})"
+
+
+class _PostgreSQL(PGDialect):
+    supports_statement_cache = True
+    statement_compiler = _Compiler
+    colspecs = with_binary(PGDialect.colspecs, "decode('{}', 'hex')")
+
+
+class PostgresWords(Words):
+    """How statements are printed for PostgreSQL."""
+
+    dialect: Dialect = _PostgreSQL(paramstyle="named")  # type: ignore[no-untyped-call]
+
+    def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+        """A bound value of a column's type: the server cannot always tell what an expression is given."""
+        return cast(value, sql_type(type_))
+
+    def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Text in the order of its bytes, whatever the collation of the database."""
+        return text.collate("C") if isinstance(sql_type(text.type), Text) else text
+
+    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+        """Insert rows, and leave out, or overwrite, those that are there."""
+        statement = insert(into).from_select(names, rows)
+        return statement.on_conflict_do_nothing() if unless is None else overwriting(statement, names, unless)
+
+    def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
+        """Insert the parents that rows need, and tell which: a row may be gone before it can be carried to its own."""
+        statement = insert(parents).from_select(names, rows).on_conflict_do_nothing()
+        return statement.returning(*parents.primary_key)
+
+    def count_and_list(
+        self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
+    ) -> Select[Any]:
+        """How many rows there are, and the keys of some of them; joined for the list, which costs less than asking."""
+        count = select(func.count()).select_from(key.table).where(within).scalar_subquery()
+        listed = select(key.label("key")).where(within, wrong).order_by(key).subquery()
+        return select(count, select(cast(func.json_agg(listed.c.key), Text)).scalar_subquery())  # pyright: ignore[reportReturnType]
+
+    def next_key(self, pair: Pair) -> str:
+        """The next id: while both sides are written, both draw from the sequence of the legacy table."""
+        sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.key.name)
+        return f"SELECT {self.render(func.nextval(sequence))}"
+
+    def write_both(self, pair: PairStatements) -> str | None:
+        """Write a row and its parent to both sides with one statement: each statement is a trip to the server."""
+        declared, legacy = pair.pair, pair.pair.legacy_table
+        values = pair.normalized_values()
+        parent = None
+        if declared.parent is not None and declared.link is not None:
+            parent = self._upsert(pair).returning(declared.parent.key.label("id")).cte("parent")
+            values[declared.link.key] = parent.c.id
+        rows = select(*values.values())
+        own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
+        carried = {declared.key.name: own.c.id} | {name: pair.bound[name] for name in declared.carried}
+        other = insert(legacy).from_select(list(carried), select(*carried.values()))
+        written = other.returning(legacy.c[declared.key.name].label("id")).cte("other")
+        # A trigger may leave a row out without a word: then nothing of the statement may stand.
+        once = literal_column("1").op("/")(select(func.count()).select_from(written).scalar_subquery())
+        keys = [select(cte.c.id).scalar_subquery() for cte in (written, parent) if cte is not None]
+        return self.render(select(*keys, *([null()] if parent is None else []), once))
+
+    def carry_new(self, pair: PairStatements, criterion: ColumnElement[bool]) -> str | None:
+        """Carry legacy rows and make their parents with one statement, which sees them at one moment.
+
+        A parent is made with what follows from its earliest row. So where all rows were new nothing is left to
+        derive, which would write every parent a second time.
+        """
+        declared, parent, link = pair.pair, pair.pair.parent, pair.pair.link
+        assert parent is not None
+        assert link is not None
+        row = pair.legacy_row()
+        own = pair.own_values(row)
+        # What is computed is computed once; what is only carried is not looked at before it is written.
+        above = {name: value.label(f"parent_{name}") for name, value in pair.parent_values(row).items()}
+        computed = {a.key: own[a.key].label(f"own_{a.key}") for a in (*declared.computed, declared.newest) if a}
+        key = pair.legacy_key.label("seen")
+        seen = select(key, *above.values(), *computed.values()).where(criterion).cte("seen").prefix_with("MATERIALIZED")
+        written = own | {name: seen.c[label.name] for name, label in computed.items()}
+
+        identity = {a.key: seen.c[above[a.key].name] for a in parent.identity}
+        made = {name: _any(seen.c[label.name]) for name, label in above.items()} | identity
+        for attribute, rule in parent.derived.items():
+            made[attribute.key] = literal_column(rule.otherwise) if isinstance(rule, Latest) else _first(pair, written)
+        rows = select(*made.values()).group_by(*identity.values())
+        upsert = self._on_conflict(pair, insert(parent.table).from_select(list(made), rows))
+        parents = upsert.returning(parent.key, *(parent.table.c[name] for name in identity)).cte("parent")
+
+        values = {declared.key.name: pair.legacy_key} | written
+        values |= {declared.marker.key: true(), link.key: parents.c[parent.key.name]}
+        is_theirs = and_(*(parents.c[name] == value for name, value in identity.items()))
+        source = declared.legacy_table.join(seen, seen.c.seen == pair.legacy_key).join(parents, is_theirs)
+        rows = select(*values.values()).select_from(source).where(criterion)
+        inserted = insert(declared.table).from_select(list(values), rows).on_conflict_do_nothing()
+        carried = inserted.returning(declared.key).cte("own")
+
+        new, all_ = (select(func.count()).select_from(cte).scalar_subquery() for cte in (carried, seen))
+        keys = select(cast(func.json_agg(parents.c[parent.key.name]), Text)).scalar_subquery()
+        doubtful = keys if parent.depends_on(declared) else case((new == all_, null()), else_=keys)
+        return self.render(select(doubtful).add_cte(parents, carried))
+
+    def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
+        """The parent of a row as meant, made where there is none, and kept from others until the end."""
+        assert pair.pair.parent is not None
+        return self.render(self._upsert(pair).returning(pair.pair.parent.key, false()))
+
+    def _upsert(self, pair: PairStatements) -> Insert:
+        parent = pair.pair.parent
+        assert parent is not None
+        return self._on_conflict(pair, insert(parent.table).values(pair.new_parent(pair.bound)))
+
+    def _on_conflict(self, pair: PairStatements, statement: Insert) -> Insert:
+        parent = pair.pair.parent
+        assert parent is not None
+        earliest = pair.earliest_column
+        kept = parent.identity[0].key if earliest is None else earliest
+        new = statement.excluded[kept]
+        value = new if earliest is None else func.least(parent.table.c[kept], new)
+        return statement.on_conflict_do_update(index_elements=[a.key for a in parent.identity], set_={kept: value})
+
+    def lock(self, keys: Select[Any]) -> tuple[str, ...]:
+        """Lock parents before they are looked through.
+
+        A statement sees what was committed when it began. Without the lock it would wait for a writer of the
+        same parent, and then decide by what it saw before that one committed.
+        """
+        return (self.render(keys.with_for_update()),)
+
+
+def _first(pair: PairStatements, values: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
+    assert pair.pair.newest is not None
+    return func.min(values[pair.pair.newest.key])
+
+
+def _any(value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Any of the values of a group (any_value is newer than 15)."""
+    return func.array_agg(value, type_=ARRAY(value.type))[literal_column("1", Integer)]

@@ -1,0 +1,130 @@
+"""The triggers of each phase on PostgreSQL; what they do is told in `databases.sqlite.triggers`.
+
+Who writes is told by a setting of the transaction, `consensus_orm.by`: `repository` or `carrier` for ours, `session`
+while the session of a unit of work is in use, and nothing for other programs. A trigger that does not concern a
+writer is not even called: the condition stands in its WHEN. Functions run as their owner, so that a program needs no
+rights on our tables to be noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import Table
+
+from consensus_orm.databases.postgresql.errors import UNMIRRORED
+from consensus_orm.databases.sqlite.triggers import FROZEN, PREFIX, Trigger
+from consensus_orm.declaration.pairs import Mapping, Pair, Parent
+from consensus_orm.phase import Phase
+from consensus_orm.statements.pairs import Statements
+from consensus_orm.statements.rendering import fitting, literal, quoted
+
+__all__ = ["INSTALLED", "for_phase", "tables"]
+
+INSTALLED = (
+    "SELECT t.tgname, CAST(CAST(t.tgrelid AS regclass) AS TEXT) FROM pg_trigger AS t JOIN pg_class AS c"
+    " ON c.oid = t.tgrelid JOIN pg_proc AS p ON p.oid = t.tgfoid WHERE NOT t.tgisinternal AND t.tgenabled = 'O'"
+    " AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('consensus_orm_state'))"
+    f" AND t.tgname ^@ '{PREFIX}' AND p.proname = t.tgname"
+)
+"""Our triggers that are in force, and their tables; each has a function of its own name."""
+
+BY = "coalesce(current_setting('consensus_orm.by', true), '')"
+FOREIGN = f"{BY} NOT IN ('repository', 'carrier')"
+NOT_CARRIED = f"{BY} <> 'carrier'"
+OF_A_SESSION = f"{BY} = 'session'"
+
+EACH = "INSERT OR UPDATE OR DELETE"
+
+
+def tables(phase: Phase, mapping: Mapping) -> list[Table]:
+    """The mapped tables that exist in a phase."""
+    found = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.pairs]
+    return found + [pair.legacy_table for pair in mapping.pairs] if phase.has_legacy else found
+
+
+def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
+    """The triggers of a phase; their statements create them, or put them in force again.
+
+    Args:
+        phase: The phase to come.
+        statements: The statements of the mapping.
+    """
+    mapping = statements.mapping
+    for table in tables(phase, mapping):
+        yield from _refuse_sessions(table)
+    for pair in mapping.pairs:
+        if phase.compares:
+            yield _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)
+            yield _note(pair, "normalized", pair.table, EACH, FOREIGN)
+        elif phase.writes_legacy:
+            yield _note(pair, "legacy", pair.legacy_table, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
+        elif phase.freezes_legacy:
+            yield from _freeze(pair)
+            yield _note(pair, "normalized", pair.table, EACH, NOT_CARRIED)
+    if phase.writes_normalized and phase.has_legacy:
+        for parent in mapping.parents:
+            yield _note_members(parent, mapping)
+
+
+def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each: str = "ROW") -> Trigger:
+    own = quoted(fitting(PREFIX + name))
+    function = (
+        f"CREATE OR REPLACE FUNCTION {own}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
+        f" SET search_path FROM CURRENT AS {literal(f'BEGIN {body} END')}"
+    )
+    trigger = (
+        f"CREATE OR REPLACE TRIGGER {own} {event} ON {quoted(table.name)} FOR EACH {each} WHEN ({when})"
+        f" EXECUTE FUNCTION {own}()"
+    )
+    return Trigger(fitting(PREFIX + name), table.name, (function, trigger))
+
+
+def _log(pair: Pair, key: str, side: str, op: str) -> str:
+    values = f"{literal(pair.name)}, {key}, {literal(side)}, {op}"
+    return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT {values}"
+
+
+def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried_only: bool = False) -> Trigger:
+    """Note the rows of one side that are written by those whom a condition names."""
+    key = quoted(pair.key.name)
+    old, new = f"OLD.{key}", f"NEW.{key}"
+    own = quoted(pair.table.name)
+    carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {key} = {old})" if carried_only else ""
+    # A body that looks into a table which another program has dropped would fail each write.
+    gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
+    moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
+    did = f"CASE WHEN {moved} THEN 'move' ELSE lower(TG_OP) END"
+    body = (
+        f"{gone}IF TG_OP = 'DELETE' OR ({moved}) THEN {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
+        f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, did)}{carried}; END IF; RETURN NULL;"
+    )
+    return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
+
+
+def _freeze(pair: Pair) -> Iterator[Trigger]:
+    body = f"RAISE EXCEPTION {literal(FROZEN)};"
+    yield _trigger(f"{pair.name}_frozen", f"BEFORE {EACH}", pair.legacy_table, NOT_CARRIED, body)
+    name = f"{pair.name}_frozen_whole"
+    yield _trigger(name, "BEFORE TRUNCATE", pair.legacy_table, NOT_CARRIED, body, each="STATEMENT")
+
+
+def _refuse_sessions(table: Table) -> Iterator[Trigger]:
+    body = f"RAISE EXCEPTION 'past the repositories' USING ERRCODE = {literal(UNMIRRORED)}, TABLE = TG_TABLE_NAME;"
+    yield _trigger(f"{table.name}_session", f"BEFORE {EACH}", table, OF_A_SESSION, body)
+    name = f"{table.name}_session_whole"
+    yield _trigger(name, "BEFORE TRUNCATE", table, OF_A_SESSION, body, each="STATEMENT")
+
+
+def _note_members(parent: Parent, mapping: Mapping) -> Trigger:
+    """Note writes of parents that change what their rows say; what is derived may change freely."""
+    key = quoted(parent.key.name)
+    body = " ".join(
+        _log(pair, quoted("t", pair.key.name), "normalized", literal("update"))
+        + f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.key)} = OLD.{key};"
+        for pair in mapping.members(parent)
+        if pair.link is not None
+    )
+    columns = ", ".join(map(quoted, mapping.said_by(parent)))
+    event = f"AFTER DELETE OR UPDATE OF {columns}"
+    return _trigger(f"{parent.table.name}_said", event, parent.table, FOREIGN, f"{body} RETURN NULL;")

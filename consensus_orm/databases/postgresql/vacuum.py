@@ -1,0 +1,185 @@
+"""Statistics and vacuum of a database on a server: of our tables there, not of the server itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Engine
+
+from consensus_orm.databases.engine import checkout, driver, translated
+from consensus_orm.databases.pool import Pool
+from consensus_orm.databases.sqlite.vacuum import VacuumReport
+from consensus_orm.databases.statistics import DiskUse, PoolUse
+from consensus_orm.files import Leftover
+from consensus_orm.retrying.repetition import Repeat, once
+from consensus_orm.schema.revisions import metadata
+from consensus_orm.statements.rendering import quoted
+
+__all__ = ["ServerStats", "TableStats", "collect", "rehearsals", "vacuum"]
+
+
+class TableStats(BaseModel):
+    """What a table of ours takes; `bytes` with its indexes, `rows` and `dead` as the server estimates them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    dead: int
+    bytes: int
+
+
+class ServerStats(BaseModel):
+    """What is in force on a database of a server, and what it takes.
+
+    `busy_timeout` is in milliseconds; `disk.database` is the whole database in bytes, whoever's tables they are.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: None = None
+    database: str
+    server_version: str
+    encoding: str
+    collation: str
+    isolation: str
+    synchronous_commit: str
+    busy_timeout: int
+    tables: dict[str, TableStats]
+    disk: DiskUse
+    pool: PoolUse
+    notes: tuple[str, ...] = ()
+
+
+_IN_FORCE = (
+    "SELECT current_database(), current_setting('server_version'), current_setting('server_encoding'), datcollate,"
+    " current_setting('synchronous_commit'), pg_database_size(oid) FROM pg_database WHERE datname = current_database()"
+)
+_TABLES = (
+    "SELECT c.relname, coalesce(s.n_live_tup, 0), coalesce(s.n_dead_tup, 0), pg_total_relation_size(c.oid)"
+    " FROM pg_class AS c LEFT JOIN pg_stat_user_tables AS s ON s.relid = c.oid"
+    " WHERE c.relkind = 'r' AND pg_table_is_visible(c.oid) AND (c.relname = ANY (?) OR c.relname ^@ 'consensus_orm_')"
+    " ORDER BY 1"
+)
+
+
+_REHEARSALS = (
+    "SELECT datname, CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) END FROM pg_database"
+    " WHERE starts_with(datname, ?) AND datname ~ '_rehearsal_[0-9a-f]{8}$'"
+    " AND datname NOT IN (SELECT datname FROM pg_stat_activity WHERE datname IS NOT NULL) ORDER BY datname"
+)
+"""Copies that rehearsals made beside this database and to which nobody is connected."""
+
+
+def rehearsals(engine: Engine) -> list[Leftover]:
+    """Look for the databases of rehearsals that ended without removing them; writes nothing.
+
+    Args:
+        engine: The engine of a store.
+
+    Returns:
+        Those whose rehearsal does not hold its lock any more.
+    """
+    prefix = rehearsal_of(str(engine.url.database), "")
+    with checkout(engine) as pooled, translated(engine):
+        connection = cast("Any", driver(pooled))
+        connection.begin(write=False)
+        try:
+            there = connection.execute(_REHEARSALS, (prefix,)).fetchall()
+            # The lock is given back with the transaction.
+            free = [
+                (name, size)
+                for name, size in there
+                if connection.execute("SELECT pg_try_advisory_xact_lock(hashtext(?))", (name,)).fetchone()[0]
+            ]
+        finally:
+            connection.rollback()
+    return [Leftover(name=name, bytes=size, remove=f"DROP DATABASE {quoted(name)}") for name, size in free]
+
+
+def rehearsal_of(database: str, mark: str) -> str:
+    """What the copy of a database for a rehearsal is called."""
+    return f"{database[:40]}_rehearsal_{mark}"
+
+
+def collect(engine: Engine) -> ServerStats:
+    """Read what is in force, from a connection of the pool; writes nothing.
+
+    Raises:
+        PoolExhaustedError: All connections stayed lent.
+        StorageError: The database cannot be read.
+    """
+    pool = cast("Pool", engine.pool)
+    with checkout(engine) as pooled, translated(engine):
+        connection: Any = driver(pooled)
+        name, version, encoding, collation, synchronous, size = connection.execute(_IN_FORCE).fetchone()
+        tables = _tables(connection)
+        settings = connection.source.settings
+        use = PoolUse(
+            size=pool.size(),
+            open=len(pool.source.connections),
+            lent=pool.checkedout() - 1,  # this one goes back at once
+            waiting=pool.waiting,
+        )
+    return ServerStats(
+        database=name,
+        server_version=version,
+        encoding=encoding,
+        collation=collation,
+        isolation=settings.isolation.value,
+        synchronous_commit=synchronous,
+        busy_timeout=int(settings.busy_timeout.total_seconds() * 1000),
+        tables=tables,
+        disk=DiskUse(database=size),
+        pool=use,
+        notes=tuple(
+            f"more than half of the rows of {table} are dead; `consensus-orm vacuum` makes room of them"
+            for table, found in tables.items()
+            if found.dead > max(found.rows, 1000)
+        ),
+    )
+
+
+def vacuum(
+    engine: Engine, *, full: bool, progress: Callable[[int, int], object] | None, repeat: Repeat = once
+) -> VacuumReport:
+    """Make room of dead rows in our tables, and renew what the planner knows of them; writers go on.
+
+    Args:
+        engine: The engine of a store.
+        full: Give the room back to the file system; nobody reads or writes a table while it is rewritten.
+        progress: Called with the tables done so far and the tables there are.
+        repeat: Takes a step, the vacuum of one table, again after a transient error.
+
+    Returns:
+        What was done, with the bytes of our tables before and after; a step is a table.
+    """
+    started = time.monotonic()
+    with checkout(engine) as pooled, translated(engine):
+        connection: Any = driver(pooled)
+        before = _tables(connection)
+        for done, table in enumerate(before, start=1):
+            command = f"VACUUM ({'FULL, ' if full else ''}ANALYZE) {quoted(table)}"
+            repeat(partial(connection.execute, command))
+            if progress is not None:
+                progress(done, len(before))
+        after = _tables(connection)
+    return VacuumReport(
+        path=None,
+        before=DiskUse(database=sum(table.bytes for table in before.values())),
+        after=DiskUse(database=sum(table.bytes for table in after.values())),
+        pages_freed=0,
+        steps=len(before),
+        converted=full,
+        longest_lock=0,
+        seconds=time.monotonic() - started,
+        notes=() if full else ("the server keeps the room for rows to come; `consensus-orm vacuum --full` returns it",),
+    )
+
+
+def _tables(connection: Any) -> dict[str, TableStats]:
+    rows = connection.execute(_TABLES, (list(metadata().tables),)).fetchall()
+    return {name: TableStats(rows=live, dead=dead, bytes=size) for name, live, dead, size in rows}

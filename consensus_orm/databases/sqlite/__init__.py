@@ -1,0 +1,1 @@
+"""SQLite: connections, pragmas, the catalog, triggers, vacuum and backup."""

@@ -1,0 +1,78 @@
+"""What keeps a column from being the key of a move, as a SQLite file has it; what a key must be stands in `keys`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Column
+
+from consensus_orm import errors
+from consensus_orm.declaration.pairs import is_text
+from consensus_orm.statements.rendering import quoted
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = ["key_faults"]
+
+DECLARED = (
+    "SELECT type, pk = 1 AND (SELECT sum(pk) FROM pragma_table_info(:table)) = 1"
+    " FROM pragma_table_info(:table) WHERE name = :key COLLATE NOCASE"
+)
+"""The declared type of a column, and whether it is the whole primary key."""
+
+UNIQUE = (
+    "SELECT upper(min(x.coll)) FROM pragma_index_list(:table) AS i, pragma_index_xinfo(i.name) AS x"
+    ' WHERE i."unique" AND NOT i.partial AND x.key GROUP BY i.name'
+    " HAVING count(*) = 1 AND min(x.name) = :key COLLATE NOCASE"
+)
+"""Collations of the unique indexes on a column alone."""
+
+AFFINITIES = {
+    "INT": "INTEGER", "CHAR": "TEXT", "CLOB": "TEXT", "TEXT": "TEXT", "BLOB": "BLOB", "REAL": "REAL", "FLOA": "REAL",
+    "DOUB": "REAL",
+}  # fmt: skip
+"""What SQLite makes of a declared type by the first of these in it (sqlite.org/datatype3.html, 3.1)."""
+
+
+def key_faults(uow: UnitOfWork, table: str, key: Column[Any]) -> Iterator[str]:
+    """What is wrong with a column as the key of a move, and what to do about it; nothing where it is a good one.
+
+    Args:
+        uow: Sees the table.
+        table: The name of the table, which is there.
+        key: The column as it is declared.
+    """
+    names = {"table": table, "key": key.name}
+    if not (found := uow._rows(DECLARED, names)):
+        yield "does not exist; declare the key that the table has"
+        return
+    ((declared, alone),) = found
+    wanted = ("TEXT",) if is_text(key) else ("INTEGER", "NUMERIC")
+    if (affinity := _affinity(declared)) not in wanted:
+        stored = "any type" if affinity == "BLOB" else affinity
+        yield f"is declared {declared or 'without a type'} and stores {stored}; make a table with a key of {wanted[0]}"
+    collations = [name for (name,) in uow._rows(UNIQUE, names)]
+    is_rowid = alone and declared.upper() == "INTEGER"  # there is no index of it, and none is needed
+    if not collations and not is_rowid:
+        yield "has no unique index of its own; remove duplicates, then CREATE UNIQUE INDEX"
+    elif is_text(key) and ("BINARY" not in collations or not _compares_bytes(uow, table, key.name)):
+        yield "has a collation by which different keys can be equal; make a table with a key of COLLATE BINARY"
+
+
+def _affinity(declared: str) -> str:
+    known = (affinity for part, affinity in AFFINITIES.items() if part in declared.upper())
+    return next(known, "NUMERIC") if declared else "BLOB"
+
+
+def _compares_bytes(uow: UnitOfWork, table: str, key: str) -> bool:
+    """Whether a column is compared by BINARY: the first part of a compound query names the collation of all."""
+    column = f"SELECT {quoted(key)} FROM {quoted(table)} WHERE FALSE"
+    try:
+        texts = uow._rows(f"SELECT count(*) FROM ({column} UNION SELECT 'a' UNION SELECT 'A' UNION SELECT 'a ')")
+    except errors.StorageError:  # only the program that made the table knows the collation
+        return False
+    return bool(texts[0][0] == 3)

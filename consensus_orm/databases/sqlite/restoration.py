@@ -1,0 +1,311 @@
+"""Restore: a backup takes the place of a database that no process has open, whole or not at all.
+
+SQLite writes the backup into the file that is there, in one transaction, under a lock that keeps every other connection
+out: a process that is killed at any moment leaves the database as it was, its log included, or the backup. A rename
+would be one step, too, but not with the log, and a connection that nobody sees (of another user or machine) would go
+on with the old file and the log of the new one. Only a file that SQLite cannot write is replaced by a rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import URL
+
+from consensus_orm import errors, files
+from consensus_orm.consensus import programs
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.databases import engine
+from consensus_orm.databases.sqlite import write_ahead_log
+from consensus_orm.databases.sqlite.backup import connected, row_counts
+from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.files import BESIDE
+from consensus_orm.schema import revisions
+from consensus_orm.settings import Settings, from_environment
+
+__all__ = ["RestoreReport", "restore"]
+
+LOCK_BYTES = 0x40000000, 512
+"""Where SQLite keeps its locks on a file, and how many bytes they take (sqlite.org/fileformat.html, lock-byte page)."""
+
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What SQLite says of a file that it cannot write."""
+
+
+class RestoreReport(BaseModel):
+    """A backup that was put in the place of a database.
+
+    `aside` are the files that were there, under their new names: the first can be restored, or opened, with the others
+    beside it. `rows` counts the rows of the restored database by table.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    backup: Path
+    aside: tuple[Path, ...]
+    bytes: int
+    rows: dict[str, int]
+    seconds: float
+
+
+def restore(
+    backup: Path | str,
+    url: str | Path | URL | None = None,
+    *,
+    create: bool = False,
+    settings: Settings | None = None,
+    mapping: Mapping = CONSENSUS,
+) -> RestoreReport:
+    """Put a backup in the place of a SQLite database that no process has open.
+
+    The backup is copied, with a log that stands beside it, and the copy is verified; it stays as it is itself. The
+    file that is there and its log are kept beside it under the name `NAME.before-restore-TIME`, as they were.
+
+    Args:
+        backup: A SQLite database: made by `backup`, by the migration, or by copying a file and its log.
+        url: The database to replace; the one of the settings where left out.
+        create: Also where there is no database yet.
+        settings: Every knob; read from the environment where left out.
+        mapping: The declaration of what is moved; the consensus tables where left out.
+
+    Returns:
+        What was restored, and where what was there is now.
+
+    Raises:
+        DatabaseBusyError: A process has the database or the backup open.
+        RestoreError: The backup cannot be used, or there is no database to replace. Nothing was changed.
+        SchemaError: The backup holds tables that this release cannot work with. Nothing was changed.
+        ConfigurationError: The URL or a setting cannot be used.
+    """
+    started = time.monotonic()
+    chosen = settings or from_environment()
+    target, source = _target(url if url is not None else chosen.url), files.resolved(backup)
+    _refuse(source, target, create=create)
+    with _failures(target):
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with files.own_folder(target.parent, "restore") as folder:
+            new = folder / "new.db"
+            files.require_usable(new)
+            with _alone_with(source):
+                _copy(source, new)
+            rows = _verify(new, source, chosen, mapping)
+            aside = _replace(target, new, folder)
+        return RestoreReport(
+            path=target,
+            backup=source,
+            aside=aside,
+            bytes=target.stat().st_size,
+            rows=rows,
+            seconds=time.monotonic() - started,
+        )
+
+
+def _target(url: str | Path | URL | None) -> Path:
+    parsed = engine.parse_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        raise errors.RestoreError(
+            "the database is on a server, where a backup is restored by copying it",
+            hint="copy it into an empty database of the server: copy BACKUP URL",
+        )
+    if parsed.database == engine.MEMORY:
+        raise errors.RestoreError("a database in memory cannot be replaced", hint="open the backup itself")
+    path = Path(str(parsed.database))
+    files.require_usable(path)
+    return path
+
+
+def _refuse(source: Path, target: Path, *, create: bool) -> None:
+    if not source.is_file():
+        what = "is not a regular file" if os.path.lexists(source) else "does not exist"
+        raise errors.RestoreError(f"the backup {source} {what}", hint="give the path of a backup", path=source)
+    if files.is_part_of(source, target):
+        raise errors.RestoreError(f"{source} is the database itself", hint="give the path of a backup", path=source)
+    if os.path.lexists(target) and not target.is_file():
+        raise errors.RestoreError(f"{target} is not a regular file", hint="check the URL", path=target)
+    if not create and not target.exists():
+        raise errors.RestoreError(
+            f"{target} does not exist", hint="check the URL; --create restores where there is no database", path=target
+        )
+
+
+# The copy -------------------------------------------------------------------------------------------------
+
+
+def _copy(source: Path, copy: Path) -> list[Path]:
+    """Copy a database as it is, and what stands beside it but for the index of the log, which SQLite makes again."""
+    made = []
+    for suffix in ("", "-wal", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            made.append(Path(shutil.copyfile(f"{source}{suffix}", f"{copy}{suffix}")))
+            made[-1].chmod(files.FILE_MODE)
+    return made
+
+
+def _verify(copy: Path, source: Path, settings: Settings, mapping: Mapping) -> dict[str, int]:
+    """Carry the log of a copy into it, and refuse one that is damaged or holds none of the tables."""
+
+    def refuse(reason: str) -> errors.RestoreError:
+        return errors.RestoreError(f"the backup {source} {reason}", hint="give another backup", path=source)
+
+    try:
+        with connected(copy) as connection:
+            said = connection.execute("PRAGMA integrity_check").fetchone()[0]
+            rows = row_counts(connection) if said == "ok" else {}
+    except sqlite3.DatabaseError as error:
+        raise refuse(f"cannot be read: {error}") from error
+    if said != "ok":
+        raise refuse(f"is damaged: integrity_check says: {said.splitlines()[0]}")
+    legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
+    looked_at = engine.create(copy, settings)
+    try:
+        found = revisions.inspect(looked_at, legacy)
+    finally:
+        looked_at.dispose()
+    if found.kind is programs.Kind.NEW and not found.legacy_tables:
+        raise refuse("holds none of the tables of this package")
+    if beside := [suffix for suffix in BESIDE if os.path.lexists(f"{copy}{suffix}")]:
+        raise refuse(f"has a {beside[0]} file that cannot be carried into it")
+    return rows
+
+
+# The step -------------------------------------------------------------------------------------------------
+
+
+def _replace(target: Path, new: Path, folder: Path) -> tuple[Path, ...]:
+    """Keep what is at the target under another name, and put the new file in its place."""
+    if not target.exists():
+        aside = _set_aside(target, folder)  # a log without its database
+        _remove_beside(target)
+        files.put_in_place(new, target)
+        return aside
+    with _alone_with(target) as lock_again, contextlib.ExitStack() as undo:
+        _resemble(new, target)
+        aside = _set_aside(target, folder)
+        undo.callback(_remove, aside)
+        if not _overwrite(target, new):
+            lock_again()
+            undo.pop_all()  # from here on, what is aside is all there is of the log
+            _remove_beside(target)
+            files.put_in_place(new, target, overwrite=True)
+        undo.pop_all()
+    return aside
+
+
+def _overwrite(target: Path, new: Path) -> bool:
+    """Have SQLite carry the log into a database, and then write another database over it.
+
+    Returns:
+        Whether it could be done; False for a file that is damaged.
+    """
+    with (
+        contextlib.closing(sqlite3.connect(target, timeout=0, isolation_level=None)) as connection,
+        contextlib.closing(sqlite3.connect(new, isolation_level=None)) as source,
+    ):
+        try:
+            # The lock is kept from the first statement to the end.
+            for pragma in ("locking_mode = EXCLUSIVE", "synchronous = EXTRA", "journal_mode = DELETE"):
+                connection.execute(f"PRAGMA {pragma}").fetchall()
+            connection.executescript("BEGIN EXCLUSIVE; COMMIT")
+            source.backup(connection)
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if code == sqlite3.SQLITE_BUSY:
+                raise _in_use(target, "another process") from error
+            if code in DAMAGED:
+                return False
+            raise
+        _remove_beside(target)  # a journal without contents, and the index of the old log
+    return True
+
+
+def _set_aside(target: Path, folder: Path) -> tuple[Path, ...]:
+    """Copy what is at the target to a new name; the log first, so that the database is never there without it."""
+    kept = files.derived(target, f".before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    made = []
+    for part in reversed(_copy(target, folder / kept.name)):
+        original = Path(f"{target}{part.name.removeprefix(kept.name)}")
+        _resemble(part, original)
+        shutil.copystat(original, part)
+        made.append(kept.with_name(part.name))
+        files.put_in_place(part, made[-1])
+    return tuple(reversed(made))
+
+
+def _resemble(copy: Path, original: Path) -> None:
+    """Give a copy to whoever has the original, for the same uses."""
+    shutil.copymode(original, copy)
+    with contextlib.suppress(PermissionError):  # only root gives files to others
+        found = original.stat()
+        os.chown(copy, found.st_uid, found.st_gid)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _remove_beside(target: Path) -> None:
+    _remove(Path(f"{target}{suffix}") for suffix in BESIDE)
+
+
+@contextlib.contextmanager
+def _alone_with(path: Path) -> Iterator[Callable[[], None]]:
+    """Keep every connection of SQLite out of a file until the block ends.
+
+    The locks are SQLite's own, taken without SQLite: a file that is damaged has them, too. Nothing closes the file
+    before the end, because that would drop them.
+
+    Yields:
+        Takes the lock again, after SQLite has given it up with a connection of this process.
+
+    Raises:
+        DatabaseBusyError: A process has the file open, as far as locks and /proc tell.
+    """
+    if others := write_ahead_log.occupants(path, own=0):
+        raise _in_use(path, others[0])
+    try:
+        import fcntl
+    except ImportError:  # Windows, where no file is replaced that is open
+        yield lambda: None
+        return
+    writable = os.access(path, os.W_OK)
+    handle = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
+
+    def lock() -> None:
+        start, length = LOCK_BYTES
+        try:
+            fcntl.lockf(handle, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB, length, start)
+        except BlockingIOError as error:
+            raise _in_use(path, "another process") from error
+        if not os.path.samestat(os.fstat(handle), path.stat()):
+            raise _in_use(path, "another process")
+
+    try:
+        lock()
+        yield lock
+    finally:
+        os.close(handle)
+
+
+def _in_use(path: Path, who: str) -> errors.DatabaseBusyError:
+    return errors.DatabaseBusyError(
+        f"{who} has {path} open", hint="nothing was changed; end every program that uses it, then try again", path=path
+    )
+
+
+@contextlib.contextmanager
+def _failures(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise errors.RestoreError(f"{target} could not be replaced: {reason}", path=target) from error

@@ -1,0 +1,186 @@
+"""What the database itself does in each phase: notice writes that know one side only, refuse or record them.
+
+| phase | legacy tables | normalized tables |
+|---|---|---|
+| EXPAND | updates and deletes of rows that are carried already are noticed | |
+| DUAL_WRITE, CUTOVER | writes without an equal on the other side are noticed | the same |
+| NORMALIZED | writes are refused | every write is recorded, for the way back |
+| CONTRACT | | |
+
+Noticing adds a row to `consensus_orm_changes` and leaves the writer alone: it sees neither an error nor
+another last_insert_rowid() or changes(). Units of work are not noticed, because they write the normalized
+side first, marked, and the legacy row then finds its equal. No function of ours is called: other programs
+fire these triggers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
+
+from consensus_orm.declaration.pairs import Mapping, Pair, Parent
+from consensus_orm.phase import Phase
+from consensus_orm.statements.pairs import PairStatements, Statements
+from consensus_orm.statements.rendering import literal, quoted, words
+
+__all__ = ["FROZEN", "PREFIX", "Trigger", "for_phase"]
+
+PREFIX = "consensus_orm_"
+"""How the names of all our triggers begin."""
+
+FROZEN = "consensus_orm: the legacy tables are frozen since phase NORMALIZED; write through consensus_orm"
+"""What a program is told that still writes a legacy table after they were frozen."""
+
+
+class Trigger(NamedTuple):
+    """A trigger of a phase.
+
+    Attributes:
+        name: Its name.
+        table: Its table.
+        statements: What creates it.
+    """
+
+    name: str
+    table: str
+    statements: tuple[str, ...]
+
+
+def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
+    """The triggers of a phase.
+
+    Args:
+        phase: The phase to come.
+        statements: The statements of the mapping.
+    """
+    for pair in statements.mapping.pairs:
+        words = _Triggers(statements[pair])
+        if phase.compares:
+            yield from words.notice_legacy()
+            yield from words.notice_normalized()
+        elif phase.writes_legacy:
+            yield from words.notice_carried_legacy()
+        elif phase.freezes_legacy:
+            yield from words.freeze_legacy()
+            yield from words.record_normalized()
+    if phase.writes_normalized and phase.has_legacy:
+        yield from _parent_triggers(statements.mapping)
+
+
+class _New:
+    """The NEW row of a trigger, with columns like a table; a table of that name would get into the FROM."""
+
+    def __init__(self, table_: Table) -> None:
+        self.c: dict[str, Any] = {c.name: literal_column(f"NEW.{quoted(c.name)}", c.type) for c in table_.columns}
+
+
+def _new(table_: Table) -> Any:  # stands where a FromClause is asked for its columns
+    return _New(table_)
+
+
+def _trigger(name: str, event: str, table_: Table, condition: ColumnElement[bool] | None, *body: str) -> Trigger:
+    when = "" if condition is None else f" WHEN {words('sqlite').render(condition)}"
+    statements = " ".join(f"{statement};" for statement in body)
+    create = f"CREATE TRIGGER {quoted(PREFIX + name)} {event} ON {quoted(table_.name)}{when} BEGIN {statements} END"
+    return Trigger(PREFIX + name, table_.name, (create,))
+
+
+def _log(pair: Pair, key: str, side: str, op: str, condition: str = "") -> str:
+    values = f"{literal(pair.name)}, {key}, {literal(side)}, {literal(op)}"
+    return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT {values}{condition}"
+
+
+class _Triggers:
+    """The triggers on the two tables of one pair."""
+
+    def __init__(self, statements: PairStatements) -> None:
+        self.statements = statements
+        self.pair = statements.pair
+        self.key = self.pair.key.name
+        self.old, self.new = (f"{row}.{quoted(self.key)}" for row in ("OLD", "NEW"))
+
+    def notice_legacy(self) -> Iterator[Trigger]:
+        """Notice writes of legacy rows that leave no equal on the normalized side."""
+        new = _new(self.pair.legacy_table)
+        unequal = not_(self.statements.counterpart(self.statements.legacy_row(new), new.c[self.key]))
+        yield self._notice("legacy", "insert", self.pair.legacy_table, unequal)
+        yield self._notice("legacy", "update", self.pair.legacy_table, unequal | self._moved)
+        yield self._notice_delete("legacy", self.pair.legacy_table, self.pair.table)
+
+    def notice_carried_legacy(self) -> Iterator[Trigger]:
+        """Notice changes of legacy rows that have been carried before."""
+        new = _new(self.pair.legacy_table)
+        carried = exists(literal_column("1")).where(self.pair.key == literal_column(self.old))
+        unequal = not_(self.statements.counterpart(self.statements.legacy_row(new), new.c[self.key]))
+        yield self._notice("legacy", "update", self.pair.legacy_table, carried & (unequal | self._moved))
+        yield self._notice_delete("legacy", self.pair.legacy_table, self.pair.table)
+
+    def notice_normalized(self) -> Iterator[Trigger]:
+        """Notice writes of normalized rows by a program that leaves the legacy side alone."""
+        new = _new(self.pair.table)
+        own = self.pair.table
+        unmarked = new.c[self.pair.marker.key].is_distinct_from(literal_column("1"))
+        yield self._notice("normalized", "insert", own, unmarked)
+        unequal = not_(self.statements.legacy_counterpart(new, new.c[self.key]))
+        watched = [c.name for c in own.columns if c.name not in {a.key for a in (*self.pair.kept, self.pair.marker)}]
+        yield self._notice("normalized", "update", own, unequal | self._moved, of=watched)
+        yield self._notice_delete("normalized", own, self.pair.legacy_table)
+
+    def record_normalized(self) -> Iterator[Trigger]:
+        """Record every write of normalized rows."""
+        for op in ("insert", "update"):
+            yield self._notice("normalized", op, self.pair.table, None)
+        yield self._notice_delete("normalized", self.pair.table, None)
+
+    def freeze_legacy(self) -> Iterator[Trigger]:
+        """Refuse every write of legacy rows but our own carrying."""
+        ours: ColumnElement[bool] = literal_column("(SELECT carrying FROM consensus_orm_state) = 0")
+        for op in ("insert", "update", "delete"):
+            name = f"{self.pair.name}_frozen_{op}"
+            refuse = f"SELECT RAISE(ABORT, {literal(FROZEN)})"
+            yield _trigger(name, f"BEFORE {op.upper()}", self.pair.legacy_table, ours, refuse)
+
+    def _notice(
+        self, side: str, op: str, table_: Table, when: ColumnElement[bool] | None, of: list[str] | None = None
+    ) -> Trigger:
+        event = f"AFTER {op.upper()}" + (f" OF {', '.join(map(quoted, of))}" if of else "")
+        body = [_log(self.pair, self.new, side, op)]
+        if op == "update":  # a row that changes its key leaves the old one behind
+            moved = f" WHERE {self.old} IS NOT {self.new}"
+            body = [
+                _log(self.pair, self.new, side, "update", f" WHERE {self.old} IS {self.new}"),
+                _log(self.pair, self.new, side, "move", moved),
+                _log(self.pair, self.old, side, "delete", moved),
+            ]
+        return _trigger(f"{self.pair.name}_{side}_{op}", event, table_, when, *body)
+
+    def _notice_delete(self, side: str, table_: Table, other: Table | None) -> Trigger:
+        old: ColumnElement[Any] = literal_column(self.old)
+        when = None if other is None else exists(literal_column("1")).where(other.c[self.key] == old)
+        name = f"{self.pair.name}_{side}_delete"
+        return _trigger(name, "AFTER DELETE", table_, when, _log(self.pair, self.old, side, "delete"))
+
+    @property
+    def _moved(self) -> ColumnElement[bool]:
+        return literal_column(self.old).is_distinct_from(literal_column(self.new))
+
+
+def _parent_triggers(mapping: Mapping) -> Iterator[Trigger]:
+    """Notice writes of parents that change what their rows say; what is derived may change freely."""
+    for parent in mapping.parents:
+        key = quoted(parent.key.name)
+        event = f"AFTER UPDATE OF {', '.join(map(quoted, mapping.said_by(parent)))}"
+        moved = _note_members(parent, mapping, f"OLD.{key}", f"NEW.{key}")
+        yield _trigger(f"{parent.table.name}_update", event, parent.table, None, *moved)
+        # Where a program has foreign keys off, the rows of a deleted parent stay behind without one.
+        left = _note_members(parent, mapping, f"OLD.{key}")
+        yield _trigger(f"{parent.table.name}_delete", "AFTER DELETE", parent.table, None, *left)
+
+
+def _note_members(parent: Parent, mapping: Mapping, *keys: str) -> Iterator[str]:
+    for pair in mapping.members(parent):
+        if pair.link is not None:
+            rows = f" FROM {quoted(pair.table.name)} WHERE {quoted(pair.link.key)} IN ({', '.join(keys)})"
+            yield _log(pair, quoted(pair.table.name, pair.key.name), "normalized", "update", rows)

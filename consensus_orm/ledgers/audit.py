@@ -1,0 +1,209 @@
+"""What the ledgers hold, as records for people and programs."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from consensus_orm.declaration.pairs import Earliest
+from consensus_orm.phase import Phase, Side
+from consensus_orm.times import when
+from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = [
+    "HistoryEntry",
+    "ImageEntry",
+    "MismatchEntry",
+    "RejectEntry",
+    "history",
+    "images",
+    "mismatches",
+    "rejects",
+]
+
+
+class HistoryEntry(BaseModel):
+    """Who did what to the migration, when and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    action: str
+    from_phase: Phase | None
+    to_phase: Phase | None
+    at: datetime
+    by: str
+    reason: str | None
+    forced: bool
+    detail: dict[str, Any]
+
+
+class MismatchEntry(BaseModel):
+    """A difference between the sides, and what became of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    pair: str
+    key: Any
+    column: str | None
+    kind: str
+    state: str
+    found_by: str
+    found_at: datetime
+    seen: int
+    settled_at: datetime | None
+    note: str | None
+
+
+class RejectEntry(BaseModel):
+    """A row that could not be carried; its image stays in the database.
+
+    `belongs_to` names a row that has no key: the columns that tell its parent, such as a run, from others, with its
+    time in ms.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    pair: str
+    key: Any
+    table: str
+    reason: str
+    state: str
+    found_at: datetime
+    settled_at: datetime | None
+    note: str | None
+    belongs_to: dict[str, Any] = {}
+
+
+class ImageEntry(BaseModel):
+    """A row that was overwritten or deleted; it is kept whole in the database, and can be put back."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    pair: str
+    """Its pair, or the name of a parent table."""
+    key: Any
+    side: Side
+    table: str
+    cause: str
+    at: datetime
+    by: str
+    restored_at: datetime | None
+
+
+def _when(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else when(milliseconds)
+
+
+def _phase(number: int | None) -> Phase | None:
+    return None if number is None else Phase(number)
+
+
+def history(uow: UnitOfWork) -> list[HistoryEntry]:
+    """The audit, oldest first."""
+    rows = uow._rows(
+        "SELECT id, action, from_phase, to_phase, at, by, reason, forced, detail FROM consensus_orm_history ORDER BY id"
+    )
+    return [
+        HistoryEntry(
+            id=number,
+            action=action,
+            from_phase=_phase(before),
+            to_phase=_phase(after),
+            at=when(at),
+            by=by,
+            reason=reason,
+            forced=bool(forced),
+            detail=json.loads(detail) if detail else {},
+        )
+        for number, action, before, after, at, by, reason, forced, detail in rows
+    ]
+
+
+def mismatches(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[MismatchEntry]:
+    """Mismatches, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
+    rows = _listed(
+        uow,
+        "SELECT id, pair, key, column_name, kind, state, found_by, found_at, seen, settled_at, note"
+        " FROM consensus_orm_mismatches",
+        None if everything else "state IN ('found', 'confirmed')",
+        number,
+    )
+    names = list(MismatchEntry.model_fields)
+    return [
+        MismatchEntry(**dict(zip(names, row, strict=True)) | {"found_at": when(row[7]), "settled_at": _when(row[9])})
+        for row in rows
+    ]
+
+
+def rejects(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[RejectEntry]:
+    """Rejects, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
+    rows = _listed(
+        uow,
+        "SELECT id, pair, key, table_name, reason, state, found_at, settled_at, note,"
+        " CASE WHEN key IS NULL THEN image END FROM consensus_orm_rejects",
+        None if everything else "state = 'open'",
+        number,
+    )
+    return [
+        RejectEntry(
+            id=number,
+            pair=pair,
+            key=key,
+            table=table,
+            reason=reason,
+            state=state,
+            found_at=when(found_at),
+            settled_at=_when(settled_at),
+            note=note,
+            belongs_to={} if image is None else _parent(uow, pair, image),
+        )
+        for number, pair, key, table, reason, state, found_at, settled_at, note, image in rows
+    ]
+
+
+def _parent(uow: UnitOfWork, name: str, image: str) -> dict[str, Any]:
+    """What tells the parent of a row from others, out of the image of the row; that of a parent may be part of it."""
+    parents = [pair.parent for pair in uow.statements.mapping.pairs if pair.name == name and pair.parent is not None]
+    columns = [a.key for p in parents for a in p.identity if a not in p.computed]
+    columns += [a.key for p in parents for a, rule in p.derived.items() if isinstance(rule, Earliest)]
+    cells = {column.rpartition(".")[2]: cell for column, cell in json.loads(image).items()}
+    return {column: _value(*cells[column]) for column in columns if column in cells}
+
+
+def _value(kind: str, digits: str) -> Any:
+    """A value of an image as far as JSON can say it."""
+    data = bytes.fromhex(digits)
+    if kind == "null":
+        return None
+    if kind == "integer":
+        return int(data)
+    return digits if kind == "blob" else data.decode(errors="replace")
+
+
+def images(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[ImageEntry]:
+    """Images, oldest first; only those not put back unless everything is asked for, or only the one of a number."""
+    rows = _listed(
+        uow,
+        'SELECT id, pair, key, side, table_name, cause, at, "by", restored_at FROM consensus_orm_images',
+        None if everything else "restored_at IS NULL",
+        number,
+    )
+    names = list(ImageEntry.model_fields)
+    return [
+        ImageEntry(**dict(zip(names, row, strict=True)) | {"at": when(row[6]), "restored_at": _when(row[8])})
+        for row in rows
+    ]
+
+
+def _listed(uow: UnitOfWork, sql: str, only: str | None, number: int | None) -> list[tuple[Any, ...]]:
+    where = [f"({only})"] if only else []
+    where += ["id = :id"] if number is not None else []
+    condition = f" WHERE {' AND '.join(where)}" if where else ""
+    return uow._rows(f"{sql}{condition} ORDER BY id", {"id": number})

@@ -1,0 +1,186 @@
+"""Images: what is in a table, in type and bytes, read by a look.
+
+Nothing here goes through the statements of the mapping but the names of columns. A digest is kept for each
+thousand rows, so that a difference can be pointed at without keeping the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from consensus_orm.declaration.pairs import Mapping, Pair
+from consensus_orm.phase import Side
+from consensus_orm.rehearsal.raw_sql import Look, SchemaObject
+from consensus_orm.rehearsal.records import Identity
+from consensus_orm.statements.rendering import quoted
+
+__all__ = ["Image", "digested", "identity", "schema_objects", "select", "take"]
+
+ROWS = 1000
+"""Rows under one digest."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """The rows of one side of a pair.
+
+    Attributes:
+        parts: First key, last key, number and digest of each thousand rows.
+    """
+
+    parts: tuple[tuple[Any, Any, int, bytes], ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(count for *_, count, _ in self.parts)
+
+    @property
+    def digest(self) -> str:
+        """Over all of them."""
+        return hashlib.sha256(b"".join(digest for *_, digest in self.parts)).hexdigest()
+
+    @property
+    def last(self) -> Any:
+        """The highest key; None where there is no row."""
+        return self.parts[-1][1] if self.parts else None
+
+    def difference(self, later: Image) -> str | None:
+        """Where a later image is not the same; None where it is."""
+        for mine, theirs in itertools.zip_longest(self.parts, later.parts):
+            if mine != theirs:
+                first, last, *_ = mine or theirs
+                return f"rows {first} to {last} are not what they were ({self.rows:,} rows then, {later.rows:,} now)"
+        return None
+
+
+def take(
+    look: Look,
+    pair: Pair,
+    side: Side,
+    *,
+    skip: Collection[Any] = (),
+    until: Any = None,
+    undeclared: bool = False,
+) -> Image:
+    """Read one side of a pair.
+
+    Args:
+        look: At the database.
+        pair: The pair.
+        side: Which side.
+        skip: Keys to leave out, as text.
+        until: The highest key to read; None reads all.
+        undeclared: Read legacy columns that the mapping does not know, too.
+    """
+    columns = list(_columns(look, pair, side, undeclared=undeclared).values())
+    if not columns:
+        return Image()
+    cells = ", ".join(map(look.cell, columns))
+    where = "" if until is None else f" WHERE {columns[0]} <= {look.parameter}"
+    sql = f"SELECT {columns[0]}, {cells} FROM {_source(pair, side)}{where} ORDER BY {columns[0]}"
+    return digested(look.stream(sql, until), skip)
+
+
+def digested(rows: Iterator[tuple[Any, ...]], skip: Collection[Any] = ()) -> Image:
+    """The image of rows in the order of their keys.
+
+    Args:
+        rows: Each with its key and then its cells.
+        skip: Keys to leave out, as text.
+    """
+    return Image(tuple(_digests(row for row in rows if str(_key(row[0])) not in skip)))
+
+
+def _digests(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, Any, int, bytes]]:
+    while part := list(itertools.islice(rows, ROWS)):
+        digest = hashlib.sha256()
+        for row in part:
+            for cell in row[1:]:
+                value = cell.encode() if isinstance(cell, str) else cell or b""
+                digest.update(len(value).to_bytes(8, "big") + value)
+        yield _key(part[0][0]), _key(part[-1][0]), len(part), digest.digest()
+
+
+def _key(value: Any) -> Any:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def select(look: Look, pair: Pair, side: Side, column: str, *, after: Any) -> dict[Any, Any]:
+    """One column of the rows above a key, by key.
+
+    Args:
+        look: At the database.
+        pair: The pair.
+        side: Which side.
+        column: Its legacy name.
+        after: The key; None reads all rows.
+    """
+    columns = _columns(look, pair, side)
+    if not columns:
+        return {}
+    key = columns[pair.key.name]
+    where = "" if after is None else f" WHERE {key} > {look.parameter}"
+    sql = f"SELECT {key}, {columns[column]} FROM {_source(pair, side)}{where}"
+    return {_key(own): _key(value) for own, value in look.stream(sql, after)}
+
+
+def _columns(look: Look, pair: Pair, side: Side, *, undeclared: bool = False) -> dict[str, str]:
+    """The columns by their legacy names, the key first; none where the table does not exist."""
+    table = pair.legacy_name if side is Side.LEGACY else pair.table.name
+    there = look.columns(table)
+    if not there:
+        return {}
+    if side is Side.NORMALIZED:
+        columns = {name: pair.column(attribute) for name, attribute in pair.carried.items()}
+        return {name: quoted(c.table.name, c.name) for name, c in ({pair.key.name: pair.key} | columns).items()}
+    names = [pair.key.name, *pair.carried]
+    more = sorted(there.keys() - {name.lower() for name in names}) if undeclared else []
+    return {name: quoted(table, there.get(name.lower(), name)) for name in names + more}
+
+
+def _source(pair: Pair, side: Side) -> str:
+    if side is Side.LEGACY:
+        return quoted(pair.legacy_name)
+    source = quoted(pair.table.name)
+    if pair.parent is not None and pair.link is not None:
+        parent, link = pair.parent, pair.column(pair.link)
+        on = f"{quoted(parent.table.name, parent.key.name)} = {quoted(pair.table.name, link.name)}"
+        source += f" LEFT JOIN {quoted(parent.table.name)} ON {on}"
+    return source
+
+
+# What a database is ---------------------------------------------------------------------------------------
+
+
+def schema_objects(look: Look, mapping: Mapping) -> frozenset[SchemaObject]:
+    """The legacy tables with what belongs to them, as they were declared.
+
+    Args:
+        look: At the database.
+        mapping: Names the legacy tables.
+    """
+    return look.objects({pair.legacy_name.lower() for pair in mapping.pairs})
+
+
+def identity(look: Look, mapping: Mapping) -> Identity:
+    """Say which database this is.
+
+    Args:
+        look: At the database.
+        mapping: Names the tables.
+    """
+    objects = schema_objects(look, mapping)
+    spelled = json.dumps(sorted(objects))
+    there = look.tables()
+    wanted = [pair.legacy_name for pair in mapping.pairs] + [pair.table.name for pair in mapping.pairs]
+    counted = [there[name.lower()] for name in wanted if name.lower() in there]
+    return Identity(
+        schema_hash=hashlib.sha256(spelled.encode()).hexdigest()[:16] if objects else None,
+        rows={name: look.rows(f"SELECT count(*) FROM {quoted(name)}")[0][0] for name in counted},
+    )

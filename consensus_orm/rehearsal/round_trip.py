@@ -1,0 +1,343 @@
+"""The course of a rehearsal: the copy, the way there and back, and the proofs at its turning points."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from consensus_orm import errors, files
+from consensus_orm._version import __version__
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.consensus.programs import PROGRAMS, Rewrite
+from consensus_orm.declaration.pairs import Mapping, Pair
+from consensus_orm.migration.backfill import BackfillReport
+from consensus_orm.migration.journey import Step
+from consensus_orm.migration.progress import Watch
+from consensus_orm.migration.reconcile import ReconcileReport
+from consensus_orm.migration.verify import VerifyReport
+from consensus_orm.phase import Phase, Side
+from consensus_orm.rehearsal import copies, digest, founding
+from consensus_orm.rehearsal.copies import Copy
+from consensus_orm.rehearsal.digest import Image
+from consensus_orm.rehearsal.evidence import evidence_in, evidence_path, write
+from consensus_orm.rehearsal.raw_sql import FileLook, Look, look_of
+from consensus_orm.rehearsal.records import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
+from consensus_orm.rehearsal.writers import COLUMNS, Writers
+
+if TYPE_CHECKING:
+    from consensus_orm.store import ConsensusStore
+
+__all__ = ["rehearse"]
+
+log = logging.getLogger("consensus_orm")
+
+REASON = "rehearsal"
+
+Tell = Callable[[RehearsalStep], object]
+
+
+def rehearse(
+    store: ConsensusStore,
+    *,
+    keep: Path | str | None = None,
+    writers: int = 0,
+    progress: Watch = None,
+    tell: Tell | None = None,
+) -> RehearsalReport:
+    """Take a copy of a database through all phases and back, and prove that its rows come out as they went in.
+
+    The copy of a file is a file, that of a server a database beside it, with the tables that move. From EXPAND to
+    NORMALIZED the copy goes on to CONTRACT and then back to EXPAND; at CONTRACT it goes back to EXPAND and then to
+    CONTRACT again. Where the upgrade makes tables of another program anew, that is part of it; a file of the final
+    build, which never had legacy tables, is upgraded, and its rows are compared with what they were. Soak times are
+    skipped, gates are not: one that refuses ends the way forward, and is what the real migration would meet. The
+    database itself is read once and never written.
+
+    Args:
+        store: The store whose database is copied.
+        keep: A folder for the copy as it is at the end, and for a second copy of the evidence; in a temporary
+            folder that is removed where left out. The copy of a server stays on it.
+        writers: Threads that write to the copy through the public API all the while.
+        progress: Called after each chunk.
+        tell: Called after each step.
+
+    Returns:
+        What was found; also kept as JSON beside the database, and of a server where its backups go, where that
+        folder can be written.
+
+    Raises:
+        MigrationError: The database never had legacy tables, and its upgrade is over, so nothing is left to rehearse.
+        InvalidValueError: Writers were asked for, and the mapping is not that of the consensus tables.
+        StorageError: There is not room enough for it, or the copy could not be made.
+        CopyError: A column on a server would not come along.
+    """
+    rewrite = store.pending_rewrite()
+    mapping = store._statements.mapping
+    if writers and mapping is not CONSENSUS:
+        raise errors.InvalidValueError(
+            "writers know the consensus tables only", hint="rehearse without writers", field="writers"
+        )
+    known = store._look(lambda uow: digest.identity(look_of(store.engine.dialect.name, uow._rows), mapping))
+    if known.schema_hash is None and rewrite is None:
+        raise errors.MigrationError(
+            "this database never had legacy tables, so there is nothing to rehearse", hint="it is where it ends"
+        )
+    with _folder(keep) as folder, copies.made(store, folder, keep=keep is not None, progress=progress) as copy:
+        others = {"backup_dir": folder, "alarm_falls_back": False, "read_url": None}
+        settings = store.settings.model_copy(update=others)
+        with type(store).open(copy.where, settings=settings, mapping=mapping) as opened:
+            report = _Course(opened, copy, mapping, progress, tell).run(writers)
+        facts = {
+            "database": store.name,
+            "identity": report.identity.model_copy(update={"schema_hash": known.schema_hash}),
+            "notes": (*report.notes, *_notes(rewrite), *copy.notes(store)),
+            "kept": copy.path if copy.keep else None,
+        }
+        return _keep(report.model_copy(update=facts), store, folder if keep is not None else None)
+
+
+def _notes(rewrite: Rewrite | None) -> Iterator[str]:
+    if rewrite is not None:
+        yield f"{PROGRAMS[rewrite.made_by]}: it made {' and '.join(rewrite.rows)}, and fails on them after the upgrade"
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | str | None) -> Iterator[Path]:
+    """The folder the files of a rehearsal are made in."""
+    if keep is None:
+        with files.own_folder(Path(tempfile.gettempdir()), "rehearsal") as folder:
+            yield folder
+        return
+    asked_for = files.resolved(keep)
+    try:
+        asked_for.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.StorageError(f"{asked_for} cannot be made: {error.strerror}", hint="give another") from error
+    yield asked_for
+
+
+def _keep(report: RehearsalReport, store: ConsensusStore, folder: Path | None) -> RehearsalReport:
+    """Write the evidence where it is looked for, and where it was asked for."""
+    place = evidence_path(store)
+    places = [] if place is None else [place]
+    if folder is not None:
+        places.append(evidence_in(folder, store))
+    written = []
+    for place in dict.fromkeys(places):
+        try:
+            write(report, place)
+            written.append(place)
+        except OSError as error:
+            log.warning("the evidence of the rehearsal cannot be kept at %s: %s", place, error.strerror)
+    return report.model_copy(update={"evidence": tuple(written)})
+
+
+class _Course:
+    """One rehearsal on one copy."""
+
+    def __init__(self, store: ConsensusStore, copy: Copy, mapping: Mapping, progress: Watch, tell: Tell | None) -> None:
+        self.store = store
+        self.migration = store.migration
+        self.copy = copy
+        self.mapping = mapping
+        self.progress = progress
+        self.tell = tell
+        self.longest_lock = copy.watch(store)
+        self.began = self.reached = self.now = self.migration.phase
+        self.bytes = self.peak = copy.bytes()
+        self.steps: list[RehearsalStep] = []
+        self.proofs: list[Proof] = []
+        self.refused: list[str] = []
+        self.adopted = 0
+        self.wanted: dict[str, Image] = {}
+        self.whole: dict[str, Image] = {}
+        self.left_out: dict[str, set[str]] = {}
+
+    def run(self, threads: int) -> RehearsalReport:
+        """Go all the way, and sum up."""
+        at = self.store.settings.clock()
+        with self.copy.look() as look:
+            before = digest.schema_objects(look, self.mapping)
+            known = digest.identity(look, self.mapping)
+        self._prepare()
+        with Writers(self.store, threads) as writers:
+            if known.schema_hash is None:
+                self._prove_adoption()
+            else:
+                self._travel()
+        with self.copy.look() as look:
+            unexplained, missing = self._extra(look, writers)
+            schema_equal = before <= digest.schema_objects(look, self.mapping)
+        wrote = sum(map(len, writers.wrote.values()))
+        settings = self.store.settings
+        return RehearsalReport(
+            at=at,
+            build=__version__,
+            database=self.store.name,
+            identity=known,
+            mapping=self._fingerprint(),
+            began=self.began,
+            reached=self.reached,
+            ended=self.now,
+            steps=tuple(self.steps),
+            proofs=tuple(self.proofs),
+            schema_equal=schema_equal,
+            unexplained=max(unexplained - self.adopted, 0),
+            refused=tuple(self.refused),
+            writers=WritersReport(
+                threads=threads, rows=wrote, missing=missing, errors=dict(writers.errors), latency=writers.summary()
+            )
+            if threads
+            else None,
+            bytes=self.bytes,
+            peak_bytes=self.peak,
+            backup_bytes=sum(path.stat().st_size for path in self.copy.backups),
+            soak=settings.soak_dual_write + settings.soak_cutover + settings.soak_normalized,
+            notes=tuple(self._notes(known)),
+        )
+
+    def _notes(self, known: Identity) -> Iterator[str]:
+        if not any(known.rows.values()):
+            yield "there is no row in it, so nothing was proved about rows"
+        if known.schema_hash is None and (rejects := len(self.migration.rejects())):
+            yield f"{rejects:,} of its rows cannot be carried by the upgrade: they are kept whole, as rejects"
+
+    # The way --------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Bring the copy up to date, and remember what is in it: the truth, with nothing pending."""
+        if self.began.compares and self._pending():
+            self._step("reconcile", lambda: self.migration.reconcile(progress=self.progress))
+        if self.began.truth is Side.LEGACY:
+            self._remember(Side.LEGACY)  # before the upgrade, which must not change it either
+        self._step("upgrade", partial(self.migration.upgrade, self.progress, rewrite=True))
+        if self.began.truth is Side.NORMALIZED:
+            self._remember(Side.NORMALIZED)
+
+    def _pending(self) -> int:
+        status = self.migration.status()
+        return status.foreign_writes + status.mismatches
+
+    def _travel(self) -> None:
+        ways = (self._back, self._forth) if not self.began.has_legacy else (self._forth, self._back)
+        for way in ways:
+            try:
+                way()
+            except errors.GateClosedError as error:
+                self.refused += error.reasons
+            self._prove()
+
+    def _forth(self) -> None:
+        self.migration.migrate(Phase.CONTRACT, soak=False, reason=REASON, progress=self.progress, tell=self._note_step)
+
+    def _back(self) -> None:
+        while (now := self.migration.phase).previous is not None:
+            before = now.previous
+            rows = None if now.has_legacy else sum(each.rows for each in self.wanted.values())
+            back = partial(self.migration.rollback, before, reason=REASON, progress=self.progress)
+            self._step("rollback", back, rows=rows)
+
+    def _step(self, action: str, work: Callable[[], Any], *, rows: int | None = None) -> None:
+        started = time.perf_counter()
+        result = work()
+        taken = Step(action, self.migration.phase, result, time.perf_counter() - started)
+        self._note_step(taken, rows=rows)
+
+    def _note_step(self, step: Step, *, rows: int | None = None) -> None:
+        if isinstance(step.result, BackfillReport | ReconcileReport):
+            self.adopted += step.result.adopted
+        before, self.now = self.now, step.phase
+        self.reached = max(self.reached, self.now)
+        self.peak = max(self.peak, self.copy.bytes())
+        if step.result == []:  # an upgrade that found nothing to do
+            return
+        taken = RehearsalStep(
+            action=step.action,
+            before=before,
+            after=self.now,
+            seconds=step.seconds,
+            longest_lock=self.longest_lock(),
+            rows=_rows_of(step) if rows is None else rows,
+            bytes=self.copy.bytes(),
+        )
+        self.steps.append(taken)
+        if self.tell is not None:
+            self.tell(taken)
+
+    # Proofs ---------------------------------------------------------------------------------------------
+
+    def _remember(self, side: Side) -> None:
+        with self.copy.look() as look:
+            for pair in self.mapping.pairs:
+                rejected = self.left_out[pair.name] = _rejected(look, pair)
+                self.wanted[pair.name] = digest.take(look, pair, side, skip=rejected)
+                if side is Side.LEGACY:
+                    self.whole[pair.name] = digest.take(look, pair, side, undeclared=True)
+
+    def _prove(self) -> None:
+        """Compare what is there now, on the side that answers, with what was there at the beginning."""
+        side = self.now.truth
+        with self.copy.look() as look, look.snapshot():
+            for pair in self.mapping.pairs:
+                whole = side is Side.LEGACY and bool(self.whole)
+                wanted = (self.whole if whole else self.wanted)[pair.name]
+                # What no pair carries, and rejects that were accepted, stand on the legacy side alone.
+                skip = set() if whole else self.left_out[pair.name]
+                found = Image()
+                if wanted.parts:  # into an empty table nothing came back; what is in it now is counted as extra
+                    found = digest.take(look, pair, side, skip=skip, until=wanted.last, undeclared=whole)
+                self.proofs.append(
+                    Proof(
+                        phase=self.now,
+                        table=_table(pair, side),
+                        side=side,
+                        rows=found.rows,
+                        digest=found.digest,
+                        difference=wanted.difference(found),
+                    )
+                )
+
+    def _prove_adoption(self) -> None:
+        """Compare a file without a legacy side with what it was before its upgrade."""
+        (backup,) = (path for path in self.copy.folder.iterdir() if ".before-upgrade-" in path.name)
+        with FileLook.at(backup) as before, self.copy.look() as after:
+            self.proofs += founding.prove(before, after, self.now)
+
+    def _extra(self, look: Look, writers: Writers) -> tuple[int, int]:
+        """Rows above those of the beginning: how many no writer knows of, and how many of the writers' are missing."""
+        unexplained = missing = 0
+        for pair in self.mapping.pairs:
+            wrote = writers.wrote.get(pair.name, {})
+            column = COLUMNS[pair.name] if wrote else pair.key.name
+            found = digest.select(look, pair, self.now.truth, column, after=self.wanted[pair.name].last)
+            unexplained += sum(str(key) not in self.left_out[pair.name] for key in found.keys() - wrote.keys())
+            missing += sum(found.get(key) != text for key, text in wrote.items())
+        return unexplained, missing
+
+    def _fingerprint(self) -> str:
+        return self.store._statements.fingerprint
+
+
+def _rows_of(step: Step) -> int | None:
+    if isinstance(step.result, BackfillReport):
+        return step.result.rows
+    return step.result.compared if isinstance(step.result, VerifyReport) else None
+
+
+def _table(pair: Pair, side: Side) -> str:
+    return pair.legacy_name if side is Side.LEGACY else pair.table.name
+
+
+def _rejected(look: Look, pair: Pair) -> set[str]:
+    """Keys of the rows that were accepted as rejects: they stand on the legacy side alone."""
+    if "consensus_orm_rejects" not in look.tables():
+        return set()
+    rejects = look.rows("SELECT pair, lower(table_name), CAST(key AS TEXT), state FROM consensus_orm_rejects")
+    mine = (pair.name, pair.legacy_name.lower())
+    return {key for name, table, key, state in rejects if (name, table) == mine and state != "resolved"}

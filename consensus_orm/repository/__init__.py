@@ -1,0 +1,1 @@
+"""The repositories: the dual write, its comparison, and the routing of reads."""

@@ -1,0 +1,439 @@
+"""The dual-write repository: writes the sides that the phase names, compares them, and reads the truth.
+
+It knows pairs, not tables. The repositories with names (artifacts, syntheses) stand on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Text
+
+from consensus_orm import errors
+from consensus_orm.databases.lock import Lock
+from consensus_orm.declaration.keys import is_usable, require_usable
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.events import ComparisonEvent, MismatchEvent
+from consensus_orm.ledgers import changes, images, mismatches
+from consensus_orm.phase import Side
+from consensus_orm.settings import Isolation, OnMismatch
+from consensus_orm.statements.rendering import parameter
+from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = ["Repository", "Values"]
+
+log = logging.getLogger("consensus_orm")
+
+Values = dict[str, Any]
+"""A row under its legacy column names."""
+
+NOT_THE_SHADOWS_FAULT = (
+    errors.DatabaseBusyError,
+    errors.DatabaseFullError,
+    errors.KeysUsedUpError,
+    errors.CorruptDatabaseError,
+    errors.ReadOnlyDatabaseError,
+)
+"""Failures of the database as a whole: the unit of work fails, whichever side it was writing."""
+
+
+class Repository:
+    """The rows of one pair within one unit of work.
+
+    Args:
+        uow: The unit of work.
+        pair: The declared pair.
+    """
+
+    def __init__(self, uow: UnitOfWork, pair: Pair) -> None:
+        self.uow = uow
+        self.pair = pair
+        self.sql = uow.statements[pair]
+        self._parent = uow.statements.of_parent(pair)
+
+    # Writing --------------------------------------------------------------------------------------------
+
+    def add(self, values: Values) -> Any:
+        """Write one row to the sides of the phase, and compare them where there are two.
+
+        Args:
+            values: The row under its legacy column names; what is left out is NULL.
+
+        Returns:
+            Its key, the same on both sides.
+
+        Raises:
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: The source of truth could not be written.
+        """
+        phase = self.uow.phase
+        key, *others = self.pair.fields
+        require_usable(self.pair, values.get(key))
+        parameters = {"_key": values.get(key)} | {parameter(name): values.get(name) for name in others}
+        self.uow._connected.check(parameters)
+        self.uow._refuse_to_read_only()
+        if not phase.writes_normalized:
+            return self._insert_legacy(parameters)
+        if not phase.writes_legacy:
+            return self._insert_normalized(parameters)
+        return self._insert_both(parameters)
+
+    def check(self, values: Values) -> None:
+        """Refuse values that the database cannot hold.
+
+        Raises:
+            InvalidValueError: There is one.
+        """
+        self.uow._connected.check(values)
+
+    def add_many(self, rows: Iterable[Values]) -> list[Any]:
+        """Write several rows, in order.
+
+        Args:
+            rows: What `add` takes, several times.
+
+        Returns:
+            Their keys, in the same order.
+        """
+        return [self.add(row) for row in rows]
+
+    def _insert_both(self, parameters: Values) -> Any:
+        if parameters["_key"] is None and self.sql.write_both is not None:
+            written = self._insert_together(self.sql.write_both, parameters)
+            if written is not None:
+                return written
+        if parameters["_key"] is None:
+            parameters["_key"] = self._next_key()
+        key = parameters["_key"]
+        # The normalized side first, in every phase: the legacy row then finds its equal, and the trigger that
+        # looks for writers who know one side only stays silent.
+        normalized = self._write(Side.NORMALIZED, key, lambda: self._insert_normalized(parameters))
+        legacy = self._write(Side.LEGACY, key, lambda: self._insert_legacy(parameters))
+        if not (normalized and legacy):
+            self.uow.catalog.forget_row(self.uow, self.pair, key)  # a write of ours, which the truth alone has taken
+        elif self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
+            self._differs(key)
+        return key
+
+    def _next_key(self) -> Any:
+        """The next id, above whatever either side has given; above the truth's where the other side is gone."""
+        try:
+            with self.uow._connected.attempt():
+                key = self.uow._execute(self.sql.next_key).fetchone()[0]
+        except errors.TableMissingError:
+            key = self.uow.catalog.next_key_of(self.uow, self.pair, self.uow.phase.truth)
+        if not is_usable(self.pair, key):  # above the largest integer SQLite goes on with a float
+            raise errors.KeysUsedUpError(f"{self.pair.legacy_name} has given its last id", table=self.pair.legacy_name)
+        return key
+
+    def _insert_together(self, write: str, parameters: Values) -> Any:
+        """Write and compare with one trip to the server; None where that failed and left nothing behind."""
+        together = self.uow._together((write, parameters), (self.sql.compare_written, parameters))
+        if together is None:
+            return None
+        (key, parent, _), (agreeing,) = together
+        parameters["_key"] = key
+        if self._parent is not None and self._parent.parent.depends_on(self.pair):
+            refresh = partial(self._execute_on_parents, self._parent.refresh, [parent])
+            if not self._write(Side.NORMALIZED, key, refresh):  # somebody took away what it follows from
+                return key
+        # A trigger may have drawn an id meanwhile: then it was another row that was compared.
+        if agreeing != 1 and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
+            self._differs(key)
+        return key
+
+    def _write(self, side: Side, key: Any, write: Callable[[], object]) -> bool:
+        """Write one of two sides; the failure of the one that is not the truth takes no write with it (rule 6)."""
+        try:
+            if side is self.uow.phase.truth:
+                write()
+            else:
+                with self.uow._connected.attempt():
+                    write()
+        except errors.StorageError as error:
+            if not self.uow.phase.compares:
+                raise
+            whole = isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction
+            if side is self.uow.phase.truth or whole:
+                self.uow._doom(error)  # the other side may have taken its half
+                raise
+            self._mismatch(key, [(None, "shadow_failed")], error)
+            return False
+        return True
+
+    def _insert_legacy(self, parameters: Values) -> Any:
+        return self._insert(self.sql.insert_legacy(keyed=parameters["_key"] is not None), parameters)
+
+    def _insert(self, sql: str, parameters: Values) -> Any:
+        try:
+            row = self.uow._execute(sql, parameters).fetchone()
+        except errors.DatabaseFullError as error:
+            if (table := self.uow.catalog.used_up(self.uow)) is None:
+                raise
+            raise errors.KeysUsedUpError(f"{table} has given its last id", table=table) from error
+        if row is None:
+            raise errors.StorageError(
+                f"a row of {self.pair.name} was not taken", hint="a trigger of another program ignores it"
+            )
+        return row[0]
+
+    def _insert_normalized(self, parameters: Values) -> Any:
+        insert = self.sql.insert_normalized(keyed=parameters["_key"] is not None)
+        if self._parent is None:
+            return self._insert(insert, parameters)
+        parameters["_parent"] = parent = self._find_parent(parameters)
+        try:
+            key = self._insert(insert, parameters)
+        except errors.StorageError:
+            if self.uow._connected.in_transaction:  # a parent lives only as long as it has a row
+                self._execute_on_parents(self._parent.prune, [parent])
+            raise
+        if self._parent.parent.depends_on(self.pair):
+            self._execute_on_parents(self._parent.refresh, [parent])
+        return key
+
+    def _find_parent(self, parameters: Values) -> Any:
+        found = self.uow._execute(self.sql.find_parent, parameters).fetchone()
+        if found is None:
+            return self._insert(self.sql.insert_parent, parameters)
+        parent, earlier = found
+        if earlier:
+            self.uow._execute(self.sql.make_earlier, {**parameters, "_parent": parent})
+        return parent
+
+    def delete(self, filters: Values) -> int:
+        """Delete rows from both sides.
+
+        Args:
+            filters: Legacy column names and the values that the rows to delete have.
+
+        Returns:
+            How many rows the source of truth lost.
+        """
+        self.uow._refuse_to_read_only()
+        phase = self.uow.phase
+        sides = self._written_sides()
+        parameters = {parameter(name): value for name, value in filters.items()}
+        if len(sides) == 2:
+            self.uow._connected.hold(Lock.CARRY)  # a row being carried meanwhile would come back
+        found: dict[Side, set[Any]] = {}
+        for side in list(sides):
+            if not self._write(side, None, partial(self._find, found, side, filters, parameters)):
+                sides.remove(side)  # its table is gone; what it held must not come back with it
+        if len(sides) == 2:
+            self._leave_to_truth(found)
+            self._meet_carriers(found)
+        self._delete_keys(set().union(*found.values()), sides)
+        return len(found[phase.truth])
+
+    def _written_sides(self) -> list[Side]:
+        """The sides of the phase, the truth last: what is committed between two looks is on both, and counted."""
+        sides = [side for side, written in _sides(self.uow.phase) if written]
+        return sorted(sides, key=lambda side: side is self.uow.phase.truth)
+
+    def _delete_keys(self, wanted: set[Any], sides: list[Side]) -> None:
+        """Delete rows from some sides, the truth being the last, and keep account of what stays behind."""
+        phase = self.uow.phase
+        if phase.compares:
+            self._keep_foreign(wanted)
+        keys = json.dumps(list(wanted))
+        mark = self.uow.catalog.last_change(self.uow)
+        if Side.NORMALIZED in sides:
+            self._write(Side.NORMALIZED, None, lambda: self._delete_normalized(keys))
+        if Side.LEGACY in sides:
+            self._write(Side.LEGACY, None, lambda: self.uow._execute(self.sql.delete(Side.LEGACY), {"_keys": keys}))
+        if not phase.compares:
+            return
+        if len(sides) == 1:
+            for key in wanted:
+                self._mismatch(key, [(None, mismatches.NOT_DELETED)])
+        self.uow.catalog.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
+        for side in sides:
+            for (key,) in self.uow._rows(self.sql.present(side), {"_keys": keys}):
+                self._mismatch(key, [(None, mismatches.NOT_DELETED)])
+
+    def replace(self, values: Values, why: str) -> None:
+        """Write a row in the place of the one that has its key, if there is one, which is kept as an image.
+
+        Args:
+            values: The row under its legacy column names, as the database is to store it: bytes stay bytes.
+            why: The cause that the image is kept with; no contents.
+
+        Raises:
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: The source of truth could not be written.
+        """
+        self.uow._refuse_to_read_only()
+        keys = {values[self.pair.key.name]}
+        if self.uow.phase.compares:
+            changes.forget(self.uow, changes.of_rows(self.uow, self.pair, keys).values())
+            mismatches.settle(self.uow, self.pair, keys, "repaired", why)
+        self._keep_both(keys, why)
+        self._delete_keys(keys, self._written_sides())
+        stored = {**self.pair.carried, **{attribute.key: attribute for attribute in self.pair.kept}}
+        texts = {name for name, attribute in stored.items() if isinstance(self.pair.column(attribute).type, Text)}
+        exact = Repository(self.uow, self.pair)
+        exact.sql = self.sql.storing(name for name in texts if not isinstance(values.get(name), str | None))
+        exact.add(values)
+
+    def _keep_both(self, keys: set[Any], why: str) -> None:
+        """Keep rows as the truth has them, and as the other side has them where it differs."""
+        phase = self.uow.phase
+        images.keep(self.uow, self.pair, keys, phase.truth, why)
+        if phase.compares:
+            differing = {key for key in keys if mismatches.differences(self.uow, self.pair, key)}
+            images.keep(self.uow, self.pair, differing, phase.truth.other, why)
+
+    def _leave_to_truth(self, found: dict[Side, set[Any]]) -> None:
+        """Leave rows alone that only look as asked for on the side that is not the truth: another program wrote it."""
+        truth = self.uow.phase.truth
+        if extra := found[truth.other] - found[truth]:
+            there = self.uow._rows(self.sql.present(truth), {"_keys": json.dumps(list(extra))})
+            found[truth.other] -= {key for (key,) in there}
+
+    def _keep_foreign(self, keys: set[Any]) -> None:
+        """Keep what another program wrote to rows that are about to be deleted; with them nothing is left to decide."""
+        written = changes.of_rows(self.uow, self.pair, keys)
+        shadow = self.uow.phase.truth.other
+        if foreign := [key for key, each in written.items() if each.ops[shadow]]:
+            images.keep(self.uow, self.pair, foreign, shadow, "a unit of work deleted it")
+        if changes.forget(self.uow, written.values()):
+            mismatches.settle(self.uow, self.pair, written, "repaired", "a unit of work deleted it")
+
+    def _meet_carriers(self, found: dict[Side, set[Any]]) -> None:
+        """Let rows that were carried since this unit of work began be noticed where it cannot see them.
+
+        At SERIALIZABLE it sees one moment, and that may lie before the one in which it was alone among carriers.
+        A row that seems to stand on one side is put on the other: where it stands there already, that fails with an
+        error that may be tried again.
+
+        Raises:
+            DatabaseBusyError: A row was carried meanwhile.
+        """
+        sees_one_moment = self.uow.settings.isolation is Isolation.SERIALIZABLE
+        if not sees_one_moment or not self.uow.catalog.others_write_meanwhile:
+            return
+        for side, statements in (
+            (Side.NORMALIZED, self.sql.overwrite_normalized),
+            (Side.LEGACY, (self.sql.overwrite_legacy,)),
+        ):
+            if not (missing := found[side.other] - found[side]):
+                continue
+            try:
+                with self.uow._connected.attempt():
+                    for statement in statements:
+                        self.uow._execute(statement, {"_keys": json.dumps(list(missing))})
+            except errors.StorageError as error:
+                if isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction:
+                    raise
+
+    def _find(self, found: dict[Side, set[Any]], side: Side, filters: Values, parameters: Values) -> None:
+        found[side] = {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters)), parameters)}
+
+    def _delete_normalized(self, keys: str) -> None:
+        if self._parent is None:
+            self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
+            return
+        parents = [key for (key,) in self.uow._rows(self.sql.parents_of, {"_keys": keys})]
+        self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
+        for statement in self._parent.settle:
+            self._execute_on_parents(statement, parents)
+
+    def _execute_on_parents(self, sql: str, parents: Sequence[Any]) -> None:
+        self.uow._execute(sql, {"_keys": json.dumps(parents)})
+
+    # Mismatches -----------------------------------------------------------------------------------------
+
+    def _differs(self, key: Any) -> None:
+        """Tell what differs in a row just written. The transaction holds the lock, so it is confirmed."""
+        # What a trigger of somebody else did to the row is no write of another program: the truth decides.
+        self.uow.catalog.forget_row(self.uow, self.pair, key)
+        self._mismatch(key, mismatches.differences(self.uow, self.pair, key) or [(None, "not_as_meant")])
+
+    def _mismatch(self, key: Any, found: list[tuple[str | None, str]], cause: BaseException | None = None) -> None:
+        if self.uow.settings.on_mismatch is OnMismatch.RAISE:
+            for column, kind in found:
+                self.uow._tell(MismatchEvent(self.pair.name, key, column, kind, "write", recorded=False))
+            error = errors.MismatchError(
+                f"{self.pair.name} {key}: " + ", ".join(f"{c or 'row'} {kind}" for c, kind in found),
+                pair=self.pair.name,
+                key=key,
+                columns=[column for column, _ in found],
+            )
+            self.uow._doom(error)
+            raise error from cause
+        for column, kind in found:
+            mismatches.record(self.uow, self.pair, key, column, kind, found_by="write")
+
+    # Reading --------------------------------------------------------------------------------------------
+
+    def get(self, key: Any) -> tuple[Any, ...] | None:
+        """The row under a key, in the order of `pair.fields`; None where there is none."""
+        rows = self._read(lambda side: self.sql.get(side), {"_key": key})
+        return rows[0] if rows else None
+
+    def rows(self, filters: Values, *, limit: int | None = None, more: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows in the order of `pair.fields`, newest first, ties by key.
+
+        Args:
+            filters: Legacy column names and the values that the rows have.
+            limit: At most so many.
+            more: Columns of the parent to read as well, after the fields.
+        """
+        names, limited = tuple(filters), limit is not None
+        parameters = {parameter(name): value for name, value in filters.items()}
+        parameters["_limit"] = limit
+        return self._read(lambda side: self.sql.read(side, names, limited=limited, more=more), parameters)
+
+    def count(self, filters: Values) -> int:
+        """How many rows have the given values."""
+        parameters = {parameter(name): value for name, value in filters.items()}
+        rows = self.uow._rows(self.sql.count(self._truth, tuple(filters)), parameters)
+        return rows[0][0] if rows else 0
+
+    def distinct(self, column: str) -> list[Any]:
+        """The values of a column, each once, in order."""
+        return [value for (value,) in self.uow._rows(self.sql.distinct(self._truth, column))]
+
+    @property
+    def _truth(self) -> Side:
+        # A file that nobody prepared can hold nothing but legacy rows.
+        return self.uow.phase.truth if self.uow.prepared else Side.LEGACY
+
+    def _read(self, statement: Callable[[Side], str], parameters: Values) -> list[tuple[Any, ...]]:
+        truth = self._truth
+        rows = self.uow._rows(statement(truth), parameters)
+        share = self.uow.settings.shadow_reads
+        if share and self.uow.prepared and self.uow.phase.compares and random.random() < share:
+            try:
+                with self.uow._connected.attempt():
+                    shadow = self.uow._rows(statement(truth.other), parameters)
+            except errors.TableMissingError:
+                return rows  # status names it, and each write keeps a mismatch of it
+            self._shadow_read(rows, shadow)
+        return rows
+
+    def _shadow_read(self, rows: list[tuple[Any, ...]], shadow: list[tuple[Any, ...]]) -> None:
+        """Compare a read of both sides; what differs is confirmed under the lock after this unit of work."""
+        self.uow._tell(ComparisonEvent(self.pair.name, "shadow_read", len(rows)))
+        width = len(self.pair.carried) + 1  # what is kept on one side only has no counterpart
+        seen, other = ({row[0]: row[:width] for row in side} for side in (rows, shadow))
+        doubtful = {key for key in seen.keys() | other.keys() if seen.get(key) != other.get(key)}
+        if doubtful and self._is_being_carried():
+            doubtful &= other.keys()  # what the backfill has not come to yet is no mismatch
+        if doubtful:
+            self.uow._doubt(self.pair, doubtful)
+
+    def _is_being_carried(self) -> bool:
+        """Whether legacy rows may still stand without a counterpart, as of this unit of work."""
+        finished = self.uow._rows("SELECT finished FROM consensus_orm_backfill WHERE pair = ?", (self.pair.name,))
+        return self._truth is Side.LEGACY and not (finished and finished[0][0])
+
+
+def _sides(phase: Any) -> list[tuple[Side, bool]]:
+    return [(Side.LEGACY, phase.writes_legacy), (Side.NORMALIZED, phase.writes_normalized)]

@@ -1,0 +1,1 @@
+"""The statements on the data, printed once from the declaration."""

@@ -1,0 +1,170 @@
+"""Every statement on a parent table, built once from the mapping: what follows from its rows, and their absence."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    and_,
+    delete,
+    exists,
+    false,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    union_all,
+    update,
+)
+
+from consensus_orm import errors
+from consensus_orm.declaration.expressions import holds
+from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Parent, Row
+from consensus_orm.statements.rendering import Words, chunk_bounds, in_keys, in_range, link, newest_first
+
+if TYPE_CHECKING:
+    from consensus_orm.statements.pairs import PairStatements
+
+__all__ = ["ParentStatements"]
+
+
+class ParentStatements:
+    """Statements on a parent table: what follows from its rows, and which parents have none.
+
+    Args:
+        parent: The declared parent.
+        mapping: The mapping it belongs to.
+        words: How statements are printed.
+    """
+
+    def __init__(self, parent: Parent, mapping: Mapping, words: Words) -> None:
+        self.parent = parent
+        self.words = words
+        self.render = words.render
+        self.members = mapping.members(parent)
+
+    def check(self) -> None:
+        """Refuse rules that cannot be said in SQL, before a statement is made of them.
+
+        Raises:
+            ConfigurationError: There is one.
+        """
+        self.words.check(self.derived(self.parent.table).values())
+
+    def derived(self, parent: FromClause) -> dict[str, ColumnElement[Any]]:
+        """What each derived column must be, from the normalized rows of a parent."""
+        key = parent.c[self.parent.key.name]
+        return {
+            attribute.key: self._earliest(key) if isinstance(rule, Earliest) else self._latest(rule, key)
+            for attribute, rule in self.parent.derived.items()
+        }
+
+    def _earliest(self, key: ColumnElement[Any]) -> ColumnElement[Any]:
+        newest = [
+            select(func.min(pair.table.c[pair.newest.key]).label("t"))
+            .where(pair.table.c[link(pair)] == key)
+            .correlate(key.table)
+            for pair in self.members
+            if pair.newest is not None
+        ]
+        rows = union_all(*newest).subquery()
+        return select(func.min(rows.c.t)).scalar_subquery()
+
+    def _latest(self, rule: Latest, key: ColumnElement[Any]) -> ColumnElement[Any]:
+        pair = next((pair for pair in self.members if pair.name == rule.pair), None)
+        if pair is None:
+            raise errors.ConfigurationError(
+                f"a column of {self.parent.table.name} is derived from the pair {rule.pair!r}, which the mapping lacks",
+                hint="add that pair to the mapping, or derive the column from another one",
+            )
+        row = Row({name: pair.table.c[a.key] for name, a in pair.carried.items() if a.class_ is pair.normalized})
+        value = (
+            select(rule.value(row))
+            .where(pair.table.c[link(pair)] == key)
+            .order_by(*newest_first(pair, pair.table))
+            .limit(literal_column("1"))
+            .correlate(key.table)
+            .scalar_subquery()
+        )
+        return func.coalesce(value, literal_column(rule.otherwise)) if rule.otherwise != "NULL" else value
+
+    def _has_rows(self, key: ColumnElement[Any], *, in_range_too: bool = False) -> ColumnElement[bool]:
+        """Whether there is a row of a parent; in the range of the parents, where they are a range.
+
+        PostgreSQL would look through all rows for each chunk of parents otherwise.
+        """
+        found = []
+        for pair in self.members:
+            of = pair.table.c[link(pair)]
+            found.append(exists().where(of == key, *([in_range(of)] if in_range_too else [])).correlate(key.table))
+        return or_(false(), *found)
+
+    @cached_property
+    def refresh(self) -> str:
+        """Derive again what follows from the rows of the parents in `_keys`; empty where nothing does."""
+        table = self.parent.table
+        if not self.parent.derived:
+            return ""
+        statement = update(table).values(self.derived(table)).where(in_keys(self.parent.key))
+        return self.render(statement)
+
+    @cache  # noqa: B019 - lives as long as the mapping does
+    def refresh_in_range(self, pair: PairStatements) -> str:
+        """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
+        table = self.parent.table
+        return self.render(update(table).values(self.derived(table)).where(self._of_range(pair)))
+
+    def _of_range(self, pair: PairStatements) -> ColumnElement[bool]:
+        rows = select(pair.pair.table.c[link(pair.pair)]).where(in_range(pair.pair.key))
+        return self.parent.key.in_(rows)
+
+    def _lock(self, which: ColumnElement[bool]) -> tuple[str, ...]:
+        return self.words.lock(select(self.parent.key).where(which).order_by(self.parent.key))
+
+    @cached_property
+    def settle(self) -> tuple[str, ...]:
+        """Remove those of the parents in `_keys` that no row belongs to, and derive the others again."""
+        return (*self._lock(in_keys(self.parent.key)), self.prune, *([self.refresh] if self.refresh else []))
+
+    @cached_property
+    def prune(self) -> str:
+        """Remove those of the parents in `_keys` that no row belongs to."""
+        key = self.parent.key
+        return self.render(delete(self.parent.table).where(in_keys(key), not_(self._has_rows(key))))
+
+    @cached_property
+    def compare_range(self) -> str:
+        """Compare the parents between `_first` and `_last`: how many there are, and the keys of the wrong ones.
+
+        Those are a JSON array, or NULL: parents without rows, or whose derived columns are not what follows.
+        """
+        wrong = self._wrong(in_range_too=True)
+        return self.render(self.words.count_and_list(self.parent.key, in_range(self.parent.key), wrong))
+
+    @property
+    def wrong(self) -> ColumnElement[bool]:
+        """Whether a parent has no rows, or a derived column is not what follows from them."""
+        return self._wrong(in_range_too=False)
+
+    def _wrong(self, *, in_range_too: bool) -> ColumnElement[bool]:
+        right = [holds(self.parent.table.c[name], value) for name, value in self.derived(self.parent.table).items()]
+        return not_(and_(self._has_rows(self.parent.key, in_range_too=in_range_too), *right))
+
+    @cached_property
+    def all_rows(self) -> str:
+        """How many parents there are, whatever their keys."""
+        return self.render(select(func.count()).select_from(self.parent.table))
+
+    @cached_property
+    def rows_in_range(self) -> str:
+        """How many parents lie between `_first` and `_last`."""
+        return self.render(select(func.count()).select_from(self.parent.table).where(in_range(self.parent.key)))
+
+    @cached_property
+    def next_chunk(self) -> tuple[str, str]:
+        """Bounds of the first chunk of parents, and of each further one."""
+        return tuple(chunk_bounds(self.words, self.parent.key, first=first) for first in (True, False))  # type: ignore[return-value]

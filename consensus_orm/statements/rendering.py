@@ -1,0 +1,303 @@
+"""The words that all statements share: how SQL is printed, and how keys and ranges of keys are bound."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Dialect,
+    FromClause,
+    Integer,
+    Select,
+    SelectBase,
+    String,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    false,
+    func,
+    literal_column,
+    select,
+    table,
+    true,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
+from sqlalchemy.exc import CompileError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.expression import BindParameter, ClauseElement
+from sqlalchemy.types import TypeEngine
+
+from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
+from consensus_orm.declaration.expressions import Condition
+from consensus_orm.declaration.keys import in_order, usable
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from consensus_orm.statements.pairs import PairStatements
+
+__all__ = [
+    "FALSE",
+    "TRUE",
+    "InKeys",
+    "Words",
+    "chunk_bounds",
+    "fitting",
+    "in_keys",
+    "in_range",
+    "link",
+    "literal",
+    "newest_first",
+    "overwriting",
+    "parameter",
+    "quoted",
+    "words",
+]
+
+TRUE: ColumnElement[bool] = true()
+FALSE: ColumnElement[bool] = false()
+
+
+class _SQLiteCompiler(ConstantsInSQLite, SQLiteCompiler):
+    pass
+
+
+class _SQLite(SQLiteDialect):
+    supports_statement_cache = True
+    statement_compiler = _SQLiteCompiler
+    colspecs = with_binary(SQLiteDialect.colspecs, "X'{}'")
+
+
+class Words:
+    """How statements are printed for SQLite, and what each other kind of database says otherwise.
+
+    Everything about SQL on rows that is not an expression on values (`expressions`) and differs from database to
+    database is here.
+    """
+
+    dialect: Dialect = _SQLite(paramstyle="named")
+
+    @property
+    def name(self) -> str:
+        """The kind of database, as SQLAlchemy calls it."""
+        return self.dialect.name
+
+    def render(self, statement: ClauseElement) -> str:
+        """Print a statement as SQL with named parameters, its constants written out.
+
+        Raises:
+            ConfigurationError: A constant cannot be written, or this kind of database has no word for something.
+        """
+        try:
+            return str(statement.compile(dialect=self.dialect))
+        except CompileError as error:
+            raise ConfigurationError(
+                f"an expression of the mapping cannot be rendered as SQL for {self.name}: {error}",
+                hint="change that expression in the declaration of the mapping",
+            ) from error
+
+    def check(self, rules: Iterable[ColumnElement[Any]], known: Collection[str] = ()) -> None:
+        """Refuse rules of a declaration that cannot be said in SQL.
+
+        Args:
+            rules: The rules, as expressions.
+            known: The parameters that are bound when statements run.
+
+        Raises:
+            ConfigurationError: One has a constant that cannot be written, or a parameter that nobody binds.
+        """
+        for rule in rules:
+            self.render(rule)
+            for part in visitors.iterate(rule):
+                if isinstance(part, BindParameter) and part.required and part.key not in known:
+                    raise ConfigurationError(
+                        f"an expression of the mapping has a parameter {part.key!r} without a value",
+                        hint="write its value in the declaration of the mapping",
+                    )
+
+    def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+        """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
+        return cast(value, Text) if isinstance(type_, String) else value
+
+    def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Text in the order of its bytes, whatever the collation of the database."""
+        return text
+
+    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+        """Insert rows, and leave out those that are there or cannot be taken.
+
+        Args:
+            into: Where to.
+            names: The columns.
+            rows: Their values.
+            unless: The key; a row that is there under it is overwritten instead.
+        """
+        statement = insert(into).prefix_with("OR IGNORE").from_select(names, rows)
+        return statement if unless is None else overwriting(statement, names, unless)
+
+    def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
+        """Insert the parents that rows need, and leave out those that are there.
+
+        Args:
+            parents: Where to.
+            names: The columns.
+            rows: Their values.
+        """
+        return self.ignoring(parents, names, rows)
+
+    def count_and_list(
+        self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
+    ) -> Select[Any]:
+        """How many rows there are, and the keys of some of them as a JSON array; looks at each row once.
+
+        Args:
+            key: The key of the rows.
+            within: Which rows.
+            wrong: Which of them to list.
+        """
+        listed = func.json_group_array(key).filter(wrong)
+        return select(func.count(), listed).select_from(key.table).where(within)  # pyright: ignore[reportReturnType]
+
+    def next_key(self, pair: Pair) -> str:
+        """The next id, above whatever either side has or has ever given (rule 3)."""
+        tables = (pair.legacy_table, pair.table)
+        names = [t.name for t in tables]
+        given: Select[Any] = select(func.max(literal_column("seq"))).select_from(table("sqlite_sequence"))
+        given = given.where(literal_column("name").in_(names))
+        keys = [t.c[pair.key.name] for t in tables]
+        highest = [given, *(select(func.max(key)).where(usable(key)) for key in keys)]
+        zero: ColumnElement[Any] = literal_column("0")
+        largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))
+        return self.render(select(largest + literal_column("1")))
+
+    def find_parent(self, found: SelectBase, _pair: PairStatements) -> str:
+        """The parent of a row as meant, and whether the row is earlier than any it has; no row where there is none.
+
+        Args:
+            found: Says so.
+            _pair: What another kind of database needs to make the parent with the same statement.
+        """
+        return self.render(found)
+
+    def write_both(self, _pair: PairStatements) -> str | None:
+        """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
+        return None
+
+    def carry_new(self, _pair: PairStatements, _criterion: ColumnElement[bool]) -> str | None:
+        """Carry legacy rows and make their parents with one statement; None where that saves nothing.
+
+        It gives the parents to derive again, as a JSON array, or NULL where all rows were new: then what it gave
+        their parents is right.
+        """
+        return None
+
+    def lock(self, keys: Select[Any]) -> tuple[str, ...]:
+        """What keeps parents from being changed by others until the end of the transaction: here the write lock."""
+        return ()
+
+
+def overwriting(statement: Any, names: list[str], key: str) -> ClauseElement:
+    """Let an insert overwrite the rows that are there under a key."""
+    new = {name: statement.excluded[name] for name in names if name != key}
+    overwrites: ClauseElement = statement.on_conflict_do_update(index_elements=[key], set_=new)
+    return overwrites
+
+
+@cache
+def words(name: str) -> Words:
+    """How statements are printed for a kind of database: sqlite or postgresql."""
+    if name == "postgresql":
+        from consensus_orm.databases.postgresql.rendering import PostgresWords
+
+        return PostgresWords()
+    return Words()
+
+
+class InKeys(Condition):
+    """Whether the first argument is in the JSON array that the second one is."""
+
+    name = "in_keys"
+    inherit_cache = True
+
+
+def in_keys(column: ColumnElement[Any], name: str = "_keys") -> ColumnElement[bool]:
+    """Whether a key is in the JSON array bound to a parameter; one statement for any number of keys."""
+    return InKeys(column, bindparam(name))
+
+
+@compiles(InKeys, "sqlite")
+def _in_json(element: Any, compiler: Any, **kw: Any) -> str:
+    column, keys = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({keys}))"
+
+
+def in_range(column: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a usable key lies between `_first` and `_last`, both included."""
+    return and_(column.between(bindparam("_first"), bindparam("_last")), usable(column))
+
+
+def chunk_bounds(words: Words, key: ColumnElement[Any], *, first: bool) -> str:
+    """The first key, last key and number of rows of the next chunk of at most `_rows` rows after `_after`."""
+    behind = [in_order(key)] if first else [in_order(key), key > bindparam("_after")]
+    size, one = bindparam("_rows", type_=Integer), literal_column("1", Integer)
+    keys = select(key).where(*behind).order_by(key).limit(one)
+    # Skipping to the last row of a full chunk costs a tenth of counting its rows (measured).
+    ends = select(
+        keys.scalar_subquery().label("first"),
+        keys.offset(size - one).scalar_subquery().label("last"),
+    ).subquery()
+    is_full = ends.c.last.is_not(None)
+    rest = select(func.max(key)).where(in_order(key)).scalar_subquery()
+    count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
+    whole = case((is_full, size), else_=count)
+    return words.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
+
+
+def link(pair: Pair) -> str:
+    """The name of the column by which a pair refers to its parent."""
+    assert pair.link is not None
+    key: str = pair.link.key
+    return key
+
+
+def newest_first(pair: Pair, of: FromClause) -> list[ColumnElement[Any]]:
+    """The order of rows everywhere: newest first, ties by key, newest first."""
+    newest = [] if pair.newest is None else [of.c[pair.newest.key].desc()]
+    return [*newest, of.c[pair.key.name].desc()]
+
+
+def quoted(*names: str) -> str:
+    """A name in SQL, and what it belongs to before it."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def parameter(column: str) -> str:
+    """The parameter that holds the value of a column; no column makes it one of ours, which begin with `_`."""
+    return f"c_{column}" if re.fullmatch(r"\w+", column, re.ASCII) else f"x_{column.encode().hex()}"
+
+
+LONGEST_NAME = 63
+"""Bytes that PostgreSQL keeps of a name; it drops the others, so that two long names may become one."""
+
+
+def fitting(name: str) -> str:
+    """A name of ours that PostgreSQL keeps whole: a long one ends in a hash of what is left out."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    kept = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{kept}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def literal(text: str) -> str:
+    """A text in SQL, on every kind of database: a backslash in it is one."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,1 @@
+"""The unit of work: one session, one transaction, one phase."""
