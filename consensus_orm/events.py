@@ -103,7 +103,7 @@ class RetryEvent(Event):
         elapsed: Time since the call began.
     """
 
-    title: ClassVar[str] = "consensus_orm.retrying.retrier"
+    title: ClassVar[str] = "consensus_orm.retry"
     _level: ClassVar[int] = logging.INFO
     name: str
     attempt: int
@@ -214,7 +214,7 @@ class UnitEvent(Event):
         error_type: The name of the class of the error that ended it; None where there was none.
     """
 
-    title: ClassVar[str] = "consensus_orm.unit_of_work.unit"
+    title: ClassVar[str] = "consensus_orm.unit_of_work"
     _level: ClassVar[int] = logging.DEBUG
     unit: Any = field(repr=False)
     phase: str
@@ -237,7 +237,7 @@ class ConnectionEvent(Event):
         error_type: The name of the class of the error, where none came.
     """
 
-    title: ClassVar[str] = "consensus_orm.databases.sqlite.connection"
+    title: ClassVar[str] = "consensus_orm.connection"
     seconds: float
     error_type: str | None = None
 
@@ -273,7 +273,7 @@ class LockEvent(Event):
         error_type: The name of the class of the error, where it did not come.
     """
 
-    title: ClassVar[str] = "consensus_orm.databases.lock"
+    title: ClassVar[str] = "consensus_orm.lock"
     seconds: float
     error_type: str | None = None
 

@@ -164,7 +164,7 @@ class Traces:
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
 
 
-UNIT = "consensus_orm.unit_of_work.unit"
+UNIT = "consensus_orm.unit_of_work"
 
 
 class TestMetrics:
@@ -456,7 +456,7 @@ class TestSpans:
         assert [event.name for event in done.events] == ["consensus_orm.mismatch"]
         assert done.events[0].attributes["consensus_orm.column"] == "content"
         assert [event.name for event in traces.named("request")[0].events] == [
-            "consensus_orm.retrying.retrier",
+            "consensus_orm.retry",
             "consensus_orm.call",
         ]
 
