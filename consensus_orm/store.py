@@ -20,6 +20,7 @@ from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.databases import engine
 from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.sqlite.write_ahead_log import occupants
 from consensus_orm.declaration.pairs import Mapping
 from consensus_orm.hub import Telemetry
@@ -442,7 +443,7 @@ class _Nowhere(ConsensusUnitOfWork):
 @cache
 def _statements(mapping: Mapping, database: str) -> Statements:
     """The statements of a mapping: rendering them takes 30 ms, which a second store need not wait for."""
-    return Statements(mapping, database)
+    return Statements(mapping, rendering(database))
 
 
 def _stale_triggers(uow: UnitOfWork) -> bool:

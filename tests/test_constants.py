@@ -47,13 +47,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases.engine import parse_url
+from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.postgresql.parameters import spelled
 from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent, Row
 from consensus_orm.errors import ConfigurationError
 from consensus_orm.models.base import BIG, Verbatim
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
-from consensus_orm.statements.rendering import words
 from tests.databases import Database
 
 # Each by itself -------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ ON_SERVERS: list[Any] = [
 
 def told(database: Database, *values: Any) -> dict[str, Any]:
     """What the database is told of constants, beside a parameter that is bound as in every statement of ours."""
-    statements = [words(database.kind).render(select(literal(v), bindparam("_x", type_=Text))) for v in values]
+    statements = [rendering(database.kind).render(select(literal(v), bindparam("_x", type_=Text))) for v in values]
     found = [_run(database, statement) for statement in statements]
     assert {bound for _, bound in found} == {"100%"}
     return {repr(value): said for value, (said, _) in zip(values, found, strict=True)}
@@ -406,20 +406,20 @@ def _with(rule: Any) -> Mapping:
 def test_a_constant_that_cannot_be_written_is_refused_at_once(kind: str, value: Any, reason: str) -> None:
     """When the statements are made, with the reason; never at a later step, and never as another value."""
     with pytest.raises(ConfigurationError, match=reason):
-        Statements(_with(lambda row: func.coalesce(row.note, value)), kind)
+        Statements(_with(lambda row: func.coalesce(row.note, value)), rendering(kind))
 
 
 @pytest.mark.parametrize(("value", "reason"), REFUSED_BY_FILES.values(), ids=REFUSED_BY_FILES)
 def test_a_constant_that_sqlite_cannot_hold_is_refused_at_once(value: Any, reason: str) -> None:
     """SQLite would take each of them for another value."""
     with pytest.raises(ConfigurationError, match=reason):
-        Statements(_with(lambda row: func.coalesce(row.note, value)), "sqlite")
+        Statements(_with(lambda row: func.coalesce(row.note, value)), rendering("sqlite"))
 
 
 def test_a_parameter_that_nobody_binds_is_refused_at_once(kind: str) -> None:
     """A rule is a function of the row alone."""
     with pytest.raises(ConfigurationError, match="parameter 'limit' without a value"):
-        Statements(_with(lambda row: func.coalesce(row.note, bindparam("limit"))), kind)
+        Statements(_with(lambda row: func.coalesce(row.note, bindparam("limit"))), rendering(kind))
 
 
 def test_a_refused_constant_keeps_the_store_from_opening(new_database: Database) -> None:
@@ -434,7 +434,7 @@ def test_a_refused_constant_keeps_the_store_from_opening(new_database: Database)
 def test_columns_that_keep_any_value_are_compared_with_constants(kind: str) -> None:
     """A column without a Python type writes a constant by the type of the constant."""
     at = column("at", Verbatim("TIMESTAMP"))
-    render = words(kind).render
+    render = rendering(kind).render
     assert render(at == "it's") == "at = 'it''s'"
     assert render(at.in_([1, 2.5])) == "at IN (1, 2.5)"
     assert render(at == date(2025, 11, 4)) == "at = '2025-11-04'"

@@ -30,23 +30,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.expression import ColumnElement
 
-from consensus_orm.declaration.expressions import (
-    flagged,
-    holds,
-    milliseconds,
-    run_key,
-    same,
-    says,
-    synthesis_json,
-    time_from,
-    time_of,
-    time_text,
-)
+from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
+from consensus_orm.databases.opening import rendering
+from consensus_orm.declaration.expressions import holds, milliseconds, same, time_from, time_of, time_text
 from consensus_orm.models.base import Verbatim
-from consensus_orm.statements.rendering import in_keys, words
+from consensus_orm.statements.rendering import in_keys
 from tests.field.rows import CONTENTS, TIMES, Sql
 
-render = words("sqlite").render
+render = rendering("sqlite").render
 
 SHAPE = re.compile(rb"(\d\d\d\d)-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)(?:\.(\d+))?")
 EPOCH = date(1970, 1, 1).toordinal()

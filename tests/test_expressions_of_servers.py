@@ -42,20 +42,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.expression import ColumnElement
 
+from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
+from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.postgresql.parameters import spelled
-from consensus_orm.declaration.expressions import (
-    exact_hex,
-    flagged,
-    holds,
-    milliseconds,
-    run_key,
-    same,
-    says,
-    synthesis_json,
-    time_from,
-    time_of,
-)
-from consensus_orm.statements.rendering import words
+from consensus_orm.declaration.expressions import exact_hex, holds, milliseconds, same, time_from, time_of
 from tests import servers
 from tests.databases import holds as can_hold
 from tests.field.rows import CONTENTS
@@ -106,7 +96,7 @@ def tables(database: psycopg.Connection[Any]) -> list[str]:
 
 def evaluate(database: psycopg.Connection[Any], expression: ColumnElement[Any], **row: Any) -> Any:
     """An expression on a stored row, which must be the same in every collation."""
-    sql = spelled(words("postgresql").render(expression))
+    sql = spelled(rendering("postgresql").render(expression))
     names = [name for name in row if not name.startswith("bound_")]
     answers = []
     for table in tables(database):
@@ -121,7 +111,7 @@ def evaluate(database: psycopg.Connection[Any], expression: ColumnElement[Any], 
 
 def typed(name: str, type_: Any) -> ColumnElement[Any]:
     """A bound value, as the statements have it."""
-    return words("postgresql").typed(bindparam(f"bound_{name}", type_=type_), type_)
+    return rendering("postgresql").typed(bindparam(f"bound_{name}", type_=type_), type_)
 
 
 def kind(value: str | None) -> tuple[str, bytes]:
@@ -185,7 +175,7 @@ def test_run_keys_are_those_of_sqlite(database: psycopg.Connection[Any]) -> None
     with closing(sqlite3.connect(":memory:")) as there:
         for run in (None, "", "r", "007"):
             for at in TIMES:
-                (key,) = there.execute(f"SELECT {words('sqlite').render(bound)}", {"r": run, "a": at}).fetchone()
+                (key,) = there.execute(f"SELECT {rendering('sqlite').render(bound)}", {"r": run, "a": at}).fetchone()
                 assert evaluate(database, expression, run="", bound_r=run, bound_a=at) == key, (run, at)
 
 
@@ -283,7 +273,7 @@ def test_a_column_holds_what_storing_the_value_gives(
     database: psycopg.Connection[Any], declared: str, type_: Any, values: list[Any]
 ) -> None:
     """Whatever becomes of a computed value in a column, rounded or padded, is what the column must hold."""
-    render = words("postgresql").render
+    render = rendering("postgresql").render
     database.execute(f"CREATE TEMP TABLE computed (x {declared})".encode())
     try:
         for value in values:

@@ -20,6 +20,7 @@ import pytest
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork
 from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.databases.opening import rendering
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.models import Base
 from consensus_orm.phase import Side
@@ -153,7 +154,7 @@ BY_KEYS = re.compile(r":_(key|keys|parent|first|last)\b")
 
 def _made(database: str) -> Iterator[tuple[str, str]]:
     """Every statement that the mapping makes, and the name of what makes it."""
-    statements = Statements(CONSENSUS, database)
+    statements = Statements(CONSENSUS, rendering(database))
     for pair in CONSENSUS.pairs:
         yield from _made_by(statements[pair], statements, pair)
     for parent in CONSENSUS.parents:

@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, or_
 
+from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
-from consensus_orm.declaration.expressions import flagged, milliseconds, run_key, says, synthesis_json, time_from
+from consensus_orm.declaration.expressions import milliseconds, time_from
 from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
 
 __all__ = ["ARTIFACTS", "CONSENSUS", "RUNS", "SYNTHESES", "consensus_ok", "degraded"]

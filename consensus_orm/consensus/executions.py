@@ -16,7 +16,7 @@ from consensus_orm.consensus.records import Execution
 from consensus_orm.declaration.expressions import milliseconds
 from consensus_orm.declaration.pairs import table_of
 from consensus_orm.errors import InvalidValueError, UnknownAgentError
-from consensus_orm.statements.rendering import Words
+from consensus_orm.statements.rendering import Rendering
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Executions"]
@@ -29,9 +29,9 @@ RESPAWN = ("spec_id", "stage", "phase_type", "agent_name", "run_id", "branch_id"
 
 
 @cache
-def completed_before(words: Words) -> str:
+def completed_before(rendering: Rendering) -> str:
     """Delete what completed before a time; a time that is no time is nobody's to judge."""
-    at = words.render(milliseconds(column("completed_at")))
+    at = rendering.render(milliseconds(column("completed_at")))
     return f"DELETE FROM {TABLE} WHERE completed_at IS NOT NULL AND {at} <> 0 AND {at} < :before"
 
 
@@ -206,7 +206,7 @@ class Executions:
             older_than = self._uow.now - older_than
         check.moment("older_than", older_than)
         before = int(older_than.timestamp() * 1000)
-        return self._uow._execute(completed_before(self._uow.statements.words), {"before": before}).rowcount
+        return self._uow._execute(completed_before(self._uow.statements.rendering), {"before": before}).rowcount
 
     # Files in the field have 8 to 11 of the columns -------------------------------------------------------
 

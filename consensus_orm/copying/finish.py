@@ -113,7 +113,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
 def _user_version(uow: UnitOfWork, state: State) -> int | None:
     """What a downgrade of the target gives back, or that of a copy back to SQLite: the number the source had."""
     known = state.user_version if state.user_version in UNPROTECTED else None
-    if uow.statements.words.name == "sqlite":
+    if uow.statements.rendering.name == "sqlite":
         protected = uow._rows("PRAGMA user_version")[0][0] == PROTECTED
         return (known or 0) if protected else None
     return known
@@ -224,7 +224,7 @@ def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, Cells]]:
             continue
         wanted = {pair.key.name, *pair.carried}
         row = {column: cell for column, cell in cells(IMAGE, table, kept).items() if column in wanted}
-        if uow.statements.words.name == "sqlite" or all(_is_plain(*cell) for cell in row.values()):
+        if uow.statements.rendering.name == "sqlite" or all(_is_plain(*cell) for cell in row.values()):
             yield table, row
 
 

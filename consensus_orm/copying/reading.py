@@ -35,12 +35,12 @@ def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: i
         upto: The last key of the range; None for its end.
         limit: Rows at most.
     """
-    server = uow.statements.words.name == "postgresql"
+    server = uow.statements.rendering.name == "postgresql"
     # In the order of their bytes, whatever the collation: so ranges are the same ranges everywhere.
     own = quoted(table.key)
     key = f"{own} COLLATE {quoted('C' if server else 'BINARY')}" if table.text_key else own
     bound = "CAST(:{} AS TEXT)" if table.text_key else ":{}"
-    conditions = [has_place(table, uow.statements.words.name)]
+    conditions = [has_place(table, uow.statements.rendering.name)]
     conditions += [f"{key} > {bound.format('_after')}"] if after is not None else []
     conditions += [f"{key} <= {bound.format('_upto')}"] if upto is not None else []
     where = f" WHERE {' AND '.join(conditions)}"

@@ -73,7 +73,7 @@ class TargetUnit(UnitOfWork):
 
     def _read_phase(self) -> None:
         self._phase = self._to_be
-        if self.statements.words.name == "postgresql":
+        if self.statements.rendering.name == "postgresql":
             self._execute("SELECT set_config('consensus_orm.by', 'carrier', true)")
 
     def _release(self) -> None:

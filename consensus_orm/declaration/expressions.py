@@ -11,28 +11,23 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Boolean, Float, Integer, LargeBinary, String, Text
-from sqlalchemy.ext.compiler import compiles
+from sqlalchemy import Boolean, Integer, Text
 from sqlalchemy.sql.functions import FunctionElement
 
 __all__ = [
+    "AlwaysText",
     "Condition",
+    "arguments",
     "exact_hex",
-    "flagged",
     "holds",
     "milliseconds",
-    "run_key",
     "same",
-    "says",
-    "synthesis_json",
     "time_from",
     "time_of",
     "time_text",
     "type_name",
 ]
 
-_DIGIT = "[0-9]"
-_SECOND = f"{_DIGIT * 4}-{_DIGIT * 2}-{_DIGIT * 2} {_DIGIT * 2}:{_DIGIT * 2}:{_DIGIT * 2}"
 _TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2}) ([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?")
 
 
@@ -124,14 +119,6 @@ class milliseconds(FunctionElement[int]):
     inherit_cache = True
 
 
-class run_key(FunctionElement[str]):
-    """The identity of a run within spec and stage: its run id, else the second of created_at (rule 4)."""
-
-    name = "run_key"
-    type = AlwaysText()
-    inherit_cache = True
-
-
 class time_from(FunctionElement[Any]):
     """A stored time made from ms: `YYYY-MM-DD HH:MM:SS[.fff]`; the number itself outside years 1 to 9999."""
 
@@ -155,155 +142,6 @@ class exact_hex(FunctionElement[str]):
     inherit_cache = True
 
 
-class flagged(Condition):
-    """Whether a stored flag is set: a number other than 0, or the word true."""
-
-    name = "flagged"
-    inherit_cache = True
-
-
-class says(Condition):
-    """Whether a text contains a word, in any case of letters."""
-
-    name = "says"
-    inherit_cache = True
-
-
-class synthesis_json(FunctionElement[str]):
-    """A synthesis as the founding program wrote it into `synthesis_json`; NULL where it cannot be JSON."""
-
-    name = "synthesis_json"
-    type = AlwaysText()
-    inherit_cache = True
-
-
 def arguments(element: Any, compiler: Any, **kw: Any) -> list[str]:
     """The arguments of one of these functions, as SQL."""
     return [compiler.process(clause, **kw) for clause in element.clauses]
-
-
-@compiles(same, "sqlite")
-def _same(element: Any, compiler: Any, **kw: Any) -> str:
-    a, b = arguments(element, compiler, **kw)
-    numbers = f"typeof({a}) = typeof({b}) AND +{a} IS +{b} AND CAST({a} AS BLOB) IS CAST({b} AS BLOB)"
-    return f"(CASE WHEN +{a} < '' THEN {numbers} ELSE +{a} COLLATE BINARY IS +{b} END)"
-
-
-@compiles(holds, "sqlite")
-def _holds(element: Any, compiler: Any, **kw: Any) -> str:
-    column, value = arguments(element, compiler, **kw)
-    (first, second) = element.clauses
-    if isinstance(first.type, String):
-        text = f"CAST({value} AS TEXT)"
-        if not isinstance(second.type, AlwaysText):  # bytes stay bytes
-            text = f"(CASE typeof({value}) WHEN 'blob' THEN {value} ELSE {text} END)"
-        return f"(+{column} COLLATE BINARY IS +{text})"
-    if isinstance(first.type, LargeBinary):
-        return _same(element, compiler, **kw)
-    if isinstance(second, milliseconds):
-        return _holds_milliseconds(column, value, *arguments(second, compiler, **kw))
-    numbers = "'integer', 'null'" if isinstance(first.type, Integer | Boolean) else "'integer', 'real', 'null'"
-    as_stored = f"typeof({column}) IN ({numbers}) OR typeof({column}) = typeof({value})"
-    if isinstance(first.type, Float):
-        value = f"(CASE typeof({value}) WHEN 'integer' THEN CAST({value} AS REAL) ELSE {value} END)"
-    return f"({column} COLLATE BINARY IS {value} AND ({as_stored}))"
-
-
-def _holds_milliseconds(column: str, value: str, time: str) -> str:
-    """Nearly all times are whole seconds of a valid date, and to write a number as one costs half of reading it."""
-    text = f"typeof({column}) = 'integer' AND {column} % 1000 = 0 AND datetime({column} / 1000, 'unixepoch')"
-    held = f"(typeof({column}) IN ('integer', 'null') AND {column} IS {value})"
-    return f"(CASE WHEN +{time} >= '0001' AND {text} = +{time} COLLATE BINARY THEN 1 ELSE {held} END)"
-
-
-def _shaped(x: str) -> str:
-    """Whether `x` is text of the shape `YYYY-MM-DD HH:MM:SS[.f]`; GLOB alone would stop at a NUL."""
-    return (
-        f"(typeof({x}) = 'text' AND instr({x}, char(0)) = 0 AND ({x} GLOB '{_SECOND}'"
-        f" OR ({x} GLOB '{_SECOND}.[0-9]*' AND substr({x}, 21) NOT GLOB '*[^0-9]*')))"
-    )
-
-
-@compiles(milliseconds, "sqlite")
-def _milliseconds(element: Any, compiler: Any, **kw: Any) -> str:
-    (x,) = arguments(element, compiler, **kw)
-    second = f"substr({x}, 1, 19)"
-    fraction = f"instr({x}, char(0)) = 0 AND substr({x}, 20) GLOB '.[0-9]*' AND substr({x}, 21) NOT GLOB '*[^0-9]*'"
-    return (
-        f"(CASE WHEN +{x} < '0001' OR substr({x}, 12, 2) = '24' THEN 0"
-        f" WHEN datetime({x}, '+0 seconds') = +{x} COLLATE BINARY THEN {_unix_ms(x)}"
-        f" WHEN datetime({second}, '+0 seconds') = {second} AND {fraction}"
-        f" THEN {_unix_ms(second)} + CAST(substr(substr({x}, 21) || '000', 1, 3) AS INTEGER) ELSE 0 END)"
-    )
-
-
-def _unix_ms(second: str) -> str:
-    return f"CAST(round((julianday({second}) - 2440587.5) * 86400) AS INTEGER) * 1000"
-
-
-def _verbatim_text(x: str) -> str:
-    """A value of any type as text that no other value of that type gives."""
-    return (
-        f"(CASE typeof({x}) WHEN 'null' THEN '' WHEN 'blob' THEN hex({x})"
-        f" WHEN 'real' THEN printf('%!.20g', {x}) ELSE CAST({x} AS TEXT) END)"
-    )
-
-
-@compiles(run_key, "sqlite")
-def _run_key(element: Any, compiler: Any, **kw: Any) -> str:
-    run, at = arguments(element, compiler, **kw)
-    return (
-        f"(CASE WHEN typeof({run}) = 'text' THEN 'run:' || {run}"
-        f" WHEN {run} IS NOT NULL THEN 'run-' || typeof({run}) || ':' || hex({run})"
-        f" WHEN {_shaped(at)} THEN 'at:' || substr({at}, 1, 19)"
-        f" ELSE 'at-' || typeof({at}) || ':' || {_verbatim_text(at)} END)"
-    )
-
-
-@compiles(time_from, "sqlite")
-def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
-    (ms,) = arguments(element, compiler, **kw)
-    rest = f"((({ms}) % 1000 + 1000) % 1000)"  # SQL's % keeps the sign of what it divides
-    second = f"datetime((({ms}) - {rest}) / 1000, 'unixepoch')"
-    return (
-        f"(CASE WHEN {second} >= '0001' AND typeof({ms}) = 'integer' THEN {second}"
-        f" || (CASE {rest} WHEN 0 THEN '' ELSE printf('.%03d', {rest}) END) ELSE {ms} END)"
-    )
-
-
-@compiles(type_name, "sqlite")
-def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
-    (x,) = arguments(element, compiler, **kw)
-    return f"typeof({x})"
-
-
-@compiles(exact_hex, "sqlite")
-def _exact_hex(element: Any, compiler: Any, **kw: Any) -> str:
-    (x,) = arguments(element, compiler, **kw)
-    return f"hex(CASE typeof({x}) WHEN 'real' THEN printf('%!.20g', {x}) ELSE {x} END)"
-
-
-@compiles(flagged, "sqlite")
-def _flagged(element: Any, compiler: Any, **kw: Any) -> str:
-    (x,) = arguments(element, compiler, **kw)
-    return (
-        f"(CASE WHEN typeof({x}) IN ('integer', 'real') THEN {x} <> 0"
-        f" WHEN typeof({x}) = 'text' THEN lower({x}) = 'true' ELSE 0 END)"
-    )
-
-
-@compiles(says, "sqlite")
-def _says(element: Any, compiler: Any, **kw: Any) -> str:
-    x, word = arguments(element, compiler, **kw)
-    return f"(instr(lower(CAST({x} AS TEXT)), {word}) > 0)"
-
-
-@compiles(synthesis_json, "sqlite")
-def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
-    values = arguments(element, compiler, **kw)
-    keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
-    pairs = ", ".join(f"'{key}', {value}" for key, value in zip(keys, values, strict=True))
-    speakable = " AND ".join(
-        f"typeof({value}) <> 'blob' AND consensus_is_utf8(CAST({value} AS BLOB))" for value in values
-    )
-    return f"(CASE WHEN {speakable} THEN json_object({pairs}) END)"

@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Integer
-from sqlalchemy.ext.compiler import compiles
 
 from consensus_orm import errors
-from consensus_orm.declaration.expressions import Condition, arguments
+from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.pairs import Mapping, Pair, is_text
 
 __all__ = [
@@ -48,15 +47,6 @@ def usable(key: ColumnElement[Any]) -> ColumnElement[bool]:
     return Usable(key)
 
 
-@compiles(Usable, "sqlite")
-def _usable(element: Any, compiler: Any, **kw: Any) -> str:
-    (key,) = arguments(element, compiler, **kw)
-    (column,) = element.clauses
-    if not is_text(column):
-        return f"(typeof({key}) = 'integer')"
-    return f"(typeof({key}) = 'text' AND instr({key}, char(0)) = 0 AND consensus_is_utf8(CAST({key} AS BLOB)))"
-
-
 class InOrder(Condition):
     """Whether a key lies among those of its type: what `usable` says, as far as an index can say it."""
 
@@ -71,17 +61,6 @@ def in_order(key: ColumnElement[Any]) -> ColumnElement[bool]:
         key: A column of keys.
     """
     return InOrder(key)
-
-
-@compiles(InOrder, "sqlite")
-def _in_order(element: Any, compiler: Any, **kw: Any) -> str:
-    """A function of each key costs seven times as much as skipping it does (measured).
-
-    With a lower bound, too, SQLite would begin each range there and not behind the one before; NULL is below neither.
-    """
-    (key,) = arguments(element, compiler, **kw)
-    (column,) = element.clauses
-    return _usable(element, compiler, **kw) if is_text(column) else f"({key} <= {LARGEST})"
 
 
 def is_usable(pair: Pair, key: Any) -> bool:

@@ -86,7 +86,7 @@ def of_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> dict[Any, Writt
 def of_unnamed_rows(uow: UnitOfWork, pair: Pair) -> Written:
     """What was recorded of rows of a pair that cannot be named by their key, all of them together."""
     named = usable(sqlalchemy.column("key", pair.key.type))
-    where = uow.statements.words.render(sqlalchemy.not_(named))
+    where = uow.statements.rendering.render(sqlalchemy.not_(named))
     sql = f"SELECT id, side, op, undecided FROM consensus_orm_changes WHERE pair = :pair AND {where}"
     found = Written()
     for number, side, op, looked_at in uow._rows(sql, {"pair": pair.name}):
@@ -136,4 +136,4 @@ def undecided_among(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any
 
 
 def _among(uow: UnitOfWork, column: sqlalchemy.ColumnElement[Any]) -> str:
-    return uow.statements.words.render(in_keys(column, "keys"))
+    return uow.statements.rendering.render(in_keys(column, "keys"))

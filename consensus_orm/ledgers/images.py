@@ -36,7 +36,7 @@ from consensus_orm.ledgers import mismatches
 from consensus_orm.phase import Side
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.statements.parents import ParentStatements
-from consensus_orm.statements.rendering import Words, in_keys, link, quoted
+from consensus_orm.statements.rendering import Rendering, in_keys, link, quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = [
@@ -132,39 +132,39 @@ class _Statement:
 def _kept(sql: PairStatements, side: Side, what: str, unknown: tuple[str, ...]) -> _Statement:
     columns, source = _columns(sql, side, unknown)
     of = _table(sql.pair, side)
-    rows = _facts(sql.words, of.c[sql.pair.key.name], columns).select_from(source)
+    rows = _facts(sql.rendering, of.c[sql.pair.key.name], columns).select_from(source)
     rows = rows.where(*([sql.loses_by_adopting] if what == "complete" else []))
-    return _keeping(sql.words, rows.with_for_update(of=of), columns)
+    return _keeping(sql.rendering, rows.with_for_update(of=of), columns)
 
 
 @cache
 def _kept_parents(parent: ParentStatements) -> _Statement:
     of = parent.parent.table
     columns: dict[str, ColumnElement[Any]] = {c.name: c for c in of.columns}
-    rows = _facts(parent.words, parent.parent.key, columns).where(parent.wrong)
-    return _keeping(parent.words, rows.with_for_update(of=of), columns)
+    rows = _facts(parent.rendering, parent.parent.key, columns).where(parent.wrong)
+    return _keeping(parent.rendering, rows.with_for_update(of=of), columns)
 
 
-def _facts(words: Words, key: ColumnElement[Any], columns: dict[str, ColumnElement[Any]]) -> Select[Any]:
+def _facts(rendering: Rendering, key: ColumnElement[Any], columns: dict[str, ColumnElement[Any]]) -> Select[Any]:
     def bound(name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        return words.typed(bindparam(name, type_=type_), type_)
+        return rendering.typed(bindparam(name, type_=type_), type_)
 
     text, number = Text(), Integer()
     before = [bound("pair", text), key, bound("side", text), bound("table", text)]
     after = [bound("cause", text), bound("at", number), bound("by", text)]
-    return select(*before, _image(words, columns), *after).where(in_keys(key))
+    return select(*before, _image(rendering, columns), *after).where(in_keys(key))
 
 
-def _keeping(words: Words, rows: Select[Any], columns: dict[str, ColumnElement[Any]]) -> _Statement:
+def _keeping(rendering: Rendering, rows: Select[Any], columns: dict[str, ColumnElement[Any]]) -> _Statement:
     statement = insert(IMAGES).from_select([c.name for c in IMAGES.columns], rows).returning(IMAGES.c.key)
-    return _Statement(words.render(statement), _names(columns))
+    return _Statement(rendering.render(statement), _names(columns))
 
 
-def _image(words: Words, columns: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
+def _image(rendering: Rendering, columns: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
     """A row as JSON: column -> [type, bytes in hexadecimal digits]; the names are bound, since they may be anything."""
 
     def piece(name: str) -> ColumnElement[Any]:
-        return words.typed(bindparam(name, type_=Text()), Text())
+        return rendering.typed(bindparam(name, type_=Text()), Text())
 
     whole = piece("_name0")
     for at, value in enumerate(columns.values()):
@@ -221,8 +221,8 @@ def _unknown(uow: UnitOfWork, pair: Pair, side: Side) -> tuple[str, ...]:
 def _now(sql: PairStatements, side: Side, unknown: tuple[str, ...]) -> _Statement:
     columns, source = _columns(sql, side, unknown)
     key = _table(sql.pair, side).c[sql.pair.key.name]
-    row = select(_image(sql.words, columns)).select_from(source).where(in_keys(key))
-    return _Statement(sql.words.render(row), _names(columns))
+    row = select(_image(sql.rendering, columns)).select_from(source).where(in_keys(key))
+    return _Statement(sql.rendering.render(row), _names(columns))
 
 
 def now(uow: UnitOfWork, pair: Pair, key: Any, side: Side) -> Cells | None:

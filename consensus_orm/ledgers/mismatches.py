@@ -193,7 +193,7 @@ def kept_on_one_side(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[An
     states = ", ".join(f"'{state}'" for state in NOT_REPAIRED)
     sql = (
         f"SELECT DISTINCT key FROM consensus_orm_mismatches WHERE state IN ({states}) AND pair = :pair"
-        f" AND column_name IS NULL AND {uow.statements.words.render(in_keys(KEY, 'keys'))} AND kind = :kind"
+        f" AND column_name IS NULL AND {uow.statements.rendering.render(in_keys(KEY, 'keys'))} AND kind = :kind"
     )
     return {key for (key,) in uow._rows(sql, {"pair": pair.name, "kind": NOT_DELETED, "keys": json.dumps(list(keys))})}
 
@@ -242,7 +242,7 @@ def settle(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], state: str, note: s
     return uow._execute(
         "UPDATE consensus_orm_mismatches SET state = :state, settled_at = :at, note = coalesce(:note, note)"
         " WHERE pair = :pair AND state IN ('found', 'confirmed')"
-        f" AND {uow.statements.words.render(in_keys(KEY, 'keys'))}",
+        f" AND {uow.statements.rendering.render(in_keys(KEY, 'keys'))}",
         {
             "state": state,
             "at": milliseconds(uow),

@@ -181,7 +181,7 @@ def follow_deletes(
         parameters: Its parameters.
     """
     facts = {**parameters, "pair": pair.name, "side": side.value}
-    if not (back := [key for (key,) in uow._rows(DELETED + uow.statements.words.render(among), facts)]):
+    if not (back := [key for (key,) in uow._rows(DELETED + uow.statements.rendering.render(among), facts)]):
         return
     gone = {"_keys": json.dumps(back)}
     with _parents_kept(uow, pair, gone, None) if side is Side.NORMALIZED else contextlib.nullcontext():
@@ -257,7 +257,7 @@ def noted(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
     """
     if not (wanted := list(keys)):
         return set()
-    among = uow.statements.words.render(in_keys(mismatches.KEY, "keys"))
+    among = uow.statements.rendering.render(in_keys(mismatches.KEY, "keys"))
     sql = f"SELECT key FROM consensus_orm_changes WHERE pair = :pair AND {among}"
     return {key for (key,) in uow._rows(sql, {"pair": pair.name, "keys": json.dumps(wanted)})}
 

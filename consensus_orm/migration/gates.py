@@ -167,7 +167,7 @@ def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 def _highest(uow: UnitOfWork, key: Column[Any]) -> int:
     """The highest number that a key has or that was given as one."""
-    last = uow._rows(uow.statements.words.render(select(func.max(key)).where(usable(key))))[0][0]
+    last = uow._rows(uow.statements.rendering.render(select(func.max(key)).where(usable(key))))[0][0]
     return max(last or 0, uow.catalog.sequence(uow, key.table.name) or 0)
 
 

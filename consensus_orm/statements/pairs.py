@@ -45,13 +45,12 @@ from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.statements.rendering import (
     FALSE,
     TRUE,
-    Words,
+    Rendering,
     chunk_bounds,
     in_keys,
     in_range,
     link,
     parameter,
-    words,
 )
 
 __all__ = ["PairStatements", "Statements"]
@@ -62,20 +61,20 @@ class PairStatements:
 
     Args:
         pair: The declared pair.
-        words: How statements are printed.
+        rendering: How statements are printed.
         uncast: Legacy columns of text whose values are bound without a cast to text.
     """
 
-    def __init__(self, pair: Pair, words: Words, *, uncast: frozenset[str] = frozenset()) -> None:
+    def __init__(self, pair: Pair, rendering: Rendering, *, uncast: frozenset[str] = frozenset()) -> None:
         self.pair = pair
-        self.words = words
-        self.render = words.render
+        self.rendering = rendering
+        self.render = rendering.render
         self._uncast = uncast
 
     def storing(self, columns: Iterable[str]) -> PairStatements:
         """Statements that store the values of some text columns as they are bound: bytes stay bytes."""
         uncast = frozenset(columns)
-        return PairStatements(self.pair, self.words, uncast=uncast) if uncast else self
+        return PairStatements(self.pair, self.rendering, uncast=uncast) if uncast else self
 
     def check(self) -> None:
         """Refuse rules that cannot be said in SQL, before a statement is made of them.
@@ -85,7 +84,7 @@ class PairStatements:
         """
         rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
         rules += [make(self.pair.table) for make in self.pair.adopted.values()]
-        self.words.check(rules, known={parameter(name) for name in self.pair.carried})
+        self.rendering.check(rules, known={parameter(name) for name in self.pair.carried})
 
     # Where a row stands, as expressions -----------------------------------------------------------------
 
@@ -97,7 +96,7 @@ class PairStatements:
     def _bind(self, name: str, attribute: Any) -> ColumnElement[Any]:
         type_ = self.pair.column(attribute).type
         value = bindparam(parameter(name), type_=type_)
-        return value if name in self._uncast else self.words.typed(value, type_)
+        return value if name in self._uncast else self.rendering.typed(value, type_)
 
     def legacy_row(self, table: FromClause | None = None) -> Row:
         """The row as the legacy table holds it."""
@@ -192,7 +191,7 @@ class PairStatements:
     @cached_property
     def write_both(self) -> str | None:
         """Write a row as meant to both sides with one statement, where the database saves trips by that."""
-        return self.words.write_both(self)
+        return self.rendering.write_both(self)
 
     @cached_property
     def compare_written(self) -> str:
@@ -227,7 +226,7 @@ class PairStatements:
         """Names of what is compared, and for the row under `_key`: on which sides it is, and each comparison."""
         legacy = self.pair.legacy_table
         parent = self.pair.parent.table if self.pair.parent else None
-        only = select(self.words.typed(bindparam("_key"), self.pair.key.type).label("k")).subquery()
+        only = select(self.rendering.typed(bindparam("_key"), self.pair.key.type).label("k")).subquery()
         source = only.outerjoin(legacy, legacy.c[self._key] == only.c.k).outerjoin(
             self.pair.table, self.pair.key == only.c.k
         )
@@ -325,7 +324,7 @@ class PairStatements:
         statement, names = self.projection(side)
         value = names[column]
         # Grouped, because DISTINCT would not be ordered by anything but the value itself.
-        return self.render(statement.with_only_columns(value).group_by(value).order_by(self.words.in_bytes(value)))
+        return self.render(statement.with_only_columns(value).group_by(value).order_by(self.rendering.in_bytes(value)))
 
     @cache  # noqa: B019
     def keys(self, side: Side, filters: tuple[str, ...]) -> str:
@@ -343,7 +342,7 @@ class PairStatements:
     @cached_property
     def next_key(self) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
-        return self.words.next_key(self.pair)
+        return self.rendering.next_key(self.pair)
 
     @cache  # noqa: B019
     def insert_legacy(self, *, keyed: bool) -> str:
@@ -373,7 +372,7 @@ class PairStatements:
         earliest = self.earliest_column
         earlier = FALSE if earliest is None else table.c[earliest] > self._newest_value(self.bound)
         found = select(self.pair.parent.key, earlier).where(self._identity(self.bound, table))
-        return self.words.find_parent(found, self)
+        return self.rendering.find_parent(found, self)
 
     @property
     def earliest_column(self) -> str | None:
@@ -420,7 +419,7 @@ class PairStatements:
         # What is derived stands until the refresh only: reading every row's time for it would cost a third more.
         values |= {c.name: literal_column("0") for c in self._derived_numbers}
         rows = select(*values.values()).distinct().select_from(source).where(criterion)
-        return self.render(self.words.making(self.pair.parent.table, list(values), rows))
+        return self.render(self.rendering.making(self.pair.parent.table, list(values), rows))
 
     @property
     def _derived_numbers(self) -> list[Any]:
@@ -451,7 +450,7 @@ class PairStatements:
         return self._insert_from(self.pair.legacy_table, values, rows, self._key, overwrite=overwrite)
 
     def _insert_from(self, table: Table, values: dict[str, Any], rows: SelectBase, key: str, *, overwrite: bool) -> str:
-        statement = self.words.ignoring(table, list(values), rows, unless=key if overwrite else None)
+        statement = self.rendering.ignoring(table, list(values), rows, unless=key if overwrite else None)
         return self.render(statement)
 
     @cached_property
@@ -472,7 +471,7 @@ class PairStatements:
     @cached_property
     def carry_new(self) -> str | None:
         """What `backfill` does, and more, with one statement, where the database saves work by that."""
-        return None if self.pair.parent is None else self.words.carry_new(self, in_range(self.legacy_key))
+        return None if self.pair.parent is None else self.rendering.carry_new(self, in_range(self.legacy_key))
 
     @cached_property
     def overwrite_normalized(self) -> tuple[str, ...]:
@@ -612,7 +611,7 @@ class PairStatements:
     def next_chunk(self, side: Side) -> tuple[str, str]:
         """Bounds of the first chunk of a side, and of each further one."""
         key = self.key_of(side)
-        return chunk_bounds(self.words, key, first=True), chunk_bounds(self.words, key, first=False)
+        return chunk_bounds(self.rendering, key, first=True), chunk_bounds(self.rendering, key, first=False)
 
     @cache  # noqa: B019
     def last_key(self, side: Side) -> str:
@@ -692,7 +691,7 @@ class PairStatements:
             there = exists(literal_column("1")).where(self.legacy_key == key, self._between(self.legacy_key))
             wrong = not_(there.correlate(self.pair.table))
         wrong = and_(wrong, self._unrecorded(key)) if but_recorded else wrong
-        return self.render(self.words.count_and_list(key, in_range(key), wrong))
+        return self.render(self.rendering.count_and_list(key, in_range(key), wrong))
 
     def _unrecorded(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
         changes = table("consensus_orm_changes", column("pair"), column("key"))
@@ -746,18 +745,18 @@ class Statements:
 
     Args:
         mapping: The declaration.
-        database: The kind of database they are printed for: sqlite or postgresql.
+        rendering: How they are printed for the kind of database.
 
     Raises:
         ConfigurationError: A rule of the declaration cannot be said in the SQL of that kind of database.
     """
 
-    def __init__(self, mapping: Mapping, database: str = "sqlite") -> None:
-        require_declared(mapping, database)
+    def __init__(self, mapping: Mapping, rendering: Rendering) -> None:
+        require_declared(mapping, rendering.name)
         self.mapping = mapping
-        self.words = words(database)
-        self._pairs = {pair.name: PairStatements(pair, self.words) for pair in mapping.pairs}
-        self.parents = {p.table.name: ParentStatements(p, mapping, self.words) for p in mapping.parents}
+        self.rendering = rendering
+        self._pairs = {pair.name: PairStatements(pair, rendering) for pair in mapping.pairs}
+        self.parents = {p.table.name: ParentStatements(p, mapping, rendering) for p in mapping.parents}
         for of_pair in self._pairs.values():
             of_pair.check()
         for of_parent in self.parents.values():

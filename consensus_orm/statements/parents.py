@@ -24,7 +24,7 @@ from sqlalchemy import (
 from consensus_orm import errors
 from consensus_orm.declaration.expressions import holds
 from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Parent, Row
-from consensus_orm.statements.rendering import Words, chunk_bounds, in_keys, in_range, link, newest_first
+from consensus_orm.statements.rendering import Rendering, chunk_bounds, in_keys, in_range, link, newest_first
 
 if TYPE_CHECKING:
     from consensus_orm.statements.pairs import PairStatements
@@ -38,13 +38,13 @@ class ParentStatements:
     Args:
         parent: The declared parent.
         mapping: The mapping it belongs to.
-        words: How statements are printed.
+        rendering: How statements are printed.
     """
 
-    def __init__(self, parent: Parent, mapping: Mapping, words: Words) -> None:
+    def __init__(self, parent: Parent, mapping: Mapping, rendering: Rendering) -> None:
         self.parent = parent
-        self.words = words
-        self.render = words.render
+        self.rendering = rendering
+        self.render = rendering.render
         self.members = mapping.members(parent)
 
     def check(self) -> None:
@@ -53,7 +53,7 @@ class ParentStatements:
         Raises:
             ConfigurationError: There is one.
         """
-        self.words.check(self.derived(self.parent.table).values())
+        self.rendering.check(self.derived(self.parent.table).values())
 
     def derived(self, parent: FromClause) -> dict[str, ColumnElement[Any]]:
         """What each derived column must be, from the normalized rows of a parent."""
@@ -123,7 +123,7 @@ class ParentStatements:
         return self.parent.key.in_(rows)
 
     def _lock(self, which: ColumnElement[bool]) -> tuple[str, ...]:
-        return self.words.lock(select(self.parent.key).where(which).order_by(self.parent.key))
+        return self.rendering.lock(select(self.parent.key).where(which).order_by(self.parent.key))
 
     @cached_property
     def settle(self) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class ParentStatements:
         Those are a JSON array, or NULL: parents without rows, or whose derived columns are not what follows.
         """
         wrong = self._wrong(in_range_too=True)
-        return self.render(self.words.count_and_list(self.parent.key, in_range(self.parent.key), wrong))
+        return self.render(self.rendering.count_and_list(self.parent.key, in_range(self.parent.key), wrong))
 
     @property
     def wrong(self) -> ColumnElement[bool]:
@@ -167,4 +167,4 @@ class ParentStatements:
     @cached_property
     def next_chunk(self) -> tuple[str, str]:
         """Bounds of the first chunk of parents, and of each further one."""
-        return tuple(chunk_bounds(self.words, self.parent.key, first=first) for first in (True, False))  # type: ignore[return-value]
+        return tuple(chunk_bounds(self.rendering, self.parent.key, first=first) for first in (True, False))  # type: ignore[return-value]

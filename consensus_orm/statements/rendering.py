@@ -1,11 +1,11 @@
-"""The words that all statements share: how SQL is printed, and how keys and ranges of keys are bound."""
+"""Rendering: how statements are printed as SQL, and how keys and ranges of keys are bound."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -15,29 +15,21 @@ from sqlalchemy import (
     Integer,
     Select,
     SelectBase,
-    String,
     Table,
-    Text,
     and_,
     bindparam,
     case,
-    cast,
     false,
     func,
     literal_column,
     select,
-    table,
     true,
 )
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
 from sqlalchemy.exc import CompileError
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import BindParameter, ClauseElement
 from sqlalchemy.types import TypeEngine
 
-from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.keys import in_order, usable
 from consensus_orm.declaration.pairs import Pair
@@ -50,7 +42,7 @@ __all__ = [
     "FALSE",
     "TRUE",
     "InKeys",
-    "Words",
+    "Rendering",
     "chunk_bounds",
     "fitting",
     "in_keys",
@@ -61,31 +53,20 @@ __all__ = [
     "overwriting",
     "parameter",
     "quoted",
-    "words",
 ]
 
 TRUE: ColumnElement[bool] = true()
 FALSE: ColumnElement[bool] = false()
 
 
-class _SQLiteCompiler(ConstantsInSQLite, SQLiteCompiler):
-    pass
+class Rendering(ABC):
+    """How statements are printed for one kind of database.
 
-
-class _SQLite(SQLiteDialect):
-    supports_statement_cache = True
-    statement_compiler = _SQLiteCompiler
-    colspecs = with_binary(SQLiteDialect.colspecs, "X'{}'")
-
-
-class Words:
-    """How statements are printed for SQLite, and what each other kind of database says otherwise.
-
-    Everything about SQL on rows that is not an expression on values (`expressions`) and differs from database to
-    database is here.
+    Everything about SQL on rows that is not a rule for values (`declaration.expressions`) and differs from database
+    to database is here.
     """
 
-    dialect: Dialect = _SQLite(paramstyle="named")
+    dialect: Dialect
 
     @property
     def name(self) -> str:
@@ -125,14 +106,15 @@ class Words:
                         hint="write its value in the declaration of the mapping",
                     )
 
+    @abstractmethod
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
-        return cast(value, Text) if isinstance(type_, String) else value
+        """A bound value of a column's type, as an expression that the database reads as that type."""
 
+    @abstractmethod
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
         """Text in the order of its bytes, whatever the collation of the database."""
-        return text
 
+    @abstractmethod
     def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
         """Insert rows, and leave out those that are there or cannot be taken.
 
@@ -142,9 +124,8 @@ class Words:
             rows: Their values.
             unless: The key; a row that is there under it is overwritten instead.
         """
-        statement = insert(into).prefix_with("OR IGNORE").from_select(names, rows)
-        return statement if unless is None else overwriting(statement, names, unless)
 
+    @abstractmethod
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
         """Insert the parents that rows need, and leave out those that are there.
 
@@ -153,8 +134,8 @@ class Words:
             names: The columns.
             rows: Their values.
         """
-        return self.ignoring(parents, names, rows)
 
+    @abstractmethod
     def count_and_list(
         self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
     ) -> Select[Any]:
@@ -165,45 +146,35 @@ class Words:
             within: Which rows.
             wrong: Which of them to list.
         """
-        listed = func.json_group_array(key).filter(wrong)
-        return select(func.count(), listed).select_from(key.table).where(within)  # pyright: ignore[reportReturnType]
 
+    @abstractmethod
     def next_key(self, pair: Pair) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
-        tables = (pair.legacy_table, pair.table)
-        names = [t.name for t in tables]
-        given: Select[Any] = select(func.max(literal_column("seq"))).select_from(table("sqlite_sequence"))
-        given = given.where(literal_column("name").in_(names))
-        keys = [t.c[pair.key.name] for t in tables]
-        highest = [given, *(select(func.max(key)).where(usable(key)) for key in keys)]
-        zero: ColumnElement[Any] = literal_column("0")
-        largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))
-        return self.render(select(largest + literal_column("1")))
 
-    def find_parent(self, found: SelectBase, _pair: PairStatements) -> str:
-        """The parent of a row as meant, and whether the row is earlier than any it has; no row where there is none.
+    @abstractmethod
+    def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
+        """The parent of a row as meant, and whether the row is earlier than any it has.
 
         Args:
-            found: Says so.
-            _pair: What another kind of database needs to make the parent with the same statement.
+            found: Says so; it gives no row where there is no parent.
+            pair: What a database needs that makes the parent with the same statement.
         """
-        return self.render(found)
 
-    def write_both(self, _pair: PairStatements) -> str | None:
+    @abstractmethod
+    def write_both(self, pair: PairStatements) -> str | None:
         """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
-        return None
 
-    def carry_new(self, _pair: PairStatements, _criterion: ColumnElement[bool]) -> str | None:
+    @abstractmethod
+    def carry_new(self, pair: PairStatements, criterion: ColumnElement[bool]) -> str | None:
         """Carry legacy rows and make their parents with one statement; None where that saves nothing.
 
         It gives the parents to derive again, as a JSON array, or NULL where all rows were new: then what it gave
         their parents is right.
         """
-        return None
 
+    @abstractmethod
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
-        """What keeps parents from being changed by others until the end of the transaction: here the write lock."""
-        return ()
+        """The statements that keep parents from being changed by others until the end of the transaction."""
 
 
 def overwriting(statement: Any, names: list[str], key: str) -> ClauseElement:
@@ -211,16 +182,6 @@ def overwriting(statement: Any, names: list[str], key: str) -> ClauseElement:
     new = {name: statement.excluded[name] for name in names if name != key}
     overwrites: ClauseElement = statement.on_conflict_do_update(index_elements=[key], set_=new)
     return overwrites
-
-
-@cache
-def words(name: str) -> Words:
-    """How statements are printed for a kind of database: sqlite or postgresql."""
-    if name == "postgresql":
-        from consensus_orm.databases.postgresql.rendering import PostgresWords
-
-        return PostgresWords()
-    return Words()
 
 
 class InKeys(Condition):
@@ -235,18 +196,12 @@ def in_keys(column: ColumnElement[Any], name: str = "_keys") -> ColumnElement[bo
     return InKeys(column, bindparam(name))
 
 
-@compiles(InKeys, "sqlite")
-def _in_json(element: Any, compiler: Any, **kw: Any) -> str:
-    column, keys = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({keys}))"
-
-
 def in_range(column: ColumnElement[Any]) -> ColumnElement[bool]:
     """Whether a usable key lies between `_first` and `_last`, both included."""
     return and_(column.between(bindparam("_first"), bindparam("_last")), usable(column))
 
 
-def chunk_bounds(words: Words, key: ColumnElement[Any], *, first: bool) -> str:
+def chunk_bounds(rendering: Rendering, key: ColumnElement[Any], *, first: bool) -> str:
     """The first key, last key and number of rows of the next chunk of at most `_rows` rows after `_after`."""
     behind = [in_order(key)] if first else [in_order(key), key > bindparam("_after")]
     size, one = bindparam("_rows", type_=Integer), literal_column("1", Integer)
@@ -260,7 +215,7 @@ def chunk_bounds(words: Words, key: ColumnElement[Any], *, first: bool) -> str:
     rest = select(func.max(key)).where(in_order(key)).scalar_subquery()
     count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
     whole = case((is_full, size), else_=count)
-    return words.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
+    return rendering.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
 
 
 def link(pair: Pair) -> str:

@@ -276,7 +276,7 @@ class UnitOfWork:
     @property
     def catalog(self) -> Catalog:
         """What only the catalog of this kind of database knows."""
-        return catalog(self.statements.words.name)
+        return catalog(self.statements.rendering.name)
 
     # The session ----------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import ColumnElement, literal_column, select
 from sqlalchemy.dialects import sqlite
 
-from consensus_orm.declaration.expressions import milliseconds, run_key
+from consensus_orm.consensus.expressions import run_key
+from consensus_orm.declaration.expressions import milliseconds
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests import oracle

@@ -37,6 +37,7 @@ from hypothesis.stateful import (
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.databases.opening import rendering
 from consensus_orm.declaration.expressions import time_of, time_text
 from consensus_orm.errors import ConsensusError, GateClosedError, UnknownAgentError
 from consensus_orm.migration.planning import Choice
@@ -172,7 +173,7 @@ def milliseconds_of(row: Row) -> int:
     return found
 
 
-STATEMENTS = Statements(CONSENSUS)
+STATEMENTS = Statements(CONSENSUS, rendering("sqlite"))
 
 
 class Machine(RuleBasedStateMachine):

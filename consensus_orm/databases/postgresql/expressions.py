@@ -15,13 +15,9 @@ from sqlalchemy.types import TypeEngine
 from consensus_orm.declaration.expressions import (
     arguments,
     exact_hex,
-    flagged,
     holds,
     milliseconds,
-    run_key,
     same,
-    says,
-    synthesis_json,
     time_from,
     type_name,
 )
@@ -31,9 +27,7 @@ from consensus_orm.statements.rendering import InKeys
 
 __all__: list[str] = []
 
-_CLOCK = "[0-9]{2}:[0-9]{2}:[0-9]{2}"
 _FRACTION = r"(?:\.[0-9]+)?"
-_TIME = f"'^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}} {_CLOCK}{_FRACTION}$'"
 
 _POSSIBLE = (
     f"^[0-9]{{4}}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01]) (?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]{_FRACTION}$"
@@ -102,16 +96,6 @@ def _milliseconds(element: Any, compiler: Any, **kw: Any) -> str:
     )
 
 
-@compiles(run_key, "postgresql")
-def _run_key(element: Any, compiler: Any, **kw: Any) -> str:
-    run, at = arguments(element, compiler, **kw)
-    return (
-        f"(CASE WHEN {run} IS NOT NULL THEN 'run:' || {run}"
-        f" WHEN {at} COLLATE \"C\" ~ {_TIME} THEN 'at:' || substr({at}, 1, 19)"
-        f" WHEN {at} IS NULL THEN 'at-null:' ELSE 'at-text:' || {at} END)"
-    )
-
-
 @compiles(time_from, "postgresql")
 def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
     (ms,) = arguments(element, compiler, **kw)
@@ -138,27 +122,6 @@ def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
 def _exact_hex(element: Any, compiler: Any, **kw: Any) -> str:
     (x,) = arguments(element, compiler, **kw)
     return f"coalesce(upper(encode(convert_to(CAST({x} AS TEXT), 'UTF8'), 'hex')), '')"
-
-
-@compiles(flagged, "postgresql")
-def _flagged(element: Any, compiler: Any, **kw: Any) -> str:
-    (x,) = arguments(element, compiler, **kw)
-    return f"coalesce({x} <> 0, FALSE)"
-
-
-@compiles(says, "postgresql")
-def _says(element: Any, compiler: Any, **kw: Any) -> str:
-    x, word = arguments(element, compiler, **kw)
-    return f'(position({word} IN lower({x} COLLATE "C")) > 0)'
-
-
-@compiles(synthesis_json, "postgresql")
-def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
-    """Put together by hand: json_build_object sets spaces that the founding program did not."""
-    keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
-    values = zip(keys, arguments(element, compiler, **kw), strict=True)
-    pairs = " || ',".join(f"\"{key}\":' || coalesce(CAST(to_json({value}) AS TEXT), 'null')" for key, value in values)
-    return f"('{{{pairs} || '}}')"
 
 
 @compiles(InKeys, "postgresql")

@@ -1,4 +1,4 @@
-"""The statements that PostgreSQL wants in its own words."""
+"""How statements are printed for PostgreSQL."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
 from consensus_orm.declaration.pairs import Latest, Pair
-from consensus_orm.statements.rendering import Words, overwriting, quoted
+from consensus_orm.statements.rendering import Rendering, overwriting, quoted
 
 if TYPE_CHECKING:
     from consensus_orm.statements.pairs import PairStatements
 
-__all__ = ["PostgresWords"]
+__all__ = ["PostgresRendering"]
 
 
 class _Compiler(Constants, PGCompiler):
@@ -53,7 +53,7 @@ class _PostgreSQL(PGDialect):
     colspecs = with_binary(PGDialect.colspecs, "decode('{}', 'hex')")
 
 
-class PostgresWords(Words):
+class PostgresRendering(Rendering):
     """How statements are printed for PostgreSQL."""
 
     dialect: Dialect = _PostgreSQL(paramstyle="named")  # type: ignore[no-untyped-call]

@@ -105,9 +105,9 @@ class Catalog:
 
     def create(self, uow: UnitOfWork, tables: Collection[Table]) -> None:
         """Make tables as their models have them; an index whose name is taken by another one is left out."""
-        for statement in definitions(tables, uow.statements.words.dialect):
+        for statement in definitions(tables, uow.statements.rendering.dialect):
             if not isinstance(statement, CreateIndex) or not self.has_relation(uow, str(statement.element.name)):
-                uow._execute(str(statement.compile(dialect=uow.statements.words.dialect)))
+                uow._execute(str(statement.compile(dialect=uow.statements.rendering.dialect)))
 
     def has_relation(self, uow: UnitOfWork, name: str) -> bool:
         """Whether something has a name that an index would need."""
@@ -176,7 +176,7 @@ class Catalog:
     def forget_guards(self, uow: UnitOfWork) -> None:
         """Make the record anew, empty and younger than every table."""
         uow._execute(f"DROP TABLE IF EXISTS {guards.GUARDS}")
-        uow._execute(str(CreateTable(table_of(GuardRecord)).compile(dialect=uow.statements.words.dialect)))
+        uow._execute(str(CreateTable(table_of(GuardRecord)).compile(dialect=uow.statements.rendering.dialect)))
 
     def level_sequences(self, uow: UnitOfWork) -> None:
         """Let both sides go on above the highest id that either has given (rule 3)."""

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
 
+from consensus_orm.databases.sqlite.rendering import SQLiteRendering
 from consensus_orm.declaration.pairs import Mapping, Pair, Parent
 from consensus_orm.phase import Phase
 from consensus_orm.statements.pairs import PairStatements, Statements
-from consensus_orm.statements.rendering import literal, quoted, words
+from consensus_orm.statements.rendering import literal, quoted
 
 __all__ = ["FROZEN", "PREFIX", "Trigger", "for_phase"]
 
@@ -56,15 +57,15 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
         statements: The statements of the mapping.
     """
     for pair in statements.mapping.pairs:
-        words = _Triggers(statements[pair])
+        printed = _Triggers(statements[pair])
         if phase.compares:
-            yield from words.notice_legacy()
-            yield from words.notice_normalized()
+            yield from printed.notice_legacy()
+            yield from printed.notice_normalized()
         elif phase.writes_legacy:
-            yield from words.notice_carried_legacy()
+            yield from printed.notice_carried_legacy()
         elif phase.freezes_legacy:
-            yield from words.freeze_legacy()
-            yield from words.record_normalized()
+            yield from printed.freeze_legacy()
+            yield from printed.record_normalized()
     if phase.writes_normalized and phase.has_legacy:
         yield from _parent_triggers(statements.mapping)
 
@@ -81,7 +82,7 @@ def _new(table_: Table) -> Any:  # stands where a FromClause is asked for its co
 
 
 def _trigger(name: str, event: str, table_: Table, condition: ColumnElement[bool] | None, *body: str) -> Trigger:
-    when = "" if condition is None else f" WHEN {words('sqlite').render(condition)}"
+    when = "" if condition is None else f" WHEN {SQLiteRendering().render(condition)}"
     statements = " ".join(f"{statement};" for statement in body)
     create = f"CREATE TRIGGER {quoted(PREFIX + name)} {event} ON {quoted(table_.name)}{when} BEGIN {statements} END"
     return Trigger(PREFIX + name, table_.name, (create,))

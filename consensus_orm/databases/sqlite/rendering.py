@@ -1,0 +1,105 @@
+"""How statements are printed for SQLite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Dialect,
+    Select,
+    SelectBase,
+    String,
+    Table,
+    Text,
+    cast,
+    func,
+    literal_column,
+    select,
+    table,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
+from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.types import TypeEngine
+
+from consensus_orm.databases.sqlite import expressions
+from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
+from consensus_orm.declaration.keys import usable
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.statements.rendering import Rendering, overwriting
+
+if TYPE_CHECKING:
+    from consensus_orm.statements.pairs import PairStatements
+
+__all__ = ["SQLiteRendering"]
+
+assert expressions  # importing it registers how SQLite writes the rules
+
+
+class _SQLiteCompiler(ConstantsInSQLite, SQLiteCompiler):
+    pass
+
+
+class _SQLite(SQLiteDialect):
+    supports_statement_cache = True
+    statement_compiler = _SQLiteCompiler
+    colspecs = with_binary(SQLiteDialect.colspecs, "X'{}'")
+
+
+class SQLiteRendering(Rendering):
+    """How statements are printed for SQLite."""
+
+    dialect: Dialect = _SQLite(paramstyle="named")
+
+    def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+        """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
+        return cast(value, Text) if isinstance(type_, String) else value
+
+    def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Text in the order of its bytes, whatever the collation of the database."""
+        return text
+
+    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+        """Insert rows, and leave out those that are there or cannot be taken."""
+        statement = insert(into).prefix_with("OR IGNORE").from_select(names, rows)
+        return statement if unless is None else overwriting(statement, names, unless)
+
+    def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
+        """Insert the parents that rows need, and leave out those that are there."""
+        return self.ignoring(parents, names, rows)
+
+    def count_and_list(
+        self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
+    ) -> Select[Any]:
+        """How many rows there are, and the keys of some of them as a JSON array; looks at each row once."""
+        listed = func.json_group_array(key).filter(wrong)
+        return select(func.count(), listed).select_from(key.table).where(within)  # pyright: ignore[reportReturnType]
+
+    def next_key(self, pair: Pair) -> str:
+        """The next id, above whatever either side has or has ever given (rule 3)."""
+        tables = (pair.legacy_table, pair.table)
+        names = [t.name for t in tables]
+        given: Select[Any] = select(func.max(literal_column("seq"))).select_from(table("sqlite_sequence"))
+        given = given.where(literal_column("name").in_(names))
+        keys = [t.c[pair.key.name] for t in tables]
+        highest = [given, *(select(func.max(key)).where(usable(key)) for key in keys)]
+        zero: ColumnElement[Any] = literal_column("0")
+        largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))
+        return self.render(select(largest + literal_column("1")))
+
+    def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
+        """Say which parent a row has, and whether the row is earlier than any it has."""
+        return self.render(found)
+
+    def write_both(self, pair: PairStatements) -> str | None:
+        """Two statements: one would save no trip to a server."""
+        return None
+
+    def carry_new(self, pair: PairStatements, criterion: ColumnElement[bool]) -> str | None:
+        """Two statements: one would save no trip to a server."""
+        return None
+
+    def lock(self, keys: Select[Any]) -> tuple[str, ...]:
+        """What keeps parents from being changed by others until the end of the transaction: here the write lock."""
+        return ()
