@@ -18,17 +18,17 @@ from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.executions import Executions
 from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
-from consensus_orm.databases import engine
+from consensus_orm.databases import engine, guard_record
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.sqlite.write_ahead_log import occupants
 from consensus_orm.declaration.pairs import Mapping
 from consensus_orm.hub import Telemetry
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import guards, mismatches
 from consensus_orm.phase import Phase
 from consensus_orm.repository.dual_write import Repository
 from consensus_orm.retrying.repetition import Repeat, once
-from consensus_orm.schema import guards, revisions
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings, from_environment
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import quoted
@@ -455,15 +455,15 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
         return (made_from is None and uow.catalog.needs_triggers) or guards.lacks_signs(uow)
     if made_from is None:
         return uow.catalog.needs_triggers
-    recorded = bool(guards.recorded(uow))
+    recorded = bool(guard_record.recorded(uow))
     # What is missing is somebody's to decide on, and must not be papered over.
     return not recorded or (made_from != uow.statements.fingerprint and not guards.look(uow))
 
 
 def _install_triggers(uow: UnitOfWork) -> None:
     """Install the triggers of the phase from this program's mapping."""
-    missing = [] if guards.recorded(uow) else guards.not_installed(uow)
-    uow.catalog.install_triggers(uow, uow.phase)
+    missing = [] if guard_record.recorded(uow) else guards.not_installed(uow)
+    guard_record.install(uow, uow.phase)
     if uow.phase.has_legacy:
         uow.catalog.legacy.remember(uow)
     else:

@@ -14,8 +14,9 @@ import pytest
 
 from consensus_orm import ConsensusStore
 from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.postgresql.catalog import PostgresCatalog
-from consensus_orm.databases.sqlite.catalog import Catalog, catalog
+from consensus_orm.databases.sqlite.catalog import SQLiteCatalog
 from consensus_orm.errors import DatabaseBusyError
 from consensus_orm.migration import pace
 from consensus_orm.migration.backfill import _Chunks
@@ -51,7 +52,7 @@ def open_store(new_database: Database) -> Iterator[Open]:
 @pytest.fixture
 def chunks_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server's chunks are as small as a file's, where they would become several times `chunk_rows`."""
-    for kind in (Catalog, PostgresCatalog):
+    for kind in (SQLiteCatalog, PostgresCatalog):
         monkeypatch.setattr(kind, "longest_chunk", (kind.longest_chunk[0], 1))
 
 
@@ -240,5 +241,5 @@ def test_a_step_that_falls_behind_takes_more_and_rests_less(steps: Callable[...,
 
 def test_the_times_of_each_database() -> None:
     """A file is locked for 25 ms at a time, half of what a writer may wait; on a server writers do not wait."""
-    assert Catalog.longest_chunk == (0.025, 1)
+    assert catalog("sqlite").longest_chunk == (0.025, 1)
     assert catalog("postgresql").longest_chunk == (0.3, 20)

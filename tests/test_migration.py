@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.databases.sqlite import legacy_tables
-from consensus_orm.databases.sqlite.catalog import catalog
+from consensus_orm.databases import saved_rows
+from consensus_orm.databases.opening import catalog
 from consensus_orm.errors import (
     DatabaseBusyError,
     GateClosedError,
@@ -544,7 +544,7 @@ def test_an_interrupted_rebuild_is_undone_by_going_forward(store: ConsensusStore
 
 def on_their_way_out(database: Database) -> list[str]:
     """Legacy tables that were put away and hold rows still; on a server the empty table stays."""
-    away = [table for table in database.tables() if table.startswith(legacy_tables.DROPPED)]
+    away = [table for table in database.tables() if table.startswith(saved_rows.DROPPED)]
     return [table for table in away if database.kind == "sqlite" or database.scalar(f'SELECT count(*) FROM "{table}"')]
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from consensus_orm import errors
+from consensus_orm.databases.base import ColumnFacts
 
 __all__ = [
     "EXECUTIONS",
@@ -22,7 +23,6 @@ __all__ = [
     "REVISIONS",
     "UNPROTECTED",
     "VERSION_TABLE",
-    "Column",
     "Identity",
     "Kind",
     "Rewrite",
@@ -155,17 +155,7 @@ class Rewrite:
         return text + "".join(f"; {other} has the file open now" for other in self.others[:1])
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """What a column of a table is, as far as it tells one program's table from another's."""
-
-    type: str
-    required: bool
-    """NOT NULL without a default: whoever does not know the column cannot insert a row."""
-    primary: bool
-
-
-_Tables: TypeAlias = Mapping[str, Mapping[str, Column]]
+_Tables: TypeAlias = Mapping[str, Mapping[str, ColumnFacts]]
 
 
 def identify(connection: Any, *, consensus: bool = True) -> Identity:
@@ -243,7 +233,7 @@ def _tables(connection: Any) -> _Tables:
     Raises:
         UnknownSchemaError: One of them is a view.
     """
-    found: dict[str, Mapping[str, Column]] = {}
+    found: dict[str, Mapping[str, ColumnFacts]] = {}
     for spelled, (kind, columns) in _relations(connection).items():
         name = spelled.lower()
         if not is_ours(name):
@@ -270,7 +260,7 @@ def _is_sign(connection: Any, name: str) -> bool:
     return connection.execute(f"{same} AND g.kind = 'view' AND m.type = 'view'", (name,)).fetchone() is not None
 
 
-def _relations(connection: Any) -> Mapping[str, tuple[str, Callable[[], Mapping[str, Column]]]]:
+def _relations(connection: Any) -> Mapping[str, tuple[str, Callable[[], Mapping[str, ColumnFacts]]]]:
     """Kind and columns of each table and view."""
     if not isinstance(connection, sqlite3.Connection):
         from consensus_orm.databases.postgresql.catalog import relations
@@ -280,11 +270,11 @@ def _relations(connection: Any) -> Mapping[str, tuple[str, Callable[[], Mapping[
     return {name: (kind, partial(_columns, connection, name)) for name, kind in there}
 
 
-def _columns(connection: sqlite3.Connection, table: str) -> dict[str, Column]:
+def _columns(connection: sqlite3.Connection, table: str) -> dict[str, ColumnFacts]:
     rows = connection.execute(
         'SELECT lower(name), upper(type), "notnull" AND dflt_value IS NULL, pk FROM pragma_table_info(?)', (table,)
     )
-    return {column: Column(type_, bool(needed), bool(pk)) for column, type_, needed, pk in rows}
+    return {column: ColumnFacts(type_, bool(needed), bool(pk)) for column, type_, needed, pk in rows}
 
 
 def _version(connection: Any, tables: _Tables) -> str | None:
@@ -303,7 +293,7 @@ def _version(connection: Any, tables: _Tables) -> str | None:
 
 def _check(
     name: str,
-    columns: Mapping[str, Column],
+    columns: Mapping[str, ColumnFacts],
     expected: Iterable[str],
     *,
     key: str = "id",

@@ -13,13 +13,14 @@ from consensus_orm.copying.report import Unfit
 from consensus_orm.copying.source import Source, State
 from consensus_orm.copying.tables import EXECUTIONS, Copied, normalized
 from consensus_orm.copying.target import CHECKPOINTS, Target
+from consensus_orm.databases import guard_record
+from consensus_orm.databases.base import Cells
 from consensus_orm.databases.engine import translated
-from consensus_orm.databases.sqlite.legacy_tables import SAVE, dropped
-from consensus_orm.databases.sqlite.saved_schema import IMAGE, ROWS, Cells, cells, make
-from consensus_orm.databases.sqlite.saved_schema import image as image_of
-from consensus_orm.ledgers import mismatches
+from consensus_orm.databases.saved_rows import IMAGE, ROWS, SAVE, cells, dropped
+from consensus_orm.databases.saved_rows import image as image_of
+from consensus_orm.databases.sqlite.saved_schema import make
+from consensus_orm.ledgers import guards, mismatches
 from consensus_orm.phase import Side
-from consensus_orm.schema import guards
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -101,7 +102,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         for statement in restored:
             uow._execute(statement)
         _set_sequences(uow, target, rest)
-        uow.catalog.install_triggers(uow, state.phase)
+        guard_record.install(uow, state.phase)
         if not state.phase.has_legacy:
             guards.put_up_signs(uow)
         if target.kind == "sqlite":

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from sqlalchemy import Column, Connection, ForeignKeyConstraint, Integer, MetaData, Table, inspect
 
-from consensus_orm.databases.sqlite.saved_schema import unsafe
+from consensus_orm.databases.saved_rows import unsafe
 
 __all__ = ["ForeignKey", "checked", "constraint", "of"]
 

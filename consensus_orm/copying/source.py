@@ -25,8 +25,9 @@ from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.sqlite.connection import DriverConnection, pragmas
+from consensus_orm.ledgers import guards
 from consensus_orm.phase import Phase
-from consensus_orm.schema import guards, revisions
+from consensus_orm.schema import revisions
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.store import ConsensusStore
 from consensus_orm.unit_of_work.unit import UnitOfWork

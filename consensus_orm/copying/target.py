@@ -27,7 +27,7 @@ from consensus_orm.copying.tables import EXECUTIONS, Copied, normalized
 from consensus_orm.copying.values import Held, Values
 from consensus_orm.databases import engine as engines
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.sqlite.legacy_tables import dropped
+from consensus_orm.databases.saved_rows import dropped
 from consensus_orm.databases.sqlite.saved_schema import make
 from consensus_orm.models.base import Verbatim
 from consensus_orm.phase import Phase

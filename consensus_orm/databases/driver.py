@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.sqlite.session_guard import Guard
+from consensus_orm.databases.session_guard import SessionGuard
 from consensus_orm.declaration.pairs import Mapping as Declaration
 
 __all__ = ["Cursor", "Driver", "Parameters"]
@@ -127,7 +127,7 @@ class Driver(Protocol):
         """
         ...
 
-    def guard(self, mapping: Declaration, *, read_only: bool) -> Guard:
+    def guard(self, mapping: Declaration, *, read_only: bool) -> SessionGuard:
         """Let nothing that a session sends reach a mapped table around the mapping, until the guard is lifted."""
         ...
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from functools import cache
 
+from consensus_orm.databases.base import Catalog
 from consensus_orm.statements.rendering import Rendering
 
-__all__ = ["rendering"]
+__all__ = ["catalog", "rendering"]
 
 
 @cache
@@ -26,3 +27,19 @@ def rendering(name: str) -> Rendering:
     from consensus_orm.databases.sqlite.rendering import SQLiteRendering
 
     return SQLiteRendering()
+
+
+@cache
+def catalog(name: str) -> Catalog:
+    """The catalog of a kind of database.
+
+    Args:
+        name: `sqlite` or `postgresql`, as SQLAlchemy calls it.
+    """
+    if name == "postgresql":
+        from consensus_orm.databases.postgresql.catalog import PostgresCatalog
+
+        return PostgresCatalog()
+    from consensus_orm.databases.sqlite.catalog import SQLiteCatalog
+
+    return SQLiteCatalog()

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.pairs import Earliest
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import when
-from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = [
     "HistoryEntry",
@@ -105,7 +105,7 @@ def _phase(number: int | None) -> Phase | None:
     return None if number is None else Phase(number)
 
 
-def history(uow: UnitOfWork) -> list[HistoryEntry]:
+def history(uow: Transaction) -> list[HistoryEntry]:
     """The audit, oldest first."""
     rows = uow._rows(
         "SELECT id, action, from_phase, to_phase, at, by, reason, forced, detail FROM consensus_orm_history ORDER BY id"
@@ -126,7 +126,7 @@ def history(uow: UnitOfWork) -> list[HistoryEntry]:
     ]
 
 
-def mismatches(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[MismatchEntry]:
+def mismatches(uow: Transaction, everything: bool, *, number: int | None = None) -> list[MismatchEntry]:
     """Mismatches, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
     rows = _listed(
         uow,
@@ -142,7 +142,7 @@ def mismatches(uow: UnitOfWork, everything: bool, *, number: int | None = None) 
     ]
 
 
-def rejects(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[RejectEntry]:
+def rejects(uow: Transaction, everything: bool, *, number: int | None = None) -> list[RejectEntry]:
     """Rejects, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
     rows = _listed(
         uow,
@@ -168,7 +168,7 @@ def rejects(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> 
     ]
 
 
-def _parent(uow: UnitOfWork, name: str, image: str) -> dict[str, Any]:
+def _parent(uow: Transaction, name: str, image: str) -> dict[str, Any]:
     """What tells the parent of a row from others, out of the image of the row; that of a parent may be part of it."""
     parents = [pair.parent for pair in uow.statements.mapping.pairs if pair.name == name and pair.parent is not None]
     columns = [a.key for p in parents for a in p.identity if a not in p.computed]
@@ -187,7 +187,7 @@ def _value(kind: str, digits: str) -> Any:
     return digits if kind == "blob" else data.decode(errors="replace")
 
 
-def images(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> list[ImageEntry]:
+def images(uow: Transaction, everything: bool, *, number: int | None = None) -> list[ImageEntry]:
     """Images, oldest first; only those not put back unless everything is asked for, or only the one of a number."""
     rows = _listed(
         uow,
@@ -202,7 +202,7 @@ def images(uow: UnitOfWork, everything: bool, *, number: int | None = None) -> l
     ]
 
 
-def _listed(uow: UnitOfWork, sql: str, only: str | None, number: int | None) -> list[tuple[Any, ...]]:
+def _listed(uow: Transaction, sql: str, only: str | None, number: int | None) -> list[tuple[Any, ...]]:
     where = [f"({only})"] if only else []
     where += ["id = :id"] if number is not None else []
     condition = f" WHERE {' AND '.join(where)}" if where else ""

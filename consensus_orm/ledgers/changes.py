@@ -15,11 +15,11 @@ from typing import Any
 
 import sqlalchemy
 
+from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import in_keys
-from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = [
     "Written",
@@ -54,7 +54,7 @@ class Written:
     unseen: int = 0
 
 
-def waiting(uow: UnitOfWork, limit: int) -> tuple[dict[str, list[Any]], int]:
+def waiting(uow: Transaction, limit: int) -> tuple[dict[str, list[Any]], int]:
     """Keys, by pair, of the oldest records that nobody has looked at, and the number of these records."""
     sql = "SELECT pair, key FROM consensus_orm_changes WHERE NOT undecided ORDER BY id LIMIT :limit"
     found = uow._rows(sql, {"limit": limit})
@@ -64,13 +64,13 @@ def waiting(uow: UnitOfWork, limit: int) -> tuple[dict[str, list[Any]], int]:
     return {pair: list(of_pair) for pair, of_pair in keys.items()}, len(found)
 
 
-def keys_of(uow: UnitOfWork, pair: Pair) -> Iterator[Any]:
+def keys_of(uow: Transaction, pair: Pair) -> Iterator[Any]:
     """Keys of the rows of a pair that have records."""
     sql = "SELECT DISTINCT key FROM consensus_orm_changes WHERE pair = ? ORDER BY key"
     return (key for (key,) in uow._rows(sql, (pair.name,)))
 
 
-def of_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> dict[Any, Written]:
+def of_rows(uow: Transaction, pair: Pair, keys: Iterable[Any]) -> dict[Any, Written]:
     """What was recorded of some rows; those without a record are left out."""
     sql = f"SELECT id, key, side, op, undecided FROM consensus_orm_changes WHERE pair = :pair AND {_among(uow, KEY)}"
     rows = uow._rows(sql, {"pair": pair.name, "keys": json.dumps(list(keys))})
@@ -83,7 +83,7 @@ def of_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> dict[Any, Writt
     return found
 
 
-def of_unnamed_rows(uow: UnitOfWork, pair: Pair) -> Written:
+def of_unnamed_rows(uow: Transaction, pair: Pair) -> Written:
     """What was recorded of rows of a pair that cannot be named by their key, all of them together."""
     named = usable(sqlalchemy.column("key", pair.key.type))
     where = uow.statements.rendering.render(sqlalchemy.not_(named))
@@ -96,44 +96,44 @@ def of_unnamed_rows(uow: UnitOfWork, pair: Pair) -> Written:
     return found
 
 
-def forget(uow: UnitOfWork, settled: Iterable[Written]) -> int:
+def forget(uow: Transaction, settled: Iterable[Written]) -> int:
     """Forget the records of rows that are settled: those that were read, not what was recorded since."""
     return _on_records(uow, "DELETE FROM consensus_orm_changes", settled)
 
 
-def leave(uow: UnitOfWork, open_: Iterable[Written]) -> None:
+def leave(uow: Transaction, open_: Iterable[Written]) -> None:
     """Leave records for a choice that nobody has made yet."""
     _on_records(uow, "UPDATE consensus_orm_changes SET undecided = TRUE", open_)
 
 
-def _on_records(uow: UnitOfWork, sql: str, written: Iterable[Written]) -> int:
+def _on_records(uow: Transaction, sql: str, written: Iterable[Written]) -> int:
     # By their numbers: an earlier one may be committed just now, and nobody has looked at it.
     ids = [number for each in written for number in each.ids]
     return uow._execute(f"{sql} WHERE {_among(uow, ID)}", {"keys": json.dumps(ids)}).rowcount if ids else 0
 
 
-def count(uow: UnitOfWork, *, unseen: bool = False) -> int:
+def count(uow: Transaction, *, unseen: bool = False) -> int:
     """How many writes are recorded, or how many of them nobody has looked at."""
     where = " WHERE NOT undecided" if unseen else ""
     return int(uow._rows(f"SELECT count(*) FROM consensus_orm_changes{where}")[0][0])
 
 
-def undecided(uow: UnitOfWork) -> int:
+def undecided(uow: Transaction) -> int:
     """How many rows wait for a choice."""
     sql = "SELECT count(*) FROM (SELECT DISTINCT pair, key FROM consensus_orm_changes WHERE undecided) AS open_rows"
     return int(uow._rows(sql)[0][0])
 
 
-def some_undecided(uow: UnitOfWork, pair: Pair) -> bool:
+def some_undecided(uow: Transaction, pair: Pair) -> bool:
     """Whether rows of a pair wait for a choice."""
     return bool(uow._rows("SELECT 1 FROM consensus_orm_changes WHERE undecided AND pair = ? LIMIT 1", (pair.name,)))
 
 
-def undecided_among(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+def undecided_among(uow: Transaction, pair: Pair, keys: Iterable[Any]) -> set[Any]:
     """Those of some rows that wait for a choice."""
     sql = f"SELECT key FROM consensus_orm_changes WHERE undecided AND pair = :pair AND {_among(uow, KEY)}"
     return {key for (key,) in uow._rows(sql, {"pair": pair.name, "keys": json.dumps(list(keys))})}
 
 
-def _among(uow: UnitOfWork, column: sqlalchemy.ColumnElement[Any]) -> str:
+def _among(uow: Transaction, column: sqlalchemy.ColumnElement[Any]) -> str:
     return uow.statements.rendering.render(in_keys(column, "keys"))

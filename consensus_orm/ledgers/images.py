@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm import errors
+from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.expressions import exact_hex, type_name
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import mismatches
@@ -37,7 +38,6 @@ from consensus_orm.phase import Side
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.statements.rendering import Rendering, in_keys, link, quoted
-from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = [
     "Cells",
@@ -67,7 +67,7 @@ IMAGES = table(
 # Keeping --------------------------------------------------------------------------------------------------
 
 
-def keep(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], side: Side, cause: str) -> set[Any]:
+def keep(uow: Transaction, pair: Pair, keys: Iterable[Any], side: Side, cause: str) -> set[Any]:
     """Keep the rows that a side has, and lock them.
 
     Args:
@@ -83,12 +83,12 @@ def keep(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], side: Side, cause: st
     return _keep_rows(uow, pair, keys, side, cause, "keep")
 
 
-def keep_completed(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], cause: str) -> None:
+def keep_completed(uow: Transaction, pair: Pair, keys: Iterable[Any], cause: str) -> None:
     """Keep those of some normalized rows of which an adoption replaces a value, and does not only fill in others."""
     _keep_rows(uow, pair, keys, Side.NORMALIZED, cause, "complete")
 
 
-def _keep_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], side: Side, cause: str, what: str) -> set[Any]:
+def _keep_rows(uow: Transaction, pair: Pair, keys: Iterable[Any], side: Side, cause: str, what: str) -> set[Any]:
     wanted = list(keys)
     if not wanted:
         return set()
@@ -96,7 +96,7 @@ def _keep_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], side: Side, cau
     return _run(uow, kept, wanted, pair.name, side, _table(pair, side), cause)
 
 
-def keep_parents(uow: UnitOfWork, parent: ParentStatements, keys: Iterable[Any], cause: str) -> set[Any]:
+def keep_parents(uow: Transaction, parent: ParentStatements, keys: Iterable[Any], cause: str) -> set[Any]:
     """Keep those of some parents that hold something else than follows from their rows, or have none."""
     wanted = list(keys)
     if not wanted:
@@ -114,7 +114,7 @@ def print_statements(sql: PairStatements, parent: ParentStatements | None) -> No
         _kept_parents(parent)
 
 
-def _run(uow: UnitOfWork, kept: _Statement, keys: list[Any], pair: str, side: Side, of: Table, cause: str) -> set[Any]:
+def _run(uow: Transaction, kept: _Statement, keys: list[Any], pair: str, side: Side, of: Table, cause: str) -> set[Any]:
     facts: dict[str, Any] = {"pair": pair, "side": side.value, "table": of.name, "cause": cause}
     facts |= {"at": mismatches.milliseconds(uow), "by": mismatches.whoami(), "_keys": json.dumps(keys)}
     return {key for (key,) in uow._execute(kept.sql, facts | kept.names).fetchall()}
@@ -207,7 +207,7 @@ def _columns(
     return columns, source
 
 
-def _unknown(uow: UnitOfWork, pair: Pair, side: Side) -> tuple[str, ...]:
+def _unknown(uow: Transaction, pair: Pair, side: Side) -> tuple[str, ...]:
     """Columns that a table has and no model declares: another program added them."""
     of = _table(pair, side)
     known = {c.name.lower() for c in of.columns}
@@ -225,7 +225,7 @@ def _now(sql: PairStatements, side: Side, unknown: tuple[str, ...]) -> _Statemen
     return _Statement(sql.rendering.render(row), _names(columns))
 
 
-def now(uow: UnitOfWork, pair: Pair, key: Any, side: Side) -> Cells | None:
+def now(uow: Transaction, pair: Pair, key: Any, side: Side) -> Cells | None:
     """A row as a side has it now; None where it has none."""
     look = _now(uow.statements[pair], side, _unknown(uow, pair, side))
     rows = uow._rows(look.sql, {"_keys": json.dumps([key])} | look.names)
@@ -261,7 +261,7 @@ def value_of(type_: str, digits: str, encoding: str) -> Any:
     return text
 
 
-def count(uow: UnitOfWork) -> int:
+def count(uow: Transaction) -> int:
     """How many images are kept that nobody has put back."""
     return int(uow._rows("SELECT count(*) FROM consensus_orm_images WHERE restored_at IS NULL")[0][0])
 
@@ -276,7 +276,7 @@ class Image:
     cells: Cells
 
 
-def take(uow: UnitOfWork, number: int) -> Image:
+def take(uow: Transaction, number: int) -> Image:
     """The image of a number.
 
     Raises:
@@ -289,7 +289,7 @@ def take(uow: UnitOfWork, number: int) -> Image:
     return Image(pair, key, Side(side), cells(image))
 
 
-def set_restored(uow: UnitOfWork, number: int) -> None:
+def set_restored(uow: Transaction, number: int) -> None:
     """Note that the row of an image was put back; the image stays."""
     sql = "UPDATE consensus_orm_images SET restored_at = ? WHERE id = ?"
     uow._execute(sql, (mismatches.milliseconds(uow), number))

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import sqlalchemy
 
 from consensus_orm import errors
+from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.events import AlarmEvent, MismatchEvent, RejectEvent
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.rendering import in_keys
-from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = [
     "Finding",
@@ -52,7 +52,7 @@ NOT_DELETED = "not_deleted"
 """What is wrong with a row that we deleted and that one side kept; nobody else's, so never to be adopted."""
 
 
-def milliseconds(uow: UnitOfWork) -> int:
+def milliseconds(uow: Transaction) -> int:
     """The start of a unit of work in ms since 1970 UTC."""
     return int(uow.now.timestamp() * 1000)
 
@@ -61,7 +61,7 @@ def milliseconds(uow: UnitOfWork) -> int:
 
 
 def audit(
-    uow: UnitOfWork,
+    uow: Transaction,
     action: str,
     *,
     to: Phase | None = None,
@@ -107,7 +107,7 @@ def whoami() -> str:
 # Mismatches -----------------------------------------------------------------------------------------------
 
 
-def differences(uow: UnitOfWork, pair: Pair, key: Any) -> list[Finding]:
+def differences(uow: Transaction, pair: Pair, key: Any) -> list[Finding]:
     """What differs between the sides of a row.
 
     Args:
@@ -128,7 +128,7 @@ def differences(uow: UnitOfWork, pair: Pair, key: Any) -> list[Finding]:
     return [(None, f"missing_{Side.NORMALIZED if legacy else Side.LEGACY}")]
 
 
-def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str, *, found_by: str) -> None:
+def record(uow: Transaction, pair: Pair, key: Any, column: str | None, kind: str, *, found_by: str) -> None:
     """Record a confirmed mismatch; one that is open already is counted again.
 
     Above the cap of open entries for a table and column, one entry without a key counts the rest.
@@ -165,14 +165,14 @@ def record(uow: UnitOfWork, pair: Pair, key: Any, column: str | None, kind: str,
     uow._tell(MismatchEvent(pair.name, facts["key"], column, facts["kind"], found_by, recorded=True))
 
 
-def _room(uow: UnitOfWork, pair: Pair, column: str | None) -> int:
+def _room(uow: Transaction, pair: Pair, column: str | None) -> int:
     """How many more entries fit under the cap."""
     sql = "SELECT count(*) FROM consensus_orm_mismatches WHERE state = 'confirmed' AND pair = :pair"
     open_ = uow._rows(f"{sql} AND column_name IS :column", {"pair": pair.name, "column": column})[0][0]
     return max(int(uow.settings.mismatch_cap - open_), 0)
 
 
-def _alarm(uow: UnitOfWork) -> None:
+def _alarm(uow: Transaction) -> None:
     """Sound the alarm, once in its window, when confirmed mismatches pass the rate."""
     settings = uow.settings
     since = milliseconds(uow) - int(settings.alarm_window.total_seconds() * 1000)
@@ -184,11 +184,11 @@ def _alarm(uow: UnitOfWork) -> None:
         return
     reason = f"{settings.alarm_mismatches} mismatches were confirmed within {settings.alarm_window}"
     audit(uow, "alarm", reason=reason)
-    uow._alarm = reason
+    uow._sound_alarm(reason)
     uow._tell(AlarmEvent(reason))
 
 
-def kept_on_one_side(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+def kept_on_one_side(uow: Transaction, pair: Pair, keys: Iterable[Any]) -> set[Any]:
     """Those of some rows that we deleted, and that one side has kept until now."""
     states = ", ".join(f"'{state}'" for state in NOT_REPAIRED)
     sql = (
@@ -198,7 +198,7 @@ def kept_on_one_side(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[An
     return {key for (key,) in uow._rows(sql, {"pair": pair.name, "kind": NOT_DELETED, "keys": json.dumps(list(keys))})}
 
 
-def record_undecided(uow: UnitOfWork, pair: Pair, found: Mapping[Any, str]) -> None:
+def record_undecided(uow: Transaction, pair: Pair, found: Mapping[Any, str]) -> None:
     """Record rows that another program wrote on the side that is not the truth, each once.
 
     Above the cap of open entries one entry without a key counts the rest; the changes tell which rows these are.
@@ -216,7 +216,7 @@ def record_undecided(uow: UnitOfWork, pair: Pair, found: Mapping[Any, str]) -> N
         uow._execute(f"{sql} AND key IS NULL AND state = 'confirmed'", (rest, pair.name))
 
 
-def confirm(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:
+def confirm(uow: Transaction, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:
     """Read doubtful rows again under the lock, and record what still differs.
 
     Args:
@@ -237,7 +237,7 @@ def confirm(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], *, found_by: str) 
     return differing
 
 
-def settle(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], state: str, note: str | None = None) -> int:
+def settle(uow: Transaction, pair: Pair, keys: Iterable[Any], state: str, note: str | None = None) -> int:
     """Close the open mismatches of rows: repaired, or accepted with a reason."""
     return uow._execute(
         "UPDATE consensus_orm_mismatches SET state = :state, settled_at = :at, note = coalesce(:note, note)"
@@ -253,7 +253,7 @@ def settle(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], state: str, note: s
     ).rowcount
 
 
-def settle_storms(uow: UnitOfWork, pair: Pair) -> None:
+def settle_storms(uow: Transaction, pair: Pair) -> None:
     """Close the entries that stand for many rows of a pair, all of which were looked at by now."""
     uow._execute(
         "UPDATE consensus_orm_mismatches SET state = 'repaired', settled_at = ?"
@@ -262,12 +262,12 @@ def settle_storms(uow: UnitOfWork, pair: Pair) -> None:
     )
 
 
-def last_mismatch(uow: UnitOfWork) -> int:
+def last_mismatch(uow: Transaction) -> int:
     """The number of the newest mismatch; 0 where there never was one."""
     return int(uow._rows("SELECT coalesce(max(id), 0) FROM consensus_orm_mismatches")[0][0])
 
 
-def open_mismatches(uow: UnitOfWork) -> int:
+def open_mismatches(uow: Transaction) -> int:
     """How many mismatches nobody has settled."""
     sql = "SELECT count(*) FROM consensus_orm_mismatches WHERE state IN ('found', 'confirmed')"
     return int(uow._rows(sql)[0][0])
@@ -276,7 +276,7 @@ def open_mismatches(uow: UnitOfWork) -> int:
 # Rejects --------------------------------------------------------------------------------------------------
 
 
-def reject(uow: UnitOfWork, pair: Pair, key: Any, side: Side, reason: str) -> bool:
+def reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str) -> bool:
     """Keep a row that cannot be carried: whole, once, with the reason.
 
     Args:
@@ -303,7 +303,7 @@ def as_image(names: Sequence[str], parts: Sequence[str]) -> Image:
     return {name: [parts[2 * i], parts[2 * i + 1]] for i, name in enumerate(names)}
 
 
-def keep_reject(uow: UnitOfWork, pair: Pair, key: Any, side: Side, reason: str, image: Image) -> None:
+def keep_reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str, image: Image) -> None:
     """Keep a row that cannot be carried.
 
     Args:
@@ -322,12 +322,12 @@ def keep_reject(uow: UnitOfWork, pair: Pair, key: Any, side: Side, reason: str, 
     uow._tell(RejectEvent(pair.name, key, reason))
 
 
-def last_reject(uow: UnitOfWork) -> int:
+def last_reject(uow: Transaction) -> int:
     """The number of the newest reject; 0 where there never was one."""
     return int(uow._rows("SELECT coalesce(max(id), 0) FROM consensus_orm_rejects")[0][0])
 
 
-def open_rejects(uow: UnitOfWork) -> int:
+def open_rejects(uow: Transaction) -> int:
     """How many rejects nobody has decided on."""
     return int(uow._rows("SELECT count(*) FROM consensus_orm_rejects WHERE state = 'open'")[0][0])
 
@@ -342,7 +342,7 @@ class OpenReject(NamedTuple):
     image: str
 
 
-def take_reject(uow: UnitOfWork, number: int) -> OpenReject:
+def take_reject(uow: Transaction, number: int) -> OpenReject:
     """The open reject of a number.
 
     Raises:
@@ -359,7 +359,7 @@ def take_reject(uow: UnitOfWork, number: int) -> OpenReject:
     return OpenReject(pair, row[1], side, *row[4:])
 
 
-def rejected_for(uow: UnitOfWork, reason: str) -> set[int]:
+def rejected_for(uow: Transaction, reason: str) -> set[int]:
     """Numbers of the open rejects that have a reason.
 
     Raises:
@@ -374,24 +374,24 @@ def rejected_for(uow: UnitOfWork, reason: str) -> set[int]:
     return found
 
 
-def accept_reject(uow: UnitOfWork, number: int, note: str) -> tuple[str, Any]:
+def accept_reject(uow: Transaction, number: int, note: str) -> tuple[str, Any]:
     """Let the migration go on without a row; its image stays."""
     pair, key, *_ = take_reject(uow, number)
     _settle_reject(uow, number, "accepted", note)
     return pair.name, key
 
 
-def resolve_reject(uow: UnitOfWork, number: int) -> None:
+def resolve_reject(uow: Transaction, number: int) -> None:
     """Close a reject whose row was carried after all."""
     _settle_reject(uow, number, "resolved", None)
 
 
-def _settle_reject(uow: UnitOfWork, number: int, state: str, note: str | None) -> None:
+def _settle_reject(uow: Transaction, number: int, state: str, note: str | None) -> None:
     sql = "UPDATE consensus_orm_rejects SET state = ?, settled_at = ?, note = ? WHERE id = ?"
     uow._execute(sql, (state, milliseconds(uow), note, number))
 
 
-def accept_mismatch(uow: UnitOfWork, number: int, note: str) -> None:
+def accept_mismatch(uow: Transaction, number: int, note: str) -> None:
     """Leave a mismatch as it is.
 
     Raises:

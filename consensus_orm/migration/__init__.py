@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from consensus_orm import errors, files
 from consensus_orm.databases.lock import Lock
 from consensus_orm.ledgers import audit as audit_records
-from consensus_orm.ledgers import changes, mismatches
+from consensus_orm.ledgers import changes, guards, mismatches
 from consensus_orm.migration import details, gates
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
 from consensus_orm.migration.carrying import Drained, carry_reject, drain, print_statements
@@ -30,7 +30,6 @@ from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.transactions import Units
 from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
 from consensus_orm.phase import Phase, Side
-from consensus_orm.schema import guards
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from consensus_orm.databases.sqlite import checkpoints
 from consensus_orm.databases.sqlite.checkpoints import Checkpoints
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.events import BackfillEvent
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import guards, mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.carrying import (
     CHANGES_IN_ONE_TRANSACTION,
@@ -37,7 +37,6 @@ from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Progress, Watch
 from consensus_orm.migration.transactions import Units
 from consensus_orm.phase import Phase, Side
-from consensus_orm.schema import guards
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import in_range
 from consensus_orm.unit_of_work.unit import UnitOfWork

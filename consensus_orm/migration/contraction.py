@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.databases.sqlite.legacy_tables import DROPPED, FORGET, SAVE
-from consensus_orm.databases.sqlite.saved_schema import IMAGE
+from consensus_orm.databases import guard_record
+from consensus_orm.databases.saved_rows import DROPPED, FORGET, IMAGE, SAVE, saved_rows
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import guards, mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.backfill import set_aside
 from consensus_orm.migration.carrying import Drained, adopt_range, drain
@@ -25,7 +25,6 @@ from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.transactions import Units
 from consensus_orm.phase import Phase, Side
-from consensus_orm.schema import guards
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -152,9 +151,9 @@ def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
             hint="stay at CONTRACT",
         )
     guards.take_down_signs(uow)
-    uow.catalog.legacy.saved_rows(uow)  # what cannot be put back at the end shows now, while nothing is carried
+    saved_rows(uow)  # what cannot be put back at the end shows now, while nothing is carried
     uow.catalog.legacy.bring_back(uow)
-    uow.catalog.install_triggers(uow, Phase.NORMALIZED)
+    guard_record.install(uow, Phase.NORMALIZED)
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = 'rebuild'")
     return uow.statements.mapping.pairs
@@ -202,7 +201,7 @@ def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
         pass
     saved = uow._rows("SELECT type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position")
     with uow.catalog.legacy_unfrozen(uow):
-        for row in uow.catalog.legacy.saved_rows(uow):
+        for row in saved_rows(uow):
             uow.catalog.legacy.put_back(uow, row)
     for entry in saved:
         uow.catalog.legacy.complete(uow, *entry)
@@ -218,7 +217,7 @@ def undo_rebuild(uow: UnitOfWork) -> bool:
     """
     if _step(uow) != "rebuild":
         return False
-    uow.catalog.install_triggers(uow, Phase.CONTRACT)
+    guard_record.install(uow, Phase.CONTRACT)
     for pair in uow.statements.mapping.pairs:
         uow.catalog.legacy.drop_again(uow, pair)
     guards.put_up_signs(uow)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from consensus_orm.databases import guard_record
 from consensus_orm.ledgers import mismatches
 from consensus_orm.migration.demands import Demands
 from consensus_orm.phase import Phase
@@ -27,7 +28,7 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
         forced: Whether waiting was skipped.
         **detail: Facts for the audit; no contents of rows.
     """
-    uow.catalog.install_triggers(uow, to)
+    guard_record.install(uow, to)
     if to.has_legacy:
         uow.catalog.level_sequences(uow)
         uow.catalog.legacy.remember(uow)

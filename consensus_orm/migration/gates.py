@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import Column, func, select
 
+from consensus_orm.databases import guard_record
 from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.pairs import is_text, single_key
-from consensus_orm.ledgers import changes, mismatches
+from consensus_orm.ledgers import changes, guards, mismatches
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.migration.demands import Demands, in_force
 from consensus_orm.phase import Phase, Side
-from consensus_orm.schema import guards
 from consensus_orm.times import credible, when
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -140,8 +140,8 @@ def _words(duration: timedelta) -> str:
 
 def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
-    known = {guard.name.lower() for guard in guards.recorded(uow)}  # of those the flaws have told
-    for table in guards.normalized_tables(uow.statements.mapping):
+    known = {guard.name.lower() for guard in guard_record.recorded(uow)}  # of those the flaws have told
+    for table in guard_record.normalized_tables(uow.statements.mapping):
         if table.name.lower() not in there | known:
             yield Obstacle(
                 f"table {table.name} does not exist; run: consensus-orm reconcile --rebuild {Side.NORMALIZED}"

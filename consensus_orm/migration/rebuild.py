@@ -22,8 +22,9 @@ from functools import partial
 from typing import Any
 
 from consensus_orm import errors
+from consensus_orm.databases import guard_record
 from consensus_orm.declaration.pairs import Pair, is_text
-from consensus_orm.ledgers import images, mismatches
+from consensus_orm.ledgers import guards, images, mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.backfill import carry_range
 from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, reject_unequal
@@ -31,7 +32,6 @@ from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.transactions import Units
 from consensus_orm.phase import Side
-from consensus_orm.schema import guards
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -143,7 +143,7 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
     plan = replace(plan, given=given, carries=_carries(uow, plan))
     made = list(_make_missing(uow, side))
     _require_columns(uow, plan)
-    uow.catalog.install_triggers(uow, uow.phase)
+    guard_record.install(uow, uow.phase)
     uow.catalog.level_sequences(uow)
     if side is Side.NORMALIZED:
         uow._execute("DELETE FROM consensus_orm_backfill")
@@ -204,7 +204,7 @@ def _tables(uow: UnitOfWork, side: Side) -> list[str]:
     mapping = uow.statements.mapping
     if side is Side.LEGACY:
         return [pair.legacy_name for pair in mapping.pairs]
-    return [table.name for table in guards.normalized_tables(mapping)]
+    return [table.name for table in guard_record.normalized_tables(mapping)]
 
 
 def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
@@ -215,7 +215,7 @@ def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
             uow.catalog.legacy.make_again(uow, pair)
             yield pair.legacy_name
         return
-    tables = [table for table in guards.normalized_tables(uow.statements.mapping) if table.name in missing]
+    tables = [table for table in guard_record.normalized_tables(uow.statements.mapping) if table.name in missing]
     uow.catalog.create(uow, tables)
     yield from (table.name for table in tables)
 
@@ -223,7 +223,7 @@ def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
 def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
     """Refuse a table that another program made and that cannot hold what is carried to it."""
     mapping = uow.statements.mapping
-    models = [pair.legacy_table for pair in mapping.pairs] + guards.normalized_tables(mapping)
+    models = [pair.legacy_table for pair in mapping.pairs] + guard_record.normalized_tables(mapping)
     for table in (table for table in models if table.name in plan.tables):
         there = {name.lower() for name in uow.catalog.columns(uow, table.name)}
         if missing := [c.name for c in table.columns if c.name.lower() not in there]:

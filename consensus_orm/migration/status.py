@@ -7,11 +7,10 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict
 
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import changes, images, mismatches
+from consensus_orm.ledgers import changes, guards, images, mismatches
 from consensus_orm.migration import gates
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.phase import Phase, Side
-from consensus_orm.schema import guards
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.times import when
 from consensus_orm.unit_of_work.unit import UnitOfWork

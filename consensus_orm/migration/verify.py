@@ -20,14 +20,13 @@ from consensus_orm import errors
 from consensus_orm._version import __version__
 from consensus_orm.declaration.pairs import Pair, Parent
 from consensus_orm.events import ComparisonEvent
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import guards, mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.backfill import is_finished, set_aside
 from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, Statements
 from consensus_orm.migration.transactions import Units
 from consensus_orm.phase import Phase, Side
-from consensus_orm.schema import guards
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.unit_of_work.unit import UnitOfWork

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from consensus_orm.databases.sqlite.legacy_tables import DROPPED, dropped
-from consensus_orm.databases.sqlite.triggers import PREFIX
-from consensus_orm.schema.guards import GUARDS
+from consensus_orm.databases.base import PREFIX
+from consensus_orm.databases.guard_record import GUARDS
+from consensus_orm.databases.saved_rows import DROPPED, dropped
 from consensus_orm.statements.rendering import literal, quoted
 
 if TYPE_CHECKING:

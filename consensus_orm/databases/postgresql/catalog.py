@@ -9,26 +9,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy
 
 from consensus_orm import errors
-from consensus_orm.consensus.programs import Column
+from consensus_orm.databases.base import PREFIX, Catalog, ColumnFacts, Standing, Transaction, Trigger
+from consensus_orm.databases.guard_record import GUARDS
 from consensus_orm.databases.postgresql import triggers
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
 from consensus_orm.databases.postgresql.legacy_tables import PostgresLegacyTables
-from consensus_orm.databases.sqlite.catalog import Catalog
-from consensus_orm.databases.sqlite.triggers import PREFIX, Trigger
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.phase import Phase, Side
-from consensus_orm.schema.guards import GUARDS, Standing
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import literal, quoted
-
-if TYPE_CHECKING:
-    from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["PostgresCatalog", "relations"]
 
@@ -65,17 +60,17 @@ class PostgresCatalog(Catalog):
         """What becomes of the legacy tables at CONTRACT, and on the way back."""
         return PostgresLegacyTables()
 
-    def tables(self, uow: UnitOfWork) -> set[str]:
+    def tables(self, uow: Transaction) -> set[str]:
         """Names of the tables."""
         sql = "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)"
         return {name for (name,) in uow._rows(sql)}
 
-    def sizes(self, uow: UnitOfWork) -> dict[str, int]:
+    def sizes(self, uow: Transaction) -> dict[str, int]:
         """Bytes of the tables with their indexes."""
         sql = "SELECT lower(relname), pg_total_relation_size(oid) FROM pg_class WHERE relkind = 'r'"
         return dict(uow._rows(f"{sql} AND pg_table_is_visible(oid)"))
 
-    def columns(self, uow: UnitOfWork, table: str) -> set[str]:
+    def columns(self, uow: Transaction, table: str) -> set[str]:
         """Names of the columns of a table."""
         sql = (
             "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(:name))"
@@ -83,7 +78,7 @@ class PostgresCatalog(Catalog):
         )
         return {name for (name,) in uow._rows(sql, {"name": table})}
 
-    def referring(self, uow: UnitOfWork, table: str) -> list[str]:
+    def referring(self, uow: Transaction, table: str) -> list[str]:
         """Names of the tables that refer to a table by a foreign key."""
         sql = (
             "SELECT DISTINCT CAST(CAST(conrelid AS regclass) AS TEXT) FROM pg_constraint"
@@ -91,21 +86,21 @@ class PostgresCatalog(Catalog):
         )
         return [name for (name,) in uow._rows(sql, {"name": table})]
 
-    def key_faults(self, uow: UnitOfWork, table: str, key: sqlalchemy.Column[Any]) -> Iterator[str]:
+    def key_faults(self, uow: Transaction, table: str, key: sqlalchemy.Column[Any]) -> Iterator[str]:
         """What is wrong with a column as the key of a move, and what to do about it."""
         return key_faults(uow, table, key)
 
-    def keeps_writers_waiting(self, uow: UnitOfWork) -> bool:
+    def keeps_writers_waiting(self, uow: Transaction) -> bool:
         """Whether nobody can commit while a read is going on: never here."""
         return False
 
-    def keep_out(self, uow: UnitOfWork) -> None:
+    def keep_out(self, uow: Transaction) -> None:
         """Keep every writer, also those of other programs, out of the mapped tables until the end."""
         names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
         connection: Any = uow._connected
         connection.keep_out(self.tables(uow) & names)
 
-    def begin_scan(self, uow: UnitOfWork, others: Sequence[UnitOfWork] = ()) -> None:
+    def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
         """Let others see the snapshot of a unit of work, and plan for the rows there are: a range holds many.
 
         They are found by their keys, which stand in the order of the chunks: a hash join or a sort would copy every
@@ -124,17 +119,17 @@ class PostgresCatalog(Catalog):
             each._execute("SET LOCAL random_page_cost = 1.1")  # keys that follow each other stand together
             each._execute("SET LOCAL max_parallel_workers_per_gather = 0")  # there are as many units as cores
 
-    def analyze(self, uow: UnitOfWork, pair: Pair) -> None:
+    def analyze(self, uow: Transaction, pair: Pair) -> None:
         """Count the rows of the normalized side: a plan made while it was empty would look through all of it."""
         tables = [pair.table] if pair.parent is None else [pair.table, pair.parent.table]
         for table in tables:
             uow._execute(f"ANALYZE {quoted(table.name)}")
 
-    def text_encoding(self, uow: UnitOfWork) -> str:
+    def text_encoding(self, uow: Transaction) -> str:
         """How texts are shown: in UTF-8."""
         return "utf-8"
 
-    def has_relation(self, uow: UnitOfWork, name: str) -> bool:
+    def has_relation(self, uow: Transaction, name: str) -> bool:
         """Whether something has a name that an index would need."""
         return bool(uow._rows("SELECT 1 WHERE to_regclass(quote_ident(?)) IS NOT NULL", (name,)))
 
@@ -144,27 +139,26 @@ class PostgresCatalog(Catalog):
         """The triggers of a phase."""
         return triggers.for_phase(phase, statements)
 
-    def install_triggers(self, uow: UnitOfWork, phase: Phase) -> None:
-        """Replace our triggers by those of a phase, and record them."""
+    def before_triggers(self, uow: Transaction) -> None:
+        """Keep writers out, and refuse columns in which different texts are equal."""
         self.keep_out(uow)
         self._require_exact(uow)
-        super().install_triggers(uow, phase)
 
-    def silence(self, uow: UnitOfWork, trigger: Standing) -> None:
+    def silence(self, uow: Transaction, trigger: Standing) -> None:
         """Let a trigger of ours do nothing any more; to drop it would wait for all who read the table."""
         if trigger.enabled:
             uow._execute(f"ALTER TABLE {quoted(trigger.table)} DISABLE TRIGGER {quoted(trigger.name)}")
 
-    def standing(self, uow: UnitOfWork) -> list[Standing]:
+    def standing(self, uow: Transaction) -> list[Standing]:
         """Our triggers, each with its function, and the tables that are found by their names alone."""
         rows = uow._rows(STANDING)
         return [Standing(*row) for row in rows]
 
-    def cookie(self, uow: UnitOfWork) -> int:
+    def cookie(self, uow: Transaction) -> int:
         """What differs after a change of our triggers, their functions, or the tables they stand on."""
         return int(uow._rows(f"SELECT {COOKIE}")[0][0])
 
-    def muted(self, uow: UnitOfWork) -> list[str]:
+    def muted(self, uow: Transaction) -> list[str]:
         """Settings of databases and roles that keep triggers from firing."""
         rows = uow._rows(
             "SELECT coalesce(r.rolname, 'all roles') FROM pg_db_role_setting AS s"
@@ -178,7 +172,7 @@ class PostgresCatalog(Catalog):
             for (role,) in rows
         ]
 
-    def go_on_without(self, uow: UnitOfWork, tables: Collection[str]) -> None:
+    def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
         """Let ids be drawn above those that were given, though the sequence of a legacy table went with it."""
         for pair in (pair for pair in uow.statements.mapping.pairs if pair.legacy_name in tables):
             own, key, there = pair.table.name, pair.key.name, pair.legacy_name in self.tables(uow)
@@ -191,15 +185,15 @@ class PostgresCatalog(Catalog):
                 self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1))
                 self._draw_from(uow, own, key, sequence)
 
-    def _has_default(self, uow: UnitOfWork, table: str, column: str) -> bool:
+    def _has_default(self, uow: Transaction, table: str, column: str) -> bool:
         sql = "SELECT atthasdef FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(?)) AND attname = ?"
         return any(found for (found,) in uow._rows(sql, (table, column)))
 
-    def _draw_from(self, uow: UnitOfWork, table: str, key: str, sequence: str) -> None:
+    def _draw_from(self, uow: Transaction, table: str, key: str, sequence: str) -> None:
         default = f"nextval(CAST({literal(sequence)} AS regclass))"
         uow._execute(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(key)} SET DEFAULT {default}")
 
-    def name_taken(self, uow: UnitOfWork, trigger: Trigger) -> str | None:
+    def name_taken(self, uow: Transaction, trigger: Trigger) -> str | None:
         """The table itself, where another program has a trigger of this name on it."""
         sql = (
             "SELECT CAST(t.tgrelid AS regclass)::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid"
@@ -208,11 +202,11 @@ class PostgresCatalog(Catalog):
         rows = uow._rows(sql, (trigger.table, trigger.name))
         return rows[0][0] if rows else None
 
-    def forget_guards(self, uow: UnitOfWork) -> None:
+    def forget_guards(self, uow: Transaction) -> None:
         """Empty the record."""
         uow._execute(f"DELETE FROM {GUARDS}")
 
-    def _require_exact(self, uow: UnitOfWork) -> None:
+    def _require_exact(self, uow: Transaction) -> None:
         """Refuse columns in which different texts are equal: a run, or a delete, would take in rows of others.
 
         Raises:
@@ -234,12 +228,12 @@ class PostgresCatalog(Catalog):
                 column=column,
             )
 
-    def level_sequences(self, uow: UnitOfWork) -> None:
+    def level_sequences(self, uow: Transaction) -> None:
         """Let both sides draw from the sequence of the legacy table, above the highest id of either (rule 3)."""
         for pair in uow.statements.mapping.pairs:
             self._level(uow, pair)
 
-    def _level(self, uow: UnitOfWork, pair: Pair) -> None:
+    def _level(self, uow: Transaction, pair: Pair) -> None:
         legacy, own, key = pair.legacy_name, pair.table.name, pair.key.name
         shared = self._sequence_of(uow, legacy, key)
         if shared is None:
@@ -256,13 +250,13 @@ class PostgresCatalog(Catalog):
         if not self._draws_from(uow, own, key, shared):
             self._draw_from(uow, own, key, shared)
 
-    def _sequence_of(self, uow: UnitOfWork, table: str, column: str) -> str | None:
+    def _sequence_of(self, uow: Transaction, table: str, column: str) -> str | None:
         name: str | None = uow._rows(
             "SELECT pg_get_serial_sequence(quote_ident(:table), :column)", {"table": table, "column": column}
         )[0][0]
         return name
 
-    def _draws_from(self, uow: UnitOfWork, table: str, column: str, sequence: str) -> bool:
+    def _draws_from(self, uow: Transaction, table: str, column: str, sequence: str) -> bool:
         sql = (
             "SELECT 1 FROM pg_depend AS d"
             " JOIN pg_attrdef AS a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid"
@@ -272,7 +266,7 @@ class PostgresCatalog(Catalog):
         )
         return bool(uow._rows(sql, {"table": table, "column": column, "sequence": sequence}))
 
-    def next_key_of(self, uow: UnitOfWork, pair: Pair, side: Side) -> int:
+    def next_key_of(self, uow: Transaction, pair: Pair, side: Side) -> int:
         """The next id where the table of the other side is gone, and with it the sequence that both drew from."""
         table = pair.legacy_name if side is Side.LEGACY else pair.table.name
         if rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", (table,)):
@@ -281,13 +275,13 @@ class PostgresCatalog(Catalog):
         highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
         return max(highest or 0, self.sequence(uow, pair.table.name) or 0) + 1
 
-    def free_key(self, uow: UnitOfWork, pair: Pair) -> Any:
+    def free_key(self, uow: Transaction, pair: Pair) -> Any:
         """The next id of the sequence that counts: at CONTRACT that of another program's table does not."""
         if uow.phase.has_legacy:
-            return super().free_key(uow, pair)
+            return uow._execute(uow.statements[pair].next_key).fetchone()[0]
         return self.next_key_of(uow, pair, Side.NORMALIZED)
 
-    def go_on_above(self, uow: UnitOfWork, pair: Pair) -> None:
+    def go_on_above(self, uow: Transaction, pair: Pair) -> None:
         """Let ids be drawn above those that the normalized side has."""
         highest = uow._rows(uow.statements[pair].last_key(Side.NORMALIZED))[0][0]
         if isinstance(highest, int) and highest > 0:
@@ -296,7 +290,7 @@ class PostgresCatalog(Catalog):
                 f"SELECT setval(CAST(s.oid AS regclass), greatest({last}, {highest})) {DRAWN_FROM}", (pair.table.name,)
             )
 
-    def sequence(self, uow: UnitOfWork, table: str) -> int | None:
+    def sequence(self, uow: Transaction, table: str) -> int | None:
         """The highest id a table has given; None where it never gave one."""
         sql = (
             "SELECT pg_sequence_last_value(d.objid) FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
@@ -305,7 +299,7 @@ class PostgresCatalog(Catalog):
         rows = [value for (value,) in uow._rows(sql, {"table": table}) if value is not None]
         return max(rows, default=None)
 
-    def set_sequence(self, uow: UnitOfWork, table: str, value: int) -> None:
+    def set_sequence(self, uow: Transaction, table: str, value: int) -> None:
         """Let a table go on above an id."""
         sql = (
             "SELECT setval(CAST(d.objid AS regclass), :value) FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
@@ -313,24 +307,24 @@ class PostgresCatalog(Catalog):
         )
         uow._execute(sql, {"table": table, "value": value})
 
-    def used_up(self, uow: UnitOfWork) -> str | None:
+    def used_up(self, uow: Transaction) -> str | None:
         """Nothing: the server says by itself that a sequence has come to its end."""
         return None
 
     # Writes that went around the repositories -------------------------------------------------------------
 
-    def forget_changes(self, uow: UnitOfWork, *, after: int) -> None:
+    def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Nothing: our own writes were never noted, and others may note theirs meanwhile."""
 
-    def forget_row(self, uow: UnitOfWork, pair: Pair, key: Any) -> None:
+    def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
         """Nothing: our own writes were never noted."""
 
-    def legacy_unfrozen(self, uow: UnitOfWork) -> contextlib.AbstractContextManager[None]:
+    def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
         """Let this transaction write frozen legacy tables: whoever carries may do so all along."""
         return contextlib.nullcontext()
 
 
-def relations(connection: Any) -> dict[str, tuple[str, Callable[[], dict[str, Column]]]]:
+def relations(connection: Any) -> dict[str, tuple[str, Callable[[], dict[str, ColumnFacts]]]]:
     """Tables and views with their columns, by name: what `adoption` tells a database by.
 
     Args:
@@ -349,7 +343,7 @@ def relations(connection: Any) -> dict[str, tuple[str, Callable[[], dict[str, Co
         " AND c.relnamespace <> 'pg_catalog'::regnamespace AND c.relnamespace <> 'information_schema'::regnamespace"
         " ORDER BY c.relname, a.attnum"
     )
-    found: dict[str, tuple[str, dict[str, Column]]] = {}
+    found: dict[str, tuple[str, dict[str, ColumnFacts]]] = {}
     for name, kind, column, type_, required, primary in connection.execute(sql).fetchall():
-        found.setdefault(name, (kind, {}))[1][column] = Column(type_, required, primary)
+        found.setdefault(name, (kind, {}))[1][column] = ColumnFacts(type_, required, primary)
     return {name: (kind, partial(dict, columns)) for name, (kind, columns) in found.items()}

@@ -28,7 +28,7 @@ from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.postgresql.errors import translate
 from consensus_orm.databases.postgresql.fence import REFUSALS, ROWS, TABLES, Entry, Fence
 from consensus_orm.databases.postgresql.parameters import bindable, spelled
-from consensus_orm.databases.postgresql.session_guard import ServerGuard
+from consensus_orm.databases.postgresql.session_guard import PostgresSessionGuard
 from consensus_orm.databases.postgresql.triggers import INSTALLED
 from consensus_orm.declaration.pairs import Mapping as Declaration
 from consensus_orm.settings import Settings
@@ -317,9 +317,9 @@ class ServerConnection(psycopg.Connection[Any]):
         """
         return bindable(value)
 
-    def guard(self, mapping: Declaration, *, read_only: bool) -> ServerGuard:
+    def guard(self, mapping: Declaration, *, read_only: bool) -> PostgresSessionGuard:
         """Let nothing that a session sends reach a mapped table around the mapping; its triggers know the tables."""
-        return ServerGuard(self, read_only=read_only)
+        return PostgresSessionGuard(self, read_only=read_only)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse values that the server cannot hold.

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sqlalchemy import Column
 
-if TYPE_CHECKING:
-    from typing import Any
-
-    from consensus_orm.unit_of_work.unit import UnitOfWork
+from consensus_orm.databases.base import Transaction
 
 __all__ = ["key_faults"]
 
@@ -23,7 +20,7 @@ FACTS = (
 )
 
 
-def key_faults(uow: UnitOfWork, table: str, key: Column[Any]) -> Iterator[str]:
+def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
     """What is wrong with a column as the key of a move, and what to do about it; nothing where it is a good one.
 
     Args:

@@ -8,16 +8,13 @@ own saved schema; at CONTRACT no statement of ours touches it, and whoever will 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.databases.sqlite.legacy_tables import LegacyTables, SavedRow, dropped
-from consensus_orm.databases.sqlite.saved_schema import Cells, unsafe
+from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
+from consensus_orm.databases.saved_rows import dropped, unsafe
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.statements.rendering import quoted
-
-if TYPE_CHECKING:
-    from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["PostgresLegacyTables"]
 
@@ -25,33 +22,33 @@ __all__ = ["PostgresLegacyTables"]
 class PostgresLegacyTables(LegacyTables):
     """The legacy tables of a database on their way out, and back."""
 
-    def save(self, uow: UnitOfWork, pair: Pair) -> list[tuple[str, str, str, int | None]]:
+    def save(self, uow: Transaction, pair: Pair) -> list[tuple[str, str, str, int | None]]:
         """That there was a table, and its sequence; all else stays with the renamed table."""
         name = pair.legacy_table.name
         return [("table", name, quoted(dropped(name)), uow.catalog.sequence(uow, name))]
 
-    def remember(self, uow: UnitOfWork) -> None:
+    def remember(self, uow: Transaction) -> None:
         """Nothing: there is no definition to keep."""
 
-    def make_again(self, uow: UnitOfWork, pair: Pair) -> None:
+    def make_again(self, uow: Transaction, pair: Pair) -> None:
         """Make a legacy table that another program dropped, from its model."""
         uow.catalog.create(uow, [pair.legacy_table])
 
-    def complete_again(self, uow: UnitOfWork, pair: Pair) -> None:
+    def complete_again(self, uow: Transaction, pair: Pair) -> None:
         """Nothing: what was dropped was kept nowhere."""
 
-    def put_away(self, uow: UnitOfWork, pair: Pair) -> None:
+    def put_away(self, uow: Transaction, pair: Pair) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
         name = pair.legacy_name
         uow._execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted(dropped(name))}")
 
-    def away(self, uow: UnitOfWork) -> list[str]:
+    def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were put away and still hold rows."""
         names = [dropped(pair.legacy_name) for pair in uow.statements.mapping.pairs]
         there = uow.catalog.tables(uow)
         return [n for n in names if n in there and uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
 
-    def empty(self, uow: UnitOfWork, name: str, rows: int) -> int:
+    def empty(self, uow: Transaction, name: str, rows: int) -> int:
         """Empty a table that was put away: at once, since nobody else uses it.
 
         Returns:
@@ -61,7 +58,7 @@ class PostgresLegacyTables(LegacyTables):
         uow._execute(f"TRUNCATE TABLE {quoted(name)}")
         return int(count)
 
-    def bring_back(self, uow: UnitOfWork) -> None:
+    def bring_back(self, uow: Transaction) -> None:
         """Give the tables their names again, empty, with everything that belongs to them.
 
         Raises:
@@ -77,12 +74,12 @@ class PostgresLegacyTables(LegacyTables):
                 )
             uow._execute(f"ALTER TABLE {quoted(dropped(name))} RENAME TO {quoted(name)}")
 
-    def drop_again(self, uow: UnitOfWork, pair: Pair) -> None:
+    def drop_again(self, uow: Transaction, pair: Pair) -> None:
         """Undo `bring_back`, whatever the table holds by now."""
         uow._execute(f"TRUNCATE TABLE {quoted(pair.legacy_name)}")
         self.put_away(uow, pair)
 
-    def complete(self, uow: UnitOfWork, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
+    def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
         """Nothing: triggers and sequence never left the table."""
 
     def values(self, table: str, row: Cells) -> list[Any]:
@@ -92,7 +89,7 @@ class PostgresLegacyTables(LegacyTables):
         except (KeyError, ValueError) as error:
             raise unsafe("row", table) from error
 
-    def put_back(self, uow: UnitOfWork, saved: SavedRow) -> None:
+    def put_back(self, uow: Transaction, saved: SavedRow) -> None:
         """Insert a row again that was saved, where there is none under its key."""
         columns, places = ", ".join(map(quoted, saved.cells)), ", ".join("?" * len(saved.cells))
         sql = f"INSERT INTO {quoted(saved.table)} ({columns}) VALUES ({places}) ON CONFLICT DO NOTHING"

@@ -10,17 +10,15 @@ one machine a unit that reads one row took 1.5 times as long as without a replic
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Engine
 
 from consensus_orm import errors
 from consensus_orm.databases import engine
+from consensus_orm.databases.base import Transaction
 from consensus_orm.events import ReplicaEvent
 from consensus_orm.settings import Settings
-
-if TYPE_CHECKING:
-    from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Replica"]
 
@@ -61,7 +59,7 @@ class Replica:
         self._reason: str | None = None
         """Why the last unit of work had to read from the primary; None where it had not."""
 
-    def begin(self, uow: UnitOfWork) -> bool:
+    def begin(self, uow: Transaction) -> bool:
         """Begin a read-only unit of work on the replica.
 
         Args:
@@ -81,7 +79,7 @@ class Replica:
         self._reason = reason
         return reason is None
 
-    def _attempt(self, uow: UnitOfWork) -> str | None:
+    def _attempt(self, uow: Transaction) -> str | None:
         """Begin, or say why not."""
         now = time.monotonic()
         if now < self._left_alone_until:
@@ -116,7 +114,7 @@ class Replica:
                     raise
                 return None
 
-    def _recognize(self, uow: UnitOfWork, newest: tuple[int, int]) -> None:
+    def _recognize(self, uow: Transaction, newest: tuple[int, int]) -> None:
         """Make sure, once, that it is the primary's replica: two databases never changed phase at the same moment."""
         if self._recognized:
             return

@@ -8,24 +8,29 @@ the tables themselves (ALTER, DROP), the server refuses to whoever does not own 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from sqlalchemy import Connection, event
 
 from consensus_orm import errors
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
-from consensus_orm.databases.sqlite.session_guard import Guard
+from consensus_orm.databases.session_guard import SessionGuard
 
-if TYPE_CHECKING:
-    from consensus_orm.databases.postgresql.connection import ServerConnection
-
-__all__ = ["ServerGuard"]
+__all__ = ["PostgresSessionGuard"]
 
 T = TypeVar("T")
 
 
-class ServerGuard(Guard):
+class _Server(Protocol):
+    """What the guard asks of a connection."""
+
+    @property
+    def in_transaction(self) -> bool: ...
+    def order(self, sql: str, parameters: Any = ..., /) -> Any: ...
+
+
+class PostgresSessionGuard(SessionGuard):
     """Tells the server whose statements it gets while the session of a unit of work is in use.
 
     Args:
@@ -33,7 +38,7 @@ class ServerGuard(Guard):
         read_only: Whether nothing may be written at all.
     """
 
-    def __init__(self, driver: ServerConnection, *, read_only: bool) -> None:
+    def __init__(self, driver: _Server, *, read_only: bool) -> None:
         super().__init__(read_only=read_only)
         self._connection = driver
         self._ours = self._say("session")

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from sqlalchemy import Table
 
+from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
-from consensus_orm.databases.sqlite.triggers import FROZEN, PREFIX, Trigger
 from consensus_orm.declaration.pairs import Mapping, Pair, Parent
 from consensus_orm.phase import Phase
 from consensus_orm.statements.pairs import Statements

@@ -9,31 +9,28 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Collection, Iterator, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import Column, Dialect, MetaData, Table
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy import Column
+from sqlalchemy.schema import CreateTable
 
 from consensus_orm import errors
-from consensus_orm.databases.sqlite import legacy_tables
+from consensus_orm.databases.base import Catalog, Standing, Transaction, Trigger
+from consensus_orm.databases.guard_record import GUARDS, ours
 from consensus_orm.databases.sqlite.key_faults import key_faults
-from consensus_orm.databases.sqlite.triggers import Trigger, for_phase
+from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
+from consensus_orm.databases.sqlite.triggers import for_phase
 from consensus_orm.declaration.keys import LARGEST
 from consensus_orm.declaration.pairs import Pair, table_of
 from consensus_orm.models.control import GuardRecord
 from consensus_orm.phase import Phase, Side
-from consensus_orm.schema import guards
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import quoted
 
-if TYPE_CHECKING:
-    from consensus_orm.unit_of_work.unit import UnitOfWork
-
-__all__ = ["Catalog", "catalog"]
+__all__ = ["SQLiteCatalog"]
 
 
-class Catalog:
+class SQLiteCatalog(Catalog):
     """The catalog of a SQLite file, seen from within a unit of work."""
 
     needs_triggers = False
@@ -50,15 +47,15 @@ class Catalog:
     CHUNK_ROWS fits into it at most, where nobody else writes."""
 
     @property
-    def legacy(self) -> legacy_tables.LegacyTables:
+    def legacy(self) -> SQLiteLegacyTables:
         """What becomes of the legacy tables at CONTRACT, and on the way back."""
-        return legacy_tables.LegacyTables()
+        return SQLiteLegacyTables()
 
-    def tables(self, uow: UnitOfWork) -> set[str]:
+    def tables(self, uow: Transaction) -> set[str]:
         """Names of the tables, in small letters."""
         return {name for (name,) in uow._rows("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
 
-    def sizes(self, uow: UnitOfWork) -> dict[str, int]:
+    def sizes(self, uow: Transaction) -> dict[str, int]:
         """Bytes of the tables with their indexes; none where SQLite was built without dbstat."""
         sql = (
             "SELECT lower(m.tbl_name), sum(d.pgsize) FROM dbstat AS d JOIN sqlite_master AS m ON m.name = d.name"
@@ -69,11 +66,11 @@ class Catalog:
         except errors.StorageError:
             return {}
 
-    def columns(self, uow: UnitOfWork, table: str) -> set[str]:
+    def columns(self, uow: Transaction, table: str) -> set[str]:
         """Names of the columns of a table."""
         return {name for (name,) in uow._rows("SELECT name FROM pragma_table_info(?)", (table,))}
 
-    def referring(self, uow: UnitOfWork, table: str) -> list[str]:
+    def referring(self, uow: Transaction, table: str) -> list[str]:
         """Names of the tables that refer to a table by a foreign key."""
         sql = (
             "SELECT DISTINCT t.name FROM sqlite_master AS t, pragma_foreign_key_list(t.name) AS f"
@@ -81,35 +78,29 @@ class Catalog:
         )
         return [name for (name,) in uow._rows(sql, (table,))]
 
-    def key_faults(self, uow: UnitOfWork, table: str, key: Column[Any]) -> Iterator[str]:
+    def key_faults(self, uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
         """What is wrong with a column as the key of a move, and what to do about it."""
         return key_faults(uow, table, key)
 
-    def keeps_writers_waiting(self, uow: UnitOfWork) -> bool:
+    def keeps_writers_waiting(self, uow: Transaction) -> bool:
         """Whether nobody can commit while a read is going on: that is so without a write-ahead log."""
         return uow._rows("PRAGMA journal_mode")[0][0] not in ("wal", "memory")
 
-    def keep_out(self, uow: UnitOfWork) -> None:
+    def keep_out(self, uow: Transaction) -> None:
         """Keep every writer out of the mapped tables until the end of this unit of work: the write lock does."""
 
-    def begin_scan(self, uow: UnitOfWork, others: Sequence[UnitOfWork] = ()) -> None:
+    def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
         """Prepare read-only units of work for looking at many rows, if possible all of them in one snapshot."""
 
-    def analyze(self, uow: UnitOfWork, pair: Pair) -> None:
+    def analyze(self, uow: Transaction, pair: Pair) -> None:
         """Let plans follow how many rows the normalized side has by now; SQLite's do not depend on it."""
 
-    def text_encoding(self, uow: UnitOfWork) -> str:
+    def text_encoding(self, uow: Transaction) -> str:
         """How the file writes its texts, in Python's words."""
         name: str = uow._rows("PRAGMA encoding")[0][0]
         return name.lower().replace("utf-16", "utf-16-")
 
-    def create(self, uow: UnitOfWork, tables: Collection[Table]) -> None:
-        """Make tables as their models have them; an index whose name is taken by another one is left out."""
-        for statement in definitions(tables, uow.statements.rendering.dialect):
-            if not isinstance(statement, CreateIndex) or not self.has_relation(uow, str(statement.element.name)):
-                uow._execute(str(statement.compile(dialect=uow.statements.rendering.dialect)))
-
-    def has_relation(self, uow: UnitOfWork, name: str) -> bool:
+    def has_relation(self, uow: Transaction, name: str) -> bool:
         """Whether something has a name that an index would need."""
         return bool(uow._rows("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (name,)))
 
@@ -119,66 +110,54 @@ class Catalog:
         """The triggers of a phase."""
         return for_phase(phase, statements)
 
-    def install_triggers(self, uow: UnitOfWork, phase: Phase) -> None:
-        """Replace our triggers by those of a phase, and record them.
+    def before_triggers(self, uow: Transaction) -> None:
+        """Nothing: the write lock keeps everybody out."""
 
-        Raises:
-            MigrationError: Another program has given one of their names to a trigger of its own.
-        """
-        for old in guards.ours(uow):
-            self.silence(uow, old)
-        new = list(self.triggers(phase, uow.statements))
-        guards.require_free(uow, new)
-        for trigger in new:
-            for statement in trigger.statements:
-                uow._execute(statement)
-        guards.record(uow, phase, new)
-
-    def silence(self, uow: UnitOfWork, trigger: guards.Standing) -> None:
+    def silence(self, uow: Transaction, trigger: Standing) -> None:
         """Let a trigger of ours do nothing any more."""
         uow._execute(f"DROP TRIGGER {quoted(trigger.name)}")
 
-    def standing(self, uow: UnitOfWork) -> list[guards.Standing]:
+    def standing(self, uow: Transaction) -> list[Standing]:
         """All triggers, tables and views there are.
 
         What tells a table from another one made under its name later: it is older than the record, which is made
         anew whenever something is recorded. SQLite keeps the order of tables, also through VACUUM and a backup.
         """
-        older = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'table' AND name = '{guards.GUARDS}')"
+        older = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'table' AND name = '{GUARDS}')"
         found = uow._rows(
             f"SELECT type, name, tbl_name, iif(type = 'table', iif({older}, 'older', 'younger'), sql)"
             " FROM sqlite_master WHERE type IN ('table', 'trigger', 'view') ORDER BY rowid"
         )
-        return [guards.Standing(*row) for row in found]
+        return [Standing(*row) for row in found]
 
-    def cookie(self, uow: UnitOfWork) -> int:
+    def cookie(self, uow: Transaction) -> int:
         """What differs after any change of the schema: SQLite counts them."""
         return int(uow._rows("PRAGMA schema_version")[0][0])
 
-    def muted(self, uow: UnitOfWork) -> list[str]:
+    def muted(self, uow: Transaction) -> list[str]:
         """What keeps triggers from firing that are in place; nothing does here."""
         return []
 
-    def go_on_without(self, uow: UnitOfWork, tables: Collection[str]) -> None:
+    def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
         """Drop our triggers that look into tables which are gone: each write of another table would fail."""
         there = self.tables(uow)
         tables = [table for table in tables if table.lower() not in there]
-        for trigger in guards.ours(uow):
+        for trigger in ours(uow):
             if any(quoted(table) in trigger.definition or table in trigger.definition for table in tables):
                 self.silence(uow, trigger)
 
-    def name_taken(self, uow: UnitOfWork, trigger: Trigger) -> str | None:
+    def name_taken(self, uow: Transaction, trigger: Trigger) -> str | None:
         """The table on which another program has a trigger of this name; asked when there is none of ours."""
         sql = "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' AND name = ? COLLATE NOCASE"
         rows = uow._rows(sql, (trigger.name,))
         return rows[0][0] if rows else None
 
-    def forget_guards(self, uow: UnitOfWork) -> None:
+    def forget_guards(self, uow: Transaction) -> None:
         """Make the record anew, empty and younger than every table."""
-        uow._execute(f"DROP TABLE IF EXISTS {guards.GUARDS}")
+        uow._execute(f"DROP TABLE IF EXISTS {GUARDS}")
         uow._execute(str(CreateTable(table_of(GuardRecord)).compile(dialect=uow.statements.rendering.dialect)))
 
-    def level_sequences(self, uow: UnitOfWork) -> None:
+    def level_sequences(self, uow: Transaction) -> None:
         """Let both sides go on above the highest id that either has given (rule 3)."""
         for pair in uow.statements.mapping.pairs:
             names = (pair.legacy_table.name, pair.table.name)
@@ -187,31 +166,31 @@ class Catalog:
                 if given and given.get(name, -1) < max(given.values()):
                     self.set_sequence(uow, name, max(given.values()))
 
-    def next_key_of(self, uow: UnitOfWork, pair: Pair, side: Side) -> int:
+    def next_key_of(self, uow: Transaction, pair: Pair, side: Side) -> int:
         """The next id where the table of the other side is gone: above whatever one side has, or has ever given."""
         table = pair.legacy_name if side is Side.LEGACY else pair.table.name
         highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
         given = (self.sequence(uow, name) for name in (pair.legacy_name, pair.table.name))
         return max(value or 0 for value in (highest, *given)) + 1
 
-    def free_key(self, uow: UnitOfWork, pair: Pair) -> Any:
+    def free_key(self, uow: Transaction, pair: Pair) -> Any:
         """An id above whatever either side has, or has ever given, whoever made the legacy table."""
         return uow._execute(uow.statements[pair].next_key).fetchone()[0]
 
-    def go_on_above(self, uow: UnitOfWork, pair: Pair) -> None:
+    def go_on_above(self, uow: Transaction, pair: Pair) -> None:
         """Let ids be given above those that the normalized side has; SQLite sees to that by itself."""
 
-    def sequence(self, uow: UnitOfWork, table: str) -> int | None:
+    def sequence(self, uow: Transaction, table: str) -> int | None:
         """The highest id a table has given; None where it never gave one."""
         rows = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,))
         return int(rows[0][0]) if rows else None
 
-    def set_sequence(self, uow: UnitOfWork, table: str, value: int) -> None:
+    def set_sequence(self, uow: Transaction, table: str, value: int) -> None:
         """Let a table go on above an id."""
         if not uow._execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (value, table)).rowcount:
             uow._execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, value))
 
-    def used_up(self, uow: UnitOfWork) -> str | None:
+    def used_up(self, uow: Transaction) -> str | None:
         """A mapped table that has given its last id, where there is one: SQLite calls that a full disk.
 
         It may be asked after the failure, which has ended the transaction.
@@ -225,11 +204,7 @@ class Catalog:
 
     # Writes that went around the repositories -------------------------------------------------------------
 
-    def last_change(self, uow: UnitOfWork) -> int:
-        """The counter of writes that went around the repositories; it never falls."""
-        return self.sequence(uow, "consensus_orm_changes") or 0
-
-    def forget_changes(self, uow: UnitOfWork, *, after: int) -> None:
+    def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Forget what the triggers noted since a mark: this unit of work holds the lock, so it was its own doing.
 
         The counter goes back to the mark too, or a delete of ours would void a certificate.
@@ -237,39 +212,17 @@ class Catalog:
         if uow._execute("DELETE FROM consensus_orm_changes WHERE id > :mark", {"mark": after}).rowcount:
             self.set_sequence(uow, "consensus_orm_changes", after)
 
-    def forget_row(self, uow: UnitOfWork, pair: Pair, key: Any) -> None:
+    def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
         """Forget what the triggers noted of one row that this unit of work wrote."""
         uow._execute("DELETE FROM consensus_orm_changes WHERE pair = ? AND key = ?", (pair.name, key))
 
-    def legacy_unfrozen(self, uow: UnitOfWork) -> contextlib.AbstractContextManager[None]:
+    def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
         """Let this transaction alone write frozen legacy tables; nobody else ever sees the flag set."""
         return _carrying(uow)
 
 
 @contextlib.contextmanager
-def _carrying(uow: UnitOfWork) -> Iterator[None]:
+def _carrying(uow: Transaction) -> Iterator[None]:
     uow._execute("UPDATE consensus_orm_state SET carrying = 1")
     yield  # after an error the transaction is rolled back, and the flag with it
     uow._execute("UPDATE consensus_orm_state SET carrying = 0")
-
-
-def definitions(tables: Collection[Table], dialect: Dialect) -> Iterator[CreateTable | CreateIndex]:
-    """What makes tables as their models have them, less the names of constraints, which others may have taken."""
-    unnamed = MetaData()
-    for table in tables:
-        for other in table.metadata.tables.values():  # those that it refers to, too
-            if other.key not in unnamed.tables:
-                other.to_metadata(unnamed)
-        copy = unnamed.tables[table.key]
-        yield CreateTable(copy)
-        yield from (CreateIndex(index) for index in sorted(copy.indexes, key=lambda index: str(index.name)))
-
-
-@cache
-def catalog(name: str) -> Catalog:
-    """The catalog of a kind of database: sqlite or postgresql."""
-    if name == "postgresql":
-        from consensus_orm.databases.postgresql.catalog import PostgresCatalog
-
-        return PostgresCatalog()
-    return Catalog()

@@ -13,10 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from sqlalchemy import Engine
 
+from consensus_orm.databases.base import Transaction
 from consensus_orm.databases.engine import borrow, driver, translated
 from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite.connection import DriverConnection
-from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Checkpoints", "beside"]
 
@@ -46,7 +46,7 @@ class Checkpoints:
         self._commits = 0
         self._copying: Future[int] | None = None
 
-    def relieve(self, uow: UnitOfWork, *, in_company: bool) -> None:
+    def relieve(self, uow: Transaction, *, in_company: bool) -> None:
         """Let a unit of work commit without a checkpoint of its own; `after_commit` follows it.
 
         Args:

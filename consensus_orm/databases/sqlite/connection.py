@@ -21,7 +21,8 @@ from consensus_orm import errors, files
 from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.fair_queue import Turns
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.sqlite.session_guard import FileGuard, Guard
+from consensus_orm.databases.session_guard import SessionGuard
+from consensus_orm.databases.sqlite.session_guard import SQLiteSessionGuard
 from consensus_orm.databases.sqlite.write_ahead_log import Journal
 from consensus_orm.declaration.pairs import Mapping as Declaration
 from consensus_orm.settings import Settings
@@ -222,9 +223,9 @@ class DriverConnection(sqlite3.Connection):
         finally:
             self.text_factory = str
 
-    def guard(self, mapping: Declaration, *, read_only: bool) -> Guard:
+    def guard(self, mapping: Declaration, *, read_only: bool) -> SessionGuard:
         """Let nothing that a session sends reach a mapped table around the mapping, until the guard is lifted."""
-        return FileGuard(mapping, self, read_only=read_only)
+        return SQLiteSessionGuard(mapping, self, read_only=read_only)
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse values that the database cannot hold; SQLite holds them all."""

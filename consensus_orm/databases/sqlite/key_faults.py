@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sqlalchemy import Column
 
 from consensus_orm import errors
+from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.pairs import is_text
 from consensus_orm.statements.rendering import quoted
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["key_faults"]
 
@@ -38,7 +34,7 @@ AFFINITIES = {
 """What SQLite makes of a declared type by the first of these in it (sqlite.org/datatype3.html, 3.1)."""
 
 
-def key_faults(uow: UnitOfWork, table: str, key: Column[Any]) -> Iterator[str]:
+def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
     """What is wrong with a column as the key of a move, and what to do about it; nothing where it is a good one.
 
     Args:
@@ -68,7 +64,7 @@ def _affinity(declared: str) -> str:
     return next(known, "NUMERIC") if declared else "BLOB"
 
 
-def _compares_bytes(uow: UnitOfWork, table: str, key: str) -> bool:
+def _compares_bytes(uow: Transaction, table: str, key: str) -> bool:
     """Whether a column is compared by BINARY: the first part of a compound query names the collation of all."""
     column = f"SELECT {quoted(key)} FROM {quoted(table)} WHERE FALSE"
     try:

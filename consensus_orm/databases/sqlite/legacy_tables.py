@@ -8,54 +8,42 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection
 
 from consensus_orm import errors
+from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.engine import translated
-from consensus_orm.databases.sqlite.saved_schema import ROWS, Cells, bound, cells, make, unsafe
+from consensus_orm.databases.guard_record import ours
+from consensus_orm.databases.saved_rows import FORGET, SAVE, dropped, own_name
+from consensus_orm.databases.sqlite.saved_schema import bound, make
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.schema import guards
-from consensus_orm.statements.rendering import fitting, quoted
+from consensus_orm.statements.rendering import quoted
 
 if TYPE_CHECKING:
     import sqlite3
 
     from alembic.operations import Operations
 
-    from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["DROPPED", "FORGET", "SAVE", "LegacyTables", "SavedRow", "dropped", "objects", "operations", "own_name"]
-
-DROPPED = "consensus_orm_dropped_"
-"""Prefix of legacy tables on their way out."""
+__all__ = ["SQLiteLegacyTables", "objects", "operations"]
 
 OBJECTS = (
     "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL"
     " ORDER BY rowid"
 )
-SAVE = (
-    "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence) VALUES (?, ?, ?, ?, ?, ?)"
-)
-FORGET = "DELETE FROM consensus_orm_saved_schema WHERE type IN ('table', 'index', 'trigger', 'image', 'row')"
-"""What a copy brought from another kind of database stays, for a copy back."""
 
 
-def dropped(table: str) -> str:
-    """What a legacy table is called on its way out."""
-    return fitting(DROPPED + table)
-
-
-def objects(uow: UnitOfWork, table: str) -> Iterator[tuple[str, str, str]]:
+def objects(uow: Transaction, table: str) -> Iterator[tuple[str, str, str]]:
     """Type, name and definition of a table of a SQLite file, its indexes, and the triggers of other programs on it."""
-    ours = {trigger.name for trigger in guards.ours(uow)}
+    known = {trigger.name for trigger in ours(uow)}
     for kind, name, _, sql in uow._rows(OBJECTS, (table,)):
-        if kind != "trigger" or name not in ours:
+        if kind != "trigger" or name not in known:
             yield kind, name, sql
 
 
-def operations(uow: UnitOfWork) -> Operations:
+def operations(uow: Transaction) -> Operations:
     """Alembic's operations in the transaction of a unit of work."""
     from alembic.migration import MigrationContext  # costs 50 ms, and only these steps need it
     from alembic.operations import Operations
@@ -65,24 +53,16 @@ def operations(uow: UnitOfWork) -> Operations:
     return Operations(MigrationContext.configure(connection))
 
 
-class SavedRow(NamedTuple):
-    """A row that stands on the legacy side alone: its table, its cells, and its values as they are bound."""
-
-    table: str
-    cells: Cells
-    values: list[Any]
-
-
-class LegacyTables:
+class SQLiteLegacyTables(LegacyTables):
     """The legacy tables of a SQLite file on their way out, and back."""
 
-    def save(self, uow: UnitOfWork, pair: Pair) -> list[tuple[str, str, str, int | None]]:
+    def save(self, uow: Transaction, pair: Pair) -> list[tuple[str, str, str, int | None]]:
         """What it takes to make a table again: type, name, definition and sequence of each of its objects."""
         name = pair.legacy_table.name
         sequence = uow.catalog.sequence(uow, name)
         return [(kind, own, sql, sequence) for kind, own, sql in objects(uow, name)]
 
-    def put_away(self, uow: UnitOfWork, pair: Pair) -> None:
+    def put_away(self, uow: Transaction, pair: Pair) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
         op, name = operations(uow), pair.legacy_table.name
         for (trigger,) in uow._rows(
@@ -93,7 +73,7 @@ class LegacyTables:
             op.rename_table(name, dropped(name))
 
     @contextlib.contextmanager
-    def _only_the_table_itself(self, uow: UnitOfWork) -> Iterator[None]:
+    def _only_the_table_itself(self, uow: Transaction) -> Iterator[None]:
         """Rename a table as SQLite did before 3.25.
 
         Later it rewrites the views and triggers of other programs, which would then name the table on its way out
@@ -105,13 +85,13 @@ class LegacyTables:
         finally:
             uow._execute("PRAGMA legacy_alter_table = OFF")
 
-    def away(self, uow: UnitOfWork) -> list[str]:
+    def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were put away and are not done with."""
         there = uow.catalog.tables(uow)
         names = [dropped(pair.legacy_name) for pair in uow.statements.mapping.pairs]
         return [name for name in names if name.lower() in there]
 
-    def empty(self, uow: UnitOfWork, name: str, rows: int) -> int:
+    def empty(self, uow: Transaction, name: str, rows: int) -> int:
         """Delete at most so many rows of a table that was put away; drop it where it is empty.
 
         Returns:
@@ -124,7 +104,7 @@ class LegacyTables:
             operations(uow).drop_table(name)
         return deleted
 
-    def _told_apart_by(self, uow: UnitOfWork, name: str) -> list[str]:
+    def _told_apart_by(self, uow: Transaction, name: str) -> list[str]:
         """What tells the rows of a table apart: the rowid, or the primary key of a table WITHOUT ROWID."""
         try:
             uow._rows(f"SELECT rowid FROM {quoted(name)} LIMIT 0")
@@ -133,7 +113,7 @@ class LegacyTables:
             return [quoted(key) for (key,) in keys]
         return ["rowid"]
 
-    def bring_back(self, uow: UnitOfWork) -> None:
+    def bring_back(self, uow: Transaction) -> None:
         """Make the tables again, empty, with their indexes.
 
         Raises:
@@ -151,7 +131,7 @@ class LegacyTables:
         uow._execute("ROLLBACK TO consensus_orm_triggers")
         uow._execute("RELEASE consensus_orm_triggers")
 
-    def remember(self, uow: UnitOfWork) -> None:
+    def remember(self, uow: Transaction) -> None:
         """Keep the definitions of the legacy tables as they are now: another program may drop them."""
         uow._execute(FORGET)
         position = 0
@@ -160,7 +140,7 @@ class LegacyTables:
                 position += 1
                 uow._execute(SAVE, (position, kind, name, pair.legacy_name, sql, sequence))
 
-    def make_again(self, uow: UnitOfWork, pair: Pair) -> None:
+    def make_again(self, uow: Transaction, pair: Pair) -> None:
         """Make a legacy table that another program dropped: from its saved definition, else from its model.
 
         An index whose name another table has taken by now is left out.
@@ -173,44 +153,30 @@ class LegacyTables:
             if kind == "table" or (kind == "index" and not uow.catalog.has_relation(uow, name)):
                 self._make(uow, kind, pair.legacy_name, sql)
 
-    def complete_again(self, uow: UnitOfWork, pair: Pair) -> None:
+    def complete_again(self, uow: Transaction, pair: Pair) -> None:
         """Bring the sequence back, and the triggers of other programs, once the rows are there."""
         for kind, name, sql, sequence in self._saved(uow, pair):
             if kind == "table" or (kind == "trigger" and not uow.catalog.has_relation(uow, name)):
                 self.complete(uow, kind, name, pair.legacy_name, sql, sequence)
 
-    def _saved(self, uow: UnitOfWork, pair: Pair) -> list[tuple[Any, ...]]:
+    def _saved(self, uow: Transaction, pair: Pair) -> list[tuple[Any, ...]]:
         sql = "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE table_name = ? ORDER BY position"
         return uow._rows(sql, (pair.legacy_name,))
 
-    def _make(self, uow: UnitOfWork, kind: str, table: str, sql: str) -> None:
+    def _make(self, uow: Transaction, kind: str, table: str, sql: str) -> None:
         with translated(uow.engine):
             make(cast("sqlite3.Connection", uow._connected), kind, own_name(uow, table, kind), sql)
 
-    def drop_again(self, uow: UnitOfWork, pair: Pair) -> None:
+    def drop_again(self, uow: Transaction, pair: Pair) -> None:
         """Undo `bring_back`, whatever the table holds by now."""
         operations(uow).drop_table(pair.legacy_table.name)
 
-    def complete(self, uow: UnitOfWork, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
+    def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
         """Bring one of the saved objects back that must wait until the rows are there: triggers, and sequences."""
         if kind == "trigger":
             self._make(uow, kind, table, sql)
         elif kind == "table" and sequence is not None:
             uow.catalog.set_sequence(uow, name, max(sequence, uow.catalog.sequence(uow, name) or 0))
-
-    def saved_rows(self, uow: UnitOfWork) -> list[SavedRow]:
-        """The rows that were saved, read as values.
-
-        Raises:
-            UnsafeDefinitionError: Something is saved as one that is no row of a legacy table.
-        """
-        found = []
-        for kind, table, text in uow._rows("SELECT type, table_name, sql FROM consensus_orm_saved_schema"):
-            if kind in ROWS:
-                name = own_name(uow, table, "row")
-                row = cells(kind, name, text)
-                found.append(SavedRow(name, row, self.values(name, row)))
-        return found
 
     def values(self, table: str, row: Cells) -> list[Any]:
         """The values of a saved row as they are bound.
@@ -220,7 +186,7 @@ class LegacyTables:
         """
         return bound(table, row)
 
-    def put_back(self, uow: UnitOfWork, saved: SavedRow) -> None:
+    def put_back(self, uow: Transaction, saved: SavedRow) -> None:
         """Insert a row again that was saved, where there is none under its key.
 
         Args:
@@ -230,20 +196,3 @@ class LegacyTables:
         columns = ", ".join(map(quoted, saved.cells))
         places = ", ".join("CAST(? AS TEXT)" if kind == "text" else "?" for kind, _ in saved.cells.values())
         uow._execute(f"INSERT OR IGNORE INTO {quoted(saved.table)} ({columns}) VALUES ({places})", saved.values)
-
-
-def own_name(uow: UnitOfWork, table: str, kind: str) -> str:
-    """The name of a legacy table of the mapping, as it is declared.
-
-    Args:
-        uow: Knows the mapping.
-        table: What was saved as its name.
-        kind: What was saved of it.
-
-    Raises:
-        UnsafeDefinitionError: There is none of that name.
-    """
-    for pair in uow.statements.mapping.pairs:
-        if pair.legacy_name.lower() == str(table).lower():
-            return pair.legacy_name
-    raise unsafe(kind, str(table))

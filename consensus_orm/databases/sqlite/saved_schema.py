@@ -1,33 +1,20 @@
-"""What was saved of the legacy tables is data: definitions that SQLite itself reads by its grammar, and rows by value.
+"""Definitions of legacy tables that were saved, made again: SQLite itself reads them, by its grammar.
 
 Nothing that stands in a database, ours or another's, runs as it stands (rule 13): whoever hands a file over could have
 it say ATTACH. So a definition is run under an authorizer, which lets the statement make one table, index or trigger on
-the table that it belongs to, and nothing else; and the values of a row are bound.
+the table that it belongs to, and nothing else.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from consensus_orm import errors
+from consensus_orm.databases.base import Cells
+from consensus_orm.databases.saved_rows import unsafe
 
-__all__ = ["IMAGE", "ROWS", "Cells", "bound", "cells", "image", "make", "unsafe"]
-
-IMAGE = "image"
-"""The type of a saved row: it stands on the legacy side alone, since it could not be carried."""
-
-ROWS = (IMAGE, "row")
-"""The types of saved rows; a database contracted by an earlier release kept the text of an INSERT instead."""
-
-Cells = Mapping[str, tuple[str, str]]
-"""A row by its columns: SQLite's name of the type of each value, and its bytes in hexadecimal digits."""
-
-
-# Definitions ------------------------------------------------------------------------------------------------
+__all__ = ["bound", "make"]
 
 _MAKES = {
     "table": sqlite3.SQLITE_CREATE_TABLE,
@@ -101,98 +88,6 @@ class _Reading:
             or (action == sqlite3.SQLITE_READ and name == self.table)
             or (action == sqlite3.SQLITE_REINDEX and self.kind == "index")
         )
-
-
-def unsafe(kind: str, table: str) -> errors.UnsafeDefinitionError:
-    """The error of something saved that is not what it says it is.
-
-    Args:
-        kind: What it says it is.
-        table: The table that it says it belongs to.
-    """
-    return errors.UnsafeDefinitionError(f"what was saved as a {kind} of {table} says something else", table=table)
-
-
-# Rows -------------------------------------------------------------------------------------------------------
-
-_NAME = r'"(?:[^"]|"")+"'
-_INSERT = re.compile(
-    rf"INSERT (?:OR IGNORE )?INTO ({_NAME}) \(({_NAME}(?:, {_NAME})*)\) VALUES \((.*)\)(?: ON CONFLICT DO NOTHING)?",
-    re.DOTALL,
-)
-_LITERAL = re.compile(
-    r"(?P<null>NULL)|X'(?P<blob>[0-9A-Fa-f]*)'|CAST\(X'(?P<text>[0-9A-Fa-f]*)' AS TEXT\)"
-    r"|convert_from\(decode\('(?P<server>[0-9A-Fa-f]*)', 'hex'\), 'UTF8'\)"
-    r"|(?P<integer>-?[0-9]+)(?=,|$)|(?P<other>[-+.0-9A-Za-z]+)"
-)
-"""A value as the statement of an earlier release spelled it."""
-
-
-def image(row: Cells) -> str:
-    """A row as it is kept.
-
-    Args:
-        row: Its columns.
-    """
-    return json.dumps({name: list(cell) for name, cell in row.items()})
-
-
-def cells(kind: str, table: str, text: str) -> dict[str, tuple[str, str]]:
-    """A saved row.
-
-    Args:
-        kind: Its type, one of `ROWS`.
-        table: Its table.
-        text: What was kept of it.
-
-    Raises:
-        UnsafeDefinitionError: It is no row of the table.
-    """
-    try:
-        found = dict(_parsed(table, text)) if kind != IMAGE else json.loads(text)
-        return {str(name): (str(type_), str(digits)) for name, (type_, digits) in found.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise unsafe("row", table) from error
-
-
-def _parsed(table: str, sql: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """The values of an INSERT as an earlier release wrote it: literals, and nothing that would have to be run."""
-    whole = _INSERT.fullmatch(sql)
-    if whole is None or _name(whole[1]) != table:
-        raise ValueError(table)
-    names, values, at = [_name(quoted) for quoted in re.findall(_NAME, whole[2])], whole[3], 0
-    for number, name in enumerate(names):
-        if number:
-            at = _behind(values, at, ", ")
-        literal = _LITERAL.match(values, at)
-        if literal is None:
-            raise ValueError(name)
-        at = literal.end()
-        yield name, _cell(literal)
-    if at != len(values):
-        raise ValueError(table)
-
-
-def _name(quoted: str) -> str:
-    return quoted[1:-1].replace('""', '"')
-
-
-def _behind(text: str, at: int, separator: str) -> int:
-    if not text.startswith(separator, at):
-        raise ValueError(separator)
-    return at + len(separator)
-
-
-def _cell(literal: re.Match[str]) -> tuple[str, str]:
-    kind = str(literal.lastgroup)
-    value = literal[kind]
-    if kind in ("blob", "text"):
-        return kind, value
-    if kind == "server":
-        return "text", value
-    if kind == "null":
-        return "null", ""
-    return ("real" if kind == "other" else "integer"), value.encode().hex()
 
 
 def bound(table: str, row: Cells) -> list[Any]:

@@ -16,37 +16,18 @@ fire these triggers too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
 
+from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.sqlite.rendering import SQLiteRendering
 from consensus_orm.declaration.pairs import Mapping, Pair, Parent
 from consensus_orm.phase import Phase
 from consensus_orm.statements.pairs import PairStatements, Statements
 from consensus_orm.statements.rendering import literal, quoted
 
-__all__ = ["FROZEN", "PREFIX", "Trigger", "for_phase"]
-
-PREFIX = "consensus_orm_"
-"""How the names of all our triggers begin."""
-
-FROZEN = "consensus_orm: the legacy tables are frozen since phase NORMALIZED; write through consensus_orm"
-"""What a program is told that still writes a legacy table after they were frozen."""
-
-
-class Trigger(NamedTuple):
-    """A trigger of a phase.
-
-    Attributes:
-        name: Its name.
-        table: Its table.
-        statements: What creates it.
-    """
-
-    name: str
-    table: str
-    statements: tuple[str, ...]
+__all__ = ["for_phase"]
 
 
 def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:

@@ -8,70 +8,40 @@ records what it left behind, and status, gates, verify and reconcile compare the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
-from sqlalchemy import Table
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from consensus_orm import errors
-from consensus_orm.consensus.programs import EXECUTIONS
-from consensus_orm.databases.sqlite.triggers import PREFIX, Trigger
-from consensus_orm.declaration.pairs import Mapping, Pair, table_of
-from consensus_orm.models import control
-from consensus_orm.phase import Phase, Side
+from consensus_orm.databases import guard_record
+from consensus_orm.databases.base import Standing, Transaction
+from consensus_orm.databases.guard_record import GUARDS, keep, normalized_tables, ours, recorded
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import mismatches
+from consensus_orm.models.base import Base
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import literal, quoted
 
-if TYPE_CHECKING:
-    from consensus_orm.unit_of_work.unit import UnitOfWork
-
 __all__ = [
-    "GUARDS",
     "REBUILD",
     "Flaw",
-    "Standing",
+    "broken",
     "lacks_signs",
     "look",
     "mend",
+    "missing_table",
+    "not_installed",
     "notice",
-    "ours",
     "put_up_signs",
-    "record",
-    "recorded",
     "require",
     "strays",
     "take_down_signs",
+    "void",
 ]
 
 log = logging.getLogger("consensus_orm")
 
-GUARDS = "consensus_orm_guards"
-"""The table that holds the record."""
-
 REBUILD = "rebuild "
 """How the step is called in which a side is made again; the side follows."""
-
-
-class Standing(NamedTuple):
-    """Something that guards a phase, as it stands in the catalog or as it was recorded.
-
-    Attributes:
-        kind: trigger, table or view.
-        name: Its name.
-        table: The table it belongs to.
-        definition: The text of a trigger or a view; of a table, what tells it from another one made under its name.
-        enabled: Whether a trigger fires.
-    """
-
-    kind: str
-    name: str
-    table: str
-    definition: str
-    enabled: bool = True
-
-    @property
-    def place(self) -> tuple[str, str, str]:
-        """What it is found by: on a server tables may have triggers of the same name."""
-        return self.kind, self.name.lower(), self.table.lower()
 
 
 class Flaw(NamedTuple):
@@ -95,43 +65,6 @@ class Flaw(NamedTuple):
         return f"{self.text}; run: {self.command}" if self.command else self.text
 
 
-def recorded(uow: UnitOfWork) -> list[Standing]:
-    """What was put in place when the triggers were last installed; nothing in a database that was never upgraded."""
-    if GUARDS not in uow.catalog.tables(uow):
-        return []
-    return [
-        Standing(*row) for row in uow._rows(f"SELECT kind, name, table_name, definition FROM {GUARDS} ORDER BY 1, 2")
-    ]
-
-
-def record(uow: UnitOfWork, phase: Phase, triggers: Iterable[Trigger]) -> None:
-    """Record the triggers that were just installed, and the tables they guard.
-
-    Args:
-        uow: Has installed them, and holds the lock of a flip.
-        phase: The phase they are for.
-        triggers: The triggers.
-    """
-    signs = [r for r in recorded(uow) if r.kind == "view" and not phase.has_legacy]
-    uow.catalog.forget_guards(uow)
-    wanted = {("trigger", trigger.name.lower(), trigger.table.lower()) for trigger in triggers}
-    wanted |= {("table", name.lower(), name.lower()) for name in _guarded_tables(uow, phase)}
-    _keep(uow, [*signs, *(found for found in uow.catalog.standing(uow) if found.place in wanted)])
-
-
-def _keep(uow: UnitOfWork, guards: Iterable[Standing]) -> None:
-    for guard in guards:
-        uow._execute(f"INSERT INTO {GUARDS} (kind, name, table_name, definition) VALUES (?, ?, ?, ?)", guard[:4])
-    uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
-
-
-def _guarded_tables(uow: UnitOfWork, phase: Phase) -> Iterator[str]:
-    mapping = uow.statements.mapping
-    yield from (table.name for table in normalized_tables(mapping))
-    if phase.has_legacy:
-        yield from (pair.legacy_name for pair in mapping.pairs)
-
-
 # Signs -----------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +79,7 @@ def sign(pair: Pair) -> str:
     return f"CREATE VIEW {quoted(pair.legacy_name)} AS SELECT {literal(told)} AS moved"
 
 
-def put_up_signs(uow: UnitOfWork) -> None:
+def put_up_signs(uow: Transaction) -> None:
     """Let a view stand where each legacy table was, unless something else has its name."""
     signs = {r.place for r in recorded(uow) if r.kind == "view"}
     taken = {(s.name.lower(), s.kind) for s in uow.catalog.standing(uow) if s.kind in ("table", "view")}
@@ -158,16 +91,16 @@ def put_up_signs(uow: UnitOfWork) -> None:
             signs.add(("view", name.lower(), name.lower()))
     new = [s for s in uow.catalog.standing(uow) if s.place in signs]
     uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view'")
-    _keep(uow, new)
+    keep(uow, new)
 
 
-def lacks_signs(uow: UnitOfWork) -> bool:
+def lacks_signs(uow: Transaction) -> bool:
     """Whether nothing stands where a legacy table was, so that a program could make it again."""
     there = {s.name.lower() for s in uow.catalog.standing(uow) if s.kind in ("table", "view")}
     return _step(uow) != "rebuild" and any(p.legacy_name.lower() not in there for p in uow.statements.mapping.pairs)
 
 
-def take_down_signs(uow: UnitOfWork) -> None:
+def take_down_signs(uow: Transaction) -> None:
     """Drop the views that stand where legacy tables were."""
     standing = {s.place: s for s in uow.catalog.standing(uow)}
     for view in (r for r in recorded(uow) if r.kind == "view"):
@@ -176,7 +109,7 @@ def take_down_signs(uow: UnitOfWork) -> None:
     uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view'")
 
 
-def strays(uow: UnitOfWork) -> list[str]:
+def strays(uow: Transaction) -> list[str]:
     """Legacy tables at CONTRACT: a program has made them again, and writes rows there that nobody reads."""
     if uow.phase.has_legacy or _step(uow) == "rebuild":
         return []
@@ -184,7 +117,7 @@ def strays(uow: UnitOfWork) -> list[str]:
     return [pair.legacy_name for pair in uow.statements.mapping.pairs if pair.legacy_name.lower() in there]
 
 
-def _signs(uow: UnitOfWork, known: list[Standing], standing: dict[tuple[str, str, str], Standing]) -> Iterator[Flaw]:
+def _signs(uow: Transaction, known: list[Standing], standing: dict[tuple[str, str, str], Standing]) -> Iterator[Flaw]:
     if uow.phase.has_legacy or _step(uow) == "rebuild":
         return
     there = strays(uow)
@@ -197,50 +130,10 @@ def _signs(uow: UnitOfWork, known: list[Standing], standing: dict[tuple[str, str
             yield Flaw(f"{view.name} is a view of another program; drop or rename it", command="")
 
 
-# Whose a trigger is ----------------------------------------------------------------------------------------
-
-
-def ours(uow: UnitOfWork) -> list[Standing]:
-    """Those of the standing triggers that this package installed.
-
-    They are told by the record of their names, never by how a name begins: another program may call its triggers as it
-    likes. Where the record does not have them (it is younger than the triggers, or they were left behind, disabled, by
-    another phase), they are those that the declaration would install in any phase.
-    """
-    standing = [s for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.name.startswith(PREFIX)]
-    known = {r.name for r in recorded(uow) if r.kind == "trigger"}
-    if (not known or uow.catalog.leaves_triggers) and any(s.name not in known for s in standing):
-        known |= set(_expected(uow))
-    return [s for s in standing if s.name in known]
-
-
-def require_free(uow: UnitOfWork, triggers: Iterable[Trigger]) -> None:
-    """Refuse to install a trigger whose name another program has given to one of its own.
-
-    Raises:
-        MigrationError: There is one.
-    """
-    for trigger in triggers:
-        if (table := uow.catalog.name_taken(uow, trigger)) is not None:
-            raise errors.MigrationError(
-                f"a trigger of another program on {table} has the name {trigger.name}, which ours needs",
-                hint="nothing was changed; drop it, or create it again under another name",
-                table=table,
-                trigger=trigger.name,
-            )
-
-
-def _expected(uow: UnitOfWork) -> Iterator[str]:
-    if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
-        return  # none was ever installed
-    for phase in Phase:
-        yield from (trigger.name for trigger in uow.catalog.triggers(phase, uow.statements))
-
-
 # Looking again ---------------------------------------------------------------------------------------------
 
 
-def look(uow: UnitOfWork) -> list[Flaw]:
+def look(uow: Transaction) -> list[Flaw]:
     """Compare the record with the catalog.
 
     Args:
@@ -268,19 +161,19 @@ def look(uow: UnitOfWork) -> list[Flaw]:
     return [*tables, *others, *(Flaw(text, command="") for text in uow.catalog.muted(uow))]
 
 
-def _under_way(uow: UnitOfWork) -> Iterator[Flaw]:
+def _under_way(uow: Transaction) -> Iterator[Flaw]:
     step = _step(uow)
     if step.startswith(REBUILD):
         side = Side(step.removeprefix(REBUILD))
         yield Flaw(f"the {side} side is being made again", f"consensus-orm reconcile --rebuild {side}", side)
 
 
-def _step(uow: UnitOfWork) -> str:
+def _step(uow: Transaction) -> str:
     rows = uow._rows("SELECT step FROM consensus_orm_state")
     return str(rows[0][0]) if rows else ""
 
 
-def not_installed(uow: UnitOfWork) -> list[str]:
+def not_installed(uow: Transaction) -> list[str]:
     """Names of the triggers of the phase that are not there: what can be said of a database without a record."""
     there = {s.name for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.enabled}
     if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
@@ -289,7 +182,7 @@ def not_installed(uow: UnitOfWork) -> list[str]:
 
 
 def _of_table(
-    uow: UnitOfWork, table: Standing, triggers: list[Standing], standing: dict[tuple[str, str, str], Standing]
+    uow: Transaction, table: Standing, triggers: list[Standing], standing: dict[tuple[str, str, str], Standing]
 ) -> list[Flaw]:
     """What is wrong with one table: as a whole, or with the triggers on it."""
     side = _side(uow, table.name)
@@ -322,12 +215,12 @@ def _plain(definition: str) -> str:
     return "".join(definition.replace('"', "").split())
 
 
-def _side(uow: UnitOfWork, table: str) -> Side:
+def _side(uow: Transaction, table: str) -> Side:
     legacy = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs}
     return Side.LEGACY if table.lower() in legacy else Side.NORMALIZED
 
 
-def require(uow: UnitOfWork) -> None:
+def require(uow: Transaction) -> None:
     """Refuse to go on where something that guards the phase is not in place.
 
     Args:
@@ -340,7 +233,7 @@ def require(uow: UnitOfWork) -> None:
         raise broken(uow, flaws)
 
 
-def broken(uow: UnitOfWork, flaws: list[Flaw]) -> errors.GuardsBrokenError:
+def broken(uow: Transaction, flaws: list[Flaw]) -> errors.GuardsBrokenError:
     """The error that names flaws, and the command that helps."""
     commands = dict.fromkeys(flaw.command for flaw in flaws if flaw.command)
     return errors.GuardsBrokenError(
@@ -351,7 +244,7 @@ def broken(uow: UnitOfWork, flaws: list[Flaw]) -> errors.GuardsBrokenError:
     )
 
 
-def notice(uow: UnitOfWork) -> None:
+def notice(uow: Transaction) -> None:
     """Look again after another program changed the schema; what is found never fails the work at hand (rule 6).
 
     A flaw makes the certificate void, for good: the epoch grows. What would fail every write because a table is gone
@@ -372,9 +265,7 @@ def notice(uow: UnitOfWork) -> None:
         log.exception("what guards the phase could not be looked at")
 
 
-def _note(uow: UnitOfWork, flaws: list[Flaw]) -> None:
-    from consensus_orm.ledgers import mismatches  # it stands above the unit of work
-
+def _note(uow: Transaction, flaws: list[Flaw]) -> None:
     texts = [flaw.text for flaw in flaws]
     log.warning("what guards %s is not in place: %s", uow.phase.name, "; ".join(texts))
     mismatches.audit(uow, "guards", found=texts)
@@ -382,13 +273,13 @@ def _note(uow: UnitOfWork, flaws: list[Flaw]) -> None:
     uow.catalog.go_on_without(uow, [flaw.table for flaw in flaws if flaw.table and flaw.side])
 
 
-def void(uow: UnitOfWork) -> None:
+def void(uow: Transaction) -> None:
     """Make every certificate void, and let each step that is under way begin again."""
     uow._execute("UPDATE consensus_orm_state SET epoch = epoch + 1")
     uow._epoch += 1
 
 
-def mend(uow: UnitOfWork) -> list[Flaw]:
+def mend(uow: Transaction) -> list[Flaw]:
     """Install the triggers of the phase again where they are not in place; the next verify has to look at everything.
 
     Args:
@@ -400,15 +291,13 @@ def mend(uow: UnitOfWork) -> list[Flaw]:
     Raises:
         GuardsBrokenError: A table is not there, or is another one: somebody has to decide which rows count.
     """
-    from consensus_orm.ledgers import mismatches  # it stands above the unit of work
-
     flaws = look(uow)
     if any(flaw.side for flaw in flaws) or any(not flaw.command for flaw in flaws):
         raise broken(uow, flaws)
     if flaws:
         replaced = {s.name: s.definition for s in ours(uow) if _is_changed(s, recorded(uow))}
         mismatches.audit(uow, "mend guards", found=[flaw.text for flaw in flaws], replaced=replaced)
-        uow.catalog.install_triggers(uow, uow.phase)
+        guard_record.install(uow, uow.phase)
         if not uow.phase.has_legacy:
             put_up_signs(uow)
         void(uow)
@@ -422,7 +311,7 @@ def _is_changed(trigger: Standing, known: list[Standing]) -> bool:
 # Tables that are gone --------------------------------------------------------------------------------------
 
 
-def missing_table(uow: UnitOfWork, error: Exception) -> errors.TableMissingError | None:
+def missing_table(uow: Transaction, error: Exception) -> errors.TableMissingError | None:
     """The error that names the table of ours whose absence made a statement fail; None where it failed otherwise.
 
     That a table was missing is told by the code of the error, which table by its name: neither is translated.
@@ -435,7 +324,7 @@ def missing_table(uow: UnitOfWork, error: Exception) -> errors.TableMissingError
     sides = {pair.legacy_name: Side.LEGACY for pair in mapping.pairs}
     sides |= {table.name: Side.NORMALIZED for table in normalized_tables(mapping)}
     told = uow._connected.what_is_missing(error)
-    named = [name for name in (*sides, *_CONTROL, EXECUTIONS) if name in told]
+    named = [name for name in (*sides, *Base.metadata.tables) if name in told]
     for name in sorted(named, key=len, reverse=True):
         side = sides.get(name)
         helps = f"consensus-orm reconcile --rebuild {side}" if side else "consensus-orm restore BACKUP"
@@ -445,11 +334,3 @@ def missing_table(uow: UnitOfWork, error: Exception) -> errors.TableMissingError
             table=name,
         )
     return None
-
-
-def normalized_tables(mapping: Mapping) -> list[Table]:
-    """The normalized tables, parents first."""
-    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.pairs)]
-
-
-_CONTROL = tuple(table_of(getattr(control, model)).name for model in control.__all__)

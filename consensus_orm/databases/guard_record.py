@@ -1,0 +1,121 @@
+"""The record of what guards a phase: its triggers by name and text, its tables by what tells them from others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from sqlalchemy import Table
+
+from consensus_orm import errors
+from consensus_orm.databases.base import PREFIX, Standing, Transaction, Trigger
+from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.phase import Phase
+
+__all__ = ["GUARDS", "install", "keep", "normalized_tables", "ours", "record", "recorded", "require_free"]
+
+GUARDS = "consensus_orm_guards"
+"""The table that holds the record."""
+
+
+def install(uow: Transaction, phase: Phase) -> None:
+    """Replace our triggers by those of a phase, and record them.
+
+    Args:
+        uow: Holds the lock of a flip.
+        phase: The phase.
+
+    Raises:
+        MigrationError: Another program has given one of their names to a trigger of its own.
+    """
+    uow.catalog.before_triggers(uow)
+    for old in ours(uow):
+        uow.catalog.silence(uow, old)
+    new = list(uow.catalog.triggers(phase, uow.statements))
+    require_free(uow, new)
+    for trigger in new:
+        for statement in trigger.statements:
+            uow._execute(statement)
+    record(uow, phase, new)
+
+
+def recorded(uow: Transaction) -> list[Standing]:
+    """What was put in place when the triggers were last installed; nothing in a database that was never upgraded."""
+    if GUARDS not in uow.catalog.tables(uow):
+        return []
+    return [
+        Standing(*row) for row in uow._rows(f"SELECT kind, name, table_name, definition FROM {GUARDS} ORDER BY 1, 2")
+    ]
+
+
+def record(uow: Transaction, phase: Phase, triggers: Iterable[Trigger]) -> None:
+    """Record the triggers that were just installed, and the tables they guard.
+
+    Args:
+        uow: Has installed them, and holds the lock of a flip.
+        phase: The phase they are for.
+        triggers: The triggers.
+    """
+    signs = [r for r in recorded(uow) if r.kind == "view" and not phase.has_legacy]
+    uow.catalog.forget_guards(uow)
+    wanted = {("trigger", trigger.name.lower(), trigger.table.lower()) for trigger in triggers}
+    wanted |= {("table", name.lower(), name.lower()) for name in _guarded_tables(uow, phase)}
+    keep(uow, [*signs, *(found for found in uow.catalog.standing(uow) if found.place in wanted)])
+
+
+def keep(uow: Transaction, guards: Iterable[Standing]) -> None:
+    """Add to the record."""
+    for guard in guards:
+        uow._execute(f"INSERT INTO {GUARDS} (kind, name, table_name, definition) VALUES (?, ?, ?, ?)", guard[:4])
+    uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
+
+
+def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
+    mapping = uow.statements.mapping
+    yield from (table.name for table in normalized_tables(mapping))
+    if phase.has_legacy:
+        yield from (pair.legacy_name for pair in mapping.pairs)
+
+
+def normalized_tables(mapping: Mapping) -> list[Table]:
+    """The normalized tables, parents first."""
+    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.pairs)]
+
+
+# Whose a trigger is ----------------------------------------------------------------------------------------
+
+
+def ours(uow: Transaction) -> list[Standing]:
+    """Those of the standing triggers that this package installed.
+
+    They are told by the record of their names, never by how a name begins: another program may call its triggers as it
+    likes. Where the record does not have them (it is younger than the triggers, or they were left behind, disabled, by
+    another phase), they are those that the declaration would install in any phase.
+    """
+    standing = [s for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.name.startswith(PREFIX)]
+    known = {r.name for r in recorded(uow) if r.kind == "trigger"}
+    if (not known or uow.catalog.leaves_triggers) and any(s.name not in known for s in standing):
+        known |= set(_expected(uow))
+    return [s for s in standing if s.name in known]
+
+
+def require_free(uow: Transaction, triggers: Iterable[Trigger]) -> None:
+    """Refuse to install a trigger whose name another program has given to one of its own.
+
+    Raises:
+        MigrationError: There is one.
+    """
+    for trigger in triggers:
+        if (table := uow.catalog.name_taken(uow, trigger)) is not None:
+            raise errors.MigrationError(
+                f"a trigger of another program on {table} has the name {trigger.name}, which ours needs",
+                hint="nothing was changed; drop it, or create it again under another name",
+                table=table,
+                trigger=trigger.name,
+            )
+
+
+def _expected(uow: Transaction) -> Iterator[str]:
+    if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
+        return  # none was ever installed
+    for phase in Phase:
+        yield from (trigger.name for trigger in uow.catalog.triggers(phase, uow.statements))

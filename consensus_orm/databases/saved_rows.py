@@ -1,0 +1,167 @@
+"""Rows of the legacy side that were saved before CONTRACT, since they stand nowhere else; they are data, never SQL."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from consensus_orm import errors
+from consensus_orm.databases.base import Cells, SavedRow, Transaction
+from consensus_orm.statements.rendering import fitting
+
+__all__ = [
+    "DROPPED",
+    "FORGET",
+    "IMAGE",
+    "ROWS",
+    "SAVE",
+    "cells",
+    "dropped",
+    "image",
+    "own_name",
+    "saved_rows",
+    "unsafe",
+]
+
+IMAGE = "image"
+"""The type of a saved row: it stands on the legacy side alone, since it could not be carried."""
+
+ROWS = (IMAGE, "row")
+"""The types of saved rows; a database contracted by an earlier release kept the text of an INSERT instead."""
+
+DROPPED = "consensus_orm_dropped_"
+"""Prefix of legacy tables on their way out."""
+
+SAVE = (
+    "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence) VALUES (?, ?, ?, ?, ?, ?)"
+)
+FORGET = "DELETE FROM consensus_orm_saved_schema WHERE type IN ('table', 'index', 'trigger', 'image', 'row')"
+"""What a copy brought from another kind of database stays, for a copy back."""
+
+
+def dropped(table: str) -> str:
+    """What a legacy table is called on its way out."""
+    return fitting(DROPPED + table)
+
+
+def unsafe(kind: str, table: str) -> errors.UnsafeDefinitionError:
+    """The error of something saved that is not what it says it is.
+
+    Args:
+        kind: What it says it is.
+        table: The table that it says it belongs to.
+    """
+    return errors.UnsafeDefinitionError(f"what was saved as a {kind} of {table} says something else", table=table)
+
+
+_NAME = r'"(?:[^"]|"")+"'
+_INSERT = re.compile(
+    rf"INSERT (?:OR IGNORE )?INTO ({_NAME}) \(({_NAME}(?:, {_NAME})*)\) VALUES \((.*)\)(?: ON CONFLICT DO NOTHING)?",
+    re.DOTALL,
+)
+_LITERAL = re.compile(
+    r"(?P<null>NULL)|X'(?P<blob>[0-9A-Fa-f]*)'|CAST\(X'(?P<text>[0-9A-Fa-f]*)' AS TEXT\)"
+    r"|convert_from\(decode\('(?P<server>[0-9A-Fa-f]*)', 'hex'\), 'UTF8'\)"
+    r"|(?P<integer>-?[0-9]+)(?=,|$)|(?P<other>[-+.0-9A-Za-z]+)"
+)
+"""A value as the statement of an earlier release spelled it."""
+
+
+def image(row: Cells) -> str:
+    """A row as it is kept.
+
+    Args:
+        row: Its columns.
+    """
+    return json.dumps({name: list(cell) for name, cell in row.items()})
+
+
+def cells(kind: str, table: str, text: str) -> dict[str, tuple[str, str]]:
+    """A saved row.
+
+    Args:
+        kind: Its type, one of `ROWS`.
+        table: Its table.
+        text: What was kept of it.
+
+    Raises:
+        UnsafeDefinitionError: It is no row of the table.
+    """
+    try:
+        found = dict(_parsed(table, text)) if kind != IMAGE else json.loads(text)
+        return {str(name): (str(type_), str(digits)) for name, (type_, digits) in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise unsafe("row", table) from error
+
+
+def _parsed(table: str, sql: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """The values of an INSERT as an earlier release wrote it: literals, and nothing that would have to be run."""
+    whole = _INSERT.fullmatch(sql)
+    if whole is None or _name(whole[1]) != table:
+        raise ValueError(table)
+    names, values, at = [_name(quoted) for quoted in re.findall(_NAME, whole[2])], whole[3], 0
+    for number, name in enumerate(names):
+        if number:
+            at = _behind(values, at, ", ")
+        literal = _LITERAL.match(values, at)
+        if literal is None:
+            raise ValueError(name)
+        at = literal.end()
+        yield name, _cell(literal)
+    if at != len(values):
+        raise ValueError(table)
+
+
+def _name(quoted: str) -> str:
+    return quoted[1:-1].replace('""', '"')
+
+
+def _behind(text: str, at: int, separator: str) -> int:
+    if not text.startswith(separator, at):
+        raise ValueError(separator)
+    return at + len(separator)
+
+
+def _cell(literal: re.Match[str]) -> tuple[str, str]:
+    kind = str(literal.lastgroup)
+    value = literal[kind]
+    if kind in ("blob", "text"):
+        return kind, value
+    if kind == "server":
+        return "text", value
+    if kind == "null":
+        return "null", ""
+    return ("real" if kind == "other" else "integer"), value.encode().hex()
+
+
+def saved_rows(uow: Transaction) -> list[SavedRow]:
+    """The rows that were saved, read as values.
+
+    Raises:
+        UnsafeDefinitionError: Something is saved as one that is no row of a legacy table.
+    """
+    found = []
+    for kind, table, text in uow._rows("SELECT type, table_name, sql FROM consensus_orm_saved_schema"):
+        if kind in ROWS:
+            name = own_name(uow, table, "row")
+            row = cells(kind, name, text)
+            found.append(SavedRow(name, row, uow.catalog.legacy.values(name, row)))
+    return found
+
+
+def own_name(uow: Transaction, table: str, kind: str) -> str:
+    """The name of a legacy table of the mapping, as it is declared.
+
+    Args:
+        uow: Knows the mapping.
+        table: What was saved as its name.
+        kind: What was saved of it.
+
+    Raises:
+        UnsafeDefinitionError: There is none of that name.
+    """
+    for pair in uow.statements.mapping.pairs:
+        if pair.legacy_name.lower() == str(table).lower():
+            return pair.legacy_name
+    raise unsafe(kind, str(table))

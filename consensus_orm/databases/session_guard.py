@@ -1,0 +1,124 @@
+"""The guard of a session: nothing it sends reaches a mapped side around the mapping (rule 10).
+
+Each kind of database refuses such a write by its own means; here stands what is the same for all of them: the account
+of a session's savepoints, and the explanation of what was refused.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, ExceptionContext, event
+
+from consensus_orm import errors
+
+__all__ = ["SessionGuard", "require_transaction"]
+
+T = TypeVar("T")
+
+_EXPLAINED: WeakSet[Engine] = WeakSet()
+"""Engines whose errors are explained. `event.contains` knows them by their id, which a later engine may have again."""
+
+
+def require_transaction(driver: Any) -> None:
+    """Refuse to go on where the database has ended the transaction: what is written then would stay by itself.
+
+    Args:
+        driver: The connection of a unit of work.
+
+    Raises:
+        StorageError: It has none any more, or one that can only be rolled back.
+    """
+    if not driver.in_transaction:
+        raise errors.StorageError(
+            "the database ended the transaction of this unit of work",
+            hint="nothing of it was kept; RAISE(ROLLBACK) or a full disk does that, on a server any error",
+        )
+
+
+class SessionGuard(ABC):
+    """Keeps account of a session's savepoints, and explains what was refused.
+
+    Args:
+        read_only: Whether nothing may be written at all.
+    """
+
+    def __init__(self, *, read_only: bool) -> None:
+        self.read_only = read_only
+        self.undone = False
+        """Whether the session rolled back rows that the repositories had written."""
+        self._info: dict[Any, Any] = {}
+        self._savepoints: list[str | None] = []
+        self._dirty: set[str | None] = set()
+
+    def watch(self, connection: Connection) -> None:
+        """Explain the errors of a session's connection."""
+        self._info = connection.info
+        self._info[__name__] = self
+        driver: Any = connection.connection.driver_connection
+
+        def require(connection: Connection, _: Any, statement: str, *__: Any) -> None:
+            # On a server a statement that failed ends the transaction, until the session goes back to its savepoint.
+            if not (statement.startswith("ROLLBACK TO") and connection.dialect.name == "postgresql"):
+                require_transaction(driver)
+
+        event.listen(connection, "before_cursor_execute", require)
+        if connection.engine not in _EXPLAINED:
+            _EXPLAINED.add(connection.engine)
+            event.listen(connection.engine, "handle_error", _explain, retval=True)
+
+    @abstractmethod
+    def let(self, call: Callable[[], T], *, writes: bool) -> T:
+        """Make a call of this package, whose writes are the mapping's own.
+
+        Args:
+            call: Executes one statement.
+            writes: Whether it may change rows; the database counts changes too late to be asked.
+        """
+
+    @abstractmethod
+    def lift(self) -> None:
+        """Let everything through again: the unit of work ends its transaction."""
+
+    @abstractmethod
+    def error(self, original: BaseException) -> errors.ConsensusError | None:
+        """What a refusal by the database means, if it was one of ours."""
+
+    def forget(self) -> None:
+        """Explain no more errors."""
+        self._info.pop(__name__, None)
+
+    def wrote(self, writes: bool) -> None:
+        """Remember that the repositories may have written within the innermost savepoint."""
+        if writes and self._savepoints:
+            self._dirty.add(self._savepoints[-1])
+
+    def follow(self, what: str | None, name: str | None) -> None:
+        """Keep account of which savepoints hold rows that the repositories wrote.
+
+        Args:
+            what: BEGIN, ROLLBACK or RELEASE.
+            name: The savepoint.
+        """
+        if what == "BEGIN":
+            self._savepoints.append(name)
+            return
+        at = self._savepoints.index(name) if name in self._savepoints else 0
+        inner = self._savepoints[at:]
+        dirty = not self._dirty.isdisjoint(inner)
+        self._dirty.difference_update(inner)
+        if what == "ROLLBACK":  # the savepoint itself stays
+            self.undone = self.undone or dirty
+            at += 1
+        del self._savepoints[at:]
+        if what == "RELEASE" and dirty and self._savepoints:
+            self._dirty.add(self._savepoints[-1])
+
+
+def _explain(context: ExceptionContext) -> BaseException | None:
+    """Say what a refusal means; any other error stays what it is."""
+    guard = context.connection.info.get(__name__) if context.connection is not None else None
+    return guard.error(context.original_exception) if isinstance(guard, SessionGuard) else None
