@@ -9,6 +9,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    CTE,
+    Column,
     ColumnElement,
     Dialect,
     FromClause,
@@ -18,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     and_,
     bindparam,
     case,
@@ -52,9 +55,11 @@ __all__ = [
     "InKeys",
     "Words",
     "chunk_bounds",
+    "each_value",
     "fitting",
     "in_keys",
     "in_range",
+    "leads_an_index",
     "link",
     "literal",
     "newest_first",
@@ -261,6 +266,22 @@ def chunk_bounds(words: Words, key: ColumnElement[Any], *, first: bool) -> str:
     count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
     whole = case((is_full, size), else_=count)
     return words.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
+
+
+def leads_an_index(value: ColumnElement[Any]) -> bool:
+    """Whether the values of an expression can be walked in order: it is a column, never NULL, and first in an index."""
+    of = getattr(value, "table", None)
+    if not isinstance(of, Table) or not isinstance(value, Column) or value.nullable:
+        return False
+    unique = [each for each in of.constraints if isinstance(each, UniqueConstraint)]
+    return any(list(each.columns)[0] is value for each in (*of.indexes, *unique))
+
+
+def each_value(column: ColumnElement[Any]) -> CTE:
+    """The values of a column, each once, and a NULL: from one to the next in an index, past all rows that repeat it."""
+    found = select(func.min(column).label("value")).cte("found", recursive=True)
+    behind = select(func.min(column)).where(column > found.c.value).scalar_subquery()
+    return found.union_all(select(behind).where(found.c.value.is_not(None)))
 
 
 def link(pair: Pair) -> str:
