@@ -37,7 +37,8 @@ from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import visitors
-from sqlalchemy.sql.expression import BindParameter, ClauseElement
+from sqlalchemy.sql.expression import BindParameter, ClauseElement, UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm.constants import ConstantsInSQLite, with_binary
@@ -133,6 +134,10 @@ class Words:
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
         return cast(value, Text) if isinstance(type_, String) else value
+
+    def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """A column for whose values no index is used: SQLite does not know which of two finds fewer rows."""
+        return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
         """Text in the order of its bytes, whatever the collation of the database."""
@@ -269,12 +274,12 @@ def chunk_bounds(words: Words, key: ColumnElement[Any], *, first: bool) -> str:
 
 
 def leads_an_index(value: ColumnElement[Any]) -> bool:
-    """Whether the values of an expression can be walked in order: it is a column, never NULL, and first in an index."""
+    """Whether an expression is a column that is the first of an index, which finds its values and has their order."""
     of = getattr(value, "table", None)
-    if not isinstance(of, Table) or not isinstance(value, Column) or value.nullable:
+    if not isinstance(of, Table) or not isinstance(value, Column):
         return False
     unique = [each for each in of.constraints if isinstance(each, UniqueConstraint)]
-    return any(list(each.columns)[0] is value for each in (*of.indexes, *unique))
+    return any(next(iter(each.columns)) is value for each in (*of.indexes, *unique))
 
 
 def each_value(column: ColumnElement[Any]) -> CTE:

@@ -43,7 +43,19 @@ from consensus_orm.keys import require_declared, usable
 from consensus_orm.mapping import Earliest, Latest, Mapping, Pair, Parent, Row
 from consensus_orm.parents import ParentStatements
 from consensus_orm.phase import Side
-from consensus_orm.sql import FALSE, TRUE, Words, chunk_bounds, each_value, in_keys, in_range, leads_an_index, link, parameter, words
+from consensus_orm.sql import (
+    FALSE,
+    TRUE,
+    Words,
+    chunk_bounds,
+    each_value,
+    in_keys,
+    in_range,
+    leads_an_index,
+    link,
+    parameter,
+    words,
+)
 
 __all__ = ["PairStatements", "Statements"]
 
@@ -315,7 +327,7 @@ class PairStatements:
         """The values of a column on a side, each once, in order."""
         statement, names = self.projection(side)
         value = names[column]
-        if leads_an_index(value):
+        if leads_an_index(value) and not value.nullable:
             found = each_value(value)
             # As a value and not as a condition: that would be joined, with all rows.
             of_value = statement.with_only_columns(literal_column("1")).where(value == found.c.value)
@@ -337,7 +349,7 @@ class PairStatements:
 
         Args:
             filters: The rows equal the bound values of these columns.
-            members: The pairs whose rows have parents of this kind; each has a column for its keys, 0 in rows of others.
+            members: The pairs whose rows have such parents; each has a column for its keys, 0 in rows of others.
         """
         assert self.pair.parent is not None
         row = self.legacy_row()
@@ -348,7 +360,12 @@ class PairStatements:
         return select(*identity, self._newest_value(row).label(NEWEST), *keys).where(*meant)
 
     def _filter(self, names: dict[str, ColumnElement[Any]], filters: tuple[str, ...]) -> list[Any]:
-        return [names[name] == self._meant(name, names[name]) for name in filters]
+        is_own = self.pair.table.columns.contains_column
+        wanted = {name: names[name] for name in filters}
+        # A parent has few rows; an index on what rows of many parents have in common finds more.
+        if any(leads_an_index(of) and not is_own(of) for of in wanted.values()):
+            wanted = {name: self.words.unindexed(of) if is_own(of) else of for name, of in wanted.items()}
+        return [of == self._meant(name, of) for name, of in wanted.items()]
 
     def _meant(self, name: str, of: ColumnElement[Any]) -> ColumnElement[Any]:
         carried = name in self.pair.carried
