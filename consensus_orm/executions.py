@@ -154,6 +154,8 @@ class Executions:
     def in_flight(self, *, spec_id: str | None = None, run_id: str | None = None) -> builtins.list[Execution]:
         """Executions that never completed, oldest first: what a restart has to look after.
 
+        Without a filter, a table that another program made is read whole: it gets no index from us (`AgentExecution`).
+
         Args:
             spec_id: Only of this spec.
             run_id: Only of this run.
@@ -194,6 +196,8 @@ class Executions:
 
     def cleanup(self, older_than: datetime | timedelta) -> int:
         """Delete executions that completed long ago; what is in flight is never touched.
+
+        A table that another program made is read whole: it gets no index from us (`AgentExecution`).
 
         Args:
             older_than: An aware time, or how long before the start of this unit of work.

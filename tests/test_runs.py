@@ -67,6 +67,16 @@ def test_runs_of_odd_rows_are_the_same_in_every_phase(every_phase: ConsensusStor
             assert [plain(run) for run in uow.runs.list(spec_id=spec)] == reading.runs(field, spec)
 
 
+def test_the_newest_run_is_the_first_of_all(every_phase: ConsensusStore, field: Path | str) -> None:
+    """In every phase, `latest` gives of each stage the very run that `list` gives first, odd times and ids included."""
+    with every_phase.unit_of_work(read_only=True) as uow:
+        runs = {(spec, run.stage): run for spec in specs(field) for run in reversed(uow.runs.list(spec_id=spec))}
+        assert len(runs) > 5
+        for (spec, stage), run in runs.items():
+            assert uow.runs.latest(spec_id=spec, stage=stage) == run
+        assert uow.runs.latest(spec_id="SPEC-NONE", stage="plan") is None
+
+
 def test_runs_hold_the_very_rows(every_phase: ConsensusStore) -> None:
     """Outputs and syntheses of runs say what artifacts and syntheses say: nothing is missing, nothing twice."""
     with every_phase.unit_of_work(read_only=True) as uow:
