@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     FromClause,
+    Index,
     Integer,
     Select,
     SelectBase,
@@ -278,8 +279,9 @@ def leads_an_index(value: ColumnElement[Any]) -> bool:
     of = getattr(value, "table", None)
     if not isinstance(of, Table) or not isinstance(value, Column):
         return False
-    unique = [each for each in of.constraints if isinstance(each, UniqueConstraint)]
-    return any(next(iter(each.columns)) is value for each in (*of.indexes, *unique))
+    indexes: list[Index | UniqueConstraint] = [*of.indexes]
+    indexes += [each for each in of.constraints if isinstance(each, UniqueConstraint)]
+    return any(next(iter(each.columns)) is value for each in indexes)
 
 
 def each_value(column: ColumnElement[Any]) -> CTE:

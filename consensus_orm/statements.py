@@ -330,7 +330,7 @@ class PairStatements:
         if leads_an_index(value) and not value.nullable:
             found = each_value(value)
             # As a value and not as a condition: that would be joined, with all rows.
-            of_value = statement.with_only_columns(literal_column("1")).where(value == found.c.value)
+            of_value: Select[Any] = statement.with_only_columns(literal_column("1")).where(value == found.c.value)
             there = of_value.limit(literal_column("1")).scalar_subquery().is_not(None)
             return self.render(select(found.c.value).where(there).order_by(self.words.in_bytes(found.c.value)))
         # Grouped, because DISTINCT would not be ordered by anything but the value itself.

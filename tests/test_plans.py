@@ -229,6 +229,9 @@ def test_no_statement_of_the_mapping_reads_a_table_where_keys_are_given(every_ph
 
 Work = Callable[[ConsensusUnitOfWork], object]
 
+LONG_AGO = datetime(2025, 1, 1, tzinfo=UTC)
+"""Nothing has completed before."""
+
 OPERATIONS: dict[str, Work] = {
     "add": lambda uow: uow.artifacts.add(**artifact_values(spec_id="NEW", run_id="NEW")),
     "add_synthesis": lambda uow: uow.syntheses.add(**synthesis_values(spec_id="NEW", run_id="NEW")),
@@ -253,9 +256,6 @@ OPERATIONS: dict[str, Work] = {
     "specs": lambda uow: uow.artifacts.specs(),
     "list_run": lambda uow: uow.artifacts.list(run_id="run_7"),
 }
-
-LONG_AGO = datetime(2025, 1, 1, tzinfo=UTC)
-"""Nothing has completed before."""
 
 READS_LEGACY_WHOLE = ("list_run",)
 """What reads a legacy table whole: it has no index for that, and gets none from us."""

@@ -77,6 +77,21 @@ def test_the_newest_run_is_the_first_of_all(every_phase: ConsensusStore, field: 
         assert uow.runs.latest(spec_id="SPEC-NONE", stage="plan") is None
 
 
+def test_of_runs_that_began_together_the_one_with_the_newest_row_is_the_newest(every_phase: ConsensusStore) -> None:
+    """Whichever was there first: by its newest output, and where no output decides, by its newest synthesis."""
+    stage = {"spec_id": "SPEC-NEW", "stage": "spec-plan"}
+    with every_phase.unit_of_work() as uow:
+        for run_id in ("first", "second", "first"):
+            uow.artifacts.add(**artifact_values(**stage, run_id=run_id, created_at=SECOND))
+        assert (run := uow.runs.latest(**stage)) is not None
+        assert (run.run_id, run) == ("first", uow.runs.list(**stage)[0])
+        uow.artifacts.delete(spec_id="SPEC-NEW")
+        for run_id in ("first", "second", "first"):
+            uow.syntheses.add(**synthesis_values(**stage, run_id=run_id, created_at=SECOND))
+        assert (run := uow.runs.latest(**stage)) is not None
+        assert (run.run_id, run) == ("first", uow.runs.list(**stage)[0])
+
+
 def test_runs_hold_the_very_rows(every_phase: ConsensusStore) -> None:
     """Outputs and syntheses of runs say what artifacts and syntheses say: nothing is missing, nothing twice."""
     with every_phase.unit_of_work(read_only=True) as uow:
