@@ -9,15 +9,19 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    CTE,
+    Column,
     ColumnElement,
     Dialect,
     FromClause,
+    Index,
     Integer,
     Select,
     SelectBase,
     String,
     Table,
     Text,
+    UniqueConstraint,
     and_,
     bindparam,
     case,
@@ -34,7 +38,8 @@ from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import visitors
-from sqlalchemy.sql.expression import BindParameter, ClauseElement
+from sqlalchemy.sql.expression import BindParameter, ClauseElement, UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm.constants import ConstantsInSQLite, with_binary
@@ -52,9 +57,11 @@ __all__ = [
     "InKeys",
     "Words",
     "chunk_bounds",
+    "each_value",
     "fitting",
     "in_keys",
     "in_range",
+    "leads_an_index",
     "link",
     "literal",
     "newest_first",
@@ -128,6 +135,10 @@ class Words:
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
         return cast(value, Text) if isinstance(type_, String) else value
+
+    def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """A column for whose values no index is used: SQLite does not know which of two finds fewer rows."""
+        return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
         """Text in the order of its bytes, whatever the collation of the database."""
@@ -261,6 +272,23 @@ def chunk_bounds(words: Words, key: ColumnElement[Any], *, first: bool) -> str:
     count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
     whole = case((is_full, size), else_=count)
     return words.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
+
+
+def leads_an_index(value: ColumnElement[Any]) -> bool:
+    """Whether an expression is a column that is the first of an index, which finds its values and has their order."""
+    of = getattr(value, "table", None)
+    if not isinstance(of, Table) or not isinstance(value, Column):
+        return False
+    indexes: list[Index | UniqueConstraint] = [*of.indexes]
+    indexes += [each for each in of.constraints if isinstance(each, UniqueConstraint)]
+    return any(next(iter(each.columns)) is value for each in indexes)
+
+
+def each_value(column: ColumnElement[Any]) -> CTE:
+    """The values of a column, each once, and a NULL: from one to the next in an index, past all rows that repeat it."""
+    found = select(func.min(column).label("value")).cte("found", recursive=True)
+    behind = select(func.min(column)).where(column > found.c.value).scalar_subquery()
+    return found.union_all(select(behind).where(found.c.value.is_not(None)))
 
 
 def link(pair: Pair) -> str:
