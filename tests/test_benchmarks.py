@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from consensus_orm.artifacts import Artifacts
+from consensus_orm.executions import Executions
+from consensus_orm.runs import Runs
+from consensus_orm.syntheses import Syntheses
 
 from benchmarks.__main__ import main
 from benchmarks.harness import Bench, Group, Measured, Spread, Target, Work, run
 from benchmarks.report import as_json, worse
 from benchmarks.suites import NAMES, groups_of
+from benchmarks.suites.growth import OPERATIONS, growth_file
+from consensus_orm import ConsensusStore
+from consensus_orm.migration import Migration
 
 
 def measured(seconds: dict[str, list[float]], *targets: Target) -> Measured:
@@ -55,6 +63,41 @@ def test_targets_speak_of_cases_that_are_there(suite: str) -> None:
         assert group.baseline in names
         assert {target.case for target in group.targets} | {t.than for t in group.targets if t.than} <= names
         assert len({case.label for case in group.cases}) == len(names) == len(group.cases)
+
+
+STEPS = {"migrate", "rehearse", "backup_before"}
+"""Of the migration: these do what others do, on all rows; the suites backfill, verify and flips tell more of them."""
+
+OF_AN_ENTRY = {"mismatch", "reject", "image", "accept_reject", "accept_rejects", "resolve_reject", "restore_image"}
+OF_AN_ENTRY |= {"accept_mismatch"}
+"""These look at entries of a ledger, which do not become more with the rows."""
+
+
+def test_growth_is_measured_of_every_public_operation() -> None:
+    """No method of a repository or of the migration is left out of the suite that says what a large file costs."""
+    public = {
+        f"{name}.{method}"
+        for name, kind in {
+            "artifacts": Artifacts,
+            "syntheses": Syntheses,
+            "runs": Runs,
+            "executions": Executions,
+            "migration": Migration,
+        }.items()
+        for method in vars(kind)
+        if not method.startswith("_")
+    }
+    measured = {re.split("[ ,]", name)[0] for name in OPERATIONS}
+    assert measured == public - {f"migration.{name}" for name in STEPS | OF_AN_ENTRY}
+
+
+def test_what_growth_measures_is_done(tmp_path: Path) -> None:
+    """Each operation of the suite runs in its order, as often as one likes, and does at least one thing."""
+    with ConsensusStore.open(growth_file(tmp_path / "file.db", 40)) as store:
+        for new, (name, operation) in enumerate([*OPERATIONS.items()] * 2, start=40):
+            if operation.before is not None:
+                operation.before(store, 30, new)
+            assert operation.of(operation.work(store, 30, new), 40) >= 1, name
 
 
 def test_a_missing_peer_is_skipped_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

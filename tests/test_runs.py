@@ -67,6 +67,31 @@ def test_runs_of_odd_rows_are_the_same_in_every_phase(every_phase: ConsensusStor
             assert [plain(run) for run in uow.runs.list(spec_id=spec)] == reading.runs(field, spec)
 
 
+def test_the_newest_run_is_the_first_of_all(every_phase: ConsensusStore, field: Path | str) -> None:
+    """In every phase, `latest` gives of each stage the very run that `list` gives first, odd times and ids included."""
+    with every_phase.unit_of_work(read_only=True) as uow:
+        runs = {(spec, run.stage): run for spec in specs(field) for run in reversed(uow.runs.list(spec_id=spec))}
+        assert len(runs) > 5
+        for (spec, stage), run in runs.items():
+            assert uow.runs.latest(spec_id=spec, stage=stage) == run
+        assert uow.runs.latest(spec_id="SPEC-NONE", stage="plan") is None
+
+
+def test_of_runs_that_began_together_the_one_with_the_newest_row_is_the_newest(every_phase: ConsensusStore) -> None:
+    """Whichever was there first: by its newest output, and where no output decides, by its newest synthesis."""
+    stage = {"spec_id": "SPEC-NEW", "stage": "spec-plan"}
+    with every_phase.unit_of_work() as uow:
+        for run_id in ("first", "second", "first"):
+            uow.artifacts.add(**artifact_values(**stage, run_id=run_id, created_at=SECOND))
+        assert (run := uow.runs.latest(**stage)) is not None
+        assert (run.run_id, run) == ("first", uow.runs.list(**stage)[0])
+        uow.artifacts.delete(spec_id="SPEC-NEW")
+        for run_id in ("first", "second", "first"):
+            uow.syntheses.add(**synthesis_values(**stage, run_id=run_id, created_at=SECOND))
+        assert (run := uow.runs.latest(**stage)) is not None
+        assert (run.run_id, run) == ("first", uow.runs.list(**stage)[0])
+
+
 def test_runs_hold_the_very_rows(every_phase: ConsensusStore) -> None:
     """Outputs and syntheses of runs say what artifacts and syntheses say: nothing is missing, nothing twice."""
     with every_phase.unit_of_work(read_only=True) as uow:

@@ -40,7 +40,7 @@ QUIET = ("BEGIN", "COMMIT", "PRAGMA", "SAVEPOINT", "RELEASE")
 
 
 def _short(sql: str) -> str:
-    if sql.startswith("WITH"):
+    if sql.startswith("WITH") and not sql.startswith("WITH RECURSIVE"):
         return "write both"
     if sql.startswith("LOCK"):
         return "lock"
@@ -189,7 +189,7 @@ def test_a_synthesis(counted: Count, request: pytest.FixtureRequest, kind: str) 
         (lambda uow: uow.artifacts.get(1), "outputs"),
         (lambda uow: uow.artifacts.list(spec_id="SPEC-KIT-900"), "outputs"),
         (lambda uow: uow.artifacts.count(), "outputs"),
-        (lambda uow: uow.artifacts.specs(), "outputs"),
+        (lambda uow: uow.artifacts.specs(), "runs"),
         (lambda uow: uow.syntheses.latest(spec_id="SPEC-KIT-900", stage="spec-plan"), "syntheses"),
         (lambda uow: uow.syntheses.list(), "syntheses"),
     ],
@@ -209,6 +209,15 @@ def test_runs_are_two_statements(counted: Count, request: pytest.FixtureRequest)
     assert counted(lambda uow: uow.runs.list(spec_id="SPEC-KIT-900")) == (
         ["select legacy", "select legacy"] if legacy else ["select outputs", "select syntheses"]
     )
+
+
+def test_the_newest_run_is_three_statements(counted: Count, request: pytest.FixtureRequest) -> None:
+    """Which run of a stage is the newest, its outputs, and its syntheses; where there is none, the first alone."""
+    legacy = phase_of(request) < Phase.CUTOVER
+    found, *rows = ["select legacy"] * 3 if legacy else ["select runs", "select outputs", "select syntheses"]
+
+    assert counted(lambda uow: uow.runs.latest(spec_id="SPEC-KIT-900", stage="spec-plan")) == [found, *rows]
+    assert counted(lambda uow: uow.runs.latest(spec_id="SPEC-NONE", stage="spec-plan")) == [found]
 
 
 def test_a_delete_does_not_grow_with_its_rows(counted: Count) -> None:

@@ -1,11 +1,14 @@
 """What guards a phase, what a phase demands, what a verify missed, and images of rows that were overwritten.
 
+And indexes: for the newest run of a stage, for what is looked up by run id alone, and for when an agent completed.
+
 Revision ID: 0005
 Revises: 0004
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import sqlalchemy as sa
@@ -82,6 +85,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("idx_consensus_orm_images_pair", "consensus_orm_images", ["pair", "key"])
+    _index()
 
 
 def downgrade() -> None:
@@ -91,6 +95,9 @@ def downgrade() -> None:
             hint="they are kept nowhere else; stay at revision 0005",
             table="consensus_orm_images",
         )
+    op.drop_index("idx_agent_executions_completed", "agent_executions", if_exists=True)
+    op.drop_index("idx_consensus_runs_run", "consensus_runs", if_exists=True)
+    op.drop_index("idx_consensus_runs_newest", "consensus_runs", if_exists=True)
     _give_user_version_back()
     _drop_signs()
     op.drop_table("consensus_orm_images")
@@ -101,6 +108,24 @@ def downgrade() -> None:
         op.drop_column("consensus_orm_certificates", name)
     for name in reversed(DEMANDS):
         op.drop_column("consensus_orm_state", name)
+
+
+def _index() -> None:
+    """Make indexes on tables that revisions made; what another program made stays as it is."""
+    bind = op.get_bind()
+    if not sa.inspect(bind).has_table("consensus_runs"):
+        return  # of another move
+    op.create_index("idx_consensus_runs_newest", "consensus_runs", ["spec_id", "stage", "run_timestamp"])
+    op.create_index(
+        "idx_consensus_runs_run",
+        "consensus_runs",
+        ["run_id"],
+        sqlite_where=sa.text("run_id IS NOT NULL"),
+        postgresql_where=sa.text("run_id IS NOT NULL"),
+    )
+    detail = bind.scalar(sa.text("SELECT detail FROM consensus_orm_history WHERE action = 'adopt'"))
+    if "agent_executions" not in map(str.lower, json.loads(detail)["found"]):
+        op.create_index("idx_agent_executions_completed", "agent_executions", ["completed_at"])
 
 
 def _give_user_version_back() -> None:

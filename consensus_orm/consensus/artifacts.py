@@ -158,6 +158,9 @@ class Artifacts:
     ) -> builtins.list[Artifact]:
         """Artifacts, newest first, ties by id, newest first.
 
+        By a run id without a spec, all artifacts are looked at while the legacy side is read: its table has no index
+        for that, and gets none from us.
+
         Args:
             spec_id: Only of this spec.
             stage: Only of this stage.

@@ -30,9 +30,13 @@ RESPAWN = ("spec_id", "stage", "phase_type", "agent_name", "run_id", "branch_id"
 
 @cache
 def completed_before(rendering: Rendering) -> str:
-    """Delete what completed before a time; a time that is no time is nobody's to judge."""
+    """Delete what completed before a time; a time that is no time is nobody's to judge.
+
+    As text times have the order of time, so an index finds those up to a second, and they alone are read.
+    """
     at = rendering.render(milliseconds(column("completed_at")))
-    return f"DELETE FROM {TABLE} WHERE completed_at IS NOT NULL AND {at} <> 0 AND {at} < :before"
+    second = "completed_at >= '0001' AND completed_at < :second"
+    return f"DELETE FROM {TABLE} WHERE {second} AND {at} <> 0 AND {at} < :before"
 
 
 class Executions:
@@ -150,6 +154,8 @@ class Executions:
     def in_flight(self, *, spec_id: str | None = None, run_id: str | None = None) -> builtins.list[Execution]:
         """Executions that never completed, oldest first: what a restart has to look after.
 
+        Without a filter, a table that another program made is read whole: it gets no index from us (`AgentExecution`).
+
         Args:
             spec_id: Only of this spec.
             run_id: Only of this run.
@@ -191,6 +197,8 @@ class Executions:
     def cleanup(self, older_than: datetime | timedelta) -> int:
         """Delete executions that completed long ago; what is in flight is never touched.
 
+        A table that another program made is read whole: it gets no index from us (`AgentExecution`).
+
         Args:
             older_than: An aware time, or how long before the start of this unit of work.
 
@@ -204,9 +212,9 @@ class Executions:
             if older_than < timedelta(0):
                 raise InvalidValueError("older_than must not be negative", field="older_than")
             older_than = self._uow.now - older_than
-        check.moment("older_than", older_than)
-        before = int(older_than.timestamp() * 1000)
-        return self._uow._execute(completed_before(self._uow.statements.rendering), {"before": before}).rowcount
+        second = check.moment("older_than", older_than)[:19] + "z"  # a letter is behind any fraction, in all collations
+        parameters = {"before": int(older_than.timestamp() * 1000), "second": second}
+        return self._uow._execute(completed_before(self._uow.statements.rendering), parameters).rowcount
 
     # Files in the field have 8 to 11 of the columns -------------------------------------------------------
 

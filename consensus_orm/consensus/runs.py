@@ -37,7 +37,9 @@ class Runs:
         Returns:
             The runs; the same, in the same order, in every phase.
         """
-        filters = given(spec_id=check.identifier("spec_id", spec_id), stage=stage)
+        return self._where(given(spec_id=check.identifier("spec_id", spec_id), stage=stage))
+
+    def _where(self, filters: Values) -> builtins.list[Run]:
         rounds: dict[tuple[Any, ...], _Round] = {}
         # Both sides name the run of a row by the same rule, so one way of putting runs together serves both.
         for row in self._artifacts.rows(filters, more=("run_key",)):
@@ -52,7 +54,10 @@ class Runs:
         return [r.run(*name[:2]) for name, r in sorted(rounds.items(), key=lambda item: item[1].age, reverse=True)]
 
     def latest(self, *, spec_id: str, stage: str) -> Run | None:
-        """The newest run of a stage.
+        """The newest run of a stage: `list` would give it first.
+
+        While the legacy side is read, all rows of the stage are looked at for when its runs began, and the rows of
+        the newest are read: the legacy tables have no index that tells.
 
         Args:
             spec_id: The spec.
@@ -61,7 +66,12 @@ class Runs:
         Returns:
             The run, with its outputs and syntheses; None where there is none.
         """
-        runs = self.list(spec_id=spec_id, stage=check.identifier("stage", stage))
+        filters = {"spec_id": check.identifier("spec_id", spec_id), "stage": check.identifier("stage", stage)}
+        if (newest := self._artifacts.newest_parent(filters)) is None:
+            return None
+        *_, key = newest
+        # Runs of other programs have no identity before they are adopted; then all of the stage are looked at.
+        runs = self._where(filters if key is None else filters | {"run_key": key})
         return runs[0] if runs else None
 
 

@@ -11,7 +11,6 @@ from consensus_orm.ledgers import changes, guards, images, mismatches
 from consensus_orm.migration import gates
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.phase import Phase, Side
-from consensus_orm.statements.rendering import quoted
 from consensus_orm.times import when
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -112,7 +111,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
         reads=phase.truth,
         pairs=[_pair(uow, pair, phase) for pair in uow.statements.mapping.pairs],
         parents={
-            p.table.name: _rows_of(uow, [p.table.name], f"SELECT count(*) FROM {quoted(p.table.name)}") or 0
+            p.table.name: _rows_of(uow, p.table.name, uow.statements.parents[p.table.name].all_rows) or 0
             for p in uow.statements.mapping.parents
         },
         certificate=_certificate(uow),
@@ -147,21 +146,19 @@ def _next_command(phase: Phase, step: str | None, obstacles: list[str]) -> str:
 
 def _pair(uow: UnitOfWork, pair: Pair, phase: Phase) -> PairStatus:
     sql = uow.statements[pair]
-    own = [pair.table.name, *([] if pair.parent is None else [pair.parent.table.name])]
     done = uow._rows("SELECT rows FROM consensus_orm_backfill WHERE pair = ?", (pair.name,))
     return PairStatus(
         name=pair.name,
-        legacy_rows=_rows_of(uow, [pair.legacy_name], sql.count(Side.LEGACY, ())) if phase.has_legacy else None,
-        normalized_rows=_rows_of(uow, own, sql.count(Side.NORMALIZED, ())),
+        legacy_rows=_rows_of(uow, pair.legacy_name, sql.all_rows(Side.LEGACY)) if phase.has_legacy else None,
+        normalized_rows=_rows_of(uow, pair.table.name, sql.all_rows(Side.NORMALIZED)),
         backfilled=done[0][0] if done else 0,
         backfill_finished=uow.prepared and is_finished(uow, pair),
     )
 
 
-def _rows_of(uow: UnitOfWork, tables: list[str], sql: str) -> int | None:
-    """What a query counts; None where another program has dropped one of its tables, or nobody has made it yet."""
-    there = {name.lower() for name in uow.catalog.tables(uow)}
-    return _count(uow, sql) if all(table.lower() in there for table in tables) else None
+def _rows_of(uow: UnitOfWork, table: str, sql: str) -> int | None:
+    """What a query counts; None where another program has dropped its table, or nobody has made it yet."""
+    return _count(uow, sql) if table.lower() in {name.lower() for name in uow.catalog.tables(uow)} else None
 
 
 def _count(uow: UnitOfWork, sql: str) -> int | None:

@@ -400,6 +400,14 @@ class Repository:
         """The values of a column, each once, in order."""
         return [value for (value,) in self.uow._rows(self.sql.distinct(self._truth, column))]
 
+    def newest_parent(self, filters: Values) -> tuple[Any, ...] | None:
+        """The identity of the newest parent whose rows have the given values; None where there is none."""
+        assert self.pair.parent is not None
+        parameters = {parameter(name): value for name, value in filters.items()}
+        sql = self.uow.statements.newest_parent(self.pair.parent, self._truth, tuple(filters))
+        rows = self.uow._rows(sql, parameters)
+        return rows[0] if rows else None
+
     @property
     def _truth(self) -> Side:
         # A file that nobody prepared can hold nothing but legacy rows.

@@ -34,12 +34,13 @@ from sqlalchemy import (
     or_,
     select,
     table,
+    union_all,
     update,
 )
 
 from consensus_orm.declaration.expressions import exact_hex, holds, same, type_name
 from consensus_orm.declaration.keys import require_declared, usable
-from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Row
+from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
 from consensus_orm.phase import Side
 from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.statements.rendering import (
@@ -47,8 +48,10 @@ from consensus_orm.statements.rendering import (
     TRUE,
     Rendering,
     chunk_bounds,
+    each_value,
     in_keys,
     in_range,
+    leads_an_index,
     link,
     parameter,
 )
@@ -323,6 +326,12 @@ class PairStatements:
         """The values of a column on a side, each once, in order."""
         statement, names = self.projection(side)
         value = names[column]
+        if leads_an_index(value) and not value.nullable:
+            found = each_value(value)
+            # As a value and not as a condition: that would be joined, with all rows.
+            of_value: Select[Any] = statement.with_only_columns(literal_column("1")).where(value == found.c.value)
+            there = of_value.limit(literal_column("1")).scalar_subquery().is_not(None)
+            return self.render(select(found.c.value).where(there).order_by(self.rendering.in_bytes(found.c.value)))
         # Grouped, because DISTINCT would not be ordered by anything but the value itself.
         return self.render(statement.with_only_columns(value).group_by(value).order_by(self.rendering.in_bytes(value)))
 
@@ -334,8 +343,32 @@ class PairStatements:
         table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
         return self.render(statement.with_for_update(of=table))
 
+    def ages(self, filters: tuple[str, ...], members: list[PairStatements]) -> Select[Any]:
+        """What tells how new the parents of legacy rows are: their identity, when each row was, and its key.
+
+        Args:
+            filters: The rows equal the bound values of these columns.
+            members: The pairs whose rows have such parents; each has a column for its keys, 0 in rows of others.
+        """
+        assert self.pair.parent is not None
+        row = self.legacy_row()
+        values = self.parent_values(row)
+        identity = [values[a.key].label(a.key) for a in self.pair.parent.identity]
+        keys = [(self.legacy_key if of is self else literal_column("0")).label(of.pair.name) for of in members]
+        meant = [row[name] == self.bound[name] for name in filters]
+        return select(*identity, self._newest_value(row).label(NEWEST), *keys).where(*meant)
+
     def _filter(self, names: dict[str, ColumnElement[Any]], filters: tuple[str, ...]) -> list[Any]:
-        return [names[name] == self.bound[name] for name in filters]
+        is_own = self.pair.table.columns.contains_column
+        wanted = {name: names[name] for name in filters}
+        # A parent has few rows; an index on what rows of many parents have in common finds more.
+        if any(leads_an_index(of) and not is_own(of) for of in wanted.values()):
+            wanted = {name: self.rendering.unindexed(of) if is_own(of) else of for name, of in wanted.items()}
+        return [of == self._meant(name, of) for name, of in wanted.items()]
+
+    def _meant(self, name: str, of: ColumnElement[Any]) -> ColumnElement[Any]:
+        carried = name in self.pair.carried
+        return self.bound[name] if carried else self.rendering.typed(bindparam(parameter(name)), of.type)
 
     # Writing one row ------------------------------------------------------------------------------------
 
@@ -768,6 +801,25 @@ class Statements:
     def of_parent(self, pair: Pair) -> ParentStatements | None:
         """The statements on the parent of a pair, if it has one."""
         return None if pair.parent is None else self.parents[pair.parent.table.name]
+
+    @cache  # noqa: B019
+    def newest_parent(self, parent: Parent, side: Side, filters: tuple[str, ...]) -> str:
+        """The identity of the newest of the parents whose rows equal the bound values of some columns.
+
+        That is the one that began last, by its earliest row; of several, the one with the newest row. The normalized
+        side knows when each began; on the legacy one it follows from all rows that have these values.
+        """
+        pairs = [self[pair] for pair in self.mapping.members(parent)]
+        identity = [a.key for a in parent.identity]
+        if side is Side.NORMALIZED:
+            return self.parents[parent.table.name].newest(
+                *(parent.table.c[pairs[0].pair.carried[name].key] == pairs[0].bound[name] for name in filters)
+            )
+        rows = union_all(*(each.ages(filters, pairs) for each in pairs)).subquery()
+        columns = [rows.c[name] for name in identity]
+        newest = [func.min(rows.c[NEWEST]), *(func.max(rows.c[each.pair.name]) for each in pairs)]
+        found = select(*columns).group_by(*columns).order_by(*(of.desc() for of in newest))
+        return self.rendering.render(found.limit(literal_column("1")))
 
     @cached_property
     def fingerprint(self) -> str:

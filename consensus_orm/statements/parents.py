@@ -103,6 +103,18 @@ class ParentStatements:
             found.append(exists().where(of == key, *([in_range(of)] if in_range_too else [])).correlate(key.table))
         return or_(false(), *found)
 
+    def newest(self, *criterion: ColumnElement[bool]) -> str:
+        """The identity of the newest of some parents: of the one that began last, by its rows where several did."""
+        table, key = self.parent.table, self.parent.key
+        began = next(table.c[a.key] for a, rule in self.parent.derived.items() if isinstance(rule, Earliest))
+        rows = [
+            select(func.max(pair.key)).where(pair.table.c[link(pair)] == key).correlate(table).scalar_subquery()
+            for pair in self.members
+        ]
+        newest = [began, *(func.coalesce(row, literal_column("0")) for row in rows)]
+        found = select(*(table.c[a.key] for a in self.parent.identity)).where(*criterion, self._has_rows(key))
+        return self.render(found.order_by(*(of.desc() for of in newest)).limit(literal_column("1")))
+
     @cached_property
     def refresh(self) -> str:
         """Derive again what follows from the rows of the parents in `_keys`; empty where nothing does."""

@@ -9,13 +9,17 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    CTE,
+    Column,
     ColumnElement,
     Dialect,
     FromClause,
+    Index,
     Integer,
     Select,
     SelectBase,
     Table,
+    UniqueConstraint,
     and_,
     bindparam,
     case,
@@ -44,9 +48,11 @@ __all__ = [
     "InKeys",
     "Rendering",
     "chunk_bounds",
+    "each_value",
     "fitting",
     "in_keys",
     "in_range",
+    "leads_an_index",
     "link",
     "literal",
     "newest_first",
@@ -109,6 +115,10 @@ class Rendering(ABC):
     @abstractmethod
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value of a column's type, as an expression that the database reads as that type."""
+
+    @abstractmethod
+    def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """A column for whose values no index is used, where the planner cannot tell which of two finds fewer rows."""
 
     @abstractmethod
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -216,6 +226,23 @@ def chunk_bounds(rendering: Rendering, key: ColumnElement[Any], *, first: bool) 
     count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
     whole = case((is_full, size), else_=count)
     return rendering.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
+
+
+def leads_an_index(value: ColumnElement[Any]) -> bool:
+    """Whether an expression is a column that is the first of an index, which finds its values and has their order."""
+    of = getattr(value, "table", None)
+    if not isinstance(of, Table) or not isinstance(value, Column):
+        return False
+    indexes: list[Index | UniqueConstraint] = [*of.indexes]
+    indexes += [each for each in of.constraints if isinstance(each, UniqueConstraint)]
+    return any(next(iter(each.columns)) is value for each in indexes)
+
+
+def each_value(column: ColumnElement[Any]) -> CTE:
+    """The values of a column, each once, and a NULL: from one to the next in an index, past all rows that repeat it."""
+    found = select(func.min(column).label("value")).cte("found", recursive=True)
+    behind = select(func.min(column)).where(column > found.c.value).scalar_subquery()
+    return found.union_all(select(behind).where(found.c.value.is_not(None)))
 
 
 def link(pair: Pair) -> str:

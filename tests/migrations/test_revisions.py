@@ -112,7 +112,10 @@ def test_alembic_finds_nothing_to_change(name: str, path: Path, open_engine: Ope
 
 
 def test_models_match_the_legacy_tables_in_the_field(path: Path, open_engine: Open) -> None:
-    """The legacy models have the columns, types, defaults and indexes of the tables as programs made them."""
+    """The legacy models have the columns, types, defaults and indexes of the tables as programs made them.
+
+    One index is ours, and made only where the table is: what another program made stays as it is.
+    """
     revisions.metadata().create_all(engine := open_engine(path), checkfirst=True)
     engine.dispose()
     builders.build_legacy(other := path.with_name("field"), columns=11, altered=False)
@@ -126,7 +129,7 @@ def test_models_match_the_legacy_tables_in_the_field(path: Path, open_engine: Op
                 ).fetchall()
                 indexes = connection.execute(
                     "SELECT l.name, i.name FROM pragma_index_list(?) AS l, pragma_index_info(l.name) AS i"
-                    " WHERE l.origin = 'c' ORDER BY l.name, i.seqno",
+                    " WHERE l.origin = 'c' AND l.name <> 'idx_agent_executions_completed' ORDER BY l.name, i.seqno",
                     (table,),
                 ).fetchall()
             facts.append((columns, indexes))

@@ -14,7 +14,9 @@ class AgentExecution(Base):
     """One spawn of one agent, and how it ended.
 
     Files in the field have 8, 9, 10 or 11 of these columns, in two orders; what is missing is added when the
-    first value for it is written, never before: other programs read this table too.
+    first value for it is written, never before: other programs read this table too. For the same reason a table that
+    another program made gets no index of ours: there `in_flight()` and `cleanup` read it whole, until its owner adds
+    `idx_agent_executions_completed`.
     """
 
     __tablename__ = "agent_executions"
@@ -22,6 +24,7 @@ class AgentExecution(Base):
         Index("idx_agent_executions_spec", "spec_id", "stage"),
         Index("idx_agent_executions_run", "run_id"),
         Index("idx_agent_executions_branch", "spec_id", "stage", "branch_id"),
+        Index("idx_agent_executions_completed", "completed_at"),
     )
 
     agent_id: Mapped[str] = mapped_column(Text, primary_key=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Boolean, ForeignKey, Index, Text, UniqueConstraint, false
+from sqlalchemy import Boolean, ForeignKey, Index, Text, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from consensus_orm.models.base import BIG, Base, Verbatim
@@ -23,7 +23,18 @@ class ConsensusRun(Base):
 
     __tablename__ = "consensus_runs"
     # run_key is NULL only for runs written by programs that know the founding schema alone; they are adopted.
-    __table_args__ = (UniqueConstraint("spec_id", "stage", "run_key"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        UniqueConstraint("spec_id", "stage", "run_key"),
+        Index("idx_consensus_runs_newest", "spec_id", "stage", "run_timestamp"),
+        # Most runs have no run id, and cost nothing here.
+        Index(
+            "idx_consensus_runs_run",
+            "run_id",
+            sqlite_where=text("run_id IS NOT NULL"),
+            postgresql_where=text("run_id IS NOT NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     spec_id: Mapped[str] = mapped_column(Text)

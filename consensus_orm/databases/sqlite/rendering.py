@@ -20,7 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDialect
-from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.sql.expression import ClauseElement, UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm.databases.sqlite import expressions
@@ -55,6 +56,10 @@ class SQLiteRendering(Rendering):
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
         return cast(value, Text) if isinstance(type_, String) else value
+
+    def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """A column for whose values no index is used: SQLite does not know which of two finds fewer rows."""
+        return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
         """Text in the order of its bytes, whatever the collation of the database."""
