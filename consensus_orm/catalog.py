@@ -16,6 +16,7 @@ from sqlalchemy import Column, Dialect, MetaData, Table
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm import dropping, errors, phase_guards
+from consensus_orm.connection import codec
 from consensus_orm.key_faults import key_faults
 from consensus_orm.keys import LARGEST
 from consensus_orm.mapping import Pair, table_of
@@ -98,8 +99,7 @@ class Catalog:
 
     def text_encoding(self, uow: UnitOfWork) -> str:
         """How the file writes its texts, in Python's words."""
-        name: str = uow._rows("PRAGMA encoding")[0][0]
-        return name.lower().replace("utf-16", "utf-16-")
+        return codec(uow._rows("PRAGMA encoding")[0][0])
 
     def create(self, uow: UnitOfWork, tables: Collection[Table]) -> None:
         """Make tables as their models have them; an index whose name is taken by another one is left out."""

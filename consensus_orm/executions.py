@@ -131,6 +131,7 @@ class Executions:
     def _complete(self, agent_id: str, **values: Any) -> Execution:
         check.identifier("agent_id", agent_id)
         values["completed_at"] = self._uow.now_text
+        self._uow._connected.check(values)
         self._require(values)
         changes = ", ".join(f"{name} = CAST(:{name} AS TEXT)" for name in values)
         sql = f"UPDATE {TABLE} SET {changes} WHERE agent_id = :agent_id"
