@@ -145,7 +145,7 @@ class Executions:
         Args:
             agent_id: The spawn.
         """
-        rows = self._select("agent_id = :agent_id", {"agent_id": agent_id})
+        rows = self._select("agent_id = :agent_id", {"agent_id": check.text("agent_id", agent_id)})
         return rows[0] if rows else None
 
     def in_flight(self, *, spec_id: str | None = None, run_id: str | None = None) -> builtins.list[Execution]:
@@ -177,7 +177,7 @@ class Executions:
         """
         if "extraction_error" not in self._present:
             return []
-        return self._where("extraction_error IS NOT NULL", {"spec_id": spec_id})
+        return self._where("extraction_error IS NOT NULL", {"spec_id": check.text("spec_id", spec_id)})
 
     def for_branch(self, *, spec_id: str, stage: str, branch_id: str) -> builtins.list[Execution]:
         """Executions of one branch of a stage, oldest first.
@@ -187,7 +187,8 @@ class Executions:
             stage: The stage.
             branch_id: The branch.
         """
-        return self._where("1 = 1", {"spec_id": spec_id, "stage": stage, "branch_id": branch_id})
+        filters = {"spec_id": spec_id, "stage": stage, "branch_id": branch_id}
+        return self._where("1 = 1", {name: check.text(name, value) for name, value in filters.items()})
 
     def cleanup(self, older_than: datetime | timedelta) -> int:
         """Delete executions that completed long ago; what is in flight is never touched.
@@ -204,7 +205,10 @@ class Executions:
         if isinstance(older_than, timedelta):
             if older_than < timedelta(0):
                 raise InvalidValueError("older_than must not be negative", field="older_than")
-            older_than = self._uow.now - older_than
+            try:
+                older_than = self._uow.now - older_than
+            except OverflowError:
+                raise InvalidValueError("older_than lies before the year 1", field="older_than") from None
         check.moment("older_than", older_than)
         before = int(older_than.timestamp() * 1000)
         return self._uow._execute(completed_before(self._uow.statements.words), {"before": before}).rowcount

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 from sqlalchemy import URL, Engine
 
 from consensus_orm import adoption, engine, errors, ledger, phase_guards, schema
+from consensus_orm import validation as check
 from consensus_orm.artifacts import Artifacts
 from consensus_orm.consensus import CONSENSUS
 from consensus_orm.executions import Executions
@@ -72,6 +73,9 @@ class ConsensusUnitOfWork(UnitOfWork):
 
         Args:
             pair: Its name in the mapping.
+
+        Raises:
+            InvalidValueError: There is no such pair.
         """
         return Repository(self, self.statements.mapping[pair])
 
@@ -124,7 +128,8 @@ class ConsensusStore:
             SchemaError: The file holds tables of our names that we cannot work with.
             StorageError: The file cannot be read.
         """
-        chosen = settings or from_environment()
+        chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
+        check.instance("mapping", mapping, Mapping)
         database = engine.create(url if url is not None else chosen.url, chosen, echo=echo)
         try:
             return cls(database, chosen, mapping)
@@ -342,6 +347,8 @@ class ConsensusStore:
         Raises:
             ConsensusError: The last error, when the policy is exhausted or the error is permanent.
         """
+
+        check.callback("work", work)
 
         def once() -> T:
             with self.unit_of_work(read_only=read_only) as uow:
