@@ -88,6 +88,7 @@ def restore(
     check.instance("mapping", mapping, Mapping)
     check.flag("create", create)
     target, source = _target(url if url is not None else chosen.url), files.resolved(check.path("backup", backup))
+    files.require_usable(source)
     _refuse(source, target, create=create)
     with _failures(target):
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

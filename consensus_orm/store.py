@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from functools import cache, cached_property, partial
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -31,7 +32,6 @@ from consensus_orm.telemetry.hub import Telemetry
 from consensus_orm.unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
-    from threading import Event
 
     from consensus_orm.maintenance import Maintenance
     from consensus_orm.migration import Migration
@@ -349,6 +349,8 @@ class ConsensusStore:
         """
 
         check.callback("work", work)
+        if cancel is not None:
+            check.instance("cancel", cancel, Event)
 
         def once() -> T:
             with self.unit_of_work(read_only=read_only) as uow:

@@ -249,6 +249,7 @@ def test_an_odd_argument_is_refused_clearly(owner: str, store: ConsensusStore, n
         added = uow.artifacts.add(**artifact_values())
     with store.unit_of_work(read_only=True) as uow:
         assert uow.artifacts.get(added.id) == added
+    take_to(store, Phase.DUAL_WRITE)
     assert store.migration.verify().clean
 
 

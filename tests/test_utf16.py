@@ -167,13 +167,14 @@ def test_a_row_that_was_left_behind_comes_back(path: Path, settings: Settings, e
         )
     before = oracle.legacy(path)
     with ConsensusStore.open(path, settings=settings) as store:
-        take_to(store, Phase.DUAL_WRITE)
+        store.migration.advance(Phase.DUAL_WRITE)
         with builders.writing(path) as connection:
             connection.execute(
                 "CREATE TRIGGER refusing BEFORE INSERT ON consensus_syntheses WHEN NEW.artifacts_count = 'many'"
                 " BEGIN SELECT RAISE(IGNORE); END"
             )
         store.migration.backfill()
+        assert len(store.migration.rejects()) == 1
         for reject in store.migration.rejects():
             store.migration.accept_reject(reject.id, reason="tried")
         take_to(store, Phase.CONTRACT)
