@@ -180,7 +180,11 @@ class Catalog:
         """Let both sides go on above the highest id that either has given (rule 3)."""
         for pair in uow.statements.mapping.pairs:
             names = (pair.legacy_table.name, pair.table.name)
-            given = dict(uow._rows("SELECT name, coalesce(CAST(seq AS INTEGER), 0) FROM sqlite_sequence WHERE name IN (?, ?)", names))
+            given = dict(
+                uow._rows(
+                    "SELECT name, coalesce(CAST(seq AS INTEGER), 0) FROM sqlite_sequence WHERE name IN (?, ?)", names
+                )
+            )
             for name in names:
                 if given and given.get(name, -1) < max(given.values()):
                     self.set_sequence(uow, name, max(given.values()))

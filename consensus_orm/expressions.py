@@ -312,7 +312,5 @@ def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
     values = arguments(element, compiler, **kw)
     keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
     pairs = ", ".join(f"'{key}', {value}" for key, value in zip(keys, values, strict=True))
-    speakable = " AND ".join(
-        f"typeof({value}) <> 'blob' AND {is_well_formed(value)}" for value in values
-    )
+    speakable = " AND ".join(f"typeof({value}) <> 'blob' AND {is_well_formed(value)}" for value in values)
     return f"(CASE WHEN {speakable} THEN json_object({pairs}) END)"

@@ -32,7 +32,6 @@ from consensus_orm.telemetry.hub import Telemetry
 from consensus_orm.unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
-
     from consensus_orm.maintenance import Maintenance
     from consensus_orm.migration import Migration
     from consensus_orm.migration.progress import Watch
@@ -347,7 +346,6 @@ class ConsensusStore:
         Raises:
             ConsensusError: The last error, when the policy is exhausted or the error is permanent.
         """
-
         check.callback("work", work)
         if cancel is not None:
             check.instance("cancel", cancel, Event)

@@ -70,7 +70,9 @@ def test_a_reason_in_latin_1(path: Path) -> None:
     assert call("--url", str(path), "history").returncode == 0
 
 
-@pytest.mark.parametrize("words", [["advance", b"\xe9"], [b"\xe9"], ["mismatches", "show", b"\xe9"], ["--url", b"\xe9"]])
+@pytest.mark.parametrize(
+    "words", [["advance", b"\xe9"], [b"\xe9"], ["mismatches", "show", b"\xe9"], ["--url", b"\xe9"]]
+)
 def test_other_arguments_in_latin_1(words: list[Any], path: Path) -> None:
     """Where they mean nothing they are refused in one line, with the exit code of a wrong usage."""
     done = call("--url", str(path), *words)
