@@ -234,7 +234,7 @@ class DriverConnection(sqlite3.Connection):
     @cached_property
     def writes_utf16(self) -> bool:
         """Whether the file writes its texts in UTF-16; SQLite lets nobody change that once there is a table."""
-        return self.pragma("encoding") != "UTF-8"
+        return bool(self.pragma("encoding") != "UTF-8")
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse texts that the file cannot hold: of UTF-8 it holds any, of UTF-16 those that UTF-8 can say.

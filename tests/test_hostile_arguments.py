@@ -268,10 +268,10 @@ def test_a_call_that_does_not_match_is_a_type_error(store: ConsensusStore) -> No
         lambda: store.migration.advance(nonesuch=1),  # type: ignore[call-arg]
         lambda: store.migration.mismatch(),  # type: ignore[call-arg]
         lambda: store.maintenance.backup(),  # type: ignore[call-arg]
-        lambda: store.unit_of_work(1),  # type: ignore[call-arg, arg-type, misc]
+        lambda: store.unit_of_work(1),  # type: ignore[call-arg, arg-type]
     ):
         with pytest.raises(TypeError, match="argument"):
-            call()  # type: ignore[no-untyped-call]
+            call()
 
 
 @pytest.mark.parametrize("odd", [None, 1, "store", object()], ids=repr)
