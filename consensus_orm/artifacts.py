@@ -18,8 +18,12 @@ __all__ = ["Artifacts", "given"]
 
 
 def given(**filters: Any) -> Values:
-    """The filters that were given."""
-    return {name: value for name, value in filters.items() if value is not None}
+    """The filters that were given.
+
+    Raises:
+        InvalidValueError: One is no text.
+    """
+    return {name: check.text(name, value) for name, value in filters.items() if value is not None}
 
 
 class Artifacts:

@@ -16,6 +16,7 @@ from sqlalchemy import Column, Dialect, MetaData, Table
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm import dropping, errors, phase_guards
+from consensus_orm.connection import codec
 from consensus_orm.key_faults import key_faults
 from consensus_orm.keys import LARGEST
 from consensus_orm.mapping import Pair, table_of
@@ -98,8 +99,7 @@ class Catalog:
 
     def text_encoding(self, uow: UnitOfWork) -> str:
         """How the file writes its texts, in Python's words."""
-        name: str = uow._rows("PRAGMA encoding")[0][0]
-        return name.lower().replace("utf-16", "utf-16-")
+        return codec(uow._rows("PRAGMA encoding")[0][0])
 
     def create(self, uow: UnitOfWork, tables: Collection[Table]) -> None:
         """Make tables as their models have them; an index whose name is taken by another one is left out."""
@@ -180,7 +180,11 @@ class Catalog:
         """Let both sides go on above the highest id that either has given (rule 3)."""
         for pair in uow.statements.mapping.pairs:
             names = (pair.legacy_table.name, pair.table.name)
-            given = dict(uow._rows("SELECT name, seq FROM sqlite_sequence WHERE name IN (?, ?)", names))
+            given = dict(
+                uow._rows(
+                    "SELECT name, coalesce(CAST(seq AS INTEGER), 0) FROM sqlite_sequence WHERE name IN (?, ?)", names
+                )
+            )
             for name in names:
                 if given and given.get(name, -1) < max(given.values()):
                     self.set_sequence(uow, name, max(given.values()))
@@ -201,8 +205,10 @@ class Catalog:
 
     def sequence(self, uow: UnitOfWork, table: str) -> int | None:
         """The highest id a table has given; None where it never gave one."""
-        rows = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,))
-        return int(rows[0][0]) if rows else None
+        # Anybody may write to that table: NULL and words count as nothing given, as they do for SQLite itself.
+        given = "SELECT max(coalesce(CAST(seq AS INTEGER), 0)) FROM sqlite_sequence WHERE name = ?"
+        found: int | None = uow._rows(given, (table,))[0][0]
+        return found
 
     def set_sequence(self, uow: UnitOfWork, table: str, value: int) -> None:
         """Let a table go on above an id."""

@@ -182,6 +182,15 @@ def arguments(element: Any, compiler: Any, **kw: Any) -> list[str]:
     return [compiler.process(clause, **kw) for clause in element.clauses]
 
 
+def is_well_formed(x: str) -> str:
+    """Whether a text of SQLite's is what the encoding of its file allows, as SQL; of other values it says nothing.
+
+    Args:
+        x: SQL of the value.
+    """
+    return f"consensus_is_text(CAST({x} AS BLOB), (SELECT encoding FROM pragma_encoding))"
+
+
 @compiles(same, "sqlite")
 def _same(element: Any, compiler: Any, **kw: Any) -> str:
     a, b = arguments(element, compiler, **kw)
@@ -303,7 +312,5 @@ def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
     values = arguments(element, compiler, **kw)
     keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
     pairs = ", ".join(f"'{key}', {value}" for key, value in zip(keys, values, strict=True))
-    speakable = " AND ".join(
-        f"typeof({value}) <> 'blob' AND consensus_is_utf8(CAST({value} AS BLOB))" for value in values
-    )
+    speakable = " AND ".join(f"typeof({value}) <> 'blob' AND {is_well_formed(value)}" for value in values)
     return f"(CASE WHEN {speakable} THEN json_object({pairs}) END)"

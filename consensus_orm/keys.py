@@ -14,7 +14,7 @@ from sqlalchemy import Column, ColumnElement, Integer
 from sqlalchemy.ext.compiler import compiles
 
 from consensus_orm import errors
-from consensus_orm.expressions import Condition, arguments
+from consensus_orm.expressions import Condition, arguments, is_well_formed
 from consensus_orm.mapping import Mapping, Pair, is_text
 
 __all__ = [
@@ -54,7 +54,7 @@ def _usable(element: Any, compiler: Any, **kw: Any) -> str:
     (column,) = element.clauses
     if not is_text(column):
         return f"(typeof({key}) = 'integer')"
-    return f"(typeof({key}) = 'text' AND instr({key}, char(0)) = 0 AND consensus_is_utf8(CAST({key} AS BLOB)))"
+    return f"(typeof({key}) = 'text' AND instr({key}, char(0)) = 0 AND {is_well_formed(key)})"
 
 
 class InOrder(Condition):

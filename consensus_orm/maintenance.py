@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from consensus_orm import stats
+from consensus_orm import validation as check
 from consensus_orm.backup import BackupReport, backup
 from consensus_orm.engine import database_path
 from consensus_orm.files import Leftover, leftovers
@@ -22,6 +23,7 @@ from consensus_orm.vacuum import VacuumReport, VacuumScheduler, vacuum
 __all__ = ["Maintenance"]
 
 
+@check.checked
 class Maintenance:
     """What keeps a database small, safe and known.
 

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
 from consensus_orm import errors, phase_guards
+from consensus_orm import validation as check
 from consensus_orm.catalog import Catalog, catalog
 from consensus_orm.driver import Cursor, Driver, Parameters
 from consensus_orm.engine import borrow, translate, translated
@@ -258,7 +259,7 @@ class UnitOfWork:
             callback: Called without arguments, in the order of registration, outside the transaction. An
                 error it raises is logged: the unit of work has succeeded by then.
         """
-        self._after_commit.append(callback)
+        self._after_commit.append(check.callback("callback", callback))
 
     def _doom(self, error: BaseException) -> None:
         """Refuse to commit, for the reason given: one side may have taken what the other did not."""
@@ -321,8 +322,11 @@ class UnitOfWork:
         try:
             return driver.execute(sql, parameters)
         except UnicodeEncodeError:
-            assert isinstance(parameters, Mapping)
-            return self._execute_on(driver, sql, {name: driver.storable(v) for name, v in parameters.items()})
+            if isinstance(parameters, Mapping):
+                return self._execute_on(driver, sql, {name: driver.storable(v) for name, v in parameters.items()})
+            return self._execute_on(driver, sql, [driver.storable(value) for value in parameters])
+        except OverflowError:
+            raise errors.InvalidValueError("a number does not fit 64 bits, so that no database can hold it") from None
         except driver.Error as error:
             if self.read_only and driver.is_read_only(error):
                 raise errors.ReadOnlyUnitOfWorkError from error
