@@ -91,4 +91,4 @@ class Phase(IntEnum):
             if text == str(phase.value) or text.upper().replace("-", "_") == phase.name:
                 return phase
         known = ", ".join(phase.name.lower() for phase in cls)
-        raise InvalidValueError(f"there is no phase {text!r}", hint=f"use one of: {known}", field="phase")
+        raise InvalidValueError(f"there is no phase {text!r:.40}", hint=f"use one of: {known}", field="phase")

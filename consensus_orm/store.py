@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable
 from functools import cache, cached_property, partial
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import URL, Engine
 
 from consensus_orm import errors
+from consensus_orm import validation as check
 from consensus_orm.consensus import programs
 from consensus_orm.consensus.artifacts import Artifacts
 from consensus_orm.consensus.declaration import CONSENSUS
@@ -35,8 +37,6 @@ from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
-    from threading import Event
-
     from consensus_orm.databases.maintenance import Maintenance
     from consensus_orm.databases.postgresql.replica import Replica
     from consensus_orm.migration import Migration
@@ -77,6 +77,9 @@ class ConsensusUnitOfWork(UnitOfWork):
 
         Args:
             pair: Its name in the mapping.
+
+        Raises:
+            InvalidValueError: There is no such pair.
         """
         return Repository(self, self.statements.mapping[pair])
 
@@ -129,7 +132,8 @@ class ConsensusStore:
             SchemaError: The file holds tables of our names that we cannot work with.
             StorageError: The file cannot be read.
         """
-        chosen = settings or from_environment()
+        chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
+        check.instance("mapping", mapping, Mapping)
         database = engine.create(url if url is not None else chosen.url, chosen, echo=echo)
         try:
             return cls(database, chosen, mapping)
@@ -347,6 +351,9 @@ class ConsensusStore:
         Raises:
             ConsensusError: The last error, when the policy is exhausted or the error is permanent.
         """
+        check.callback("work", work)
+        if cancel is not None:
+            check.instance("cancel", cancel, Event)
 
         def once() -> T:
             with self.unit_of_work(read_only=read_only) as uow:

@@ -1,11 +1,12 @@
-"""Dates of the control tables: milliseconds since 1970 UTC, as some program's clock said they were."""
+"""Times: of the control tables in milliseconds since 1970 UTC, of the legacy tables as text (rule 4)."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-__all__ = ["CLOCKS_AGREE", "credible", "milliseconds", "when"]
+__all__ = ["CLOCKS_AGREE", "credible", "milliseconds", "time_of", "time_text", "when"]
 
 CLOCKS_AGREE = timedelta(minutes=1)
 """How far the clocks of two machines may lie apart, with the time that a writer waits for its lock."""
@@ -40,3 +41,37 @@ def credible(stored: Any, now: datetime) -> bool:
         now: The time.
     """
     return _EARLIEST <= when(stored) <= now + CLOCKS_AGREE
+
+
+_TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2}) ([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?")
+
+
+def time_of(value: object) -> datetime | None:
+    """Read a stored time: text shaped `YYYY-MM-DD HH:MM:SS[.f]` that is a valid date, in UTC.
+
+    Args:
+        value: The value as stored.
+
+    Returns:
+        The time, its fraction truncated to microseconds; None for everything else.
+    """
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return None
+    *parts, fraction = match.groups(default="")
+    try:
+        return datetime(*map(int, parts), int(f"{fraction:0<6.6}"), tzinfo=UTC)  # type: ignore[misc,arg-type]
+    except ValueError:
+        return None
+
+
+def time_text(moment: datetime) -> str:
+    """Write a time as the legacy tables hold it: `YYYY-MM-DD HH:MM:SS[.ffffff]` in UTC.
+
+    Args:
+        moment: An aware time.
+
+    Returns:
+        The text; a fraction only where there is one.
+    """
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ")

@@ -32,9 +32,10 @@ from sqlalchemy.sql.expression import ColumnElement
 
 from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
 from consensus_orm.databases.opening import rendering
-from consensus_orm.declaration.expressions import holds, milliseconds, same, time_from, time_of, time_text
+from consensus_orm.declaration.expressions import holds, milliseconds, same, time_from
 from consensus_orm.models.base import Verbatim
 from consensus_orm.statements.rendering import in_keys
+from consensus_orm.times import time_of, time_text
 from tests.field.rows import CONTENTS, TIMES, Sql
 
 render = rendering("sqlite").render
@@ -131,11 +132,12 @@ def database() -> Iterator[sqlite3.Connection]:
     """A table whose columns have the affinities and collation traps of the field."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("CREATE TABLE t (run TEXT, at TIMESTAMP, flag BOOLEAN, words TEXT COLLATE NOCASE, any)")
-        connection.create_function("consensus_is_utf8", 1, is_utf8, deterministic=True)
+        connection.create_function("consensus_is_text", 2, is_text, deterministic=True)
         yield connection
 
 
-def is_utf8(value: Any) -> bool:
+def is_text(value: Any, encoding: str) -> bool:
+    assert encoding == "UTF-8"
     try:
         return value is None or bool(bytes(value).decode() or True)
     except UnicodeDecodeError:

@@ -45,7 +45,8 @@ from sqlalchemy.sql.expression import ColumnElement
 from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
 from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.postgresql.parameters import spelled
-from consensus_orm.declaration.expressions import exact_hex, holds, milliseconds, same, time_from, time_of
+from consensus_orm.declaration.expressions import exact_hex, holds, milliseconds, same, time_from
+from consensus_orm.times import time_of
 from tests import servers
 from tests.databases import holds as can_hold
 from tests.field.rows import CONTENTS

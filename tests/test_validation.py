@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusError, ConsensusStore, ConsensusUnitOfWork
-from consensus_orm.consensus import validation as check
+from consensus_orm import validation as check
 from consensus_orm.errors import InvalidValueError
 from consensus_orm.testing import artifact_values, legacy_history, spawn_values, synthesis_values
 from consensus_orm.testing.plugin import History

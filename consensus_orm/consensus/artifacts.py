@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from consensus_orm.consensus import validation as check
+from consensus_orm import validation as check
 from consensus_orm.consensus.declaration import ARTIFACTS
 from consensus_orm.consensus.records import Artifact, naming
 from consensus_orm.errors import InvalidValueError
@@ -18,8 +18,12 @@ __all__ = ["Artifacts", "given"]
 
 
 def given(**filters: Any) -> Values:
-    """The filters that were given."""
-    return {name: value for name, value in filters.items() if value is not None}
+    """The filters that were given.
+
+    Raises:
+        InvalidValueError: One is no text.
+    """
+    return {name: check.text(name, value) for name, value in filters.items() if value is not None}
 
 
 class Artifacts:

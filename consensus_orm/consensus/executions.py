@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import column
 
-from consensus_orm.consensus import validation as check
+from consensus_orm import validation as check
 from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.consensus.records import Execution
@@ -135,6 +135,7 @@ class Executions:
     def _complete(self, agent_id: str, **values: Any) -> Execution:
         check.identifier("agent_id", agent_id)
         values["completed_at"] = self._uow.now_text
+        self._uow._connected.check(values)
         self._require(values)
         changes = ", ".join(f"{name} = CAST(:{name} AS TEXT)" for name in values)
         sql = f"UPDATE {TABLE} SET {changes} WHERE agent_id = :agent_id"
@@ -148,7 +149,7 @@ class Executions:
         Args:
             agent_id: The spawn.
         """
-        rows = self._select("agent_id = :agent_id", {"agent_id": agent_id})
+        rows = self._select("agent_id = :agent_id", {"agent_id": check.text("agent_id", agent_id)})
         return rows[0] if rows else None
 
     def in_flight(self, *, spec_id: str | None = None, run_id: str | None = None) -> builtins.list[Execution]:
@@ -182,7 +183,7 @@ class Executions:
         """
         if "extraction_error" not in self._present:
             return []
-        return self._where("extraction_error IS NOT NULL", {"spec_id": spec_id})
+        return self._where("extraction_error IS NOT NULL", {"spec_id": check.text("spec_id", spec_id)})
 
     def for_branch(self, *, spec_id: str, stage: str, branch_id: str) -> builtins.list[Execution]:
         """Executions of one branch of a stage, oldest first.
@@ -192,7 +193,8 @@ class Executions:
             stage: The stage.
             branch_id: The branch.
         """
-        return self._where("1 = 1", {"spec_id": spec_id, "stage": stage, "branch_id": branch_id})
+        filters = {"spec_id": spec_id, "stage": stage, "branch_id": branch_id}
+        return self._where("1 = 1", {name: check.text(name, value) for name, value in filters.items()})
 
     def cleanup(self, older_than: datetime | timedelta) -> int:
         """Delete executions that completed long ago; what is in flight is never touched.
@@ -211,7 +213,10 @@ class Executions:
         if isinstance(older_than, timedelta):
             if older_than < timedelta(0):
                 raise InvalidValueError("older_than must not be negative", field="older_than")
-            older_than = self._uow.now - older_than
+            try:
+                older_than = self._uow.now - older_than
+            except OverflowError:
+                raise InvalidValueError("older_than lies before the year 1", field="older_than") from None
         second = check.moment("older_than", older_than)[:19] + "z"  # a letter is behind any fraction, in all collations
         parameters = {"before": int(older_than.timestamp() * 1000), "second": second}
         return self._uow._execute(completed_before(self._uow.statements.rendering), parameters).rowcount

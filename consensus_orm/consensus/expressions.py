@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from consensus_orm.databases.sqlite.expressions import is_well_formed
 from consensus_orm.declaration.expressions import AlwaysText, Condition, arguments
 
 __all__ = ["flagged", "run_key", "says", "synthesis_json"]
@@ -98,9 +99,7 @@ def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
     values = arguments(element, compiler, **kw)
     keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
     pairs = ", ".join(f"'{key}', {value}" for key, value in zip(keys, values, strict=True))
-    speakable = " AND ".join(
-        f"typeof({value}) <> 'blob' AND consensus_is_utf8(CAST({value} AS BLOB))" for value in values
-    )
+    speakable = " AND ".join(f"typeof({value}) <> 'blob' AND {is_well_formed(value)}" for value in values)
     return f"(CASE WHEN {speakable} THEN json_object({pairs}) END)"
 
 

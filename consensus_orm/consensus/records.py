@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from consensus_orm.declaration.expressions import time_of
+from consensus_orm.times import time_of
 
 __all__ = ["AgentOutput", "Artifact", "Execution", "Record", "Run", "Synthesis"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import Any
 
-from consensus_orm.consensus import validation as check
+from consensus_orm import validation as check
 from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.declaration import ARTIFACTS, SYNTHESES
 from consensus_orm.consensus.records import AgentOutput, Run, Synthesis, naming, time_of_ms

@@ -6,7 +6,7 @@ import builtins
 from datetime import datetime
 from typing import Any
 
-from consensus_orm.consensus import validation as check
+from consensus_orm import validation as check
 from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.declaration import SYNTHESES
 from consensus_orm.consensus.records import Synthesis, naming
@@ -74,7 +74,7 @@ class Syntheses:
             "artifacts_count": check.number("artifacts_count", artifacts_count),
             "agreements": check.content("agreements", agreements, optional=True),
             "conflicts": check.content("conflicts", conflicts, optional=True),
-            "degraded": int(degraded),
+            "degraded": int(check.flag("degraded", degraded)),
             "run_id": check.identifier("run_id", run_id, optional=True, empty=True),
             "created_at": self._uow.now_text if created_at is None else check.moment("created_at", created_at),
         }

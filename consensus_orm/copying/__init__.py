@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import PrimaryKeyConstraint, Table, UniqueConstraint
 
 from consensus_orm import errors
+from consensus_orm import validation as check
 from consensus_orm.copying.definitions import definitions
 from consensus_orm.copying.finish import finish as finish_copy
 from consensus_orm.copying.finish import remainder
@@ -60,6 +61,8 @@ def copy(
         ConfigurationError: Both are the same database.
         StorageError: One of them could not do what was asked.
     """
+    for name, store in (("source", source), ("target", target)):
+        check.instance(name, store, ConsensusStore)
     if _is_same(source, target):
         raise errors.ConfigurationError("source and target are the same database", hint="give two databases")
     with opened(source) as origin:

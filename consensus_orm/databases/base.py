@@ -22,13 +22,13 @@ from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import borrow, translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
-from consensus_orm.declaration.expressions import time_text
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.events import Event
 from consensus_orm.hub import log_event
 from consensus_orm.phase import Phase, Side
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
+from consensus_orm.times import time_text
 
 __all__ = [
     "FROZEN",
@@ -294,8 +294,11 @@ class Transaction(ABC):
         try:
             return driver.execute(sql, parameters)
         except UnicodeEncodeError:
-            assert isinstance(parameters, Mapping)
-            return self._execute_on(driver, sql, {name: driver.storable(v) for name, v in parameters.items()})
+            if isinstance(parameters, Mapping):
+                return self._execute_on(driver, sql, {name: driver.storable(v) for name, v in parameters.items()})
+            return self._execute_on(driver, sql, [driver.storable(value) for value in parameters])
+        except OverflowError:
+            raise errors.InvalidValueError("a number does not fit 64 bits, so that no database can hold it") from None
         except driver.Error as error:
             if self.read_only and driver.is_read_only(error):
                 raise errors.ReadOnlyUnitOfWorkError from error

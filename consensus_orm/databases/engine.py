@@ -93,6 +93,8 @@ def parse_url(url: str | Path | URL | None) -> URL:
         url = DEFAULT_PATH
     if isinstance(url, Path) and str(url) != MEMORY:
         url = URL.create("sqlite", database=str(files.resolved(url)))
+    if not isinstance(url, str | Path | URL):
+        raise errors.ConfigurationError(f"{type(url).__name__} is no URL", hint="give a path or sqlite:///PATH")
     if not isinstance(url, URL):
         text = str(url)
         if not text:

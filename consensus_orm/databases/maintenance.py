@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from consensus_orm import validation as check
 from consensus_orm.databases import statistics
 from consensus_orm.databases.engine import database_path
 from consensus_orm.databases.sqlite.backup import BackupReport, backup
@@ -22,6 +23,7 @@ from consensus_orm.settings import Settings
 __all__ = ["Maintenance"]
 
 
+@check.checked
 class Maintenance:
     """What keeps a database small, safe and known.
 

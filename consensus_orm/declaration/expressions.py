@@ -7,8 +7,6 @@ reading of a time once in SQL and once in Python; a test holds them against each
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Boolean, Integer, Text
@@ -23,43 +21,8 @@ __all__ = [
     "milliseconds",
     "same",
     "time_from",
-    "time_of",
-    "time_text",
     "type_name",
 ]
-
-_TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2}) ([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?")
-
-
-def time_of(value: object) -> datetime | None:
-    """Read a stored time: text shaped `YYYY-MM-DD HH:MM:SS[.f]` that is a valid date, in UTC.
-
-    Args:
-        value: The value as stored.
-
-    Returns:
-        The time, its fraction truncated to microseconds; None for everything else.
-    """
-    match = _TIME.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        return None
-    *parts, fraction = match.groups(default="")
-    try:
-        return datetime(*map(int, parts), int(f"{fraction:0<6.6}"), tzinfo=UTC)  # type: ignore[misc,arg-type]
-    except ValueError:
-        return None
-
-
-def time_text(moment: datetime) -> str:
-    """Write a time as the legacy tables hold it: `YYYY-MM-DD HH:MM:SS[.ffffff]` in UTC.
-
-    Args:
-        moment: An aware time.
-
-    Returns:
-        The text; a fraction only where there is one.
-    """
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ")
 
 
 class AlwaysText(Text):

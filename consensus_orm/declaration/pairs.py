@@ -216,7 +216,8 @@ class Mapping:
         for pair in self.pairs:
             if pair.name == name:
                 return pair
-        raise KeyError(name)
+        known = ", ".join(pair.name for pair in self.pairs)
+        raise errors.InvalidValueError(f"there is no pair {name!r:.40}", hint=f"use one of: {known}", field="pair")
 
     @cached_property
     def parents(self) -> tuple[Parent, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors, files
+from consensus_orm import validation as check
 from consensus_orm.databases.lock import Lock
 from consensus_orm.ledgers import audit as audit_records
 from consensus_orm.ledgers import changes, guards, mismatches
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Migration"]
 
 
+@check.checked
 class Migration:
     """Moves a store from phase to phase.
 
@@ -568,7 +570,7 @@ class Migration:
             InvalidValueError: One of them is no open reject, none has that reason, or the reason is missing.
         """
         _require_reason(reason)
-        given = set(numbers)
+        given = _positions(numbers)
 
         def accept(uow: UnitOfWork) -> list[int]:
             chosen = sorted(given | (set() if all_of is None else mismatches.rejected_for(uow, all_of)))
@@ -690,8 +692,12 @@ def _side(name: Side | str) -> Side:
         ) from None
 
 
-def _require_reason(reason: str) -> None:
-    if not reason.strip():
+def _positions(numbers: Iterable[int]) -> set[int]:
+    return {check.position("numbers", number) for number in check.several("numbers", numbers)}
+
+
+def _require_reason(reason: str | None) -> None:
+    if not (reason or "").strip():
         raise errors.InvalidValueError("this needs a reason", hint="say why: --reason TEXT", field="reason")
 
 

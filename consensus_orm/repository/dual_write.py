@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Text
 
 from consensus_orm import errors
+from consensus_orm import validation as check
 from consensus_orm.databases.lock import Lock
 from consensus_orm.declaration.keys import is_usable, require_usable
 from consensus_orm.declaration.pairs import Pair
@@ -68,11 +69,13 @@ class Repository:
             Its key, the same on both sides.
 
         Raises:
+            InvalidValueError: It is no mapping, has a column that nobody declared, or a value that cannot be held.
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
             StorageError: The source of truth could not be written.
         """
         phase = self.uow.phase
         key, *others = self.pair.fields
+        check.row(values, self.pair.fields)
         require_usable(self.pair, values.get(key))
         parameters = {"_key": values.get(key)} | {parameter(name): values.get(name) for name in others}
         self.uow._connected.check(parameters)
@@ -99,8 +102,11 @@ class Repository:
 
         Returns:
             Their keys, in the same order.
+
+        Raises:
+            InvalidValueError: As `add` does; or they are not several.
         """
-        return [self.add(row) for row in rows]
+        return [self.add(row) for row in check.several("rows", rows)]
 
     def _insert_both(self, parameters: Values) -> Any:
         if parameters["_key"] is None and self.sql.write_both is not None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from consensus_orm import errors
+from consensus_orm import validation as check
 from consensus_orm.databases.base import Catalog, Transaction
 from consensus_orm.databases.driver import Driver
 from consensus_orm.databases.engine import translate, translated
@@ -160,7 +161,7 @@ class UnitOfWork(Transaction):
             callback: Called without arguments, in the order of registration, outside the transaction. An
                 error it raises is logged: the unit of work has succeeded by then.
         """
-        self._after_commit.append(callback)
+        self._after_commit.append(check.callback("callback", callback))
 
     @property
     def catalog(self) -> Catalog:

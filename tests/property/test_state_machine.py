@@ -38,7 +38,6 @@ from hypothesis.stateful import (
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.databases.opening import rendering
-from consensus_orm.declaration.expressions import time_of, time_text
 from consensus_orm.errors import ConsensusError, GateClosedError, UnknownAgentError
 from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.progress import Progress
@@ -46,6 +45,7 @@ from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.store import ConsensusUnitOfWork
+from consensus_orm.times import time_of, time_text
 from tests import oracle
 from tests.field import builders, rows
 

@@ -89,6 +89,7 @@ def backup(
         PoolExhaustedError: No connection became free.
     """
     target = files.resolved(path)
+    files.require_usable(target)
     if engine.dialect.name != "sqlite":
         raise errors.BackupError(
             "a server is backed up by its own means", hint="or take a copy in a SQLite file, with the command copy"

@@ -17,6 +17,7 @@ from sqlalchemy.schema import CreateTable
 from consensus_orm import errors
 from consensus_orm.databases.base import Catalog, Standing, Transaction, Trigger
 from consensus_orm.databases.guard_record import GUARDS, ours
+from consensus_orm.databases.sqlite.connection import codec
 from consensus_orm.databases.sqlite.key_faults import key_faults
 from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
 from consensus_orm.databases.sqlite.triggers import for_phase
@@ -97,8 +98,7 @@ class SQLiteCatalog(Catalog):
 
     def text_encoding(self, uow: Transaction) -> str:
         """How the file writes its texts, in Python's words."""
-        name: str = uow._rows("PRAGMA encoding")[0][0]
-        return name.lower().replace("utf-16", "utf-16-")
+        return codec(uow._rows("PRAGMA encoding")[0][0])
 
     def has_relation(self, uow: Transaction, name: str) -> bool:
         """Whether something has a name that an index would need."""
@@ -161,7 +161,11 @@ class SQLiteCatalog(Catalog):
         """Let both sides go on above the highest id that either has given (rule 3)."""
         for pair in uow.statements.mapping.pairs:
             names = (pair.legacy_table.name, pair.table.name)
-            given = dict(uow._rows("SELECT name, seq FROM sqlite_sequence WHERE name IN (?, ?)", names))
+            given = dict(
+                uow._rows(
+                    "SELECT name, coalesce(CAST(seq AS INTEGER), 0) FROM sqlite_sequence WHERE name IN (?, ?)", names
+                )
+            )
             for name in names:
                 if given and given.get(name, -1) < max(given.values()):
                     self.set_sequence(uow, name, max(given.values()))
@@ -182,8 +186,10 @@ class SQLiteCatalog(Catalog):
 
     def sequence(self, uow: Transaction, table: str) -> int | None:
         """The highest id a table has given; None where it never gave one."""
-        rows = uow._rows("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,))
-        return int(rows[0][0]) if rows else None
+        # Anybody may write to that table: NULL and words count as nothing given, as they do for SQLite itself.
+        given = "SELECT max(coalesce(CAST(seq AS INTEGER), 0)) FROM sqlite_sequence WHERE name = ?"
+        found: int | None = uow._rows(given, (table,))[0][0]
+        return found
 
     def set_sequence(self, uow: Transaction, table: str, value: int) -> None:
         """Let a table go on above an id."""

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from consensus_orm.databases.sqlite.write_ahead_log import Journal
 from consensus_orm.declaration.pairs import Mapping as Declaration
 from consensus_orm.settings import Settings
 
-__all__ = ["ENTER", "READ_PHASE", "DriverConnection", "Source", "Turn", "leak", "pragmas", "storable"]
+__all__ = ["ENTER", "READ_PHASE", "DriverConnection", "Source", "Turn", "codec", "leak", "pragmas", "storable"]
 
 READ_PHASE = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
@@ -134,6 +135,10 @@ class DriverConnection(sqlite3.Connection):
         row = self.execute(f"PRAGMA {name}").fetchone()
         return row and row[0]
 
+    def add_functions(self) -> None:
+        """Add what our own statements ask of a value and SQL has no word for."""
+        self.create_function("consensus_is_text", 2, _is_text, deterministic=True)
+
     def trust_schema(self, trusted: bool) -> None:
         """Let triggers, views and constraints of the file use whatever functions and virtual tables there are."""
         self.execute(f"PRAGMA trusted_schema = {'ON' if trusted else 'OFF'}").close()
@@ -227,13 +232,34 @@ class DriverConnection(sqlite3.Connection):
         """Let nothing that a session sends reach a mapped table around the mapping, until the guard is lifted."""
         return SQLiteSessionGuard(mapping, self, read_only=read_only)
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Refuse values that the database cannot hold; SQLite holds them all."""
+    @cached_property
+    def writes_utf16(self) -> bool:
+        """Whether the file writes its texts in UTF-16; SQLite lets nobody change that once there is a table."""
+        return bool(self.pragma("encoding") != "UTF-8")
 
-    @staticmethod
-    def storable(value: Any) -> Any:
-        """A value as it can be bound: the bytes of a text that UTF-8 cannot say, lone surrogates included."""
-        return storable(value)
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse texts that the file cannot hold: of UTF-8 it holds any, of UTF-16 those that UTF-8 can say.
+
+        Raises:
+            InvalidValueError: There is one.
+        """
+        if self.writes_utf16:
+            for value in values.values():
+                self.storable(value)
+
+    def storable(self, value: Any) -> Any:
+        """A value as it can be bound: the bytes of a text that UTF-8 cannot say, lone surrogates included.
+
+        Raises:
+            InvalidValueError: SQLite would make another text of it, because the file writes UTF-16.
+        """
+        bound = storable(value)
+        if bound is not value and self.writes_utf16:
+            raise errors.InvalidValueError(
+                "a database in UTF-16 cannot hold a text with a lone surrogate, or with bytes that are no UTF-8, in it",
+                hint="nothing was written; take it out, or copy the store to a file in UTF-8: consensus-orm copy",
+            )
+        return bound
 
     def begin_writing(self) -> None:
         """Wait for this connection's turn, then for the write lock; at most the busy timeout for both.
@@ -470,7 +496,7 @@ class Source:
             for pragma, value in pragmas(self.settings).items():
                 connection.execute(f"PRAGMA {pragma} = {value}").close()
             connection.trust_schema(self.trusts_schema)
-            connection.create_function("consensus_is_utf8", 1, _is_utf8, deterministic=True)
+            connection.add_functions()
         except BaseException:
             connection.close()
             raise
@@ -618,10 +644,15 @@ def _make_file(path: Path) -> None:
         files.write_names_through(each.parent)
 
 
-def _is_utf8(value: object) -> bool:
-    """Whether the bytes of a value are UTF-8; SQL has no word for it."""
+def _is_text(value: object, encoding: str) -> bool:
+    """Whether the bytes of a text are what the encoding of the file allows; SQL has no word for it."""
     try:
-        bytes(value).decode() if isinstance(value, bytes) else None
+        value.decode(codec(encoding)) if isinstance(value, bytes) else None
     except UnicodeDecodeError:
         return False
     return True
+
+
+def codec(encoding: str) -> str:
+    """How Python calls an encoding of SQLite's."""
+    return encoding.lower().replace("utf-16", "utf-16-")

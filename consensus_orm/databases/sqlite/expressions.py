@@ -21,7 +21,16 @@ from consensus_orm.declaration.keys import LARGEST, InOrder, Usable
 from consensus_orm.declaration.pairs import is_text
 from consensus_orm.statements.rendering import InKeys
 
-__all__: list[str] = []
+__all__ = ["is_well_formed"]
+
+
+def is_well_formed(x: str) -> str:
+    """Whether a text of SQLite's is what the encoding of its file allows, as SQL; of other values it says nothing.
+
+    Args:
+        x: SQL of the value.
+    """
+    return f"consensus_is_text(CAST({x} AS BLOB), (SELECT encoding FROM pragma_encoding))"
 
 
 @compiles(same, "sqlite")
@@ -104,7 +113,7 @@ def _usable(element: Any, compiler: Any, **kw: Any) -> str:
     (column,) = element.clauses
     if not is_text(column):
         return f"(typeof({key}) = 'integer')"
-    return f"(typeof({key}) = 'text' AND instr({key}, char(0)) = 0 AND consensus_is_utf8(CAST({key} AS BLOB)))"
+    return f"(typeof({key}) = 'text' AND instr({key}, char(0)) = 0 AND {is_well_formed(key)})"
 
 
 @compiles(InOrder, "sqlite")

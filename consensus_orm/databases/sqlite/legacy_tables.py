@@ -194,5 +194,6 @@ class SQLiteLegacyTables(LegacyTables):
             saved: The row.
         """
         columns = ", ".join(map(quoted, saved.cells))
-        places = ", ".join("CAST(? AS TEXT)" if kind == "text" else "?" for kind, _ in saved.cells.values())
+        # Joined to no bytes at all, bytes are a text in the encoding of the file; alone they are taken for UTF-8.
+        places = ", ".join("CAST(? || X'' AS TEXT)" if kind == "text" else "?" for kind, _ in saved.cells.values())
         uow._execute(f"INSERT OR IGNORE INTO {quoted(saved.table)} ({columns}) VALUES ({places})", saved.values)

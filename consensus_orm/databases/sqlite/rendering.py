@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import (
     ColumnElement,
     Dialect,
+    Integer,
     Select,
     SelectBase,
     String,
@@ -85,7 +86,9 @@ class SQLiteRendering(Rendering):
         """The next id, above whatever either side has or has ever given (rule 3)."""
         tables = (pair.legacy_table, pair.table)
         names = [t.name for t in tables]
-        given: Select[Any] = select(func.max(literal_column("seq"))).select_from(table("sqlite_sequence"))
+        given: Select[Any] = select(func.max(cast(literal_column("seq"), Integer))).select_from(
+            table("sqlite_sequence")
+        )
         given = given.where(literal_column("name").in_(names))
         keys = [t.c[pair.key.name] for t in tables]
         highest = [given, *(select(func.max(key)).where(usable(key)) for key in keys)]

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import URL
 
 from consensus_orm import errors, files
+from consensus_orm import validation as check
 from consensus_orm.consensus import programs
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.databases import engine
@@ -87,8 +88,11 @@ def restore(
         ConfigurationError: The URL or a setting cannot be used.
     """
     started = time.monotonic()
-    chosen = settings or from_environment()
-    target, source = _target(url if url is not None else chosen.url), files.resolved(backup)
+    chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
+    check.instance("mapping", mapping, Mapping)
+    check.flag("create", create)
+    target, source = _target(url if url is not None else chosen.url), files.resolved(check.path("backup", backup))
+    files.require_usable(source)
     _refuse(source, target, create=create)
     with _failures(target):
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

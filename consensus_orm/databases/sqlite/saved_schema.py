@@ -109,7 +109,7 @@ def bound(table: str, row: Cells) -> list[Any]:
 _VALUES: Mapping[str, Callable[[bytes], Any]] = {
     "null": lambda _: None,
     "integer": int,
-    "real": float,
+    "real": lambda digits: float(digits.replace(b"\0", b"")),  # a file in UTF-16 writes two bytes for each
     "text": bytes,
     "blob": bytes,
 }

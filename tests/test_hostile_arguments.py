@@ -1,0 +1,297 @@
+"""Hostile arguments to everything public: one clear error each, nothing written, and the store works on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import consensus_orm
+from consensus_orm import ConsensusError, ConsensusStore, ExecutionTracker, Phase, Settings, copying
+from consensus_orm.errors import InvalidValueError
+from consensus_orm.testing import artifact_values, spawn_values, synthesis_values, take_to
+from tests.databases import Database, build_legacy
+from tests.test_surface import SURFACE
+
+ODD: dict[str, Any] = {
+    "None": None,
+    "True": True,
+    "negative": -1,
+    "2**63": 2**63,
+    "2**200": 2**200,
+    "fraction": 1.5,
+    "NaN": math.nan,
+    "infinity": math.inf,
+    "empty": "",
+    "unknown": "nonesuch",
+    "NUL": "a\0b",
+    "surrogate": "a\ud800",
+    "escaped": "\udcff",
+    "long": "x" * 5000,
+    "bytes": b"\xff",
+    "object": object(),
+    "numbers": [2**63],
+    "texts": ["x"],
+    "mapping": {"a": 1},
+    "naive time": datetime(2025, 11, 4, 2, 23, 58),
+    "longest": timedelta.max,
+    "backwards": -timedelta(1),
+    "error": ValueError("x"),
+    "folder": Path("/"),
+    "nowhere": Path("/nowhere/at/all.db"),
+    "device": Path("/dev/null"),
+}
+
+NO_TIME = timedelta(0)
+SETTINGS = Settings(
+    soak_dual_write=NO_TIME, soak_cutover=NO_TIME, soak_normalized=NO_TIME, chunk_pause=NO_TIME, retry_attempts=1
+)
+ROW = {"spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "{}", "created_at": "2025-11-04 02:23:58"}
+ROUND: dict[str, Any] = {"spec_id": "S", "stage": "s", "run_id": "r"}
+AGENT = {"agent_id": "agent"}
+RESTORE = Path("/nowhere/backup.db")
+
+VALID: dict[str, dict[str, dict[str, Any]]] = {
+    "Artifacts": {
+        "add": artifact_values() | {"run_id": "r", "response_text": "t", "model_version": "m", "created_at": None},
+        "add_many": {"rows": [artifact_values()]},
+        "get": {"id": 1},
+        "list": ROUND | {"agent_name": "a", "limit": 1},
+        "count": ROUND | {"agent_name": "a"},
+        "delete": {"spec_id": "S", "stage": "s"},
+        "specs": {},
+    },
+    "Syntheses": {
+        "add": synthesis_values()
+        | {"output_path": "p", "artifacts_count": 1, "agreements": "a", "conflicts": "c", "degraded": False}
+        | {"run_id": "r", "created_at": None},
+        "latest": {"spec_id": "S", "stage": "s"},
+        "list": ROUND | {"limit": 1},
+        "delete": {"spec_id": "S", "stage": "s"},
+    },
+    "Runs": {"list": {"spec_id": "S", "stage": "s"}, "latest": {"spec_id": "S", "stage": "s"}},
+    "Executions": {
+        "record_spawn": spawn_values() | {"run_id": "r", "branch_id": "b"},
+        "record_completion": AGENT | {"response_text": "{}"},
+        "record_extraction_failure": AGENT | {"raw_output": "", "error": "no JSON"},
+        "get": AGENT,
+        "list": ROUND,
+        "in_flight": {"spec_id": "S", "run_id": "r"},
+        "extraction_failures": {"spec_id": "S"},
+        "for_branch": {"spec_id": "S", "stage": "s", "branch_id": "b"},
+        "cleanup": {"older_than": timedelta(1)},
+    },
+    "Repository": {"add": {"values": ROW}, "add_many": {"rows": [ROW]}},
+    "ConsensusUnitOfWork": {"on_commit": {"callback": lambda: None}, "repository": {"pair": "artifacts"}},
+    "ExecutionTracker": {
+        "spawn": AGENT | {"phase_type": "p", "agent_name": "a", "branch_id": "b"},
+        "complete": AGENT | {"response_text": "{}"},
+        "fail": AGENT | {"raw_output": "", "error": "no JSON"},
+        "resync": {},
+    },
+    "Migration": {
+        "status": {},
+        "upgrade": {"progress": None, "rewrite": False, "protect": None},
+        "backfill": {"progress": None},
+        "verify": {"progress": None},
+        "advance": {"to": "cutover", "reason": None, "force": False, "soak": True, "progress": None},
+        "rollback": {"to": "expand", "reason": None, "progress": None},
+        "migrate": {"to": "dual_write", "soak": True, "reason": None, "progress": None, "tell": None},
+        "mismatches": {"everything": False},
+        "rejects": {"everything": False},
+        "images": {"everything": False},
+        "mismatch": {"number": 1, "contents": False},
+        "reject": {"number": 1, "contents": False},
+        "image": {"number": 1, "contents": False},
+        "reconcile": {"foreign": None, "rebuild": None, "dry_run": False, "progress": None},
+        "rehearse": {"keep": None, "writers": 0, "progress": None, "tell": None},
+        "history": {},
+        "accept_reject": {"number": 1, "reason": "r"},
+        "accept_rejects": {"numbers": [1], "all_of": None, "reason": "r"},
+        "resolve_reject": {"number": 1},
+        "accept_mismatch": {"number": 1, "reason": "r"},
+        "restore_image": {"number": 1, "reason": "r"},
+        "backup_before": {"step": "contract", "progress": None},
+    },
+    "Maintenance": {
+        "stats": {},
+        "vacuum": {"full": False, "progress": None},
+        "schedule_vacuum": {"interval": timedelta(1)},
+        "backup": {"path": Path("/nowhere/backup.db"), "overwrite": False, "progress": None},
+        "leftovers": {},
+        "close": {},
+    },
+    "ConsensusStore": {
+        "open": {"url": RESTORE, "settings": SETTINGS},
+        "unit_of_work": {"read_only": True},
+        "run": {"work": lambda uow: None, "read_only": True, "cancel": None},
+        "in_unit_of_work": {"work": lambda uow: None},
+        "upgrade": {"progress": None, "rewrite": False, "protect": None},
+        "pending_rewrite": {},
+        "close": {},
+    },
+    "functions": {
+        "restore": {"backup": RESTORE, "url": RESTORE, "create": False, "settings": SETTINGS},
+        "Settings": dict.fromkeys(set(Settings.model_fields) - {"clock"}),
+        "Phase.parse": {"value": "cutover"},
+    },
+}
+"""Each public call with arguments that it would take; each argument in turn is then an odd one."""
+
+STEPS = {"rehearse", "advance", "rollback", "migrate"}
+"""What takes any text for its reason, or makes the folder that it is given: `test_no_step_fails_for_its_reason`."""
+
+WRITING = {"Migration", "ConsensusStore"}
+"""Where an odd argument that is taken may have written something: True where False is usual."""
+
+
+class _Undo(Exception):
+    """Takes back what an accepted call wrote."""
+
+
+def calls_of(owner: str, store: ConsensusStore) -> Iterator[tuple[str, str, str, Callable[[], object]]]:
+    """Each call with one odd argument: its name, the argument, what is odd, and the call."""
+    for name, valid in VALID[owner].items():
+        for argument in valid:
+            for what, odd in ODD.items():
+                if odd is valid[argument]:
+                    continue
+                if name in STEPS and argument in ("reason", "keep") and isinstance(odd, str | Path):
+                    continue
+                yield name, argument, what, _call(owner, name, store, valid | {argument: odd})
+
+
+def _call(owner: str, name: str, store: ConsensusStore, given: dict[str, Any]) -> Callable[[], object]:
+    of_uow: dict[str, Callable[[Any], Any]] = {
+        "Artifacts": lambda uow: uow.artifacts,
+        "Syntheses": lambda uow: uow.syntheses,
+        "Runs": lambda uow: uow.runs,
+        "Executions": lambda uow: uow.executions,
+        "Repository": lambda uow: uow.repository("artifacts"),
+        "ConsensusUnitOfWork": lambda uow: uow,
+    }
+    if owner in of_uow:
+        return lambda: _in_unit(store, lambda uow: getattr(of_uow[owner](uow), name)(**given))
+    if owner == "ExecutionTracker":
+        tracker = ExecutionTracker(spec_id="S", stage="s")
+        return lambda: _in_unit(store, lambda uow: getattr(tracker, name)(uow, **given))
+    if owner == "functions":
+        call: Any = {"restore": consensus_orm.restore, "Settings": _settings, "Phase.parse": Phase.parse}[name]
+        return lambda: call(**given)
+    if name == "open":
+        return lambda: ConsensusStore.open(**given).close()
+    on: Any = {"Migration": store.migration, "Maintenance": store.maintenance, "ConsensusStore": store}[owner]
+    return lambda: getattr(on, name)(**given)
+
+
+def _settings(**given: Any) -> Settings:
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _in_unit(store: ConsensusStore, work: Callable[[Any], object]) -> None:
+    """Make a call in a unit of work that is committed where the call is refused: nothing may be left of it then."""
+    refused: Exception | None = None
+    try:
+        with store.unit_of_work() as uow:
+            try:
+                work(uow)
+            except Exception as error:
+                refused = error
+            else:
+                raise _Undo
+    except _Undo:
+        return
+    assert refused is not None
+    raise refused
+
+
+@pytest.fixture
+def store(new_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ConsensusStore]:
+    """A store in DUAL_WRITE: a write goes to both sides, and a step leads either way."""
+    monkeypatch.chdir(tmp_path)
+    build_legacy(new_database.where)
+    settings = SETTINGS.model_copy(update={"backup_dir": tmp_path})
+    with ConsensusStore.open(new_database.where, settings=settings) as opened:
+        take_to(opened, Phase.DUAL_WRITE)
+        with opened.unit_of_work() as uow:
+            uow.executions.record_spawn(**spawn_values(agent_id="agent"))
+        yield opened
+
+
+@pytest.mark.parametrize("owner", VALID)
+def test_an_odd_argument_is_refused_clearly(owner: str, store: ConsensusStore, new_database: Database) -> None:
+    """What is raised is an error of the one tree, with a hint, whatever was given; the rows are what they were."""
+    wrong: list[str] = []
+    refused = 0
+    for (name, argument), odd_calls in itertools.groupby(calls_of(owner, store), key=lambda found: found[:2]):
+        before = new_database.everything()
+        for *_, what, call in odd_calls:
+            try:
+                call()
+            except ConsensusError as error:
+                refused += 1
+                if not error.hint or not error.message or len(str(error)) > 1000:
+                    wrong.append(f"{name}({argument}={what}): {type(error).__name__} says {str(error)[:80]!r}")
+            except Exception as error:
+                wrong.append(f"{name}({argument}={what}): {error!r:.120}")
+            else:
+                before = {} if owner in WRITING else before
+        if before and new_database.everything() != before:
+            wrong.append(f"{name}({argument}=...): it was refused, and something was written")
+    assert wrong == []
+    assert refused > 10
+    with store.unit_of_work() as uow:
+        added = uow.artifacts.add(**artifact_values())
+    with store.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.get(added.id) == added
+    take_to(store, Phase.DUAL_WRITE)
+    assert store.migration.verify().clean
+
+
+def test_the_walk_leaves_no_method_out() -> None:
+    """Whatever is public is walked over, with every argument that can be odd."""
+    for owner, methods in SURFACE.items():
+        if not owner.__name__.startswith("Async"):
+            assert methods.keys() <= VALID[owner.__name__].keys() | {"unit_of_work"}, owner
+    for name, arguments in SURFACE[consensus_orm.migration.Migration].items():
+        assert all(given in arguments for given in VALID["Migration"][name])
+
+
+def test_a_call_that_does_not_match_is_a_type_error(store: ConsensusStore) -> None:
+    """An argument that a method does not have, or that is missing, is Python's own TypeError."""
+    for call in (
+        lambda: store.migration.advance(nonesuch=1),  # type: ignore[call-arg]
+        lambda: store.migration.mismatch(),  # type: ignore[call-arg]
+        lambda: store.maintenance.backup(),  # type: ignore[call-arg]
+        lambda: store.unit_of_work(1),  # type: ignore[call-arg, arg-type]
+    ):
+        with pytest.raises(TypeError, match="argument"):
+            call()
+
+
+@pytest.mark.parametrize("odd", [None, 1, "store", object()], ids=repr)
+def test_a_copy_wants_two_stores(odd: Any, store: ConsensusStore) -> None:
+    """What is no store is refused as source and as target."""
+    for source, target in ((odd, store), (store, odd)):
+        with pytest.raises(InvalidValueError, match="must be ConsensusStore"):
+            copying.copy(source, target)
+
+
+@pytest.mark.parametrize("reason", ["a\0b", "a\ud800", "caf\udce9", "x" * 5000], ids=lambda reason: ascii(reason)[:20])
+def test_no_step_fails_for_its_reason(reason: str, store: ConsensusStore, new_database: Database) -> None:
+    """A reason in bytes that are no UTF-8, or with a NUL, is kept as text with escapes, and the step is taken."""
+    assert store.migration.rollback(reason=reason) is Phase.EXPAND
+    (kept,) = new_database.rows_of("SELECT reason FROM consensus_orm_history ORDER BY id DESC LIMIT 1")[0]
+    assert kept == reason.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    assert store.migration.history()[-1].reason == kept
+
+
+def test_a_column_that_nobody_declared_is_not_lost(store: ConsensusStore) -> None:
+    """A misspelled column of a row is refused by its name, where it would be left out."""
+    with store.unit_of_work() as uow, pytest.raises(InvalidValueError, match="'contnt' that nobody declared"):
+        uow.repository("artifacts").add({**ROW, "contnt": "{}"})

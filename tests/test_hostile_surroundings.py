@@ -1,0 +1,113 @@
+"""What stands around a command: sequences, arguments, streams and folders as nobody would expect them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consensus_orm import ConsensusStore, Phase, Settings
+from consensus_orm.cli import main
+from consensus_orm.testing import artifact_values, take_to
+from consensus_orm.testing.plugin import NO_TIME
+from tests import oracle
+from tests.commands import SCRIPT, without_settings
+from tests.field import builders
+
+NOBODY = 65534
+"""A user that owns nothing."""
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_settings(monkeypatch)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "artifacts.db"
+    builders.build_legacy(path, columns=11)
+    return path
+
+
+def call(*words: str | bytes, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([SCRIPT, *words], capture_output=True, timeout=60, check=False, **options)
+
+
+@pytest.mark.parametrize("seq", ["NULL", "'many'", "'7'", "x'ff'", "0.5", "-1"])
+def test_a_sequence_that_is_no_number(seq: str, path: Path) -> None:
+    """Whatever sqlite_sequence holds, the way to CONTRACT and back is taken, and no id is given twice."""
+    with builders.writing(path) as connection:
+        connection.execute(f"UPDATE sqlite_sequence SET seq = {seq}")
+    before = oracle.legacy(path)
+    times = Settings(
+        soak_dual_write=NO_TIME, soak_cutover=NO_TIME, soak_normalized=NO_TIME, chunk_pause=NO_TIME,
+        backup_dir=path.parent,
+    )  # fmt: skip
+    ids = [int(bytes.fromhex(row[0][1])) for row in before["artifacts"]]
+    with ConsensusStore.open(path, settings=times) as store:
+        store.migration.status()
+        store.maintenance.stats()
+        for phase in (Phase.DUAL_WRITE, Phase.CONTRACT, Phase.EXPAND):
+            take_to(store, phase)
+            ids.append(store.run(lambda uow: uow.artifacts.add(**artifact_values())).id)
+    assert len(set(ids)) == len(ids)
+    assert oracle.legacy(path)["artifacts"][: len(before["artifacts"])] == before["artifacts"]
+
+
+def test_a_reason_in_latin_1(path: Path) -> None:
+    """An argument whose bytes are no UTF-8 is kept with escapes: the step is taken, and told in one line."""
+    with ConsensusStore.open(path) as store:
+        store.migration.advance(Phase.DUAL_WRITE)
+    done = call("--url", str(path), "rollback", "--reason", "caf\xe9".encode("latin-1"))
+    assert (done.returncode, done.stderr) == (0, b"")
+    with oracle.reading(path) as connection:
+        kept = connection.execute("SELECT reason FROM consensus_orm_history ORDER BY id DESC LIMIT 1").fetchone()
+    assert kept == ("caf\\udce9",)
+    assert call("--url", str(path), "history").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["advance", b"\xe9"], [b"\xe9"], ["mismatches", "show", b"\xe9"], ["--url", b"\xe9"]]
+)
+def test_other_arguments_in_latin_1(words: list[Any], path: Path) -> None:
+    """Where they mean nothing they are refused in one line, with the exit code of a wrong usage."""
+    done = call("--url", str(path), *words)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+def commands() -> list[list[str]]:
+    """Every command that needs no further argument."""
+    wanting = {"backup": ["b.db"], "restore": ["b.db"], "copy": ["b.db"]}
+    return [[name, *wanting.get(name, [])] for name in main.list_commands(None) if name != "demo"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
+def test_every_command_with_a_full_stdout(words: list[str], path: Path) -> None:
+    """No command ends in a traceback, and none says 0, where what it says cannot be written."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [SCRIPT, "--url", str(path), *words], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False,
+            cwd=path.parent,
+        )  # fmt: skip
+    assert done.returncode in (1, 2)
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+    assert done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not enter")
+@pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
+def test_every_command_in_a_folder_one_may_not_enter(words: list[str], path: Path) -> None:
+    """One line that names the path and a way out, and an exit code; no traceback."""
+    shut = path.parent / "shut"
+    shut.mkdir(mode=0o700)
+    path.rename(shut / path.name)
+    done = call("--url", str(shut / path.name), *words, preexec_fn=lambda: os.setuid(NOBODY), cwd="/")
+    assert done.returncode in (1, 2)
+    assert b"Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
