@@ -17,8 +17,8 @@ from consensus_orm._version import __version__
 if TYPE_CHECKING:
     from consensus_orm.asyncio.store import AsyncConsensusStore, AsyncConsensusUnitOfWork
     from consensus_orm.consensus.records import AgentOutput, Artifact, Execution, Run, Synthesis
+    from consensus_orm.consensus.restoration import restore
     from consensus_orm.consensus.tracker import ExecutionTracker
-    from consensus_orm.databases.sqlite.restoration import restore
     from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
     from consensus_orm.errors import ConsensusError
     from consensus_orm.phase import Phase, Side
@@ -57,7 +57,7 @@ _HOME = {
     "declaration.pairs": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
     "phase": ("Phase", "Side"),
     "consensus.records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),
-    "databases.sqlite.restoration": ("restore",),
+    "consensus.restoration": ("restore",),
     "settings": ("OnMismatch", "Settings"),
     "store": ("ConsensusStore", "ConsensusUnitOfWork"),
     "consensus.tracker": ("ExecutionTracker",),

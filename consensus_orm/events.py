@@ -11,18 +11,17 @@ import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
-
-if TYPE_CHECKING:
-    from consensus_orm.retrying.classification import Classification
+from typing import Any, ClassVar, TypeAlias
 
 __all__ = [
     "AlarmEvent",
     "BackfillEvent",
     "CallEvent",
+    "Classification",
     "ComparisonEvent",
     "ConnectionEvent",
     "Event",
+    "Kind",
     "LockEvent",
     "MismatchEvent",
     "Outcome",
@@ -37,6 +36,39 @@ __all__ = [
 ]
 
 Plain: TypeAlias = str | int | float | bool
+
+
+class Kind(StrEnum):
+    """What to do about an error."""
+
+    RETRYABLE = "retryable"
+    """The same work may succeed a little later."""
+    PERMANENT = "permanent"
+    """The same work will fail again."""
+    DEGRADED = "degraded"
+    """A part succeeded; what there is can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The verdict on one error.
+
+    Args:
+        kind: What to do about it.
+        reason: Why, in few words out of a small set, fit for a log line or a metric's label; never contents.
+        wait: How long whoever answered asks to wait before the next try; None where nobody said.
+        caller_fault: The work itself is at fault; the error says nothing about the health of what was called.
+    """
+
+    kind: Kind
+    reason: str
+    wait: timedelta | None = None
+    caller_fault: bool = False
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same work may succeed a little later."""
+        return self.kind is Kind.RETRYABLE
 
 
 class Event:

@@ -394,7 +394,7 @@ KILLED = """
 import os, shutil, signal, sqlite3, sys, json
 from pathlib import Path
 from consensus_orm import restore
-from consensus_orm.databases.sqlite import restoration
+from consensus_orm.consensus import restoration
 template, work, backup = map(Path, sys.argv[1:4])
 damaged = sys.argv[4] == "damaged"
 target = work / "store.db"

@@ -8,7 +8,7 @@ import click
 
 from consensus_orm.cli.app import App, app_command, create_option, json_option, main
 from consensus_orm.cli.output import Bars, fields, plain, say, show_json
-from consensus_orm.databases.sqlite.restoration import restore as restored
+from consensus_orm.consensus.restoration import restore as restored
 
 __all__: list[str] = []
 

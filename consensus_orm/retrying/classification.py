@@ -9,51 +9,17 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy import exc
 
 from consensus_orm import errors
+from consensus_orm.events import Classification, Kind
 from consensus_orm.settings import utc_now
 
 __all__ = ["Classification", "Kind", "PartialAnswersError", "RetryClassifiable", "classify"]
-
-
-class Kind(StrEnum):
-    """What to do about an error."""
-
-    RETRYABLE = "retryable"
-    """The same work may succeed a little later."""
-    PERMANENT = "permanent"
-    """The same work will fail again."""
-    DEGRADED = "degraded"
-    """A part succeeded; what there is can be used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """The verdict on one error.
-
-    Args:
-        kind: What to do about it.
-        reason: Why, in few words out of a small set, fit for a log line or a metric's label; never contents.
-        wait: How long whoever answered asks to wait before the next try; None where nobody said.
-        caller_fault: The work itself is at fault; the error says nothing about the health of what was called.
-    """
-
-    kind: Kind
-    reason: str
-    wait: timedelta | None = None
-    caller_fault: bool = False
-
-    @property
-    def retryable(self) -> bool:
-        """Whether the same work may succeed a little later."""
-        return self.kind is Kind.RETRYABLE
 
 
 @runtime_checkable

@@ -22,10 +22,11 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from consensus_orm.errors import ConfigurationError, InvalidValueError, RetryCancelledError
+from consensus_orm.events import CallEvent, Outcome, RetryEvent
+from consensus_orm.hub import Telemetry
 from consensus_orm.retrying.circuit_breaker import CircuitBreaker
 from consensus_orm.retrying.classification import Classification, Kind, classify
 from consensus_orm.settings import Settings
-from consensus_orm.telemetry import CallEvent, Outcome, RetryEvent, Telemetry
 
 __all__ = ["Retrier", "RetryPolicy"]
 
