@@ -193,6 +193,8 @@ class AsyncRepository(_Asynchronous):
     add_many = _asynchronous(Repository.add_many)
     check = _asynchronous(Repository.check)
     get = _asynchronous(Repository.get)
+    newest_parent = _asynchronous(Repository.newest_parent)
+    replace = _asynchronous(Repository.replace)
     rows = _asynchronous(Repository.rows)
     count = _asynchronous(Repository.count)
     distinct = _asynchronous(Repository.distinct)

@@ -103,10 +103,12 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
             uow._execute(statement)
         _set_sequences(uow, target, rest)
         guard_record.install(uow, state.phase)
-        if not state.phase.has_legacy:
-            guards.put_up_signs(uow)
         if target.kind == "sqlite":
             _make_triggers(uow, rest)
+        if not state.phase.has_legacy:
+            guards.put_up_signs(uow)
+        elif state.phase.writes_normalized:
+            uow.catalog.legacy.remember(uow)
         mismatches.audit(uow, "copy", **facts, rejects=len(rejected))
         uow._execute(f"DROP TABLE {CHECKPOINTS}")
 

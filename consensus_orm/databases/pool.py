@@ -176,7 +176,10 @@ class Pool(QueuePool):
             if self._disposed:
                 record.close()
             elif record.dbapi_connection is not None:
-                self.source.note_use(record.dbapi_connection)
+                try:
+                    self.source.note_use(record.dbapi_connection)
+                except Exception:  # its work is done; what cannot be set back is not lent again
+                    record.invalidate()
             super()._do_return_conn(record)
         finally:
             self._slots.release()
