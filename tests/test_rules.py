@@ -223,6 +223,8 @@ def test_fence_a_reader_who_writes_does_not_lose_updates(store: ConsensusStore) 
 
 def test_fence_a_writer_excludes_other_processes_from_its_begin(store: ConsensusStore, database: Database) -> None:
     """A unit of work holds its lock before it has written anything: a flip elsewhere waits for it."""
+    with store.unit_of_work():
+        pass  # the first one writes down the state of the schema
     with store.unit_of_work(), pytest.raises(database.Error, match="lock"):
         flip_at_once(database)
     flip_at_once(database)
