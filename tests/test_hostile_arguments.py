@@ -274,7 +274,7 @@ def test_a_call_that_does_not_match_is_a_type_error(store: ConsensusStore) -> No
             call()
 
 
-@pytest.mark.parametrize("odd", [None, 1, "store", object()], ids=repr)
+@pytest.mark.parametrize("odd", [None, 1, "store", object()], ids=["nothing", "a number", "a text", "an object"])
 def test_a_copy_wants_two_stores(odd: Any, store: ConsensusStore) -> None:
     """What is no store is refused as source and as target."""
     for source, target in ((odd, store), (store, odd)):
