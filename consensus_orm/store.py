@@ -464,7 +464,7 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
         return uow.catalog.needs_triggers
     recorded = bool(guard_record.recorded(uow))
     # What is missing is somebody's to decide on, and must not be papered over.
-    return not recorded or (made_from != uow.statements.fingerprint and not guards.look(uow))
+    return not recorded or (made_from != guard_record.made_from(uow, uow.phase) and not guards.look(uow))
 
 
 def _install_triggers(uow: UnitOfWork) -> None:
@@ -476,7 +476,7 @@ def _install_triggers(uow: UnitOfWork) -> None:
     else:
         guards.put_up_signs(uow)
     if uow.phase.has_legacy or uow.catalog.needs_triggers:
-        uow._execute("UPDATE consensus_orm_state SET mapping = ?", (uow.statements.fingerprint,))
+        uow._execute("UPDATE consensus_orm_state SET mapping = ?", (guard_record.made_from(uow, uow.phase),))
     if missing:  # what was written meanwhile was noticed by nobody
         mismatches.audit(uow, "mend guards", found=[f"trigger {name} is missing" for name in missing])
         guards.void(uow)

@@ -130,7 +130,7 @@ def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
             "phase": state.phase.value,
             "epoch": state.epoch,
             "since": mismatches.milliseconds(uow) if state.since is None else state.since,
-            "mapping": uow.statements.fingerprint,
+            "mapping": guard_record.made_from(uow, state.phase),
             "soak": state.soak,
             "certificate_max_age": state.certificate_max_age,
             "user_version": user_version,

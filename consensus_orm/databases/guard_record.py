@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 from sqlalchemy import Table
 
 from consensus_orm import errors
-from consensus_orm.databases.base import PREFIX, Standing, Transaction, Trigger
+from consensus_orm.databases.base import PREFIX, Catalog, Standing, Transaction, Trigger
 from consensus_orm.declaration.pairs import Mapping
 from consensus_orm.phase import Phase
+from consensus_orm.statements.pairs import Statements
 
-__all__ = ["GUARDS", "install", "keep", "normalized_tables", "ours", "record", "recorded", "require_free"]
+__all__ = ["GUARDS", "install", "keep", "made_from", "normalized_tables", "ours", "record", "recorded", "require_free"]
 
 GUARDS = "consensus_orm_guards"
 """The table that holds the record."""
+
+
+@cache
+def triggers(catalog: Catalog, phase: Phase, statements: Statements) -> tuple[Trigger, ...]:
+    """The triggers of a phase; printing them takes longer than to install them."""
+    return tuple(catalog.triggers(phase, statements))
+
+
+def made_from(uow: Transaction, phase: Phase) -> str:
+    """What the triggers of a phase are made from: the declaration, and how this release prints them.
+
+    Args:
+        uow: Knows the declaration.
+        phase: The phase.
+    """
+    printed = "\n".join(text for each in triggers(uow.catalog, phase, uow.statements) for text in each.statements)
+    return f"{uow.statements.fingerprint}:{hashlib.sha256(printed.encode()).hexdigest()[:16]}"
 
 
 def install(uow: Transaction, phase: Phase) -> None:
@@ -30,7 +50,7 @@ def install(uow: Transaction, phase: Phase) -> None:
     uow.catalog.before_triggers(uow)
     for old in ours(uow):
         uow.catalog.silence(uow, old)
-    new = list(uow.catalog.triggers(phase, uow.statements))
+    new = triggers(uow.catalog, phase, uow.statements)
     require_free(uow, new)
     for trigger in new:
         for statement in trigger.statements:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors, files
 from consensus_orm import validation as check
+from consensus_orm.databases import guard_record
 from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.opening import catalog
 from consensus_orm.ledgers import audit as audit_records
 from consensus_orm.ledgers import changes, guards, mismatches
 from consensus_orm.migration import details, gates
@@ -65,7 +67,9 @@ class Migration:
 
     @property
     def _flipping(self) -> Units:
-        _ = self._store._statements.fingerprint  # printed before the lock is taken: writers waited 10 ms for it
+        statements = self._store._statements
+        for phase in Phase:  # printed before the lock is taken: writers waited 10 ms for it
+            guard_record.triggers(catalog(statements.rendering.name), phase, statements)
         return Units(self._store, partial(self._take, Lock.FLIP))
 
     def _look(self) -> UnitOfWork:

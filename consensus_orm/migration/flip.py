@@ -40,7 +40,7 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
         {
             "phase": to.value,
             "at": mismatches.milliseconds(uow),
-            "mapping": uow.statements.fingerprint,
+            "mapping": guard_record.made_from(uow, to),
             **Demands.of(uow.settings, to).stored(),
         },
     )

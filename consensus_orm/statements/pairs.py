@@ -8,7 +8,6 @@ keys) are the others.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from functools import cache, cached_property
 from typing import Any
@@ -39,6 +38,7 @@ from sqlalchemy import (
 )
 
 from consensus_orm.declaration.expressions import exact_hex, holds, same, type_name
+from consensus_orm.declaration.fingerprint import fingerprint
 from consensus_orm.declaration.keys import require_declared, usable
 from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
 from consensus_orm.phase import Side
@@ -823,7 +823,5 @@ class Statements:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the declaration, as the SQL it becomes: what a certificate speaks of."""
-        parts = [part for p in self._pairs.values() for part in (*p.backfill, p.overwrite_legacy, p.unequal_in_range)]
-        parts += [parent.refresh for parent in self.parents.values()]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        """A hash of the declaration: what a certificate speaks of."""
+        return fingerprint(self.mapping)
