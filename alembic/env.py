@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from consensus_orm.consensus.programs import VERSION_TABLE
 from consensus_orm.databases import engine as engines
+from consensus_orm.databases import opening
 from consensus_orm.errors import ConsensusError
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
@@ -36,7 +37,7 @@ def run_from_command_line() -> None:
     try:
         settings = Settings()
         url = context.get_x_argument(as_dictionary=True).get("url", settings.url)
-        engine = engines.create(url, settings)
+        engine = opening.create(url, settings)
         # What cannot be adopted, or not without a backup, is refused while nothing is written.
         if not revisions.inspect(engine).rewritten:
             engines.prepare(engine, settings)

@@ -20,7 +20,7 @@ from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.executions import Executions
 from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
-from consensus_orm.databases import engine, guard_record
+from consensus_orm.databases import engine, guard_record, opening
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.sqlite.write_ahead_log import occupants
@@ -134,7 +134,7 @@ class ConsensusStore:
         """
         chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
         check.instance("mapping", mapping, Mapping)
-        database = engine.create(url if url is not None else chosen.url, chosen, echo=echo)
+        database = opening.create(url if url is not None else chosen.url, chosen, echo=echo)
         try:
             return cls(database, chosen, mapping)
         except BaseException:
@@ -283,7 +283,7 @@ class ConsensusStore:
             readable: Let a founding file be looked at, too, whose rows cannot be read yet.
         """
         if read_only and self._identity.kind is programs.Kind.NEW and self.path is not None and not self.path.exists():
-            return _Nowhere(engine.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
+            return _Nowhere(opening.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
         uow = self._unit(read_only=read_only)
         uow._prepare = self._ensure_current
         # One with a revision and without a phase is half of a copy.

@@ -17,8 +17,9 @@ import pytest
 from sqlalchemy import Engine
 
 from consensus_orm import errors
-from consensus_orm.databases.engine import checkout, create, driver, prepare
+from consensus_orm.databases.engine import checkout, driver, prepare
 from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.databases.opening import create
 from consensus_orm.databases.sqlite import backup as backup_module
 from consensus_orm.databases.sqlite.backup import backup
 from consensus_orm.settings import Settings
@@ -258,7 +259,7 @@ def test_a_full_disk_leaves_nothing(path: Path, target: Path) -> None:
     """With no room at the target the error says so, and neither half a copy nor a temporary file stays."""
     code = (
         "import resource, sys, signal, pathlib\n"
-        "from consensus_orm.databases.engine import create\nfrom consensus_orm.settings import Settings\n"
+        "from consensus_orm.databases.opening import create\nfrom consensus_orm.settings import Settings\n"
         "from consensus_orm.databases.sqlite.backup import backup\nfrom consensus_orm.errors import BackupError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))\n"
@@ -275,7 +276,7 @@ def test_a_full_disk_leaves_nothing(path: Path, target: Path) -> None:
 def test_killed_on_the_way_nothing_stands_at_the_target(path: Path, target: Path) -> None:
     """A process killed in the middle of a backup leaves no file under the name of the backup."""
     code = (
-        "import sys, time\nfrom consensus_orm.databases.engine import create\n"
+        "import sys, time\nfrom consensus_orm.databases.opening import create\n"
         "from consensus_orm.settings import Settings\n"
         "from consensus_orm.databases.sqlite.backup import backup\n"
         "def slow(*_): print('copying', flush=True); time.sleep(30)\n"

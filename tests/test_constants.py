@@ -46,8 +46,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.databases.engine import parse_url
-from consensus_orm.databases.opening import rendering
+from consensus_orm.databases.opening import parse_url, rendering
 from consensus_orm.databases.postgresql.parameters import spelled
 from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent, Row
 from consensus_orm.errors import ConfigurationError

@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 
 from consensus_orm import errors
 from consensus_orm.databases import engine as engine_module
-from consensus_orm.databases.engine import begin, borrow, checkout, create, driver, prepare, source_of
+from consensus_orm.databases.engine import begin, borrow, checkout, driver, prepare, source_of
+from consensus_orm.databases.opening import create
 from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite import connection as connection_module
 from consensus_orm.databases.sqlite import write_ahead_log

@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
-from consensus_orm.databases.engine import checkout, create, driver, prepare
+from consensus_orm.databases.engine import checkout, driver, prepare
+from consensus_orm.databases.opening import create
 from consensus_orm.databases.statistics import collect
 from consensus_orm.settings import Settings
 from tests.bloated import make_bloated

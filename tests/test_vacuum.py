@@ -16,8 +16,9 @@ import pytest
 from sqlalchemy import Engine
 
 from consensus_orm import errors
-from consensus_orm.databases.engine import begin, checkout, create, driver
+from consensus_orm.databases.engine import begin, checkout, driver
 from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.databases.opening import create
 from consensus_orm.databases.sqlite import vacuum as vacuum_module
 from consensus_orm.databases.sqlite.vacuum import VacuumReport, VacuumScheduler, vacuum
 from consensus_orm.settings import Settings

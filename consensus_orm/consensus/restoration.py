@@ -24,7 +24,7 @@ from consensus_orm import errors, files
 from consensus_orm import validation as check
 from consensus_orm.consensus import programs
 from consensus_orm.consensus.declaration import CONSENSUS
-from consensus_orm.databases import engine
+from consensus_orm.databases import engine, opening
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.databases.sqlite.backup import connected, row_counts
 from consensus_orm.declaration.pairs import Mapping
@@ -114,7 +114,7 @@ def restore(
 
 
 def _target(url: str | Path | URL | None) -> Path:
-    parsed = engine.parse_url(url)
+    parsed = opening.parse_url(url)
     if parsed.get_backend_name() != "sqlite":
         raise errors.RestoreError(
             "the database is on a server, where a backup is restored by copying it",
@@ -169,7 +169,7 @@ def _verify(copy: Path, source: Path, settings: Settings, mapping: Mapping) -> d
     if said != "ok":
         raise refuse(f"is damaged: integrity_check says: {said.splitlines()[0]}")
     legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
-    looked_at = engine.create(copy, settings)
+    looked_at = opening.create(copy, settings)
     try:
         found = revisions.inspect(looked_at, legacy)
     finally:

@@ -1,4 +1,4 @@
-"""Which classes speak to which kind of database: the only module that names both kinds.
+"""From a URL to what speaks to its database: the only module that names both kinds of database.
 
 PostgreSQL's modules are imported where a URL names such a database: they need psycopg.
 """
@@ -6,11 +6,131 @@ PostgreSQL's modules are imported where a URL names such a database: they need p
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
+from typing import Any
 
+from sqlalchemy import URL, Engine, create_engine, exc, make_url
+
+from consensus_orm import errors, files
 from consensus_orm.databases.base import Catalog
+from consensus_orm.databases.engine import MEMORY, begin
+from consensus_orm.databases.pool import Pool, close_before_fork
+from consensus_orm.databases.sqlite.connection import Source
+from consensus_orm.settings import Settings
 from consensus_orm.statements.rendering import Rendering
 
-__all__ = ["catalog", "rendering"]
+__all__ = ["DEFAULT_PATH", "catalog", "create", "parse_url", "rendering"]
+
+DEFAULT_PATH = "~/.code/consensus_artifacts.db"
+"""Where the tool keeps its file, and so where a store opens without a URL."""
+
+FILE_URI = "file:"
+"""How a URI begins that SQLite would read itself."""
+
+HONOURED = frozenset({("uri", "true"), ("uri", "1"), ("mode", "rwc")})
+"""Parameters of a URL that say what is done anyway."""
+
+
+def parse_url(url: str | Path | URL | None) -> URL:
+    """Read a SQLAlchemy URL or a path.
+
+    Args:
+        url: A URL, a path, `:memory:`, or None for the tool's own file.
+
+    Returns:
+        The URL; of a SQLite file, with the one path that is left when every link is followed.
+
+    Raises:
+        ConfigurationError: It is no URL, or its database is not supported.
+    """
+    if url is None:
+        url = DEFAULT_PATH
+    if isinstance(url, Path) and str(url) != MEMORY:
+        url = URL.create("sqlite", database=str(files.resolved(url)))
+    if not isinstance(url, str | Path | URL):
+        raise errors.ConfigurationError(f"{type(url).__name__} is no URL", hint="give a path or sqlite:///PATH")
+    if not isinstance(url, URL):
+        text = str(url)
+        if not text:
+            raise errors.ConfigurationError("the URL is empty", hint="give a path or sqlite:///PATH")
+        try:
+            is_url = "://" in text and not text.startswith(FILE_URI)
+            url = make_url(text) if is_url else URL.create("sqlite", database=text)
+        except (exc.ArgumentError, ValueError):
+            # The text is not repeated: it may hold a password.
+            raise errors.ConfigurationError("the URL cannot be read", hint="give a path or sqlite:///PATH") from None
+    if url.get_backend_name() == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() != "sqlite":
+        raise errors.ConfigurationError(
+            f"databases of type {url.get_backend_name()!r} are not supported",
+            hint="give a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE",
+        )
+    return _file_url(url)
+
+
+def _file_url(url: URL) -> URL:
+    """The URL of a SQLite file by its one name, however it was spelled."""
+    path, query = url.database or MEMORY, dict(url.query)
+    if path.startswith(FILE_URI):
+        path, more = files.of_uri(path)
+        query |= more
+    # A parameter that is passed over in silence might have been the one that keeps the file from being written.
+    if refused := sorted(name for name, value in query.items() if (name, value) not in HONOURED):
+        raise errors.ConfigurationError(
+            f"the URL sets {', '.join(refused)}, which this package does not support",
+            hint="leave it out; pragmas are settings, and reading alone is unit_of_work(read_only=True)",
+        )
+    return url.set(database=path if path == MEMORY else str(files.resolved(path)), query={})
+
+
+def create(url: str | Path | URL | None, settings: Settings, *, echo: bool = False) -> Engine:
+    """Make the pooled engine of a store; nothing is opened or created yet.
+
+    Args:
+        url: What `parse_url` reads.
+        settings: Pool and pragma settings.
+        echo: Log each statement that goes through SQLAlchemy.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    parsed = parse_url(url)
+    pool = _server_pool(parsed, settings) if parsed.get_backend_name() == "postgresql" else _pool(parsed, settings)
+    # Errors of SQLAlchemy would repeat the parameters, which are contents of rows.
+    engine = create_engine(parsed, echo=echo, hide_parameters=True, pool=pool)
+    # An event listener would cost 26 us a transaction, this costs 2 (both measured). Sessions and alembic get
+    # the write lock at once; a unit of work has begun already, in its own mode, and is left alone.
+    engine.dialect.do_begin = _begin_if_needed  # type: ignore[assignment, method-assign]
+    close_before_fork(engine)
+    return engine
+
+
+def _pool(url: URL, settings: Settings) -> Pool:
+    path = None if url.database == MEMORY else Path(str(url.database))
+    if path is not None:
+        files.require_usable(path)
+    # A database in memory lives as long as its one connection; the pool makes the others wait for it.
+    size = settings.pool_size if path else 1
+    return Pool(Source(path, settings), size, settings.pool_timeout.total_seconds())
+
+
+def _server_pool(url: URL, settings: Settings) -> Pool:
+    try:
+        from consensus_orm.databases.postgresql.connection import ServerPool, ServerSource
+    except ImportError as error:
+        raise errors.ConfigurationError(
+            "a PostgreSQL URL needs psycopg", hint="pip install 'consensus-orm[postgres]'"
+        ) from error
+    return ServerPool(ServerSource(url, settings), settings.pool_size, settings.pool_timeout.total_seconds())
+
+
+def _begin_if_needed(connection: Any) -> None:
+    if not connection.in_transaction:
+        begin(connection, write=True)
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from consensus_orm.databases.engine import parse_url
+from consensus_orm.databases.opening import parse_url
 from consensus_orm.models import Base
 from consensus_orm.phase import Phase
 from consensus_orm.testing.session import session_on

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from consensus_orm.databases.engine import parse_url
+from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import ConfigurationError
 
 __all__ = ["current_session", "session_on", "use_session"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from consensus_orm.databases import engine as engines
+from consensus_orm.databases import opening
 from consensus_orm.settings import Settings
 
 Open = Callable[[Path], Engine]
@@ -23,7 +23,7 @@ def open_engine() -> Iterator[Open]:
     opened: list[Engine] = []
 
     def make(path: Path) -> Engine:
-        opened.append(engines.create(path, Settings()))
+        opened.append(opening.create(path, Settings()))
         return opened[-1]
 
     yield make

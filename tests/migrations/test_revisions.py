@@ -333,11 +333,12 @@ def test_a_later_release_reaches_every_phase(
 
 UPGRADE = """
 import sys
+from consensus_orm.databases import opening
 from consensus_orm.databases import engine
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 sys.stdin.readline()
-engine = engine.create(sys.argv[1], Settings(busy_timeout=30))
+engine = opening.create(sys.argv[1], Settings(busy_timeout=30))
 print(len(revisions.upgrade(engine, Settings(), rewrite=True)))
 engine.dispose()
 """

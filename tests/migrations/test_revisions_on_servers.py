@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from consensus_orm import ConsensusStore, Phase, errors
 from consensus_orm.consensus import programs
-from consensus_orm.databases import engine as engines
+from consensus_orm.databases import opening
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from consensus_orm.testing import artifact_values, legacy_file
@@ -38,7 +38,7 @@ KINDS = {
 
 @pytest.fixture
 def engine(new_database: Database) -> Iterator[Engine]:
-    engine = engines.create(new_database.where, SETTINGS)
+    engine = opening.create(new_database.where, SETTINGS)
     yield engine
     engine.dispose()
 

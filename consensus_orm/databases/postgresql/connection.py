@@ -483,6 +483,10 @@ class ServerSource:
         poll.register(connection.fileno(), select.POLLIN)
         return not poll.poll(0)
 
+    def translate(self, error: BaseException, database: str | None) -> errors.ConsensusError | None:
+        """Say in our words what the server said in its; None where it did not raise the error."""
+        return translate(error, database) if isinstance(error, psycopg.Error) else None
+
     def note_use(self, connection: ServerConnection) -> None:
         """Remember when a connection came back."""
         connection.last_used = time.monotonic()

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from consensus_orm import errors
-from consensus_orm.databases import engine
+from consensus_orm.databases import engine, opening
 from consensus_orm.databases.base import Transaction
 from consensus_orm.events import ReplicaEvent
 from consensus_orm.settings import Settings
@@ -44,7 +44,7 @@ class Replica:
     """
 
     def __init__(self, url: str, primary: Engine, settings: Settings) -> None:
-        parsed = engine.parse_url(url)
+        parsed = opening.parse_url(url)
         if {primary.dialect.name, parsed.get_backend_name()} != {"postgresql"}:
             raise errors.ConfigurationError(
                 "READ_URL names a read replica, which only a PostgreSQL database has",
@@ -53,7 +53,7 @@ class Replica:
         if "connect_timeout" not in parsed.query:
             parsed = parsed.update_query_dict({"connect_timeout": str(PATIENCE)})
         self.primary = primary
-        self.engine = engine.create(parsed, settings)
+        self.engine = opening.create(parsed, settings)
         self._recognized = False
         self._left_alone_until = 0.0
         self._reason: str | None = None

@@ -23,6 +23,7 @@ from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.fair_queue import Turns
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.session_guard import SessionGuard
+from consensus_orm.databases.sqlite.errors import translate
 from consensus_orm.databases.sqlite.session_guard import SQLiteSessionGuard
 from consensus_orm.databases.sqlite.write_ahead_log import Journal
 from consensus_orm.declaration.pairs import Mapping as Declaration
@@ -515,6 +516,10 @@ class Source:
         except (OSError, sqlite3.Error) as error:
             return _is_busy(error)
         return True
+
+    def translate(self, error: BaseException, database: str | None) -> errors.ConsensusError | None:
+        """Say in our words what the driver said in its; None where it did not raise the error."""
+        return translate(error, database)
 
     def note_use(self, connection: DriverConnection) -> None:
         """Remember when a connection came back, and which write-ahead log it used; its settings hold again."""
