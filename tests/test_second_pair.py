@@ -21,12 +21,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import consensus_orm
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.consensus import programs
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent
 from consensus_orm.errors import GateClosedError, SchemaError
 from consensus_orm.models.base import Verbatim
+from consensus_orm.schema import inspection
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusUnitOfWork
 from tests import oracle
 from tests.field import builders
 
@@ -497,7 +497,7 @@ def test_upgrade_makes_the_control_tables_and_nothing_else(path: Path) -> None:
     """The tables of another move are its own business: no consensus table appears, and its tables stay."""
     before = {name: oracle.image(path, name) for name in oracle.tables(path)}
     with opened(path) as store:
-        assert store.migration.upgrade() == list(programs.REVISIONS)
+        assert store.migration.upgrade() == list(inspection.REVISIONS)
         assert store.migration.upgrade() == []
     added = set(oracle.tables(path)) - set(before)
     assert all(name.startswith("consensus_orm_") for name in added)

@@ -27,7 +27,7 @@ from consensus_orm.migration import Migration
 NAMES = (
     "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork ConsensusError ConsensusStore"
     " ConsensusUnitOfWork Earliest Execution ExecutionTracker Latest Mapping OnMismatch Pair Parent Phase Row Run"
-    " Settings Side Synthesis __version__ restore"
+    " Settings Side Store Synthesis __version__ owns restore"
 )
 
 SURFACE: dict[type, dict[str, str]] = {

@@ -28,7 +28,6 @@ from consensus_orm.files import FILE_MODE
 from consensus_orm.settings import Settings
 
 __all__ = [
-    "DEFAULT_PATH",
     "FILE_MODE",
     "DriverConnection",
     "begin",
@@ -43,7 +42,6 @@ __all__ = [
 ]
 
 
-DEFAULT_PATH = "~/.code/consensus_artifacts.db"
 """Where the tool keeps its file, and so where a store opens without a URL."""
 
 
@@ -77,11 +75,11 @@ def source_of(engine: Engine) -> Source:
     return source
 
 
-def parse_url(url: str | Path | URL | None) -> URL:
+def parse_url(url: str | Path | URL) -> URL:
     """Read a SQLAlchemy URL or a path.
 
     Args:
-        url: A URL, a path, `:memory:`, or None for the tool's own file.
+        url: A URL, a path, or `:memory:`.
 
     Returns:
         The URL; of a SQLite file, with the one path that is left when every link is followed.
@@ -89,8 +87,6 @@ def parse_url(url: str | Path | URL | None) -> URL:
     Raises:
         ConfigurationError: It is no URL, or its database is not supported.
     """
-    if url is None:
-        url = DEFAULT_PATH
     if isinstance(url, Path) and str(url) != MEMORY:
         url = URL.create("sqlite", database=str(files.resolved(url)))
     if not isinstance(url, str | Path | URL):
@@ -138,7 +134,7 @@ def database_path(engine: Engine) -> Path | None:
     return None if name in (None, "", MEMORY) else Path(str(name))
 
 
-def create(url: str | Path | URL | None, settings: Settings, *, echo: bool = False) -> Engine:
+def create(url: str | Path | URL, settings: Settings, *, echo: bool = False) -> Engine:
     """Make the pooled engine of a store; nothing is opened or created yet.
 
     Args:
