@@ -45,10 +45,8 @@ class _Other(Application):
             SchemaError: It holds the consensus tables.
         """
         identity = super().identify(connection)
-        names = {*programs.FOUNDING}
-        if identity.is_new:
-            names |= {*programs.LEGACY, programs.EXECUTIONS}
-        if names & inspection.table_names(inspection.relations(connection)):
+        foreign = {*programs.FOUNDING, *((*programs.LEGACY, programs.EXECUTIONS) if identity.is_new else ())}
+        if foreign & inspection.table_names(inspection.relations(connection)):
             raise errors.SchemaError(
                 "this file holds the consensus tables, and a file holds one move", hint="use a file for each mapping"
             )

@@ -145,6 +145,7 @@ class Application:
 
         Raises:
             UnknownSchemaError: A table of our names is not one of ours.
+            SchemaError: It holds the move of other tables.
             SchemaTooNewError: Its revision is not known to this program.
             sqlite3.Error, psycopg.Error: It cannot be read; `engine.translated` says why.
         """
@@ -155,6 +156,7 @@ class Application:
             inspection.refuse_stray_tables(found)
         elif version == inspection.REVISIONS[-1]:
             inspection.check_managed(found)
+        inspection.refuse_another_move(connection, found, self.legacy)
         names = inspection.table_names(there)
         return Identity(
             Kind.NEW if version is None else Kind.MANAGED,

@@ -24,6 +24,7 @@ __all__ = [
     "check_managed",
     "check_table",
     "is_control",
+    "refuse_another_move",
     "refuse_stray_tables",
     "relations",
     "revision",
@@ -219,6 +220,28 @@ def refuse_stray_tables(found: Tables, others: Collection[str] = ()) -> None:
             raise errors.UnknownSchemaError(
                 f"table {name} is there, but no revision is recorded in {VERSION_TABLE}", table=name
             )
+
+
+def refuse_another_move(connection: Any, found: Tables, legacy: Iterable[str]) -> None:
+    """Refuse a database whose phase is that of other tables: from DUAL_WRITE on it records those that it moves.
+
+    Args:
+        connection: As for `relations`.
+        found: What `tables` found.
+        legacy: The legacy tables that are to be moved.
+
+    Raises:
+        SchemaError: It is.
+    """
+    if "consensus_orm_guards" not in found:
+        return
+    rows = connection.execute("SELECT table_name FROM consensus_orm_guards WHERE kind IN ('table', 'view')").fetchall()
+    recorded = {name.lower() for (name,) in rows}
+    if recorded and recorded.isdisjoint(map(str.lower, legacy)):
+        raise errors.SchemaError(
+            f"this database moves other tables ({', '.join(sorted(recorded))}), and a database holds one move",
+            hint="use a database for each mapping",
+        )
 
 
 def check_managed(found: Tables, others: Iterable[Table] = ()) -> None:
