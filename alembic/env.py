@@ -6,26 +6,27 @@ that of `-x url=...`, else that of the settings.
 
 from __future__ import annotations
 
+from typing import Any
+
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from consensus_orm.consensus.programs import VERSION_TABLE
 from consensus_orm.databases import engine as engines
 from consensus_orm.databases import opening
 from consensus_orm.errors import ConsensusError
-from consensus_orm.schema import revisions
+from consensus_orm.schema import inspection, revisions
+from consensus_orm.schema.application import Application
 from consensus_orm.settings import Settings
 
 
-def run(connection: Connection) -> None:
+def run(connection: Connection, **compared: Any) -> None:
     """Run the revisions on a connection whose transaction, begun by its giver, holds them all."""
     context.configure(
         connection=connection,
-        target_metadata=revisions.metadata(),
-        version_table=VERSION_TABLE,
-        include_object=revisions.include_object,
+        version_table=inspection.VERSION_TABLE,
         on_version_apply=revisions.note_revision,
+        **compared,
     )
     context.run_migrations()
 
@@ -34,26 +35,29 @@ def run_from_command_line() -> None:
     """Find the database and run on it; errors of the package become the one line that alembic prints."""
     if context.is_offline_mode():
         raise CommandError("--sql is not supported: adopting a file means reading it first")
+    # Only here: whoever hands a connection over may move other tables than those of the consensus data.
+    from consensus_orm.consensus.application import APPLICATION, include_object, metadata, place
+
     try:
         settings = Settings()
-        url = context.get_x_argument(as_dictionary=True).get("url", settings.url)
-        engine = opening.create(url, settings)
+        url = context.get_x_argument(as_dictionary=True).get("url")
+        engine = opening.create(place(url, settings), settings)
         # What cannot be adopted, or not without a backup, is refused while nothing is written.
-        if not revisions.inspect(engine).rewritten:
+        if not revisions.inspect(engine, APPLICATION).rewritten:
             engines.prepare(engine, settings)
-        with engines.translated(engine), revisions.changing(engine) as connection:
-            run(connection)
-            if settings.protect and _has_upgraded(connection):
-                revisions.protect(connection)
+        with engines.translated(engine), revisions.changing(engine, APPLICATION.tables) as connection:
+            run(connection, target_metadata=metadata(), include_object=include_object)
+            if settings.protect and APPLICATION.protection is not None and _has_upgraded(connection, APPLICATION):
+                revisions.protect(connection, APPLICATION.protection)
     except ConsensusError as error:
         raise CommandError(str(error)) from error
 
 
-def _has_upgraded(connection: Connection) -> bool:
+def _has_upgraded(connection: Connection, application: Application) -> bool:
     """Whether revisions were applied that have brought a file to the newest one; going down reaches an older one."""
     driver = engines.driver(connection.connection)
     applied = context.config.attributes.get("applied")
-    return bool(applied) and revisions.current(driver) == revisions.head()
+    return bool(applied) and application.identify(driver).version == revisions.head()
 
 
 if (given := context.config.attributes.get("connection")) is not None:

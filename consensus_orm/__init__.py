@@ -16,14 +16,16 @@ from consensus_orm._version import __version__
 
 if TYPE_CHECKING:
     from consensus_orm.asyncio.store import AsyncConsensusStore, AsyncConsensusUnitOfWork
+    from consensus_orm.consensus.programs import owns
     from consensus_orm.consensus.records import AgentOutput, Artifact, Execution, Run, Synthesis
     from consensus_orm.consensus.restoration import restore
+    from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
     from consensus_orm.consensus.tracker import ExecutionTracker
     from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
     from consensus_orm.errors import ConsensusError
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
-    from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
+    from consensus_orm.store import Store
 
 __all__ = [
     "AgentOutput",
@@ -46,8 +48,10 @@ __all__ = [
     "Run",
     "Settings",
     "Side",
+    "Store",
     "Synthesis",
     "__version__",
+    "owns",
     "restore",
 ]
 
@@ -56,10 +60,12 @@ _HOME = {
     "errors": ("ConsensusError",),
     "declaration.pairs": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
     "phase": ("Phase", "Side"),
+    "consensus.programs": ("owns",),
     "consensus.records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),
     "consensus.restoration": ("restore",),
     "settings": ("OnMismatch", "Settings"),
-    "store": ("ConsensusStore", "ConsensusUnitOfWork"),
+    "store": ("Store",),
+    "consensus.store": ("ConsensusStore", "ConsensusUnitOfWork"),
     "consensus.tracker": ("ExecutionTracker",),
 }
 

@@ -8,18 +8,13 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
+import typing_extensions
 from sqlalchemy import URL, Engine
 
 from consensus_orm import errors
 from consensus_orm import validation as check
-from consensus_orm.consensus import programs
-from consensus_orm.consensus.artifacts import Artifacts
-from consensus_orm.consensus.declaration import CONSENSUS
-from consensus_orm.consensus.executions import Executions
-from consensus_orm.consensus.runs import Runs
-from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.databases import engine, guard_record, opening
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import rendering
@@ -31,6 +26,7 @@ from consensus_orm.phase import Phase
 from consensus_orm.repository.dual_write import Repository
 from consensus_orm.retrying.repetition import Repeat, once
 from consensus_orm.schema import revisions
+from consensus_orm.schema.application import Application, Identity, Kind, Rewrite
 from consensus_orm.settings import Settings, from_environment
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import quoted
@@ -41,39 +37,20 @@ if TYPE_CHECKING:
     from consensus_orm.databases.postgresql.replica import Replica
     from consensus_orm.migration import Migration
     from consensus_orm.migration.progress import Watch
+    from consensus_orm.rehearsal.application import Rehearsed
     from consensus_orm.retrying.retrier import Retrier
 
-__all__ = ["ConsensusStore", "ConsensusUnitOfWork"]
+__all__ = ["RepositoryUnitOfWork", "Store"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class ConsensusUnitOfWork(UnitOfWork):
-    """A unit of work with the repositories of the consensus data."""
-
-    @cached_property
-    def artifacts(self) -> Artifacts:
-        """What agents said."""
-        return Artifacts(self)
-
-    @cached_property
-    def syntheses(self) -> Syntheses:
-        """What they agreed on."""
-        return Syntheses(self)
-
-    @cached_property
-    def runs(self) -> Runs:
-        """Rounds of agents with their outputs and syntheses."""
-        return Runs(self)
-
-    @cached_property
-    def executions(self) -> Executions:
-        """Who was spawned, and how it ended."""
-        return Executions(self)
+class RepositoryUnitOfWork(UnitOfWork):
+    """A unit of work with a repository for each declared pair."""
 
     def repository(self, pair: str) -> Repository:
-        """The rows of a declared pair, whatever mapping the store was opened with.
+        """The rows of a declared pair.
 
         Args:
             pair: Its name in the mapping.
@@ -84,8 +61,11 @@ class ConsensusUnitOfWork(UnitOfWork):
         return Repository(self, self.statements.mapping[pair])
 
 
-class ConsensusStore:
-    """The data of one database, whichever schema is live.
+U = typing_extensions.TypeVar("U", bound=RepositoryUnitOfWork, default=RepositoryUnitOfWork, covariant=True)
+
+
+class Store(Generic[U]):
+    """A database whose tables a mapping moves, whichever schema is live.
 
     Open it once and share it between threads; take a unit of work for each piece of work.
 
@@ -93,48 +73,46 @@ class ConsensusStore:
         database: The pooled engine.
         settings: Every knob.
         mapping: What corresponds to what.
+        application: Whose tables these are; one that makes its tables itself where left out.
     """
 
-    def __init__(self, database: Engine, settings: Settings, mapping: Mapping = CONSENSUS) -> None:
+    _unit_type: type[U] = RepositoryUnitOfWork  # type: ignore[assignment]  # a subclass says another, with its U
+
+    def __init__(
+        self, database: Engine, settings: Settings, mapping: Mapping, application: Application | None = None
+    ) -> None:
         self.engine = database
         self.settings = settings
-        self._new_unit: Callable[..., ConsensusUnitOfWork] = ConsensusUnitOfWork  # another, where somebody observes
+        self.application = application or Application(pair.legacy_name for pair in mapping.pairs)
+        self._new_unit: Callable[..., U] = self._unit_type  # another, where somebody observes
         self._statements = _statements(mapping, database.dialect.name)
         self._replica = self._find_replica()
-        # Tables of another declaration are made by whoever declares them; only their legacy names are asked for.
-        self._legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
         self._identity = self._inspect_patiently()
         self._prepared = False
 
     @classmethod
     def open(
-        cls,
-        url: str | Path | URL | None = None,
-        *,
-        settings: Settings | None = None,
-        echo: bool = False,
-        mapping: Mapping = CONSENSUS,
+        cls, url: str | Path | URL, *, mapping: Mapping, settings: Settings | None = None, echo: bool = False
     ) -> Self:
         """Open a database; looks at it and writes nothing.
 
         Args:
-            url: Any SQLAlchemy URL, or a path; `CONSENSUS_ORM_URL`, else `~/.code/consensus_artifacts.db`,
-                where left out.
+            url: Any SQLAlchemy URL, or a path.
+            mapping: The declaration of what is moved.
             settings: Every knob; read from the environment where left out.
             echo: Log each statement that goes through SQLAlchemy.
-            mapping: The declaration of what is moved; the consensus tables where left out.
 
         Returns:
             The store; a context manager that closes it.
 
         Raises:
             ConfigurationError: The URL or a setting cannot be used.
-            SchemaError: The file holds tables of our names that we cannot work with.
-            StorageError: The file cannot be read.
+            SchemaError: The database holds tables of our names that we cannot work with.
+            StorageError: The database cannot be read.
         """
         chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
         check.instance("mapping", mapping, Mapping)
-        database = opening.create(url if url is not None else chosen.url, chosen, echo=echo)
+        database = opening.create(url, chosen, echo=echo)
         try:
             return cls(database, chosen, mapping)
         except BaseException:
@@ -148,12 +126,12 @@ class ConsensusStore:
 
         return Replica(self.settings.read_url, self.engine, self.settings)
 
-    def _inspect(self) -> programs.Identity:
+    def _inspect(self) -> Identity:
         if self.path is not None and not self.path.exists():
-            return programs.Identity(programs.Kind.NEW, frozenset(), None)  # looking would create it
-        return revisions.inspect(self.engine, self._legacy)
+            return Identity(Kind.NEW)  # looking would create it
+        return revisions.inspect(self.engine, self.application)
 
-    def _inspect_patiently(self) -> programs.Identity:
+    def _inspect_patiently(self) -> Identity:
         """Look at the database; again, where somebody keeps it locked. Who opens another one loads no retrier."""
         try:
             return self._inspect()
@@ -177,20 +155,20 @@ class ConsensusStore:
         """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
         return Phase.EXPAND if self._identity.legacy_tables else Phase.CONTRACT
 
-    def pending_rewrite(self) -> programs.Rewrite | None:
+    def pending_rewrite(self) -> Rewrite | None:
         """Say what an upgrade will do to tables that another program made; writes nothing.
 
         Returns:
             None where an upgrade leaves all such tables alone.
         """
         self._identity = self._inspect_patiently()
-        if not self._identity.rewritten:
+        if self._identity.made_by is None:
             return None
         rows = self._look(self._rows_rewritten)
         own = len(engine.source_of(self.engine).connections)
-        return programs.Rewrite(
+        return Rewrite(
             file=self.name,
-            made_by=self._identity.kind,
+            made_by=self._identity.made_by,
             rows=rows,
             backup=None if self.path is None else str(self.migration._backup_place("upgrade", "TIME")),
             others=() if self.path is None else tuple(occupants(self.path, own=own)),
@@ -205,9 +183,9 @@ class ConsensusStore:
 
         Args:
             progress: Called while a file is backed up whose tables are made anew.
-            rewrite: Let tables be made anew that the dual-write or the final build made, after a verified backup
-                (`pending_rewrite` says which); those programs fail on them from then on.
-            protect: Whether the dual-write and the final build shall refuse the file; the setting where left out.
+            rewrite: Let tables be made anew that another program made, after a verified backup (`pending_rewrite`
+                says which); that program fails on them from then on.
+            protect: Whether older programs of the application shall refuse the file; the setting where left out.
 
         Returns:
             The revisions that were applied.
@@ -229,9 +207,9 @@ class ConsensusStore:
             facts = self.migration.backup_before("upgrade", progress)
         again = bool(self._identity.rewritten)
         applied = repeat(
-            lambda: revisions.upgrade(self.engine, self.settings, self._legacy, rewrite=again, protected=protect)
+            lambda: revisions.upgrade(self.engine, self.settings, self.application, rewrite=again, protected=protect)
         )
-        self._identity = repeat(lambda: revisions.inspect(self.engine, self._legacy))
+        self._identity = repeat(lambda: revisions.inspect(self.engine, self.application))
         if facts:
             repeat(lambda: self._audit_backup(facts))
         repeat(self._renew_triggers)
@@ -254,14 +232,14 @@ class ConsensusStore:
                 if _stale_triggers(uow):
                     _install_triggers(uow)
 
-    def _unit(self, *, read_only: bool = False, lock: Lock = Lock.WRITE) -> ConsensusUnitOfWork:
+    def _unit(self, *, read_only: bool = False, lock: Lock = Lock.WRITE) -> U:
         uow = self._new_unit(self.engine, self._statements, self.settings, read_only=read_only)
         uow.lock = Lock.NONE if read_only else lock
         return uow
 
     # Units of work --------------------------------------------------------------------------------------
 
-    def unit_of_work(self, *, read_only: bool = False) -> ConsensusUnitOfWork:
+    def unit_of_work(self, *, read_only: bool = False) -> U:
         """Take a unit of work; use it in a `with` block, once.
 
         Args:
@@ -275,24 +253,31 @@ class ConsensusStore:
             uow._elsewhere = self._replica.begin
         return uow
 
-    def _on_primary(self, *, read_only: bool = False, readable: bool = False) -> ConsensusUnitOfWork:
+    def _on_primary(self, *, read_only: bool = False, readable: bool = False) -> U:
         """A unit of work that sees what is, not what a replica has seen of it.
 
         Args:
             read_only: As for `unit_of_work`.
             readable: Let a founding file be looked at, too, whose rows cannot be read yet.
         """
-        if read_only and self._identity.kind is programs.Kind.NEW and self.path is not None and not self.path.exists():
-            return _Nowhere(opening.create(":memory:", self.settings), self._statements, self.settings, read_only=True)
+        if read_only and self._identity.is_new and self.path is not None and not self.path.exists():
+            return self._nowhere()
         uow = self._unit(read_only=read_only)
         uow._prepare = self._ensure_current
-        # One with a revision and without a phase is half of a copy.
-        uow._readable = readable or self._identity.kind not in (programs.Kind.FINAL_BUILD, programs.Kind.MANAGED)
+        uow._readable = readable or self._identity.is_readable
         uow._on_doubt = self._confirm
         uow._on_alarm = self._fall_back
         return uow
 
-    def _look(self, read: Callable[[ConsensusUnitOfWork], T]) -> T:
+    def _nowhere(self) -> U:
+        """A read of a file that does not exist: everything is empty, and the file stays away."""
+        uow = self._unit_type(
+            opening.create(":memory:", self.settings), self._statements, self.settings, read_only=True
+        )
+        uow._at_end = database.dispose
+        return uow
+
+    def _look(self, read: Callable[[U], T]) -> T:
         """Read on the primary, in a unit of work that is taken again after a transient error."""
 
         def once() -> T:
@@ -332,7 +317,7 @@ class ConsensusStore:
 
     def run(
         self,
-        work: Callable[[ConsensusUnitOfWork], T],
+        work: Callable[[U], T],
         *,
         read_only: bool = False,
         cancel: Event | None = None,
@@ -361,14 +346,14 @@ class ConsensusStore:
 
         return self.retrier.call(once, cancel=cancel, name=getattr(work, "__qualname__", "work"), read_only=read_only)
 
-    def in_unit_of_work(self, work: Callable[Concatenate[ConsensusUnitOfWork, P], T]) -> Callable[P, T]:
+    def in_unit_of_work(self, work: Callable[Concatenate[U, P], T]) -> Callable[P, T]:
         """Make a function that does each of its calls with `run`; usable as a decorator.
 
             @store.in_unit_of_work
-            def save(uow, content):
-                uow.artifacts.add(spec_id="S", stage="plan", agent_name="gemini", content_json=content)
+            def save(uow, name):
+                uow.repository("customers").add({"name": name, "street": "Bachstr. 1", "city": "Bern"})
 
-            save("{}")
+            save("Ada")
 
         Args:
             work: A function whose first argument is the unit of work.
@@ -379,10 +364,7 @@ class ConsensusStore:
 
         @functools.wraps(work)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            def once(uow: ConsensusUnitOfWork) -> T:
-                return work(uow, *args, **kwargs)
-
-            return self.run(functools.update_wrapper(once, work))
+            return self.run(functools.update_wrapper(lambda uow: work(uow, *args, **kwargs), work))
 
         return call
 
@@ -411,6 +393,11 @@ class ConsensusStore:
 
         return Migration(self)
 
+    @property
+    def _rehearsed(self) -> Rehearsed | None:
+        """What a rehearsal needs to know about these tables; None where nothing is known but the mapping."""
+        return None
+
     # Upkeep ---------------------------------------------------------------------------------------------
 
     @cached_property
@@ -418,7 +405,19 @@ class ConsensusStore:
         """Statistics, vacuum and backup."""
         from consensus_orm.databases.maintenance import Maintenance
 
-        return Maintenance(self.engine, self.settings, repeat=partial(self.retrier.call, name="maintenance"))
+        return Maintenance(
+            self.engine,
+            self.settings,
+            tables=self._tables(),
+            repeat=partial(self.retrier.call, name="maintenance"),
+        )
+
+    def _tables(self) -> list[str]:
+        """The names of the tables that are moved, and of those of the application that no mapping speaks of."""
+        mapping = self._statements.mapping
+        moved = [name for pair in mapping.pairs for name in (pair.legacy_name, pair.table.name)]
+        parents = [parent.table.name for parent in mapping.parents]
+        return [*moved, *parents, *(table.name for table in self.application.unmapped)]
 
     def close(self) -> None:
         """Close every connection; the store cannot be used after it."""
@@ -435,16 +434,6 @@ class ConsensusStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Nowhere(ConsensusUnitOfWork):
-    """A read of a file that does not exist: everything is empty, and the file stays away."""
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            super().__exit__(*error)
-        finally:
-            self.engine.dispose()
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.postgresql.catalog import PostgresCatalog
@@ -22,7 +23,6 @@ from consensus_orm.migration import pace
 from consensus_orm.migration.backfill import _Chunks
 from consensus_orm.migration.pace import Pace
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusUnitOfWork
 from consensus_orm.unit_of_work.unit import UnitOfWork
 from tests.databases import Database, build_legacy
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
+from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.copying import copy
 from consensus_orm.errors import CopyError, GuardsBrokenError, UnknownSchemaError
 from consensus_orm.schema import revisions
@@ -116,7 +117,7 @@ def test_a_file_that_begins_at_contract_is_protected_too(new_database: Database)
         assert store.migration.phase is Phase.CONTRACT
         assert views(new_database) == list(LEGACY)
         assert store.migration.status().guards == []
-        revisions.downgrade(store.engine, "base")
+        revisions.downgrade(store.engine, "base", APPLICATION)
     assert views(new_database) == []
     assert new_database.tables() == []
 

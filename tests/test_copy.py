@@ -21,6 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import ConsensusStore, Mapping, Pair, Parent, Phase, errors
 from consensus_orm.cli import main
+from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.copying import CopyReport, copy
 from consensus_orm.copying.target import CHECKPOINTS
 from consensus_orm.migration.progress import Progress
@@ -986,7 +987,7 @@ def test_sources_that_cannot_be_copied(sources: Sources, url: str, tmp_path: Pat
     builders.first_version(older)
     with ConsensusStore.open(older, settings=SETTINGS) as store:
         store.upgrade()
-        revisions.downgrade(store.engine, "0002")
+        revisions.downgrade(store.engine, "0002", APPLICATION)
     with pytest.raises(errors.CopyError, match="not been prepared"):
         moved(older, url)
     halfway = _copied(sources(fitting_history, Phase.CONTRACT), tmp_path / "halfway.db")

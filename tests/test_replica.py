@@ -17,10 +17,10 @@ from sqlalchemy import create_engine, text
 
 from consensus_orm import ConsensusStore, Phase, Settings, errors, telemetry
 from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.postgresql import replica as replica_module
 from consensus_orm.models.base import Base
 from consensus_orm.report import facts
-from consensus_orm.store import ConsensusUnitOfWork
 from consensus_orm.telemetry import ReplicaEvent
 from consensus_orm.telemetry.instruments import measure
 from consensus_orm.testing import artifact_values

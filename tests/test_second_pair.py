@@ -10,6 +10,8 @@ import ast
 import contextlib
 import io
 import sqlite3
+import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +22,13 @@ from sqlalchemy import ForeignKey, Integer, Text, UniqueConstraint, case, func, 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import consensus_orm
-from consensus_orm import ConsensusStore, Phase
-from consensus_orm.consensus import programs
+from consensus_orm import Phase, Store
 from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent
 from consensus_orm.errors import GateClosedError, SchemaError
 from consensus_orm.models.base import Verbatim
+from consensus_orm.schema import inspection
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusUnitOfWork
+from consensus_orm.store import RepositoryUnitOfWork
 from tests import oracle
 from tests.field import builders
 
@@ -202,9 +204,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path, mapping: Mapping = MAPPING, **settings: Any) -> Iterator[ConsensusStore]:
+def opened(path: Path, mapping: Mapping = MAPPING, **settings: Any) -> Iterator[Store]:
     chosen = SETTINGS.model_copy(update=settings)
-    with ConsensusStore.open(path, settings=chosen, mapping=mapping) as store:
+    with Store.open(path, settings=chosen, mapping=mapping) as store:
         yield store
 
 
@@ -241,7 +243,7 @@ def agree(path: Path) -> None:
         ), "an address lives as long as somebody lives there"
 
 
-def everything(uow: ConsensusUnitOfWork) -> dict[str, Any]:
+def everything(uow: RepositoryUnitOfWork) -> dict[str, Any]:
     """All that the repositories say, without what only the normalized side keeps."""
     customers, orders = uow.repository("customers"), uow.repository("orders")
     return {
@@ -254,12 +256,12 @@ def everything(uow: ConsensusUnitOfWork) -> dict[str, Any]:
     }
 
 
-def read(store: ConsensusStore) -> dict[str, Any]:
+def read(store: Store) -> dict[str, Any]:
     with store.unit_of_work(read_only=True) as uow:
         return everything(uow)
 
 
-def forward(store: ConsensusStore, to: Phase = Phase.CONTRACT) -> None:
+def forward(store: Store, to: Phase = Phase.CONTRACT) -> None:
     """Step by step to a phase, with all that the gates want."""
     while (now := store.migration.phase) < to:
         if now.writes_normalized:
@@ -497,7 +499,7 @@ def test_upgrade_makes_the_control_tables_and_nothing_else(path: Path) -> None:
     """The tables of another move are its own business: no consensus table appears, and its tables stay."""
     before = {name: oracle.image(path, name) for name in oracle.tables(path)}
     with opened(path) as store:
-        assert store.migration.upgrade() == list(programs.REVISIONS)
+        assert store.migration.upgrade() == list(inspection.REVISIONS)
         assert store.migration.upgrade() == []
     added = set(oracle.tables(path)) - set(before)
     assert all(name.startswith("consensus_orm_") for name in added)
@@ -534,8 +536,54 @@ def test_a_file_holds_one_move(path: Path, tmp_path: Path) -> None:
     builders.build_legacy(theirs)
     before = oracle.sha256(theirs)
     with pytest.raises(SchemaError, match="one move"):
-        ConsensusStore.open(theirs, settings=SETTINGS, mapping=MAPPING)
+        consensus_orm.ConsensusStore.open(theirs, settings=SETTINGS, mapping=MAPPING)
     assert oracle.sha256(theirs) == before
+
+
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED, Phase.CONTRACT])
+def test_a_database_keeps_to_its_move(phase: Phase, path: Path) -> None:
+    """From DUAL_WRITE on a file says which tables it moves: a mapping of others is refused, and nothing is written."""
+    with opened(path) as store:
+        forward(store, phase)
+    before = oracle.sha256(path)
+    from consensus_orm.consensus.declaration import CONSENSUS  # another test sees that nothing else loads it
+
+    with pytest.raises(SchemaError, match=r"customers_flat.*one move"):
+        Store.open(path, settings=SETTINGS, mapping=CONSENSUS)
+    assert oracle.sha256(path) == before
+    with Store.open(path, settings=SETTINGS, mapping=MAPPING) as again:
+        assert again.migration.phase is phase
+
+
+WITHOUT_CONSENSUS = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+from consensus_orm import Phase, Settings, Store
+from consensus_orm.copying import copy
+from tests.shop import MAPPING
+
+now = timedelta(0)
+settings = Settings(soak_dual_write=now, soak_cutover=now, soak_normalized=now)
+path = Path(sys.argv[1])
+with Store.open(path, settings=settings, mapping=MAPPING) as store:
+    store.migration.migrate(Phase.CONTRACT, soak=False)
+    with store.unit_of_work() as uow:
+        uow.repository("customers").add({"name": "Zoe", "city": "Bern"})
+    assert store.migration.rehearse().passed
+    store.migration.rollback(Phase.EXPAND)
+    store.maintenance.stats(), store.maintenance.vacuum()
+    with Store.open(path.with_name("copy.db"), settings=settings, mapping=MAPPING) as target:
+        copy(store, target)
+print(sorted(name for name in sys.modules if name.startswith("consensus_orm.consensus")))
+"""
+
+
+def test_nothing_of_the_consensus_data_is_loaded(path: Path) -> None:
+    """All phases, a rehearsal, the way back and a copy of other tables import no module of the consensus data."""
+    script = WITHOUT_CONSENSUS.replace("tests.shop", __name__)
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 # The sources ----------------------------------------------------------------------------------------------

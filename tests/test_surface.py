@@ -15,6 +15,7 @@ from consensus_orm import (
     ConsensusUnitOfWork,
     ExecutionTracker,
     Phase,
+    Store,
     copying,
 )
 from consensus_orm.consensus.artifacts import Artifacts
@@ -27,19 +28,21 @@ from consensus_orm.migration import Migration
 NAMES = (
     "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork ConsensusError ConsensusStore"
     " ConsensusUnitOfWork Earliest Execution ExecutionTracker Latest Mapping OnMismatch Pair Parent Phase Row Run"
-    " Settings Side Synthesis __version__ restore"
+    " Settings Side Store Synthesis __version__ owns restore"
 )
 
+STORE = {
+    "unit_of_work": "*, read_only=False",
+    "run": "work, *, read_only=False, cancel=None",
+    "in_unit_of_work": "work",
+    "upgrade": "progress=None, *, rewrite=False, protect=None",
+    "pending_rewrite": "",
+    "close": "",
+}
+
 SURFACE: dict[type, dict[str, str]] = {
-    ConsensusStore: {
-        "open": "url=None, *, settings=None, echo=False, mapping=",
-        "unit_of_work": "*, read_only=False",
-        "run": "work, *, read_only=False, cancel=None",
-        "in_unit_of_work": "work",
-        "upgrade": "progress=None, *, rewrite=False, protect=None",
-        "pending_rewrite": "",
-        "close": "",
-    },
+    Store: {"open": "url, *, mapping, settings=None, echo=False", **STORE},
+    ConsensusStore: {"open": "url=None, *, settings=None, echo=False, mapping=", **STORE},
     ConsensusUnitOfWork: {"on_commit": "callback", "repository": "pair"},
     # Their repositories, migration and maintenance have the methods written below: see tests/test_asynchronous.py.
     AsyncConsensusStore: {
@@ -157,12 +160,13 @@ def test_names_of_the_package() -> None:
 def test_methods_and_their_arguments(owner: type) -> None:
     """Each public method has the arguments that are written here, and there is no other."""
     wanted = SURFACE[owner]
-    public = {name for name, value in vars(owner).items() if callable(value) or isinstance(value, classmethod)}
+    found = [member for kind in (owner, *owner.__bases__) for member in vars(kind).items()]
+    public = {name for name, value in found if callable(value) or isinstance(value, classmethod)}
     inherited = {"on_commit"} & wanted.keys()
     assert {name for name in public if not name.startswith("_")} | inherited == set(wanted)
     for name, arguments in wanted.items():
-        found = spelled(getattr(owner, name))
-        assert found == arguments or (arguments.endswith("=") and found.startswith(arguments)), name
+        given = spelled(getattr(owner, name))
+        assert given == arguments or (arguments.endswith("=") and given.startswith(arguments)), name
         assert inspect.getdoc(getattr(owner, name)), f"{name} has no docstring"
 
 

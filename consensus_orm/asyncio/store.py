@@ -38,6 +38,7 @@ from consensus_orm.consensus.artifacts import Artifacts
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.executions import Executions
 from consensus_orm.consensus.runs import Runs
+from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.declaration.pairs import Mapping
@@ -45,7 +46,6 @@ from consensus_orm.migration import Migration
 from consensus_orm.phase import Phase
 from consensus_orm.repository.dual_write import Repository
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
 
 __all__ = [
     "AsyncArtifacts",

@@ -22,7 +22,8 @@ from consensus_orm.cli.app import (
 )
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
-from consensus_orm.consensus.programs import PROTECTED, UNPROTECTED, Rewrite
+from consensus_orm.consensus.programs import PROTECTED, UNPROTECTED
+from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.errors import GateClosedError
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
@@ -32,7 +33,7 @@ from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import find
-from consensus_orm.store import ConsensusStore
+from consensus_orm.schema.application import Rewrite
 
 __all__: list[str] = []
 

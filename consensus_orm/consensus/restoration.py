@@ -22,7 +22,7 @@ from sqlalchemy import URL
 
 from consensus_orm import errors, files
 from consensus_orm import validation as check
-from consensus_orm.consensus import programs
+from consensus_orm.consensus.application import application_of, place
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.databases import engine, opening
 from consensus_orm.databases.sqlite import write_ahead_log
@@ -91,7 +91,7 @@ def restore(
     chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
     check.instance("mapping", mapping, Mapping)
     check.flag("create", create)
-    target, source = _target(url if url is not None else chosen.url), files.resolved(check.path("backup", backup))
+    target, source = _target(place(url, chosen)), files.resolved(check.path("backup", backup))
     files.require_usable(source)
     _refuse(source, target, create=create)
     with _failures(target):
@@ -113,7 +113,7 @@ def restore(
         )
 
 
-def _target(url: str | Path | URL | None) -> Path:
+def _target(url: str | Path | URL) -> Path:
     parsed = opening.parse_url(url)
     if parsed.get_backend_name() != "sqlite":
         raise errors.RestoreError(
@@ -168,13 +168,12 @@ def _verify(copy: Path, source: Path, settings: Settings, mapping: Mapping) -> d
         raise refuse(f"cannot be read: {error}") from error
     if said != "ok":
         raise refuse(f"is damaged: integrity_check says: {said.splitlines()[0]}")
-    legacy = None if mapping is CONSENSUS else tuple(pair.legacy_name for pair in mapping.pairs)
     looked_at = opening.create(copy, settings)
     try:
-        found = revisions.inspect(looked_at, legacy)
+        found = revisions.inspect(looked_at, application_of(mapping))
     finally:
         looked_at.dispose()
-    if found.kind is programs.Kind.NEW and not found.legacy_tables:
+    if found.is_new and not found.legacy_tables:
         raise refuse("holds none of the tables of this package")
     if beside := [suffix for suffix in BESIDE if os.path.lexists(f"{copy}{suffix}")]:
         raise refuse(f"has a {beside[0]} file that cannot be carried into it")

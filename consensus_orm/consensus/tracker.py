@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from consensus_orm.store import ConsensusUnitOfWork
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 
 __all__ = ["ExecutionTracker"]
 

@@ -21,10 +21,10 @@ from consensus_orm.copying.finish import remainder
 from consensus_orm.copying.report import CopiedTable, CopyReport, Unfit
 from consensus_orm.copying.source import Source, opened
 from consensus_orm.copying.sweeps import Passes
-from consensus_orm.copying.tables import EXECUTIONS, Copied, inventory, normalized
+from consensus_orm.copying.tables import Copied, inventory, normalized
 from consensus_orm.copying.target import Target
 from consensus_orm.migration.progress import Watch
-from consensus_orm.store import ConsensusStore
+from consensus_orm.store import Store
 
 __all__ = ["CopiedTable", "CopyReport", "Unfit", "copy"]
 
@@ -33,8 +33,8 @@ PASSES = 5
 
 
 def copy(
-    source: ConsensusStore,
-    target: ConsensusStore,
+    source: Store,
+    target: Store,
     *,
     reject: bool = False,
     finish: bool = True,
@@ -62,14 +62,14 @@ def copy(
         StorageError: One of them could not do what was asked.
     """
     for name, store in (("source", source), ("target", target)):
-        check.instance(name, store, ConsensusStore)
+        check.instance(name, store, Store)
     if _is_same(source, target):
         raise errors.ConfigurationError("source and target are the same database", hint="give two databases")
     with opened(source) as origin:
         return _Copy(origin, target, progress).run(reject=reject, finish=finish, lock=lock)
 
 
-def _is_same(source: ConsensusStore, target: ConsensusStore) -> bool:
+def _is_same(source: Store, target: Store) -> bool:
     if source.path is not None and target.path is not None:
         return source.path.exists() and target.path.exists() and source.path.samefile(target.path)
     in_memory = source.engine.dialect.name == "sqlite" and source.path is None
@@ -77,7 +77,7 @@ def _is_same(source: ConsensusStore, target: ConsensusStore) -> bool:
 
 
 class _Copy:
-    def __init__(self, source: Source, store: ConsensusStore, progress: Watch) -> None:
+    def __init__(self, source: Source, store: Store, progress: Watch) -> None:
         self.started = time.monotonic()
         self.source = source
         self.progress = progress
@@ -88,7 +88,9 @@ class _Copy:
 
     def _inventory(self) -> list[Copied]:
         extras = self.source.kind == self.target.kind == "sqlite"
-        return inventory(self.source, prepared=self.state.prepared, executions=self.source.executions, extras=extras)
+        return inventory(
+            self.source, prepared=self.state.prepared, unmapped=self.source.application.unmapped, extras=extras
+        )
 
     def _passes(self) -> Passes:
         indexes = {table.name: _indexes(table) for table in self._known_tables()}
@@ -96,7 +98,7 @@ class _Copy:
 
     def _known_tables(self) -> list[Table]:
         mapping = self.source.statements.mapping
-        return [*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs), EXECUTIONS]
+        return [*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs), *self.source.application.unmapped]
 
     @property
     def shape(self) -> list[Any]:
@@ -137,8 +139,9 @@ class _Copy:
             )
 
     def _make_room(self) -> None:
+        unmapped = [table.name for table in self.source.application.unmapped]
         for table in self.tables:
-            if table.name == EXECUTIONS.name:
+            if table.name in unmapped:
                 self.target.make_room(table)
 
     def _catch_up(self, reject: bool) -> Any:

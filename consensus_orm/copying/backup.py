@@ -9,12 +9,12 @@ from consensus_orm import errors
 from consensus_orm.copying import copy
 from consensus_orm.files import own_folder, put_in_place
 from consensus_orm.migration.progress import Watch
-from consensus_orm.store import ConsensusStore
+from consensus_orm.store import Store
 
 __all__ = ["backup_of_server"]
 
 
-def backup_of_server(store: ConsensusStore, path: Path, progress: Watch = None) -> dict[str, Any]:
+def backup_of_server(store: Store, path: Path, progress: Watch = None) -> dict[str, Any]:
     """Copy a store to a SQLite file, which gets its name when it is whole.
 
     Args:
@@ -32,7 +32,7 @@ def backup_of_server(store: ConsensusStore, path: Path, progress: Watch = None) 
         with own_folder(path.parent, "backup") as folder:
             mapping = store._statements.mapping
             settings = store.settings.model_copy(update={"read_url": None})  # the file has no replica
-            with ConsensusStore.open(folder / path.name, settings=settings, mapping=mapping) as target:
+            with type(store).open(folder / path.name, settings=settings, mapping=mapping) as target:
                 # What SQLite would store as another type is kept as it is in a reject: a backup must not fail for it.
                 report = copy(store, target, reject=True, lock=False, progress=progress)
             put_in_place(folder / path.name, path)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm.copying.source import Source, State
-from consensus_orm.copying.tables import EXECUTIONS, normalized
+from consensus_orm.copying.tables import made_elsewhere
 from consensus_orm.databases.sqlite.legacy_tables import objects
 
 __all__ = ["ABROAD", "Definition", "definitions"]
@@ -50,7 +50,7 @@ def definitions(source: Source, state: State) -> list[Definition]:
     legacy = [pair.legacy_table for pair in source.statements.mapping.pairs]
     wanted = legacy if state.phase.has_legacy or state.reversible else []
     # Our own normalized tables are made by revisions, those of another mapping by whoever declares them.
-    others = [EXECUTIONS] if source.executions else normalized(source.statements.mapping)
+    others = made_elsewhere(source.application, source.statements.mapping)
     saved = [Definition(*row) for row in source._rows(SAVED)] if state.prepared else []
     if source.kind == "sqlite":
         live = [*(legacy if state.phase.has_legacy else ()), *others]

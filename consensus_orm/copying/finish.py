@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from consensus_orm.consensus.programs import PROTECTED, UNPROTECTED
+from sqlalchemy import Table
+
 from consensus_orm.copying.definitions import ABROAD, Definition
 from consensus_orm.copying.report import Unfit
 from consensus_orm.copying.source import Source, State
-from consensus_orm.copying.tables import EXECUTIONS, Copied, normalized
+from consensus_orm.copying.tables import Copied, normalized
 from consensus_orm.copying.target import CHECKPOINTS, Target
 from consensus_orm.databases import guard_record
 from consensus_orm.databases.base import Cells
@@ -21,6 +22,7 @@ from consensus_orm.databases.saved_rows import image as image_of
 from consensus_orm.databases.sqlite.saved_schema import make
 from consensus_orm.ledgers import guards, mismatches
 from consensus_orm.phase import Side
+from consensus_orm.schema.application import Protection
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -95,7 +97,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
     state = rest.state
     with target.unit(durable=True) as uow:
         restored = target.restored(uow)
-        _set_phase(uow, state, _user_version(uow, state))
+        _set_phase(uow, state, _user_version(uow, state, target.store.application.protection))
         rejected = list(_reject(uow, rest))
         _derive_again(uow, rest, tables)
         _keep_definitions(uow, target, source, rest)
@@ -104,7 +106,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         _set_sequences(uow, target, rest)
         guard_record.install(uow, state.phase)
         if target.kind == "sqlite":
-            _make_triggers(uow, rest)
+            _make_triggers(uow, rest, target.store.application.unmapped)
         if not state.phase.has_legacy:
             guards.put_up_signs(uow)
         elif state.phase.writes_normalized:
@@ -113,11 +115,13 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         uow._execute(f"DROP TABLE {CHECKPOINTS}")
 
 
-def _user_version(uow: UnitOfWork, state: State) -> int | None:
+def _user_version(uow: UnitOfWork, state: State, protection: Protection | None) -> int | None:
     """What a downgrade of the target gives back, or that of a copy back to SQLite: the number the source had."""
-    known = state.user_version if state.user_version in UNPROTECTED else None
+    if protection is None:
+        return None
+    known = state.user_version if state.user_version in protection.older else None
     if uow.statements.rendering.name == "sqlite":
-        protected = uow._rows("PRAGMA user_version")[0][0] == PROTECTED
+        protected = uow._rows("PRAGMA user_version")[0][0] == protection.version
         return (known or 0) if protected else None
     return known
 
@@ -254,10 +258,10 @@ def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
         uow.catalog.level_sequences(uow)
 
 
-def _make_triggers(uow: UnitOfWork, rest: Remainder) -> None:
+def _make_triggers(uow: UnitOfWork, rest: Remainder, unmapped: Iterable[Table]) -> None:
     """Make the triggers of other programs again, now that all rows are there."""
     live = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs} if rest.state.phase.has_legacy else set()
-    known = live | {table.name.lower() for table in (EXECUTIONS, *normalized(uow.statements.mapping))}
+    known = live | {table.name.lower() for table in (*unmapped, *normalized(uow.statements.mapping))}
     for d in rest.definitions:
         if d.type == "trigger" and d.table.lower() in known:
             with translated(uow.engine):

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from consensus_orm import errors
-from consensus_orm.consensus.programs import Kind
 from consensus_orm.copying.reading import has_place
-from consensus_orm.copying.tables import EXECUTIONS, Copied
+from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.values import cell, plain
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
@@ -27,9 +26,8 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.sqlite.connection import DriverConnection, pragmas
 from consensus_orm.ledgers import guards
 from consensus_orm.phase import Phase
-from consensus_orm.schema import revisions
 from consensus_orm.statements.rendering import quoted
-from consensus_orm.store import ConsensusStore
+from consensus_orm.store import Store
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Lull", "Source", "State", "opened"]
@@ -76,12 +74,12 @@ class Source(UnitOfWork):
         store: The store.
     """
 
-    def __init__(self, store: ConsensusStore) -> None:
+    def __init__(self, store: Store) -> None:
         super().__init__(store.engine, store._statements, store.settings, read_only=True)
         self.started = store.settings.clock()
         self.store = store
         self.name = store.name
-        self.executions = store._legacy is None
+        self.application = store.application
 
     def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
         """Look by itself: a unit of work has a transaction, and this has none."""
@@ -117,8 +115,8 @@ class Source(UnitOfWork):
             CopyError: It is in the middle of a step, or none of our stores yet.
         """
         self._phase = Phase.EXPAND  # what is missing is an error, and no empty answer
-        identity = revisions._identify(self._connected, self.store._legacy)
-        if identity.version is None and identity.legacy_tables and identity.kind in (Kind.LEGACY, Kind.NEW):
+        identity = self.application.identify(self._connected)
+        if identity.version is None and identity.legacy_tables and not identity.rewritten:
             return State(prepared=False, phase=Phase.EXPAND, user_version=identity.user_version)
         if identity.needs_upgrade:
             raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
@@ -269,7 +267,8 @@ class ServerSource(Source):
             other.hold(Lock.FLIP)
         mapping = self.statements.mapping
         names = {t.name for pair in mapping.pairs for t in (pair.table, pair.legacy_table)}
-        names |= {parent.table.name for parent in mapping.parents} | {EXECUTIONS.name}
+        names |= {parent.table.name for parent in mapping.parents}
+        names |= {table.name for table in self.application.unmapped}
         other.keep_out(names & there)
         return other.rollback  # type: ignore[no-any-return]
 
@@ -279,7 +278,7 @@ class ServerSource(Source):
 
 
 @contextlib.contextmanager
-def opened(store: ConsensusStore) -> Iterator[Source]:
+def opened(store: Store) -> Iterator[Source]:
     """Open the source of a copy with a connection that cannot write.
 
     Args:
@@ -317,7 +316,7 @@ def _has_log(path: Path) -> bool:
         return False
 
 
-def _read_only(store: ConsensusStore) -> DriverConnection:
+def _read_only(store: Store) -> DriverConnection:
     path, settings = database_path(store.engine), store.settings
     assert path is not None
     connection = sqlite3.connect(

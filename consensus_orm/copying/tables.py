@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Table
 
 from consensus_orm import errors
-from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.copying.values import Field, Held, field_of
 from consensus_orm.declaration.pairs import Mapping, Pair, Parent, table_of
 from consensus_orm.models import control
+from consensus_orm.schema.application import Application
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["EXECUTIONS", "Copied", "inventory", "normalized"]
-
-EXECUTIONS = table_of(AgentExecution)
-"""Agent executions are the store's own: no mapping speaks of them."""
+__all__ = ["Copied", "inventory", "made_elsewhere", "normalized"]
 
 LEDGERS = (
     control.PhaseChange,
@@ -67,13 +65,13 @@ class Copied:
         return ", ".join(quoted(field.name) for field in self.fields)
 
 
-def inventory(source: UnitOfWork, *, prepared: bool, executions: bool, extras: bool) -> list[Copied]:
+def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], extras: bool) -> list[Copied]:
     """The tables of a store.
 
     Args:
         source: Sees them.
         prepared: Whether there are others than the legacy tables.
-        executions: Whether agent executions belong to the store.
+        unmapped: Those of the application that no mapping speaks of.
         extras: Whether the target takes columns that nobody knows.
 
     Raises:
@@ -88,8 +86,9 @@ def inventory(source: UnitOfWork, *, prepared: bool, executions: bool, extras: b
         if pair.legacy_name.lower() in there:
             fields = _fields_there(source, pair.legacy_table, extras=extras)
             found.append(Copied(pair.legacy_name, fields, pair.name, has_pairs_key=True))
-    if executions and EXECUTIONS.name in there:
-        found.append(_listed_under_first(mapping, EXECUTIONS.name, _fields_there(source, EXECUTIONS, extras=extras)))
+    for table in (table for table in unmapped if table.name in there):
+        fields = _fields_there(source, table, extras=extras, unused=False)
+        found.append(_listed_under_first(mapping, table.name, fields))
     if prepared:
         found += [_listed_under_first(mapping, t.name, _fields(t)) for t in map(table_of, LEDGERS)]
     return found
@@ -98,6 +97,11 @@ def inventory(source: UnitOfWork, *, prepared: bool, executions: bool, extras: b
 def normalized(mapping: Mapping) -> list[Table]:
     """The normalized tables, parents first."""
     return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.pairs)]
+
+
+def made_elsewhere(application: Application, mapping: Mapping) -> list[Table]:
+    """The tables beside the legacy ones that no revision makes as they are, for other programs make or alter them."""
+    return [*application.unmapped, *(() if application.is_known_to_revisions else normalized(mapping))]
 
 
 def _listed_under_first(mapping: Mapping, name: str, fields: tuple[Field, ...]) -> Copied:
@@ -121,8 +125,11 @@ def _fields(table: Table) -> tuple[Field, ...]:
     return tuple(sorted(map(field_of, table.columns), key=lambda field: not table.columns[field.name].primary_key))
 
 
-def _fields_there(source: UnitOfWork, table: Table, *, extras: bool) -> tuple[Field, ...]:
-    """Columns of a table that other programs made, or altered: those that are there, whoever knows them."""
+def _fields_there(source: UnitOfWork, table: Table, *, extras: bool, unused: bool = True) -> tuple[Field, ...]:
+    """Columns of a table that other programs made, or altered: those that are there, whoever knows them.
+
+    Without `unused`, a table of the field comes back without those that it did not have.
+    """
     there = source.catalog.columns(source, table.name)
     known = [field for field in _fields(table) if field.name in there]
     unknown = sorted(there - {field.name for field in known})
@@ -133,12 +140,12 @@ def _fields_there(source: UnitOfWork, table: Table, *, extras: bool) -> tuple[Fi
             table=table.name,
             column=unknown[0],
         )
-    used = [field for field in known if extras or _is_used(source, table, field)]
+    used = [field for field in known if extras or unused or _is_used(source, table, field)]
     return (*used, *(Field(name, Held.ANYTHING) for name in unknown))
 
 
 def _is_used(source: UnitOfWork, table: Table, field: Field) -> bool:
-    """Whether a column holds anything: a table of the field comes back without those that it did not have."""
-    if table is not EXECUTIONS or field.required:
+    """Whether a column holds anything, or must."""
+    if field.required:
         return True
     return bool(source._rows(f"SELECT 1 FROM {quoted(table.name)} WHERE {quoted(field.name)} IS NOT NULL LIMIT 1"))

@@ -17,13 +17,12 @@ from sqlalchemy import Connection
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
 from consensus_orm import errors
-from consensus_orm.consensus.programs import Kind
 from consensus_orm.copying import foreign_keys
 from consensus_orm.copying.definitions import Definition
 from consensus_orm.copying.foreign_keys import ForeignKey
 from consensus_orm.copying.reading import rows_between
 from consensus_orm.copying.source import State
-from consensus_orm.copying.tables import EXECUTIONS, Copied, normalized
+from consensus_orm.copying.tables import Copied, made_elsewhere, normalized
 from consensus_orm.copying.values import Held, Values
 from consensus_orm.databases import engine as engines
 from consensus_orm.databases.lock import Lock
@@ -33,7 +32,7 @@ from consensus_orm.models.base import Verbatim
 from consensus_orm.phase import Phase
 from consensus_orm.schema import revisions
 from consensus_orm.statements.rendering import quoted
-from consensus_orm.store import ConsensusStore
+from consensus_orm.store import Store
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CHECKPOINTS", "Target", "TargetUnit"]
@@ -59,7 +58,7 @@ class TargetUnit(UnitOfWork):
         phase: The phase it will have.
     """
 
-    def __init__(self, store: ConsensusStore, phase: Phase) -> None:
+    def __init__(self, store: Store, phase: Phase) -> None:
         super().__init__(store.engine, store._statements, store.settings)
         self.lock = Lock.CARRY
         self._to_be = phase
@@ -95,7 +94,7 @@ class Target:
         state: Where the source stands.
     """
 
-    def __init__(self, store: ConsensusStore, source: str, state: State) -> None:
+    def __init__(self, store: Store, source: str, state: State) -> None:
         self.store = store
         self.source = source
         self.state = state
@@ -124,16 +123,16 @@ class Target:
         """
         if self.store.path is not None and not self.store.path.exists():
             return False
-        kind = self.again(self.store._inspect).kind
-        return self.again(partial(self._is_begun, shape, kind))
+        is_new = self.again(self.store._inspect).is_new
+        return self.again(partial(self._is_begun, shape, is_new=is_new))
 
-    def _is_begun(self, shape: list[Any], kind: Kind) -> bool:
+    def _is_begun(self, shape: list[Any], *, is_new: bool) -> bool:
         with engines.translated(self.store.engine), self._looking() as uow:
             there = {name.lower() for name in uow.catalog.tables(uow)}
             if CHECKPOINTS in there:
                 self._expect(uow, shape)
                 return True
-            self._require_empty(uow, there, kind)
+            self._require_empty(uow, there, is_new=is_new)
         return False
 
     def again(self, step: Callable[[], T]) -> T:
@@ -156,8 +155,8 @@ class Target:
     def _refusal(self, why: str) -> errors.CopyError:
         return errors.CopyError(f"{self.store.name} {why}", hint="nothing was written; give an empty database")
 
-    def _require_empty(self, uow: UnitOfWork, there: set[str], kind: Kind) -> None:
-        if kind is not Kind.NEW:
+    def _require_empty(self, uow: UnitOfWork, there: set[str], *, is_new: bool) -> None:
+        if not is_new:
             raise self._refusal("holds tables of ours already")
         mapping = self.store._statements.mapping
         for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs)):
@@ -175,13 +174,14 @@ class Target:
         self.again(partial(self._make, shape, made))
 
     def _make(self, shape: list[Any], made: Sequence[Definition]) -> None:
-        with engines.translated(self.store.engine), revisions.changing(self.store.engine) as connection:
+        engine, application = self.store.engine, self.store.application
+        with engines.translated(engine), revisions.changing(engine, application.tables) as connection:
             if self.state.phase.has_legacy or self.state.reversible:
                 self._make_legacy(connection, made)
             self._make_others(connection, made)
             self._upgrade(connection)
-            if self.store._legacy is None and self.store.settings.protect:
-                revisions.protect(connection)
+            if application.protection is not None and self.store.settings.protect:
+                revisions.protect(connection, application.protection)
             facts = {"source": self.source, "shape": shape, "foreign_keys": self._drop_foreign_keys(connection)}
             connection.exec_driver_sql(_CREATE)
             mark = "%s" if self.kind == "postgresql" else "?"
@@ -212,15 +212,14 @@ class Target:
 
     def _make_others(self, connection: Connection, made: Sequence[Definition]) -> None:
         if self.kind == "sqlite":
-            mapping = self.store._statements.mapping
-            others = [EXECUTIONS] if self.store._legacy is None else normalized(mapping)
+            others = made_elsewhere(self.store.application, self.store._statements.mapping)
             _create(connection, made, {table.name.lower() for table in others})
 
     def _upgrade(self, connection: Connection) -> None:
         from alembic import command
 
         config = revisions.configuration(
-            connection=connection, applied=[], clock=self.store.settings.clock, legacy=self.store._legacy
+            self.store.application, connection=connection, applied=[], clock=self.store.settings.clock
         )
         command.upgrade(config, revisions.head())
         mapping = self.store._statements.mapping

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,12 +30,16 @@ class Maintenance:
     Args:
         engine: The engine of a store.
         settings: The settings of the store.
+        tables: The names of the tables of a server that are looked after, beside the control tables.
         repeat: Takes a step again after a transient error, as the retrier of the store does; once where left out.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, *, repeat: Repeat = once) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, *, tables: Collection[str] = (), repeat: Repeat = once
+    ) -> None:
         self.engine = engine
         self.settings = settings
+        self.tables = tables
         self._repeat = repeat
         self._scheduler: VacuumScheduler | None = None
         self._lock = threading.Lock()
@@ -47,7 +51,7 @@ class Maintenance:
             PoolExhaustedError: All connections stayed lent.
             StorageError: The database cannot be read.
         """
-        return self._repeat(lambda: statistics.collect(self.engine))
+        return self._repeat(lambda: statistics.collect(self.engine, self.tables))
 
     def vacuum(self, *, full: bool = False, progress: Callable[[int, int], object] | None = None) -> VacuumReport:
         """Give free pages back to the file system, in small steps.
@@ -63,7 +67,7 @@ class Maintenance:
             DatabaseBusyError: Another vacuum is running, or somebody kept the write lock.
             StorageError: The file cannot be written.
         """
-        return vacuum(self.engine, full=full, progress=progress, repeat=self._repeat)
+        return vacuum(self.engine, self.tables, full=full, progress=progress, repeat=self._repeat)
 
     def schedule_vacuum(self, interval: timedelta = timedelta(days=1)) -> VacuumScheduler:
         """Vacuum now and then on a daemon thread; a schedule that was there before ends.
@@ -76,7 +80,7 @@ class Maintenance:
         """
         with self._lock:
             self._stop()
-            self._scheduler = VacuumScheduler(self.engine, interval).start()
+            self._scheduler = VacuumScheduler(self.engine, interval, tables=self.tables).start()
             return self._scheduler
 
     def backup(

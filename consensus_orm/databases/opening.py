@@ -19,10 +19,8 @@ from consensus_orm.databases.sqlite.connection import Source
 from consensus_orm.settings import Settings
 from consensus_orm.statements.rendering import Rendering
 
-__all__ = ["DEFAULT_PATH", "catalog", "create", "parse_url", "rendering"]
+__all__ = ["catalog", "create", "parse_url", "rendering"]
 
-DEFAULT_PATH = "~/.code/consensus_artifacts.db"
-"""Where the tool keeps its file, and so where a store opens without a URL."""
 
 FILE_URI = "file:"
 """How a URI begins that SQLite would read itself."""
@@ -31,11 +29,11 @@ HONOURED = frozenset({("uri", "true"), ("uri", "1"), ("mode", "rwc")})
 """Parameters of a URL that say what is done anyway."""
 
 
-def parse_url(url: str | Path | URL | None) -> URL:
+def parse_url(url: str | Path | URL) -> URL:
     """Read a SQLAlchemy URL or a path.
 
     Args:
-        url: A URL, a path, `:memory:`, or None for the tool's own file.
+        url: A URL, a path, or `:memory:`.
 
     Returns:
         The URL; of a SQLite file, with the one path that is left when every link is followed.
@@ -43,8 +41,6 @@ def parse_url(url: str | Path | URL | None) -> URL:
     Raises:
         ConfigurationError: It is no URL, or its database is not supported.
     """
-    if url is None:
-        url = DEFAULT_PATH
     if isinstance(url, Path) and str(url) != MEMORY:
         url = URL.create("sqlite", database=str(files.resolved(url)))
     if not isinstance(url, str | Path | URL):
@@ -84,7 +80,7 @@ def _file_url(url: URL) -> URL:
     return url.set(database=path if path == MEMORY else str(files.resolved(path)), query={})
 
 
-def create(url: str | Path | URL | None, settings: Settings, *, echo: bool = False) -> Engine:
+def create(url: str | Path | URL, settings: Settings, *, echo: bool = False) -> Engine:
     """Make the pooled engine of a store; nothing is opened or created yet.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
@@ -88,11 +89,12 @@ class DatabaseStats(BaseModel):
     notes: tuple[str, ...] = ()
 
 
-def collect(engine: Engine) -> DatabaseStats:
+def collect(engine: Engine, tables: Collection[str] = ()) -> DatabaseStats:
     """Read what is in force, from a connection of the pool; writes nothing.
 
     Args:
         engine: The engine of a store.
+        tables: The names of the tables of a server that are counted, beside the control tables.
 
     Returns:
         The statistics; of a server `consensus_orm.databases.postgresql.vacuum.ServerStats`.
@@ -104,7 +106,7 @@ def collect(engine: Engine) -> DatabaseStats:
     if engine.dialect.name == "postgresql":
         from consensus_orm.databases.postgresql import vacuum
 
-        return cast("DatabaseStats", vacuum.collect(engine))  # as far as a server has what a file has
+        return cast("DatabaseStats", vacuum.collect(engine, tables))  # as far as a server has what a file has
     pool = cast("Pool", engine.pool)
     with checkout(engine) as pooled, translated(engine):
         found = _in_force(driver(pooled))

@@ -37,7 +37,7 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from consensus_orm.rehearsal import RehearsalReport, RehearsalStep
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["Migration"]
 
@@ -50,7 +50,7 @@ class Migration:
         store: The store to move.
     """
 
-    def __init__(self, store: ConsensusStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
 
     @property
@@ -392,7 +392,7 @@ class Migration:
 
         Raises:
             MigrationError: The database never had legacy tables, so there is nothing to rehearse.
-            InvalidValueError: Writers were asked for, and the mapping is not that of the consensus tables.
+            InvalidValueError: Writers were asked for, and how these tables are written is not known.
             StorageError: There is not room enough, or the copy could not be made.
         """
         from consensus_orm.rehearsal import rehearse

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["Units"]
 
@@ -30,7 +30,7 @@ class Units:
         read_only: Whether they only read.
     """
 
-    store: ConsensusStore
+    store: Store
     open: Callable[[], UnitOfWork]
     read_only: bool = False
 

@@ -20,7 +20,7 @@ from consensus_orm.rehearsal.stopwatch import Stopwatch
 from consensus_orm.statements.rendering import quoted
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["Copy", "FileCopy", "ServerCopy", "made"]
 
@@ -60,11 +60,11 @@ class Copy(ABC):
         """What it takes, with its log and its backups."""
 
     @abstractmethod
-    def notes(self, store: ConsensusStore) -> Iterator[str]:
+    def notes(self, store: Store) -> Iterator[str]:
         """What is not as it will be on the database itself."""
 
     @abstractmethod
-    def watch(self, store: ConsensusStore) -> Callable[[], float]:
+    def watch(self, store: Store) -> Callable[[], float]:
         """Measure how long writers of the copy are kept waiting by who calls this.
 
         Args:
@@ -99,7 +99,7 @@ class FileCopy(Copy):
         beside = [Path(f"{self.where}{suffix}") for suffix in ("", *files.BESIDE)]
         return sum(path.stat().st_size for path in (*beside, *self.backups) if path.exists())
 
-    def notes(self, store: ConsensusStore) -> Iterator[str]:
+    def notes(self, store: Store) -> Iterator[str]:
         """What is not as it will be."""
         mode = store.maintenance.stats().journal_mode
         if store.path is None:
@@ -109,7 +109,7 @@ class FileCopy(Copy):
         if store.path.stat().st_dev != self.folder.stat().st_dev:
             yield "the copy is on another file system than the database, which may be faster or slower (see --keep)"
 
-    def watch(self, store: ConsensusStore) -> Callable[[], float]:
+    def watch(self, store: Store) -> Callable[[], float]:
         """Measure how long writers are kept waiting."""
         stopwatch = source_of(store.engine).writers = Stopwatch()
         return stopwatch.reset
@@ -135,7 +135,7 @@ class ServerCopy(Copy):
             size: int = look.rows("SELECT pg_database_size(current_database())")[0][0]
         return size + sum(path.stat().st_size for path in self.backups)
 
-    def notes(self, store: ConsensusStore) -> Iterator[str]:
+    def notes(self, store: Store) -> Iterator[str]:
         """What is not as it will be."""
         yield "the copy is a database of its own: privileges, views and triggers of other programs are not in it"
         own = str(make_url(self.where).database)
@@ -146,7 +146,7 @@ class ServerCopy(Copy):
         if others := [name for (name,) in names if name.startswith(own[:-_DIGITS]) and name != own]:
             yield f"the server has copies of other rehearsals, kept, killed or running: {', '.join(others)}"
 
-    def watch(self, store: ConsensusStore) -> Callable[[], float]:
+    def watch(self, store: Store) -> Callable[[], float]:
         """Measure how long writers are kept waiting."""
         source = store.engine.pool.source  # type: ignore[attr-defined]
 
@@ -158,7 +158,7 @@ class ServerCopy(Copy):
 
 
 @contextlib.contextmanager
-def made(store: ConsensusStore, folder: Path, *, keep: bool, progress: Watch) -> Iterator[Copy]:
+def made(store: Store, folder: Path, *, keep: bool, progress: Watch) -> Iterator[Copy]:
     """Copy the database of a store.
 
     Args:
@@ -193,7 +193,7 @@ def _require(folder: Path, wanted: int) -> None:
 
 
 @contextlib.contextmanager
-def _database(store: ConsensusStore, *, keep: bool) -> Iterator[str]:
+def _database(store: Store, *, keep: bool) -> Iterator[str]:
     """A new database on the server of another."""
     import psycopg
 
@@ -227,7 +227,7 @@ def _database(store: ConsensusStore, *, keep: bool) -> Iterator[str]:
                 admin.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)".encode())
 
 
-def _fill(store: ConsensusStore, url: str, progress: Watch) -> None:
+def _fill(store: Store, url: str, progress: Watch) -> None:
     from consensus_orm.copying import copy
 
     settings = store.settings.model_copy(update={"read_url": None})

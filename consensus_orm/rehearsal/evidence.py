@@ -16,7 +16,7 @@ from consensus_orm.rehearsal.records import Identity, RehearsalReport
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["Evidence", "evidence_in", "evidence_path", "find", "write"]
 
@@ -57,13 +57,13 @@ class Evidence:
         return self.stale is None and self.report.passed
 
 
-def evidence_in(folder: Path, store: ConsensusStore) -> Path:
+def evidence_in(folder: Path, store: Store) -> Path:
     """Where the evidence of a rehearsal of a store's database stands in a folder."""
     database = Path(store.path or store.engine.url.database or ":memory:")
     return files.derived(database, ".rehearsal.json", folder=folder)
 
 
-def evidence_path(store: ConsensusStore) -> Path | None:
+def evidence_path(store: Store) -> Path | None:
     """Where the evidence of a rehearsal is kept: beside the database, never in it.
 
     Args:
@@ -92,7 +92,7 @@ def write(report: RehearsalReport, path: Path) -> None:
     files.write_whole(path, json.dumps(report.facts(), indent=2))
 
 
-def find(store: ConsensusStore) -> Evidence | None:
+def find(store: Store) -> Evidence | None:
     """Look for a rehearsal of a store's database; writes nothing.
 
     Args:

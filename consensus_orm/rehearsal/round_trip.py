@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors, files
 from consensus_orm._version import __version__
-from consensus_orm.consensus.declaration import CONSENSUS
-from consensus_orm.consensus.programs import PROGRAMS, Rewrite
 from consensus_orm.declaration.pairs import Mapping, Pair
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.journey import Step
@@ -22,16 +20,18 @@ from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
-from consensus_orm.rehearsal import copies, digest, founding
+from consensus_orm.rehearsal import copies, digest
+from consensus_orm.rehearsal.application import Rehearsed
 from consensus_orm.rehearsal.copies import Copy
 from consensus_orm.rehearsal.digest import Image
 from consensus_orm.rehearsal.evidence import evidence_in, evidence_path, write
 from consensus_orm.rehearsal.raw_sql import FileLook, Look, look_of
 from consensus_orm.rehearsal.records import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
-from consensus_orm.rehearsal.writers import COLUMNS, Writers
+from consensus_orm.rehearsal.writers import Writers
+from consensus_orm.schema.application import Rewrite
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["rehearse"]
 
@@ -43,7 +43,7 @@ Tell = Callable[[RehearsalStep], object]
 
 
 def rehearse(
-    store: ConsensusStore,
+    store: Store,
     *,
     keep: Path | str | None = None,
     writers: int = 0,
@@ -73,15 +73,15 @@ def rehearse(
 
     Raises:
         MigrationError: The database never had legacy tables, and its upgrade is over, so nothing is left to rehearse.
-        InvalidValueError: Writers were asked for, and the mapping is not that of the consensus tables.
+        InvalidValueError: Writers were asked for, and how these tables are written is not known.
         StorageError: There is not room enough for it, or the copy could not be made.
         CopyError: A column on a server would not come along.
     """
     rewrite = store.pending_rewrite()
     mapping = store._statements.mapping
-    if writers and mapping is not CONSENSUS:
+    if writers and store._rehearsed is None:
         raise errors.InvalidValueError(
-            "writers know the consensus tables only", hint="rehearse without writers", field="writers"
+            "how these tables are written is not known", hint="rehearse without writers", field="writers"
         )
     known = store._look(lambda uow: digest.identity(look_of(store.engine.dialect.name, uow._rows), mapping))
     if known.schema_hash is None and rewrite is None:
@@ -104,7 +104,7 @@ def rehearse(
 
 def _notes(rewrite: Rewrite | None) -> Iterator[str]:
     if rewrite is not None:
-        yield f"{PROGRAMS[rewrite.made_by]}: it made {' and '.join(rewrite.rows)}, and fails on them after the upgrade"
+        yield f"{rewrite.made_by}: it made {' and '.join(rewrite.rows)}, and fails on them after the upgrade"
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def _folder(keep: Path | str | None) -> Iterator[Path]:
     yield asked_for
 
 
-def _keep(report: RehearsalReport, store: ConsensusStore, folder: Path | None) -> RehearsalReport:
+def _keep(report: RehearsalReport, store: Store, folder: Path | None) -> RehearsalReport:
     """Write the evidence where it is looked for, and where it was asked for."""
     place = evidence_path(store)
     places = [] if place is None else [place]
@@ -141,7 +141,7 @@ def _keep(report: RehearsalReport, store: ConsensusStore, folder: Path | None) -
 class _Course:
     """One rehearsal on one copy."""
 
-    def __init__(self, store: ConsensusStore, copy: Copy, mapping: Mapping, progress: Watch, tell: Tell | None) -> None:
+    def __init__(self, store: Store, copy: Copy, mapping: Mapping, progress: Watch, tell: Tell | None) -> None:
         self.store = store
         self.migration = store.migration
         self.copy = copy
@@ -166,9 +166,9 @@ class _Course:
             before = digest.schema_objects(look, self.mapping)
             known = digest.identity(look, self.mapping)
         self._prepare()
-        with Writers(self.store, threads) as writers:
-            if known.schema_hash is None:
-                self._prove_adoption()
+        with Writers(self.store, self.store._rehearsed, threads) as writers:
+            if known.schema_hash is None and self.store._rehearsed is not None:
+                self._prove_adoption(self.store._rehearsed)
             else:
                 self._travel()
         with self.copy.look() as look:
@@ -303,18 +303,18 @@ class _Course:
                     )
                 )
 
-    def _prove_adoption(self) -> None:
+    def _prove_adoption(self, rehearsed: Rehearsed) -> None:
         """Compare a file without a legacy side with what it was before its upgrade."""
         (backup,) = (path for path in self.copy.folder.iterdir() if ".before-upgrade-" in path.name)
         with FileLook.at(backup) as before, self.copy.look() as after:
-            self.proofs += founding.prove(before, after, self.now)
+            self.proofs += rehearsed.prove(before, after, self.now)
 
     def _extra(self, look: Look, writers: Writers) -> tuple[int, int]:
         """Rows above those of the beginning: how many no writer knows of, and how many of the writers' are missing."""
         unexplained = missing = 0
         for pair in self.mapping.pairs:
             wrote = writers.wrote.get(pair.name, {})
-            column = COLUMNS[pair.name] if wrote else pair.key.name
+            column = writers.columns[pair.name] if wrote else pair.key.name
             found = digest.select(look, pair, self.now.truth, column, after=self.wanted[pair.name].last)
             unexplained += sum(str(key) not in self.left_out[pair.name] for key in found.keys() - wrote.keys())
             missing += sum(found.get(key) != text for key, text in wrote.items())

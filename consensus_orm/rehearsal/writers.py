@@ -6,27 +6,21 @@ import json
 import threading
 import time
 from collections import Counter, defaultdict
-from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from consensus_orm.errors import ConsensusError
 from consensus_orm.phase import Phase
+from consensus_orm.rehearsal.application import Rehearsed
 from consensus_orm.rehearsal.records import Latency
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
+    from consensus_orm.store import Store
 
-__all__ = ["COLUMNS", "Writers"]
-
-COLUMNS = {"artifacts": "content_json", "syntheses": "output_markdown"}
-"""The pairs that are written, and the legacy column that holds what a writer remembers."""
+__all__ = ["Writers"]
 
 PAUSE = 0.005
 """Seconds between two units of work of a writer: they are to meet every step, not to use up the machine."""
-
-SYNTHESIS_EVERY = 5
-SPEC = "CONSENSUS-ORM-REHEARSAL"
-"""The spec of the writers' rows, so that a copy that is kept shows whose they are."""
 
 
 class Writers:
@@ -34,6 +28,7 @@ class Writers:
 
     Args:
         store: The store of the copy.
+        rehearsed: How its rows are written; None where no thread is to write.
         threads: How many.
 
     Attributes:
@@ -42,11 +37,13 @@ class Writers:
         latency: Seconds of each unit of work, by the phase it worked in.
     """
 
-    def __init__(self, store: ConsensusStore, threads: int) -> None:
-        self.wrote: dict[str, dict[int, str]] = {name: {} for name in COLUMNS}
+    def __init__(self, store: Store, rehearsed: Rehearsed | None, threads: int) -> None:
+        self.columns = {} if rehearsed is None else rehearsed.columns
+        self.wrote: dict[str, dict[int, str]] = {name: {} for name in self.columns}
         self.errors: Counter[str] = Counter()
         self.latency: dict[Phase, list[float]] = defaultdict(list)
         self._store = store
+        self._rehearsed = rehearsed
         self._over = threading.Event()
         self._lock = threading.Lock()
         names = (f"consensus-orm-rehearsal-{number}" for number in range(threads))
@@ -77,13 +74,18 @@ class Writers:
 
     def _write(self, name: str) -> None:
         number = 0
+        assert self._rehearsed is not None
+        add = self._rehearsed.add
         while not self._over.wait(PAUSE):
             number += 1
             text = json.dumps({"writer": name, "number": number})
+
+            def work(uow: UnitOfWork, number: int = number, text: str = text) -> tuple[Phase, dict[str, int]]:
+                return uow.phase, add(uow, name, number, text)
+
             started = time.perf_counter()
             try:
-                add = partial(_add, name=name, number=number, text=text)
-                phase, keys = self._store.run(add, cancel=self._over)
+                phase, keys = self._store.run(work, cancel=self._over)
             except ConsensusError as error:
                 if not self._over.is_set():
                     self.errors[type(error).__name__] += 1
@@ -93,13 +95,3 @@ class Writers:
                 self.latency[phase].append(took)
                 for pair, key in keys.items():
                     self.wrote[pair][key] = text
-
-
-def _add(uow: ConsensusUnitOfWork, *, name: str, number: int, text: str) -> tuple[Phase, dict[str, int]]:
-    run = f"{name}-{number // SYNTHESIS_EVERY}"
-    added = uow.artifacts.add(spec_id=SPEC, stage=name, agent_name=name, content_json=text, run_id=run)
-    keys = {"artifacts": added.id}
-    if number % SYNTHESIS_EVERY == 0:
-        synthesis = uow.syntheses.add(spec_id=SPEC, stage=name, output_markdown=text, status="ok", run_id=run)
-        keys["syntheses"] = synthesis.id
-    return uow.phase, keys

@@ -15,7 +15,7 @@ from consensus_orm.report.charts import require_pygal
 from consensus_orm.report.facts import collect
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.consensus.store import ConsensusStore
 
 __all__ = ["render", "write"]
 

@@ -21,7 +21,7 @@ from consensus_orm.times import when
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.consensus.store import ConsensusStore
 
 __all__ = ["Backfilled", "Certified", "Facts", "ReadTimes", "TableUse", "collect"]
 

@@ -8,28 +8,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, MetaData
+from sqlalchemy import Connection, Engine, Table
 
 from consensus_orm import errors
-from consensus_orm.consensus import programs
-from consensus_orm.consensus.programs import Identity
 from consensus_orm.databases import engine as engines
+from consensus_orm.schema import inspection
+from consensus_orm.schema.application import Application, Identity, Protection
 from consensus_orm.settings import Settings
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-__all__ = ["changing", "current", "downgrade", "head", "inspect", "owns", "protect", "script_location", "upgrade"]
+__all__ = ["changing", "downgrade", "head", "inspect", "protect", "script_location", "upgrade"]
 
 log = logging.getLogger("consensus_orm")
-
-_ALTERED_IN_THE_FIELD = (*programs.LEGACY, programs.EXECUTIONS)
-"""Tables that other programs made and altered; they are taken as they are."""
 
 
 def script_location() -> Path:
@@ -52,27 +48,18 @@ def script_location() -> Path:
 
 def head() -> str:
     """The newest revision this program knows."""
-    return programs.REVISIONS[-1]
+    return inspection.REVISIONS[-1]
 
 
-def current(connection: Any) -> str | None:
-    """The revision of a file; None where it never had one.
-
-    Args:
-        connection: A connection of the driver, as `adoption.identify` takes it.
-    """
-    return programs.identify(connection).version
-
-
-def inspect(engine: Engine, legacy: Collection[str] | None = None) -> Identity:
+def inspect(engine: Engine, application: Application) -> Identity:
     """Say what a database is, as of one snapshot; writes nothing.
 
     Args:
         engine: Where to look.
-        legacy: The legacy tables of another move than the one this package was made for.
+        application: Whose tables are moved.
 
     Returns:
-        What `adoption.identify` found.
+        What the application says it is.
 
     Raises:
         SchemaError: It cannot be adopted.
@@ -84,7 +71,7 @@ def inspect(engine: Engine, legacy: Collection[str] | None = None) -> Identity:
         try:
             if engine.dialect.name == "sqlite":
                 _trust(engine, driver)
-            return _identify(driver, legacy)
+            return application.identify(driver)
         finally:
             driver.rollback()
 
@@ -101,23 +88,10 @@ def _trust(engine: Engine, driver: engines.DriverConnection) -> None:
     driver.trust_schema(source.trusts_schema)
 
 
-def _identify(driver: Any, legacy: Collection[str] | None) -> Identity:
-    """What a file is to a move: one of other tables makes those itself, and wants the control tables alone."""
-    if legacy is None:
-        return programs.identify(driver)
-    identity = programs.identify(driver, consensus=False)
-    there = programs.table_names(driver)
-    if identity.kind not in (programs.Kind.NEW, programs.Kind.MANAGED) or programs.FOUNDING.keys() & there:
-        raise errors.SchemaError(
-            "this file holds the consensus tables, and a file holds one move", hint="use a file for each mapping"
-        )
-    return replace(identity, legacy_tables=frozenset(name for name in legacy if name.lower() in there))
-
-
 def upgrade(
     engine: Engine,
     settings: Settings,
-    legacy: Collection[str] | None = None,
+    application: Application,
     *,
     rewrite: bool = False,
     protected: bool | None = None,
@@ -130,10 +104,9 @@ def upgrade(
     Args:
         engine: What to upgrade.
         settings: Give the clock, and what a new file is prepared with.
-        legacy: The legacy tables of another move than the one this package was made for; where one of them
-            is there, the file starts at EXPAND.
+        application: Whose tables are moved.
         rewrite: Whether tables that another program made may be made anew.
-        protected: Whether the founding builds shall refuse the file (`protect`), which happens in the same
+        protected: Whether older programs shall refuse the file (`protect`), which happens in the same
             transaction; as the settings say where left out.
 
     Returns:
@@ -144,52 +117,53 @@ def upgrade(
         RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given. Nothing was changed.
         StorageError: The database could not do it. Nothing was changed.
     """
-    identity = inspect(engine, legacy)
+    identity = inspect(engine, application)
     wanted = settings.protect if protected is None else protected
-    protects = wanted and legacy is None
-    if not (identity.needs_upgrade or (protects and identity.unprotected)):
+    protection = application.protection if wanted else None
+    if not (identity.needs_upgrade or (protection is not None and identity.user_version in protection.older)):
         return []
     engines.prepare(engine, settings)
     applied: list[str] = []
     from alembic import command  # costs 150 ms or more: not while the lock is held
 
-    with engines.translated(engine), changing(engine) as connection:
+    with engines.translated(engine), changing(engine, application.tables) as connection:
         # Asked again under the lock: another process may have been faster.
-        if _identify(_driver(connection), legacy).needs_upgrade:
+        if application.identify(_driver(connection)).needs_upgrade:
             context = configuration(
-                connection=connection, applied=applied, clock=settings.clock, legacy=legacy, rewrite=rewrite
+                application, connection=connection, applied=applied, clock=settings.clock, rewrite=rewrite
             )
             command.upgrade(context, head())
-        if protects:
-            protect(connection)
+        if protection is not None:
+            protect(connection, protection)
     return applied
 
 
-def protect(connection: Connection) -> None:
-    """Have the dual-write and the final build refuse a file, by a user_version that is newer than theirs.
+def protect(connection: Connection, protection: Protection) -> None:
+    """Have older programs refuse a file, by a user_version that is newer than theirs.
 
-    Below version 2 the final build would drop the legacy tables with all rows. What the number was is kept, and
-    `alembic downgrade base` gives it back; one that is another application's stays.
+    What the number was is kept, and `alembic downgrade base` gives it back; one that is another application's stays.
 
     Args:
-        connection: Of a file of consensus data at the newest revision, in the transaction that has upgraded it.
+        connection: Of a file at the newest revision, in the transaction that has upgraded it.
+        protection: The numbers.
     """
     if engines.database_path(connection.engine) is None:
         return  # no other program opens a database in memory, and none of those a server
     found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-    if found in programs.UNPROTECTED:
+    if found in protection.older:
         connection.exec_driver_sql("UPDATE consensus_orm_state SET user_version = ?", (found,))
-        connection.exec_driver_sql(f"PRAGMA user_version = {programs.PROTECTED}")
-    elif found != programs.PROTECTED:
+        connection.exec_driver_sql(f"PRAGMA user_version = {protection.version}")
+    elif found != protection.version:
         log.warning("%s: user_version is %d, another application's, and stays", connection.engine.url.database, found)
 
 
-def downgrade(engine: Engine, revision: str) -> None:
+def downgrade(engine: Engine, revision: str, application: Application) -> None:
     """Take a database back to an older revision, where no row is lost by that.
 
     Args:
         engine: What to downgrade.
         revision: A revision, `-1`, or `base`, which takes everything away that an upgrade brought.
+        application: Whose tables are moved.
 
     Raises:
         DowngradeRefusedError: Rows would be lost. Nothing was changed.
@@ -197,18 +171,18 @@ def downgrade(engine: Engine, revision: str) -> None:
     """
     from alembic import command, util
 
-    inspect(engine)
-    with engines.translated(engine), changing(engine) as connection:
+    inspect(engine, application)
+    with engines.translated(engine), changing(engine, application.tables) as connection:
         try:
-            command.downgrade(configuration(connection=connection), revision)
+            command.downgrade(configuration(application, connection=connection), revision)
         except util.CommandError as error:
             raise errors.SchemaError(str(error)) from error
-        if current(_driver(connection)) is None:
-            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {programs.VERSION_TABLE}")
+        if application.identify(_driver(connection)).version is None:
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {inspection.VERSION_TABLE}")
 
 
 @contextlib.contextmanager
-def changing(engine: Engine) -> Iterator[Connection]:
+def changing(engine: Engine, tables: Iterable[Table]) -> Iterator[Connection]:
     """Hold the one transaction in which the schema changes: it takes the write lock now.
 
     Foreign keys are not enforced meanwhile: dropping a table that others refer to would delete their rows.
@@ -216,6 +190,7 @@ def changing(engine: Engine) -> Iterator[Connection]:
 
     Args:
         engine: What is changed.
+        tables: Those that are checked.
 
     Yields:
         The connection. Everything done on it is kept at the end, or nothing where an exception is raised.
@@ -237,7 +212,7 @@ def changing(engine: Engine) -> Iterator[Connection]:
         try:
             with connection.begin():
                 yield connection
-                _check_foreign_keys(driver)
+                _check_foreign_keys(driver, tables)
         finally:
             driver.execute("PRAGMA foreign_keys = ON")
 
@@ -246,60 +221,33 @@ def _driver(connection: Connection) -> Any:
     return engines.driver(connection.connection)
 
 
-def _check_foreign_keys(driver: sqlite3.Connection) -> None:
-    """Refuse a change that leaves rows of ours without their run; those of other programs are theirs."""
-    ours = "SELECT name FROM sqlite_master WHERE name IN ('agent_outputs', 'consensus_syntheses')"
-    for (table,) in driver.execute(ours).fetchall():
-        if driver.execute("SELECT 1 FROM pragma_foreign_key_check(?) LIMIT 1", (table,)).fetchone():
-            raise errors.SchemaError(f"rows of {table} refer to runs that are not there", table=table)
+def _check_foreign_keys(driver: sqlite3.Connection, tables: Iterable[Table]) -> None:
+    """Refuse a change that leaves rows of ours without the rows they refer to; those of other programs are theirs."""
+    there = "SELECT 1 FROM sqlite_master WHERE name = ?"
+    broken = "SELECT 1 FROM pragma_foreign_key_check(?) LIMIT 1"
+    for name in (table.name for table in tables if table.foreign_keys):
+        if driver.execute(there, (name,)).fetchone() and driver.execute(broken, (name,)).fetchone():
+            raise errors.SchemaError(f"rows of {name} refer to rows that are not there", table=name)
 
 
-def configuration(**attributes: Any) -> Config:
+def configuration(application: Application, **attributes: Any) -> Config:
     """What alembic needs to know to run our revisions.
 
     Args:
-        **attributes: For `env.py`: `connection`, whose transaction holds the revisions; `applied`, a list
-            that takes their names; `clock`; `legacy`, the legacy tables of another move.
+        application: Whose tables are moved.
+        **attributes: For `env.py` and the revisions: `connection`, whose transaction holds them; `applied`, a list
+            that takes their names; `clock`; `rewrite`, whether tables that another program made may be made anew.
     """
     from alembic.config import Config
+
+    # The revisions know the legacy tables of an application whose tables they make.
+    attributes["legacy"] = None if application.is_known_to_revisions else application.legacy
 
     config = Config(attributes=attributes)
     # The parser of the configuration takes % for the start of a variable.
     config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
-
-
-def metadata() -> MetaData:
-    """The tables of all models, those of the legacy side included."""
-    from consensus_orm.consensus.models import executions, legacy, normalized
-    from consensus_orm.models import Base, control
-
-    assert all((control, executions, legacy, normalized))  # imported for their tables
-    return Base.metadata
-
-
-def owns(name: str) -> bool:
-    """Whether a table has one of our names: for the `include_name` of an alembic environment of your own.
-
-    Args:
-        name: The name of the table.
-    """
-    return programs.is_ours(name.lower())
-
-
-def include_object(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
-    """Tell alembic what to compare: tables of ours; of those in the field, what both sides know.
-
-    Legacy tables that are not there have been dropped by the phase, not by a revision. Their keys do not say
-    NOT NULL, which SQLite forgives.
-    """
-    if type_ == "table":
-        return name in metadata().tables and (reflected or compare_to is not None or name not in programs.LEGACY)
-    table = getattr(object_, "table", None)
-    if table is None or table.name not in _ALTERED_IN_THE_FIELD:
-        return True
-    return compare_to is not None and not getattr(object_, "primary_key", False)
 
 
 def note_revision(ctx: Any, step: Any, *_: Any, **__: Any) -> None:

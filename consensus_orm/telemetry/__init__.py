@@ -36,7 +36,7 @@ from consensus_orm.events import (
 from consensus_orm.hub import Hook, Telemetry, Totals, log_event
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.consensus.store import ConsensusStore
 
 __all__ = [
     "AlarmEvent",

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.engine import translate
 from consensus_orm.errors import DatabaseBusyError
 from consensus_orm.events import (
@@ -28,7 +29,6 @@ from consensus_orm.events import (
 )
 from consensus_orm.hub import Telemetry
 from consensus_orm.statements.pairs import Statements
-from consensus_orm.store import ConsensusUnitOfWork
 
 __all__ = ["ObservedUnitOfWork"]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.consensus.store import ConsensusStore
 
 __all__ = ["Metrics", "Spans"]
 

@@ -20,7 +20,7 @@ from consensus_orm.telemetry.instruments import (
 from consensus_orm.telemetry.readings import READINGS, Reading
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.consensus.store import ConsensusStore
 
 __all__ = ["Metrics"]
 

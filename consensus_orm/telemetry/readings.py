@@ -11,7 +11,7 @@ from consensus_orm.retrying.circuit_breaker import CircuitState
 from consensus_orm.telemetry.instruments import POOL, Attributes, Kind, constants
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.consensus.store import ConsensusStore
 
 __all__ = ["READINGS", "Reading"]
 

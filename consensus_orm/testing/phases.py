@@ -18,7 +18,7 @@ from consensus_orm.testing.session import session_on
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.consensus.store import ConsensusStore
 
 __all__ = ["legacy_file", "legacy_history", "take_to"]
 

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from consensus_orm.consensus.store import ConsensusStore
     from consensus_orm.phase import Phase
     from consensus_orm.settings import Settings
-    from consensus_orm.store import ConsensusStore
     from consensus_orm.testing.queries import QueryLog
     from consensus_orm.testing.templates import Templates
     from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -157,8 +157,8 @@ def query_counter() -> QueryCounter:
 def _opened(
     templates: Templates, history: History | None, phase: str, url: str | Path, settings: Settings
 ) -> Iterator[ConsensusStore]:
+    from consensus_orm.consensus.store import ConsensusStore
     from consensus_orm.phase import Phase
-    from consensus_orm.store import ConsensusStore
 
     with templates.copy(history, Phase[phase], url), ConsensusStore.open(url, settings=settings) as store:
         yield store

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from sqlalchemy import event
 
 if TYPE_CHECKING:
-    from consensus_orm.store import ConsensusStore
+    from consensus_orm.consensus.store import ConsensusStore
     from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["QueryLog", "count_queries"]

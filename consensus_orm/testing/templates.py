@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from sqlalchemy import URL, make_url
 
+from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusStore
 from consensus_orm.testing.phases import take_to
 
 __all__ = ["Templates"]

@@ -62,6 +62,7 @@ class UnitOfWork(Transaction):
         self._elsewhere: Callable[[Transaction], bool] | None = None
         self._after_commit: list[Callable[[], object]] = []
         self._on_alarm: Callable[[str], object] | None = None
+        self._at_end: Callable[[], object] | None = None
         self._on_doubt: Callable[[dict[str, set[Any]]], object] | None = None
 
     # Begin and end --------------------------------------------------------------------------------------
@@ -87,6 +88,8 @@ class UnitOfWork(Transaction):
                 committed = True
         finally:
             self._release()
+            if self._at_end is not None:
+                self._at_end()
             # A unit that failed for a reason the database gave says so in our words; files are others' to speak of.
             mine = None if error is None or isinstance(error, OSError) else translate(error, self.engine)
             if mine is not None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from sqlalchemy import text
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.errors import ConsensusError
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusUnitOfWork
 from tests.concurrency.processes import Acknowledgements
 
 __all__ = ["JOURNAL", "advance", "flip", "hold_and_write", "read", "sleep_and_write", "wander", "write"]

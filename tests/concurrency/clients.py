@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.errors import (
     BackupError,
     CommitUncertainError,
@@ -26,7 +27,6 @@ from consensus_orm.errors import (
 )
 from consensus_orm.migration import Migration
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusUnitOfWork
 from tests.concurrency.databases import SETTINGS, connect
 from tests.concurrency.processes import Acknowledgements
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusUnitOfWork
 from tests.concurrency.files import Files, assert_sides_agree, assert_sound, kept_in, raw, small_file
 from tests.concurrency.processes import start
 from tests.concurrency.steps import verified

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.sqlite.connection import DriverConnection
 from consensus_orm.migration import pace
 from consensus_orm.migration.carrying import Drained, drain
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusUnitOfWork
 from tests.concurrency.processes import Child, start
 from tests.databases import Database, at, build_legacy
 

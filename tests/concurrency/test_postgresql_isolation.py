@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.errors import DatabaseBusyError
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusUnitOfWork
 from tests.concurrency.databases import (
     WRONG_RUNS,
     assert_sides_agree,

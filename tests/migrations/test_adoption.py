@@ -10,7 +10,9 @@ import pytest
 
 from consensus_orm import errors
 from consensus_orm.consensus import programs
-from consensus_orm.schema import revisions
+from consensus_orm.consensus.application import APPLICATION
+from consensus_orm.schema import inspection, revisions
+from consensus_orm.schema.application import Identity
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.field import builders
@@ -33,7 +35,7 @@ def test_kinds_are_told_apart_without_a_write(name: str, path: Path, open_engine
     build(path)
     before = oracle.sha256(path)
 
-    identity = revisions.inspect(open_engine(path))
+    identity = revisions.inspect(open_engine(path), APPLICATION)
 
     assert identity.kind == kind
     assert identity.needs_upgrade
@@ -50,7 +52,7 @@ def test_tables_of_the_field_stay_byte_for_byte(name: str, path: Path, open_engi
     tables = [table for table in FIELD_TABLES if table in oracle.tables(path)]
     before = oracle.image(path, *tables)
 
-    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
 
     assert oracle.image(path, *tables) == before
 
@@ -62,13 +64,13 @@ def test_upgrade_reaches_the_head_once(name: str, path: Path, open_engine: Open)
     build(path)
     engine = open_engine(path)
 
-    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == list(programs.REVISIONS)
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)
     once = {table: oracle.image(path, table) for table in oracle.tables(path)}
-    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == []
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == []
 
     assert {table: oracle.image(path, table) for table in oracle.tables(path)} == once
-    assert revisions.inspect(engine).kind is programs.Kind.MANAGED
-    assert not revisions.inspect(engine).needs_upgrade
+    assert revisions.inspect(engine, APPLICATION).kind is programs.Kind.MANAGED
+    assert not revisions.inspect(engine, APPLICATION).needs_upgrade
     assert read(path, "SELECT phase, epoch, carrying FROM consensus_orm_state") == [(phase, 0, 0)]
     assert read(path, "SELECT action, from_phase, to_phase FROM consensus_orm_history") == [("adopt", None, phase)]
     assert set(oracle.LEGACY) <= set(oracle.tables(path)) or phase == 5
@@ -94,7 +96,7 @@ def test_what_cannot_be_adopted_is_refused_untouched(name: str, path: Path, open
     before = oracle.sha256(path)
 
     with pytest.raises(errors.UnknownSchemaError, match=WRONG[name]) as raised:
-        revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+        revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
 
     assert raised.value.hint
     assert "\n" not in str(raised.value)
@@ -107,7 +109,7 @@ def test_a_file_that_is_no_database_is_refused_untouched(path: Path, open_engine
     path.write_bytes(b"consensus " * 1000)
 
     with pytest.raises(errors.NotADatabaseError):
-        revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+        revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
 
     assert path.read_bytes() == b"consensus " * 1000
 
@@ -115,16 +117,16 @@ def test_a_file_that_is_no_database_is_refused_untouched(path: Path, open_engine
 def test_a_newer_schema_is_refused_untouched(path: Path, open_engine: Open) -> None:
     """A revision of a later release is not guessed at."""
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     engine.dispose()
     with builders.writing(path) as connection:
-        connection.execute(f"UPDATE {programs.VERSION_TABLE} SET version_num = '9999'")
+        connection.execute(f"UPDATE {inspection.VERSION_TABLE} SET version_num = '9999'")
     before = oracle.sha256(path)
 
     with pytest.raises(errors.SchemaTooNewError) as raised:
-        revisions.upgrade(engine, SETTINGS, rewrite=True)
+        revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     with pytest.raises(errors.SchemaTooNewError):
-        revisions.downgrade(engine, "base")
+        revisions.downgrade(engine, "base", APPLICATION)
 
     assert raised.value.facts["version"] == "9999"
     engine.dispose()
@@ -143,12 +145,12 @@ def test_damage_to_a_managed_file_is_noticed(damage: str, path: Path, open_engin
     """A file at the newest revision that lacks a table or column of it is refused when it is looked at."""
     builders.build_legacy(path)
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     with builders.writing(path) as connection:
         connection.execute(damage)
 
     with pytest.raises(errors.UnknownSchemaError):
-        revisions.inspect(engine)
+        revisions.inspect(engine, APPLICATION)
 
 
 def test_tables_of_another_application_are_left_alone(path: Path, open_engine: Open) -> None:
@@ -157,7 +159,7 @@ def test_tables_of_another_application_are_left_alone(path: Path, open_engine: O
     others = ("customers", "alembic_version", "broken", "good_runs")
     before = oracle.definitions(path, *others), oracle.image(path, "customers", "alembic_version")
 
-    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
 
     assert (oracle.definitions(path, *others), oracle.image(path, "customers", "alembic_version")) == before
     # Its view reads the founding columns, which the new table has.
@@ -167,7 +169,7 @@ def test_tables_of_another_application_are_left_alone(path: Path, open_engine: O
 def test_the_missing_half_of_the_legacy_side_is_made(path: Path, open_engine: Open) -> None:
     """A file with one of the two legacy tables gets the other as the programs in the field made it."""
     builders.artifacts_only(path)
-    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
     whole = path.with_name("whole")
     builders.first_version(whole)
 
@@ -186,8 +188,8 @@ def test_names_are_compared_as_sqlite_does(path: Path, open_engine: Open) -> Non
         connection.executescript(builders.ARTIFACTS.replace("consensus_artifacts", "Consensus_Artifacts"))
 
     engine = open_engine(path)
-    assert revisions.inspect(engine).legacy_tables == {"consensus_artifacts"}
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    assert revisions.inspect(engine, APPLICATION).legacy_tables == {"consensus_artifacts"}
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
 
     assert read(path, "SELECT phase FROM consensus_orm_state") == [(1,)]
 
@@ -196,13 +198,13 @@ def test_adoption_works_on_a_database_in_memory(open_engine: Open) -> None:
     """A database in memory, which has one connection, is upgraded like any other."""
     engine = open_engine(Path(":memory:"))
 
-    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == list(programs.REVISIONS)
-    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == []
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == []
 
 
 def test_identify_needs_only_a_connection_of_the_driver() -> None:
     """The pure part of adoption works with plain sqlite3."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        assert programs.identify(connection) == programs.Identity(programs.Kind.NEW, frozenset(), None)
+        assert programs.identify(connection) == Identity(programs.Kind.NEW, frozenset(), None)
         connection.executescript(builders.ARTIFACTS)
         assert programs.identify(connection).kind is programs.Kind.LEGACY

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests import oracle
@@ -60,7 +61,7 @@ def test_every_synthesis_that_the_program_wrote_twice_is_matched(path: Path, ope
             program.store_synthesis(f"S-{number}", "plan", "# Twice \0 \U0001f600", status, degraded=degraded)
     before = oracle.image(path, *oracle.LEGACY)
 
-    revisions.upgrade(open_engine(path), Settings(), rewrite=True)
+    revisions.upgrade(open_engine(path), Settings(), APPLICATION, rewrite=True)
 
     assert len(oracle.legacy(path)["syntheses"]) == 36
     assert rejected(path) == []
@@ -113,7 +114,7 @@ UNEQUAL: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_an_equal_copy_is_matched(name: str, path: Path, open_engine: Open) -> None:
     """What the legacy side has in type and bytes is no reject."""
     made(path, EQUAL[name])
-    revisions.upgrade(open_engine(path), Settings(), rewrite=True)
+    revisions.upgrade(open_engine(path), Settings(), APPLICATION, rewrite=True)
     assert rejected(path) == []
 
 
@@ -126,7 +127,7 @@ def test_an_unequal_copy_stays_a_reject(name: str, path: Path, open_engine: Open
         names = [column.strip('"') for column in oracle.columns(connection, "consensus_runs")]
         (before,) = oracle.query(connection, names, "FROM consensus_runs WHERE id = 2")
 
-    revisions.upgrade(open_engine(path), Settings(), rewrite=True)
+    revisions.upgrade(open_engine(path), Settings(), APPLICATION, rewrite=True)
 
     assert rejected(path) == [(2, reason)]
     with oracle.reading(path) as connection:
@@ -139,7 +140,7 @@ def test_equal_copies_pair_off_one_to_one(path: Path, open_engine: Open) -> None
     made(path, (PLAIN, {}), (PLAIN, {}))
     with builders.writing(path) as connection:
         connection.execute("DELETE FROM consensus_synthesis WHERE id = 1")
-    revisions.upgrade(open_engine(path), Settings(), rewrite=True)
+    revisions.upgrade(open_engine(path), Settings(), APPLICATION, rewrite=True)
     assert rejected(path) == [(2, LACKING)]
 
 
@@ -153,5 +154,5 @@ def test_a_synthesis_in_the_run_of_an_output(path: Path, open_engine: Open) -> N
               VALUES ('SPEC-ODD', 'spec-plan', 'gemini', 'said');"""
         )
     connection.close()
-    revisions.upgrade(open_engine(path), Settings(), rewrite=True)
+    revisions.upgrade(open_engine(path), Settings(), APPLICATION, rewrite=True)
     assert rejected(path) == [(2, "the legacy side has no such row")]

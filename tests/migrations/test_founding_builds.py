@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import ColumnElement, literal_column, select
 from sqlalchemy.dialects import sqlite
 
+from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.consensus.expressions import run_key
 from consensus_orm.declaration.expressions import milliseconds
 from consensus_orm.schema import revisions
@@ -50,7 +51,7 @@ def rejected_ids(path: Path, table: str, **where: str) -> list[int]:
 
 
 def upgraded(path: Path, open_engine: Open) -> None:
-    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
 
 
 # The dual-write build

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from consensus_orm import ConsensusStore, Phase, errors
 from consensus_orm.cli import main
+from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests import oracle
@@ -53,7 +54,7 @@ def kept_version(path: Path) -> int | None:
 
 def downgraded(path: Path, engine_of: Open) -> None:
     engine = engine_of(path)
-    revisions.downgrade(engine, "base")
+    revisions.downgrade(engine, "base", APPLICATION)
     engine.dispose()
 
 
@@ -79,7 +80,7 @@ def test_below_version_2_the_final_build_drops_all_rows(path: Path) -> None:
 def test_a_program_makes_a_file_of_its_kind(name: str, path: Path, open_engine: Open) -> None:
     """What a stand-in leaves behind is told apart as the file of that program."""
     PROGRAMS[name](path).store_artifact("S", "plan", "gemini", "{}")
-    kind = revisions.inspect(open_engine(path)).kind
+    kind = revisions.inspect(open_engine(path), APPLICATION).kind
     assert kind == {"first_version": "legacy"}.get(name, name)
 
 
@@ -198,7 +199,7 @@ def test_a_file_of_an_earlier_revision_becomes_protected(path: Path, open_engine
     builders.first_version(path)
     call(path, "upgrade")
     engine = open_engine(path)
-    revisions.downgrade(engine, "0004")
+    revisions.downgrade(engine, "0004", APPLICATION)
     engine.dispose()
     assert oracle.user_version(path) == 0
     call(path, "upgrade")
@@ -210,7 +211,7 @@ def test_an_upgrade_that_fails_leaves_the_number(path: Path) -> None:
     builders.final_build(path)
     with ConsensusStore.open(path) as store, pytest.MonkeyPatch.context() as patch:
 
-        def refuse(_driver: object) -> None:
+        def refuse(*_: object) -> None:
             assert store.engine.pool.source.connections  # type: ignore[attr-defined]
             raise errors.SchemaError("refused at the end")
 

@@ -20,8 +20,9 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm import errors
-from consensus_orm.consensus import programs
-from consensus_orm.schema import revisions
+from consensus_orm.consensus import application, programs
+from consensus_orm.consensus.application import APPLICATION
+from consensus_orm.schema import inspection, revisions
 from consensus_orm.settings import Settings
 from tests import oracle
 from tests.field import builders
@@ -53,7 +54,7 @@ def own_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     def add(body: str) -> None:
         text = f"revision = '9000'\ndown_revision = {revisions.head()!r}\nfrom alembic import op\n{body}"
         (folder / "versions" / "9000_own.py").write_text(text)
-        monkeypatch.setattr(programs, "REVISIONS", (*programs.REVISIONS, "9000"))
+        monkeypatch.setattr(inspection, "REVISIONS", (*inspection.REVISIONS, "9000"))
         monkeypatch.setattr(revisions, "script_location", lambda: folder)
 
     return add
@@ -61,13 +62,13 @@ def own_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 def test_history_is_one_line_and_the_program_knows_it() -> None:
     """There is one head and one base, and what the package knows without alembic is what alembic finds."""
-    config = revisions.configuration()
+    config = revisions.configuration(APPLICATION)
     scripts = ScriptDirectory.from_config(config)
 
     assert scripts.get_heads() == [revisions.head()]
     assert len(scripts.get_bases()) == 1
     walked = [script.revision for script in scripts.walk_revisions()]
-    assert walked == list(reversed(programs.REVISIONS))
+    assert walked == list(reversed(inspection.REVISIONS))
 
 
 def test_revisions_import_no_model() -> None:
@@ -80,9 +81,9 @@ def test_revisions_import_no_model() -> None:
 
 def test_models_and_migrations_make_the_same_tables(path: Path, open_engine: Open) -> None:
     """A new file has, table by table, the DDL that the models would give it."""
-    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
 
-    for table in revisions.metadata().tables.values():
+    for table in application.metadata().tables.values():
         if table.name in programs.LEGACY:
             continue
         wanted = [str(CreateTable(table).compile(dialect=sqlite.dialect()))]
@@ -101,14 +102,14 @@ def test_alembic_finds_nothing_to_change(name: str, path: Path, open_engine: Ope
     """After the upgrade of any file, autogenerate sees no difference between models and database."""
     builders.KINDS[name][2](path)
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
 
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
-            opts={"include_object": revisions.include_object, "version_table": programs.VERSION_TABLE},
+            opts={"include_object": application.include_object, "version_table": inspection.VERSION_TABLE},
         )
-        assert compare_metadata(context, revisions.metadata()) == []
+        assert compare_metadata(context, application.metadata()) == []
 
 
 def test_models_match_the_legacy_tables_in_the_field(path: Path, open_engine: Open) -> None:
@@ -116,7 +117,7 @@ def test_models_match_the_legacy_tables_in_the_field(path: Path, open_engine: Op
 
     One index is ours, and made only where the table is: what another program made stays as it is.
     """
-    revisions.metadata().create_all(engine := open_engine(path), checkfirst=True)
+    application.metadata().create_all(engine := open_engine(path), checkfirst=True)
     engine.dispose()
     builders.build_legacy(other := path.with_name("field"), columns=11, altered=False)
 
@@ -145,16 +146,16 @@ def test_up_and_down_step_by_step(name: str, path: Path, open_engine: Open) -> N
     # The dual-write build's own normalized rows stand on its legacy side too.
     found = images(path, *(set(oracle.tables(path)) - {"consensus_runs", "agent_outputs"}))
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     up = oracle.tables(path)
 
-    for _ in programs.REVISIONS:
-        revisions.downgrade(engine, "-1")
+    for _ in inspection.REVISIONS:
+        revisions.downgrade(engine, "-1", APPLICATION)
     assert images(path) == found
-    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == list(programs.REVISIONS)
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)
 
     assert oracle.tables(path) == up
-    assert not revisions.inspect(engine).needs_upgrade
+    assert not revisions.inspect(engine, APPLICATION).needs_upgrade
 
 
 RUN = "INSERT INTO consensus_runs VALUES (1, 's', 't', NULL, 'k', 0, 1, 0, NULL);"
@@ -207,16 +208,16 @@ def test_downgrade_refuses_to_lose_a_row(name: str, path: Path, open_engine: Ope
     build, target, script = REFUSALS[name]
     build(path)
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     execute(path, script)
     before = images(path)
 
     with pytest.raises(errors.DowngradeRefusedError) as raised:
-        revisions.downgrade(engine, target)
+        revisions.downgrade(engine, target, APPLICATION)
 
     assert raised.value.hint
     assert images(path) == before
-    assert not revisions.inspect(engine).needs_upgrade
+    assert not revisions.inspect(engine, APPLICATION).needs_upgrade
 
 
 def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Open) -> None:
@@ -224,7 +225,7 @@ def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Op
     builders.first_version(path)
     before = images(path)
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     execute(
         path,
         """
@@ -236,7 +237,7 @@ def test_downgrade_drops_copies_that_stand_in_legacy(path: Path, open_engine: Op
         """,
     )
 
-    revisions.downgrade(engine, "base")
+    revisions.downgrade(engine, "base", APPLICATION)
 
     assert images(path) == before
     execute(path, "UPDATE consensus_artifacts SET content_json = 'still works'")
@@ -255,9 +256,9 @@ def test_downgrade_leaves_the_triggers_of_other_programs(path: Path, open_engine
     )
     before = images(path, "letters")
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS)
+    revisions.upgrade(engine, SETTINGS, APPLICATION)
 
-    revisions.downgrade(engine, "base")
+    revisions.downgrade(engine, "base", APPLICATION)
 
     assert images(path, "letters") == before
 
@@ -265,12 +266,12 @@ def test_downgrade_leaves_the_triggers_of_other_programs(path: Path, open_engine
 def test_downgrade_to_nowhere_is_one_clear_error(path: Path, open_engine: Open) -> None:
     """A revision that does not exist is an error of ours, and changes nothing."""
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
 
     with pytest.raises(errors.SchemaError):
-        revisions.downgrade(engine, "nowhere")
+        revisions.downgrade(engine, "nowhere", APPLICATION)
 
-    assert not revisions.inspect(engine).needs_upgrade
+    assert not revisions.inspect(engine, APPLICATION).needs_upgrade
 
 
 @pytest.mark.parametrize("name", ["new", "first_version", "half_written_dual_writes", "odd_final_build"])
@@ -284,7 +285,7 @@ def test_a_failing_revision_leaves_nothing_behind(
     own_revisions("def upgrade():\n    op.execute('CREATE TABLE half (x)')\n    op.execute('SELECT nonsense')\n")
 
     with pytest.raises(errors.StorageError):
-        revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+        revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
 
     assert images(path) == before
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -297,12 +298,12 @@ def test_a_revision_that_breaks_references_is_undone(
     """Foreign keys are off while the schema changes, so they are checked before the commit."""
     builders.final_build(path)
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     before = images(path)
     own_revisions("def upgrade():\n    op.execute('DELETE FROM consensus_runs')\n")
 
-    with pytest.raises(errors.SchemaError, match="refer to runs"):
-        revisions.upgrade(engine, SETTINGS, rewrite=True)
+    with pytest.raises(errors.SchemaError, match="refer to rows"):
+        revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
 
     assert images(path) == before
     with engine.connect() as connection:
@@ -316,14 +317,14 @@ def test_a_later_release_reaches_every_phase(
     """A revision added later is applied alone, whatever the phase, and the phase stays."""
     builders.build_legacy(path)
     engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     execute(path, f"UPDATE consensus_orm_state SET phase = {phase}")
     if phase == 5:
         execute(path, "DROP TABLE consensus_artifacts; DROP TABLE consensus_synthesis")
     own_revisions("def upgrade():\n    op.execute('ALTER TABLE consensus_runs ADD COLUMN later TEXT')\n")
 
-    assert revisions.inspect(engine).needs_upgrade
-    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == ["9000"]
+    assert revisions.inspect(engine, APPLICATION).needs_upgrade
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == ["9000"]
 
     with oracle.reading(path) as connection:
         assert connection.execute("SELECT phase FROM consensus_orm_state").fetchone() == (phase,)
@@ -334,12 +335,13 @@ def test_a_later_release_reaches_every_phase(
 UPGRADE = """
 import sys
 from consensus_orm.databases import opening
+from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.databases import engine
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 sys.stdin.readline()
 engine = opening.create(sys.argv[1], Settings(busy_timeout=30))
-print(len(revisions.upgrade(engine, Settings(), rewrite=True)))
+print(len(revisions.upgrade(engine, Settings(), APPLICATION, rewrite=True)))
 engine.dispose()
 """
 
@@ -367,7 +369,7 @@ def test_two_processes_upgrade_at_once(name: str, path: Path) -> None:
 
     # Whoever finds the others at the file logs that it cannot have WAL, which is no error.
     assert [process.returncode for process in processes] == [0, 0, 0], answers
-    assert sorted(int(out) for out, _ in answers) == [0, 0, len(programs.REVISIONS)]
+    assert sorted(int(out) for out, _ in answers) == [0, 0, len(inspection.REVISIONS)]
     with oracle.reading(path) as connection:
         assert connection.execute("SELECT count(*) FROM consensus_orm_history").fetchone() == (1,)
 
@@ -392,7 +394,7 @@ def test_alembic_command_line_upgrades_from_the_checkout(path: Path, open_engine
     done = alembic("-x", f"url=sqlite:///{path}", "upgrade", "head")
     assert done.returncode == 0, done.stderr
     assert oracle.user_version(path) == programs.PROTECTED
-    assert not revisions.inspect(open_engine(path)).needs_upgrade
+    assert not revisions.inspect(open_engine(path), APPLICATION).needs_upgrade
 
     checked = alembic("check", url=str(path))
     assert checked.returncode == 0, checked.stderr
@@ -427,7 +429,7 @@ def test_migrations_are_found_without_a_checkout(tmp_path: Path, monkeypatch: py
 
 def test_a_current_file_opens_without_alembic(path: Path, open_engine: Open) -> None:
     """An upgrade that has nothing to do does not pay for importing alembic."""
-    revisions.upgrade(open_engine(path), SETTINGS, rewrite=True)
+    revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)
     code = UPGRADE + "assert 'alembic' not in sys.modules"
 
     done = subprocess.run(
@@ -450,4 +452,4 @@ def test_percent_in_the_path_of_the_migrations(
     shutil.copytree(revisions.script_location(), folder)
     monkeypatch.setattr(revisions, "script_location", lambda: folder)
 
-    assert revisions.upgrade(open_engine(path), SETTINGS, rewrite=True) == list(programs.REVISIONS)
+    assert revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)

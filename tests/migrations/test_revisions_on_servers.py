@@ -15,9 +15,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine
 
 from consensus_orm import ConsensusStore, Phase, errors
-from consensus_orm.consensus import programs
+from consensus_orm.consensus import application, programs
+from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.databases import opening
-from consensus_orm.schema import revisions
+from consensus_orm.schema import inspection, revisions
 from consensus_orm.settings import Settings
 from consensus_orm.testing import artifact_values, legacy_file
 from tests import databases, oracle_of_servers
@@ -47,14 +48,14 @@ def engine(new_database: Database) -> Iterator[Engine]:
 def test_alembic_finds_nothing_to_change(name: str, new_database: Database, engine: Engine) -> None:
     """After the upgrade of any database, autogenerate sees no difference between models and tables."""
     KINDS[name](new_database.where)
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
 
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
-            opts={"include_object": revisions.include_object, "version_table": programs.VERSION_TABLE},
+            opts={"include_object": application.include_object, "version_table": inspection.VERSION_TABLE},
         )
-        assert compare_metadata(context, revisions.metadata()) == []
+        assert compare_metadata(context, application.metadata()) == []
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -63,8 +64,8 @@ def test_an_upgrade_leaves_what_it_found(name: str, new_database: Database, engi
     KINDS[name](new_database.where)
     found = {table: new_database.image(table) for table in new_database.tables()}
 
-    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == list(programs.REVISIONS)
-    assert revisions.upgrade(engine, SETTINGS, rewrite=True) == []
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == []
     assert {table: new_database.image(table) for table in found} == found
 
 
@@ -73,13 +74,13 @@ def test_up_and_down_step_by_step(name: str, new_database: Database, engine: Eng
     """Each revision can be taken back where it holds no row, and base is the database as it was found."""
     KINDS[name](new_database.where)
     found = {table: new_database.image(table) for table in new_database.tables()}
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     up = new_database.tables()
 
-    for _ in programs.REVISIONS:
-        revisions.downgrade(engine, "-1")
+    for _ in inspection.REVISIONS:
+        revisions.downgrade(engine, "-1", APPLICATION)
     assert {table: new_database.image(table) for table in new_database.tables()} == found
-    revisions.upgrade(engine, SETTINGS, rewrite=True)
+    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     assert new_database.tables() == up
 
 
@@ -91,12 +92,12 @@ def test_a_downgrade_that_would_lose_a_row_is_refused(new_database: Database, en
             uow.artifacts.add(**artifact_values(spec_id="SPEC-GONE"))
         before = new_database.everything()
         with pytest.raises(errors.DowngradeRefusedError, match="stand nowhere else"):
-            revisions.downgrade(engine, "base")
+            revisions.downgrade(engine, "base", APPLICATION)
         assert new_database.everything() == before
         with store.unit_of_work() as uow:
             uow.artifacts.delete(spec_id="SPEC-GONE")
     with pytest.raises(errors.DowngradeRefusedError):
-        revisions.downgrade(engine, "base")
+        revisions.downgrade(engine, "base", APPLICATION)
 
 
 def test_a_failing_upgrade_leaves_nothing_behind(new_database: Database, engine: Engine) -> None:
@@ -105,7 +106,7 @@ def test_a_failing_upgrade_leaves_nothing_behind(new_database: Database, engine:
     new_database.script("CREATE TABLE idx_agent_outputs_agent (taken INTEGER)")  # the name of an index to be made
     before = new_database.everything()
     with pytest.raises(errors.ConsensusError):
-        revisions.upgrade(engine, SETTINGS, rewrite=True)
+        revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     assert new_database.everything() == before
 
 
@@ -119,7 +120,7 @@ def test_many_upgrade_at_once(new_database: Database) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         applied = sorted(threads.map(upgrade, range(4)))
-    assert applied == [[], [], [], list(programs.REVISIONS)]
+    assert applied == [[], [], [], list(inspection.REVISIONS)]
 
 
 def test_tables_of_others_are_refused_untouched(new_database: Database) -> None:

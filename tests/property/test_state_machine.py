@@ -37,6 +37,7 @@ from hypothesis.stateful import (
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.opening import rendering
 from consensus_orm.errors import ConsensusError, GateClosedError, UnknownAgentError
 from consensus_orm.migration.planning import Choice
@@ -44,7 +45,6 @@ from consensus_orm.migration.progress import Progress
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
-from consensus_orm.store import ConsensusUnitOfWork
 from consensus_orm.times import time_of, time_text
 from tests import oracle
 from tests.field import builders, rows

@@ -20,9 +20,9 @@ from consensus_orm.consensus.demo import legacy_file
 from consensus_orm.consensus.demo.judge import judge, look
 from consensus_orm.consensus.demo.report import WANTED, DemoReport, Leg
 from consensus_orm.consensus.demo.writers import OldProgram, Writers
+from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Settings
-from consensus_orm.store import ConsensusStore
 
 __all__ = ["play"]
 

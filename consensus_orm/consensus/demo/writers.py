@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
 from consensus_orm.phase import Phase
-from consensus_orm.store import ConsensusStore, ConsensusUnitOfWork
 
 __all__ = ["OldProgram", "Writer", "Writers"]
 

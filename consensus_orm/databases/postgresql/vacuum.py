@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +16,6 @@ from consensus_orm.databases.sqlite.vacuum import VacuumReport
 from consensus_orm.databases.statistics import DiskUse, PoolUse
 from consensus_orm.files import Leftover
 from consensus_orm.retrying.repetition import Repeat, once
-from consensus_orm.schema.revisions import metadata
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["ServerStats", "TableStats", "collect", "rehearsals", "vacuum"]
@@ -105,8 +104,12 @@ def rehearsal_of(database: str, mark: str) -> str:
     return f"{database[:40]}_rehearsal_{mark}"
 
 
-def collect(engine: Engine) -> ServerStats:
+def collect(engine: Engine, tables: Collection[str]) -> ServerStats:
     """Read what is in force, from a connection of the pool; writes nothing.
+
+    Args:
+        engine: The engine of a store.
+        tables: The names of the tables that are counted, beside the control tables.
 
     Raises:
         PoolExhaustedError: All connections stayed lent.
@@ -116,9 +119,9 @@ def collect(engine: Engine) -> ServerStats:
     with checkout(engine) as pooled, translated(engine):
         connection: Any = driver(pooled)
         name, version, encoding, collation, synchronous, size = connection.execute(_IN_FORCE).fetchone()
-        tables = _tables(connection)
+        found = _tables(connection, tables)
         settings = connection.source.settings
-        use = PoolUse(
+        pool_use = PoolUse(
             size=pool.size(),
             open=len(pool.source.connections),
             lent=pool.checkedout() - 1,  # this one goes back at once
@@ -132,24 +135,30 @@ def collect(engine: Engine) -> ServerStats:
         isolation=settings.isolation.value,
         synchronous_commit=synchronous,
         busy_timeout=int(settings.busy_timeout.total_seconds() * 1000),
-        tables=tables,
+        tables=found,
         disk=DiskUse(database=size),
-        pool=use,
+        pool=pool_use,
         notes=tuple(
             f"more than half of the rows of {table} are dead; `consensus-orm vacuum` makes room of them"
-            for table, found in tables.items()
-            if found.dead > max(found.rows, 1000)
+            for table, use in found.items()
+            if use.dead > max(use.rows, 1000)
         ),
     )
 
 
 def vacuum(
-    engine: Engine, *, full: bool, progress: Callable[[int, int], object] | None, repeat: Repeat = once
+    engine: Engine,
+    tables: Collection[str],
+    *,
+    full: bool,
+    progress: Callable[[int, int], object] | None,
+    repeat: Repeat = once,
 ) -> VacuumReport:
     """Make room of dead rows in our tables, and renew what the planner knows of them; writers go on.
 
     Args:
         engine: The engine of a store.
+        tables: The names of the tables that are vacuumed, beside the control tables.
         full: Give the room back to the file system; nobody reads or writes a table while it is rewritten.
         progress: Called with the tables done so far and the tables there are.
         repeat: Takes a step, the vacuum of one table, again after a transient error.
@@ -160,13 +169,13 @@ def vacuum(
     started = time.monotonic()
     with checkout(engine) as pooled, translated(engine):
         connection: Any = driver(pooled)
-        before = _tables(connection)
+        before = _tables(connection, tables)
         for done, table in enumerate(before, start=1):
             command = f"VACUUM ({'FULL, ' if full else ''}ANALYZE) {quoted(table)}"
             repeat(partial(connection.execute, command))
             if progress is not None:
                 progress(done, len(before))
-        after = _tables(connection)
+        after = _tables(connection, tables)
     return VacuumReport(
         path=None,
         before=DiskUse(database=sum(table.bytes for table in before.values())),
@@ -180,6 +189,6 @@ def vacuum(
     )
 
 
-def _tables(connection: Any) -> dict[str, TableStats]:
-    rows = connection.execute(_TABLES, (list(metadata().tables),)).fetchall()
+def _tables(connection: Any, names: Collection[str]) -> dict[str, TableStats]:
+    rows = connection.execute(_TABLES, (list(names),)).fetchall()
     return {name: TableStats(rows=live, dead=dead, bytes=size) for name, live, dead, size in rows}

@@ -13,7 +13,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -78,6 +78,7 @@ class VacuumReport(BaseModel):
 
 def vacuum(
     engine: Engine,
+    tables: Collection[str] = (),
     *,
     full: bool = False,
     progress: Callable[[int, int], object] | None = None,
@@ -91,6 +92,7 @@ def vacuum(
 
     Args:
         engine: The engine of a store.
+        tables: The names of the tables of a server that are vacuumed, beside the control tables; a file is as a whole.
         full: Rewrite the whole file, and convert it where it needs that.
         progress: Called after each step with the pages freed so far and the pages there were to free.
         cancelled: Ends the work early, after the step under way, when set.
@@ -106,7 +108,7 @@ def vacuum(
     if engine.dialect.name == "postgresql":
         from consensus_orm.databases.postgresql import vacuum
 
-        return vacuum.vacuum(engine, full=full, progress=progress, repeat=repeat)
+        return vacuum.vacuum(engine, tables, full=full, progress=progress, repeat=repeat)
     path = database_path(engine)
     if path is None:
         nothing = DiskUse()
@@ -298,18 +300,27 @@ class VacuumScheduler:
         engine: The engine of a store.
         interval: Time between two vacuums.
         jitter: Share of the interval by which it is made shorter or longer at random, from 0 to 1.
+        tables: As for `vacuum`.
 
     Attributes:
         last: The report of the last vacuum that succeeded; None before that.
     """
 
-    def __init__(self, engine: Engine, interval: timedelta = timedelta(days=1), *, jitter: float = 0.1) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        interval: timedelta = timedelta(days=1),
+        *,
+        jitter: float = 0.1,
+        tables: Collection[str] = (),
+    ) -> None:
         if interval <= timedelta(0):
             raise errors.InvalidValueError("the interval must be longer than nothing", field="interval")
         self.interval = interval.total_seconds()
         self.jitter = jitter
         self.last: VacuumReport | None = None
         self._engine = engine
+        self._tables = tables
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="consensus_orm vacuum", daemon=True)
 
@@ -350,7 +361,7 @@ class VacuumScheduler:
 
     def _vacuum(self) -> None:
         try:
-            self.last = vacuum(self._engine, cancelled=self._stopped)
+            self.last = vacuum(self._engine, self._tables, cancelled=self._stopped)
         except errors.DatabaseBusyError as error:
             _log.info("scheduled vacuum left out: %s", error)
         except (errors.ConsensusError, sqlite3.Error, OSError) as error:

@@ -1,7 +1,7 @@
-"""The file of a founding build, before and after the upgrade that makes its tables anew: the same rows, by raw SQL.
+"""What a rehearsal of the consensus data writes, and how it judges the upgrade of a file of a founding build.
 
-Of a file of the final build this is all there is to prove: it has no legacy side to go back to. Nothing here goes
-through the revision that carried the rows.
+Of a file of the final build that upgrade is all there is to prove: it has no legacy side to go back to. The rows before
+and after it are compared by raw SQL; nothing here goes through the revision that carried them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,45 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from consensus_orm.consensus.artifacts import Artifacts
+from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.phase import Phase, Side
+from consensus_orm.rehearsal.application import Rehearsed
 from consensus_orm.rehearsal.digest import Image, digested
 from consensus_orm.rehearsal.raw_sql import Look
 from consensus_orm.rehearsal.records import Proof
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["prove"]
+__all__ = ["REHEARSED"]
 
 OUTPUT = ("agent_name", "model_version", "content")
 SYNTHESIS = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
+
+
+SYNTHESIS_EVERY = 5
+SPEC = "CONSENSUS-ORM-REHEARSAL"
+"""The spec of the writers' rows, so that a copy that is kept shows whose they are."""
+
+
+def add(uow: UnitOfWork, name: str, number: int, text: str) -> dict[str, int]:
+    """Add an artifact, and a synthesis now and then.
+
+    Args:
+        uow: A unit of work of the copy.
+        name: The name of the writer.
+        number: How many units it has begun.
+        text: What it will look for at the end.
+
+    Returns:
+        The key of each row by its pair.
+    """
+    run = f"{name}-{number // SYNTHESIS_EVERY}"
+    added = Artifacts(uow).add(spec_id=SPEC, stage=name, agent_name=name, content_json=text, run_id=run)
+    keys = {"artifacts": added.id}
+    if number % SYNTHESIS_EVERY == 0:
+        synthesis = Syntheses(uow).add(spec_id=SPEC, stage=name, output_markdown=text, status="ok", run_id=run)
+        keys["syntheses"] = synthesis.id
+    return keys
 
 
 def prove(before: Look, after: Look, phase: Phase) -> Iterator[Proof]:
@@ -75,3 +105,6 @@ def _cells(text: bytes) -> Iterator[Any]:
         value = fields[name]
         yield "null" if value is None else "integer" if isinstance(value, int) else "text"
         yield None if value is None else str(value).encode()
+
+
+REHEARSED = Rehearsed({"artifacts": "content_json", "syntheses": "output_markdown"}, add, prove)

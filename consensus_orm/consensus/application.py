@@ -1,0 +1,93 @@
+"""What the engine is told of the consensus data, and of other tables that a store of the consensus data moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, MetaData
+
+from consensus_orm import errors
+from consensus_orm.consensus import programs
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.consensus.models.executions import AgentExecution
+from consensus_orm.declaration.pairs import Mapping, table_of
+from consensus_orm.schema import inspection
+from consensus_orm.schema.application import Application, Identity, Protection
+from consensus_orm.settings import Settings
+
+__all__ = ["APPLICATION", "application_of", "include_object", "metadata", "place"]
+
+DEFAULT_PATH = "~/.code/consensus_artifacts.db"
+
+EXECUTIONS = table_of(AgentExecution)
+
+
+class _Consensus(Application):
+    """The consensus data, whose tables the revisions make."""
+
+    tables = programs.NORMALIZED
+    unmapped = (EXECUTIONS,)
+    protection = Protection(programs.PROTECTED, programs.UNPROTECTED)
+
+    def identify(self, connection: Any) -> Identity:
+        """Say what a file is: which program of the field made it."""
+        return programs.identify(connection)
+
+
+class _Other(Application):
+    """Another application: its tables are not to be moved in a file of the consensus data."""
+
+    def identify(self, connection: Any) -> Identity:
+        """Say what a database is.
+
+        Raises:
+            SchemaError: It holds the consensus tables.
+        """
+        identity = super().identify(connection)
+        foreign = {*programs.FOUNDING, *((*programs.LEGACY, programs.EXECUTIONS) if identity.is_new else ())}
+        if foreign & inspection.table_names(inspection.relations(connection)):
+            raise errors.SchemaError(
+                "this file holds the consensus tables, and a file holds one move", hint="use a file for each mapping"
+            )
+        return identity
+
+
+APPLICATION = _Consensus(programs.LEGACY)
+
+
+def application_of(mapping: Mapping) -> Application:
+    """What the engine is told of the application whose tables a mapping moves."""
+    return APPLICATION if mapping is CONSENSUS else _Other(pair.legacy_name for pair in mapping.pairs)
+
+
+def place(url: str | Path | URL | None, settings: Settings) -> str | Path | URL:
+    """Where the consensus data is: what is given, else the URL of the settings, else the tool's own file."""
+    given = url if url is not None else settings.url
+    return given if given is not None else DEFAULT_PATH
+
+
+# For alembic ----------------------------------------------------------------------------------------------
+
+
+def metadata() -> MetaData:
+    """The tables of all models, those of the legacy side included."""
+    from consensus_orm.consensus.models import legacy
+    from consensus_orm.models import Base, control
+
+    assert all((control, legacy))  # imported for their tables
+    return Base.metadata
+
+
+def include_object(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    """Tell alembic what to compare: tables of ours; of those in the field, what both sides know.
+
+    Legacy tables that are not there have been dropped by the phase, not by a revision. Their keys do not say
+    NOT NULL, which SQLite forgives.
+    """
+    if type_ == "table":
+        return name in metadata().tables and (reflected or compare_to is not None or name not in programs.LEGACY)
+    table = getattr(object_, "table", None)
+    if table is None or table.name not in (*programs.LEGACY, programs.EXECUTIONS):
+        return True  # those are taken as other programs made and altered them
+    return compare_to is not None and not getattr(object_, "primary_key", False)

@@ -1,0 +1,104 @@
+"""The store of the consensus data, and its unit of work."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from sqlalchemy import URL, Engine
+
+from consensus_orm import validation as check
+from consensus_orm.consensus.application import APPLICATION, application_of, place
+from consensus_orm.consensus.artifacts import Artifacts
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.consensus.executions import Executions
+from consensus_orm.consensus.runs import Runs
+from consensus_orm.consensus.syntheses import Syntheses
+from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.settings import Settings, from_environment
+from consensus_orm.store import RepositoryUnitOfWork, Store
+
+if TYPE_CHECKING:
+    from consensus_orm.rehearsal.application import Rehearsed
+
+__all__ = ["ConsensusStore", "ConsensusUnitOfWork"]
+
+
+class ConsensusUnitOfWork(RepositoryUnitOfWork):
+    """A unit of work with the repositories of the consensus data."""
+
+    @cached_property
+    def artifacts(self) -> Artifacts:
+        """What agents said."""
+        return Artifacts(self)
+
+    @cached_property
+    def syntheses(self) -> Syntheses:
+        """What they agreed on."""
+        return Syntheses(self)
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Rounds of agents with their outputs and syntheses."""
+        return Runs(self)
+
+    @cached_property
+    def executions(self) -> Executions:
+        """Who was spawned, and how it ended."""
+        return Executions(self)
+
+
+class ConsensusStore(Store[ConsensusUnitOfWork]):
+    """The consensus data of one database, whichever schema is live.
+
+    Open it once and share it between threads; take a unit of work for each piece of work.
+
+    Args:
+        database: The pooled engine.
+        settings: Every knob.
+        mapping: What corresponds to what.
+    """
+
+    _unit_type = ConsensusUnitOfWork
+
+    @property
+    def _rehearsed(self) -> Rehearsed | None:
+        """What a rehearsal needs to know about the consensus data; nothing is known of another mapping's tables."""
+        if self.application is not APPLICATION:
+            return None
+        from consensus_orm.consensus.rehearsed import REHEARSED  # loads the rehearsal: not at start-up
+
+        return REHEARSED
+
+    def __init__(self, database: Engine, settings: Settings, mapping: Mapping = CONSENSUS) -> None:
+        super().__init__(database, settings, mapping, application_of(mapping))
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Path | URL | None = None,
+        *,
+        settings: Settings | None = None,
+        echo: bool = False,
+        mapping: Mapping = CONSENSUS,
+    ) -> Self:
+        """Open a database; looks at it and writes nothing.
+
+        Args:
+            url: Any SQLAlchemy URL, or a path; `CONSENSUS_ORM_URL`, else `~/.code/consensus_artifacts.db`,
+                where left out.
+            settings: Every knob; read from the environment where left out.
+            echo: Log each statement that goes through SQLAlchemy.
+            mapping: The declaration of what is moved; the consensus tables where left out.
+
+        Returns:
+            The store; a context manager that closes it.
+
+        Raises:
+            ConfigurationError: The URL or a setting cannot be used.
+            SchemaError: The file holds tables of our names that we cannot work with.
+            StorageError: The file cannot be read.
+        """
+        chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
+        return super().open(place(url, chosen), mapping=mapping, settings=chosen, echo=echo)

@@ -1,0 +1,271 @@
+"""What a database holds: its tables with their columns, its revision, and whether the control tables are whole.
+
+Nothing is written here; the revisions do the adopting.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+from sqlalchemy import Table
+
+from consensus_orm import errors
+from consensus_orm.databases.base import PREFIX, ColumnFacts
+
+__all__ = [
+    "REVISIONS",
+    "VERSION_TABLE",
+    "Relations",
+    "Tables",
+    "check_columns",
+    "check_managed",
+    "check_table",
+    "is_control",
+    "refuse_another_move",
+    "refuse_stray_tables",
+    "relations",
+    "revision",
+    "table_names",
+    "tables",
+    "user_version",
+]
+
+VERSION_TABLE = f"{PREFIX}version"
+"""Ours alone: another program that shares the file may have an alembic_version of its own."""
+
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+"""The revisions this program knows, oldest first; a store opens without asking alembic."""
+
+KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}
+"""Types that a key may have: what SQLite calls INTEGER is BIGINT on PostgreSQL."""
+
+Relations: TypeAlias = Mapping[str, tuple[str, Callable[[], Mapping[str, ColumnFacts]]]]
+"""Kind of each table and view, and what reads its columns."""
+
+Tables: TypeAlias = Mapping[str, Mapping[str, ColumnFacts]]
+"""Tables with their columns; names in small letters, as SQLite compares them."""
+
+
+def is_control(name: str) -> bool:
+    """Whether a table has a name that the control tables have, or may have in another release."""
+    return name.startswith(PREFIX)
+
+
+def relations(connection: Any) -> Relations:
+    """Kind and columns of each table and view.
+
+    Args:
+        connection: A connection of the driver. Several statements are sent: hold a transaction, or another
+            process may change the schema between two of them.
+    """
+    if not isinstance(connection, sqlite3.Connection):
+        from consensus_orm.databases.postgresql import catalog
+
+        return catalog.relations(connection)
+    there = connection.execute("SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    return {name: (kind, partial(_columns, connection, name)) for name, kind in there}
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> dict[str, ColumnFacts]:
+    rows = connection.execute(
+        'SELECT lower(name), upper(type), "notnull" AND dflt_value IS NULL, pk FROM pragma_table_info(?)', (table,)
+    )
+    return {column: ColumnFacts(type_, bool(needed), bool(pk)) for column, type_, needed, pk in rows}
+
+
+def table_names(there: Relations) -> set[str]:
+    """Names of all tables, in small letters.
+
+    Args:
+        there: What `relations` found.
+    """
+    return {name.lower() for name, (kind, _) in there.items() if kind == "table"}
+
+
+def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], signs: Collection[str] = ()) -> Tables:
+    """The tables of our names with their columns.
+
+    Args:
+        connection: As for `relations`.
+        there: What `relations` found.
+        is_ours: Tells a name of ours, in small letters.
+        signs: Legacy tables, whose place a view of ours may take.
+
+    Raises:
+        UnknownSchemaError: One of them is a view of another program.
+    """
+    found: dict[str, Mapping[str, ColumnFacts]] = {}
+    for spelled, (kind, columns) in there.items():
+        name = spelled.lower()
+        if not is_ours(name) or (kind == "view" and name in signs and _is_sign(connection, spelled)):
+            continue
+        if kind == "view":
+            raise errors.UnknownSchemaError(f"{name} is a view, not a table", table=name)
+        found[name] = columns()
+    return found
+
+
+def _is_sign(connection: Any, name: str) -> bool:
+    """Whether a view is the one that we left where a legacy table was: it is as it was recorded (`ledgers.guards`)."""
+    recorded = "SELECT 1 FROM consensus_orm_guards AS g"
+    if not isinstance(connection, sqlite3.Connection):
+        if not connection.execute("SELECT to_regclass('consensus_orm_guards')").fetchone()[0]:
+            return False
+        same = f"{recorded} WHERE g.kind = 'view' AND g.name = ? AND CAST(g.definition AS oid) = to_regclass(g.name)"
+        return connection.execute(same, (name,)).fetchone() is not None
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone():
+        return False
+    same = f"{recorded} JOIN sqlite_master AS m ON m.name = g.name AND m.sql = g.definition WHERE g.name = ?"
+    return connection.execute(f"{same} AND g.kind = 'view' AND m.type = 'view'", (name,)).fetchone() is not None
+
+
+def revision(connection: Any, found: Tables) -> str | None:
+    """The revision of a database; None where it has none, or had one and was downgraded to the start.
+
+    Args:
+        connection: As for `relations`.
+        found: What `tables` found.
+
+    Raises:
+        SchemaTooNewError: This program does not know it.
+    """
+    if VERSION_TABLE not in found:
+        return None
+    check_columns(VERSION_TABLE, found[VERSION_TABLE], ("version_num",))
+    versions = [str(row[0]) for row in connection.execute(f"SELECT version_num FROM {VERSION_TABLE}")]
+    if unknown := sorted(set(versions) - set(REVISIONS)):
+        raise errors.SchemaTooNewError(
+            f"the schema is at revision {unknown[-1]!r:.40}, this program knows {REVISIONS[-1]!r}",
+            version=unknown[-1],
+        )
+    return max(versions, default=None)
+
+
+def user_version(connection: Any) -> int | None:
+    """SQLite's number of that name; None on a server."""
+    if not isinstance(connection, sqlite3.Connection):
+        return None
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+# Checks ---------------------------------------------------------------------------------------------------
+
+
+def check_table(
+    name: str,
+    columns: Mapping[str, ColumnFacts],
+    expected: Iterable[str],
+    *,
+    key: str = "id",
+    key_type: str = "INTEGER",
+    extras: bool = True,
+) -> None:
+    """Refuse a table that lacks a column, has another key, or has one more that must be given.
+
+    Args:
+        name: Its name.
+        columns: Its columns.
+        expected: Names of those it must have.
+        key: The name of its primary key.
+        key_type: The type of its primary key.
+        extras: Whether it may have columns more that need not be given.
+
+    Raises:
+        UnknownSchemaError: It is another table.
+    """
+    check_columns(name, columns, expected)
+    keys = {column: facts.type for column, facts in columns.items() if facts.primary}
+    if list(keys) != [key] or keys[key] not in KEY_TYPES[key_type]:
+        raise errors.UnknownSchemaError(
+            f"the primary key of table {name} is not {key} {key_type}", table=name, column=key
+        )
+    for column in columns.keys() - set(expected):
+        if columns[column].required or not extras:
+            raise errors.UnknownSchemaError(
+                f"table {name} has a column that no known version has: {column!r:.60}",
+                table=name,
+                column=column,
+            )
+
+
+def check_columns(name: str, columns: Iterable[str], expected: Iterable[str]) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        UnknownSchemaError: It does.
+    """
+    if missing := sorted(set(expected) - set(columns)):
+        raise errors.UnknownSchemaError(
+            f"table {name} has not the columns of any known version: {', '.join(missing)} missing",
+            table=name,
+            missing=missing,
+        )
+
+
+def refuse_stray_tables(found: Tables, others: Collection[str] = ()) -> None:
+    """Refuse tables that only revisions make, in a database that has none.
+
+    Args:
+        found: What `tables` found.
+        others: Tables beside the control tables that only revisions make.
+
+    Raises:
+        UnknownSchemaError: There is one.
+    """
+    for name in sorted(found):
+        if (is_control(name) and name != VERSION_TABLE) or name in others:
+            raise errors.UnknownSchemaError(
+                f"table {name} is there, but no revision is recorded in {VERSION_TABLE}", table=name
+            )
+
+
+def refuse_another_move(connection: Any, found: Tables, legacy: Iterable[str]) -> None:
+    """Refuse a database whose phase is that of other tables: from DUAL_WRITE on it records those that it moves.
+
+    Args:
+        connection: As for `relations`.
+        found: What `tables` found.
+        legacy: The legacy tables that are to be moved.
+
+    Raises:
+        SchemaError: It is.
+    """
+    if "consensus_orm_guards" not in found:
+        return
+    rows = connection.execute("SELECT table_name FROM consensus_orm_guards WHERE kind IN ('table', 'view')").fetchall()
+    recorded = {name.lower() for (name,) in rows}
+    if recorded and recorded.isdisjoint(map(str.lower, legacy)):
+        raise errors.SchemaError(
+            f"this database moves other tables ({', '.join(sorted(recorded))}), and a database holds one move",
+            hint="use a database for each mapping",
+        )
+
+
+def check_managed(found: Tables, others: Iterable[Table] = ()) -> None:
+    """Hold a database at the newest revision against the models, so that damage shows here and not later.
+
+    A table with rows of users that another program has dropped is for the status to name (`ledgers.guards`): the
+    database opens, and what needs the table says so.
+
+    Args:
+        found: What `tables` found.
+        others: Tables beside the control tables that revisions make.
+
+    Raises:
+        UnknownSchemaError: A control table is not there, or a table lacks a column.
+    """
+    from consensus_orm.models import control
+
+    own = [getattr(control, model).__table__ for model in control.__all__]
+    for table in (*own, *others):
+        if table.name in found:
+            check_columns(table.name, found[table.name], table.columns.keys())
+        elif table in own:
+            raise errors.UnknownSchemaError(
+                f"table {table.name} was dropped or renamed by another program",
+                hint="nothing was changed; run: consensus-orm restore BACKUP",
+                table=table.name,
+            )
