@@ -100,7 +100,7 @@ def fill_stdout() -> None:
 def close_stdout() -> None:
     """Have no stdout, as a process that was started without one."""
     os.close(1)
-    sys.stdout = None  # type: ignore[assignment]
+    sys.stdout = None
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])

@@ -102,6 +102,28 @@ def test_what_it_cannot_give_back_is_refused(store: ConsensusStore, path: Path, 
     assert oracle.everything(path) == before
 
 
+@pytest.mark.parametrize("name", ["\uffff", "a\ufffe"], ids=ascii)
+def test_a_name_that_it_takes_for_another(store: ConsensusStore, path: Path, name: str) -> None:
+    """A name that SQLite would turn into U+FFFD is refused: no row is added under it, and none of the other's goes."""
+    other = name[:-1] + "\ufffd"
+    with store.unit_of_work() as uow:
+        uow.artifacts.add(**artifact_values(spec_id=other))
+        uow.syntheses.add(**synthesis_values() | {"spec_id": other})
+        uow.executions.record_spawn(**spawn_values(agent_id=other))
+    before = oracle.everything(path)
+    calls: list[Callable[[ConsensusUnitOfWork], Any]] = [
+        lambda uow: uow.artifacts.add(**artifact_values(spec_id=name)),
+        lambda uow: uow.artifacts.delete(spec_id=name),
+        lambda uow: uow.syntheses.delete(spec_id=name),
+        lambda uow: uow.executions.record_spawn(**spawn_values(agent_id=name)),
+        lambda uow: uow.executions.record_completion(name, "{}"),
+    ]
+    for call in calls:
+        with store.unit_of_work() as uow, pytest.raises(InvalidValueError, match="in UTF-16 cannot hold"):
+            call(uow)
+    assert oracle.everything(path) == before
+
+
 @pytest.mark.parametrize("text", HELD.values(), ids=HELD)
 def test_what_it_can_is_stored_and_read(store: ConsensusStore, path: Path, encoding: str, text: str) -> None:
     """NULs and characters beyond 16 bits are the bytes of the encoding on both sides, and come back as given."""
