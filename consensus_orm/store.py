@@ -271,9 +271,8 @@ class Store(Generic[U]):
 
     def _nowhere(self) -> U:
         """A read of a file that does not exist: everything is empty, and the file stays away."""
-        uow = self._unit_type(
-            opening.create(":memory:", self.settings), self._statements, self.settings, read_only=True
-        )
+        database = opening.create(":memory:", self.settings)
+        uow = self._unit_type(database, self._statements, self.settings, read_only=True)
         uow._at_end = database.dispose
         return uow
 

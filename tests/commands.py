@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
+import pkgutil
 import pty
 import shlex
 import signal
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+import consensus_orm.cli
 from consensus_orm import ConsensusStore
 
 __all__ = [
@@ -23,6 +27,8 @@ __all__ = [
     "SLOW",
     "SLOW_ALONE",
     "add_waiting_rows",
+    "forked",
+    "give_up_powers",
     "interrupted",
     "on_a_terminal",
     "one_line_of",
@@ -107,3 +113,46 @@ def on_a_terminal(words: list[str], **env: str) -> tuple[bytes, bytes]:
     finally:
         os.close(ours)
     return out, seen
+
+
+# Many commands ----------------------------------------------------------------------------------------------
+
+_FORKS = multiprocessing.get_context("forkserver")
+"""One process has imported the commands; each that is tried is a fork of it."""
+
+_FORKS.set_forkserver_preload(
+    [f"consensus_orm.cli.{name}" for _, name, _ in pkgutil.iter_modules(consensus_orm.cli.__path__)]
+)
+
+
+def forked(words: list[str], folder: Path, prepare: Callable[[], object]) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that need not import it again.
+
+    Args:
+        words: Its arguments.
+        folder: Where it runs; what it says on stderr is in a file beside it.
+        prepare: Called in its process before it, by name: a function of a module.
+    """
+    said = folder.with_name(f"{folder.name}.stderr")
+    process = _FORKS.Process(target=_run, args=(words, folder, said, prepare))
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None, "it has not ended"
+    return subprocess.CompletedProcess(words, process.exitcode, None, said.read_text())
+
+
+def _run(words: list[str], folder: Path, said: Path, prepare: Callable[[], object]) -> None:
+    os.chdir(folder)
+    with said.open("w") as stream:
+        os.dup2(stream.fileno(), 2)
+    prepare()
+    sys.argv = ["consensus-orm", *words]
+    consensus_orm.cli.main()
+
+
+def give_up_powers() -> None:
+    """Let this process enter no folder that is shut, whoever it is: root may as long as it has two capabilities."""
+    libc, header, sets = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~0b110  # of the effective ones, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, sets) == 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,8 @@ from consensus_orm.cli import main
 from consensus_orm.testing import artifact_values, take_to
 from consensus_orm.testing.plugin import NO_TIME
 from tests import oracle
-from tests.commands import SCRIPT, without_settings
+from tests.commands import SCRIPT, forked, give_up_powers, without_settings
 from tests.field import builders
-
-NOBODY = 65534
-"""A user that owns nothing."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "artifacts.db"
     builders.build_legacy(path, columns=11)
+    shutil.copyfile(path, tmp_path / "backup.db")
     return path
 
 
@@ -81,33 +82,54 @@ def test_other_arguments_in_latin_1(words: list[Any], path: Path) -> None:
 
 
 def commands() -> list[list[str]]:
-    """Every command that needs no further argument."""
-    wanting = {"backup": ["b.db"], "restore": ["b.db"], "copy": ["b.db"]}
+    """Every command, with the arguments that it cannot do without; `demo` takes no database."""
+    wanting = {"backup": ["new.db"], "restore": ["backup.db"], "copy": ["FILE", "new.db"], "report": ["page.html"]}
     return [[name, *wanting.get(name, [])] for name in main.list_commands(None) if name != "demo"]  # type: ignore[arg-type]
 
 
+def on(path: Path, words: list[str]) -> list[str]:
+    return ["--url", str(path), *(word.replace("FILE", str(path)) for word in words)]
+
+
+def fill_stdout() -> None:
+    """Let nothing more be written to stdout, as on a disk that is full."""
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    sys.stdout = os.fdopen(1, "w")
+
+
+def close_stdout() -> None:
+    """Have no stdout, as a process that was started without one."""
+    os.close(1)
+    sys.stdout = None
+
+
 @pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
-def test_every_command_with_a_full_stdout(words: list[str], path: Path) -> None:
+@pytest.mark.parametrize("spoil", [fill_stdout, close_stdout], ids=["full", "closed"])
+def test_every_command_without_a_stdout(words: list[str], spoil: Callable[[], None], path: Path) -> None:
     """No command ends in a traceback, and none says 0, where what it says cannot be written."""
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [SCRIPT, "--url", str(path), *words], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False,
-            cwd=path.parent,
-        )  # fmt: skip
+    done = forked(on(path, words), path.parent, spoil)
     assert done.returncode in (1, 2)
-    assert b"Traceback" not in done.stderr
-    assert b"Exception" not in done.stderr
-    assert done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    with oracle.reading(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not enter")
+@pytest.mark.skipif(os.getuid() == 0 and sys.platform != "linux", reason="root may enter any folder")
 @pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
 def test_every_command_in_a_folder_one_may_not_enter(words: list[str], path: Path) -> None:
     """One line that names the path and a way out, and an exit code; no traceback."""
     shut = path.parent / "shut"
-    shut.mkdir(mode=0o700)
+    shut.mkdir()
     path.rename(shut / path.name)
-    done = call("--url", str(shut / path.name), *words, preexec_fn=lambda: os.setuid(NOBODY), cwd="/")
+    shut.chmod(0)
+    try:
+        done = forked(on(shut / path.name, words), path.parent, give_up_powers if os.getuid() == 0 else int)
+    finally:
+        shut.chmod(0o700)
     assert done.returncode in (1, 2)
-    assert b"Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert str(shut) in done.stderr
+    assert [found.name for found in shut.iterdir()] == [path.name]

@@ -87,6 +87,7 @@ class Executions:
             "branch_id": check.identifier("branch_id", branch_id, optional=True, empty=True),
             "spawned_at": self._uow.now_text,
         }
+        self._uow._connected.check(values)
         self._require(name for name, value in values.items() if value is not None)
         names = [name for name in values if name in self._present]
         changes = ", ".join(f"{name} = excluded.{name}" for name in RESPAWN if name in names)
@@ -135,7 +136,7 @@ class Executions:
     def _complete(self, agent_id: str, **values: Any) -> Execution:
         check.identifier("agent_id", agent_id)
         values["completed_at"] = self._uow.now_text
-        self._uow._connected.check(values)
+        self._uow._connected.check({**values, "agent_id": agent_id})
         self._require(values)
         changes = ", ".join(f"{name} = CAST(:{name} AS TEXT)" for name in values)
         sql = f"UPDATE {TABLE} SET {changes} WHERE agent_id = :agent_id"

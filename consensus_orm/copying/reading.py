@@ -5,24 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 from consensus_orm.copying.tables import Copied
-from consensus_orm.copying.values import Values, plain
+from consensus_orm.copying.values import Values, escaped, plain
+from consensus_orm.databases.sqlite.expressions import is_well_formed
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["has_place", "rows_between"]
+__all__ = ["bound", "has_place", "in_utf16", "rows_between", "rows_of"]
 
 
-def has_place(table: Copied, kind: str) -> str:
+def in_utf16(uow: UnitOfWork) -> bool:
+    """Whether a database writes its texts in UTF-16."""
+    return uow.catalog.text_encoding(uow) != "utf-8"
+
+
+def has_place(table: Copied, uow: UnitOfWork) -> str:
     """Whether a row has a place in the order of keys: its key is not NULL, and of the type of the others.
 
     Args:
         table: The table of the row.
-        kind: The kind of database.
+        uow: Where it is.
     """
     key = quoted(table.key)
-    if kind == "postgresql":
+    if uow.statements.rendering.name == "postgresql":
         return f"{key} IS NOT NULL"
-    return f"typeof({key}) = '{'text' if table.text_key else 'integer'}'"
+    if not table.text_key:
+        return f"typeof({key}) = 'integer'"
+    return f"typeof({key}) = 'text'" + (f" AND {is_well_formed(key)}" if in_utf16(uow) else "")
 
 
 def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: int | None = None) -> list[Values]:
@@ -35,16 +43,55 @@ def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: i
         upto: The last key of the range; None for its end.
         limit: Rows at most.
     """
-    server = uow.statements.rendering.name == "postgresql"
-    # In the order of their bytes, whatever the collation: so ranges are the same ranges everywhere.
+    # In the order of their bytes in UTF-8, whatever the collation: so ranges are the same ranges everywhere.
     own = quoted(table.key)
-    key = f"{own} COLLATE {quoted('C' if server else 'BINARY')}" if table.text_key else own
-    bound = "CAST(:{} AS TEXT)" if table.text_key else ":{}"
-    conditions = [has_place(table, uow.statements.rendering.name)]
-    conditions += [f"{key} > {bound.format('_after')}"] if after is not None else []
-    conditions += [f"{key} <= {bound.format('_upto')}"] if upto is not None else []
-    where = f" WHERE {' AND '.join(conditions)}"
+    key = f"{own} COLLATE {quoted(_order(uow))}" if table.text_key else own
+    conditions = [has_place(table, uow)]
+    conditions += [f"{key} > {bound(table, uow, '_after')}"] if after is not None else []
+    conditions += [f"{key} <= {bound(table, uow, '_upto')}"] if upto is not None else []
     most = f" LIMIT {limit}" if limit is not None else ""
-    sql = f"SELECT {table.columns} FROM {quoted(table.name)}{where} ORDER BY {key}{most}"
-    found = uow._rows(sql, {"_after": after, "_upto": upto})
-    return [plain(row) for row in found] if server else found
+    rest = f"WHERE {' AND '.join(conditions)} ORDER BY {key}{most}"
+    return rows_of(uow, table, rest, {"_after": after, "_upto": upto})
+
+
+def bound(table: Copied, uow: UnitOfWork, name: str) -> str:
+    """A key that `rows_of` binds, as SQL. In UTF-16 it is given as its bytes: SQLite binds U+FFFF as U+FFFD."""
+    if not table.text_key:
+        return f":{name}"
+    return f"CAST(x'' || :{name} AS TEXT)" if in_utf16(uow) else f"CAST(:{name} AS TEXT)"
+
+
+def _order(uow: UnitOfWork) -> str:
+    if uow.statements.rendering.name == "postgresql":
+        return "C"
+    return "consensus_code_points" if in_utf16(uow) else "BINARY"
+
+
+def rows_of(uow: UnitOfWork, table: Copied, rest: str, parameters: dict[str, Any]) -> list[Values]:
+    """Rows of a table in the values of a copy.
+
+    SQLite reads malformed UTF-16 as other text, without an error; here it comes with its bytes escaped.
+
+    Args:
+        uow: Where to look.
+        table: The table.
+        rest: What follows FROM.
+        parameters: The keys that it binds.
+    """
+    origin = f"FROM {quoted(table.name)} {rest}"
+    if not in_utf16(uow):
+        found = uow._rows(f"SELECT {table.columns} {origin}", parameters)
+        return [plain(row) for row in found] if uow.statements.rendering.name == "postgresql" else found
+    encoding, width = uow.catalog.text_encoding(uow), len(table.fields)
+    malformed = ", ".join(
+        f"CASE WHEN typeof({name}) = 'text' AND NOT {is_well_formed(name)} THEN CAST({name} AS BLOB) END"
+        for name in (quoted(field.name) for field in table.fields)
+    )
+    keys = {name: key.encode(encoding) if isinstance(key, str) else key for name, key in parameters.items()}
+    return [
+        tuple(
+            value if raw is None else escaped(raw, encoding)
+            for value, raw in zip(row[:width], row[width:], strict=True)
+        )
+        for row in uow._rows(f"SELECT {table.columns}, {malformed} {origin}", keys)
+    ]

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from consensus_orm import errors
-from consensus_orm.copying.reading import has_place
+from consensus_orm.copying.reading import bound, has_place, rows_of
 from consensus_orm.copying.tables import Copied
-from consensus_orm.copying.values import cell, plain
+from consensus_orm.copying.values import cell
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.databases.lock import Lock
@@ -153,7 +153,7 @@ class Source(UnitOfWork):
 
     def strange_keys(self, table: Copied) -> int:
         """Rows whose key is NULL, or of another type than that of the table: they have no place in its order."""
-        where = f"NOT {has_place(table, self.kind)}"
+        where = f"NOT ({has_place(table, self)})"
         return int(self._rows(f"SELECT count(*) FROM {quoted(table.name)} WHERE {where}")[0][0])
 
     def orphans(self, table: Copied) -> frozenset[Any]:
@@ -171,12 +171,12 @@ class Source(UnitOfWork):
     def images(self, table: Copied, key: Any) -> list[str]:
         """A row whole, as JSON: type and bytes of each column; all those of strange keys where the key is None."""
         own = quoted(table.key)
-        where = f"{own} = CAST(:_key AS TEXT)" if table.text_key else f"{own} = :_key"
+        where = f"{own} = {bound(table, self, '_key')}"
         if key is None:
-            where = f"NOT {has_place(table, self.kind)}"
-        rows = self._rows(f"SELECT {table.columns} FROM {quoted(table.name)} WHERE {where}", {"_key": key})
+            where = f"NOT ({has_place(table, self)})"
+        rows = rows_of(self, table, f"WHERE {where}", {"_key": key})
         names = [field.name for field in table.fields]
-        return [json.dumps(dict(zip(names, map(cell, plain(row)), strict=True))) for row in rows]
+        return [json.dumps(dict(zip(names, map(cell, row), strict=True))) for row in rows]
 
     # What may change meanwhile ----------------------------------------------------------------------------
 
@@ -330,5 +330,6 @@ def _read_only(store: Store) -> DriverConnection:
     connection.source, connection.query_only = source_of(store.engine), True
     for pragma, value in pragmas(settings).items():
         connection.execute(f"PRAGMA {pragma} = {value}").close()
+    connection.add_functions()
     connection.trust_schema(settings.trusted_schema)
     return connection

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.copying.reading import rows_between
+from consensus_orm.copying.reading import in_utf16, rows_between
 from consensus_orm.copying.report import CopiedTable, Unfit
 from consensus_orm.copying.source import Source
 from consensus_orm.copying.tables import Copied
@@ -65,14 +65,22 @@ class Sieve:
         target: The kind of database it goes to.
         indexes: Columns that are indexed together.
         missing: Keys of parents that are not in the target.
+        utf16: Whether the source writes its texts in UTF-16.
     """
 
     def __init__(
-        self, table: Copied, source: str, target: str, indexes: list[frozenset[str]], missing: frozenset[Any]
+        self,
+        table: Copied,
+        source: str,
+        target: str,
+        indexes: list[frozenset[str]],
+        missing: frozenset[Any],
+        *,
+        utf16: bool = False,
     ) -> None:
         self.table = table
         self.missing = missing
-        checks = ((place, checker(field, source, target)) for place, field in enumerate(table.fields))
+        checks = ((place, checker(field, source, target, utf16=utf16)) for place, field in enumerate(table.fields))
         self.checks: list[tuple[int, Checker]] = [(place, check) for place, check in checks if check is not None]
         names = [field.name for field in table.fields]
         typed = source != target and target == "postgresql"
@@ -161,9 +169,10 @@ class Passes:
         self.postponed, self.changed = False, 0
         self.done += target is not None
         missing: dict[str, frozenset[Any]] = {}
+        utf16 = in_utf16(self.source)
         for table in self.tables:
             gone = missing.get(table.parent or "", frozenset()) | self.source.orphans(table)
-            sieve = Sieve(table, self.source.kind, self.kind, self.indexes.get(table.name, []), gone)
+            sieve = Sieve(table, self.source.kind, self.kind, self.indexes.get(table.name, []), gone, utf16=utf16)
             tally = Tally(self.progress, f"{what}{table.name}")
             tally.expect(lambda: self.source.count(table))  # noqa: B023 - called at once
             found = [*self._strange(table), *self._ranges(table, sieve, target, tally)]

@@ -20,7 +20,7 @@ from sqlalchemy.types import String, TypeEngine
 from consensus_orm import errors
 from consensus_orm.models.base import Verbatim
 
-__all__ = ["Cell", "Field", "Held", "cell", "checker", "digest", "field_of", "plain"]
+__all__ = ["Cell", "Field", "Held", "cell", "checker", "digest", "escaped", "field_of", "plain"]
 
 Values = tuple[Any, ...]
 Cell = tuple[str, str]
@@ -111,16 +111,17 @@ def _is_numeric(type_: TypeEngine[Any]) -> bool:
 Checker = Callable[[Any], "str | None"]
 
 
-def checker(field: Field, source: str, target: str) -> Checker | None:
+def checker(field: Field, source: str, target: str, *, utf16: bool = False) -> Checker | None:
     """What says why a value of a column cannot be held by a kind of database; None where all can.
 
     Args:
         field: The column.
         source: The kind of database it comes from: sqlite or postgresql.
         target: The kind of database it goes to.
+        utf16: Whether the source writes its texts in UTF-16.
     """
-    if source == target:
-        return None  # the same column, with the same affinity and the same constraints
+    if source == target:  # the same column, with the same affinity and the same constraints
+        return _malformed if utf16 else None
     if target == "postgresql":
         return _typed(field)
     return _numeric if field.numeric and field.held is Held.TEXT else None
@@ -129,6 +130,11 @@ def checker(field: Field, source: str, target: str) -> Checker | None:
 def _numeric(value: Any) -> str | None:
     looks = isinstance(value, str) and _NUMBER.fullmatch(value)
     return "text that looks like a number, of which SQLite would make one in this column" if looks else None
+
+
+def _malformed(value: Any) -> str | None:
+    whole = not isinstance(value, str) or value.isascii() or _is_utf8(value)
+    return None if whole else "text that is no UTF-16"
 
 
 def _typed(field: Field) -> Checker:
@@ -161,6 +167,18 @@ def _is_utf8(value: str) -> bool:
 def plain(row: Iterable[Any]) -> Values:
     """A row as any driver gives it, in the values of this module."""
     return tuple(int(value) if value is True or value is False else value for value in row)
+
+
+def escaped(raw: bytes, encoding: str) -> str:
+    """Malformed UTF-16 as a text that is no UTF-8: lone surrogates in the bytes that UTF-8 would have for them.
+
+    Args:
+        raw: The bytes of the text.
+        encoding: Its encoding, as Python calls it.
+    """
+    odd = len(raw) % 2
+    known = raw[: len(raw) - odd].decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+    return (known + b"\xff" * odd + raw[len(raw) - odd :]).decode("utf-8", "surrogateescape")
 
 
 def cell(value: Any) -> Cell:

@@ -44,7 +44,7 @@ def require_choice(choice: str | None) -> None:
     """
     if choice not in (None, "adopt", "repair"):
         raise errors.InvalidValueError(
-            f"{choice!r} is no choice for writes of other programs", hint="choose adopt or repair", field="foreign"
+            f"{choice!r:.40} is no choice for writes of other programs", hint="choose adopt or repair", field="foreign"
         )
 
 

@@ -220,7 +220,11 @@ class Repository:
 
         Returns:
             How many rows the source of truth lost.
+
+        Raises:
+            InvalidValueError: A value that the database cannot hold: it would take it for that of other rows.
         """
+        self.uow._connected.check(filters)
         self.uow._refuse_to_read_only()
         phase = self.uow.phase
         sides = self._written_sides()

@@ -139,6 +139,7 @@ class DriverConnection(sqlite3.Connection):
     def add_functions(self) -> None:
         """Add what our own statements ask of a value and SQL has no word for."""
         self.create_function("consensus_is_text", 2, _is_text, deterministic=True)
+        self.create_collation("consensus_code_points", _by_code_points)
 
     def trust_schema(self, trusted: bool) -> None:
         """Let triggers, views and constraints of the file use whatever functions and virtual tables there are."""
@@ -255,9 +256,10 @@ class DriverConnection(sqlite3.Connection):
             InvalidValueError: SQLite would make another text of it, because the file writes UTF-16.
         """
         bound = storable(value)
-        if bound is not value and self.writes_utf16:
+        if self.writes_utf16 and (bound is not value or (isinstance(value, str) and not _NEVER_KEPT.isdisjoint(value))):
             raise errors.InvalidValueError(
-                "a database in UTF-16 cannot hold a text with a lone surrogate, or with bytes that are no UTF-8, in it",
+                "a database in UTF-16 cannot hold a text with a lone surrogate, U+FFFE, U+FFFF, or bytes that are no"
+                " UTF-8 in it",
                 hint="nothing was written; take it out, or copy the store to a file in UTF-8: consensus-orm copy",
             )
         return bound
@@ -382,6 +384,10 @@ class DriverConnection(sqlite3.Connection):
 
     def __del__(self) -> None:
         self._release_turn()
+
+
+_NEVER_KEPT = frozenset("\ufffe\uffff")
+"""Characters that SQLite replaces when it turns UTF-8 into UTF-16 (READ_UTF8 in its utf.c)."""
 
 
 def storable(value: Any) -> Any:
@@ -656,6 +662,11 @@ def _is_text(value: object, encoding: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _by_code_points(a: str, b: str) -> int:
+    """Order texts as their bytes in UTF-8 do, in a file that writes them otherwise."""
+    return (a > b) - (a < b)
 
 
 def codec(encoding: str) -> str:
