@@ -159,7 +159,8 @@ def assert_sound(url: str) -> None:
         assert state is not None
         phase, epoch = state
         changes = flips(url)
-        assert epoch == len(changes)
+        voided = "SELECT count(*) FROM consensus_orm_history WHERE action = 'clock set back'"
+        assert (epoch,) == tuple(n + len(changes) for n in connection.execute(voided).fetchone() or ())
         assert all(abs(after - before) == 1 for _, before, after in changes)
         assert [before for _, before, _ in changes[1:]] == [after for _, _, after in changes[:-1]]
         assert not changes or changes[-1][2] == phase
