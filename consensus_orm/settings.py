@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str | None = Field(default=None, repr=False)
-    """Any SQLAlchemy URL, or a path; `~/.code/consensus_artifacts.db` where neither is given."""
+    """Any SQLAlchemy URL, or a path, of the database that is opened where a call names none."""
 
     read_url: str | None = Field(default=None, repr=False)
     """A PostgreSQL server that follows the one of `url`: read-only units of work go there."""

@@ -592,16 +592,24 @@ PACKAGE = Path(consensus_orm.__file__).parent
 ENGINE = [
     module
     for folder in (
-        "migration",
-        "repository",
-        "unit_of_work",
-        "ledgers",
+        ".",
+        "copying",
+        "databases",
+        "databases/postgresql",
         "databases/sqlite",
+        "ledgers",
+        "migration",
+        "models",
+        "rehearsal",
+        "repository",
+        "retrying",
+        "schema",
         "statements",
+        "unit_of_work",
         "declaration",
     )
     for module in sorted((PACKAGE / folder).glob("*.py"))
-    if module.name != "expressions.py"
+    if module.name != "expressions.py" and module != PACKAGE / "__init__.py"  # which exports them
 ]
 NAMES = {
     *("consensus_artifacts", "consensus_synthesis", "consensus_runs", "agent_outputs", "consensus_syntheses"),

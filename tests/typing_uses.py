@@ -37,6 +37,7 @@ from consensus_orm import (
     Run,
     Settings,
     Side,
+    Store,
     Synthesis,
 )
 from consensus_orm.databases.maintenance import Maintenance
@@ -54,6 +55,7 @@ from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.rehearsal import RehearsalReport
 from consensus_orm.retrying.retrier import Retrier
+from consensus_orm.store import RepositoryUnitOfWork
 from consensus_orm.testing import ArtifactFactory, artifact_values, take_to
 from consensus_orm.testing.plugin import Flip, QueryCounter
 
@@ -236,6 +238,21 @@ def declaration() -> Mapping:
         marker=Customer.mirrored,
     )
     return Mapping((customers,))
+
+
+def own_store(path: Path) -> None:
+    def count(uow: RepositoryUnitOfWork) -> int:
+        return uow.repository("customers").count({})
+
+    with Store.open(path, mapping=declaration()) as store:
+        assert_type(store, Store[RepositoryUnitOfWork])
+        assert_type(store.run(count), int)
+        assert_type(store.in_unit_of_work(count)(), int)
+        with store.unit_of_work() as uow:
+            assert_type(uow, RepositoryUnitOfWork)
+    with ConsensusStore.open(path) as consensus:
+        plain: Store = consensus  # whatever takes a store takes that of the consensus data
+        assert_type(plain.run(count), int)
 
 
 def own_pair(uow: ConsensusUnitOfWork) -> None:

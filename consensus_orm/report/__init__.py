@@ -15,12 +15,12 @@ from consensus_orm.report.charts import require_pygal
 from consensus_orm.report.facts import collect
 
 if TYPE_CHECKING:
-    from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["render", "write"]
 
 
-def render(store: ConsensusStore) -> str:
+def render(store: Store) -> str:
     """Make the page.
 
     Reads are timed on the spot, in a read-only unit of work, which takes a second or so. Nothing is written.
@@ -41,7 +41,7 @@ def render(store: ConsensusStore) -> str:
     return page(collect(store))
 
 
-def write(store: ConsensusStore, path: Path | str) -> Path:
+def write(store: Store, path: Path | str) -> Path:
     """Make the page and put it into a file; one that is there is replaced, and never by half a page.
 
     Args:

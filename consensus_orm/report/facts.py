@@ -21,7 +21,7 @@ from consensus_orm.times import when
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
-    from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["Backfilled", "Certified", "Facts", "ReadTimes", "TableUse", "collect"]
 
@@ -103,7 +103,7 @@ class Facts:
     evidence: Evidence | None
 
 
-def collect(store: ConsensusStore) -> Facts:
+def collect(store: Store) -> Facts:
     """Read everything; writes nothing.
 
     Args:
@@ -115,7 +115,7 @@ def collect(store: ConsensusStore) -> Facts:
     return store._look(lambda uow: _seen(uow, store, stats, evidence))
 
 
-def _seen(uow: UnitOfWork, store: ConsensusStore, stats: DatabaseStats | None, evidence: Evidence | None) -> Facts:
+def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: Evidence | None) -> Facts:
     return Facts(
         database=store.name,
         at=uow.now,

@@ -36,7 +36,7 @@ from consensus_orm.events import (
 from consensus_orm.hub import Hook, Telemetry, Totals, log_event
 
 if TYPE_CHECKING:
-    from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = [
     "AlarmEvent",
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 
-def listen(store: ConsensusStore, *hooks: Hook) -> None:
+def listen(store: Store, *hooks: Hook) -> None:
     """Tell hooks of everything that happens in a store from now on, and log units of work at DEBUG.
 
     Args:
@@ -80,7 +80,7 @@ def listen(store: ConsensusStore, *hooks: Hook) -> None:
     store._new_unit = partial(ObservedUnitOfWork, telemetry=store.telemetry)
 
 
-def report_to_structlog(store: ConsensusStore, *, log: Any = None) -> None:
+def report_to_structlog(store: Store, *, log: Any = None) -> None:
     """Log with structlog what the standard library would log: events by their titles, with their fields.
 
     Args:
@@ -101,7 +101,7 @@ def report_to_structlog(store: ConsensusStore, *, log: Any = None) -> None:
     listen(store)
 
 
-def report_to_prometheus(store: ConsensusStore, *, registry: Any = None) -> None:
+def report_to_prometheus(store: Store, *, registry: Any = None) -> None:
     """Publish everything as prometheus metrics.
 
     Args:
@@ -126,7 +126,7 @@ def report_to_prometheus(store: ConsensusStore, *, registry: Any = None) -> None
 
 
 def report_to_opentelemetry(
-    store: ConsensusStore, *, meter_provider: Any = None, tracer_provider: Any = None, statements: bool = False
+    store: Store, *, meter_provider: Any = None, tracer_provider: Any = None, statements: bool = False
 ) -> None:
     """Publish everything as OpenTelemetry metrics, and units of work as spans.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["Metrics", "Spans"]
 
@@ -43,7 +43,7 @@ class Metrics:
         provider: Where they go; the global one where None.
     """
 
-    def __init__(self, store: ConsensusStore, provider: MeterProvider | None) -> None:
+    def __init__(self, store: Store, provider: MeterProvider | None) -> None:
         meter = get_meter(SCOPE, __version__, provider)
         self._constants = constants(store.engine)
         self._add = {instrument.name: _adding(meter, instrument) for instrument in INSTRUMENTS}
@@ -63,7 +63,7 @@ def _adding(meter: Meter, instrument: Instrument) -> Callable[[float, dict[str, 
     return meter.create_counter(name, **facts).add
 
 
-def _observe(meter: Meter, reading: Reading, store: ConsensusStore) -> None:
+def _observe(meter: Meter, reading: Reading, store: Store) -> None:
     def read(_options: CallbackOptions) -> Iterable[Observation]:
         return [Observation(value, _present(attributes)) for attributes, value in reading.observe(store)]
 
@@ -88,7 +88,7 @@ class Spans:
         statements: Whether each statement is a span, too.
     """
 
-    def __init__(self, store: ConsensusStore, provider: TracerProvider | None, *, statements: bool) -> None:
+    def __init__(self, store: Store, provider: TracerProvider | None, *, statements: bool) -> None:
         self._tracer = trace.get_tracer(SCOPE, __version__, provider)
         self._system = {"db.system.name": constants(store.engine)["db.system.name"]}
         self._statements = statements

@@ -20,7 +20,7 @@ from consensus_orm.telemetry.instruments import (
 from consensus_orm.telemetry.readings import READINGS, Reading
 
 if TYPE_CHECKING:
-    from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["Metrics"]
 
@@ -32,7 +32,7 @@ class Metrics:
         store: Whose events and readings are published.
     """
 
-    def __init__(self, store: ConsensusStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._constants = constants(store.engine)
         self._metrics = {instrument.name: _metric(instrument) for instrument in INSTRUMENTS}

@@ -11,7 +11,7 @@ from consensus_orm.retrying.circuit_breaker import CircuitState
 from consensus_orm.telemetry.instruments import POOL, Attributes, Kind, constants
 
 if TYPE_CHECKING:
-    from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.store import Store
 
 __all__ = ["READINGS", "Reading"]
 
@@ -34,39 +34,39 @@ class Reading:
     unit: str
     description: str
     attributes: tuple[str, ...]
-    read: Callable[[ConsensusStore], Iterable[tuple[str, float]]]
+    read: Callable[[Store], Iterable[tuple[str, float]]]
 
-    def observe(self, store: ConsensusStore) -> Iterator[tuple[Attributes, float]]:
+    def observe(self, store: Store) -> Iterator[tuple[Attributes, float]]:
         """The values now, with their attributes."""
         known = constants(store.engine)
         for told, value in self.read(store):
             yield {name: known.get(name) or told for name in self.attributes}, value
 
 
-def _calls(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+def _calls(store: Store) -> Iterator[tuple[str, float]]:
     totals = store.telemetry.totals
     return ((outcome.value, getattr(totals, outcome.value)) for outcome in Outcome)
 
 
-def _breaker(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+def _breaker(store: Store) -> Iterator[tuple[str, float]]:
     breaker = store.retrier.breaker
     if breaker is not None:
         state = breaker.state
         yield from ((each.value, float(each is state)) for each in CircuitState)
 
 
-def _connections(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+def _connections(store: Store) -> Iterator[tuple[str, float]]:
     pool: Any = store.engine.pool
     yield "used", pool.checkedout()
     yield "idle", pool.checkedin()
 
 
-def _size(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+def _size(store: Store) -> Iterator[tuple[str, float]]:
     pool: Any = store.engine.pool
     yield "", pool.size()
 
 
-def _pending(store: ConsensusStore) -> Iterator[tuple[str, float]]:
+def _pending(store: Store) -> Iterator[tuple[str, float]]:
     pool: Any = store.engine.pool
     yield "", pool.waiting
 

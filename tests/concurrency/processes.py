@@ -29,7 +29,7 @@ PRELOADED = [
     "consensus_orm.databases.postgresql.connection",
     "consensus_orm.databases.postgresql.rendering",
     "consensus_orm.retrying.retrier",
-    "consensus_orm.store",
+    "consensus_orm.consensus.store",
     "consensus_orm.telemetry",
     "stamina",
 ]
