@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from consensus_orm.databases.engine import checkout, driver, prepare
-from consensus_orm.databases.opening import create
-from consensus_orm.databases.statistics import collect
+from consensus_orm.databases.opening import collect, create
 from consensus_orm.settings import Settings
 from tests.bloated import make_bloated
 

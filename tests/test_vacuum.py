@@ -20,7 +20,8 @@ from consensus_orm.databases.engine import begin, checkout, driver
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.databases.opening import create
 from consensus_orm.databases.sqlite import vacuum as vacuum_module
-from consensus_orm.databases.sqlite.vacuum import VacuumReport, VacuumScheduler, vacuum
+from consensus_orm.databases.sqlite.vacuum import VacuumScheduler, vacuum
+from consensus_orm.databases.statistics import VacuumReport
 from consensus_orm.settings import Settings
 from tests.bloated import make_bloated, writing
 from tests.timing import assert_typical

@@ -42,8 +42,8 @@ from consensus_orm import (
 )
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.databases.sqlite.backup import BackupReport
-from consensus_orm.databases.sqlite.vacuum import VacuumReport, VacuumScheduler
-from consensus_orm.databases.statistics import DatabaseStats
+from consensus_orm.databases.sqlite.vacuum import VacuumScheduler
+from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
 from consensus_orm.errors import DatabaseBusyError, GateClosedError
 from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration import Migration

@@ -6,16 +6,17 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Engine
 
 from consensus_orm import validation as check
-from consensus_orm.databases import statistics
+from consensus_orm.databases import opening
 from consensus_orm.databases.engine import database_path
 from consensus_orm.databases.sqlite.backup import BackupReport, backup
-from consensus_orm.databases.sqlite.vacuum import VacuumReport, VacuumScheduler, vacuum
-from consensus_orm.databases.statistics import DatabaseStats
+from consensus_orm.databases.sqlite.vacuum import VacuumScheduler
+from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
 from consensus_orm.files import Leftover, leftovers
 from consensus_orm.retrying.repetition import Repeat, once
 from consensus_orm.settings import Settings
@@ -51,7 +52,7 @@ class Maintenance:
             PoolExhaustedError: All connections stayed lent.
             StorageError: The database cannot be read.
         """
-        return self._repeat(lambda: statistics.collect(self.engine, self.tables))
+        return self._repeat(lambda: opening.collect(self.engine, self.tables))
 
     def vacuum(self, *, full: bool = False, progress: Callable[[int, int], object] | None = None) -> VacuumReport:
         """Give free pages back to the file system, in small steps.
@@ -67,7 +68,7 @@ class Maintenance:
             DatabaseBusyError: Another vacuum is running, or somebody kept the write lock.
             StorageError: The file cannot be written.
         """
-        return vacuum(self.engine, self.tables, full=full, progress=progress, repeat=self._repeat)
+        return opening.vacuum(self.engine, self.tables, full=full, progress=progress, repeat=self._repeat)
 
     def schedule_vacuum(self, interval: timedelta = timedelta(days=1)) -> VacuumScheduler:
         """Vacuum now and then on a daemon thread; a schedule that was there before ends.
@@ -80,7 +81,8 @@ class Maintenance:
         """
         with self._lock:
             self._stop()
-            self._scheduler = VacuumScheduler(self.engine, interval, tables=self.tables).start()
+            work = partial(opening.vacuum, tables=self.tables)
+            self._scheduler = VacuumScheduler(self.engine, interval, work=work).start()
             return self._scheduler
 
     def backup(

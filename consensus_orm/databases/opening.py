@@ -5,9 +5,10 @@ PostgreSQL's modules are imported where a URL names such a database: they need p
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, Engine, create_engine, exc, make_url
 
@@ -16,10 +17,11 @@ from consensus_orm.databases.base import Catalog
 from consensus_orm.databases.engine import MEMORY, begin
 from consensus_orm.databases.pool import Pool, close_before_fork
 from consensus_orm.databases.sqlite.connection import Source
+from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
 from consensus_orm.settings import Settings
 from consensus_orm.statements.rendering import Rendering
 
-__all__ = ["catalog", "create", "parse_url", "rendering"]
+__all__ = ["catalog", "collect", "create", "parse_url", "rendering", "vacuum"]
 
 
 FILE_URI = "file:"
@@ -159,3 +161,50 @@ def catalog(name: str) -> Catalog:
     from consensus_orm.databases.sqlite.catalog import SQLiteCatalog
 
     return SQLiteCatalog()
+
+
+def collect(engine: Engine, tables: Collection[str] = ()) -> DatabaseStats:
+    """Read what is in force on a database, and what it takes; writes nothing.
+
+    Args:
+        engine: The engine of a store.
+        tables: The names of the tables of a server that are counted, beside the control tables.
+
+    Returns:
+        The statistics; of a server `databases.postgresql.vacuum.ServerStats`.
+
+    Raises:
+        PoolExhaustedError: All connections stayed lent.
+        StorageError: The database cannot be read.
+    """
+    if engine.dialect.name == "postgresql":
+        from consensus_orm.databases.postgresql import vacuum
+
+        return cast("DatabaseStats", vacuum.collect(engine, tables))  # as far as a server has what a file has
+    from consensus_orm.databases.sqlite import statistics
+
+    return statistics.collect(engine)
+
+
+def vacuum(engine: Engine, tables: Collection[str] = (), **how: Any) -> VacuumReport:
+    """Give free room back, by the means of the kind of database.
+
+    Args:
+        engine: The engine of a store.
+        tables: The names of the tables of a server that are vacuumed, beside the control tables; a file is as a whole.
+        **how: As for `databases.sqlite.vacuum.vacuum`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DatabaseBusyError: Another vacuum is running, or somebody kept the write lock.
+        StorageError: The database cannot be written.
+    """
+    if engine.dialect.name == "postgresql":
+        from consensus_orm.databases.postgresql import vacuum as of_server
+
+        return of_server.vacuum(engine, tables, **how)
+    from consensus_orm.databases.sqlite import vacuum as of_file
+
+    return of_file.vacuum(engine, **how)

@@ -1,32 +1,12 @@
-"""Statistics: what is in force on a database, read back from it, and what it takes on disk."""
+"""Statistics: what is in force on a database and what it takes on disk, and what a vacuum did."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Collection
 from pathlib import Path
-from typing import cast
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Engine
 
-from consensus_orm.databases.engine import DriverConnection, checkout, database_path, driver, source_of, translated
-from consensus_orm.databases.pool import Pool
-from consensus_orm.databases.sqlite import write_ahead_log
-
-__all__ = ["DatabaseStats", "DiskUse", "PoolUse", "collect", "disk_use"]
-
-_NAMES = {
-    "synchronous": ("OFF", "NORMAL", "FULL", "EXTRA"),
-    "temp_store": ("DEFAULT", "FILE", "MEMORY"),
-    "auto_vacuum": ("NONE", "FULL", "INCREMENTAL"),
-}
-"""What the numbers of these pragmas mean (sqlite.org/pragma.html)."""
-
-_NUMBERS = (
-    *("busy_timeout", "cache_size", "mmap_size", "page_size", "page_count", "freelist_count"),
-    *("user_version", "wal_autocheckpoint"),
-)
+__all__ = ["DatabaseStats", "DiskUse", "PoolUse", "VacuumReport"]
 
 
 class DiskUse(BaseModel):
@@ -89,88 +69,21 @@ class DatabaseStats(BaseModel):
     notes: tuple[str, ...] = ()
 
 
-def collect(engine: Engine, tables: Collection[str] = ()) -> DatabaseStats:
-    """Read what is in force, from a connection of the pool; writes nothing.
+class VacuumReport(BaseModel):
+    """What a vacuum did.
 
-    Args:
-        engine: The engine of a store.
-        tables: The names of the tables of a server that are counted, beside the control tables.
-
-    Returns:
-        The statistics; of a server `consensus_orm.databases.postgresql.vacuum.ServerStats`.
-
-    Raises:
-        PoolExhaustedError: All connections stayed lent.
-        StorageError: The database cannot be read.
+    Times are in seconds. `longest_lock` is the longest time the write lock was held, by a step, by the
+    conversion or by the checkpoint. `notes` says what was not done, and why.
     """
-    if engine.dialect.name == "postgresql":
-        from consensus_orm.databases.postgresql import vacuum
 
-        return cast("DatabaseStats", vacuum.collect(engine, tables))  # as far as a server has what a file has
-    pool = cast("Pool", engine.pool)
-    with checkout(engine) as pooled, translated(engine):
-        found = _in_force(driver(pooled))
-        use = PoolUse(
-            size=pool.size(),
-            open=len(pool.source.connections),
-            lent=pool.checkedout() - 1,  # this one goes back at once
-            waiting=pool.waiting,
-        )
-    path = database_path(engine)
-    stats = DatabaseStats.model_validate(
-        {**found, "path": path, "sqlite_version": sqlite3.sqlite_version, "disk": disk_use(path), "pool": use}
-    )
-    return stats.model_copy(update={"notes": _notes(engine, stats)})
+    model_config = ConfigDict(frozen=True)
 
-
-def disk_use(path: Path | None) -> DiskUse:
-    """Measure a database on disk.
-
-    Args:
-        path: The database file; None for one in memory.
-
-    Returns:
-        The bytes of the file and of the two beside it.
-    """
-    if path is None:
-        return DiskUse()
-    return DiskUse(database=_size(path), wal=_size(Path(f"{path}-wal")), shm=_size(Path(f"{path}-shm")))
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _in_force(connection: DriverConnection) -> dict[str, object]:
-    # A database in memory has no mmap_size: the pragma gives no row.
-    found: dict[str, object] = {name: connection.pragma(name) or 0 for name in _NUMBERS}
-    for name, words in _NAMES.items():
-        found[name] = words[int(connection.pragma(name))]
-    found["journal_mode"] = connection.pragma("journal_mode")
-    found["foreign_keys"] = connection.pragma("foreign_keys")
-    found["encoding"] = connection.pragma("encoding")
-    return found
-
-
-def _notes(engine: Engine, stats: DatabaseStats) -> tuple[str, ...]:
-    notes = []
-    if stats.path is not None and stats.journal_mode != "wal":
-        notes.append(f"journal mode is {stats.journal_mode}, not WAL: {_why_not_wal(engine, stats.path)}")
-    if stats.path is not None and stats.auto_vacuum == "NONE" and stats.page_count:
-        notes.append("the file cannot shrink in small steps; `consensus-orm vacuum --full` converts it")
-    if stats.freelist_count * 2 > stats.page_count:
-        free = stats.freelist_count * stats.page_size
-        notes.append(f"{free:,} of {stats.disk.database:,} bytes are free; `consensus-orm vacuum` returns them")
-    return tuple(notes)
-
-
-def _why_not_wal(engine: Engine, path: Path) -> str:
-    source = source_of(engine)
-    if source.journal is not None and source.journal.refused:
-        return source.journal.refused
-    if others := write_ahead_log.occupants(path, own=len(source.connections)):
-        return f"{others[0]} has the file open"
-    return "nothing of this release has written to it yet; `consensus-orm upgrade` switches it"
+    path: Path | None
+    before: DiskUse
+    after: DiskUse
+    pages_freed: int
+    steps: int
+    converted: bool
+    longest_lock: float
+    seconds: float
+    notes: tuple[str, ...] = ()

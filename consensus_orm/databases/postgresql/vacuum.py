@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -12,8 +13,7 @@ from sqlalchemy import Engine
 
 from consensus_orm.databases.engine import checkout, driver, translated
 from consensus_orm.databases.pool import Pool
-from consensus_orm.databases.sqlite.vacuum import VacuumReport
-from consensus_orm.databases.statistics import DiskUse, PoolUse
+from consensus_orm.databases.statistics import DiskUse, PoolUse, VacuumReport
 from consensus_orm.files import Leftover
 from consensus_orm.retrying.repetition import Repeat, once
 from consensus_orm.statements.rendering import quoted
@@ -150,8 +150,9 @@ def vacuum(
     engine: Engine,
     tables: Collection[str],
     *,
-    full: bool,
-    progress: Callable[[int, int], object] | None,
+    full: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+    cancelled: threading.Event | None = None,
     repeat: Repeat = once,
 ) -> VacuumReport:
     """Make room of dead rows in our tables, and renew what the planner knows of them; writers go on.
@@ -161,6 +162,7 @@ def vacuum(
         tables: The names of the tables that are vacuumed, beside the control tables.
         full: Give the room back to the file system; nobody reads or writes a table while it is rewritten.
         progress: Called with the tables done so far and the tables there are.
+        cancelled: Ends the work early, after the table under way, when set.
         repeat: Takes a step, the vacuum of one table, again after a transient error.
 
     Returns:
@@ -175,6 +177,8 @@ def vacuum(
             repeat(partial(connection.execute, command))
             if progress is not None:
                 progress(done, len(before))
+            if cancelled is not None and cancelled.is_set():
+                break
         after = _tables(connection, tables)
     return VacuumReport(
         path=None,

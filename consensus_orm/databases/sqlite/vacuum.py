@@ -13,14 +13,13 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
 from consensus_orm import errors, files
@@ -35,10 +34,11 @@ from consensus_orm.databases.engine import (
 )
 from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite import write_ahead_log
-from consensus_orm.databases.statistics import DiskUse, disk_use
+from consensus_orm.databases.sqlite.statistics import disk_use
+from consensus_orm.databases.statistics import DiskUse, VacuumReport
 from consensus_orm.retrying.repetition import Repeat, once
 
-__all__ = ["VacuumReport", "VacuumScheduler", "vacuum"]
+__all__ = ["VacuumScheduler", "vacuum"]
 
 SLICE = 0.008
 """Seconds a step spends on freeing pages before its commit. 50 ms are promised for both: in WAL a commit adds
@@ -56,29 +56,8 @@ CHECKPOINT_AGAIN = 0.005
 _log = logging.getLogger(__name__)
 
 
-class VacuumReport(BaseModel):
-    """What a vacuum did.
-
-    Times are in seconds. `longest_lock` is the longest time the write lock was held, by a step, by the
-    conversion or by the checkpoint. `notes` says what was not done, and why.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    path: Path | None
-    before: DiskUse
-    after: DiskUse
-    pages_freed: int
-    steps: int
-    converted: bool
-    longest_lock: float
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-
 def vacuum(
     engine: Engine,
-    tables: Collection[str] = (),
     *,
     full: bool = False,
     progress: Callable[[int, int], object] | None = None,
@@ -92,7 +71,6 @@ def vacuum(
 
     Args:
         engine: The engine of a store.
-        tables: The names of the tables of a server that are vacuumed, beside the control tables; a file is as a whole.
         full: Rewrite the whole file, and convert it where it needs that.
         progress: Called after each step with the pages freed so far and the pages there were to free.
         cancelled: Ends the work early, after the step under way, when set.
@@ -105,10 +83,6 @@ def vacuum(
         DatabaseBusyError: Another vacuum of this file is running, or somebody kept the write lock.
         StorageError: The file cannot be written.
     """
-    if engine.dialect.name == "postgresql":
-        from consensus_orm.databases.postgresql import vacuum
-
-        return vacuum.vacuum(engine, tables, full=full, progress=progress, repeat=repeat)
     path = database_path(engine)
     if path is None:
         nothing = DiskUse()
@@ -300,7 +274,7 @@ class VacuumScheduler:
         engine: The engine of a store.
         interval: Time between two vacuums.
         jitter: Share of the interval by which it is made shorter or longer at random, from 0 to 1.
-        tables: As for `vacuum`.
+        work: Does it; given the engine and `cancelled`, an event that ends it.
 
     Attributes:
         last: The report of the last vacuum that succeeded; None before that.
@@ -312,7 +286,7 @@ class VacuumScheduler:
         interval: timedelta = timedelta(days=1),
         *,
         jitter: float = 0.1,
-        tables: Collection[str] = (),
+        work: Callable[..., VacuumReport] = vacuum,
     ) -> None:
         if interval <= timedelta(0):
             raise errors.InvalidValueError("the interval must be longer than nothing", field="interval")
@@ -320,7 +294,7 @@ class VacuumScheduler:
         self.jitter = jitter
         self.last: VacuumReport | None = None
         self._engine = engine
-        self._tables = tables
+        self._work = work
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="consensus_orm vacuum", daemon=True)
 
@@ -361,7 +335,7 @@ class VacuumScheduler:
 
     def _vacuum(self) -> None:
         try:
-            self.last = vacuum(self._engine, self._tables, cancelled=self._stopped)
+            self.last = self._work(self._engine, cancelled=self._stopped)
         except errors.DatabaseBusyError as error:
             _log.info("scheduled vacuum left out: %s", error)
         except (errors.ConsensusError, sqlite3.Error, OSError) as error:
