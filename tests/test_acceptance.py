@@ -162,7 +162,7 @@ with ConsensusStore.open(sys.argv[1]) as store:
         watched(uow)
         assert uow.artifacts.count() and uow.artifacts.list(limit=3) and uow.syntheses.list()
         assert uow.runs.latest(spec_id="S", stage="plan")
-loaded = [name for name in sys.modules if name.startswith("consensus_orm") and "legacy" in name]
+loaded = [name for name in sys.modules if name.startswith("consensus_orm") and name.endswith("models.legacy")]
 assert not loaded, loaded
 """
 

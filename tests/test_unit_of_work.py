@@ -560,7 +560,7 @@ with ConsensusStore.open(sys.argv[1]) as store, count_queries(store) as sent:
     with store.unit_of_work() as uow:
         assert uow.artifacts.delete(spec_id="SPEC-KIT-900", stage="spec-plan") == 6
         uow.syntheses.delete(spec_id="SPEC-KIT-900")
-modules = [name for name in sys.modules if name.startswith("consensus_orm") and "legacy" in name]
+modules = [name for name in sys.modules if name.startswith("consensus_orm") and name.endswith("models.legacy")]
 assert not modules, modules
 assert len(sent) > 30
 touching = [sql for sql in sent if "consensus_artifacts" in sql.lower() or "consensus_synthesis" in sql.lower()]

@@ -313,7 +313,7 @@ def test_the_scheduler_survives_errors(
     with caplog.at_level(logging.WARNING), VacuumScheduler(engine, timedelta(seconds=0.02)) as scheduler:
         wait_until(lambda: "was removed while it was in use" in caplog.text)
         with monkeypatch.context() as patched:
-            patched.setattr(vacuum_module, "vacuum", lambda *_, **__: 1 / 0)
+            patched.setattr(scheduler, "_work", lambda *_, **__: 1 / 0)
             wait_until(lambda: "ZeroDivisionError" in caplog.text)
         assert scheduler.last is None
         away.rename(path)
