@@ -127,6 +127,9 @@ class Transaction(ABC):
         readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
     """
 
+    started: datetime
+    """When it began, UTC."""
+
     _pooled: PoolProxiedConnection | None = None
 
     def __init__(
@@ -144,7 +147,6 @@ class Transaction(ABC):
         self.read_only = read_only
         self.lock = Lock.NONE if read_only else Lock.WRITE
         self.durable = False
-        self.started = settings.clock()
         self._readable = readable
         self._driver: Driver | None = None
         self._phase: Phase | None = None
