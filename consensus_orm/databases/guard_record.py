@@ -15,7 +15,18 @@ from consensus_orm.models.control import REPLACEABLE
 from consensus_orm.phase import Phase
 from consensus_orm.statements.pairs import Statements
 
-__all__ = ["GUARDS", "install", "keep", "lost", "made_from", "normalized_tables", "ours", "record", "recorded", "require_free"]
+__all__ = [
+    "GUARDS",
+    "install",
+    "keep",
+    "lost",
+    "made_from",
+    "normalized_tables",
+    "ours",
+    "record",
+    "recorded",
+    "require_free",
+]
 
 GUARDS = "consensus_orm_guards"
 """The table that holds the record."""
