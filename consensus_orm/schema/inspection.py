@@ -264,8 +264,9 @@ def check_managed(found: Tables, others: Iterable[Table] = ()) -> None:
             column.
     """
     from consensus_orm.models import control
+    from consensus_orm.models.base import Base
 
-    own = [table for name, table in control.Base.metadata.tables.items() if is_control(name)]
+    own = [table for name, table in Base.metadata.tables.items() if is_control(name)]
     replaceable = [model.__table__ for model in control.REPLACEABLE]
     for table in (*own, *others):
         if table.name in found:
