@@ -445,6 +445,8 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
     """Whether the triggers in force were made from another mapping than this program's, or were never recorded."""
     rows = uow._rows("SELECT mapping FROM consensus_orm_state")
     made_from = rows[0][0] if rows else uow.phase  # raises: a copy that was not finished has none
+    if guard_record.lost(uow):
+        return True
     if not uow.phase.has_legacy:
         # None of them speaks of the legacy side, whose models are imported no more; views say where its rows are.
         return (made_from is None and uow.catalog.needs_triggers) or guards.lacks_signs(uow)
@@ -457,7 +459,9 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
 
 def _install_triggers(uow: UnitOfWork) -> None:
     """Install the triggers of the phase from this program's mapping."""
-    missing = [] if guard_record.recorded(uow) else guards.not_installed(uow)
+    found = [f"table {table.name} was dropped" for table in guard_record.lost(uow)]
+    if not guard_record.recorded(uow):
+        found += [f"trigger {name} is missing" for name in guards.not_installed(uow)]
     guard_record.install(uow, uow.phase)
     if uow.phase.has_legacy:
         uow.catalog.legacy.remember(uow)
@@ -465,6 +469,6 @@ def _install_triggers(uow: UnitOfWork) -> None:
         guards.put_up_signs(uow)
     if uow.phase.has_legacy or uow.catalog.needs_triggers:
         uow._execute("UPDATE consensus_orm_state SET mapping = ?", (guard_record.made_from(uow, uow.phase),))
-    if missing:  # what was written meanwhile was noticed by nobody
-        mismatches.audit(uow, "mend guards", found=[f"trigger {name} is missing" for name in missing])
+    if found:  # what was written meanwhile was noticed by nobody
+        mismatches.audit(uow, "mend guards", found=found)
         guards.void(uow)

@@ -59,7 +59,7 @@ def write(store: ConsensusStore, label: str) -> int:
 
 def views(database: Database) -> list[str]:
     sql = {
-        "sqlite": "SELECT name FROM sqlite_master WHERE type = 'view' ORDER BY 1",
+        "sqlite": "SELECT name FROM sqlite_master WHERE type = 'view' AND name <> 'consensus_orm_guarded' ORDER BY 1",
         "postgresql": "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
         " ORDER BY 1",
     }[database.kind]

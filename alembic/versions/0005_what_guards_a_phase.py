@@ -68,6 +68,7 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("table_name", sa.Text(), nullable=False),
         sa.Column("definition", sa.Text(), nullable=False),
+        sa.Column("made", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("kind", "name", name=op.f("pk_consensus_orm_guards")),
     )
     op.create_table(
@@ -102,6 +103,8 @@ def downgrade() -> None:
     _drop_signs()
     op.drop_table("consensus_orm_images")
     op.drop_table("consensus_orm_guards")
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute("DROP VIEW IF EXISTS consensus_orm_guarded")
     op.drop_index("idx_consensus_orm_changes_undecided", "consensus_orm_changes")
     op.drop_column("consensus_orm_changes", "undecided")
     for name in reversed(SEEN):

@@ -46,6 +46,13 @@ __all__ = [
 PREFIX = "consensus_orm_"
 """How the names of all our triggers begin."""
 
+MARK = f"{PREFIX}guarded"
+"""A view that a file has since its triggers were recorded: those made again later are younger than it."""
+
+SIGN = "moved"
+"""The one column of a view that stands where a legacy table was."""
+
+
 FROZEN = "consensus_orm: the legacy tables are frozen since phase NORMALIZED; write through consensus_orm"
 """What a program is told that still writes a legacy table after they were frozen."""
 
@@ -83,6 +90,7 @@ class Standing(NamedTuple):
         name: Its name.
         table: The table it belongs to.
         definition: The text of a trigger or a view; of a table, what tells it from another one made under its name.
+        made: Of a trigger, what tells it from another one of the same text that was made in its place.
         enabled: Whether a trigger fires.
     """
 
@@ -90,6 +98,7 @@ class Standing(NamedTuple):
     name: str
     table: str
     definition: str
+    made: str = ""
     enabled: bool = True
 
     @property

@@ -10,11 +10,23 @@ from sqlalchemy import Table
 
 from consensus_orm import errors
 from consensus_orm.databases.base import PREFIX, Catalog, Standing, Transaction, Trigger
-from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.declaration.pairs import Mapping, table_of
+from consensus_orm.models.control import REPLACEABLE
 from consensus_orm.phase import Phase
 from consensus_orm.statements.pairs import Statements
 
-__all__ = ["GUARDS", "install", "keep", "made_from", "normalized_tables", "ours", "record", "recorded", "require_free"]
+__all__ = [
+    "GUARDS",
+    "install",
+    "keep",
+    "lost",
+    "made_from",
+    "normalized_tables",
+    "ours",
+    "record",
+    "recorded",
+    "require_free",
+]
 
 GUARDS = "consensus_orm_guards"
 """The table that holds the record."""
@@ -48,6 +60,7 @@ def install(uow: Transaction, phase: Phase) -> None:
         MigrationError: Another program has given one of their names to a trigger of its own.
     """
     uow.catalog.before_triggers(uow)
+    uow.catalog.create(uow, lost(uow))
     for old in ours(uow):
         uow.catalog.silence(uow, old)
     new = triggers(uow.catalog, phase, uow.statements)
@@ -58,12 +71,19 @@ def install(uow: Transaction, phase: Phase) -> None:
     record(uow, phase, new)
 
 
+def lost(uow: Transaction) -> list[Table]:
+    """Control tables that another program has dropped, and that can be made again."""
+    there = uow.catalog.tables(uow)
+    return [table for table in map(table_of, REPLACEABLE) if table.name not in there]
+
+
 def recorded(uow: Transaction) -> list[Standing]:
     """What was put in place when the triggers were last installed; nothing in a database that was never upgraded."""
     if GUARDS not in uow.catalog.tables(uow):
         return []
     return [
-        Standing(*row) for row in uow._rows(f"SELECT kind, name, table_name, definition FROM {GUARDS} ORDER BY 1, 2")
+        Standing(*row)
+        for row in uow._rows(f"SELECT kind, name, table_name, definition, made FROM {GUARDS} ORDER BY 1, 2")
     ]
 
 
@@ -85,7 +105,8 @@ def record(uow: Transaction, phase: Phase, triggers: Iterable[Trigger]) -> None:
 def keep(uow: Transaction, guards: Iterable[Standing]) -> None:
     """Add to the record."""
     for guard in guards:
-        uow._execute(f"INSERT INTO {GUARDS} (kind, name, table_name, definition) VALUES (?, ?, ?, ?)", guard[:4])
+        values = "(kind, name, table_name, definition, made) VALUES (?, ?, ?, ?, ?)"
+        uow._execute(f"INSERT INTO {GUARDS} {values}", guard[:5])
     uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
 
 

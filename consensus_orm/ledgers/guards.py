@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record
-from consensus_orm.databases.base import Standing, Transaction
-from consensus_orm.databases.guard_record import GUARDS, keep, normalized_tables, ours, recorded
+from consensus_orm.databases.base import SIGN, Standing, Transaction
+from consensus_orm.databases.guard_record import GUARDS, keep, lost, normalized_tables, ours, recorded
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import mismatches
 from consensus_orm.models.base import Base
+from consensus_orm.models.control import REPLACEABLE
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import literal, quoted
 
@@ -33,12 +34,19 @@ __all__ = [
     "notice",
     "put_up_signs",
     "require",
+    "require_accounted",
     "strays",
     "take_down_signs",
     "void",
 ]
 
 log = logging.getLogger("consensus_orm")
+
+UPGRADE = "consensus-orm upgrade"
+"""What makes again what holds no rows of users."""
+
+RESTORE = "consensus-orm restore BACKUP"
+"""What helps where a table held what stands nowhere else."""
 
 REBUILD = "rebuild "
 """How the step is called in which a side is made again; the side follows."""
@@ -76,7 +84,7 @@ def sign(pair: Pair) -> str:
     """
     where = pair.table.name if pair.parent is None else f"{pair.table.name} and {pair.parent.table.name}"
     told = f"consensus_orm: these rows are in {where}; read and write them through consensus_orm"
-    return f"CREATE VIEW {quoted(pair.legacy_name)} AS SELECT {literal(told)} AS moved"
+    return f"CREATE VIEW {quoted(pair.legacy_name)} AS SELECT {literal(told)} AS {SIGN}"
 
 
 def put_up_signs(uow: Transaction) -> None:
@@ -88,6 +96,8 @@ def put_up_signs(uow: Transaction) -> None:
         if not {(name.lower(), "table"), (name.lower(), "view")} & taken:
             uow._execute(sign(pair))
             uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view' AND name = ?", (name,))
+            signs.add(("view", name.lower(), name.lower()))
+        elif uow.catalog.columns(uow, name) == {SIGN}:  # ours, and the record of it was dropped
             signs.add(("view", name.lower(), name.lower()))
     new = [s for s in uow.catalog.standing(uow) if s.place in signs]
     uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view'")
@@ -125,7 +135,7 @@ def _signs(uow: Transaction, known: list[Standing], standing: dict[tuple[str, st
         yield Flaw(f"table {name} was made by another program, and nobody reads its rows", table=name)
     for view in (r for r in known if r.kind == "view" and r.name not in there):
         if (found := standing.get(view.place)) is None:
-            yield Flaw(f"the view {view.name}, which says where its rows are, was dropped", "consensus-orm upgrade")
+            yield Flaw(f"the view {view.name}, which says where its rows are, was dropped", UPGRADE)
         elif _plain(found.definition) != _plain(view.definition):
             yield Flaw(f"{view.name} is a view of another program; drop or rename it", command="")
 
@@ -144,11 +154,14 @@ def look(uow: Transaction) -> list[Flaw]:
     """
     known = recorded(uow)
     standing = {s.place: s for s in uow.catalog.standing(uow)}
+    gone = [Flaw(f"table {table.name} was dropped or renamed by another program", UPGRADE) for table in lost(uow)]
+    if gone and not known:
+        return gone
     if not known:
         installed = uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NOT NULL")
-        unknown = Flaw(f"what guards {uow.phase.name} was never recorded", "consensus-orm upgrade")
+        unknown = Flaw(f"what guards {uow.phase.name} was never recorded", UPGRADE)
         return [unknown] if installed and uow.phase.has_legacy else list(_signs(uow, known, standing))
-    flaws = [*_under_way(uow), *_signs(uow, known, standing)]
+    flaws = [*_under_way(uow), *gone, *_signs(uow, known, standing)]
     for table in (r for r in known if r.kind == "table"):
         triggers = [r for r in known if r.kind == "trigger" and r.table.lower() == table.name.lower()]
         flaws += _of_table(uow, table, triggers, standing)
@@ -188,7 +201,7 @@ def _of_table(
     side = _side(uow, table.name)
     rebuild = f"consensus-orm reconcile --rebuild {side}"
     if not uow.phase.has_legacy:
-        rebuild = "consensus-orm restore BACKUP"  # there is no other side to make it from
+        rebuild = RESTORE  # there is no other side to make it from
     now = standing.get(table.place)
     if now is None:
         return [Flaw(f"table {table.name} was dropped or renamed by another program", rebuild, side, table.name)]
@@ -207,7 +220,13 @@ def _wrong(trigger: Standing, found: Standing | None) -> str | None:
         return "is missing"
     if _plain(found.definition) != _plain(trigger.definition):
         return "was changed"
-    return None if found.enabled else "is disabled"
+    if not found.enabled:
+        return "is disabled"
+    if found.made == trigger.made:
+        return None
+    same = found.made.split()[0] == trigger.made.split()[0]  # on a server an oid comes first
+    how = "replaced, or switched off and on again," if same else "dropped and made again"
+    return f"was {how} by another program"
 
 
 def _plain(definition: str) -> str:
@@ -233,6 +252,23 @@ def require(uow: Transaction) -> None:
         raise broken(uow, flaws)
 
 
+def require_accounted(uow: Transaction) -> None:
+    """Refuse to leave the truth of a phase whose guards were not in place, until both sides were compared since.
+
+    Args:
+        uow: Holds the lock of a flip.
+
+    Raises:
+        GuardsBrokenError: What was written meanwhile was noticed by nobody, and was not looked for either.
+    """
+    missed = uow._rows(
+        "SELECT 1 FROM consensus_orm_history WHERE action IN ('guards', 'mend guards') AND id >"
+        " (SELECT coalesce(max(id), 0) FROM consensus_orm_history WHERE to_phase IS NOT NULL OR action = 'reconcile')"
+    )
+    if missed and not uow._rows("SELECT 1 FROM consensus_orm_certificates WHERE epoch = ?", (uow._epoch,)):
+        raise broken(uow, [Flaw("for some time nobody noticed what was written", "consensus-orm verify")])
+
+
 def broken(uow: Transaction, flaws: list[Flaw]) -> errors.GuardsBrokenError:
     """The error that names flaws, and the command that helps."""
     commands = dict.fromkeys(flaw.command for flaw in flaws if flaw.command)
@@ -255,7 +291,7 @@ def notice(uow: Transaction) -> None:
     """
     try:
         with uow._connected.attempt():
-            if recorded(uow):
+            if recorded(uow) or lost(uow):
                 if flaws := look(uow):
                     _note(uow, flaws)
                 elif uow.phase.has_legacy:
@@ -325,9 +361,11 @@ def missing_table(uow: Transaction, error: Exception) -> errors.TableMissingErro
     sides |= {table.name: Side.NORMALIZED for table in normalized_tables(mapping)}
     told = uow._connected.what_is_missing(error)
     named = [name for name in (*sides, *Base.metadata.tables) if name in told]
+    replaceable = {model.__tablename__ for model in REPLACEABLE}
     for name in sorted(named, key=len, reverse=True):
         side = sides.get(name)
-        helps = f"consensus-orm reconcile --rebuild {side}" if side else "consensus-orm restore BACKUP"
+        helps = f"consensus-orm reconcile --rebuild {side}" if side and uow.phase.has_legacy else RESTORE
+        helps = UPGRADE if name in replaceable else helps
         return errors.TableMissingError(
             f"table {name} was dropped or renamed by another program",
             hint=f"nothing of this unit of work was kept; run: {helps}",

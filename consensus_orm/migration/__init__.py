@@ -726,6 +726,8 @@ def _expect_guarded(uow: UnitOfWork, phase: Phase) -> None:
     """Expect a phase, and that rows of both sides are what its triggers have seen."""
     _expect(uow, phase)
     guards.require(uow)
+    if phase.truth is Side.NORMALIZED:
+        guards.require_accounted(uow)
 
 
 def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> dict[str, Any]:

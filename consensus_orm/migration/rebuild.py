@@ -126,6 +126,8 @@ def _counted(done: Rebuilt, later: bool, count: int) -> Rebuilt:
 def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
     """Make the tables that are missing, put the triggers in place, and say what is under way."""
     if not uow.phase.has_legacy:
+        if flaws := [flaw for flaw in guards.look(uow) if flaw.side]:
+            raise guards.broken(uow, flaws)
         raise errors.WrongPhaseError(
             f"in {uow.phase.name} there is one side, so there is nothing to make it from",
             hint="stay at CONTRACT, or run: consensus-orm rollback normalized",

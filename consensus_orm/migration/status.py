@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
+from consensus_orm.databases import guard_record
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import changes, guards, images, mismatches
 from consensus_orm.migration import gates
@@ -94,6 +95,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
     obstacles = [flaw.told for flaw in flaws]
     if uow.prepared and phase.next is not None:
         obstacles = [o.text for o in gates.obstacles(uow)]
+    lost = {table.name for table in guard_record.lost(uow)} if uow.prepared else set()
     rows = uow._rows("SELECT since, step FROM consensus_orm_state")
     since, step = rows[0] if rows else (None, None)
     return MigrationStatus(
@@ -109,18 +111,18 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
             if written
         ],
         reads=phase.truth,
-        pairs=[_pair(uow, pair, phase) for pair in uow.statements.mapping.pairs],
+        pairs=[_pair(uow, pair, phase, lost) for pair in uow.statements.mapping.pairs],
         parents={
             p.table.name: _rows_of(uow, p.table.name, uow.statements.parents[p.table.name].all_rows) or 0
             for p in uow.statements.mapping.parents
         },
-        certificate=_certificate(uow),
+        certificate=None if "consensus_orm_certificates" in lost else _certificate(uow),
         mismatches=mismatches.open_mismatches(uow) if uow.prepared else 0,
         rejects=mismatches.open_rejects(uow) if uow.prepared else 0,
         guards=[flaw.text for flaw in flaws],
         foreign_writes=changes.count(uow) if uow.prepared and phase.compares else 0,
         undecided=changes.undecided(uow) if uow.prepared and phase.compares else 0,
-        images=images.count(uow) if uow.prepared else 0,
+        images=images.count(uow) if uow.prepared and "consensus_orm_images" not in lost else 0,
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
         clock_set_back=uow.prepared and gates.clock_set_back(uow),
@@ -144,15 +146,16 @@ def _next_command(phase: Phase, step: str | None, obstacles: list[str]) -> str:
     return "" if obstacles or phase.next is None else f"consensus-orm advance {phase.next.name.lower()}"
 
 
-def _pair(uow: UnitOfWork, pair: Pair, phase: Phase) -> PairStatus:
+def _pair(uow: UnitOfWork, pair: Pair, phase: Phase, lost: set[str]) -> PairStatus:
     sql = uow.statements[pair]
-    done = uow._rows("SELECT rows FROM consensus_orm_backfill WHERE pair = ?", (pair.name,))
+    known = "consensus_orm_backfill" not in lost
+    done = uow._rows("SELECT rows FROM consensus_orm_backfill WHERE pair = ?", (pair.name,)) if known else []
     return PairStatus(
         name=pair.name,
         legacy_rows=_rows_of(uow, pair.legacy_name, sql.all_rows(Side.LEGACY)) if phase.has_legacy else None,
         normalized_rows=_rows_of(uow, pair.table.name, sql.all_rows(Side.NORMALIZED)),
         backfilled=done[0][0] if done else 0,
-        backfill_finished=uow.prepared and is_finished(uow, pair),
+        backfill_finished=uow.prepared and known and is_finished(uow, pair),
     )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from consensus_orm.models.base import BIG, Base, Verbatim
 
 __all__ = [
+    "REPLACEABLE",
     "BackfillCheckpoint",
     "Certificate",
     "Change",
@@ -68,6 +69,8 @@ class GuardRecord(Base):
     table_name: Mapped[str] = mapped_column(Text)
     definition: Mapped[str] = mapped_column(Text)
     """What it must still be: the text of a trigger, what identifies a table."""
+    made: Mapped[str] = mapped_column(Text)
+    """What tells a trigger from another one of the same text that was made in its place; '' of everything else."""
 
 
 class PhaseChange(Base):
@@ -240,3 +243,7 @@ class SavedSchema(Base):
     sql: Mapped[str] = mapped_column(Text)
     sequence: Mapped[int | None] = mapped_column(BIG)
     """sqlite_sequence of the table; NULL where it had none."""
+
+
+REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint)
+"""Those that an upgrade makes again, empty, after another program dropped them: nothing that is there needs them."""

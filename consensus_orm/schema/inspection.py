@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Table
 
 from consensus_orm import errors
-from consensus_orm.databases.base import PREFIX, ColumnFacts
+from consensus_orm.databases.base import MARK, PREFIX, SIGN, ColumnFacts
 
 __all__ = [
     "REVISIONS",
@@ -100,7 +100,9 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], si
     found: dict[str, Mapping[str, ColumnFacts]] = {}
     for spelled, (kind, columns) in there.items():
         name = spelled.lower()
-        if not is_ours(name) or (kind == "view" and name in signs and _is_sign(connection, spelled)):
+        if not is_ours(name) or (kind == "view" and name == MARK):
+            continue
+        if kind == "view" and name in signs and _is_sign(connection, spelled, columns):
             continue
         if kind == "view":
             raise errors.UnknownSchemaError(f"{name} is a view, not a table", table=name)
@@ -108,16 +110,19 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], si
     return found
 
 
-def _is_sign(connection: Any, name: str) -> bool:
-    """Whether a view is the one that we left where a legacy table was: it is as it was recorded (`ledgers.guards`)."""
+def _is_sign(connection: Any, name: str, columns: Callable[[], Mapping[str, ColumnFacts]]) -> bool:
+    """Whether a view is the one that we left where a legacy table was: it is as it was recorded (`ledgers.guards`).
+
+    Where another program has dropped the record, it is told by its one column.
+    """
     recorded = "SELECT 1 FROM consensus_orm_guards AS g"
     if not isinstance(connection, sqlite3.Connection):
         if not connection.execute("SELECT to_regclass('consensus_orm_guards')").fetchone()[0]:
-            return False
+            return set(columns()) == {SIGN}
         same = f"{recorded} WHERE g.kind = 'view' AND g.name = ? AND CAST(g.definition AS oid) = to_regclass(g.name)"
         return connection.execute(same, (name,)).fetchone() is not None
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone():
-        return False
+        return set(columns()) == {SIGN}
     same = f"{recorded} JOIN sqlite_master AS m ON m.name = g.name AND m.sql = g.definition WHERE g.name = ?"
     return connection.execute(f"{same} AND g.kind = 'view' AND m.type = 'view'", (name,)).fetchone() is not None
 
@@ -255,15 +260,18 @@ def check_managed(found: Tables, others: Iterable[Table] = ()) -> None:
         others: Tables beside the control tables that revisions make.
 
     Raises:
-        UnknownSchemaError: A control table is not there, or a table lacks a column.
+        UnknownSchemaError: A control table is not there that holds what nobody can make again, or a table lacks a
+            column.
     """
     from consensus_orm.models import control
+    from consensus_orm.models.base import Base
 
-    own = [getattr(control, model).__table__ for model in control.__all__]
+    own = [table for name, table in Base.metadata.tables.items() if is_control(name)]
+    replaceable = [model.__table__ for model in control.REPLACEABLE]
     for table in (*own, *others):
         if table.name in found:
             check_columns(table.name, found[table.name], table.columns.keys())
-        elif table in own:
+        elif table in own and table not in replaceable:
             raise errors.UnknownSchemaError(
                 f"table {table.name} was dropped or renamed by another program",
                 hint="nothing was changed; run: consensus-orm restore BACKUP",

@@ -36,15 +36,18 @@ DRAWN_FROM = (
 STANDING = (
     "SELECT 'trigger', t.tgname, c.relname,"
     " replace(pg_get_triggerdef(t.oid), quote_ident(n.nspname) || '.', '') || chr(10) || p.prosrc,"
-    " t.tgenabled IN ('O', 'A')"
+    " concat_ws(' ', t.oid, t.xmin, p.oid, p.xmin), t.tgenabled IN ('O', 'A')"
     " FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace"
     " JOIN pg_proc AS p ON p.oid = t.tgfoid"
     f" WHERE NOT t.tgisinternal AND t.tgname ^@ '{PREFIX}' AND p.proname = t.tgname AND pg_table_is_visible(c.oid)"
     " UNION ALL SELECT CASE WHEN relkind IN ('r', 'p') THEN 'table' ELSE 'view' END, relname, relname,"
-    " CAST(oid AS TEXT), TRUE FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(oid)"
+    " CAST(oid AS TEXT), '', TRUE FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(oid)"
     " AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)"
 )
-"""Triggers with a function of their own name, which is how ours are made; tables, and views, with their oid."""
+"""Triggers with a function of their own name, which is how ours are made; tables, and views, with their oid.
+
+`xmin` is the transaction that wrote an entry of the catalog last: switching a trigger off and on again writes it.
+"""
 
 
 class PostgresCatalog(Catalog):
@@ -203,7 +206,7 @@ class PostgresCatalog(Catalog):
         return rows[0][0] if rows else None
 
     def forget_guards(self, uow: Transaction) -> None:
-        """Empty the record."""
+        """Empty the record, which is made again first where somebody dropped it (`guard_record.install`)."""
         uow._execute(f"DELETE FROM {GUARDS}")
 
     def _require_exact(self, uow: Transaction) -> None:

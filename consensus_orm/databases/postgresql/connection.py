@@ -146,13 +146,16 @@ class ServerConnection(psycopg.Connection[Any]):
         """Have the commit of this transaction, and all before it, reach the disk, whatever the settings say."""
         self._send(DURABLE)
 
-    def _begin_locked(self, lock: Lock) -> None:
+    def _begin_locked(self, lock: Lock, entry: Entry | None = None) -> None:
         self._phase, self._transaction, self._lock = None, None, lock
-        fence, entry = self.source.fence, self._entry(lock)
+        fence, entry = self.source.fence, entry or self._entry(lock)
         try:
             result = self._send(self.source.begin_with(lock, entry))
         except psycopg.errors.UndefinedTable:
             self.rollback()
+            if entry is not Entry.BARE:  # it may be the record of the guards alone
+                self._begin_locked(lock, Entry.BARE)
+                return
             self.begin(write=lock is not Lock.NONE)
             return
         except LESS:

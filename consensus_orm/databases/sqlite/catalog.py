@@ -15,7 +15,7 @@ from sqlalchemy import Column
 from sqlalchemy.schema import CreateTable
 
 from consensus_orm import errors
-from consensus_orm.databases.base import Catalog, Standing, Transaction, Trigger
+from consensus_orm.databases.base import MARK, Catalog, Standing, Transaction, Trigger
 from consensus_orm.databases.guard_record import GUARDS, ours
 from consensus_orm.databases.sqlite.connection import codec
 from consensus_orm.databases.sqlite.key_faults import key_faults
@@ -121,11 +121,14 @@ class SQLiteCatalog(Catalog):
         """All triggers, tables and views there are.
 
         What tells a table from another one made under its name later: it is older than the record, which is made
-        anew whenever something is recorded. SQLite keeps the order of tables, also through VACUUM and a backup.
+        anew whenever something is recorded. SQLite keeps the order of tables, also through VACUUM and a backup. The
+        same tells triggers from those made again; they keep their order among views (VACUUM puts both behind tables).
         """
         older = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'table' AND name = '{GUARDS}')"
+        since = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'view' AND name = '{MARK}')"
         found = uow._rows(
-            f"SELECT type, name, tbl_name, iif(type = 'table', iif({older}, 'older', 'younger'), sql)"
+            f"SELECT type, name, tbl_name, iif(type = 'table', iif({older}, 'older', 'younger'), sql),"
+            f" iif(type = 'trigger', iif({since}, 'older', 'younger'), '')"
             " FROM sqlite_master WHERE type IN ('table', 'trigger', 'view') ORDER BY rowid"
         )
         return [Standing(*row) for row in found]
@@ -153,9 +156,11 @@ class SQLiteCatalog(Catalog):
         return rows[0][0] if rows else None
 
     def forget_guards(self, uow: Transaction) -> None:
-        """Make the record anew, empty and younger than every table."""
+        """Make the record anew, empty and younger than every table; and the mark, younger than every trigger."""
         uow._execute(f"DROP TABLE IF EXISTS {GUARDS}")
         uow._execute(str(CreateTable(table_of(GuardRecord)).compile(dialect=uow.statements.rendering.dialect)))
+        uow._execute(f"DROP VIEW IF EXISTS {MARK}")
+        uow._execute(f"CREATE VIEW {MARK} AS SELECT 'triggers younger than this view were made again' AS told")
 
     def level_sequences(self, uow: Transaction) -> None:
         """Let both sides go on above the highest id that either has given (rule 3)."""
