@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy
@@ -31,6 +31,7 @@ __all__ = [
     "differences",
     "open_mismatches",
     "open_rejects",
+    "open_rejects_of",
     "record",
     "reject",
 ]
@@ -340,6 +341,13 @@ class OpenReject(NamedTuple):
     side: Side
     reason: str
     image: str
+
+
+def open_rejects_of(uow: Transaction, pair: Pair, side: Side) -> Iterator[OpenReject]:
+    """The rejects of a pair that nobody has decided on, and whose rows stood on a side."""
+    sql = "SELECT key, reason, image FROM consensus_orm_rejects WHERE state = 'open' AND pair = ? AND table_name = ?"
+    for key, reason, image in uow._rows(sql, (pair.name, pair.table_name(side))):
+        yield OpenReject(pair, key, side, reason, image)
 
 
 def take_reject(uow: Transaction, number: int) -> OpenReject:

@@ -82,8 +82,8 @@ class VerifyReport:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing differs, and no row was missed."""
-        return not self.differences and not self.missed
+        """Whether nothing differs, no row was missed, and no reject is open."""
+        return not (self.differences or self.missed or self.rejects)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from consensus_orm import errors
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.engine import translated
 from consensus_orm.databases.guard_record import ours
-from consensus_orm.databases.saved_rows import FORGET, SAVE, dropped, own_name
+from consensus_orm.databases.saved_rows import FORGET, SAVE, dropped, own_name, unsafe
 from consensus_orm.databases.sqlite.saved_schema import bound, make
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.statements.rendering import quoted
@@ -51,6 +51,17 @@ def operations(uow: Transaction) -> Operations:
     connection = Connection(uow.engine, connection=uow._pooled)
     connection.begin()
     return Operations(MigrationContext.configure(connection))
+
+
+def _number(kind: str, table: str, sequence: Any) -> int | None:
+    """A saved sequence; the column has no type that SQLite holds to, so anything may stand in it.
+
+    Raises:
+        UnsafeDefinitionError: It is no number.
+    """
+    if sequence is None or isinstance(sequence, int):
+        return sequence
+    raise unsafe(kind, table)
 
 
 class SQLiteLegacyTables(LegacyTables):
@@ -117,15 +128,18 @@ class SQLiteLegacyTables(LegacyTables):
         """Make the tables again, empty, with their indexes.
 
         Raises:
-            UnsafeDefinitionError: One of the definitions, those of triggers included, says something else.
+            UnsafeDefinitionError: One of the definitions, those of triggers included, says something else, or a
+                sequence is no number.
         """
-        saved = uow._rows("SELECT type, table_name, sql FROM consensus_orm_saved_schema ORDER BY position")
-        for kind, table, sql in saved:
+        saved = uow._rows("SELECT type, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position")
+        for kind, table, _, sequence in saved:
+            _number(kind, table, sequence)
+        for kind, table, sql, _ in saved:
             if kind in ("table", "index"):
                 self._make(uow, kind, table, sql)
         # Triggers wait until the rows are there. That they can be made must show now, while nothing is carried.
         uow._execute("SAVEPOINT consensus_orm_triggers")
-        for kind, table, sql in saved:
+        for kind, table, sql, _ in saved:
             if kind == "trigger":
                 self._make(uow, kind, table, sql)
         uow._execute("ROLLBACK TO consensus_orm_triggers")
@@ -161,7 +175,10 @@ class SQLiteLegacyTables(LegacyTables):
 
     def _saved(self, uow: Transaction, pair: Pair) -> list[tuple[Any, ...]]:
         sql = "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE table_name = ? ORDER BY position"
-        return uow._rows(sql, (pair.legacy_name,))
+        saved = uow._rows(sql, (pair.legacy_name,))
+        for kind, *_, sequence in saved:
+            _number(kind, pair.legacy_name, sequence)
+        return saved
 
     def _make(self, uow: Transaction, kind: str, table: str, sql: str) -> None:
         with translated(uow.engine):
@@ -175,8 +192,8 @@ class SQLiteLegacyTables(LegacyTables):
         """Bring one of the saved objects back that must wait until the rows are there: triggers, and sequences."""
         if kind == "trigger":
             self._make(uow, kind, table, sql)
-        elif kind == "table" and sequence is not None:
-            uow.catalog.set_sequence(uow, name, max(sequence, uow.catalog.sequence(uow, name) or 0))
+        elif kind == "table" and (last := _number(kind, table, sequence)) is not None:
+            uow.catalog.set_sequence(uow, table, max(last, uow.catalog.sequence(uow, table) or 0))
 
     def values(self, table: str, row: Cells) -> list[Any]:
         """The values of a saved row as they are bound.
