@@ -127,7 +127,7 @@ def verify(app: App, as_json: bool) -> None:
     else:
         say(f"verify: {_told(report)}")
         _list_differences(app, report)
-    _exit(not report.clean)
+    _exit(not report.clean or report.rejects)
 
 
 def _list_differences(app: App, report: VerifyReport) -> None:

@@ -17,7 +17,7 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.ledgers import audit as audit_records
 from consensus_orm.ledgers import changes, guards, mismatches
-from consensus_orm.migration import details, gates
+from consensus_orm.migration import details, gates, shapes
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
 from consensus_orm.migration.carrying import Drained, carry_reject, drain, print_statements
 from consensus_orm.migration.details import RowDetail
@@ -664,7 +664,7 @@ def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> Drained:
 
 def _mendable(uow: UnitOfWork) -> list[guards.Flaw]:
     """What guards the phase and is not in place; refuses where rows may be missing for it."""
-    flaws = guards.look(uow)
+    flaws = shapes.look(uow)
     if any(flaw.side for flaw in flaws):
         raise guards.broken(uow, flaws)
     return flaws
@@ -733,7 +733,7 @@ def _expect(uow: UnitOfWork, phase: Phase) -> None:
 def _expect_guarded(uow: UnitOfWork, phase: Phase) -> None:
     """Expect a phase, and that rows of both sides are what its triggers have seen."""
     _expect(uow, phase)
-    guards.require(uow)
+    shapes.require(uow)
 
 
 def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> dict[str, Any]:

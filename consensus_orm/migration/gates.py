@@ -18,8 +18,8 @@ from consensus_orm import errors
 from consensus_orm.databases import guard_record
 from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.pairs import Pair, is_text, single_key
-from consensus_orm.ledgers import changes, guards, mismatches
-from consensus_orm.migration import keyless
+from consensus_orm.ledgers import changes, mismatches
+from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.migration.demands import Demands, in_force
 from consensus_orm.phase import Phase, Side
@@ -65,7 +65,7 @@ def obstacles(uow: UnitOfWork) -> list[Obstacle]:
         The obstacles; empty where the gate is open.
     """
     phase = uow.phase
-    found = [Obstacle(flaw.told) for flaw in guards.look(uow)]
+    found = [Obstacle(flaw.told) for flaw in shapes.look(uow)]
     if not phase.writes_normalized:
         found += _missing_tables(uow)
     else:

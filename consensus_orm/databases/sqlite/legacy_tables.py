@@ -16,7 +16,7 @@ from consensus_orm import errors
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.engine import translated
 from consensus_orm.databases.guard_record import ours
-from consensus_orm.databases.saved_rows import FORGET, SAVE, dropped, own_name, unsafe
+from consensus_orm.databases.saved_rows import FORGET, SAVE, aside, dropped, own_name, unsafe
 from consensus_orm.databases.sqlite.saved_schema import bound, make
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.statements.rendering import quoted
@@ -75,13 +75,25 @@ class SQLiteLegacyTables(LegacyTables):
 
     def put_away(self, uow: Transaction, pair: Pair) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
-        op, name = operations(uow), pair.legacy_table.name
+        self._rename(uow, pair.legacy_name, dropped(pair.legacy_name))
+
+    def set_aside(self, uow: Transaction, pair: Pair) -> str:
+        """Take a table out of the way that cannot be used any more; its rows stay, and what makes it again is saved."""
+        name = aside(pair.legacy_name, uow.catalog.tables(uow))
+        self._rename(uow, pair.legacy_name, name)
+        for kind, index, _ in list(objects(uow, name)):
+            if kind == "index":
+                uow._execute(f"DROP INDEX {quoted(index)}")  # the new table needs its name
+        return name
+
+    def _rename(self, uow: Transaction, name: str, to: str) -> None:
+        op = operations(uow)
         for (trigger,) in uow._rows(
             "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE", (name,)
         ):
             uow._execute(f"DROP TRIGGER {quoted(trigger)}")  # it would fire while the table is emptied
         with self._only_the_table_itself(uow):
-            op.rename_table(name, dropped(name))
+            op.rename_table(name, to)
 
     @contextlib.contextmanager
     def _only_the_table_itself(self, uow: Transaction) -> Iterator[None]:
@@ -147,12 +159,19 @@ class SQLiteLegacyTables(LegacyTables):
 
     def remember(self, uow: Transaction) -> None:
         """Keep the definitions of the legacy tables as they are now: another program may drop them."""
+        kept = {pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping.pairs}
+        saved = {pair: self._saved(uow, pair) if found is None else found for pair, found in kept.items()}
         uow._execute(FORGET)
         position = 0
-        for pair in uow.statements.mapping.pairs:
-            for kind, name, sql, sequence in self.save(uow, pair):
+        for pair, found in saved.items():
+            for kind, name, sql, sequence in found:
                 position += 1
                 uow._execute(SAVE, (position, kind, name, pair.legacy_name, sql, sequence))
+
+    def _is_whole(self, uow: Transaction, pair: Pair) -> bool:
+        """Whether a table has its columns; where another program took one away, what was kept before is worth more."""
+        there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
+        return there.issuperset(name.lower() for name in (pair.key.name, *pair.carried))
 
     def make_again(self, uow: Transaction, pair: Pair) -> None:
         """Make a legacy table that another program dropped: from its saved definition, else from its model.
