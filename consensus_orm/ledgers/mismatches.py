@@ -293,10 +293,12 @@ def reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str) -> b
     known = "SELECT 1 FROM consensus_orm_rejects WHERE pair = ? AND key IS ? AND state = 'open'"
     if uow._execute(known, (pair.name, key)).fetchone():
         return False
-    names, image_sql = uow.statements[pair].image(side)
-    image = as_image(names, uow._execute(image_sql, {"_key": key}).fetchone())
-    keep_reject(uow, pair, key, side, reason, image)
-    return True
+    for where in (side, side.other):  # a row that is deleted on its side stands on the other one, which has kept it
+        names, sql = uow.statements[pair].image(where)
+        if (parts := uow._execute(sql, {"_key": key}).fetchone()) is not None:
+            keep_reject(uow, pair, key, side, reason, as_image(names, parts))
+            return True
+    return False
 
 
 def as_image(names: Sequence[str], parts: Sequence[str]) -> Image:

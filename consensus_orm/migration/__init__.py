@@ -612,6 +612,8 @@ class Migration:
                 if not carry_reject(uow, reject):
                     return False
             mismatches.resolve_reject(uow, number)
+            if reject.key is not None:
+                mismatches.settle(uow, reject.pair, [reject.key], "repaired", "a reject was resolved")
             mismatches.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
             return True
 

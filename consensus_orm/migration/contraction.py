@@ -231,9 +231,12 @@ def _fill(unit_of_work: Units, pair: Pair, progress: Watch) -> None:
 
 def _reject_unequal(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     """Reject rows of a range that the table, as it was saved, does not hold equal; what is derived may differ."""
-    compared = uow.statements[pair].compare_range(Side.NORMALIZED, but_recorded=True)
-    ((_, wrong),) = uow._rows(compared, {"_first": first, "_last": last})
-    unequal = [key for key in json.loads(wrong or "[]") if mismatches.differences(uow, pair, key)]
+    found: set[Any] = set()
+    for side in Side:
+        compared = uow.statements[pair].compare_range(side, but_recorded=True)
+        ((_, wrong),) = uow._rows(compared, {"_first": first, "_last": last})
+        found.update(json.loads(wrong or "[]"))
+    unequal = [key for key in found if mismatches.differences(uow, pair, key)]
     reject_unequal(uow, pair, unequal, Side.NORMALIZED)
 
 

@@ -149,7 +149,9 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
     if side is Side.NORMALIZED:
         uow._execute("DELETE FROM consensus_orm_backfill")
     guards.void(uow)
-    mismatches.audit(uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made, aside=aside)
+    mismatches.audit(
+        uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made, aside=aside
+    )
     uow._execute("UPDATE consensus_orm_state SET step = ?", (guards.REBUILD + side,))
     return plan
 

@@ -159,7 +159,9 @@ class SQLiteLegacyTables(LegacyTables):
 
     def remember(self, uow: Transaction) -> None:
         """Keep the definitions of the legacy tables as they are now: another program may drop them."""
-        kept = {pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping.pairs}
+        kept = {
+            pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping.pairs
+        }
         saved = {pair: self._saved(uow, pair) if found is None else found for pair, found in kept.items()}
         uow._execute(FORGET)
         position = 0
