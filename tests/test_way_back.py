@@ -165,7 +165,7 @@ def test_a_column_that_is_gone(store: ConsensusStore, database: Database, phase:
     assert (status.guards[0], status.gate[0], status.next_command) == (found, f"{found}; run: {command}", command)
     for step in (store.migration.verify, store.migration.reconcile, store.migration.rollback):
         with pytest.raises(errors.GuardsBrokenError, match=found) as refused:
-            step()  # type: ignore[operator]
+            step()
         assert command in str(refused.value)
     with pytest.raises(errors.GateClosedError, match=found):
         store.migration.advance(force=True, reason="in a hurry")
@@ -193,7 +193,7 @@ def test_the_truth_is_not_set_aside(store: ConsensusStore, database: Database, p
     before = database.rows("consensus_artifacts")
     status = store.migration.status()
     assert status.guards[0].startswith("column content_json of table consensus_artifacts")
-    with pytest.raises(errors.StorageError, match="content_json|42703"):
+    with pytest.raises(errors.StorageError, match=r"content_json|42703"):
         write(store, "S")
     with pytest.raises(errors.MigrationError, match="has no column 'content_json'"):
         store.migration.reconcile(rebuild=Side.LEGACY)
