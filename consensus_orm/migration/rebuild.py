@@ -252,7 +252,8 @@ def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
         if missing := [c.name for c in table.columns if c.name.lower() not in there]:
             raise errors.MigrationError(
                 f"{table.name}, which another program made or changed, has no column {missing[0]!r:.60}",
-                hint="nothing was changed; give the column its name again, or rename that table (a file wants PRAGMA legacy_alter_table = ON"
+                hint="nothing was changed; give the column its name again, or rename that table (a file wants"
+                " PRAGMA legacy_alter_table = ON"
                 " first), then try again",
                 table=table.name,
                 column=missing[0],

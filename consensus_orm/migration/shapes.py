@@ -41,7 +41,7 @@ def require(uow: UnitOfWork) -> None:
 
 
 def lacking(uow: UnitOfWork, side: Side) -> dict[str, list[str]]:
-    """The tables of a side that are there without all columns which the statements need: their names, and what lacks."""
+    """The tables of a side that are there and lack columns which the statements need, and those columns."""
     there = {name.lower() for name in uow.catalog.tables(uow)}
     mapping = uow.statements.mapping
     needed = {table.name: {c.name for c in table.columns} for table in guard_record.normalized_tables(mapping)}
