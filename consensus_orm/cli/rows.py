@@ -88,8 +88,10 @@ def restore_images(app: App, numbers: tuple[int, ...], reason: str | None) -> No
     """
     with app.store() as store:
         for number in numbers:
-            store.migration.restore_image(number, reason=reason)
+            restored = store.migration.restore_image(number, reason=reason)
             say(f"the row of image {number} was put back")
+            if restored.not_put_back:
+                say(f"  not put back: {', '.join(restored.not_put_back)}; what follows from others is derived again")
 
 
 def _show(app: App, as_json: bool, contents: bool, look: Callable[[Migration], RowDetail]) -> None:

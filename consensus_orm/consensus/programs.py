@@ -92,12 +92,13 @@ def identify(connection: Any) -> Identity:
     version = inspection.revision(connection, tables)
     legacy = {name: tables[name] for name in LEGACY if name in tables}
     founding = {name: tables[name] for name in FOUNDING if name in tables}
-    for name, columns in legacy.items():
+    current = version == inspection.REVISIONS[-1]
+    for name, columns in legacy.items() if not current else ():  # there status names what is gone, and what helps
         inspection.check_table(name, columns, LEGACY[name])
     if EXECUTIONS in tables:
         inspection.check_table(EXECUTIONS, tables[EXECUTIONS], EXECUTION_COLUMNS, key="agent_id", key_type="TEXT")
     if version is not None:
-        if version == inspection.REVISIONS[-1]:
+        if current:
             inspection.check_managed(tables, NORMALIZED)
         kind = Kind.MANAGED
     else:

@@ -554,6 +554,14 @@ class LegacyTables(ABC):
         """
 
     @abstractmethod
+    def set_aside(self, uow: Transaction, pair: Pair) -> str:
+        """Take a table that cannot be used any more out of the way, with its rows, for good.
+
+        Returns:
+            Its new name.
+        """
+
+    @abstractmethod
     def complete_again(self, uow: Transaction, pair: Pair) -> None:
         """Bring the sequence back, and the triggers of other programs, once the rows are there."""
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Cells, SavedRow, Transaction
 from consensus_orm.statements.rendering import fitting
 
 __all__ = [
+    "ASIDE",
     "DROPPED",
     "FORGET",
     "IMAGE",
     "ROWS",
     "SAVE",
+    "aside",
     "cells",
     "dropped",
     "image",
@@ -33,6 +36,9 @@ ROWS = (IMAGE, "row")
 DROPPED = "consensus_orm_dropped_"
 """Prefix of legacy tables on their way out."""
 
+ASIDE = "consensus_orm_aside_"
+"""Prefix of legacy tables that another program made useless; their rows stay."""
+
 SAVE = (
     "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence) VALUES (?, ?, ?, ?, ?, ?)"
 )
@@ -43,6 +49,17 @@ FORGET = "DELETE FROM consensus_orm_saved_schema WHERE type IN ('table', 'index'
 def dropped(table: str) -> str:
     """What a legacy table is called on its way out."""
     return fitting(DROPPED + table)
+
+
+def aside(table: str, taken: Collection[str]) -> str:
+    """What a legacy table is called that was set aside.
+
+    Args:
+        table: The table.
+        taken: The names of all tables, in small letters.
+    """
+    names = (fitting(f"{ASIDE}{number}_{table}") for number in itertools.count(1))
+    return next(name for name in names if name.lower() not in taken)
 
 
 def unsafe(kind: str, table: str) -> errors.UnsafeDefinitionError:

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy
@@ -31,6 +31,7 @@ __all__ = [
     "differences",
     "open_mismatches",
     "open_rejects",
+    "open_rejects_of",
     "record",
     "reject",
 ]
@@ -292,10 +293,12 @@ def reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str) -> b
     known = "SELECT 1 FROM consensus_orm_rejects WHERE pair = ? AND key IS ? AND state = 'open'"
     if uow._execute(known, (pair.name, key)).fetchone():
         return False
-    names, image_sql = uow.statements[pair].image(side)
-    image = as_image(names, uow._execute(image_sql, {"_key": key}).fetchone())
-    keep_reject(uow, pair, key, side, reason, image)
-    return True
+    for where in (side, side.other):  # a row that is deleted on its side stands on the other one, which has kept it
+        names, sql = uow.statements[pair].image(where)
+        if (parts := uow._execute(sql, {"_key": key}).fetchone()) is not None:
+            keep_reject(uow, pair, key, side, reason, as_image(names, parts))
+            return True
+    return False
 
 
 def as_image(names: Sequence[str], parts: Sequence[str]) -> Image:
@@ -340,6 +343,13 @@ class OpenReject(NamedTuple):
     side: Side
     reason: str
     image: str
+
+
+def open_rejects_of(uow: Transaction, pair: Pair, side: Side) -> Iterator[OpenReject]:
+    """The rejects of a pair that nobody has decided on, and whose rows stood on a side."""
+    sql = "SELECT key, reason, image FROM consensus_orm_rejects WHERE state = 'open' AND pair = ? AND table_name = ?"
+    for key, reason, image in uow._rows(sql, (pair.name, pair.table_name(side))):
+        yield OpenReject(pair, key, side, reason, image)
 
 
 def take_reject(uow: Transaction, number: int) -> OpenReject:

@@ -17,7 +17,7 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.ledgers import audit as audit_records
 from consensus_orm.ledgers import changes, guards, mismatches
-from consensus_orm.migration import details, gates
+from consensus_orm.migration import details, gates, shapes
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
 from consensus_orm.migration.carrying import Drained, carry_reject, drain, print_statements
 from consensus_orm.migration.details import RowDetail
@@ -36,6 +36,7 @@ from consensus_orm.phase import Phase, Side
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
+    from consensus_orm.migration.restoring import Restored
     from consensus_orm.rehearsal import RehearsalReport, RehearsalStep
     from consensus_orm.store import Store
 
@@ -506,7 +507,7 @@ class Migration:
             The phase reached.
 
         Raises:
-            GateClosedError: A row could not be carried to the side that would be read.
+            GateClosedError: A row could not be carried back; its reject may be resolved, or accepted with a reason.
             MigrationError: There is nothing to go back to.
             InvalidValueError: There is no such phase, or it lies ahead.
         """
@@ -600,21 +601,25 @@ class Migration:
 
         def resolve(uow: UnitOfWork) -> bool:
             reject = mismatches.take_reject(uow, number)
-            if not uow.phase.compares:
+            on_the_way_back = uow.phase.freezes_legacy and reject.side is Side.NORMALIZED
+            if not (uow.phase.compares or on_the_way_back):
                 raise errors.WrongPhaseError(
-                    f"rows are carried while both sides are written, and the phase is {uow.phase.name}",
+                    f"rows are carried while both sides are there, and the phase is {uow.phase.name}",
                     hint="accept it with a reason, or roll back",
                     phase=uow.phase,
                 )
-            if not carry_reject(uow, reject):
-                return False
+            with uow.catalog.legacy_unfrozen(uow) if on_the_way_back else contextlib.nullcontext():
+                if not carry_reject(uow, reject):
+                    return False
             mismatches.resolve_reject(uow, number)
+            if reject.key is not None:
+                mismatches.settle(uow, reject.pair, [reject.key], "repaired", "a reject was resolved")
             mismatches.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
             return True
 
         return self._repairing.run(resolve)
 
-    def restore_image(self, number: int, *, reason: str | None = None) -> None:
+    def restore_image(self, number: int, *, reason: str | None = None) -> Restored:
         """Put back a row that was overwritten or deleted: write it to the sides of the phase, and compare it there.
 
         A row that stands under its key now is kept as an image first.
@@ -623,6 +628,9 @@ class Migration:
             number: Its number in `images`.
             reason: Why, for the audit.
 
+        Returns:
+            The row, and the columns that were not put back: a value that follows from others is derived again.
+
         Raises:
             InvalidValueError: There is no such image, or it is of a parent table, whose rows follow from others.
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
@@ -630,7 +638,7 @@ class Migration:
         """
         from consensus_orm.migration.restoring import restore
 
-        self._writing.run(partial(restore, number=number, reason=reason))
+        return self._writing.run(partial(restore, number=number, reason=reason))
 
     def accept_mismatch(self, number: int, *, reason: str) -> None:
         """Leave a mismatch as it is.
@@ -658,7 +666,7 @@ def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> Drained:
 
 def _mendable(uow: UnitOfWork) -> list[guards.Flaw]:
     """What guards the phase and is not in place; refuses where rows may be missing for it."""
-    flaws = guards.look(uow)
+    flaws = shapes.look(uow)
     if any(flaw.side for flaw in flaws):
         raise guards.broken(uow, flaws)
     return flaws
@@ -678,6 +686,8 @@ def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) ->
             hint="run: consensus-orm reconcile",
             reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
         )
+    if now.truth is Side.NORMALIZED:
+        gates.require_carried_back(uow, to)
     flip(uow, to, action="rollback", reason=reason)
 
 
@@ -725,7 +735,7 @@ def _expect(uow: UnitOfWork, phase: Phase) -> None:
 def _expect_guarded(uow: UnitOfWork, phase: Phase) -> None:
     """Expect a phase, and that rows of both sides are what its triggers have seen."""
     _expect(uow, phase)
-    guards.require(uow)
+    shapes.require(uow)
     if phase.truth is Side.NORMALIZED:
         guards.require_accounted(uow)
 

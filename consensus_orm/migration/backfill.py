@@ -22,8 +22,8 @@ from consensus_orm.databases.sqlite import checkpoints
 from consensus_orm.databases.sqlite.checkpoints import Checkpoints
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.events import BackfillEvent
-from consensus_orm.ledgers import guards, mismatches
-from consensus_orm.migration import keyless
+from consensus_orm.ledgers import mismatches
+from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.carrying import (
     CHANGES_IN_ONE_TRANSACTION,
     Drained,
@@ -123,7 +123,7 @@ def _reject_keyless(reading: Units, writing: Units, pair: Pair) -> int:
 
 def _drain_once(uow: UnitOfWork, limit: int) -> Drained:
     require_dual_write(uow.phase)
-    guards.require(uow)
+    shapes.require(uow)
     return drain(uow, limit=limit)
 
 
@@ -207,7 +207,7 @@ class _Chunks:
     def _next(self) -> bool:
         with self.writing() as uow:
             require_dual_write(uow.phase)
-            guards.require(uow)
+            shapes.require(uow)
             self.pace.begin(uow)
             self.log.relieve(uow, in_company=self.pace.in_company)
             # First what others wrote: a row that one of them deleted would look like one to carry.

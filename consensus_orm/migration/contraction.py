@@ -14,12 +14,12 @@ from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record
-from consensus_orm.databases.saved_rows import DROPPED, FORGET, IMAGE, SAVE, saved_rows
+from consensus_orm.databases.saved_rows import DROPPED, FORGET, IMAGE, SAVE, saved_rows, unsafe
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import guards, mismatches
-from consensus_orm.migration import keyless
+from consensus_orm.migration import gates, keyless
 from consensus_orm.migration.backfill import set_aside
-from consensus_orm.migration.carrying import Drained, adopt_range, drain
+from consensus_orm.migration.carrying import Drained, adopt_range, drain, reject_unequal
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.progress import Tally, Watch
@@ -153,10 +153,50 @@ def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
     guards.take_down_signs(uow)
     saved_rows(uow)  # what cannot be put back at the end shows now, while nothing is carried
     uow.catalog.legacy.bring_back(uow)
+    _try_out(uow)
     guard_record.install(uow, Phase.NORMALIZED)
     uow._execute("DELETE FROM consensus_orm_changes")
     uow._execute("UPDATE consensus_orm_state SET step = 'rebuild'")
     return uow.statements.mapping.pairs
+
+
+def _try_out(uow: UnitOfWork) -> None:
+    """See that the tables take rows, and that all that must wait for them can be made; nothing of it stays.
+
+    What was saved may say something else than before CONTRACT: that must show while nothing is carried.
+
+    Raises:
+        UnsafeDefinitionError: A table lacks a column, or cannot take a row.
+    """
+    uow._execute("SAVEPOINT tried_out")
+    for pair in uow.statements.mapping.pairs:
+        there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
+        needed = {pair.key.name, *pair.carried}
+        needed |= {name for row in saved_rows(uow) if row.table == pair.legacy_name for name in row.cells}
+        if any(name.lower() not in there for name in needed):
+            raise unsafe("table", pair.legacy_name)
+        try:
+            _carry_first(uow, pair)
+        except errors.StorageError as error:
+            if type(error) is errors.StorageError and not isinstance(error.__cause__, _refusals(uow)):
+                raise unsafe("table", pair.legacy_name) from error
+            raise  # the database as a whole, or a constraint that a row does not meet
+    uow._execute("ROLLBACK TO SAVEPOINT tried_out")
+    uow._execute("RELEASE SAVEPOINT tried_out")
+
+
+def _carry_first(uow: UnitOfWork, pair: Pair) -> None:
+    sql = uow.statements[pair]
+    first, last, count = uow._rows(sql.next_chunk(Side.NORMALIZED)[0], {"_rows": 1})[0]
+    if count:
+        adopt_range(uow, pair, first, last)
+        uow._execute(sql.rebuild_legacy, {"_first": first, "_last": last})
+
+
+def _refusals(uow: UnitOfWork) -> type[Exception]:
+    """What the driver raises where a row does not meet a constraint."""
+    refusals: type[Exception] = uow.engine.dialect.loaded_dbapi.IntegrityError
+    return refusals
 
 
 def _step(uow: UnitOfWork) -> str | None:
@@ -180,12 +220,24 @@ def _fill(unit_of_work: Units, pair: Pair, progress: Watch) -> None:
             adopt_range(uow, pair, first, last)
             with uow.catalog.legacy_unfrozen(uow):
                 uow._execute(sql.rebuild_legacy, {"_first": first, "_last": last})
+            _reject_unequal(uow, pair, first, last)
         return int(count)
 
     while count := unit_of_work.run(chunk):
         pace.end()
         tally.add(count)
         pace.rest()
+
+
+def _reject_unequal(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
+    """Reject rows of a range that the table, as it was saved, does not hold equal; what is derived may differ."""
+    found: set[Any] = set()
+    for side in Side:
+        compared = uow.statements[pair].compare_range(side, but_recorded=True)
+        ((_, wrong),) = uow._rows(compared, {"_first": first, "_last": last})
+        found.update(json.loads(wrong or "[]"))
+    unequal = [key for key in found if mismatches.differences(uow, pair, key)]
+    reject_unequal(uow, pair, unequal, Side.NORMALIZED)
 
 
 def _to_fill(uow: UnitOfWork, sql: PairStatements) -> int:
@@ -199,6 +251,7 @@ def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
     _expect_rebuild(uow)
     while drain(uow).looked_at:
         pass
+    gates.require_carried_back(uow, Phase.NORMALIZED)
     saved = uow._rows("SELECT type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position")
     with uow.catalog.legacy_unfrozen(uow):
         for row in saved_rows(uow):

@@ -14,17 +14,27 @@ from typing import Any
 
 from sqlalchemy import Column, func, select
 
+from consensus_orm import errors
 from consensus_orm.databases import guard_record
 from consensus_orm.declaration.keys import LARGEST, usable
-from consensus_orm.declaration.pairs import is_text, single_key
-from consensus_orm.ledgers import changes, guards, mismatches
+from consensus_orm.declaration.pairs import Pair, is_text, single_key
+from consensus_orm.ledgers import changes, mismatches
+from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.migration.demands import Demands, in_force
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import credible, when
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["Obstacle", "began_in_future", "clock_set_back", "count_from_now", "obstacles", "soak_left"]
+__all__ = [
+    "Obstacle",
+    "began_in_future",
+    "clock_set_back",
+    "count_from_now",
+    "obstacles",
+    "require_carried_back",
+    "soak_left",
+]
 
 SET_BACK = "clock set back"
 """What the audit says where a phase was let begin once more."""
@@ -55,7 +65,7 @@ def obstacles(uow: UnitOfWork) -> list[Obstacle]:
         The obstacles; empty where the gate is open.
     """
     phase = uow.phase
-    found = [Obstacle(flaw.told) for flaw in guards.look(uow)]
+    found = [Obstacle(flaw.told) for flaw in shapes.look(uow)]
     if guard_record.lost(uow):
         return found  # they hold what is asked next
     if not phase.writes_normalized:
@@ -72,6 +82,44 @@ def obstacles(uow: UnitOfWork) -> list[Obstacle]:
         text = f"the soak of {phase.name} lasts {_words(left)} more{_why(uow)}"
         found.append(Obstacle(text, waiting=True, soak=True))
     return found
+
+
+def require_carried_back(uow: UnitOfWork, to: Phase) -> None:
+    """Refuse the way back while rows of the truth are missing, or different, on the legacy side.
+
+    Such a row is an open reject. One that an operator has accepted is in nobody's way, as on the way forward.
+
+    Args:
+        uow: Holds the lock of a flip; all that was written since was carried back.
+        to: The phase to come.
+
+    Raises:
+        GateClosedError: There are some.
+    """
+    left = {pair: _left_behind(uow, pair) for pair in uow.statements.mapping.pairs}
+    reasons = [
+        f"{rows} rows of {pair.table.name} could not be carried back to {pair.legacy_name}, which does not hold them"
+        " equal; run: consensus-orm rejects"
+        for pair, rows in left.items()
+        if rows
+    ]
+    if reasons:
+        raise errors.GateClosedError(
+            f"the way back to {to.name} is shut: " + "; ".join(reason.partition("; run: ")[0] for reason in reasons),
+            hint="run: consensus-orm rejects, then resolve each, or accept it with a reason",
+            reasons=reasons,
+            phase=uow.phase,
+            to=to,
+        )
+
+
+def _left_behind(uow: UnitOfWork, pair: Pair) -> int:
+    """How many rows of the normalized side are open rejects, and stand without an equal on the legacy side."""
+    rejects = list(mismatches.open_rejects_of(uow, pair, Side.NORMALIZED))
+    named = [reject.key for reject in rejects if reject.key is not None]
+    keyless_ones = [reject for reject in rejects if keyless.concerns(reject)]
+    unequal = sum(bool(mismatches.differences(uow, pair, key)) for key in named)
+    return unequal + sum(keyless.stands(uow, reject) for reject in keyless_ones)
 
 
 def soak_left(uow: UnitOfWork) -> timedelta:

@@ -25,7 +25,7 @@ from consensus_orm import errors
 from consensus_orm.databases import guard_record
 from consensus_orm.declaration.pairs import Pair, is_text
 from consensus_orm.ledgers import guards, images, mismatches
-from consensus_orm.migration import keyless
+from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import carry_range
 from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, reject_unequal
 from consensus_orm.migration.pace import Pace
@@ -143,6 +143,7 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
     uow.catalog.keep_out(uow)
     given = {pair.name: _given(uow, pair, side.other) for pair in uow.statements.mapping.pairs}
     plan = replace(plan, given=given, carries=_carries(uow, plan))
+    aside = _set_aside(uow, side)
     made = list(_make_missing(uow, side))
     _require_columns(uow, plan)
     guard_record.install(uow, uow.phase)
@@ -150,7 +151,9 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
     if side is Side.NORMALIZED:
         uow._execute("DELETE FROM consensus_orm_backfill")
     guards.void(uow)
-    mismatches.audit(uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made)
+    mismatches.audit(
+        uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made, aside=aside
+    )
     uow._execute("UPDATE consensus_orm_state SET step = ?", (guards.REBUILD + side,))
     return plan
 
@@ -180,7 +183,8 @@ def _given(uow: UnitOfWork, pair: Pair, side: Side) -> int:
 
 
 def _planned(uow: UnitOfWork, side: Side) -> _Plan:
-    flaws = guards.look(uow)
+    _require_source(uow, side)
+    flaws = shapes.look(uow)
     lost = {where: tuple(flaw.table for flaw in flaws if flaw.side is where and flaw.table) for where in Side}
     there = {name.lower() for name in uow.catalog.tables(uow)}
     if missing := [table for table in lost[side.other] if table.lower() not in there]:
@@ -200,6 +204,25 @@ def _planned(uow: UnitOfWork, side: Side) -> _Plan:
         f"the tables of the {side} side are in place, so there is nothing to make again",
         hint="run: consensus-orm reconcile",
     )
+
+
+def _require_source(uow: UnitOfWork, side: Side) -> None:
+    """Refuse to make a side from one that lacks columns: nobody else can say what stood there."""
+    for table, missing in shapes.lacking(uow, side.other).items():
+        raise errors.MigrationError(
+            f"the {side} side cannot be made from {table}, which has no column {missing[0]!r:.60}",
+            hint=f"nothing was changed; run: consensus-orm reconcile --rebuild {side.other}",
+            table=table,
+            column=missing[0],
+        )
+
+
+def _set_aside(uow: UnitOfWork, side: Side) -> list[str]:
+    """Take tables out of the way that lack columns and are not the truth, with their rows; gives their new names."""
+    if side is not Side.LEGACY or uow.phase.truth is side:
+        return []
+    broken = shapes.lacking(uow, side)
+    return [uow.catalog.legacy.set_aside(uow, p) for p in uow.statements.mapping.pairs if p.legacy_name in broken]
 
 
 def _tables(uow: UnitOfWork, side: Side) -> list[str]:
@@ -230,8 +253,9 @@ def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
         there = {name.lower() for name in uow.catalog.columns(uow, table.name)}
         if missing := [c.name for c in table.columns if c.name.lower() not in there]:
             raise errors.MigrationError(
-                f"{table.name}, which another program made, has no column {missing[0]!r:.60}",
-                hint="nothing was changed; drop that table, or rename it (a file wants PRAGMA legacy_alter_table = ON"
+                f"{table.name}, which another program made or changed, has no column {missing[0]!r:.60}",
+                hint="nothing was changed; give the column its name again, or rename that table (a file wants"
+                " PRAGMA legacy_alter_table = ON"
                 " first), then try again",
                 table=table.name,
                 column=missing[0],

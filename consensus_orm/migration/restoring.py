@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from consensus_orm import errors
@@ -12,10 +13,26 @@ from consensus_orm.phase import Side
 from consensus_orm.repository.dual_write import Repository
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["restore"]
+__all__ = ["Restored", "restore"]
 
 
-def restore(uow: UnitOfWork, number: int, reason: str | None) -> None:
+@dataclass(frozen=True)
+class Restored:
+    """A row that was put back from its image.
+
+    Attributes:
+        pair: Its pair.
+        key: Its key.
+        not_put_back: Columns of the image that the row has other values in now, since those follow from other columns
+            or rows, or since the column is another program's or of a side that this phase does not write.
+    """
+
+    pair: str
+    key: Any
+    not_put_back: tuple[str, ...]
+
+
+def restore(uow: UnitOfWork, number: int, reason: str | None) -> Restored:
     """Write the row of an image to the sides of the phase, and compare it there.
 
     A row that stands under its key now is kept as an image first, so that this can be taken back too.
@@ -24,6 +41,9 @@ def restore(uow: UnitOfWork, number: int, reason: str | None) -> None:
         uow: Holds the write lock.
         number: The number of the image.
         reason: Why, for the audit.
+
+    Returns:
+        What was put back, and what was not.
 
     Raises:
         InvalidValueError: There is no such image, or its row cannot be written: it is one of a parent table.
@@ -40,7 +60,22 @@ def restore(uow: UnitOfWork, number: int, reason: str | None) -> None:
         )
     Repository(uow, pair).replace(_values(uow, pair, image), f"image {number} was put back")
     images.set_restored(uow, number)
-    mismatches.audit(uow, "restore image", reason=reason, number=number, pair=pair.name, key=image.key)
+    left = _not_put_back(uow, pair, image)
+    mismatches.audit(uow, "restore image", reason=reason, number=number, pair=pair.name, key=image.key, left=left)
+    return Restored(pair.name, image.key, left)
+
+
+def _not_put_back(uow: UnitOfWork, pair: Pair, image: Image) -> tuple[str, ...]:
+    """Columns of an image that hold something else now, less the mark that tells whose row it is."""
+    now: images.Cells = {}
+    for side, written in ((Side.NORMALIZED, uow.phase.writes_normalized), (Side.LEGACY, uow.phase.writes_legacy)):
+        now |= (images.now(uow, pair, image.key, side) or {}) if written else {}
+    marker = f"{pair.table.name}.{pair.marker.key}"
+    wanted = {name: cell for name, cell in image.cells.items() if name != marker}
+    return tuple(name for name, cell in wanted.items() if now.get(name, _NULL) != cell)
+
+
+_NULL = ("null", "")
 
 
 def _values(uow: UnitOfWork, pair: Pair, image: Image) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from consensus_orm.databases import guard_record
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import changes, guards, images, mismatches
-from consensus_orm.migration import gates
+from consensus_orm.ledgers import changes, images, mismatches
+from consensus_orm.migration import gates, shapes
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import when
@@ -90,7 +90,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
         rewrite: What an upgrade will do to tables that another program made.
     """
     phase = uow.phase if uow.prepared else initial
-    flaws = guards.look(uow) if uow.prepared else []
+    flaws = shapes.look(uow) if uow.prepared else []
     # At CONTRACT there is no gate any more, and what guards the phase is looked after all the same.
     obstacles = [flaw.told for flaw in flaws]
     if uow.prepared and phase.next is not None:

@@ -131,7 +131,9 @@ class Repository:
         try:
             with self.uow._connected.attempt():
                 key = self.uow._execute(self.sql.next_key).fetchone()[0]
-        except errors.TableMissingError:
+        except errors.StorageError as error:
+            if isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction:
+                raise
             key = self.uow.catalog.next_key_of(self.uow, self.pair, self.uow.phase.truth)
         if not is_usable(self.pair, key):  # above the largest integer SQLite goes on with a float
             raise errors.KeysUsedUpError(f"{self.pair.legacy_name} has given its last id", table=self.pair.legacy_name)
@@ -431,7 +433,9 @@ class Repository:
             try:
                 with self.uow._connected.attempt():
                     shadow = self.uow._rows(statement(truth.other), parameters)
-            except errors.TableMissingError:
+            except errors.StorageError as error:
+                if isinstance(error, NOT_THE_SHADOWS_FAULT):
+                    raise
                 return rows  # status names it, and each write keeps a mismatch of it
             self._shadow_read(rows, shadow)
         return rows

@@ -138,7 +138,6 @@ def test_a_newer_schema_is_refused_untouched(path: Path, open_engine: Open) -> N
     [
         "DROP TABLE consensus_orm_history",
         "ALTER TABLE agent_outputs DROP COLUMN model_version",
-        "ALTER TABLE consensus_artifacts RENAME COLUMN content_json TO content",
     ],
 )
 def test_damage_to_a_managed_file_is_noticed(damage: str, path: Path, open_engine: Open) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
-from consensus_orm.databases.saved_rows import dropped, unsafe
+from consensus_orm.databases.saved_rows import aside, dropped, unsafe
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.statements.rendering import quoted
 
@@ -33,6 +33,12 @@ class PostgresLegacyTables(LegacyTables):
     def make_again(self, uow: Transaction, pair: Pair) -> None:
         """Make a legacy table that another program dropped, from its model."""
         uow.catalog.create(uow, [pair.legacy_table])
+
+    def set_aside(self, uow: Transaction, pair: Pair) -> str:
+        """Take a table out of the way that cannot be used any more, with its rows."""
+        name = aside(pair.legacy_name, uow.catalog.tables(uow))
+        uow._execute(f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {quoted(name)}")
+        return name
 
     def complete_again(self, uow: Transaction, pair: Pair) -> None:
         """Nothing: what was dropped was kept nowhere."""

@@ -205,7 +205,8 @@ class DriverConnection(sqlite3.Connection):
     def what_is_missing(self, error: BaseException) -> str:
         """Text that names the table which a statement did not find; empty where each table it names is there."""
         there = {name for (name,) in self.execute("SELECT lower(name) FROM sqlite_master").fetchall()}
-        missing = str(error).partition(": ")[2]  # "no such table: main.NAME"
+        _, no_table, name = str(error).rpartition("no such table: ")  # and then main.NAME; else it is a column
+        missing = name if no_table else ""
         return "" if missing.removeprefix("main.").lower() in there else missing
 
     @staticmethod

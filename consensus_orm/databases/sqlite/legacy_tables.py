@@ -16,7 +16,7 @@ from consensus_orm import errors
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.engine import translated
 from consensus_orm.databases.guard_record import ours
-from consensus_orm.databases.saved_rows import FORGET, SAVE, dropped, own_name
+from consensus_orm.databases.saved_rows import FORGET, SAVE, aside, dropped, own_name, unsafe
 from consensus_orm.databases.sqlite.saved_schema import bound, make
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.statements.rendering import quoted
@@ -53,6 +53,17 @@ def operations(uow: Transaction) -> Operations:
     return Operations(MigrationContext.configure(connection))
 
 
+def _number(kind: str, table: str, sequence: Any) -> int | None:
+    """A saved sequence; the column has no type that SQLite holds to, so anything may stand in it.
+
+    Raises:
+        UnsafeDefinitionError: It is no number.
+    """
+    if sequence is None or isinstance(sequence, int):
+        return sequence
+    raise unsafe(kind, table)
+
+
 class SQLiteLegacyTables(LegacyTables):
     """The legacy tables of a SQLite file on their way out, and back."""
 
@@ -64,13 +75,25 @@ class SQLiteLegacyTables(LegacyTables):
 
     def put_away(self, uow: Transaction, pair: Pair) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
-        op, name = operations(uow), pair.legacy_table.name
+        self._rename(uow, pair.legacy_name, dropped(pair.legacy_name))
+
+    def set_aside(self, uow: Transaction, pair: Pair) -> str:
+        """Take a table out of the way that cannot be used any more; its rows stay, and what makes it again is saved."""
+        name = aside(pair.legacy_name, uow.catalog.tables(uow))
+        self._rename(uow, pair.legacy_name, name)
+        for kind, index, _ in list(objects(uow, name)):
+            if kind == "index":
+                uow._execute(f"DROP INDEX {quoted(index)}")  # the new table needs its name
+        return name
+
+    def _rename(self, uow: Transaction, name: str, to: str) -> None:
+        op = operations(uow)
         for (trigger,) in uow._rows(
             "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE", (name,)
         ):
             uow._execute(f"DROP TRIGGER {quoted(trigger)}")  # it would fire while the table is emptied
         with self._only_the_table_itself(uow):
-            op.rename_table(name, dropped(name))
+            op.rename_table(name, to)
 
     @contextlib.contextmanager
     def _only_the_table_itself(self, uow: Transaction) -> Iterator[None]:
@@ -117,15 +140,18 @@ class SQLiteLegacyTables(LegacyTables):
         """Make the tables again, empty, with their indexes.
 
         Raises:
-            UnsafeDefinitionError: One of the definitions, those of triggers included, says something else.
+            UnsafeDefinitionError: One of the definitions, those of triggers included, says something else, or a
+                sequence is no number.
         """
-        saved = uow._rows("SELECT type, table_name, sql FROM consensus_orm_saved_schema ORDER BY position")
-        for kind, table, sql in saved:
+        saved = uow._rows("SELECT type, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position")
+        for kind, table, _, sequence in saved:
+            _number(kind, table, sequence)
+        for kind, table, sql, _ in saved:
             if kind in ("table", "index"):
                 self._make(uow, kind, table, sql)
         # Triggers wait until the rows are there. That they can be made must show now, while nothing is carried.
         uow._execute("SAVEPOINT consensus_orm_triggers")
-        for kind, table, sql in saved:
+        for kind, table, sql, _ in saved:
             if kind == "trigger":
                 self._make(uow, kind, table, sql)
         uow._execute("ROLLBACK TO consensus_orm_triggers")
@@ -133,12 +159,21 @@ class SQLiteLegacyTables(LegacyTables):
 
     def remember(self, uow: Transaction) -> None:
         """Keep the definitions of the legacy tables as they are now: another program may drop them."""
+        kept = {
+            pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping.pairs
+        }
+        saved = {pair: self._saved(uow, pair) if found is None else found for pair, found in kept.items()}
         uow._execute(FORGET)
         position = 0
-        for pair in uow.statements.mapping.pairs:
-            for kind, name, sql, sequence in self.save(uow, pair):
+        for pair, found in saved.items():
+            for kind, name, sql, sequence in found:
                 position += 1
                 uow._execute(SAVE, (position, kind, name, pair.legacy_name, sql, sequence))
+
+    def _is_whole(self, uow: Transaction, pair: Pair) -> bool:
+        """Whether a table has its columns; where another program took one away, what was kept before is worth more."""
+        there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
+        return there.issuperset(name.lower() for name in (pair.key.name, *pair.carried))
 
     def make_again(self, uow: Transaction, pair: Pair) -> None:
         """Make a legacy table that another program dropped: from its saved definition, else from its model.
@@ -161,7 +196,10 @@ class SQLiteLegacyTables(LegacyTables):
 
     def _saved(self, uow: Transaction, pair: Pair) -> list[tuple[Any, ...]]:
         sql = "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE table_name = ? ORDER BY position"
-        return uow._rows(sql, (pair.legacy_name,))
+        saved = uow._rows(sql, (pair.legacy_name,))
+        for kind, *_, sequence in saved:
+            _number(kind, pair.legacy_name, sequence)
+        return saved
 
     def _make(self, uow: Transaction, kind: str, table: str, sql: str) -> None:
         with translated(uow.engine):
@@ -175,8 +213,8 @@ class SQLiteLegacyTables(LegacyTables):
         """Bring one of the saved objects back that must wait until the rows are there: triggers, and sequences."""
         if kind == "trigger":
             self._make(uow, kind, table, sql)
-        elif kind == "table" and sequence is not None:
-            uow.catalog.set_sequence(uow, name, max(sequence, uow.catalog.sequence(uow, name) or 0))
+        elif kind == "table" and (last := _number(kind, table, sequence)) is not None:
+            uow.catalog.set_sequence(uow, table, max(last, uow.catalog.sequence(uow, table) or 0))
 
     def values(self, table: str, row: Cells) -> list[Any]:
         """The values of a saved row as they are bound.

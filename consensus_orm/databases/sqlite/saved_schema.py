@@ -48,7 +48,7 @@ def make(connection: sqlite3.Connection, kind: str, table: str, sql: str) -> Non
         raise unsafe(kind, table) from error
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_AUTH or (code == sqlite3.SQLITE_ERROR and reading.made is None):
+        if reading.denied or (code == sqlite3.SQLITE_ERROR and reading.made is None):
             raise unsafe(kind, table) from error
         raise
     finally:
@@ -59,18 +59,23 @@ def make(connection: sqlite3.Connection, kind: str, table: str, sql: str) -> Non
 
 
 class _Reading:
-    """How SQLite reads a definition: `made` is the name of what it makes, None where that is nothing."""
+    """How SQLite reads a definition.
+
+    `made` is the name of what it makes, None where that is nothing; `denied` says whether it would do anything else.
+    """
 
     def __init__(self, kind: str, table: str) -> None:
         self.kind = kind
         self.table = table.lower()
         self.made: str | None = None
+        self.denied = False
 
     def authorize(
         self, action: int, first: str | None, second: str | None, database: str | None, within: str | None
     ) -> int:
         """Say whether a step of the statement is one of making the object."""
         allowed = within is None and database in (None, "main") and self._belongs(action, first or "", second or "")
+        self.denied |= not allowed
         return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
     def _belongs(self, action: int, first: str, second: str) -> bool:
@@ -84,7 +89,7 @@ class _Reading:
             return self.kind == "table" and name.startswith(_OF_ITS_OWN) and on in ("", self.table)
         # Constraints and indexes speak of columns of the table and call functions; a new index is filled.
         return (
-            action == sqlite3.SQLITE_FUNCTION
+            (action == sqlite3.SQLITE_FUNCTION and on != "load_extension")
             or (action == sqlite3.SQLITE_READ and name == self.table)
             or (action == sqlite3.SQLITE_REINDEX and self.kind == "index")
         )
