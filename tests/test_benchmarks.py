@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from consensus_orm.artifacts import Artifacts
-from consensus_orm.executions import Executions
-from consensus_orm.runs import Runs
-from consensus_orm.syntheses import Syntheses
 
 from benchmarks.__main__ import main
 from benchmarks.harness import Bench, Group, Measured, Spread, Target, Work, run
@@ -20,6 +16,10 @@ from benchmarks.report import as_json, worse
 from benchmarks.suites import NAMES, groups_of
 from benchmarks.suites.growth import OPERATIONS, growth_file
 from consensus_orm import ConsensusStore
+from consensus_orm.consensus.artifacts import Artifacts
+from consensus_orm.consensus.executions import Executions
+from consensus_orm.consensus.runs import Runs
+from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.migration import Migration
 
 
