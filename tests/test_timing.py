@@ -48,4 +48,4 @@ def test_a_machine_that_is_late_is_seen() -> None:
             process.kill()
             process.wait()
     assert calm.seconds >= 0
-    assert 0.001 < late.seconds < 10
+    assert 0 < late.seconds < 10

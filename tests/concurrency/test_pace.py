@@ -29,7 +29,7 @@ SHARE = 0.12
 """Of the turns a writer gets without a step it gets this share beside one. Measured: 0.2 to 0.7, and 0.03 to 0.11 where
 a step took the lock again at once. That some of its turns are lost is right: both write to one file."""
 
-MEANT = 40
+MEANT = 80
 """Turns a writer would get without a step, below which a step is too short for a share to say anything."""
 
 LOCKED = 0.7
