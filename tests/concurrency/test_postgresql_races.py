@@ -49,7 +49,7 @@ def some_flips(url: str) -> bool:
     return len(flips(url)) >= 4
 
 
-@pytest.mark.timeout(SECONDS * 5 + 240)
+@pytest.mark.timeout(SECONDS * 5 + 500)
 @pytest.mark.parametrize(
     ("treatment", "refused"),
     [(left_alone, ()), (restarted, ()), (restarted, TABLE_LOCKS_AND_NUMBERS)],
