@@ -49,6 +49,15 @@ GONE = "-gone"
 """How the specs end that are deleted some day."""
 
 
+REFUSALS = (
+    psycopg.errors.RaiseException,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.ObjectNotInPrerequisiteState,
+)
+"""What a program of the legacy side is told when the tables are frozen, gone, or a view stands in their place."""
+
+
 def add_one(uow: ConsensusUnitOfWork, spec: str) -> int:
     """An artifact and a synthesis of one run."""
     artifact = uow.artifacts.add(spec_id=spec, stage="s", agent_name="a", content_json="{}", run_id="r")
@@ -257,7 +266,7 @@ def program(
                 acknowledge("added", "PROGRAM", token)
         except psycopg.OperationalError:
             connection = None  # whether it was committed it does not know
-        except (psycopg.errors.RaiseException, psycopg.errors.UndefinedTable):
+        except REFUSALS:
             acknowledge("refused", token)  # frozen, or dropped
         written += 1
         # A write around the repositories shuts the gates until the next verify: now and then it lets them open.
@@ -274,7 +283,7 @@ def know_legacy_only(pipe: Connection, url: str, folder: Path, name: str) -> Non
             " VALUES ('PROGRAM', 's', %s, '?', 'r') RETURNING id"
         )
         (key,) = one(connection.execute(insert, (token,)))
-        with contextlib.suppress(psycopg.errors.RaiseException, psycopg.errors.UndefinedTable):
+        with contextlib.suppress(*REFUSALS):
             connection.execute("UPDATE consensus_artifacts SET content_json = %s WHERE id = %s", (token, key))
         return True
 
