@@ -333,7 +333,6 @@ COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(Health
 IN_CI = hypothesis_settings(max_examples=8, stateful_step_count=25, database=None, print_blob=True, **COMMON)
 
 
-@pytest.mark.timeout(900)  # 22 s on a machine that does nothing else
 @pytest.mark.parametrize("number", range(3))
 def test_any_interleaving_equals_the_model(number: int) -> None:
     """Reads, both sides after a reconcile, and the legacy rows after the way back are what the model says."""
