@@ -19,6 +19,11 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 __all__ = ["Pace", "catch_up"]
 
 
+UNKNOWN = 3
+"""Transactions of a step after which it leaves the lock free whether others have written or not: a writer that asks for
+it now and then gets it in one of these rests (without them 9 to 37 of its 370 turns a second, measured)."""
+
+
 class Pace:
     """The pace of one step: `begin` in each of its transactions, `end` after it, `rest` before the next.
 
@@ -35,6 +40,7 @@ class Pace:
         self._most = most
         self._next = most or 0
         self.size = 0
+        self._ended = 0
         self.in_company = self._behind = False
         self._begun = self._free_until = 0.0
 
@@ -56,8 +62,11 @@ class Pace:
         now = time.monotonic()
         held, uow = now - self._begun, self._uow
         self._next = self.size if self._behind else self._fitting(held)
+        self._ended += 1
+        # Who has waited since before the step began has not written yet, and so is not noticed.
+        expected = self.in_company or self._ended <= UNKNOWN
         # On a server writers do not wait for this lock.
-        shares = self.in_company and not self._behind and not uow.catalog.others_write_meanwhile
+        shares = expected and not self._behind and not uow.catalog.others_write_meanwhile
         self._free_until = now + held if shares else now
 
     def rest(self) -> None:
