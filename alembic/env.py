@@ -37,6 +37,7 @@ def run_from_command_line() -> None:
         raise CommandError("--sql is not supported: adopting a file means reading it first")
     # Only here: whoever hands a connection over may move other tables than those of the consensus data.
     from consensus_orm.consensus.application import APPLICATION, include_object, metadata, place
+    from consensus_orm.consensus.store import ConsensusStore
 
     try:
         settings = Settings()
@@ -47,8 +48,12 @@ def run_from_command_line() -> None:
             engines.prepare(engine, settings)
         with engines.translated(engine), revisions.changing(engine, APPLICATION.tables) as connection:
             run(connection, target_metadata=metadata(), include_object=include_object)
-            if settings.protect and APPLICATION.protection is not None and _has_upgraded(connection, APPLICATION):
+            upgraded = _has_upgraded(connection, APPLICATION)
+            if upgraded and settings.protect and APPLICATION.protection is not None:
                 revisions.protect(connection, APPLICATION.protection)
+        if upgraded:
+            # What no revision makes, because it follows from the phase: triggers, and views for older programs.
+            ConsensusStore(engine, settings).upgrade(protect=False)
     except ConsensusError as error:
         raise CommandError(str(error)) from error
 

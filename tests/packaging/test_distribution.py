@@ -141,15 +141,11 @@ def installed(request: pytest.FixtureRequest, built: Built, tmp_path_factory: py
 
 def schema(path: Path) -> Sequence[object]:
     with oracle.reading(path) as connection:
-        made = "SELECT type, name, sql FROM sqlite_master WHERE type <> 'view' ORDER BY type, name"
-        return connection.execute(made).fetchall()
+        return connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
 
 
 def test_both_ways_to_upgrade_make_the_same_schema(installed: Installed) -> None:
-    """`consensus-orm upgrade`, and alembic with the migrations of the package, give the same tables.
-
-    The views that keep older programs out at CONTRACT are put up by the command alone.
-    """
+    """`consensus-orm upgrade`, and alembic with the migrations of the package, give the same tables."""
     installed.call("consensus-orm", "--url", "sqlite:///upgraded.db", "upgrade", "--create")
     (installed.folder / "alembic.ini").write_text("[alembic]\nscript_location = consensus_orm:_alembic\n")
     installed.call("alembic", "upgrade", "head", url="sqlite:///by_alembic.db")
