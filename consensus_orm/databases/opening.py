@@ -19,7 +19,7 @@ from consensus_orm.databases.pool import Pool, close_before_fork
 from consensus_orm.databases.sqlite.connection import Source
 from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
 from consensus_orm.settings import Settings
-from consensus_orm.statements.rendering import Rendering
+from consensus_orm.statements.pairs import PairRendering
 
 __all__ = ["catalog", "collect", "create", "parse_url", "rendering", "vacuum"]
 
@@ -132,7 +132,7 @@ def _begin_if_needed(connection: Any) -> None:
 
 
 @cache
-def rendering(name: str) -> Rendering:
+def rendering(name: str) -> PairRendering:
     """How statements are printed for a kind of database.
 
     Args:

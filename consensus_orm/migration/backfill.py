@@ -104,7 +104,7 @@ def _print_statements(statements: Statements, pair: Pair) -> None:
     sql, parent = statements[pair], statements.of_parent(pair)
     _ = sql.backfill, sql.carry_new, sql.next_chunk(Side.LEGACY), sql.unequal_in_range
     if parent is not None and parent.refresh:
-        _ = parent.refresh_in_range(sql)
+        _ = parent.refresh_in_range(sql.pair)
 
 
 def _reject_keyless(reading: Units, writing: Units, pair: Pair) -> int:
@@ -334,7 +334,7 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
         for statement in () if doubtful is None else parent.settle:
             uow._execute(statement, {"_keys": doubtful})
     else:
-        for statement in (*sql.backfill, *([parent.refresh_in_range(sql)] if parent and parent.refresh else [])):
+        for statement in (*sql.backfill, *([parent.refresh_in_range(sql.pair)] if parent and parent.refresh else [])):
             uow._execute(statement, parameters)
     follow_deletes(uow, pair, Side.NORMALIZED, in_range(mismatches.KEY), parameters)
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.

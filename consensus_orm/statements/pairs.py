@@ -8,6 +8,7 @@ keys) are the others.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from functools import cache, cached_property
 from typing import Any
@@ -56,7 +57,32 @@ from consensus_orm.statements.rendering import (
     parameter,
 )
 
-__all__ = ["PairStatements", "Statements"]
+__all__ = ["PairRendering", "PairStatements", "Statements"]
+
+
+class PairRendering(Rendering):
+    """How statements on the two tables of a pair are printed, where a database can do several with one."""
+
+    @abstractmethod
+    def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
+        """The parent of a row as meant, and whether the row is earlier than any it has.
+
+        Args:
+            found: Says so; it gives no row where there is no parent.
+            pair: What a database needs that makes the parent with the same statement.
+        """
+
+    @abstractmethod
+    def write_both(self, pair: PairStatements) -> str | None:
+        """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
+
+    @abstractmethod
+    def carry_new(self, pair: PairStatements, criterion: ColumnElement[bool]) -> str | None:
+        """Carry legacy rows and make their parents with one statement; None where that saves nothing.
+
+        It gives the parents to derive again, as a JSON array, or NULL where all rows were new: then what it gave
+        their parents is right.
+        """
 
 
 class PairStatements:
@@ -68,7 +94,7 @@ class PairStatements:
         uncast: Legacy columns of text whose values are bound without a cast to text.
     """
 
-    def __init__(self, pair: Pair, rendering: Rendering, *, uncast: frozenset[str] = frozenset()) -> None:
+    def __init__(self, pair: Pair, rendering: PairRendering, *, uncast: frozenset[str] = frozenset()) -> None:
         self.pair = pair
         self.rendering = rendering
         self.render = rendering.render
@@ -784,7 +810,7 @@ class Statements:
         ConfigurationError: A rule of the declaration cannot be said in the SQL of that kind of database.
     """
 
-    def __init__(self, mapping: Mapping, rendering: Rendering) -> None:
+    def __init__(self, mapping: Mapping, rendering: PairRendering) -> None:
         require_declared(mapping, rendering.name)
         self.mapping = mapping
         self.rendering = rendering

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -23,11 +23,8 @@ from sqlalchemy import (
 
 from consensus_orm import errors
 from consensus_orm.declaration.expressions import holds
-from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Parent, Row
+from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
 from consensus_orm.statements.rendering import Rendering, chunk_bounds, in_keys, in_range, link, newest_first
-
-if TYPE_CHECKING:
-    from consensus_orm.statements.pairs import PairStatements
 
 __all__ = ["ParentStatements"]
 
@@ -125,13 +122,13 @@ class ParentStatements:
         return self.render(statement)
 
     @cache  # noqa: B019 - lives as long as the mapping does
-    def refresh_in_range(self, pair: PairStatements) -> str:
+    def refresh_in_range(self, pair: Pair) -> str:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
         table = self.parent.table
         return self.render(update(table).values(self.derived(table)).where(self._of_range(pair)))
 
-    def _of_range(self, pair: PairStatements) -> ColumnElement[bool]:
-        rows = select(pair.pair.table.c[link(pair.pair)]).where(in_range(pair.pair.key))
+    def _of_range(self, pair: Pair) -> ColumnElement[bool]:
+        rows = select(pair.table.c[link(pair)]).where(in_range(pair.key))
         return self.parent.key.in_(rows)
 
     def _lock(self, which: ColumnElement[bool]) -> tuple[str, ...]:

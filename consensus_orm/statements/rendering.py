@@ -6,7 +6,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     CTE,
@@ -38,9 +38,6 @@ from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.keys import in_order, usable
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from consensus_orm.statements.pairs import PairStatements
 
 __all__ = [
     "FALSE",
@@ -160,27 +157,6 @@ class Rendering(ABC):
     @abstractmethod
     def next_key(self, pair: Pair) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
-
-    @abstractmethod
-    def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
-        """The parent of a row as meant, and whether the row is earlier than any it has.
-
-        Args:
-            found: Says so; it gives no row where there is no parent.
-            pair: What a database needs that makes the parent with the same statement.
-        """
-
-    @abstractmethod
-    def write_both(self, pair: PairStatements) -> str | None:
-        """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
-
-    @abstractmethod
-    def carry_new(self, pair: PairStatements, criterion: ColumnElement[bool]) -> str | None:
-        """Carry legacy rows and make their parents with one statement; None where that saves nothing.
-
-        It gives the parents to derive again, as a JSON array, or NULL where all rows were new: then what it gave
-        their parents is right.
-        """
 
     @abstractmethod
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -30,10 +30,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
 from consensus_orm.declaration.pairs import Latest, Pair
-from consensus_orm.statements.rendering import Rendering, overwriting, quoted
-
-if TYPE_CHECKING:
-    from consensus_orm.statements.pairs import PairStatements
+from consensus_orm.statements.pairs import PairRendering, PairStatements
+from consensus_orm.statements.rendering import overwriting, quoted
 
 __all__ = ["PostgresRendering"]
 
@@ -53,7 +51,7 @@ class _PostgreSQL(PGDialect):
     colspecs = with_binary(PGDialect.colspecs, "decode('{}', 'hex')")
 
 
-class PostgresRendering(Rendering):
+class PostgresRendering(PairRendering):
     """How statements are printed for PostgreSQL."""
 
     dialect: Dialect = _PostgreSQL(paramstyle="named")  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -29,10 +29,8 @@ from consensus_orm.databases.sqlite import expressions
 from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.statements.rendering import Rendering, overwriting
-
-if TYPE_CHECKING:
-    from consensus_orm.statements.pairs import PairStatements
+from consensus_orm.statements.pairs import PairRendering, PairStatements
+from consensus_orm.statements.rendering import overwriting
 
 __all__ = ["SQLiteRendering"]
 
@@ -49,7 +47,7 @@ class _SQLite(SQLiteDialect):
     colspecs = with_binary(SQLiteDialect.colspecs, "X'{}'")
 
 
-class SQLiteRendering(Rendering):
+class SQLiteRendering(PairRendering):
     """How statements are printed for SQLite."""
 
     dialect: Dialect = _SQLite(paramstyle="named")
