@@ -20,8 +20,8 @@ __all__ = [
     "Classification",
     "ComparisonEvent",
     "ConnectionEvent",
+    "ErrorKind",
     "Event",
-    "Kind",
     "LockEvent",
     "MismatchEvent",
     "Outcome",
@@ -38,7 +38,7 @@ __all__ = [
 Plain: TypeAlias = str | int | float | bool
 
 
-class Kind(StrEnum):
+class ErrorKind(StrEnum):
     """What to do about an error."""
 
     RETRYABLE = "retryable"
@@ -60,7 +60,7 @@ class Classification:
         caller_fault: The work itself is at fault; the error says nothing about the health of what was called.
     """
 
-    kind: Kind
+    kind: ErrorKind
     reason: str
     wait: timedelta | None = None
     caller_fault: bool = False
@@ -68,7 +68,7 @@ class Classification:
     @property
     def retryable(self) -> bool:
         """Whether the same work may succeed a little later."""
-        return self.kind is Kind.RETRYABLE
+        return self.kind is ErrorKind.RETRYABLE
 
 
 class Event:

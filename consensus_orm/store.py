@@ -26,7 +26,7 @@ from consensus_orm.phase import Phase
 from consensus_orm.repository.dual_write import Repository
 from consensus_orm.retrying.repetition import Repeat, once
 from consensus_orm.schema import revisions
-from consensus_orm.schema.application import Application, Identity, Kind, Rewrite
+from consensus_orm.schema.application import Application, Identity, Origin, Rewrite
 from consensus_orm.settings import Settings, from_environment
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import quoted
@@ -128,7 +128,7 @@ class Store(Generic[U]):
 
     def _inspect(self) -> Identity:
         if self.path is not None and not self.path.exists():
-            return Identity(Kind.NEW)  # looking would create it
+            return Identity(Origin.NEW)  # looking would create it
         return revisions.inspect(self.engine, self.application)
 
     def _inspect_patiently(self) -> Identity:

@@ -20,7 +20,13 @@ from sqlalchemy import create_engine, exc, text
 from sqlalchemy.pool import QueuePool
 
 from consensus_orm import errors
-from consensus_orm.retrying.classification import Classification, Kind, PartialAnswersError, RetryClassifiable, classify
+from consensus_orm.retrying.classification import (
+    Classification,
+    ErrorKind,
+    PartialAnswersError,
+    RetryClassifiable,
+    classify,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -54,7 +60,7 @@ class TestSqlite:
         found = classify(failure(waiter, "BEGIN IMMEDIATE"))
         holder.close()
         waiter.close()
-        assert found == Classification(Kind.RETRYABLE, "SQLITE_BUSY")
+        assert found == Classification(ErrorKind.RETRYABLE, "SQLITE_BUSY")
 
     def test_busy_snapshot(self, path: Path) -> None:
         """Extended codes count by their primary one: a stale snapshot is worth another try."""
@@ -66,7 +72,7 @@ class TestSqlite:
         reader.close()
         writer.close()
         assert error.sqlite_errorcode == sqlite3.SQLITE_BUSY_SNAPSHOT
-        assert classify(error) == Classification(Kind.RETRYABLE, "SQLITE_BUSY_SNAPSHOT")
+        assert classify(error) == Classification(ErrorKind.RETRYABLE, "SQLITE_BUSY_SNAPSHOT")
 
     def test_locked(self) -> None:
         """A table that a connection of the same shared cache has locked is worth another try."""
@@ -77,20 +83,20 @@ class TestSqlite:
         first.close()
         second.close()
         assert error.sqlite_errorcode == sqlite3.SQLITE_LOCKED_SHAREDCACHE
-        assert classify(error).kind is Kind.RETRYABLE
+        assert classify(error).kind is ErrorKind.RETRYABLE
 
     def test_protocol(self) -> None:
         """A lock protocol that was disturbed is worth another try (it cannot be provoked at will)."""
         error = sqlite3.OperationalError()
         error.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL
-        assert classify(error) == Classification(Kind.RETRYABLE, "SQLITE_PROTOCOL")
+        assert classify(error) == Classification(ErrorKind.RETRYABLE, "SQLITE_PROTOCOL")
 
     def test_constraint(self, path: Path) -> None:
         """A violated constraint is permanent, and the caller's fault; no contents are repeated."""
         connection = connect(path)
         found = classify(failure(connection, "INSERT INTO t VALUES (1, 'secret')"))
         connection.close()
-        assert found == Classification(Kind.PERMANENT, "SQLITE_CONSTRAINT_PRIMARYKEY", caller_fault=True)
+        assert found == Classification(ErrorKind.PERMANENT, "SQLITE_CONSTRAINT_PRIMARYKEY", caller_fault=True)
 
     def test_full(self, path: Path) -> None:
         """A full database is permanent, and not the caller's fault."""
@@ -98,14 +104,14 @@ class TestSqlite:
         connection.execute("PRAGMA max_page_count = 2")
         found = classify(failure(connection, "INSERT INTO t VALUES (2, zeroblob(100000))"))
         connection.close()
-        assert found == Classification(Kind.PERMANENT, "SQLITE_FULL")
+        assert found == Classification(ErrorKind.PERMANENT, "SQLITE_FULL")
 
     def test_readonly(self, path: Path) -> None:
         """A database that cannot be written is permanent, and not the caller's fault."""
         connection = connect(f"file:{path}?mode=ro", uri=True)
         found = classify(failure(connection, "INSERT INTO t VALUES (2, '')"))
         connection.close()
-        assert (found.kind, found.caller_fault) == (Kind.PERMANENT, False)
+        assert (found.kind, found.caller_fault) == (ErrorKind.PERMANENT, False)
 
     def test_corrupt(self, tmp_path: Path) -> None:
         """A damaged file is permanent, and not the caller's fault."""
@@ -120,7 +126,7 @@ class TestSqlite:
         error = failure(connection, "SELECT * FROM t")
         connection.close()
         assert error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT
-        assert classify(error) == Classification(Kind.PERMANENT, "SQLITE_CORRUPT")
+        assert classify(error) == Classification(ErrorKind.PERMANENT, "SQLITE_CORRUPT")
 
     def test_not_a_database(self, tmp_path: Path) -> None:
         """A file that is something else is permanent, and not the caller's fault."""
@@ -129,18 +135,18 @@ class TestSqlite:
         connection = connect(path)
         found = classify(failure(connection, "SELECT * FROM t"))
         connection.close()
-        assert found == Classification(Kind.PERMANENT, "SQLITE_NOTADB")
+        assert found == Classification(ErrorKind.PERMANENT, "SQLITE_NOTADB")
 
     def test_wrong_sql(self, path: Path) -> None:
         """A statement that cannot be understood is permanent, and the caller's fault."""
         connection = connect(path)
         found = classify(failure(connection, "SELEKT"))
         connection.close()
-        assert found == Classification(Kind.PERMANENT, "SQLITE_ERROR", caller_fault=True)
+        assert found == Classification(ErrorKind.PERMANENT, "SQLITE_ERROR", caller_fault=True)
 
     def test_words_are_not_read(self) -> None:
         """A message decides nothing: without a code, "database is locked" is an unknown error."""
-        assert classify(sqlite3.OperationalError("database is locked")).kind is Kind.PERMANENT
+        assert classify(sqlite3.OperationalError("database is locked")).kind is ErrorKind.PERMANENT
 
     @given(high=st.integers(0, 255), primary=st.sampled_from([5, 6, 15, 8, 11, 13, 19, 26]))
     def test_extended_codes(self, high: int, primary: int) -> None:
@@ -154,23 +160,23 @@ class TestOurErrors:
     def test_translated_error_keeps_its_code(self) -> None:
         """Our own storage errors are known by the code they carry, without their cause."""
         error = errors.StorageError("x", sqlite_errorcode=sqlite3.SQLITE_BUSY_SNAPSHOT)
-        assert classify(error) == Classification(Kind.RETRYABLE, "SQLITE_BUSY")
+        assert classify(error) == Classification(ErrorKind.RETRYABLE, "SQLITE_BUSY")
         error = errors.StorageError("x", sqlite_errorcode=sqlite3.SQLITE_FULL)
-        assert classify(error) == Classification(Kind.PERMANENT, "SQLITE_FULL")
+        assert classify(error) == Classification(ErrorKind.PERMANENT, "SQLITE_FULL")
 
     def test_busy_says_how_long(self) -> None:
         """A busy error hands on the wait it suggests, with a code and without."""
         wait = timedelta(seconds=2)
         assert classify(errors.DatabaseBusyError(retry_after=wait)).wait == wait
         assert classify(errors.DatabaseBusyError(retry_after=wait, sqlite_errorcode=5)).wait == wait
-        assert classify(errors.DatabaseBusyError()) == Classification(Kind.RETRYABLE, "database busy")
+        assert classify(errors.DatabaseBusyError()) == Classification(ErrorKind.RETRYABLE, "database busy")
 
     def test_storage_error_without_a_code(self) -> None:
         """A storage error is judged by its cause; without a known one, the database failed for good."""
         error = errors.BackupError()
-        assert classify(error) == Classification(Kind.PERMANENT, "BackupError")
+        assert classify(error) == Classification(ErrorKind.PERMANENT, "BackupError")
         error.__cause__ = ConnectionResetError()
-        assert classify(error).kind is Kind.RETRYABLE
+        assert classify(error).kind is ErrorKind.RETRYABLE
 
     @pytest.mark.parametrize(
         "error",
@@ -180,13 +186,15 @@ class TestOurErrors:
     def test_refusals_are_permanent(self, error: errors.ConsensusError) -> None:
         """What this package refuses stays refused, even where a transient error was its cause."""
         error.__cause__ = TimeoutError()
-        assert classify(error) == Classification(Kind.PERMANENT, type(error).__name__, caller_fault=True)
+        assert classify(error) == Classification(ErrorKind.PERMANENT, type(error).__name__, caller_fault=True)
 
     def test_open_circuit(self) -> None:
         """An open breaker is not waited for, and does not count as a failure for another one."""
         error = errors.CircuitOpenError(retry_after=timedelta(seconds=7))
         found = classify(error)
-        assert found == Classification(Kind.PERMANENT, "circuit open", wait=timedelta(seconds=7), caller_fault=True)
+        assert found == Classification(
+            ErrorKind.PERMANENT, "circuit open", wait=timedelta(seconds=7), caller_fault=True
+        )
 
 
 class TestSqlalchemy:
@@ -199,14 +207,14 @@ class TestSqlalchemy:
             connection.execute(text("INSERT INTO t VALUES (2, '')"))
         holder.close()
         engine.dispose()
-        assert classify(caught.value) == Classification(Kind.RETRYABLE, "SQLITE_BUSY")
+        assert classify(caught.value) == Classification(ErrorKind.RETRYABLE, "SQLITE_BUSY")
         caught.value.__cause__ = None
         assert classify(caught.value).retryable
 
     def test_connection_lost(self) -> None:
         """A connection that SQLAlchemy gave up is worth another try, whatever the driver said."""
         error = exc.DBAPIError("SELECT 1", None, Exception("gone"), connection_invalidated=True)
-        assert classify(error) == Classification(Kind.RETRYABLE, "connection lost")
+        assert classify(error) == Classification(ErrorKind.RETRYABLE, "connection lost")
         assert not classify(exc.DBAPIError("SELECT 1", None, Exception("gone"))).retryable
 
     def test_pool_timeout(self, path: Path) -> None:
@@ -215,7 +223,7 @@ class TestSqlalchemy:
         with engine.connect(), pytest.raises(exc.TimeoutError) as caught:
             engine.connect()
         engine.dispose()
-        expected = Classification(Kind.RETRYABLE, "pool exhausted")
+        expected = Classification(ErrorKind.RETRYABLE, "pool exhausted")
         assert classify(caught.value) == expected
         assert classify(errors.PoolExhaustedError()) == expected
 
@@ -233,18 +241,18 @@ class TestPostgres:
     def test_transient(self, state: str) -> None:
         """Conflicts, locks, shutdowns, connections and their number are worth another try."""
         found = classify(PostgresError(state))
-        assert found == Classification(Kind.RETRYABLE, f"SQLSTATE {state}")
+        assert found == Classification(ErrorKind.RETRYABLE, f"SQLSTATE {state}")
 
     @pytest.mark.parametrize("state", ["23505", "23503", "42P01", "42601", "28P01", "28000", "22001", "57014"])
     def test_callers_fault(self, state: str) -> None:
         """Constraints, wrong SQL, wrong passwords and cancelled statements are permanent."""
         found = classify(PostgresError(state))
-        assert found == Classification(Kind.PERMANENT, f"SQLSTATE {state}", caller_fault=True)
+        assert found == Classification(ErrorKind.PERMANENT, f"SQLSTATE {state}", caller_fault=True)
 
     @pytest.mark.parametrize("state", ["53100", "58030", "XX000"])
     def test_servers_fault(self, state: str) -> None:
         """A full disk, I/O errors and bugs of the server are permanent, and not the caller's fault."""
-        assert classify(PostgresError(state)) == Classification(Kind.PERMANENT, f"SQLSTATE {state}")
+        assert classify(PostgresError(state)) == Classification(ErrorKind.PERMANENT, f"SQLSTATE {state}")
 
     def test_inside_of_sqlalchemy(self) -> None:
         """A SQLSTATE is found in the driver's error inside SQLAlchemy's."""
@@ -262,7 +270,7 @@ class TestPostgres:
             port = server.getsockname()[1]
         with pytest.raises(psycopg.OperationalError) as caught:
             psycopg.connect(host="127.0.0.1", port=port)
-        assert classify(caught.value) == Classification(Kind.RETRYABLE, "connection lost")
+        assert classify(caught.value) == Classification(ErrorKind.RETRYABLE, "connection lost")
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -316,17 +324,17 @@ class TestHttp:
     @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
     def test_transient(self, agent: str, status: int) -> None:
         """An agent that is busy or behind a broken proxy is worth another try."""
-        assert classify(answer(agent, status)) == Classification(Kind.RETRYABLE, f"HTTP {status}")
+        assert classify(answer(agent, status)) == Classification(ErrorKind.RETRYABLE, f"HTTP {status}")
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
     def test_callers_fault(self, agent: str, status: int) -> None:
         """A request that the agent refuses is permanent, and the caller's fault."""
         found = classify(answer(agent, status))
-        assert found == Classification(Kind.PERMANENT, f"HTTP {status}", caller_fault=True)
+        assert found == Classification(ErrorKind.PERMANENT, f"HTTP {status}", caller_fault=True)
 
     def test_servers_fault(self, agent: str) -> None:
         """A server's bug is permanent, and not the caller's fault."""
-        assert classify(answer(agent, 500)) == Classification(Kind.PERMANENT, "HTTP 500")
+        assert classify(answer(agent, 500)) == Classification(ErrorKind.PERMANENT, "HTTP 500")
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_retry_after_seconds(self, agent: str, status: int) -> None:
@@ -347,7 +355,7 @@ class TestHttp:
     def test_retry_after_nonsense(self, value: str) -> None:
         """A Retry-After that cannot be read is none; the error stays what it is."""
         found = classify(ResponseError(429, {"Retry-After": value}))
-        assert found == Classification(Kind.RETRYABLE, "HTTP 429")
+        assert found == Classification(ErrorKind.RETRYABLE, "HTTP 429")
 
     @given(st.text())
     def test_retry_after_never_raises(self, value: str) -> None:
@@ -359,7 +367,7 @@ class TestHttp:
     def test_response_and_case_of_headers(self, name: str) -> None:
         """Status and headers are found in the response, and names of headers in any case."""
         found = classify(ResponseError(429, {"X-Other": "1", name: "3"}))
-        assert found == Classification(Kind.RETRYABLE, "HTTP 429", wait=timedelta(seconds=3))
+        assert found == Classification(ErrorKind.RETRYABLE, "HTTP 429", wait=timedelta(seconds=3))
 
     @pytest.mark.parametrize("status", ["503", None, True, 200, 7, 503.0])
     def test_what_is_no_status(self, status: object) -> None:
@@ -376,7 +384,7 @@ class TestNetwork:
             port = server.getsockname()[1]
         with pytest.raises(ConnectionError) as caught:
             socket.create_connection(("127.0.0.1", port))
-        assert classify(caught.value) == Classification(Kind.RETRYABLE, "ConnectionRefusedError")
+        assert classify(caught.value) == Classification(ErrorKind.RETRYABLE, "ConnectionRefusedError")
 
     def test_timeouts(self) -> None:
         """A timeout is worth another try, whoever's it is."""
@@ -393,7 +401,7 @@ class TestNetwork:
         """A file that is not there is no trouble of the network."""
         with pytest.raises(OSError) as caught:  # noqa: PT011
             (tmp_path / "missing").read_text()
-        assert classify(caught.value).kind is Kind.PERMANENT
+        assert classify(caught.value).kind is ErrorKind.PERMANENT
 
 
 class ToldError(ConnectionError):
@@ -402,7 +410,7 @@ class ToldError(ConnectionError):
     sqlite_errorcode = sqlite3.SQLITE_BUSY
 
     def retry_classification(self) -> Classification:
-        return Classification(Kind.PERMANENT, "told", caller_fault=True)
+        return Classification(ErrorKind.PERMANENT, "told", caller_fault=True)
 
 
 def fail_while_handling(error: Exception) -> None:
@@ -429,14 +437,14 @@ class TestChain:
         """A known error hides its cause."""
         error = PostgresError("23505")
         error.__cause__ = TimeoutError()
-        assert classify(error).kind is Kind.PERMANENT
+        assert classify(error).kind is ErrorKind.PERMANENT
 
     def test_context_is_not_asked(self) -> None:
         """An error made while a transient one was handled is not transient."""
         with pytest.raises(ValueError, match="bug") as caught:
             fail_while_handling(TimeoutError())
         assert isinstance(caught.value.__context__, TimeoutError)
-        assert classify(caught.value) == Classification(Kind.PERMANENT, "ValueError", caller_fault=True)
+        assert classify(caught.value) == Classification(ErrorKind.PERMANENT, "ValueError", caller_fault=True)
 
     def test_circle_of_causes(self) -> None:
         """Causes that go round in a circle end."""
@@ -448,7 +456,7 @@ class TestChain:
         """Who interrupts the program does not want it to try again."""
         error = KeyboardInterrupt()
         error.__cause__ = TimeoutError()
-        assert classify(error) == Classification(Kind.PERMANENT, "KeyboardInterrupt", caller_fault=True)
+        assert classify(error) == Classification(ErrorKind.PERMANENT, "KeyboardInterrupt", caller_fault=True)
 
     def test_reasons_hold_no_contents(self) -> None:
         """Nothing of a message gets into a reason."""
@@ -460,7 +468,7 @@ class TestPartialAnswers:
     def test_degraded(self) -> None:
         """Some answers out of several are a degraded success."""
         error = PartialAnswersError(answered=2, asked=3, missing=["gemini"])
-        assert classify(error) == Classification(Kind.DEGRADED, "partial answers")
+        assert classify(error) == Classification(ErrorKind.DEGRADED, "partial answers")
         assert (error.answered, error.asked, error.missing) == (2, 3, ("gemini",))
 
     @pytest.mark.parametrize(("answered", "asked"), [(0, 3), (3, 3), (4, 3), (-1, 3)])

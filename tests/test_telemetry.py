@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from consensus_orm.retrying.classification import Classification, Kind
+from consensus_orm.retrying.classification import Classification, ErrorKind
 from consensus_orm.retrying.retrier import Retrier, RetryPolicy
 from consensus_orm.telemetry import (
     CallEvent,
@@ -22,7 +22,7 @@ from consensus_orm.telemetry import (
     log_event,
 )
 
-BUSY = Classification(Kind.RETRYABLE, "SQLITE_BUSY")
+BUSY = Classification(ErrorKind.RETRYABLE, "SQLITE_BUSY")
 RETRY = RetryEvent("load", 1, timedelta(seconds=0.1), BUSY, "OperationalError", timedelta(seconds=2))
 EXHAUSTED = CallEvent("load", Outcome.EXHAUSTED, 6, timedelta(seconds=3), BUSY, "OperationalError")
 
@@ -78,7 +78,7 @@ class TestHooks:
         retry, call = events
         assert isinstance(retry, RetryEvent)
         assert (retry.name, retry.attempt, retry.error_type) == ("work", 1, "TimeoutError")
-        assert retry.classification == Classification(Kind.RETRYABLE, "TimeoutError")
+        assert retry.classification == Classification(ErrorKind.RETRYABLE, "TimeoutError")
         assert timedelta() < retry.wait <= timedelta(milliseconds=1)
         assert isinstance(call, CallEvent)
         assert (call.outcome, call.attempts) == (Outcome.RECOVERED, 2)

@@ -15,7 +15,7 @@ from consensus_orm.declaration.pairs import table_of
 from consensus_orm.schema import inspection
 from consensus_orm.schema.application import Identity
 
-__all__ = ["EXECUTIONS", "FOUNDING", "LEGACY", "NORMALIZED", "PROTECTED", "UNPROTECTED", "Kind", "identify", "owns"]
+__all__ = ["EXECUTIONS", "FOUNDING", "LEGACY", "NORMALIZED", "PROTECTED", "UNPROTECTED", "Program", "identify", "owns"]
 
 PROTECTED = 3
 """The user_version of a file that the dual-write and the final build refuse: it is newer than theirs."""
@@ -52,7 +52,7 @@ NORMALIZED = tuple(map(table_of, (ConsensusRun, AgentOutput, ConsensusSynthesisR
 """The normalized tables, which the revisions make."""
 
 
-class Kind(StrEnum):
+class Program(StrEnum):
     """Which program made a file."""
 
     NEW = "new"
@@ -69,7 +69,7 @@ class Kind(StrEnum):
     """It has a revision of ours."""
 
 
-PROGRAMS = {Kind.DUAL_WRITE_BUILD: "dual-write build", Kind.FINAL_BUILD: "final build"}
+PROGRAMS = {Program.DUAL_WRITE_BUILD: "dual-write build", Program.FINAL_BUILD: "final build"}
 """Programs whose normalized tables an upgrade makes anew."""
 
 
@@ -100,7 +100,7 @@ def identify(connection: Any) -> Identity:
     if version is not None:
         if current:
             inspection.check_managed(tables, NORMALIZED)
-        kind = Kind.MANAGED
+        kind = Program.MANAGED
     else:
         for name, columns in founding.items():
             # Not even a column more: its values would have no place to go.
@@ -117,12 +117,12 @@ def identify(connection: Any) -> Identity:
     )
 
 
-def _kind(legacy: inspection.Tables, founding: inspection.Tables, executions: bool) -> Kind:
+def _kind(legacy: inspection.Tables, founding: inspection.Tables, executions: bool) -> Program:
     if founding:
-        return Kind.DUAL_WRITE_BUILD if legacy else Kind.FINAL_BUILD
+        return Program.DUAL_WRITE_BUILD if legacy else Program.FINAL_BUILD
     if legacy:
-        return Kind.LEGACY
-    return Kind.EXECUTIONS if executions else Kind.NEW
+        return Program.LEGACY
+    return Program.EXECUTIONS if executions else Program.NEW
 
 
 def owns(name: str) -> bool:

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from consensus_orm.errors import CircuitOpenError, ConfigurationError
-from consensus_orm.retrying.classification import Kind, classify
+from consensus_orm.retrying.classification import ErrorKind, classify
 from consensus_orm.settings import Settings
 
 __all__ = ["CircuitBreaker", "CircuitState"]
@@ -139,7 +139,7 @@ class CircuitBreaker:
             yield
         except BaseException as error:
             found = classify(error)
-            self._settle(era, None if found.caller_fault else found.kind is not Kind.DEGRADED)
+            self._settle(era, None if found.caller_fault else found.kind is not ErrorKind.DEGRADED)
             raise
         self._settle(era, False)
 

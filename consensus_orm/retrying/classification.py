@@ -16,10 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 from sqlalchemy import exc
 
 from consensus_orm import errors
-from consensus_orm.events import Classification, Kind
+from consensus_orm.events import Classification, ErrorKind
 from consensus_orm.settings import utc_now
 
-__all__ = ["Classification", "Kind", "PartialAnswersError", "RetryClassifiable", "classify"]
+__all__ = ["Classification", "ErrorKind", "PartialAnswersError", "RetryClassifiable", "classify"]
 
 
 @runtime_checkable
@@ -65,7 +65,7 @@ class PartialAnswersError(errors.ConsensusError):
         Returns:
             DEGRADED, with the numbers.
         """
-        return Classification(Kind.DEGRADED, "partial answers")
+        return Classification(ErrorKind.DEGRADED, "partial answers")
 
 
 def classify(error: BaseException, *, now: Callable[[], datetime] = utc_now) -> Classification:
@@ -88,7 +88,7 @@ def classify(error: BaseException, *, now: Callable[[], datetime] = utc_now) -> 
                 return found
     # A storage error without a known code says that the database failed, though not why.
     ours = isinstance(error, errors.StorageError)
-    return Classification(Kind.PERMANENT, type(error).__name__, caller_fault=not ours)
+    return Classification(ErrorKind.PERMANENT, type(error).__name__, caller_fault=not ours)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -117,16 +117,16 @@ def _recognise(error: BaseException, now: Callable[[], datetime]) -> Classificat
 
 def _lost_connection(error: BaseException) -> Classification | None:
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
-        return Classification(Kind.RETRYABLE, "connection lost")
+        return Classification(ErrorKind.RETRYABLE, "connection lost")
     if isinstance(error, exc.TimeoutError):
-        return Classification(Kind.RETRYABLE, "pool exhausted")
+        return Classification(ErrorKind.RETRYABLE, "pool exhausted")
     # Not imported: who has not loaded psycopg has none of its errors. Those without a SQLSTATE come from the
     # client's side: the server could not be reached, or went away without a word. A login that the server
     # refused comes without one, too: libpq passes on its words only. It is then tried a few times in vain.
     psycopg = sys.modules.get("psycopg")
     if psycopg is None or not isinstance(error, psycopg.OperationalError):
         return None
-    return Classification(Kind.RETRYABLE, "connection lost") if getattr(error, "sqlstate", None) is None else None
+    return Classification(ErrorKind.RETRYABLE, "connection lost") if getattr(error, "sqlstate", None) is None else None
 
 
 _SQLITE_NAMES = {
@@ -158,8 +158,8 @@ def _sqlite(error: BaseException) -> Classification | None:
     name = getattr(error, "sqlite_errorname", None)
     reason = name if isinstance(name, str) else _SQLITE_NAMES.get(primary, f"SQLite code {code}")
     if primary in _SQLITE_RETRYABLE:
-        return Classification(Kind.RETRYABLE, reason, wait=_retry_after(error))
-    return Classification(Kind.PERMANENT, reason, caller_fault=primary not in _SQLITE_UNHEALTHY)
+        return Classification(ErrorKind.RETRYABLE, reason, wait=_retry_after(error))
+    return Classification(ErrorKind.PERMANENT, reason, caller_fault=primary not in _SQLITE_UNHEALTHY)
 
 
 _POSTGRES_RETRYABLE = (
@@ -179,25 +179,25 @@ def _postgres(error: BaseException) -> Classification | None:
         return None
     reason = f"SQLSTATE {state}"
     if state.startswith(_POSTGRES_RETRYABLE):
-        return Classification(Kind.RETRYABLE, reason)
-    return Classification(Kind.PERMANENT, reason, caller_fault=not state.startswith(_POSTGRES_UNHEALTHY))
+        return Classification(ErrorKind.RETRYABLE, reason)
+    return Classification(ErrorKind.PERMANENT, reason, caller_fault=not state.startswith(_POSTGRES_UNHEALTHY))
 
 
 def _ours(error: BaseException) -> Classification | None:
     """Know our errors without a code; a storage error that is none of these leaves it to its cause."""
     match error:
         case errors.DatabaseBusyError():
-            return Classification(Kind.RETRYABLE, "database busy", wait=_retry_after(error))
+            return Classification(ErrorKind.RETRYABLE, "database busy", wait=_retry_after(error))
         case errors.CommitUncertainError():
             # Its cause, a lost connection, would have the work done again, and perhaps twice.
-            return Classification(Kind.PERMANENT, "commit uncertain")
+            return Classification(ErrorKind.PERMANENT, "commit uncertain")
         case errors.PoolExhaustedError():
-            return Classification(Kind.RETRYABLE, "pool exhausted")
+            return Classification(ErrorKind.RETRYABLE, "pool exhausted")
         case errors.CircuitOpenError():
             # Whoever waited for it would undo what the breaker is for.
-            return Classification(Kind.PERMANENT, "circuit open", wait=_retry_after(error), caller_fault=True)
+            return Classification(ErrorKind.PERMANENT, "circuit open", wait=_retry_after(error), caller_fault=True)
         case errors.ConsensusError() if not isinstance(error, errors.StorageError):
-            return Classification(Kind.PERMANENT, type(error).__name__, caller_fault=True)
+            return Classification(ErrorKind.PERMANENT, type(error).__name__, caller_fault=True)
     return None
 
 
@@ -211,9 +211,9 @@ def _http(error: BaseException, now: Callable[[], datetime]) -> Classification |
         return None
     reason = f"HTTP {status}"
     if status not in _HTTP_RETRYABLE:
-        return Classification(Kind.PERMANENT, reason, caller_fault=status < 500)
+        return Classification(ErrorKind.PERMANENT, reason, caller_fault=status < 500)
     waits = (_http_wait(getattr(holder, "headers", None), now) for holder in (error, response))
-    return Classification(Kind.RETRYABLE, reason, wait=next((wait for wait in waits if wait is not None), None))
+    return Classification(ErrorKind.RETRYABLE, reason, wait=next((wait for wait in waits if wait is not None), None))
 
 
 def _http_status(holder: object) -> int | None:
@@ -243,7 +243,7 @@ def _http_wait(headers: Any, now: Callable[[], datetime]) -> timedelta | None:
 
 def _network(error: BaseException) -> Classification | None:
     if isinstance(error, TimeoutError | ConnectionError):
-        return Classification(Kind.RETRYABLE, type(error).__name__)
+        return Classification(ErrorKind.RETRYABLE, type(error).__name__)
     return None
 
 

@@ -25,7 +25,7 @@ from consensus_orm.errors import ConfigurationError, InvalidValueError, RetryCan
 from consensus_orm.events import CallEvent, Outcome, RetryEvent
 from consensus_orm.hub import Telemetry
 from consensus_orm.retrying.circuit_breaker import CircuitBreaker
-from consensus_orm.retrying.classification import Classification, Kind, classify
+from consensus_orm.retrying.classification import Classification, ErrorKind, classify
 from consensus_orm.settings import Settings
 
 __all__ = ["Retrier", "RetryPolicy"]
@@ -257,9 +257,9 @@ def _unobserved(attempt: Any) -> Any:
 
 
 _OUTCOMES = {
-    Kind.RETRYABLE: Outcome.EXHAUSTED,
-    Kind.PERMANENT: Outcome.PERMANENT,
-    Kind.DEGRADED: Outcome.DEGRADED,
+    ErrorKind.RETRYABLE: Outcome.EXHAUSTED,
+    ErrorKind.PERMANENT: Outcome.PERMANENT,
+    ErrorKind.DEGRADED: Outcome.DEGRADED,
 }
 
 

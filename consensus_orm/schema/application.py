@@ -15,10 +15,10 @@ from sqlalchemy import Table
 
 from consensus_orm.schema import inspection
 
-__all__ = ["Application", "Identity", "Kind", "Protection", "Rewrite"]
+__all__ = ["Application", "Identity", "Origin", "Protection", "Rewrite"]
 
 
-class Kind(StrEnum):
+class Origin(StrEnum):
     """Whether a database was prepared; an application may tell more kinds apart, and calls these two the same."""
 
     NEW = "new"
@@ -50,7 +50,7 @@ class Identity:
     @property
     def is_new(self) -> bool:
         """Whether it holds no table of ours."""
-        return self.kind == Kind.NEW
+        return self.kind == Origin.NEW
 
     @property
     def needs_upgrade(self) -> bool:
@@ -159,7 +159,7 @@ class Application:
         inspection.refuse_another_move(connection, found, self.legacy)
         names = inspection.table_names(there)
         return Identity(
-            Kind.NEW if version is None else Kind.MANAGED,
+            Origin.NEW if version is None else Origin.MANAGED,
             frozenset(name for name in self.legacy if name.lower() in names),
             version,
             inspection.user_version(connection),

@@ -30,7 +30,7 @@ from consensus_orm.events import (
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-__all__ = ["INSTRUMENTS", "SECONDS", "Attributes", "Instrument", "Kind", "constants", "measure"]
+__all__ = ["INSTRUMENTS", "SECONDS", "Attributes", "Instrument", "Shape", "constants", "measure"]
 
 SECONDS = (0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Bounds of the buckets of durations: those of the conventions, and finer ones for statements on SQLite."""
@@ -41,7 +41,7 @@ FIELDS = {"db.operation.name": "operation", "error.type": "error_type"}
 """Fields of events that the conventions have a name for; the others are called `consensus_orm.` and their name."""
 
 
-class Kind(StrEnum):
+class Shape(StrEnum):
     """How values add up."""
 
     COUNTER = "counter"
@@ -67,7 +67,7 @@ class Instrument:
     """
 
     name: str
-    kind: Kind
+    kind: Shape
     unit: str
     description: str
     of: type[Event]
@@ -96,7 +96,7 @@ def _seconds(event: Any) -> float | None:
 INSTRUMENTS = (
     Instrument(
         "consensus_orm.unit_of_work.duration",
-        Kind.HISTOGRAM,
+        Shape.HISTOGRAM,
         "s",
         "Duration of units of work, from asking for a connection to giving it back.",
         UnitEvent,
@@ -105,7 +105,7 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.operation.duration",
-        Kind.HISTOGRAM,
+        Shape.HISTOGRAM,
         "s",
         "Duration of statements.",
         StatementEvent,
@@ -114,7 +114,7 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.wait_time",
-        Kind.HISTOGRAM,
+        Shape.HISTOGRAM,
         "s",
         "The time it took to obtain an open connection from the pool.",
         ConnectionEvent,
@@ -123,7 +123,7 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.use_time",
-        Kind.HISTOGRAM,
+        Shape.HISTOGRAM,
         "s",
         "The time between borrowing a connection and returning it to the pool.",
         UnitEvent,
@@ -132,7 +132,7 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.timeouts",
-        Kind.COUNTER,
+        Shape.COUNTER,
         "{timeout}",
         "Times that no connection came free in time.",
         ConnectionEvent,
@@ -141,7 +141,7 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.lock.wait_time",
-        Kind.HISTOGRAM,
+        Shape.HISTOGRAM,
         "s",
         "The time it took to obtain the write lock, or to give up.",
         LockEvent,
@@ -150,7 +150,7 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.comparisons",
-        Kind.COUNTER,
+        Shape.COUNTER,
         "{row}",
         "Rows compared on both sides.",
         ComparisonEvent,
@@ -159,21 +159,30 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.mismatches",
-        Kind.COUNTER,
+        Shape.COUNTER,
         "{mismatch}",
         "Differences found between the sides, whether or not they were known.",
         MismatchEvent,
         (PAIR, "consensus_orm.column", "consensus_orm.kind", FOUND_BY),
     ),
     Instrument(
-        "consensus_orm.alarms", Kind.COUNTER, "{alarm}", "Times that mismatches passed the rate of alarm.", AlarmEvent
+        "consensus_orm.alarms",
+        Shape.COUNTER,
+        "{alarm}",
+        "Times that mismatches passed the rate of alarm.",
+        AlarmEvent,
     ),
     Instrument(
-        "consensus_orm.rejects", Kind.COUNTER, "{row}", "Rows found that cannot be carried.", RejectEvent, (PAIR,)
+        "consensus_orm.rejects",
+        Shape.COUNTER,
+        "{row}",
+        "Rows found that cannot be carried.",
+        RejectEvent,
+        (PAIR,),
     ),
     Instrument(
         "consensus_orm.replica.fallbacks",
-        Kind.COUNTER,
+        Shape.COUNTER,
         "{unit}",
         "Read-only units of work that began on the primary, because the replica was behind or unreachable.",
         ReplicaEvent,
@@ -181,17 +190,17 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.backfill.rows",
-        Kind.COUNTER,
+        Shape.COUNTER,
         "{row}",
         "Legacy rows that the backfill has been through.",
         BackfillEvent,
         (PAIR,),
         lambda event: event.rows,
     ),
-    Instrument("consensus_orm.retries", Kind.COUNTER, "{retry}", "Retries.", RetryEvent, ("consensus_orm.reason",)),
+    Instrument("consensus_orm.retries", Shape.COUNTER, "{retry}", "Retries.", RetryEvent, ("consensus_orm.reason",)),
     Instrument(
         "consensus_orm.retry.wait_time",
-        Kind.HISTOGRAM,
+        Shape.HISTOGRAM,
         "s",
         "Waits before retries.",
         RetryEvent,

@@ -18,7 +18,7 @@ from consensus_orm.telemetry.instruments import (
     INSTRUMENTS,
     SECONDS,
     Instrument,
-    Kind,
+    Shape,
     constants,
     measure,
 )
@@ -58,7 +58,7 @@ class Metrics:
 
 def _adding(meter: Meter, instrument: Instrument) -> Callable[[float, dict[str, str]], None]:
     name, facts = instrument.name, {"unit": instrument.unit, "description": instrument.description}
-    if instrument.kind is Kind.HISTOGRAM:
+    if instrument.kind is Shape.HISTOGRAM:
         return meter.create_histogram(name, **facts, explicit_bucket_boundaries_advisory=SECONDS).record
     return meter.create_counter(name, **facts).add
 
@@ -67,7 +67,7 @@ def _observe(meter: Meter, reading: Reading, store: Store) -> None:
     def read(_options: CallbackOptions) -> Iterable[Observation]:
         return [Observation(value, _present(attributes)) for attributes, value in reading.observe(store)]
 
-    counting = reading.kind is Kind.COUNTER
+    counting = reading.kind is Shape.COUNTER
     create = meter.create_observable_counter if counting else meter.create_observable_up_down_counter
     create(reading.name, callbacks=[read], unit=reading.unit, description=reading.description)
 

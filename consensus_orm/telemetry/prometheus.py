@@ -13,7 +13,7 @@ from consensus_orm.telemetry.instruments import (
     INSTRUMENTS,
     SECONDS,
     Instrument,
-    Kind,
+    Shape,
     constants,
     measure,
 )
@@ -64,13 +64,13 @@ class Metrics:
 def _metric(instrument: Instrument) -> Counter | Histogram:
     # Not in a registry each: the collector is registered as a whole or not at all.
     name, labels = _name(instrument), _labels(instrument)
-    if instrument.kind is Kind.HISTOGRAM:
+    if instrument.kind is Shape.HISTOGRAM:
         return Histogram(name, instrument.description, labels, buckets=SECONDS, registry=None)
     return Counter(name, instrument.description, labels, registry=None)
 
 
 def _family(reading: Reading) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = CounterMetricFamily if reading.kind is Kind.COUNTER else GaugeMetricFamily
+    kind = CounterMetricFamily if reading.kind is Shape.COUNTER else GaugeMetricFamily
     return kind(_name(reading), reading.description, labels=_labels(reading))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from consensus_orm.events import Outcome
 from consensus_orm.retrying.circuit_breaker import CircuitState
-from consensus_orm.telemetry.instruments import POOL, Attributes, Kind, constants
+from consensus_orm.telemetry.instruments import POOL, Attributes, Shape, constants
 
 if TYPE_CHECKING:
     from consensus_orm.store import Store
@@ -30,7 +30,7 @@ class Reading:
     """
 
     name: str
-    kind: Kind
+    kind: Shape
     unit: str
     description: str
     attributes: tuple[str, ...]
@@ -74,7 +74,7 @@ def _pending(store: Store) -> Iterator[tuple[str, float]]:
 READINGS = (
     Reading(
         "consensus_orm.calls",
-        Kind.COUNTER,
+        Shape.COUNTER,
         "{call}",
         "Calls of `store.run`, by how they ended.",
         ("consensus_orm.outcome",),
@@ -82,7 +82,7 @@ READINGS = (
     ),
     Reading(
         "consensus_orm.breaker.state",
-        Kind.UPDOWN,
+        Shape.UPDOWN,
         "{breaker}",
         "1 for the state the circuit breaker is in, 0 for the others.",
         ("consensus_orm.state",),
@@ -90,7 +90,7 @@ READINGS = (
     ),
     Reading(
         "db.client.connection.count",
-        Kind.UPDOWN,
+        Shape.UPDOWN,
         "{connection}",
         "The number of connections that are currently in the state.",
         (POOL, "db.client.connection.state"),
@@ -98,7 +98,7 @@ READINGS = (
     ),
     Reading(
         "db.client.connection.max",
-        Kind.UPDOWN,
+        Shape.UPDOWN,
         "{connection}",
         "The maximum number of open connections allowed.",
         (POOL,),
@@ -106,7 +106,7 @@ READINGS = (
     ),
     Reading(
         "db.client.connection.pending_requests",
-        Kind.UPDOWN,
+        Shape.UPDOWN,
         "{request}",
         "The number of current pending requests for an open connection.",
         (POOL,),

@@ -12,7 +12,7 @@ import pytest
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
 from consensus_orm.errors import CommitUncertainError, DatabaseUnavailableError
-from consensus_orm.retrying.classification import Kind, classify
+from consensus_orm.retrying.classification import ErrorKind, classify
 from consensus_orm.settings import Settings
 from tests.concurrency import clients
 from tests.concurrency.databases import made, query
@@ -49,7 +49,7 @@ def test_a_restart_before_the_commit_leaves_nothing(
             clients.add_one(uow, f"ONCE-{mode}")
             server.kill() if mode == "kill" else server.stop(mode)
             server.start()
-        assert classify(caught.value).kind is Kind.RETRYABLE
+        assert classify(caught.value).kind is ErrorKind.RETRYABLE
         assert count(server, f"ONCE-{mode}") == (0, 0)
         store.run(lambda uow: clients.add_one(uow, f"ONCE-{mode}"))
     assert count(server, f"ONCE-{mode}") == (1, 1)
@@ -82,7 +82,7 @@ def test_a_number_that_a_crashed_server_gives_again_is_not_taken_for_ours(server
                 pass
             assert given == number, "the server did not lose the number: this shows nothing"
     assert count(server, "LOST") == (0, 0)
-    assert classify(caught.value).kind is Kind.PERMANENT, "it would be done again, and perhaps twice"
+    assert classify(caught.value).kind is ErrorKind.PERMANENT, "it would be done again, and perhaps twice"
 
 
 def query_number(connection: psycopg.Connection[tuple[int]]) -> int:

@@ -69,7 +69,7 @@ def test_upgrade_reaches_the_head_once(name: str, path: Path, open_engine: Open)
     assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == []
 
     assert {table: oracle.image(path, table) for table in oracle.tables(path)} == once
-    assert revisions.inspect(engine, APPLICATION).kind is programs.Kind.MANAGED
+    assert revisions.inspect(engine, APPLICATION).kind is programs.Program.MANAGED
     assert not revisions.inspect(engine, APPLICATION).needs_upgrade
     assert read(path, "SELECT phase, epoch, carrying FROM consensus_orm_state") == [(phase, 0, 0)]
     assert read(path, "SELECT action, from_phase, to_phase FROM consensus_orm_history") == [("adopt", None, phase)]
@@ -204,6 +204,6 @@ def test_adoption_works_on_a_database_in_memory(open_engine: Open) -> None:
 def test_identify_needs_only_a_connection_of_the_driver() -> None:
     """The pure part of adoption works with plain sqlite3."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        assert programs.identify(connection) == Identity(programs.Kind.NEW, frozenset(), None)
+        assert programs.identify(connection) == Identity(programs.Program.NEW, frozenset(), None)
         connection.executescript(builders.ARTIFACTS)
-        assert programs.identify(connection).kind is programs.Kind.LEGACY
+        assert programs.identify(connection).kind is programs.Program.LEGACY
