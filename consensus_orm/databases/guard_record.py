@@ -26,6 +26,7 @@ __all__ = [
     "record",
     "recorded",
     "require_free",
+    "triggers",
 ]
 
 GUARDS = "consensus_orm_guards"
@@ -159,4 +160,4 @@ def _expected(uow: Transaction) -> Iterator[str]:
     if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
         return  # none was ever installed
     for phase in Phase:
-        yield from (trigger.name for trigger in uow.catalog.triggers(phase, uow.statements))
+        yield from (trigger.name for trigger in triggers(uow.catalog, phase, uow.statements))

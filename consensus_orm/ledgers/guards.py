@@ -191,7 +191,7 @@ def not_installed(uow: Transaction) -> list[str]:
     there = {s.name for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.enabled}
     if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
         return []  # none was ever installed
-    return [t.name for t in uow.catalog.triggers(uow.phase, uow.statements) if t.name not in there]
+    return [t.name for t in guard_record.triggers(uow.catalog, uow.phase, uow.statements) if t.name not in there]
 
 
 def _of_table(
