@@ -279,13 +279,19 @@ def database(template: str | None = None) -> Iterator[str]:
     Returns:
         Its URL.
     """
-    url, admin = shared()
+    url, _ = shared()
     name = PREFIX + uuid.uuid4().hex[:8]
-    admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template or "template0"}"'.encode())
+    _execute(url, f'CREATE DATABASE "{name}" TEMPLATE "{template or "template0"}"')
     try:
         yield _with_database(url, name)
     finally:
-        admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
+        _execute(url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def _execute(url: str, sql: str) -> None:
+    # A connection of its own: a test whose time is over is interrupted here, and the next ones are not to pay for it.
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.encode())
 
 
 def unused() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from tests.field import builders
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_pause=0, synchronous="OFF")
 GUARDED = (Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED)
-ROW: dict[str, Any] = {"spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "c"}
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+"""Of all rows: by the clock, the first write of a second would send a statement more, which inserts its run."""
+ROW: dict[str, Any] = {"spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "c", "created_at": MOMENT}
 REMADE = {
     "sqlite": f"DROP TABLE consensus_artifacts; {builders.ARTIFACTS}",
     "postgresql": "DROP TABLE consensus_artifacts CASCADE; CREATE TABLE consensus_artifacts (id BIGSERIAL PRIMARY KEY,"
