@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property, partial
 from pathlib import Path
 from threading import Event
@@ -13,31 +14,29 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, Ty
 import typing_extensions
 from sqlalchemy import URL, Engine
 
-from consensus_orm import errors
 from consensus_orm import validation as check
-from consensus_orm.databases import engine, guard_record, opening
-from consensus_orm.databases.lock import Lock
+from consensus_orm.databases import opening
 from consensus_orm.databases.opening import rendering
-from consensus_orm.databases.sqlite.write_ahead_log import occupants
+from consensus_orm.databases.step_backups import StepBackups
 from consensus_orm.declaration.pairs import Mapping
 from consensus_orm.hub import Telemetry
-from consensus_orm.ledgers import guards, mismatches
 from consensus_orm.phase import Phase
+from consensus_orm.progress import Watch, of_pages
 from consensus_orm.repository.dual_write import Repository
-from consensus_orm.retrying.repetition import Repeat, once
-from consensus_orm.schema import revisions
-from consensus_orm.schema.application import Application, Identity, Origin, Rewrite
+from consensus_orm.schema.application import Application, Rewrite
 from consensus_orm.settings import Settings, from_environment
 from consensus_orm.statements.pairs import Statements
-from consensus_orm.statements.rendering import quoted
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
+from consensus_orm.unit_of_work.upgrade import Upgrade
 
 if TYPE_CHECKING:
+    from consensus_orm.copying import CopyReport
     from consensus_orm.databases.maintenance import Maintenance
-    from consensus_orm.databases.postgresql.replica import Replica
     from consensus_orm.migration import Migration
-    from consensus_orm.migration.progress import Watch
+    from consensus_orm.migration.rehearsal_report import RehearsalReport
     from consensus_orm.rehearsal.application import Rehearsed
+    from consensus_orm.rehearsal.subject import Subject
     from consensus_orm.retrying.retrier import Retrier
 
 __all__ = ["RepositoryUnitOfWork", "Store"]
@@ -84,11 +83,12 @@ class Store(Generic[U]):
         self.engine = database
         self.settings = settings
         self.application = application or Application(pair.legacy_name for pair in mapping.pairs)
-        self._new_unit: Callable[..., U] = self._unit_type  # another, where somebody observes
-        self._statements = _statements(mapping, database.dialect.name)
-        self._replica = self._find_replica()
-        self._identity = self._inspect_patiently()
-        self._prepared = False
+        statements = _statements(mapping, database.dialect.name)
+        self._units = UnitOfWorkFactory(database, settings, statements, self.application, self._unit_type)
+        self._backups = StepBackups(database, settings, self._back_up)
+        self._upgrade = Upgrade(self._units, self._backups)
+        self._units.prepare = self._upgrade.before_writing
+        self._units.alarmed = self._fall_back
 
     @classmethod
     def open(
@@ -119,41 +119,20 @@ class Store(Generic[U]):
             database.dispose()
             raise
 
-    def _find_replica(self) -> Replica | None:
-        if self.settings.read_url is None:
-            return None
-        from consensus_orm.databases.postgresql.replica import Replica
-
-        return Replica(self.settings.read_url, self.engine, self.settings)
-
-    def _inspect(self) -> Identity:
-        if self.path is not None and not self.path.exists():
-            return Identity(Origin.NEW)  # looking would create it
-        return revisions.inspect(self.engine, self.application)
-
-    def _inspect_patiently(self) -> Identity:
-        """Look at the database; again, where somebody keeps it locked. Who opens another one loads no retrier."""
-        try:
-            return self._inspect()
-        except errors.DatabaseBusyError:
-            return self.retrier.call(self._inspect, name="open", read_only=True)
-
     @property
     def path(self) -> Path | None:
-        """The file; None for a database in memory."""
-        return engine.database_path(self.engine)
+        """The file; None for a database in memory or on a server."""
+        return self._units.path
 
     @property
     def name(self) -> str:
         """What to call the database: its path, `:memory:`, or its URL without password."""
-        if self.engine.dialect.name == "sqlite":
-            return str(self.path or ":memory:")
-        return self.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        return self._units.name
 
     @property
     def initial_phase(self) -> Phase:
-        """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
-        return Phase.EXPAND if self._identity.legacy_tables else Phase.CONTRACT
+        """The phase a database begins with that nobody prepared: where there are legacy tables, EXPAND."""
+        return self._units.initial_phase
 
     def pending_rewrite(self) -> Rewrite | None:
         """Say what an upgrade will do to tables that another program made; writes nothing.
@@ -161,22 +140,7 @@ class Store(Generic[U]):
         Returns:
             None where an upgrade leaves all such tables alone.
         """
-        self._identity = self._inspect_patiently()
-        if self._identity.made_by is None:
-            return None
-        rows = self._look(self._rows_rewritten)
-        own = len(engine.source_of(self.engine).connections)
-        return Rewrite(
-            file=self.name,
-            made_by=self._identity.made_by,
-            rows=rows,
-            backup=None if self.path is None else str(self.migration._backup_place("upgrade", "TIME")),
-            others=() if self.path is None else tuple(occupants(self.path, own=own)),
-        )
-
-    def _rows_rewritten(self, uow: UnitOfWork) -> dict[str, int]:
-        names = sorted(uow.catalog.tables(uow).intersection(self._identity.rewritten))
-        return {name: int(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0]) for name in names}
+        return self._upgrade.pending_rewrite()
 
     def upgrade(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
         """Bring the schema to the newest revision.
@@ -193,49 +157,7 @@ class Store(Generic[U]):
         Raises:
             RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; nothing was changed.
         """
-        return self._upgrade(partial(self.retrier.call, name="upgrade"), progress, rewrite=rewrite, protect=protect)
-
-    def _upgrade(
-        self, repeat: Repeat, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None
-    ) -> list[str]:
-        self._identity = repeat(self._inspect)  # another process may have been faster
-        facts: dict[str, Any] = {}
-        if self._identity.rewritten:
-            if not rewrite:
-                found = self.pending_rewrite()
-                raise errors.RewriteNotConfirmedError(str(found) if found else None, rewrite=found)
-            facts = self.migration.backup_before("upgrade", progress)
-        again = bool(self._identity.rewritten)
-        applied = repeat(
-            lambda: revisions.upgrade(self.engine, self.settings, self.application, rewrite=again, protected=protect)
-        )
-        self._identity = repeat(lambda: revisions.inspect(self.engine, self.application))
-        if facts:
-            repeat(lambda: self._audit_backup(facts))
-        repeat(self._renew_triggers)
-        return applied
-
-    def _upgrade_if_needed(self, progress: Watch = None) -> list[str]:
-        """Upgrade before another step, which leaves a file alone that somebody chose not to protect."""
-        needed = self._inspect_patiently().needs_upgrade
-        return self.upgrade(progress, protect=None if needed else False)
-
-    def _audit_backup(self, facts: dict[str, Any]) -> None:
-        with self._unit() as uow:
-            mismatches.audit(uow, "backup", **facts)
-
-    def _renew_triggers(self) -> None:
-        with self._unit(read_only=True) as uow:
-            stale = _stale_triggers(uow)
-        if stale:
-            with self._unit(lock=Lock.FLIP) as uow:
-                if _stale_triggers(uow):
-                    _install_triggers(uow)
-
-    def _unit(self, *, read_only: bool = False, lock: Lock = Lock.WRITE) -> U:
-        uow = self._new_unit(self.engine, self._statements, self.settings, read_only=read_only)
-        uow.lock = Lock.NONE if read_only else lock
-        return uow
+        return self._upgrade.run(progress, rewrite=rewrite, protect=protect)
 
     # Units of work --------------------------------------------------------------------------------------
 
@@ -248,66 +170,7 @@ class Store(Generic[U]):
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
         """
-        uow = self._on_primary(read_only=read_only)
-        if read_only and self._replica is not None:
-            uow._elsewhere = self._replica.begin
-        return uow
-
-    def _on_primary(self, *, read_only: bool = False, readable: bool = False) -> U:
-        """A unit of work that sees what is, not what a replica has seen of it.
-
-        Args:
-            read_only: As for `unit_of_work`.
-            readable: Let a founding file be looked at, too, whose rows cannot be read yet.
-        """
-        if read_only and self._identity.is_new and self.path is not None and not self.path.exists():
-            return self._nowhere()
-        uow = self._unit(read_only=read_only)
-        uow._prepare = self._ensure_current
-        uow._readable = readable or self._identity.is_readable
-        uow._on_doubt = self._confirm
-        uow._on_alarm = self._fall_back
-        return uow
-
-    def _nowhere(self) -> U:
-        """A read of a file that does not exist: everything is empty, and the file stays away."""
-        database = opening.create(":memory:", self.settings)
-        uow = self._unit_type(database, self._statements, self.settings, read_only=True)
-        uow._at_end = database.dispose
-        return uow
-
-    def _look(self, read: Callable[[U], T]) -> T:
-        """Read on the primary, in a unit of work that is taken again after a transient error."""
-
-        def once() -> T:
-            with self._on_primary(read_only=True, readable=True) as uow:
-                return read(uow)
-
-        return self.retrier.call(once, name="look", read_only=True)
-
-    def _ensure_current(self) -> None:
-        """The first unit of work that writes brings the schema of a file up to date, and asks for WAL.
-
-        A server's schema is changed by whoever may, and when they say so.
-        """
-        if self.engine.dialect.name != "sqlite":
-            if not self._prepared and self._inspect().needs_upgrade:
-                raise errors.SchemaOutdatedError(f"{self.name} is not at revision {revisions.head()}")
-            if not self._prepared:
-                self._renew_triggers()
-        elif self._identity.needs_upgrade:
-            self._upgrade(once)  # who repeats the unit of work repeats this
-        elif not self._prepared:
-            engine.prepare(self.engine, self.settings)
-        self._prepared = True
-
-    def _confirm(self, doubtful: dict[str, set[Any]]) -> None:
-        self.retrier.call(partial(self._confirm_once, doubtful), name="confirm")
-
-    def _confirm_once(self, doubtful: dict[str, set[Any]]) -> None:
-        with self._unit(lock=Lock.CARRY) as uow:
-            for name, keys in doubtful.items():
-                mismatches.confirm(uow, uow.statements.mapping[name], keys, found_by="shadow_read")
+        return self._units.begin(read_only=read_only)
 
     def _fall_back(self, reason: str) -> None:
         """Take reads back to the legacy side, where the settings say so."""
@@ -339,11 +202,7 @@ class Store(Generic[U]):
         if cancel is not None:
             check.instance("cancel", cancel, Event)
 
-        def once() -> T:
-            with self.unit_of_work(read_only=read_only) as uow:
-                return work(uow)
-
-        return self.retrier.call(once, cancel=cancel, name=getattr(work, "__qualname__", "work"), read_only=read_only)
+        return self._units.run(work, read_only=read_only, cancel=cancel)
 
     def in_unit_of_work(self, work: Callable[Concatenate[U, P], T]) -> Callable[P, T]:
         """Make a function that does each of its calls with `run`; usable as a decorator.
@@ -367,35 +226,85 @@ class Store(Generic[U]):
 
         return call
 
-    @cached_property
+    @property
     def telemetry(self) -> Telemetry:
         """Where events are told; `consensus_orm.telemetry` has one call for each listener."""
-        return Telemetry()
+        return self._units.telemetry
 
-    @cached_property
+    @property
     def retrier(self) -> Retrier:
         """What repeats units of work; its telemetry, the store's, counts how they went."""
-        from consensus_orm.retrying.circuit_breaker import CircuitBreaker
-        from consensus_orm.retrying.retrier import Retrier, RetryPolicy
+        return self._units.retrier
 
-        return Retrier(
-            RetryPolicy.from_settings(self.settings),
-            read_policy=RetryPolicy.from_settings(self.settings, read_only=True),
-            telemetry=self.telemetry,
-            breaker=CircuitBreaker.from_settings(self.settings) if self.settings.breaker else None,
-        )
+    # The migration --------------------------------------------------------------------------------------
 
     @cached_property
     def migration(self) -> Migration:
         """The move from phase to phase; loaded when first asked for."""
         from consensus_orm.migration import Migration
 
-        return Migration(self)
+        return Migration(self._units, self._upgrade, self._backups, self._rehearse)
+
+    def _rehearse(self, **options: Any) -> RehearsalReport:
+        from consensus_orm.rehearsal import rehearse
+
+        return rehearse(self._subject(), **options)
+
+    def _subject(self) -> Subject:
+        from consensus_orm.rehearsal.subject import Subject
+
+        return Subject(
+            self._units, self.migration, self._upgrade, self.maintenance, self._rehearsed, self._subject_beside
+        )
+
+    @contextlib.contextmanager
+    def _subject_beside(self, where: Path | str, settings: Settings) -> Iterator[Subject]:
+        with self._beside(where, settings) as copy:
+            yield copy._subject()
+
+    def _beside(self, where: Path | str, settings: Settings) -> Self:
+        """A store of the same tables in another database, which has no replica."""
+        alone = settings.model_copy(update={"read_url": None})
+        return type(self).open(where, settings=alone, mapping=self._units.statements.mapping)
 
     @property
     def _rehearsed(self) -> Rehearsed | None:
         """What a rehearsal needs to know about these tables; None where nothing is known but the mapping."""
         return None
+
+    def copy_to(
+        self,
+        target: Store[Any],
+        *,
+        reject: bool = False,
+        finish: bool = True,
+        lock: bool = True,
+        progress: Watch = None,
+    ) -> CopyReport:
+        """Copy the database into another one, in any phase; goes on where an earlier call stopped.
+
+        Args:
+            target: Where to: an empty database, or an unfinished copy of this one.
+            reject: Leave rows that the target cannot hold behind, as rejects with their whole image.
+            finish: Take the last pass, and open the target. Otherwise it stays closed, for a later call to catch up.
+            lock: Take the write lock for the moment that the last pass looks at: what is being written by then comes
+                along. Where the file has no write-ahead log, writers wait until the pass is over.
+            progress: Called after each chunk.
+
+        Returns:
+            What was done.
+
+        Raises:
+            CopyRefusedError: There are rows that the target cannot hold, all of them in its `rows`; nothing was
+                copied.
+            CopyError: The target is not empty, this database cannot be copied as it is, or a row differs at the end.
+            ConfigurationError: Both are the same database.
+            StorageError: One of them could not do what was asked.
+        """
+        from consensus_orm.copying import copy
+
+        into = check.instance("target", target, Store)._units
+        return copy(self._units, into, reject=reject, finish=finish, lock=lock, progress=progress)
 
     # Upkeep ---------------------------------------------------------------------------------------------
 
@@ -411,9 +320,22 @@ class Store(Generic[U]):
             repeat=partial(self.retrier.call, name="maintenance"),
         )
 
+    def _back_up(self, path: Path, progress: Watch) -> dict[str, Any]:
+        if self.engine.dialect.name == "sqlite":
+            report = self.maintenance.backup(path, progress=of_pages(progress, "backup"))
+            return {"backup": str(report.path)}
+        from consensus_orm.copying.backup import backup_of_server
+
+        return backup_of_server(self._units, path, self._units_beside, progress)
+
+    @contextlib.contextmanager
+    def _units_beside(self, where: Path | str) -> Iterator[UnitOfWorkFactory[UnitOfWork]]:
+        with self._beside(where, self.settings) as other:
+            yield other._units
+
     def _tables(self) -> list[str]:
         """The names of the tables that are moved, and of those of the application that no mapping speaks of."""
-        mapping = self._statements.mapping
+        mapping = self._units.statements.mapping
         moved = [name for pair in mapping.pairs for name in (pair.legacy_name, pair.table.name)]
         parents = [parent.table.name for parent in mapping.parents]
         return [*moved, *parents, *(table.name for table in self.application.unmapped)]
@@ -422,9 +344,7 @@ class Store(Generic[U]):
         """Close every connection; the store cannot be used after it."""
         if (maintenance := self.__dict__.get("maintenance")) is not None:
             maintenance.close()
-        if self._replica is not None:
-            self._replica.close()
-        self.engine.dispose()
+        self._units.close()
 
     def __enter__(self) -> Self:
         return self
@@ -439,36 +359,3 @@ class Store(Generic[U]):
 def _statements(mapping: Mapping, database: str) -> Statements:
     """The statements of a mapping: rendering them takes 30 ms, which a second store need not wait for."""
     return Statements(mapping, rendering(database))
-
-
-def _stale_triggers(uow: UnitOfWork) -> bool:
-    """Whether the triggers in force were made from another mapping than this program's, or were never recorded."""
-    rows = uow._rows("SELECT mapping FROM consensus_orm_state")
-    made_from = rows[0][0] if rows else uow.phase  # raises: a copy that was not finished has none
-    if guard_record.lost(uow):
-        return True
-    if not uow.phase.has_legacy:
-        # None of them speaks of the legacy side, whose models are imported no more; views say where its rows are.
-        return (made_from is None and uow.catalog.needs_triggers) or guards.lacks_signs(uow)
-    if made_from is None:
-        return uow.catalog.needs_triggers
-    recorded = bool(guard_record.recorded(uow))
-    # What is missing is somebody's to decide on, and must not be papered over.
-    return not recorded or (made_from != guard_record.made_from(uow, uow.phase) and not guards.look(uow))
-
-
-def _install_triggers(uow: UnitOfWork) -> None:
-    """Install the triggers of the phase from this program's mapping."""
-    found = [f"table {table.name} was dropped" for table in guard_record.lost(uow)]
-    if not guard_record.recorded(uow):
-        found += [f"trigger {name} is missing" for name in guards.not_installed(uow)]
-    guard_record.install(uow, uow.phase)
-    if uow.phase.has_legacy:
-        uow.catalog.legacy.remember(uow)
-    else:
-        guards.put_up_signs(uow)
-    if uow.phase.has_legacy or uow.catalog.needs_triggers:
-        uow._execute("UPDATE consensus_orm_state SET mapping = ?", (guard_record.made_from(uow, uow.phase),))
-    if found:  # what was written meanwhile was noticed by nobody
-        mismatches.audit(uow, "mend guards", found=found)
-        guards.void(uow)

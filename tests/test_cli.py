@@ -21,7 +21,7 @@ from rich.console import Console
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main, output
 from consensus_orm.cli.output import one_line, plain, span
-from consensus_orm.migration.progress import Progress
+from consensus_orm.progress import Progress
 from tests import oracle
 from tests.commands import (
     NO_SOAK,

@@ -18,7 +18,6 @@ from click.testing import CliRunner
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
 from consensus_orm.consensus.application import APPLICATION
-from consensus_orm.copying import copy
 from consensus_orm.errors import CopyError, GuardsBrokenError, UnknownSchemaError
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
@@ -163,7 +162,7 @@ def test_everything_else_copes_with_the_views(store: ConsensusStore, database: D
     store.migration.migrate(Phase.CONTRACT)
     write(store, "mine")
     with ConsensusStore.open(tmp_path / "copy.db", settings=settings(tmp_path)) as target:
-        assert copy(store, target).finished
+        assert store.copy_to(target).finished
         assert views(File(tmp_path / "copy.db")) == list(LEGACY)
         assert target.migration.status().guards == []
         assert target.migration.rollback("expand") is Phase.EXPAND
@@ -262,7 +261,7 @@ def test_a_copy_waits_until_they_are_adopted(store: ConsensusStore, database: Da
             CopyError, match=r"consensus_artifacts was made by another program.*run first: consensus-orm reco"
         ),
     ):
-        copy(store, target)
+        store.copy_to(target)
 
 
 def test_the_commands(store: ConsensusStore, database: Database) -> None:

@@ -22,9 +22,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from consensus_orm import ConsensusStore, Mapping, Pair, Parent, Phase, errors
 from consensus_orm.cli import main
 from consensus_orm.consensus.application import APPLICATION
-from consensus_orm.copying import CopyReport, copy
+from consensus_orm.copying import CopyReport
 from consensus_orm.copying.target import CHECKPOINTS
-from consensus_orm.migration.progress import Progress
+from consensus_orm.progress import Progress
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from consensus_orm.testing.phases import take_to
@@ -102,7 +102,7 @@ def moved(source: Path | str, target: Path | str, settings: Settings = SETTINGS,
         ConsensusStore.open(source, settings=settings) as origin,
         ConsensusStore.open(target, settings=settings) as store,
     ):
-        return copy(origin, store, **options)
+        return origin.copy_to(store, **options)
 
 
 def held(cell: oracle.Cell, column: str) -> bool:
@@ -365,9 +365,9 @@ def test_databases_in_memory(sources: Sources, tmp_path: Path) -> None:
         ConsensusStore.open(":memory:", settings=SMALL) as memory,
         ConsensusStore.open(tmp_path / "there.db", settings=SETTINGS) as there,
     ):
-        copy(here, memory)
+        here.copy_to(memory)
         assert memory.migration.verify().clean
-        assert copy(memory, there).locked is None
+        assert memory.copy_to(there).locked is None
     for table in SIDES:
         assert oracle.rows(tmp_path / "there.db", table) == oracle.rows(source, table)
 
@@ -404,7 +404,7 @@ def test_another_mapping(second_pair: Path, tmp_path: Path) -> None:  # noqa: F8
     with ConsensusStore.open(second_pair, settings=SETTINGS, mapping=MAPPING) as source:
         source.migration.migrate(Phase.CUTOVER, soak=False)
         with ConsensusStore.open(tmp_path / "copy.db", settings=SMALL, mapping=MAPPING) as target:
-            assert copy(source, target).finished
+            assert source.copy_to(target).finished
             assert target.migration.verify().clean
     tables = (*LEGACY_TABLES, "addresses", "customers", "orders")
     for table in tables:
@@ -475,9 +475,9 @@ def test_another_mapping_on_a_server(url: str, tmp_path: Path) -> None:
     with ConsensusStore.open(source, settings=SETTINGS, mapping=OTHER) as store:
         store.migration.migrate(Phase.CUTOVER, soak=False)
         with ConsensusStore.open(url, settings=SETTINGS, mapping=OTHER) as target:
-            assert copy(store, target).unfit == ()
+            assert store.copy_to(target).unfit == ()
             with ConsensusStore.open(tmp_path / "back.db", settings=SETTINGS, mapping=OTHER) as back:
-                assert copy(target, back).unfit == ()
+                assert target.copy_to(back).unfit == ()
                 assert back.migration.verify().clean
     tables = ("customers_flat", "cities", "customers")
     for table in tables:
@@ -598,7 +598,6 @@ KILLED = """
 import os, sys
 from datetime import timedelta
 from consensus_orm import ConsensusStore
-from consensus_orm.copying import copy
 from consensus_orm.settings import Settings
 
 source, target, after = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -614,7 +613,7 @@ def step(_):
 
 
 with ConsensusStore.open(source, settings=settings) as here, ConsensusStore.open(target, settings=settings) as there:
-    copy(here, there, progress=step)
+    here.copy_to(there, progress=step)
 """
 
 

@@ -14,7 +14,6 @@ from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.cli import main
-from consensus_orm.copying import copy
 from consensus_orm.errors import GateClosedError
 from tests.commands import without_settings
 from tests.databases import Database, build_legacy
@@ -191,7 +190,7 @@ def test_a_copy_demands_what_its_source_does(open_store: Open, tmp_path: Path) -
     carried(open_store(soak_dual_write=30 * DAY))
     target = tmp_path / "copy.db"
     with ConsensusStore.open(target, settings=Settings(soak_dual_write=timedelta(0), clock=lambda: NOW)) as store:
-        copy(open_store(), store)
+        open_store().copy_to(store)
         assert store.migration.status().soak_left == 30 * DAY
 
 

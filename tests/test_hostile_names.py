@@ -259,14 +259,12 @@ def test_names_of_a_move_may_hold_anything(database: Database) -> None:
 
 def test_a_copy_takes_any_names(database: Database, tmp_path: Path) -> None:
     """Rows of both sides come out equal in a file, whatever they are called."""
-    from consensus_orm.copying import copy
-
     with (
         ConsensusStore.open(database.where, settings=SETTINGS, mapping=MAPPING) as store,
         ConsensusStore.open(tmp_path / "copy.db", settings=SETTINGS, mapping=MAPPING) as target,
     ):
         store.migration.migrate(Phase.CUTOVER)
-        assert copy(store, target).finished
+        assert store.copy_to(target).finished
     from tests.databases import File
 
     assert legacy(File(tmp_path / "copy.db")) == legacy(database)

@@ -20,7 +20,6 @@ from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.cli import main
-from consensus_orm.copying import copy
 from consensus_orm.errors import DatabaseBusyError
 from consensus_orm.report import facts
 from tests import oracle
@@ -79,7 +78,7 @@ def deleted(store: ConsensusStore, _folder: Path) -> None:
 def into(store: ConsensusStore, folder: Path) -> None:
     """Copy another store into this one."""
     with ConsensusStore.open(folder / "source.db", settings=SETTINGS) as source:
-        copy(source, store)
+        source.copy_to(store)
 
 
 def a_source(_store: ConsensusStore, folder: Path) -> None:
@@ -212,7 +211,7 @@ LOOKS: dict[str, Callable[[ConsensusStore, Path], Any]] = {
 
 def _copied(store: ConsensusStore, path: Path) -> None:
     with ConsensusStore.open(path, settings=SETTINGS) as target:
-        copy(store, target)
+        store.copy_to(target)
 
 
 @pytest.mark.sqlite

@@ -489,13 +489,13 @@ def test_estimate(store: ConsensusStore) -> None:
 def test_evidence_holds_in_every_phase(legacy: Database) -> None:
     """A rehearsal counts for its file with its mapping through the whole migration, and new rows do not end it."""
     with ConsensusStore.open(legacy.where) as store:
-        assert find(store) is None
+        assert find(store._units) is None
         store.migration.rehearse()
         for phase in Phase:
             take_to(store, phase)
             with store.unit_of_work() as uow:
                 uow.artifacts.add(spec_id="S", stage="plan", agent_name="new", content_json="{}")
-            evidence = find(store)
+            evidence = find(store._units)
             assert evidence is not None
             assert evidence.holds, (phase, evidence.stale)
         assert evidence is not None
@@ -507,7 +507,7 @@ def test_evidence_of_another_mapping(legacy: Database) -> None:
     with ConsensusStore.open(legacy.where) as store:
         (place,) = store.migration.rehearse().evidence
         place.write_text(json.dumps({**json.loads(place.read_text()), "mapping": "another"}))
-        evidence = find(store)
+        evidence = find(store._units)
 
     assert evidence is not None
     assert not evidence.holds
@@ -520,7 +520,7 @@ def test_evidence_of_another_file(legacy: Database) -> None:
         store.migration.rehearse()
     legacy.script("CREATE INDEX more ON consensus_artifacts (agent_name)")
     with ConsensusStore.open(legacy.where) as store:
-        evidence = find(store)
+        evidence = find(store._units)
 
     assert evidence is not None
     assert "declared otherwise" in (evidence.stale or "")
@@ -530,7 +530,7 @@ def test_evidence_that_cannot_be_read(path: Path) -> None:
     """Damaged evidence is no evidence, and no error."""
     path.with_name(path.name + ".rehearsal.json").write_bytes(b'{"at": \xff')
     with ConsensusStore.open(path) as store:
-        assert find(store) is None
+        assert find(store._units) is None
 
 
 def test_evidence_is_the_report(store: ConsensusStore) -> None:

@@ -352,7 +352,7 @@ def test_in_a_browser(eventful: ConsensusStore, tmp_path: Path) -> None:
 
 def test_evidence_with_odd_names(eventful: ConsensusStore) -> None:
     """The evidence is a file that others can write: what it says is escaped like everything else."""
-    place = evidence_path(eventful)
+    place = evidence_path(eventful._units)
     assert place is not None
     place.write_text(json.dumps({**json.loads(place.read_text()), "notes": [HOSTILE], "refused": [HOSTILE]}))
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, errors
-from consensus_orm.copying import copy
 from consensus_orm.settings import Settings
 from tests import databases, oracle
 from tests.databases import Database
@@ -366,7 +365,7 @@ def test_a_column_of_a_saved_row_is_a_name(database: Database, column: str) -> N
 
 def copied(source: Path | str, target: Path | str) -> None:
     with ConsensusStore.open(source, settings=SETTINGS) as one, ConsensusStore.open(target, settings=SETTINGS) as other:
-        copy(one, other)
+        one.copy_to(other)
 
 
 @pytest.mark.sqlite
@@ -410,7 +409,7 @@ def test_tables_that_are_not_copied_are_not_made(database: Database, tmp_path: P
 def half_copied(source: Path, target: Path | str) -> Database:
     """A copy that is not finished."""
     with ConsensusStore.open(source, settings=SETTINGS) as one, ConsensusStore.open(target, settings=SETTINGS) as other:
-        copy(one, other, finish=False)
+        one.copy_to(other, finish=False)
     return databases.at(target)
 
 

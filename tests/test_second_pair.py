@@ -560,7 +560,6 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from consensus_orm import Phase, Settings, Store
-from consensus_orm.copying import copy
 from tests.shop import MAPPING
 
 now = timedelta(0)
@@ -574,7 +573,7 @@ with Store.open(path, settings=settings, mapping=MAPPING) as store:
     store.migration.rollback(Phase.EXPAND)
     store.maintenance.stats(), store.maintenance.vacuum()
     with Store.open(path.with_name("copy.db"), settings=settings, mapping=MAPPING) as target:
-        copy(store, target)
+        store.copy_to(target)
 print(sorted(name for name in sys.modules if name.startswith("consensus_orm.consensus")))
 """
 

@@ -37,6 +37,7 @@ STORE = {
     "in_unit_of_work": "work",
     "upgrade": "progress=None, *, rewrite=False, protect=None",
     "pending_rewrite": "",
+    "copy_to": "target, *, reject=False, finish=True, lock=True, progress=None",
     "close": "",
 }
 
@@ -52,6 +53,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "in_unit_of_work": "work",
         "upgrade": "progress=None, *, rewrite=False, protect=None",
         "pending_rewrite": "",
+        "copy_to": "target, *, reject=False, finish=True, lock=True, progress=None",
         "close": "",
     },
     AsyncConsensusUnitOfWork: {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase, Settings
-from consensus_orm.copying import CopyReport, copy
+from consensus_orm.copying import CopyReport
 from consensus_orm.errors import CopyRefusedError, InvalidValueError
 from consensus_orm.testing import artifact_values, spawn_values, synthesis_values, take_to
 from consensus_orm.testing.plugin import NO_TIME
@@ -276,7 +276,7 @@ def copied(source: Path, target: Path | str, settings: Settings, **options: Any)
         ConsensusStore.open(source, settings=settings) as origin,
         ConsensusStore.open(target, settings=settings) as store,
     ):
-        return copy(origin, store, **options)
+        return origin.copy_to(store, **options)
 
 
 def tables_of(path: Path) -> dict[str, list[dict[str, oracle.Cell]]]:

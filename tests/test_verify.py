@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, Settings
-from consensus_orm.migration.progress import Progress
+from consensus_orm.progress import Progress
 from tests.databases import Database, build_legacy
 
 SETTINGS = Settings(soak_dual_write=timedelta(0), soak_cutover=timedelta(0))

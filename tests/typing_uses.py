@@ -49,10 +49,10 @@ from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.journey import Step
-from consensus_orm.migration.progress import Progress
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.verify import VerifyReport
+from consensus_orm.progress import Progress
 from consensus_orm.rehearsal import RehearsalReport
 from consensus_orm.retrying.retrier import Retrier
 from consensus_orm.store import RepositoryUnitOfWork

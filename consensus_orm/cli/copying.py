@@ -6,7 +6,7 @@ import click
 
 from consensus_orm.cli.app import App, Refused, app_command, create_option, json_option, main
 from consensus_orm.cli.output import Bars, key, plain, say, show_json, table
-from consensus_orm.copying import CopyReport, Unfit, copy
+from consensus_orm.copying import CopyReport, Unfit
 from consensus_orm.errors import CopyRefusedError
 
 __all__: list[str] = []
@@ -38,7 +38,7 @@ def copy_command(app: App, source: str, target: str, reject: bool, catch_up: boo
         Bars("copy", quiet=as_json) as bars,
     ):
         try:
-            report = copy(origin, store, reject=reject, finish=not catch_up, progress=bars.rows)
+            report = origin.copy_to(store, reject=reject, finish=not catch_up, progress=bars.rows)
         except CopyRefusedError as error:
             bars.clear()
             if not as_json:

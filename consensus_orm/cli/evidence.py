@@ -9,7 +9,7 @@ import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.output import Bars, fields, say, show_json, span, table, when
-from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep, rehearse
+from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep
 from consensus_orm.report import write
 
 __all__ = ["mention"]
@@ -59,7 +59,7 @@ def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: i
             if not as_json:
                 say(_step(step))
 
-        report = rehearse(store, keep=keep, writers=writers, progress=bars.rows, tell=tell)
+        report = store.migration.rehearse(keep=keep, writers=writers, progress=bars.rows, tell=tell)
     if as_json:
         show_json(report.facts())
     else:

@@ -83,7 +83,7 @@ def _look(app: App, *, quiet: bool) -> _Seen:
             now=store.settings.clock(),
             status=found,
             mismatches=store.migration.mismatches() if found.mismatches else [],
-            evidence=find(store),
+            evidence=find(store._units),
             leftovers=store.maintenance.leftovers(),
         )
 

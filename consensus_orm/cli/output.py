@@ -24,8 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from consensus_orm.errors import OutputError
-from consensus_orm.migration.progress import Progress, of_pages
 from consensus_orm.phase import Phase
+from consensus_orm.progress import Progress, of_pages
 
 __all__ = ["Bars", "fields", "key", "one_line", "plain", "say", "show_json", "span", "table", "when"]
 

@@ -168,7 +168,7 @@ def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_j
 def _rehearsal(app: App) -> tuple[bool, str]:
     """Whether this database was rehearsed with this mapping, and that in words."""
     with app.store() as store:
-        evidence, now = find(store), store.settings.clock()
+        evidence, now = find(store._units), store.settings.clock()
     return evidence is not None and evidence.holds, f"rehearsal: {app.spelled(mention(evidence, now))}"
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from consensus_orm.consensus.artifacts import Artifacts
 from consensus_orm.consensus.syntheses import Syntheses
+from consensus_orm.migration.rehearsal_report import Proof
 from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal.application import Rehearsed
 from consensus_orm.rehearsal.digest import Image, digested
 from consensus_orm.rehearsal.raw_sql import Look
-from consensus_orm.rehearsal.records import Proof
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["REHEARSED"]

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import PrimaryKeyConstraint, Table, UniqueConstraint
 
 from consensus_orm import errors
-from consensus_orm import validation as check
 from consensus_orm.copying.definitions import definitions
 from consensus_orm.copying.finish import finish as finish_copy
 from consensus_orm.copying.finish import remainder
@@ -23,8 +22,8 @@ from consensus_orm.copying.source import Source, opened
 from consensus_orm.copying.sweeps import Passes
 from consensus_orm.copying.tables import Copied, inventory, normalized
 from consensus_orm.copying.target import Target
-from consensus_orm.migration.progress import Watch
-from consensus_orm.store import Store
+from consensus_orm.progress import Watch
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 
 __all__ = ["CopiedTable", "CopyReport", "Unfit", "copy"]
 
@@ -33,19 +32,19 @@ PASSES = 5
 
 
 def copy(
-    source: Store,
-    target: Store,
+    source: UnitOfWorkFactory[Any],
+    target: UnitOfWorkFactory[Any],
     *,
     reject: bool = False,
     finish: bool = True,
     lock: bool = True,
     progress: Watch = None,
 ) -> CopyReport:
-    """Copy a store into another database; goes on where an earlier call stopped.
+    """Copy a database into another one; goes on where an earlier call stopped.
 
     Args:
-        source: What is copied; it is only read.
-        target: Where to: an empty database, or an unfinished copy of the same source.
+        source: The units of work of what is copied; it is only read.
+        target: Those of where it goes: an empty database, or an unfinished copy of the same source.
         reject: Leave rows that the target cannot hold behind, as rejects with their whole image.
         finish: Take the last pass, and open the target. Otherwise it stays closed, for a later call to catch up.
         lock: Take the write lock of the source for the moment that the last pass looks at: what is being written by
@@ -61,15 +60,13 @@ def copy(
         ConfigurationError: Both are the same database.
         StorageError: One of them could not do what was asked.
     """
-    for name, store in (("source", source), ("target", target)):
-        check.instance(name, store, Store)
     if _is_same(source, target):
         raise errors.ConfigurationError("source and target are the same database", hint="give two databases")
     with opened(source) as origin:
         return _Copy(origin, target, progress).run(reject=reject, finish=finish, lock=lock)
 
 
-def _is_same(source: Store, target: Store) -> bool:
+def _is_same(source: UnitOfWorkFactory[Any], target: UnitOfWorkFactory[Any]) -> bool:
     if source.path is not None and target.path is not None:
         return source.path.exists() and target.path.exists() and source.path.samefile(target.path)
     in_memory = source.engine.dialect.name == "sqlite" and source.path is None
@@ -77,12 +74,12 @@ def _is_same(source: Store, target: Store) -> bool:
 
 
 class _Copy:
-    def __init__(self, source: Source, store: Store, progress: Watch) -> None:
+    def __init__(self, source: Source, target: UnitOfWorkFactory[Any], progress: Watch) -> None:
         self.started = time.monotonic()
         self.source = source
         self.progress = progress
         self.state = source.again(source.look)
-        self.target = Target(store, source.name, self.state)
+        self.target = Target(target, source.name, self.state)
         self.tables = self._inventory()
         self.passes = self._passes()
 
@@ -126,7 +123,7 @@ class _Copy:
         verified = self.passes.verify(self.target)
         facts = {"from": self.source.name, "rows": {table.name: table.rows for table in self.passes.report()}}
         self.target.again(partial(finish_copy, self.target, self.source, rest, self.tables, facts))
-        self.target.store._identity = self.target.again(self.target.store._inspect)
+        self.target.units.identity = self.target.again(self.target.units.inspect)
         return self._report(verified=verified, locked=lull.locked, finished=True)
 
     def _require_fit(self, reject: bool) -> None:
@@ -185,7 +182,7 @@ class _Copy:
     def _report(self, *, verified: int, locked: float | None, finished: bool) -> CopyReport:
         return CopyReport(
             source=self.source.name,
-            target=self.target.store.name,
+            target=self.target.units.name,
             phase=self.state.phase,
             finished=finished,
             tables=self.passes.report(),

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.copying import copy
 from consensus_orm.files import own_folder, put_in_place
-from consensus_orm.migration.progress import Watch
-from consensus_orm.store import Store
+from consensus_orm.progress import Watch
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 
 __all__ = ["backup_of_server"]
 
 
-def backup_of_server(store: Store, path: Path, progress: Watch = None) -> dict[str, Any]:
-    """Copy a store to a SQLite file, which gets its name when it is whole.
+def backup_of_server(
+    units: UnitOfWorkFactory[Any],
+    path: Path,
+    opened: Callable[[Path], AbstractContextManager[UnitOfWorkFactory[Any]]],
+    progress: Watch = None,
+) -> dict[str, Any]:
+    """Copy a database to a SQLite file, which gets its name when it is whole.
 
     Args:
-        store: The store; its writers go on.
+        units: Its units of work; writers go on.
         path: Where to.
+        opened: Opens a file of the same tables.
         progress: Called after each chunk.
 
     Returns:
@@ -30,11 +38,9 @@ def backup_of_server(store: Store, path: Path, progress: Watch = None) -> dict[s
     """
     try:
         with own_folder(path.parent, "backup") as folder:
-            mapping = store._statements.mapping
-            settings = store.settings.model_copy(update={"read_url": None})  # the file has no replica
-            with type(store).open(folder / path.name, settings=settings, mapping=mapping) as target:
+            with opened(folder / path.name) as target:
                 # What SQLite would store as another type is kept as it is in a reject: a backup must not fail for it.
-                report = copy(store, target, reject=True, lock=False, progress=progress)
+                report = copy(units, target, reject=True, lock=False, progress=progress)
             put_in_place(folder / path.name, path)
     except (errors.ConsensusError, OSError) as error:
         raise errors.BackupError(f"{path} could not be made: {error}", path=path) from error

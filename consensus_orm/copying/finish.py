@@ -97,7 +97,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
     state = rest.state
     with target.unit(durable=True) as uow:
         restored = target.restored(uow)
-        _set_phase(uow, state, _user_version(uow, state, target.store.application.protection))
+        _set_phase(uow, state, _user_version(uow, state, target.units.application.protection))
         rejected = list(_reject(uow, rest))
         _derive_again(uow, rest, tables)
         _keep_definitions(uow, target, source, rest)
@@ -106,7 +106,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         _set_sequences(uow, target, rest)
         guard_record.install(uow, state.phase)
         if target.kind == "sqlite":
-            _make_triggers(uow, rest, target.store.application.unmapped)
+            _make_triggers(uow, rest, target.units.application.unmapped)
         if not state.phase.has_legacy:
             guards.put_up_signs(uow)
         elif state.phase.writes_normalized:

@@ -27,7 +27,7 @@ from consensus_orm.databases.sqlite.connection import DriverConnection, pragmas
 from consensus_orm.ledgers import guards
 from consensus_orm.phase import Phase
 from consensus_orm.statements.rendering import quoted
-from consensus_orm.store import Store
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Lull", "Source", "State", "opened"]
@@ -71,15 +71,15 @@ class Source(UnitOfWork):
     """A database that is read, without a transaction of its own.
 
     Args:
-        store: The store.
+        units: The units of work of the database.
     """
 
-    def __init__(self, store: Store) -> None:
-        super().__init__(store.engine, store._statements, store.settings, read_only=True)
-        self.started = store.settings.clock()
-        self.store = store
-        self.name = store.name
-        self.application = store.application
+    def __init__(self, units: UnitOfWorkFactory[Any]) -> None:
+        super().__init__(units.engine, units.statements, units.settings, read_only=True)
+        self.started = units.settings.clock()
+        self.name = units.name
+        self.application = units.application
+        self._retrier = units.retrier
 
     def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
         """Look by itself: a unit of work has a transaction, and this has none."""
@@ -101,7 +101,7 @@ class Source(UnitOfWork):
 
     def again(self, step: Callable[[], T]) -> T:
         """Take a step, and take it again after a transient error."""
-        return self.store.retrier.call(step, name="copy")
+        return self._retrier.call(step, name="copy")
 
     @property
     def kind(self) -> str:
@@ -278,35 +278,36 @@ class ServerSource(Source):
 
 
 @contextlib.contextmanager
-def opened(store: Store) -> Iterator[Source]:
+def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
     """Open the source of a copy with a connection that cannot write.
 
     Args:
-        store: The store.
+        units: The units of work of the database.
     """
-    if store.engine.dialect.name == "postgresql":
-        source: Source = ServerSource(store)
-        connecting = store.engine.pool.source.connect  # type: ignore[attr-defined]
-        with translated(store.engine), contextlib.closing(connecting()) as connection:
+    engine = units.engine
+    if engine.dialect.name == "postgresql":
+        source: Source = ServerSource(units)
+        connecting = engine.pool.source.connect  # type: ignore[attr-defined]
+        with translated(engine), contextlib.closing(connecting()) as connection:
             connection.execute("SET default_transaction_read_only = on")
             source._driver = connection
             yield source
         return
-    source = FileSource(store)
-    path = database_path(store.engine)
+    source = FileSource(units)
+    path = units.path
     if path is None:
-        with checkout(store.engine) as pooled:
+        with checkout(engine) as pooled:
             source._driver = driver(pooled)
             yield source
         return
-    with translated(store.engine), contextlib.closing(source.again(lambda: _read_only(store))) as own:
+    with translated(engine), contextlib.closing(source.again(lambda: _read_only(path, units))) as own:
         source._driver = own
         try:
             yield source
         finally:
             # The last one to be closed carries the log into the file, unless it cannot write.
             if _has_log(path):
-                store.engine.dispose()
+                engine.dispose()
 
 
 def _has_log(path: Path) -> bool:
@@ -316,9 +317,8 @@ def _has_log(path: Path) -> bool:
         return False
 
 
-def _read_only(store: Store) -> DriverConnection:
-    path, settings = database_path(store.engine), store.settings
-    assert path is not None
+def _read_only(path: Path, units: UnitOfWorkFactory[Any]) -> DriverConnection:
+    settings = units.settings
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode=ro",
         uri=True,
@@ -327,7 +327,7 @@ def _read_only(store: Store) -> DriverConnection:
         check_same_thread=False,
         factory=DriverConnection,
     )
-    connection.source, connection.query_only = source_of(store.engine), True
+    connection.source, connection.query_only = source_of(units.engine), True
     for pragma, value in pragmas(settings).items():
         connection.execute(f"PRAGMA {pragma} = {value}").close()
     connection.add_functions()

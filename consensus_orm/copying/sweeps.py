@@ -19,7 +19,7 @@ from consensus_orm.copying.source import Source
 from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.target import Target
 from consensus_orm.copying.values import Checker, Values, checker, digest
-from consensus_orm.migration.progress import Tally, Watch
+from consensus_orm.progress import Tally, Watch
 
 __all__ = ["Passes", "Range", "Sieve"]
 

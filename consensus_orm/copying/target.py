@@ -32,7 +32,7 @@ from consensus_orm.models.base import Verbatim
 from consensus_orm.phase import Phase
 from consensus_orm.schema import revisions
 from consensus_orm.statements.rendering import quoted
-from consensus_orm.store import Store
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CHECKPOINTS", "Target", "TargetUnit"]
@@ -54,13 +54,18 @@ class TargetUnit(UnitOfWork):
     Foreign keys are not enforced in it: while the source is in use, a row may come before what it refers to.
 
     Args:
-        store: The store to be.
+        units: The units of work of the database.
         phase: The phase it will have.
+        read_only: Whether it only reads.
+        durable: Have its commit, and all before it, reach the disk, whatever the settings say.
     """
 
-    def __init__(self, store: Store, phase: Phase) -> None:
-        super().__init__(store.engine, store._statements, store.settings)
-        self.lock = Lock.CARRY
+    def __init__(
+        self, units: UnitOfWorkFactory[Any], phase: Phase, *, read_only: bool = False, durable: bool = False
+    ) -> None:
+        super().__init__(
+            units.engine, units.statements, units.settings, read_only=read_only, lock=Lock.CARRY, durable=durable
+        )
         self._to_be = phase
 
     def _begin(self) -> None:
@@ -89,16 +94,16 @@ class Target:
     """A database that becomes a copy.
 
     Args:
-        store: The store to be.
+        units: The units of work of the database.
         source: The name of what is copied.
         state: Where the source stands.
     """
 
-    def __init__(self, store: Store, source: str, state: State) -> None:
-        self.store = store
+    def __init__(self, units: UnitOfWorkFactory[Any], source: str, state: State) -> None:
+        self.units = units
         self.source = source
         self.state = state
-        self.kind = store.engine.dialect.name
+        self.kind = units.engine.dialect.name
 
     def unit(self, *, durable: bool = False) -> TargetUnit:
         """A transaction.
@@ -106,9 +111,7 @@ class Target:
         Args:
             durable: Have its commit, and all before it, reach the disk, whatever the settings say.
         """
-        unit = TargetUnit(self.store, self.state.phase)
-        unit.durable = durable
-        return unit
+        return TargetUnit(self.units, self.state.phase, durable=durable)
 
     # Before ---------------------------------------------------------------------------------------------
 
@@ -121,13 +124,13 @@ class Target:
         Raises:
             CopyError: There is something else; nothing was written.
         """
-        if self.store.path is not None and not self.store.path.exists():
+        if self.units.path is not None and not self.units.path.exists():
             return False
-        is_new = self.again(self.store._inspect).is_new
+        is_new = self.again(self.units.inspect).is_new
         return self.again(partial(self._is_begun, shape, is_new=is_new))
 
     def _is_begun(self, shape: list[Any], *, is_new: bool) -> bool:
-        with engines.translated(self.store.engine), self._looking() as uow:
+        with engines.translated(self.units.engine), self._looking() as uow:
             there = {name.lower() for name in uow.catalog.tables(uow)}
             if CHECKPOINTS in there:
                 self._expect(uow, shape)
@@ -137,11 +140,11 @@ class Target:
 
     def again(self, step: Callable[[], T]) -> T:
         """Take a step, and take it again after a transient error: what it had not committed is gone."""
-        return self.store.retrier.call(step, name="copy")
+        return self.units.retrier.call(step, name="copy")
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[UnitOfWork]:
-        with UnitOfWork(self.store.engine, self.store._statements, self.store.settings, read_only=True) as uow:
+        with UnitOfWork(self.units.engine, self.units.statements, self.units.settings, read_only=True) as uow:
             uow._phase = uow._phase or self.state.phase  # what is missing is an error, and no empty answer
             yield uow
 
@@ -153,12 +156,12 @@ class Target:
             raise self._refusal("holds an unfinished copy of this database as it was in another phase")
 
     def _refusal(self, why: str) -> errors.CopyError:
-        return errors.CopyError(f"{self.store.name} {why}", hint="nothing was written; give an empty database")
+        return errors.CopyError(f"{self.units.name} {why}", hint="nothing was written; give an empty database")
 
     def _require_empty(self, uow: UnitOfWork, there: set[str], *, is_new: bool) -> None:
         if not is_new:
             raise self._refusal("holds tables of ours already")
-        mapping = self.store._statements.mapping
+        mapping = self.units.statements.mapping
         for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs)):
             if table.name.lower() in there and uow._rows(f"SELECT 1 FROM {quoted(table.name)} LIMIT 1"):
                 raise self._refusal(f"holds rows in {table.name} already")
@@ -170,17 +173,17 @@ class Target:
             shape: What the source consists of.
             made: What SQLite says of the tables of other programs.
         """
-        self.again(partial(engines.prepare, self.store.engine, self.store.settings))
+        self.again(partial(engines.prepare, self.units.engine, self.units.settings))
         self.again(partial(self._make, shape, made))
 
     def _make(self, shape: list[Any], made: Sequence[Definition]) -> None:
-        engine, application = self.store.engine, self.store.application
+        engine, application = self.units.engine, self.units.application
         with engines.translated(engine), revisions.changing(engine, application.tables) as connection:
             if self.state.phase.has_legacy or self.state.reversible:
                 self._make_legacy(connection, made)
             self._make_others(connection, made)
             self._upgrade(connection)
-            if application.protection is not None and self.store.settings.protect:
+            if application.protection is not None and self.units.settings.protect:
                 revisions.protect(connection, application.protection)
             facts = {"source": self.source, "shape": shape, "foreign_keys": self._drop_foreign_keys(connection)}
             connection.exec_driver_sql(_CREATE)
@@ -192,12 +195,12 @@ class Target:
                 connection.exec_driver_sql("DELETE FROM consensus_orm_history")
 
     def _make_legacy(self, connection: Connection, made: Sequence[Definition]) -> None:
-        names = {pair.legacy_name.lower() for pair in self.store._statements.mapping.pairs}
+        names = {pair.legacy_name.lower() for pair in self.units.statements.mapping.pairs}
         if self.kind == "sqlite":
             if self.state.phase.has_legacy:
                 _create(connection, made, names)
             return
-        for pair in self.store._statements.mapping.pairs:
+        for pair in self.units.statements.mapping.pairs:
             pair.legacy_table.create(connection, checkfirst=True)
             for column in pair.legacy_table.columns:
                 if (
@@ -212,17 +215,17 @@ class Target:
 
     def _make_others(self, connection: Connection, made: Sequence[Definition]) -> None:
         if self.kind == "sqlite":
-            others = made_elsewhere(self.store.application, self.store._statements.mapping)
+            others = made_elsewhere(self.units.application, self.units.statements.mapping)
             _create(connection, made, {table.name.lower() for table in others})
 
     def _upgrade(self, connection: Connection) -> None:
         from alembic import command
 
         config = revisions.configuration(
-            self.store.application, connection=connection, applied=[], clock=self.store.settings.clock
+            self.units.application, connection=connection, applied=[], clock=self.units.settings.clock
         )
         command.upgrade(config, revisions.head())
-        mapping = self.store._statements.mapping
+        mapping = self.units.statements.mapping
         for table in normalized(mapping):
             table.create(connection, checkfirst=True)  # those of another mapping: of ours there are revisions
         if self.kind == "postgresql" and not self.state.phase.has_legacy and self.state.reversible:
@@ -234,7 +237,7 @@ class Target:
         """Drop the foreign keys of a server's tables until the copy is finished; in a file they are not enforced."""
         if self.kind != "postgresql":
             return []
-        keys = foreign_keys.of(connection, normalized(self.store._statements.mapping))
+        keys = foreign_keys.of(connection, normalized(self.units.statements.mapping))
         for key in keys:
             connection.execute(DropConstraint(foreign_keys.constraint(key)))
         return keys
@@ -301,9 +304,7 @@ class Target:
 
     def _read(self, look: Callable[[UnitOfWork], T]) -> T:
         def once() -> T:
-            uow = self.unit()
-            uow.read_only, uow.lock = True, Lock.NONE
-            with uow:
+            with TargetUnit(self.units, self.state.phase, read_only=True) as uow:
                 return look(uow)
 
         return self.again(once)
@@ -317,7 +318,7 @@ class Target:
         if self.kind != "postgresql":
             return []
         facts = json.loads(uow._rows(f"SELECT facts FROM {CHECKPOINTS} WHERE name = ''")[0][0])
-        tables = normalized(self.store._statements.mapping)
+        tables = normalized(self.units.statements.mapping)
         constraints = [foreign_keys.constraint(foreign_keys.checked(key, tables)) for key in facts["foreign_keys"]]
         return [str(AddConstraint(each).compile(dialect=uow.engine.dialect)) for each in constraints]
 

@@ -133,6 +133,8 @@ class Transaction(ABC):
         statements: The statements of the mapping.
         settings: Policies and the clock.
         read_only: See one snapshot, take no lock, and let the database refuse writes.
+        lock: Which lock a writing one takes when it begins.
+        durable: Have its commit, and all before it, reach the disk, whatever the settings say.
         readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
     """
 
@@ -148,14 +150,16 @@ class Transaction(ABC):
         settings: Settings,
         *,
         read_only: bool = False,
+        lock: Lock = Lock.WRITE,
+        durable: bool = False,
         readable: bool = True,
     ) -> None:
         self.engine = engine
         self.statements = statements
         self.settings = settings
         self.read_only = read_only
-        self.lock = Lock.NONE if read_only else Lock.WRITE
-        self.durable = False
+        self.lock = Lock.NONE if read_only else lock
+        self.durable = durable or self.lock is Lock.FLIP
         self._readable = readable
         self._driver: Driver | None = None
         self._phase: Phase | None = None
@@ -191,7 +195,7 @@ class Transaction(ABC):
         driver: Any = self._pooled.driver_connection
         assert driver is not None
         try:
-            driver.begin_unit(self.lock, durable=self.durable or self.lock is Lock.FLIP)
+            driver.begin_unit(self.lock, durable=self.durable)
         except BaseException:
             self._release()
             raise

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consensus_orm import errors, files
+from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases import guard_record
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
+from consensus_orm.databases.step_backups import StepBackups
 from consensus_orm.ledgers import audit as audit_records
 from consensus_orm.ledgers import changes, guards, mismatches
 from consensus_orm.migration import details, gates, shapes
@@ -25,61 +25,66 @@ from consensus_orm.migration.flip import flip
 from consensus_orm.migration.journey import Step, steps
 from consensus_orm.migration.pace import catch_up
 from consensus_orm.migration.planning import Choice
-from consensus_orm.migration.progress import Watch, of_pages
 from consensus_orm.migration.rebuild import Adopted, adopt_strays
 from consensus_orm.migration.rebuild import rebuild as rebuild_side
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile, repair_open
 from consensus_orm.migration.status import MigrationStatus, collect
-from consensus_orm.migration.transactions import Units
+from consensus_orm.migration.transactions import Transactions
 from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
 from consensus_orm.phase import Phase, Side
+from consensus_orm.progress import Watch
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
+from consensus_orm.unit_of_work.upgrade import Upgrade
 
 if TYPE_CHECKING:
+    from consensus_orm.migration.rehearsal_report import RehearsalReport, RehearsalStep
     from consensus_orm.migration.restoring import Restored
-    from consensus_orm.rehearsal import RehearsalReport, RehearsalStep
-    from consensus_orm.store import Store
 
 __all__ = ["Migration"]
 
 
 @check.checked
 class Migration:
-    """Moves a store from phase to phase.
+    """Moves a database from phase to phase.
 
     Args:
-        store: The store to move.
+        units: Its units of work.
+        upgrade: Brings its schema up to date.
+        backups: Takes the backup before the legacy tables are dropped.
+        rehearse: Takes a copy of it through all phases and back.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(
+        self,
+        units: UnitOfWorkFactory[UnitOfWork],
+        upgrade: Upgrade,
+        backups: StepBackups,
+        rehearse: Callable[..., RehearsalReport],
+    ) -> None:
+        self._units = units
+        self._upgrade = upgrade
+        self._backups = backups
+        self._rehearse = rehearse
 
     @property
-    def _reading(self) -> Units:
-        return Units(self._store, self._look, read_only=True)
+    def _reading(self) -> Transactions:
+        return Transactions(self._units, read_only=True)
 
     @property
-    def _writing(self) -> Units:
-        return Units(self._store, partial(self._take, Lock.CARRY))
+    def _writing(self) -> Transactions:
+        return Transactions(self._units, lock=Lock.CARRY)
 
     @property
-    def _repairing(self) -> Units:
-        return Units(self._store, partial(self._take, Lock.CARRY, durable=True))
+    def _repairing(self) -> Transactions:
+        return Transactions(self._units, lock=Lock.CARRY, durable=True)
 
     @property
-    def _flipping(self) -> Units:
-        statements = self._store._statements
+    def _flipping(self) -> Transactions:
+        statements = self._units.statements
         for phase in Phase:  # printed before the lock is taken: writers waited 10 ms for it
             guard_record.triggers(catalog(statements.rendering.name), phase, statements)
-        return Units(self._store, partial(self._take, Lock.FLIP))
-
-    def _look(self) -> UnitOfWork:
-        return self._store._on_primary(read_only=True, readable=True)  # a founding file has a status too
-
-    def _take(self, lock: Lock, *, durable: bool = False) -> UnitOfWork:
-        uow = self._store.unit_of_work()
-        uow.lock, uow.durable = lock, durable
-        return uow
+        return Transactions(self._units, lock=Lock.FLIP)
 
     # Where it stands ------------------------------------------------------------------------------------
 
@@ -89,7 +94,7 @@ class Migration:
 
         A file that nobody prepared yet is told apart by looking at it, and nothing is written.
         """
-        return self._reading.run(lambda uow: uow.phase if uow.prepared else self._store.initial_phase)
+        return self._reading.run(lambda uow: uow.phase if uow.prepared else self._units.initial_phase)
 
     def status(self) -> MigrationStatus:
         """Everything there is to know before the next step; writes nothing.
@@ -98,9 +103,9 @@ class Migration:
             Phase, rows on each side, backfill, certificate, open mismatches and rejects, and what the next
             gate still wants.
         """
-        rewrite = self._store.pending_rewrite() if self._store._identity.rewritten else None
+        rewrite = self._upgrade.pending_rewrite() if self._units.identity.rewritten else None
         told = None if rewrite is None else str(rewrite)
-        return self._reading.run(lambda uow: collect(uow, self._store.initial_phase, told))
+        return self._reading.run(lambda uow: collect(uow, self._units.initial_phase, told))
 
     def history(self) -> list[audit_records.HistoryEntry]:
         """The audit: every change of phase and every repair, oldest first; writes nothing."""
@@ -189,7 +194,7 @@ class Migration:
             SchemaError: The file cannot be adopted; it is untouched.
             RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; it is untouched.
         """
-        return self._store.upgrade(progress, rewrite=rewrite, protect=protect)
+        return self._upgrade.run(progress, rewrite=rewrite, protect=protect)
 
     def backfill(self, progress: Watch = None) -> BackfillReport:
         """Carry the rows that were there before the dual write; goes on where an earlier one stopped.
@@ -278,7 +283,7 @@ class Migration:
                 hint="run: consensus-orm rehearse",
                 field="dry_run",
             )
-        self._store._upgrade_if_needed(progress)
+        self._upgrade.run_if_needed(progress)
         rebuilt = rebuild_side(self._repairing, self._flipping, side, progress)
         report = ReconcileReport(False, (), (), 0, 0)
         if self.phase.writes_normalized:
@@ -323,7 +328,7 @@ class Migration:
             raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
         now = self.phase
         target = _not_behind(now, Phase.parse(to) if to is not None else now.next or now)
-        self._store._upgrade_if_needed(progress)  # only now: what is refused has written nothing
+        self._upgrade.run_if_needed(progress)  # only now: what is refused has written nothing
         self._finish_interrupted(progress)
         while now < target:
             assert now.next is not None
@@ -362,7 +367,7 @@ class Migration:
         """
         target = _not_behind(self.phase, Phase.parse(to))
         taken: list[Step] = []
-        for step in steps(self, target, soak=soak, reason=reason, progress=progress):
+        for step in steps(self, self._upgrade, target, soak=soak, reason=reason, progress=progress):
             taken.append(step)
             if tell is not None:
                 tell(step)
@@ -396,9 +401,7 @@ class Migration:
             InvalidValueError: Writers were asked for, and how these tables are written is not known.
             StorageError: There is not room enough, or the copy could not be made.
         """
-        from consensus_orm.rehearsal import rehearse
-
-        return rehearse(self._store, keep=keep, writers=writers, progress=progress, tell=tell)
+        return self._rehearse(keep=keep, writers=writers, progress=progress, tell=tell)
 
     def _mind_clock(self) -> None:
         """Let the phase begin now where it began in the future; read first, since that is rare."""
@@ -465,29 +468,7 @@ class Migration:
         Raises:
             BackupError: It could not be made; the step is not taken.
         """
-        store, path = self._store, self._store.path
-        served = store.engine.dialect.name != "sqlite"
-        if path is None and not served:
-            return {}
-        target = self._backup_place(step, f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-        if served:
-            from consensus_orm.copying.backup import backup_of_server
-
-            return backup_of_server(store, target, progress)
-        report = store.maintenance.backup(target, progress=of_pages(progress, "backup"))
-        return {"backup": str(report.path)}
-
-    def _backup_place(self, step: str, time: str) -> Path:
-        """Where the backup before a step goes.
-
-        Args:
-            step: The step.
-            time: What tells the backup from those of other times.
-        """
-        store, path = self._store, self._store.path
-        folder = files.resolved(store.settings.backup_dir or (Path.cwd() if path is None else path.parent))
-        database = path or Path(str(store.engine.url.database).replace("/", "_"))
-        return files.derived(database, f".before-{step}-{time}", folder=folder)
+        return self._backups.take(step, progress)
 
     def rollback(
         self,
@@ -521,7 +502,7 @@ class Migration:
                 hint=f"run: consensus-orm advance {target.name.lower()}",
                 field="to",
             )
-        self._store._upgrade_if_needed(progress)  # only now: what is refused has written nothing
+        self._upgrade.run_if_needed(progress)  # only now: what is refused has written nothing
         while now > target:
             assert now.previous is not None
             self._roll_back(now, now.previous, reason, progress)
@@ -529,7 +510,7 @@ class Migration:
         return now
 
     def _roll_back(self, now: Phase, to: Phase, reason: str | None, progress: Watch) -> None:
-        print_statements(self._store._statements)
+        print_statements(self._units.statements)
         if not now.has_legacy:
             from consensus_orm.migration import contraction
 

@@ -34,9 +34,9 @@ from consensus_orm.migration.carrying import (
     reject_unequal,
 )
 from consensus_orm.migration.pace import Pace, catch_up
-from consensus_orm.migration.progress import Progress, Watch
-from consensus_orm.migration.transactions import Units
+from consensus_orm.migration.transactions import Transactions
 from consensus_orm.phase import Phase, Side
+from consensus_orm.progress import Progress, Watch
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import in_range
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -55,8 +55,8 @@ class BackfillReport:
 
 
 def backfill(
-    reading: Units,
-    writing: Units,
+    reading: Transactions,
+    writing: Transactions,
     progress: Watch = None,
 ) -> BackfillReport:
     """Carry every legacy row that the normalized side does not have.
@@ -107,7 +107,7 @@ def _print_statements(statements: Statements, pair: Pair) -> None:
         _ = parent.refresh_in_range(sql.pair)
 
 
-def _reject_keyless(reading: Units, writing: Units, pair: Pair) -> int:
+def _reject_keyless(reading: Transactions, writing: Transactions, pair: Pair) -> int:
     """Reject the rows that lie in no range; all rows are looked at for them, which nobody waits for."""
     with reading() as uow:
         require_dual_write(uow.phase)
@@ -167,8 +167,8 @@ class _Chunks:
 
     def __init__(
         self,
-        reading: Units,
-        writing: Units,
+        reading: Transactions,
+        writing: Transactions,
         log: Checkpoints,
         comparing: ThreadPoolExecutor | None,
         pair: Pair,

@@ -22,9 +22,9 @@ from consensus_orm.migration.backfill import set_aside
 from consensus_orm.migration.carrying import Drained, adopt_range, drain, reject_unequal
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.pace import Pace, catch_up
-from consensus_orm.migration.progress import Tally, Watch
-from consensus_orm.migration.transactions import Units
+from consensus_orm.migration.transactions import Transactions
 from consensus_orm.phase import Phase, Side
+from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -75,7 +75,7 @@ def _of_legacy_alone(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
         yield json.dumps({name: image[name] for name in (pair.key.name, *pair.carried)})
 
 
-def empty_dropped(unit_of_work: Units, progress: Watch = None) -> None:
+def empty_dropped(unit_of_work: Transactions, progress: Watch = None) -> None:
     """Empty the tables on their way out in chunks, then drop them; does nothing where there are none.
 
     Args:
@@ -105,7 +105,9 @@ def empty_dropped(unit_of_work: Units, progress: Watch = None) -> None:
 # The way back ---------------------------------------------------------------------------------------------
 
 
-def expand_again(unit_of_work: Units, flipping: Units, *, reason: str | None, progress: Watch = None) -> None:
+def expand_again(
+    unit_of_work: Transactions, flipping: Transactions, *, reason: str | None, progress: Watch = None
+) -> None:
     """Make the legacy tables again from the normalized ones and flip back to NORMALIZED.
 
     Args:
@@ -204,7 +206,7 @@ def _step(uow: UnitOfWork) -> str | None:
     return step
 
 
-def _fill(unit_of_work: Units, pair: Pair, progress: Watch) -> None:
+def _fill(unit_of_work: Transactions, pair: Pair, progress: Watch) -> None:
     """Carry the rows of a pair in chunks; goes on behind the highest key that is there already."""
     tally, pace = Tally(progress, pair.name), Pace()
 

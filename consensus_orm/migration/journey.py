@@ -9,9 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from consensus_orm.migration.backfill import BackfillReport
-from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
+from consensus_orm.progress import Watch
+from consensus_orm.unit_of_work.upgrade import Upgrade
 
 if TYPE_CHECKING:
     from consensus_orm.migration import Migration
@@ -38,6 +39,7 @@ class Step:
 
 def steps(
     migration: Migration,
+    upgrade: Upgrade,
     to: Phase,
     *,
     soak: bool,
@@ -48,6 +50,7 @@ def steps(
 
     Args:
         migration: What is moved.
+        upgrade: Brings its schema up to date first.
         to: The phase to reach.
         soak: Whether soak times count.
         reason: Why, for the audit.
@@ -65,7 +68,7 @@ def steps(
         result = work()
         return Step(action, migration.phase, result, time.monotonic() - started)
 
-    yield take("upgrade", partial(migration._store._upgrade_if_needed, progress))
+    yield take("upgrade", partial(upgrade.run_if_needed, progress))
     while (now := migration.phase) < to:
         if now.compares and now.truth is Side.LEGACY:
             yield take("backfill", partial(migration.backfill, progress))

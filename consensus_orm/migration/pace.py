@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from consensus_orm.ledgers import changes
 from consensus_orm.migration.carrying import CHANGES_IN_ONE_TRANSACTION, Drained
-from consensus_orm.migration.progress import Tally, Watch
-from consensus_orm.migration.transactions import Units
+from consensus_orm.migration.transactions import Transactions
+from consensus_orm.progress import Tally, Watch
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Pace", "catch_up"]
@@ -84,7 +84,7 @@ class Pace:
         return min(self.size * 2 if held < goal / 2 else self.size, limit)
 
 
-def catch_up(writing: Units, drain: Callable[[UnitOfWork, int], Drained], progress: Watch = None) -> int:
+def catch_up(writing: Transactions, drain: Callable[[UnitOfWork, int], Drained], progress: Watch = None) -> int:
     """Carry what one side alone was written with, until little is left; writers go on, and cannot keep it from its end.
 
     Args:

@@ -29,9 +29,9 @@ from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import carry_range
 from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, reject_unequal
 from consensus_orm.migration.pace import Pace
-from consensus_orm.migration.progress import Tally, Watch
-from consensus_orm.migration.transactions import Units
+from consensus_orm.migration.transactions import Transactions
 from consensus_orm.phase import Side
+from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -83,7 +83,7 @@ class _Plan:
         return self.lost and own in self.tables
 
 
-def rebuild(writing: Units, flipping: Units, side: Side, progress: Watch = None) -> Rebuilt:
+def rebuild(writing: Transactions, flipping: Transactions, side: Side, progress: Watch = None) -> Rebuilt:
     """Make a side again from the other one.
 
     Args:
@@ -101,7 +101,7 @@ def rebuild(writing: Units, flipping: Units, side: Side, progress: Watch = None)
     """
     plan = flipping.run(partial(_begin, side=side))
     done = Rebuilt(side, plan.tables)
-    for pair in (pair for pair in writing.store._statements.mapping.pairs if plan.concerns(pair)):
+    for pair in (pair for pair in writing.statements.mapping.pairs if plan.concerns(pair)):
         if not plan.carries:
             break
         settle = _carry_over if plan.came_later(pair) else _replace
@@ -266,7 +266,7 @@ def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
 
 
 def _chunks(
-    writing: Units, pair: Pair, side: Side, work: Callable[[UnitOfWork, Any, Any], int], progress: Watch
+    writing: Transactions, pair: Pair, side: Side, work: Callable[[UnitOfWork, Any, Any], int], progress: Watch
 ) -> Iterator[int]:
     """Go through the rows of a side by ranges of keys, each in a transaction of its own; gives what `work` counted."""
     tally, pace = Tally(progress, pair.name), Pace()
@@ -427,7 +427,7 @@ class Adopted:
         )
 
 
-def adopt_strays(writing: Units, flipping: Units, progress: Watch = None) -> list[Adopted]:
+def adopt_strays(writing: Transactions, flipping: Transactions, progress: Watch = None) -> list[Adopted]:
     """Carry the rows of legacy tables that are there at CONTRACT, and let the views stand there again.
 
     Args:
@@ -440,7 +440,7 @@ def adopt_strays(writing: Units, flipping: Units, progress: Watch = None) -> lis
     """
     done: list[Adopted] = []
     while names := writing.run(guards.strays):  # again, where its program wrote on meanwhile
-        for pair in (pair for pair in writing.store._statements.mapping.pairs if pair.legacy_name in names):
+        for pair in (pair for pair in writing.statements.mapping.pairs if pair.legacy_name in names):
             adopted = Adopted(pair.legacy_name)
             for more in _emptied(writing, pair, progress):
                 adopted = adopted.plus(more)
@@ -450,7 +450,7 @@ def adopt_strays(writing: Units, flipping: Units, progress: Watch = None) -> lis
     return done
 
 
-def _emptied(writing: Units, pair: Pair, progress: Watch) -> Iterator[Adopted]:
+def _emptied(writing: Transactions, pair: Pair, progress: Watch) -> Iterator[Adopted]:
     tally, pace = Tally(progress, pair.name), Pace()
     given = writing.run(lambda uow: _given(uow, pair, Side.NORMALIZED))
 

@@ -16,11 +16,11 @@ from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.migration.carrying import CHANGES_IN_ONE_TRANSACTION, Outcome, print_statements, settle_rows
 from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.planning import Action, Choice, Undecided, What, Why, plan_rows, require_choice
-from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.rebuild import Adopted, Rebuilt
-from consensus_orm.migration.transactions import Units
+from consensus_orm.migration.transactions import Transactions
 from consensus_orm.migration.verify import Seen, require_epoch, scan
 from consensus_orm.phase import Side
+from consensus_orm.progress import Watch
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["ReconcileReport", "reconcile", "repair_open"]
@@ -76,8 +76,8 @@ class _Survey:
 
 
 def reconcile(
-    reading: Units,
-    writing: Units,
+    reading: Transactions,
+    writing: Transactions,
     *,
     foreign: Choice = None,
     dry_run: bool = False,
@@ -103,7 +103,7 @@ def reconcile(
     require_choice(foreign)
     survey = reading.repeat(lambda: _look(reading, foreign, progress))
     if survey.actions and not dry_run:
-        print_statements(writing.store._statements)
+        print_statements(writing.statements)
     if dry_run:
         actions = (*survey.actions, *survey.parents)
         return ReconcileReport(True, actions, tuple(survey.undecided), images=0, rejects=0)
@@ -120,7 +120,7 @@ def reconcile(
     return ReconcileReport(False, tuple(done.actions), tuple(done.undecided), done.images, done.rejects)
 
 
-def _look(reading: Units, foreign: Choice, progress: Watch) -> _Survey:
+def _look(reading: Transactions, foreign: Choice, progress: Watch) -> _Survey:
     survey = _Survey(scan(reading, progress))
     with reading() as uow:
         for pair in uow.statements.mapping.pairs:

@@ -8,41 +8,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from consensus_orm.databases.lock import Lock
+from consensus_orm.statements.pairs import Statements
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-if TYPE_CHECKING:
-    from consensus_orm.store import Store
-
-__all__ = ["Units"]
+__all__ = ["Transactions"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Units:
+class Transactions:
     """Opens units of work of one kind.
 
     Args:
-        store: Whose retry policy counts.
-        open: Opens one.
-        read_only: Whether they only read.
+        units: The units of work of the database.
+        read_only: Whether they only read; a database is looked at, too, whose rows cannot be read yet.
+        lock: Which lock those take that write.
+        durable: Whether their commits, and all before them, reach the disk, whatever the settings say.
     """
 
-    store: Store
-    open: Callable[[], UnitOfWork]
+    units: UnitOfWorkFactory[UnitOfWork]
     read_only: bool = False
+    lock: Lock = Lock.WRITE
+    durable: bool = False
+
+    @property
+    def statements(self) -> Statements:
+        """The statements of the mapping."""
+        return self.units.statements
 
     def __call__(self) -> UnitOfWork:
         """Open a unit of work, which is tried once: within a step that is repeated."""
-        return self.open()
+        return self.units.on_primary(
+            read_only=self.read_only, readable=self.read_only, lock=self.lock, durable=self.durable
+        )
 
     def run(self, work: Callable[[UnitOfWork], T]) -> T:
         """Do a piece of work in a unit of work, and all of it again after a transient error."""
 
         def once() -> T:
-            with self.open() as uow:
+            with self() as uow:
                 return work(uow)
 
         return self.repeat(once)
@@ -53,4 +62,4 @@ class Units:
         Args:
             step: May be taken twice: what it had not committed is gone.
         """
-        return self.store.retrier.call(step, name="migration", read_only=self.read_only)
+        return self.units.retrier.call(step, name="migration", read_only=self.read_only)

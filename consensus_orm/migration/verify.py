@@ -23,10 +23,10 @@ from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import is_finished, set_aside
-from consensus_orm.migration.progress import Tally, Watch
 from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, Statements
-from consensus_orm.migration.transactions import Units
+from consensus_orm.migration.transactions import Transactions
 from consensus_orm.phase import Phase, Side
+from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -111,8 +111,8 @@ class Seen:
 
 
 def verify(
-    reading: Units,
-    writing: Units,
+    reading: Transactions,
+    writing: Transactions,
     progress: Watch = None,
 ) -> VerifyReport:
     """Compare both sides whole, record what differs, and certify what was seen.
@@ -137,7 +137,7 @@ def verify(
     return writing.run(lambda uow: _conclude(uow, seen, started))
 
 
-def scan(reading: Units, progress: Watch = None) -> Seen:
+def scan(reading: Transactions, progress: Watch = None) -> Seen:
     """Compare both sides whole in one snapshot, and write nothing.
 
     Args:
@@ -195,7 +195,7 @@ def _alone(uow: UnitOfWork, pair: Pair) -> Counted:
 
 
 @contextlib.contextmanager
-def _several(reading: Units, uow: UnitOfWork) -> Iterator[list[Look]]:
+def _several(reading: Transactions, uow: UnitOfWork) -> Iterator[list[Look]]:
     """Units of work that compare at the same time: SQLite lets go of the interpreter while it works.
 
     On PostgreSQL all see the snapshot of the first. On SQLite theirs may differ by a write, and that loses

@@ -6,8 +6,7 @@ evidence beside the database. The database itself is read once and never written
 
 from __future__ import annotations
 
-from consensus_orm.rehearsal.evidence import Evidence, find
-from consensus_orm.rehearsal.records import (
+from consensus_orm.migration.rehearsal_report import (
     Estimate,
     Identity,
     Latency,
@@ -16,6 +15,7 @@ from consensus_orm.rehearsal.records import (
     RehearsalStep,
     WritersReport,
 )
+from consensus_orm.rehearsal.evidence import Evidence, find
 from consensus_orm.rehearsal.round_trip import rehearse
 
 __all__ = [

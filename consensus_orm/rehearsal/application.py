@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from consensus_orm.migration.rehearsal_report import Proof
 from consensus_orm.phase import Phase
 from consensus_orm.rehearsal.raw_sql import Look
-from consensus_orm.rehearsal.records import Proof
 
 __all__ = ["Rehearsed"]
 

@@ -8,19 +8,16 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Engine, make_url
 
 from consensus_orm import errors, files
 from consensus_orm.databases.engine import source_of, translated
-from consensus_orm.migration.progress import Watch, of_pages
+from consensus_orm.progress import Watch, of_pages
 from consensus_orm.rehearsal.raw_sql import FileLook, Look, ServerLook
 from consensus_orm.rehearsal.stopwatch import Stopwatch
+from consensus_orm.rehearsal.subject import Subject
 from consensus_orm.statements.rendering import quoted
-
-if TYPE_CHECKING:
-    from consensus_orm.store import Store
 
 __all__ = ["Copy", "FileCopy", "ServerCopy", "made"]
 
@@ -60,15 +57,15 @@ class Copy(ABC):
         """What it takes, with its log and its backups."""
 
     @abstractmethod
-    def notes(self, store: Store) -> Iterator[str]:
+    def notes(self, subject: Subject) -> Iterator[str]:
         """What is not as it will be on the database itself."""
 
     @abstractmethod
-    def watch(self, store: Store) -> Callable[[], float]:
+    def watch(self, subject: Subject) -> Callable[[], float]:
         """Measure how long writers of the copy are kept waiting by who calls this.
 
         Args:
-            store: Opened on the copy.
+            subject: Opened on the copy.
 
         Returns:
             Gives the longest time since it was called last, s.
@@ -99,19 +96,19 @@ class FileCopy(Copy):
         beside = [Path(f"{self.where}{suffix}") for suffix in ("", *files.BESIDE)]
         return sum(path.stat().st_size for path in (*beside, *self.backups) if path.exists())
 
-    def notes(self, store: Store) -> Iterator[str]:
+    def notes(self, subject: Subject) -> Iterator[str]:
         """What is not as it will be."""
-        mode = store.maintenance.stats().journal_mode
-        if store.path is None:
+        mode = subject.maintenance.stats().journal_mode
+        if subject.units.path is None:
             return
         if mode != "wal":
             yield f"the copy works in WAL, and the database is in {mode}: there, writers wait for readers too"
-        if store.path.stat().st_dev != self.folder.stat().st_dev:
+        if subject.units.path.stat().st_dev != self.folder.stat().st_dev:
             yield "the copy is on another file system than the database, which may be faster or slower (see --keep)"
 
-    def watch(self, store: Store) -> Callable[[], float]:
+    def watch(self, subject: Subject) -> Callable[[], float]:
         """Measure how long writers are kept waiting."""
-        stopwatch = source_of(store.engine).writers = Stopwatch()
+        stopwatch = source_of(subject.units.engine).writers = Stopwatch()
         return stopwatch.reset
 
 
@@ -135,7 +132,7 @@ class ServerCopy(Copy):
             size: int = look.rows("SELECT pg_database_size(current_database())")[0][0]
         return size + sum(path.stat().st_size for path in self.backups)
 
-    def notes(self, store: Store) -> Iterator[str]:
+    def notes(self, subject: Subject) -> Iterator[str]:
         """What is not as it will be."""
         yield "the copy is a database of its own: privileges, views and triggers of other programs are not in it"
         own = str(make_url(self.where).database)
@@ -146,9 +143,9 @@ class ServerCopy(Copy):
         if others := [name for (name,) in names if name.startswith(own[:-_DIGITS]) and name != own]:
             yield f"the server has copies of other rehearsals, kept, killed or running: {', '.join(others)}"
 
-    def watch(self, store: Store) -> Callable[[], float]:
+    def watch(self, subject: Subject) -> Callable[[], float]:
         """Measure how long writers are kept waiting."""
-        source = store.engine.pool.source  # type: ignore[attr-defined]
+        source = subject.units.engine.pool.source  # type: ignore[attr-defined]
 
         def longest() -> float:
             found, source.longest_flip = source.longest_flip, 0.0
@@ -158,11 +155,11 @@ class ServerCopy(Copy):
 
 
 @contextlib.contextmanager
-def made(store: Store, folder: Path, *, keep: bool, progress: Watch) -> Iterator[Copy]:
-    """Copy the database of a store.
+def made(subject: Subject, folder: Path, *, keep: bool, progress: Watch) -> Iterator[Copy]:
+    """Copy a database.
 
     Args:
-        store: The store; it is read.
+        subject: The database; it is read.
         folder: Where files go.
         keep: Whether the copy stays when the block ends.
         progress: Called after each chunk.
@@ -172,15 +169,15 @@ def made(store: Store, folder: Path, *, keep: bool, progress: Watch) -> Iterator
         BackupError: The copy could not be made.
         ReadOnlyDatabaseError: The role may not make a database on the server.
     """
-    if store.engine.dialect.name == "sqlite":
-        _require(folder, ROOM * store.maintenance.stats().disk.total)
-        path = files.derived(store.path or Path(":memory:"), ".rehearsed", folder=folder)
-        store.maintenance.backup(path, progress=of_pages(progress, "copy"))
+    if subject.units.engine.dialect.name == "sqlite":
+        _require(folder, ROOM * subject.maintenance.stats().disk.total)
+        path = files.derived(subject.units.path or Path(":memory:"), ".rehearsed", folder=folder)
+        subject.maintenance.backup(path, progress=of_pages(progress, "copy"))
         yield FileCopy(path, folder, keep=keep)
         return
-    _require(folder, store.maintenance.stats().disk.database)
-    with _database(store, keep=keep) as url:
-        _fill(store, url, progress)
+    _require(folder, subject.maintenance.stats().disk.database)
+    with _database(subject.units.engine, keep=keep) as url:
+        _fill(subject, url, progress)
         yield ServerCopy(url, folder, keep=keep)
 
 
@@ -193,15 +190,15 @@ def _require(folder: Path, wanted: int) -> None:
 
 
 @contextlib.contextmanager
-def _database(store: Store, *, keep: bool) -> Iterator[str]:
+def _database(engine: Engine, *, keep: bool) -> Iterator[str]:
     """A new database on the server of another."""
     import psycopg
 
     from consensus_orm.databases.postgresql.connection import arguments_of
     from consensus_orm.databases.postgresql.vacuum import rehearsal_of
 
-    url: URL = store.engine.url.set(drivername="postgresql")
-    with translated(store.engine), psycopg.connect(**arguments_of(url), autocommit=True) as admin:
+    url: URL = engine.url.set(drivername="postgresql")
+    with translated(engine), psycopg.connect(**arguments_of(url), autocommit=True) as admin:
         schema = admin.execute("SELECT current_schema()").fetchone()
         name = rehearsal_of(str(url.database), uuid.uuid4().hex[:_DIGITS])
         admin.execute("SELECT pg_advisory_lock(hashtext(%s))", (name,))  # so that no look takes it for left behind
@@ -227,9 +224,8 @@ def _database(store: Store, *, keep: bool) -> Iterator[str]:
                 admin.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)".encode())
 
 
-def _fill(store: Store, url: str, progress: Watch) -> None:
+def _fill(subject: Subject, url: str, progress: Watch) -> None:
     from consensus_orm.copying import copy
 
-    settings = store.settings.model_copy(update={"read_url": None})
-    with type(store).open(url, settings=settings, mapping=store._statements.mapping) as target:
-        copy(store, target, lock=False, progress=progress)
+    with subject.beside(url, subject.units.settings) as target:
+        copy(subject.units, target.units, lock=False, progress=progress)

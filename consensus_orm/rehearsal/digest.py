@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from consensus_orm.declaration.pairs import Mapping, Pair
+from consensus_orm.migration.rehearsal_report import Identity
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal.raw_sql import Look, SchemaObject
-from consensus_orm.rehearsal.records import Identity
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["Image", "digested", "identity", "schema_objects", "select", "take"]

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pydantic import ValidationError
 
 from consensus_orm import files
+from consensus_orm.migration.rehearsal_report import Identity, RehearsalReport
 from consensus_orm.rehearsal.digest import identity
 from consensus_orm.rehearsal.raw_sql import look_of
-from consensus_orm.rehearsal.records import Identity, RehearsalReport
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
-
-if TYPE_CHECKING:
-    from consensus_orm.store import Store
 
 __all__ = ["Evidence", "evidence_in", "evidence_path", "find", "write"]
 
@@ -57,26 +55,26 @@ class Evidence:
         return self.stale is None and self.report.passed
 
 
-def evidence_in(folder: Path, store: Store) -> Path:
-    """Where the evidence of a rehearsal of a store's database stands in a folder."""
-    database = Path(store.path or store.engine.url.database or ":memory:")
+def evidence_in(folder: Path, units: UnitOfWorkFactory[Any]) -> Path:
+    """Where the evidence of a rehearsal of a database stands in a folder."""
+    database = Path(units.path or units.engine.url.database or ":memory:")
     return files.derived(database, ".rehearsal.json", folder=folder)
 
 
-def evidence_path(store: Store) -> Path | None:
+def evidence_path(units: UnitOfWorkFactory[Any]) -> Path | None:
     """Where the evidence of a rehearsal is kept: beside the database, never in it.
 
     Args:
-        store: The store.
+        units: The units of work of the database.
 
     Returns:
         That of a database on a server is where its backups go; None for one in memory.
     """
-    if store.path is not None:
-        return evidence_in(store.path.parent, store)
-    if store.engine.dialect.name == "sqlite":
+    if units.path is not None:
+        return evidence_in(units.path.parent, units)
+    if units.engine.dialect.name == "sqlite":
         return None
-    return evidence_in(store.settings.backup_dir or Path.cwd(), store)
+    return evidence_in(units.settings.backup_dir or Path.cwd(), units)
 
 
 def write(report: RehearsalReport, path: Path) -> None:
@@ -92,30 +90,30 @@ def write(report: RehearsalReport, path: Path) -> None:
     files.write_whole(path, json.dumps(report.facts(), indent=2))
 
 
-def find(store: Store) -> Evidence | None:
-    """Look for a rehearsal of a store's database; writes nothing.
+def find(units: UnitOfWorkFactory[Any]) -> Evidence | None:
+    """Look for a rehearsal of a database; writes nothing.
 
     Args:
-        store: The store.
+        units: The units of work of the database.
 
     Returns:
         The evidence beside the database; None where there is none, or none that can be read.
     """
-    path = evidence_path(store)
+    path = evidence_path(units)
     if path is None:
         return None
     try:
         report = RehearsalReport.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-    if store.path is None and report.database != store.name:
+    if units.path is None and report.database != units.name:
         return None  # of a database of the same name on another server
 
     def compare(uow: UnitOfWork) -> Evidence:
         mapping = uow.statements.mapping
-        now = identity(look_of(store.engine.dialect.name, uow._rows), mapping)
+        now = identity(look_of(units.engine.dialect.name, uow._rows), mapping)
         legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in mapping.pairs)
         normalized = sum(now.rows.get(pair.table.name, 0) for pair in mapping.pairs)
         return Evidence(path, report, now, uow.statements.fingerprint, max(legacy, normalized))
 
-    return store._look(compare)
+    return units.look(compare)

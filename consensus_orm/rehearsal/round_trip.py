@@ -9,29 +9,28 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from consensus_orm import errors, files
 from consensus_orm._version import __version__
 from consensus_orm.declaration.pairs import Mapping, Pair
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.journey import Step
-from consensus_orm.migration.progress import Watch
 from consensus_orm.migration.reconcile import ReconcileReport
+from consensus_orm.migration.rehearsal_report import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
+from consensus_orm.progress import Watch
 from consensus_orm.rehearsal import copies, digest
 from consensus_orm.rehearsal.application import Rehearsed
 from consensus_orm.rehearsal.copies import Copy
 from consensus_orm.rehearsal.digest import Image
 from consensus_orm.rehearsal.evidence import evidence_in, evidence_path, write
 from consensus_orm.rehearsal.raw_sql import FileLook, Look, look_of
-from consensus_orm.rehearsal.records import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
+from consensus_orm.rehearsal.subject import Subject
 from consensus_orm.rehearsal.writers import Writers
 from consensus_orm.schema.application import Rewrite
-
-if TYPE_CHECKING:
-    from consensus_orm.store import Store
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 
 __all__ = ["rehearse"]
 
@@ -43,7 +42,7 @@ Tell = Callable[[RehearsalStep], object]
 
 
 def rehearse(
-    store: Store,
+    subject: Subject,
     *,
     keep: Path | str | None = None,
     writers: int = 0,
@@ -60,7 +59,7 @@ def rehearse(
     database itself is read once and never written.
 
     Args:
-        store: The store whose database is copied.
+        subject: The database that is copied.
         keep: A folder for the copy as it is at the end, and for a second copy of the evidence; in a temporary
             folder that is removed where left out. The copy of a server stays on it.
         writers: Threads that write to the copy through the public API all the while.
@@ -77,29 +76,29 @@ def rehearse(
         StorageError: There is not room enough for it, or the copy could not be made.
         CopyError: A column on a server would not come along.
     """
-    rewrite = store.pending_rewrite()
-    mapping = store._statements.mapping
-    if writers and store._rehearsed is None:
+    units = subject.units
+    rewrite = subject.upgrade.pending_rewrite()
+    mapping = units.statements.mapping
+    if writers and subject.rehearsed is None:
         raise errors.InvalidValueError(
             "how these tables are written is not known", hint="rehearse without writers", field="writers"
         )
-    known = store._look(lambda uow: digest.identity(look_of(store.engine.dialect.name, uow._rows), mapping))
+    known = units.look(lambda uow: digest.identity(look_of(units.engine.dialect.name, uow._rows), mapping))
     if known.schema_hash is None and rewrite is None:
         raise errors.MigrationError(
             "this database never had legacy tables, so there is nothing to rehearse", hint="it is where it ends"
         )
-    with _folder(keep) as folder, copies.made(store, folder, keep=keep is not None, progress=progress) as copy:
-        others = {"backup_dir": folder, "alarm_falls_back": False, "read_url": None}
-        settings = store.settings.model_copy(update=others)
-        with type(store).open(copy.where, settings=settings, mapping=mapping) as opened:
+    with _folder(keep) as folder, copies.made(subject, folder, keep=keep is not None, progress=progress) as copy:
+        settings = units.settings.model_copy(update={"backup_dir": folder, "alarm_falls_back": False})
+        with subject.beside(copy.where, settings) as opened:
             report = _Course(opened, copy, mapping, progress, tell).run(writers)
         facts = {
-            "database": store.name,
+            "database": units.name,
             "identity": report.identity.model_copy(update={"schema_hash": known.schema_hash}),
-            "notes": (*report.notes, *_notes(rewrite), *copy.notes(store)),
+            "notes": (*report.notes, *_notes(rewrite), *copy.notes(subject)),
             "kept": copy.path if copy.keep else None,
         }
-        return _keep(report.model_copy(update=facts), store, folder if keep is not None else None)
+        return _keep(report.model_copy(update=facts), units, folder if keep is not None else None)
 
 
 def _notes(rewrite: Rewrite | None) -> Iterator[str]:
@@ -122,12 +121,12 @@ def _folder(keep: Path | str | None) -> Iterator[Path]:
     yield asked_for
 
 
-def _keep(report: RehearsalReport, store: Store, folder: Path | None) -> RehearsalReport:
+def _keep(report: RehearsalReport, units: UnitOfWorkFactory[Any], folder: Path | None) -> RehearsalReport:
     """Write the evidence where it is looked for, and where it was asked for."""
-    place = evidence_path(store)
+    place = evidence_path(units)
     places = [] if place is None else [place]
     if folder is not None:
-        places.append(evidence_in(folder, store))
+        places.append(evidence_in(folder, units))
     written = []
     for place in dict.fromkeys(places):
         try:
@@ -141,14 +140,15 @@ def _keep(report: RehearsalReport, store: Store, folder: Path | None) -> Rehears
 class _Course:
     """One rehearsal on one copy."""
 
-    def __init__(self, store: Store, copy: Copy, mapping: Mapping, progress: Watch, tell: Tell | None) -> None:
-        self.store = store
-        self.migration = store.migration
+    def __init__(self, subject: Subject, copy: Copy, mapping: Mapping, progress: Watch, tell: Tell | None) -> None:
+        self.units = subject.units
+        self.migration = subject.migration
+        self.rehearsed = subject.rehearsed
         self.copy = copy
         self.mapping = mapping
         self.progress = progress
         self.tell = tell
-        self.longest_lock = copy.watch(store)
+        self.longest_lock = copy.watch(subject)
         self.began = self.reached = self.now = self.migration.phase
         self.bytes = self.peak = copy.bytes()
         self.steps: list[RehearsalStep] = []
@@ -161,25 +161,25 @@ class _Course:
 
     def run(self, threads: int) -> RehearsalReport:
         """Go all the way, and sum up."""
-        at = self.store.settings.clock()
+        at = self.units.settings.clock()
         with self.copy.look() as look:
             before = digest.schema_objects(look, self.mapping)
             known = digest.identity(look, self.mapping)
         self._prepare()
-        with Writers(self.store, self.store._rehearsed, threads) as writers:
-            if known.schema_hash is None and self.store._rehearsed is not None:
-                self._prove_adoption(self.store._rehearsed)
+        with Writers(self.units, self.rehearsed, threads) as writers:
+            if known.schema_hash is None and self.rehearsed is not None:
+                self._prove_adoption(self.rehearsed)
             else:
                 self._travel()
         with self.copy.look() as look:
             unexplained, missing = self._extra(look, writers)
             schema_equal = before <= digest.schema_objects(look, self.mapping)
         wrote = sum(map(len, writers.wrote.values()))
-        settings = self.store.settings
+        settings = self.units.settings
         return RehearsalReport(
             at=at,
             build=__version__,
-            database=self.store.name,
+            database=self.units.name,
             identity=known,
             mapping=self._fingerprint(),
             began=self.began,
@@ -321,7 +321,7 @@ class _Course:
         return unexplained, missing
 
     def _fingerprint(self) -> str:
-        return self.store._statements.fingerprint
+        return self.units.statements.fingerprint
 
 
 def _rows_of(step: Step) -> int | None:

@@ -6,16 +6,14 @@ import json
 import threading
 import time
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 from consensus_orm.errors import ConsensusError
+from consensus_orm.migration.rehearsal_report import Latency
 from consensus_orm.phase import Phase
 from consensus_orm.rehearsal.application import Rehearsed
-from consensus_orm.rehearsal.records import Latency
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
-
-if TYPE_CHECKING:
-    from consensus_orm.store import Store
 
 __all__ = ["Writers"]
 
@@ -27,7 +25,7 @@ class Writers:
     """So many threads, each adding a row every few milliseconds from enter to exit.
 
     Args:
-        store: The store of the copy.
+        units: The units of work of the copy.
         rehearsed: How its rows are written; None where no thread is to write.
         threads: How many.
 
@@ -37,12 +35,12 @@ class Writers:
         latency: Seconds of each unit of work, by the phase it worked in.
     """
 
-    def __init__(self, store: Store, rehearsed: Rehearsed | None, threads: int) -> None:
+    def __init__(self, units: UnitOfWorkFactory[Any], rehearsed: Rehearsed | None, threads: int) -> None:
         self.columns = {} if rehearsed is None else rehearsed.columns
         self.wrote: dict[str, dict[int, str]] = {name: {} for name in self.columns}
         self.errors: Counter[str] = Counter()
         self.latency: dict[Phase, list[float]] = defaultdict(list)
-        self._store = store
+        self._units = units
         self._rehearsed = rehearsed
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -85,7 +83,7 @@ class Writers:
 
             started = time.perf_counter()
             try:
-                phase, keys = self._store.run(work, cancel=self._over)
+                phase, keys = self._units.run(work, cancel=self._over)
             except ConsensusError as error:
                 if not self._over.is_set():
                     self.errors[type(error).__name__] += 1

@@ -110,9 +110,9 @@ def collect(store: Store) -> Facts:
         store: The store to report on.
     """
     exists = store.path is None or store.path.exists()
-    evidence = find(store)
+    evidence = find(store._units)
     stats = store.maintenance.stats() if exists and store.path is not None else None
-    return store._look(lambda uow: _seen(uow, store, stats, evidence))
+    return store._units.look(lambda uow: _seen(uow, store, stats, evidence))
 
 
 def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: Evidence | None) -> Facts:

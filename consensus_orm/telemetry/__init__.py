@@ -77,7 +77,7 @@ def listen(store: Store, *hooks: Hook) -> None:
 
     for hook in hooks:
         store.telemetry.add_hook(hook)
-    store._new_unit = partial(ObservedUnitOfWork, telemetry=store.telemetry)
+    store._units.new_unit = partial(ObservedUnitOfWork, telemetry=store.telemetry)
 
 
 def report_to_structlog(store: Store, *, log: Any = None) -> None:

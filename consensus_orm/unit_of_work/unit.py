@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,15 +24,38 @@ from consensus_orm import validation as check
 from consensus_orm.databases.base import Catalog, Transaction
 from consensus_orm.databases.driver import Driver
 from consensus_orm.databases.engine import translate, translated
+from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
 from consensus_orm.ledgers import guards
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
 
-__all__ = ["UnitOfWork"]
+__all__ = ["UnitHooks", "UnitOfWork"]
 
 log = logging.getLogger("consensus_orm")
+
+
+@dataclass(frozen=True)
+class UnitHooks:
+    """What a unit of work calls when it begins and when it has ended.
+
+    Attributes:
+        prepare: Before a writing unit begins; brings the schema up to date where it is not.
+        begin_elsewhere: Begins the unit on another server, and says whether it has.
+        released: When the unit has given its connection back, however it ended.
+        alarmed: After a commit, with the reason of the alarm that its mismatches set off.
+        doubted: After the end, with the keys of rows by the name of their pair that a shadow read found to differ.
+    """
+
+    prepare: Callable[[], object] | None = None
+    begin_elsewhere: Callable[[Transaction], bool] | None = None
+    released: Callable[[], object] | None = None
+    alarmed: Callable[[str], object] | None = None
+    doubted: Callable[[dict[str, set[Any]]], object] | None = None
+
+
+NO_HOOKS = UnitHooks()
 
 
 class UnitOfWork(Transaction):
@@ -41,8 +65,10 @@ class UnitOfWork(Transaction):
         engine: Where connections come from.
         statements: The statements of the mapping.
         settings: Policies and the clock.
+        hooks: What is called when it begins and when it has ended.
         read_only: See one snapshot, take no lock, and let the database refuse writes.
-        prepare: Called before a writing unit begins; brings the schema up to date where it is not.
+        lock: Which lock a writing one takes when it begins.
+        durable: Have its commit, and all before it, reach the disk, whatever the settings say.
         readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
     """
 
@@ -51,19 +77,19 @@ class UnitOfWork(Transaction):
         engine: Engine,
         statements: Statements,
         settings: Settings,
+        hooks: UnitHooks = NO_HOOKS,
         *,
         read_only: bool = False,
-        prepare: Callable[[], object] | None = None,
+        lock: Lock = Lock.WRITE,
+        durable: bool = False,
         readable: bool = True,
     ) -> None:
-        super().__init__(engine, statements, settings, read_only=read_only, readable=readable)
-        self._prepare = prepare
+        super().__init__(
+            engine, statements, settings, read_only=read_only, lock=lock, durable=durable, readable=readable
+        )
+        self._hooks = hooks
         self._entered = False
-        self._elsewhere: Callable[[Transaction], bool] | None = None
         self._after_commit: list[Callable[[], object]] = []
-        self._on_alarm: Callable[[str], object] | None = None
-        self._at_end: Callable[[], object] | None = None
-        self._on_doubt: Callable[[dict[str, set[Any]]], object] | None = None
 
     # Begin and end --------------------------------------------------------------------------------------
 
@@ -72,9 +98,9 @@ class UnitOfWork(Transaction):
             raise errors.UnitOfWorkClosedError("a unit of work is entered once")
         self._entered = True
         self.started = self.settings.clock()
-        if not self.read_only and self._prepare is not None:
-            self._prepare()
-        if self._elsewhere is None or not self._elsewhere(self):
+        if not self.read_only and self._hooks.prepare is not None:
+            self._hooks.prepare()
+        if self._hooks.begin_elsewhere is None or not self._hooks.begin_elsewhere(self):
             self._open()
         return self
 
@@ -88,19 +114,17 @@ class UnitOfWork(Transaction):
                 committed = True
         finally:
             self._release()
-            if self._at_end is not None:
-                self._at_end()
+            if self._hooks.released is not None:
+                self._hooks.released()
             # A unit that failed for a reason the database gave says so in our words; files are others' to speak of.
             mine = None if error is None or isinstance(error, OSError) else translate(error, self.engine)
             if mine is not None:
                 raise mine from error
         self._run(self._after_commit if committed else [])
-        if committed and self._alarm is not None and self._on_alarm is not None:
-            reason, answer = self._alarm, self._on_alarm
-            self._run([lambda: answer(reason)])
-        if self._doubtful and self._on_doubt is not None:
-            doubted, confirm = self._doubtful, self._on_doubt
-            self._run([lambda: confirm(doubted)])
+        if committed and self._alarm is not None and self._hooks.alarmed is not None:
+            self._run([partial(self._hooks.alarmed, self._alarm)])
+        if self._doubtful and self._hooks.doubted is not None:
+            self._run([partial(self._hooks.doubted, self._doubtful)])
 
     def _commit(self) -> None:
         if self._doomed is not None:

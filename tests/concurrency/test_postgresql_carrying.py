@@ -16,7 +16,7 @@ import pytest
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases.postgresql.connection import ServerConnection
-from consensus_orm.migration.progress import Progress
+from consensus_orm.progress import Progress
 from tests.concurrency.databases import (
     SETTINGS,
     assert_sides_agree,

@@ -19,7 +19,6 @@ import pytest
 from sqlalchemy import text
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.copying import copy
 from consensus_orm.copying.source import opened
 from consensus_orm.errors import DatabaseUnavailableError, StorageError
 from tests import servers
@@ -104,10 +103,10 @@ def test_who_begins_to_copy_from_a_server_that_is_lost(tmp_path: Path) -> None:
     with in_phase(Phase.CUTOVER) as url:
         with in_use(url, tmp_path) as (engine, store):
             before = engine.sent
-            with opened(store):
+            with opened(store._units):
                 sent = engine.sent - before
         for store in at_each_message(url, tmp_path, sent):
-            with pytest.raises(DatabaseUnavailableError), opened(store):
+            with pytest.raises(DatabaseUnavailableError), opened(store._units):
                 pass
 
 
@@ -167,7 +166,7 @@ def keep_small(store: ConsensusStore) -> None:
 def copy_away(store: ConsensusStore) -> None:
     folder = Path(tempfile.mkdtemp(dir=store.settings.backup_dir))
     with ConsensusStore.open(folder / "copy.db", settings=store.settings) as there:
-        copy(store, there)
+        store.copy_to(there)
 
 
 def rehearse(store: ConsensusStore) -> None:

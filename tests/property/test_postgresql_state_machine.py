@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 from hypothesis import HealthCheck, seed
+from hypothesis import Phase as Stage
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
@@ -330,7 +331,14 @@ def cells(sides: dict[Kind, list[tuple[Any, ...]]]) -> dict[Kind, list[Any]]:
 
 
 COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-IN_CI = hypothesis_settings(max_examples=8, stateful_step_count=25, database=None, print_blob=True, **COMMON)
+IN_CI = hypothesis_settings(
+    max_examples=8,
+    stateful_step_count=25,
+    database=None,
+    print_blob=True,
+    phases=(Stage.explicit, Stage.generate),  # a failure is shown as it is: to shrink it takes longer than a test may
+    **COMMON,
+)
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -36,15 +36,12 @@ from hypothesis.stateful import (
 )
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.store import ConsensusUnitOfWork
-from consensus_orm.databases.opening import rendering
 from consensus_orm.errors import ConsensusError, GateClosedError, UnknownAgentError
 from consensus_orm.migration.planning import Choice
-from consensus_orm.migration.progress import Progress
 from consensus_orm.phase import Side
+from consensus_orm.progress import Progress
 from consensus_orm.settings import Settings
-from consensus_orm.statements.pairs import Statements
 from consensus_orm.times import time_of, time_text
 from tests import oracle
 from tests.field import builders, rows
@@ -173,9 +170,6 @@ def milliseconds_of(row: Row) -> int:
     return found
 
 
-STATEMENTS = Statements(CONSENSUS, rendering("sqlite"))
-
-
 class Machine(RuleBasedStateMachine):
     """Everybody who touches a file, one step at a time."""
 
@@ -209,7 +203,6 @@ class Machine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.store = ConsensusStore.open(self.path, settings=self.settings)
-        self.store._statements = STATEMENTS  # they do not depend on the file, and take 100 ms to build
         self.migration = self.store.migration
 
     def teardown(self) -> None:

@@ -1,0 +1,61 @@
+"""The backup before a step that drops or rewrites tables: where it stands, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from consensus_orm import files
+from consensus_orm.databases.engine import database_path
+from consensus_orm.progress import Watch
+from consensus_orm.settings import Settings
+
+__all__ = ["StepBackups"]
+
+
+class StepBackups:
+    """Takes the backup of a database before a step.
+
+    Args:
+        engine: The engine of the database.
+        settings: Their `backup_dir` is where backups go.
+        back_up: Backs the database up to a path, verified, and returns facts for the audit.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, back_up: Callable[[Path, Watch], dict[str, Any]]) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._back_up = back_up
+
+    def place(self, step: str, time: str) -> Path:
+        """Where the backup before a step goes: beside the file, and of a server to the current folder.
+
+        Args:
+            step: The step.
+            time: What tells the backup from those of other times.
+        """
+        path = database_path(self._engine)
+        folder = files.resolved(self._settings.backup_dir or (Path.cwd() if path is None else path.parent))
+        database = path or Path(str(self._engine.url.database).replace("/", "_"))
+        return files.derived(database, f".before-{step}-{time}", folder=folder)
+
+    def take(self, step: str, progress: Watch = None) -> dict[str, Any]:
+        """Take it.
+
+        Args:
+            step: The step.
+            progress: Called after each chunk.
+
+        Returns:
+            Facts for the audit; none for a database in memory.
+
+        Raises:
+            BackupError: It could not be made; the step is not to be taken.
+        """
+        if database_path(self._engine) is None and self._engine.dialect.name == "sqlite":
+            return {}
+        return self._back_up(self.place(step, f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"), progress)

@@ -1,0 +1,164 @@
+"""The upgrade of a database: its schema to the newest revision, and its triggers to those of this program's mapping."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from consensus_orm import errors
+from consensus_orm.databases import engine, guard_record
+from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.sqlite.write_ahead_log import occupants
+from consensus_orm.databases.step_backups import StepBackups
+from consensus_orm.ledgers import guards, mismatches
+from consensus_orm.progress import Watch
+from consensus_orm.retrying.repetition import Repeat, once
+from consensus_orm.schema import revisions
+from consensus_orm.schema.application import Rewrite
+from consensus_orm.statements.rendering import quoted
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
+from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = ["Upgrade"]
+
+
+class Upgrade:
+    """Brings a database up to date.
+
+    Args:
+        units: Its units of work.
+        backups: Takes the backup before tables of another program are made anew.
+    """
+
+    def __init__(self, units: UnitOfWorkFactory[UnitOfWork], backups: StepBackups) -> None:
+        self._units = units
+        self._backups = backups
+        self._prepared = False
+
+    def pending_rewrite(self) -> Rewrite | None:
+        """Say what an upgrade will do to tables that another program made; writes nothing.
+
+        Returns:
+            None where an upgrade leaves all such tables alone.
+        """
+        units = self._units
+        identity = units.identity = units.inspect_patiently()
+        if identity.made_by is None:
+            return None
+        own = len(engine.source_of(units.engine).connections)
+        return Rewrite(
+            file=units.name,
+            made_by=identity.made_by,
+            rows=units.look(self._rows_rewritten),
+            backup=None if units.path is None else str(self._backups.place("upgrade", "TIME")),
+            others=() if units.path is None else tuple(occupants(units.path, own=own)),
+        )
+
+    def _rows_rewritten(self, uow: UnitOfWork) -> dict[str, int]:
+        names = sorted(uow.catalog.tables(uow).intersection(self._units.identity.rewritten))
+        return {name: int(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0]) for name in names}
+
+    def run(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
+        """Bring the schema to the newest revision; each step of it is taken again after a transient error.
+
+        Args:
+            progress: Called while a file is backed up whose tables are made anew.
+            rewrite: Let tables be made anew that another program made, after a verified backup.
+            protect: Whether older programs of the application shall refuse the file; the setting where left out.
+
+        Returns:
+            The revisions that were applied.
+
+        Raises:
+            RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; nothing was changed.
+        """
+        repeat = partial(self._units.retrier.call, name="upgrade")
+        return self._run(repeat, progress, rewrite=rewrite, protect=protect)
+
+    def _run(
+        self, repeat: Repeat, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None
+    ) -> list[str]:
+        units = self._units
+        units.identity = repeat(units.inspect)  # another process may have been faster
+        facts: dict[str, Any] = {}
+        if units.identity.rewritten:
+            if not rewrite:
+                found = self.pending_rewrite()
+                raise errors.RewriteNotConfirmedError(str(found) if found else None, rewrite=found)
+            facts = self._backups.take("upgrade", progress)
+        again = bool(units.identity.rewritten)
+        applied = repeat(
+            lambda: revisions.upgrade(units.engine, units.settings, units.application, rewrite=again, protected=protect)
+        )
+        units.identity = repeat(units.inspect)
+        if facts:
+            repeat(lambda: self._audit_backup(facts))
+        repeat(self._renew_triggers)
+        return applied
+
+    def run_if_needed(self, progress: Watch = None) -> list[str]:
+        """Upgrade before another step, which leaves a file alone that somebody chose not to protect."""
+        needed = self._units.inspect_patiently().needs_upgrade
+        return self.run(progress, protect=None if needed else False)
+
+    def before_writing(self) -> None:
+        """The first unit of work that writes brings the schema of a file up to date, and asks for WAL.
+
+        A server's schema is changed by whoever may, and when they say so.
+        """
+        units = self._units
+        if units.engine.dialect.name != "sqlite":
+            if not self._prepared and units.inspect().needs_upgrade:
+                raise errors.SchemaOutdatedError(f"{units.name} is not at revision {revisions.head()}")
+            if not self._prepared:
+                self._renew_triggers()
+        elif units.identity.needs_upgrade:
+            self._run(once)  # who repeats the unit of work repeats this
+        elif not self._prepared:
+            engine.prepare(units.engine, units.settings)
+        self._prepared = True
+
+    def _audit_backup(self, facts: dict[str, Any]) -> None:
+        with self._units.bare() as uow:
+            mismatches.audit(uow, "backup", **facts)
+
+    def _renew_triggers(self) -> None:
+        with self._units.bare(read_only=True) as uow:
+            stale = _stale_triggers(uow)
+        if stale:
+            with self._units.bare(lock=Lock.FLIP) as uow:
+                if _stale_triggers(uow):
+                    _install_triggers(uow)
+
+
+def _stale_triggers(uow: UnitOfWork) -> bool:
+    """Whether the triggers in force were made from another mapping than this program's, or were never recorded."""
+    rows = uow._rows("SELECT mapping FROM consensus_orm_state")
+    made_from = rows[0][0] if rows else uow.phase  # raises: a copy that was not finished has none
+    if guard_record.lost(uow):
+        return True
+    if not uow.phase.has_legacy:
+        # None of them speaks of the legacy side, whose models are imported no more; views say where its rows are.
+        return (made_from is None and uow.catalog.needs_triggers) or guards.lacks_signs(uow)
+    if made_from is None:
+        return uow.catalog.needs_triggers
+    recorded = bool(guard_record.recorded(uow))
+    # What is missing is somebody's to decide on, and must not be papered over.
+    return not recorded or (made_from != guard_record.made_from(uow, uow.phase) and not guards.look(uow))
+
+
+def _install_triggers(uow: UnitOfWork) -> None:
+    """Install the triggers of the phase from this program's mapping."""
+    found = [f"table {table.name} was dropped" for table in guard_record.lost(uow)]
+    if not guard_record.recorded(uow):
+        found += [f"trigger {name} is missing" for name in guards.not_installed(uow)]
+    guard_record.install(uow, uow.phase)
+    if uow.phase.has_legacy:
+        uow.catalog.legacy.remember(uow)
+    else:
+        guards.put_up_signs(uow)
+    if uow.phase.has_legacy or uow.catalog.needs_triggers:
+        uow._execute("UPDATE consensus_orm_state SET mapping = ?", (guard_record.made_from(uow, uow.phase),))
+    if found:  # what was written meanwhile was noticed by nobody
+        mismatches.audit(uow, "mend guards", found=found)
+        guards.void(uow)
