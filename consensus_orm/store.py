@@ -303,6 +303,9 @@ class Store(Generic[U]):
         """
         from consensus_orm.copying import copy
 
+        for name, value in (("reject", reject), ("finish", finish), ("lock", lock)):
+            check.flag(name, value)
+        check.callback("progress", progress, optional=True)
         into = check.instance("target", target, Store)._units
         return copy(self._units, into, reject=reject, finish=finish, lock=lock, progress=progress)
 

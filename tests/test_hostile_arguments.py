@@ -135,6 +135,7 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "in_unit_of_work": {"work": lambda uow: None},
         "upgrade": {"progress": None, "rewrite": False, "protect": None},
         "pending_rewrite": {},
+        "copy_to": {"target": None, "reject": False, "finish": True, "lock": True, "progress": None},
         "close": {},
     },
     "functions": {
@@ -143,7 +144,7 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "Phase.parse": {"value": "cutover"},
     },
 }
-"""Each public call with arguments that it would take; each argument in turn is then an odd one."""
+"""Each public call with arguments that it would take, but for the target of a copy; each in turn is then an odd one."""
 
 STEPS = {"rehearse", "advance", "rollback", "migrate"}
 """What takes any text for its reason, or makes the folder that it is given: `test_no_step_fails_for_its_reason`."""

@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
-from consensus_orm import ConsensusStore, Phase, Side, errors
+from consensus_orm import ConsensusStore, Phase, Settings, Side, errors
 from consensus_orm.cli import look, main
 from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS
 from consensus_orm.ledgers import mismatches
@@ -325,8 +325,7 @@ def test_backups_of_the_copy_stay_with_the_copy(legacy: Database, tmp_path: Path
     """The backup before CONTRACT is the copy's, so it does not go to where backups of the database go."""
     backups = tmp_path / "backups"
     backups.mkdir()
-    with ConsensusStore.open(legacy.where) as store:
-        store.settings = store.settings.model_copy(update={"backup_dir": backups})
+    with ConsensusStore.open(legacy.where, settings=Settings(backup_dir=backups)) as store:
         report = store.migration.rehearse()
 
     assert report.backup_bytes > 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.errors import BackupError
 from consensus_orm.report import write
 from consensus_orm.testing import artifact_values, take_to
@@ -80,8 +80,7 @@ def test_a_report_is_written_in_every_phase(new_database: Database, tmp_path: Pa
     pytest.importorskip("pygal")
     build_legacy(new_database.where)
     url = str(new_database.where).replace("postgres@", "postgres:s3cret@")
-    with ConsensusStore.open(url) as store:
-        store.settings = store.settings.model_copy(update={"backup_dir": tmp_path})
+    with ConsensusStore.open(url, settings=Settings(backup_dir=tmp_path)) as store:
         take_to(store, phase)
         write(store, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
