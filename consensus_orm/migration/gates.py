@@ -45,14 +45,21 @@ class Obstacle:
     """One thing that keeps a gate shut.
 
     Attributes:
-        text: What is missing, and what would help.
+        reason: What is missing.
+        command: What helps; empty where no command does.
         waiting: Whether it only asks for patience, so that `force` may skip it.
         soak: Whether it asks for the time that the phase lasts.
     """
 
-    text: str
+    reason: str
+    command: str = ""
     waiting: bool = False
     soak: bool = False
+
+    @property
+    def text(self) -> str:
+        """The reason, with the command."""
+        return f"{self.reason}; run: {self.command}" if self.command else self.reason
 
 
 def obstacles(uow: UnitOfWork) -> list[Obstacle]:
@@ -65,7 +72,7 @@ def obstacles(uow: UnitOfWork) -> list[Obstacle]:
         The obstacles; empty where the gate is open.
     """
     phase = uow.phase
-    found = [Obstacle(flaw.told) for flaw in shapes.look(uow)]
+    found = [Obstacle(flaw.text, flaw.command) for flaw in shapes.look(uow)]
     if guard_record.lost(uow):
         return found  # they hold what is asked next
     if not phase.writes_normalized:
@@ -97,17 +104,20 @@ def require_carried_back(uow: UnitOfWork, to: Phase) -> None:
         GateClosedError: There are some.
     """
     left = {pair: _left_behind(uow, pair) for pair in uow.statements.mapping.pairs}
-    reasons = [
-        f"{rows} rows of {pair.table.name} could not be carried back to {pair.legacy_name}, which does not hold them"
-        " equal; run: consensus-orm rejects"
+    found = [
+        Obstacle(
+            f"{rows} rows of {pair.table.name} could not be carried back to {pair.legacy_name}, which does not hold"
+            " them equal",
+            "consensus-orm rejects",
+        )
         for pair, rows in left.items()
         if rows
     ]
-    if reasons:
+    if found:
         raise errors.GateClosedError(
-            f"the way back to {to.name} is shut: " + "; ".join(reason.partition("; run: ")[0] for reason in reasons),
+            f"the way back to {to.name} is shut: " + "; ".join(obstacle.reason for obstacle in found),
             hint="run: consensus-orm rejects, then resolve each, or accept it with a reason",
-            reasons=reasons,
+            reasons=[obstacle.text for obstacle in found],
             phase=uow.phase,
             to=to,
         )
@@ -195,9 +205,8 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
     known = {guard.name.lower() for guard in guard_record.recorded(uow)}  # of those the flaws have told
     for table in guard_record.normalized_tables(uow.statements.mapping):
         if table.name.lower() not in there | known:
-            yield Obstacle(
-                f"table {table.name} does not exist; run: consensus-orm reconcile --rebuild {Side.NORMALIZED}"
-            )
+            command = f"consensus-orm reconcile --rebuild {Side.NORMALIZED}"
+            yield Obstacle(f"table {table.name} does not exist", command)
 
 
 def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
@@ -227,7 +236,7 @@ def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
     if uow.phase.compares and uow.phase.truth.other == "normalized":
         for pair in uow.statements.mapping.pairs:
             if not is_finished(uow, pair):
-                yield Obstacle(f"the backfill of {pair.name} is not complete; run: consensus-orm backfill")
+                yield Obstacle(f"the backfill of {pair.name} is not complete", "consensus-orm backfill")
 
 
 def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
@@ -235,42 +244,42 @@ def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
         "SELECT at, mapping, epoch, legacy_rows, normalized_rows, compared, differences, changes, missed,"
         " last_mismatch, last_reject FROM consensus_orm_certificates ORDER BY id DESC LIMIT 1"
     )
-    verify = "run: consensus-orm verify"
+    verify = "consensus-orm verify"
     if not rows or rows[0][2] != uow.epoch:
-        yield Obstacle(f"nothing was verified in this phase; {verify}")
+        yield Obstacle("nothing was verified in this phase", verify)
         return
     at, mapping, _, legacy, normalized, compared, differences, changes, missed, last_mismatch, last_reject = rows[0]
     if mapping != uow.statements.fingerprint:
-        yield Obstacle(f"the mapping has changed since the last verify; {verify}")
+        yield Obstacle("the mapping has changed since the last verify", verify)
     if differences:
-        yield Obstacle(f"the last verify found {differences} differing rows; run: consensus-orm reconcile")
+        yield Obstacle(f"the last verify found {differences} differing rows", "consensus-orm reconcile")
     if missed or missed is None:
-        yield Obstacle(f"the last verify cannot account for {missed or 'all'} rows, which were not compared; {verify}")
+        yield Obstacle(f"the last verify cannot account for {missed or 'all'} rows, which were not compared", verify)
     if not compared and (legacy or normalized):
-        yield Obstacle(f"the last verify compared no row; {verify}")
+        yield Obstacle("the last verify compared no row", verify)
     if uow.phase.compares and uow.catalog.last_change(uow) != changes:
-        yield Obstacle(f"rows were written around the repositories since the last verify; {verify}")
+        yield Obstacle("rows were written around the repositories since the last verify", verify)
     if mismatches.last_mismatch(uow) != last_mismatch and not differences:
-        yield Obstacle(f"a mismatch was found since the last verify; {verify}")
+        yield Obstacle("a mismatch was found since the last verify", verify)
     if mismatches.last_reject(uow) != last_reject:
-        yield Obstacle(f"a row was rejected since the last verify; {verify}")
+        yield Obstacle("a row was rejected since the last verify", verify)
     if not credible(at, uow.now):
-        yield Obstacle(f"the last verify has a date in the future: the clock was set back; {verify}")
+        yield Obstacle("the last verify has a date in the future: the clock was set back", verify)
         return
     age = timedelta(milliseconds=mismatches.milliseconds(uow) - at)
     if age > in_force(uow).certificate_max_age:
-        yield Obstacle(f"the last clean verify is {_words(age)} old; {verify}", waiting=True)
+        yield Obstacle(f"the last clean verify is {_words(age)} old", verify, waiting=True)
 
 
 def _unsettled(uow: UnitOfWork) -> Iterator[Obstacle]:
     if uow.phase.compares and (unseen := changes.count(uow, unseen=True)):
-        yield Obstacle(f"{unseen} writes of other programs are not adopted; run: consensus-orm reconcile")
+        yield Obstacle(f"{unseen} writes of other programs are not adopted", "consensus-orm reconcile")
     if uow.phase.compares and (undecided := changes.undecided(uow)):
-        yield Obstacle(undecided_text(undecided, uow.phase) + "; run: consensus-orm reconcile --dry-run")
+        yield Obstacle(undecided_text(undecided, uow.phase), "consensus-orm reconcile --dry-run")
     if differing := mismatches.open_mismatches(uow):
-        yield Obstacle(f"{differing} mismatches are open; run: consensus-orm reconcile")
+        yield Obstacle(f"{differing} mismatches are open", "consensus-orm reconcile")
     if rejects := mismatches.open_rejects(uow):
-        yield Obstacle(f"{rejects} rejects are open; run: consensus-orm rejects")
+        yield Obstacle(f"{rejects} rejects are open", "consensus-orm rejects")
 
 
 def undecided_text(rows: int, phase: Phase) -> str:

@@ -11,6 +11,7 @@ from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.migration import gates, shapes
 from consensus_orm.migration.backfill import is_finished
+from consensus_orm.migration.gates import Obstacle
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import when
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -92,9 +93,9 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
     phase = uow.phase if uow.prepared else initial
     flaws = shapes.look(uow) if uow.prepared else []
     # At CONTRACT there is no gate any more, and what guards the phase is looked after all the same.
-    obstacles = [flaw.told for flaw in flaws]
+    obstacles = [Obstacle(flaw.text, flaw.command) for flaw in flaws]
     if uow.prepared and phase.next is not None:
-        obstacles = [o.text for o in gates.obstacles(uow)]
+        obstacles = gates.obstacles(uow)
     lost = {table.name for table in guard_record.lost(uow)} if uow.prepared else set()
     rows = uow._rows("SELECT since, step FROM consensus_orm_state")
     since, step = rows[0] if rows else (None, None)
@@ -126,7 +127,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
         clock_set_back=uow.prepared and gates.clock_set_back(uow),
-        gate=obstacles if phase.next else [],
+        gate=[obstacle.text for obstacle in obstacles] if phase.next else [],
         next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),
     )
 
@@ -135,14 +136,14 @@ def _upgrade(rewrite: str | None) -> str:
     return "consensus-orm upgrade" + ("" if rewrite is None else " --yes")
 
 
-def _next_command(phase: Phase, step: str | None, obstacles: list[str]) -> str:
+def _next_command(phase: Phase, step: str | None, obstacles: list[Obstacle]) -> str:
     if step == "rebuild":
         return "consensus-orm rollback normalized"
     if step == "empty":
         return "consensus-orm advance contract"
-    for text in obstacles:
-        if "run: " in text:
-            return text.partition("run: ")[2]
+    for obstacle in obstacles:
+        if obstacle.command:
+            return obstacle.command
     return "" if obstacles or phase.next is None else f"consensus-orm advance {phase.next.name.lower()}"
 
 
