@@ -164,7 +164,7 @@ def _numbered(sql: str, mark: str) -> tuple[str, int]:
 
 # The statements of the mapping ----------------------------------------------------------------------------
 
-WALKS = re.compile(r"count\(\*\) AS count_1|ORDER BY id LIMIT")
+WALKS = re.compile(r"count\(\*\) AS count_1\s+FROM (?!consensus_orm_)|ORDER BY consensus_orm_changes.id\s+LIMIT")
 
 BY_KEYS = re.compile(r":_(key|keys|parent|first|last)\b")
 

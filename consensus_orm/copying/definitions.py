@@ -16,14 +16,13 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from consensus_orm.copying.source import Source, State
 from consensus_orm.copying.tables import made_elsewhere
+from consensus_orm.databases import saved_schema
 from consensus_orm.databases.sqlite.legacy_tables import objects
 
 __all__ = ["ABROAD", "Definition", "definitions"]
 
 ABROAD = "sqlite "
 """Prefix of the types of SQLite's definitions on a database of another kind."""
-
-SAVED = "SELECT type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ def definitions(source: Source, state: State) -> list[Definition]:
     wanted = legacy if state.phase.has_legacy or state.reversible else []
     # Our own normalized tables are made by revisions, those of another mapping by whoever declares them.
     others = made_elsewhere(source.application, source.statements.mapping)
-    saved = [Definition(*row) for row in source._rows(SAVED)] if state.prepared else []
+    entries = saved_schema.entries(source) if state.prepared else []
+    saved = [Definition(each.type, each.name, each.table, each.sql, each.sequence) for each in entries]
     if source.kind == "sqlite":
         live = [*(legacy if state.phase.has_legacy else ()), *others]
         return [d for d in saved if not state.phase.has_legacy] + [d for table in live for d in _objects(source, table)]

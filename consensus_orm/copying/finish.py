@@ -7,20 +7,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Table
+from sqlalchemy import Table, bindparam, insert, select
 
 from consensus_orm.copying.definitions import ABROAD, Definition
 from consensus_orm.copying.report import Unfit
 from consensus_orm.copying.source import Source, State
 from consensus_orm.copying.tables import Copied, normalized
 from consensus_orm.copying.target import CHECKPOINTS, Target
-from consensus_orm.databases import guard_record
+from consensus_orm.databases import guard_record, saved_schema
 from consensus_orm.databases.base import Cells
 from consensus_orm.databases.engine import translated
-from consensus_orm.databases.saved_rows import IMAGE, ROWS, SAVE, cells, dropped
+from consensus_orm.databases.saved_rows import IMAGE, ROWS, cells, dropped
 from consensus_orm.databases.saved_rows import image as image_of
+from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import make
 from consensus_orm.ledgers import guards, mismatches
+from consensus_orm.models.control import MigrationState, Reject
 from consensus_orm.phase import Side
 from consensus_orm.schema.application import Protection
 from consensus_orm.statements.rendering import quoted
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Remainder", "finish", "remainder"]
 
 SAVED_ROWS = (
-    "SELECT pair, key, table_name, image FROM consensus_orm_rejects"
-    " WHERE state <> 'resolved' AND key IS NOT NULL ORDER BY id"
+    select(Reject.pair, Reject.key, Reject.table_name, Reject.image)
+    .where(Reject.state != "resolved", Reject.key.is_not(None))
+    .order_by(Reject.id)
 )
 
 
@@ -52,7 +55,7 @@ class Remainder:
     state: State
     sequences: dict[str, int]
     definitions: list[Definition]
-    saved: list[tuple[Any, ...]]
+    saved: list[Entry]
     left_behind: list[tuple[Unfit, str]]
 
 
@@ -62,19 +65,17 @@ def remainder(
     """Read what is not copied row by row."""
     by_name = {table.name: table for table in tables}
     images = [(odd, image) for odd in unfit for image in source.images(by_name[odd.table], odd.key)]
-    saved = []
+    saved: list[Entry] = []
     if state.prepared:
-        saved = source._rows(
-            "SELECT position, type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position"
-        )
+        saved = saved_schema.entries(source)
     return Remainder(state, _sequences(source, state, tables, saved), definitions, saved, images)
 
 
-def _sequences(source: Source, state: State, tables: list[Copied], saved: list[tuple[Any, ...]]) -> dict[str, int]:
+def _sequences(source: Source, state: State, tables: list[Copied], saved: list[Entry]) -> dict[str, int]:
     """The highest ids given; where both sides draw from one place, they are the same."""
     names = [table.name for table in tables if not table.text_key]
     given = {name: source.catalog.sequence(source, name) for name in names}
-    kept = {name: sequence for _, _, name, _, _, sequence in saved if sequence is not None}
+    kept = {entry.name: entry.sequence for entry in saved if entry.sequence is not None}
     for pair in source.statements.mapping.pairs if state.phase.writes_normalized else ():
         own, legacy = pair.table.name, pair.legacy_name
         others = [given.get(own), given.get(legacy), kept.get(legacy)]
@@ -127,36 +128,43 @@ def _user_version(uow: UnitOfWork, state: State, protection: Protection | None) 
 
 
 def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
-    uow._execute(
-        "INSERT INTO consensus_orm_state (id, phase, epoch, since, mapping, soak, certificate_max_age, user_version)"
-        " VALUES (1, :phase, :epoch, :since, :mapping, :soak, :certificate_max_age, :user_version)",
-        {
-            "phase": state.phase.value,
-            "epoch": state.epoch,
-            "since": mismatches.milliseconds(uow) if state.since is None else state.since,
-            "mapping": guard_record.made_from(uow, state.phase),
-            "soak": state.soak,
-            "certificate_max_age": state.certificate_max_age,
-            "user_version": user_version,
-        },
-    )
+    facts = {
+        "id": 1,
+        "phase": state.phase.value,
+        "epoch": state.epoch,
+        "since": mismatches.milliseconds(uow) if state.since is None else state.since,
+        "mapping": guard_record.made_from(uow, state.phase),
+        "soak": state.soak,
+        "certificate_max_age": state.certificate_max_age,
+        "user_version": user_version,
+    }
+    uow._execute(insert(MigrationState).inline().values({name: bindparam(name) for name in facts}), facts)
+
+
+_KNOWN = select(Reject.id).where(
+    Reject.pair == bindparam("pair"),
+    Reject.key == bindparam("key"),
+    Reject.table_name == bindparam("table_name"),
+    Reject.state == "open",
+)
+_LEFT_BEHIND = (
+    insert(Reject)
+    .inline()
+    .values(**mismatches.bound("id", "pair", "key", "table_name", "reason", "image", "found_at"), state="open")
+)
 
 
 def _reject(uow: UnitOfWork, rest: Remainder) -> Iterator[Unfit]:
     """Keep the rows that were left behind, whole."""
-    number = uow._rows("SELECT max(id) FROM consensus_orm_rejects")[0][0] or 0
-    number = max(number, rest.sequences.get("consensus_orm_rejects", 0))
-    known = "SELECT 1 FROM consensus_orm_rejects WHERE pair = ? AND key = ? AND table_name = ? AND state = 'open'"
+    number = max(mismatches.last_reject(uow), rest.sequences.get("consensus_orm_rejects", 0))
     for odd, image in rest.left_behind:
         key = odd.key if _is_pairs_key(uow, odd) else None
-        if key is not None and uow._rows(known, (odd.pair, key, odd.table)):
+        if key is not None and uow._rows(_KNOWN, {"pair": odd.pair, "key": key, "table_name": odd.table}):
             continue  # with its image, since before
         number += 1
-        uow._execute(
-            "INSERT INTO consensus_orm_rejects (id, pair, key, table_name, reason, image, state, found_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, 'open', ?)",
-            (number, odd.pair, key, odd.table, f"{odd.column}: {odd.reason}", image, mismatches.milliseconds(uow)),
-        )
+        facts = {"id": number, "pair": odd.pair, "key": key, "table_name": odd.table, "image": image}
+        facts |= {"reason": f"{odd.column}: {odd.reason}", "found_at": mismatches.milliseconds(uow)}
+        uow._execute(_LEFT_BEHIND, facts)
         yield odd
     if number:
         uow.catalog.set_sequence(uow, "consensus_orm_rejects", number)
@@ -186,7 +194,7 @@ def _derive_again(uow: UnitOfWork, rest: Remainder, tables: list[Copied]) -> Non
 def _keep_definitions(uow: UnitOfWork, target: Target, source: Source, rest: Remainder) -> None:
     """Fill the saved definitions: what a rollback from CONTRACT needs here, and what a copy back will."""
     if target.kind == source.kind:
-        kept = rest.saved
+        kept: list[tuple[Any, ...]] = [*rest.saved]
     elif target.kind == "postgresql":
         abroad = [(ABROAD + d.type, d.name, d.table, d.sql, d.sequence) for d in rest.definitions]
         kept = [(place - len(abroad), *values) for place, values in enumerate(abroad)]
@@ -194,7 +202,7 @@ def _keep_definitions(uow: UnitOfWork, target: Target, source: Source, rest: Rem
     else:
         kept = [(n, *values) for n, values in enumerate(_definitions_back(uow, rest), 1)]
     for entry in kept:
-        uow._execute(SAVE, entry)
+        saved_schema.add(uow, Entry(*entry))
 
 
 def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ...]]:

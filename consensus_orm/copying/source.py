@@ -20,6 +20,7 @@ from consensus_orm import errors
 from consensus_orm.copying.reading import bound, has_place, rows_of
 from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.values import cell
+from consensus_orm.databases import saved_schema
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.databases.lock import Lock
@@ -135,13 +136,13 @@ class Source(UnitOfWork):
         self._phase = Phase(phase)
         for flaw in (flaw for flaw in guards.look(self) if flaw.table):
             raise errors.CopyError(f"{self.name} is not whole: {flaw.text}", hint=f"run first: {flaw.command}")
-        saved = self._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'")
+        saved = saved_schema.has_tables(self)
         return State(
             prepared=True,
             phase=self._phase,
             epoch=self._epoch,
             since=since,
-            reversible=bool(saved) and not self._phase.has_legacy,
+            reversible=saved and not self._phase.has_legacy,
             soak=soak,
             certificate_max_age=certificate_max_age,
             user_version=identity.user_version if version is None else version,

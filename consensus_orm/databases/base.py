@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Column, Dialect, Engine, MetaData, Table
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.sql.expression import ClauseElement
 
 from consensus_orm import errors
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
@@ -28,6 +29,7 @@ from consensus_orm.hub import log_event
 from consensus_orm.phase import Phase, Side
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
+from consensus_orm.statements.rendering import Statement
 from consensus_orm.times import time_text
 
 __all__ = [
@@ -55,9 +57,6 @@ SIGN = "moved"
 
 FROZEN = "consensus_orm: the legacy tables are frozen since phase NORMALIZED; write through consensus_orm"
 """What a program is told that still writes a legacy table after they were frozen."""
-
-WRITES = ("INSERT", "UPDATE", "DELETE", "ALTER")
-"""How statements of ours begin that write rows."""
 
 _lent: set[PoolProxiedConnection] = set()
 """Connections of units at work, kept from garbage collection: from a generator that is garbage it would first take the
@@ -289,15 +288,24 @@ class Transaction(ABC):
             raise errors.UnitOfWorkClosedError
         return self._driver
 
-    def _execute(self, sql: str, parameters: Parameters = ()) -> Cursor:
-        """Run one of our own statements; text that is no UTF-8 is bound as its bytes."""
-        driver = self._connected
-        if sql.startswith(WRITES):
+    def _execute(self, statement: str | ClauseElement, parameters: Parameters = ()) -> Cursor:
+        """Run one of our own statements; text that is no UTF-8 is bound as its bytes.
+
+        Args:
+            statement: A statement that is made once, at import, or one that is printed. Bare text is a command of
+                this kind of database: a pragma, a savepoint, DDL.
+            parameters: Its parameters.
+        """
+        sql, driver = self._printed(statement), self._connected
+        writes = sql.writes if isinstance(sql, Statement) else None
+        if writes:
             self._refuse_to_read_only()
         if self._guard is not None:
-            call = partial(self._execute_on, driver, sql, parameters)
-            return self._guard.let(call, writes=not sql.startswith("SELECT"))
+            return self._guard.let(partial(self._execute_on, driver, sql, parameters), writes=writes is not False)
         return self._execute_on(driver, sql, parameters)
+
+    def _printed(self, statement: str | ClauseElement) -> str:
+        return statement if isinstance(statement, str) else self.statements.rendering.printed(statement)
 
     def _refuse_to_read_only(self) -> None:
         """Say that this unit cannot write: the database would, but after that a server lets nobody read on."""
@@ -339,9 +347,16 @@ class Transaction(ABC):
                 return None
             raise (translate(error, self.engine) or error) from error
 
-    def _rows(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
-        """Rows of a statement, as stored: text that is no UTF-8 comes with its bytes escaped."""
-        driver = self._connected
+    def _rows(self, statement: str | ClauseElement, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
+        """Rows of a statement, as stored: text that is no UTF-8 comes with its bytes escaped.
+
+        Args:
+            statement: As for `_execute`; bare text asks a catalog.
+            parameters: Its parameters.
+        """
+        sql, driver = self._printed(statement), self._connected
+        if not isinstance(sql, Statement):
+            sql = Statement(sql, writes=False)
         try:
             return self._execute(sql, parameters).fetchall()
         except errors.StorageError as error:

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from sqlalchemy import Table
+from sqlalchemy import Table, bindparam, insert, select
 
 from consensus_orm import errors
+from consensus_orm.databases import state
 from consensus_orm.databases.base import PREFIX, Catalog, Standing, Transaction, Trigger
 from consensus_orm.declaration.pairs import Mapping, table_of
-from consensus_orm.models.control import REPLACEABLE
+from consensus_orm.models.control import REPLACEABLE, GuardRecord
 from consensus_orm.phase import Phase
 from consensus_orm.statements.pairs import Statements
 
@@ -78,14 +79,18 @@ def lost(uow: Transaction) -> list[Table]:
     return [table for table in map(table_of, REPLACEABLE) if table.name not in there]
 
 
+_RECORDED = select(
+    GuardRecord.kind, GuardRecord.name, GuardRecord.table_name, GuardRecord.definition, GuardRecord.made
+).order_by(GuardRecord.kind, GuardRecord.name)
+_COLUMNS = ("kind", "name", "table_name", "definition", "made")
+_KEEP = insert(GuardRecord).values({name: bindparam(name) for name in _COLUMNS})
+
+
 def recorded(uow: Transaction) -> list[Standing]:
     """What was put in place when the triggers were last installed; nothing in a database that was never upgraded."""
     if GUARDS not in uow.catalog.tables(uow):
         return []
-    return [
-        Standing(*row)
-        for row in uow._rows(f"SELECT kind, name, table_name, definition, made FROM {GUARDS} ORDER BY 1, 2")
-    ]
+    return [Standing(*row) for row in uow._rows(_RECORDED)]
 
 
 def record(uow: Transaction, phase: Phase, triggers: Iterable[Trigger]) -> None:
@@ -106,9 +111,8 @@ def record(uow: Transaction, phase: Phase, triggers: Iterable[Trigger]) -> None:
 def keep(uow: Transaction, guards: Iterable[Standing]) -> None:
     """Add to the record."""
     for guard in guards:
-        values = "(kind, name, table_name, definition, made) VALUES (?, ?, ?, ?, ?)"
-        uow._execute(f"INSERT INTO {GUARDS} {values}", guard[:5])
-    uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
+        uow._execute(_KEEP, dict(zip(_COLUMNS, guard[:5], strict=True)))
+    state.put(uow, schema_version=uow.catalog.cookie(uow))
 
 
 def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
@@ -157,7 +161,7 @@ def require_free(uow: Transaction, triggers: Iterable[Trigger]) -> None:
 
 
 def _expected(uow: Transaction) -> Iterator[str]:
-    if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
+    if state.get(uow, "mapping") == (None,):
         return  # none was ever installed
     for phase in Phase:
         yield from (trigger.name for trigger in triggers(uow.catalog, phase, uow.statements))

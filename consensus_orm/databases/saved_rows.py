@@ -8,16 +8,15 @@ import re
 from collections.abc import Collection, Iterator
 
 from consensus_orm import errors
+from consensus_orm.databases import saved_schema
 from consensus_orm.databases.base import Cells, SavedRow, Transaction
 from consensus_orm.statements.rendering import fitting
 
 __all__ = [
     "ASIDE",
     "DROPPED",
-    "FORGET",
     "IMAGE",
     "ROWS",
-    "SAVE",
     "aside",
     "cells",
     "dropped",
@@ -38,12 +37,6 @@ DROPPED = "consensus_orm_dropped_"
 
 ASIDE = "consensus_orm_aside_"
 """Prefix of legacy tables that another program made useless; their rows stay."""
-
-SAVE = (
-    "INSERT INTO consensus_orm_saved_schema (position, type, name, table_name, sql, sequence) VALUES (?, ?, ?, ?, ?, ?)"
-)
-FORGET = "DELETE FROM consensus_orm_saved_schema WHERE type IN ('table', 'index', 'trigger', 'image', 'row')"
-"""What a copy brought from another kind of database stays, for a copy back."""
 
 
 def dropped(table: str) -> str:
@@ -159,10 +152,10 @@ def saved_rows(uow: Transaction) -> list[SavedRow]:
         UnsafeDefinitionError: Something is saved as one that is no row of a legacy table.
     """
     found = []
-    for kind, table, text in uow._rows("SELECT type, table_name, sql FROM consensus_orm_saved_schema"):
-        if kind in ROWS:
-            name = own_name(uow, table, "row")
-            row = cells(kind, name, text)
+    for entry in saved_schema.entries(uow):
+        if entry.type in ROWS:
+            name = own_name(uow, entry.table, "row")
+            row = cells(entry.type, name, entry.sql)
             found.append(SavedRow(name, row, uow.catalog.legacy.values(name, row)))
     return found
 

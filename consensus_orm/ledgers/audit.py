@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import ColumnElement, Select, bindparam, case, select
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.pairs import Earliest
+from consensus_orm.models.base import Base
+from consensus_orm.models.control import Mismatch, PhaseChange, Reject, RowImage
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import when
 
@@ -97,6 +101,60 @@ class ImageEntry(BaseModel):
     restored_at: datetime | None
 
 
+MISMATCHES = (
+    Mismatch.id,
+    Mismatch.pair,
+    Mismatch.key,
+    Mismatch.column_name,
+    Mismatch.kind,
+    Mismatch.state,
+    Mismatch.found_by,
+    Mismatch.found_at,
+    Mismatch.seen,
+    Mismatch.settled_at,
+    Mismatch.note,
+)
+REJECTS = (
+    Reject.id,
+    Reject.pair,
+    Reject.key,
+    Reject.table_name,
+    Reject.reason,
+    Reject.state,
+    Reject.found_at,
+    Reject.settled_at,
+    Reject.note,
+    case((Reject.key.is_(None), Reject.image)),
+)
+IMAGES = (
+    RowImage.id,
+    RowImage.pair,
+    RowImage.key,
+    RowImage.side,
+    RowImage.table_name,
+    RowImage.cause,
+    RowImage.at,
+    RowImage.by,
+    RowImage.restored_at,
+)
+UNSETTLED: dict[type[Base], ColumnElement[bool]] = {
+    Mismatch: Mismatch.state.in_(("found", "confirmed")),
+    Reject: Reject.state == "open",
+    RowImage: RowImage.restored_at.is_(None),
+}
+"""Which entries of a ledger wait for a decision."""
+
+
+@cache
+def _listed(
+    ledger: type[Mismatch] | type[Reject] | type[RowImage], columns: tuple[Any, ...], everything: bool, one: bool
+) -> Select[Any]:
+    """Entries of a ledger, oldest first: all of them or those that wait, and of these the one of a number."""
+    where = [] if everything else [UNSETTLED[ledger]]
+    where += [ledger.id == bindparam("number")] if one else []
+    return select(*columns).where(*where).order_by(ledger.id)
+
+
 def _when(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else when(milliseconds)
 
@@ -105,11 +163,22 @@ def _phase(number: int | None) -> Phase | None:
     return None if number is None else Phase(number)
 
 
+_HISTORY = select(
+    PhaseChange.id,
+    PhaseChange.action,
+    PhaseChange.from_phase,
+    PhaseChange.to_phase,
+    PhaseChange.at,
+    PhaseChange.by,
+    PhaseChange.reason,
+    PhaseChange.forced,
+    PhaseChange.detail,
+).order_by(PhaseChange.id)
+
+
 def history(uow: Transaction) -> list[HistoryEntry]:
     """The audit, oldest first."""
-    rows = uow._rows(
-        "SELECT id, action, from_phase, to_phase, at, by, reason, forced, detail FROM consensus_orm_history ORDER BY id"
-    )
+    rows = uow._rows(_HISTORY)
     return [
         HistoryEntry(
             id=number,
@@ -128,13 +197,7 @@ def history(uow: Transaction) -> list[HistoryEntry]:
 
 def mismatches(uow: Transaction, everything: bool, *, number: int | None = None) -> list[MismatchEntry]:
     """Mismatches, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
-    rows = _listed(
-        uow,
-        "SELECT id, pair, key, column_name, kind, state, found_by, found_at, seen, settled_at, note"
-        " FROM consensus_orm_mismatches",
-        None if everything else "state IN ('found', 'confirmed')",
-        number,
-    )
+    rows = uow._rows(_listed(Mismatch, MISMATCHES, everything, number is not None), {"number": number})
     names = list(MismatchEntry.model_fields)
     return [
         MismatchEntry(**dict(zip(names, row, strict=True)) | {"found_at": when(row[7]), "settled_at": _when(row[9])})
@@ -144,13 +207,7 @@ def mismatches(uow: Transaction, everything: bool, *, number: int | None = None)
 
 def rejects(uow: Transaction, everything: bool, *, number: int | None = None) -> list[RejectEntry]:
     """Rejects, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
-    rows = _listed(
-        uow,
-        "SELECT id, pair, key, table_name, reason, state, found_at, settled_at, note,"
-        " CASE WHEN key IS NULL THEN image END FROM consensus_orm_rejects",
-        None if everything else "state = 'open'",
-        number,
-    )
+    rows = uow._rows(_listed(Reject, REJECTS, everything, number is not None), {"number": number})
     return [
         RejectEntry(
             id=number,
@@ -189,21 +246,9 @@ def _value(kind: str, digits: str) -> Any:
 
 def images(uow: Transaction, everything: bool, *, number: int | None = None) -> list[ImageEntry]:
     """Images, oldest first; only those not put back unless everything is asked for, or only the one of a number."""
-    rows = _listed(
-        uow,
-        'SELECT id, pair, key, side, table_name, cause, at, "by", restored_at FROM consensus_orm_images',
-        None if everything else "restored_at IS NULL",
-        number,
-    )
+    rows = uow._rows(_listed(RowImage, IMAGES, everything, number is not None), {"number": number})
     names = list(ImageEntry.model_fields)
     return [
         ImageEntry(**dict(zip(names, row, strict=True)) | {"at": when(row[6]), "restored_at": _when(row[8])})
         for row in rows
     ]
-
-
-def _listed(uow: Transaction, sql: str, only: str | None, number: int | None) -> list[tuple[Any, ...]]:
-    where = [f"({only})"] if only else []
-    where += ["id = :id"] if number is not None else []
-    condition = f" WHERE {' AND '.join(where)}" if where else ""
-    return uow._rows(f"{sql}{condition} ORDER BY id", {"id": number})

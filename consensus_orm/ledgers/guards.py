@@ -11,14 +11,16 @@ import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sqlalchemy import bindparam, delete, func, or_, select
+
 from consensus_orm import errors
-from consensus_orm.databases import guard_record
+from consensus_orm.databases import guard_record, state
 from consensus_orm.databases.base import SIGN, Standing, Transaction
-from consensus_orm.databases.guard_record import GUARDS, keep, lost, normalized_tables, ours, recorded
+from consensus_orm.databases.guard_record import keep, lost, normalized_tables, ours, recorded
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import mismatches
 from consensus_orm.models.base import Base
-from consensus_orm.models.control import REPLACEABLE
+from consensus_orm.models.control import REPLACEABLE, Certificate, GuardRecord, PhaseChange
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import literal, quoted
 
@@ -87,6 +89,10 @@ def sign(pair: Pair) -> str:
     return f"CREATE VIEW {quoted(pair.legacy_name)} AS SELECT {literal(told)} AS {SIGN}"
 
 
+_FORGET_VIEWS = delete(GuardRecord).where(GuardRecord.kind == "view")
+_FORGET_VIEW = _FORGET_VIEWS.where(GuardRecord.name == bindparam("view"))
+
+
 def put_up_signs(uow: Transaction) -> None:
     """Let a view stand where each legacy table was, unless something else has its name."""
     signs = {r.place for r in recorded(uow) if r.kind == "view"}
@@ -95,12 +101,12 @@ def put_up_signs(uow: Transaction) -> None:
         name = pair.legacy_name
         if not {(name.lower(), "table"), (name.lower(), "view")} & taken:
             uow._execute(sign(pair))
-            uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view' AND name = ?", (name,))
+            uow._execute(_FORGET_VIEW, {"view": name})
             signs.add(("view", name.lower(), name.lower()))
         elif uow.catalog.columns(uow, name) == {SIGN}:  # ours, and the record of it was dropped
             signs.add(("view", name.lower(), name.lower()))
     new = [s for s in uow.catalog.standing(uow) if s.place in signs]
-    uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view'")
+    uow._execute(_FORGET_VIEWS)
     keep(uow, new)
 
 
@@ -116,7 +122,7 @@ def take_down_signs(uow: Transaction) -> None:
     for view in (r for r in recorded(uow) if r.kind == "view"):
         if (found := standing.get(view.place)) is not None and _plain(found.definition) == _plain(view.definition):
             uow._execute(f"DROP VIEW {quoted(found.name)}")
-    uow._execute(f"DELETE FROM {GUARDS} WHERE kind = 'view'")
+    uow._execute(_FORGET_VIEWS)
 
 
 def strays(uow: Transaction) -> list[str]:
@@ -158,7 +164,7 @@ def look(uow: Transaction) -> list[Flaw]:
     if gone and not known:
         return gone
     if not known:
-        installed = uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NOT NULL")
+        installed = state.get(uow, "mapping") not in (None, (None,))
         unknown = Flaw(f"what guards {uow.phase.name} was never recorded", UPGRADE)
         return [unknown] if installed and uow.phase.has_legacy else list(_signs(uow, known, standing))
     flaws = [*_under_way(uow), *gone, *_signs(uow, known, standing)]
@@ -182,14 +188,14 @@ def _under_way(uow: Transaction) -> Iterator[Flaw]:
 
 
 def _step(uow: Transaction) -> str:
-    rows = uow._rows("SELECT step FROM consensus_orm_state")
-    return str(rows[0][0]) if rows else ""
+    found = state.get(uow, "step")
+    return str(found[0]) if found else ""
 
 
 def not_installed(uow: Transaction) -> list[str]:
     """Names of the triggers of the phase that are not there: what can be said of a database without a record."""
     there = {s.name for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.enabled}
-    if uow._rows("SELECT 1 FROM consensus_orm_state WHERE mapping IS NULL"):
+    if state.get(uow, "mapping") == (None,):
         return []  # none was ever installed
     return [t.name for t in guard_record.triggers(uow.catalog, uow.phase, uow.statements) if t.name not in there]
 
@@ -252,6 +258,15 @@ def require(uow: Transaction) -> None:
         raise broken(uow, flaws)
 
 
+_COMPARED = select(func.coalesce(func.max(PhaseChange.id), 0)).where(
+    or_(PhaseChange.to_phase.is_not(None), PhaseChange.action == "reconcile")
+)
+_UNNOTICED = select(PhaseChange.id).where(
+    PhaseChange.action.in_(("guards", "mend guards")), PhaseChange.id > _COMPARED.scalar_subquery()
+)
+_CERTIFIED = select(Certificate.id).where(Certificate.epoch == bindparam("epoch"))
+
+
 def require_accounted(uow: Transaction) -> None:
     """Refuse to leave the truth of a phase whose guards were not in place, until both sides were compared since.
 
@@ -261,11 +276,7 @@ def require_accounted(uow: Transaction) -> None:
     Raises:
         GuardsBrokenError: What was written meanwhile was noticed by nobody, and was not looked for either.
     """
-    missed = uow._rows(
-        "SELECT 1 FROM consensus_orm_history WHERE action IN ('guards', 'mend guards') AND id >"
-        " (SELECT coalesce(max(id), 0) FROM consensus_orm_history WHERE to_phase IS NOT NULL OR action = 'reconcile')"
-    )
-    if missed and not uow._rows("SELECT 1 FROM consensus_orm_certificates WHERE epoch = ?", (uow._epoch,)):
+    if uow._rows(_UNNOTICED) and not uow._rows(_CERTIFIED, {"epoch": uow._epoch}):
         raise broken(uow, [Flaw("for some time nobody noticed what was written", "consensus-orm verify")])
 
 
@@ -296,7 +307,7 @@ def notice(uow: Transaction) -> None:
                     _note(uow, flaws)
                 elif uow.phase.has_legacy:
                     uow.catalog.legacy.remember(uow)
-            uow._execute("UPDATE consensus_orm_state SET schema_version = ?", (uow.catalog.cookie(uow),))
+            state.put(uow, schema_version=uow.catalog.cookie(uow))
     except errors.StorageError:
         log.exception("what guards the phase could not be looked at")
 
@@ -311,7 +322,7 @@ def _note(uow: Transaction, flaws: list[Flaw]) -> None:
 
 def void(uow: Transaction) -> None:
     """Make every certificate void, and let each step that is under way begin again."""
-    uow._execute("UPDATE consensus_orm_state SET epoch = epoch + 1")
+    state.turn_epoch(uow)
     uow._epoch += 1
 
 

@@ -21,11 +21,11 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
-    column,
+    func,
     insert,
     literal_column,
     select,
-    table,
+    update,
 )
 from sqlalchemy.types import TypeEngine
 
@@ -34,6 +34,7 @@ from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.expressions import exact_hex, type_name
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import mismatches
+from consensus_orm.models.control import RowImage
 from consensus_orm.phase import Side
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.statements.parents import ParentStatements
@@ -58,10 +59,12 @@ __all__ = [
 Cells = dict[str, tuple[str, str]]
 """A row: for each column the type it is stored with, and its bytes in hexadecimal digits."""
 
-IMAGES = table(
-    "consensus_orm_images",
-    *(column(name) for name in ("pair", "key", "side", "table_name", "image", "cause", "at", "by")),
-)
+KEPT = ("pair", "key", "side", "table_name", "image", "cause", "at", "by")
+"""What is known of an image when it is kept."""
+
+_COUNT = select(func.count()).where(RowImage.restored_at.is_(None))
+_TAKE = select(RowImage.pair, RowImage.key, RowImage.side, RowImage.image).where(RowImage.id == bindparam("number"))
+_SET_RESTORED = update(RowImage).where(RowImage.id == bindparam("number")).values(restored_at=bindparam("restored_at"))
 
 
 # Keeping --------------------------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def _facts(rendering: Rendering, key: ColumnElement[Any], columns: dict[str, Col
 
 
 def _keeping(rendering: Rendering, rows: Select[Any], columns: dict[str, ColumnElement[Any]]) -> _Statement:
-    statement = insert(IMAGES).from_select([c.name for c in IMAGES.columns], rows).returning(IMAGES.c.key)
+    statement = insert(RowImage).from_select(KEPT, rows, include_defaults=False).returning(RowImage.key)
     return _Statement(rendering.render(statement), _names(columns))
 
 
@@ -263,7 +266,7 @@ def value_of(type_: str, digits: str, encoding: str) -> Any:
 
 def count(uow: Transaction) -> int:
     """How many images are kept that nobody has put back."""
-    return int(uow._rows("SELECT count(*) FROM consensus_orm_images WHERE restored_at IS NULL")[0][0])
+    return int(uow._rows(_COUNT)[0][0])
 
 
 @dataclass(frozen=True)
@@ -282,7 +285,7 @@ def take(uow: Transaction, number: int) -> Image:
     Raises:
         InvalidValueError: There is none.
     """
-    rows = uow._rows("SELECT pair, key, side, image FROM consensus_orm_images WHERE id = ?", (number,))
+    rows = uow._rows(_TAKE, {"number": number})
     if not rows:
         raise errors.InvalidValueError(f"there is no image {number}", hint="see: consensus-orm images", field="id")
     pair, key, side, image = rows[0]
@@ -291,5 +294,4 @@ def take(uow: Transaction, number: int) -> Image:
 
 def set_restored(uow: Transaction, number: int) -> None:
     """Note that the row of an image was put back; the image stays."""
-    sql = "UPDATE consensus_orm_images SET restored_at = ? WHERE id = ?"
-    uow._execute(sql, (mismatches.milliseconds(uow), number))
+    uow._execute(_SET_RESTORED, {"restored_at": mismatches.milliseconds(uow), "number": number})

@@ -15,12 +15,14 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import sqlalchemy
+from sqlalchemy import BindParameter, Integer, Text, bindparam, func, insert, select, update
+from sqlalchemy import column as column_
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.events import AlarmEvent, MismatchEvent, RejectEvent
+from consensus_orm.models.control import Mismatch, PhaseChange, Reject
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.rendering import in_keys
 
@@ -42,7 +44,7 @@ Finding = tuple[str | None, str]
 Image = dict[str, list[str]]
 """A row whole: the type and the bytes of each column, in hexadecimal digits."""
 
-KEY = sqlalchemy.column("key", sqlalchemy.Integer())
+KEY = column_("key", Integer())
 
 OPEN = ("found", "confirmed")
 
@@ -58,7 +60,19 @@ def milliseconds(uow: Transaction) -> int:
     return int(uow.now.timestamp() * 1000)
 
 
+def bound(*names: str) -> dict[str, BindParameter[Any]]:
+    """Values for columns, each bound under the name of its column."""
+    return {name: bindparam(name) for name in names}
+
+
 # The audit ------------------------------------------------------------------------------------------------
+
+
+_AUDIT = (
+    insert(PhaseChange)
+    .inline()
+    .values(**bound("action", "from_phase", "to_phase", "at", "by", "reason", "forced", "detail"))
+)
 
 
 def audit(
@@ -80,20 +94,9 @@ def audit(
         forced: Whether waiting was skipped.
         **detail: Facts; no contents of rows.
     """
-    uow._execute(
-        "INSERT INTO consensus_orm_history (action, from_phase, to_phase, at, by, reason, forced, detail)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            action,
-            uow.phase.value,
-            to.value if to else None,
-            milliseconds(uow),
-            whoami(),
-            reason,
-            forced,
-            json.dumps(detail) if detail else None,
-        ),
-    )
+    facts = {"action": action, "from_phase": uow.phase.value, "to_phase": to.value if to else None}
+    facts |= {"at": milliseconds(uow), "by": whoami(), "reason": reason, "forced": forced}
+    uow._execute(_AUDIT, facts | {"detail": json.dumps(detail) if detail else None})
 
 
 def whoami() -> str:
@@ -129,6 +132,24 @@ def differences(uow: Transaction, pair: Pair, key: Any) -> list[Finding]:
     return [(None, f"missing_{Side.NORMALIZED if legacy else Side.LEGACY}")]
 
 
+_SEEN_AGAIN = (
+    update(Mismatch)
+    .where(
+        Mismatch.pair == bindparam("pair"),
+        Mismatch.column_name.is_not_distinct_from(bindparam("column_name")),
+        Mismatch.state.in_(OPEN),
+        Mismatch.kind == bindparam("kind"),
+        Mismatch.key.is_not_distinct_from(bindparam("key")),
+    )
+    .values(seen=Mismatch.seen + 1)
+)
+_FOUND = (
+    insert(Mismatch)
+    .inline()
+    .values(**bound("pair", "key", "column_name", "kind", "found_by", "found_at"), state="confirmed")
+)
+
+
 def record(uow: Transaction, pair: Pair, key: Any, column: str | None, kind: str, *, found_by: str) -> None:
     """Record a confirmed mismatch; one that is open already is counted again.
 
@@ -142,46 +163,48 @@ def record(uow: Transaction, pair: Pair, key: Any, column: str | None, kind: str
         kind: What is wrong with it.
         found_by: What found it: write, shadow_read, verify.
     """
-    where = (
-        "pair = :pair AND column_name IS :column AND state IN ('found', 'confirmed') AND kind = :kind AND key IS :key"
-    )
-    facts = {"pair": pair.name, "key": key, "column": column, "kind": kind, "by": found_by}
-    facts["at"] = milliseconds(uow)
-    if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
+    facts = {"pair": pair.name, "key": key, "column_name": column, "kind": kind}
+    if uow._execute(_SEEN_AGAIN, facts).rowcount:
         uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
         return
     # Which rows we deleted must be known of each, or repairing would bring them back.
     capped = kind != NOT_DELETED
     if capped and not _room(uow, pair, column):
         facts["key"], facts["kind"] = None, "storm"
-        if uow._execute(f"UPDATE consensus_orm_mismatches SET seen = seen + 1 WHERE {where}", facts).rowcount:
+        if uow._execute(_SEEN_AGAIN, facts).rowcount:
             uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
             return
-    uow._execute(
-        "INSERT INTO consensus_orm_mismatches (pair, key, column_name, kind, state, found_by, found_at)"
-        " VALUES (:pair, :key, :column, :kind, 'confirmed', :by, :at)",
-        facts,
-    )
+    uow._execute(_FOUND, {**facts, "found_by": found_by, "found_at": milliseconds(uow)})
     _alarm(uow)
     uow._tell(MismatchEvent(pair.name, facts["key"], column, facts["kind"], found_by, recorded=True))
 
 
+_CONFIRMED = select(func.count()).where(
+    Mismatch.state == "confirmed",
+    Mismatch.pair == bindparam("pair"),
+    Mismatch.column_name.is_not_distinct_from(bindparam("column_name")),
+)
+
+
 def _room(uow: Transaction, pair: Pair, column: str | None) -> int:
     """How many more entries fit under the cap."""
-    sql = "SELECT count(*) FROM consensus_orm_mismatches WHERE state = 'confirmed' AND pair = :pair"
-    open_ = uow._rows(f"{sql} AND column_name IS :column", {"pair": pair.name, "column": column})[0][0]
+    open_ = uow._rows(_CONFIRMED, {"pair": pair.name, "column_name": column})[0][0]
     return max(int(uow.settings.mismatch_cap - open_), 0)
+
+
+_NEWEST = select(Mismatch.found_at).order_by(Mismatch.id.desc()).limit(bindparam("most", type_=Integer)).subquery()
+_RECENT = select(func.count()).where(_NEWEST.c.found_at >= bindparam("since"))
+_SOUNDED = select(func.count()).where(PhaseChange.action == "alarm", PhaseChange.at >= bindparam("since"))
 
 
 def _alarm(uow: Transaction) -> None:
     """Sound the alarm, once in its window, when confirmed mismatches pass the rate."""
     settings = uow.settings
     since = milliseconds(uow) - int(settings.alarm_window.total_seconds() * 1000)
-    newest = "SELECT found_at FROM consensus_orm_mismatches ORDER BY id DESC LIMIT ?"
-    found = f"SELECT count(*) FROM ({newest}) AS newest WHERE found_at >= ?"
-    sounded = "SELECT count(*) FROM consensus_orm_history WHERE action = 'alarm' AND at >= ?"
     enough = settings.alarm_mismatches
-    if uow._rows(found, (enough, since))[0][0] < enough or uow._rows(sounded, (since,))[0][0]:
+    if uow._rows(_RECENT, {"most": enough, "since": since})[0][0] < enough:
+        return
+    if uow._rows(_SOUNDED, {"since": since})[0][0]:
         return
     reason = f"{settings.alarm_mismatches} mismatches were confirmed within {settings.alarm_window}"
     audit(uow, "alarm", reason=reason)
@@ -189,14 +212,25 @@ def _alarm(uow: Transaction) -> None:
     uow._tell(AlarmEvent(reason))
 
 
+_KEPT_ON_ONE_SIDE = (
+    select(Mismatch.key)
+    .where(Mismatch.state.in_(NOT_REPAIRED), Mismatch.pair == bindparam("pair"), Mismatch.column_name.is_(None))
+    .where(in_keys(KEY, "keys"), Mismatch.kind == NOT_DELETED)
+    .distinct()
+)
+
+
 def kept_on_one_side(uow: Transaction, pair: Pair, keys: Iterable[Any]) -> set[Any]:
     """Those of some rows that we deleted, and that one side has kept until now."""
-    states = ", ".join(f"'{state}'" for state in NOT_REPAIRED)
-    sql = (
-        f"SELECT DISTINCT key FROM consensus_orm_mismatches WHERE state IN ({states}) AND pair = :pair"
-        f" AND column_name IS NULL AND {uow.statements.rendering.render(in_keys(KEY, 'keys'))} AND kind = :kind"
-    )
-    return {key for (key,) in uow._rows(sql, {"pair": pair.name, "kind": NOT_DELETED, "keys": json.dumps(list(keys))})}
+    return {key for (key,) in uow._rows(_KEPT_ON_ONE_SIDE, {"pair": pair.name, "keys": json.dumps(list(keys))})}
+
+
+_SEEN_BESIDES = (
+    update(Mismatch)
+    .where(Mismatch.pair == bindparam("of_pair"), Mismatch.column_name.is_(None), Mismatch.key.is_(None))
+    .where(Mismatch.state == "confirmed")
+    .values(seen=Mismatch.seen + bindparam("more", type_=Integer))
+)
 
 
 def record_undecided(uow: Transaction, pair: Pair, found: Mapping[Any, str]) -> None:
@@ -213,8 +247,7 @@ def record_undecided(uow: Transaction, pair: Pair, found: Mapping[Any, str]) -> 
     for key, did in itertools.islice(found.items(), room):
         record(uow, pair, key, None, f"foreign_{did}", found_by="trigger")
     if (rest := len(found) - room) > 0:
-        sql = "UPDATE consensus_orm_mismatches SET seen = seen + ? WHERE pair = ? AND column_name IS NULL"
-        uow._execute(f"{sql} AND key IS NULL AND state = 'confirmed'", (rest, pair.name))
+        uow._execute(_SEEN_BESIDES, {"more": rest, "of_pair": pair.name})
 
 
 def confirm(uow: Transaction, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:
@@ -238,43 +271,49 @@ def confirm(uow: Transaction, pair: Pair, keys: Iterable[Any], *, found_by: str)
     return differing
 
 
+_OF_PAIR = (Mismatch.pair == bindparam("of_pair"), Mismatch.state.in_(OPEN))
+_SETTLE = (
+    update(Mismatch)
+    .where(*_OF_PAIR, in_keys(KEY, "keys"))
+    .values(**bound("state", "settled_at"), note=func.coalesce(bindparam("note", type_=Text), Mismatch.note))
+)
+_SETTLE_STORMS = (
+    update(Mismatch).where(*_OF_PAIR, Mismatch.key.is_(None)).values(**bound("settled_at"), state="repaired")
+)
+
+
 def settle(uow: Transaction, pair: Pair, keys: Iterable[Any], state: str, note: str | None = None) -> int:
     """Close the open mismatches of rows: repaired, or accepted with a reason."""
-    return uow._execute(
-        "UPDATE consensus_orm_mismatches SET state = :state, settled_at = :at, note = coalesce(:note, note)"
-        " WHERE pair = :pair AND state IN ('found', 'confirmed')"
-        f" AND {uow.statements.rendering.render(in_keys(KEY, 'keys'))}",
-        {
-            "state": state,
-            "at": milliseconds(uow),
-            "note": note,
-            "pair": pair.name,
-            "keys": json.dumps(list(keys)),
-        },
-    ).rowcount
+    facts = {"state": state, "settled_at": milliseconds(uow), "note": note, "of_pair": pair.name}
+    return uow._execute(_SETTLE, {**facts, "keys": json.dumps(list(keys))}).rowcount
 
 
 def settle_storms(uow: Transaction, pair: Pair) -> None:
     """Close the entries that stand for many rows of a pair, all of which were looked at by now."""
-    uow._execute(
-        "UPDATE consensus_orm_mismatches SET state = 'repaired', settled_at = ?"
-        " WHERE state IN ('found', 'confirmed') AND pair = ? AND key IS NULL",
-        (milliseconds(uow), pair.name),
-    )
+    uow._execute(_SETTLE_STORMS, {"settled_at": milliseconds(uow), "of_pair": pair.name})
+
+
+_LAST_MISMATCH = select(func.coalesce(func.max(Mismatch.id), 0))
+_OPEN_MISMATCHES = select(func.count()).where(Mismatch.state.in_(OPEN))
 
 
 def last_mismatch(uow: Transaction) -> int:
     """The number of the newest mismatch; 0 where there never was one."""
-    return int(uow._rows("SELECT coalesce(max(id), 0) FROM consensus_orm_mismatches")[0][0])
+    return int(uow._rows(_LAST_MISMATCH)[0][0])
 
 
 def open_mismatches(uow: Transaction) -> int:
     """How many mismatches nobody has settled."""
-    sql = "SELECT count(*) FROM consensus_orm_mismatches WHERE state IN ('found', 'confirmed')"
-    return int(uow._rows(sql)[0][0])
+    return int(uow._rows(_OPEN_MISMATCHES)[0][0])
 
 
 # Rejects --------------------------------------------------------------------------------------------------
+
+
+_OPEN_REJECT = Reject.state == "open"
+_REJECTED = select(Reject.id).where(
+    Reject.pair == bindparam("pair"), Reject.key.is_not_distinct_from(bindparam("key")), _OPEN_REJECT
+)
 
 
 def reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str) -> bool:
@@ -290,8 +329,7 @@ def reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str) -> b
     Returns:
         Whether it is new; False where it was rejected before.
     """
-    known = "SELECT 1 FROM consensus_orm_rejects WHERE pair = ? AND key IS ? AND state = 'open'"
-    if uow._execute(known, (pair.name, key)).fetchone():
+    if uow._execute(_REJECTED, {"pair": pair.name, "key": key}).fetchone():
         return False
     for where in (side, side.other):  # a row that is deleted on its side stands on the other one, which has kept it
         names, sql = uow.statements[pair].image(where)
@@ -306,6 +344,11 @@ def as_image(names: Sequence[str], parts: Sequence[str]) -> Image:
     return {name: [parts[2 * i], parts[2 * i + 1]] for i, name in enumerate(names)}
 
 
+_KEEP_REJECT = (
+    insert(Reject).inline().values(**bound("pair", "key", "table_name", "reason", "image", "found_at"), state="open")
+)
+
+
 def keep_reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str, image: Image) -> None:
     """Keep a row that cannot be carried.
 
@@ -317,22 +360,23 @@ def keep_reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str,
         reason: Why it cannot be carried; no contents.
         image: The row whole.
     """
-    uow._execute(
-        "INSERT INTO consensus_orm_rejects (pair, key, table_name, reason, image, state, found_at)"
-        " VALUES (?, ?, ?, ?, ?, 'open', ?)",
-        (pair.name, key, pair.table_name(side), reason, json.dumps(image), milliseconds(uow)),
-    )
+    facts = {"pair": pair.name, "key": key, "table_name": pair.table_name(side), "reason": reason}
+    uow._execute(_KEEP_REJECT, {**facts, "image": json.dumps(image), "found_at": milliseconds(uow)})
     uow._tell(RejectEvent(pair.name, key, reason))
+
+
+_LAST_REJECT = select(func.coalesce(func.max(Reject.id), 0))
+_OPEN_REJECTS = select(func.count()).where(_OPEN_REJECT)
 
 
 def last_reject(uow: Transaction) -> int:
     """The number of the newest reject; 0 where there never was one."""
-    return int(uow._rows("SELECT coalesce(max(id), 0) FROM consensus_orm_rejects")[0][0])
+    return int(uow._rows(_LAST_REJECT)[0][0])
 
 
 def open_rejects(uow: Transaction) -> int:
     """How many rejects nobody has decided on."""
-    return int(uow._rows("SELECT count(*) FROM consensus_orm_rejects WHERE state = 'open'")[0][0])
+    return int(uow._rows(_OPEN_REJECTS)[0][0])
 
 
 class OpenReject(NamedTuple):
@@ -345,11 +389,22 @@ class OpenReject(NamedTuple):
     image: str
 
 
+_OPEN_REJECTS_OF = select(Reject.key, Reject.reason, Reject.image).where(
+    _OPEN_REJECT, Reject.pair == bindparam("pair"), Reject.table_name == bindparam("table_name")
+)
+
+
 def open_rejects_of(uow: Transaction, pair: Pair, side: Side) -> Iterator[OpenReject]:
     """The rejects of a pair that nobody has decided on, and whose rows stood on a side."""
-    sql = "SELECT key, reason, image FROM consensus_orm_rejects WHERE state = 'open' AND pair = ? AND table_name = ?"
-    for key, reason, image in uow._rows(sql, (pair.name, pair.table_name(side))):
+    of = {"pair": pair.name, "table_name": pair.table_name(side)}
+    for key, reason, image in uow._rows(_OPEN_REJECTS_OF, of):
         yield OpenReject(pair, key, side, reason, image)
+
+
+_REJECT = select(Reject.pair, Reject.key, Reject.state, Reject.table_name, Reject.reason, Reject.image).where(
+    Reject.id == bindparam("number")
+)
+_REJECTED_FOR = select(Reject.id).where(_OPEN_REJECT, Reject.reason == bindparam("reason"))
 
 
 def take_reject(uow: Transaction, number: int) -> OpenReject:
@@ -358,8 +413,7 @@ def take_reject(uow: Transaction, number: int) -> OpenReject:
     Raises:
         InvalidValueError: There is no open reject of this number.
     """
-    sql = "SELECT pair, key, state, table_name, reason, image FROM consensus_orm_rejects WHERE id = ?"
-    row = uow._execute(sql, (number,)).fetchone()
+    row = uow._execute(_REJECT, {"number": number}).fetchone()
     if row is None or row[2] != "open":
         raise errors.InvalidValueError(
             f"there is no open reject {number}", hint="see: consensus-orm rejects", field="id"
@@ -375,8 +429,7 @@ def rejected_for(uow: Transaction, reason: str) -> set[int]:
     Raises:
         InvalidValueError: There is none.
     """
-    sql = "SELECT id FROM consensus_orm_rejects WHERE state = 'open' AND reason = ?"
-    found = {number for (number,) in uow._rows(sql, (reason,))}
+    found = {number for (number,) in uow._rows(_REJECTED_FOR, {"reason": reason})}
     if not found:
         raise errors.InvalidValueError(
             "no open reject has this reason", hint="see: consensus-orm rejects", field="all_of"
@@ -396,9 +449,17 @@ def resolve_reject(uow: Transaction, number: int) -> None:
     _settle_reject(uow, number, "resolved", None)
 
 
+_SETTLE_REJECT = update(Reject).where(Reject.id == bindparam("number")).values(**bound("state", "settled_at", "note"))
+_ACCEPT_MISMATCH = (
+    update(Mismatch)
+    .where(Mismatch.id == bindparam("number"), Mismatch.state.in_(OPEN))
+    .values(**bound("settled_at", "note"), state="accepted")
+)
+
+
 def _settle_reject(uow: Transaction, number: int, state: str, note: str | None) -> None:
-    sql = "UPDATE consensus_orm_rejects SET state = ?, settled_at = ?, note = ? WHERE id = ?"
-    uow._execute(sql, (state, milliseconds(uow), note, number))
+    facts = {"state": state, "settled_at": milliseconds(uow), "note": note}
+    uow._execute(_SETTLE_REJECT, {**facts, "number": number})
 
 
 def accept_mismatch(uow: Transaction, number: int, note: str) -> None:
@@ -407,11 +468,8 @@ def accept_mismatch(uow: Transaction, number: int, note: str) -> None:
     Raises:
         InvalidValueError: There is no open mismatch of this number.
     """
-    sql = (
-        "UPDATE consensus_orm_mismatches SET state = 'accepted', settled_at = ?, note = ?"
-        " WHERE id = ? AND state IN ('found', 'confirmed')"
-    )
-    if not uow._execute(sql, (milliseconds(uow), note, number)).rowcount:
+    facts = {"settled_at": milliseconds(uow), "note": note, "number": number}
+    if not uow._execute(_ACCEPT_MISMATCH, facts).rowcount:
         raise errors.InvalidValueError(
             f"there is no open mismatch {number}", hint="see: consensus-orm mismatches", field="id"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors
 from consensus_orm import validation as check
-from consensus_orm.databases import guard_record
+from consensus_orm.databases import guard_record, state
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.step_backups import StepBackups
@@ -441,8 +441,8 @@ class Migration:
 
     def _finish_interrupted(self, progress: Watch) -> None:
         """Finish the emptying of dropped tables, or undo a rebuild, that an earlier call left behind."""
-        step = self._reading.run(lambda uow: uow._rows("SELECT step FROM consensus_orm_state"))
-        if not step or step[0][0] is None:
+        found = self._reading.run(lambda uow: state.get(uow, "step"))
+        if found is None or found[0] is None:
             return
         from consensus_orm.migration import contraction
 

@@ -15,14 +15,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, bindparam, select
 
 from consensus_orm import errors
 from consensus_orm.databases.sqlite import checkpoints
 from consensus_orm.databases.sqlite.checkpoints import Checkpoints
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.events import BackfillEvent
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import backfill_progress, mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.carrying import (
     CHANGES_IN_ONE_TRANSACTION,
@@ -35,6 +35,7 @@ from consensus_orm.migration.carrying import (
 )
 from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.transactions import Transactions
+from consensus_orm.models.control import Reject
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Progress, Watch
 from consensus_orm.statements.pairs import Statements
@@ -140,8 +141,8 @@ def require_dual_write(phase: Phase) -> None:
 
 def is_finished(uow: UnitOfWork, pair: Pair) -> bool:
     """Whether the backfill of a pair has come to its end."""
-    rows = uow._rows("SELECT finished FROM consensus_orm_backfill WHERE pair = ?", (pair.name,))
-    return bool(rows and rows[0][0])
+    progress = backfill_progress.of(uow, pair)
+    return progress is not None and progress.finished
 
 
 @dataclass(frozen=True)
@@ -236,14 +237,11 @@ class _Chunks:
         Returns:
             The chunk, and how many rows are carried by now.
         """
-        known = uow._rows(
-            "SELECT last_key, rows, finished FROM consensus_orm_backfill WHERE pair = ?", (self.pair.name,)
-        )
-        after, done, finished = known[0] if known else (None, 0, 0)
-        if finished:
+        progress = backfill_progress.of(uow, self.pair) or backfill_progress.NOT_BEGUN
+        if progress.finished:
             self.unsettled = []
-            return None, int(done)
-        after, done = self._settled(uow, after, int(done))
+            return None, progress.rows
+        after, done = self._settled(uow, progress.last_key, progress.rows)
         start = after
         for chunk in self.unsettled:
             start = chunk.last if chunk.after == start else start
@@ -257,18 +255,8 @@ class _Chunks:
         if found is not None and done + pending > self.analyzed_until:
             uow.catalog.analyze(uow, self.pair)
             self.analyzed_until = 10 * (done + pending)
-        uow._execute(
-            "INSERT INTO consensus_orm_backfill (pair, last_key, rows, finished, started_at, updated_at)"
-            " VALUES (:pair, :last, :rows, :finished, :at, :at) ON CONFLICT (pair) DO UPDATE"
-            " SET last_key = :last, rows = :rows, finished = :finished, updated_at = :at",
-            {
-                "pair": self.pair.name,
-                "last": after,
-                "rows": done,
-                "finished": found is None and not self.unsettled,
-                "at": mismatches.milliseconds(uow),
-            },
-        )
+        finished = found is None and not self.unsettled
+        backfill_progress.move(uow, self.pair, after, done, finished=finished)
         return found, done + pending
 
     def _settled(self, uow: UnitOfWork, after: Any, done: int) -> tuple[Any, int]:
@@ -357,6 +345,14 @@ def _settle(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> int:
     return reject_unequal(uow, pair, stale, Side.LEGACY).new
 
 
+_REJECTED = select(Reject.key).where(
+    Reject.pair == bindparam("pair"),
+    Reject.table_name == bindparam("table_name"),
+    Reject.state != "resolved",
+    Reject.key.is_not(None),
+)
+
+
 def set_aside(uow: UnitOfWork, pair: Pair, side: Side) -> set[Any]:
     """Keys of the rejects, open or accepted, that stand on one side alone: nothing to compare them with.
 
@@ -366,6 +362,5 @@ def set_aside(uow: UnitOfWork, pair: Pair, side: Side) -> set[Any]:
         side: The side that has them.
     """
     table = pair.legacy_table if side is Side.LEGACY else pair.table
-    sql = "SELECT key FROM consensus_orm_rejects WHERE pair = ? AND table_name = ? AND state <> 'resolved'"
-    keys = {key for (key,) in uow._rows(sql, (pair.name, table.name)) if key is not None}
+    keys = {key for (key,) in uow._rows(_REJECTED, {"pair": pair.name, "table_name": table.name})}
     return {key for key in keys if mismatches.differences(uow, pair, key) == [(None, f"missing_{side.other}")]}

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.databases import guard_record
-from consensus_orm.databases.saved_rows import DROPPED, FORGET, IMAGE, SAVE, saved_rows, unsafe
+from consensus_orm.databases import guard_record, saved_schema, state
+from consensus_orm.databases.saved_rows import DROPPED, IMAGE, saved_rows, unsafe
+from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import guards, mismatches
+from consensus_orm.ledgers import changes, guards, mismatches
 from consensus_orm.migration import gates, keyless
 from consensus_orm.migration.backfill import set_aside
 from consensus_orm.migration.carrying import Drained, adopt_range, drain, reject_unequal
@@ -47,13 +48,13 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any
         uow.catalog.legacy.put_away(uow, pair)
     guards.put_up_signs(uow)
     # What was recorded for the legacy side has nowhere to go any more.
-    uow._execute("DELETE FROM consensus_orm_changes")
-    uow._execute("UPDATE consensus_orm_state SET step = 'empty'")
+    changes.forget_all(uow)
+    state.put(uow, step="empty")
 
 
 def save_schema(uow: UnitOfWork) -> None:
     """Keep the definitions and sequences of the legacy tables as they are, and the rows that stand nowhere else."""
-    uow._execute(FORGET)
+    saved_schema.forget(uow)
     position = 0
     for pair in uow.statements.mapping.pairs:
         legacy, table = uow.catalog.legacy, pair.legacy_table.name
@@ -61,7 +62,7 @@ def save_schema(uow: UnitOfWork) -> None:
         saved += [(IMAGE, table, row, None) for row in _of_legacy_alone(uow, pair)]
         for kind, name, sql, sequence in saved:
             position += 1
-            uow._execute(SAVE, (position, kind, name, table, sql, sequence))
+            saved_schema.add(uow, Entry(position, kind, name, table, sql, sequence))
 
 
 def _of_legacy_alone(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
@@ -88,7 +89,8 @@ def empty_dropped(unit_of_work: Transactions, progress: Watch = None) -> None:
     def chunk(uow: UnitOfWork) -> tuple[Tally, int] | None:
         names = uow.catalog.legacy.away(uow)
         if not names:
-            uow._execute("UPDATE consensus_orm_state SET step = NULL WHERE step = 'empty'")
+            if _step(uow) == "empty":
+                state.put(uow, step=None)
             return None
         pace.begin(uow)
         tally = tallies.setdefault(names[0], Tally(progress, f"emptying {names[0].removeprefix(DROPPED)}"))
@@ -147,7 +149,7 @@ def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
         _expect_rebuild(uow)
     if _step(uow) == "rebuild":
         return uow.statements.mapping.pairs  # an earlier call was interrupted; its tables are filled further
-    if not uow._rows("SELECT 1 FROM consensus_orm_saved_schema WHERE type = 'table'"):
+    if not saved_schema.has_tables(uow):
         raise errors.MigrationError(
             "this database never had legacy tables, so there is nothing to go back to",
             hint="stay at CONTRACT",
@@ -157,8 +159,8 @@ def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
     uow.catalog.legacy.bring_back(uow)
     _try_out(uow)
     guard_record.install(uow, Phase.NORMALIZED)
-    uow._execute("DELETE FROM consensus_orm_changes")
-    uow._execute("UPDATE consensus_orm_state SET step = 'rebuild'")
+    changes.forget_all(uow)
+    state.put(uow, step="rebuild")
     return uow.statements.mapping.pairs
 
 
@@ -202,8 +204,8 @@ def _refusals(uow: UnitOfWork) -> type[Exception]:
 
 
 def _step(uow: UnitOfWork) -> str | None:
-    step: str | None = uow._rows("SELECT step FROM consensus_orm_state")[0][0]
-    return step
+    found = state.get(uow, "step")
+    return None if found is None else found[0]
 
 
 def _fill(unit_of_work: Transactions, pair: Pair, progress: Watch) -> None:
@@ -254,13 +256,13 @@ def _finish_rebuild(uow: UnitOfWork, reason: str | None) -> None:
     while drain(uow).looked_at:
         pass
     gates.require_carried_back(uow, Phase.NORMALIZED)
-    saved = uow._rows("SELECT type, name, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position")
+    saved = saved_schema.entries(uow)
     with uow.catalog.legacy_unfrozen(uow):
         for row in saved_rows(uow):
             uow.catalog.legacy.put_back(uow, row)
-    for entry in saved:
-        uow.catalog.legacy.complete(uow, *entry)
-    uow._execute(FORGET)
+    for each in saved:
+        uow.catalog.legacy.complete(uow, each.type, each.name, each.table, each.sql, each.sequence)
+    saved_schema.forget(uow)
     flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
 
 
@@ -276,6 +278,6 @@ def undo_rebuild(uow: UnitOfWork) -> bool:
     for pair in uow.statements.mapping.pairs:
         uow.catalog.legacy.drop_again(uow, pair)
     guards.put_up_signs(uow)
-    uow._execute("DELETE FROM consensus_orm_changes")
-    uow._execute("UPDATE consensus_orm_state SET step = NULL")
+    changes.forget_all(uow)
+    state.put(uow, step=None)
     return True

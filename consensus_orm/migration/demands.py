@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from consensus_orm.databases import state
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Settings
 from consensus_orm.times import milliseconds
@@ -76,8 +77,7 @@ def _stored(uow: UnitOfWork) -> tuple[Any, Any]:
     """What stands in the state; nothing before revision 0005."""
     if "soak" not in uow.catalog.columns(uow, "consensus_orm_state"):
         return None, None
-    soak, age = uow._rows("SELECT soak, certificate_max_age FROM consensus_orm_state")[0]
-    return soak, age
+    return state.get(uow, "soak", "certificate_max_age") or (None, None)
 
 
 def _defaults(phase: Phase) -> Demands:

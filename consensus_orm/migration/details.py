@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import bindparam, select
 
 from consensus_orm import errors
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import audit, images, mismatches
 from consensus_orm.ledgers.audit import ImageEntry, MismatchEntry, RejectEntry
 from consensus_orm.ledgers.images import Cells
+from consensus_orm.models.control import Reject
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -82,6 +84,9 @@ def of_mismatch(uow: UnitOfWork, number: int, *, contents: bool) -> RowDetail:
     return _detail(uow, entry, None, contents)
 
 
+_IMAGE = select(Reject.image).where(Reject.id == bindparam("number"))
+
+
 def of_reject(uow: UnitOfWork, number: int, *, contents: bool) -> RowDetail:
     """A reject, the row as it was kept, and as both sides have it now.
 
@@ -89,7 +94,7 @@ def of_reject(uow: UnitOfWork, number: int, *, contents: bool) -> RowDetail:
         InvalidValueError: There is no such reject.
     """
     entry = _only(audit.rejects(uow, everything=True, number=number), "reject", "rejects", number)
-    kept = uow._rows("SELECT image FROM consensus_orm_rejects WHERE id = ?", (number,))[0][0]
+    kept = uow._rows(_IMAGE, {"number": number})[0][0]
     return _detail(uow, entry, images.cells(kept), contents)
 
 

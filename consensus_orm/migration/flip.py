@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from consensus_orm.databases import guard_record
-from consensus_orm.ledgers import mismatches
+from consensus_orm.databases import guard_record, state
+from consensus_orm.ledgers import backfill_progress, mismatches
 from consensus_orm.migration.demands import Demands
 from consensus_orm.phase import Phase
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -33,15 +33,13 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
         uow.catalog.level_sequences(uow)
         uow.catalog.legacy.remember(uow)
     if not to.writes_normalized:
-        uow._execute("DELETE FROM consensus_orm_backfill")  # legacy rows will come that nobody carries
-    uow._execute(
-        "UPDATE consensus_orm_state SET phase = :phase, epoch = epoch + 1, since = :at, mapping = :mapping,"
-        " step = NULL, soak = :soak, certificate_max_age = :certificate_max_age",
-        {
-            "phase": to.value,
-            "at": mismatches.milliseconds(uow),
-            "mapping": guard_record.made_from(uow, to),
-            **Demands.of(uow.settings, to).stored(),
-        },
+        backfill_progress.forget(uow)  # legacy rows will come that nobody carries
+    state.turn_epoch(
+        uow,
+        phase=to.value,
+        since=mismatches.milliseconds(uow),
+        mapping=guard_record.made_from(uow, to),
+        step=None,
+        **Demands.of(uow.settings, to).stored(),
     )
     mismatches.audit(uow, action, to=to, reason=reason, forced=forced, **detail)

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Column, func, select
+from sqlalchemy import Column, bindparam, func, select
 
 from consensus_orm import errors
-from consensus_orm.databases import guard_record
+from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.pairs import Pair, is_text, single_key
 from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.migration.demands import Demands, in_force
+from consensus_orm.models.control import Certificate, PhaseChange
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import credible, when
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -162,8 +163,14 @@ def count_from_now(uow: UnitOfWork) -> None:
     """
     if began_in_future(uow):
         since = _beginnings(uow)[0]
-        uow._execute("UPDATE consensus_orm_state SET since = ?, epoch = epoch + 1", (mismatches.milliseconds(uow),))
+        state.turn_epoch(uow, since=mismatches.milliseconds(uow))
         mismatches.audit(uow, SET_BACK, since=since if isinstance(since, int) else None)
+
+
+_FLIPPED = select(func.coalesce(func.max(PhaseChange.id), 0)).where(PhaseChange.to_phase.is_not(None))
+_SET_BACK = select(PhaseChange.detail).where(
+    PhaseChange.action == SET_BACK, PhaseChange.id > _FLIPPED.scalar_subquery()
+)
 
 
 def _beginnings(uow: UnitOfWork) -> list[Any]:
@@ -171,21 +178,19 @@ def _beginnings(uow: UnitOfWork) -> list[Any]:
 
     Where that date is not in the future any more, the clock was wrong only while it was back, and the date counts.
     """
-    noted = uow._rows(
-        "SELECT detail FROM consensus_orm_history WHERE action = ?"
-        " AND id > (SELECT coalesce(max(id), 0) FROM consensus_orm_history WHERE to_phase IS NOT NULL)",
-        (SET_BACK,),
-    )
-    return [
-        uow._rows("SELECT since FROM consensus_orm_state")[0][0],
-        *(json.loads(detail)["since"] for (detail,) in noted),
-    ]
+    since = state.get(uow, "since")
+    assert since is not None
+    return [since[0], *(json.loads(detail)["since"] for (detail,) in uow._rows(_SET_BACK))]
+
+
+_NEWEST_OF_EPOCH = (
+    select(Certificate.at).where(Certificate.epoch == bindparam("epoch")).order_by(Certificate.id.desc()).limit(1)
+)
 
 
 def _certified(uow: UnitOfWork) -> list[Any]:
     """When the newest certificate of this phase was made; nothing where there is none."""
-    sql = "SELECT at FROM consensus_orm_certificates WHERE epoch = ? ORDER BY id DESC LIMIT 1"
-    return [at for (at,) in uow._rows(sql, (uow.epoch,))]
+    return [at for (at,) in uow._rows(_NEWEST_OF_EPOCH, {"epoch": uow.epoch})]
 
 
 def _why(uow: UnitOfWork) -> str:
@@ -239,11 +244,27 @@ def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
                 yield Obstacle(f"the backfill of {pair.name} is not complete", "consensus-orm backfill")
 
 
-def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
-    rows = uow._rows(
-        "SELECT at, mapping, epoch, legacy_rows, normalized_rows, compared, differences, changes, missed,"
-        " last_mismatch, last_reject FROM consensus_orm_certificates ORDER BY id DESC LIMIT 1"
+_NEWEST = (
+    select(
+        Certificate.at,
+        Certificate.mapping,
+        Certificate.epoch,
+        Certificate.legacy_rows,
+        Certificate.normalized_rows,
+        Certificate.compared,
+        Certificate.differences,
+        Certificate.changes,
+        Certificate.missed,
+        Certificate.last_mismatch,
+        Certificate.last_reject,
     )
+    .order_by(Certificate.id.desc())
+    .limit(1)
+)
+
+
+def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
+    rows = uow._rows(_NEWEST)
     verify = "consensus-orm verify"
     if not rows or rows[0][2] != uow.epoch:
         yield Obstacle("nothing was verified in this phase", verify)

@@ -11,8 +11,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
+from sqlalchemy import bindparam, select
+
 from consensus_orm.declaration.pairs import Pair, is_text
 from consensus_orm.ledgers import changes, mismatches
+from consensus_orm.models.control import Reject
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -21,9 +24,12 @@ __all__ = ["concerns", "count", "images", "reject", "settle", "stands"]
 REASON = "its key is "
 """How the reasons of such rejects begin."""
 
-KEPT = (
-    "SELECT image FROM consensus_orm_rejects"
-    f" WHERE pair = ? AND table_name = ? AND key IS NULL AND reason LIKE '{REASON}%' AND state <> 'resolved'"
+KEPT = select(Reject.image).where(
+    Reject.pair == bindparam("pair"),
+    Reject.table_name == bindparam("table_name"),
+    Reject.key.is_(None),
+    Reject.reason.startswith(REASON),
+    Reject.state != "resolved",
 )
 
 
@@ -100,7 +106,7 @@ def stands(uow: UnitOfWork, reject: mismatches.OpenReject) -> bool:
 
 
 def _kept(uow: UnitOfWork, pair: Pair, side: Side) -> list[str]:
-    return [image for (image,) in uow._rows(KEPT, (pair.name, pair.table_name(side)))]
+    return [image for (image,) in uow._rows(KEPT, {"pair": pair.name, "table_name": pair.table_name(side)})]
 
 
 def _reason(pair: Pair, kind: str) -> str:

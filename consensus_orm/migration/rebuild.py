@@ -21,15 +21,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from sqlalchemy import select
+
 from consensus_orm import errors
-from consensus_orm.databases import guard_record
+from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.pairs import Pair, is_text
-from consensus_orm.ledgers import guards, images, mismatches
+from consensus_orm.ledgers import backfill_progress, guards, images, mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import carry_range
 from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, reject_unequal
 from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.transactions import Transactions
+from consensus_orm.models.control import PhaseChange
 from consensus_orm.phase import Side
 from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.rendering import quoted
@@ -149,22 +152,24 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
     guard_record.install(uow, uow.phase)
     uow.catalog.level_sequences(uow)
     if side is Side.NORMALIZED:
-        uow._execute("DELETE FROM consensus_orm_backfill")
+        backfill_progress.forget(uow)
     guards.void(uow)
     mismatches.audit(
         uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made, aside=aside
     )
-    uow._execute("UPDATE consensus_orm_state SET step = ?", (guards.REBUILD + side,))
+    state.put(uow, step=guards.REBUILD + side)
     return plan
+
+
+_BEGUN = select(PhaseChange.detail).where(PhaseChange.action == "rebuild").order_by(PhaseChange.id.desc()).limit(1)
 
 
 def _under_way(uow: UnitOfWork) -> _Plan | None:
     """What an earlier call has begun and not finished."""
-    step = uow._rows("SELECT step FROM consensus_orm_state")[0][0]
-    if not str(step).startswith(guards.REBUILD):
+    found = state.get(uow, "step")
+    if found is None or not str(found[0]).startswith(guards.REBUILD):
         return None
-    rows = uow._rows("SELECT detail FROM consensus_orm_history WHERE action = 'rebuild' ORDER BY id DESC LIMIT 1")
-    detail = json.loads(rows[0][0])
+    detail = json.loads(uow._rows(_BEGUN)[0][0])
     plan = _Plan(Side(detail["side"]), tuple(detail["tables"]), detail["lost"], detail["given"])
     return replace(plan, carries=_carries(uow, plan))
 
@@ -382,17 +387,14 @@ def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
     mismatches.audit(
         uow, "rebuilt", side=done.side, carried=done.carried, renumbered=done.renumbered, replaced=done.replaced
     )
-    uow._execute("UPDATE consensus_orm_state SET step = NULL")
+    state.put(uow, step=None)
 
 
 def _set_backfilled(uow: UnitOfWork) -> None:
     """Every legacy row was carried just now, so there is nothing left for the backfill."""
     for pair in uow.statements.mapping.pairs:
-        uow._execute(
-            "INSERT INTO consensus_orm_backfill (pair, rows, finished, started_at, updated_at)"
-            " VALUES (:pair, 0, :finished, :at, :at) ON CONFLICT (pair) DO NOTHING",
-            {"pair": pair.name, "finished": True, "at": mismatches.milliseconds(uow)},
-        )
+        if backfill_progress.of(uow, pair) is None:
+            backfill_progress.move(uow, pair, None, 0, finished=True)
 
 
 # Tables that came back at CONTRACT ------------------------------------------------------------------------

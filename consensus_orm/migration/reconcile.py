@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from sqlalchemy import bindparam, select
+
 from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.migration.carrying import CHANGES_IN_ONE_TRANSACTION, Outcome, print_statements, settle_rows
 from consensus_orm.migration.pace import Pace
@@ -19,6 +21,7 @@ from consensus_orm.migration.planning import Action, Choice, Undecided, What, Wh
 from consensus_orm.migration.rebuild import Adopted, Rebuilt
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.migration.verify import Seen, require_epoch, scan
+from consensus_orm.models.control import Mismatch
 from consensus_orm.phase import Side
 from consensus_orm.progress import Watch
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -169,6 +172,13 @@ def _finish(uow: UnitOfWork, *, survey: _Survey, done: Outcome, foreign: Choice)
     return whole
 
 
+_MISMATCHED = (
+    select(Mismatch.key)
+    .where(Mismatch.pair == bindparam("pair"), Mismatch.state.in_(mismatches.OPEN), Mismatch.key.is_not(None))
+    .distinct()
+)
+
+
 def repair_open(uow: UnitOfWork) -> Outcome:
     """Settle what nobody has looked at yet, and the rows of all open mismatches.
 
@@ -179,10 +189,9 @@ def repair_open(uow: UnitOfWork) -> Outcome:
         What was done; rows that wait for a choice go on waiting.
     """
     done = Outcome()
-    sql = "SELECT DISTINCT key FROM consensus_orm_mismatches WHERE pair = ? AND state IN ('found', 'confirmed')"
     unseen = changes.waiting(uow, CHANGES_IN_ONE_TRANSACTION)[0] if uow.phase.compares else {}
     for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
-        found = [key for (key,) in uow._rows(sql, (pair.name,)) if key is not None]
+        found = [key for (key,) in uow._rows(_MISMATCHED, {"pair": pair.name})]
         waiting = changes.undecided_among(uow, pair, found) if uow.phase.compares else set()
         keys = dict.fromkeys((*unseen.get(pair.name, ()), *(key for key in found if key not in waiting)))
         done.add(settle_rows(uow, pair, keys, None))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import select
 
-from consensus_orm.databases import guard_record
+from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import changes, images, mismatches
+from consensus_orm.ledgers import backfill_progress, changes, images, mismatches
 from consensus_orm.migration import gates, shapes
-from consensus_orm.migration.backfill import is_finished
 from consensus_orm.migration.gates import Obstacle
+from consensus_orm.models.control import Certificate
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import when
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -97,8 +98,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
     if uow.prepared and phase.next is not None:
         obstacles = gates.obstacles(uow)
     lost = {table.name for table in guard_record.lost(uow)} if uow.prepared else set()
-    rows = uow._rows("SELECT since, step FROM consensus_orm_state")
-    since, step = rows[0] if rows else (None, None)
+    since, step = state.get(uow, "since", "step") or (None, None)
     return MigrationStatus(
         phase=phase,
         since=None if since is None else when(since),
@@ -150,13 +150,13 @@ def _next_command(phase: Phase, step: str | None, obstacles: list[Obstacle]) -> 
 def _pair(uow: UnitOfWork, pair: Pair, phase: Phase, lost: set[str]) -> PairStatus:
     sql = uow.statements[pair]
     known = "consensus_orm_backfill" not in lost
-    done = uow._rows("SELECT rows FROM consensus_orm_backfill WHERE pair = ?", (pair.name,)) if known else []
+    progress = backfill_progress.of(uow, pair) if known else None
     return PairStatus(
         name=pair.name,
         legacy_rows=_rows_of(uow, pair.legacy_name, sql.all_rows(Side.LEGACY)) if phase.has_legacy else None,
         normalized_rows=_rows_of(uow, pair.table.name, sql.all_rows(Side.NORMALIZED)),
-        backfilled=done[0][0] if done else 0,
-        backfill_finished=uow.prepared and known and is_finished(uow, pair),
+        backfilled=progress.rows if progress else 0,
+        backfill_finished=uow.prepared and progress is not None and progress.finished,
     )
 
 
@@ -170,10 +170,22 @@ def _count(uow: UnitOfWork, sql: str) -> int | None:
     return rows[0][0] if rows else None
 
 
-def _certificate(uow: UnitOfWork) -> CertificateStatus | None:
-    rows = uow._rows(
-        "SELECT id, at, build, compared, differences, epoch FROM consensus_orm_certificates ORDER BY id DESC LIMIT 1"
+_NEWEST = (
+    select(
+        Certificate.id,
+        Certificate.at,
+        Certificate.build,
+        Certificate.compared,
+        Certificate.differences,
+        Certificate.epoch,
     )
+    .order_by(Certificate.id.desc())
+    .limit(1)
+)
+
+
+def _certificate(uow: UnitOfWork) -> CertificateStatus | None:
+    rows = uow._rows(_NEWEST)
     if not rows:
         return None
     number, at, build, compared, differences, epoch = rows[0]

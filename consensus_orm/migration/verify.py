@@ -16,15 +16,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sqlalchemy import bindparam, insert
+
 from consensus_orm import errors
 from consensus_orm._version import __version__
-from consensus_orm.declaration.pairs import Pair, Parent
+from consensus_orm.declaration.pairs import Pair, Parent, table_of
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import is_finished, set_aside
 from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, Statements
 from consensus_orm.migration.transactions import Transactions
+from consensus_orm.models.control import Certificate
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.pairs import PairStatements
@@ -336,6 +339,13 @@ def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
         )
 
 
+_CERTIFY = (
+    insert(Certificate)
+    .values({column.key: bindparam(column.key) for column in table_of(Certificate).columns if column.key != "id"})
+    .returning(Certificate.id)
+)
+
+
 def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
     pairs = uow.statements.mapping.pairs
     facts = {
@@ -353,9 +363,7 @@ def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
         "last_mismatch": seen.last_mismatch,
         "last_reject": seen.last_reject,
     }
-    values = ", ".join(f":{name}" for name in facts)
-    sql = f"INSERT INTO consensus_orm_certificates ({', '.join(facts)}) VALUES ({values}) RETURNING id"
-    return int(uow._execute(sql, facts).fetchone()[0])
+    return int(uow._execute(_CERTIFY, facts).fetchone()[0])
 
 
 def _named(seen: Seen, tables: Iterable[str]) -> int:

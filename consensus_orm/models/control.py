@@ -15,6 +15,7 @@ from consensus_orm.models.base import BIG, Base, Verbatim
 
 __all__ = [
     "REPLACEABLE",
+    "UNDECIDED",
     "BackfillCheckpoint",
     "Certificate",
     "Change",
@@ -198,6 +199,10 @@ class Certificate(Base):
     """The newest reject when the rows were read, or one of rows that this verify itself rejected."""
 
 
+UNDECIDED = text("undecided")
+"""As the index of these rows says it: SQLite takes `undecided = 1` for something else."""
+
+
 class Change(Base):
     """A row whose two sides may differ because only one was written.
 
@@ -212,8 +217,8 @@ class Change(Base):
             "idx_consensus_orm_changes_undecided",
             "pair",
             "key",
-            sqlite_where=text("undecided"),
-            postgresql_where=text("undecided"),
+            sqlite_where=UNDECIDED,
+            postgresql_where=UNDECIDED,
         ),
         {"sqlite_autoincrement": True},
     )

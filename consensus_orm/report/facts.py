@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import select
+
 from consensus_orm.databases.statistics import DatabaseStats
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.ledgers import audit
 from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
+from consensus_orm.models.control import BackfillCheckpoint, Certificate
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, Latency, find
 from consensus_orm.statements.rendering import parameter, quoted
@@ -146,16 +149,33 @@ def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
             yield TableUse(name, side, rows, sizes.get(name.lower()))
 
 
+_BACKFILLS = select(
+    BackfillCheckpoint.pair,
+    BackfillCheckpoint.rows,
+    BackfillCheckpoint.finished,
+    BackfillCheckpoint.started_at,
+    BackfillCheckpoint.updated_at,
+).order_by(BackfillCheckpoint.pair)
+_CERTIFICATES = select(
+    Certificate.id,
+    Certificate.at,
+    Certificate.build,
+    Certificate.mapping,
+    Certificate.legacy_rows,
+    Certificate.normalized_rows,
+    Certificate.compared,
+    Certificate.differences,
+    Certificate.rejects,
+).order_by(Certificate.id)
+
+
 def _backfills(uow: UnitOfWork) -> list[Backfilled]:
-    rows = uow._rows("SELECT pair, rows, finished, started_at, updated_at FROM consensus_orm_backfill ORDER BY 1")
+    rows = uow._rows(_BACKFILLS)
     return [Backfilled(pair, count, bool(done), when(a), when(b)) for pair, count, done, a, b in rows]
 
 
 def _certificates(uow: UnitOfWork) -> list[Certified]:
-    rows = uow._rows(
-        "SELECT id, at, build, mapping, legacy_rows, normalized_rows, compared, differences, rejects"
-        " FROM consensus_orm_certificates ORDER BY id"
-    )
+    rows = uow._rows(_CERTIFICATES)
     return [Certified(row[0], when(row[1]), *row[2:]) for row in rows]
 
 

@@ -20,7 +20,7 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.declaration.keys import is_usable, require_usable
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.events import ComparisonEvent, MismatchEvent
-from consensus_orm.ledgers import changes, images, mismatches
+from consensus_orm.ledgers import backfill_progress, changes, images, mismatches
 from consensus_orm.phase import Side
 from consensus_orm.settings import Isolation, OnMismatch
 from consensus_orm.statements.rendering import parameter
@@ -453,8 +453,8 @@ class Repository:
 
     def _is_being_carried(self) -> bool:
         """Whether legacy rows may still stand without a counterpart, as of this unit of work."""
-        finished = self.uow._rows("SELECT finished FROM consensus_orm_backfill WHERE pair = ?", (self.pair.name,))
-        return self._truth is Side.LEGACY and not (finished and finished[0][0])
+        progress = backfill_progress.of(self.uow, self.pair)
+        return self._truth is Side.LEGACY and not (progress and progress.finished)
 
 
 def _sides(phase: Any) -> list[tuple[Side, bool]]:

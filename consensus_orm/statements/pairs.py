@@ -595,7 +595,7 @@ class PairStatements:
         """
         table = self.pair.table
         foreign = and_(in_keys(self.pair.key), self._unmarked)
-        steps = []
+        steps: list[str] = []
         if self.pair.adopted:
             made = {
                 self.pair.carried[name].key: func.coalesce(table.c[self.pair.carried[name].key], make(table))

@@ -6,6 +6,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -20,6 +21,7 @@ from sqlalchemy import (
     SelectBase,
     Table,
     UniqueConstraint,
+    UpdateBase,
     and_,
     bindparam,
     case,
@@ -44,6 +46,7 @@ __all__ = [
     "TRUE",
     "InKeys",
     "Rendering",
+    "Statement",
     "chunk_bounds",
     "each_value",
     "fitting",
@@ -62,6 +65,23 @@ TRUE: ColumnElement[bool] = true()
 FALSE: ColumnElement[bool] = false()
 
 
+class Statement(str):
+    """A statement of ours as SQL with named parameters.
+
+    Attributes:
+        writes: Whether it writes rows, so that a unit of work that only reads refuses it.
+    """
+
+    __slots__ = ("writes",)
+    writes: bool
+
+    def __new__(cls, sql: str, *, writes: bool) -> Statement:
+        """A statement is its text, with what it does."""
+        statement = super().__new__(cls, sql)
+        statement.writes = writes
+        return statement
+
+
 class Rendering(ABC):
     """How statements are printed for one kind of database.
 
@@ -76,19 +96,24 @@ class Rendering(ABC):
         """The kind of database, as SQLAlchemy calls it."""
         return self.dialect.name
 
-    def render(self, statement: ClauseElement) -> str:
+    def render(self, statement: ClauseElement) -> Statement:
         """Print a statement as SQL with named parameters, its constants written out.
 
         Raises:
             ConfigurationError: A constant cannot be written, or this kind of database has no word for something.
         """
         try:
-            return str(statement.compile(dialect=self.dialect))
+            return Statement(str(statement.compile(dialect=self.dialect)), writes=_writes(statement))
         except CompileError as error:
             raise ConfigurationError(
                 f"an expression of the mapping cannot be rendered as SQL for {self.name}: {error}",
                 hint="change that expression in the declaration of the mapping",
             ) from error
+
+    @cache  # noqa: B019 - there is one rendering for each kind of database, and it lives as long as the process
+    def printed(self, statement: ClauseElement) -> Statement:
+        """Print a statement that is made once, at import: each is compiled once."""
+        return self.render(statement)
 
     def check(self, rules: Iterable[ColumnElement[Any]], known: Collection[str] = ()) -> None:
         """Refuse rules of a declaration that cannot be said in SQL.
@@ -161,6 +186,11 @@ class Rendering(ABC):
     @abstractmethod
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """The statements that keep parents from being changed by others until the end of the transaction."""
+
+
+def _writes(statement: ClauseElement) -> bool:
+    """Whether a statement, or one in a WITH of it, inserts, updates or deletes."""
+    return any(isinstance(part, UpdateBase) for part in visitors.iterate(statement))
 
 
 def overwriting(statement: Any, names: list[str], key: str) -> ClauseElement:

@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.expression import ClauseElement
 
 from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.engine import translate
@@ -148,7 +149,8 @@ class ObservedUnitOfWork(ConsensusUnitOfWork):
 
     # Statements -----------------------------------------------------------------------------------------
 
-    def _execute(self, sql: str, parameters: Any = ()) -> Any:
+    def _execute(self, statement: str | ClauseElement, parameters: Any = ()) -> Any:
+        sql = self._printed(statement)
         if (pair := self._comparing.get(sql)) is not None:
             self._tell(ComparisonEvent(pair, "write"))
         if self._reading:  # told with the fetching of its rows
@@ -164,7 +166,8 @@ class ObservedUnitOfWork(ConsensusUnitOfWork):
                 self._tell(ComparisonEvent(pair, "write"))
         return rows
 
-    def _rows(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    def _rows(self, statement: str | ClauseElement, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        sql = self._printed(statement)
         self._reading = True
         try:
             return self._time(partial(super()._rows, sql, parameters), partial(StatementEvent, self, _operation(sql)))

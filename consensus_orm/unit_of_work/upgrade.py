@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.databases import engine, guard_record
+from consensus_orm.databases import engine, guard_record, state
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.sqlite.write_ahead_log import occupants
 from consensus_orm.databases.step_backups import StepBackups
@@ -133,8 +133,8 @@ class Upgrade:
 
 def _stale_triggers(uow: UnitOfWork) -> bool:
     """Whether the triggers in force were made from another mapping than this program's, or were never recorded."""
-    rows = uow._rows("SELECT mapping FROM consensus_orm_state")
-    made_from = rows[0][0] if rows else uow.phase  # raises: a copy that was not finished has none
+    found = state.get(uow, "mapping")
+    made_from = found[0] if found else uow.phase  # raises: a copy that was not finished has none
     if guard_record.lost(uow):
         return True
     if not uow.phase.has_legacy:
@@ -158,7 +158,7 @@ def _install_triggers(uow: UnitOfWork) -> None:
     else:
         guards.put_up_signs(uow)
     if uow.phase.has_legacy or uow.catalog.needs_triggers:
-        uow._execute("UPDATE consensus_orm_state SET mapping = ?", (guard_record.made_from(uow, uow.phase),))
+        state.put(uow, mapping=guard_record.made_from(uow, uow.phase))
     if found:  # what was written meanwhile was noticed by nobody
         mismatches.audit(uow, "mend guards", found=found)
         guards.void(uow)

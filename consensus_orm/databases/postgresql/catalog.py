@@ -12,15 +12,16 @@ from functools import partial
 from typing import Any
 
 import sqlalchemy
+from sqlalchemy import delete
 
 from consensus_orm import errors
 from consensus_orm.databases.base import PREFIX, Catalog, ColumnFacts, Standing, Transaction, Trigger
-from consensus_orm.databases.guard_record import GUARDS
 from consensus_orm.databases.postgresql import triggers
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
 from consensus_orm.databases.postgresql.legacy_tables import PostgresLegacyTables
 from consensus_orm.declaration.pairs import Pair
+from consensus_orm.models.control import GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import literal, quoted
@@ -48,6 +49,9 @@ STANDING = (
 
 `xmin` is the transaction that wrote an entry of the catalog last: switching a trigger off and on again writes it.
 """
+
+
+_FORGET_GUARDS = delete(GuardRecord)
 
 
 class PostgresCatalog(Catalog):
@@ -207,7 +211,7 @@ class PostgresCatalog(Catalog):
 
     def forget_guards(self, uow: Transaction) -> None:
         """Empty the record, which is made again first where somebody dropped it (`guard_record.install`)."""
-        uow._execute(f"DELETE FROM {GUARDS}")
+        uow._execute(_FORGET_GUARDS)
 
     def _require_exact(self, uow: Transaction) -> None:
         """Refuse columns in which different texts are equal: a run, or a delete, would take in rows of others.

@@ -11,10 +11,11 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Column
+from sqlalchemy import Column, bindparam, delete
 from sqlalchemy.schema import CreateTable
 
 from consensus_orm import errors
+from consensus_orm.databases import state
 from consensus_orm.databases.base import MARK, Catalog, Standing, Transaction, Trigger
 from consensus_orm.databases.guard_record import GUARDS, ours
 from consensus_orm.databases.sqlite.connection import codec
@@ -23,12 +24,16 @@ from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
 from consensus_orm.databases.sqlite.triggers import for_phase
 from consensus_orm.declaration.keys import LARGEST
 from consensus_orm.declaration.pairs import Pair, table_of
-from consensus_orm.models.control import GuardRecord
+from consensus_orm.models.control import Change, GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["SQLiteCatalog"]
+
+
+_CHANGES_AFTER = delete(Change).where(Change.id > bindparam("mark"))
+_CHANGES_OF_ROW = delete(Change).where(Change.pair == bindparam("pair"), Change.key == bindparam("key"))
 
 
 class SQLiteCatalog(Catalog):
@@ -220,12 +225,12 @@ class SQLiteCatalog(Catalog):
 
         The counter goes back to the mark too, or a delete of ours would void a certificate.
         """
-        if uow._execute("DELETE FROM consensus_orm_changes WHERE id > :mark", {"mark": after}).rowcount:
+        if uow._execute(_CHANGES_AFTER, {"mark": after}).rowcount:
             self.set_sequence(uow, "consensus_orm_changes", after)
 
     def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
         """Forget what the triggers noted of one row that this unit of work wrote."""
-        uow._execute("DELETE FROM consensus_orm_changes WHERE pair = ? AND key = ?", (pair.name, key))
+        uow._execute(_CHANGES_OF_ROW, {"pair": pair.name, "key": key})
 
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
         """Let this transaction alone write frozen legacy tables; nobody else ever sees the flag set."""
@@ -234,6 +239,6 @@ class SQLiteCatalog(Catalog):
 
 @contextlib.contextmanager
 def _carrying(uow: Transaction) -> Iterator[None]:
-    uow._execute("UPDATE consensus_orm_state SET carrying = 1")
+    state.put(uow, carrying=True)
     yield  # after an error the transaction is rolled back, and the flag with it
-    uow._execute("UPDATE consensus_orm_state SET carrying = 0")
+    state.put(uow, carrying=False)

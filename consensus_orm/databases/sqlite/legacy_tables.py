@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import Connection
 
 from consensus_orm import errors
+from consensus_orm.databases import saved_schema
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.engine import translated
 from consensus_orm.databases.guard_record import ours
-from consensus_orm.databases.saved_rows import FORGET, SAVE, aside, dropped, own_name, unsafe
+from consensus_orm.databases.saved_rows import aside, dropped, own_name, unsafe
+from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import bound, make
 from consensus_orm.declaration.pairs import Pair
 from consensus_orm.statements.rendering import quoted
@@ -143,17 +145,17 @@ class SQLiteLegacyTables(LegacyTables):
             UnsafeDefinitionError: One of the definitions, those of triggers included, says something else, or a
                 sequence is no number.
         """
-        saved = uow._rows("SELECT type, table_name, sql, sequence FROM consensus_orm_saved_schema ORDER BY position")
-        for kind, table, _, sequence in saved:
-            _number(kind, table, sequence)
-        for kind, table, sql, _ in saved:
-            if kind in ("table", "index"):
-                self._make(uow, kind, table, sql)
+        saved = saved_schema.entries(uow)
+        for entry in saved:
+            _number(entry.type, entry.table, entry.sequence)
+        for entry in saved:
+            if entry.type in ("table", "index"):
+                self._make(uow, entry.type, entry.table, entry.sql)
         # Triggers wait until the rows are there. That they can be made must show now, while nothing is carried.
         uow._execute("SAVEPOINT consensus_orm_triggers")
-        for kind, table, sql, _ in saved:
-            if kind == "trigger":
-                self._make(uow, kind, table, sql)
+        for entry in saved:
+            if entry.type == "trigger":
+                self._make(uow, entry.type, entry.table, entry.sql)
         uow._execute("ROLLBACK TO consensus_orm_triggers")
         uow._execute("RELEASE consensus_orm_triggers")
 
@@ -163,12 +165,12 @@ class SQLiteLegacyTables(LegacyTables):
             pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping.pairs
         }
         saved = {pair: self._saved(uow, pair) if found is None else found for pair, found in kept.items()}
-        uow._execute(FORGET)
+        saved_schema.forget(uow)
         position = 0
         for pair, found in saved.items():
             for kind, name, sql, sequence in found:
                 position += 1
-                uow._execute(SAVE, (position, kind, name, pair.legacy_name, sql, sequence))
+                saved_schema.add(uow, Entry(position, kind, name, pair.legacy_name, sql, sequence))
 
     def _is_whole(self, uow: Transaction, pair: Pair) -> bool:
         """Whether a table has its columns; where another program took one away, what was kept before is worth more."""
@@ -195,11 +197,10 @@ class SQLiteLegacyTables(LegacyTables):
                 self.complete(uow, kind, name, pair.legacy_name, sql, sequence)
 
     def _saved(self, uow: Transaction, pair: Pair) -> list[tuple[Any, ...]]:
-        sql = "SELECT type, name, sql, sequence FROM consensus_orm_saved_schema WHERE table_name = ? ORDER BY position"
-        saved = uow._rows(sql, (pair.legacy_name,))
-        for kind, *_, sequence in saved:
-            _number(kind, pair.legacy_name, sequence)
-        return saved
+        saved = saved_schema.entries_of(uow, pair.legacy_name)
+        for entry in saved:
+            _number(entry.type, pair.legacy_name, entry.sequence)
+        return [(entry.type, entry.name, entry.sql, entry.sequence) for entry in saved]
 
     def _make(self, uow: Transaction, kind: str, table: str, sql: str) -> None:
         with translated(uow.engine):

@@ -1,0 +1,69 @@
+"""The saved schema: what is kept of the legacy tables before they are dropped, in the order of making it again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, delete, insert, select
+
+from consensus_orm.databases.base import Transaction
+from consensus_orm.models.control import SavedSchema
+
+__all__ = ["Entry", "add", "entries", "entries_of", "forget", "has_tables"]
+
+
+class Entry(NamedTuple):
+    """A definition, or a row: its place in the order, its type, its name, its table, its text, its highest id."""
+
+    position: int
+    type: str
+    name: str
+    table: str
+    sql: str
+    sequence: int | None
+
+
+_ALL = select(
+    SavedSchema.position,
+    SavedSchema.type,
+    SavedSchema.name,
+    SavedSchema.table_name,
+    SavedSchema.sql,
+    SavedSchema.sequence,
+).order_by(SavedSchema.position)
+_OF_TABLE = _ALL.where(SavedSchema.table_name == bindparam("table"))
+_TABLES = select(SavedSchema.position).where(SavedSchema.type == "table").limit(1)
+_ADD = insert(SavedSchema).values(
+    position=bindparam("position"),
+    type=bindparam("type"),
+    name=bindparam("name"),
+    table_name=bindparam("table"),
+    sql=bindparam("sql"),
+    sequence=bindparam("sequence"),
+)
+_FORGET = delete(SavedSchema).where(SavedSchema.type.in_(("table", "index", "trigger", "image", "row")))
+
+
+def entries(uow: Transaction) -> list[Entry]:
+    """Everything that is saved, in order."""
+    return [Entry(*row) for row in uow._rows(_ALL)]
+
+
+def entries_of(uow: Transaction, table: str) -> list[Entry]:
+    """What is saved of one table, in order."""
+    return [Entry(*row) for row in uow._rows(_OF_TABLE, {"table": table})]
+
+
+def has_tables(uow: Transaction) -> bool:
+    """Whether the definition of a table is saved."""
+    return bool(uow._rows(_TABLES))
+
+
+def add(uow: Transaction, entry: Entry) -> None:
+    """Save one more."""
+    uow._execute(_ADD, entry._asdict())
+
+
+def forget(uow: Transaction) -> None:
+    """Forget all but what a copy brought from another kind of database: that stays, for a copy back."""
+    uow._execute(_FORGET)
