@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from functools import cache, cached_property
 from typing import Any
 
-from sqlalchemy import column
+from sqlalchemy import ClauseElement, Text, bindparam, cast, delete, null, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from consensus_orm import validation as check
 from consensus_orm.consensus.artifacts import given
@@ -16,27 +17,50 @@ from consensus_orm.consensus.records import Execution
 from consensus_orm.declaration.expressions import milliseconds
 from consensus_orm.declaration.pairs import table_of
 from consensus_orm.errors import InvalidValueError, UnknownAgentError
-from consensus_orm.statements.rendering import Rendering
+from consensus_orm.statements.rendering import Statement
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Executions"]
 
-TABLE = AgentExecution.__tablename__
-COLUMNS = tuple(table_of(AgentExecution).columns.keys())
+TABLE = table_of(AgentExecution)
+COLUMNS = tuple(TABLE.columns.keys())
 
 RESPAWN = ("spec_id", "stage", "phase_type", "agent_name", "run_id", "branch_id", "spawned_at")
 """What a repeated spawn may change, while the agent has not completed."""
 
 
 @cache
-def completed_before(rendering: Rendering) -> str:
-    """Delete what completed before a time; a time that is no time is nobody's to judge.
+def _spawn(names: tuple[str, ...]) -> ClauseElement:
+    """Insert a spawn; a repeated one changes it while the agent has not completed. SQLite has the same words."""
+    spawn = insert(TABLE).values({name: bindparam(name) for name in names})
+    changes = {name: spawn.excluded[name] for name in RESPAWN if name in names}
+    return spawn.on_conflict_do_update(index_elements=["agent_id"], set_=changes, where=TABLE.c.completed_at.is_(None))
 
-    As text times have the order of time, so an index finds those up to a second, and they alone are read.
-    """
-    at = rendering.render(milliseconds(column("completed_at")))
-    second = "completed_at >= '0001' AND completed_at < :second"
-    return f"DELETE FROM {TABLE} WHERE {second} AND {at} <> 0 AND {at} < :before"
+
+@cache
+def _complete(names: tuple[str, ...]) -> ClauseElement:
+    """Complete a spawn; what an agent said may be bytes that are no UTF-8."""
+    values = {name: cast(bindparam(name), Text) for name in names}
+    return update(TABLE).where(TABLE.c.agent_id == bindparam("_agent_id")).values(values)
+
+
+@cache
+def _found(present: frozenset[str], equal: tuple[str, ...], empty: str | None, filled: str | None) -> ClauseElement:
+    """Executions, oldest first: those that have given values, and one column empty, or filled."""
+    columns = [TABLE.c[name] if name in present else null().label(name) for name in COLUMNS]
+    where = [TABLE.c[name] == bindparam(name) for name in equal]
+    where += [] if empty is None else [TABLE.c[empty].is_(None)]
+    where += [] if filled is None else [TABLE.c[filled].is_not(None)]
+    return select(*columns).where(*where).order_by(TABLE.c.spawned_at, TABLE.c.agent_id)
+
+
+_AT = milliseconds(TABLE.c.completed_at)
+COMPLETED_BEFORE = delete(TABLE).where(
+    TABLE.c.completed_at >= "0001", TABLE.c.completed_at < bindparam("second"), _AT != 0, bindparam("before") > _AT
+)
+"""Delete what completed before a time; a time that is no time is nobody's to judge.
+
+As text times have the order of time, so an index finds those up to a second, and they alone are read."""
 
 
 class Executions:
@@ -89,13 +113,8 @@ class Executions:
         }
         self._uow._connected.check(values)
         self._require(name for name, value in values.items() if value is not None)
-        names = [name for name in values if name in self._present]
-        changes = ", ".join(f"{name} = excluded.{name}" for name in RESPAWN if name in names)
-        self._uow._execute(
-            f"INSERT INTO {TABLE} ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})"
-            f" ON CONFLICT (agent_id) DO UPDATE SET {changes} WHERE {TABLE}.completed_at IS NULL",
-            values,
-        )
+        names = tuple(name for name in values if name in self._present)
+        self._uow._execute(_spawn(names), values)
         return self._known(agent_id)
 
     def record_completion(self, agent_id: str, response_text: str) -> Execution:
@@ -138,9 +157,7 @@ class Executions:
         values["completed_at"] = self._uow.now_text
         self._uow._connected.check({**values, "agent_id": agent_id})
         self._require(values)
-        changes = ", ".join(f"{name} = CAST(:{name} AS TEXT)" for name in values)
-        sql = f"UPDATE {TABLE} SET {changes} WHERE agent_id = :agent_id"
-        if not self._uow._execute(sql, {**values, "agent_id": agent_id}).rowcount:
+        if not self._uow._execute(_complete(tuple(values)), {**values, "_agent_id": agent_id}).rowcount:
             raise UnknownAgentError(f"no spawn of agent {agent_id!r} was recorded", agent_id=agent_id)
         return self._known(agent_id)
 
@@ -150,7 +167,7 @@ class Executions:
         Args:
             agent_id: The spawn.
         """
-        rows = self._select("agent_id = :agent_id", {"agent_id": check.text("agent_id", agent_id)})
+        rows = self._where({"agent_id": check.text("agent_id", agent_id)})
         return rows[0] if rows else None
 
     def in_flight(self, *, spec_id: str | None = None, run_id: str | None = None) -> builtins.list[Execution]:
@@ -162,7 +179,7 @@ class Executions:
             spec_id: Only of this spec.
             run_id: Only of this run.
         """
-        return self._where("completed_at IS NULL", given(spec_id=spec_id, run_id=run_id))
+        return self._where(given(spec_id=spec_id, run_id=run_id), empty="completed_at")
 
     def list(
         self, *, spec_id: str | None = None, stage: str | None = None, run_id: str | None = None
@@ -174,7 +191,7 @@ class Executions:
             stage: Only of this stage.
             run_id: Only of this run.
         """
-        return self._where("1 = 1", given(spec_id=spec_id, stage=stage, run_id=run_id))
+        return self._where(given(spec_id=spec_id, stage=stage, run_id=run_id))
 
     def extraction_failures(self, spec_id: str) -> builtins.list[Execution]:
         """Executions of a spec whose output nothing could be taken from, with that output, oldest first.
@@ -182,9 +199,7 @@ class Executions:
         Args:
             spec_id: The spec.
         """
-        if "extraction_error" not in self._present:
-            return []
-        return self._where("extraction_error IS NOT NULL", {"spec_id": check.text("spec_id", spec_id)})
+        return self._where({"spec_id": check.text("spec_id", spec_id)}, filled="extraction_error")
 
     def for_branch(self, *, spec_id: str, stage: str, branch_id: str) -> builtins.list[Execution]:
         """Executions of one branch of a stage, oldest first.
@@ -195,7 +210,7 @@ class Executions:
             branch_id: The branch.
         """
         filters = {"spec_id": spec_id, "stage": stage, "branch_id": branch_id}
-        return self._where("1 = 1", {name: check.text(name, value) for name, value in filters.items()})
+        return self._where({name: check.text(name, value) for name, value in filters.items()})
 
     def cleanup(self, older_than: datetime | timedelta) -> int:
         """Delete executions that completed long ago; what is in flight is never touched.
@@ -220,31 +235,28 @@ class Executions:
                 raise InvalidValueError("older_than lies before the year 1", field="older_than") from None
         second = check.moment("older_than", older_than)[:19] + "z"  # a letter is behind any fraction, in all collations
         parameters = {"before": int(older_than.timestamp() * 1000), "second": second}
-        return self._uow._execute(completed_before(self._uow.statements.rendering), parameters).rowcount
+        return self._uow._execute(COMPLETED_BEFORE, parameters).rowcount
 
     # Files in the field have 8 to 11 of the columns -------------------------------------------------------
 
     @cached_property
     def _present(self) -> set[str]:
-        return self._uow.catalog.columns(self._uow, TABLE)
+        return self._uow.catalog.columns(self._uow, TABLE.name)
 
     def _require(self, names: Any) -> None:
         """Add the columns that a value needs and the file does not have."""
         for name in names:
             if name not in self._present and name in COLUMNS:
-                self._uow._execute(f"ALTER TABLE {TABLE} ADD COLUMN {name} TEXT")
+                self._uow._execute(Statement(f"ALTER TABLE {TABLE.name} ADD COLUMN {name} TEXT", writes=True))
                 self._present.add(name)
 
-    def _where(self, condition: str, filters: dict[str, Any]) -> builtins.list[Execution]:
-        if set(filters) - self._present:
+    def _where(
+        self, filters: dict[str, Any], *, empty: str | None = None, filled: str | None = None
+    ) -> builtins.list[Execution]:
+        if {*filters, *([filled] if filled else [])} - self._present:
             return []  # a column that nobody ever wrote holds nothing
-        conditions = [condition, *(f"{name} = :{name}" for name in filters)]
-        return self._select(" AND ".join(conditions), filters)
-
-    def _select(self, condition: str, parameters: dict[str, Any]) -> builtins.list[Execution]:
-        names = [name if name in self._present else f"NULL AS {name}" for name in COLUMNS]
-        sql = f"SELECT {', '.join(names)} FROM {TABLE} WHERE {condition} ORDER BY spawned_at, agent_id"
-        return [_execution(row) for row in self._uow._rows(sql, parameters)]
+        statement = _found(frozenset(self._present), tuple(filters), empty, filled)
+        return [_execution(row) for row in self._uow._rows(statement, filters)]
 
     def _known(self, agent_id: str) -> Execution:
         found = self.get(agent_id)

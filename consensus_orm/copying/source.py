@@ -20,7 +20,7 @@ from consensus_orm import errors
 from consensus_orm.copying.reading import bound, has_place, rows_of
 from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.values import cell
-from consensus_orm.databases import saved_schema
+from consensus_orm.databases import saved_schema, state
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.databases.lock import Lock
@@ -121,13 +121,10 @@ class Source(UnitOfWork):
             return State(prepared=False, phase=Phase.EXPAND, user_version=identity.user_version)
         if identity.needs_upgrade:
             raise errors.CopyError(f"{self.name} has not been prepared yet", hint="run first: consensus-orm upgrade")
-        rows = self._rows(
-            "SELECT phase, epoch, since, step, user_version, soak, certificate_max_age"
-            " FROM consensus_orm_state WHERE id = 1"
-        )
-        if not rows:
+        found = state.get(self, "phase", "epoch", "since", "step", "user_version", "soak", "certificate_max_age")
+        if found is None:
             raise errors.CopyError(f"{self.name} is a copy that was not finished", hint="finish it first")
-        phase, self._epoch, since, step, version, soak, certificate_max_age = rows[0]
+        phase, self._epoch, since, step, version, soak, certificate_max_age = found
         if step is not None:
             raise errors.CopyError(
                 f"{self.name} is in the middle of a step that somebody began",
