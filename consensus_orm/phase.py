@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from functools import cached_property
 
 from consensus_orm.errors import InvalidValueError
 
@@ -33,32 +34,32 @@ class Phase(IntEnum):
     NORMALIZED = 4
     CONTRACT = 5
 
-    @property
+    @cached_property
     def writes_legacy(self) -> bool:
         """Whether units of work write the legacy tables."""
         return self <= Phase.CUTOVER
 
-    @property
+    @cached_property
     def writes_normalized(self) -> bool:
         """Whether units of work write the normalized tables."""
         return self >= Phase.DUAL_WRITE
 
-    @property
+    @cached_property
     def compares(self) -> bool:
         """Whether both sides are written, and so compared on every write."""
         return self.writes_legacy and self.writes_normalized
 
-    @property
+    @cached_property
     def truth(self) -> Side:
         """The source of truth: the side that reads are answered from."""
         return Side.LEGACY if self < Phase.CUTOVER else Side.NORMALIZED
 
-    @property
+    @cached_property
     def freezes_legacy(self) -> bool:
         """Whether the legacy tables stand still: refused to other programs, and changes since recorded."""
         return self is Phase.NORMALIZED
 
-    @property
+    @cached_property
     def has_legacy(self) -> bool:
         """Whether the legacy tables exist."""
         return self < Phase.CONTRACT

@@ -174,11 +174,11 @@ class Transaction(ABC):
         with translated(self.engine):
             self._borrow()
             self._begin()
-        try:
-            self._read_phase()
-        except BaseException:
-            self._release()
-            raise
+            try:
+                self._read_phase()
+            except BaseException:
+                self._release()
+                raise
 
     def _close(self) -> None:
         """Leave what was opened, to open it again with another engine."""
@@ -202,8 +202,7 @@ class Transaction(ABC):
 
     def _read_phase(self) -> None:
         """Read the phase within this transaction; there is none where the database does not have our tables."""
-        with translated(self.engine):
-            row = self._connected.read_phase()
+        row = self._connected.read_phase()
         if row is not None:
             self._phase, self._epoch = Phase(row[0]), row[1]
             if len(row) > 2 and row[2] != row[3]:
@@ -313,7 +312,8 @@ class Transaction(ABC):
             raise errors.ReadOnlyUnitOfWorkError
 
     def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
-        require_transaction(driver)
+        if not driver.in_transaction:
+            require_transaction(driver)  # raises
         try:
             return driver.execute(sql, parameters)
         except UnicodeEncodeError:

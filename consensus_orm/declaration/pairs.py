@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, String, Table
@@ -105,6 +105,7 @@ class Parent:
         """The primary key column."""
         return single_key(self.table)
 
+    @cache  # noqa: B019 - a declaration lives as long as the process
     def depends_on(self, pair: Pair) -> bool:
         """Whether something is derived from the newest row of a pair."""
         return any(isinstance(rule, Latest) and rule.pair == pair.name for rule in self.derived.values())

@@ -74,10 +74,9 @@ class Repository:
             StorageError: The source of truth could not be written.
         """
         phase = self.uow.phase
-        key, *others = self.pair.fields
         check.row(values, self.pair.fields)
-        require_usable(self.pair, values.get(key))
-        parameters = {"_key": values.get(key)} | {parameter(name): values.get(name) for name in others}
+        parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
+        require_usable(self.pair, parameters["_key"])
         self.uow._connected.check(parameters)
         self.uow._refuse_to_read_only()
         if not phase.writes_normalized:

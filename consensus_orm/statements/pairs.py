@@ -122,6 +122,12 @@ class PairStatements:
         """The row as it is meant: bound values. Text is cast, so that bytes that are no UTF-8 can be bound."""
         return Row({name: self._bind(name, attribute) for name, attribute in self.pair.carried.items()})
 
+    @cached_property
+    def parameters(self) -> dict[str, str]:
+        """The names of the fields of a row, and of the parameters that hold their values."""
+        key, *others = self.pair.fields
+        return {key: "_key"} | {name: parameter(name) for name in others}
+
     def _bind(self, name: str, attribute: Any) -> ColumnElement[Any]:
         type_ = self.pair.column(attribute).type
         value = bindparam(parameter(name), type_=type_)

@@ -139,10 +139,11 @@ class UnitOfWorkFactory(Generic[U]):
             lock: Which lock a writing one takes when it begins.
             durable: Have its commit, and all before it, reach the disk, whatever the settings say.
         """
-        if read_only and self.identity.is_new and self.path is not None and not self.path.exists():
+        if not read_only:
+            return self._make(self._hooks, lock=lock, durable=durable)
+        if self.identity.is_new and self.path is not None and not self.path.exists():
             return self._nowhere()
-        readable = readable or self.identity.is_readable
-        return self._make(self._hooks, read_only=read_only, lock=lock, durable=durable, readable=readable)
+        return self._make(self._hooks, read_only=True, readable=readable or self.identity.is_readable)
 
     def begin(self, *, read_only: bool = False) -> U:
         """A unit of work for the application: one that reads does so on the replica, where there is one.

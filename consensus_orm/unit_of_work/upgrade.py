@@ -97,9 +97,13 @@ class Upgrade:
         return applied
 
     def run_if_needed(self, progress: Watch = None) -> list[str]:
-        """Upgrade before another step, which leaves a file alone that somebody chose not to protect."""
-        needed = self._units.inspect_patiently().needs_upgrade
-        return self.run(progress, protect=None if needed else False)
+        """Upgrade before another step; a file at the newest revision that was left unprotected stays so."""
+        units = self._units
+        units.identity = units.inspect_patiently()
+        if units.identity.needs_upgrade:
+            return self.run(progress)
+        units.retrier.call(self._renew_triggers, name="upgrade")
+        return []
 
     def before_writing(self) -> None:
         """The first unit of work that writes brings the schema of a file up to date, and asks for WAL.
