@@ -79,10 +79,8 @@ def lost(uow: Transaction) -> list[Table]:
     return [table for table in map(table_of, REPLACEABLE) if table.name not in there]
 
 
-_RECORDED = select(
-    GuardRecord.kind, GuardRecord.name, GuardRecord.table_name, GuardRecord.definition, GuardRecord.made
-).order_by(GuardRecord.kind, GuardRecord.name)
-_COLUMNS = ("kind", "name", "table_name", "definition", "made")
+_RECORDED = select(table_of(GuardRecord)).order_by(GuardRecord.kind, GuardRecord.name)
+_COLUMNS = tuple(table_of(GuardRecord).columns.keys())
 _KEEP = insert(GuardRecord).values({name: bindparam(name) for name in _COLUMNS})
 
 

@@ -19,7 +19,7 @@ from consensus_orm.databases.pool import Pool, close_before_fork
 from consensus_orm.databases.sqlite.connection import Source
 from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
 from consensus_orm.settings import Settings
-from consensus_orm.statements.pairs import PairRendering
+from consensus_orm.statements.rows import PairRendering
 
 __all__ = ["catalog", "collect", "create", "parse_url", "rendering", "vacuum"]
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, delete, insert, select
 
 from consensus_orm.databases.base import Transaction
+from consensus_orm.declaration.pairs import table_of
 from consensus_orm.models.control import SavedSchema
 
 __all__ = ["Entry", "add", "entries", "entries_of", "forget", "has_tables"]
@@ -23,14 +24,7 @@ class Entry(NamedTuple):
     sequence: int | None
 
 
-_ALL = select(
-    SavedSchema.position,
-    SavedSchema.type,
-    SavedSchema.name,
-    SavedSchema.table_name,
-    SavedSchema.sql,
-    SavedSchema.sequence,
-).order_by(SavedSchema.position)
+_ALL = select(table_of(SavedSchema)).order_by(SavedSchema.position)
 _OF_TABLE = _ALL.where(SavedSchema.table_name == bindparam("table"))
 _TABLES = select(SavedSchema.position).where(SavedSchema.type == "table").limit(1)
 _ADD = insert(SavedSchema).values(

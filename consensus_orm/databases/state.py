@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, bindparam, select, update
+from sqlalchemy import ClauseElement, Update, bindparam, select, update
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.models.control import MigrationState
@@ -48,7 +48,7 @@ def turn_epoch(uow: Transaction, **values: Any) -> None:
 
 
 @cache
-def _read(names: tuple[str, ...]) -> Select[Any]:
+def _read(names: tuple[str, ...]) -> ClauseElement:
     return select(*(getattr(MigrationState, name) for name in names))
 
 

@@ -8,10 +8,10 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ColumnElement, Select, bindparam, case, select
+from sqlalchemy import ClauseElement, ColumnElement, bindparam, case, select
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.pairs import Earliest
+from consensus_orm.declaration.pairs import Earliest, table_of
 from consensus_orm.models.base import Base
 from consensus_orm.models.control import Mismatch, PhaseChange, Reject, RowImage
 from consensus_orm.phase import Phase, Side
@@ -101,42 +101,8 @@ class ImageEntry(BaseModel):
     restored_at: datetime | None
 
 
-MISMATCHES = (
-    Mismatch.id,
-    Mismatch.pair,
-    Mismatch.key,
-    Mismatch.column_name,
-    Mismatch.kind,
-    Mismatch.state,
-    Mismatch.found_by,
-    Mismatch.found_at,
-    Mismatch.seen,
-    Mismatch.settled_at,
-    Mismatch.note,
-)
-REJECTS = (
-    Reject.id,
-    Reject.pair,
-    Reject.key,
-    Reject.table_name,
-    Reject.reason,
-    Reject.state,
-    Reject.found_at,
-    Reject.settled_at,
-    Reject.note,
-    case((Reject.key.is_(None), Reject.image)),
-)
-IMAGES = (
-    RowImage.id,
-    RowImage.pair,
-    RowImage.key,
-    RowImage.side,
-    RowImage.table_name,
-    RowImage.cause,
-    RowImage.at,
-    RowImage.by,
-    RowImage.restored_at,
-)
+_IMAGE_OF_UNNAMED = case((Reject.key.is_(None), Reject.image))
+"""It tells what a row without a key belongs to; of other rows, images may be large."""
 UNSETTLED: dict[type[Base], ColumnElement[bool]] = {
     Mismatch: Mismatch.state.in_(("found", "confirmed")),
     Reject: Reject.state == "open",
@@ -147,12 +113,13 @@ UNSETTLED: dict[type[Base], ColumnElement[bool]] = {
 
 @cache
 def _listed(
-    ledger: type[Mismatch] | type[Reject] | type[RowImage], columns: tuple[Any, ...], everything: bool, one: bool
-) -> Select[Any]:
-    """Entries of a ledger, oldest first: all of them or those that wait, and of these the one of a number."""
+    ledger: type[Mismatch] | type[Reject] | type[RowImage], everything: bool, one: bool, *more: Any
+) -> ClauseElement:
+    """Entries of a ledger without images, oldest first: all of them or those that wait, and of these one by number."""
     where = [] if everything else [UNSETTLED[ledger]]
     where += [ledger.id == bindparam("number")] if one else []
-    return select(*columns).where(*where).order_by(ledger.id)
+    columns = [column for column in table_of(ledger).columns if column.key != "image"]
+    return select(*columns, *more).where(*where).order_by(ledger.id)
 
 
 def _when(milliseconds: int | None) -> datetime | None:
@@ -163,17 +130,7 @@ def _phase(number: int | None) -> Phase | None:
     return None if number is None else Phase(number)
 
 
-_HISTORY = select(
-    PhaseChange.id,
-    PhaseChange.action,
-    PhaseChange.from_phase,
-    PhaseChange.to_phase,
-    PhaseChange.at,
-    PhaseChange.by,
-    PhaseChange.reason,
-    PhaseChange.forced,
-    PhaseChange.detail,
-).order_by(PhaseChange.id)
+_HISTORY = select(table_of(PhaseChange)).order_by(PhaseChange.id)
 
 
 def history(uow: Transaction) -> list[HistoryEntry]:
@@ -197,7 +154,7 @@ def history(uow: Transaction) -> list[HistoryEntry]:
 
 def mismatches(uow: Transaction, everything: bool, *, number: int | None = None) -> list[MismatchEntry]:
     """Mismatches, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
-    rows = uow._rows(_listed(Mismatch, MISMATCHES, everything, number is not None), {"number": number})
+    rows = uow._rows(_listed(Mismatch, everything, number is not None), {"number": number})
     names = list(MismatchEntry.model_fields)
     return [
         MismatchEntry(**dict(zip(names, row, strict=True)) | {"found_at": when(row[7]), "settled_at": _when(row[9])})
@@ -207,7 +164,7 @@ def mismatches(uow: Transaction, everything: bool, *, number: int | None = None)
 
 def rejects(uow: Transaction, everything: bool, *, number: int | None = None) -> list[RejectEntry]:
     """Rejects, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
-    rows = uow._rows(_listed(Reject, REJECTS, everything, number is not None), {"number": number})
+    rows = uow._rows(_listed(Reject, everything, number is not None, _IMAGE_OF_UNNAMED), {"number": number})
     return [
         RejectEntry(
             id=number,
@@ -246,7 +203,7 @@ def _value(kind: str, digits: str) -> Any:
 
 def images(uow: Transaction, everything: bool, *, number: int | None = None) -> list[ImageEntry]:
     """Images, oldest first; only those not put back unless everything is asked for, or only the one of a number."""
-    rows = uow._rows(_listed(RowImage, IMAGES, everything, number is not None), {"number": number})
+    rows = uow._rows(_listed(RowImage, everything, number is not None), {"number": number})
     names = list(ImageEntry.model_fields)
     return [
         ImageEntry(**dict(zip(names, row, strict=True)) | {"at": when(row[6]), "restored_at": _when(row[8])})

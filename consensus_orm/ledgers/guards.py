@@ -18,9 +18,9 @@ from consensus_orm.databases import guard_record, state
 from consensus_orm.databases.base import SIGN, Standing, Transaction
 from consensus_orm.databases.guard_record import keep, lost, normalized_tables, ours, recorded
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import certificates, mismatches
 from consensus_orm.models.base import Base
-from consensus_orm.models.control import REPLACEABLE, Certificate, GuardRecord, PhaseChange
+from consensus_orm.models.control import REPLACEABLE, GuardRecord, PhaseChange
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import literal, quoted
 
@@ -264,7 +264,6 @@ _COMPARED = select(func.coalesce(func.max(PhaseChange.id), 0)).where(
 _UNNOTICED = select(PhaseChange.id).where(
     PhaseChange.action.in_(("guards", "mend guards")), PhaseChange.id > _COMPARED.scalar_subquery()
 )
-_CERTIFIED = select(Certificate.id).where(Certificate.epoch == bindparam("epoch"))
 
 
 def require_accounted(uow: Transaction) -> None:
@@ -276,7 +275,7 @@ def require_accounted(uow: Transaction) -> None:
     Raises:
         GuardsBrokenError: What was written meanwhile was noticed by nobody, and was not looked for either.
     """
-    if uow._rows(_UNNOTICED) and not uow._rows(_CERTIFIED, {"epoch": uow._epoch}):
+    if uow._rows(_UNNOTICED) and certificates.newest_of(uow, uow._epoch) is None:
         raise broken(uow, [Flaw("for some time nobody noticed what was written", "consensus-orm verify")])
 
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Column, bindparam, func, select
+from sqlalchemy import Column, func, select
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.pairs import Pair, is_text, single_key
-from consensus_orm.ledgers import changes, mismatches
+from consensus_orm.ledgers import certificates, changes, mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import is_finished
 from consensus_orm.migration.demands import Demands, in_force
-from consensus_orm.models.control import Certificate, PhaseChange
+from consensus_orm.models.control import PhaseChange
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import credible, when
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -183,14 +183,10 @@ def _beginnings(uow: UnitOfWork) -> list[Any]:
     return [since[0], *(json.loads(detail)["since"] for (detail,) in uow._rows(_SET_BACK))]
 
 
-_NEWEST_OF_EPOCH = (
-    select(Certificate.at).where(Certificate.epoch == bindparam("epoch")).order_by(Certificate.id.desc()).limit(1)
-)
-
-
 def _certified(uow: UnitOfWork) -> list[Any]:
     """When the newest certificate of this phase was made; nothing where there is none."""
-    return [at for (at,) in uow._rows(_NEWEST_OF_EPOCH, {"epoch": uow.epoch})]
+    newest = certificates.newest_of(uow, uow.epoch)
+    return [] if newest is None else [newest.at]
 
 
 def _why(uow: UnitOfWork) -> str:
@@ -244,50 +240,31 @@ def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
                 yield Obstacle(f"the backfill of {pair.name} is not complete", "consensus-orm backfill")
 
 
-_NEWEST = (
-    select(
-        Certificate.at,
-        Certificate.mapping,
-        Certificate.epoch,
-        Certificate.legacy_rows,
-        Certificate.normalized_rows,
-        Certificate.compared,
-        Certificate.differences,
-        Certificate.changes,
-        Certificate.missed,
-        Certificate.last_mismatch,
-        Certificate.last_reject,
-    )
-    .order_by(Certificate.id.desc())
-    .limit(1)
-)
-
-
 def _uncertified(uow: UnitOfWork) -> Iterator[Obstacle]:
-    rows = uow._rows(_NEWEST)
-    verify = "consensus-orm verify"
-    if not rows or rows[0][2] != uow.epoch:
+    seen, verify = certificates.newest(uow), "consensus-orm verify"
+    if seen is None or seen.epoch != uow.epoch:
         yield Obstacle("nothing was verified in this phase", verify)
         return
-    at, mapping, _, legacy, normalized, compared, differences, changes, missed, last_mismatch, last_reject = rows[0]
-    if mapping != uow.statements.fingerprint:
+    if seen.mapping != uow.statements.fingerprint:
         yield Obstacle("the mapping has changed since the last verify", verify)
-    if differences:
-        yield Obstacle(f"the last verify found {differences} differing rows", "consensus-orm reconcile")
-    if missed or missed is None:
-        yield Obstacle(f"the last verify cannot account for {missed or 'all'} rows, which were not compared", verify)
-    if not compared and (legacy or normalized):
+    if seen.differences:
+        yield Obstacle(f"the last verify found {seen.differences} differing rows", "consensus-orm reconcile")
+    if seen.missed or seen.missed is None:
+        yield Obstacle(
+            f"the last verify cannot account for {seen.missed or 'all'} rows, which were not compared", verify
+        )
+    if not seen.compared and (seen.legacy_rows or seen.normalized_rows):
         yield Obstacle("the last verify compared no row", verify)
-    if uow.phase.compares and uow.catalog.last_change(uow) != changes:
+    if uow.phase.compares and uow.catalog.last_change(uow) != seen.changes:
         yield Obstacle("rows were written around the repositories since the last verify", verify)
-    if mismatches.last_mismatch(uow) != last_mismatch and not differences:
+    if mismatches.last_mismatch(uow) != seen.last_mismatch and not seen.differences:
         yield Obstacle("a mismatch was found since the last verify", verify)
-    if mismatches.last_reject(uow) != last_reject:
+    if mismatches.last_reject(uow) != seen.last_reject:
         yield Obstacle("a row was rejected since the last verify", verify)
-    if not credible(at, uow.now):
+    if not credible(seen.at, uow.now):
         yield Obstacle("the last verify has a date in the future: the clock was set back", verify)
         return
-    age = timedelta(milliseconds=mismatches.milliseconds(uow) - at)
+    age = timedelta(milliseconds=mismatches.milliseconds(uow) - seen.at)
     if age > in_force(uow).certificate_max_age:
         yield Obstacle(f"the last clean verify is {_words(age)} old", verify, waiting=True)
 

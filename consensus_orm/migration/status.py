@@ -5,14 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
 
 from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import backfill_progress, changes, images, mismatches
+from consensus_orm.ledgers import backfill_progress, certificates, changes, images, mismatches
 from consensus_orm.migration import gates, shapes
 from consensus_orm.migration.gates import Obstacle
-from consensus_orm.models.control import Certificate
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import when
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -170,30 +168,15 @@ def _count(uow: UnitOfWork, sql: str) -> int | None:
     return rows[0][0] if rows else None
 
 
-_NEWEST = (
-    select(
-        Certificate.id,
-        Certificate.at,
-        Certificate.build,
-        Certificate.compared,
-        Certificate.differences,
-        Certificate.epoch,
-    )
-    .order_by(Certificate.id.desc())
-    .limit(1)
-)
-
-
 def _certificate(uow: UnitOfWork) -> CertificateStatus | None:
-    rows = uow._rows(_NEWEST)
-    if not rows:
+    newest = certificates.newest(uow)
+    if newest is None:
         return None
-    number, at, build, compared, differences, epoch = rows[0]
     return CertificateStatus(
-        id=number,
-        at=when(at),
-        build=build,
-        compared=compared,
-        differences=differences,
-        this_phase=epoch == uow.epoch,
+        id=newest.id,
+        at=when(newest.at),
+        build=newest.build,
+        compared=newest.compared,
+        differences=newest.differences,
+        this_phase=newest.epoch == uow.epoch,
     )

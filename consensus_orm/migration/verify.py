@@ -16,18 +16,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import bindparam, insert
-
 from consensus_orm import errors
 from consensus_orm._version import __version__
-from consensus_orm.declaration.pairs import Pair, Parent, table_of
+from consensus_orm.declaration.pairs import Pair, Parent
 from consensus_orm.events import ComparisonEvent
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import certificates, mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import is_finished, set_aside
 from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, Statements
 from consensus_orm.migration.transactions import Transactions
-from consensus_orm.models.control import Certificate
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.pairs import PairStatements
@@ -339,31 +336,24 @@ def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
         )
 
 
-_CERTIFY = (
-    insert(Certificate)
-    .values({column.key: bindparam(column.key) for column in table_of(Certificate).columns if column.key != "id"})
-    .returning(Certificate.id)
-)
-
-
 def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
     pairs = uow.statements.mapping.pairs
-    facts = {
-        "at": mismatches.milliseconds(uow),
-        "build": __version__,
-        "mapping": uow.statements.fingerprint,
-        "epoch": uow.epoch,
-        "legacy_rows": _named(seen, (pair.legacy_name for pair in pairs)),
-        "normalized_rows": _named(seen, (pair.table.name for pair in pairs)),
-        "compared": report.compared,
-        "differences": len(report.differences),
-        "missed": sum(table.missed for table in report.missed),
-        "rejects": report.rejects,
-        "changes": seen.changes,
-        "last_mismatch": seen.last_mismatch,
-        "last_reject": seen.last_reject,
-    }
-    return int(uow._execute(_CERTIFY, facts).fetchone()[0])
+    return certificates.add(
+        uow,
+        at=mismatches.milliseconds(uow),
+        build=__version__,
+        mapping=uow.statements.fingerprint,
+        epoch=uow.epoch,
+        legacy_rows=_named(seen, (pair.legacy_name for pair in pairs)),
+        normalized_rows=_named(seen, (pair.table.name for pair in pairs)),
+        compared=report.compared,
+        differences=len(report.differences),
+        missed=sum(table.missed for table in report.missed),
+        rejects=report.rejects,
+        changes=seen.changes,
+        last_mismatch=seen.last_mismatch,
+        last_reject=seen.last_reject,
+    )
 
 
 def _named(seen: Seen, tables: Iterable[str]) -> int:

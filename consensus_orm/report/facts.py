@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from consensus_orm.databases.statistics import DatabaseStats
-from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import audit
+from consensus_orm.declaration.pairs import Pair, table_of
+from consensus_orm.ledgers import audit, certificates
 from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
-from consensus_orm.models.control import BackfillCheckpoint, Certificate
+from consensus_orm.models.control import BackfillCheckpoint
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, Latency, find
 from consensus_orm.statements.rendering import parameter, quoted
@@ -149,34 +149,29 @@ def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
             yield TableUse(name, side, rows, sizes.get(name.lower()))
 
 
-_BACKFILLS = select(
-    BackfillCheckpoint.pair,
-    BackfillCheckpoint.rows,
-    BackfillCheckpoint.finished,
-    BackfillCheckpoint.started_at,
-    BackfillCheckpoint.updated_at,
-).order_by(BackfillCheckpoint.pair)
-_CERTIFICATES = select(
-    Certificate.id,
-    Certificate.at,
-    Certificate.build,
-    Certificate.mapping,
-    Certificate.legacy_rows,
-    Certificate.normalized_rows,
-    Certificate.compared,
-    Certificate.differences,
-    Certificate.rejects,
-).order_by(Certificate.id)
+_BACKFILLS = select(table_of(BackfillCheckpoint)).order_by(BackfillCheckpoint.pair)
 
 
 def _backfills(uow: UnitOfWork) -> list[Backfilled]:
-    rows = uow._rows(_BACKFILLS)
-    return [Backfilled(pair, count, bool(done), when(a), when(b)) for pair, count, done, a, b in rows]
+    entries = uow._rows(_BACKFILLS)
+    return [Backfilled(pair, count, bool(done), when(a), when(b)) for pair, _, count, done, a, b in entries]
 
 
 def _certificates(uow: UnitOfWork) -> list[Certified]:
-    rows = uow._rows(_CERTIFICATES)
-    return [Certified(row[0], when(row[1]), *row[2:]) for row in rows]
+    return [
+        Certified(
+            each.id,
+            when(each.at),
+            each.build,
+            each.mapping,
+            each.legacy_rows,
+            each.normalized_rows,
+            each.compared,
+            each.differences,
+            each.rejects,
+        )
+        for each in certificates.every(uow)
+    ]
 
 
 # Reads, timed now -----------------------------------------------------------------------------------------

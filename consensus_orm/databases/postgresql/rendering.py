@@ -30,8 +30,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
 from consensus_orm.declaration.pairs import Latest, Pair
-from consensus_orm.statements.pairs import PairRendering, PairStatements
 from consensus_orm.statements.rendering import overwriting, quoted
+from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["PostgresRendering"]
 
@@ -91,7 +91,7 @@ class PostgresRendering(PairRendering):
         sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.key.name)
         return f"SELECT {self.render(func.nextval(sequence))}"
 
-    def write_both(self, pair: PairStatements) -> str | None:
+    def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement: each statement is a trip to the server."""
         declared, legacy = pair.pair, pair.pair.legacy_table
         values = pair.normalized_values()
@@ -109,7 +109,7 @@ class PostgresRendering(PairRendering):
         keys = [select(cte.c.id).scalar_subquery() for cte in (written, parent) if cte is not None]
         return self.render(select(*keys, *([null()] if parent is None else []), once))
 
-    def carry_new(self, pair: PairStatements, criterion: ColumnElement[bool]) -> str | None:
+    def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
         """Carry legacy rows and make their parents with one statement, which sees them at one moment.
 
         A parent is made with what follows from its earliest row. So where all rows were new nothing is left to
@@ -148,17 +148,17 @@ class PostgresRendering(PairRendering):
         doubtful = keys if parent.depends_on(declared) else case((new == all_, null()), else_=keys)
         return self.render(select(doubtful).add_cte(parents, carried))
 
-    def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
+    def find_parent(self, found: SelectBase, pair: PairRows) -> str:
         """The parent of a row as meant, made where there is none, and kept from others until the end."""
         assert pair.pair.parent is not None
         return self.render(self._upsert(pair).returning(pair.pair.parent.key, false()))
 
-    def _upsert(self, pair: PairStatements) -> Insert:
+    def _upsert(self, pair: PairRows) -> Insert:
         parent = pair.pair.parent
         assert parent is not None
         return self._on_conflict(pair, insert(parent.table).values(pair.new_parent(pair.bound)))
 
-    def _on_conflict(self, pair: PairStatements, statement: Insert) -> Insert:
+    def _on_conflict(self, pair: PairRows, statement: Insert) -> Insert:
         parent = pair.pair.parent
         assert parent is not None
         earliest = pair.earliest_column
@@ -176,7 +176,7 @@ class PostgresRendering(PairRendering):
         return (self.render(keys.with_for_update()),)
 
 
-def _first(pair: PairStatements, values: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
+def _first(pair: PairRows, values: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
     assert pair.pair.newest is not None
     return func.min(values[pair.pair.newest.key])
 

@@ -29,8 +29,8 @@ from consensus_orm.databases.sqlite import expressions
 from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.statements.pairs import PairRendering, PairStatements
 from consensus_orm.statements.rendering import overwriting
+from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["SQLiteRendering"]
 
@@ -94,15 +94,15 @@ class SQLiteRendering(PairRendering):
         largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))
         return self.render(select(largest + literal_column("1")))
 
-    def find_parent(self, found: SelectBase, pair: PairStatements) -> str:
+    def find_parent(self, found: SelectBase, pair: PairRows) -> str:
         """Say which parent a row has, and whether the row is earlier than any it has."""
         return self.render(found)
 
-    def write_both(self, pair: PairStatements) -> str | None:
+    def write_both(self, pair: PairRows) -> str | None:
         """Two statements: one would save no trip to a server."""
         return None
 
-    def carry_new(self, pair: PairStatements, criterion: ColumnElement[bool]) -> str | None:
+    def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
         """Two statements: one would save no trip to a server."""
         return None
 

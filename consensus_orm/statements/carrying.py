@@ -1,0 +1,183 @@
+"""The statements that carry many rows from one side to the other."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Integer,
+    SelectBase,
+    Table,
+    and_,
+    func,
+    literal_column,
+    select,
+    update,
+)
+
+from consensus_orm.declaration.pairs import Row
+from consensus_orm.statements.rendering import (
+    TRUE,
+    in_keys,
+    in_range,
+    link,
+)
+from consensus_orm.statements.rows import PairRows
+
+__all__ = ["CarryStatements"]
+
+
+class CarryStatements(PairRows):
+    """Many rows, from one side to the other."""
+
+    def carry_parents(self, criterion: ColumnElement[bool], row: Row, source: FromClause) -> str:
+        """Insert the parents that rows need and that are not there."""
+        assert self.pair.parent is not None
+        values = self.new_parent(row)
+        # What is derived stands until the refresh only: reading every row's time for it would cost a third more.
+        values |= {c.name: literal_column("0") for c in self._derived_numbers}
+        rows = select(*values.values()).distinct().select_from(source).where(criterion)
+        return self.render(self.rendering.making(self.pair.parent.table, list(values), rows))
+
+    @property
+    def _derived_numbers(self) -> list[Any]:
+        assert self.pair.parent is not None
+        columns = [self.pair.parent.table.c[a.key] for a in self.pair.parent.derived]
+        return [c for c in columns if isinstance(c.type, Integer)]
+
+    def carry_to_normalized(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
+        """Insert the normalized rows of legacy rows; rows that are there stand, or are overwritten."""
+        legacy = self.pair.legacy_table
+        row = self.legacy_row()
+        values: dict[str, ColumnElement[Any]] = {self._key: legacy.c[self._key]} | self.own_values(row)
+        values[self.pair.marker.key] = TRUE
+        source: FromClause = legacy
+        if self.pair.parent is not None:
+            parent = self.pair.parent.table
+            source = legacy.join(parent, self._identity(row, parent))
+            values[link(self.pair)] = self.pair.parent.key
+        rows = select(*values.values()).select_from(source).where(criterion)
+        return self._insert_from(self.pair.table, values, rows, self._key, overwrite=overwrite)
+
+    def carry_to_legacy(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
+        """Insert the legacy rows of normalized rows; rows that are there stand, or are overwritten."""
+        row = self.normalized_row()
+        parent = self.pair.parent.table if self.pair.parent else None
+        values: dict[str, Any] = {self._key: self.pair.key} | {name: row[name] for name in self.pair.carried}
+        rows = select(*values.values()).select_from(self._joined(self.pair.table, parent)).where(criterion)
+        return self._insert_from(self.pair.legacy_table, values, rows, self._key, overwrite=overwrite)
+
+    def _insert_from(self, table: Table, values: dict[str, Any], rows: SelectBase, key: str, *, overwrite: bool) -> str:
+        statement = self.rendering.ignoring(table, list(values), rows, unless=key if overwrite else None)
+        return self.render(statement)
+
+    @cached_property
+    def backfill(self) -> tuple[str, ...]:
+        """Carry the legacy rows between `_first` and `_last` that have no normalized row."""
+        parents = (
+            ()
+            if self.pair.parent is None
+            else (self.carry_parents(in_range(self.legacy_key), self.legacy_row(), self.pair.legacy_table),)
+        )
+        return (*parents, self.carry_to_normalized(in_range(self.legacy_key), overwrite=False))
+
+    @cached_property
+    def carry_new(self) -> str | None:
+        """What `backfill` does, and more, with one statement, where the database saves work by that."""
+        return None if self.pair.parent is None else self.rendering.carry_new(self, in_range(self.legacy_key))
+
+    @cached_property
+    def overwrite_normalized(self) -> tuple[str, ...]:
+        """Carry the legacy rows in `_keys`, whatever the normalized side holds."""
+        parents = (
+            ()
+            if self.pair.parent is None
+            else (self.carry_parents(in_keys(self.legacy_key), self.legacy_row(), self.pair.legacy_table),)
+        )
+        return (*parents, self.carry_to_normalized(in_keys(self.legacy_key), overwrite=True))
+
+    @cached_property
+    def insert_normalized_rows(self) -> tuple[str, ...]:
+        """Carry the legacy rows in `_keys` that the normalized side does not have."""
+        *parents, _ = self.overwrite_normalized
+        return (*parents, self.carry_to_normalized(in_keys(self.legacy_key), overwrite=False))
+
+    @cached_property
+    def overwrite_legacy(self) -> str:
+        """Carry the normalized rows in `_keys`, whatever the legacy side holds."""
+        return self.carry_to_legacy(in_keys(self.pair.key), overwrite=True)
+
+    @cached_property
+    def insert_legacy_rows(self) -> str:
+        """Carry the normalized rows in `_keys` that the legacy side does not have."""
+        return self.carry_to_legacy(in_keys(self.pair.key), overwrite=False)
+
+    @cached_property
+    def mark(self) -> str:
+        """Mark the normalized rows in `_keys` as known to both sides."""
+        marked = update(self.pair.table).values({self.pair.marker.key: TRUE})
+        return self.render(marked.where(in_keys(self.pair.key), self._unmarked))
+
+    @cached_property
+    def fill_legacy(self) -> str:
+        """Carry the normalized rows between `_first` and `_last` that the legacy side does not have."""
+        return self.carry_to_legacy(in_range(self.pair.key), overwrite=False)
+
+    @cached_property
+    def rebuild_legacy(self) -> str:
+        """Carry the normalized rows between `_first` and `_last` to legacy tables made anew."""
+        return self.carry_to_legacy(in_range(self.pair.key), overwrite=True)
+
+    @cached_property
+    def adopt(self) -> tuple[str, ...]:
+        """Complete the rows in `_keys`: a program may have written them that knows the founding schema alone.
+
+        Every row goes under the parent that its values name: a program may have changed the parent itself.
+        """
+        table = self.pair.table
+        foreign = and_(in_keys(self.pair.key), self._unmarked)
+        steps: list[str] = []
+        if self.pair.adopted:
+            made = {
+                self.pair.carried[name].key: func.coalesce(table.c[self.pair.carried[name].key], make(table))
+                for name, make in self.pair.adopted.items()
+            }
+            steps.append(self.render(update(table).values(made).where(foreign)))
+        values: dict[str, Any] = {a.key: value(self.normalized_row()) for a, value in self.pair.computed.items()}
+        # What is computed may be wrong in a row of ours too, where somebody changed it.
+        completed = update(table).values({**values, self.pair.marker.key: TRUE}).where(in_keys(self.pair.key))
+        steps.append(self.render(completed))
+        if self.pair.parent is not None:
+            row, source = self.normalized_row(), self._joined(table, self.pair.parent.table)
+            steps.append(self.carry_parents(in_keys(self.pair.key), row, source))
+            # A row whose parent is gone has no right one: it stays as it is, to be rejected.
+            moves = table.c[link(self.pair)] != self._right_parent()
+            moved = update(table).values({link(self.pair): self._right_parent()})
+            steps.append(self.render(moved.where(in_keys(self.pair.key), moves)))
+        return tuple(steps)
+
+    @cached_property
+    def parents_of(self) -> str:
+        """The parents of the normalized rows in `_keys`."""
+        return self.render(select(self.pair.table.c[link(self.pair)]).distinct().where(in_keys(self.pair.key)))
+
+    @cached_property
+    def parents_meant(self) -> str:
+        """The parents that are there for the legacy rows in `_keys`, whether these have a normalized row or not."""
+        assert self.pair.parent is not None
+        parent, row = self.pair.parent.table, self.legacy_row()
+        there = self.pair.legacy_table.join(parent, self._identity(row, parent))
+        return self.render(select(self.pair.parent.key).distinct().select_from(there).where(in_keys(self.legacy_key)))
+
+    @cached_property
+    def foreign_in_keys(self) -> str:
+        """Those of the normalized rows in `_keys` that another program wrote and nobody has adopted."""
+        return self.render(select(self.pair.key).where(in_keys(self.pair.key), self._unmarked))
+
+    @cached_property
+    def foreign_in_range(self) -> str:
+        """The normalized rows between `_first` and `_last` that another program wrote and nobody has adopted."""
+        return self.render(select(self.pair.key).where(in_range(self.pair.key), self._unmarked))

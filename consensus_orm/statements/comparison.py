@@ -1,0 +1,161 @@
+"""The statements that compare ranges of rows of both sides, and count them."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    column,
+    exists,
+    func,
+    literal_column,
+    not_,
+    select,
+    table,
+)
+
+from consensus_orm.declaration.keys import usable
+from consensus_orm.phase import Side
+from consensus_orm.statements.rendering import (
+    TRUE,
+    chunk_bounds,
+    in_keys,
+    in_range,
+    link,
+)
+from consensus_orm.statements.rows import PairRows
+
+__all__ = ["ComparisonStatements"]
+
+
+class ComparisonStatements(PairRows):
+    """Ranges of rows of both sides, compared."""
+
+    @cached_property
+    def columns_differing(self) -> tuple[tuple[str, ...], str]:
+        """Names of what is compared, and for the row under `_key`: on which sides it is, and each comparison."""
+        legacy = self.pair.legacy_table
+        parent = self.pair.parent.table if self.pair.parent else None
+        only = select(self.rendering.typed(bindparam("_key"), self.pair.key.type).label("k")).subquery()
+        source = only.outerjoin(legacy, legacy.c[self._key] == only.c.k).outerjoin(
+            self.pair.table, self.pair.key == only.c.k
+        )
+        if parent is not None and self.pair.parent is not None:
+            source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[link(self.pair)])
+        compared = self.agreement(self.legacy_row())
+        present = [legacy.c[self._key].is_not(None), self.pair.key.is_not(None)]
+        return tuple(compared), self.render(select(*present, *compared.values()).select_from(source))
+
+    @cached_property
+    def both_sides(self) -> tuple[str, str]:
+        """How the rows in `_keys` stand to each other; a key that neither statement gives has no row.
+
+        Those that the legacy side has: key, whether the normalized side has it, whether what is carried agrees,
+        whether what is computed does. And keys of those that the normalized side alone has.
+        """
+        legacy, row = self.pair.legacy_table, self.legacy_row()
+        source = legacy.outerjoin(self.pair.table, self.pair.key == self.legacy_key)
+        if self.pair.parent is not None:
+            source = source.outerjoin(
+                self.pair.parent.table, self.pair.parent.key == self.pair.table.c[link(self.pair)]
+            )
+        agree = [and_(TRUE, *found(row, None, None).values()) for found in (self._carried_agree, self._computed_agree)]
+        both = select(self.legacy_key, self.pair.key.is_not(None), *agree).select_from(source)
+        there = exists(literal_column("1")).where(self.legacy_key == self.pair.key).correlate(self.pair.table)
+        lone = select(self.pair.key).where(in_keys(self.pair.key), not_(there))
+        return self.render(both.where(in_keys(self.legacy_key))), self.render(lone)
+
+    @cache  # noqa: B019
+    def next_chunk(self, side: Side) -> tuple[str, str]:
+        """Bounds of the first chunk of a side, and of each further one."""
+        key = self.key_of(side)
+        return chunk_bounds(self.rendering, key, first=True), chunk_bounds(self.rendering, key, first=False)
+
+    @cache  # noqa: B019
+    def last_key(self, side: Side) -> str:
+        """The last usable key of a side, in the order of the ranges."""
+        key = self.key_of(side)
+        return self.render(select(func.max(key)).where(usable(key)))
+
+    @cache  # noqa: B019
+    def all_rows(self, side: Side) -> str:
+        """How many rows the table of a side has, whatever their keys and wherever they refer to."""
+        return self.render(select(func.count()).select_from(self.table_of(side)))
+
+    @cache  # noqa: B019
+    def rows_in_range(self, side: Side) -> str:
+        """How many rows of a side lie between `_first` and `_last`."""
+        return self.render(select(func.count()).select_from(self.table_of(side)).where(in_range(self.key_of(side))))
+
+    @cache  # noqa: B019
+    def keys_in_range(self, side: Side) -> str:
+        """The keys of the rows of a side between `_first` and `_last`."""
+        key = self.key_of(side)
+        return self.render(select(key).where(in_range(key)))
+
+    @cache  # noqa: B019
+    def keyless_rows(self, side: Side) -> str:
+        """How many rows of a side cannot be named by their key, and lie in no range."""
+        return self.render(select(func.count()).select_from(self.table_of(side)).where(not_(usable(self.key_of(side)))))
+
+    @cached_property
+    def readable_rows(self) -> str:
+        """How many normalized rows can be read: they have a usable key, and a parent where they need one."""
+        parent = self.pair.parent.table if self.pair.parent else None
+        source = self._joined(self.pair.table, parent)
+        return self.render(select(func.count()).select_from(source).where(usable(self.pair.key)))
+
+    @cached_property
+    def unequal_in_range(self) -> str:
+        """Keys of the legacy rows between `_first` and `_last` that have no equal on the normalized side."""
+        return self._select_unequal(in_range(self.legacy_key), self._between(self.pair.key))
+
+    @cached_property
+    def unequal_in_keys(self) -> str:
+        """Those of the legacy rows in `_keys` that have no equal on the normalized side."""
+        return self._select_unequal(in_keys(self.legacy_key))
+
+    def _select_unequal(self, criterion: ColumnElement[bool], *theirs: ColumnElement[bool]) -> str:
+        return self.render(select(self.legacy_key).where(criterion, self._unequal(*theirs)).order_by(self.legacy_key))
+
+    def _unequal(self, *theirs: ColumnElement[bool]) -> ColumnElement[bool]:
+        equal = self.counterpart(self.legacy_row(), self.legacy_key).where(*theirs)
+        unequal: ColumnElement[bool] = not_(equal.correlate(self.pair.legacy_table))
+        return unequal
+
+    def _between(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
+        """That a row of one side lies where the range of the other one does.
+
+        It equals a key of that range anyway; PostgreSQL would look through all rows for each chunk otherwise.
+        """
+        between: ColumnElement[bool] = key.between(bindparam("_first"), bindparam("_last"))
+        return between
+
+    @cache  # noqa: B019
+    def compare_range(self, side: Side, *, but_recorded: bool) -> str:
+        """Compare the rows of a side between `_first` and `_last`: how many there are, and the keys of the wrong ones.
+
+        Those are a JSON array, or NULL. Of the legacy side they are the rows without an equal on the normalized side;
+        of the normalized one, those without a legacy row.
+
+        Args:
+            side: The side.
+            but_recorded: Leave out rows that are recorded as changed since the legacy side was frozen.
+        """
+        key = self.key_of(side)
+        if side is Side.LEGACY:
+            wrong = self._unequal(self._between(self.pair.key))
+        else:
+            there = exists(literal_column("1")).where(self.legacy_key == key, self._between(self.legacy_key))
+            wrong = not_(there.correlate(self.pair.table))
+        wrong = and_(wrong, self._unrecorded(key)) if but_recorded else wrong
+        return self.render(self.rendering.count_and_list(key, in_range(key), wrong))
+
+    def _unrecorded(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
+        changes = table("consensus_orm_changes", column("pair"), column("key"))
+        mine = changes.c.pair == self.pair.name
+        return not_(exists(literal_column("1")).select_from(changes).where(mine, changes.c.key == key))

@@ -1,0 +1,180 @@
+"""The statements that read rows of one side, under their legacy names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Select,
+    bindparam,
+    func,
+    literal_column,
+    not_,
+    null,
+    select,
+)
+
+from consensus_orm.declaration.expressions import exact_hex, type_name
+from consensus_orm.declaration.keys import usable
+from consensus_orm.declaration.pairs import Latest, Row
+from consensus_orm.phase import Side
+from consensus_orm.statements.rendering import (
+    each_value,
+    in_keys,
+    leads_an_index,
+    link,
+    parameter,
+)
+from consensus_orm.statements.rows import PairRows
+
+__all__ = ["ReadStatements"]
+
+
+NEWEST = "newest_"
+"""Label of the column that orders rows."""
+
+
+class ReadStatements(PairRows):
+    """Rows of one side, as users and ledgers read them."""
+
+    def projection(self, side: Side, *more: str) -> tuple[Select[Any], dict[str, ColumnElement[Any]]]:
+        """The rows of a side under their legacy names, the same on both, and the expressions behind the names.
+
+        Args:
+            side: The side to read.
+            *more: Names of parent columns to read as well (identity and the like), computed on the legacy side;
+                `latest_NAME` is what a derived column would be if this row were the newest of its parent.
+        """
+        if side is Side.LEGACY:
+            row = self.legacy_row()
+            names: dict[str, ColumnElement[Any]] = {self._key: self.pair.legacy_table.c[self._key]}
+            names |= {name: row[name] for name in self.pair.carried}
+            names |= {a.key: null() for a in self.pair.kept}
+            above = self.parent_values(row)
+            source: FromClause = self.pair.legacy_table
+        else:
+            row = self.normalized_row()
+            parent = self.pair.parent.table if self.pair.parent else None
+            names = {self._key: self.pair.key} | {name: row[name] for name in self.pair.carried}
+            names |= {a.key: self.pair.column(a) for a in self.pair.kept}
+            above = {} if parent is None else {c.name: c for c in parent.columns}
+            source = self._joined(self.pair.table, parent)
+        names |= {name: above[name] if name in above else self._latest(name, row) for name in more}
+        if self.pair.newest is not None:
+            names[NEWEST] = (
+                self.own_values(row)[self.pair.newest.key]
+                if side is Side.LEGACY
+                else self.pair.column(self.pair.newest)
+            )
+        statement = select(*(value.label(name) for name, value in names.items())).select_from(source)
+        return statement, names
+
+    def _latest(self, name: str, row: Row) -> ColumnElement[Any]:
+        assert self.pair.parent is not None
+        rules = {f"latest_{a.key}": rule for a, rule in self.pair.parent.derived.items()}
+        rule = rules[name]
+        assert isinstance(rule, Latest)
+        return rule.value(row)
+
+    @cache  # noqa: B019 - lives as long as the mapping does
+    def read(self, side: Side, filters: tuple[str, ...], *, limited: bool, more: tuple[str, ...] = ()) -> str:
+        """Rows of a side, newest first, that equal the bound values of some columns."""
+        statement, names = self.projection(side, *more)
+        newest = [names[NEWEST].desc()] if NEWEST in names else []
+        statement = statement.where(*self._filter(names, filters)).order_by(*newest, names[self._key].desc())
+        return self.render(statement.limit(bindparam("_limit")) if limited else statement)
+
+    @cache  # noqa: B019
+    def get(self, side: Side) -> str:
+        """The row of a side under `_key`."""
+        statement, names = self.projection(side)
+        names.pop(NEWEST, None)  # one row needs no order
+        columns = (value.label(name) for name, value in names.items())
+        return self.render(statement.with_only_columns(*columns).where(names[self._key] == bindparam("_key")))
+
+    @cache  # noqa: B019
+    def count(self, side: Side, filters: tuple[str, ...]) -> str:
+        """How many rows of a side equal the bound values of some columns."""
+        statement, names = self.projection(side)
+        return self.render(statement.with_only_columns(func.count()).where(*self._filter(names, filters)))
+
+    @cache  # noqa: B019
+    def distinct(self, side: Side, column: str) -> str:
+        """The values of a column on a side, each once, in order."""
+        statement, names = self.projection(side)
+        value = names[column]
+        if leads_an_index(value) and not value.nullable:
+            found = each_value(value)
+            # As a value and not as a condition: that would be joined, with all rows.
+            of_value: Select[Any] = statement.with_only_columns(literal_column("1")).where(value == found.c.value)
+            there = of_value.limit(literal_column("1")).scalar_subquery().is_not(None)
+            return self.render(select(found.c.value).where(there).order_by(self.rendering.in_bytes(found.c.value)))
+        # Grouped, because DISTINCT would not be ordered by anything but the value itself.
+        return self.render(statement.with_only_columns(value).group_by(value).order_by(self.rendering.in_bytes(value)))
+
+    @cache  # noqa: B019
+    def keys(self, side: Side, filters: tuple[str, ...]) -> str:
+        """Keys of the rows of a side that equal the bound values of some columns; nobody else changes those then."""
+        statement, names = self.projection(side)
+        statement = statement.with_only_columns(names[self._key]).where(*self._filter(names, filters))
+        table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
+        return self.render(statement.with_for_update(of=table))
+
+    def ages(self, filters: tuple[str, ...], members: Sequence[PairRows]) -> Select[Any]:
+        """What tells how new the parents of legacy rows are: their identity, when each row was, and its key.
+
+        Args:
+            filters: The rows equal the bound values of these columns.
+            members: The pairs whose rows have such parents; each has a column for its keys, 0 in rows of others.
+        """
+        assert self.pair.parent is not None
+        row = self.legacy_row()
+        values = self.parent_values(row)
+        identity = [values[a.key].label(a.key) for a in self.pair.parent.identity]
+        keys = [(self.legacy_key if of is self else literal_column("0")).label(of.pair.name) for of in members]
+        meant = [row[name] == self.bound[name] for name in filters]
+        return select(*identity, self._newest_value(row).label(NEWEST), *keys).where(*meant)
+
+    def _filter(self, names: dict[str, ColumnElement[Any]], filters: tuple[str, ...]) -> list[Any]:
+        is_own = self.pair.table.columns.contains_column
+        wanted = {name: names[name] for name in filters}
+        # A parent has few rows; an index on what rows of many parents have in common finds more.
+        if any(leads_an_index(of) and not is_own(of) for of in wanted.values()):
+            wanted = {name: self.rendering.unindexed(of) if is_own(of) else of for name, of in wanted.items()}
+        return [of == self._meant(name, of) for name, of in wanted.items()]
+
+    def _meant(self, name: str, of: ColumnElement[Any]) -> ColumnElement[Any]:
+        carried = name in self.pair.carried
+        return self.bound[name] if carried else self.rendering.typed(bindparam(parameter(name)), of.type)
+
+    @cache  # noqa: B019
+    def image(self, side: Side) -> tuple[tuple[str, ...], str]:
+        """Names and, for the row under `_key`, type and bytes of every column: what a reject keeps."""
+        names, images = self._images(side)
+        return names, self.render(images.where(self.key_of(side) == bindparam("_key")))
+
+    @cache  # noqa: B019
+    def keyless_images(self, side: Side) -> tuple[tuple[str, ...], str]:
+        """Names and, for each row that cannot be named by its key, type and bytes of every column."""
+        names, images = self._images(side)
+        return names, self.render(images.where(not_(usable(self.key_of(side)))))
+
+    def _images(self, side: Side) -> tuple[tuple[str, ...], Select[Any]]:
+        """Rows whole. A normalized one shows itself without its parent too: that one may be what is wrong with it."""
+        _, names = self.projection(side)
+        names.pop(NEWEST, None)
+        source: FromClause = self.table_of(side)
+        if side is Side.NORMALIZED and self.pair.parent is not None:
+            parent = self.pair.parent
+            source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
+        parts: list[Any] = [part for v in names.values() for part in (type_name(v), exact_hex(v))]
+        return tuple(names), select(*parts).select_from(source)  # pyright: ignore[reportReturnType]
+
+    @cache  # noqa: B019
+    def present(self, side: Side) -> str:
+        """Those of `_keys` that a side has."""
+        return self.render(select(self.key_of(side)).where(in_keys(self.key_of(side))))

@@ -1,0 +1,277 @@
+"""The rows of a pair as expressions: as they are meant, and as each side holds them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, Self
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    SelectBase,
+    Table,
+    alias,
+    and_,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+)
+
+from consensus_orm.declaration.expressions import holds, same
+from consensus_orm.declaration.pairs import Earliest, Pair, Row
+from consensus_orm.phase import Side
+from consensus_orm.statements.rendering import (
+    FALSE,
+    TRUE,
+    Rendering,
+    link,
+    parameter,
+)
+
+__all__ = ["PairRendering", "PairRows"]
+
+
+class PairRendering(Rendering):
+    """How statements on the two tables of a pair are printed, where a database can do several with one."""
+
+    @abstractmethod
+    def find_parent(self, found: SelectBase, pair: PairRows) -> str:
+        """The parent of a row as meant, and whether the row is earlier than any it has.
+
+        Args:
+            found: Says so; it gives no row where there is no parent.
+            pair: What a database needs that makes the parent with the same statement.
+        """
+
+    @abstractmethod
+    def write_both(self, pair: PairRows) -> str | None:
+        """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
+
+    @abstractmethod
+    def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
+        """Carry legacy rows and make their parents with one statement; None where that saves nothing.
+
+        It gives the parents to derive again, as a JSON array, or NULL where all rows were new: then what it gave
+        their parents is right.
+        """
+
+
+class PairRows:
+    """The rows of a pair as expressions: what a statement on them is made of.
+
+    Args:
+        pair: The declared pair.
+        rendering: How statements are printed.
+        uncast: Legacy columns of text whose values are bound without a cast to text.
+    """
+
+    def __init__(self, pair: Pair, rendering: PairRendering, *, uncast: frozenset[str] = frozenset()) -> None:
+        self.pair = pair
+        self.rendering = rendering
+        self.render = rendering.render
+        self._uncast = uncast
+
+    def storing(self, columns: Iterable[str]) -> Self:
+        """Statements that store the values of some text columns as they are bound: bytes stay bytes."""
+        uncast = frozenset(columns)
+        return type(self)(self.pair, self.rendering, uncast=uncast) if uncast else self
+
+    def check(self) -> None:
+        """Refuse rules that cannot be said in SQL, before a statement is made of them.
+
+        Raises:
+            ConfigurationError: There is one.
+        """
+        rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
+        rules += [make(self.pair.table) for make in self.pair.adopted.values()]
+        self.rendering.check(rules, known={parameter(name) for name in self.pair.carried})
+
+    @cached_property
+    def bound(self) -> Row:
+        """The row as it is meant: bound values. Text is cast, so that bytes that are no UTF-8 can be bound."""
+        return Row({name: self._bind(name, attribute) for name, attribute in self.pair.carried.items()})
+
+    @cached_property
+    def parameters(self) -> dict[str, str]:
+        """The names of the fields of a row, and of the parameters that hold their values."""
+        key, *others = self.pair.fields
+        return {key: "_key"} | {name: parameter(name) for name in others}
+
+    def _bind(self, name: str, attribute: Any) -> ColumnElement[Any]:
+        type_ = self.pair.column(attribute).type
+        value = bindparam(parameter(name), type_=type_)
+        return value if name in self._uncast else self.rendering.typed(value, type_)
+
+    def _kept_bind(self, attribute: Any) -> ColumnElement[Any]:
+        return self._bind(attribute.key, attribute)
+
+    def legacy_row(self, table: FromClause | None = None) -> Row:
+        """The row as the legacy table holds it."""
+        table = self.pair.legacy_table if table is None else table
+        return Row({name: table.c[name] for name in self.pair.carried})
+
+    def normalized_row(self, table: FromClause | None = None, parent: FromClause | None = None) -> Row:
+        """The row as the normalized table and its parent hold it, under its legacy names."""
+        own = self.pair.table if table is None else table
+        above = parent if parent is not None or self.pair.parent is None else self.pair.parent.table
+        return Row(
+            {
+                name: (own if a.class_ is self.pair.normalized else above).c[a.key]  # type: ignore[union-attr]
+                for name, a in self.pair.carried.items()
+            }
+        )
+
+    def own_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
+        """What the normalized table must hold for a row; without key, link, marker and what is kept."""
+        carried = {a.key: row[name] for name, a in self.pair.carried.items() if a.class_ is self.pair.normalized}
+        return carried | {a.key: value(row) for a, value in self.pair.computed.items()}
+
+    def parent_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
+        """What the parent table must hold for a row; without key and derived columns."""
+        if self.pair.parent is None:
+            return {}
+        carried = {a.key: row[name] for name, a in self.pair.carried.items() if a.class_ is self.pair.parent.model}
+        return carried | {a.key: value(row) for a, value in self.pair.parent.computed.items()}
+
+    def _identity(self, row: Row, parent: FromClause) -> ColumnElement[bool]:
+        assert self.pair.parent is not None
+        values = self.parent_values(row)
+        return and_(*(parent.c[a.key] == values[a.key] for a in self.pair.parent.identity))
+
+    def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
+        if parent is None or self.pair.parent is None:
+            return table
+        return table.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
+
+    @property
+    def _key(self) -> str:
+        return self.pair.key.name
+
+    @cached_property
+    def legacy_key(self) -> ColumnElement[Any]:
+        """The key of the legacy table."""
+        return self.pair.legacy_table.c[self._key]
+
+    def table_of(self, side: Side) -> Table:
+        """The table of a side."""
+        return self.pair.legacy_table if side is Side.LEGACY else self.pair.table
+
+    def key_of(self, side: Side) -> ColumnElement[Any]:
+        """The key of the table of a side."""
+        return self.table_of(side).c[self._key]
+
+    def agreement(
+        self, row: Row, table: FromClause | None = None, parent: FromClause | None = None
+    ) -> dict[str, ColumnElement[bool]]:
+        """For each normalized column, whether it holds what a row demands: the comparison, in one place."""
+        return self._carried_agree(row, table, parent) | self._computed_agree(row, table, parent)
+
+    def _carried_agree(
+        self, row: Row, table: FromClause | None, parent: FromClause | None
+    ) -> dict[str, ColumnElement[bool]]:
+        own = self.pair.table if table is None else table
+        found: dict[str, ColumnElement[bool]] = {}
+        for name, a in self.pair.carried.items():
+            if a.class_ is self.pair.normalized:
+                found[a.key] = same(own.c[a.key], row[name])
+            elif self.pair.parent is not None:
+                above = self.pair.parent.table if parent is None else parent
+                found[f"{self.pair.parent.table.name}.{a.key}"] = same(above.c[a.key], row[name])
+        return found
+
+    def _computed_agree(
+        self, row: Row, table: FromClause | None, parent: FromClause | None
+    ) -> dict[str, ColumnElement[bool]]:
+        own = self.pair.table if table is None else table
+        found: dict[str, ColumnElement[bool]] = {
+            a.key: holds(own.c[a.key], value(row)) for a, value in self.pair.computed.items()
+        }
+        if self.pair.parent is not None:
+            above = self.pair.parent.table if parent is None else parent
+            for a, value in self.pair.parent.computed.items():
+                found[f"{self.pair.parent.table.name}.{a.key}"] = holds(above.c[a.key], value(row))
+        return found
+
+    def counterpart(self, row: Row, key: ColumnElement[Any]) -> Any:
+        """Whether the normalized side holds an equal of a legacy row."""
+        parent = self.pair.parent.table if self.pair.parent else None
+        return (
+            exists(literal_column("1"))
+            .select_from(self._joined(self.pair.table, parent))
+            .where(self.pair.key == key, *self.agreement(row).values())
+        )
+
+    def legacy_counterpart(self, own: FromClause, key: ColumnElement[Any]) -> Any:
+        """Whether the legacy side holds an equal of a normalized row."""
+        source: FromClause = self.pair.legacy_table
+        compared = list(self.agreement(self.legacy_row(), own).values())
+        if self.pair.parent is not None:
+            parent = self.pair.parent.table
+            source = source.join(parent, self.pair.parent.key == own.c[link(self.pair)])
+        return exists(literal_column("1")).select_from(source).where(self.legacy_key == key, *compared)
+
+    def normalized_values(self) -> dict[str, Any]:
+        """What the normalized table holds of a row as meant; without key and link."""
+        kept = {a.key: self._kept_bind(a) for a in self.pair.kept}
+        return self.own_values(self.bound) | kept | {self.pair.marker.key: TRUE}
+
+    @property
+    def earliest_column(self) -> str | None:
+        """The column of the parent that follows its earliest row, if there is one."""
+        assert self.pair.parent is not None
+        return next((a.key for a, r in self.pair.parent.derived.items() if isinstance(r, Earliest)), None)
+
+    def _newest_value(self, row: Row) -> ColumnElement[Any]:
+        assert self.pair.newest is not None
+        return self.own_values(row)[self.pair.newest.key]
+
+    def new_parent(self, row: Row) -> dict[str, ColumnElement[Any]]:
+        """What a parent holds whose first row this is; without its key."""
+        assert self.pair.parent is not None
+        values = self.parent_values(row)
+        for attribute, rule in self.pair.parent.derived.items():
+            values[attribute.key] = (
+                self._newest_value(row) if isinstance(rule, Earliest) else literal_column(rule.otherwise)
+            )
+        return values
+
+    def _right_parent(self) -> ColumnElement[Any]:
+        """The parent a normalized row belongs to by its identity, whichever it is linked to."""
+        assert self.pair.parent is not None
+        key = self.pair.parent.key.name
+        own, linked, right = (
+            alias(self.pair.table),
+            alias(self.pair.parent.table),
+            alias(self.pair.parent.table),
+        )
+        return (
+            select(right.c[key])
+            .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
+            .join(right, self._identity(self.normalized_row(own, linked), right))
+            .where(own.c[self._key] == self.pair.key)
+            .correlate(self.pair.table)
+            .scalar_subquery()
+        )
+
+    @property
+    def _unmarked(self) -> ColumnElement[bool]:
+        return self.pair.column(self.pair.marker).is_distinct_from(TRUE)
+
+    @property
+    def loses_by_adopting(self) -> ColumnElement[bool]:
+        """Whether `adopt` would replace a value of a normalized row, and not only fill in what is missing."""
+        table = self.pair.table
+        row = self.normalized_row()
+        made = {name: func.coalesce(row[name], make(table)) for name, make in self.pair.adopted.items()}
+        filled = Row({name: row[name] for name in row} | made)
+        replaced = [
+            and_(table.c[a.key].is_not(None), not_(holds(table.c[a.key], value(filled))))
+            for a, value in self.pair.computed.items()
+        ]
+        return or_(FALSE, *replaced)

@@ -1,0 +1,107 @@
+"""The statements that write one row to the sides of a phase, and compare it there."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from consensus_orm.declaration.expressions import same
+from consensus_orm.phase import Side
+from consensus_orm.statements.rendering import (
+    FALSE,
+    in_keys,
+)
+from consensus_orm.statements.rows import PairRows
+
+__all__ = ["WriteStatements"]
+
+
+class WriteStatements(PairRows):
+    """One row, written and compared (rules 3 and 5)."""
+
+    @cached_property
+    def write_both(self) -> str | None:
+        """Write a row as meant to both sides with one statement, where the database saves trips by that."""
+        return self.rendering.write_both(self)
+
+    @cached_property
+    def compare_written(self) -> str:
+        """Whether the row that `write_both` has just written stands on each side as meant: gives 1, else 0."""
+        # In a subquery, or it would be asked again for every row.
+        return self._compare(select(func.lastval()).scalar_subquery())
+
+    @cached_property
+    def compare(self) -> str:
+        """Whether exactly one row stands on each side under `_key`, both as meant: gives 1, else 0."""
+        return self._compare(bindparam("_key"))
+
+    def _compare(self, key: ColumnElement[Any]) -> str:
+        parent = self.pair.parent.table if self.pair.parent else None
+        legacy = self.pair.legacy_table
+        source = self._joined(self.pair.table, parent).join(legacy, legacy.c[self._key] == self.pair.key)
+        meant: list[ColumnElement[bool]] = [same(legacy.c[name], self.bound[name]) for name in self.pair.carried]
+        meant += self.agreement(self.bound).values()
+        meant += [same(self.pair.table.c[a.key], self._kept_bind(a)) for a in self.pair.kept]
+        meant += [legacy.c[self._key] == key]
+        return self.render(select(func.count()).select_from(source).where(*meant))
+
+    @cached_property
+    def next_key(self) -> str:
+        """The next id, above whatever either side has or has ever given (rule 3)."""
+        return self.rendering.next_key(self.pair)
+
+    @cache  # noqa: B019
+    def insert_legacy(self, *, keyed: bool) -> str:
+        """Insert a row as meant, with its key, or with one that the database gives."""
+        values: dict[str, Any] = {name: self.bound[name] for name in self.pair.carried}
+        values |= {self._key: bindparam("_key")} if keyed else {}
+        return self.render(insert(self.pair.legacy_table).values(values).returning(self.pair.legacy_table.c[self._key]))
+
+    @cache  # noqa: B019
+    def insert_normalized(self, *, keyed: bool) -> str:
+        """Insert a row as meant under `_parent`, with its key, or with one that the database gives."""
+        values = self.normalized_values() | ({self._key: bindparam("_key")} if keyed else {})
+        if self.pair.link is not None:
+            values[self.pair.link.key] = bindparam("_parent")
+        return self.render(insert(self.pair.table).values(values).returning(self.pair.key))
+
+    @cached_property
+    def find_parent(self) -> str:
+        """The parent of a row as meant, and whether the row is earlier than any it has."""
+        assert self.pair.parent is not None
+        table = self.pair.parent.table
+        earliest = self.earliest_column
+        earlier = FALSE if earliest is None else table.c[earliest] > self._newest_value(self.bound)
+        found = select(self.pair.parent.key, earlier).where(self._identity(self.bound, table))
+        return self.rendering.find_parent(found, self)
+
+    @cached_property
+    def insert_parent(self) -> str:
+        """Insert the parent of a row as meant, which is its first."""
+        assert self.pair.parent is not None
+        statement = insert(self.pair.parent.table).values(self.new_parent(self.bound))
+        return self.render(statement.returning(self.pair.parent.key))
+
+    @cached_property
+    def make_earlier(self) -> str:
+        """Let the parent `_parent` begin with a row as meant."""
+        assert self.pair.parent is not None
+        values = {self.earliest_column: self._newest_value(self.bound)}
+        return self.render(
+            update(self.pair.parent.table).values(values).where(self.pair.parent.key == bindparam("_parent"))
+        )
+
+    @cache  # noqa: B019
+    def delete(self, side: Side) -> str:
+        """Delete the rows in `_keys` from a side."""
+        return self.render(delete(self.table_of(side)).where(in_keys(self.key_of(side))))
