@@ -105,7 +105,14 @@ class Migration:
         """
         rewrite = self._upgrade.pending_rewrite() if self._units.identity.rewritten else None
         told = None if rewrite is None else str(rewrite)
-        return self._reading.run(lambda uow: collect(uow, self._units.initial_phase, told))
+        if self._units.identity.needs_upgrade:
+            self._units.identity = self._units.inspect_patiently()  # another process may have upgraded it
+        initial, needs_upgrade = self._units.initial_phase, self._units.identity.needs_upgrade
+
+        def look(uow: UnitOfWork) -> MigrationStatus:
+            return collect(uow, initial, told, outdated=uow.prepared and needs_upgrade)
+
+        return self._reading.run(look)
 
     def history(self) -> list[audit_records.HistoryEntry]:
         """The audit: every change of phase and every repair, oldest first; writes nothing."""

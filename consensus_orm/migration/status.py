@@ -81,19 +81,23 @@ class MigrationStatus(BaseModel):
     next_command: str
 
 
-def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> MigrationStatus:
+def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outdated: bool = False) -> MigrationStatus:
     """Look at everything within one snapshot.
 
     Args:
         uow: A read-only unit of work.
         initial: The phase a file begins with that nobody prepared.
         rewrite: What an upgrade will do to tables that another program made.
+        outdated: Whether an earlier release has prepared the database: then only what that one knew can be asked.
     """
     phase = uow.phase if uow.prepared else initial
-    flaws = shapes.look(uow) if uow.prepared else []
+    current = uow.prepared and not outdated
+    flaws = shapes.look(uow) if current else []
     # At CONTRACT there is no gate any more, and what guards the phase is looked after all the same.
     obstacles = [Obstacle(flaw.text, flaw.command) for flaw in flaws]
-    if uow.prepared and phase.next is not None:
+    if outdated:
+        obstacles = [Obstacle("the schema is that of an earlier release", _upgrade(rewrite))]
+    elif uow.prepared and phase.next is not None:
         obstacles = gates.obstacles(uow)
     lost = {table.name for table in guard_record.lost(uow)} if uow.prepared else set()
     since, step = state.get(uow, "since", "step") or (None, None)
@@ -115,16 +119,16 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None) -> Migr
             p.table.name: _rows_of(uow, p.table.name, uow.statements.parents[p.table.name].all_rows) or 0
             for p in uow.statements.mapping.parents
         },
-        certificate=None if "consensus_orm_certificates" in lost else _certificate(uow),
+        certificate=_certificate(uow) if current and "consensus_orm_certificates" not in lost else None,
         mismatches=mismatches.open_mismatches(uow) if uow.prepared else 0,
         rejects=mismatches.open_rejects(uow) if uow.prepared else 0,
         guards=[flaw.text for flaw in flaws],
         foreign_writes=changes.count(uow) if uow.prepared and phase.compares else 0,
-        undecided=changes.undecided(uow) if uow.prepared and phase.compares else 0,
-        images=images.count(uow) if uow.prepared and "consensus_orm_images" not in lost else 0,
+        undecided=changes.undecided(uow) if current and phase.compares else 0,
+        images=images.count(uow) if current and "consensus_orm_images" not in lost else 0,
         soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
-        clock_set_back=uow.prepared and gates.clock_set_back(uow),
+        clock_set_back=current and gates.clock_set_back(uow),
         gate=[obstacle.text for obstacle in obstacles] if phase.next else [],
         next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),
     )

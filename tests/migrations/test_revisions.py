@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -19,7 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from consensus_orm import errors
+from consensus_orm import ConsensusStore, Phase, errors
 from consensus_orm.consensus import application, programs
 from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.schema import inspection, revisions
@@ -453,3 +454,19 @@ def test_percent_in_the_path_of_the_migrations(
     monkeypatch.setattr(revisions, "script_location", lambda: folder)
 
     assert revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)
+
+
+@pytest.mark.parametrize("phase", list(Phase), ids=lambda phase: phase.name)
+def test_the_status_of_an_earlier_revision_names_the_upgrade(path: Path, open_engine: Open, phase: Phase) -> None:
+    """It is given in every phase, says which command helps, and leaves out what that revision could not know."""
+    builders.first_version(path)
+    soak: dict[str, Any] = {"soak_dual_write": 0, "soak_cutover": 0, "soak_normalized": 0}
+    with ConsensusStore.open(path, settings=Settings(**soak, backup_dir=path.parent)) as store:
+        store.migration.migrate(phase)
+    revisions.downgrade(open_engine(path), "0004", APPLICATION)
+    with ConsensusStore.open(path) as store:
+        status = store.migration.status()
+        assert (status.phase, status.next_command) == (phase, "consensus-orm upgrade")
+        assert len(status.gate) == (1 if phase.next else 0)
+        store.upgrade()  # as another process would
+        assert store.migration.status().next_command != "consensus-orm upgrade"
