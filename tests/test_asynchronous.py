@@ -169,7 +169,7 @@ class TestSameAsTheSynchronousStore:
     )
     def test_no_method_is_missing(self, ours: type, theirs: type) -> None:
         """Each public method has its counterpart under the same name, to be awaited, with the same arguments."""
-        names = {name for name in vars(theirs) if not name.startswith("_")}
+        names = {name for name in dir(theirs) if not name.startswith("_")}
         assert {name for name in vars(ours) if not name.startswith("_")} == names
         for name in names - {"phase"}:  # a property of the migration: `await store.migration.phase`
             assert inspect.iscoroutinefunction(getattr(ours, name)), name

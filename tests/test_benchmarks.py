@@ -84,7 +84,7 @@ def test_growth_is_measured_of_every_public_operation() -> None:
             "executions": Executions,
             "migration": Migration,
         }.items()
-        for method in vars(kind)
+        for method in dir(kind)
         if not method.startswith("_")
     }
     measured = {re.split("[ ,]", name)[0] for name in OPERATIONS}

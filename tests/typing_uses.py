@@ -48,9 +48,9 @@ from consensus_orm.errors import DatabaseBusyError, GateClosedError
 from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
-from consensus_orm.migration.journey import Step
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.status import MigrationStatus
+from consensus_orm.migration.steps import Step
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.progress import Progress
 from consensus_orm.rehearsal import RehearsalReport

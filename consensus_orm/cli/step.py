@@ -27,9 +27,9 @@ from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.errors import GateClosedError
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
-from consensus_orm.migration.journey import Step
 from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.reconcile import ReconcileReport
+from consensus_orm.migration.steps import Step
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import find

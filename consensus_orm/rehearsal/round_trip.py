@@ -15,9 +15,9 @@ from consensus_orm import errors, files
 from consensus_orm._version import __version__
 from consensus_orm.declaration.pairs import Mapping, Pair
 from consensus_orm.migration.backfill import BackfillReport
-from consensus_orm.migration.journey import Step
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.rehearsal_report import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
+from consensus_orm.migration.steps import Step
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Watch

@@ -1,0 +1,150 @@
+"""The agreement of both sides: rows are carried, compared, and made equal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from consensus_orm import errors
+from consensus_orm import validation as check
+from consensus_orm.ledgers import guards
+from consensus_orm.migration import gates, shapes
+from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
+from consensus_orm.migration.planning import Choice
+from consensus_orm.migration.rebuild import Adopted, adopt_strays
+from consensus_orm.migration.rebuild import rebuild as rebuild_side
+from consensus_orm.migration.reconcile import ReconcileReport, reconcile
+from consensus_orm.migration.records import MigrationRecords
+from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
+from consensus_orm.phase import Side
+from consensus_orm.progress import Watch
+from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = ["Agreement"]
+
+
+@check.checked
+class Agreement(MigrationRecords):
+    """Makes both sides equal, and certifies that they are."""
+
+    def backfill(self, progress: Watch = None) -> BackfillReport:
+        """Carry the rows that were there before the dual write; goes on where an earlier one stopped.
+
+        Args:
+            progress: Called after each chunk.
+
+        Returns:
+            What was done.
+
+        Raises:
+            WrongPhaseError: Both sides are not being written.
+        """
+        require_dual_write(self.phase)  # before a unit of work that writes would prepare the file
+        return backfill(self._reading, self._writing, progress)
+
+    def verify(self, progress: Watch = None) -> VerifyReport:
+        """Compare both sides whole and certify what was seen.
+
+        Args:
+            progress: Called after each chunk.
+
+        Returns:
+            What was seen; `clean` where nothing differs.
+
+        Raises:
+            WrongPhaseError: There is only one side.
+        """
+        require_two_sides(self.phase)
+        self._mind_clock()
+        return verify(self._reading, self._writing, progress)
+
+    def reconcile(
+        self,
+        *,
+        foreign: Choice = None,
+        rebuild: Side | str | None = None,
+        dry_run: bool = False,
+        progress: Watch = None,
+    ) -> ReconcileReport:
+        """Make both sides equal: repair the side that is not read, adopt rows that it alone has.
+
+        Rows that another program changed or deleted on the side that is not read need a choice. Without one they
+        stay as they are, and the gate stays shut. Whatever is overwritten or deleted is kept first (`images`).
+
+        Args:
+            foreign: "adopt" makes the side that is read what those rows are on the other one, "repair" puts them
+                back; None leaves them.
+            rebuild: The side, `legacy` or `normalized`, to make again from the other one, after another program
+                dropped tables of one of them. Tables that are missing are made. Rows that were written to a table
+                that was dropped and made again stay, under new ids where their own were given before; rows of the
+                side that lost nothing, and that have no equal on the other one, are kept as images and go.
+            dry_run: Only list what would be done; not together with `rebuild`.
+            progress: Called after each chunk.
+
+        Returns:
+            What was done to which row, and which rows wait for a choice.
+
+        Raises:
+            WrongPhaseError: There is only one side.
+            InvalidValueError: There is no such choice.
+            GuardsBrokenError: A table was dropped, or dropped and made again, by another program: `rebuild` says
+                which rows count.
+            MigrationError: There is nothing to make again, or nothing to make it from.
+        """
+        if rebuild is not None:
+            return self._rebuild(_side(rebuild), foreign, dry_run, progress)
+        adopted = () if dry_run or self.phase.has_legacy else self._adopt_strays(progress)
+        if self._mend(dry_run=dry_run) and not self.phase.writes_normalized:
+            return ReconcileReport(dry_run, (), (), 0, 0)  # there was nothing else to do
+        require_two_sides(self.phase)
+        report = reconcile(self._reading, self._repairing, foreign=foreign, dry_run=dry_run, progress=progress)
+        return replace(report, adopted_tables=adopted) if adopted else report
+
+    def _adopt_strays(self, progress: Watch) -> tuple[Adopted, ...]:
+        """Carry the rows of legacy tables that another program made at CONTRACT, and let views stand there again."""
+        with self._reading() as uow:
+            if not guards.strays(uow):
+                return ()
+        return tuple(adopt_strays(self._repairing, self._flipping, progress))
+
+    def _rebuild(self, side: Side, foreign: Choice, dry_run: bool, progress: Watch) -> ReconcileReport:
+        if dry_run:
+            raise errors.InvalidValueError(
+                "a side is made again or not; there is no preview of it",
+                hint="run: consensus-orm rehearse",
+                field="dry_run",
+            )
+        self._upgrade.run_if_needed(progress)
+        rebuilt = rebuild_side(self._repairing, self._flipping, side, progress)
+        report = ReconcileReport(False, (), (), 0, 0)
+        if self.phase.writes_normalized:
+            report = reconcile(self._reading, self._repairing, foreign=foreign, progress=progress)
+        return replace(report, rebuilt=rebuilt)
+
+    def _mend(self, *, dry_run: bool) -> bool:
+        """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
+        flaws = self._reading.run(_mendable)
+        if flaws and not dry_run:
+            self._flipping.run(guards.mend)
+        return bool(flaws)
+
+    def _mind_clock(self) -> None:
+        """Let the phase begin now where it began in the future; read first, since that is rare."""
+        if self._reading.run(lambda uow: uow.prepared and gates.began_in_future(uow)):
+            self._flipping.run(gates.count_from_now)
+
+
+def _mendable(uow: UnitOfWork) -> list[guards.Flaw]:
+    """What guards the phase and is not in place; refuses where rows may be missing for it."""
+    flaws = shapes.look(uow)
+    if any(flaw.side for flaw in flaws):
+        raise guards.broken(uow, flaws)
+    return flaws
+
+
+def _side(name: Side | str) -> Side:
+    try:
+        return Side(str(name).lower())
+    except ValueError:
+        raise errors.InvalidValueError(
+            f"there is no side {name!r:.40}", hint=f"use {Side.LEGACY} or {Side.NORMALIZED}", field="rebuild"
+        ) from None

@@ -1,0 +1,152 @@
+"""Decisions of an operator on single rows: rejects, mismatches, images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from consensus_orm import errors
+from consensus_orm import validation as check
+from consensus_orm.ledgers import mismatches
+from consensus_orm.migration.carrying import carry_reject
+from consensus_orm.phase import Side
+from consensus_orm.unit_of_work.unit import UnitOfWork
+
+if TYPE_CHECKING:
+    from consensus_orm.migration.restoring import Restored
+
+from consensus_orm.migration.records import MigrationRecords
+
+__all__ = ["Decisions"]
+
+
+@check.checked
+class Decisions(MigrationRecords):
+    """Takes the decisions of an operator."""
+
+    def accept_reject(self, number: int, *, reason: str) -> None:
+        """Let the migration go on without a rejected row; its image is kept.
+
+        Args:
+            number: Its number in `rejects`.
+            reason: Why it is not needed on the normalized side.
+
+        Raises:
+            InvalidValueError: There is no such open reject, or the reason is missing.
+        """
+        _require_reason(reason)
+
+        def accept(uow: UnitOfWork) -> None:
+            pair, key = mismatches.accept_reject(uow, number, reason)
+            mismatches.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
+
+        self._repairing.run(accept)
+
+    def accept_rejects(self, numbers: Iterable[int] = (), *, all_of: str | None = None, reason: str) -> list[int]:
+        """Let the migration go on without several rejected rows; all of them are accepted, or none.
+
+        Args:
+            numbers: Their numbers in `rejects`.
+            all_of: Accept every open reject that has exactly this reason, too.
+            reason: Why they are not needed on the normalized side.
+
+        Returns:
+            The numbers that were accepted, in order.
+
+        Raises:
+            InvalidValueError: One of them is no open reject, none has that reason, or the reason is missing.
+        """
+        _require_reason(reason)
+        given = _positions(numbers)
+
+        def accept(uow: UnitOfWork) -> list[int]:
+            chosen = sorted(given | (set() if all_of is None else mismatches.rejected_for(uow, all_of)))
+            for number in chosen:
+                mismatches.accept_reject(uow, number, reason)
+            mismatches.audit(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
+            return chosen
+
+        return self._repairing.run(accept)
+
+    def resolve_reject(self, number: int) -> bool:
+        """Try again to carry a rejected row, after what was wrong with it has been mended.
+
+        Args:
+            number: Its number in `rejects`.
+
+        Returns:
+            Whether it was carried; False where it still cannot be.
+
+        Raises:
+            InvalidValueError: There is no such open reject, or nothing is left to carry.
+        """
+
+        def resolve(uow: UnitOfWork) -> bool:
+            reject = mismatches.take_reject(uow, number)
+            on_the_way_back = uow.phase.freezes_legacy and reject.side is Side.NORMALIZED
+            if not (uow.phase.compares or on_the_way_back):
+                raise errors.WrongPhaseError(
+                    f"rows are carried while both sides are there, and the phase is {uow.phase.name}",
+                    hint="accept it with a reason, or roll back",
+                    phase=uow.phase,
+                )
+            with uow.catalog.legacy_unfrozen(uow) if on_the_way_back else contextlib.nullcontext():
+                if not carry_reject(uow, reject):
+                    return False
+            mismatches.resolve_reject(uow, number)
+            if reject.key is not None:
+                mismatches.settle(uow, reject.pair, [reject.key], "repaired", "a reject was resolved")
+            mismatches.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
+            return True
+
+        return self._repairing.run(resolve)
+
+    def restore_image(self, number: int, *, reason: str | None = None) -> Restored:
+        """Put back a row that was overwritten or deleted: write it to the sides of the phase, and compare it there.
+
+        A row that stands under its key now is kept as an image first.
+
+        Args:
+            number: Its number in `images`.
+            reason: Why, for the audit.
+
+        Returns:
+            The row, and the columns that were not put back: a value that follows from others is derived again.
+
+        Raises:
+            InvalidValueError: There is no such image, or it is of a parent table, whose rows follow from others.
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: The source of truth could not be written.
+        """
+        from consensus_orm.migration.restoring import restore
+
+        return self._writing.run(partial(restore, number=number, reason=reason))
+
+    def accept_mismatch(self, number: int, *, reason: str) -> None:
+        """Leave a mismatch as it is.
+
+        Args:
+            number: Its number in `mismatches`.
+            reason: Why it does not matter.
+
+        Raises:
+            InvalidValueError: There is no such open mismatch, or the reason is missing.
+        """
+        _require_reason(reason)
+
+        def accept(uow: UnitOfWork) -> None:
+            mismatches.accept_mismatch(uow, number, reason)
+            mismatches.audit(uow, "accept mismatch", reason=reason, number=number)
+
+        self._repairing.run(accept)
+
+
+def _positions(numbers: Iterable[int]) -> set[int]:
+    return {check.position("numbers", number) for number in check.several("numbers", numbers)}
+
+
+def _require_reason(reason: str | None) -> None:
+    if not (reason or "").strip():
+        raise errors.InvalidValueError("this needs a reason", hint="say why: --reason TEXT", field="reason")

@@ -1,0 +1,163 @@
+"""Where a migration stands, and what its ledgers hold: looks that write nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from consensus_orm import validation as check
+from consensus_orm.databases import guard_record
+from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.opening import catalog
+from consensus_orm.databases.step_backups import StepBackups
+from consensus_orm.ledgers import audit as audit_records
+from consensus_orm.migration import details
+from consensus_orm.migration.details import RowDetail
+from consensus_orm.migration.status import MigrationStatus, collect
+from consensus_orm.migration.transactions import Transactions
+from consensus_orm.phase import Phase
+from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
+from consensus_orm.unit_of_work.unit import UnitOfWork
+from consensus_orm.unit_of_work.upgrade import Upgrade
+
+if TYPE_CHECKING:
+    from consensus_orm.migration.rehearsal_report import RehearsalReport
+
+__all__ = ["MigrationRecords"]
+
+
+@check.checked
+class MigrationRecords:
+    """Tells where the migration of a database stands.
+
+    Args:
+        units: Its units of work.
+        upgrade: Brings its schema up to date.
+        backups: Takes the backup before the legacy tables are dropped.
+        rehearse: Takes a copy of it through all phases and back.
+    """
+
+    def __init__(
+        self,
+        units: UnitOfWorkFactory[UnitOfWork],
+        upgrade: Upgrade,
+        backups: StepBackups,
+        rehearse: Callable[..., RehearsalReport],
+    ) -> None:
+        self._units = units
+        self._upgrade = upgrade
+        self._backups = backups
+        self._rehearse = rehearse
+
+    @property
+    def _reading(self) -> Transactions:
+        return Transactions(self._units, read_only=True)
+
+    @property
+    def _writing(self) -> Transactions:
+        return Transactions(self._units, lock=Lock.CARRY)
+
+    @property
+    def _repairing(self) -> Transactions:
+        return Transactions(self._units, lock=Lock.CARRY, durable=True)
+
+    @property
+    def _flipping(self) -> Transactions:
+        statements = self._units.statements
+        for phase in Phase:  # printed before the lock is taken: writers waited 10 ms for it
+            guard_record.triggers(catalog(statements.rendering.name), phase, statements)
+        return Transactions(self._units, lock=Lock.FLIP)
+
+    @property
+    def phase(self) -> Phase:
+        """The phase the database is in now.
+
+        A file that nobody prepared yet is told apart by looking at it, and nothing is written.
+        """
+        return self._reading.run(lambda uow: uow.phase if uow.prepared else self._units.initial_phase)
+
+    def status(self) -> MigrationStatus:
+        """Everything there is to know before the next step; writes nothing.
+
+        Returns:
+            Phase, rows on each side, backfill, certificate, open mismatches and rejects, and what the next
+            gate still wants.
+        """
+        rewrite = self._upgrade.pending_rewrite() if self._units.identity.rewritten else None
+        told = None if rewrite is None else str(rewrite)
+        if self._units.identity.needs_upgrade:
+            self._units.identity = self._units.inspect_patiently()  # another process may have upgraded it
+        initial, needs_upgrade = self._units.initial_phase, self._units.identity.needs_upgrade
+
+        def look(uow: UnitOfWork) -> MigrationStatus:
+            return collect(uow, initial, told, outdated=uow.prepared and needs_upgrade)
+
+        return self._reading.run(look)
+
+    def history(self) -> list[audit_records.HistoryEntry]:
+        """The audit: every change of phase and every repair, oldest first; writes nothing."""
+        return self._reading.run(audit_records.history)
+
+    def mismatches(self, *, everything: bool = False) -> list[audit_records.MismatchEntry]:
+        """Mismatches, oldest first.
+
+        Args:
+            everything: Those that are settled, too.
+        """
+        return self._reading.run(lambda uow: audit_records.mismatches(uow, everything))
+
+    def rejects(self, *, everything: bool = False) -> list[audit_records.RejectEntry]:
+        """Rows that could not be carried, oldest first.
+
+        Args:
+            everything: Those that are settled, too.
+        """
+        return self._reading.run(lambda uow: audit_records.rejects(uow, everything))
+
+    def images(self, *, everything: bool = False) -> list[audit_records.ImageEntry]:
+        """Rows that were kept before they were overwritten or deleted, oldest first.
+
+        Args:
+            everything: Those that were put back, too.
+        """
+        with self._reading() as uow:
+            return audit_records.images(uow, everything)
+
+    def mismatch(self, number: int, *, contents: bool = False) -> RowDetail:
+        """One mismatch, and its row as both sides have it now, column by column.
+
+        Args:
+            number: Its number in `mismatches`.
+            contents: Show the values, and not only their types and sizes.
+
+        Raises:
+            InvalidValueError: There is no such mismatch.
+        """
+        with self._reading() as uow:
+            return details.of_mismatch(uow, number, contents=contents)
+
+    def reject(self, number: int, *, contents: bool = False) -> RowDetail:
+        """One reject, its row as it was kept, and as both sides have it now, column by column.
+
+        Args:
+            number: Its number in `rejects`.
+            contents: Show the values, and not only their types and sizes.
+
+        Raises:
+            InvalidValueError: There is no such reject.
+        """
+        with self._reading() as uow:
+            return details.of_reject(uow, number, contents=contents)
+
+    def image(self, number: int, *, contents: bool = False) -> RowDetail:
+        """One image, and its row as both sides have it now, column by column.
+
+        Args:
+            number: Its number in `images`.
+            contents: Show the values, and not only their types and sizes.
+
+        Raises:
+            InvalidValueError: There is no such image.
+        """
+        with self._reading() as uow:
+            return details.of_image(uow, number, contents=contents)
