@@ -39,6 +39,7 @@ MIGRATION = ("tests/test_migration.py", "tests/test_stale_looks.py", "tests/test
 MODULES: dict[str, tuple[str, ...]] = {
     "unit_of_work/unit": ("tests/test_unit_of_work.py", "tests/test_session_guard.py", "tests/test_rules.py", *FILES),
     "repository/dual_write": ("tests/test_artifacts.py", "tests/test_syntheses.py", "tests/test_rules.py", *FILES),
+    "repository/routed_reads": ("tests/test_artifacts.py", "tests/test_alarm.py", "tests/test_rules.py", *FILES),
     "ledgers/mismatches": ("tests/test_alarm.py", *MIGRATION),
     "databases/sqlite/backup": ("tests/test_backup.py", "tests/test_files.py", "tests/test_written_through.py", *FILES),
     "databases/fair_queue": ("tests/test_turns.py", "tests/test_engine.py", *FILES),
@@ -51,7 +52,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "migration/gates": MIGRATION,
     "migration/reconcile": MIGRATION,
     "migration/verify": ("tests/test_verify.py", *MIGRATION),
-    "migration/__init__": MIGRATION,
+    "migration/steps": MIGRATION,
+    "migration/agreement": MIGRATION,
+    "migration/decisions": MIGRATION,
     "databases/postgresql/fence": ("tests/concurrency/test_postgresql_fence.py",),
     "copying/sweeps": ("tests/test_copy.py",),
     "copying/target": ("tests/test_copy.py",),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -18,44 +17,25 @@ from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases.lock import Lock
 from consensus_orm.declaration.keys import is_usable, require_usable
-from consensus_orm.declaration.pairs import Pair
-from consensus_orm.events import ComparisonEvent, MismatchEvent
-from consensus_orm.ledgers import backfill_progress, changes, images, mismatches
+from consensus_orm.events import MismatchEvent
+from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.phase import Side
+from consensus_orm.repository.routed_reads import NOT_THE_SHADOWS_FAULT, RoutedReads, Values
 from consensus_orm.settings import Isolation, OnMismatch
 from consensus_orm.statements.rendering import parameter
-from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Repository", "Values"]
 
 log = logging.getLogger("consensus_orm")
 
-Values = dict[str, Any]
-"""A row under its legacy column names."""
 
-NOT_THE_SHADOWS_FAULT = (
-    errors.DatabaseBusyError,
-    errors.DatabaseFullError,
-    errors.KeysUsedUpError,
-    errors.CorruptDatabaseError,
-    errors.ReadOnlyDatabaseError,
-)
-"""Failures of the database as a whole: the unit of work fails, whichever side it was writing."""
-
-
-class Repository:
+class Repository(RoutedReads):
     """The rows of one pair within one unit of work.
 
     Args:
         uow: The unit of work.
         pair: The declared pair.
     """
-
-    def __init__(self, uow: UnitOfWork, pair: Pair) -> None:
-        self.uow = uow
-        self.pair = pair
-        self.sql = uow.statements[pair]
-        self._parent = uow.statements.of_parent(pair)
 
     # Writing --------------------------------------------------------------------------------------------
 
@@ -380,80 +360,6 @@ class Repository:
             raise error from cause
         for column, kind in found:
             mismatches.record(self.uow, self.pair, key, column, kind, found_by="write")
-
-    # Reading --------------------------------------------------------------------------------------------
-
-    def get(self, key: Any) -> tuple[Any, ...] | None:
-        """The row under a key, in the order of `pair.fields`; None where there is none."""
-        rows = self._read(lambda side: self.sql.get(side), {"_key": key})
-        return rows[0] if rows else None
-
-    def rows(self, filters: Values, *, limit: int | None = None, more: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
-        """Rows in the order of `pair.fields`, newest first, ties by key.
-
-        Args:
-            filters: Legacy column names and the values that the rows have.
-            limit: At most so many.
-            more: Columns of the parent to read as well, after the fields.
-        """
-        names, limited = tuple(filters), limit is not None
-        parameters = {parameter(name): value for name, value in filters.items()}
-        parameters["_limit"] = limit
-        return self._read(lambda side: self.sql.read(side, names, limited=limited, more=more), parameters)
-
-    def count(self, filters: Values) -> int:
-        """How many rows have the given values."""
-        parameters = {parameter(name): value for name, value in filters.items()}
-        rows = self.uow._rows(self.sql.count(self._truth, tuple(filters)), parameters)
-        return rows[0][0] if rows else 0
-
-    def distinct(self, column: str) -> list[Any]:
-        """The values of a column, each once, in order."""
-        return [value for (value,) in self.uow._rows(self.sql.distinct(self._truth, column))]
-
-    def newest_parent(self, filters: Values) -> tuple[Any, ...] | None:
-        """The identity of the newest parent whose rows have the given values; None where there is none."""
-        assert self.pair.parent is not None
-        parameters = {parameter(name): value for name, value in filters.items()}
-        sql = self.uow.statements.newest_parent(self.pair.parent, self._truth, tuple(filters))
-        rows = self.uow._rows(sql, parameters)
-        return rows[0] if rows else None
-
-    @property
-    def _truth(self) -> Side:
-        # A file that nobody prepared can hold nothing but legacy rows.
-        return self.uow.phase.truth if self.uow.prepared else Side.LEGACY
-
-    def _read(self, statement: Callable[[Side], str], parameters: Values) -> list[tuple[Any, ...]]:
-        truth = self._truth
-        rows = self.uow._rows(statement(truth), parameters)
-        share = self.uow.settings.shadow_reads
-        if share and self.uow.prepared and self.uow.phase.compares and random.random() < share:
-            try:
-                with self.uow._connected.attempt():
-                    shadow = self.uow._rows(statement(truth.other), parameters)
-            except errors.StorageError as error:
-                if isinstance(error, NOT_THE_SHADOWS_FAULT):
-                    raise
-                return rows  # status names it, and each write keeps a mismatch of it
-            self._shadow_read(rows, shadow)
-        return rows
-
-    def _shadow_read(self, rows: list[tuple[Any, ...]], shadow: list[tuple[Any, ...]]) -> None:
-        """Compare a read of both sides; what differs is confirmed under the lock after this unit of work."""
-        self.uow._tell(ComparisonEvent(self.pair.name, "shadow_read", len(rows)))
-        width = len(self.pair.carried) + 1  # what is kept on one side only has no counterpart
-        seen, other = ({row[0]: row[:width] for row in side} for side in (rows, shadow))
-        doubtful = {key for key in seen.keys() | other.keys() if seen.get(key) != other.get(key)}
-        if doubtful and self._is_being_carried():
-            doubtful &= other.keys()  # what the backfill has not come to yet is no mismatch
-        if doubtful:
-            self.uow._doubt(self.pair, doubtful)
-
-    def _is_being_carried(self) -> bool:
-        """Whether legacy rows may still stand without a counterpart, as of this unit of work."""
-        progress = backfill_progress.of(self.uow, self.pair)
-        return self._truth is Side.LEGACY and not (progress and progress.finished)
 
 
 def _sides(phase: Any) -> list[tuple[Side, bool]]:
