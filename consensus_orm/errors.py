@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -60,6 +61,8 @@ class ConsensusError(Exception):
     text is both. Facts (table, field, phase, path ...) are attributes. None of them holds row contents or passwords.
     An error can be pickled where its facts can.
 
+    `code` names the kind of error and never changes: `consensus-orm explain CODE` tells what it means.
+
     Args:
         message: What happened; the first line of the class docstring where left out.
         hint: What to do next; the class attribute `hint` where left out.
@@ -68,7 +71,13 @@ class ConsensusError(Exception):
 
     message: str
     hint: str = ""
+    code: ClassVar[str] = "CONSENSUS"
     exit_code: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__.removesuffix("Error"))
+        cls.code = words.upper()
 
     def __init__(self, message: str | None = None, *, hint: str | None = None, **facts: Any) -> None:
         if hint is not None:

@@ -169,20 +169,24 @@ def _complain(typed: list[str], error: BaseException) -> int:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error as it is told: `code` is the exit code."""
+    """An error as it is told: `code` is the exit code, `explained` what `consensus-orm explain` takes."""
 
     name: str
     code: int
     message: str
     hint: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    explained: str = ""
 
     def __str__(self) -> str:
-        return f"{self.message}: {self.hint}" if self.hint else self.message
+        told = f"{self.message}: {self.hint}" if self.hint else self.message
+        return f"{told} ({self.explained})" if self.explained else told
 
     def document(self, **more: Any) -> str:
         """The error as a JSON document, with what the command has to tell besides."""
-        return process.error_document(self.name, self.code, self.message, self.hint, plain(self.facts), **plain(more))
+        return process.error_document(
+            self.name, self.code, self.message, self.hint, plain(self.facts), self.explained, **plain(more)
+        )
 
 
 def _failure(typed: list[str], error: BaseException) -> _Failure:
@@ -201,7 +205,7 @@ def _failure(typed: list[str], error: BaseException) -> _Failure:
             return _Failure("Interrupted", process.INTERRUPTED, f"{message}; go on with: {again}")
     mine = _mine(error)
     message, hint = app.spelled(mine.message), app.spelled(mine.hint)
-    return _Failure(type(mine).__name__, mine.exit_code, message, hint, {**mine.facts})
+    return _Failure(type(mine).__name__, mine.exit_code, message, hint, {**mine.facts}, mine.code)
 
 
 def _mine(error: BaseException) -> ConsensusError:

@@ -144,7 +144,13 @@ def asks_for_json(words: Sequence[str]) -> bool:
 
 
 def error_document(
-    name: str, code: int, message: str, hint: str = "", facts: dict[str, Any] | None = None, **more: Any
+    name: str,
+    code: int,
+    message: str,
+    hint: str = "",
+    facts: dict[str, Any] | None = None,
+    explained: str = "",
+    **more: Any,
 ) -> str:
     """The one JSON document of a command that failed.
 
@@ -154,7 +160,9 @@ def error_document(
         message: What happened.
         hint: What to do next.
         facts: The attributes of the error, in terms of JSON.
+        explained: What `consensus-orm explain` takes.
         **more: What else the command has to tell.
     """
     error = {"class": name, "code": code, "message": message, "hint": hint, "facts": facts or {}}
+    error |= {"explain": explained} if explained else {}
     return json.dumps({**more, "error": error}, indent=2)

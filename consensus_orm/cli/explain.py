@@ -1,0 +1,73 @@
+"""The command that explains an error by its code: explain."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+import click
+
+from consensus_orm import errors
+from consensus_orm.cli.app import json_option, main
+from consensus_orm.cli.output import say, show_json
+from consensus_orm.errors import ConsensusError, InvalidValueError
+
+__all__: list[str] = []
+
+
+@main.command()
+@click.argument("code", required=False)
+@json_option
+def explain(code: str | None, as_json: bool) -> None:
+    """Explain an error by its CODE, such as GATE_CLOSED; list all codes without one.
+
+    The code stands at the end of each error that a command prints, and in its JSON document.
+    """
+    found = sorted(_kinds().values(), key=lambda kind: kind.code) if code is None else [_of_code(code)]
+    if as_json:
+        show_json([_facts(kind) for kind in found])
+    elif code is None:
+        for kind in found:
+            say(f"{kind.code:28}{_meaning(kind)[0]}")
+    else:
+        _tell(found[0])
+
+
+def _kinds() -> dict[str, type[ConsensusError]]:
+    """Every kind of error under its code."""
+    kinds = (getattr(errors, name) for name in errors.__all__)
+    return {kind.code: kind for kind in kinds if issubclass(kind, ConsensusError)}
+
+
+def _of_code(code: str) -> type[ConsensusError]:
+    """The kind of error that has a code, or whose class has this name, in any case and with any dashes."""
+    known, wanted = _kinds(), code.upper().replace("-", "_")
+    named = {kind.__name__.upper(): kind for kind in known.values()}
+    if (found := known.get(wanted) or named.get(wanted)) is None:
+        near = "".join(f"the nearest one is {each}; " for each in difflib.get_close_matches(wanted, known, 1))
+        raise InvalidValueError(
+            f"no error has the code {code!r:.40}", hint=f"{near}see: consensus-orm explain", field="code"
+        )
+    return found
+
+
+def _tell(kind: type[ConsensusError]) -> None:
+    first, *more = _meaning(kind)
+    say(f"{kind.code}: {first}")
+    for line in more:
+        say(f"    {line}")
+    say(f"what to do: {kind.hint or 'see the text of the error'}")
+    say(f"in Python: consensus_orm.errors.{kind.__name__}; exit code of the command: {kind.exit_code}")
+
+
+def _meaning(kind: type[ConsensusError]) -> list[str]:
+    """What an error means, by its docstring; how it is made is nobody's question here."""
+    text = inspect.getdoc(kind) or ""
+    return [line.strip() for line in text.partition("\n\nArgs:")[0].splitlines() if line.strip()]
+
+
+def _facts(kind: type[ConsensusError]) -> dict[str, object]:
+    parents = [parent.code for parent in kind.__mro__[1:] if issubclass(parent, ConsensusError)]
+    meaning = " ".join(_meaning(kind))
+    named = {"code": kind.code, "class": kind.__name__, "is_a": parents}
+    return named | {"meaning": meaning, "hint": kind.hint, "exit_code": kind.exit_code}
