@@ -66,7 +66,7 @@ def test_an_error_is_one_document(kind: str, tmp_path: Path) -> None:
 
     told = document(done)
     assert told.keys() == {"error"}
-    assert told["error"].keys() == {"class", "code", "message", "hint", "facts"}
+    assert told["error"].keys() == {"class", "code", "message", "hint", "explain", "facts"}
     assert (told["error"]["class"], told["error"]["code"], done.returncode) == (name, code, code)
     assert told["error"]["message"] in done.stderr
     assert len(done.stderr.splitlines()) == 1

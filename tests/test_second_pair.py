@@ -29,6 +29,7 @@ from consensus_orm.models.base import Verbatim
 from consensus_orm.schema import inspection
 from consensus_orm.settings import Settings
 from consensus_orm.store import RepositoryUnitOfWork
+from consensus_orm.telemetry import Event, StatementEvent, listen
 from tests import oracle
 from tests.field import builders
 
@@ -639,3 +640,14 @@ def test_no_module_of_the_engine_names_a_consensus_table(module: Path) -> None:
 def test_the_scan_of_the_sources_would_see_a_name() -> None:
     """The test above can fail: the modules that may name the tables are seen to do so."""
     assert {"AgentOutput", "consensus_artifacts"} <= words((PACKAGE / "consensus" / "declaration.py").read_text())
+
+
+def test_units_of_other_tables_are_observed_as_what_they_are(path: Path) -> None:
+    """Whoever listens to a store of other tables hears of its units, which get no repository of the consensus data."""
+    heard: list[Event] = []
+    with opened(path) as store:
+        listen(store, heard.append)
+        with store.unit_of_work() as uow:
+            assert not hasattr(uow, "artifacts")
+            assert uow.repository("customers").count({}) > 0
+    assert any(isinstance(event, StatementEvent) for event in heard)

@@ -160,9 +160,9 @@ def error_document(
         message: What happened.
         hint: What to do next.
         facts: The attributes of the error, in terms of JSON.
-        explained: What `consensus-orm explain` takes.
+        explained: What `consensus-orm explain` takes; empty for an error of the command line itself.
         **more: What else the command has to tell.
     """
-    error = {"class": name, "code": code, "message": message, "hint": hint, "facts": facts or {}}
-    error |= {"explain": explained} if explained else {}
+    error = {"class": name, "code": code, "message": message, "hint": hint, "explain": explained}
+    error["facts"] = facts or {}
     return json.dumps({**more, "error": error}, indent=2)

@@ -11,7 +11,6 @@ by the standard library in any case. Metrics are declared in `telemetry.instrume
 from __future__ import annotations
 
 import importlib
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from consensus_orm.errors import ConfigurationError
@@ -73,11 +72,11 @@ def listen(store: Store, *hooks: Hook) -> None:
         store: Its units of work that are open already are left alone.
         *hooks: Called with each event, in the thread in which it happens; they should be quick.
     """
-    from consensus_orm.telemetry.observed import ObservedUnitOfWork
+    from consensus_orm.telemetry.observed import observing
 
     for hook in hooks:
         store.telemetry.add_hook(hook)
-    store._units.new_unit = partial(ObservedUnitOfWork, telemetry=store.telemetry)
+    store._units.new_unit = observing(store._units.unit_type, store.telemetry)
 
 
 def report_to_structlog(store: Store, *, log: Any = None) -> None:

@@ -15,7 +15,6 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import ClauseElement
 
-from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.engine import translate
 from consensus_orm.errors import DatabaseBusyError
 from consensus_orm.events import (
@@ -30,13 +29,15 @@ from consensus_orm.events import (
 )
 from consensus_orm.hub import Telemetry
 from consensus_orm.statements.pairs import Statements
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["ObservedUnitOfWork"]
+__all__ = ["ObservedUnitOfWork", "observing"]
 
 T = TypeVar("T")
+U = TypeVar("U", bound=UnitOfWork)
 
 
-class ObservedUnitOfWork(ConsensusUnitOfWork):
+class ObservedUnitOfWork(UnitOfWork):
     """Tells when it begins and ends, how long it waits for a connection and for the lock, and each statement.
 
     Args:
@@ -191,6 +192,12 @@ class ObservedUnitOfWork(ConsensusUnitOfWork):
         event.listen(session.get_bind(), "before_cursor_execute", before)
         event.listen(session.get_bind(), "after_cursor_execute", after)
         return session
+
+
+def observing(unit_type: type[U], telemetry: Telemetry) -> Callable[..., U]:
+    """What makes the units of a store so that they tell of themselves; what its class adds, its repositories, stays."""
+    kind: Any = type(f"Observed{unit_type.__name__}", (ObservedUnitOfWork, unit_type), {})
+    return partial(kind, telemetry=telemetry)
 
 
 @lru_cache(1024)  # a session may send any number

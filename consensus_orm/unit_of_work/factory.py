@@ -45,6 +45,7 @@ class UnitOfWorkFactory(Generic[U]):
         unit_type: The class of the units.
 
     Attributes:
+        unit_type: The class of the units, where nobody observes them.
         identity: What the database held when it was inspected last.
         new_unit: What makes a unit: `unit_type`, or what observes it.
         prepare: Called before a writing unit begins; brings the schema up to date where it is not.
@@ -61,7 +62,7 @@ class UnitOfWorkFactory(Generic[U]):
         self.prepare: Callable[[], object] | None = None
         self.alarmed: Callable[[str], object] | None = None
         self.new_unit: Callable[..., U] = unit_type
-        self._unit_type = unit_type
+        self.unit_type = unit_type
         self._replica = self._find_replica()
         self.identity = self.inspect_patiently()
 
@@ -167,7 +168,7 @@ class UnitOfWorkFactory(Generic[U]):
         """A read of a file that does not exist: everything is empty, and the file stays away."""
         database = opening.create(":memory:", self.settings)
         hooks = UnitHooks(released=database.dispose)
-        return self._unit_type(database, self.statements, self.settings, hooks, read_only=True)
+        return self.unit_type(database, self.statements, self.settings, hooks, read_only=True)
 
     def _confirm(self, doubtful: dict[str, set[Any]]) -> None:
         self.retrier.call(partial(self._confirm_once, doubtful), name="confirm")
