@@ -95,9 +95,9 @@ MUTATIONS = (
     ),
     Mutation(
         "8 a transient error is not repeated",
-        "store.py",
-        "return self.retrier.call(once,",
-        "return once() if True else self.retrier.call(once,",
+        "unit_of_work/factory.py",
+        "return self.retrier.call(once, cancel",
+        "return once() if True else self.retrier.call(once, cancel",
         "rule_8",
     ),
     Mutation(
@@ -131,22 +131,21 @@ MUTATIONS = (
     Mutation(
         "backfill: the chunk is committed before its checkpoint",
         "migration/backfill.py",
-        '        uow._execute(\n            "INSERT INTO consensus_orm_backfill',
-        "        uow._connected.commit()\n        uow._connected.begin_writing()\n"
-        '        uow._execute(\n            "INSERT INTO consensus_orm_backfill',
+        "        backfill_progress.move(",
+        "        uow._connected.commit()\n        uow._connected.begin_writing()\n        backfill_progress.move(",
         "backfill",
     ),
     Mutation(
         "backfill: the checkpoint passes over rows that were not compared",
         "migration/backfill.py",
-        '"last": after,',
-        '"last": last if rows else after,',
+        "backfill_progress.move(uow, self.pair, after,",
+        "backfill_progress.move(uow, self.pair, last if rows else after,",
         "backfill",
     ),
     Mutation(
         "gate: a foreign write leaves the certificate valid",
         "migration/gates.py",
-        "uow.catalog.last_change(uow) != changes",
+        "uow.catalog.last_change(uow) != seen.changes",
         "False",
         "gate",
     ),

@@ -118,6 +118,8 @@ class Model:
     pending: dict[Kind, dict[int, Row | None]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     """Writes of another program on the side that is not the truth; None is a delete. Of a row that the truth has, they
     wait for a choice."""
+    stale: dict[Kind, dict[int, Row]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    """Rows that another program changed on the truth, as the other side has them until the change is carried."""
     executions: dict[str, str | None] = field(default_factory=dict)
     given: dict[Kind, set[int]] = field(default_factory=lambda: {kind: set() for kind in KINDS})
     """Every id that a unit of work ever gave."""
@@ -130,6 +132,7 @@ class Model:
     def settle(self, choice: Choice = None) -> None:
         """What other programs inserted on the other side is adopted, and the rest as somebody chose."""
         for kind in KINDS:
+            self.stale[kind].clear()
             waiting = {key for of, key in self.undecided if of == kind and choice is None}
             for key in self.pending[kind].keys() - waiting:
                 row = self.pending[kind].pop(key)
@@ -371,6 +374,8 @@ class Machine(RuleBasedStateMachine):
             if row is None:
                 del self.model.rows[kind][key]
             else:
+                if self.phase.compares and key in self.model.rows[kind]:
+                    self.model.stale[kind].setdefault(key, self.model.rows[kind][key])
                 self.model.rows[kind][key] = row
         elif row != self.model.rows[kind].get(key):  # else it has written what was there
             self.model.pending[kind][key] = row
@@ -481,7 +486,10 @@ class Machine(RuleBasedStateMachine):
         if present:
             key = present[pick % len(present)]
             self.foreign(lambda program: program.execute(self.update_of_founding(key, content)))
-            row = self.model.rows["artifacts"][key] | {"content_json": content}
+            there = self.model.rows["artifacts"][key]
+            if self.truth_is_legacy:
+                there = self.model.stale["artifacts"].get(key, there)
+            row = there | {"content_json": content}
             self.wrote("artifacts", key, row, on_truth=not self.truth_is_legacy)
 
     def update_of_founding(self, key: int, content: str) -> Any:
