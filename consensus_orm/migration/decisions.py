@@ -11,13 +11,12 @@ from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.ledgers import mismatches
 from consensus_orm.migration.carrying import carry_reject
+from consensus_orm.migration.records import MigrationRecords
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from consensus_orm.migration.restoring import Restored
-
-from consensus_orm.migration.records import MigrationRecords
 
 __all__ = ["Decisions"]
 

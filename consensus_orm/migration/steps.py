@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from consensus_orm import validation as check
 from consensus_orm.databases import state
 from consensus_orm.ledgers import changes, guards, mismatches
 from consensus_orm.migration import gates, shapes
+from consensus_orm.migration.agreement import Agreement
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.carrying import Drained, drain, print_statements
 from consensus_orm.migration.flip import flip
@@ -25,12 +28,6 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from consensus_orm.migration.rehearsal_report import RehearsalReport, RehearsalStep
-
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-from consensus_orm.migration.agreement import Agreement
 
 __all__ = ["Step", "Steps"]
 
