@@ -1,4 +1,4 @@
-"""The one tree of errors: what happened to what, and what to do next."""
+"""All errors of the package, in one tree: each says what happened to what, and what to do next."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ __all__ = [
 
 
 class ConsensusError(Exception):
-    """Something went wrong in consensus_orm.
+    """An operation of consensus_orm failed.
 
-    Every error of this package is one of these. `message` says what happened to what, `hint` what to do next, and the
+    Every error of this package derives from this class. `message` says what happened to what, `hint` what to do next, and the
     text is both. Facts (table, field, phase, path ...) are attributes. None of them holds row contents or passwords.
     An error can be pickled where its facts can.
 
@@ -134,7 +134,7 @@ class ReadOnlyDatabaseError(StorageError):
 
 
 class DatabaseBusyError(StorageError):
-    """Somebody else holds the lock.
+    """Another process or thread holds the lock.
 
     `retry_after`, where given, is how long to wait before the next try.
     """
@@ -169,9 +169,9 @@ class CorruptDatabaseError(StorageError):
 
 
 class OutOfMemoryError(StorageError):
-    """There is not memory enough to read or write a row."""
+    """There is not enough memory to read or write a row."""
 
-    hint = "nothing of what failed was kept; give the process more memory, or look for rows of this size"
+    hint = "the failed operation was rolled back; give the process more memory, or look for rows of this size"
 
 
 class TableMissingError(StorageError):
@@ -200,7 +200,7 @@ class CommitUncertainError(StorageError):
 
 
 class CircuitOpenError(StorageError):
-    """Too many recent calls failed, so this one was not tried.
+    """Too many recent calls failed, so the circuit breaker refused this one.
 
     `retry_after` is how long until the breaker lets a call through again.
     """
@@ -219,7 +219,7 @@ class RetryCancelledError(ConsensusError):
 
 
 class BackupError(StorageError):
-    """The backup could not be made or did not verify."""
+    """The backup could not be created, or its verification failed."""
 
     hint = "nothing was replaced; check the space and permissions at the target"
 
@@ -237,7 +237,7 @@ class CopyError(StorageError):
 
 
 class CopyRefusedError(CopyError):
-    """There are rows that the target cannot hold.
+    """Some rows cannot be stored in the target.
 
     `rows` lists each of them: table, key, column and reason.
     """
@@ -253,7 +253,7 @@ class SchemaError(ConsensusError):
 
 
 class UnknownSchemaError(SchemaError):
-    """A table with one of our names has other columns than any known version."""
+    """A table has a name of this package, and columns of no known version."""
 
     hint = "nothing was changed; rename that table, or point consensus_orm at another file"
 
@@ -271,16 +271,16 @@ class SchemaTooNewError(SchemaError):
 
 
 class UnsafeDefinitionError(SchemaError):
-    """What was saved of a legacy table is not the definition of a table, index or trigger, nor a row.
+    """The saved schema holds an entry that is not a definition of a table, index or trigger, nor a row.
 
-    Somebody else wrote it, so it was not run.
+    Another program wrote it, so it was not executed.
     """
 
-    hint = "nothing was changed; somebody else wrote into the database: restore a backup that you trust"
+    hint = "nothing was changed; another program wrote into the database: restore a backup that you trust"
 
 
 class RewriteNotConfirmedError(SchemaError):
-    """This upgrade makes tables of another program anew, and nobody has said that it may.
+    """This upgrade would recreate tables of another program, and was not confirmed.
 
     `rewrite`, where the file was looked at, says which tables, and where the backup goes.
     """
@@ -296,7 +296,7 @@ class DowngradeRefusedError(SchemaError):
 
 
 class MigrationError(ConsensusError):
-    """The step of the migration was not taken."""
+    """A step of the migration failed or was refused."""
 
     hint = "see: consensus-orm status, which names the next command"
 
@@ -318,13 +318,13 @@ class WrongPhaseError(MigrationError):
 
 
 class PhaseChangedError(MigrationError):
-    """Somebody else changed the phase meanwhile."""
+    """Another process changed the phase meanwhile."""
 
     hint = "nothing was changed by this call; look at the status and decide again"
 
 
 class GuardsBrokenError(MigrationError):
-    """What guards the phase is not in place any more: another program dropped or changed it.
+    """A trigger or table that protects the phase was dropped or changed by another program.
 
     `reasons` names each trigger and table, with the command that would help.
     """
@@ -334,13 +334,13 @@ class GuardsBrokenError(MigrationError):
 
 
 class MismatchError(ConsensusError):
-    """What the database stored is not what was meant, so the unit of work was rolled back."""
+    """The stored row differs from the given one, so the unit of work was rolled back."""
 
     hint = "see `consensus-orm mismatches`; CONSENSUS_ORM_ON_MISMATCH=record keeps such writes"
 
 
 class UnmirroredWriteError(ConsensusError):
-    """This write would reach one side of the migration only."""
+    """This write would change only one side of the migration."""
 
     hint = "use the repositories of the unit of work (uow.artifacts, uow.syntheses ...)"
 
@@ -370,7 +370,7 @@ class ReadOnlyUnitOfWorkError(ConsensusError):
 
 
 class UnknownAgentError(ConsensusError, LookupError):
-    """No execution with this agent_id was ever recorded."""
+    """No execution with this agent_id was recorded."""
 
     hint = "record the spawn first: uow.executions.record_spawn(agent_id=..., ...)"
 
@@ -382,10 +382,10 @@ class OutputError(ConsensusError):
 
 
 class UnexpectedError(ConsensusError):
-    """A command failed for a reason that this package does not know."""
+    """A command failed with an exception that this package does not expect."""
 
     hint = "nothing of the step under way was kept; please report it; see: consensus-orm status"
 
 
 class UnknownSettingWarning(UserWarning):
-    """The environment has a variable CONSENSUS_ORM_... that is no setting."""
+    """The environment has a variable CONSENSUS_ORM_... that is not a setting."""
