@@ -57,9 +57,9 @@ __all__ = [
 class ConsensusError(Exception):
     """An operation of consensus_orm failed.
 
-    Every error of this package derives from this class. `message` says what happened to what, `hint` what to do next, and the
-    text is both. Facts (table, field, phase, path ...) are attributes. None of them holds row contents or passwords.
-    An error can be pickled where its facts can.
+    Every error of this package derives from this class. `message` says what happened to what, `hint` what to do next,
+    and the text is both. Facts (table, field, phase, path ...) are attributes. None of them holds row contents or
+    passwords. An error can be pickled where its facts can.
 
     `code` names the kind of error and never changes: `consensus-orm explain CODE` tells what it means.
 

@@ -269,9 +269,9 @@ create_option: Option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_let_create,
-    help="Make the database where there is none; else a file that does not exist is an error.",
+    help="Create the database if it does not exist; otherwise a missing file is an error.",
 )
-json_option: Option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
+json_option: Option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 
 
 @click.group(

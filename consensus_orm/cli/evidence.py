@@ -46,11 +46,11 @@ def mention(evidence: Evidence | None, now: datetime) -> str:
 @app_command
 @click.pass_context
 def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: int, as_json: bool) -> None:
-    """Take a copy through all phases and back, and prove that its rows come out as they went in.
+    """Migrate a copy through all phases and back, and check that its rows come out unchanged.
 
-    Writes nothing into the database; the evidence is a JSON file beside it, and of a server where its backups go.
-    The copy of a server is a database beside it, so the role must be allowed to make one. Soak times are skipped,
-    gates are not. The exit code is 1 where a gate refused or a row is not what it was.
+    Writes nothing to the database; the evidence is a JSON file beside it, or for a server where its backups go.
+    The copy of a server is a database on the same server, so the role needs CREATEDB. Soak times are skipped,
+    gates are not. The exit code is 1 if a gate refused or a row changed.
     """
     with app.store() as store, Bars("rehearsal", quiet=as_json) as bars:
 
@@ -117,9 +117,9 @@ def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
 @click.argument("file", metavar="FILE.html", type=click.Path(dir_okay=False, path_type=Path))
 @app_command
 def report_command(app: App, file: Path) -> None:
-    """Put all there is to know about the migration on one page, FILE.html.
+    """Write a report on the migration to one page, FILE.html.
 
-    It needs no network and no script. Writes nothing into the database.
+    The page needs no network and no script. Writes nothing to the database.
     """
     with app.store() as store, Bars("report"):
         path = write(store, file)

@@ -57,7 +57,7 @@ class _Seen:
 def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
     """Show where the migration stands, and the next command.
 
-    Writes nothing. The exit code is 1 while mismatches or rejects are open, or what guards the phase is not in place.
+    Writes nothing. The exit code is 1 while mismatches or rejects are open, or a guard of the phase is missing.
     """
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program asks for `status --json` as often as it likes")

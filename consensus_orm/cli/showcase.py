@@ -20,9 +20,9 @@ __all__: list[str] = []
 @json_option
 @click.pass_context
 def demo(ctx: click.Context, database: Path | None, as_json: bool) -> None:
-    """Watch a legacy file go through all phases and back.
+    """Show a legacy file going through all phases and back.
 
-    Threads write to it all the time. Nothing of yours is touched: the file is made up, or a copy.
+    Threads write to it all the time. Your data is not touched: the file is generated, or a copy.
     """
     if as_json:
         report = play(database)

@@ -56,8 +56,8 @@ reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audi
 def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
     """Bring the schema to the newest revision; safe at any time.
 
-    In a file of the dual-write or the final build, tables which that program made are made anew: this needs --yes, or
-    an answer on a terminal. The user_version of the file becomes 3, which those programs refuse.
+    In a file of the dual-write or the final build, the tables of that program are recreated: this needs --yes, or an
+    answer on a terminal. The user_version of the file becomes 3, which those programs refuse.
     """
     with app.store() as store:
         rewrite = store.pending_rewrite()
@@ -102,7 +102,7 @@ def _protection(version: int) -> str:
 @json_option
 @app_command
 def backfill(app: App, as_json: bool) -> None:
-    """Carry the rows that are there; goes on where it stopped."""
+    """Carry the existing rows; continues where it stopped."""
     with app.store() as store, Bars("backfill", quiet=as_json) as bars:
         report = store.migration.backfill(bars.rows)
         open_rejects = len(store.migration.rejects())
@@ -119,7 +119,7 @@ def backfill(app: App, as_json: bool) -> None:
 @json_option
 @app_command
 def verify(app: App, as_json: bool) -> None:
-    """Compare both sides whole, and certify what was seen."""
+    """Compare all rows of both sides, and write a certificate."""
     with app.store() as store, Bars("verify", quiet=as_json) as bars:
         report = store.migration.verify(bars.rows)
     if as_json:

@@ -17,7 +17,7 @@ __all__: list[str] = []
 @json_option
 @app_command
 def stats(app: App, as_json: bool) -> None:
-    """Show what is in force and what it takes on disk; writes nothing."""
+    """Show the settings in force and the space on disk; writes nothing."""
     with app.store() as store, Bars("stats", quiet=as_json):
         found = store.maintenance.stats()
     if as_json:
@@ -39,7 +39,7 @@ def stats(app: App, as_json: bool) -> None:
 @json_option
 @app_command
 def vacuum(app: App, full: bool, as_json: bool) -> None:
-    """Give the space of deleted rows back, in small steps."""
+    """Return the space of deleted rows to the file system, in small steps."""
     with app.store() as store, Bars("vacuum", quiet=as_json) as bars:
         report = store.maintenance.vacuum(full=full, progress=bars.pages)
     if as_json:
@@ -76,7 +76,7 @@ def backup(app: App, path: Path, overwrite: bool, as_json: bool) -> None:
 @json_option
 @app_command
 def restore(app: App, backup: Path, as_json: bool) -> None:
-    """Put BACKUP in the place of a SQLite database that no process has open.
+    """Replace a SQLite database that no process has open with BACKUP.
 
     BACKUP is verified first, with the log beside it. The file that is there and its log are kept beside it under
     another name. A backup of a server is restored with `copy`, into an empty database of the server.
