@@ -322,22 +322,26 @@ PASSING = (
 
 
 def wander(pipe: Connection, url: str, folder: Path, seed: int) -> None:
-    """Go to phases at random, with all that belongs to it, and reconcile; tell where it came, and what held it up."""
+    """Go to phases at random, with all that belongs to it, and reconcile; tell where it came, and what held it up.
+
+    Beside programs that write all the time a gate may stay shut for long: where one does, the way is back.
+    """
     chance = random.Random(seed)
     passed: Counter[str] = Counter()
     reached: Counter[str] = Counter()
+    refused = False
     with patiently_opened(url, folder) as store:
         while not stopped(folder):
+            target = chance.choice([*Phase, *list(Phase)[2:], Phase.CONTRACT])
             try:
-                go_to(
-                    store.migration,
-                    chance.choice([*Phase, *list(Phase)[2:], Phase.CONTRACT]),
-                    reached,
-                    lambda: stopped(folder),
-                )
+                if refused:
+                    now, refused = store.migration.phase, False
+                    target = now.previous or target
+                go_to(store.migration, target, reached, lambda: stopped(folder))
                 if store.migration.phase.compares and chance.random() < 0.5:
                     store.migration.reconcile()
             except PASSING as error:
+                refused = isinstance(error, GateClosedError)
                 passed[type(error).__name__] += 1
                 time.sleep(0.05)
         pipe.send((reached, passed))
