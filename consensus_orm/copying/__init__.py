@@ -42,23 +42,15 @@ def copy(
 ) -> CopyReport:
     """Copy a database into another one; goes on where an earlier call stopped.
 
+    It is called as `Store.copy_to`, which tells what the options mean and which errors are raised.
+
     Args:
         source: The units of work of what is copied; it is only read.
-        target: Those of where it goes: an empty database, or an unfinished copy of the same source.
-        reject: Leave rows that the target cannot hold behind, as rejects with their whole image.
-        finish: Take the last pass, and open the target. Otherwise it stays closed, for a later call to catch up.
-        lock: Take the write lock of the source for the moment that the last pass looks at: what is being written by
-            then comes along. Where the file has no write-ahead log, writers wait until the pass is over.
+        target: Those of where it goes.
+        reject: Leave rows that the target cannot hold behind.
+        finish: Take the last pass, and open the target.
+        lock: Take the write lock of the source for the last pass.
         progress: Called after each chunk.
-
-    Returns:
-        What was done.
-
-    Raises:
-        CopyRefusedError: There are rows that the target cannot hold, all of them in its `rows`; nothing was copied.
-        CopyError: The target is not empty, the source cannot be copied as it is, or a row differs at the end.
-        ConfigurationError: Both are the same database.
-        StorageError: One of them could not do what was asked.
     """
     if _is_same(source, target):
         raise errors.ConfigurationError("source and target are the same database", hint="give two databases")

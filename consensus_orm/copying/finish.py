@@ -127,6 +127,15 @@ def _user_version(uow: UnitOfWork, state: State, protection: Protection | None) 
     return known
 
 
+_BEGIN = (
+    insert(MigrationState)
+    .inline()
+    .values(
+        **mismatches.bound("id", "phase", "epoch", "since", "mapping", "soak", "certificate_max_age", "user_version")
+    )
+)
+
+
 def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
     facts = {
         "id": 1,
@@ -138,7 +147,7 @@ def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
         "certificate_max_age": state.certificate_max_age,
         "user_version": user_version,
     }
-    uow._execute(insert(MigrationState).inline().values({name: bindparam(name) for name in facts}), facts)
+    uow._execute(_BEGIN, facts)
 
 
 _KNOWN = select(Reject.id).where(

@@ -26,6 +26,7 @@ from consensus_orm.ledgers import backfill_progress, mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.carrying import (
     CHANGES_IN_ONE_TRANSACTION,
+    DELETED_IN_RANGE,
     Drained,
     carry,
     drain,
@@ -39,7 +40,6 @@ from consensus_orm.models.control import Reject
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Progress, Watch
 from consensus_orm.statements.pairs import Statements
-from consensus_orm.statements.rendering import in_range
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["BackfillReport", "backfill", "is_finished", "require_dual_write"]
@@ -324,7 +324,7 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     else:
         for statement in (*sql.backfill, *([parent.refresh_in_range(sql.pair)] if parent and parent.refresh else [])):
             uow._execute(statement, parameters)
-    follow_deletes(uow, pair, Side.NORMALIZED, in_range(mismatches.KEY), parameters)
+    follow_deletes(uow, pair, Side.NORMALIZED, DELETED_IN_RANGE, parameters)
     # What a trigger of somebody else did to a row meanwhile is no write to adopt: the legacy side decides.
     uow.catalog.forget_changes(uow, after=mark)
 

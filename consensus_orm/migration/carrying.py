@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, bindparam, exists, select
+from sqlalchemy import ClauseElement, bindparam, exists, select
 from sqlalchemy.orm import aliased
 
 from consensus_orm import errors
@@ -24,10 +24,11 @@ from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, Wh
 from consensus_orm.models.control import Change
 from consensus_orm.phase import Side
 from consensus_orm.statements.pairs import Statements
-from consensus_orm.statements.rendering import in_keys
+from consensus_orm.statements.rendering import in_keys, in_range
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = [
+    "DELETED_IN_RANGE",
     "Drained",
     "Outcome",
     "adopt_range",
@@ -56,7 +57,9 @@ DELETED = (
     )
     .distinct()
 )
-"""Rows that another program deleted last; which of them is said behind it."""
+DELETED_AMONG_KEYS = DELETED.where(in_keys(mismatches.KEY))
+DELETED_IN_RANGE = DELETED.where(in_range(mismatches.KEY))
+"""Rows that another program deleted last: of those in `_keys`, and between `_first` and `_last`."""
 
 NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
 ID_TAKEN_TWICE = "both sides gave its id to different rows"
@@ -96,7 +99,7 @@ def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], to: Side, why: str) 
         _run(uow, [sql.delete(to)], gone)
         _run(uow, [sql.overwrite_legacy], there_too)
         _run(uow, [sql.insert_legacy_rows], new)
-    follow_deletes(uow, pair, to, in_keys(mismatches.KEY), parameters)
+    follow_deletes(uow, pair, to, DELETED_AMONG_KEYS, parameters)
     uow.catalog.forget_changes(uow, after=mark)
     return len(kept)
 
@@ -173,9 +176,7 @@ def keys_of(uow: UnitOfWork, statements: Iterable[str], parameters: dict[str, An
     return made
 
 
-def follow_deletes(
-    uow: UnitOfWork, pair: Pair, side: Side, among: ColumnElement[bool], parameters: dict[str, Any]
-) -> None:
+def follow_deletes(uow: UnitOfWork, pair: Pair, side: Side, deleted: ClauseElement, parameters: dict[str, Any]) -> None:
     """Delete again what another program deleted from a side while it was carried there.
 
     An insert waits for whoever deletes a row of the same key, and then brings it back; and a range of rows that is
@@ -185,11 +186,11 @@ def follow_deletes(
         uow: Has carried rows to the side.
         pair: The pair of the rows.
         side: The side.
-        among: Which rows were carried, by their key.
+        deleted: Which of the rows that were carried were deleted last.
         parameters: Its parameters.
     """
     facts = {**parameters, "pair": pair.name, "side": side.value}
-    if not (back := [key for (key,) in uow._rows(uow.statements.rendering.render(DELETED.where(among)), facts)]):
+    if not (back := [key for (key,) in uow._rows(deleted, facts)]):
         return
     gone = {"_keys": json.dumps(back)}
     with _parents_kept(uow, pair, gone, None) if side is Side.NORMALIZED else contextlib.nullcontext():

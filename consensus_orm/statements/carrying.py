@@ -77,12 +77,13 @@ class CarryStatements(PairRows):
     @cached_property
     def backfill(self) -> tuple[str, ...]:
         """Carry the legacy rows between `_first` and `_last` that have no normalized row."""
-        parents = (
-            ()
-            if self.pair.parent is None
-            else (self.carry_parents(in_range(self.legacy_key), self.legacy_row(), self.pair.legacy_table),)
-        )
-        return (*parents, self.carry_to_normalized(in_range(self.legacy_key), overwrite=False))
+        return self._carry_with_parents(in_range(self.legacy_key), overwrite=False)
+
+    def _carry_with_parents(self, criterion: ColumnElement[bool], *, overwrite: bool) -> tuple[str, ...]:
+        rows = self.carry_to_normalized(criterion, overwrite=overwrite)
+        if self.pair.parent is None:
+            return (rows,)
+        return (self.carry_parents(criterion, self.legacy_row(), self.pair.legacy_table), rows)
 
     @cached_property
     def carry_new(self) -> str | None:
@@ -92,18 +93,12 @@ class CarryStatements(PairRows):
     @cached_property
     def overwrite_normalized(self) -> tuple[str, ...]:
         """Carry the legacy rows in `_keys`, whatever the normalized side holds."""
-        parents = (
-            ()
-            if self.pair.parent is None
-            else (self.carry_parents(in_keys(self.legacy_key), self.legacy_row(), self.pair.legacy_table),)
-        )
-        return (*parents, self.carry_to_normalized(in_keys(self.legacy_key), overwrite=True))
+        return self._carry_with_parents(in_keys(self.legacy_key), overwrite=True)
 
     @cached_property
     def insert_normalized_rows(self) -> tuple[str, ...]:
         """Carry the legacy rows in `_keys` that the normalized side does not have."""
-        *parents, _ = self.overwrite_normalized
-        return (*parents, self.carry_to_normalized(in_keys(self.legacy_key), overwrite=False))
+        return self._carry_with_parents(in_keys(self.legacy_key), overwrite=False)
 
     @cached_property
     def overwrite_legacy(self) -> str:
