@@ -312,3 +312,23 @@ def test_what_follows_from_others_is_told(store: ConsensusStore, database: Datab
     assert database.scalar("SELECT content FROM agent_outputs WHERE id = 2") == "theirs"
     told = [entry.detail for entry in store.migration.history() if entry.action == "restore image"]
     assert ["agent_outputs.output_timestamp"] in [json.loads(json.dumps(detail))["left"] for detail in told]
+
+
+def test_a_value_that_an_adoption_replaces_on_the_way_back_is_kept(store: ConsensusStore, database: Database) -> None:
+    """At CONTRACT another program writes a row whose time contradicts another column: what is replaced is an image."""
+    store.migration.migrate(Phase.CONTRACT)
+    before = {entry.id for entry in store.migration.images(everything=True)}
+    database.script(
+        "INSERT INTO consensus_runs (spec_id, stage, run_timestamp, consensus_ok) VALUES ('N', 's', 5, TRUE);"
+        " INSERT INTO agent_outputs (run_id, agent_name, content, output_timestamp, created_at)"
+        " SELECT id, 'a', 'c', 5, '2025-11-04 02:23:58' FROM consensus_runs WHERE spec_id = 'N'"
+    )
+    key = database.scalar(
+        "SELECT o.id FROM agent_outputs AS o JOIN consensus_runs AS r ON r.id = o.run_id AND r.spec_id = 'N'"
+    )
+    store.migration.rollback(Phase.NORMALIZED)
+    assert database.rows_of("SELECT output_timestamp FROM agent_outputs WHERE id = ?", key) == [(1762223038000,)]
+    kept = [e for e in store.migration.images() if e.id not in before and (e.pair, e.key) == ("artifacts", key)]
+    assert [(e.side, e.cause) for e in kept] == [(Side.NORMALIZED, "adopted on the way back")]
+    ((image,),) = database.rows_of("SELECT image FROM consensus_orm_images WHERE id = ?", kept[0].id)
+    assert json.loads(image)["agent_outputs.output_timestamp"] == ["integer", b"5".hex().upper()]
