@@ -44,6 +44,7 @@ def test_vacuum_gets_rid_of_dead_rows(consensus_store: ConsensusStore, full: boo
         kept = uow.artifacts.add(**artifact_values())
     with consensus_store.unit_of_work() as uow:
         uow.artifacts.delete(spec_id="SPEC-GONE")
+    wait_for_dead_rows(consensus_store, 200)
     told: list[tuple[int, int]] = []
 
     report = consensus_store.maintenance.vacuum(full=full, progress=lambda done, total: told.append((done, total)))
@@ -54,6 +55,21 @@ def test_vacuum_gets_rid_of_dead_rows(consensus_store: ConsensusStore, full: boo
     assert found.tables["agent_outputs"].dead == 0
     with consensus_store.unit_of_work(read_only=True) as uow:
         assert uow.artifacts.list() == [kept]
+
+
+def wait_for_dead_rows(store: ConsensusStore, rows: int) -> None:
+    """Wait until the server has counted the rows that a session deleted.
+
+    A session reports its counts up to 10 s later (PGSTAT_IDLE_INTERVAL); what it reports after a vacuum counts as dead
+    although the vacuum removed it.
+    """
+    deadline = time.monotonic() + 30
+    while True:
+        found: Any = store.maintenance.stats()
+        if found.tables["agent_outputs"].dead >= rows:
+            return
+        assert time.monotonic() < deadline, f"the server counts {found.tables['agent_outputs'].dead} dead rows"
+        time.sleep(0.05)
 
 
 def test_a_vacuum_can_be_scheduled(consensus_store: ConsensusStore) -> None:
