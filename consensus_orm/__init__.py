@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.restoration import restore
     from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
     from consensus_orm.consensus.tracker import ExecutionTracker
-    from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
+    from consensus_orm.declaration.moves import Move, Moves, Parent
+    from consensus_orm.declaration.rules import Computed, Convert, Earliest, EnumMap, Latest
     from consensus_orm.errors import ConsensusError
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
@@ -32,19 +33,21 @@ __all__ = [
     "Artifact",
     "AsyncConsensusStore",
     "AsyncConsensusUnitOfWork",
+    "Computed",
     "ConsensusError",
     "ConsensusStore",
     "ConsensusUnitOfWork",
+    "Convert",
     "Earliest",
+    "EnumMap",
     "Execution",
     "ExecutionTracker",
     "Latest",
-    "Mapping",
+    "Move",
+    "Moves",
     "OnMismatch",
-    "Pair",
     "Parent",
     "Phase",
-    "Row",
     "Run",
     "Settings",
     "Side",
@@ -58,7 +61,8 @@ __all__ = [
 _HOME = {
     "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
     "errors": ("ConsensusError",),
-    "declaration.pairs": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
+    "declaration.moves": ("Move", "Moves", "Parent"),
+    "declaration.rules": ("Computed", "Convert", "Earliest", "EnumMap", "Latest"),
     "phase": ("Phase", "Side"),
     "consensus.programs": ("owns",),
     "consensus.records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),

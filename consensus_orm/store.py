@@ -18,7 +18,7 @@ from consensus_orm import validation as check
 from consensus_orm.databases import opening
 from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.step_backups import StepBackups
-from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.hub import Telemetry
 from consensus_orm.phase import Phase
 from consensus_orm.progress import Watch, of_pages
@@ -52,7 +52,7 @@ class RepositoryUnitOfWork(UnitOfWork):
         """The rows of a declared pair.
 
         Args:
-            pair: Its name in the mapping.
+            pair: The name of its move.
 
         Raises:
             InvalidValueError: There is no such pair.
@@ -64,26 +64,26 @@ U = typing_extensions.TypeVar("U", bound=RepositoryUnitOfWork, default=Repositor
 
 
 class Store(Generic[U]):
-    """A database whose tables a mapping moves, whichever schema is live.
+    """A database whose tables are moved, whichever schema is live.
 
     Open it once and share it between threads; take a unit of work for each piece of work.
 
     Args:
         database: The pooled engine.
         settings: Every knob.
-        mapping: What corresponds to what.
+        moves: What corresponds to what.
         application: Whose tables these are; one that makes its tables itself where left out.
     """
 
     _unit_type: type[U] = RepositoryUnitOfWork  # type: ignore[assignment]  # a subclass says another, with its U
 
     def __init__(
-        self, database: Engine, settings: Settings, mapping: Mapping, application: Application | None = None
+        self, database: Engine, settings: Settings, moves: Moves, application: Application | None = None
     ) -> None:
         self.engine = database
         self.settings = settings
-        self.application = application or Application(pair.legacy_name for pair in mapping.pairs)
-        statements = _statements(mapping, database.dialect.name)
+        self.application = application or Application(pair.legacy_name for pair in moves)
+        statements = _statements(moves, database.dialect.name)
         self._units = UnitOfWorkFactory(database, settings, statements, self.application, self._unit_type)
         self._backups = StepBackups(database, settings, self._back_up)
         self._upgrade = Upgrade(self._units, self._backups)
@@ -91,14 +91,12 @@ class Store(Generic[U]):
         self._units.alarmed = self._fall_back
 
     @classmethod
-    def open(
-        cls, url: str | Path | URL, *, mapping: Mapping, settings: Settings | None = None, echo: bool = False
-    ) -> Self:
+    def open(cls, url: str | Path | URL, *, moves: Moves, settings: Settings | None = None, echo: bool = False) -> Self:
         """Open a database; looks at it and writes nothing.
 
         Args:
             url: Any SQLAlchemy URL, or a path.
-            mapping: The declaration of what is moved.
+            moves: The declaration of what is moved.
             settings: Every knob; read from the environment where left out.
             echo: Log each statement that goes through SQLAlchemy.
 
@@ -111,10 +109,10 @@ class Store(Generic[U]):
             StorageError: The database cannot be read.
         """
         chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
-        check.instance("mapping", mapping, Mapping)
+        check.instance("moves", moves, Moves)
         database = opening.create(url, chosen, echo=echo)
         try:
-            return cls(database, chosen, mapping)
+            return cls(database, chosen, moves)
         except BaseException:
             database.dispose()
             raise
@@ -265,11 +263,11 @@ class Store(Generic[U]):
     def _beside(self, where: Path | str, settings: Settings) -> Self:
         """A store of the same tables in another database, which has no replica."""
         alone = settings.model_copy(update={"read_url": None})
-        return type(self).open(where, settings=alone, mapping=self._units.statements.mapping)
+        return type(self).open(where, settings=alone, moves=self._units.statements.mapping)
 
     @property
     def _rehearsed(self) -> Rehearsed | None:
-        """What a rehearsal needs to know about these tables; None where nothing is known but the mapping."""
+        """What a rehearsal needs to know about these tables; None where nothing is known but the moves."""
         return None
 
     def copy_to(
@@ -337,10 +335,10 @@ class Store(Generic[U]):
             yield other._units
 
     def _tables(self) -> list[str]:
-        """The names of the tables that are moved, and of those of the application that no mapping speaks of."""
-        mapping = self._units.statements.mapping
-        moved = [name for pair in mapping.pairs for name in (pair.legacy_name, pair.table.name)]
-        parents = [parent.table.name for parent in mapping.parents]
+        """The names of the tables that are moved, and of those of the application that no move speaks of."""
+        moves = self._units.statements.mapping
+        moved = [name for pair in moves for name in (pair.legacy_name, pair.table.name)]
+        parents = [parent.table.name for parent in moves.parents]
         return [*moved, *parents, *(table.name for table in self.application.unmapped)]
 
     def close(self) -> None:
@@ -359,6 +357,6 @@ class Store(Generic[U]):
 
 
 @cache
-def _statements(mapping: Mapping, database: str) -> Statements:
-    """The statements of a mapping: rendering them takes 30 ms, which a second store need not wait for."""
-    return Statements(mapping, rendering(database))
+def _statements(moves: Moves, database: str) -> Statements:
+    """The statements of a moves: rendering them takes 30 ms, which a second store need not wait for."""
+    return Statements(moves, rendering(database))

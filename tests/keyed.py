@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, Boolean, ForeignKey, Integer, Text, UniqueCon
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import ConsensusStore
-from consensus_orm.declaration.pairs import Mapping, Pair, Parent
+from consensus_orm.declaration.moves import Move, Moves, Parent
 from consensus_orm.settings import Settings
 from tests.databases import Database
 
@@ -91,25 +91,22 @@ class PackedThing(Packed):
     ours: Mapped[bool] = mapped_column(Boolean)
 
 
-def _pair(flat: str, model: type[DeclarativeBase], carried: Any, **more: Any) -> Pair:
+def _move(flat: str, model: Any, columns: Any, **more: Any) -> Moves:
     legacy = f"things_flat={__name__}:{flat}"
-    marker = model.ours  # type: ignore[attr-defined]
-    return Pair("things", legacy=legacy, normalized=model, carried={"what": carried}, marker=marker, **more)
+    return Moves(Move(legacy, model, name="things", key={"id": model.id}, columns=columns, marker=model.ours, **more))
 
 
-BY_NUMBER = Mapping((_pair("ThingFlat", Thing, Thing.what),))
-BY_TEXT = Mapping((_pair("NamedFlat", NamedThing, NamedThing.what),))
-BOXED = Mapping(
-    (_pair("PackedFlat", PackedThing, Box.what, parent=Parent(Box, identity=(Box.what,)), link=PackedThing.box),)
-)
+BY_NUMBER = _move("ThingFlat", Thing, {Thing.what: "what"})
+BY_TEXT = _move("NamedFlat", NamedThing, {NamedThing.what: "what"})
+BOXED = _move("PackedFlat", PackedThing, {}, parts=[Parent(Box, link=PackedThing.box, by={Box.what: "what"})])
 
 
 @contextlib.contextmanager
-def opened(database: Database, mapping: Mapping = BY_NUMBER, **settings: Any) -> Iterator[ConsensusStore]:
+def opened(database: Database, moves: Moves = BY_NUMBER, **settings: Any) -> Iterator[ConsensusStore]:
     """A store of one of these moves, without soaks; its backups go when it is closed."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = SETTINGS.model_copy(update={"backup_dir": Path(folder), **settings})
-        with ConsensusStore.open(database.where, settings=chosen, mapping=mapping) as store:
+        with ConsensusStore.open(database.where, settings=chosen, moves=moves) as store:
             yield store
 
 

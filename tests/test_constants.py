@@ -11,7 +11,6 @@ import enum
 import math
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -48,7 +47,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases.opening import parse_url, rendering
 from consensus_orm.databases.postgresql.parameters import spelled
-from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent, Row
+from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.rules import Computed, Latest
 from consensus_orm.errors import ConfigurationError
 from consensus_orm.models.base import BIG, Verbatim
 from consensus_orm.settings import Settings
@@ -213,47 +213,41 @@ class Job(Base):
 ODD = """it's 100% :x "\\" ?"""
 
 
-def _newest(row: Row) -> Any:
-    return case((row.price > 10, "dear's"), else_=row.state)
-
-
-def declaration(kind: str) -> Mapping:
+def declaration(kind: str, label: Any = None) -> Moves:
     position = func.instr if kind == "sqlite" else func.strpos
+    state, note, price = JobFlat.state, JobFlat.note, JobFlat.price
     groups = Parent(
         Group,
-        identity=(Group.name,),
-        computed={Group.name: lambda row: "of: " + row.state},
-        derived={
-            Group.newest: Latest(
-                "jobs", lambda row: case((row.price > 10, "dear's"), else_=row.state), otherwise="NULL"
-            )
-        },
-    )
-    jobs = Pair(
-        "jobs",
-        legacy=f"jobs_flat={__name__}:JobFlat",
-        normalized=Job,
-        parent=groups,
         link=Job.group_no,
-        carried={"state": Job.state, "note": Job.note, "price": Job.price},
-        computed={
-            Job.found: lambda row: position(row.state, "state"),
-            Job.is_done: lambda row: case((row.state == "done", 1), else_=0),
-            Job.is_dear: lambda row: case((row.price > 10, True), else_=False),
-            Job.label: lambda row: func.coalesce(row.note, "-"),
-            Job.said: lambda row: row.note + ODD,
-            Job.cents: lambda row: row.price * 100,
-            Job.half: lambda row: row.price * 0.5,
-            Job.taxed: lambda row: row.price * Decimal("1.25"),
-            Job.rounded: lambda row: row.price - -1,
-            Job.mark: lambda row: case((row.state.in_(["done", ODD]), b"\0'\xff"), else_=b""),
-            Job.day: lambda row: case((row.price == -3, date(2025, 11, 4)), else_=None),
-            Job.at: lambda row: case((row.price == -3, datetime(2025, 11, 4, 2, 23)), else_=None),
-            Job.kind: lambda row: case((row.state == "done", literal(State.DONE, Enum(State, native_enum=False)))),
-        },
+        by={Group.name: Computed("of: " + state)},
+        derived={Group.newest: Latest("jobs", case((price > 10, "dear's"), else_=state))},
+    )
+    rules: dict[Any, Any] = {
+        Job.found: position(state, "state"),
+        Job.is_done: case((state == "done", 1), else_=0),
+        Job.is_dear: case((price > 10, True), else_=False),
+        Job.label: func.coalesce(note, "-") if label is None else label,
+        Job.said: note + ODD,
+        Job.cents: price * 100,
+        Job.half: price * 0.5,
+        Job.taxed: price * Decimal("1.25"),
+        Job.rounded: price - -1,
+        Job.mark: case((state.in_(["done", ODD]), b"\0'\xff"), else_=b""),
+        Job.day: case((price == -3, date(2025, 11, 4)), else_=None),
+        Job.at: case((price == -3, datetime(2025, 11, 4, 2, 23)), else_=None),
+        Job.kind: case((state == "done", literal(State.DONE, Enum(State, native_enum=False)))),
+    }
+    jobs = Move(
+        f"jobs_flat={__name__}:JobFlat",
+        Job,
+        name="jobs",
+        key={"no": Job.no},
+        columns={Job.state: "state", Job.note: "note", Job.price: "price"}
+        | {target: Computed(rule) for target, rule in rules.items()},
+        parts=[groups],
         marker=Job.ours,
     )
-    return Mapping((jobs,))
+    return Moves(jobs)
 
 
 def expected(state: str, note: str | None, price: int | None) -> tuple[Any, ...]:
@@ -292,7 +286,7 @@ def database(new_database: Database) -> Database:
 @contextlib.contextmanager
 def opened(database: Database, folder: Path) -> Iterator[ConsensusStore]:
     settings = SETTINGS.model_copy(update={"backup_dir": folder})
-    with ConsensusStore.open(database.where, settings=settings, mapping=declaration(database.kind)) as store:
+    with ConsensusStore.open(database.where, settings=settings, moves=declaration(database.kind)) as store:
         store.upgrade()
         yield store
 
@@ -396,35 +390,34 @@ def test_a_trigger_compares_with_constants_too(database: Database, tmp_path: Pat
 # What cannot be written -----------------------------------------------------------------------------------
 
 
-def _with(rule: Any) -> Mapping:
-    (jobs,) = declaration("sqlite").pairs
-    return Mapping((replace(jobs, computed={**jobs.computed, Job.label: rule}),))
+def _with(rule: Any) -> Moves:
+    return declaration("sqlite", rule)
 
 
 @pytest.mark.parametrize(("value", "reason"), REFUSED.values(), ids=REFUSED)
 def test_a_constant_that_cannot_be_written_is_refused_at_once(kind: str, value: Any, reason: str) -> None:
     """When the statements are made, with the reason; never at a later step, and never as another value."""
     with pytest.raises(ConfigurationError, match=reason):
-        Statements(_with(lambda row: func.coalesce(row.note, value)), rendering(kind))
+        Statements(_with(func.coalesce(JobFlat.note, value)), rendering(kind))
 
 
 @pytest.mark.parametrize(("value", "reason"), REFUSED_BY_FILES.values(), ids=REFUSED_BY_FILES)
 def test_a_constant_that_sqlite_cannot_hold_is_refused_at_once(value: Any, reason: str) -> None:
     """SQLite would take each of them for another value."""
     with pytest.raises(ConfigurationError, match=reason):
-        Statements(_with(lambda row: func.coalesce(row.note, value)), rendering("sqlite"))
+        Statements(_with(func.coalesce(JobFlat.note, value)), rendering("sqlite"))
 
 
 def test_a_parameter_that_nobody_binds_is_refused_at_once(kind: str) -> None:
-    """A rule is a function of the row alone."""
+    """A rule is an expression on the row alone."""
     with pytest.raises(ConfigurationError, match="parameter 'limit' without a value"):
-        Statements(_with(lambda row: func.coalesce(row.note, bindparam("limit"))), rendering(kind))
+        Statements(_with(func.coalesce(JobFlat.note, bindparam("limit"))), rendering(kind))
 
 
 def test_a_refused_constant_keeps_the_store_from_opening(new_database: Database) -> None:
     """The first moment at which a caller can hear of it, and nothing is made."""
     with pytest.raises(ConfigurationError, match="nan"):
-        ConsensusStore.open(new_database.where, mapping=_with(lambda row: row.price * math.nan))
+        ConsensusStore.open(new_database.where, moves=_with(JobFlat.price * math.nan))
     made = new_database.where.exists() if isinstance(new_database.where, Path) else new_database.tables()
     assert not made
 

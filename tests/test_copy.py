@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import ConsensusStore, Mapping, Pair, Parent, Phase, errors
+from consensus_orm import ConsensusStore, Move, Moves, Parent, Phase, errors
 from consensus_orm.cli import main
 from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.copying import CopyReport
@@ -30,7 +30,7 @@ from consensus_orm.settings import Settings
 from consensus_orm.testing.phases import take_to
 from tests import oracle, oracle_of_servers, servers
 from tests.field import builders, rows, server
-from tests.test_second_pair import LEGACY_TABLES, MAPPING
+from tests.test_second_pair import LEGACY_TABLES, MOVES
 from tests.test_second_pair import path as second_pair  # noqa: F401 - a fixture
 
 NO_TIME = timedelta(0)
@@ -401,9 +401,9 @@ def test_a_store_that_was_born_on_a_server_gets_a_file(url: str, tmp_path: Path)
 
 def test_another_mapping(second_pair: Path, tmp_path: Path) -> None:  # noqa: F811
     """The copy knows no table by name: another move goes along with its definitions, triggers and sequences."""
-    with ConsensusStore.open(second_pair, settings=SETTINGS, mapping=MAPPING) as source:
+    with ConsensusStore.open(second_pair, settings=SETTINGS, moves=MOVES) as source:
         source.migration.migrate(Phase.CUTOVER, soak=False)
-        with ConsensusStore.open(tmp_path / "copy.db", settings=SMALL, mapping=MAPPING) as target:
+        with ConsensusStore.open(tmp_path / "copy.db", settings=SMALL, moves=MOVES) as target:
             assert source.copy_to(target).finished
             assert target.migration.verify().clean
     tables = (*LEGACY_TABLES, "addresses", "customers", "orders")
@@ -444,17 +444,16 @@ class Customer(Base):
     ours: Mapped[bool] = mapped_column(server_default="0")
 
 
-CITIES = Parent(City, identity=(City.city,))
-CUSTOMERS = Pair(
-    "customers",
-    legacy=f"customers_flat={__name__}:CustomerFlat",
-    normalized=Customer,
-    parent=CITIES,
-    link=Customer.city_id,
-    carried={"name": Customer.name, "city": City.city, "weight": Customer.weight, "photo": Customer.photo},
+CUSTOMERS = Move(
+    f"customers_flat={__name__}:CustomerFlat",
+    Customer,
+    name="customers",
+    key={"id": Customer.id},
+    columns={Customer.name: "name", Customer.weight: "weight", Customer.photo: "photo"},
+    parts=[Parent(City, link=Customer.city_id, by={City.city: "city"})],
     marker=Customer.ours,
 )
-OTHER = Mapping((CUSTOMERS,))
+OTHER = Moves(CUSTOMERS)
 
 
 def test_another_mapping_on_a_server(url: str, tmp_path: Path) -> None:
@@ -472,11 +471,11 @@ def test_another_mapping_on_a_server(url: str, tmp_path: Path) -> None:
               ('Ada', 'Berlin', 0.1, x'00ff'), ('Bob', 'Berlin', -0.0, NULL), ('Cyd', 'K\u00f6ln', 1e300, x'');
             """
         )
-    with ConsensusStore.open(source, settings=SETTINGS, mapping=OTHER) as store:
+    with ConsensusStore.open(source, settings=SETTINGS, moves=OTHER) as store:
         store.migration.migrate(Phase.CUTOVER, soak=False)
-        with ConsensusStore.open(url, settings=SETTINGS, mapping=OTHER) as target:
+        with ConsensusStore.open(url, settings=SETTINGS, moves=OTHER) as target:
             assert store.copy_to(target).unfit == ()
-            with ConsensusStore.open(tmp_path / "back.db", settings=SETTINGS, mapping=OTHER) as back:
+            with ConsensusStore.open(tmp_path / "back.db", settings=SETTINGS, moves=OTHER) as back:
                 assert target.copy_to(back).unfit == ()
                 assert back.migration.verify().clean
     tables = ("customers_flat", "cities", "customers")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any
 
-import pytest
-from sqlalchemy import Text, case, cast, func, literal
+from sqlalchemy import Text, case, cast, column, func, literal
 
-from consensus_orm import Earliest, Mapping, Pair
-from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS, RUNS, SYNTHESES
+from consensus_orm import Computed, Convert, Earliest, Move, Moves, Parent
+from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS, SYNTHESES
+from consensus_orm.consensus.expressions import run_key
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun
 from consensus_orm.databases.opening import rendering
+from consensus_orm.declaration.expressions import milliseconds, time_from
 from consensus_orm.declaration.fingerprint import fingerprint
 from consensus_orm.statements.pairs import Statements
 
@@ -38,66 +38,103 @@ def test_it_needs_no_legacy_model() -> None:
     assert done.stdout.strip() == RELEASED
 
 
-def _stamped(rule: Any) -> Mapping:
-    return Mapping((replace(ARTIFACTS, computed={AgentOutput.output_timestamp: rule}), SYNTHESES))
+LEGACY = "consensus_artifacts=consensus_orm.consensus.models.legacy:ConsensusArtifact"
+AT: Any = column("created_at")
+RUN = column("run_id", Text)
+STAMP: Any = milliseconds(AT)
 
 
-def _with(**changes: Any) -> Mapping:
-    return Mapping((replace(ARTIFACTS, **changes), SYNTHESES))
+def _artifacts(
+    *,
+    legacy: str = LEGACY,
+    stamp: Any = STAMP,
+    columns: dict[Any, Any] | None = None,
+    by: dict[Any, Any] | None = None,
+    derived: dict[Any, Any] | None = None,
+    **more: Any,
+) -> Moves:
+    """The consensus data, with the artifacts declared once more and in part otherwise."""
+    runs = Parent(
+        ConsensusRun,
+        link=AgentOutput.run_id,
+        by={
+            ConsensusRun.spec_id: "spec_id",
+            ConsensusRun.stage: "stage",
+            ConsensusRun.run_key: Computed(run_key(RUN, AT)),
+        }
+        | (by or {}),
+        columns={ConsensusRun.run_id: "run_id"},
+        derived=_derived() if derived is None else derived,
+    )
+    carried = {
+        AgentOutput.agent_name: "agent_name",
+        AgentOutput.content: "content_json",
+        AgentOutput.response_text: "response_text",
+        AgentOutput.created_at: "created_at",
+    }
+    said = {
+        "name": "artifacts",
+        "newest": AgentOutput.output_timestamp,
+        "adopted": {AgentOutput.created_at: time_from(AgentOutput.output_timestamp)},
+        "marker": AgentOutput.mirrored,
+    }
+    artifacts = Move(
+        legacy,
+        AgentOutput,
+        key={"id": AgentOutput.id},
+        columns={AgentOutput.output_timestamp: Computed(stamp)} | carried | (columns or {}),
+        parts=[runs],
+        **(said | more),
+    )
+    return Moves(artifacts, SYNTHESES)
 
 
-def _swapped() -> Mapping:
-    carried = dict(ARTIFACTS.carried)
-    carried["spec_id"], carried["stage"] = carried["stage"], carried["spec_id"]
-    return _with(carried=carried)
+def _derived() -> dict[Any, Any]:
+    assert SYNTHESES.parent is not None
+    return SYNTHESES.parent.derived
 
 
-def _parent(**changes: Any) -> Mapping:
-    parent = replace(RUNS, **changes)
-    return Mapping(tuple(replace(pair, parent=parent) for pair in CONSENSUS.pairs))
-
-
-RULES = (
-    lambda row: func.length(row.created_at),
-    lambda row: func.length(row.run_id),
-    lambda row: func.lower(row.created_at),
-    lambda row: row.created_at + 1,
-    lambda row: row.created_at + 2,
-    lambda row: row.created_at - 1,
-    lambda row: row.created_at + literal("1"),
-    lambda row: -row.created_at,
-    lambda row: cast(row.created_at, Text),
-    lambda row: case((row.run_id == "a", 1), else_=0),
-    lambda row: case((row.run_id == "b", 1), else_=0),
-    lambda row: case((row.run_id != "a", 1), else_=0),
-    lambda row: case((row.run_id == "a", 0), else_=1),
-    lambda row: row.created_at.op("#")(1),
-    lambda row: row.created_at.op("~")(1),
+RULES: tuple[Any, ...] = (
+    func.length(AT),
+    func.length(RUN),
+    func.lower(AT),
+    AT + 1,
+    AT + 2,
+    AT - 1,
+    AT + literal("1"),
+    -AT,
+    cast(AT, Text),
+    case((RUN == "a", 1), else_=0),
+    case((RUN == "b", 1), else_=0),
+    case((RUN != "a", 1), else_=0),
+    case((RUN == "a", 0), else_=1),
+    AT.op("#")(1),
+    AT.op("~")(1),
 )
 CHANGED = (
     CONSENSUS,
-    Mapping((SYNTHESES, ARTIFACTS)),
-    _with(name="rows"),
-    _with(legacy="another=consensus_orm.consensus.models.legacy:ConsensusArtifact"),
-    _with(kept=()),
-    _with(newest=None),
-    _with(adopted={}),
-    _swapped(),
-    _parent(computed={}),
-    _parent(derived={ConsensusRun.run_timestamp: Earliest()}),
-    *(_stamped(rule) for rule in RULES),
+    Moves(SYNTHESES, ARTIFACTS),
+    _artifacts(name="rows"),
+    _artifacts(legacy="another=consensus_orm.consensus.models.legacy:ConsensusArtifact"),
+    _artifacts(columns={AgentOutput.model_version: Computed(func.lower(AT))}),
+    _artifacts(newest=None),
+    _artifacts(adopted={}),
+    _artifacts(marker=None),
+    _artifacts(without={"more": "nobody reads it"}),
+    _artifacts(columns={AgentOutput.content: Convert("content_json", up=func.hex(RUN), down=AgentOutput.content)}),
+    _artifacts(by={ConsensusRun.spec_id: "stage", ConsensusRun.stage: "spec_id"}),
+    _artifacts(by={ConsensusRun.run_key: Computed(RUN)}),
+    _artifacts(derived={ConsensusRun.run_timestamp: Earliest()}),
+    *(_artifacts(stamp=rule) for rule in RULES),
 )
 
 
 def test_every_change_of_a_declaration_changes_it() -> None:
     """No two of these say the same, so none may be taken for another."""
-    found = [fingerprint(mapping) for mapping in CHANGED]
+    found = [fingerprint(moves) for moves in CHANGED]
     assert len(set(found)) == len(CHANGED)
 
 
-@pytest.mark.parametrize("again", [CONSENSUS, Mapping(tuple(replace(pair) for pair in CONSENSUS.pairs))])
-def test_the_same_declaration_has_the_same_one(again: Mapping) -> None:
+def test_the_same_declaration_has_the_same_one() -> None:
     """Neither the objects nor the order in which columns are written down count."""
-    turned = Mapping(tuple(replace(pair, carried=dict(reversed(list(pair.carried.items())))) for pair in again.pairs))
-    assert fingerprint(again) == fingerprint(turned) == RELEASED
-    assert isinstance(again.pairs[0], Pair)
+    assert fingerprint(_artifacts()) == RELEASED

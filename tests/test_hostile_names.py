@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    column,
     create_engine,
     func,
     literal_column,
@@ -30,8 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase
 
-from consensus_orm import ConsensusStore, Mapping, Pair, Parent, Phase
-from consensus_orm.declaration.pairs import Latest
+from consensus_orm import Computed, ConsensusStore, Latest, Move, Moves, Parent, Phase
 from consensus_orm.errors import MigrationError, UnmirroredWriteError
 from consensus_orm.settings import Settings
 from tests.databases import Database, build_legacy
@@ -133,30 +133,29 @@ def of(model: Any, name: str) -> Any:
 
 PARENT = Parent(
     Place,
-    identity=(of(Place, PLACE_KEY),),
-    computed={of(Place, PLACE_KEY): lambda row: func.coalesce(row[PLACE], literal_column("'-'"))},
-    derived={of(Place, NEWEST): Latest(PAIR, lambda row: row[NAME], otherwise="NULL")},
+    link=of(Own, LINK),
+    by={of(Place, PLACE_KEY): Computed(func.coalesce(column(PLACE), literal_column("'-'")))},
+    columns={of(Place, PLACE): PLACE},
+    derived={of(Place, NEWEST): Latest(PAIR, column(NAME))},
 )
-MAPPING = Mapping(
-    (
-        Pair(
-            PAIR,
-            legacy=f"{FLAT}={__name__}:Flat",
-            normalized=Own,
-            parent=PARENT,
-            link=of(Own, LINK),
-            carried={NAME: of(Own, NAME), PLACE: of(Place, PLACE)},
-            kept=(of(Own, KEPT),),
-            marker=of(Own, MARKER),
-        ),
-        Pair(
-            LONG_PAIR,
-            legacy=f"{LONG}={__name__}:LongFlat",
-            normalized=LongOwn,
-            carried={name: of(LongOwn, name) for name in (SMILE, *OURS)},
-            marker=of(LongOwn, "mirrored"),
-        ),
-    )
+MOVES = Moves(
+    Move(
+        f"{FLAT}={__name__}:Flat",
+        Own,
+        name=PAIR,
+        key={KEY: of(Own, KEY)},
+        columns={of(Own, NAME): NAME},
+        parts=[PARENT],
+        marker=of(Own, MARKER),
+    ),
+    Move(
+        f"{LONG}={__name__}:LongFlat",
+        LongOwn,
+        name=LONG_PAIR,
+        key={KEY: of(LongOwn, KEY)},
+        columns={of(LongOwn, name): name for name in (SMILE, *OURS)},
+        marker=of(LongOwn, "mirrored"),
+    ),
 )
 
 
@@ -215,7 +214,7 @@ def normalized(database: Database) -> list[list[tuple[Any, ...]]]:
 def test_names_of_a_move_may_hold_anything(database: Database) -> None:
     """All phases and back: rows of every phase are on both sides, found by their values, and nothing else is hit."""
     run(database, f"CREATE VIEW {q(VIEW)} AS SELECT {q(NAME)} FROM {q(FLAT)}")
-    with ConsensusStore.open(database.where, settings=SETTINGS, mapping=MAPPING) as store:
+    with ConsensusStore.open(database.where, settings=SETTINGS, moves=MOVES) as store:
         migration = store.migration
         migration.upgrade()
 
@@ -260,8 +259,8 @@ def test_names_of_a_move_may_hold_anything(database: Database) -> None:
 def test_a_copy_takes_any_names(database: Database, tmp_path: Path) -> None:
     """Rows of both sides come out equal in a file, whatever they are called."""
     with (
-        ConsensusStore.open(database.where, settings=SETTINGS, mapping=MAPPING) as store,
-        ConsensusStore.open(tmp_path / "copy.db", settings=SETTINGS, mapping=MAPPING) as target,
+        ConsensusStore.open(database.where, settings=SETTINGS, moves=MOVES) as store,
+        ConsensusStore.open(tmp_path / "copy.db", settings=SETTINGS, moves=MOVES) as target,
     ):
         store.migration.migrate(Phase.CUTOVER)
         assert store.copy_to(target).finished

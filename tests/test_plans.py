@@ -22,7 +22,7 @@ import pytest
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.databases.opening import rendering
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.models import Base
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
@@ -172,13 +172,13 @@ BY_KEYS = re.compile(r":_(key|keys|parent|first|last)\b")
 def _made(database: str) -> Iterator[tuple[str, str]]:
     """Every statement that the mapping makes, and the name of what makes it."""
     statements = Statements(CONSENSUS, rendering(database))
-    for pair in CONSENSUS.pairs:
+    for pair in CONSENSUS:
         yield from _made_by(statements[pair], statements, pair)
     for parent in CONSENSUS.parents:
         yield from _made_by(statements.parents[parent.table.name], statements, CONSENSUS.members(parent)[0])
 
 
-def _made_by(of: object, statements: Statements, pair: Pair) -> Iterator[tuple[str, str]]:
+def _made_by(of: object, statements: Statements, pair: Move) -> Iterator[tuple[str, str]]:
     for name, member in inspect.getmembers(type(of)):
         if name.startswith("_"):
             continue
@@ -190,14 +190,14 @@ def _made_by(of: object, statements: Statements, pair: Pair) -> Iterator[tuple[s
                 yield from ((f"{name}({said})", sql) for sql in _flat(getattr(of, name)(**given)))
 
 
-def _arguments(method: Any, statements: Statements, pair: Pair) -> Iterator[dict[str, Any]]:
+def _arguments(method: Any, statements: Statements, pair: Move) -> Iterator[dict[str, Any]]:
     """All that a method can be called with; nothing where it takes expressions, so that it makes no statement."""
     choices: dict[Any, list[Any]] = {
         Side: list(Side),
         bool: [False, True],
-        str: list(pair.carried),
-        tuple[str, ...]: [(), *((name,) for name in pair.carried)],
-        PairStatements: [statements[member] for member in CONSENSUS.pairs],
+        str: list(pair.columns),
+        tuple[str, ...]: [(), *((name,) for name in pair.columns)],
+        PairStatements: [statements[member] for member in CONSENSUS],
     }
     hints = get_type_hints(method, localns={"PairStatements": PairStatements})
     parameters = inspect.signature(method).parameters.values()

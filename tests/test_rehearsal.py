@@ -260,9 +260,9 @@ def test_notices_a_lost_write(store: ConsensusStore, at_the_end: Callable[[str],
 
 def test_writers_of_another_mapping(new_database: Database) -> None:
     """Writers know the consensus tables; with another mapping they are refused before anything is copied."""
-    other = type(CONSENSUS)(CONSENSUS.pairs)
+    other = type(CONSENSUS)(*CONSENSUS)
     with (
-        ConsensusStore.open(new_database.where, mapping=other) as store,
+        ConsensusStore.open(new_database.where, moves=other) as store,
         pytest.raises(errors.InvalidValueError, match="without writers"),
     ):
         store.migration.rehearse(writers=1)

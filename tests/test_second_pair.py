@@ -1,7 +1,7 @@
 """Rule 2: the engine knows no table by name. An unrelated move goes all the way with nothing but a declaration.
 
 Customers with their address in the row become customers and addresses, and their orders lose a column name.
-The tables are made here, by their own DDL; the package gets a `Mapping`.
+The tables are made here, by their own DDL; the package gets `Moves`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import consensus_orm
 from consensus_orm import Phase, Store
-from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent
+from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.rules import Computed, Latest
 from consensus_orm.errors import GateClosedError, SchemaError
 from consensus_orm.models.base import Verbatim
 from consensus_orm.schema import inspection
@@ -125,48 +126,40 @@ def _spelled(value: Any) -> Any:
     return case((value.is_(None), literal_column("'-'")), else_=literal_column("'='") + func.hex(value))
 
 
-def _address_key(row: Any) -> Any:
+def _address_key() -> Any:
     comma: Any = literal_column("','")
-    return _spelled(row.street) + comma + _spelled(row.city) + comma + _spelled(row.zip)
+    return _spelled(CustomerFlat.street) + comma + _spelled(CustomerFlat.city) + comma + _spelled(CustomerFlat.zip)
 
 
-def declaration(*, derived: bool = True) -> Mapping:
+def declaration(*, derived: bool = True) -> Moves:
     addresses = Parent(
         Address,
-        identity=(Address.address_key,),
-        computed={Address.address_key: _address_key},
-        derived={Address.newest_name_hex: Latest("customers", lambda row: func.hex(row.name), otherwise="NULL")}
-        if derived
-        else {},
-    )
-    customers = Pair(
-        "customers",
-        legacy=f"customers_flat={__name__}:CustomerFlat",
-        normalized=Customer,
-        parent=addresses,
         link=Customer.lives_at,
-        carried={
-            "name": Customer.name,
-            "street": Address.street,
-            "city": Address.city,
-            "zip": Address.zip,
-            "since": Customer.since,
-            "limit": Customer.credit,
-        },
-        kept=(Customer.nickname,),
+        by={Address.address_key: Computed(_address_key())},
+        columns={Address.street: "street", Address.city: "city", Address.zip: "zip"},
+        derived={Address.newest_name_hex: Latest("customers", func.hex(CustomerFlat.name))} if derived else {},
+    )
+    customers = Move(
+        f"customers_flat={__name__}:CustomerFlat",
+        Customer,
+        name="customers",
+        key={"customer_no": Customer.customer_no},
+        columns={Customer.name: "name", Customer.since: "since", Customer.credit: "limit"},
+        parts=[addresses],
         marker=Customer.ours,
     )
-    orders = Pair(
-        "orders",
-        legacy=f"Orders_Old={__name__}:OrderOld",
-        normalized=Order,
-        carried={"what": Order.item, "amount": Order.amount},
+    orders = Move(
+        f"Orders_Old={__name__}:OrderOld",
+        Order,
+        name="orders",
+        key={"order_no": Order.order_no},
+        columns={Order.item: "what", Order.amount: "amount"},
         marker=Order.ours,
     )
-    return Mapping((customers, orders))
+    return Moves(customers, orders)
 
 
-MAPPING = declaration()
+MOVES = declaration()
 PLAIN = declaration(derived=False)
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=3, chunk_pause=0)
@@ -205,9 +198,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path, mapping: Mapping = MAPPING, **settings: Any) -> Iterator[Store]:
+def opened(path: Path, moves: Moves = MOVES, **settings: Any) -> Iterator[Store]:
     chosen = SETTINGS.model_copy(update=settings)
-    with Store.open(path, settings=chosen, mapping=mapping) as store:
+    with Store.open(path, settings=chosen, moves=moves) as store:
         yield store
 
 
@@ -279,14 +272,14 @@ NEW = {"name": "Zoe", "street": "Way 9", "city": "Bern", "zip": "3000", "since":
 # The walk -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mapping", [MAPPING, PLAIN], ids=["derived", "plain"])
-def test_an_unrelated_pair_goes_through_all_phases_and_back(path: Path, mapping: Mapping) -> None:
+@pytest.mark.parametrize("moves", [MOVES, PLAIN], ids=["derived", "plain"])
+def test_an_unrelated_pair_goes_through_all_phases_and_back(path: Path, moves: Moves) -> None:
     """Reads stay the same in all five phases and on the way back, and the legacy tables end as they began.
 
     Rows in type and bytes, DDL, index, trigger, view and sequence.
     """
     before = image(path)
-    with opened(path, mapping) as store:
+    with opened(path, moves) as store:
         migration = store.migration
         assert migration.phase is Phase.EXPAND
         reads = read(store)
@@ -493,7 +486,7 @@ def test_a_broken_view_of_another_program_is_in_nobodys_way(path: Path) -> None:
     assert oracle.definitions(path, "broken") == before
 
 
-# Where a file of another mapping begins -------------------------------------------------------------------
+# Where a file of another moves begins -------------------------------------------------------------------
 
 
 def test_upgrade_makes_the_control_tables_and_nothing_else(path: Path) -> None:
@@ -532,27 +525,27 @@ def test_the_gate_wants_the_normalized_tables(tmp_path: Path) -> None:
 
 
 def test_a_file_holds_one_move(path: Path, tmp_path: Path) -> None:
-    """One file has one phase, so another mapping on a file of the consensus tables is refused, untouched."""
+    """One file has one phase, so another moves on a file of the consensus tables is refused, untouched."""
     theirs = tmp_path / "consensus.sqlite"
     builders.build_legacy(theirs)
     before = oracle.sha256(theirs)
     with pytest.raises(SchemaError, match="one move"):
-        consensus_orm.ConsensusStore.open(theirs, settings=SETTINGS, mapping=MAPPING)
+        consensus_orm.ConsensusStore.open(theirs, settings=SETTINGS, moves=MOVES)
     assert oracle.sha256(theirs) == before
 
 
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED, Phase.CONTRACT])
 def test_a_database_keeps_to_its_move(phase: Phase, path: Path) -> None:
-    """From DUAL_WRITE on a file says which tables it moves: a mapping of others is refused, and nothing is written."""
+    """From DUAL_WRITE on a file says which tables it moves: a moves of others is refused, and nothing is written."""
     with opened(path) as store:
         forward(store, phase)
     before = oracle.sha256(path)
     from consensus_orm.consensus.declaration import CONSENSUS  # another test sees that nothing else loads it
 
     with pytest.raises(SchemaError, match=r"customers_flat.*one move"):
-        Store.open(path, settings=SETTINGS, mapping=CONSENSUS)
+        Store.open(path, settings=SETTINGS, moves=CONSENSUS)
     assert oracle.sha256(path) == before
-    with Store.open(path, settings=SETTINGS, mapping=MAPPING) as again:
+    with Store.open(path, settings=SETTINGS, moves=MOVES) as again:
         assert again.migration.phase is phase
 
 
@@ -561,19 +554,19 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from consensus_orm import Phase, Settings, Store
-from tests.shop import MAPPING
+from tests.shop import MOVES
 
 now = timedelta(0)
 settings = Settings(soak_dual_write=now, soak_cutover=now, soak_normalized=now)
 path = Path(sys.argv[1])
-with Store.open(path, settings=settings, mapping=MAPPING) as store:
+with Store.open(path, settings=settings, moves=MOVES) as store:
     store.migration.migrate(Phase.CONTRACT, soak=False)
     with store.unit_of_work() as uow:
         uow.repository("customers").add({"name": "Zoe", "city": "Bern"})
     assert store.migration.rehearse().passed
     store.migration.rollback(Phase.EXPAND)
     store.maintenance.stats(), store.maintenance.vacuum()
-    with Store.open(path.with_name("copy.db"), settings=settings, mapping=MAPPING) as target:
+    with Store.open(path.with_name("copy.db"), settings=settings, moves=MOVES) as target:
         store.copy_to(target)
 print(sorted(name for name in sys.modules if name.startswith("consensus_orm.consensus")))
 """

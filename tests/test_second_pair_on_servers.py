@@ -18,7 +18,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 import consensus_orm
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.declaration.expressions import exact_hex
-from consensus_orm.declaration.pairs import Latest, Mapping, Pair, Parent
+from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.rules import Computed, Latest
 from consensus_orm.errors import GateClosedError
 from consensus_orm.settings import Settings
 from tests.databases import Database
@@ -94,40 +95,40 @@ class Order(Base):
     ours: Mapped[bool] = mapped_column(Boolean)
 
 
-def declaration(*, derived: bool) -> Mapping:
+def declaration(*, derived: bool) -> Moves:
+    key = literal_column("'='") + exact_hex(CustomerFlat.city) + _is_null(CustomerFlat.city)
     places = Parent(
         Place,
-        identity=(Place.place_key,),
-        computed={Place.place_key: lambda row: literal_column("'='") + exact_hex(row.city) + _is_null(row.city)},
-        derived={Place.newest: Latest("customers", lambda row: exact_hex(row.name), otherwise="NULL")}
-        if derived
-        else {},
-    )
-    customers = Pair(
-        "customers",
-        legacy=f"Customers Flat={__name__}:CustomerFlat",
-        normalized=Customer,
-        parent=places,
         link=Customer.lives_at,
-        carried={"name": Customer.name, "city": Place.city, "limit": Customer.credit},
-        kept=(Customer.nickname,),
+        by={Place.place_key: Computed(key)},
+        columns={Place.city: "city"},
+        derived={Place.newest: Latest("customers", exact_hex(CustomerFlat.name))} if derived else {},
+    )
+    customers = Move(
+        f"Customers Flat={__name__}:CustomerFlat",
+        Customer,
+        name="customers",
+        key={"No": Customer.No},
+        columns={Customer.name: "name", Customer.credit: "limit"},
+        parts=[places],
         marker=Customer.ours,
     )
-    orders = Pair(
-        "orders",
-        legacy=f"orders_old={__name__}:OrderOld",
-        normalized=Order,
-        carried={"what": Order.item, "amount": Order.amount},
+    orders = Move(
+        f"orders_old={__name__}:OrderOld",
+        Order,
+        name="orders",
+        key={"order_no": Order.order_no},
+        columns={Order.item: "what", Order.amount: "amount"},
         marker=Order.ours,
     )
-    return Mapping((customers, orders))
+    return Moves(customers, orders)
 
 
 def _is_null(value: Any) -> Any:
     return case((value.is_(None), literal_column("'-'")), else_=literal_column("''"))
 
 
-MAPPINGS = {"derived": declaration(derived=True), "plain": declaration(derived=False)}
+MOVES = {"derived": declaration(derived=True), "plain": declaration(derived=False)}
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0)
 
 
@@ -138,9 +139,9 @@ def database(new_database: Database) -> Database:
 
 
 @contextlib.contextmanager
-def opened(database: Database, folder: Path, mapping: Mapping = MAPPINGS["derived"]) -> Iterator[ConsensusStore]:
+def opened(database: Database, folder: Path, moves: Moves = MOVES["derived"]) -> Iterator[ConsensusStore]:
     settings = SETTINGS.model_copy(update={"backup_dir": folder})
-    with ConsensusStore.open(database.where, settings=settings, mapping=mapping) as store:
+    with ConsensusStore.open(database.where, settings=settings, moves=moves) as store:
         store.upgrade()
         yield store
 
@@ -171,13 +172,11 @@ def forward(store: ConsensusStore, to: Phase) -> None:
         store.migration.advance()
 
 
-@pytest.mark.parametrize("mapping", MAPPINGS.values(), ids=MAPPINGS)
-def test_an_unrelated_pair_goes_through_all_phases_and_back(
-    database: Database, tmp_path: Path, mapping: Mapping
-) -> None:
+@pytest.mark.parametrize("moves", MOVES.values(), ids=MOVES)
+def test_an_unrelated_pair_goes_through_all_phases_and_back(database: Database, tmp_path: Path, moves: Moves) -> None:
     """Reads stay the same in all five phases and on the way back, and the legacy tables end as they began."""
     before = database.image(*LEGACY)
-    with opened(database, tmp_path, mapping) as store:
+    with opened(database, tmp_path, moves) as store:
         reads = read(store)
         for phase in list(Phase)[1:]:
             forward(store, phase)

@@ -43,11 +43,11 @@ STORE = {
 
 SURFACE: dict[type, dict[str, str]] = {
     Store: {"open": "url, *, mapping, settings=None, echo=False", **STORE},
-    ConsensusStore: {"open": "url=None, *, settings=None, echo=False, mapping=", **STORE},
+    ConsensusStore: {"open": "url=None, *, settings=None, echo=False, moves=", **STORE},
     ConsensusUnitOfWork: {"on_commit": "callback", "repository": "pair"},
     # Their repositories, migration and maintenance have the methods written below: see tests/test_asynchronous.py.
     AsyncConsensusStore: {
-        "open": "url=None, *, settings=None, echo=False, mapping=",
+        "open": "url=None, *, settings=None, echo=False, moves=",
         "unit_of_work": "*, read_only=False",
         "run": "work, *, read_only=False",
         "in_unit_of_work": "work",
@@ -190,7 +190,7 @@ def test_copy() -> None:
 
 def test_restore() -> None:
     """The function that restores a backup has the arguments that are written here."""
-    assert spelled(consensus_orm.restore).startswith("backup, url=None, *, create=False, settings=None, mapping=")
+    assert spelled(consensus_orm.restore).startswith("backup, url=None, *, create=False, settings=None, moves=")
 
 
 def test_five_phases() -> None:

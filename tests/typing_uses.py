@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, column, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from consensus_orm import (
@@ -28,12 +28,11 @@ from consensus_orm import (
     Execution,
     ExecutionTracker,
     Latest,
-    Mapping,
+    Move,
+    Moves,
     OnMismatch,
-    Pair,
     Parent,
     Phase,
-    Row,
     Run,
     Settings,
     Side,
@@ -221,30 +220,29 @@ class Customer(Base):
     mirrored: Mapped[bool]
 
 
-def declaration() -> Mapping:
-    def name(row: Row) -> Any:
-        return row.name
-
+def declaration() -> Moves:
     addresses = Parent(
-        Address, identity=(Address.street,), derived={Address.latest_name: Latest("customers", name, otherwise="''")}
-    )
-    customers = Pair(
-        "customers",
-        legacy="customers_flat=shop.legacy:CustomerFlat",
-        normalized=Customer,
-        parent=addresses,
+        Address,
         link=Customer.address_id,
-        carried={"name": Customer.name, "street": Address.street},
-        marker=Customer.mirrored,
+        by={Address.street: "street"},
+        derived={Address.latest_name: Latest("customers", column("name"), otherwise="")},
     )
-    return Mapping((customers,))
+    customers = Move(
+        "customers_flat=shop.legacy:CustomerFlat",
+        Customer,
+        name="customers",
+        key={"id": Customer.id},
+        columns={Customer.name: "name"},
+        parts=[addresses],
+    )
+    return Moves(customers)
 
 
 def own_store(path: Path) -> None:
     def count(uow: RepositoryUnitOfWork) -> int:
         return uow.repository("customers").count({})
 
-    with Store.open(path, mapping=declaration()) as store:
+    with Store.open(path, moves=declaration()) as store:
         assert_type(store, Store[RepositoryUnitOfWork])
         assert_type(store.run(count), int)
         assert_type(store.in_unit_of_work(count)(), int)

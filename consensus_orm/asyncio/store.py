@@ -41,7 +41,7 @@ from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.databases.maintenance import Maintenance
-from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.migration import Migration
 from consensus_orm.phase import Phase
 from consensus_orm.repository.dual_write import Repository
@@ -405,10 +405,10 @@ class AsyncConsensusUnitOfWork:
         return AsyncExecutions(lambda: self._sync.executions, self._call)
 
     def repository(self, pair: str) -> AsyncRepository:
-        """The rows of a declared pair, whatever mapping the store was opened with.
+        """The rows of a declared pair, whatever moves the store was opened with.
 
         Args:
-            pair: Its name in the mapping.
+            pair: The name of its move.
         """
         return AsyncRepository(lambda: self._sync.repository(pair), self._call)
 
@@ -487,7 +487,7 @@ class AsyncConsensusStore(_Asynchronous):
         *,
         settings: Settings | None = None,
         echo: bool = False,
-        mapping: Mapping = CONSENSUS,
+        moves: Moves = CONSENSUS,
     ) -> Self:
         """Open a database; looks at it and writes nothing.
 
@@ -495,7 +495,7 @@ class AsyncConsensusStore(_Asynchronous):
             url: As for `ConsensusStore.open`.
             settings: As there.
             echo: As there.
-            mapping: As there.
+            moves: As there.
 
         Returns:
             The store; an asynchronous context manager that closes it.
@@ -511,7 +511,7 @@ class AsyncConsensusStore(_Asynchronous):
             """Open it on the thread, and load there what would hold up the event loop later."""
             import stamina  # noqa: F401 - 30 ms, at the first retry
 
-            opened.append(ConsensusStore.open(url, settings=settings, echo=echo, mapping=mapping))
+            opened.append(ConsensusStore.open(url, settings=settings, echo=echo, moves=moves))
 
         try:
             await thread.finish(look)

@@ -11,7 +11,7 @@ from consensus_orm import errors
 from consensus_orm.consensus import programs
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.models.executions import AgentExecution
-from consensus_orm.declaration.pairs import Mapping, table_of
+from consensus_orm.declaration.moves import Moves, table_of
 from consensus_orm.schema import inspection
 from consensus_orm.schema.application import Application, Identity, Protection
 from consensus_orm.settings import Settings
@@ -48,7 +48,7 @@ class _Other(Application):
         foreign = {*programs.FOUNDING, *((*programs.LEGACY, programs.EXECUTIONS) if identity.is_new else ())}
         if foreign & inspection.table_names(inspection.relations(connection)):
             raise errors.SchemaError(
-                "this file holds the consensus tables, and a file holds one move", hint="use a file for each mapping"
+                "this file holds the consensus tables, and a file holds one move", hint="use a file for each"
             )
         return identity
 
@@ -56,9 +56,9 @@ class _Other(Application):
 APPLICATION = _Consensus(programs.LEGACY)
 
 
-def application_of(mapping: Mapping) -> Application:
-    """What the engine is told of the application whose tables a mapping moves."""
-    return APPLICATION if mapping is CONSENSUS else _Other(pair.legacy_name for pair in mapping.pairs)
+def application_of(moves: Moves) -> Application:
+    """What the engine is told of the application whose tables are moved."""
+    return APPLICATION if moves is CONSENSUS else _Other(pair.legacy_name for pair in moves)
 
 
 def place(url: str | Path | URL | None, settings: Settings) -> str | Path | URL:

@@ -7,94 +7,94 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_
+from sqlalchemy import ColumnElement, column, or_
+from sqlalchemy.orm import InstrumentedAttribute
 
 from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
 from consensus_orm.declaration.expressions import milliseconds, time_from
-from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
+from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.rules import Computed, Earliest, Latest
 
-__all__ = ["ARTIFACTS", "CONSENSUS", "RUNS", "SYNTHESES", "consensus_ok", "degraded"]
+__all__ = ["ARTIFACTS", "CONSENSUS", "SYNTHESES", "consensus_ok", "degraded"]
 
 
-def consensus_ok(synthesis: Row) -> ColumnElement[Any]:
+def consensus_ok(status: ColumnElement[Any]) -> ColumnElement[Any]:
     """Whether a synthesis stands for agreement: its status does not say failed."""
-    return ~says(synthesis.status, "failed")
+    return ~says(status, "failed")
 
 
-def degraded(synthesis: Row) -> ColumnElement[Any]:
+def degraded(flag: ColumnElement[Any], status: ColumnElement[Any]) -> ColumnElement[Any]:
     """Whether a synthesis was made with less than all agents: by its flag, or by its status."""
-    return or_(flagged(synthesis.degraded), says(synthesis.status, "degraded"))
+    return or_(flagged(flag), says(status, "degraded"))
 
 
-def _as_json(synthesis: Row) -> ColumnElement[Any]:
-    return synthesis_json(
-        synthesis.output_markdown,
-        synthesis.output_path,
-        synthesis.status,
-        synthesis.artifacts_count,
-        synthesis.agreements,
-        synthesis.conflicts,
+def _of_runs(link: InstrumentedAttribute[int]) -> Parent:
+    status: ColumnElement[Any] = column("status")
+    as_json = synthesis_json(
+        column("output_markdown"),
+        column("output_path"),
+        status,
+        column("artifacts_count"),
+        column("agreements"),
+        column("conflicts"),
+    )
+    return Parent(
+        ConsensusRun,
+        link=link,
+        by={
+            ConsensusRun.spec_id: "spec_id",
+            ConsensusRun.stage: "stage",
+            ConsensusRun.run_key: Computed(run_key(column("run_id"), column("created_at"))),
+        },
+        columns={ConsensusRun.run_id: "run_id"},
+        derived={
+            ConsensusRun.run_timestamp: Earliest(),
+            ConsensusRun.consensus_ok: Latest("syntheses", consensus_ok(status), otherwise=True),
+            ConsensusRun.degraded: Latest("syntheses", degraded(column("degraded"), status), otherwise=False),
+            ConsensusRun.synthesis_json: Latest("syntheses", as_json),
+        },
     )
 
 
-RUNS = Parent(
-    ConsensusRun,
-    identity=(ConsensusRun.spec_id, ConsensusRun.stage, ConsensusRun.run_key),
-    computed={ConsensusRun.run_key: lambda row: run_key(row.run_id, row.created_at)},
-    derived={
-        ConsensusRun.run_timestamp: Earliest(),
-        ConsensusRun.consensus_ok: Latest("syntheses", consensus_ok, otherwise="TRUE"),
-        ConsensusRun.degraded: Latest("syntheses", degraded, otherwise="FALSE"),
-        ConsensusRun.synthesis_json: Latest("syntheses", _as_json, otherwise="NULL"),
+ARTIFACTS = Move(
+    "consensus_artifacts=consensus_orm.consensus.models.legacy:ConsensusArtifact",
+    AgentOutput,
+    name="artifacts",
+    key={"id": AgentOutput.id},
+    columns={
+        AgentOutput.agent_name: "agent_name",
+        AgentOutput.content: "content_json",
+        AgentOutput.response_text: "response_text",
+        AgentOutput.created_at: "created_at",
+        AgentOutput.output_timestamp: Computed(milliseconds(column("created_at"))),
     },
-)
-
-ARTIFACTS = Pair(
-    "artifacts",
-    legacy="consensus_artifacts=consensus_orm.consensus.models.legacy:ConsensusArtifact",
-    normalized=AgentOutput,
-    parent=RUNS,
-    link=AgentOutput.run_id,
-    carried={
-        "spec_id": ConsensusRun.spec_id,
-        "stage": ConsensusRun.stage,
-        "agent_name": AgentOutput.agent_name,
-        "content_json": AgentOutput.content,
-        "response_text": AgentOutput.response_text,
-        "run_id": ConsensusRun.run_id,
-        "created_at": AgentOutput.created_at,
-    },
-    computed={AgentOutput.output_timestamp: lambda row: milliseconds(row.created_at)},
-    kept=(AgentOutput.model_version,),
-    marker=AgentOutput.mirrored,
+    parts=[_of_runs(AgentOutput.run_id)],
     newest=AgentOutput.output_timestamp,
-    adopted={"created_at": lambda table: time_from(table.c.output_timestamp)},
+    marker=AgentOutput.mirrored,
+    adopted={AgentOutput.created_at: time_from(AgentOutput.output_timestamp)},
 )
 
-SYNTHESES = Pair(
-    "syntheses",
-    legacy="consensus_synthesis=consensus_orm.consensus.models.legacy:ConsensusSynthesis",
-    normalized=ConsensusSynthesisRecord,
-    parent=RUNS,
-    link=ConsensusSynthesisRecord.run_id,
-    carried={
-        "spec_id": ConsensusRun.spec_id,
-        "stage": ConsensusRun.stage,
-        "output_markdown": ConsensusSynthesisRecord.output_markdown,
-        "output_path": ConsensusSynthesisRecord.output_path,
-        "status": ConsensusSynthesisRecord.status,
-        "artifacts_count": ConsensusSynthesisRecord.artifacts_count,
-        "agreements": ConsensusSynthesisRecord.agreements,
-        "conflicts": ConsensusSynthesisRecord.conflicts,
-        "degraded": ConsensusSynthesisRecord.degraded,
-        "run_id": ConsensusRun.run_id,
-        "created_at": ConsensusSynthesisRecord.created_at,
+SYNTHESES = Move(
+    "consensus_synthesis=consensus_orm.consensus.models.legacy:ConsensusSynthesis",
+    ConsensusSynthesisRecord,
+    name="syntheses",
+    key={"id": ConsensusSynthesisRecord.id},
+    columns={
+        ConsensusSynthesisRecord.output_markdown: "output_markdown",
+        ConsensusSynthesisRecord.output_path: "output_path",
+        ConsensusSynthesisRecord.status: "status",
+        ConsensusSynthesisRecord.artifacts_count: "artifacts_count",
+        ConsensusSynthesisRecord.agreements: "agreements",
+        ConsensusSynthesisRecord.conflicts: "conflicts",
+        ConsensusSynthesisRecord.degraded: "degraded",
+        ConsensusSynthesisRecord.created_at: "created_at",
+        ConsensusSynthesisRecord.synthesis_timestamp: Computed(milliseconds(column("created_at"))),
     },
-    computed={ConsensusSynthesisRecord.synthesis_timestamp: lambda row: milliseconds(row.created_at)},
-    marker=ConsensusSynthesisRecord.mirrored,
+    parts=[_of_runs(ConsensusSynthesisRecord.run_id)],
     newest=ConsensusSynthesisRecord.synthesis_timestamp,
-    adopted={"created_at": lambda table: time_from(table.c.synthesis_timestamp)},
+    marker=ConsensusSynthesisRecord.mirrored,
+    adopted={ConsensusSynthesisRecord.created_at: time_from(ConsensusSynthesisRecord.synthesis_timestamp)},
 )
 
-CONSENSUS = Mapping((ARTIFACTS, SYNTHESES))
+CONSENSUS = Moves(ARTIFACTS, SYNTHESES)

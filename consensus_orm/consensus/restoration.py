@@ -27,7 +27,7 @@ from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.databases import engine, opening
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.databases.sqlite.backup import connected, row_counts
-from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.files import BESIDE
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings, from_environment
@@ -64,7 +64,7 @@ def restore(
     *,
     create: bool = False,
     settings: Settings | None = None,
-    mapping: Mapping = CONSENSUS,
+    moves: Moves = CONSENSUS,
 ) -> RestoreReport:
     """Put a backup in the place of a SQLite database that no process has open.
 
@@ -76,7 +76,7 @@ def restore(
         url: The database to replace; the one of the settings where left out.
         create: Also where there is no database yet.
         settings: Every knob; read from the environment where left out.
-        mapping: The declaration of what is moved; the consensus tables where left out.
+        moves: The declaration of what is moved; the consensus tables where left out.
 
     Returns:
         What was restored, and where what was there is now.
@@ -89,7 +89,7 @@ def restore(
     """
     started = time.monotonic()
     chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
-    check.instance("mapping", mapping, Mapping)
+    check.instance("moves", moves, Moves)
     check.flag("create", create)
     target, source = _target(place(url, chosen)), files.resolved(check.path("backup", backup))
     files.require_usable(source)
@@ -101,7 +101,7 @@ def restore(
             files.require_usable(new)
             with _alone_with(source):
                 _copy(source, new)
-            rows = _verify(new, source, chosen, mapping)
+            rows = _verify(new, source, chosen, moves)
             aside = _replace(target, new, folder)
         return RestoreReport(
             path=target,
@@ -154,7 +154,7 @@ def _copy(source: Path, copy: Path) -> list[Path]:
     return made
 
 
-def _verify(copy: Path, source: Path, settings: Settings, mapping: Mapping) -> dict[str, int]:
+def _verify(copy: Path, source: Path, settings: Settings, moves: Moves) -> dict[str, int]:
     """Carry the log of a copy into it, and refuse one that is damaged or holds none of the tables."""
 
     def refuse(reason: str) -> errors.RestoreError:
@@ -170,7 +170,7 @@ def _verify(copy: Path, source: Path, settings: Settings, mapping: Mapping) -> d
         raise refuse(f"is damaged: integrity_check says: {said.splitlines()[0]}")
     looked_at = opening.create(copy, settings)
     try:
-        found = revisions.inspect(looked_at, application_of(mapping))
+        found = revisions.inspect(looked_at, application_of(moves))
     finally:
         looked_at.dispose()
     if found.is_new and not found.legacy_tables:

@@ -15,7 +15,7 @@ from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.executions import Executions
 from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
-from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.settings import Settings, from_environment
 from consensus_orm.store import RepositoryUnitOfWork, Store
 
@@ -57,22 +57,22 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
     Args:
         database: The pooled engine.
         settings: Every knob.
-        mapping: What corresponds to what.
+        moves: What corresponds to what.
     """
 
     _unit_type = ConsensusUnitOfWork
 
     @property
     def _rehearsed(self) -> Rehearsed | None:
-        """What a rehearsal needs to know about the consensus data; nothing is known of another mapping's tables."""
+        """What a rehearsal needs to know about the consensus data; nothing is known of the tables of other moves."""
         if self.application is not APPLICATION:
             return None
         from consensus_orm.consensus.rehearsed import REHEARSED  # loads the rehearsal: not at start-up
 
         return REHEARSED
 
-    def __init__(self, database: Engine, settings: Settings, mapping: Mapping = CONSENSUS) -> None:
-        super().__init__(database, settings, mapping, application_of(mapping))
+    def __init__(self, database: Engine, settings: Settings, moves: Moves = CONSENSUS) -> None:
+        super().__init__(database, settings, moves, application_of(moves))
 
     @classmethod
     def open(
@@ -81,7 +81,7 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
         *,
         settings: Settings | None = None,
         echo: bool = False,
-        mapping: Mapping = CONSENSUS,
+        moves: Moves = CONSENSUS,
     ) -> Self:
         """Open a database; looks at it and writes nothing.
 
@@ -90,7 +90,7 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
                 where left out.
             settings: Every knob; read from the environment where left out.
             echo: Log each statement that goes through SQLAlchemy.
-            mapping: The declaration of what is moved; the consensus tables where left out.
+            moves: The declaration of what is moved; the consensus tables where left out.
 
         Returns:
             The store; a context manager that closes it.
@@ -101,4 +101,4 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
             StorageError: The file cannot be read.
         """
         chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
-        return super().open(place(url, chosen), mapping=mapping, settings=chosen, echo=echo)
+        return super().open(place(url, chosen), moves=moves, settings=chosen, echo=echo)

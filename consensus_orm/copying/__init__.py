@@ -87,7 +87,7 @@ class _Copy:
 
     def _known_tables(self) -> list[Table]:
         mapping = self.source.statements.mapping
-        return [*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs), *self.source.application.unmapped]
+        return [*normalized(mapping), *(pair.legacy_table for pair in mapping), *self.source.application.unmapped]
 
     @property
     def shape(self) -> list[Any]:

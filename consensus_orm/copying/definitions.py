@@ -46,7 +46,7 @@ class Definition:
 
 def definitions(source: Source, state: State) -> list[Definition]:
     """What SQLite says of the tables of other programs in a source, whichever kind it is."""
-    legacy = [pair.legacy_table for pair in source.statements.mapping.pairs]
+    legacy = [pair.legacy_table for pair in source.statements.mapping]
     wanted = legacy if state.phase.has_legacy or state.reversible else []
     # Our own normalized tables are made by revisions, those of another mapping by whoever declares them.
     others = made_elsewhere(source.application, source.statements.mapping)

@@ -76,7 +76,7 @@ def _sequences(source: Source, state: State, tables: list[Copied], saved: list[E
     names = [table.name for table in tables if not table.text_key]
     given = {name: source.catalog.sequence(source, name) for name in names}
     kept = {entry.name: entry.sequence for entry in saved if entry.sequence is not None}
-    for pair in source.statements.mapping.pairs if state.phase.writes_normalized else ():
+    for pair in source.statements.mapping if state.phase.writes_normalized else ():
         own, legacy = pair.table.name, pair.legacy_name
         others = [given.get(own), given.get(legacy), kept.get(legacy)]
         others.append(source.catalog.sequence(source, dropped(legacy)))
@@ -189,7 +189,7 @@ def _derive_again(uow: UnitOfWork, rest: Remainder, tables: list[Copied]) -> Non
     if not rest.state.prepared:
         return
     linked = {table.name for table in tables if table.link is not None}
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         parent = uow.statements.of_parent(pair)
         keys = {odd.parent for odd, _ in rest.left_behind if odd.table == pair.table.name and odd.table in linked}
         if parent is not None and keys:
@@ -218,7 +218,7 @@ def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ..
     """On PostgreSQL the renamed tables are their own definitions."""
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         name = pair.legacy_name
         yield "table", name, name, quoted(dropped(name)), rest.sequences.get(name)
     for name, row in _rows_aside(uow):
@@ -229,7 +229,7 @@ def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, .
     """On SQLite they are what they were, with the ids that were given meanwhile."""
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
-    legacy = {pair.legacy_name for pair in uow.statements.mapping.pairs}
+    legacy = {pair.legacy_name for pair in uow.statements.mapping}
     there: list[Cells] = []
     for d in (d for d in rest.definitions if d.table in legacy):
         if d.type in ROWS:
@@ -246,7 +246,7 @@ def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, Cells]]:
         pair = uow.statements.mapping[name]
         if table != pair.legacy_name or uow._rows(uow.statements[pair].present(Side.NORMALIZED), {"_keys": f"[{key}]"}):
             continue
-        wanted = {pair.key.name, *pair.carried}
+        wanted = set(pair.legacy_columns)
         row = {column: cell for column, cell in cells(IMAGE, table, kept).items() if column in wanted}
         if uow.statements.rendering.name == "sqlite" or all(_is_plain(*cell) for cell in row.values()):
             yield table, row
@@ -277,7 +277,7 @@ def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
 
 def _make_triggers(uow: UnitOfWork, rest: Remainder, unmapped: Iterable[Table]) -> None:
     """Make the triggers of other programs again, now that all rows are there."""
-    live = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs} if rest.state.phase.has_legacy else set()
+    live = {pair.legacy_name.lower() for pair in uow.statements.mapping} if rest.state.phase.has_legacy else set()
     known = live | {table.name.lower() for table in (*unmapped, *normalized(uow.statements.mapping))}
     for d in rest.definitions:
         if d.type == "trigger" and d.table.lower() in known:

@@ -264,7 +264,7 @@ class ServerSource(Source):
         if "consensus_orm_state" in there:
             other.hold(Lock.FLIP)
         mapping = self.statements.mapping
-        names = {t.name for pair in mapping.pairs for t in (pair.table, pair.legacy_table)}
+        names = {t.name for pair in mapping for t in (pair.table, pair.legacy_table)}
         names |= {parent.table.name for parent in mapping.parents}
         names |= {table.name for table in self.application.unmapped}
         other.keep_out(names & there)

@@ -9,7 +9,7 @@ from sqlalchemy import Table
 
 from consensus_orm import errors
 from consensus_orm.copying.values import Field, Held, field_of
-from consensus_orm.declaration.pairs import Mapping, Pair, Parent, table_of
+from consensus_orm.declaration.moves import Move, Moves, Parent, table_of
 from consensus_orm.models import control
 from consensus_orm.schema.application import Application
 from consensus_orm.statements.rendering import quoted
@@ -81,8 +81,8 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
     found: list[Copied] = []
     if prepared:
         found += [_parents_table(parent, mapping) for parent in mapping.parents]
-        found += [_pairs_table(pair) for pair in mapping.pairs]
-    for pair in mapping.pairs if source.phase.has_legacy else ():
+        found += [_pairs_table(pair) for pair in mapping]
+    for pair in mapping if source.phase.has_legacy else ():
         if pair.legacy_name.lower() in there:
             fields = _fields_there(source, pair.legacy_table, extras=extras)
             found.append(Copied(pair.legacy_name, fields, pair.name, has_pairs_key=True))
@@ -94,25 +94,25 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
     return found
 
 
-def normalized(mapping: Mapping) -> list[Table]:
+def normalized(mapping: Moves) -> list[Table]:
     """The normalized tables, parents first."""
-    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.pairs)]
+    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping)]
 
 
-def made_elsewhere(application: Application, mapping: Mapping) -> list[Table]:
+def made_elsewhere(application: Application, mapping: Moves) -> list[Table]:
     """The tables beside the legacy ones that no revision makes as they are, for other programs make or alter them."""
     return [*application.unmapped, *(() if application.is_known_to_revisions else normalized(mapping))]
 
 
-def _listed_under_first(mapping: Mapping, name: str, fields: tuple[Field, ...]) -> Copied:
-    return Copied(name, fields, mapping.pairs[0].name)
+def _listed_under_first(mapping: Moves, name: str, fields: tuple[Field, ...]) -> Copied:
+    return Copied(name, fields, next(iter(mapping)).name)
 
 
-def _parents_table(parent: Parent, mapping: Mapping) -> Copied:
+def _parents_table(parent: Parent, mapping: Moves) -> Copied:
     return Copied(parent.table.name, _fields(parent.table), mapping.members(parent)[0].name)
 
 
-def _pairs_table(pair: Pair) -> Copied:
+def _pairs_table(pair: Move) -> Copied:
     fields = _fields(pair.table)
     if pair.link is None or pair.parent is None:
         return Copied(pair.table.name, fields, pair.name, has_pairs_key=True)

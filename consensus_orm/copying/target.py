@@ -162,7 +162,7 @@ class Target:
         if not is_new:
             raise self._refusal("holds tables of ours already")
         mapping = self.units.statements.mapping
-        for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping.pairs)):
+        for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping)):
             if table.name.lower() in there and uow._rows(f"SELECT 1 FROM {quoted(table.name)} LIMIT 1"):
                 raise self._refusal(f"holds rows in {table.name} already")
 
@@ -195,12 +195,12 @@ class Target:
                 connection.exec_driver_sql("DELETE FROM consensus_orm_history")
 
     def _make_legacy(self, connection: Connection, made: Sequence[Definition]) -> None:
-        names = {pair.legacy_name.lower() for pair in self.units.statements.mapping.pairs}
+        names = {pair.legacy_name.lower() for pair in self.units.statements.mapping}
         if self.kind == "sqlite":
             if self.state.phase.has_legacy:
                 _create(connection, made, names)
             return
-        for pair in self.units.statements.mapping.pairs:
+        for pair in self.units.statements.mapping:
             pair.legacy_table.create(connection, checkfirst=True)
             for column in pair.legacy_table.columns:
                 if (
@@ -229,7 +229,7 @@ class Target:
         for table in normalized(mapping):
             table.create(connection, checkfirst=True)  # those of another mapping: of ours there are revisions
         if self.kind == "postgresql" and not self.state.phase.has_legacy and self.state.reversible:
-            for pair in mapping.pairs:
+            for pair in mapping:
                 aside = quoted(dropped(pair.legacy_name))
                 connection.exec_driver_sql(f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {aside}")
 

@@ -23,7 +23,7 @@ from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import borrow, translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.events import Event
 from consensus_orm.hub import log_event
 from consensus_orm.phase import Phase, Side
@@ -267,7 +267,7 @@ class Transaction(ABC):
         """Refuse to commit, for the reason given: one side may have taken what the other did not."""
         self._doomed = self._doomed or error
 
-    def _doubt(self, pair: Pair, keys: set[Any]) -> None:
+    def _doubt(self, pair: Move, keys: set[Any]) -> None:
         """Have rows compared again, under the lock, after this unit of work."""
         self._doubtful.setdefault(pair.name, set()).update(keys)
 
@@ -422,7 +422,7 @@ class Catalog(ABC):
         """Prepare read-only units of work for looking at many rows, if possible all of them in one snapshot."""
 
     @abstractmethod
-    def analyze(self, uow: Transaction, pair: Pair) -> None:
+    def analyze(self, uow: Transaction, pair: Move) -> None:
         """Let plans follow how many rows the normalized side has by now; SQLite's do not depend on it."""
 
     @abstractmethod
@@ -484,15 +484,15 @@ class Catalog(ABC):
         """Let both sides go on above the highest id that either has given (rule 3)."""
 
     @abstractmethod
-    def next_key_of(self, uow: Transaction, pair: Pair, side: Side) -> int:
+    def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id where the table of the other side is gone: above whatever one side has, or has ever given."""
 
     @abstractmethod
-    def free_key(self, uow: Transaction, pair: Pair) -> Any:
+    def free_key(self, uow: Transaction, pair: Move) -> Any:
         """An id above whatever either side has, or has ever given, whoever made the legacy table."""
 
     @abstractmethod
-    def go_on_above(self, uow: Transaction, pair: Pair) -> None:
+    def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Let ids be given above those that the normalized side has; SQLite sees to that by itself."""
 
     @abstractmethod
@@ -522,7 +522,7 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
+    def forget_row(self, uow: Transaction, pair: Move, key: Any) -> None:
         """Forget what the triggers noted of one row that this unit of work wrote."""
 
     @abstractmethod
@@ -534,11 +534,11 @@ class LegacyTables(ABC):
     """What becomes of the legacy tables at CONTRACT, and how they come back exactly as they were."""
 
     @abstractmethod
-    def save(self, uow: Transaction, pair: Pair) -> list[tuple[str, str, str, int | None]]:
+    def save(self, uow: Transaction, pair: Move) -> list[tuple[str, str, str, int | None]]:
         """What it takes to make a table again: type, name, definition and sequence of each of its objects."""
 
     @abstractmethod
-    def put_away(self, uow: Transaction, pair: Pair) -> None:
+    def put_away(self, uow: Transaction, pair: Move) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
 
     @abstractmethod
@@ -566,14 +566,14 @@ class LegacyTables(ABC):
         """Keep the definitions of the legacy tables as they are now: another program may drop them."""
 
     @abstractmethod
-    def make_again(self, uow: Transaction, pair: Pair) -> None:
+    def make_again(self, uow: Transaction, pair: Move) -> None:
         """Make a legacy table that another program dropped: from its saved definition, else from its model.
 
         An index whose name another table has taken by now is left out.
         """
 
     @abstractmethod
-    def set_aside(self, uow: Transaction, pair: Pair) -> str:
+    def set_aside(self, uow: Transaction, pair: Move) -> str:
         """Take a table that cannot be used any more out of the way, with its rows, for good.
 
         Returns:
@@ -581,11 +581,11 @@ class LegacyTables(ABC):
         """
 
     @abstractmethod
-    def complete_again(self, uow: Transaction, pair: Pair) -> None:
+    def complete_again(self, uow: Transaction, pair: Move) -> None:
         """Bring the sequence back, and the triggers of other programs, once the rows are there."""
 
     @abstractmethod
-    def drop_again(self, uow: Transaction, pair: Pair) -> None:
+    def drop_again(self, uow: Transaction, pair: Move) -> None:
         """Undo `bring_back`, whatever the table holds by now."""
 
     @abstractmethod

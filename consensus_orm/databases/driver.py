@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.session_guard import SessionGuard
-from consensus_orm.declaration.pairs import Mapping as Declaration
+from consensus_orm.declaration.moves import Moves
 
 __all__ = ["Cursor", "Driver", "Parameters"]
 
@@ -127,7 +127,7 @@ class Driver(Protocol):
         """
         ...
 
-    def guard(self, mapping: Declaration, *, read_only: bool) -> SessionGuard:
+    def guard(self, mapping: Moves, *, read_only: bool) -> SessionGuard:
         """Let nothing that a session sends reach a mapped table around the mapping, until the guard is lifted."""
         ...
 

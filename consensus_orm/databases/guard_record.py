@@ -11,7 +11,7 @@ from sqlalchemy import Table, bindparam, insert, select
 from consensus_orm import errors
 from consensus_orm.databases import state
 from consensus_orm.databases.base import PREFIX, Catalog, Standing, Transaction, Trigger
-from consensus_orm.declaration.pairs import Mapping, table_of
+from consensus_orm.declaration.moves import Moves, table_of
 from consensus_orm.models.control import REPLACEABLE, GuardRecord
 from consensus_orm.phase import Phase
 from consensus_orm.statements.pairs import Statements
@@ -117,12 +117,12 @@ def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
     mapping = uow.statements.mapping
     yield from (table.name for table in normalized_tables(mapping))
     if phase.has_legacy:
-        yield from (pair.legacy_name for pair in mapping.pairs)
+        yield from (pair.legacy_name for pair in mapping)
 
 
-def normalized_tables(mapping: Mapping) -> list[Table]:
+def normalized_tables(mapping: Moves) -> list[Table]:
     """The normalized tables, parents first."""
-    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.pairs)]
+    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping)]
 
 
 # Whose a trigger is ----------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def own_name(uow: Transaction, table: str, kind: str) -> str:
     Raises:
         UnsafeDefinitionError: There is none of that name.
     """
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         if pair.legacy_name.lower() == str(table).lower():
             return pair.legacy_name
     raise unsafe(kind, str(table))

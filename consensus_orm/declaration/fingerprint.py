@@ -14,66 +14,76 @@ from typing import Any
 from sqlalchemy import Table, column
 from sqlalchemy.sql.expression import BindParameter, ClauseElement
 
-from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
+from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.rules import Earliest, Latest, Row, expression, on
 
 __all__ = ["fingerprint"]
 
 
-def fingerprint(mapping: Mapping) -> str:
+def fingerprint(moves: Moves) -> str:
     """Hash a declaration.
 
     Args:
-        mapping: The declaration.
+        moves: The declaration.
 
     Returns:
         16 hexadecimal digits, the first of SHA-256 over its canonical JSON; the same on every kind of database.
     """
     told = {
-        "pairs": [_pair(pair) for pair in mapping.pairs],
-        "parents": [_parent(parent, mapping) for parent in mapping.parents],
+        "pairs": [_move(move) for move in moves],
+        "parents": [_parent(parent, moves) for parent in moves.parents],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _pair(pair: Pair) -> dict[str, Any]:
-    row = _row(pair)
-    return {
-        "name": pair.name,
-        "legacy": pair.legacy_name,
-        "normalized": pair.table.name,
-        "key": _column(pair.key),
-        "carried": {name: _column(pair.column(attribute)) for name, attribute in pair.carried.items()},
-        "computed": {attribute.key: _spelled(rule(row)) for attribute, rule in pair.computed.items()},
-        "adopted": {name: _spelled(rule(pair.table)) for name, rule in pair.adopted.items()},
-        "kept": [attribute.key for attribute in pair.kept],
-        "parent": None if pair.parent is None else pair.parent.table.name,
-        "link": None if pair.link is None else pair.link.key,
-        "marker": pair.marker.key,
-        "newest": None if pair.newest is None else pair.newest.key,
+def _move(move: Move) -> dict[str, Any]:
+    told = {
+        "name": move.name,
+        "legacy": move.legacy_name,
+        "normalized": move.table.name,
+        "key": _column(move.key),
+        "carried": {name: _column(of) for name, of in move.carried.items()},
+        "computed": {of.key: _spelled(on(rule, _row(move))) for of, rule in move.computed.items()},
+        "adopted": {name: _spelled(rule) for name, rule in move.adopted.items()},
+        "kept": [of.key for of in move.kept],
+        "parent": None if move.parent is None else move.parent.table.name,
+        "link": None if move.link is None else move.link.key,
+        "marker": None if move.marker is None else move.marker.key,
+        "newest": None if move.newest is None else move.newest.key,
     }
+    # What a declaration does not use is left out, so that one that was hashed before it could be said keeps its hash.
+    more = {
+        "legacy_key": move.legacy_key if move.legacy_key != move.key.name else None,
+        "restored": {name: _spelled(rule) for name, rule in move.restored.items()},
+        "without": sorted(move.without),
+    }
+    return told | {name: value for name, value in more.items() if value}
 
 
-def _parent(parent: Parent, mapping: Mapping) -> dict[str, Any]:
-    row = _row(mapping.members(parent)[0])
+def _parent(parent: Parent, moves: Moves) -> dict[str, Any]:
+    first = moves.members(parent)[0]
     derived: dict[str, Any] = {}
-    for attribute, rule in parent.derived.items():
+    for of, rule in parent.derived_columns.items():
         if isinstance(rule, Latest):
-            value = rule.value(_row(mapping[rule.pair]))
-            derived[attribute.key] = [rule.pair, _spelled(value), rule.otherwise]
+            value = on(expression(rule.value), _row(moves[rule.move]))
+            derived[of.key] = [rule.move, _spelled(value), _CONSTANTS.get(rule.otherwise, repr(rule.otherwise))]
         else:
-            derived[attribute.key] = Earliest.__name__
+            derived[of.key] = Earliest.__name__
     return {
         "table": parent.table.name,
         "key": _column(parent.key),
-        "identity": sorted(attribute.key for attribute in parent.identity),
-        "computed": {attribute.key: _spelled(rule(row)) for attribute, rule in parent.computed.items()},
+        "identity": sorted(of.key for of in parent.identity),
+        "computed": {of.key: _spelled(on(rule, _row(first))) for of, rule in first.above.items()},
         "derived": derived,
     }
 
 
-def _row(pair: Pair) -> Row:
-    """A legacy row, without importing the legacy model: at CONTRACT there is none."""
-    return Row({name: column(name, pair.column(attribute).type) for name, attribute in pair.carried.items()})
+_CONSTANTS = {None: "NULL", True: "TRUE", False: "FALSE"}
+
+
+def _row(move: Move) -> Row:
+    """A legacy row, without importing the legacy class: at CONTRACT there is none."""
+    return Row({name: column(name, getattr(move.carried.get(name), "type", None)) for name in move.columns})
 
 
 def _column(of: Any) -> list[str]:

@@ -14,7 +14,8 @@ from sqlalchemy import Column, ColumnElement, Integer
 
 from consensus_orm import errors
 from consensus_orm.declaration.expressions import Condition
-from consensus_orm.declaration.pairs import Mapping, Pair, is_text
+from consensus_orm.declaration.moves import Move, Moves
+from consensus_orm.declaration.rules import is_text
 
 __all__ = [
     "LARGEST",
@@ -63,7 +64,7 @@ def in_order(key: ColumnElement[Any]) -> ColumnElement[bool]:
     return InOrder(key)
 
 
-def is_usable(pair: Pair, key: Any) -> bool:
+def is_usable(pair: Move, key: Any) -> bool:
     """Whether a row can be named by this key: what `usable` says, of a value.
 
     Args:
@@ -75,7 +76,7 @@ def is_usable(pair: Pair, key: Any) -> bool:
     return isinstance(key, str) and "\0" not in key and not any("\ud800" <= c <= "\udfff" for c in key)
 
 
-def require_usable(pair: Pair, key: Any) -> None:
+def require_usable(pair: Move, key: Any) -> None:
     """Refuse a key that a caller gives and that no statement could name the row by.
 
     Args:
@@ -92,14 +93,14 @@ def require_usable(pair: Pair, key: Any) -> None:
     if type(key) in (int, str):
         given = "is none"
     raise errors.InvalidValueError(
-        f"the key of a row of {pair.name} has to be {wanted}; this one {given}", field=pair.key.name
+        f"the key of a row of {pair.name} has to be {wanted}; this one {given}", field=pair.legacy_key
     )
 
 
 # What is declared -----------------------------------------------------------------------------------------
 
 
-def require_declared(mapping: Mapping, database: str) -> None:
+def require_declared(mapping: Moves, database: str) -> None:
     """Refuse a declaration whose keys cannot be kept apart, put in order and written into the ledgers.
 
     Args:
@@ -111,8 +112,8 @@ def require_declared(mapping: Mapping, database: str) -> None:
     """
     for parent in mapping.parents:
         _require_type(parent.key, "the parent table", texts=False)
-    for pair in mapping.pairs:
-        _require_type(pair.key, f"pair {pair.name!r}", texts=database == "sqlite")
+    for pair in mapping:
+        _require_type(pair.key, f"move {pair.name!r}", texts=database == "sqlite")
 
 
 def _require_type(key: Column[Any], what: str, *, texts: bool) -> None:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import ClauseElement, ColumnElement, bindparam, case, select
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.pairs import Earliest, table_of
+from consensus_orm.declaration.moves import table_of
+from consensus_orm.declaration.rules import Earliest
 from consensus_orm.models.base import Base
 from consensus_orm.models.control import Mismatch, PhaseChange, Reject, RowImage
 from consensus_orm.phase import Phase, Side
@@ -184,9 +185,9 @@ def rejects(uow: Transaction, everything: bool, *, number: int | None = None) ->
 
 def _parent(uow: Transaction, name: str, image: str) -> dict[str, Any]:
     """What tells the parent of a row from others, out of the image of the row; that of a parent may be part of it."""
-    parents = [pair.parent for pair in uow.statements.mapping.pairs if pair.name == name and pair.parent is not None]
-    columns = [a.key for p in parents for a in p.identity if a not in p.computed]
-    columns += [a.key for p in parents for a, rule in p.derived.items() if isinstance(rule, Earliest)]
+    pairs = [(pair, pair.parent) for pair in uow.statements.mapping if pair.name == name and pair.parent is not None]
+    columns = [of.key for pair, parent in pairs for of in parent.identity if of not in pair.above]
+    columns += [of.key for _, p in pairs for of, rule in p.derived_columns.items() if isinstance(rule, Earliest)]
     cells = {column.rpartition(".")[2]: cell for column, cell in json.loads(image).items()}
     return {column: _value(*cells[column]) for column in columns if column in cells}
 

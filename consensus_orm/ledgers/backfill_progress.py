@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, delete, select
 from sqlalchemy.dialects.postgresql import insert
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.ledgers import mismatches
 from consensus_orm.models.control import BackfillCheckpoint
 
@@ -46,13 +46,13 @@ _MOVE = _BEGIN.on_conflict_do_update(  # SQLite has the same words
 _FORGET = delete(BackfillCheckpoint)
 
 
-def of(uow: Transaction, pair: Pair) -> BackfillProgress | None:
+def of(uow: Transaction, pair: Move) -> BackfillProgress | None:
     """How far the backfill of a pair has come; None where it has not begun."""
     rows = uow._rows(_OF, {"pair": pair.name})
     return BackfillProgress(rows[0][0], int(rows[0][1]), bool(rows[0][2])) if rows else None
 
 
-def move(uow: Transaction, pair: Pair, last_key: Any, rows: int, *, finished: bool) -> None:
+def move(uow: Transaction, pair: Move, last_key: Any, rows: int, *, finished: bool) -> None:
     """Note how far the backfill of a pair has come.
 
     Args:

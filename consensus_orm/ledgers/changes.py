@@ -18,7 +18,7 @@ from sqlalchemy import Delete, Integer, Select, Update, bindparam, column, delet
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.keys import usable
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.models.control import UNDECIDED, Change
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import in_keys
@@ -86,12 +86,12 @@ def waiting(uow: Transaction, limit: int) -> tuple[dict[str, list[Any]], int]:
     return {pair: list(of_pair) for pair, of_pair in keys.items()}, len(found)
 
 
-def keys_of(uow: Transaction, pair: Pair) -> Iterator[Any]:
+def keys_of(uow: Transaction, pair: Move) -> Iterator[Any]:
     """Keys of the rows of a pair that have records."""
     return (key for (key,) in uow._rows(_KEYS, {"pair": pair.name}))
 
 
-def of_rows(uow: Transaction, pair: Pair, keys: Iterable[Any]) -> dict[Any, Written]:
+def of_rows(uow: Transaction, pair: Move, keys: Iterable[Any]) -> dict[Any, Written]:
     """What was recorded of some rows; those without a record are left out."""
     rows = uow._rows(_OF_ROWS, {"pair": pair.name, "keys": json.dumps(list(keys))})
     found: dict[Any, Written] = {}
@@ -104,12 +104,12 @@ def of_rows(uow: Transaction, pair: Pair, keys: Iterable[Any]) -> dict[Any, Writ
 
 
 @cache
-def _of_unnamed(pair: Pair) -> Select[int, str, str, bool]:
+def _of_unnamed(pair: Move) -> Select[int, str, str, bool]:
     named = usable(column("key", pair.key.type))
     return select(Change.id, Change.side, Change.op, Change.undecided).where(_OF_PAIR, not_(named))
 
 
-def of_unnamed_rows(uow: Transaction, pair: Pair) -> Written:
+def of_unnamed_rows(uow: Transaction, pair: Move) -> Written:
     """What was recorded of rows of a pair that cannot be named by their key, all of them together."""
     found = Written()
     for number, side, op, looked_at in uow._rows(_of_unnamed(pair), {"pair": pair.name}):
@@ -150,11 +150,11 @@ def undecided(uow: Transaction) -> int:
     return int(uow._rows(_UNDECIDED)[0][0])
 
 
-def some_undecided(uow: Transaction, pair: Pair) -> bool:
+def some_undecided(uow: Transaction, pair: Move) -> bool:
     """Whether rows of a pair wait for a choice."""
     return bool(uow._rows(_SOME_UNDECIDED, {"pair": pair.name}))
 
 
-def undecided_among(uow: Transaction, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+def undecided_among(uow: Transaction, pair: Move, keys: Iterable[Any]) -> set[Any]:
     """Those of some rows that wait for a choice."""
     return {key for (key,) in uow._rows(_UNDECIDED_AMONG, {"pair": pair.name, "keys": json.dumps(list(keys))})}

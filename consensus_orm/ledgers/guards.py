@@ -17,7 +17,7 @@ from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.databases.base import SIGN, Standing, Transaction
 from consensus_orm.databases.guard_record import keep, lost, normalized_tables, ours, recorded
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.ledgers import certificates, mismatches
 from consensus_orm.models.base import Base
 from consensus_orm.models.control import REPLACEABLE, GuardRecord, PhaseChange
@@ -78,7 +78,7 @@ class Flaw(NamedTuple):
 # Signs -----------------------------------------------------------------------------------------------------
 
 
-def sign(pair: Pair) -> str:
+def sign(pair: Move) -> str:
     """A view that stands where a legacy table was, and says where its rows are.
 
     A program of the legacy side makes its tables again, IF NOT EXISTS, and then indexes on them: a view refuses the
@@ -97,7 +97,7 @@ def put_up_signs(uow: Transaction) -> None:
     """Let a view stand where each legacy table was, unless something else has its name."""
     signs = {r.place for r in recorded(uow) if r.kind == "view"}
     taken = {(s.name.lower(), s.kind) for s in uow.catalog.standing(uow) if s.kind in ("table", "view")}
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         name = pair.legacy_name
         if not {(name.lower(), "table"), (name.lower(), "view")} & taken:
             uow._execute(sign(pair))
@@ -113,7 +113,7 @@ def put_up_signs(uow: Transaction) -> None:
 def lacks_signs(uow: Transaction) -> bool:
     """Whether nothing stands where a legacy table was, so that a program could make it again."""
     there = {s.name.lower() for s in uow.catalog.standing(uow) if s.kind in ("table", "view")}
-    return _step(uow) != "rebuild" and any(p.legacy_name.lower() not in there for p in uow.statements.mapping.pairs)
+    return _step(uow) != "rebuild" and any(p.legacy_name.lower() not in there for p in uow.statements.mapping)
 
 
 def take_down_signs(uow: Transaction) -> None:
@@ -130,7 +130,7 @@ def strays(uow: Transaction) -> list[str]:
     if uow.phase.has_legacy or _step(uow) == "rebuild":
         return []
     there = {s.name.lower() for s in uow.catalog.standing(uow) if s.kind == "table"}
-    return [pair.legacy_name for pair in uow.statements.mapping.pairs if pair.legacy_name.lower() in there]
+    return [pair.legacy_name for pair in uow.statements.mapping if pair.legacy_name.lower() in there]
 
 
 def _signs(uow: Transaction, known: list[Standing], standing: dict[tuple[str, str, str], Standing]) -> Iterator[Flaw]:
@@ -241,7 +241,7 @@ def _plain(definition: str) -> str:
 
 
 def _side(uow: Transaction, table: str) -> Side:
-    legacy = {pair.legacy_name.lower() for pair in uow.statements.mapping.pairs}
+    legacy = {pair.legacy_name.lower() for pair in uow.statements.mapping}
     return Side.LEGACY if table.lower() in legacy else Side.NORMALIZED
 
 
@@ -367,7 +367,7 @@ def missing_table(uow: Transaction, error: Exception) -> errors.TableMissingErro
         error: What the driver raised.
     """
     mapping = uow.statements.mapping
-    sides = {pair.legacy_name: Side.LEGACY for pair in mapping.pairs}
+    sides = {pair.legacy_name: Side.LEGACY for pair in mapping}
     sides |= {table.name: Side.NORMALIZED for table in normalized_tables(mapping)}
     told = uow._connected.what_is_missing(error)
     named = [name for name in (*sides, *Base.metadata.tables) if name in told]

@@ -32,7 +32,7 @@ from sqlalchemy.types import TypeEngine
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.expressions import exact_hex, type_name
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.ledgers import mismatches
 from consensus_orm.models.control import RowImage
 from consensus_orm.phase import Side
@@ -70,7 +70,7 @@ _SET_RESTORED = update(RowImage).where(RowImage.id == bindparam("number")).value
 # Keeping --------------------------------------------------------------------------------------------------
 
 
-def keep(uow: Transaction, pair: Pair, keys: Iterable[Any], side: Side, cause: str) -> set[Any]:
+def keep(uow: Transaction, pair: Move, keys: Iterable[Any], side: Side, cause: str) -> set[Any]:
     """Keep the rows that a side has, and lock them.
 
     Args:
@@ -86,12 +86,12 @@ def keep(uow: Transaction, pair: Pair, keys: Iterable[Any], side: Side, cause: s
     return _keep_rows(uow, pair, keys, side, cause, "keep")
 
 
-def keep_completed(uow: Transaction, pair: Pair, keys: Iterable[Any], cause: str) -> None:
+def keep_completed(uow: Transaction, pair: Move, keys: Iterable[Any], cause: str) -> None:
     """Keep those of some normalized rows of which an adoption replaces a value, and does not only fill in others."""
     _keep_rows(uow, pair, keys, Side.NORMALIZED, cause, "complete")
 
 
-def _keep_rows(uow: Transaction, pair: Pair, keys: Iterable[Any], side: Side, cause: str, what: str) -> set[Any]:
+def _keep_rows(uow: Transaction, pair: Move, keys: Iterable[Any], side: Side, cause: str, what: str) -> set[Any]:
     wanted = list(keys)
     if not wanted:
         return set()
@@ -135,7 +135,7 @@ class _Statement:
 def _kept(sql: PairStatements, side: Side, what: str, unknown: tuple[str, ...]) -> _Statement:
     columns, source = _columns(sql, side, unknown)
     of = _table(sql.pair, side)
-    rows = _facts(sql.rendering, of.c[sql.pair.key.name], columns).select_from(source)
+    rows = _facts(sql.rendering, sql.key_of(side), columns).select_from(source)
     rows = rows.where(*([sql.loses_by_adopting] if what == "complete" else []))
     return _keeping(sql.rendering, rows.with_for_update(of=of), columns)
 
@@ -181,7 +181,7 @@ def _names(columns: dict[str, ColumnElement[Any]]) -> dict[str, str]:
     return {"_between": '", "'} | {f"_name{at}": text for at, text in enumerate(begins)}
 
 
-def _table(pair: Pair, side: Side) -> Table:
+def _table(pair: Move, side: Side) -> Table:
     return pair.legacy_table if side is Side.LEGACY else pair.table
 
 
@@ -195,22 +195,22 @@ def _columns(
     """
     pair, of = sql.pair, _table(sql.pair, side)
     row = sql.legacy_row() if side is Side.LEGACY else sql.normalized_row()
-    columns: dict[str, ColumnElement[Any]] = {pair.key.name: of.c[pair.key.name]} | {name: row[name] for name in row}
+    columns: dict[str, ColumnElement[Any]] = {pair.legacy_key: sql.key_of(side)} | {name: row[name] for name in row}
     source: FromClause = of
     if side is Side.NORMALIZED:
-        columns |= {a.key: of.c[a.key] for a in pair.kept}
+        columns |= {kept.key: kept for kept in pair.kept}
         shown = set(map(id, columns.values()))
         columns |= {f"{of.name}.{c.name}": c for c in of.columns if id(c) not in shown}
         if pair.parent is not None:
             above = pair.parent.table
-            columns |= {f"{above.name}.{a.key}": above.c[a.key] for a in pair.parent.computed}
+            columns |= {f"{above.name}.{said.key}": said for said in pair.above}
             # A row may have lost its parent; what it holds itself is kept all the same.
             source = of.outerjoin(above, pair.parent.key == of.c[link(pair)])
     columns |= {f"{of.name}.{name}": literal_column(quoted(of.name, name), Text()) for name in unknown}
     return columns, source
 
 
-def _unknown(uow: Transaction, pair: Pair, side: Side) -> tuple[str, ...]:
+def _unknown(uow: Transaction, pair: Move, side: Side) -> tuple[str, ...]:
     """Columns that a table has and no model declares: another program added them."""
     of = _table(pair, side)
     known = {c.name.lower() for c in of.columns}
@@ -223,12 +223,11 @@ def _unknown(uow: Transaction, pair: Pair, side: Side) -> tuple[str, ...]:
 @cache
 def _now(sql: PairStatements, side: Side, unknown: tuple[str, ...]) -> _Statement:
     columns, source = _columns(sql, side, unknown)
-    key = _table(sql.pair, side).c[sql.pair.key.name]
-    row = select(_image(sql.rendering, columns)).select_from(source).where(in_keys(key))
+    row = select(_image(sql.rendering, columns)).select_from(source).where(in_keys(sql.key_of(side)))
     return _Statement(sql.rendering.render(row), _names(columns))
 
 
-def now(uow: Transaction, pair: Pair, key: Any, side: Side) -> Cells | None:
+def now(uow: Transaction, pair: Move, key: Any, side: Side) -> Cells | None:
     """A row as a side has it now; None where it has none."""
     look = _now(uow.statements[pair], side, _unknown(uow, pair, side))
     rows = uow._rows(look.sql, {"_keys": json.dumps([key])} | look.names)

@@ -20,7 +20,7 @@ from sqlalchemy import column as column_
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.events import AlarmEvent, MismatchEvent, RejectEvent
 from consensus_orm.models.control import Mismatch, PhaseChange, Reject
 from consensus_orm.phase import Phase, Side
@@ -111,7 +111,7 @@ def whoami() -> str:
 # Mismatches -----------------------------------------------------------------------------------------------
 
 
-def differences(uow: Transaction, pair: Pair, key: Any) -> list[Finding]:
+def differences(uow: Transaction, pair: Move, key: Any) -> list[Finding]:
     """What differs between the sides of a row.
 
     Args:
@@ -150,7 +150,7 @@ _FOUND = (
 )
 
 
-def record(uow: Transaction, pair: Pair, key: Any, column: str | None, kind: str, *, found_by: str) -> None:
+def record(uow: Transaction, pair: Move, key: Any, column: str | None, kind: str, *, found_by: str) -> None:
     """Record a confirmed mismatch; one that is open already is counted again.
 
     Above the cap of open entries for a table and column, one entry without a key counts the rest.
@@ -186,7 +186,7 @@ _CONFIRMED = select(func.count()).where(
 )
 
 
-def _room(uow: Transaction, pair: Pair, column: str | None) -> int:
+def _room(uow: Transaction, pair: Move, column: str | None) -> int:
     """How many more entries fit under the cap."""
     open_ = uow._rows(_CONFIRMED, {"pair": pair.name, "column_name": column})[0][0]
     return max(int(uow.settings.mismatch_cap - open_), 0)
@@ -220,7 +220,7 @@ _KEPT_ON_ONE_SIDE = (
 )
 
 
-def kept_on_one_side(uow: Transaction, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+def kept_on_one_side(uow: Transaction, pair: Move, keys: Iterable[Any]) -> set[Any]:
     """Those of some rows that we deleted, and that one side has kept until now."""
     return {key for (key,) in uow._rows(_KEPT_ON_ONE_SIDE, {"pair": pair.name, "keys": json.dumps(list(keys))})}
 
@@ -233,7 +233,7 @@ _SEEN_BESIDES = (
 )
 
 
-def record_undecided(uow: Transaction, pair: Pair, found: Mapping[Any, str]) -> None:
+def record_undecided(uow: Transaction, pair: Move, found: Mapping[Any, str]) -> None:
     """Record rows that another program wrote on the side that is not the truth, each once.
 
     Above the cap of open entries one entry without a key counts the rest; the changes tell which rows these are.
@@ -250,7 +250,7 @@ def record_undecided(uow: Transaction, pair: Pair, found: Mapping[Any, str]) -> 
         uow._execute(_SEEN_BESIDES, {"more": rest, "of_pair": pair.name})
 
 
-def confirm(uow: Transaction, pair: Pair, keys: Iterable[Any], *, found_by: str) -> int:
+def confirm(uow: Transaction, pair: Move, keys: Iterable[Any], *, found_by: str) -> int:
     """Read doubtful rows again under the lock, and record what still differs.
 
     Args:
@@ -282,13 +282,13 @@ _SETTLE_STORMS = (
 )
 
 
-def settle(uow: Transaction, pair: Pair, keys: Iterable[Any], state: str, note: str | None = None) -> int:
+def settle(uow: Transaction, pair: Move, keys: Iterable[Any], state: str, note: str | None = None) -> int:
     """Close the open mismatches of rows: repaired, or accepted with a reason."""
     facts = {"state": state, "settled_at": milliseconds(uow), "note": note, "of_pair": pair.name}
     return uow._execute(_SETTLE, {**facts, "keys": json.dumps(list(keys))}).rowcount
 
 
-def settle_storms(uow: Transaction, pair: Pair) -> None:
+def settle_storms(uow: Transaction, pair: Move) -> None:
     """Close the entries that stand for many rows of a pair, all of which were looked at by now."""
     uow._execute(_SETTLE_STORMS, {"settled_at": milliseconds(uow), "of_pair": pair.name})
 
@@ -316,7 +316,7 @@ _REJECTED = select(Reject.id).where(
 )
 
 
-def reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str) -> bool:
+def reject(uow: Transaction, pair: Move, key: Any, side: Side, reason: str) -> bool:
     """Keep a row that cannot be carried: whole, once, with the reason.
 
     Args:
@@ -349,7 +349,7 @@ _KEEP_REJECT = (
 )
 
 
-def keep_reject(uow: Transaction, pair: Pair, key: Any, side: Side, reason: str, image: Image) -> None:
+def keep_reject(uow: Transaction, pair: Move, key: Any, side: Side, reason: str, image: Image) -> None:
     """Keep a row that cannot be carried.
 
     Args:
@@ -382,7 +382,7 @@ def open_rejects(uow: Transaction) -> int:
 class OpenReject(NamedTuple):
     """A reject nobody has decided on; `side` is where its row stood, `image` the row whole, as it is kept."""
 
-    pair: Pair
+    pair: Move
     key: Any
     side: Side
     reason: str
@@ -394,7 +394,7 @@ _OPEN_REJECTS_OF = select(Reject.key, Reject.reason, Reject.image).where(
 )
 
 
-def open_rejects_of(uow: Transaction, pair: Pair, side: Side) -> Iterator[OpenReject]:
+def open_rejects_of(uow: Transaction, pair: Move, side: Side) -> Iterator[OpenReject]:
     """The rejects of a pair that nobody has decided on, and whose rows stood on a side."""
     of = {"pair": pair.name, "table_name": pair.table_name(side)}
     for key, reason, image in uow._rows(_OPEN_REJECTS_OF, of):

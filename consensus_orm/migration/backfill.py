@@ -20,7 +20,7 @@ from sqlalchemy import Engine, bindparam, select
 from consensus_orm import errors
 from consensus_orm.databases.sqlite import checkpoints
 from consensus_orm.databases.sqlite.checkpoints import Checkpoints
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.events import BackfillEvent
 from consensus_orm.ledgers import backfill_progress, mismatches
 from consensus_orm.migration import keyless, shapes
@@ -76,7 +76,7 @@ def backfill(
     started, rows, rejects, adopted = time.monotonic(), 0, 0, 0
     engine, statements, second_thread = writing.run(_begin)
     with checkpoints.beside(engine) as log, second_thread as comparing:
-        for pair in statements.mapping.pairs:
+        for pair in statements.mapping:
             _print_statements(statements, pair)
             chunk = _Chunks(reading, writing, log, comparing, pair, progress)
             while writing.repeat(chunk.next):
@@ -100,7 +100,7 @@ def _second_thread(uow: UnitOfWork) -> AbstractContextManager[ThreadPoolExecutor
     return contextlib.nullcontext()
 
 
-def _print_statements(statements: Statements, pair: Pair) -> None:
+def _print_statements(statements: Statements, pair: Move) -> None:
     """Have the statements of a chunk ready before its lock is taken: the first one held it for 20 to 50 ms."""
     sql, parent = statements[pair], statements.of_parent(pair)
     _ = sql.backfill, sql.carry_new, sql.next_chunk(Side.LEGACY), sql.unequal_in_range
@@ -108,7 +108,7 @@ def _print_statements(statements: Statements, pair: Pair) -> None:
         _ = parent.refresh_in_range(sql.pair)
 
 
-def _reject_keyless(reading: Transactions, writing: Transactions, pair: Pair) -> int:
+def _reject_keyless(reading: Transactions, writing: Transactions, pair: Move) -> int:
     """Reject the rows that lie in no range; all rows are looked at for them, which nobody waits for."""
     with reading() as uow:
         require_dual_write(uow.phase)
@@ -139,7 +139,7 @@ def require_dual_write(phase: Phase) -> None:
         )
 
 
-def is_finished(uow: UnitOfWork, pair: Pair) -> bool:
+def is_finished(uow: UnitOfWork, pair: Move) -> bool:
     """Whether the backfill of a pair has come to its end."""
     progress = backfill_progress.of(uow, pair)
     return progress is not None and progress.finished
@@ -172,7 +172,7 @@ class _Chunks:
         writing: Transactions,
         log: Checkpoints,
         comparing: ThreadPoolExecutor | None,
-        pair: Pair,
+        pair: Move,
         progress: Watch,
     ) -> None:
         self.reading = reading
@@ -312,7 +312,7 @@ class _Chunks:
             self.progress(Progress(self.pair.name, min(done, self.total), self.total, rate))
 
 
-def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
+def carry_range(uow: UnitOfWork, pair: Move, first: Any, last: Any) -> None:
     """Carry the legacy rows of a range of keys that have no normalized row."""
     parameters = {"_first": first, "_last": last}
     sql, parent = uow.statements[pair], uow.statements.of_parent(pair)
@@ -329,7 +329,7 @@ def carry_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     uow.catalog.forget_changes(uow, after=mark)
 
 
-def _settle(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> int:
+def _settle(uow: UnitOfWork, pair: Move, doubtful: list[Any]) -> int:
     """Carry rows that did not come out equal once more, whatever stands there, and reject what still does not.
 
     Returns:
@@ -353,7 +353,7 @@ _REJECTED = select(Reject.key).where(
 )
 
 
-def set_aside(uow: UnitOfWork, pair: Pair, side: Side) -> set[Any]:
+def set_aside(uow: UnitOfWork, pair: Move, side: Side) -> set[Any]:
     """Keys of the rejects, open or accepted, that stand on one side alone: nothing to compare them with.
 
     Args:

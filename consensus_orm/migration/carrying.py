@@ -17,7 +17,7 @@ from sqlalchemy.orm import aliased
 
 from consensus_orm import errors
 from consensus_orm.declaration.keys import is_usable
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, differing, plan_rows
@@ -65,7 +65,7 @@ NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
 ID_TAKEN_TWICE = "both sides gave its id to different rows"
 
 
-def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], to: Side, why: str) -> int:
+def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Any], to: Side, why: str) -> int:
     """Make rows on one side what they are on the other: insert, overwrite, or delete.
 
     What is overwritten or deleted is kept first, and only that is: a row that another program adds meanwhile stands.
@@ -108,7 +108,7 @@ def _run(uow: UnitOfWork, statements: Iterable[str], keys: set[Any]) -> set[Any]
     return keys_of(uow, statements, {"_keys": json.dumps(list(keys))}) if keys else set()
 
 
-def derive(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], why: str) -> int:
+def derive(uow: UnitOfWork, pair: Move, keys: Iterable[Any], why: str) -> int:
     """Compute again what follows from the columns of normalized rows that hold the carried values already.
 
     Args:
@@ -130,14 +130,14 @@ def derive(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], why: str) -> int:
     return len(kept)
 
 
-def mark_known(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> None:
+def mark_known(uow: UnitOfWork, pair: Move, keys: Iterable[Any]) -> None:
     """Mark normalized rows of other programs that agree with the legacy side: nothing has to be carried."""
     before = uow.catalog.last_change(uow)
     uow._execute(uow.statements[pair].mark, {"_keys": json.dumps(list(keys))})
     uow.catalog.forget_changes(uow, after=before)
 
 
-def adopt_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
+def adopt_range(uow: UnitOfWork, pair: Move, first: Any, last: Any) -> None:
     """Complete the normalized rows of a range of keys that a program of the founding schema wrote.
 
     Args:
@@ -155,12 +155,12 @@ def adopt_range(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
     uow.catalog.forget_changes(uow, after=mark)
 
 
-def _adopt(uow: UnitOfWork, pair: Pair, keys: list[Any], why: str) -> None:
+def _adopt(uow: UnitOfWork, pair: Move, keys: list[Any], why: str) -> None:
     images.keep_completed(uow, pair, keys, why)
     _complete(uow, pair, keys, why)
 
 
-def _complete(uow: UnitOfWork, pair: Pair, keys: list[Any], why: str) -> None:
+def _complete(uow: UnitOfWork, pair: Move, keys: list[Any], why: str) -> None:
     parameters = {"_keys": json.dumps(keys)}
     with _parents_kept(uow, pair, parameters, why) as touched:
         touched |= keys_of(uow, uow.statements[pair].adopt, parameters)
@@ -176,7 +176,7 @@ def keys_of(uow: UnitOfWork, statements: Iterable[str], parameters: dict[str, An
     return made
 
 
-def follow_deletes(uow: UnitOfWork, pair: Pair, side: Side, deleted: ClauseElement, parameters: dict[str, Any]) -> None:
+def follow_deletes(uow: UnitOfWork, pair: Move, side: Side, deleted: ClauseElement, parameters: dict[str, Any]) -> None:
     """Delete again what another program deleted from a side while it was carried there.
 
     An insert waits for whoever deletes a row of the same key, and then brings it back; and a range of rows that is
@@ -198,7 +198,7 @@ def follow_deletes(uow: UnitOfWork, pair: Pair, side: Side, deleted: ClauseEleme
 
 
 @contextlib.contextmanager
-def _parents_kept(uow: UnitOfWork, pair: Pair, parameters: dict[str, Any], why: str | None) -> Iterator[set[Any]]:
+def _parents_kept(uow: UnitOfWork, pair: Move, parameters: dict[str, Any], why: str | None) -> Iterator[set[Any]]:
     """Derive again, or remove, the parents that rows had before or have after a change, and those that it made.
 
     Parents that hold something else than follows from their rows are kept first, where there is a cause to name.
@@ -224,7 +224,7 @@ class Rejected(NamedTuple):
     new: int
 
 
-def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Side) -> Rejected:
+def reject_unequal(uow: UnitOfWork, pair: Move, keys: Iterable[Any], source: Side) -> Rejected:
     """Reject those of some rows that were carried and did not come out equal, unless somebody wrote them since.
 
     Args:
@@ -249,12 +249,12 @@ def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], source: Sid
     return rejected
 
 
-def _unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+def _unequal(uow: UnitOfWork, pair: Move, keys: Iterable[Any]) -> set[Any]:
     unequal = set(differing(uow, pair, keys))
     return unequal - noted(uow, pair, unequal)
 
 
-def _reject(uow: UnitOfWork, pair: Pair, keys: set[Any], source: Side) -> Rejected:
+def _reject(uow: UnitOfWork, pair: Move, keys: set[Any], source: Side) -> Rejected:
     reason = NOT_EXACT.format(side=source.other)
     return Rejected(keys, sum(mismatches.reject(uow, pair, key, source, reason) for key in keys))
 
@@ -262,7 +262,7 @@ def _reject(uow: UnitOfWork, pair: Pair, keys: set[Any], source: Side) -> Reject
 _NOTED = select(Change.key).where(Change.pair == bindparam("pair"), in_keys(mismatches.KEY, "keys"))
 
 
-def noted(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> set[Any]:
+def noted(uow: UnitOfWork, pair: Move, keys: Iterable[Any]) -> set[Any]:
     """Those of some rows that another program has written and that are still to be carried for it.
 
     On a server it may have written them since this unit of work looked at them.
@@ -301,7 +301,7 @@ def carry_reject(uow: UnitOfWork, reject: mismatches.OpenReject) -> bool:
 
 def print_statements(statements: Statements) -> None:
     """Have all that carries rows by keys ready before a lock is taken: the first use of it would keep writers out."""
-    for pair in statements.mapping.pairs:
+    for pair in statements.mapping:
         sql, parent = statements[pair], statements.of_parent(pair)
         _ = sql.both_sides, sql.foreign_in_keys, sql.mark, sql.adopt
         _ = sql.overwrite_normalized, sql.insert_normalized_rows, sql.overwrite_legacy, sql.insert_legacy_rows
@@ -362,7 +362,7 @@ class Outcome:
         self.left += other.left
 
 
-def settle_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], choice: Choice) -> Outcome:
+def settle_rows(uow: UnitOfWork, pair: Move, keys: Iterable[Any], choice: Choice) -> Outcome:
     """Do about some rows what is planned for them, and settle what was found of them before.
 
     Args:
@@ -414,7 +414,7 @@ def _grouped(actions: list[Action]) -> dict[tuple[bool, Side, Why], list[Any]]:
     return groups
 
 
-def _act(uow: UnitOfWork, pair: Pair, keys: list[Any], derives: bool, side: Side, why: Why) -> tuple[int, Rejected]:
+def _act(uow: UnitOfWork, pair: Move, keys: list[Any], derives: bool, side: Side, why: Why) -> tuple[int, Rejected]:
     """Do one thing to some rows; gives how many images were kept, and what could not be carried."""
     if derives:
         kept = derive(uow, pair, keys, why)
@@ -425,7 +425,7 @@ def _act(uow: UnitOfWork, pair: Pair, keys: list[Any], derives: bool, side: Side
     return kept, reject_unequal(uow, pair, keys, side.other)
 
 
-def _take_over(uow: UnitOfWork, pair: Pair, keys: list[Any], to: Side, why: Why) -> tuple[int, Rejected]:
+def _take_over(uow: UnitOfWork, pair: Move, keys: list[Any], to: Side, why: Why) -> tuple[int, Rejected]:
     """Carry rows to the side that reads are answered from, each exactly or not at all."""
     uow._execute("SAVEPOINT taken_over")
     kept = carry(uow, pair, keys, to, why)

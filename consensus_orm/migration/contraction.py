@@ -16,7 +16,7 @@ from consensus_orm import errors
 from consensus_orm.databases import guard_record, saved_schema, state
 from consensus_orm.databases.saved_rows import DROPPED, IMAGE, saved_rows, unsafe
 from consensus_orm.databases.saved_schema import Entry
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move, Moves
 from consensus_orm.ledgers import changes, guards, mismatches
 from consensus_orm.migration import gates, keyless
 from consensus_orm.migration.backfill import set_aside
@@ -44,7 +44,7 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: Any
     """
     save_schema(uow)
     flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         uow.catalog.legacy.put_away(uow, pair)
     guards.put_up_signs(uow)
     # What was recorded for the legacy side has nowhere to go any more.
@@ -56,7 +56,7 @@ def save_schema(uow: UnitOfWork) -> None:
     """Keep the definitions and sequences of the legacy tables as they are, and the rows that stand nowhere else."""
     saved_schema.forget(uow)
     position = 0
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         legacy, table = uow.catalog.legacy, pair.legacy_table.name
         saved: list[tuple[str, str, str, int | None]] = legacy.save(uow, pair)
         saved += [(IMAGE, table, row, None) for row in _of_legacy_alone(uow, pair)]
@@ -65,7 +65,7 @@ def save_schema(uow: UnitOfWork) -> None:
             saved_schema.add(uow, Entry(position, kind, name, table, sql, sequence))
 
 
-def _of_legacy_alone(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
+def _of_legacy_alone(uow: UnitOfWork, pair: Move) -> Iterator[str]:
     """The rows that only the legacy side has, whole: those that could not be carried, or named at all."""
     names, sql = uow.statements[pair].image(Side.LEGACY)
     found = [
@@ -73,7 +73,7 @@ def _of_legacy_alone(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
         for key in sorted(set_aside(uow, pair, Side.LEGACY))
     ]
     for image in (*found, *keyless.images(uow, pair, Side.LEGACY)):
-        yield json.dumps({name: image[name] for name in (pair.key.name, *pair.carried)})
+        yield json.dumps({name: image[name] for name in pair.legacy_columns})
 
 
 def empty_dropped(unit_of_work: Transactions, progress: Watch = None) -> None:
@@ -143,12 +143,12 @@ def _drain_rebuilt(uow: UnitOfWork, limit: int) -> Drained:
     return drain(uow, limit=limit)
 
 
-def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
+def _begin_rebuild(uow: UnitOfWork) -> Moves:
     uow.catalog.keep_out(uow)
     if uow.phase.has_legacy:
         _expect_rebuild(uow)
     if _step(uow) == "rebuild":
-        return uow.statements.mapping.pairs  # an earlier call was interrupted; its tables are filled further
+        return uow.statements.mapping  # an earlier call was interrupted; its tables are filled further
     if not saved_schema.has_tables(uow):
         raise errors.MigrationError(
             "this database never had legacy tables, so there is nothing to go back to",
@@ -161,7 +161,7 @@ def _begin_rebuild(uow: UnitOfWork) -> tuple[Pair, ...]:
     guard_record.install(uow, Phase.NORMALIZED)
     changes.forget_all(uow)
     state.put(uow, step="rebuild")
-    return uow.statements.mapping.pairs
+    return uow.statements.mapping
 
 
 def _try_out(uow: UnitOfWork) -> None:
@@ -173,9 +173,9 @@ def _try_out(uow: UnitOfWork) -> None:
         UnsafeDefinitionError: A table lacks a column, or cannot take a row.
     """
     uow._execute("SAVEPOINT tried_out")
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
-        needed = {pair.key.name, *pair.carried}
+        needed = set(pair.legacy_columns)
         needed |= {name for row in saved_rows(uow) if row.table == pair.legacy_name for name in row.cells}
         if any(name.lower() not in there for name in needed):
             raise unsafe("table", pair.legacy_name)
@@ -189,7 +189,7 @@ def _try_out(uow: UnitOfWork) -> None:
     uow._execute("RELEASE SAVEPOINT tried_out")
 
 
-def _carry_first(uow: UnitOfWork, pair: Pair) -> None:
+def _carry_first(uow: UnitOfWork, pair: Move) -> None:
     sql = uow.statements[pair]
     first, last, count = uow._rows(sql.next_chunk(Side.NORMALIZED)[0], {"_rows": 1})[0]
     if count:
@@ -208,7 +208,7 @@ def _step(uow: UnitOfWork) -> str | None:
     return None if found is None else found[0]
 
 
-def _fill(unit_of_work: Transactions, pair: Pair, progress: Watch) -> None:
+def _fill(unit_of_work: Transactions, pair: Move, progress: Watch) -> None:
     """Carry the rows of a pair in chunks; goes on behind the highest key that is there already."""
     tally, pace = Tally(progress, pair.name), Pace()
 
@@ -233,7 +233,7 @@ def _fill(unit_of_work: Transactions, pair: Pair, progress: Watch) -> None:
         pace.rest()
 
 
-def _reject_unequal(uow: UnitOfWork, pair: Pair, first: Any, last: Any) -> None:
+def _reject_unequal(uow: UnitOfWork, pair: Move, first: Any, last: Any) -> None:
     """Reject rows of a range that the table, as it was saved, does not hold equal; what is derived may differ."""
     found: set[Any] = set()
     for side in Side:
@@ -275,7 +275,7 @@ def undo_rebuild(uow: UnitOfWork) -> bool:
     if _step(uow) != "rebuild":
         return False
     guard_record.install(uow, Phase.CONTRACT)
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         uow.catalog.legacy.drop_again(uow, pair)
     guards.put_up_signs(uow)
     changes.forget_all(uow)

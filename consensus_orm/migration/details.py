@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import bindparam, select
 
 from consensus_orm import errors
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.ledgers import audit, images, mismatches
 from consensus_orm.ledgers.audit import ImageEntry, MismatchEntry, RejectEntry
 from consensus_orm.ledgers.images import Cells
@@ -122,7 +122,7 @@ def _only(entries: list[Entry], noun: str, command: str, number: int) -> Entry:
 def _detail(
     uow: UnitOfWork, entry: MismatchEntry | RejectEntry | ImageEntry, kept: Cells | None, contents: bool
 ) -> RowDetail:
-    pair = next((pair for pair in uow.statements.mapping.pairs if pair.name == entry.pair), None)
+    pair = next((pair for pair in uow.statements.mapping if pair.name == entry.pair), None)
     now: dict[Side, Cells] = {}
     differing: set[str] = set()
     if pair is not None and entry.key is not None:
@@ -145,19 +145,18 @@ def _detail(
     return RowDetail(entry=entry, on=tuple(now), columns=tuple(columns))
 
 
-def _now(uow: UnitOfWork, pair: Pair, key: Any, side: Side) -> Cells | None:
+def _now(uow: UnitOfWork, pair: Move, key: Any, side: Side) -> Cells | None:
     table = pair.legacy_table if side is Side.LEGACY else pair.table
     there = {name.lower() for name in uow.catalog.tables(uow)}
     return images.now(uow, pair, key, side) if table.name.lower() in there else None
 
 
-def _differing(uow: UnitOfWork, pair: Pair, key: Any) -> set[str]:
+def _differing(uow: UnitOfWork, pair: Move, key: Any) -> set[str]:
     """Names under which an image shows the columns that differ."""
-    above = "" if pair.parent is None else f"{pair.parent.table.name}."
     legacy_names = {
-        a.key if a.class_ is pair.normalized else f"{above}{a.key}": name for name, a in pair.carried.items()
+        of.key if pair.is_own(of) else f"{of.table.name}.{of.key}": name for name, of in pair.carried.items()
     }
-    own = {a.key: f"{pair.table.name}.{a.key}" for a in pair.computed}
+    own = {of.key: f"{pair.table.name}.{of.key}" for of in pair.computed}
     found = [column for column, _ in mismatches.differences(uow, pair, key) if column is not None]
     return {legacy_names.get(column) or own.get(column, column) for column in found}
 

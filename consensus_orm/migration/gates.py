@@ -17,7 +17,8 @@ from sqlalchemy import Column, func, select
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.keys import LARGEST, usable
-from consensus_orm.declaration.pairs import Pair, is_text, single_key
+from consensus_orm.declaration.moves import Move, single_key
+from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import certificates, changes, mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import is_finished
@@ -104,7 +105,7 @@ def require_carried_back(uow: UnitOfWork, to: Phase) -> None:
     Raises:
         GateClosedError: There are some.
     """
-    left = {pair: _left_behind(uow, pair) for pair in uow.statements.mapping.pairs}
+    left = {pair: _left_behind(uow, pair) for pair in uow.statements.mapping}
     found = [
         Obstacle(
             f"{rows} rows of {pair.table.name} could not be carried back to {pair.legacy_name}, which does not hold"
@@ -124,7 +125,7 @@ def require_carried_back(uow: UnitOfWork, to: Phase) -> None:
         )
 
 
-def _left_behind(uow: UnitOfWork, pair: Pair) -> int:
+def _left_behind(uow: UnitOfWork, pair: Move) -> int:
     """How many rows of the normalized side are open rejects, and stand without an equal on the legacy side."""
     rejects = list(mismatches.open_rejects_of(uow, pair, Side.NORMALIZED))
     named = [reject.key for reject in rejects if reject.key is not None]
@@ -213,8 +214,8 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
 def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
     """Keys by which rows cannot be told apart, put in order or written down, and those that no other can follow."""
     mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
-    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.pairs]
-    tables += [pair.legacy_table for pair in mapping.pairs if uow.phase.has_legacy]
+    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
+    tables += [pair.legacy_table for pair in mapping if uow.phase.has_legacy]
     for key in (single_key(table) for table in tables if table.name.lower() in there):
         name = f"column {key.name} of {key.table.name}"
         faults = list(uow.catalog.key_faults(uow, key.table.name, key))
@@ -235,7 +236,7 @@ def _highest(uow: UnitOfWork, key: Column[Any]) -> int:
 
 def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
     if uow.phase.compares and uow.phase.truth.other == "normalized":
-        for pair in uow.statements.mapping.pairs:
+        for pair in uow.statements.mapping:
             if not is_finished(uow, pair):
                 yield Obstacle(f"the backfill of {pair.name} is not complete", "consensus-orm backfill")
 
@@ -290,9 +291,9 @@ def undecided_text(rows: int, phase: Phase) -> str:
 
 
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         names = uow.catalog.columns(uow, pair.legacy_table.name)
-        for name in sorted(names - {pair.key.name, *pair.carried}):
+        for name in sorted(names - set(pair.legacy_columns)):
             yield Obstacle(
                 f"{pair.legacy_table.name} has a column {name!r} that nobody knows and that would be lost;"
                 " declare it in the mapping or drop it"
@@ -301,7 +302,7 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 def _referring_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
     """Emptying a table that others refer to would delete their rows, or fail."""
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         for name in uow.catalog.referring(uow, pair.legacy_table.name):
             yield Obstacle(f"table {name!r} refers to {pair.legacy_table.name} by a foreign key; drop that first")
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from sqlalchemy import bindparam, select
 
-from consensus_orm.declaration.pairs import Pair, is_text
+from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.models.control import Reject
 from consensus_orm.phase import Side
@@ -33,12 +34,12 @@ KEPT = select(Reject.image).where(
 )
 
 
-def count(uow: UnitOfWork, pair: Pair, side: Side) -> int:
+def count(uow: UnitOfWork, pair: Move, side: Side) -> int:
     """How many rows of a side have no usable key; it looks at every row."""
     return int(uow._rows(uow.statements[pair].keyless_rows(side))[0][0])
 
 
-def images(uow: UnitOfWork, pair: Pair, side: Side) -> Iterator[mismatches.Image]:
+def images(uow: UnitOfWork, pair: Move, side: Side) -> Iterator[mismatches.Image]:
     """The rows of a side without a usable key, whole; it looks at every row.
 
     Args:
@@ -51,7 +52,7 @@ def images(uow: UnitOfWork, pair: Pair, side: Side) -> Iterator[mismatches.Image
         yield mismatches.as_image(names, parts)
 
 
-def reject(uow: UnitOfWork, pair: Pair, side: Side) -> int:
+def reject(uow: UnitOfWork, pair: Move, side: Side) -> int:
     """Make a reject of each row of a side that has no usable key and is none yet.
 
     Args:
@@ -68,12 +69,12 @@ def reject(uow: UnitOfWork, pair: Pair, side: Side) -> int:
         if kept[(told := json.dumps(image))] > 0:
             kept[told] -= 1
             continue
-        mismatches.keep_reject(uow, pair, None, side, _reason(pair, image[pair.key.name][0]), image)
+        mismatches.keep_reject(uow, pair, None, side, _reason(pair, image[pair.legacy_key][0]), image)
         new += 1
     return new
 
 
-def settle(uow: UnitOfWork, pair: Pair) -> int:
+def settle(uow: UnitOfWork, pair: Move) -> int:
     """Reject what another program wrote without a usable key, and forget that it was recorded.
 
     Args:
@@ -105,11 +106,11 @@ def stands(uow: UnitOfWork, reject: mismatches.OpenReject) -> bool:
     return rows >= sum(image == reject.image for image in _kept(uow, reject.pair, reject.side))
 
 
-def _kept(uow: UnitOfWork, pair: Pair, side: Side) -> list[str]:
+def _kept(uow: UnitOfWork, pair: Move, side: Side) -> list[str]:
     return [image for (image,) in uow._rows(KEPT, {"pair": pair.name, "table_name": pair.table_name(side)})]
 
 
-def _reason(pair: Pair, kind: str) -> str:
+def _reason(pair: Move, kind: str) -> str:
     wanted = "text" if is_text(pair.key) else "integer"
     if kind == wanted:
         return f"{REASON}a text with a NUL character, or that is not valid UTF-8"

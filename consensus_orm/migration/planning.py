@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from consensus_orm import errors
 from consensus_orm.declaration.keys import is_usable
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.ledgers.changes import Written
 from consensus_orm.phase import Side
@@ -154,14 +154,14 @@ class Plan:
         written: What was recorded of the rows.
     """
 
-    pair: Pair
+    pair: Move
     actions: list[Action] = field(default_factory=list)
     undecided: list[Undecided] = field(default_factory=list)
     settled: list[Any] = field(default_factory=list)
     written: dict[Any, Written] = field(default_factory=dict)
 
 
-def plan_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], choice: Choice) -> Plan:
+def plan_rows(uow: UnitOfWork, pair: Move, keys: Iterable[Any], choice: Choice) -> Plan:
     """Say what is to be done about some rows; writes nothing.
 
     Args:
@@ -226,7 +226,7 @@ def _source(
     return (shadow, Why.ADOPTED) if choice == "adopt" else (truth, Why.REPAIRED)
 
 
-def _action(pair: Pair, key: Any, state: _State, source: Side, why: Why) -> Action:
+def _action(pair: Move, key: Any, state: _State, source: Side, why: Why) -> Action:
     if not state.on_one_side and state.carried:
         return Action(pair.name, key, What.DERIVE, Side.NORMALIZED, why)
     what = What.OVERWRITE if not state.on_one_side else What.INSERT if state.on(source) else What.DELETE
@@ -239,7 +239,7 @@ def _did(state: _State, truth: Side, written: Written) -> str:
     return "insert" if written.ops[truth.other][0] in ("insert", "move") and not state.on(truth) else "update"
 
 
-def _states(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> dict[Any, _State]:
+def _states(uow: UnitOfWork, pair: Move, keys: list[Any]) -> dict[Any, _State]:
     """How rows stand; those that are nowhere are left out."""
     of_legacy, lone = uow.statements[pair].both_sides
     parameters = {"_keys": json.dumps(keys)}
@@ -252,13 +252,13 @@ def _states(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> dict[Any, _State]:
     return found
 
 
-def differing(uow: UnitOfWork, pair: Pair, keys: Iterable[Any]) -> list[Any]:
+def differing(uow: UnitOfWork, pair: Move, keys: Iterable[Any]) -> list[Any]:
     """Those of some rows whose sides differ."""
     wanted = list(keys)
     states = _states(uow, pair, wanted) if wanted else {}
     return [key for key in wanted if not states.get(key, _NOWHERE).agrees]
 
 
-def _never_adopted(uow: UnitOfWork, pair: Pair, keys: list[Any]) -> set[Any]:
+def _never_adopted(uow: UnitOfWork, pair: Move, keys: list[Any]) -> set[Any]:
     sql = uow.statements[pair].foreign_in_keys
     return {key for (key,) in uow._rows(sql, {"_keys": json.dumps(keys)})}

@@ -25,7 +25,8 @@ from sqlalchemy import select
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
-from consensus_orm.declaration.pairs import Pair, is_text
+from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import backfill_progress, guards, images, mismatches
 from consensus_orm.migration import keyless, shapes
 from consensus_orm.migration.backfill import carry_range
@@ -75,12 +76,12 @@ class _Plan:
     carries: bool = True
     """Whether rows are carried: in EXPAND a normalized side that is made anew begins empty."""
 
-    def concerns(self, pair: Pair) -> bool:
+    def concerns(self, pair: Move) -> bool:
         """Whether rows of a pair stand in what was lost."""
         tables = {pair.legacy_name, pair.table.name, *([] if pair.parent is None else [pair.parent.table.name])}
         return not tables.isdisjoint(self.tables)
 
-    def came_later(self, pair: Pair) -> bool:
+    def came_later(self, pair: Move) -> bool:
         """Whether what the side has of a pair, and the other one has not, was written after the loss."""
         own = pair.legacy_name if self.side is Side.LEGACY else pair.table.name
         return self.lost and own in self.tables
@@ -104,7 +105,7 @@ def rebuild(writing: Transactions, flipping: Transactions, side: Side, progress:
     """
     plan = flipping.run(partial(_begin, side=side))
     done = Rebuilt(side, plan.tables)
-    for pair in (pair for pair in writing.statements.mapping.pairs if plan.concerns(pair)):
+    for pair in (pair for pair in writing.statements.mapping if plan.concerns(pair)):
         if not plan.carries:
             break
         settle = _carry_over if plan.came_later(pair) else _replace
@@ -144,7 +145,7 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
         )
     plan = _planned(uow, side)
     uow.catalog.keep_out(uow)
-    given = {pair.name: _given(uow, pair, side.other) for pair in uow.statements.mapping.pairs}
+    given = {pair.name: _given(uow, pair, side.other) for pair in uow.statements.mapping}
     plan = replace(plan, given=given, carries=_carries(uow, plan))
     aside = _set_aside(uow, side)
     made = list(_make_missing(uow, side))
@@ -178,7 +179,7 @@ def _carries(uow: UnitOfWork, plan: _Plan) -> bool:
     return uow.phase.writes_normalized or plan.side is Side.LEGACY or not plan.lost
 
 
-def _given(uow: UnitOfWork, pair: Pair, side: Side) -> int:
+def _given(uow: UnitOfWork, pair: Move, side: Side) -> int:
     """The highest id that a side has, or has ever given; texts are given by nobody."""
     if is_text(pair.key):
         return 0
@@ -227,13 +228,13 @@ def _set_aside(uow: UnitOfWork, side: Side) -> list[str]:
     if side is not Side.LEGACY or uow.phase.truth is side:
         return []
     broken = shapes.lacking(uow, side)
-    return [uow.catalog.legacy.set_aside(uow, p) for p in uow.statements.mapping.pairs if p.legacy_name in broken]
+    return [uow.catalog.legacy.set_aside(uow, p) for p in uow.statements.mapping if p.legacy_name in broken]
 
 
 def _tables(uow: UnitOfWork, side: Side) -> list[str]:
     mapping = uow.statements.mapping
     if side is Side.LEGACY:
-        return [pair.legacy_name for pair in mapping.pairs]
+        return [pair.legacy_name for pair in mapping]
     return [table.name for table in guard_record.normalized_tables(mapping)]
 
 
@@ -241,7 +242,7 @@ def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
     missing = {name for name in _tables(uow, side) if name.lower() not in there}
     if side is Side.LEGACY:
-        for pair in (pair for pair in uow.statements.mapping.pairs if pair.legacy_name in missing):
+        for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in missing):
             uow.catalog.legacy.make_again(uow, pair)
             yield pair.legacy_name
         return
@@ -253,7 +254,7 @@ def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
 def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
     """Refuse a table that another program made and that cannot hold what is carried to it."""
     mapping = uow.statements.mapping
-    models = [pair.legacy_table for pair in mapping.pairs] + guard_record.normalized_tables(mapping)
+    models = [pair.legacy_table for pair in mapping] + guard_record.normalized_tables(mapping)
     for table in (table for table in models if table.name in plan.tables):
         there = {name.lower() for name in uow.catalog.columns(uow, table.name)}
         if missing := [c.name for c in table.columns if c.name.lower() not in there]:
@@ -271,7 +272,7 @@ def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
 
 
 def _chunks(
-    writing: Transactions, pair: Pair, side: Side, work: Callable[[UnitOfWork, Any, Any], int], progress: Watch
+    writing: Transactions, pair: Move, side: Side, work: Callable[[UnitOfWork, Any, Any], int], progress: Watch
 ) -> Iterator[int]:
     """Go through the rows of a side by ranges of keys, each in a transaction of its own; gives what `work` counted."""
     tally, pace = Tally(progress, pair.name), Pace()
@@ -300,14 +301,14 @@ def _unfrozen(uow: UnitOfWork) -> AbstractContextManager[None]:
     return uow.catalog.legacy_unfrozen(uow) if uow.phase.freezes_legacy else nullcontext()
 
 
-def _unequal(uow: UnitOfWork, pair: Pair, side: Side, first: Any, last: Any) -> list[Any]:
+def _unequal(uow: UnitOfWork, pair: Move, side: Side, first: Any, last: Any) -> list[Any]:
     """Keys of the rows of a side in a range that have no equal on the other side."""
     look = uow.statements[pair].compare_range(side, but_recorded=False)
     ((_, wrong),) = uow._rows(look, {"_first": first, "_last": last})
     return [] if wrong is None else list(json.loads(wrong))
 
 
-def _carry_over(uow: UnitOfWork, first: Any, last: Any, *, pair: Pair, of: Side, plan: _Plan) -> int:
+def _carry_over(uow: UnitOfWork, first: Any, last: Any, *, pair: Move, of: Side, plan: _Plan) -> int:
     """Carry rows that were written to the side after the loss to the other one; gives how many have new ids."""
     keys = _unequal(uow, pair, of, first, last)
     side = plan.side
@@ -330,14 +331,14 @@ def _carry_over(uow: UnitOfWork, first: Any, last: Any, *, pair: Pair, of: Side,
     return len(renumbered)
 
 
-def _was_given(plan: _Plan, pair: Pair, key: Any) -> bool:
+def _was_given(plan: _Plan, pair: Move, key: Any) -> bool:
     return not is_text(pair.key) and bool(key <= plan.given[pair.name])
 
 
-def _renumber(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], side: Side) -> list[Any]:
+def _renumber(uow: UnitOfWork, pair: Move, keys: Iterable[Any], side: Side) -> list[Any]:
     """Give rows of one side ids that no row had before, and keep what they were; gives the new keys."""
     table = quoted(pair.legacy_name if side is Side.LEGACY else pair.table.name)
-    column, mark, new = quoted(pair.key.name), uow.catalog.last_change(uow), []
+    column, mark, new = quoted(pair.key_name(side)), uow.catalog.last_change(uow), []
     for key in keys:
         free = _free(uow, pair, side)
         images.keep(uow, pair, [key], side, RENUMBERED.format(key=free))
@@ -347,7 +348,7 @@ def _renumber(uow: UnitOfWork, pair: Pair, keys: Iterable[Any], side: Side) -> l
     return new
 
 
-def _free(uow: UnitOfWork, pair: Pair, side: Side) -> Any:
+def _free(uow: UnitOfWork, pair: Move, side: Side) -> Any:
     """An id that no row of either side has or had."""
     while True:
         free = uow.catalog.free_key(uow, pair)
@@ -355,7 +356,7 @@ def _free(uow: UnitOfWork, pair: Pair, side: Side) -> Any:
             return free
 
 
-def _replace(uow: UnitOfWork, first: Any, last: Any, *, pair: Pair, of: Side, plan: _Plan) -> int:
+def _replace(uow: UnitOfWork, first: Any, last: Any, *, pair: Move, of: Side, plan: _Plan) -> int:
     """Make rows of the side what they are on the other one; gives how many were replaced or deleted."""
     keys = _unequal(uow, pair, of, first, last)
     kept = carry(uow, pair, keys, plan.side, REPLACED.format(side=plan.side))
@@ -363,7 +364,7 @@ def _replace(uow: UnitOfWork, first: Any, last: Any, *, pair: Pair, of: Side, pl
     return kept
 
 
-def _fill(uow: UnitOfWork, first: Any, last: Any, *, pair: Pair, to: Side) -> int:
+def _fill(uow: UnitOfWork, first: Any, last: Any, *, pair: Move, to: Side) -> int:
     """Carry the rows of a range that the side does not have; gives how many."""
     sql, bounds = uow.statements[pair], {"_first": first, "_last": last}
     if to is Side.NORMALIZED:
@@ -379,7 +380,7 @@ def _fill(uow: UnitOfWork, first: Any, last: Any, *, pair: Pair, to: Side) -> in
 
 def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
     if done.side is Side.LEGACY:
-        for pair in (pair for pair in uow.statements.mapping.pairs if pair.legacy_name in done.tables):
+        for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in done.tables):
             uow.catalog.legacy.complete_again(uow, pair)
     uow.catalog.level_sequences(uow)
     if done.side is Side.NORMALIZED and uow.phase.compares:
@@ -392,7 +393,7 @@ def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
 
 def _set_backfilled(uow: UnitOfWork) -> None:
     """Every legacy row was carried just now, so there is nothing left for the backfill."""
-    for pair in uow.statements.mapping.pairs:
+    for pair in uow.statements.mapping:
         if backfill_progress.of(uow, pair) is None:
             backfill_progress.move(uow, pair, None, 0, finished=True)
 
@@ -442,7 +443,7 @@ def adopt_strays(writing: Transactions, flipping: Transactions, progress: Watch 
     """
     done: list[Adopted] = []
     while names := writing.run(guards.strays):  # again, where its program wrote on meanwhile
-        for pair in (pair for pair in writing.statements.mapping.pairs if pair.legacy_name in names):
+        for pair in (pair for pair in writing.statements.mapping if pair.legacy_name in names):
             adopted = Adopted(pair.legacy_name)
             for more in _emptied(writing, pair, progress):
                 adopted = adopted.plus(more)
@@ -452,7 +453,7 @@ def adopt_strays(writing: Transactions, flipping: Transactions, progress: Watch 
     return done
 
 
-def _emptied(writing: Transactions, pair: Pair, progress: Watch) -> Iterator[Adopted]:
+def _emptied(writing: Transactions, pair: Move, progress: Watch) -> Iterator[Adopted]:
     tally, pace = Tally(progress, pair.name), Pace()
     given = writing.run(lambda uow: _given(uow, pair, Side.NORMALIZED))
 
@@ -471,7 +472,7 @@ def _emptied(writing: Transactions, pair: Pair, progress: Watch) -> Iterator[Ado
         pace.rest()
 
 
-def _adopt(uow: UnitOfWork, pair: Pair, first: Any, last: Any, given: int) -> Adopted:
+def _adopt(uow: UnitOfWork, pair: Move, first: Any, last: Any, given: int) -> Adopted:
     """Carry the rows of a range, and delete them from the table that another program made."""
     sql = uow.statements[pair]
     keys = [key for (key,) in uow._rows(sql.keys_in_range(Side.LEGACY), {"_first": first, "_last": last})]
@@ -507,7 +508,7 @@ def _drop_empty(uow: UnitOfWork) -> None:
     """Drop the tables that hold nothing any more, and let views stand in their place, in one transaction."""
     uow.catalog.keep_out(uow)
     there = guards.strays(uow)
-    for pair in (pair for pair in uow.statements.mapping.pairs if pair.legacy_name in there):
+    for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in there):
         if uow._rows(uow.statements[pair].next_chunk(Side.LEGACY)[0], {"_rows": 1})[0][2]:
             continue  # written since they were carried
         rejects = keyless.reject(uow, pair, Side.LEGACY)

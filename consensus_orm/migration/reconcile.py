@@ -126,7 +126,7 @@ def reconcile(
 def _look(reading: Transactions, foreign: Choice, progress: Watch) -> _Survey:
     survey = _Survey(scan(reading, progress))
     with reading() as uow:
-        for pair in uow.statements.mapping.pairs:
+        for pair in uow.statements.mapping:
             # In the other phases what is recorded is no write of another program: it waits for the way back.
             written = changes.keys_of(uow, pair) if uow.phase.compares else ()
             keys = list(dict.fromkeys((*written, *survey.seen.doubtful.get(pair.name, ()))))
@@ -190,7 +190,7 @@ def repair_open(uow: UnitOfWork) -> Outcome:
     """
     done = Outcome()
     unseen = changes.waiting(uow, CHANGES_IN_ONE_TRANSACTION)[0] if uow.phase.compares else {}
-    for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
+    for pair in uow.statements.mapping if uow.phase.has_legacy else ():
         found = [key for (key,) in uow._rows(_MISMATCHED, {"pair": pair.name})]
         waiting = changes.undecided_among(uow, pair, found) if uow.phase.compares else set()
         keys = dict.fromkeys((*unseen.get(pair.name, ()), *(key for key in found if key not in waiting)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.ledgers import images, mismatches
 from consensus_orm.ledgers.images import Image
 from consensus_orm.phase import Side
@@ -51,7 +51,7 @@ def restore(uow: UnitOfWork, number: int, reason: str | None) -> Restored:
         StorageError: The source of truth could not be written.
     """
     image = images.take(uow, number)
-    pair = next((pair for pair in uow.statements.mapping.pairs if pair.name == image.pair), None)
+    pair = next((pair for pair in uow.statements.mapping if pair.name == image.pair), None)
     if pair is None:
         raise errors.InvalidValueError(
             f"image {number} is of a row of {image.pair}, which follows from the rows of its pairs",
@@ -65,12 +65,12 @@ def restore(uow: UnitOfWork, number: int, reason: str | None) -> Restored:
     return Restored(pair.name, image.key, left)
 
 
-def _not_put_back(uow: UnitOfWork, pair: Pair, image: Image) -> tuple[str, ...]:
+def _not_put_back(uow: UnitOfWork, pair: Move, image: Image) -> tuple[str, ...]:
     """Columns of an image that hold something else now, less the mark that tells whose row it is."""
     now: images.Cells = {}
     for side, written in ((Side.NORMALIZED, uow.phase.writes_normalized), (Side.LEGACY, uow.phase.writes_legacy)):
         now |= (images.now(uow, pair, image.key, side) or {}) if written else {}
-    marker = f"{pair.table.name}.{pair.marker.key}"
+    marker = None if pair.marker is None else f"{pair.table.name}.{pair.marker.key}"
     wanted = {name: cell for name, cell in image.cells.items() if name != marker}
     return tuple(name for name, cell in wanted.items() if now.get(name, _NULL) != cell)
 
@@ -78,12 +78,12 @@ def _not_put_back(uow: UnitOfWork, pair: Pair, image: Image) -> tuple[str, ...]:
 _NULL = ("null", "")
 
 
-def _values(uow: UnitOfWork, pair: Pair, image: Image) -> dict[str, Any]:
+def _values(uow: UnitOfWork, pair: Move, image: Image) -> dict[str, Any]:
     encoding = uow.catalog.text_encoding(uow)
     found = dict(image.cells)
     if image.side is Side.LEGACY and uow.phase.writes_normalized:
         # What the normalized side alone keeps stays as it is.
         now = images.now(uow, pair, image.key, Side.NORMALIZED) or {}
-        found |= {a.key: now[a.key] for a in pair.kept if a.key in now}
+        found |= {of.key: now[of.key] for of in pair.kept if of.key in now}
     values = {name: images.value_of(*found[name], encoding) for name in pair.fields if name in found}
-    return values | {pair.key.name: image.key}
+    return values | {pair.legacy_key: image.key}

@@ -46,7 +46,7 @@ def lacking(uow: UnitOfWork, side: Side) -> dict[str, list[str]]:
     mapping = uow.statements.mapping
     needed = {table.name: {c.name for c in table.columns} for table in guard_record.normalized_tables(mapping)}
     if side is Side.LEGACY:
-        needed = {pair.legacy_name: {pair.key.name, *pair.carried} for pair in mapping.pairs}
+        needed = {pair.legacy_name: set(pair.legacy_columns) for pair in mapping}
     found = {}
     for table in (table for table in needed if table.lower() in there):
         has = {name.lower() for name in uow.catalog.columns(uow, table)}

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict
 
 from consensus_orm.databases import guard_record, state
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.ledgers import backfill_progress, certificates, changes, images, mismatches
 from consensus_orm.migration import gates, shapes
 from consensus_orm.migration.gates import Obstacle
@@ -114,7 +114,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outd
             if written
         ],
         reads=phase.truth,
-        pairs=[_pair(uow, pair, phase, lost) for pair in uow.statements.mapping.pairs],
+        pairs=[_pair(uow, pair, phase, lost) for pair in uow.statements.mapping],
         parents={
             p.table.name: _rows_of(uow, p.table.name, uow.statements.parents[p.table.name].all_rows) or 0
             for p in uow.statements.mapping.parents
@@ -149,7 +149,7 @@ def _next_command(phase: Phase, step: str | None, obstacles: list[Obstacle]) -> 
     return "" if obstacles or phase.next is None else f"consensus-orm advance {phase.next.name.lower()}"
 
 
-def _pair(uow: UnitOfWork, pair: Pair, phase: Phase, lost: set[str]) -> PairStatus:
+def _pair(uow: UnitOfWork, pair: Move, phase: Phase, lost: set[str]) -> PairStatus:
     sql = uow.statements[pair]
     known = "consensus_orm_backfill" not in lost
     progress = backfill_progress.of(uow, pair) if known else None

@@ -18,7 +18,7 @@ from typing import Any
 
 from consensus_orm import errors
 from consensus_orm._version import __version__
-from consensus_orm.declaration.pairs import Pair, Parent
+from consensus_orm.declaration.moves import Move, Parent
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import certificates, mismatches
 from consensus_orm.migration import keyless, shapes
@@ -158,7 +158,7 @@ def scan(reading: Transactions, progress: Watch = None) -> Seen:
             last_mismatch=mismatches.last_mismatch(uow),
             last_reject=mismatches.last_reject(uow),
         )
-        for pair in uow.statements.mapping.pairs:
+        for pair in uow.statements.mapping:
             if uow.phase.has_legacy:
                 seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
             else:
@@ -186,7 +186,7 @@ def scan(reading: Transactions, progress: Watch = None) -> Seen:
     return seen
 
 
-def _alone(uow: UnitOfWork, pair: Pair) -> Counted:
+def _alone(uow: UnitOfWork, pair: Move) -> Counted:
     """The rows of a normalized side that has no other: those that can be read, and the others."""
     sql = uow.statements[pair]
     rows, readable = (uow._rows(count)[0][0] for count in (sql.all_rows(Side.NORMALIZED), sql.readable_rows))
@@ -213,7 +213,7 @@ class _Tables:
     """Every table that is compared, as of one snapshot."""
 
     def __init__(self, uow: UnitOfWork) -> None:
-        pairs = uow.statements.mapping.pairs if uow.phase.has_legacy else ()
+        pairs = uow.statements.mapping if uow.phase.has_legacy else ()
         frozen = uow.phase.freezes_legacy
         self.sides = {
             (pair.name, side): Ranges(uow._rows, _on_side(uow.statements[pair], side, frozen))
@@ -244,7 +244,7 @@ def _on_parents(sql: ParentStatements) -> Statements:
 
 
 def _look_through(uow: UnitOfWork, tables: _Tables, readers: Readers, seen: Seen, progress: Watch) -> None:
-    for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
+    for pair in uow.statements.mapping if uow.phase.has_legacy else ():
         _Comparison(tables, readers, pair, seen, progress).run()
         uow._tell(ComparisonEvent(pair.name, "verify", seen.counted[pair.legacy_name].looked_at))
     for name, ranges in tables.parents.items():
@@ -265,7 +265,7 @@ def require_two_sides(phase: Phase) -> None:
 class _Comparison:
     """The rows of one pair."""
 
-    def __init__(self, tables: _Tables, readers: Readers, pair: Pair, seen: Seen, progress: Watch) -> None:
+    def __init__(self, tables: _Tables, readers: Readers, pair: Move, seen: Seen, progress: Watch) -> None:
         self.ranges = {side: tables.sides[pair.name, side] for side in Side}
         self.readers = readers
         self.pair = pair
@@ -295,17 +295,17 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     require_epoch(uow, seen)
     mapping = uow.statements.mapping
     since = mismatches.last_reject(uow)
-    for pair in mapping.pairs:
+    for pair in mapping:
         _reject_keyless(uow, pair, seen)
     differences = [
-        difference for pair in mapping.pairs for difference in _confirmed(uow, pair, seen.doubtful.get(pair.name, []))
+        difference for pair in mapping for difference in _confirmed(uow, pair, seen.doubtful.get(pair.name, []))
     ]
     for parent in mapping.parents:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
     if since == seen.last_reject:  # else somebody else rejected a row meanwhile, which this did not see
         seen.last_reject = mismatches.last_reject(uow)
-    legacy = seen.of(pair.legacy_name for pair in mapping.pairs)
-    normalized = seen.of(pair.table.name for pair in mapping.pairs)
+    legacy = seen.of(pair.legacy_name for pair in mapping)
+    normalized = seen.of(pair.table.name for pair in mapping)
     report = VerifyReport(
         phase=uow.phase,
         legacy_rows=sum(table.rows for table in legacy),
@@ -320,7 +320,7 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     return replace(report, certificate=_certify(uow, seen, report))
 
 
-def _reject_keyless(uow: UnitOfWork, pair: Pair, seen: Seen) -> None:
+def _reject_keyless(uow: UnitOfWork, pair: Move, seen: Seen) -> None:
     """Keep the rows that were found in no range because they cannot be named."""
     for side in Side:
         if any(table.keyless for table in seen.of([pair.table_name(side)])):
@@ -337,7 +337,7 @@ def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
 
 
 def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
-    pairs = uow.statements.mapping.pairs
+    pairs = uow.statements.mapping
     return certificates.add(
         uow,
         at=mismatches.milliseconds(uow),
@@ -361,7 +361,7 @@ def _named(seen: Seen, tables: Iterable[str]) -> int:
     return sum(table.rows - table.keyless for table in seen.of(tables))
 
 
-def _confirmed(uow: UnitOfWork, pair: Pair, doubtful: list[Any]) -> Iterator[Difference]:
+def _confirmed(uow: UnitOfWork, pair: Move, doubtful: list[Any]) -> Iterator[Difference]:
     left_out: set[Any] = set()
     if doubtful and uow.phase.has_legacy:
         left_out = set_aside(uow, pair, Side.LEGACY) | set_aside(uow, pair, Side.NORMALIZED)

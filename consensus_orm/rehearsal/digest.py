@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from consensus_orm.declaration.pairs import Mapping, Pair
+from consensus_orm.declaration.moves import Move, Moves
 from consensus_orm.migration.rehearsal_report import Identity
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal.raw_sql import Look, SchemaObject
@@ -61,7 +61,7 @@ class Image:
 
 def take(
     look: Look,
-    pair: Pair,
+    pair: Move,
     side: Side,
     *,
     skip: Collection[Any] = (),
@@ -111,7 +111,7 @@ def _key(value: Any) -> Any:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
-def select(look: Look, pair: Pair, side: Side, column: str, *, after: Any) -> dict[Any, Any]:
+def select(look: Look, pair: Move, side: Side, column: str, *, after: Any) -> dict[Any, Any]:
     """One column of the rows above a key, by key.
 
     Args:
@@ -124,32 +124,32 @@ def select(look: Look, pair: Pair, side: Side, column: str, *, after: Any) -> di
     columns = _columns(look, pair, side)
     if not columns:
         return {}
-    key = columns[pair.key.name]
+    key = columns[pair.legacy_key]
     where = "" if after is None else f" WHERE {key} > {look.parameter}"
     sql = f"SELECT {key}, {columns[column]} FROM {_source(pair, side)}{where}"
     return {_key(own): _key(value) for own, value in look.stream(sql, after)}
 
 
-def _columns(look: Look, pair: Pair, side: Side, *, undeclared: bool = False) -> dict[str, str]:
+def _columns(look: Look, pair: Move, side: Side, *, undeclared: bool = False) -> dict[str, str]:
     """The columns by their legacy names, the key first; none where the table does not exist."""
     table = pair.legacy_name if side is Side.LEGACY else pair.table.name
     there = look.columns(table)
     if not there:
         return {}
     if side is Side.NORMALIZED:
-        columns = {name: pair.column(attribute) for name, attribute in pair.carried.items()}
-        return {name: quoted(c.table.name, c.name) for name, c in ({pair.key.name: pair.key} | columns).items()}
-    names = [pair.key.name, *pair.carried]
+        columns = {pair.legacy_key: pair.key} | pair.columns
+        return {name: look.spelled(of) for name, of in columns.items()}
+    names = list(pair.legacy_columns)
     more = sorted(there.keys() - {name.lower() for name in names}) if undeclared else []
     return {name: quoted(table, there.get(name.lower(), name)) for name in names + more}
 
 
-def _source(pair: Pair, side: Side) -> str:
+def _source(pair: Move, side: Side) -> str:
     if side is Side.LEGACY:
         return quoted(pair.legacy_name)
     source = quoted(pair.table.name)
     if pair.parent is not None and pair.link is not None:
-        parent, link = pair.parent, pair.column(pair.link)
+        parent, link = pair.parent, pair.link
         on = f"{quoted(parent.table.name, parent.key.name)} = {quoted(pair.table.name, link.name)}"
         source += f" LEFT JOIN {quoted(parent.table.name)} ON {on}"
     return source
@@ -158,17 +158,17 @@ def _source(pair: Pair, side: Side) -> str:
 # What a database is ---------------------------------------------------------------------------------------
 
 
-def schema_objects(look: Look, mapping: Mapping) -> frozenset[SchemaObject]:
+def schema_objects(look: Look, mapping: Moves) -> frozenset[SchemaObject]:
     """The legacy tables with what belongs to them, as they were declared.
 
     Args:
         look: At the database.
         mapping: Names the legacy tables.
     """
-    return look.objects({pair.legacy_name.lower() for pair in mapping.pairs})
+    return look.objects({pair.legacy_name.lower() for pair in mapping})
 
 
-def identity(look: Look, mapping: Mapping) -> Identity:
+def identity(look: Look, mapping: Moves) -> Identity:
     """Say which database this is.
 
     Args:
@@ -178,7 +178,7 @@ def identity(look: Look, mapping: Mapping) -> Identity:
     objects = schema_objects(look, mapping)
     spelled = json.dumps(sorted(objects))
     there = look.tables()
-    wanted = [pair.legacy_name for pair in mapping.pairs] + [pair.table.name for pair in mapping.pairs]
+    wanted = [pair.legacy_name for pair in mapping] + [pair.table.name for pair in mapping]
     counted = [there[name.lower()] for name in wanted if name.lower() in there]
     return Identity(
         schema_hash=hashlib.sha256(spelled.encode()).hexdigest()[:16] if objects else None,

@@ -112,8 +112,8 @@ def find(units: UnitOfWorkFactory[Any]) -> Evidence | None:
     def compare(uow: UnitOfWork) -> Evidence:
         mapping = uow.statements.mapping
         now = identity(look_of(units.engine.dialect.name, uow._rows), mapping)
-        legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in mapping.pairs)
-        normalized = sum(now.rows.get(pair.table.name, 0) for pair in mapping.pairs)
+        legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in mapping)
+        normalized = sum(now.rows.get(pair.table.name, 0) for pair in mapping)
         return Evidence(path, report, now, uow.statements.fingerprint, max(legacy, normalized))
 
     return units.look(compare)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from consensus_orm.databases.base import PREFIX
 from consensus_orm.databases.guard_record import GUARDS
+from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.saved_rows import DROPPED, dropped
 from consensus_orm.statements.rendering import literal, quoted
 
 if TYPE_CHECKING:
     import psycopg
+    from sqlalchemy import ColumnElement
 
 __all__ = ["FileLook", "Look", "Rows", "SchemaObject", "ServerLook", "look_of"]
 
@@ -39,11 +41,18 @@ class Look(ABC):
         rows: Runs a statement.
     """
 
+    dialect: ClassVar[str]
+    """The kind of database, as SQLAlchemy calls it."""
+
     parameter: ClassVar[str]
     """How a statement for `stream` spells its one parameter."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
+
+    def spelled(self, of: ColumnElement[Any]) -> str:
+        """A column, or what a legacy one follows from, as SQL."""
+        return rendering(self.dialect).render(of)
 
     @abstractmethod
     def tables(self) -> dict[str, str]:
@@ -77,6 +86,7 @@ class Look(ABC):
 class FileLook(Look):
     """A SQLite database."""
 
+    dialect = "sqlite"
     parameter = ":value"
     _connection: sqlite3.Connection
 
@@ -145,6 +155,7 @@ class FileLook(Look):
 class ServerLook(Look):
     """A PostgreSQL database. What was put away at CONTRACT is told under the name it had."""
 
+    dialect = "postgresql"
     parameter = "%(value)s"
     _connection: psycopg.Connection[Any]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from consensus_orm import errors, files
 from consensus_orm._version import __version__
-from consensus_orm.declaration.pairs import Mapping, Pair
+from consensus_orm.declaration.moves import Move, Moves
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.rehearsal_report import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
@@ -140,7 +140,7 @@ def _keep(report: RehearsalReport, units: UnitOfWorkFactory[Any], folder: Path |
 class _Course:
     """One rehearsal on one copy."""
 
-    def __init__(self, subject: Subject, copy: Copy, mapping: Mapping, progress: Watch, tell: Tell | None) -> None:
+    def __init__(self, subject: Subject, copy: Copy, mapping: Moves, progress: Watch, tell: Tell | None) -> None:
         self.units = subject.units
         self.migration = subject.migration
         self.rehearsed = subject.rehearsed
@@ -274,7 +274,7 @@ class _Course:
 
     def _remember(self, side: Side) -> None:
         with self.copy.look() as look:
-            for pair in self.mapping.pairs:
+            for pair in self.mapping:
                 rejected = self.left_out[pair.name] = _rejected(look, pair)
                 self.wanted[pair.name] = digest.take(look, pair, side, skip=rejected)
                 if side is Side.LEGACY:
@@ -284,7 +284,7 @@ class _Course:
         """Compare what is there now, on the side that answers, with what was there at the beginning."""
         side = self.now.truth
         with self.copy.look() as look, look.snapshot():
-            for pair in self.mapping.pairs:
+            for pair in self.mapping:
                 whole = side is Side.LEGACY and bool(self.whole)
                 wanted = (self.whole if whole else self.wanted)[pair.name]
                 # What no pair carries, and rejects that were accepted, stand on the legacy side alone.
@@ -312,9 +312,9 @@ class _Course:
     def _extra(self, look: Look, writers: Writers) -> tuple[int, int]:
         """Rows above those of the beginning: how many no writer knows of, and how many of the writers' are missing."""
         unexplained = missing = 0
-        for pair in self.mapping.pairs:
+        for pair in self.mapping:
             wrote = writers.wrote.get(pair.name, {})
-            column = writers.columns[pair.name] if wrote else pair.key.name
+            column = writers.columns[pair.name] if wrote else pair.legacy_key
             found = digest.select(look, pair, self.now.truth, column, after=self.wanted[pair.name].last)
             unexplained += sum(str(key) not in self.left_out[pair.name] for key in found.keys() - wrote.keys())
             missing += sum(found.get(key) != text for key, text in wrote.items())
@@ -330,11 +330,11 @@ def _rows_of(step: Step) -> int | None:
     return step.result.compared if isinstance(step.result, VerifyReport) else None
 
 
-def _table(pair: Pair, side: Side) -> str:
+def _table(pair: Move, side: Side) -> str:
     return pair.legacy_name if side is Side.LEGACY else pair.table.name
 
 
-def _rejected(look: Look, pair: Pair) -> set[str]:
+def _rejected(look: Look, pair: Move) -> set[str]:
     """Keys of the rows that were accepted as rejects: they stand on the legacy side alone."""
     if "consensus_orm_rejects" not in look.tables():
         return set()

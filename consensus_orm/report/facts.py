@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from consensus_orm.databases.statistics import DatabaseStats
-from consensus_orm.declaration.pairs import Pair, table_of
+from consensus_orm.declaration.moves import Move, table_of
 from consensus_orm.ledgers import audit, certificates
 from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
@@ -131,7 +131,7 @@ def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: 
         rejects=audit.rejects(uow, everything=True),
         backfills=_backfills(uow),
         certificates=_certificates(uow),
-        reads=[times for pair in uow.statements.mapping.pairs for times in _time_reads(uow, pair)],
+        reads=[times for pair in uow.statements.mapping for times in _time_reads(uow, pair)],
         evidence=evidence,
     )
 
@@ -140,8 +140,8 @@ def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
     sizes = uow.catalog.sizes(uow)
     mapping = uow.statements.mapping
-    wanted = [(pair.legacy_name, Side.LEGACY) for pair in mapping.pairs]
-    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.pairs]
+    wanted = [(pair.legacy_name, Side.LEGACY) for pair in mapping]
+    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
     wanted += [(table.name, Side.NORMALIZED) for table in tables]
     for name, side in wanted:
         if name.lower() in there:
@@ -177,7 +177,7 @@ def _certificates(uow: UnitOfWork) -> list[Certified]:
 # Reads, timed now -----------------------------------------------------------------------------------------
 
 
-def _time_reads(uow: UnitOfWork, pair: Pair) -> Iterator[ReadTimes]:
+def _time_reads(uow: UnitOfWork, pair: Move) -> Iterator[ReadTimes]:
     """Time the same reads on both sides, in turn, so that both meet the same caches and the same load."""
     if not _comparable(uow, pair):
         return
@@ -202,7 +202,7 @@ def _time_reads(uow: UnitOfWork, pair: Pair) -> Iterator[ReadTimes]:
                 yield ReadTimes(pair.name, kind, side, Latency.of(seconds[1:]))
 
 
-def _comparable(uow: UnitOfWork, pair: Pair) -> bool:
+def _comparable(uow: UnitOfWork, pair: Move) -> bool:
     """Whether both sides hold rows; a read of an empty table says nothing about one that is full."""
     if not uow.prepared or not uow.phase.has_legacy:
         return False
@@ -210,8 +210,8 @@ def _comparable(uow: UnitOfWork, pair: Pair) -> bool:
     return all(uow._rows(f"SELECT 1 FROM {table} LIMIT 1") for table in sides)
 
 
-def _sample(uow: UnitOfWork, pair: Pair) -> list[Any]:
-    key, legacy = quoted(pair.key.name), quoted(pair.legacy_name)
+def _sample(uow: UnitOfWork, pair: Move) -> list[Any]:
+    key, legacy = quoted(pair.legacy_key), quoted(pair.legacy_name)
     total = uow._rows(f"SELECT count(*) FROM {legacy}")[0][0]
     every = max(total // SAMPLES, 1)
     numbered = f"SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM {legacy}"
@@ -221,18 +221,16 @@ def _sample(uow: UnitOfWork, pair: Pair) -> list[Any]:
     return (keys * SAMPLES)[:SAMPLES]
 
 
-def _shared(pair: Pair) -> tuple[str, ...]:
+def _shared(pair: Move) -> tuple[str, ...]:
     """Legacy columns that all rows of a parent share: what lists are asked for by."""
     if pair.parent is None:
         return ()
-    identity = {attribute.key for attribute in pair.parent.identity}
-    model = pair.parent.model
-    return tuple(name for name, a in pair.carried.items() if a.class_ is model and a.key in identity)
+    return tuple(name for name, of in pair.carried.items() if of in pair.parent.identity)
 
 
-def _filters(uow: UnitOfWork, pair: Pair, keys: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
+def _filters(uow: UnitOfWork, pair: Move, keys: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
     sql, filters = uow.statements[pair].get(Side.LEGACY), []
     for key in keys:
-        row = dict(zip((pair.key.name, *pair.carried), uow._rows(sql, {"_key": key})[0], strict=False))
+        row = dict(zip(pair.legacy_columns, uow._rows(sql, {"_key": key})[0], strict=False))
         filters.append({parameter(name): row[name] for name in names} | {"_limit": LISTED})
     return filters

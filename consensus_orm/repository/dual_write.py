@@ -260,14 +260,14 @@ class Repository(RoutedReads):
             StorageError: The source of truth could not be written.
         """
         self.uow._refuse_to_read_only()
-        keys = {values[self.pair.key.name]}
+        keys = {values[self.pair.legacy_key]}
         if self.uow.phase.compares:
             changes.forget(self.uow, changes.of_rows(self.uow, self.pair, keys).values())
             mismatches.settle(self.uow, self.pair, keys, "repaired", why)
         self._keep_both(keys, why)
         self._delete_keys(keys, self._written_sides())
-        stored = {**self.pair.carried, **{attribute.key: attribute for attribute in self.pair.kept}}
-        texts = {name for name, attribute in stored.items() if isinstance(self.pair.column(attribute).type, Text)}
+        stored = {**self.pair.columns, **{of.key: of for of in self.pair.kept}}
+        texts = {name for name, of in stored.items() if isinstance(of.type, Text)}
         exact = Repository(self.uow, self.pair)
         exact.sql = self.sql.storing(name for name in texts if not isinstance(values.get(name), str | None))
         exact.add(values)

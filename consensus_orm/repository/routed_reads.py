@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import backfill_progress
 from consensus_orm.phase import Side
@@ -37,7 +37,7 @@ class RoutedReads:
         pair: The declared pair.
     """
 
-    def __init__(self, uow: UnitOfWork, pair: Pair) -> None:
+    def __init__(self, uow: UnitOfWork, pair: Move) -> None:
         self.uow = uow
         self.pair = pair
         self.sql = uow.statements[pair]
@@ -102,7 +102,7 @@ class RoutedReads:
     def _shadow_read(self, rows: list[tuple[Any, ...]], shadow: list[tuple[Any, ...]]) -> None:
         """Compare a read of both sides; what differs is confirmed under the lock after this unit of work."""
         self.uow._tell(ComparisonEvent(self.pair.name, "shadow_read", len(rows)))
-        width = len(self.pair.carried) + 1  # what is kept on one side only has no counterpart
+        width = len(self.pair.legacy_columns)  # what is kept on one side only has no counterpart
         seen, other = ({row[0]: row[:width] for row in side} for side in (rows, shadow))
         doubtful = {key for key in seen.keys() | other.keys() if seen.get(key) != other.get(key)}
         if doubtful and self._is_being_carried():

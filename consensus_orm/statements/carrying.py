@@ -18,9 +18,8 @@ from sqlalchemy import (
     update,
 )
 
-from consensus_orm.declaration.pairs import Row
+from consensus_orm.declaration.rules import Row, on
 from consensus_orm.statements.rendering import (
-    TRUE,
     in_keys,
     in_range,
     link,
@@ -45,30 +44,29 @@ class CarryStatements(PairRows):
     @property
     def _derived_numbers(self) -> list[Any]:
         assert self.pair.parent is not None
-        columns = [self.pair.parent.table.c[a.key] for a in self.pair.parent.derived]
-        return [c for c in columns if isinstance(c.type, Integer)]
+        return [c for c in self.pair.parent.derived_columns if isinstance(c.type, Integer)]
 
     def carry_to_normalized(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the normalized rows of legacy rows; rows that are there stand, or are overwritten."""
         legacy = self.pair.legacy_table
         row = self.legacy_row()
-        values: dict[str, ColumnElement[Any]] = {self._key: legacy.c[self._key]} | self.own_values(row)
-        values[self.pair.marker.key] = TRUE
+        values: dict[str, ColumnElement[Any]] = {self.pair.key.key: self.legacy_key} | self.own_values(row)
+        values |= self.marked
         source: FromClause = legacy
         if self.pair.parent is not None:
             parent = self.pair.parent.table
             source = legacy.join(parent, self._identity(row, parent))
             values[link(self.pair)] = self.pair.parent.key
         rows = select(*values.values()).select_from(source).where(criterion)
-        return self._insert_from(self.pair.table, values, rows, self._key, overwrite=overwrite)
+        return self._insert_from(self.pair.table, values, rows, self.pair.key.key, overwrite=overwrite)
 
     def carry_to_legacy(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the legacy rows of normalized rows; rows that are there stand, or are overwritten."""
         row = self.normalized_row()
         parent = self.pair.parent.table if self.pair.parent else None
-        values: dict[str, Any] = {self._key: self.pair.key} | {name: row[name] for name in self.pair.carried}
+        values: dict[str, Any] = {self.pair.legacy_key: self.pair.key} | {name: row[name] for name in row}
         rows = select(*values.values()).select_from(self._joined(self.pair.table, parent)).where(criterion)
-        return self._insert_from(self.pair.legacy_table, values, rows, self._key, overwrite=overwrite)
+        return self._insert_from(self.pair.legacy_table, values, rows, self.pair.legacy_key, overwrite=overwrite)
 
     def _insert_from(self, table: Table, values: dict[str, Any], rows: SelectBase, key: str, *, overwrite: bool) -> str:
         statement = self.rendering.ignoring(table, list(values), rows, unless=key if overwrite else None)
@@ -113,7 +111,7 @@ class CarryStatements(PairRows):
     @cached_property
     def mark(self) -> str:
         """Mark the normalized rows in `_keys` as known to both sides."""
-        marked = update(self.pair.table).values({self.pair.marker.key: TRUE})
+        marked = update(self.pair.table).values(self.marked or {self.pair.key.key: self.pair.key})
         return self.render(marked.where(in_keys(self.pair.key), self._unmarked))
 
     @cached_property
@@ -137,16 +135,17 @@ class CarryStatements(PairRows):
         steps: list[str] = []
         if self.pair.adopted:
             made = {
-                self.pair.carried[name].key: func.coalesce(table.c[self.pair.carried[name].key], make(table))
-                for name, make in self.pair.adopted.items()
+                self.pair.carried[name].key: func.coalesce(self.pair.carried[name], made)
+                for name, made in self.pair.adopted.items()
             }
             steps.append(self.render(update(table).values(made).where(foreign)))
-        values: dict[str, Any] = {a.key: value(self.normalized_row()) for a, value in self.pair.computed.items()}
+        row = self.normalized_row()
+        values: dict[str, Any] = {of.key: on(rule, row) for of, rule in self.pair.computed.items()} | self.marked
         # What is computed may be wrong in a row of ours too, where somebody changed it.
-        completed = update(table).values({**values, self.pair.marker.key: TRUE}).where(in_keys(self.pair.key))
-        steps.append(self.render(completed))
+        if values:
+            steps.append(self.render(update(table).values(values).where(in_keys(self.pair.key))))
         if self.pair.parent is not None:
-            row, source = self.normalized_row(), self._joined(table, self.pair.parent.table)
+            source = self._joined(table, self.pair.parent.table)
             steps.append(self.carry_parents(in_keys(self.pair.key), row, source))
             # A row whose parent is gone has no right one: it stays as it is, to be rejected.
             moves = table.c[link(self.pair)] != self._right_parent()

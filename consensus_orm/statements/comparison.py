@@ -41,13 +41,13 @@ class ComparisonStatements(PairRows):
         legacy = self.pair.legacy_table
         parent = self.pair.parent.table if self.pair.parent else None
         only = select(self.rendering.typed(bindparam("_key"), self.pair.key.type).label("k")).subquery()
-        source = only.outerjoin(legacy, legacy.c[self._key] == only.c.k).outerjoin(
+        source = only.outerjoin(legacy, self.legacy_key == only.c.k).outerjoin(
             self.pair.table, self.pair.key == only.c.k
         )
         if parent is not None and self.pair.parent is not None:
             source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[link(self.pair)])
         compared = self.agreement(self.legacy_row())
-        present = [legacy.c[self._key].is_not(None), self.pair.key.is_not(None)]
+        present = [self.legacy_key.is_not(None), self.pair.key.is_not(None)]
         return tuple(compared), self.render(select(*present, *compared.values()).select_from(source))
 
     @cached_property

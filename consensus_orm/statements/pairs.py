@@ -19,7 +19,7 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.fingerprint import fingerprint
 from consensus_orm.declaration.keys import require_declared
-from consensus_orm.declaration.pairs import Mapping, Pair, Parent
+from consensus_orm.declaration.moves import Move, Moves, Parent
 from consensus_orm.phase import Side
 from consensus_orm.statements.carrying import CarryStatements
 from consensus_orm.statements.comparison import ComparisonStatements
@@ -46,21 +46,21 @@ class Statements:
         ConfigurationError: A rule of the declaration cannot be said in the SQL of that kind of database.
     """
 
-    def __init__(self, mapping: Mapping, rendering: PairRendering) -> None:
+    def __init__(self, mapping: Moves, rendering: PairRendering) -> None:
         require_declared(mapping, rendering.name)
         self.mapping = mapping
         self.rendering = rendering
-        self._pairs = {pair.name: PairStatements(pair, rendering) for pair in mapping.pairs}
+        self._pairs = {pair.name: PairStatements(pair, rendering) for pair in mapping}
         self.parents = {p.table.name: ParentStatements(p, mapping, rendering) for p in mapping.parents}
         for of_pair in self._pairs.values():
             of_pair.check()
         for of_parent in self.parents.values():
             of_parent.check()
 
-    def __getitem__(self, pair: Pair) -> PairStatements:
+    def __getitem__(self, pair: Move) -> PairStatements:
         return self._pairs[pair.name]
 
-    def of_parent(self, pair: Pair) -> ParentStatements | None:
+    def of_parent(self, pair: Move) -> ParentStatements | None:
         """The statements on the parent of a pair, if it has one."""
         return None if pair.parent is None else self.parents[pair.parent.table.name]
 
@@ -72,10 +72,10 @@ class Statements:
         side knows when each began; on the legacy one it follows from all rows that have these values.
         """
         pairs = [self[pair] for pair in self.mapping.members(parent)]
-        identity = [a.key for a in parent.identity]
+        identity = [of.key for of in parent.identity]
         if side is Side.NORMALIZED:
             return self.parents[parent.table.name].newest(
-                *(parent.table.c[pairs[0].pair.carried[name].key] == pairs[0].bound[name] for name in filters)
+                *(pairs[0].pair.carried[name] == pairs[0].bound[name] for name in filters)
             )
         rows = union_all(*(each.ages(filters, pairs) for each in pairs)).subquery()
         columns = [rows.c[name] for name in identity]

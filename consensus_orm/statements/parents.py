@@ -6,6 +6,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     FromClause,
     and_,
@@ -23,8 +24,9 @@ from sqlalchemy import (
 
 from consensus_orm import errors
 from consensus_orm.declaration.expressions import holds
-from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
-from consensus_orm.statements.rendering import Rendering, chunk_bounds, in_keys, in_range, link, newest_first
+from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.rules import Earliest, Latest, Row, expression, on
+from consensus_orm.statements.rendering import Rendering, chunk_bounds, constant, in_keys, in_range, link, newest_first
 
 __all__ = ["ParentStatements"]
 
@@ -38,7 +40,7 @@ class ParentStatements:
         rendering: How statements are printed.
     """
 
-    def __init__(self, parent: Parent, mapping: Mapping, rendering: Rendering) -> None:
+    def __init__(self, parent: Parent, mapping: Moves, rendering: Rendering) -> None:
         self.parent = parent
         self.rendering = rendering
         self.render = rendering.render
@@ -56,8 +58,8 @@ class ParentStatements:
         """What each derived column must be, from the normalized rows of a parent."""
         key = parent.c[self.parent.key.name]
         return {
-            attribute.key: self._earliest(key) if isinstance(rule, Earliest) else self._latest(rule, key)
-            for attribute, rule in self.parent.derived.items()
+            of.key: self._earliest(key) if isinstance(rule, Earliest) else self._latest(rule, of, key)
+            for of, rule in self.parent.derived_columns.items()
         }
 
     def _earliest(self, key: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -71,23 +73,23 @@ class ParentStatements:
         rows = union_all(*newest).subquery()
         return select(func.min(rows.c.t)).scalar_subquery()
 
-    def _latest(self, rule: Latest, key: ColumnElement[Any]) -> ColumnElement[Any]:
-        pair = next((pair for pair in self.members if pair.name == rule.pair), None)
+    def _latest(self, rule: Latest, of: Column[Any], key: ColumnElement[Any]) -> ColumnElement[Any]:
+        pair = next((pair for pair in self.members if pair.name == rule.move), None)
         if pair is None:
             raise errors.ConfigurationError(
-                f"a column of {self.parent.table.name} is derived from the pair {rule.pair!r}, which the mapping lacks",
-                hint="add that pair to the mapping, or derive the column from another one",
+                f"a column of {self.parent.table.name} is derived from the move {rule.move!r}, which is not declared",
+                hint="declare that move too, or derive the column from another one",
             )
-        row = Row({name: pair.table.c[a.key] for name, a in pair.carried.items() if a.class_ is pair.normalized})
+        row = Row({name: of for name, of in pair.carried.items() if pair.is_own(of)})
         value = (
-            select(rule.value(row))
+            select(on(expression(rule.value), row))
             .where(pair.table.c[link(pair)] == key)
             .order_by(*newest_first(pair, pair.table))
             .limit(literal_column("1"))
             .correlate(key.table)
             .scalar_subquery()
         )
-        return func.coalesce(value, literal_column(rule.otherwise)) if rule.otherwise != "NULL" else value
+        return value if rule.otherwise is None else func.coalesce(value, constant(rule.otherwise, of))
 
     def _has_rows(self, key: ColumnElement[Any], *, in_range_too: bool = False) -> ColumnElement[bool]:
         """Whether there is a row of a parent; in the range of the parents, where they are a range.
@@ -103,13 +105,13 @@ class ParentStatements:
     def newest(self, *criterion: ColumnElement[bool]) -> str:
         """The identity of the newest of some parents: of the one that began last, by its rows where several did."""
         table, key = self.parent.table, self.parent.key
-        began = next(table.c[a.key] for a, rule in self.parent.derived.items() if isinstance(rule, Earliest))
+        began = next(of for of, rule in self.parent.derived_columns.items() if isinstance(rule, Earliest))
         rows = [
             select(func.max(pair.key)).where(pair.table.c[link(pair)] == key).correlate(table).scalar_subquery()
             for pair in self.members
         ]
         newest = [began, *(func.coalesce(row, literal_column("0")) for row in rows)]
-        found = select(*(table.c[a.key] for a in self.parent.identity)).where(*criterion, self._has_rows(key))
+        found = select(*self.parent.identity).where(*criterion, self._has_rows(key))
         return self.render(found.order_by(*(of.desc() for of in newest)).limit(literal_column("1")))
 
     @cached_property
@@ -122,12 +124,12 @@ class ParentStatements:
         return self.render(statement)
 
     @cache  # noqa: B019 - lives as long as the mapping does
-    def refresh_in_range(self, pair: Pair) -> str:
+    def refresh_in_range(self, pair: Move) -> str:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
         table = self.parent.table
         return self.render(update(table).values(self.derived(table)).where(self._of_range(pair)))
 
-    def _of_range(self, pair: Pair) -> ColumnElement[bool]:
+    def _of_range(self, pair: Move) -> ColumnElement[bool]:
         rows = select(pair.table.c[link(pair)]).where(in_range(pair.key))
         return self.parent.key.in_(rows)
 

@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.expressions import exact_hex, type_name
 from consensus_orm.declaration.keys import usable
-from consensus_orm.declaration.pairs import Latest, Row
+from consensus_orm.declaration.rules import Latest, Row, expression, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     each_value,
@@ -51,41 +51,37 @@ class ReadStatements(PairRows):
         """
         if side is Side.LEGACY:
             row = self.legacy_row()
-            names: dict[str, ColumnElement[Any]] = {self._key: self.pair.legacy_table.c[self._key]}
-            names |= {name: row[name] for name in self.pair.carried}
-            names |= {a.key: null() for a in self.pair.kept}
+            names: dict[str, ColumnElement[Any]] = {self.pair.legacy_key: self.legacy_key}
+            names |= {name: row[name] for name in row}
+            names |= {of.key: null() for of in self.pair.kept}
             above = self.parent_values(row)
             source: FromClause = self.pair.legacy_table
         else:
             row = self.normalized_row()
             parent = self.pair.parent.table if self.pair.parent else None
-            names = {self._key: self.pair.key} | {name: row[name] for name in self.pair.carried}
-            names |= {a.key: self.pair.column(a) for a in self.pair.kept}
+            names = {self.pair.legacy_key: self.pair.key} | {name: row[name] for name in row}
+            names |= {of.key: of for of in self.pair.kept}
             above = {} if parent is None else {c.name: c for c in parent.columns}
             source = self._joined(self.pair.table, parent)
         names |= {name: above[name] if name in above else self._latest(name, row) for name in more}
         if self.pair.newest is not None:
-            names[NEWEST] = (
-                self.own_values(row)[self.pair.newest.key]
-                if side is Side.LEGACY
-                else self.pair.column(self.pair.newest)
-            )
+            names[NEWEST] = self.own_values(row)[self.pair.newest.key] if side is Side.LEGACY else self.pair.newest
         statement = select(*(value.label(name) for name, value in names.items())).select_from(source)
         return statement, names
 
     def _latest(self, name: str, row: Row) -> ColumnElement[Any]:
         assert self.pair.parent is not None
-        rules = {f"latest_{a.key}": rule for a, rule in self.pair.parent.derived.items()}
+        rules = {f"latest_{of.key}": rule for of, rule in self.pair.parent.derived_columns.items()}
         rule = rules[name]
         assert isinstance(rule, Latest)
-        return rule.value(row)
+        return on(expression(rule.value), row)
 
     @cache  # noqa: B019 - lives as long as the mapping does
     def read(self, side: Side, filters: tuple[str, ...], *, limited: bool, more: tuple[str, ...] = ()) -> str:
         """Rows of a side, newest first, that equal the bound values of some columns."""
         statement, names = self.projection(side, *more)
         newest = [names[NEWEST].desc()] if NEWEST in names else []
-        statement = statement.where(*self._filter(names, filters)).order_by(*newest, names[self._key].desc())
+        statement = statement.where(*self._filter(names, filters)).order_by(*newest, names[self.pair.legacy_key].desc())
         return self.render(statement.limit(bindparam("_limit")) if limited else statement)
 
     @cache  # noqa: B019
@@ -94,7 +90,9 @@ class ReadStatements(PairRows):
         statement, names = self.projection(side)
         names.pop(NEWEST, None)  # one row needs no order
         columns = (value.label(name) for name, value in names.items())
-        return self.render(statement.with_only_columns(*columns).where(names[self._key] == bindparam("_key")))
+        return self.render(
+            statement.with_only_columns(*columns).where(names[self.pair.legacy_key] == bindparam("_key"))
+        )
 
     @cache  # noqa: B019
     def count(self, side: Side, filters: tuple[str, ...]) -> str:
@@ -120,7 +118,7 @@ class ReadStatements(PairRows):
     def keys(self, side: Side, filters: tuple[str, ...]) -> str:
         """Keys of the rows of a side that equal the bound values of some columns; nobody else changes those then."""
         statement, names = self.projection(side)
-        statement = statement.with_only_columns(names[self._key]).where(*self._filter(names, filters))
+        statement = statement.with_only_columns(names[self.pair.legacy_key]).where(*self._filter(names, filters))
         table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
         return self.render(statement.with_for_update(of=table))
 
@@ -134,7 +132,7 @@ class ReadStatements(PairRows):
         assert self.pair.parent is not None
         row = self.legacy_row()
         values = self.parent_values(row)
-        identity = [values[a.key].label(a.key) for a in self.pair.parent.identity]
+        identity = [values[of.key].label(of.key) for of in self.pair.parent.identity]
         keys = [(self.legacy_key if of is self else literal_column("0")).label(of.pair.name) for of in members]
         meant = [row[name] == self.bound[name] for name in filters]
         return select(*identity, self._newest_value(row).label(NEWEST), *keys).where(*meant)
@@ -148,7 +146,7 @@ class ReadStatements(PairRows):
         return [of == self._meant(name, of) for name, of in wanted.items()]
 
     def _meant(self, name: str, of: ColumnElement[Any]) -> ColumnElement[Any]:
-        carried = name in self.pair.carried
+        carried = name in self.pair.columns
         return self.bound[name] if carried else self.rendering.typed(bindparam(parameter(name)), of.type)
 
     @cache  # noqa: B019

@@ -28,9 +28,11 @@ from sqlalchemy import (
     false,
     func,
     literal_column,
+    null,
     select,
     true,
 )
+from sqlalchemy import literal as sql_literal
 from sqlalchemy.exc import CompileError
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import BindParameter, ClauseElement
@@ -38,7 +40,7 @@ from sqlalchemy.types import TypeEngine
 
 from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.keys import in_order, usable
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.errors import ConfigurationError
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Rendering",
     "Statement",
     "chunk_bounds",
+    "constant",
     "each_value",
     "fitting",
     "in_keys",
@@ -180,7 +183,7 @@ class Rendering(ABC):
         """
 
     @abstractmethod
-    def next_key(self, pair: Pair) -> str:
+    def next_key(self, pair: Move) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
 
     @abstractmethod
@@ -251,17 +254,21 @@ def each_value(column: ColumnElement[Any]) -> CTE:
     return found.union_all(select(behind).where(found.c.value.is_not(None)))
 
 
-def link(pair: Pair) -> str:
+def constant(value: Any, of: Column[Any]) -> ColumnElement[Any]:
+    """A constant of a declaration, as a value of a column."""
+    return null() if value is None else sql_literal(value, of.type)
+
+
+def link(pair: Move) -> str:
     """The name of the column by which a pair refers to its parent."""
     assert pair.link is not None
-    key: str = pair.link.key
-    return key
+    return pair.link.key
 
 
-def newest_first(pair: Pair, of: FromClause) -> list[ColumnElement[Any]]:
+def newest_first(pair: Move, of: FromClause) -> list[ColumnElement[Any]]:
     """The order of rows everywhere: newest first, ties by key, newest first."""
     newest = [] if pair.newest is None else [of.c[pair.newest.key].desc()]
-    return [*newest, of.c[pair.key.name].desc()]
+    return [*newest, of.c[pair.key.key].desc()]
 
 
 def quoted(*names: str) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     FromClause,
     SelectBase,
@@ -22,14 +23,17 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.types import TypeEngine
 
 from consensus_orm.declaration.expressions import holds, same
-from consensus_orm.declaration.pairs import Earliest, Pair, Row
+from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.rules import Earliest, Row, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     FALSE,
     TRUE,
     Rendering,
+    constant,
     link,
     parameter,
 )
@@ -71,7 +75,7 @@ class PairRows:
         uncast: Legacy columns of text whose values are bound without a cast to text.
     """
 
-    def __init__(self, pair: Pair, rendering: PairRendering, *, uncast: frozenset[str] = frozenset()) -> None:
+    def __init__(self, pair: Move, rendering: PairRendering, *, uncast: frozenset[str] = frozenset()) -> None:
         self.pair = pair
         self.rendering = rendering
         self.render = rendering.render
@@ -89,13 +93,13 @@ class PairRows:
             ConfigurationError: There is one.
         """
         rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
-        rules += [make(self.pair.table) for make in self.pair.adopted.values()]
-        self.rendering.check(rules, known={parameter(name) for name in self.pair.carried})
+        rules += [*self.pair.restored.values(), *self.pair.adopted.values()]
+        self.rendering.check(rules, known={parameter(name) for name in self.pair.columns})
 
     @cached_property
     def bound(self) -> Row:
         """The row as it is meant: bound values. Text is cast, so that bytes that are no UTF-8 can be bound."""
-        return Row({name: self._bind(name, attribute) for name, attribute in self.pair.carried.items()})
+        return Row({name: self._bind(name, of.type) for name, of in self.pair.columns.items()})
 
     @cached_property
     def parameters(self) -> dict[str, str]:
@@ -103,60 +107,46 @@ class PairRows:
         key, *others = self.pair.fields
         return {key: "_key"} | {name: parameter(name) for name in others}
 
-    def _bind(self, name: str, attribute: Any) -> ColumnElement[Any]:
-        type_ = self.pair.column(attribute).type
+    def _bind(self, name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
         value = bindparam(parameter(name), type_=type_)
         return value if name in self._uncast else self.rendering.typed(value, type_)
 
-    def _kept_bind(self, attribute: Any) -> ColumnElement[Any]:
-        return self._bind(attribute.key, attribute)
+    def _kept_bind(self, of: Column[Any]) -> ColumnElement[Any]:
+        return self._bind(of.key, of.type)
 
     def legacy_row(self, table: FromClause | None = None) -> Row:
         """The row as the legacy table holds it."""
         table = self.pair.legacy_table if table is None else table
-        return Row({name: table.c[name] for name in self.pair.carried})
+        return Row({name: table.c[name] for name in self.pair.columns})
 
     def normalized_row(self, table: FromClause | None = None, parent: FromClause | None = None) -> Row:
         """The row as the normalized table and its parent hold it, under its legacy names."""
         own = self.pair.table if table is None else table
         above = parent if parent is not None or self.pair.parent is None else self.pair.parent.table
-        return Row(
-            {
-                name: (own if a.class_ is self.pair.normalized else above).c[a.key]  # type: ignore[union-attr]
-                for name, a in self.pair.carried.items()
-            }
-        )
+        return self.pair.given_back(own, above)
 
     def own_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the normalized table must hold for a row; without key, link, marker and what is kept."""
-        carried = {a.key: row[name] for name, a in self.pair.carried.items() if a.class_ is self.pair.normalized}
-        return carried | {a.key: value(row) for a, value in self.pair.computed.items()}
+        return self.pair.filled(row)
 
     def parent_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the parent table must hold for a row; without key and derived columns."""
-        if self.pair.parent is None:
-            return {}
-        carried = {a.key: row[name] for name, a in self.pair.carried.items() if a.class_ is self.pair.parent.model}
-        return carried | {a.key: value(row) for a, value in self.pair.parent.computed.items()}
+        return self.pair.filled_above(row)
 
     def _identity(self, row: Row, parent: FromClause) -> ColumnElement[bool]:
         assert self.pair.parent is not None
         values = self.parent_values(row)
-        return and_(*(parent.c[a.key] == values[a.key] for a in self.pair.parent.identity))
+        return and_(*(parent.c[of.key] == values[of.key] for of in self.pair.parent.identity))
 
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
         if parent is None or self.pair.parent is None:
             return table
         return table.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
 
-    @property
-    def _key(self) -> str:
-        return self.pair.key.name
-
     @cached_property
     def legacy_key(self) -> ColumnElement[Any]:
         """The key of the legacy table."""
-        return self.pair.legacy_table.c[self._key]
+        return self.pair.legacy_table.c[self.pair.legacy_key]
 
     def table_of(self, side: Side) -> Table:
         """The table of a side."""
@@ -164,7 +154,7 @@ class PairRows:
 
     def key_of(self, side: Side) -> ColumnElement[Any]:
         """The key of the table of a side."""
-        return self.table_of(side).c[self._key]
+        return self.legacy_key if side is Side.LEGACY else self.pair.key
 
     def agreement(
         self, row: Row, table: FromClause | None = None, parent: FromClause | None = None
@@ -177,25 +167,25 @@ class PairRows:
     ) -> dict[str, ColumnElement[bool]]:
         own = self.pair.table if table is None else table
         found: dict[str, ColumnElement[bool]] = {}
-        for name, a in self.pair.carried.items():
-            if a.class_ is self.pair.normalized:
-                found[a.key] = same(own.c[a.key], row[name])
-            elif self.pair.parent is not None:
-                above = self.pair.parent.table if parent is None else parent
-                found[f"{self.pair.parent.table.name}.{a.key}"] = same(above.c[a.key], row[name])
-        return found
+        for name, of in self.pair.carried.items():
+            if self.pair.is_own(of):
+                found[of.key] = same(own.c[of.key], row[name])
+            else:
+                above = of.table if parent is None else parent
+                found[f"{of.table.name}.{of.key}"] = same(above.c[of.key], row[name])
+        back = self.normalized_row(own, parent) if self.pair.restored else row
+        return found | {name: holds(row[name], back[name]) for name in self.pair.restored}
 
     def _computed_agree(
         self, row: Row, table: FromClause | None, parent: FromClause | None
     ) -> dict[str, ColumnElement[bool]]:
         own = self.pair.table if table is None else table
         found: dict[str, ColumnElement[bool]] = {
-            a.key: holds(own.c[a.key], value(row)) for a, value in self.pair.computed.items()
+            of.key: holds(own.c[of.key], on(rule, row)) for of, rule in self.pair.computed.items()
         }
-        if self.pair.parent is not None:
-            above = self.pair.parent.table if parent is None else parent
-            for a, value in self.pair.parent.computed.items():
-                found[f"{self.pair.parent.table.name}.{a.key}"] = holds(above.c[a.key], value(row))
+        for of, rule in self.pair.above.items():
+            above = of.table if parent is None else parent
+            found[f"{of.table.name}.{of.key}"] = holds(above.c[of.key], on(rule, row))
         return found
 
     def counterpart(self, row: Row, key: ColumnElement[Any]) -> Any:
@@ -218,14 +208,20 @@ class PairRows:
 
     def normalized_values(self) -> dict[str, Any]:
         """What the normalized table holds of a row as meant; without key and link."""
-        kept = {a.key: self._kept_bind(a) for a in self.pair.kept}
-        return self.own_values(self.bound) | kept | {self.pair.marker.key: TRUE}
+        kept = {of.key: self._kept_bind(of) for of in self.pair.kept}
+        return self.own_values(self.bound) | kept | self.marked
+
+    @property
+    def marked(self) -> dict[str, ColumnElement[Any]]:
+        """What tells a row of ours, where the declaration has a column for it."""
+        return {} if self.pair.marker is None else {self.pair.marker.key: TRUE}
 
     @property
     def earliest_column(self) -> str | None:
         """The column of the parent that follows its earliest row, if there is one."""
         assert self.pair.parent is not None
-        return next((a.key for a, r in self.pair.parent.derived.items() if isinstance(r, Earliest)), None)
+        derived = self.pair.parent.derived_columns.items()
+        return next((of.key for of, rule in derived if isinstance(rule, Earliest)), None)
 
     def _newest_value(self, row: Row) -> ColumnElement[Any]:
         assert self.pair.newest is not None
@@ -235,10 +231,8 @@ class PairRows:
         """What a parent holds whose first row this is; without its key."""
         assert self.pair.parent is not None
         values = self.parent_values(row)
-        for attribute, rule in self.pair.parent.derived.items():
-            values[attribute.key] = (
-                self._newest_value(row) if isinstance(rule, Earliest) else literal_column(rule.otherwise)
-            )
+        for of, rule in self.pair.parent.derived_columns.items():
+            values[of.key] = self._newest_value(row) if isinstance(rule, Earliest) else constant(rule.otherwise, of)
         return values
 
     def _right_parent(self) -> ColumnElement[Any]:
@@ -254,24 +248,23 @@ class PairRows:
             select(right.c[key])
             .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
             .join(right, self._identity(self.normalized_row(own, linked), right))
-            .where(own.c[self._key] == self.pair.key)
+            .where(own.c[self.pair.key.key] == self.pair.key)
             .correlate(self.pair.table)
             .scalar_subquery()
         )
 
     @property
     def _unmarked(self) -> ColumnElement[bool]:
-        return self.pair.column(self.pair.marker).is_distinct_from(TRUE)
+        return FALSE if self.pair.marker is None else self.pair.marker.is_distinct_from(TRUE)
 
     @property
     def loses_by_adopting(self) -> ColumnElement[bool]:
         """Whether `adopt` would replace a value of a normalized row, and not only fill in what is missing."""
         table = self.pair.table
         row = self.normalized_row()
-        made = {name: func.coalesce(row[name], make(table)) for name, make in self.pair.adopted.items()}
-        filled = Row({name: row[name] for name in row} | made)
+        filled = row | {name: func.coalesce(row[name], made) for name, made in self.pair.adopted.items()}
         replaced = [
-            and_(table.c[a.key].is_not(None), not_(holds(table.c[a.key], value(filled))))
-            for a, value in self.pair.computed.items()
+            and_(table.c[of.key].is_not(None), not_(holds(table.c[of.key], on(rule, filled))))
+            for of, rule in self.pair.computed.items()
         ]
         return or_(FALSE, *replaced)

@@ -48,11 +48,11 @@ class WriteStatements(PairRows):
     def _compare(self, key: ColumnElement[Any]) -> str:
         parent = self.pair.parent.table if self.pair.parent else None
         legacy = self.pair.legacy_table
-        source = self._joined(self.pair.table, parent).join(legacy, legacy.c[self._key] == self.pair.key)
-        meant: list[ColumnElement[bool]] = [same(legacy.c[name], self.bound[name]) for name in self.pair.carried]
+        source = self._joined(self.pair.table, parent).join(legacy, self.legacy_key == self.pair.key)
+        meant: list[ColumnElement[bool]] = [same(legacy.c[name], self.bound[name]) for name in self.pair.columns]
         meant += self.agreement(self.bound).values()
-        meant += [same(self.pair.table.c[a.key], self._kept_bind(a)) for a in self.pair.kept]
-        meant += [legacy.c[self._key] == key]
+        meant += [same(of, self._kept_bind(of)) for of in self.pair.kept]
+        meant += [self.legacy_key == key]
         return self.render(select(func.count()).select_from(source).where(*meant))
 
     @cached_property
@@ -63,14 +63,14 @@ class WriteStatements(PairRows):
     @cache  # noqa: B019
     def insert_legacy(self, *, keyed: bool) -> str:
         """Insert a row as meant, with its key, or with one that the database gives."""
-        values: dict[str, Any] = {name: self.bound[name] for name in self.pair.carried}
-        values |= {self._key: bindparam("_key")} if keyed else {}
-        return self.render(insert(self.pair.legacy_table).values(values).returning(self.pair.legacy_table.c[self._key]))
+        values: dict[str, Any] = {name: self.bound[name] for name in self.pair.columns}
+        values |= {self.pair.legacy_key: bindparam("_key")} if keyed else {}
+        return self.render(insert(self.pair.legacy_table).values(values).returning(self.legacy_key))
 
     @cache  # noqa: B019
     def insert_normalized(self, *, keyed: bool) -> str:
         """Insert a row as meant under `_parent`, with its key, or with one that the database gives."""
-        values = self.normalized_values() | ({self._key: bindparam("_key")} if keyed else {})
+        values = self.normalized_values() | ({self.pair.key.key: bindparam("_key")} if keyed else {})
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
         return self.render(insert(self.pair.table).values(values).returning(self.pair.key))

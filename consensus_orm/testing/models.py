@@ -14,12 +14,13 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, Text, cast, inspect, literal, null
 from sqlalchemy.orm import DeclarativeBase
 
-from consensus_orm.consensus.declaration import ARTIFACTS, RUNS, SYNTHESES
+from consensus_orm.consensus.declaration import ARTIFACTS, SYNTHESES
 from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
 from consensus_orm.databases.sqlite.connection import storable
-from consensus_orm.declaration.pairs import Expression, Row
+from consensus_orm.declaration.moves import column_of
+from consensus_orm.declaration.rules import Row, on
 from consensus_orm.testing._factory import (
     Factory,
     Iterator,
@@ -146,12 +147,12 @@ class ConsensusSynthesisFactory(ModelFactory[ConsensusSynthesis]):
     created_at: Any = choice("time_shape", TIMES)
 
 
-def _follows(rule: Expression, *columns: str, **parameters: str) -> Any:
+def _follows(rule: ColumnElement[Any], *columns: str, **parameters: str) -> Any:
     """A normalized column that follows from a legacy row, by the rule of the mapping itself."""
 
     def value(o: Any) -> ColumnElement[Any]:
         given = {name: getattr(o, name) for name in columns} | {n: getattr(o, p) for n, p in parameters.items()}
-        return rule(Row({name: _expression(v) for name, v in given.items()}))
+        return on(rule, Row({name: _expression(v) for name, v in given.items()}))
 
     return LazyAttribute(value)
 
@@ -159,6 +160,10 @@ def _follows(rule: Expression, *columns: str, **parameters: str) -> Any:
 def _expression(value: Any) -> ColumnElement[Any]:
     stored = _stored(value)
     return stored if isinstance(stored, ColumnElement) else literal(stored)
+
+
+_OUTPUT_TIME = ARTIFACTS.computed[column_of(AgentOutput.output_timestamp)]
+_SYNTHESIS_TIME = SYNTHESES.computed[column_of(ConsensusSynthesisRecord.synthesis_timestamp)]
 
 
 class ConsensusRunFactory(ModelFactory[ConsensusRun]):
@@ -176,8 +181,8 @@ class ConsensusRunFactory(ModelFactory[ConsensusRun]):
     spec_id = Sequence(lambda n: f"SPEC-KIT-{n}")
     stage = "spec-plan"
     run_id: Any = choice("run_shape", RUN_IDS)
-    run_key: Any = _follows(RUNS.computed[ConsensusRun.run_key], "run_id", "created_at")
-    run_timestamp: Any = _follows(ARTIFACTS.computed[AgentOutput.output_timestamp], "created_at")
+    run_key: Any = _follows(ARTIFACTS.above[column_of(ConsensusRun.run_key)], "run_id", "created_at")
+    run_timestamp: Any = _follows(_OUTPUT_TIME, "created_at")
     consensus_ok: Any = True
     degraded: Any = False
     synthesis_json: Any = None
@@ -209,7 +214,7 @@ class AgentOutputFactory(ModelFactory[AgentOutput]):
     agent_name = Iterator(["gemini", "claude", "code", "gpt_pro"])
     model_version: Any = None
     created_at: Any = choice("time_shape", TIMES)
-    output_timestamp: Any = _follows(ARTIFACTS.computed[AgentOutput.output_timestamp], "created_at")
+    output_timestamp: Any = _follows(_OUTPUT_TIME, "created_at")
     mirrored: Any = True
     response_text: Any = None
     content: Any = choice("content_shape", CONTENTS)
@@ -240,7 +245,7 @@ class ConsensusSynthesisRecordFactory(ModelFactory[ConsensusSynthesisRecord]):
     artifacts_count: Any = 4
     degraded: Any = 0
     created_at: Any = choice("time_shape", TIMES)
-    synthesis_timestamp: Any = _follows(SYNTHESES.computed[ConsensusSynthesisRecord.synthesis_timestamp], "created_at")
+    synthesis_timestamp: Any = _follows(_SYNTHESIS_TIME, "created_at")
     mirrored: Any = True
     output_path: Any = None
     agreements: Any = '["both"]'

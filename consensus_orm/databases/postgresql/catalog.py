@@ -20,7 +20,7 @@ from consensus_orm.databases.postgresql import triggers
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
 from consensus_orm.databases.postgresql.legacy_tables import PostgresLegacyTables
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.models.control import GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
@@ -126,7 +126,7 @@ class PostgresCatalog(Catalog):
             each._execute("SET LOCAL random_page_cost = 1.1")  # keys that follow each other stand together
             each._execute("SET LOCAL max_parallel_workers_per_gather = 0")  # there are as many units as cores
 
-    def analyze(self, uow: Transaction, pair: Pair) -> None:
+    def analyze(self, uow: Transaction, pair: Move) -> None:
         """Count the rows of the normalized side: a plan made while it was empty would look through all of it."""
         tables = [pair.table] if pair.parent is None else [pair.table, pair.parent.table]
         for table in tables:
@@ -181,9 +181,11 @@ class PostgresCatalog(Catalog):
 
     def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
         """Let ids be drawn above those that were given, though the sequence of a legacy table went with it."""
-        for pair in (pair for pair in uow.statements.mapping.pairs if pair.legacy_name in tables):
+        for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in tables):
             own, key, there = pair.table.name, pair.key.name, pair.legacy_name in self.tables(uow)
-            if there and self._sequence_of(uow, pair.legacy_name, key) is not None:  # of the one made in its place
+            if (
+                there and self._sequence_of(uow, pair.legacy_name, pair.legacy_key) is not None
+            ):  # of the one made in its place
                 self._level(uow, pair)
             elif self._has_default(uow, own, key):
                 continue
@@ -237,19 +239,23 @@ class PostgresCatalog(Catalog):
 
     def level_sequences(self, uow: Transaction) -> None:
         """Let both sides draw from the sequence of the legacy table, above the highest id of either (rule 3)."""
-        for pair in uow.statements.mapping.pairs:
+        for pair in uow.statements.mapping:
             self._level(uow, pair)
 
-    def _level(self, uow: Transaction, pair: Pair) -> None:
+    def _level(self, uow: Transaction, pair: Move) -> None:
         legacy, own, key = pair.legacy_name, pair.table.name, pair.key.name
-        shared = self._sequence_of(uow, legacy, key)
+        shared = self._sequence_of(uow, legacy, pair.legacy_key)
         if shared is None:
             raise errors.MigrationError(
-                f"column {key} of {legacy} has no sequence to draw ids from",
-                hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{key}, and give the column its default",
+                f"column {pair.legacy_key} of {legacy} has no sequence to draw ids from",
+                hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{pair.legacy_key}, and give the column its"
+                " default",
             )
         given = [self.sequence(uow, legacy), self.sequence(uow, own)]
-        given += [uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(table)}")[0][0] for table in (legacy, own)]
+        given += [
+            uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(pair.table_name(side))}")[0][0]
+            for side in Side
+        ]
         highest = max((value for value in given if value is not None), default=None)
         if highest is not None and highest > 0:  # a sequence begins at 1
             uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
@@ -273,22 +279,22 @@ class PostgresCatalog(Catalog):
         )
         return bool(uow._rows(sql, {"table": table, "column": column, "sequence": sequence}))
 
-    def next_key_of(self, uow: Transaction, pair: Pair, side: Side) -> int:
+    def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id where the table of the other side is gone, and with it the sequence that both drew from."""
         table = pair.legacy_name if side is Side.LEGACY else pair.table.name
         if rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", (table,)):
             return int(rows[0][0])
         uow._execute("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_next_key'))")
-        highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
+        highest = uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(table)}")[0][0]
         return max(highest or 0, self.sequence(uow, pair.table.name) or 0) + 1
 
-    def free_key(self, uow: Transaction, pair: Pair) -> Any:
+    def free_key(self, uow: Transaction, pair: Move) -> Any:
         """The next id of the sequence that counts: at CONTRACT that of another program's table does not."""
         if uow.phase.has_legacy:
             return uow._execute(uow.statements[pair].next_key).fetchone()[0]
         return self.next_key_of(uow, pair, Side.NORMALIZED)
 
-    def go_on_above(self, uow: Transaction, pair: Pair) -> None:
+    def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Let ids be drawn above those that the normalized side has."""
         highest = uow._rows(uow.statements[pair].last_key(Side.NORMALIZED))[0][0]
         if isinstance(highest, int) and highest > 0:
@@ -323,7 +329,7 @@ class PostgresCatalog(Catalog):
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Nothing: our own writes were never noted, and others may note theirs meanwhile."""
 
-    def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
+    def forget_row(self, uow: Transaction, pair: Move, key: Any) -> None:
         """Nothing: our own writes were never noted."""
 
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:

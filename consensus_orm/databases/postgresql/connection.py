@@ -30,7 +30,7 @@ from consensus_orm.databases.postgresql.fence import REFUSALS, ROWS, TABLES, Ent
 from consensus_orm.databases.postgresql.parameters import bindable, spelled
 from consensus_orm.databases.postgresql.session_guard import PostgresSessionGuard
 from consensus_orm.databases.postgresql.triggers import INSTALLED
-from consensus_orm.declaration.pairs import Mapping as Declaration
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.settings import Settings
 
 __all__ = ["ServerConnection", "ServerPool", "ServerSource", "arguments_of"]
@@ -320,7 +320,7 @@ class ServerConnection(psycopg.Connection[Any]):
         """
         return bindable(value)
 
-    def guard(self, mapping: Declaration, *, read_only: bool) -> PostgresSessionGuard:
+    def guard(self, mapping: Moves, *, read_only: bool) -> PostgresSessionGuard:
         """Let nothing that a session sends reach a mapped table around the mapping; its triggers know the tables."""
         return PostgresSessionGuard(self, read_only=read_only)
 

@@ -13,7 +13,7 @@ from typing import Any
 from consensus_orm import errors
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.saved_rows import aside, dropped, unsafe
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["PostgresLegacyTables"]
@@ -22,7 +22,7 @@ __all__ = ["PostgresLegacyTables"]
 class PostgresLegacyTables(LegacyTables):
     """The legacy tables of a database on their way out, and back."""
 
-    def save(self, uow: Transaction, pair: Pair) -> list[tuple[str, str, str, int | None]]:
+    def save(self, uow: Transaction, pair: Move) -> list[tuple[str, str, str, int | None]]:
         """That there was a table, and its sequence; all else stays with the renamed table."""
         name = pair.legacy_table.name
         return [("table", name, quoted(dropped(name)), uow.catalog.sequence(uow, name))]
@@ -30,27 +30,27 @@ class PostgresLegacyTables(LegacyTables):
     def remember(self, uow: Transaction) -> None:
         """Nothing: there is no definition to keep."""
 
-    def make_again(self, uow: Transaction, pair: Pair) -> None:
+    def make_again(self, uow: Transaction, pair: Move) -> None:
         """Make a legacy table that another program dropped, from its model."""
         uow.catalog.create(uow, [pair.legacy_table])
 
-    def set_aside(self, uow: Transaction, pair: Pair) -> str:
+    def set_aside(self, uow: Transaction, pair: Move) -> str:
         """Take a table out of the way that cannot be used any more, with its rows."""
         name = aside(pair.legacy_name, uow.catalog.tables(uow))
         uow._execute(f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {quoted(name)}")
         return name
 
-    def complete_again(self, uow: Transaction, pair: Pair) -> None:
+    def complete_again(self, uow: Transaction, pair: Move) -> None:
         """Nothing: what was dropped was kept nowhere."""
 
-    def put_away(self, uow: Transaction, pair: Pair) -> None:
+    def put_away(self, uow: Transaction, pair: Move) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
         name = pair.legacy_name
         uow._execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted(dropped(name))}")
 
     def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were put away and still hold rows."""
-        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping.pairs]
+        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping]
         there = uow.catalog.tables(uow)
         return [n for n in names if n in there and uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
 
@@ -71,7 +71,7 @@ class PostgresLegacyTables(LegacyTables):
             MigrationError: Something took a name, or somebody dropped the table for good.
         """
         there = uow.catalog.tables(uow)
-        for pair in uow.statements.mapping.pairs:
+        for pair in uow.statements.mapping:
             name = pair.legacy_name
             if dropped(name) not in there or name in there:
                 raise errors.MigrationError(
@@ -80,7 +80,7 @@ class PostgresLegacyTables(LegacyTables):
                 )
             uow._execute(f"ALTER TABLE {quoted(dropped(name))} RENAME TO {quoted(name)}")
 
-    def drop_again(self, uow: Transaction, pair: Pair) -> None:
+    def drop_again(self, uow: Transaction, pair: Move) -> None:
         """Undo `bring_back`, whatever the table holds by now."""
         uow._execute(f"TRUNCATE TABLE {quoted(pair.legacy_name)}")
         self.put_away(uow, pair)

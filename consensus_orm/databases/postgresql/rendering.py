@@ -20,7 +20,6 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
-    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect
@@ -29,8 +28,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
-from consensus_orm.declaration.pairs import Latest, Pair
-from consensus_orm.statements.rendering import overwriting, quoted
+from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.rules import Latest
+from consensus_orm.statements.rendering import constant, overwriting, quoted
 from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["PostgresRendering"]
@@ -86,9 +86,9 @@ class PostgresRendering(PairRendering):
         listed = select(key.label("key")).where(within, wrong).order_by(key).subquery()
         return select(count, select(cast(func.json_agg(listed.c.key), Text)).scalar_subquery())  # pyright: ignore[reportReturnType]
 
-    def next_key(self, pair: Pair) -> str:
+    def next_key(self, pair: Move) -> str:
         """The next id: while both sides are written, both draw from the sequence of the legacy table."""
-        sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.key.name)
+        sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.legacy_key)
         return f"SELECT {self.render(func.nextval(sequence))}"
 
     def write_both(self, pair: PairRows) -> str | None:
@@ -101,9 +101,9 @@ class PostgresRendering(PairRendering):
             values[declared.link.key] = parent.c.id
         rows = select(*values.values())
         own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
-        carried = {declared.key.name: own.c.id} | {name: pair.bound[name] for name in declared.carried}
+        carried = {declared.legacy_key: own.c.id} | {name: pair.bound[name] for name in pair.bound}
         other = insert(legacy).from_select(list(carried), select(*carried.values()))
-        written = other.returning(legacy.c[declared.key.name].label("id")).cte("other")
+        written = other.returning(pair.legacy_key.label("id")).cte("other")
         # A trigger may leave a row out without a word: then nothing of the statement may stand.
         once = literal_column("1").op("/")(select(func.count()).select_from(written).scalar_subquery())
         keys = [select(cte.c.id).scalar_subquery() for cte in (written, parent) if cte is not None]
@@ -122,21 +122,22 @@ class PostgresRendering(PairRendering):
         own = pair.own_values(row)
         # What is computed is computed once; what is only carried is not looked at before it is written.
         above = {name: value.label(f"parent_{name}") for name, value in pair.parent_values(row).items()}
-        computed = {a.key: own[a.key].label(f"own_{a.key}") for a in (*declared.computed, declared.newest) if a}
+        derived = [*declared.computed, *([] if declared.newest is None else [declared.newest])]
+        computed = {of.key: own[of.key].label(f"own_{of.key}") for of in derived}
         key = pair.legacy_key.label("seen")
         seen = select(key, *above.values(), *computed.values()).where(criterion).cte("seen").prefix_with("MATERIALIZED")
         written = own | {name: seen.c[label.name] for name, label in computed.items()}
 
-        identity = {a.key: seen.c[above[a.key].name] for a in parent.identity}
+        identity = {of.key: seen.c[above[of.key].name] for of in parent.identity}
         made = {name: _any(seen.c[label.name]) for name, label in above.items()} | identity
-        for attribute, rule in parent.derived.items():
-            made[attribute.key] = literal_column(rule.otherwise) if isinstance(rule, Latest) else _first(pair, written)
+        for of, rule in parent.derived_columns.items():
+            made[of.key] = constant(rule.otherwise, of) if isinstance(rule, Latest) else _first(pair, written)
         rows = select(*made.values()).group_by(*identity.values())
         upsert = self._on_conflict(pair, insert(parent.table).from_select(list(made), rows))
         parents = upsert.returning(parent.key, *(parent.table.c[name] for name in identity)).cte("parent")
 
-        values = {declared.key.name: pair.legacy_key} | written
-        values |= {declared.marker.key: true(), link.key: parents.c[parent.key.name]}
+        values = {declared.key.key: pair.legacy_key} | written | pair.marked
+        values[link.key] = parents.c[parent.key.name]
         is_theirs = and_(*(parents.c[name] == value for name, value in identity.items()))
         source = declared.legacy_table.join(seen, seen.c.seen == pair.legacy_key).join(parents, is_theirs)
         rows = select(*values.values()).select_from(source).where(criterion)
@@ -165,7 +166,7 @@ class PostgresRendering(PairRendering):
         kept = parent.identity[0].key if earliest is None else earliest
         new = statement.excluded[kept]
         value = new if earliest is None else func.least(parent.table.c[kept], new)
-        return statement.on_conflict_do_update(index_elements=[a.key for a in parent.identity], set_={kept: value})
+        return statement.on_conflict_do_update(index_elements=[of.name for of in parent.identity], set_={kept: value})
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Lock parents before they are looked through.

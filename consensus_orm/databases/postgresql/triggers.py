@@ -14,8 +14,8 @@ from sqlalchemy import Table
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
-from consensus_orm.declaration.pairs import Mapping, Pair, Parent
-from consensus_orm.phase import Phase
+from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import fitting, literal, quoted
 
@@ -37,10 +37,10 @@ OF_A_SESSION = f"{BY} = 'session'"
 EACH = "INSERT OR UPDATE OR DELETE"
 
 
-def tables(phase: Phase, mapping: Mapping) -> list[Table]:
+def tables(phase: Phase, mapping: Moves) -> list[Table]:
     """The mapped tables that exist in a phase."""
-    found = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.pairs]
-    return found + [pair.legacy_table for pair in mapping.pairs] if phase.has_legacy else found
+    found = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
+    return found + [pair.legacy_table for pair in mapping] if phase.has_legacy else found
 
 
 def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
@@ -53,15 +53,15 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
     mapping = statements.mapping
     for table in tables(phase, mapping):
         yield from _refuse_sessions(table)
-    for pair in mapping.pairs:
+    for pair in mapping:
         if phase.compares:
-            yield _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)
-            yield _note(pair, "normalized", pair.table, EACH, FOREIGN)
+            yield _note(pair, Side.LEGACY, EACH, FOREIGN)
+            yield _note(pair, Side.NORMALIZED, EACH, FOREIGN)
         elif phase.writes_legacy:
-            yield _note(pair, "legacy", pair.legacy_table, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
+            yield _note(pair, Side.LEGACY, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
         elif phase.freezes_legacy:
             yield from _freeze(pair)
-            yield _note(pair, "normalized", pair.table, EACH, NOT_CARRIED)
+            yield _note(pair, Side.NORMALIZED, EACH, NOT_CARRIED)
     if phase.writes_normalized and phase.has_legacy:
         for parent in mapping.parents:
             yield _note_members(parent, mapping)
@@ -80,17 +80,18 @@ def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each:
     return Trigger(fitting(PREFIX + name), table.name, (function, trigger))
 
 
-def _log(pair: Pair, key: str, side: str, op: str) -> str:
-    values = f"{literal(pair.name)}, {key}, {literal(side)}, {op}"
+def _log(pair: Move, key: str, side: Side, op: str) -> str:
+    values = f"{literal(pair.name)}, {key}, {literal(side.value)}, {op}"
     return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT {values}"
 
 
-def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried_only: bool = False) -> Trigger:
+def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool = False) -> Trigger:
     """Note the rows of one side that are written by those whom a condition names."""
-    key = quoted(pair.key.name)
+    key = quoted(pair.key_name(side))
     old, new = f"OLD.{key}", f"NEW.{key}"
     own = quoted(pair.table.name)
-    carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {key} = {old})" if carried_only else ""
+    table = pair.legacy_table if side is Side.LEGACY else pair.table
+    carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {quoted(pair.key.name)} = {old})" if carried_only else ""
     # A body that looks into a table which another program has dropped would fail each write.
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
     moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
@@ -102,7 +103,7 @@ def _note(pair: Pair, side: str, table: Table, event: str, when: str, *, carried
     return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
 
 
-def _freeze(pair: Pair) -> Iterator[Trigger]:
+def _freeze(pair: Move) -> Iterator[Trigger]:
     body = f"RAISE EXCEPTION {literal(FROZEN)};"
     yield _trigger(f"{pair.name}_frozen", f"BEFORE {EACH}", pair.legacy_table, NOT_CARRIED, body)
     name = f"{pair.name}_frozen_whole"
@@ -116,12 +117,12 @@ def _refuse_sessions(table: Table) -> Iterator[Trigger]:
     yield _trigger(name, "BEFORE TRUNCATE", table, OF_A_SESSION, body, each="STATEMENT")
 
 
-def _note_members(parent: Parent, mapping: Mapping) -> Trigger:
+def _note_members(parent: Parent, mapping: Moves) -> Trigger:
     """Note writes of parents that change what their rows say; what is derived may change freely."""
     key = quoted(parent.key.name)
     body = " ".join(
-        _log(pair, quoted("t", pair.key.name), "normalized", literal("update"))
-        + f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.key)} = OLD.{key};"
+        _log(pair, quoted("t", pair.key.name), Side.NORMALIZED, literal("update"))
+        + f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.name)} = OLD.{key};"
         for pair in mapping.members(parent)
         if pair.link is not None
     )

@@ -23,7 +23,7 @@ from consensus_orm.databases.sqlite.key_faults import key_faults
 from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
 from consensus_orm.databases.sqlite.triggers import for_phase
 from consensus_orm.declaration.keys import LARGEST
-from consensus_orm.declaration.pairs import Pair, table_of
+from consensus_orm.declaration.moves import Move, table_of
 from consensus_orm.models.control import Change, GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
@@ -98,7 +98,7 @@ class SQLiteCatalog(Catalog):
     def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
         """Prepare read-only units of work for looking at many rows, if possible all of them in one snapshot."""
 
-    def analyze(self, uow: Transaction, pair: Pair) -> None:
+    def analyze(self, uow: Transaction, pair: Move) -> None:
         """Let plans follow how many rows the normalized side has by now; SQLite's do not depend on it."""
 
     def text_encoding(self, uow: Transaction) -> str:
@@ -169,7 +169,7 @@ class SQLiteCatalog(Catalog):
 
     def level_sequences(self, uow: Transaction) -> None:
         """Let both sides go on above the highest id that either has given (rule 3)."""
-        for pair in uow.statements.mapping.pairs:
+        for pair in uow.statements.mapping:
             names = (pair.legacy_table.name, pair.table.name)
             given = dict(
                 uow._rows(
@@ -180,18 +180,18 @@ class SQLiteCatalog(Catalog):
                 if given and given.get(name, -1) < max(given.values()):
                     self.set_sequence(uow, name, max(given.values()))
 
-    def next_key_of(self, uow: Transaction, pair: Pair, side: Side) -> int:
+    def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id where the table of the other side is gone: above whatever one side has, or has ever given."""
         table = pair.legacy_name if side is Side.LEGACY else pair.table.name
-        highest = uow._rows(f"SELECT max({quoted(pair.key.name)}) FROM {quoted(table)}")[0][0]
+        highest = uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(table)}")[0][0]
         given = (self.sequence(uow, name) for name in (pair.legacy_name, pair.table.name))
         return max(value or 0 for value in (highest, *given)) + 1
 
-    def free_key(self, uow: Transaction, pair: Pair) -> Any:
+    def free_key(self, uow: Transaction, pair: Move) -> Any:
         """An id above whatever either side has, or has ever given, whoever made the legacy table."""
         return uow._execute(uow.statements[pair].next_key).fetchone()[0]
 
-    def go_on_above(self, uow: Transaction, pair: Pair) -> None:
+    def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Let ids be given above those that the normalized side has; SQLite sees to that by itself."""
 
     def sequence(self, uow: Transaction, table: str) -> int | None:
@@ -213,7 +213,7 @@ class SQLiteCatalog(Catalog):
         """
         mapping = uow.statements.mapping
         names = [parent.table.name for parent in mapping.parents]
-        names += [pair.table_name(side) for pair in mapping.pairs for side in Side]
+        names += [pair.table_name(side) for pair in mapping for side in Side]
         given = "SELECT name FROM sqlite_sequence WHERE seq >= ? AND name IN (SELECT value FROM json_each(?))"
         found = uow._connected.execute(given, (LARGEST, json.dumps(names))).fetchone()
         return None if found is None else str(found[0])
@@ -228,7 +228,7 @@ class SQLiteCatalog(Catalog):
         if uow._execute(_CHANGES_AFTER, {"mark": after}).rowcount:
             self.set_sequence(uow, "consensus_orm_changes", after)
 
-    def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
+    def forget_row(self, uow: Transaction, pair: Move, key: Any) -> None:
         """Forget what the triggers noted of one row that this unit of work wrote."""
         uow._execute(_CHANGES_OF_ROW, {"pair": pair.name, "key": key})
 

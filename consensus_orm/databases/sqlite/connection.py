@@ -26,7 +26,7 @@ from consensus_orm.databases.session_guard import SessionGuard
 from consensus_orm.databases.sqlite.errors import translate
 from consensus_orm.databases.sqlite.session_guard import SQLiteSessionGuard
 from consensus_orm.databases.sqlite.write_ahead_log import Journal
-from consensus_orm.declaration.pairs import Mapping as Declaration
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.settings import Settings
 
 __all__ = ["ENTER", "READ_PHASE", "DriverConnection", "Source", "Turn", "codec", "leak", "pragmas", "storable"]
@@ -231,7 +231,7 @@ class DriverConnection(sqlite3.Connection):
         finally:
             self.text_factory = str
 
-    def guard(self, mapping: Declaration, *, read_only: bool) -> SessionGuard:
+    def guard(self, mapping: Moves, *, read_only: bool) -> SessionGuard:
         """Let nothing that a session sends reach a mapped table around the mapping, until the guard is lifted."""
         return SQLiteSessionGuard(mapping, self, read_only=read_only)
 

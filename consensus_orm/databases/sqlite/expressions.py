@@ -18,7 +18,7 @@ from consensus_orm.declaration.expressions import (
     type_name,
 )
 from consensus_orm.declaration.keys import LARGEST, InOrder, Usable
-from consensus_orm.declaration.pairs import is_text
+from consensus_orm.declaration.rules import is_text
 from consensus_orm.statements.rendering import InKeys
 
 __all__ = ["is_well_formed"]

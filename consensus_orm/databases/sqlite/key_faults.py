@@ -9,7 +9,7 @@ from sqlalchemy import Column
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.pairs import is_text
+from consensus_orm.declaration.rules import is_text
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["key_faults"]

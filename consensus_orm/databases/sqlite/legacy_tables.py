@@ -20,7 +20,7 @@ from consensus_orm.databases.guard_record import ours
 from consensus_orm.databases.saved_rows import aside, dropped, own_name, unsafe
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import bound, make
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.statements.rendering import quoted
 
 if TYPE_CHECKING:
@@ -69,17 +69,17 @@ def _number(kind: str, table: str, sequence: Any) -> int | None:
 class SQLiteLegacyTables(LegacyTables):
     """The legacy tables of a SQLite file on their way out, and back."""
 
-    def save(self, uow: Transaction, pair: Pair) -> list[tuple[str, str, str, int | None]]:
+    def save(self, uow: Transaction, pair: Move) -> list[tuple[str, str, str, int | None]]:
         """What it takes to make a table again: type, name, definition and sequence of each of its objects."""
         name = pair.legacy_table.name
         sequence = uow.catalog.sequence(uow, name)
         return [(kind, own, sql, sequence) for kind, own, sql in objects(uow, name)]
 
-    def put_away(self, uow: Transaction, pair: Pair) -> None:
+    def put_away(self, uow: Transaction, pair: Move) -> None:
         """Take a table out of the way, which takes milliseconds whatever it holds."""
         self._rename(uow, pair.legacy_name, dropped(pair.legacy_name))
 
-    def set_aside(self, uow: Transaction, pair: Pair) -> str:
+    def set_aside(self, uow: Transaction, pair: Move) -> str:
         """Take a table out of the way that cannot be used any more; its rows stay, and what makes it again is saved."""
         name = aside(pair.legacy_name, uow.catalog.tables(uow))
         self._rename(uow, pair.legacy_name, name)
@@ -113,7 +113,7 @@ class SQLiteLegacyTables(LegacyTables):
     def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were put away and are not done with."""
         there = uow.catalog.tables(uow)
-        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping.pairs]
+        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping]
         return [name for name in names if name.lower() in there]
 
     def empty(self, uow: Transaction, name: str, rows: int) -> int:
@@ -161,9 +161,7 @@ class SQLiteLegacyTables(LegacyTables):
 
     def remember(self, uow: Transaction) -> None:
         """Keep the definitions of the legacy tables as they are now: another program may drop them."""
-        kept = {
-            pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping.pairs
-        }
+        kept = {pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping}
         saved = {pair: self._saved(uow, pair) if found is None else found for pair, found in kept.items()}
         saved_schema.forget(uow)
         position = 0
@@ -172,12 +170,12 @@ class SQLiteLegacyTables(LegacyTables):
                 position += 1
                 saved_schema.add(uow, Entry(position, kind, name, pair.legacy_name, sql, sequence))
 
-    def _is_whole(self, uow: Transaction, pair: Pair) -> bool:
+    def _is_whole(self, uow: Transaction, pair: Move) -> bool:
         """Whether a table has its columns; where another program took one away, what was kept before is worth more."""
         there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
-        return there.issuperset(name.lower() for name in (pair.key.name, *pair.carried))
+        return there.issuperset(name.lower() for name in pair.legacy_columns)
 
-    def make_again(self, uow: Transaction, pair: Pair) -> None:
+    def make_again(self, uow: Transaction, pair: Move) -> None:
         """Make a legacy table that another program dropped: from its saved definition, else from its model.
 
         An index whose name another table has taken by now is left out.
@@ -190,13 +188,13 @@ class SQLiteLegacyTables(LegacyTables):
             if kind == "table" or (kind == "index" and not uow.catalog.has_relation(uow, name)):
                 self._make(uow, kind, pair.legacy_name, sql)
 
-    def complete_again(self, uow: Transaction, pair: Pair) -> None:
+    def complete_again(self, uow: Transaction, pair: Move) -> None:
         """Bring the sequence back, and the triggers of other programs, once the rows are there."""
         for kind, name, sql, sequence in self._saved(uow, pair):
             if kind == "table" or (kind == "trigger" and not uow.catalog.has_relation(uow, name)):
                 self.complete(uow, kind, name, pair.legacy_name, sql, sequence)
 
-    def _saved(self, uow: Transaction, pair: Pair) -> list[tuple[Any, ...]]:
+    def _saved(self, uow: Transaction, pair: Move) -> list[tuple[Any, ...]]:
         saved = saved_schema.entries_of(uow, pair.legacy_name)
         for entry in saved:
             _number(entry.type, pair.legacy_name, entry.sequence)
@@ -206,7 +204,7 @@ class SQLiteLegacyTables(LegacyTables):
         with translated(uow.engine):
             make(cast("sqlite3.Connection", uow._connected), kind, own_name(uow, table, kind), sql)
 
-    def drop_again(self, uow: Transaction, pair: Pair) -> None:
+    def drop_again(self, uow: Transaction, pair: Move) -> None:
         """Undo `bring_back`, whatever the table holds by now."""
         operations(uow).drop_table(pair.legacy_table.name)
 

@@ -28,7 +28,7 @@ from sqlalchemy.types import TypeEngine
 from consensus_orm.databases.sqlite import expressions
 from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.keys import usable
-from consensus_orm.declaration.pairs import Pair
+from consensus_orm.declaration.moves import Move
 from consensus_orm.statements.rendering import overwriting
 from consensus_orm.statements.rows import PairRendering, PairRows
 
@@ -80,7 +80,7 @@ class SQLiteRendering(PairRendering):
         listed = func.json_group_array(key).filter(wrong)
         return select(func.count(), listed).select_from(key.table).where(within)  # pyright: ignore[reportReturnType]
 
-    def next_key(self, pair: Pair) -> str:
+    def next_key(self, pair: Move) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
         tables = (pair.legacy_table, pair.table)
         names = [t.name for t in tables]
@@ -88,7 +88,7 @@ class SQLiteRendering(PairRendering):
             table("sqlite_sequence")
         )
         given = given.where(literal_column("name").in_(names))
-        keys = [t.c[pair.key.name] for t in tables]
+        keys = [pair.legacy_table.c[pair.legacy_key], pair.key]
         highest = [given, *(select(func.max(key)).where(usable(key)) for key in keys)]
         zero: ColumnElement[Any] = literal_column("0")
         largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from consensus_orm import errors
 from consensus_orm.databases.session_guard import SessionGuard
-from consensus_orm.declaration.pairs import Mapping
+from consensus_orm.declaration.moves import Moves
 
 __all__ = ["SQLiteSessionGuard"]
 
@@ -65,10 +65,10 @@ class SQLiteSessionGuard(SessionGuard):
         read_only: Whether nothing may be written at all.
     """
 
-    def __init__(self, mapping: Mapping, driver: _Authorized, *, read_only: bool) -> None:
+    def __init__(self, mapping: Moves, driver: _Authorized, *, read_only: bool) -> None:
         super().__init__(read_only=read_only)
-        tables = [*(pair.table.name for pair in mapping.pairs), *(parent.table.name for parent in mapping.parents)]
-        tables += [pair.legacy_name for pair in mapping.pairs]
+        tables = [*(pair.table.name for pair in mapping), *(parent.table.name for parent in mapping.parents)]
+        tables += [pair.legacy_name for pair in mapping]
         self._tables = {*map(str.lower, tables), "sqlite_sequence"}  # the sequences keep ids from being given twice
         self._driver = driver
         prepared = driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone()

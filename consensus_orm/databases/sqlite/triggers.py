@@ -22,8 +22,8 @@ from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.sqlite.rendering import SQLiteRendering
-from consensus_orm.declaration.pairs import Mapping, Pair, Parent
-from consensus_orm.phase import Phase
+from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import PairStatements, Statements
 from consensus_orm.statements.rendering import literal, quoted
 
@@ -37,7 +37,7 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
         phase: The phase to come.
         statements: The statements of the mapping.
     """
-    for pair in statements.mapping.pairs:
+    for pair in statements.mapping:
         printed = _Triggers(statements[pair])
         if phase.compares:
             yield from printed.notice_legacy()
@@ -49,6 +49,10 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
             yield from printed.record_normalized()
     if phase.writes_normalized and phase.has_legacy:
         yield from _parent_triggers(statements.mapping)
+
+
+NOT_CARRYING: ColumnElement[bool] = literal_column("(SELECT carrying FROM consensus_orm_state) = 0")
+"""That the writer is not one of ours which carries rows past the triggers."""
 
 
 class _New:
@@ -69,8 +73,8 @@ def _trigger(name: str, event: str, table_: Table, condition: ColumnElement[bool
     return Trigger(PREFIX + name, table_.name, (create,))
 
 
-def _log(pair: Pair, key: str, side: str, op: str, condition: str = "") -> str:
-    values = f"{literal(pair.name)}, {key}, {literal(side)}, {literal(op)}"
+def _log(pair: Move, key: str, side: Side, op: str, condition: str = "") -> str:
+    values = f"{literal(pair.name)}, {key}, {literal(side.value)}, {literal(op)}"
     return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT {values}{condition}"
 
 
@@ -80,76 +84,85 @@ class _Triggers:
     def __init__(self, statements: PairStatements) -> None:
         self.statements = statements
         self.pair = statements.pair
-        self.key = self.pair.key.name
-        self.old, self.new = (f"{row}.{quoted(self.key)}" for row in ("OLD", "NEW"))
 
     def notice_legacy(self) -> Iterator[Trigger]:
         """Notice writes of legacy rows that leave no equal on the normalized side."""
-        new = _new(self.pair.legacy_table)
-        unequal = not_(self.statements.counterpart(self.statements.legacy_row(new), new.c[self.key]))
-        yield self._notice("legacy", "insert", self.pair.legacy_table, unequal)
-        yield self._notice("legacy", "update", self.pair.legacy_table, unequal | self._moved)
-        yield self._notice_delete("legacy", self.pair.legacy_table, self.pair.table)
+        yield self._notice(Side.LEGACY, "insert", self._unequal_legacy)
+        yield self._notice(Side.LEGACY, "update", self._unequal_legacy | self._moved(Side.LEGACY))
+        yield self._notice_delete(Side.LEGACY, self.pair.key)
 
     def notice_carried_legacy(self) -> Iterator[Trigger]:
         """Notice changes of legacy rows that have been carried before."""
-        new = _new(self.pair.legacy_table)
-        carried = exists(literal_column("1")).where(self.pair.key == literal_column(self.old))
-        unequal = not_(self.statements.counterpart(self.statements.legacy_row(new), new.c[self.key]))
-        yield self._notice("legacy", "update", self.pair.legacy_table, carried & (unequal | self._moved))
-        yield self._notice_delete("legacy", self.pair.legacy_table, self.pair.table)
+        carried = exists(literal_column("1")).where(self.pair.key == literal_column(self._old(Side.LEGACY)))
+        changed = self._unequal_legacy | self._moved(Side.LEGACY)
+        yield self._notice(Side.LEGACY, "update", carried & changed)
+        yield self._notice_delete(Side.LEGACY, self.pair.key)
 
     def notice_normalized(self) -> Iterator[Trigger]:
         """Notice writes of normalized rows by a program that leaves the legacy side alone."""
-        new = _new(self.pair.table)
-        own = self.pair.table
-        unmarked = new.c[self.pair.marker.key].is_distinct_from(literal_column("1"))
-        yield self._notice("normalized", "insert", own, unmarked)
-        unequal = not_(self.statements.legacy_counterpart(new, new.c[self.key]))
-        watched = [c.name for c in own.columns if c.name not in {a.key for a in (*self.pair.kept, self.pair.marker)}]
-        yield self._notice("normalized", "update", own, unequal | self._moved, of=watched)
-        yield self._notice_delete("normalized", own, self.pair.legacy_table)
+        own, new = self.pair.table, _new(self.pair.table)
+        marker = self.pair.marker
+        foreign = NOT_CARRYING if marker is None else new.c[marker.key].is_distinct_from(literal_column("1"))
+        yield self._notice(Side.NORMALIZED, "insert", foreign)
+        unequal = not_(self.statements.legacy_counterpart(new, new.c[self.pair.key.key]))
+        watched = [of.name for of in own.columns if of not in (*self.pair.kept, marker)]
+        yield self._notice(Side.NORMALIZED, "update", unequal | self._moved(Side.NORMALIZED), of=watched)
+        yield self._notice_delete(Side.NORMALIZED, self.statements.legacy_key)
 
     def record_normalized(self) -> Iterator[Trigger]:
         """Record every write of normalized rows."""
         for op in ("insert", "update"):
-            yield self._notice("normalized", op, self.pair.table, None)
-        yield self._notice_delete("normalized", self.pair.table, None)
+            yield self._notice(Side.NORMALIZED, op, None)
+        yield self._notice_delete(Side.NORMALIZED, None)
 
     def freeze_legacy(self) -> Iterator[Trigger]:
         """Refuse every write of legacy rows but our own carrying."""
-        ours: ColumnElement[bool] = literal_column("(SELECT carrying FROM consensus_orm_state) = 0")
         for op in ("insert", "update", "delete"):
             name = f"{self.pair.name}_frozen_{op}"
             refuse = f"SELECT RAISE(ABORT, {literal(FROZEN)})"
-            yield _trigger(name, f"BEFORE {op.upper()}", self.pair.legacy_table, ours, refuse)
+            yield _trigger(name, f"BEFORE {op.upper()}", self.pair.legacy_table, NOT_CARRYING, refuse)
 
-    def _notice(
-        self, side: str, op: str, table_: Table, when: ColumnElement[bool] | None, of: list[str] | None = None
-    ) -> Trigger:
+    def _notice(self, side: Side, op: str, when: ColumnElement[bool] | None, of: list[str] | None = None) -> Trigger:
         event = f"AFTER {op.upper()}" + (f" OF {', '.join(map(quoted, of))}" if of else "")
-        body = [_log(self.pair, self.new, side, op)]
+        old, new = self._old(side), self._new(side)
+        body = [_log(self.pair, new, side, op)]
         if op == "update":  # a row that changes its key leaves the old one behind
-            moved = f" WHERE {self.old} IS NOT {self.new}"
+            moved = f" WHERE {old} IS NOT {new}"
             body = [
-                _log(self.pair, self.new, side, "update", f" WHERE {self.old} IS {self.new}"),
-                _log(self.pair, self.new, side, "move", moved),
-                _log(self.pair, self.old, side, "delete", moved),
+                _log(self.pair, new, side, "update", f" WHERE {old} IS {new}"),
+                _log(self.pair, new, side, "move", moved),
+                _log(self.pair, old, side, "delete", moved),
             ]
-        return _trigger(f"{self.pair.name}_{side}_{op}", event, table_, when, *body)
+        return _trigger(f"{self.pair.name}_{side}_{op}", event, self.statements.table_of(side), when, *body)
 
-    def _notice_delete(self, side: str, table_: Table, other: Table | None) -> Trigger:
-        old: ColumnElement[Any] = literal_column(self.old)
-        when = None if other is None else exists(literal_column("1")).where(other.c[self.key] == old)
+    def _notice_delete(self, side: Side, other: ColumnElement[Any] | None) -> Trigger:
+        """Notice deletes; where the other side is given by its key, only of rows that it has."""
+        old = self._old(side)
+        when = None if other is None else exists(literal_column("1")).where(other == literal_column(old))
         name = f"{self.pair.name}_{side}_delete"
-        return _trigger(name, "AFTER DELETE", table_, when, _log(self.pair, self.old, side, "delete"))
+        return _trigger(
+            name, "AFTER DELETE", self.statements.table_of(side), when, _log(self.pair, old, side, "delete")
+        )
+
+    def _old(self, side: Side) -> str:
+        return f"OLD.{quoted(self.pair.key_name(side))}"
+
+    def _new(self, side: Side) -> str:
+        return f"NEW.{quoted(self.pair.key_name(side))}"
+
+    def _moved(self, side: Side) -> ColumnElement[bool]:
+        return literal_column(self._old(side)).is_distinct_from(literal_column(self._new(side)))
 
     @property
-    def _moved(self) -> ColumnElement[bool]:
-        return literal_column(self.old).is_distinct_from(literal_column(self.new))
+    def _unequal_legacy(self) -> ColumnElement[bool]:
+        """Whether the legacy row that is written has no equal on the normalized side."""
+        new = _new(self.pair.legacy_table)
+        equal = self.statements.counterpart(self.statements.legacy_row(new), new.c[self.pair.legacy_key])
+        unequal: ColumnElement[bool] = not_(equal)
+        return unequal
 
 
-def _parent_triggers(mapping: Mapping) -> Iterator[Trigger]:
+def _parent_triggers(mapping: Moves) -> Iterator[Trigger]:
     """Notice writes of parents that change what their rows say; what is derived may change freely."""
     for parent in mapping.parents:
         key = quoted(parent.key.name)
@@ -161,8 +174,8 @@ def _parent_triggers(mapping: Mapping) -> Iterator[Trigger]:
         yield _trigger(f"{parent.table.name}_delete", "AFTER DELETE", parent.table, None, *left)
 
 
-def _note_members(parent: Parent, mapping: Mapping, *keys: str) -> Iterator[str]:
+def _note_members(parent: Parent, mapping: Moves, *keys: str) -> Iterator[str]:
     for pair in mapping.members(parent):
         if pair.link is not None:
-            rows = f" FROM {quoted(pair.table.name)} WHERE {quoted(pair.link.key)} IN ({', '.join(keys)})"
-            yield _log(pair, quoted(pair.table.name, pair.key.name), "normalized", "update", rows)
+            rows = f" FROM {quoted(pair.table.name)} WHERE {quoted(pair.link.name)} IN ({', '.join(keys)})"
+            yield _log(pair, quoted(pair.table.name, pair.key.name), Side.NORMALIZED, "update", rows)

@@ -1,0 +1,186 @@
+"""The rules of a move: how the columns of one side follow from those of the other, as SQLAlchemy expressions.
+
+A rule is an expression on mapped attributes, and no Python function: so it can be put on a table, on bound values and
+on the NEW row of a trigger alike, its columns can be found by walking through it, and its constants have types. The
+columns of a legacy class that is given by name are written as `column("name")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, String, case, literal, null
+from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
+from sqlalchemy.sql import coercions, roles, visitors
+from sqlalchemy.sql.elements import ColumnClause
+
+__all__ = [
+    "Computed",
+    "Convert",
+    "Earliest",
+    "EnumMap",
+    "Expression",
+    "Latest",
+    "Row",
+    "columns_of",
+    "expression",
+    "is_text",
+    "on",
+]
+
+Attribute = InstrumentedAttribute[Any]
+"""A mapped attribute of a class of the user's."""
+
+Named = Attribute | QueryableAttribute[Any] | str
+"""A column of the legacy side: an attribute of its class, or its name where the class is given by name."""
+
+Expression = ColumnElement[Any] | QueryableAttribute[Any]
+"""A value as an expression on the columns of one side."""
+
+
+class Row:
+    """A row of one side as expressions, wherever it stands: in a table, in bound values, or as NEW in a trigger.
+
+    Args:
+        columns: Column name to expression.
+    """
+
+    def __init__(self, columns: Dict[str, ColumnElement[Any]]) -> None:
+        self._columns = dict(columns)
+
+    def __getitem__(self, name: str) -> ColumnElement[Any]:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __or__(self, columns: Dict[str, ColumnElement[Any]]) -> Row:
+        return Row({**self._columns, **columns})
+
+
+def expression(value: Any) -> ColumnElement[Any]:
+    """A rule as an expression: an attribute as its column, a plain value as a constant.
+
+    Args:
+        value: What was declared.
+    """
+    found: ColumnElement[Any] = coercions.expect(roles.ExpressionElementRole, value)
+    return literal(found) if not isinstance(found, ColumnElement) else found
+
+
+def columns_of(rule: ColumnElement[Any]) -> list[ColumnClause[Any]]:
+    """The columns that an expression speaks of, each as often as it does."""
+    return [each for each in visitors.iterate(rule) if isinstance(each, ColumnClause) and not each.is_literal]
+
+
+def on(rule: ColumnElement[Any], row: Row) -> ColumnElement[Any]:
+    """Put a rule on a row: its columns become those of the row.
+
+    Args:
+        rule: The expression as declared.
+        row: The row, under the names of its columns.
+
+    Raises:
+        AttributeError: The row has no column of such a name.
+    """
+
+    def replaced(element: Any, **_: Any) -> Any:
+        if not isinstance(element, ColumnClause) or element.is_literal:
+            return None
+        if element.name not in row:
+            raise AttributeError(f"the declaration speaks of a column {element.name!r}, unknown here")
+        return row[element.name]
+
+    moved: ColumnElement[Any] = visitors.replacement_traverse(rule, {}, replaced)
+    return moved
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Convert:
+    """A value that is written in another way on each side, with SQL both ways.
+
+    A row whose value does not come back in type and bytes (`down(up(x))` is not x) cannot be carried and becomes a
+    reject; a unit of work that writes one is refused.
+
+    Args:
+        *sources: The legacy columns, as attributes or names.
+        up: The value of the normalized column as an expression on them; a tuple where the rule fills several.
+        down: The value of the legacy column as an expression on normalized attributes; a tuple for several sources.
+    """
+
+    sources: tuple[Named, ...]
+    up: tuple[Expression, ...]
+    down: tuple[Expression, ...]
+
+    def __init__(
+        self, *sources: Named, up: Expression | tuple[Expression, ...], down: Expression | tuple[Expression, ...]
+    ) -> None:
+        object.__setattr__(self, "sources", sources)
+        object.__setattr__(self, "up", up if isinstance(up, tuple) else (up,))
+        object.__setattr__(self, "down", down if isinstance(down, tuple) else (down,))
+
+
+@dataclass(frozen=True, eq=False)
+class EnumMap:
+    """A value of a fixed list that the sides write in different words; NULL is NULL on both.
+
+    A row with a value that is not in the list becomes a reject.
+
+    Args:
+        source: The legacy column, as attribute or name.
+        values: What each legacy value is on the normalized side.
+    """
+
+    source: Named
+    values: Dict[Any, Any]
+
+    def converting(self, target: Column[Any], source: ColumnElement[Any]) -> Convert:
+        """The map as SQL for one normalized column.
+
+        Args:
+            target: The normalized column.
+            source: The legacy column.
+        """
+        up = [(source == value, literal(other, target.type)) for value, other in self.values.items()]
+        down = [(target == other, literal(value, source.type)) for value, other in self.values.items()]
+        nothing: ColumnElement[Any] = null()
+        return Convert(self.source, up=case(*up, else_=nothing), down=case(*down, else_=nothing))
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A value that only the normalized side has: an expression on legacy columns; the way back leaves it out.
+
+    Args:
+        up: The expression.
+    """
+
+    up: Expression
+
+
+@dataclass(frozen=True)
+class Earliest:
+    """A derived column of a parent: the smallest `newest` value of all its rows, of every move."""
+
+
+@dataclass(frozen=True, eq=False)
+class Latest:
+    """A derived column of a parent: an expression on the newest row of one move.
+
+    Args:
+        move: Name of the move whose newest row (by its `newest` column, then key) counts.
+        value: The expression, on the legacy columns of that row.
+        otherwise: The value where the parent has no such row: a constant.
+    """
+
+    move: str
+    value: Expression
+    otherwise: Any = None
+
+
+def is_text(of: ColumnElement[Any]) -> bool:
+    """Whether a column is declared as text."""
+    return isinstance(of.type, String)
