@@ -53,7 +53,7 @@ def run_from_command_line() -> None:
                 revisions.protect(connection, APPLICATION.protection)
         if upgraded:
             # What no revision makes, because it follows from the phase: triggers, and views for older programs.
-            ConsensusStore(engine, settings).upgrade(protect=False)
+            ConsensusStore(engine, settings=settings).upgrade(protect=False)
     except ConsensusError as error:
         raise CommandError(str(error)) from error
 

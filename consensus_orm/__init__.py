@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.restoration import restore
     from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
     from consensus_orm.consensus.tracker import ExecutionTracker
-    from consensus_orm.declaration.moves import Move, Moves, Parent
+    from consensus_orm.declaration.move import Move, Parent
+    from consensus_orm.declaration.moves import Moves
     from consensus_orm.declaration.rules import Computed, Convert, Earliest, EnumMap, Latest
     from consensus_orm.errors import ConsensusError
     from consensus_orm.phase import Phase, Side
@@ -61,7 +62,8 @@ __all__ = [
 _HOME = {
     "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
     "errors": ("ConsensusError",),
-    "declaration.moves": ("Move", "Moves", "Parent"),
+    "declaration.move": ("Move", "Parent"),
+    "declaration.moves": ("Moves",),
     "declaration.rules": ("Computed", "Convert", "Earliest", "EnumMap", "Latest"),
     "phase": ("Phase", "Side"),
     "consensus.programs": ("owns",),

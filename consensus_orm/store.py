@@ -69,19 +69,26 @@ class Store(Generic[U]):
     Open it once and share it between threads; take a unit of work for each piece of work.
 
     Args:
-        database: The pooled engine.
-        settings: Every knob.
+        engine: An engine of the database. Units of work take connections of their own, made as this engine makes
+            them, because each is tuned and watched; an engine that `open` has made is used itself.
         moves: What corresponds to what.
+        settings: Every knob; read from the environment where left out.
         application: Whose tables these are; one that makes its tables itself where left out.
     """
 
     _unit_type: type[U] = RepositoryUnitOfWork  # type: ignore[assignment]  # a subclass says another, with its U
 
     def __init__(
-        self, database: Engine, settings: Settings, moves: Moves, application: Application | None = None
+        self,
+        engine: Engine,
+        moves: Moves,
+        settings: Settings | None = None,
+        *,
+        application: Application | None = None,
     ) -> None:
-        self.engine = database
-        self.settings = settings
+        check.instance("moves", moves, Moves)
+        self.settings = settings = _chosen(settings)
+        self.engine = database = opening.pooled(check.instance("engine", engine, Engine), settings)
         self.application = application or Application(pair.legacy_name for pair in moves)
         statements = _statements(moves, database.dialect.name)
         self._units = UnitOfWorkFactory(database, settings, statements, self.application, self._unit_type)
@@ -108,11 +115,11 @@ class Store(Generic[U]):
             SchemaError: The database holds tables of our names that we cannot work with.
             StorageError: The database cannot be read.
         """
-        chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
         check.instance("moves", moves, Moves)
-        database = opening.create(url, chosen, echo=echo)
+        used = _chosen(settings)
+        database = opening.create(url, used, echo=echo)
         try:
-            return cls(database, chosen, moves)
+            return cls(database, moves, used)
         except BaseException:
             database.dispose()
             raise
@@ -356,7 +363,11 @@ class Store(Generic[U]):
         self.close()
 
 
+def _chosen(settings: Settings | None) -> Settings:
+    return from_environment() if settings is None else check.instance("settings", settings, Settings)
+
+
 @cache
 def _statements(moves: Moves, database: str) -> Statements:
-    """The statements of a moves: rendering them takes 30 ms, which a second store need not wait for."""
+    """The statements of moves: rendering them takes 30 ms, which a second store need not wait for."""
     return Statements(moves, rendering(database))

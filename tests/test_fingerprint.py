@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any
 
 from sqlalchemy import Text, case, cast, column, func, literal
 
-from consensus_orm import Computed, Convert, Earliest, Move, Moves, Parent
+from consensus_orm import Computed, Convert, Latest, Move, Moves, Parent
 from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS, SYNTHESES
 from consensus_orm.consensus.expressions import run_key
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun
@@ -86,12 +87,20 @@ def _artifacts(
         parts=[runs],
         **(said | more),
     )
-    return Moves(artifacts, SYNTHESES)
+    syntheses = copy.copy(SYNTHESES)
+    syntheses.parent = copy.copy(SYNTHESES.parent)
+    assert syntheses.parent is not None
+    syntheses.parent.__dict__ |= {"derived": runs.derived, "derived_columns": runs.derived_columns}
+    return Moves(artifacts, syntheses)
 
 
 def _derived() -> dict[Any, Any]:
     assert SYNTHESES.parent is not None
     return SYNTHESES.parent.derived
+
+
+def _consensus_ok(rule: Latest) -> dict[Any, Any]:
+    return _derived() | {ConsensusRun.consensus_ok: rule}
 
 
 RULES: tuple[Any, ...] = (
@@ -124,7 +133,8 @@ CHANGED = (
     _artifacts(columns={AgentOutput.content: Convert("content_json", up=func.hex(RUN), down=AgentOutput.content)}),
     _artifacts(by={ConsensusRun.spec_id: "stage", ConsensusRun.stage: "spec_id"}),
     _artifacts(by={ConsensusRun.run_key: Computed(RUN)}),
-    _artifacts(derived={ConsensusRun.run_timestamp: Earliest()}),
+    _artifacts(derived=_consensus_ok(Latest("syntheses", column("agreements"), otherwise=True))),
+    _artifacts(derived=_consensus_ok(Latest("syntheses", column("status"), otherwise=False))),
     *(_artifacts(stamp=rule) for rule in RULES),
 )
 

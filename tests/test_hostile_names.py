@@ -152,7 +152,7 @@ MOVES = Moves(
         f"{LONG}={__name__}:LongFlat",
         LongOwn,
         name=LONG_PAIR,
-        key={KEY: of(LongOwn, KEY)},
+        key={"n": of(LongOwn, "n")},
         columns={of(LongOwn, name): name for name in (SMILE, *OURS)},
         marker=of(LongOwn, "mirrored"),
     ),

@@ -22,7 +22,7 @@ import pytest
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.databases.opening import rendering
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.models import Base
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings

@@ -23,7 +23,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import consensus_orm
 from consensus_orm import Phase, Store
-from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.rules import Computed, Latest
 from consensus_orm.errors import GateClosedError, SchemaError
 from consensus_orm.models.base import Verbatim
@@ -319,7 +320,7 @@ def test_writes_of_every_phase_are_there_at_the_end(path: Path) -> None:
                 assert customers.delete({"name": f"gone {label}"}) == 1
                 uow.repository("orders").add({"what": label, "amount": 0.1})
             assert gone == kept + 1 > max(row[0] for row in before)
-            added = (kept, f"kept {label}", "Way 9", "Bern", "3000", "now", 5)
+            added = (kept, f"kept {label}", "now", 5, "Way 9", "Bern", "3000")
             assert sorted(read(store)["customers"]) == sorted([*before, added])
             assert added in read(store)["customers"]
             if migration.phase.compares and label != "forth DUAL_WRITE":

@@ -26,9 +26,9 @@ from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.migration import Migration
 
 NAMES = (
-    "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork ConsensusError ConsensusStore"
-    " ConsensusUnitOfWork Earliest Execution ExecutionTracker Latest Mapping OnMismatch Pair Parent Phase Row Run"
-    " Settings Side Store Synthesis __version__ owns restore"
+    "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork Computed ConsensusError ConsensusStore"
+    " ConsensusUnitOfWork Convert Earliest EnumMap Execution ExecutionTracker Latest Move Moves OnMismatch Parent Phase"
+    " Run Settings Side Store Synthesis __version__ owns restore"
 )
 
 STORE = {
@@ -42,7 +42,7 @@ STORE = {
 }
 
 SURFACE: dict[type, dict[str, str]] = {
-    Store: {"open": "url, *, mapping, settings=None, echo=False", **STORE},
+    Store: {"open": "url, *, moves, settings=None, echo=False", **STORE},
     ConsensusStore: {"open": "url=None, *, settings=None, echo=False, moves=", **STORE},
     ConsensusUnitOfWork: {"on_commit": "callback", "repository": "pair"},
     # Their repositories, migration and maintenance have the methods written below: see tests/test_asynchronous.py.

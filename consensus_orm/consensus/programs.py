@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
-from consensus_orm.declaration.moves import table_of
+from consensus_orm.declaration.move import table_of
 from consensus_orm.schema import inspection
 from consensus_orm.schema.application import Identity
 

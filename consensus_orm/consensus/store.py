@@ -55,9 +55,9 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
     Open it once and share it between threads; take a unit of work for each piece of work.
 
     Args:
-        database: The pooled engine.
-        settings: Every knob.
-        moves: What corresponds to what.
+        engine: An engine of the database, as of `Store`.
+        moves: What corresponds to what; the consensus tables where left out.
+        settings: Every knob; read from the environment where left out.
     """
 
     _unit_type = ConsensusUnitOfWork
@@ -71,8 +71,8 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
 
         return REHEARSED
 
-    def __init__(self, database: Engine, settings: Settings, moves: Moves = CONSENSUS) -> None:
-        super().__init__(database, settings, moves, application_of(moves))
+    def __init__(self, engine: Engine, moves: Moves = CONSENSUS, settings: Settings | None = None) -> None:
+        super().__init__(engine, moves, settings, application=application_of(moves))
 
     @classmethod
     def open(

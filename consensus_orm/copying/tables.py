@@ -9,7 +9,8 @@ from sqlalchemy import Table
 
 from consensus_orm import errors
 from consensus_orm.copying.values import Field, Held, field_of
-from consensus_orm.declaration.moves import Move, Moves, Parent, table_of
+from consensus_orm.declaration.move import Move, Parent, table_of
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.models import control
 from consensus_orm.schema.application import Application
 from consensus_orm.statements.rendering import quoted

@@ -23,7 +23,7 @@ from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import borrow, translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.events import Event
 from consensus_orm.hub import log_event
 from consensus_orm.phase import Phase, Side
@@ -524,6 +524,10 @@ class Catalog(ABC):
     @abstractmethod
     def forget_row(self, uow: Transaction, pair: Move, key: Any) -> None:
         """Forget what the triggers noted of one row that this unit of work wrote."""
+
+    @abstractmethod
+    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
+        """Let this transaction insert a normalized row whose legacy row follows, past the triggers."""
 
     @abstractmethod
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:

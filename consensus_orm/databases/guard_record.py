@@ -11,7 +11,8 @@ from sqlalchemy import Table, bindparam, insert, select
 from consensus_orm import errors
 from consensus_orm.databases import state
 from consensus_orm.databases.base import PREFIX, Catalog, Standing, Transaction, Trigger
-from consensus_orm.declaration.moves import Moves, table_of
+from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.models.control import REPLACEABLE, GuardRecord
 from consensus_orm.phase import Phase
 from consensus_orm.statements.pairs import Statements

@@ -107,6 +107,29 @@ def create(url: str | Path | URL, settings: Settings, *, echo: bool = False) -> 
     return engine
 
 
+def pooled(engine: Engine, settings: Settings) -> Engine:
+    """The engine that a store works with, for one of the application's own.
+
+    Args:
+        engine: Any engine; one that `create` has made is given back.
+        settings: Pool and pragma settings.
+
+    Returns:
+        An engine of ours for the same database, with its own connections.
+
+    Raises:
+        ConfigurationError: Its URL cannot be used, or its database is in memory, where no other connection sees it.
+    """
+    if isinstance(engine.pool, Pool):
+        return engine
+    if engine.dialect.name == "sqlite" and engine.url.database in (None, "", MEMORY):
+        raise errors.ConfigurationError(
+            "the database of this engine is in memory, where no other connection sees it",
+            hint="open a store of its own with Store.open(':memory:', moves=...), or use a file",
+        )
+    return create(engine.url, settings, echo=bool(engine.echo))
+
+
 def _pool(url: URL, settings: Settings) -> Pool:
     path = None if url.database == MEMORY else Path(str(url.database))
     if path is not None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping as Dict
 from typing import Any
 
-from sqlalchemy import Table, column
-from sqlalchemy.sql.expression import BindParameter, ClauseElement
+from sqlalchemy import column
 
-from consensus_orm.declaration.moves import Move, Moves, Parent
-from consensus_orm.declaration.rules import Earliest, Latest, Row, expression, on
+from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.rules import Earliest, Latest, Row, expression, on, spelled
 
 __all__ = ["fingerprint"]
 
@@ -43,8 +42,8 @@ def _move(move: Move) -> dict[str, Any]:
         "normalized": move.table.name,
         "key": _column(move.key),
         "carried": {name: _column(of) for name, of in move.carried.items()},
-        "computed": {of.key: _spelled(on(rule, _row(move))) for of, rule in move.computed.items()},
-        "adopted": {name: _spelled(rule) for name, rule in move.adopted.items()},
+        "computed": {of.key: spelled(on(rule, _row(move))) for of, rule in move.computed.items()},
+        "adopted": {name: spelled(rule) for name, rule in move.adopted.items()},
         "kept": [of.key for of in move.kept],
         "parent": None if move.parent is None else move.parent.table.name,
         "link": None if move.link is None else move.link.key,
@@ -54,7 +53,7 @@ def _move(move: Move) -> dict[str, Any]:
     # What a declaration does not use is left out, so that one that was hashed before it could be said keeps its hash.
     more = {
         "legacy_key": move.legacy_key if move.legacy_key != move.key.name else None,
-        "restored": {name: _spelled(rule) for name, rule in move.restored.items()},
+        "restored": {name: spelled(rule) for name, rule in move.restored.items()},
         "without": sorted(move.without),
     }
     return told | {name: value for name, value in more.items() if value}
@@ -66,14 +65,14 @@ def _parent(parent: Parent, moves: Moves) -> dict[str, Any]:
     for of, rule in parent.derived_columns.items():
         if isinstance(rule, Latest):
             value = on(expression(rule.value), _row(moves[rule.move]))
-            derived[of.key] = [rule.move, _spelled(value), _CONSTANTS.get(rule.otherwise, repr(rule.otherwise))]
+            derived[of.key] = [rule.move, spelled(value), _CONSTANTS.get(rule.otherwise, repr(rule.otherwise))]
         else:
             derived[of.key] = Earliest.__name__
     return {
         "table": parent.table.name,
         "key": _column(parent.key),
         "identity": sorted(of.key for of in parent.identity),
-        "computed": {of.key: _spelled(on(rule, _row(first))) for of, rule in first.above.items()},
+        "computed": {of.key: spelled(on(rule, _row(first))) for of, rule in first.above.items()},
         "derived": derived,
     }
 
@@ -88,30 +87,3 @@ def _row(move: Move) -> Row:
 
 def _column(of: Any) -> list[str]:
     return [of.table.name, of.name, repr(of.type)]
-
-
-def _spelled(element: ClauseElement) -> list[Any]:
-    """An expression as its parts: what it is, what it is called, its constant, and what it is made of."""
-    facts: Dict[str, Any] = {
-        "name": getattr(element, "name", None) if not isinstance(element, BindParameter) else None,
-        "operator": _operator(element),
-        "value": repr(element.value) if isinstance(element, BindParameter) else None,
-        "type": repr(getattr(element, "type", None)) if element.__visit_name__ in _TYPED else None,
-        "text": getattr(element, "text", None),
-    }
-    # A column leads to its table, and so to all there is.
-    parts = [] if _is_column(element) else [_spelled(part) for part in element.get_children()]
-    return [element.__visit_name__, {name: fact for name, fact in facts.items() if fact is not None}, parts]
-
-
-_TYPED = ("column", "bindparam", "cast", "type_coerce")
-"""Expressions whose type is part of what they say; that of the others follows from their parts."""
-
-
-def _operator(element: ClauseElement) -> str | None:
-    found = getattr(element, "operator", None) or getattr(element, "modifier", None)
-    return None if found is None else str(getattr(found, "opstring", None) or getattr(found, "__name__", found))
-
-
-def _is_column(element: ClauseElement) -> bool:
-    return element.__visit_name__ == "column" or isinstance(element, Table)

@@ -14,7 +14,8 @@ from sqlalchemy import Column, ColumnElement, Integer
 
 from consensus_orm import errors
 from consensus_orm.declaration.expressions import Condition
-from consensus_orm.declaration.moves import Move, Moves
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.rules import is_text
 
 __all__ = [

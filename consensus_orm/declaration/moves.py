@@ -1,314 +1,19 @@
-"""The words in which a move is declared: one declaration drives everything.
+"""All moves of a database, declared once: from them follows everything.
 
-A `Move` says where each column of a legacy class lives on the normalized side, and by which rule. A `Parent` says which
-rows of a move (or of several) belong together, and what is derived from them. `Moves` is all moves of a database.
-From it come the dual write, the comparison, the triggers, the backfill, verify, reconcile and the way back.
-No SQL is written here, and no module of this package but `consensus` names a consensus table.
+The dual write, the comparison, the triggers, the backfill, verify, reconcile and the way back. No module of the package
+but `consensus` names a consensus table.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from collections.abc import Mapping as Dict
 from functools import cached_property
-from typing import Any
-
-from sqlalchemy import Column, ColumnElement, Table, column
-from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 
 from consensus_orm import errors
-from consensus_orm.declaration.rules import (
-    Computed,
-    Convert,
-    Earliest,
-    EnumMap,
-    Expression,
-    Latest,
-    Named,
-    Row,
-    expression,
-    is_text,
-    on,
-)
-from consensus_orm.phase import Side
+from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.validation import validate
 
-__all__ = ["Move", "Moves", "Parent", "table_of"]
-
-Attribute = InstrumentedAttribute[Any]
-
-Rule = Named | Convert | EnumMap | Computed
-"""What a normalized column is filled with: a legacy column, in type and bytes, or a rule."""
-
-
-class Parent:
-    """A normalized table whose rows stand for what several rows have in common.
-
-    A parent row exists exactly as long as a row belongs to it. Which one that is, is a pure function of the row.
-
-    Args:
-        model: The mapped class; it has a single integer primary key.
-        link: The column of the moved rows that refers to it.
-        by: The columns that tell one parent from another, declared unique together in the model, and what they hold.
-        columns: Further columns, and what they hold: the same for all rows of a parent.
-        derived: Columns that follow from all rows of the parent together. All moves whose rows share a parent say the
-            same.
-    """
-
-    def __init__(
-        self,
-        model: type[DeclarativeBase],
-        *,
-        link: Attribute,
-        by: Dict[Attribute, Named | Computed],
-        columns: Dict[Attribute, Named | Computed] | None = None,
-        derived: Dict[Attribute, Earliest | Latest] | None = None,
-    ) -> None:
-        self.model = model
-        self.link = link
-        self.by = dict(by)
-        self.columns = dict(columns or {})
-        self.derived = dict(derived or {})
-
-    def __repr__(self) -> str:
-        return f"<Parent {self.table.name}>"
-
-    @cached_property
-    def table(self) -> Table:
-        """The table of the model."""
-        return table_of(self.model)
-
-    @cached_property
-    def key(self) -> Column[Any]:
-        """The primary key column."""
-        return single_key(self.table)
-
-    @cached_property
-    def identity(self) -> tuple[Column[Any], ...]:
-        """The columns that tell one parent from another."""
-        return tuple(column_of(attribute) for attribute in self.by)
-
-    @cached_property
-    def derived_columns(self) -> dict[Column[Any], Earliest | Latest]:
-        """What is derived, by column."""
-        return {column_of(attribute): rule for attribute, rule in self.derived.items()}
-
-    def depends_on(self, move: Move) -> bool:
-        """Whether something is derived from the newest row of a move."""
-        return any(isinstance(rule, Latest) and rule.move == move.name for rule in self.derived.values())
-
-
-class Move:
-    """What in one legacy class corresponds to what in one normalized class.
-
-    Args:
-        legacy: The legacy class; or "module:Class" where it must not be imported any more at CONTRACT, and its
-            attributes are then names. The name of its table may precede it ("table=module:Class"), so that it is known
-            without an import.
-        normalized: The normalized class.
-        key: The legacy primary key and the column that holds it on the normalized side.
-        columns: Normalized columns, or several of them together, and what they hold: a legacy column, carried in type
-            and bytes, or a rule. Columns that are not named are those of the normalized side alone: rows are written
-            with their default, and the way back leaves them standing.
-        parts: What the rows have in common (`Parent`).
-        without: Legacy columns that are given up, and why; they are not compared, and the way back leaves them NULL.
-        name: How commands, ledgers and errors call the move; the name of the legacy table where left out.
-        newest: The normalized column that orders rows "newest first" (ties by key); by key alone where left out.
-        adopted: Carried columns that a program which knows the normalized side alone leaves NULL, and what they are
-            made from, as an expression on normalized attributes.
-        marker: A boolean column of the normalized class, 1 in rows whose writer wrote the legacy side too and 0 by
-            default. It tells a row of a program that knew the normalized side alone where no trigger saw it.
-
-    Raises:
-        ConfigurationError: The move cannot be made as it is declared.
-    """
-
-    def __init__(
-        self,
-        legacy: type[DeclarativeBase] | str,
-        normalized: type[DeclarativeBase],
-        *,
-        key: Dict[Any, Attribute],
-        columns: Dict[Any, Rule],
-        parts: tuple[Parent, ...] | list[Parent] = (),
-        without: Dict[Any, str] | None = None,
-        name: str | None = None,
-        newest: Attribute | None = None,
-        adopted: Dict[Attribute, Expression] | None = None,
-        marker: Attribute | None = None,
-    ) -> None:
-        self._legacy = legacy
-        self.normalized = normalized
-        self.name = name or self.legacy_name
-        self.parent = parts[0] if parts else None
-        self.newest = None if newest is None else column_of(newest)
-        self.marker = None if marker is None else column_of(marker)
-        ((legacy_key, own_key),) = key.items()
-        self.key = column_of(own_key)
-        self.legacy_key = self._name(legacy_key)
-        self.without = {self._name(given_up): why for given_up, why in (without or {}).items()}
-        self.carried: dict[str, Column[Any]] = {}
-        """Legacy column to the normalized one, of the model or a parent, that holds its value in type and bytes."""
-        self.computed: dict[Column[Any], ColumnElement[Any]] = {}
-        """Normalized columns of the model whose value follows from legacy columns, by a rule."""
-        self.restored: dict[str, ColumnElement[Any]] = {}
-        """Legacy columns whose value follows from normalized columns, by a rule."""
-        self.above: dict[Column[Any], ColumnElement[Any]] = {}
-        """Columns of the parent whose value follows from legacy columns, by a rule."""
-        self._declare(columns)
-        self.adopted = {self._carried_in(a): expression(made) for a, made in (adopted or {}).items()}
-
-    def __repr__(self) -> str:
-        return f"<Move {self.name}: {self.legacy_name} to {self.table.name}>"
-
-    # What is declared -----------------------------------------------------------------------------------
-
-    def _declare(self, columns: Dict[Any, Rule]) -> None:
-        for targets, rule in columns.items():
-            several = targets if isinstance(targets, tuple) else (targets,)
-            self._fill(tuple(column_of(target) for target in several), rule, self.computed)
-        if self.parent is not None:
-            for target, rule in (self.parent.by | self.parent.columns).items():
-                self._fill((column_of(target),), rule, self.above)
-
-    def _fill(
-        self, targets: tuple[Column[Any], ...], rule: Rule, computed: dict[Column[Any], ColumnElement[Any]]
-    ) -> None:
-        if isinstance(rule, EnumMap):
-            rule = rule.converting(targets[0], self._expression(rule.source))
-        if isinstance(rule, Computed):
-            computed[targets[0]] = expression(rule.up)
-        elif isinstance(rule, Convert):
-            computed.update(zip(targets, map(expression, rule.up), strict=True))
-            sources = (self._name(source) for source in rule.sources)
-            self.restored.update(zip(sources, map(expression, rule.down), strict=True))
-        elif (name := self._name(rule)) in self.carried:  # given back from where it stands first
-            computed[targets[0]] = column(name, targets[0].type)
-        else:
-            self.carried[name] = targets[0]
-
-    def _name(self, of: Any) -> str:
-        """The column behind a legacy attribute, or behind its name."""
-        return of if isinstance(of, str) else column_of(of).name
-
-    def _expression(self, of: Any) -> ColumnElement[Any]:
-        return self.legacy_table.c[of] if isinstance(of, str) else expression(of)
-
-    def _carried_in(self, attribute: Attribute) -> str:
-        """The legacy column that a normalized one carries."""
-        return next(name for name, of in self.carried.items() if of is column_of(attribute))
-
-    # The two sides --------------------------------------------------------------------------------------
-
-    @cached_property
-    def table(self) -> Table:
-        """The normalized table."""
-        return table_of(self.normalized)
-
-    @cached_property
-    def legacy_model(self) -> type[DeclarativeBase]:
-        """The legacy class; imported at the first use where it was given by name."""
-        if not isinstance(self._legacy, str):
-            return self._legacy
-        module, _, name = self._legacy.rpartition("=")[2].partition(":")
-        model: type[DeclarativeBase] = getattr(importlib.import_module(module), name)
-        return model
-
-    @cached_property
-    def legacy_table(self) -> Table:
-        """The legacy table; its class is imported at the first use.
-
-        Raises:
-            ConfigurationError: Its key is not declared as that of the normalized table is.
-        """
-        table = table_of(self.legacy_model)
-        key = single_key(table)
-        if key.name != self.legacy_key or is_text(key) != is_text(self.key):
-            raise errors.ConfigurationError(
-                f"move {self.name!r}: the key of {table.name} is declared as {key.name} {key.type!r}, that of"
-                f" {self.table.name} as {self.key.name} {self.key.type!r}",
-                hint="declare the primary key of the legacy table as key of the move, and a column of the same type"
-                " on the normalized side",
-                table=table.name,
-                column=key.name,
-            )
-        return table
-
-    @property
-    def legacy_name(self) -> str:
-        """The name of the legacy table, known without importing its class where it was given with it."""
-        if isinstance(self._legacy, str) and "=" in self._legacy:
-            return self._legacy.rpartition("=")[0]
-        return table_of(self.legacy_model).name
-
-    def table_name(self, side: Side) -> str:
-        """The name of the table of a side."""
-        return self.legacy_name if side is Side.LEGACY else self.table.name
-
-    def key_name(self, side: Side) -> str:
-        """The name of the key column of a side."""
-        return self.legacy_key if side is Side.LEGACY else self.key.name
-
-    # Its columns ----------------------------------------------------------------------------------------
-
-    def is_own(self, of: Column[Any]) -> bool:
-        """Whether a column is one of the normalized table itself, and not of a parent."""
-        return of.table is self.table
-
-    @cached_property
-    def link(self) -> Column[Any] | None:
-        """The column that refers to the parent."""
-        return None if self.parent is None else column_of(self.parent.link)
-
-    @cached_property
-    def kept(self) -> tuple[Column[Any], ...]:
-        """Columns that only the normalized side has; the way back leaves them standing."""
-        filled = {self.key, self.marker, self.link, *self.carried.values(), *self.computed}
-        return tuple(of for of in self.table.columns if of not in filled and of.computed is None)
-
-    @cached_property
-    def columns(self) -> dict[str, ColumnElement[Any]]:
-        """The legacy columns but the key, each as the normalized side gives it back."""
-        return {**self.carried, **self.restored}
-
-    @cached_property
-    def legacy_columns(self) -> tuple[str, ...]:
-        """All columns of the legacy table that are moved, the key first."""
-        return (self.legacy_key, *self.columns)
-
-    @cached_property
-    def fields(self) -> tuple[str, ...]:
-        """Names under which a row is read and written: the key, the legacy columns, and what is kept."""
-        return (*self.legacy_columns, *(of.key for of in self.kept))
-
-    def filled(self, row: Row) -> dict[str, ColumnElement[Any]]:
-        """What the normalized table holds for a legacy row; without key, link, marker and what is kept.
-
-        Args:
-            row: The legacy row.
-        """
-        carried = {of.key: row[name] for name, of in self.carried.items() if self.is_own(of)}
-        return carried | {of.key: on(rule, row) for of, rule in self.computed.items()}
-
-    def filled_above(self, row: Row) -> dict[str, ColumnElement[Any]]:
-        """What the parent holds for a legacy row; without its key and what is derived.
-
-        Args:
-            row: The legacy row.
-        """
-        carried = {of.key: row[name] for name, of in self.carried.items() if not self.is_own(of)}
-        return carried | {of.key: on(rule, row) for of, rule in self.above.items()}
-
-    def given_back(self, own: Any, parent: Any) -> Row:
-        """The legacy row that a normalized row and its parent stand for; without its key.
-
-        Args:
-            own: The normalized table, or what stands for it.
-            parent: The table of the parent, or what stands for it; None where the move has none.
-        """
-        table = Row({of.name: own.c[of.key] for of in self.table.columns}) if self.restored else None
-        carried = {name: (own if self.is_own(of) else parent).c[of.key] for name, of in self.carried.items()}
-        return Row(carried | {name: on(rule, table) for name, rule in self.restored.items() if table is not None})
+__all__ = ["Moves"]
 
 
 class Moves:
@@ -323,6 +28,7 @@ class Moves:
 
     def __init__(self, *moves: Move) -> None:
         self._moves = moves
+        validate(moves)
 
     def __len__(self) -> int:
         return len(self._moves)
@@ -343,7 +49,11 @@ class Moves:
     @cached_property
     def parents(self) -> tuple[Parent, ...]:
         """The parents, each table once."""
-        return tuple({p.table.name: p for move in self._moves if (p := move.parent) is not None}.values())
+        found: dict[str, Parent] = {}
+        for move in self:
+            if move.parent is not None:
+                found.setdefault(move.parent.table.name, move.parent)
+        return tuple(found.values())
 
     def members(self, parent: Parent) -> tuple[Move, ...]:
         """The moves whose rows belong to a parent."""
@@ -354,43 +64,3 @@ class Moves:
         members = self.members(parent)
         said = {of.key for move in members for of in (*move.carried.values(), *move.above) if of.table is parent.table}
         return sorted({parent.key.name, *said})
-
-
-def table_of(model: type[DeclarativeBase]) -> Table:
-    """The table of a mapped class."""
-    table = model.__table__
-    assert isinstance(table, Table)
-    return table
-
-
-def column_of(attribute: Any) -> Column[Any]:
-    """The column behind a mapped attribute.
-
-    Raises:
-        ConfigurationError: It is something else.
-    """
-    found: list[Any] = getattr(getattr(attribute, "property", None), "columns", [])
-    if len(found) != 1 or not isinstance(found[0], Column):
-        raise errors.ConfigurationError(
-            f"{attribute!r:.80} is no mapped column",
-            hint="name an attribute of a mapped class that stands for one column",
-        )
-    column: Column[Any] = found[0]
-    return column
-
-
-def single_key(table: Table) -> Column[Any]:
-    """The one primary key column of a table.
-
-    Raises:
-        ConfigurationError: It has none, or one of several columns.
-    """
-    columns = list(table.primary_key.columns)
-    if len(columns) != 1:
-        names = ", ".join(column.name for column in columns) or "no column"
-        raise errors.ConfigurationError(
-            f"the primary key of {table.name} is declared as {names}; rows are told apart by one column",
-            hint="declare one column as primary key: a number or a text that is unique in the table",
-            table=table.name,
-        )
-    return columns[0]

@@ -12,10 +12,12 @@ from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, String, case, literal, null
+from sqlalchemy import Column, ColumnElement, String, Table, case, literal, null
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 from sqlalchemy.sql import coercions, roles, visitors
-from sqlalchemy.sql.elements import ColumnClause
+from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause
+
+from consensus_orm import errors
 
 __all__ = [
     "Computed",
@@ -29,6 +31,7 @@ __all__ = [
     "expression",
     "is_text",
     "on",
+    "spelled",
 ]
 
 Attribute = InstrumentedAttribute[Any]
@@ -137,6 +140,13 @@ class EnumMap:
     source: Named
     values: Dict[Any, Any]
 
+    def __post_init__(self) -> None:
+        if len(set(self.values.values())) != len(self.values):
+            raise errors.ConfigurationError(
+                f"the EnumMap of {self.source} has one value for two legacy ones, so there is no way back",
+                hint="map each legacy value to a value of its own",
+            )
+
     def converting(self, target: Column[Any], source: ColumnElement[Any]) -> Convert:
         """The map as SQL for one normalized column.
 
@@ -184,3 +194,30 @@ class Latest:
 def is_text(of: ColumnElement[Any]) -> bool:
     """Whether a column is declared as text."""
     return isinstance(of.type, String)
+
+
+def spelled(element: ClauseElement) -> list[Any]:
+    """An expression as its parts: what it is, what it is called, its constant, and what it is made of."""
+    facts: Dict[str, Any] = {
+        "name": getattr(element, "name", None) if not isinstance(element, BindParameter) else None,
+        "operator": _operator(element),
+        "value": repr(element.value) if isinstance(element, BindParameter) else None,
+        "type": repr(getattr(element, "type", None)) if element.__visit_name__ in _TYPED else None,
+        "text": getattr(element, "text", None),
+    }
+    # A column leads to its table, and so to all there is.
+    parts = [] if _is_column(element) else [spelled(part) for part in element.get_children()]
+    return [element.__visit_name__, {name: fact for name, fact in facts.items() if fact is not None}, parts]
+
+
+_TYPED = ("column", "bindparam", "cast", "type_coerce")
+"""Expressions whose type is part of what they say; that of the others follows from their parts."""
+
+
+def _operator(element: ClauseElement) -> str | None:
+    found = getattr(element, "operator", None) or getattr(element, "modifier", None)
+    return None if found is None else str(getattr(found, "opstring", None) or getattr(found, "__name__", found))
+
+
+def _is_column(element: ClauseElement) -> bool:
+    return element.__visit_name__ == "column" or isinstance(element, Table)

@@ -18,7 +18,7 @@ from sqlalchemy import Delete, Integer, Select, Update, bindparam, column, delet
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.keys import usable
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.models.control import UNDECIDED, Change
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import in_keys

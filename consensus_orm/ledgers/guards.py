@@ -17,7 +17,7 @@ from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.databases.base import SIGN, Standing, Transaction
 from consensus_orm.databases.guard_record import keep, lost, normalized_tables, ours, recorded
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import certificates, mismatches
 from consensus_orm.models.base import Base
 from consensus_orm.models.control import REPLACEABLE, GuardRecord, PhaseChange

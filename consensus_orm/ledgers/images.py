@@ -32,7 +32,7 @@ from sqlalchemy.types import TypeEngine
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.expressions import exact_hex, type_name
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import mismatches
 from consensus_orm.models.control import RowImage
 from consensus_orm.phase import Side

@@ -20,7 +20,7 @@ from sqlalchemy import column as column_
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.events import AlarmEvent, MismatchEvent, RejectEvent
 from consensus_orm.models.control import Mismatch, PhaseChange, Reject
 from consensus_orm.phase import Phase, Side

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, bindparam, select
 from consensus_orm import errors
 from consensus_orm.databases.sqlite import checkpoints
 from consensus_orm.databases.sqlite.checkpoints import Checkpoints
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.events import BackfillEvent
 from consensus_orm.ledgers import backfill_progress, mismatches
 from consensus_orm.migration import keyless, shapes

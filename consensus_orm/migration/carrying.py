@@ -17,7 +17,7 @@ from sqlalchemy.orm import aliased
 
 from consensus_orm import errors
 from consensus_orm.declaration.keys import is_usable
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.migration import keyless
 from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, differing, plan_rows

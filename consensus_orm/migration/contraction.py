@@ -16,7 +16,8 @@ from consensus_orm import errors
 from consensus_orm.databases import guard_record, saved_schema, state
 from consensus_orm.databases.saved_rows import DROPPED, IMAGE, saved_rows, unsafe
 from consensus_orm.databases.saved_schema import Entry
-from consensus_orm.declaration.moves import Move, Moves
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.ledgers import changes, guards, mismatches
 from consensus_orm.migration import gates, keyless
 from consensus_orm.migration.backfill import set_aside

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import bindparam, select
 
 from consensus_orm import errors
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import audit, images, mismatches
 from consensus_orm.ledgers.audit import ImageEntry, MismatchEntry, RejectEntry
 from consensus_orm.ledgers.images import Cells

@@ -17,7 +17,7 @@ from sqlalchemy import Column, func, select
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.keys import LARGEST, usable
-from consensus_orm.declaration.moves import Move, single_key
+from consensus_orm.declaration.move import Move, single_key
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import certificates, changes, mismatches
 from consensus_orm.migration import keyless, shapes
@@ -293,10 +293,10 @@ def undecided_text(rows: int, phase: Phase) -> str:
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
     for pair in uow.statements.mapping:
         names = uow.catalog.columns(uow, pair.legacy_table.name)
-        for name in sorted(names - set(pair.legacy_columns)):
+        for name in sorted(names - {*pair.legacy_columns, *pair.without}):
             yield Obstacle(
-                f"{pair.legacy_table.name} has a column {name!r} that nobody knows and that would be lost;"
-                " declare it in the mapping or drop it"
+                f"{pair.legacy_table.name} has a column {name!r} that no move speaks of, so it would be lost;"
+                " declare it in the move (`columns` or `without`) or drop it"
             )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import bindparam, select
 
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.models.control import Reject

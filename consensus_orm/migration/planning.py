@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from consensus_orm import errors
 from consensus_orm.declaration.keys import is_usable
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, mismatches
 from consensus_orm.ledgers.changes import Written
 from consensus_orm.phase import Side

@@ -25,7 +25,7 @@ from sqlalchemy import select
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import backfill_progress, guards, images, mismatches
 from consensus_orm.migration import keyless, shapes

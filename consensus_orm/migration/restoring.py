@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import images, mismatches
 from consensus_orm.ledgers.images import Image
 from consensus_orm.phase import Side

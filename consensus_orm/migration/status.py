@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict
 
 from consensus_orm.databases import guard_record, state
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import backfill_progress, certificates, changes, images, mismatches
 from consensus_orm.migration import gates, shapes
 from consensus_orm.migration.gates import Obstacle

@@ -18,7 +18,7 @@ from typing import Any
 
 from consensus_orm import errors
 from consensus_orm._version import __version__
-from consensus_orm.declaration.moves import Move, Parent
+from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import certificates, mismatches
 from consensus_orm.migration import keyless, shapes

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from consensus_orm.declaration.moves import Move, Moves
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.migration.rehearsal_report import Identity
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal.raw_sql import Look, SchemaObject

@@ -13,7 +13,8 @@ from typing import Any
 
 from consensus_orm import errors, files
 from consensus_orm._version import __version__
-from consensus_orm.declaration.moves import Move, Moves
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.migration.rehearsal_report import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from consensus_orm.databases.statistics import DatabaseStats
-from consensus_orm.declaration.moves import Move, table_of
+from consensus_orm.declaration.move import Move, table_of
 from consensus_orm.ledgers import audit, certificates
 from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
@@ -225,7 +225,7 @@ def _shared(pair: Move) -> tuple[str, ...]:
     """Legacy columns that all rows of a parent share: what lists are asked for by."""
     if pair.parent is None:
         return ()
-    return tuple(name for name, of in pair.carried.items() if of in pair.parent.identity)
+    return tuple(name for name, of in pair.carried.items() if of in {*pair.parent.identity})
 
 
 def _filters(uow: UnitOfWork, pair: Move, keys: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ class Repository(RoutedReads):
         key = parameters["_key"]
         # The normalized side first, in every phase: the legacy row then finds its equal, and the trigger that
         # looks for writers who know one side only stays silent.
-        normalized = self._write(Side.NORMALIZED, key, lambda: self._insert_normalized(parameters))
+        normalized = self._write(Side.NORMALIZED, key, lambda: self._insert_unnoticed(parameters))
         legacy = self._write(Side.LEGACY, key, lambda: self._insert_legacy(parameters))
         if not (normalized and legacy):
             self.uow.catalog.forget_row(self.uow, self.pair, key)  # a write of ours, which the truth alone has taken
@@ -183,6 +183,10 @@ class Repository(RoutedReads):
         if self._parent.parent.depends_on(self.pair):
             self._execute_on_parents(self._parent.refresh, [parent])
         return key
+
+    def _insert_unnoticed(self, parameters: Values) -> None:
+        with self.uow.catalog.unnoticed(self.uow, self.pair):
+            self._insert_normalized(parameters)
 
     def _find_parent(self, parameters: Values) -> Any:
         found = self.uow._execute(self.sql.find_parent, parameters).fetchone()

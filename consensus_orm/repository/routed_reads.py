@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from consensus_orm import errors
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import backfill_progress
 from consensus_orm.phase import Side

@@ -19,7 +19,8 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.fingerprint import fingerprint
 from consensus_orm.declaration.keys import require_declared
-from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Side
 from consensus_orm.statements.carrying import CarryStatements
 from consensus_orm.statements.comparison import ComparisonStatements

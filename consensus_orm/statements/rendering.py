@@ -40,7 +40,7 @@ from sqlalchemy.types import TypeEngine
 
 from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.keys import in_order, usable
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.errors import ConfigurationError
 
 __all__ = [

@@ -20,7 +20,7 @@ from consensus_orm.databases.postgresql import triggers
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
 from consensus_orm.databases.postgresql.legacy_tables import PostgresLegacyTables
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.models.control import GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
@@ -331,6 +331,10 @@ class PostgresCatalog(Catalog):
 
     def forget_row(self, uow: Transaction, pair: Move, key: Any) -> None:
         """Nothing: our own writes were never noted."""
+
+    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
+        """Nothing: triggers know a repository by a setting of its transaction."""
+        return contextlib.nullcontext()
 
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
         """Let this transaction write frozen legacy tables: whoever carries may do so all along."""

@@ -13,7 +13,7 @@ from typing import Any
 from consensus_orm import errors
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.saved_rows import aside, dropped, unsafe
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["PostgresLegacyTables"]

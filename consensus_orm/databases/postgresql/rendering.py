@@ -28,7 +28,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.rules import Latest
 from consensus_orm.statements.rendering import constant, overwriting, quoted
 from consensus_orm.statements.rows import PairRendering, PairRows

@@ -14,7 +14,8 @@ from sqlalchemy import Table
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
-from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import fitting, literal, quoted

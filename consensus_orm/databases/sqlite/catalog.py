@@ -23,7 +23,7 @@ from consensus_orm.databases.sqlite.key_faults import key_faults
 from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
 from consensus_orm.databases.sqlite.triggers import for_phase
 from consensus_orm.declaration.keys import LARGEST
-from consensus_orm.declaration.moves import Move, table_of
+from consensus_orm.declaration.move import Move, table_of
 from consensus_orm.models.control import Change, GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
@@ -231,6 +231,10 @@ class SQLiteCatalog(Catalog):
     def forget_row(self, uow: Transaction, pair: Move, key: Any) -> None:
         """Forget what the triggers noted of one row that this unit of work wrote."""
         uow._execute(_CHANGES_OF_ROW, {"pair": pair.name, "key": key})
+
+    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
+        """Let this transaction insert a normalized row whose legacy row follows; a row with a mark needs no more."""
+        return _carrying(uow) if pair.marker is None else contextlib.nullcontext()
 
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
         """Let this transaction alone write frozen legacy tables; nobody else ever sees the flag set."""

@@ -20,7 +20,7 @@ from consensus_orm.databases.guard_record import ours
 from consensus_orm.databases.saved_rows import aside, dropped, own_name, unsafe
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import bound, make
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.statements.rendering import quoted
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from sqlalchemy.types import TypeEngine
 from consensus_orm.databases.sqlite import expressions
 from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.keys import usable
-from consensus_orm.declaration.moves import Move
+from consensus_orm.declaration.move import Move
 from consensus_orm.statements.rendering import overwriting
 from consensus_orm.statements.rows import PairRendering, PairRows
 

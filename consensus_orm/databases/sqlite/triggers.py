@@ -9,8 +9,8 @@
 
 Noticing adds a row to `consensus_orm_changes` and leaves the writer alone: it sees neither an error nor
 another last_insert_rowid() or changes(). Units of work are not noticed, because they write the normalized
-side first, marked, and the legacy row then finds its equal. No function of ours is called: other programs
-fire these triggers too.
+side first, with a mark (on the row, or for a moment on the transaction), and the legacy row then finds its equal. No
+function of ours is called: other programs fire these triggers too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.sqlite.rendering import SQLiteRendering
-from consensus_orm.declaration.moves import Move, Moves, Parent
+from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import PairStatements, Statements
 from consensus_orm.statements.rendering import literal, quoted
@@ -102,10 +103,13 @@ class _Triggers:
         """Notice writes of normalized rows by a program that leaves the legacy side alone."""
         own, new = self.pair.table, _new(self.pair.table)
         marker = self.pair.marker
-        foreign = NOT_CARRYING if marker is None else new.c[marker.key].is_distinct_from(literal_column("1"))
+        unequal: ColumnElement[bool] = not_(self.statements.legacy_counterpart(new, new.c[self.pair.key.key]))
+        # A unit of work writes this side first: only a mark, of the row or of the transaction, tells it from others.
+        foreign = unequal & NOT_CARRYING
+        if marker is not None:
+            foreign = new.c[marker.key].is_distinct_from(literal_column("1"))
         yield self._notice(Side.NORMALIZED, "insert", foreign)
-        unequal = not_(self.statements.legacy_counterpart(new, new.c[self.pair.key.key]))
-        watched = [of.name for of in own.columns if of not in (*self.pair.kept, marker)]
+        watched = [of.name for of in own.columns if of not in {*self.pair.kept, marker}]
         yield self._notice(Side.NORMALIZED, "update", unequal | self._moved(Side.NORMALIZED), of=watched)
         yield self._notice_delete(Side.NORMALIZED, self.statements.legacy_key)
 

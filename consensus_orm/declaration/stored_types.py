@@ -1,0 +1,46 @@
+"""How a column's type is stored: whether two columns keep the same value in type and bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Column
+from sqlalchemy.dialects import postgresql, sqlite
+
+__all__ = ["storing_differently"]
+
+_SQLITE = sqlite.dialect()
+_POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy has not typed its dialects
+
+
+def storing_differently(one: Column[Any], other: Column[Any]) -> str | None:
+    """Name the kind of database in which two columns would not store a value alike.
+
+    Args:
+        one: A column.
+        other: Another one.
+
+    Returns:
+        sqlite, postgresql, or None where both kinds store it alike.
+    """
+    if _affinity(one) != _affinity(other):
+        return "sqlite"
+    return None if _stored(one) == _stored(other) else "postgresql"
+
+
+def _stored(of: Column[Any]) -> str:
+    """The type of a column on a server; all texts are one."""
+    spelled: str = of.type.compile(dialect=_POSTGRESQL)
+    return "TEXT" if spelled.startswith(("VARCHAR", "TEXT")) else spelled
+
+
+def _affinity(of: Column[Any]) -> str:
+    """The affinity of a column of SQLite, by the rules of its manual (datatype3.html, section 3.1)."""
+    spelled: str = of.type.compile(dialect=_SQLITE).upper()
+    if "INT" in spelled:
+        return "INTEGER"
+    if any(word in spelled for word in ("CHAR", "CLOB", "TEXT")):
+        return "TEXT"
+    if "BLOB" in spelled or not spelled:
+        return "BLOB"
+    return "REAL" if any(word in spelled for word in ("REAL", "FLOA", "DOUB")) else "NUMERIC"

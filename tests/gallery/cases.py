@@ -1,0 +1,229 @@
+"""The gallery: refactorings that applications make, each as two schemas, a declaration and rows.
+
+Models are written as an application would write them: none has a column for this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import BigInteger, Float, ForeignKey, Integer, MetaData, String, Text, UniqueConstraint, cast
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from consensus_orm import Convert, EnumMap, Move, Moves, Parent
+
+__all__ = ["CASES", "Case"]
+
+BIG = BigInteger().with_variant(Integer(), "sqlite")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One refactoring.
+
+    Attributes:
+        moves: Its declaration.
+        metadata: The tables of both sides.
+        rows: Legacy rows, by column, as any program may have written them.
+        new: A row for the repository; `{n}` in a text, and `...` as a key, are replaced by a number that goes up.
+        foreign: Statements of another program, by side: what it writes on the one that it knows.
+        rejected: How many of the rows cannot be carried.
+    """
+
+    moves: Moves
+    metadata: MetaData
+    rows: Sequence[dict[str, Any]]
+    new: dict[str, Any]
+    foreign: dict[str, Sequence[str]] = field(default_factory=dict)
+    rejected: int = 0
+
+
+def renamed_columns() -> Case:
+    """Rename a table, its key and its columns."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Kunde(Base):
+        __tablename__ = "kunden"
+        nr: Mapped[int] = mapped_column(BIG, primary_key=True)
+        vorname: Mapped[str] = mapped_column(String(40))
+        ort: Mapped[str | None] = mapped_column(Text)
+
+    class Customer(Base):
+        __tablename__ = "customers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        given_name: Mapped[str] = mapped_column(String(40))
+        city: Mapped[str | None] = mapped_column(Text)
+
+    move = Move(
+        Kunde,
+        Customer,
+        key={Kunde.nr: Customer.id},
+        columns={Customer.given_name: Kunde.vorname, Customer.city: Kunde.ort},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"vorname": "Ada", "ort": "Bern"}, {"vorname": "", "ort": None}, {"vorname": "é'\\", "ort": "Bern"}],
+        {"vorname": "new {n}", "ort": "Thun"},
+        {
+            "legacy": [
+                "INSERT INTO kunden (vorname, ort) VALUES ('foreign', NULL)",
+                "UPDATE kunden SET ort = 'moved' WHERE vorname = 'Ada'",
+                "DELETE FROM kunden WHERE vorname = ''",
+            ],
+            "normalized": [
+                "INSERT INTO customers (given_name, city) VALUES ('other', 'Chur')",
+                "UPDATE customers SET city = 'again' WHERE given_name = 'Ada'",
+                "DELETE FROM customers WHERE given_name = 'foreign'",
+            ],
+        },
+    )
+
+
+def shared_parent() -> Case:
+    """Rows that repeat an address refer to one."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class CustomerFlat(Base):
+        __tablename__ = "customers_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        street: Mapped[str] = mapped_column(Text)
+        city: Mapped[str] = mapped_column(Text)
+
+    class Address(Base):
+        __tablename__ = "addresses"
+        __table_args__ = (UniqueConstraint("street", "city"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        street: Mapped[str] = mapped_column(Text)
+        city: Mapped[str] = mapped_column(Text)
+
+    class Customer(Base):
+        __tablename__ = "customers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        address_id: Mapped[int] = mapped_column(ForeignKey("addresses.id"), index=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    by = {Address.street: CustomerFlat.street, Address.city: CustomerFlat.city}
+    move = Move(
+        CustomerFlat,
+        Customer,
+        name="customers",
+        key={CustomerFlat.id: Customer.id},
+        columns={Customer.name: CustomerFlat.name},
+        parts=[Parent(Address, link=Customer.address_id, by=by)],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"name": "Ada", "street": "Way 1", "city": "Bern"},
+            {"name": "Bob", "street": "Way 1", "city": "Bern"},
+            {"name": "Cyd", "street": "Way 1", "city": "Thun"},
+        ],
+        {"name": "new {n}", "street": "Way {n}", "city": "Bern"},
+        {
+            "legacy": [
+                "INSERT INTO customers_flat (name, street, city) VALUES ('foreign', 'Way 1', 'Bern')",
+                "UPDATE customers_flat SET city = 'Chur' WHERE name = 'Ada'",
+            ],
+            "normalized": [
+                "UPDATE customers SET name = 'Robert' WHERE name = 'Bob'",
+                "DELETE FROM customers WHERE name = 'foreign'",
+            ],
+        },
+    )
+
+
+def states() -> Case:
+    """An integer status becomes a word, and hours become minutes."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Job(Base):
+        __tablename__ = "jobs"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        status: Mapped[int | None] = mapped_column(BIG)
+        hours: Mapped[int | None] = mapped_column(BIG)
+
+    class Task(Base):
+        __tablename__ = "tasks"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        state: Mapped[str | None] = mapped_column(String(10))
+        minutes: Mapped[int | None] = mapped_column(BIG)
+
+    move = Move(
+        Job,
+        Task,
+        key={Job.id: Task.id},
+        columns={
+            Task.state: EnumMap(Job.status, {0: "new", 1: "done"}),
+            Task.minutes: Convert(Job.hours, up=Job.hours * 60, down=cast(Task.minutes / 60, BIG)),
+        },
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"status": 0, "hours": 8}, {"status": 1, "hours": None}, {"status": None, "hours": -1},
+            {"status": 7, "hours": 1},
+        ],
+        {"status": 1, "hours": 3},
+        {
+            "legacy": ["UPDATE jobs SET status = 1 WHERE hours = 8", "INSERT INTO jobs (status, hours) VALUES (0, 9)"],
+            "normalized": ["UPDATE tasks SET minutes = 600 WHERE state = 'done' AND minutes IS NULL"],
+        },
+        rejected=1,
+    )  # fmt: skip
+
+
+def text_key() -> Case:
+    """A key of text, and a column that is given up."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Word(Base):
+        __tablename__ = "words"
+        word: Mapped[str] = mapped_column(Text, primary_key=True)
+        weight: Mapped[float | None] = mapped_column(Float)
+        old: Mapped[str | None] = mapped_column(Text)
+
+    class Term(Base):
+        __tablename__ = "terms"
+        term: Mapped[str] = mapped_column(Text, primary_key=True)
+        weight: Mapped[float | None] = mapped_column(Float)
+
+    move = Move(
+        Word,
+        Term,
+        key={Word.word: Term.term},
+        columns={Term.weight: Word.weight},
+        without={Word.old: "nobody reads it"},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"word": "a", "weight": 0.1}, {"word": "Z", "weight": None}, {"word": "é", "weight": -1.5}],
+        {"word": "new {n}", "weight": 2.5},
+        {
+            "legacy": ["UPDATE words SET weight = 3 WHERE word = 'Z'"],
+            "normalized": ["INSERT INTO terms VALUES ('other', 1)"],
+        },
+    )
+
+
+CASES = {
+    "rename": renamed_columns,
+    "shared parent": shared_parent,
+    "values": states,
+    "text key": text_key,
+}
+"""What makes each case: its tables are declared anew, so that no two tests share a class."""
