@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.tracker import ExecutionTracker
     from consensus_orm.declaration.move import Move, Parent
     from consensus_orm.declaration.moves import Moves
-    from consensus_orm.declaration.rules import Computed, Convert, Earliest, EnumMap, Latest
+    from consensus_orm.declaration.rules import Computed, Convert, Default, Earliest, EnumMap, Latest
     from consensus_orm.errors import ConsensusError
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
@@ -39,6 +39,7 @@ __all__ = [
     "ConsensusStore",
     "ConsensusUnitOfWork",
     "Convert",
+    "Default",
     "Earliest",
     "EnumMap",
     "Execution",
@@ -64,7 +65,7 @@ _HOME = {
     "errors": ("ConsensusError",),
     "declaration.move": ("Move", "Parent"),
     "declaration.moves": ("Moves",),
-    "declaration.rules": ("Computed", "Convert", "Earliest", "EnumMap", "Latest"),
+    "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Latest"),
     "phase": ("Phase", "Side"),
     "consensus.programs": ("owns",),
     "consensus.records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),

@@ -6,19 +6,24 @@ of several) belong together, and what is derived from them. No SQL is written he
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Table, column
+from sqlalchemy import Column, ColumnElement, MetaData, Table, and_, case, column, not_, true
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
+from sqlalchemy.types import TypeEngine
 
 from consensus_orm import errors
+from consensus_orm.declaration.expressions import holds
 from consensus_orm.declaration.rules import (
     Computed,
     Convert,
+    Default,
     Earliest,
     EnumMap,
     Expression,
@@ -37,8 +42,23 @@ __all__ = ["Move", "Parent", "column_of", "single_key", "table_of"]
 
 Attribute = InstrumentedAttribute[Any]
 
-Rule = Named | Convert | EnumMap | Computed
+Rule = Named | Convert | EnumMap | Default | Computed
 """What a normalized column is filled with: a legacy column, in type and bytes, or a rule."""
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """A rule that cannot give every value back, so that the original is kept.
+
+    Attributes:
+        sources: The legacy columns.
+        targets: The normalized columns.
+        up: What these hold, as expressions on the legacy columns.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[Column[Any], ...]
+    up: tuple[ColumnElement[Any], ...]
 
 
 class Parent:
@@ -151,6 +171,10 @@ class Move:
         """Normalized columns of the model whose value follows from legacy columns, by a rule."""
         self.restored: dict[str, ColumnElement[Any]] = {}
         """Legacy columns whose value follows from normalized columns, by a rule."""
+        self.types: dict[str, TypeEngine[Any]] = {}
+        """The types of legacy columns that a rule gives back."""
+        self.lossy: list[Lossy] = []
+        """The rules whose originals are kept."""
         self.above: dict[Column[Any], ColumnElement[Any]] = {}
         """Columns of the parent whose value follows from legacy columns, by a rule."""
         self._declare(columns)
@@ -182,7 +206,7 @@ class Move:
     def _fill(
         self, targets: tuple[Column[Any], ...], rule: Rule, computed: dict[Column[Any], ColumnElement[Any]]
     ) -> None:
-        if isinstance(rule, EnumMap):
+        if isinstance(rule, EnumMap | Default):
             rule = rule.converting(targets[0], self._expression(rule.source))
         if isinstance(rule, Computed):
             computed[targets[0]] = expression(rule.up)
@@ -190,8 +214,11 @@ class Move:
             self._require_as_many(targets, rule.up, "up")
             self._require_as_many(rule.sources, rule.down, "down")
             computed.update(zip(targets, map(expression, rule.up), strict=True))
-            sources = (self._name(source) for source in rule.sources)
-            self.restored.update(zip(sources, map(expression, rule.down), strict=True))
+            names = tuple(self._name(source) for source in rule.sources)
+            self.types.update(zip(names, (self._expression(source).type for source in rule.sources), strict=True))
+            self.restored.update(zip(names, map(expression, rule.down), strict=True))
+            if rule.keep:
+                self.lossy.append(Lossy(names, targets, tuple(map(expression, rule.up))))
         elif (name := self._name(rule)) in self.carried:  # given back from where it stands first
             computed[targets[0]] = column(name, targets[0].type)
         else:
@@ -341,6 +368,20 @@ class Move:
         return {**self.carried, **self.restored}
 
     @cached_property
+    def lossy_columns(self) -> tuple[str, ...]:
+        """Legacy columns that a rule cannot always give back."""
+        return tuple(dict.fromkeys(name for rule in self.lossy for name in rule.sources))
+
+    @cached_property
+    def originals(self) -> Table | None:
+        """The table of ours that keeps the originals of what a rule cannot give back; None where every rule can."""
+        if not self.lossy:
+            return None
+        columns = [Column(name, self.types[name]) for name in self.lossy_columns]
+        key = Column("key", self.key.type, primary_key=True, autoincrement=False)
+        return Table(originals_name(self.name), MetaData(), key, *columns)
+
+    @cached_property
     def legacy_columns(self) -> tuple[str, ...]:
         """All columns of the legacy table that are moved, the key first."""
         return (self.legacy_key, *self.columns)
@@ -372,12 +413,44 @@ class Move:
         """The legacy row that a normalized row and its parent stand for; without its key.
 
         Args:
-            own: The normalized table, or what stands for it.
+            own: The normalized table, or what stands for it; the originals are joined with it where there are some.
             parent: The table of the parent, or what stands for it; None where the move has none.
         """
-        table = Row({of.name: own.c[of.key] for of in self.table.columns}) if self.restored else None
         carried = {name: (own if self.is_own(of) else parent).c[of.key] for name, of in self.carried.items()}
-        return Row(carried | {name: on(rule, table) for name, rule in self.restored.items() if table is not None})
+        if not self.restored:
+            return Row(carried)
+        restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns}))
+        if self.originals is not None:
+            original = Row({of.name: of for of in self.originals.columns})
+            for rule in self.lossy:
+                follows = [holds(own.c[of.key], on(up, original)) for of, up in zip(rule.targets, rule.up, strict=True)]
+                counts = and_(original["key"].is_not(None), *follows)
+                restored |= {name: case((counts, original[name]), else_=restored[name]) for name in rule.sources}
+        return Row(carried | restored)
+
+    def restored_from(self, normalized: Row) -> dict[str, ColumnElement[Any]]:
+        """Legacy columns as their rules alone give them back.
+
+        Args:
+            normalized: The normalized row.
+        """
+        return {name: on(rule, normalized) for name, rule in self.restored.items()}
+
+    def loses(self, row: Row) -> ColumnElement[bool]:
+        """Whether the rules alone do not give a legacy row back, so that its original is kept.
+
+        Args:
+            row: The legacy row.
+        """
+        filled = self.filled(row)
+        back = self.restored_from(Row({of.name: filled[of.key] for of in self.table.columns if of.key in filled}))
+        return not_(and_(true(), *(holds(row[name], back[name]) for name in self.lossy_columns)))
+
+
+def originals_name(move: str) -> str:
+    """The name of the table that keeps the originals of a move; a long one ends in a hash."""
+    name = f"consensus_orm_originals_{move}"
+    return name if len(name.encode()) <= 63 else f"{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def table_of(model: type[DeclarativeBase]) -> Table:

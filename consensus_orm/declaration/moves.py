@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
+from sqlalchemy import Table
+
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.validation import validate
@@ -54,6 +56,11 @@ class Moves:
             if move.parent is not None:
                 found.setdefault(move.parent.table.name, move.parent)
         return tuple(found.values())
+
+    @cached_property
+    def originals(self) -> tuple[Table, ...]:
+        """The tables of ours that keep the originals of what a rule cannot give back."""
+        return tuple(move.originals for move in self if move.originals is not None)
 
     def members(self, parent: Parent) -> tuple[Move, ...]:
         """The moves whose rows belong to a parent."""

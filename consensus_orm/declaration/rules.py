@@ -12,7 +12,7 @@ from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, String, Table, case, literal, null
+from sqlalchemy import Column, ColumnElement, String, Table, case, func, literal, null
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 from sqlalchemy.sql import coercions, roles, visitors
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause
@@ -22,6 +22,7 @@ from consensus_orm import errors
 __all__ = [
     "Computed",
     "Convert",
+    "Default",
     "Earliest",
     "EnumMap",
     "Expression",
@@ -105,22 +106,28 @@ def on(rule: ColumnElement[Any], row: Row) -> ColumnElement[Any]:
 class Convert:
     """A value that is written in another way on each side, with SQL both ways.
 
-    A row whose value does not come back in type and bytes (`down(up(x))` is not x) cannot be carried and becomes a
-    reject; a unit of work that writes one is refused.
-
     Args:
         *sources: The legacy columns, as attributes or names.
         up: The value of the normalized column as an expression on them; a tuple where the rule fills several.
         down: The value of the legacy column as an expression on normalized attributes; a tuple for several sources.
+        keep: What becomes of a row whose value does not come back in type and bytes (`down(up(x))` is not x). False:
+            it becomes a reject, and a unit of work that writes one is refused. True: its original is kept in a table
+            of ours, and comes back as long as the normalized value is still what follows from it.
     """
 
     sources: tuple[Named, ...]
     up: tuple[Expression, ...]
     down: tuple[Expression, ...]
+    keep: bool
 
     def __init__(
-        self, *sources: Named, up: Expression | tuple[Expression, ...], down: Expression | tuple[Expression, ...]
+        self,
+        *sources: Named,
+        up: Expression | tuple[Expression, ...],
+        down: Expression | tuple[Expression, ...],
+        keep: bool = False,
     ) -> None:
+        object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "sources", sources)
         object.__setattr__(self, "up", up if isinstance(up, tuple) else (up,))
         object.__setattr__(self, "down", down if isinstance(down, tuple) else (down,))
@@ -130,15 +137,16 @@ class Convert:
 class EnumMap:
     """A value of a fixed list that the sides write in different words; NULL is NULL on both.
 
-    A row with a value that is not in the list becomes a reject.
-
     Args:
         source: The legacy column, as attribute or name.
         values: What each legacy value is on the normalized side.
+        keep: Whether a value that is not in the list is NULL on the normalized side and its original is kept, as in
+            `Convert`; a row with one becomes a reject otherwise.
     """
 
     source: Named
     values: Dict[Any, Any]
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.values.values())) != len(self.values):
@@ -157,7 +165,29 @@ class EnumMap:
         up = [(source == value, literal(other, target.type)) for value, other in self.values.items()]
         down = [(target == other, literal(value, source.type)) for value, other in self.values.items()]
         nothing: ColumnElement[Any] = null()
-        return Convert(self.source, up=case(*up, else_=nothing), down=case(*down, else_=nothing))
+        return Convert(self.source, up=case(*up, else_=nothing), down=case(*down, else_=nothing), keep=self.keep)
+
+
+@dataclass(frozen=True, eq=False)
+class Default:
+    """A NULL that becomes a value; the original is always kept, so NULL comes back as NULL.
+
+    Args:
+        source: The legacy column, as attribute or name.
+        value: What stands for NULL on the normalized side.
+    """
+
+    source: Named
+    value: Any
+
+    def converting(self, target: Column[Any], source: ColumnElement[Any]) -> Convert:
+        """The rule as SQL for one normalized column.
+
+        Args:
+            target: The normalized column.
+            source: The legacy column.
+        """
+        return Convert(self.source, up=func.coalesce(source, literal(self.value, target.type)), down=target, keep=True)
 
 
 @dataclass(frozen=True, eq=False)

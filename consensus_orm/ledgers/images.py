@@ -38,7 +38,7 @@ from consensus_orm.models.control import RowImage
 from consensus_orm.phase import Side
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.statements.parents import ParentStatements
-from consensus_orm.statements.rendering import Rendering, in_keys, link, quoted
+from consensus_orm.statements.rendering import Rendering, in_keys, quoted
 
 __all__ = [
     "Cells",
@@ -201,11 +201,10 @@ def _columns(
         columns |= {kept.key: kept for kept in pair.kept}
         shown = set(map(id, columns.values()))
         columns |= {f"{of.name}.{c.name}": c for c in of.columns if id(c) not in shown}
+        source = sql.whole()
         if pair.parent is not None:
             above = pair.parent.table
             columns |= {f"{above.name}.{said.key}": said for said in pair.above}
-            # A row may have lost its parent; what it holds itself is kept all the same.
-            source = of.outerjoin(above, pair.parent.key == of.c[link(pair)])
     columns |= {f"{of.name}.{name}": literal_column(quoted(of.name, name), Text()) for name in unknown}
     return columns, source
 

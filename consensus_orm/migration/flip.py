@@ -28,6 +28,9 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
         forced: Whether waiting was skipped.
         **detail: Facts for the audit; no contents of rows.
     """
+    if to.writes_normalized:
+        there = uow.catalog.tables(uow)
+        uow.catalog.create(uow, [table for table in uow.statements.mapping.originals if table.name not in there])
     guard_record.install(uow, to)
     if to.has_legacy:
         uow.catalog.level_sequences(uow)

@@ -172,7 +172,10 @@ class Repository(RoutedReads):
     def _insert_normalized(self, parameters: Values) -> Any:
         insert = self.sql.insert_normalized(keyed=parameters["_key"] is not None)
         if self._parent is None:
-            return self._insert(insert, parameters)
+            key = self._insert(insert, parameters)
+            self._keep_original(key, parameters)
+            self._require_given_back(key, parameters)
+            return key
         parameters["_parent"] = parent = self._find_parent(parameters)
         try:
             key = self._insert(insert, parameters)
@@ -182,11 +185,32 @@ class Repository(RoutedReads):
             raise
         if self._parent.parent.depends_on(self.pair):
             self._execute_on_parents(self._parent.refresh, [parent])
+        self._keep_original(key, parameters)
+        self._require_given_back(key, parameters)
         return key
+
+    def _require_given_back(self, key: Any, parameters: Values) -> None:
+        """Refuse a row of which the truth would keep less than was given; elsewhere the comparison shows it."""
+        if not self.pair.restored or self.uow.phase.truth is not Side.NORMALIZED:
+            return
+        agree = self.uow._execute(self.sql.given_back, {**parameters, "_key": key}).fetchone()
+        lost = [name for name, whole in zip(self.pair.restored, agree, strict=True) if not whole]
+        if lost:
+            error = errors.InvalidValueError(
+                f"the normalized side has no word for this value of {lost[0]}",
+                hint="give a value that the rule of the move can give back",
+                field=lost[0],
+            )
+            self.uow._doom(error)
+            raise error
 
     def _insert_unnoticed(self, parameters: Values) -> None:
         with self.uow.catalog.unnoticed(self.uow, self.pair):
             self._insert_normalized(parameters)
+
+    def _keep_original(self, key: Any, parameters: Values) -> None:
+        for statement in self.sql.keep_original:
+            self.uow._execute(statement, {**parameters, "_key": key})
 
     def _find_parent(self, parameters: Values) -> Any:
         found = self.uow._execute(self.sql.find_parent, parameters).fetchone()

@@ -12,6 +12,7 @@ from sqlalchemy import (
     SelectBase,
     Table,
     and_,
+    delete,
     func,
     literal_column,
     select,
@@ -78,15 +79,30 @@ class CarryStatements(PairRows):
         return self._carry_with_parents(in_range(self.legacy_key), overwrite=False)
 
     def _carry_with_parents(self, criterion: ColumnElement[bool], *, overwrite: bool) -> tuple[str, ...]:
-        rows = self.carry_to_normalized(criterion, overwrite=overwrite)
-        if self.pair.parent is None:
-            return (rows,)
-        return (self.carry_parents(criterion, self.legacy_row(), self.pair.legacy_table), rows)
+        steps = self.carry_originals(criterion)
+        if self.pair.parent is not None:
+            steps += (self.carry_parents(criterion, self.legacy_row(), self.pair.legacy_table),)
+        return (*steps, self.carry_to_normalized(criterion, overwrite=overwrite))
+
+    def carry_originals(self, criterion: ColumnElement[bool]) -> tuple[str, ...]:
+        """Keep the originals of legacy rows that the rules cannot give back, and forget those of the others.
+
+        They come before the rows themselves: a trigger that looks at a row finds what it stands for.
+        """
+        if (originals := self.pair.originals) is None:
+            return ()
+        row, legacy = self.legacy_row(), self.pair.legacy_table
+        values = {"key": self.legacy_key} | {name: row[name] for name in self.pair.lossy_columns}
+        there = select(self.legacy_key).where(criterion)
+        lost = select(*values.values()).select_from(legacy).where(criterion, self.pair.loses(row))
+        forget = delete(originals).where(originals.c.key.in_(there))
+        return self.render(forget), self.render(self.rendering.ignoring(originals, list(values), lost))
 
     @cached_property
     def carry_new(self) -> str | None:
         """What `backfill` does, and more, with one statement, where the database saves work by that."""
-        return None if self.pair.parent is None else self.rendering.carry_new(self, in_range(self.legacy_key))
+        alone = self.pair.parent is None or self.pair.originals is not None
+        return None if alone else self.rendering.carry_new(self, in_range(self.legacy_key))
 
     @cached_property
     def overwrite_normalized(self) -> tuple[str, ...]:

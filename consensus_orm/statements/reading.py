@@ -26,7 +26,6 @@ from consensus_orm.statements.rendering import (
     each_value,
     in_keys,
     leads_an_index,
-    link,
     parameter,
 )
 from consensus_orm.statements.rows import PairRows
@@ -165,10 +164,7 @@ class ReadStatements(PairRows):
         """Rows whole. A normalized one shows itself without its parent too: that one may be what is wrong with it."""
         _, names = self.projection(side)
         names.pop(NEWEST, None)
-        source: FromClause = self.table_of(side)
-        if side is Side.NORMALIZED and self.pair.parent is not None:
-            parent = self.pair.parent
-            source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
+        source = self.table_of(side) if side is Side.LEGACY else self.whole()
         parts: list[Any] = [part for v in names.values() for part in (type_name(v), exact_hex(v))]
         return tuple(names), select(*parts).select_from(source)  # pyright: ignore[reportReturnType]
 

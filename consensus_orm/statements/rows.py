@@ -99,7 +99,8 @@ class PairRows:
     @cached_property
     def bound(self) -> Row:
         """The row as it is meant: bound values. Text is cast, so that bytes that are no UTF-8 can be bound."""
-        return Row({name: self._bind(name, of.type) for name, of in self.pair.columns.items()})
+        types = {name: of.type for name, of in self.pair.columns.items()} | self.pair.types
+        return Row({name: self._bind(name, types[name]) for name in self.pair.columns})
 
     @cached_property
     def parameters(self) -> dict[str, str]:
@@ -139,9 +140,21 @@ class PairRows:
         return and_(*(parent.c[of.key] == values[of.key] for of in self.pair.parent.identity))
 
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
+        table_ = table
+        if (originals := self.pair.originals) is not None:
+            table_ = table.outerjoin(originals, originals.c.key == table.c[self.pair.key.key])
         if parent is None or self.pair.parent is None:
-            return table
-        return table.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
+            return table_
+        return table_.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
+
+    def whole(self) -> FromClause:
+        """The normalized table with what belongs to its rows, where there is any: a row may have lost its parent."""
+        source: FromClause = self.pair.table
+        if (originals := self.pair.originals) is not None:
+            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+        if (parent := self.pair.parent) is not None:
+            source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
+        return source
 
     @cached_property
     def legacy_key(self) -> ColumnElement[Any]:
@@ -204,6 +217,8 @@ class PairRows:
         if self.pair.parent is not None:
             parent = self.pair.parent.table
             source = source.join(parent, self.pair.parent.key == own.c[link(self.pair)])
+        if (originals := self.pair.originals) is not None:
+            source = source.outerjoin(originals, originals.c.key == own.c[self.pair.key.key])
         return exists(literal_column("1")).select_from(source).where(self.legacy_key == key, *compared)
 
     def normalized_values(self) -> dict[str, Any]:

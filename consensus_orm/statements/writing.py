@@ -15,7 +15,7 @@ from sqlalchemy import (
     update,
 )
 
-from consensus_orm.declaration.expressions import same
+from consensus_orm.declaration.expressions import holds, same
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     FALSE,
@@ -54,6 +54,25 @@ class WriteStatements(PairRows):
         meant += [same(of, self._kept_bind(of)) for of in self.pair.kept]
         meant += [self.legacy_key == key]
         return self.render(select(func.count()).select_from(source).where(*meant))
+
+    @cached_property
+    def keep_original(self) -> tuple[str, ...]:
+        """Keep the original of the row under `_key` as it is meant, where the rules cannot give it back."""
+        if (originals := self.pair.originals) is None:
+            return ()
+        names = self.pair.lossy_columns
+        key = self.rendering.typed(bindparam("_key"), self.pair.key.type)
+        lost = select(key, *(self.bound[name] for name in names)).where(self.pair.loses(self.bound))
+        forget = delete(originals).where(originals.c.key == bindparam("_key"))
+        return self.render(forget), self.render(insert(originals).from_select(["key", *names], lost))
+
+    @cached_property
+    def given_back(self) -> str:
+        """For each legacy column with a rule, whether the normalized row under `_key` gives it back as it was meant."""
+        back = self.normalized_row()
+        agree = [holds(self.bound[name], back[name]) for name in self.pair.restored]
+        source = self._joined(self.pair.table, None)
+        return self.render(select(*agree).select_from(source).where(self.pair.key == bindparam("_key")))
 
     @cached_property
     def next_key(self) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Integer, MetaData, String, Text, UniqueConstraint, cast
+from sqlalchemy import BigInteger, Float, ForeignKey, Integer, MetaData, String, Text, UniqueConstraint, cast, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Convert, EnumMap, Move, Moves, Parent
+from consensus_orm import Convert, Default, EnumMap, Move, Moves, Parent
 
 __all__ = ["CASES", "Case"]
 
@@ -165,7 +165,7 @@ def states() -> Case:
         key={Job.id: Task.id},
         columns={
             Task.state: EnumMap(Job.status, {0: "new", 1: "done"}),
-            Task.minutes: Convert(Job.hours, up=Job.hours * 60, down=cast(Task.minutes / 60, BIG)),
+            Task.minutes: Convert(Job.hours, up=Job.hours * 60, down=Task.minutes // 60),
         },
     )
     return Case(
@@ -181,6 +181,61 @@ def states() -> Case:
             "normalized": ["UPDATE tasks SET minutes = 600 WHERE state = 'done' AND minutes IS NULL"],
         },
         rejected=1,
+    )  # fmt: skip
+
+
+def defaults() -> Case:
+    """A float price becomes cents, a NULL becomes a value; what that cannot say is kept."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class ItemOld(Base):
+        __tablename__ = "items_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        price: Mapped[float | None] = mapped_column(Float)
+        unit: Mapped[str | None] = mapped_column(Text)
+        level: Mapped[int | None] = mapped_column(BIG)
+
+    class Item(Base):
+        __tablename__ = "items"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        cents: Mapped[int | None] = mapped_column(BIG)
+        unit: Mapped[str] = mapped_column(Text)
+        level: Mapped[str | None] = mapped_column(Text)
+
+    cents = cast(func.round(ItemOld.price * 100), BIG)
+    move = Move(
+        ItemOld,
+        Item,
+        name="items",
+        key={ItemOld.id: Item.id},
+        columns={
+            Item.cents: Convert(ItemOld.price, up=cents, down=cast(Item.cents, Float) / 100.0, keep=True),
+            Item.unit: Default(ItemOld.unit, "piece"),
+            Item.level: EnumMap(ItemOld.level, {1: "low", 2: "high"}, keep=True),
+        },
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"price": 19.99, "unit": "kg", "level": 1}, {"price": 0.005, "unit": None, "level": 9},
+            {"price": None, "unit": "piece", "level": None}, {"price": -1e15, "unit": "", "level": 2},
+        ],
+        {"price": 1.005, "unit": None, "level": 7},
+        {
+            "legacy": [
+                "UPDATE items_old SET price = 0.333, unit = NULL WHERE unit = 'kg'",
+                "UPDATE items_old SET unit = 'piece' WHERE level = 9",
+                "INSERT INTO items_old (price, unit, level) VALUES (0.001, NULL, 77)",
+            ],
+            "normalized": [
+                "UPDATE items SET cents = 5 WHERE unit = ''",
+                "INSERT INTO items (cents, unit) VALUES (7, 'box')",
+                "UPDATE items SET unit = 'kg' WHERE level = 'high'",
+            ],
+        },
     )  # fmt: skip
 
 
@@ -224,6 +279,7 @@ CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
     "values": states,
+    "kept values": defaults,
     "text key": text_key,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""

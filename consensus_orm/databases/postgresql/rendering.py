@@ -94,6 +94,8 @@ class PostgresRendering(PairRendering):
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement: each statement is a trip to the server."""
         declared, legacy = pair.pair, pair.pair.legacy_table
+        if declared.originals is not None:
+            return None
         values = pair.normalized_values()
         parent = None
         if declared.parent is not None and declared.link is not None:
