@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError
 
 from consensus_orm import ConsensusError, ConsensusStore, Phase, __version__
 from consensus_orm.cli import process
+from consensus_orm.cli.mapping import moves_named, of_project
 from consensus_orm.cli.output import one_line, plain, say
 from consensus_orm.databases.engine import translated
 from consensus_orm.errors import OutOfMemoryError, OutputError, StorageError, UnexpectedError
@@ -43,16 +44,18 @@ MISSING = "check the URL; `consensus-orm upgrade --create` makes a new database"
 
 
 class App:
-    """What every command is given: the database asked for.
+    """What every command is given: the database asked for, and the moves.
 
     Args:
         url: As typed; None leaves it to the settings.
+        mapping: The name of the moves, as typed or as the project has it; None are the consensus tables.
         create: Whether a database that does not exist is made. Otherwise a mistyped path would make a new one, and
             the command would report that all is well with it.
     """
 
-    def __init__(self, url: str | None, *, create: bool = False) -> None:
+    def __init__(self, url: str | None, mapping: str | None, *, create: bool = False) -> None:
         self.url = url
+        self.mapping = mapping
         self.create = create
 
     @contextlib.contextmanager
@@ -70,7 +73,10 @@ class App:
             StorageError: There is no such file, or it cannot be read.
         """
         settings = Settings() if replica else Settings().model_copy(update={"read_url": None})
-        with ConsensusStore.open(self.url, settings=settings) as store, translated(store.engine):
+        with (
+            ConsensusStore.open(self.url, settings=settings, moves=moves_named(self.mapping)) as store,
+            translated(store.engine),
+        ):
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
             yield store
@@ -80,13 +86,15 @@ class App:
 
         Otherwise whoever copies one would run it on the default database.
         """
-        if self.url is None:
-            return text
-        try:
-            shown = make_url(self.url).render_as_string() if "://" in self.url else self.url
-        except (ArgumentError, ValueError):
-            return text
-        return text.replace("consensus-orm ", f"consensus-orm --url {shlex.quote(shown)} ")
+        given = []
+        if self.url is not None:
+            try:
+                given += ["--url", make_url(self.url).render_as_string() if "://" in self.url else self.url]
+            except (ArgumentError, ValueError):
+                return text
+        if self.mapping is not None and self.mapping != of_project():
+            given += ["--mapping", self.mapping]
+        return text.replace("consensus-orm ", f"consensus-orm {shlex.join(given)} ") if given else text
 
 
 class Interrupted(click.Abort):
@@ -224,10 +232,10 @@ def _mine(error: BaseException) -> ConsensusError:
 
 def _app(typed: list[str]) -> App:
     """The app of a call that has failed, wherever it failed."""
-    url = None
+    given: dict[str, Any] = {}
     with contextlib.suppress(click.ClickException):
-        url = main.make_context("consensus-orm", list(typed), resilient_parsing=True).params.get("url")
-    return App(url)
+        given = main.make_context("consensus-orm", list(typed), resilient_parsing=True).params
+    return App(given.get("url"), given.get("mapping"))
 
 
 def _command(typed: list[str]) -> list[str]:
@@ -282,14 +290,19 @@ json_option: Option = click.option("--json", "as_json", is_flag=True, help="Prin
 )
 @click.version_option(__version__, prog_name="consensus-orm", message="%(prog)s %(version)s")
 @click.option("--url", metavar="URL", help="A SQLAlchemy URL or a path; CONSENSUS_ORM_URL where left out.")
+@click.option(
+    "--mapping",
+    metavar="MODULE:MOVES",
+    help="The moves of your own tables; `mapping` of [tool.consensus_orm] in pyproject.toml where left out.",
+)
 @click.pass_context
-def main(ctx: click.Context, url: str | None) -> None:
+def main(ctx: click.Context, url: str | None, mapping: str | None) -> None:
     """Move a database in use from its legacy schema to the normalized one, and back.
 
     Begin with `consensus-orm demo`, then `status`: it always names the next command.
 
     Exit codes: 0 done and clean, 1 refused, or mismatches or rejects found, 2 wrong usage.
     """
-    ctx.obj = App(url)
+    ctx.obj = App(url, mapping if mapping is not None else of_project())
     for sentence in unknown_variables(os.environ):
         click.echo(f"consensus-orm: warning: {one_line(sentence)}", err=True)

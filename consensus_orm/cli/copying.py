@@ -31,8 +31,8 @@ def copy_command(app: App, source: str, target: str, reject: bool, catch_up: boo
     before anything is written.
     """
     with (
-        App(source).store(replica=False) as origin,
-        App(target, create=app.create).store(
+        App(source, app.mapping).store(replica=False) as origin,
+        App(target, app.mapping, create=app.create).store(
             replica=False, missing="check the URL; --create makes a new file"
         ) as store,
         Bars("copy", quiet=as_json) as bars,

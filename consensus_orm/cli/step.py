@@ -67,13 +67,14 @@ def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
         phase = store.migration.phase
         version = None if store.path is None else store.maintenance.stats().user_version
         backup = None if rewrite is None else _newest_backup(store)
+        is_told = version is not None and store.application.protection is not None
     if as_json:
         show_json({"applied": applied, "phase": phase, "user_version": version, "backup": backup})
         return
     say(f"{_told(applied)}; the phase is {phase.name}")
     if backup is not None:
         say(f"backup: {backup}")
-    if version is not None:
+    if is_told and version is not None:
         say(f"user_version: {_protection(version)}")
 
 

@@ -1,0 +1,59 @@
+"""Which moves a command is about: those that are named, those of the project, or the consensus tables."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from pathlib import Path
+
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.declaration.moves import Moves
+from consensus_orm.errors import ConfigurationError
+
+__all__ = ["moves_named", "of_project"]
+
+PROJECT = Path("pyproject.toml")
+HINT = "give the module and the name of its Moves: --mapping package.module:MOVES"
+
+
+def of_project() -> str | None:
+    """The moves that the project in the current folder names, in `[tool.consensus_orm] mapping`.
+
+    Raises:
+        ConfigurationError: The file cannot be read.
+    """
+    try:
+        found = tomllib.loads(PROJECT.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{PROJECT} cannot be read: {type(error).__name__}",
+            hint="mend it, or give --mapping",
+        ) from error
+    name = found.get("tool", {}).get("consensus_orm", {}).get("mapping")
+    return name if name is None else str(name)
+
+
+def moves_named(name: str | None) -> Moves:
+    """Import moves by their name; the current folder is searched too, as `python -m` does.
+
+    Args:
+        name: `package.module:NAME`; the consensus tables where left out.
+
+    Raises:
+        ConfigurationError: There is no such module, or no such Moves in it.
+    """
+    if name is None:
+        return CONSENSUS
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"there is no {name!r:.100}: {error}", hint=HINT) from error
+    if not isinstance(found, Moves):
+        raise ConfigurationError(f"{name!r:.100} is a {type(found).__name__}, and no Moves", hint=HINT)
+    return found
