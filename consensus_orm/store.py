@@ -9,7 +9,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 import typing_extensions
 from sqlalchemy import URL, Engine
@@ -18,11 +18,12 @@ from consensus_orm import validation as check
 from consensus_orm.databases import opening
 from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.step_backups import StepBackups
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.hub import Telemetry
 from consensus_orm.phase import Phase
 from consensus_orm.progress import Watch, of_pages
-from consensus_orm.repository.dual_write import Repository
+from consensus_orm.repository.repository import Repository
 from consensus_orm.schema.application import Application, Rewrite
 from consensus_orm.settings import Settings, from_environment
 from consensus_orm.statements.pairs import Statements
@@ -43,21 +44,26 @@ __all__ = ["RepositoryUnitOfWork", "Store"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class RepositoryUnitOfWork(UnitOfWork):
-    """A unit of work with a repository for each declared pair."""
+    """A unit of work with a repository for each move."""
 
-    def repository(self, pair: str) -> Repository:
-        """The rows of a declared pair.
+    @overload
+    def repository(self, move: Move[R]) -> Repository[R]: ...
+    @overload
+    def repository(self, move: str) -> Repository[Any]: ...
+    def repository(self, move: Move[Any] | str) -> Repository[Any]:
+        """The rows of a move.
 
         Args:
-            pair: The name of its move.
+            move: The move, or its name.
 
         Raises:
-            InvalidValueError: There is no such pair.
+            InvalidValueError: The store was opened with other moves.
         """
-        return Repository(self, self.statements.mapping[pair])
+        return Repository(self, self.statements.mapping[move if isinstance(move, str) else move.name])
 
 
 U = typing_extensions.TypeVar("U", bound=RepositoryUnitOfWork, default=RepositoryUnitOfWork, covariant=True)

@@ -22,6 +22,7 @@ __all__ = [
     "flag",
     "identifier",
     "instance",
+    "invalid",
     "limit",
     "moment",
     "number",
@@ -60,15 +61,15 @@ def identifier(field: str, value: Any, *, optional: bool = False, empty: bool = 
     if value is None and optional:
         return None
     if not isinstance(value, str):
-        raise _invalid(field, f"must be text, not {type(value).__name__}")
+        raise invalid(field, f"must be text, not {type(value).__name__}")
     if not value and not empty:
-        raise _invalid(field, "must not be empty")
+        raise invalid(field, "must not be empty")
     if len(value) > MAX_IDENTIFIER:
-        raise _invalid(field, f"has {len(value)} characters; at most {MAX_IDENTIFIER} are accepted")
+        raise invalid(field, f"has {len(value)} characters; at most {MAX_IDENTIFIER} are accepted")
     if "\0" in value:
-        raise _invalid(field, "holds a NUL character")
+        raise invalid(field, "holds a NUL character")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise _invalid(field, "holds a lone surrogate")
+        raise invalid(field, "holds a lone surrogate")
     return value
 
 
@@ -81,9 +82,9 @@ def content(field: str, value: Any, *, optional: bool = False) -> Any:
     if value is None and optional:
         return None
     if not isinstance(value, str):
-        raise _invalid(field, f"must be text, not {type(value).__name__}")
+        raise invalid(field, f"must be text, not {type(value).__name__}")
     if len(value) > MAX_CONTENT:
-        raise _invalid(field, f"has {len(value)} characters; at most {MAX_CONTENT} are accepted")
+        raise invalid(field, f"has {len(value)} characters; at most {MAX_CONTENT} are accepted")
     return value
 
 
@@ -96,9 +97,9 @@ def number(field: str, value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _invalid(field, f"must be a whole number, not {type(value).__name__}")
+        raise invalid(field, f"must be a whole number, not {type(value).__name__}")
     if not 0 <= value < 2**63:
-        raise _invalid(field, "must not be negative, and must fit 63 bits")
+        raise invalid(field, "must not be negative, and must fit 63 bits")
     return value
 
 
@@ -121,13 +122,13 @@ def moment(field: str, value: Any) -> str:
         InvalidValueError: It is no datetime, or one without a zone.
     """
     if not isinstance(value, datetime):
-        raise _invalid(field, f"must be a datetime, not {type(value).__name__}")
+        raise invalid(field, f"must be a datetime, not {type(value).__name__}")
     if value.tzinfo is None or value.utcoffset() is None:
-        raise _invalid(field, "has no time zone", "give an aware datetime, for example datetime.now(timezone.utc)")
+        raise invalid(field, "has no time zone", "give an aware datetime, for example datetime.now(timezone.utc)")
     try:
         return time_text(value)
     except OverflowError:
-        raise _invalid(field, "lies outside the years 1 to 9999 in UTC") from None
+        raise invalid(field, "lies outside the years 1 to 9999 in UTC") from None
 
 
 def text(field: str, value: Any, *, optional: bool = False) -> Any:
@@ -137,7 +138,7 @@ def text(field: str, value: Any, *, optional: bool = False) -> Any:
         InvalidValueError: It is no text.
     """
     if not isinstance(value, str) and not (optional and value is None):
-        raise _invalid(field, f"must be text, not {type(value).__name__}")
+        raise invalid(field, f"must be text, not {type(value).__name__}")
     return value
 
 
@@ -148,7 +149,7 @@ def flag(field: str, value: Any, *, optional: bool = False) -> Any:
         InvalidValueError: It is neither True nor False.
     """
     if not isinstance(value, bool) and not (optional and value is None):
-        raise _invalid(field, f"must be True or False, not {type(value).__name__}")
+        raise invalid(field, f"must be True or False, not {type(value).__name__}")
     return value
 
 
@@ -160,7 +161,7 @@ def position(field: str, value: Any) -> int:
     """
     found = number(field, value)
     if found is None:
-        raise _invalid(field, "must be a whole number, not NoneType")
+        raise invalid(field, "must be a whole number, not NoneType")
     return found
 
 
@@ -171,7 +172,7 @@ def callback(field: str, value: Any, *, optional: bool = False) -> Any:
         InvalidValueError: It cannot be.
     """
     if not callable(value) and not (optional and value is None):
-        raise _invalid(field, f"must be a function, not {type(value).__name__}")
+        raise invalid(field, f"must be a function, not {type(value).__name__}")
     return value
 
 
@@ -196,7 +197,7 @@ def path(field: str, value: Any, *, optional: bool = False) -> Any:
         InvalidValueError: It is neither a text nor a Path.
     """
     if not isinstance(value, str | Path) and not (optional and value is None):
-        raise _invalid(field, f"must be a path, not {type(value).__name__}")
+        raise invalid(field, f"must be a path, not {type(value).__name__}")
     return value
 
 
@@ -207,7 +208,7 @@ def instance(field: str, value: Any, kind: type) -> Any:
         InvalidValueError: It is none.
     """
     if not isinstance(value, kind):
-        raise _invalid(field, f"must be {kind.__name__}, not {type(value).__name__}")
+        raise invalid(field, f"must be {kind.__name__}, not {type(value).__name__}")
     return value
 
 
@@ -218,7 +219,7 @@ def several(field: str, values: Any) -> Iterable[Any]:
         InvalidValueError: It cannot be, or is one text.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise _invalid(field, f"must be several, not {type(values).__name__}")
+        raise invalid(field, f"must be several, not {type(values).__name__}")
     return values
 
 
@@ -233,15 +234,15 @@ def row(values: Any, names: Collection[str]) -> None:
         InvalidValueError: It is no mapping, or has another name.
     """
     if not isinstance(values, Mapping):
-        raise _invalid("values", f"must be a mapping of columns, not {type(values).__name__}")
+        raise invalid("values", f"must be a mapping of columns, not {type(values).__name__}")
     for name in values:
         if name not in names:
-            raise _invalid("values", f"has a column {name!r:.40} that nobody declared")
+            raise invalid("values", f"has a column {name!r:.40} that nobody declared")
 
 
 def _interval(field: str, value: Any) -> Any:
     if not timedelta(0) < instance(field, value, timedelta) <= LONGEST_INTERVAL:
-        raise _invalid(field, f"must be longer than nothing, and at most {LONGEST_INTERVAL.days} days")
+        raise invalid(field, f"must be longer than nothing, and at most {LONGEST_INTERVAL.days} days")
     return value
 
 
@@ -290,5 +291,6 @@ def _checking(method: Callable[..., Any], signature: inspect.Signature) -> Calla
     return call
 
 
-def _invalid(field: str, problem: str, hint: str | None = None) -> InvalidValueError:
+def invalid(field: str, problem: str, hint: str | None = None) -> InvalidValueError:
+    """What is wrong with an argument."""
     return InvalidValueError(f"{field} {problem}", hint=hint, field=field)

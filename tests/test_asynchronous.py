@@ -42,7 +42,7 @@ from consensus_orm.databases.pool import Pool
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.progress import Progress
-from consensus_orm.repository.dual_write import Repository
+from consensus_orm.repository.repository import Repository
 from consensus_orm.unit_of_work.unit import UnitOfWork
 from tests.databases import Database, build_legacy
 from tests.timing import assert_typical

@@ -55,7 +55,7 @@ def shop(tmp_path: Path) -> Path:
 
 
 def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [SCRIPT, "--url", "shop.db", *words]
+    command = [str(SCRIPT), "--url", "shop.db", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 

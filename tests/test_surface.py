@@ -44,7 +44,7 @@ STORE = {
 SURFACE: dict[type, dict[str, str]] = {
     Store: {"open": "url, *, moves, settings=None, echo=False", **STORE},
     ConsensusStore: {"open": "url=None, *, settings=None, echo=False, moves=", **STORE},
-    ConsensusUnitOfWork: {"on_commit": "callback", "repository": "pair"},
+    ConsensusUnitOfWork: {"on_commit": "callback", "repository": "move"},
     # Their repositories, migration and maintenance have the methods written below: see tests/test_asynchronous.py.
     AsyncConsensusStore: {
         "open": "url=None, *, settings=None, echo=False, moves=",
@@ -58,7 +58,7 @@ SURFACE: dict[type, dict[str, str]] = {
     },
     AsyncConsensusUnitOfWork: {
         "on_commit": "callback",
-        "repository": "pair",
+        "repository": "move",
         "run_sync": "fn, args, kwargs",
     },
     Artifacts: {

@@ -9,6 +9,7 @@ says, or that a reader's editor could not complete any more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, assert_type
@@ -53,6 +54,7 @@ from consensus_orm.migration.steps import Step
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.progress import Progress
 from consensus_orm.rehearsal import RehearsalReport
+from consensus_orm.repository.repository import Repository
 from consensus_orm.retrying.retrier import Retrier
 from consensus_orm.store import RepositoryUnitOfWork
 from consensus_orm.testing import ArtifactFactory, artifact_values, take_to
@@ -253,11 +255,27 @@ def own_store(path: Path) -> None:
         assert_type(plain.run(count), int)
 
 
+@dataclass(frozen=True)
+class CustomerRecord:
+    id: int
+    name: str
+
+
+def typed_records(uow: ConsensusUnitOfWork) -> None:
+    move = Move("shop.legacy:CustomerFlat", Customer, key={"id": Customer.id}, columns={}, record=CustomerRecord)
+    customers = uow.repository(move)
+    assert_type(customers, Repository[CustomerRecord])
+    assert_type(customers.get(1), CustomerRecord | None)
+    assert_type(customers.rows(limit=1), list[CustomerRecord])
+    assert_type(customers.get_many([1, 2]), list[CustomerRecord])
+    assert_type(customers.update(1, {"name": "Ada"}), bool)
+
+
 def own_pair(uow: ConsensusUnitOfWork) -> None:
     customers = uow.repository("customers")
-    key = customers.add({"name": "Ada", "street": "1 Main St"})
-    assert_type(customers.get(key), tuple[Any, ...] | None)
-    assert_type(customers.rows({"name": "Ada"}, limit=1), list[tuple[Any, ...]])
+    customers.add({"name": "Ada", "street": "1 Main St"})
+    assert_type(customers, Repository[Any])
+    assert_type(customers.rows({"name": "Ada"}, limit=1), list[Any])
     assert_type(customers.count({}), int)
     assert_type(customers.delete({"name": "Ada"}), int)
 

@@ -41,10 +41,11 @@ from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.migration import Migration
 from consensus_orm.phase import Phase
-from consensus_orm.repository.dual_write import Repository
+from consensus_orm.repository.repository import Repository
 from consensus_orm.settings import Settings
 
 __all__ = [
@@ -191,13 +192,14 @@ class AsyncRepository(_Asynchronous):
 
     add = _asynchronous(Repository.add)
     add_many = _asynchronous(Repository.add_many)
-    check = _asynchronous(Repository.check)
+    exists = _asynchronous(Repository.exists)
     get = _asynchronous(Repository.get)
-    newest_parent = _asynchronous(Repository.newest_parent)
-    replace = _asynchronous(Repository.replace)
+    get_many = _asynchronous(Repository.get_many)
+    put = _asynchronous(Repository.put)
     rows = _asynchronous(Repository.rows)
     count = _asynchronous(Repository.count)
     distinct = _asynchronous(Repository.distinct)
+    update = _asynchronous(Repository.update)
     delete = _asynchronous(Repository.delete)
 
 
@@ -404,13 +406,13 @@ class AsyncConsensusUnitOfWork:
         """Who was spawned, and how it ended."""
         return AsyncExecutions(lambda: self._sync.executions, self._call)
 
-    def repository(self, pair: str) -> AsyncRepository:
-        """The rows of a declared pair, whatever moves the store was opened with.
+    def repository(self, move: Move | str) -> AsyncRepository:
+        """The rows of a move, whatever moves the store was opened with.
 
         Args:
-            pair: The name of its move.
+            move: The move, or its name.
         """
-        return AsyncRepository(lambda: self._sync.repository(pair), self._call)
+        return AsyncRepository(lambda: self._sync.repository(move), self._call)
 
     @property
     def phase(self) -> Phase:

@@ -11,7 +11,7 @@ from consensus_orm import validation as check
 from consensus_orm.consensus.declaration import ARTIFACTS
 from consensus_orm.consensus.records import Artifact, naming
 from consensus_orm.errors import InvalidValueError
-from consensus_orm.repository.dual_write import Repository, Values
+from consensus_orm.repository.dual_write import DualWrite, Values
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Artifacts", "given"]
@@ -37,7 +37,7 @@ class Artifacts:
 
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow = uow
-        self._rows = Repository(uow, ARTIFACTS)
+        self._rows = DualWrite(uow, ARTIFACTS)
 
     def add(
         self,

@@ -10,7 +10,7 @@ from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.declaration import ARTIFACTS, SYNTHESES
 from consensus_orm.consensus.records import AgentOutput, Run, Synthesis, naming, time_of_ms
 from consensus_orm.consensus.syntheses import synthesis_of
-from consensus_orm.repository.dual_write import Repository, Values
+from consensus_orm.repository.dual_write import DualWrite, Values
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Runs"]
@@ -24,8 +24,8 @@ class Runs:
     """
 
     def __init__(self, uow: UnitOfWork) -> None:
-        self._artifacts = Repository(uow, ARTIFACTS)
-        self._syntheses = Repository(uow, SYNTHESES)
+        self._artifacts = DualWrite(uow, ARTIFACTS)
+        self._syntheses = DualWrite(uow, SYNTHESES)
 
     def list(self, *, spec_id: str, stage: str | None = None) -> builtins.list[Run]:
         """The runs of a spec, newest first, each with its outputs and syntheses.

@@ -10,7 +10,7 @@ from consensus_orm import validation as check
 from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.declaration import SYNTHESES
 from consensus_orm.consensus.records import Synthesis, naming
-from consensus_orm.repository.dual_write import Repository, Values
+from consensus_orm.repository.dual_write import DualWrite, Values
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Syntheses", "synthesis_of"]
@@ -25,7 +25,7 @@ class Syntheses:
 
     def __init__(self, uow: UnitOfWork) -> None:
         self._uow = uow
-        self._rows = Repository(uow, SYNTHESES)
+        self._rows = DualWrite(uow, SYNTHESES)
 
     def add(
         self,

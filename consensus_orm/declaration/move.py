@@ -12,9 +12,10 @@ from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic
 
-from sqlalchemy import Column, ColumnElement, MetaData, Table, and_, case, column, not_, true
+import typing_extensions
+from sqlalchemy import Column, ColumnElement, MetaData, Table, and_, case, column, inspect, not_, true
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.types import TypeEngine
 
@@ -118,7 +119,10 @@ class Parent:
         return any(isinstance(rule, Latest) and rule.move == move.name for rule in self.derived.values())
 
 
-class Move:
+R = typing_extensions.TypeVar("R", default=Any)
+
+
+class Move(Generic[R]):
     """What in one legacy class corresponds to what in one normalized class.
 
     Args:
@@ -132,6 +136,8 @@ class Move:
             with their default, and the way back leaves them standing.
         parts: What the rows have in common (`Parent`).
         without: Legacy columns that are given up, and why; they are not compared, and the way back leaves them NULL.
+        record: The class of the records that repositories give: a dataclass or a pydantic model whose fields are named
+            as legacy attributes (or as columns that the normalized side alone has). A named tuple where left out.
         name: How commands, ledgers and errors call the move; the name of the legacy table where left out.
         newest: The normalized column that orders rows "newest first" (ties by key); by key alone where left out.
         adopted: Carried columns that a program which knows the normalized side alone leaves NULL, and what they are
@@ -152,6 +158,7 @@ class Move:
         columns: Dict[Any, Rule],
         parts: tuple[Parent, ...] | list[Parent] = (),
         without: Dict[Any, str] | None = None,
+        record: type[R] | None = None,
         name: str | None = None,
         newest: Attribute | None = None,
         adopted: Dict[Attribute, Expression] | None = None,
@@ -159,6 +166,7 @@ class Move:
     ) -> None:
         self._legacy = legacy
         self.normalized = normalized
+        self.record = record
         self.name = name or self.legacy_name
         self.parent = parts[0] if parts else None
         self.newest = None if newest is None else column_of(newest)
@@ -346,6 +354,24 @@ class Move:
         return self.legacy_key if side is Side.LEGACY else self.key.name
 
     # Its columns ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def attributes(self) -> dict[str, str]:
+        """Legacy columns to the attributes that they are mapped to, where these have other names."""
+        if not self.knows_legacy:
+            return {}
+        mapped = inspect(self.legacy_model).column_attrs
+        return {of.columns[0].name: of.key for of in mapped if of.columns[0].name != of.key}
+
+    def type_of(self, name: str) -> TypeEngine[Any]:
+        """The type of a legacy column, known without its class where the normalized side carries the column."""
+        return self.types[name] if name in self.types else self.carried[name].type
+
+    def declared(self, name: str) -> Column[Any] | None:
+        """The column whose default holds for a field: of the legacy class where it is at hand, else what carries it."""
+        if self.knows_legacy and name in self.legacy_table.c:
+            return self.legacy_table.c[name]
+        return self.carried.get(name) if name in self.carried else self.table.c.get(name)
 
     def is_own(self, of: Column[Any]) -> bool:
         """Whether a column is one of the normalized table itself, and not of a parent."""

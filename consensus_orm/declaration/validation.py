@@ -87,13 +87,26 @@ def _filled(move: Move) -> None:
     tables = [move.table] if parent is None else [move.table, parent.table]
     derived = set() if parent is None else {parent.key, *parent.derived_columns}
     for of in (of for table in tables for of in table.columns):
-        if of in filled or of in derived or of.nullable or of.server_default is not None or of.computed is not None:
+        if (
+            of in filled
+            or of in derived
+            or of.nullable
+            or of.server_default is not None
+            or of.computed is not None
+            or _has_value(of)
+        ):
             continue
         raise move.fault(
             of.name,
             f"nothing fills {of.table.name}.{of.name}, which is NOT NULL",
             "fill it in `columns`, or give it a server_default",
         )
+
+
+def _has_value(of: Column[Any]) -> bool:
+    """Whether a column holds a value that nobody gives."""
+    is_constant = of.default is not None and of.default.is_scalar
+    return is_constant or of.server_default is not None or of.computed is not None
 
 
 def _parent(move: Move, parent: Parent) -> None:

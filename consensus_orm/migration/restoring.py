@@ -10,7 +10,7 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import images, mismatches
 from consensus_orm.ledgers.images import Image
 from consensus_orm.phase import Side
-from consensus_orm.repository.dual_write import Repository
+from consensus_orm.repository.dual_write import DualWrite
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Restored", "restore"]
@@ -58,7 +58,7 @@ def restore(uow: UnitOfWork, number: int, reason: str | None) -> Restored:
             hint=f"look at it: consensus-orm images show {number} --contents",
             field="id",
         )
-    Repository(uow, pair).replace(_values(uow, pair, image), f"image {number} was put back")
+    DualWrite(uow, pair).replace(_values(uow, pair, image), f"image {number} was put back")
     images.set_restored(uow, number)
     left = _not_put_back(uow, pair, image)
     mismatches.audit(uow, "restore image", reason=reason, number=number, pair=pair.name, key=image.key, left=left)

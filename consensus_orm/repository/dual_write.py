@@ -1,6 +1,6 @@
-"""The dual-write repository: writes the sides that the phase names, compares them, and reads the truth.
+"""The dual write: writes the sides that the phase names, compares them, and reads the truth.
 
-It knows pairs, not tables. The repositories with names (artifacts, syntheses) stand on it.
+It knows moves, not tables, and values as the database stores them. The repositories stand on it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from consensus_orm.repository.routed_reads import NOT_THE_SHADOWS_FAULT, RoutedR
 from consensus_orm.settings import Isolation, OnMismatch
 from consensus_orm.statements.rendering import parameter
 
-__all__ = ["Repository", "Values"]
+__all__ = ["DualWrite", "Values"]
 
 log = logging.getLogger("consensus_orm")
 
 
-class Repository(RoutedReads):
+class DualWrite(RoutedReads):
     """The rows of one pair within one unit of work.
 
     Args:
@@ -221,6 +221,68 @@ class Repository(RoutedReads):
             self.uow._execute(self.sql.make_earlier, {**parameters, "_parent": parent})
         return parent
 
+    def update(self, values: Values) -> bool:
+        """Let a row that is there hold other values, on the sides of the phase, and compare them.
+
+        Args:
+            values: The whole row under its legacy column names, the key included.
+
+        Returns:
+            Whether the source of truth has a row of that key.
+
+        Raises:
+            InvalidValueError: As `add` does.
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: The source of truth could not be written.
+        """
+        phase = self.uow.phase
+        check.row(values, self.pair.fields)
+        parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
+        key = parameters["_key"]
+        if key is None or not is_usable(self.pair, key):
+            return False
+        self.uow._connected.check(parameters)
+        self.uow._refuse_to_read_only()
+        if not phase.writes_normalized:
+            return self._update_legacy(parameters)
+        if not phase.writes_legacy:
+            return self._update_normalized(parameters)
+        self._keep_foreign({key}, "a unit of work changed it")
+        mark = self.uow.catalog.last_change(self.uow)
+        found: dict[Side, bool] = {}
+        for side, update in ((Side.NORMALIZED, self._update_normalized), (Side.LEGACY, self._update_legacy)):
+            self._write(side, key, partial(self._note_found, found, side, update, parameters))
+        self.uow.catalog.forget_changes(self.uow, after=mark)  # the triggers saw one side at a time
+        is_carried = phase.truth is Side.NORMALIZED or found.get(Side.NORMALIZED, True)
+        is_on_both = len(found) == len(Side) and any(found.values()) and is_carried
+        if is_on_both and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
+            self._differs(key)
+        return found[phase.truth]
+
+    @staticmethod
+    def _note_found(found: dict[Side, bool], side: Side, update: Callable[[Values], bool], parameters: Values) -> None:
+        found[side] = update(parameters)
+
+    def _update_legacy(self, parameters: Values) -> bool:
+        return self.uow._execute(self.sql.update_legacy, parameters).rowcount == 1
+
+    def _update_normalized(self, parameters: Values) -> bool:
+        """Change the normalized row; one that the backfill has not come to is left to it."""
+        key, former = parameters["_key"], []
+        if self._parent is not None:
+            former = [of for (of,) in self.uow._rows(self.sql.parents_of, {"_keys": json.dumps([key])})]
+            if not former:
+                return False
+            parameters["_parent"] = self._find_parent(parameters)
+        is_there = self.uow._execute(self.sql.update_normalized, parameters).rowcount == 1
+        if is_there:
+            self._keep_original(key, parameters)
+            self._require_given_back(key, parameters)
+        if self._parent is not None:
+            for statement in self._parent.settle:
+                self._execute_on_parents(statement, [*former, parameters["_parent"]])
+        return is_there
+
     def delete(self, filters: Values) -> int:
         """Delete rows from both sides.
 
@@ -259,7 +321,7 @@ class Repository(RoutedReads):
         """Delete rows from some sides, the truth being the last, and keep account of what stays behind."""
         phase = self.uow.phase
         if phase.compares:
-            self._keep_foreign(wanted)
+            self._keep_foreign(wanted, "a unit of work deleted it")
         keys = json.dumps(list(wanted))
         mark = self.uow.catalog.last_change(self.uow)
         if Side.NORMALIZED in sides:
@@ -296,7 +358,7 @@ class Repository(RoutedReads):
         self._delete_keys(keys, self._written_sides())
         stored = {**self.pair.columns, **{of.key: of for of in self.pair.kept}}
         texts = {name for name, of in stored.items() if isinstance(of.type, Text)}
-        exact = Repository(self.uow, self.pair)
+        exact = DualWrite(self.uow, self.pair)
         exact.sql = self.sql.storing(name for name in texts if not isinstance(values.get(name), str | None))
         exact.add(values)
 
@@ -315,14 +377,14 @@ class Repository(RoutedReads):
             there = self.uow._rows(self.sql.present(truth), {"_keys": json.dumps(list(extra))})
             found[truth.other] -= {key for (key,) in there}
 
-    def _keep_foreign(self, keys: set[Any]) -> None:
-        """Keep what another program wrote to rows that are about to be deleted; with them nothing is left to decide."""
+    def _keep_foreign(self, keys: set[Any], why: str) -> None:
+        """Keep what another program wrote to rows that a unit of work decides on; with it nothing is left to decide."""
         written = changes.of_rows(self.uow, self.pair, keys)
         shadow = self.uow.phase.truth.other
         if foreign := [key for key, each in written.items() if each.ops[shadow]]:
-            images.keep(self.uow, self.pair, foreign, shadow, "a unit of work deleted it")
+            images.keep(self.uow, self.pair, foreign, shadow, why)
         if changes.forget(self.uow, written.values()):
-            mismatches.settle(self.uow, self.pair, written, "repaired", "a unit of work deleted it")
+            mismatches.settle(self.uow, self.pair, written, "repaired", why)
 
     def _meet_carriers(self, found: dict[Side, set[Any]]) -> None:
         """Let rows that were carried since this unit of work began be noticed where it cannot see them.
@@ -352,7 +414,8 @@ class Repository(RoutedReads):
                     raise
 
     def _find(self, found: dict[Side, set[Any]], side: Side, filters: Values, parameters: Values) -> None:
-        found[side] = {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters)), parameters)}
+        empty = frozenset(name for name, value in filters.items() if value is None)
+        found[side] = {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters), empty), parameters)}
 
     def _delete_normalized(self, keys: str) -> None:
         if self._parent is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from consensus_orm import errors
@@ -48,23 +49,44 @@ class RoutedReads:
         rows = self._read(lambda side: self.sql.get(side), {"_key": key})
         return rows[0] if rows else None
 
-    def rows(self, filters: Values, *, limit: int | None = None, more: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
+    def rows(
+        self,
+        filters: Values,
+        *,
+        limit: int | None = None,
+        more: tuple[str, ...] = (),
+        oldest_first: bool = False,
+        after: Any = None,
+    ) -> list[tuple[Any, ...]]:
         """Rows in the order of `pair.fields`, newest first, ties by key.
 
         Args:
             filters: Legacy column names and the values that the rows have.
             limit: At most so many.
             more: Columns of the parent to read as well, after the fields.
+            oldest_first: In the other order.
+            after: The key of a row; rows that come behind it in that order.
         """
-        names, limited = tuple(filters), limit is not None
+        names, limited, behind = tuple(filters), limit is not None, after is not None
+        empty = frozenset(name for name, value in filters.items() if value is None)
         parameters = {parameter(name): value for name, value in filters.items()}
-        parameters["_limit"] = limit
-        return self._read(lambda side: self.sql.read(side, names, limited=limited, more=more), parameters)
+        parameters |= {"_limit": limit, "_after": after}
+        return self._read(
+            lambda side: self.sql.read(
+                side, names, limited=limited, more=more, empty=empty, oldest_first=oldest_first, behind=behind
+            ),
+            parameters,
+        )
+
+    def many(self, keys: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The rows under some keys, in the order of `pair.fields`; those that are not there are left out."""
+        return self._read(self.sql.get_many, {"_keys": json.dumps(list(keys))})
 
     def count(self, filters: Values) -> int:
         """How many rows have the given values."""
         parameters = {parameter(name): value for name, value in filters.items()}
-        rows = self.uow._rows(self.sql.count(self._truth, tuple(filters)), parameters)
+        empty = frozenset(name for name, value in filters.items() if value is None)
+        rows = self.uow._rows(self.sql.count(self._truth, tuple(filters), empty), parameters)
         return rows[0][0] if rows else 0
 
     def distinct(self, column: str) -> list[Any]:

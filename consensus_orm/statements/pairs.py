@@ -24,6 +24,7 @@ from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Side
 from consensus_orm.statements.carrying import CarryStatements
 from consensus_orm.statements.comparison import ComparisonStatements
+from consensus_orm.statements.defaults import DefaultStatements
 from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.statements.reading import NEWEST, ReadStatements
 from consensus_orm.statements.rows import PairRendering
@@ -32,7 +33,7 @@ from consensus_orm.statements.writing import WriteStatements
 __all__ = ["PairStatements", "Statements"]
 
 
-class PairStatements(ReadStatements, WriteStatements, CarryStatements, ComparisonStatements):
+class PairStatements(ReadStatements, WriteStatements, DefaultStatements, CarryStatements, ComparisonStatements):
     """All statements on the two tables of a pair."""
 
 

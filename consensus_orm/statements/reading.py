@@ -10,11 +10,13 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Select,
+    and_,
     bindparam,
     func,
     literal_column,
     not_,
     null,
+    or_,
     select,
 )
 
@@ -76,12 +78,55 @@ class ReadStatements(PairRows):
         return on(expression(rule.value), row)
 
     @cache  # noqa: B019 - lives as long as the mapping does
-    def read(self, side: Side, filters: tuple[str, ...], *, limited: bool, more: tuple[str, ...] = ()) -> str:
-        """Rows of a side, newest first, that equal the bound values of some columns."""
+    def read(
+        self,
+        side: Side,
+        filters: tuple[str, ...],
+        *,
+        limited: bool,
+        more: tuple[str, ...] = (),
+        empty: frozenset[str] = frozenset(),
+        oldest_first: bool = False,
+        behind: bool = False,
+    ) -> str:
+        """Rows of a side, newest first, that equal the bound values of some columns.
+
+        Args:
+            side: The side.
+            filters: Those columns.
+            limited: At most `_limit` of them.
+            more: Names of parent columns to read as well.
+            empty: Those of the filters that are NULL, which no value equals.
+            oldest_first: In the other order.
+            behind: Only those that come behind the row under `_after`.
+        """
         statement, names = self.projection(side, *more)
-        newest = [names[NEWEST].desc()] if NEWEST in names else []
-        statement = statement.where(*self._filter(names, filters)).order_by(*newest, names[self.pair.legacy_key].desc())
+        order = [*([names[NEWEST]] if NEWEST in names else []), names[self.pair.legacy_key]]
+        statement = statement.where(*self._filter(names, filters, empty))
+        if behind:
+            statement = statement.where(self._behind(side, order, oldest_first=oldest_first))
+        statement = statement.order_by(*(value if oldest_first else value.desc() for value in order))
         return self.render(statement.limit(bindparam("_limit")) if limited else statement)
+
+    def _behind(self, side: Side, order: list[ColumnElement[Any]], *, oldest_first: bool) -> ColumnElement[bool]:
+        """Whether a row comes behind the one under `_after`, in the order of their values and then of their keys."""
+        *newest, key = order
+        after = self.rendering.typed(bindparam("_after"), key.type)
+        if not newest:
+            return key > after if oldest_first else key < after
+        statement, names = self.projection(side)
+        mark = statement.with_only_columns(names[NEWEST]).where(names[self.pair.legacy_key] == after).subquery()
+        value, at = newest[0], select(mark.c[0]).scalar_subquery()
+        further = value > at if oldest_first else value < at
+        return or_(further, and_(value == at, key > after if oldest_first else key < after))
+
+    @cache  # noqa: B019
+    def get_many(self, side: Side) -> str:
+        """The rows of a side under `_keys`."""
+        statement, names = self.projection(side)
+        names.pop(NEWEST, None)
+        columns = (value.label(name) for name, value in names.items())
+        return self.render(statement.with_only_columns(*columns).where(in_keys(names[self.pair.legacy_key])))
 
     @cache  # noqa: B019
     def get(self, side: Side) -> str:
@@ -94,10 +139,10 @@ class ReadStatements(PairRows):
         )
 
     @cache  # noqa: B019
-    def count(self, side: Side, filters: tuple[str, ...]) -> str:
+    def count(self, side: Side, filters: tuple[str, ...], empty: frozenset[str] = frozenset()) -> str:
         """How many rows of a side equal the bound values of some columns."""
         statement, names = self.projection(side)
-        return self.render(statement.with_only_columns(func.count()).where(*self._filter(names, filters)))
+        return self.render(statement.with_only_columns(func.count()).where(*self._filter(names, filters, empty)))
 
     @cache  # noqa: B019
     def distinct(self, side: Side, column: str) -> str:
@@ -114,10 +159,10 @@ class ReadStatements(PairRows):
         return self.render(statement.with_only_columns(value).group_by(value).order_by(self.rendering.in_bytes(value)))
 
     @cache  # noqa: B019
-    def keys(self, side: Side, filters: tuple[str, ...]) -> str:
+    def keys(self, side: Side, filters: tuple[str, ...], empty: frozenset[str] = frozenset()) -> str:
         """Keys of the rows of a side that equal the bound values of some columns; nobody else changes those then."""
         statement, names = self.projection(side)
-        statement = statement.with_only_columns(names[self.pair.legacy_key]).where(*self._filter(names, filters))
+        statement = statement.with_only_columns(names[self.pair.legacy_key]).where(*self._filter(names, filters, empty))
         table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
         return self.render(statement.with_for_update(of=table))
 
@@ -136,13 +181,15 @@ class ReadStatements(PairRows):
         meant = [row[name] == self.bound[name] for name in filters]
         return select(*identity, self._newest_value(row).label(NEWEST), *keys).where(*meant)
 
-    def _filter(self, names: dict[str, ColumnElement[Any]], filters: tuple[str, ...]) -> list[Any]:
+    def _filter(
+        self, names: dict[str, ColumnElement[Any]], filters: tuple[str, ...], empty: frozenset[str]
+    ) -> list[Any]:
         is_own = self.pair.table.columns.contains_column
         wanted = {name: names[name] for name in filters}
         # A parent has few rows; an index on what rows of many parents have in common finds more.
         if any(leads_an_index(of) and not is_own(of) for of in wanted.values()):
             wanted = {name: self.rendering.unindexed(of) if is_own(of) else of for name, of in wanted.items()}
-        return [of == self._meant(name, of) for name, of in wanted.items()]
+        return [of.is_(None) if name in empty else of == self._meant(name, of) for name, of in wanted.items()]
 
     def _meant(self, name: str, of: ColumnElement[Any]) -> ColumnElement[Any]:
         carried = name in self.pair.columns

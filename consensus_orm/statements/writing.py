@@ -95,6 +95,20 @@ class WriteStatements(PairRows):
         return self.render(insert(self.pair.table).values(values).returning(self.pair.key))
 
     @cached_property
+    def update_legacy(self) -> str:
+        """Let the legacy row under `_key` hold a row as meant."""
+        values = {name: self.bound[name] for name in self.pair.columns}
+        return self.render(update(self.pair.legacy_table).values(values).where(self.legacy_key == bindparam("_key")))
+
+    @cached_property
+    def update_normalized(self) -> str:
+        """Let the normalized row under `_key` hold a row as meant, under `_parent`."""
+        values = self.normalized_values()
+        if self.pair.link is not None:
+            values[self.pair.link.key] = bindparam("_parent")
+        return self.render(update(self.pair.table).values(values).where(self.pair.key == bindparam("_key")))
+
+    @cached_property
     def find_parent(self) -> str:
         """The parent of a row as meant, and whether the row is earlier than any it has."""
         assert self.pair.parent is not None

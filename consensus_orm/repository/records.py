@@ -1,0 +1,169 @@
+"""Records: the rows of a move as an application sees them, under its attribute names and in its Python types."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import Dialect
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.types import TypeEngine
+
+from consensus_orm import errors
+from consensus_orm.declaration.move import Move
+
+__all__ = ["Records"]
+
+Process = Callable[[Any], Any] | None
+
+
+class Records:
+    """How rows of a move become records, and records rows.
+
+    Args:
+        move: The move.
+        database: The kind of database, as SQLAlchemy calls it.
+    """
+
+    def __init__(self, move: Move, database: str) -> None:
+        self.move = move
+        dialect = _dialect(database)
+        types = [move.key.type, *(move.type_of(name) for name in move.columns), *(of.type for of in move.kept)]
+        self.names = tuple(move.attributes.get(name, name) for name in move.fields)
+        self._columns = dict(zip(self.names, move.fields, strict=True))
+        self._bind = dict(zip(move.fields, (_bind(type_, dialect) for type_ in types), strict=True))
+        self._results = [_result(type_, dialect) for type_ in types]
+        self._plain = not any(self._results)
+        self._make = _maker(move, self.names)
+
+    def columns_of(self, values: Any) -> dict[str, Any]:
+        """What is given under attribute names, under the names of columns and as the database stores it.
+
+        Args:
+            values: A mapping, or a record.
+
+        Raises:
+            InvalidValueError: It is something else, has a name that is not declared, or a value of the wrong type.
+        """
+        found = dict(_items(values))
+        for name in found:
+            if name not in self._columns:
+                known = ", ".join(self.names)
+                raise errors.InvalidValueError(
+                    f"{self.move.name} has no field {name!r:.40}", hint=f"use some of: {known}", field=str(name)
+                )
+        return {(column := self._columns[name]): self.bound(column, value) for name, value in found.items()}
+
+    def column_of(self, name: str) -> str:
+        """The column behind an attribute.
+
+        Raises:
+            InvalidValueError: There is no such attribute.
+        """
+        return next(iter(self.columns_of({name: None})))
+
+    def key_of(self, key: Any) -> Any:
+        """A key as the database stores it."""
+        return self.bound(self.move.legacy_key, key)
+
+    def record(self, row: tuple[Any, ...]) -> Any:
+        """The record of a row in the order of `Move.fields`."""
+        return self._make(row if self._plain else self._read(row))
+
+    def value(self, column: str, stored: Any) -> Any:
+        """A value of one column, in the type of the application."""
+        process = self._results[self.move.fields.index(column)]
+        return stored if process is None else process(stored)
+
+    def _read(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            value if process is None else process(value) for value, process in zip(row, self._results, strict=False)
+        )
+
+    def bound(self, column: str, value: Any) -> Any:
+        """A value of one column, as the database stores it.
+
+        Raises:
+            InvalidValueError: It is of another type.
+        """
+        process = self._bind[column]
+        if process is None or value is None:
+            return value
+        try:
+            return process(value)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise errors.InvalidValueError(
+                f"a {type(value).__name__} is no value of {self.move.name}.{column}",
+                hint="give a value of the type that the model declares",
+                field=column,
+            ) from error
+
+
+def _items(values: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping):
+        yield from values.items()
+    elif dataclasses.is_dataclass(values) and not isinstance(values, type):
+        yield from ((each.name, getattr(values, each.name)) for each in dataclasses.fields(values))
+    elif isinstance(values, BaseModel):
+        yield from ((name, getattr(values, name)) for name in type(values).model_fields)
+    elif isinstance(values, tuple) and hasattr(values, "_asdict"):
+        yield from values._asdict().items()
+    else:
+        raise errors.InvalidValueError(
+            f"a row must be a mapping or a record, not {type(values).__name__}",
+            hint="give the fields by their names",
+            field="row",
+        )
+
+
+def _maker(move: Move, names: tuple[str, ...]) -> Callable[[tuple[Any, ...]], Any]:
+    """What makes a record of the values of a row."""
+    kind = move.record
+    if kind is None:
+        made = _made(move.name, names)
+        width = len(names)
+        return lambda row: made._make(row[:width])
+    if dataclasses.is_dataclass(kind):
+        wanted = {each.name for each in dataclasses.fields(kind) if each.init}
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        wanted = set(kind.model_fields)
+    else:
+        raise errors.ConfigurationError(
+            f"move {move.name!r}: record={kind!r:.60} is neither a dataclass nor a pydantic model",
+            hint="give a class of one of these, or leave it out",
+        )
+    if unknown := sorted(wanted - set(names)):
+        raise errors.ConfigurationError(
+            f"move {move.name!r}: its record has a field {unknown[0]!r} that no row has",
+            hint=f"name its fields as the rows do: {', '.join(names)}",
+        )
+    return lambda row: kind(**{name: value for name, value in zip(names, row, strict=False) if name in wanted})
+
+
+@cache
+def _made(name: str, names: tuple[str, ...]) -> Any:
+    return namedtuple(re.sub(r"\W", "_", f"{name.title()}Row", flags=re.ASCII), names, rename=True)
+
+
+@cache
+def _dialect(database: str) -> Dialect:
+    """How values of a type reach the driver of a kind of database, and come back."""
+    if database == "postgresql":
+        import psycopg
+        from sqlalchemy.dialects.postgresql import psycopg as of_psycopg
+
+        return of_psycopg.dialect(dbapi=psycopg)  # type: ignore[no-untyped-call]  # untyped there
+    return sqlite.dialect()
+
+
+def _bind(type_: TypeEngine[Any], dialect: Dialect) -> Process:
+    return type_.dialect_impl(dialect).bind_processor(dialect)
+
+
+def _result(type_: TypeEngine[Any], dialect: Dialect) -> Process:
+    return type_.dialect_impl(dialect).result_processor(dialect, None)
