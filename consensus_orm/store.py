@@ -63,7 +63,11 @@ class RepositoryUnitOfWork(UnitOfWork):
         Raises:
             InvalidValueError: The store was opened with other moves.
         """
-        return Repository(self, self.statements.mapping[move if isinstance(move, str) else move.name])
+        known = self.statements.mapping
+        name = move.name if isinstance(move, Move) else check.identifier("move", move)
+        if isinstance(move, Move) and not any(move is each for each in known):
+            raise check.invalid("move", f"{name!r:.60} is none of the moves that this store was opened with")
+        return Repository(self, known[name])
 
 
 U = typing_extensions.TypeVar("U", bound=RepositoryUnitOfWork, default=RepositoryUnitOfWork, covariant=True)

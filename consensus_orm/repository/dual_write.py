@@ -221,11 +221,13 @@ class DualWrite(RoutedReads):
             self.uow._execute(self.sql.make_earlier, {**parameters, "_parent": parent})
         return parent
 
-    def update(self, values: Values) -> bool:
+    def update(self, key: Any, changed: Values, storable: Callable[[str, Any], Any]) -> bool:
         """Let a row that is there hold other values, on the sides of the phase, and compare them.
 
         Args:
-            values: The whole row under its legacy column names, the key included.
+            key: Its key.
+            changed: What changes, under legacy column names.
+            storable: Makes of a value that was read from a column what is written to it again.
 
         Returns:
             Whether the source of truth has a row of that key.
@@ -236,13 +238,15 @@ class DualWrite(RoutedReads):
             StorageError: The source of truth could not be written.
         """
         phase = self.uow.phase
-        check.row(values, self.pair.fields)
-        parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
-        key = parameters["_key"]
-        if key is None or not is_usable(self.pair, key):
-            return False
-        self.uow._connected.check(parameters)
+        check.row(changed, self.pair.fields)
         self.uow._refuse_to_read_only()
+        require_usable(self.pair, key)
+        self.uow._connected.check({**changed, self.pair.legacy_key: key})
+        present = self._present(key)
+        if present is None:
+            return False
+        values = {name: storable(name, value) for name, value in present.items()} | changed
+        parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
         if not phase.writes_normalized:
             return self._update_legacy(parameters)
         if not phase.writes_legacy:
@@ -258,6 +262,18 @@ class DualWrite(RoutedReads):
         if is_on_both and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
         return found[phase.truth]
+
+    def _present(self, key: Any) -> Values | None:
+        """The row as the truth has it, with what the normalized side alone keeps."""
+        found = self.get(key)
+        if found is None:
+            return None
+        row = dict(zip(self.pair.fields, found, strict=True))
+        phase = self.uow.phase
+        if self.pair.kept and phase.writes_normalized and phase.truth is Side.LEGACY:
+            for shadow in self.uow._rows(self.sql.get(Side.NORMALIZED), {"_key": key}):
+                row |= {of.key: value for of, value in zip(self.pair.kept, shadow[-len(self.pair.kept) :], strict=True)}
+        return row
 
     @staticmethod
     def _note_found(found: dict[Side, bool], side: Side, update: Callable[[Values], bool], parameters: Values) -> None:

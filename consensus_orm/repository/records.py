@@ -10,14 +10,18 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Dialect
+from sqlalchemy import JSON, Dialect, Float
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm import errors
+from consensus_orm.declaration.keys import require_usable
 from consensus_orm.declaration.move import Move
 
 __all__ = ["Records"]
+
+FLOAT8, NUMERIC = 701, 1700
+"""The numbers of these types in pg_type."""
 
 Process = Callable[[Any], Any] | None
 
@@ -38,6 +42,10 @@ class Records:
         self._columns = dict(zip(self.names, move.fields, strict=True))
         self._bind = dict(zip(move.fields, (_bind(type_, dialect) for type_ in types), strict=True))
         self._results = [_result(type_, dialect) for type_ in types]
+        decoded = database == "postgresql"
+        self._read_as_objects = {
+            name for name, type_ in zip(move.fields, types, strict=True) if decoded and isinstance(type_, JSON)
+        }
         self._plain = not any(self._results)
         self._make = _maker(move, self.names)
 
@@ -68,8 +76,20 @@ class Records:
         return next(iter(self.columns_of({name: None})))
 
     def key_of(self, key: Any) -> Any:
-        """A key as the database stores it."""
-        return self.bound(self.move.legacy_key, key)
+        """A key as the database stores it.
+
+        Raises:
+            InvalidValueError: It is none that a row can have.
+        """
+        stored = self.bound(self.move.legacy_key, key)
+        if stored is None:
+            raise errors.InvalidValueError("the key of a row is missing", hint="give its key", field="key")
+        require_usable(self.move, stored)
+        return stored
+
+    def storable(self, column: str, read: Any) -> Any:
+        """A value that was read from one column, as it is written again: psycopg reads JSON into objects."""
+        return self.bound(column, read) if column in self._read_as_objects else read
 
     def record(self, row: tuple[Any, ...]) -> Any:
         """The record of a row in the order of `Move.fields`."""
@@ -166,4 +186,5 @@ def _bind(type_: TypeEngine[Any], dialect: Dialect) -> Process:
 
 
 def _result(type_: TypeEngine[Any], dialect: Dialect) -> Process:
-    return type_.dialect_impl(dialect).result_processor(dialect, None)
+    # psycopg tells the kinds of numbers apart by the number of their type.
+    return type_.dialect_impl(dialect).result_processor(dialect, FLOAT8 if isinstance(type_, Float) else NUMERIC)

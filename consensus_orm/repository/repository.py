@@ -95,10 +95,7 @@ class Repository(Generic[R]):
         stored = self._records.key_of(key)
         if changed.get(self._rows.pair.legacy_key, stored) != stored:
             raise check.invalid(self._records.names[0], "is the key of the row, which stays", "add a row instead")
-        present = self._rows.get(stored)
-        if present is None:
-            return False
-        return self._rows.update({**dict(zip(self._rows.pair.fields, present, strict=False)), **changed})
+        return self._rows.update(stored, changed, self._records.storable)
 
     def put(self, row: Any) -> Any:
         """Write a row: change the one that has its key, or add it.
@@ -116,11 +113,9 @@ class Repository(Generic[R]):
         """
         values = self._records.columns_of(row)
         key = values.get(self._rows.pair.legacy_key)
-        present = None if key is None else self._rows.get(key)
-        if present is None:
-            return self._rows.add(self._with_defaults(values))
-        self._rows.update({**dict(zip(self._rows.pair.fields, present, strict=False)), **values})
-        return key
+        if key is not None and self._rows.update(key, values, self._records.storable):
+            return key
+        return self._rows.add(self._with_defaults(values))
 
     def delete(self, filters: Any = None, *, key: Any = None) -> int:
         """Delete rows from both sides: one by its key, or all that have some values.
@@ -172,6 +167,7 @@ class Repository(Generic[R]):
             InvalidValueError: A name is not declared, or a value cannot be held.
         """
         wanted = self._records.columns_of({} if filters is None else filters)
+        check.flag("oldest_first", oldest_first)
         behind = None if after is None else self._records.key_of(after)
         limited = None if limit is None else check.position("limit", limit)
         found = self._rows.rows(wanted, limit=limited, oldest_first=oldest_first, after=behind)
@@ -187,7 +183,7 @@ class Repository(Generic[R]):
 
     def distinct(self, field: str) -> list[Any]:
         """The values of a field, each once, in order."""
-        column = self._records.column_of(field)
+        column = self._records.column_of(check.identifier("field", field))
         return [self._records.value(column, value) for value in self._rows.distinct(column)]
 
 

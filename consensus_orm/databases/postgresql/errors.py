@@ -28,6 +28,10 @@ _KINDS: dict[str, type[errors.StorageError]] = {
 """SQLSTATEs and classes of them (postgresql.org/docs/current/errcodes-appendix.html); the longest that fits counts."""
 
 
+_MISFITS = ("22P02", "22003", "22007", "22008")
+"""SQLSTATEs of values that a type cannot hold: wrong syntax, out of range, no time, no date."""
+
+
 def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusError:
     """Say in our words what the server said in its.
 
@@ -48,6 +52,11 @@ def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusErr
         return errors.InvalidValueError("PostgreSQL cannot hold a text with a NUL character in it")
     if isinstance(error, psycopg.OperationalError) and state is None:
         return errors.DatabaseUnavailableError(f"{database}: the connection was refused or lost", sqlstate=None)
+    if state in _MISFITS:
+        return errors.InvalidValueError(
+            f"{database}: a value is none of the type of its column: {_words(error)}",
+            hint="give a value of the type that the model declares",
+        )
     fitting = [known for known in _KINDS if (state or "").startswith(known)]
     kind = _KINDS[max(fitting, key=len)] if fitting else errors.StorageError
     return kind(f"{database}: {_words(error)}", sqlstate=state)

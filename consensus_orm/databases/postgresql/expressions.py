@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Enum, Integer, LargeBinary, Numeric, String, Text, cast
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BigInteger,
+    Boolean,
+    Enum,
+    Integer,
+    Interval,
+    LargeBinary,
+    Numeric,
+    String,
+    Text,
+    cast,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeEngine
 
@@ -34,6 +47,11 @@ _POSSIBLE = (
 )
 
 
+LOOSE = (JSON, Numeric, Interval, ARRAY)
+"""Types whose `=` takes values for equal that are stored differently (1.1 and 1.10, 0.0 and -0.0, a day and 24 hours),
+or that have none (json): they are compared as texts."""
+
+
 def is_text(type_: Any) -> bool:
     """Whether columns of a type are text here."""
     return isinstance(type_, String) or (isinstance(type_, Verbatim) and type_.name == "TIMESTAMP")
@@ -52,9 +70,13 @@ def _equal(element: Any, compiler: Any, **kw: Any) -> str:
     The cast takes away what a column of another type (citext, say) would take for equal.
     """
     a, b = arguments(element, compiler, **kw)
-    if any(is_text(clause.type) for clause in element.clauses):
-        return f'(CAST({a} AS TEXT) COLLATE "C" IS NOT DISTINCT FROM CAST({b} AS TEXT) COLLATE "C")'
+    if any(is_text(clause.type) or isinstance(clause.type, LOOSE) for clause in element.clauses):
+        return _as_text(a, b)
     return f"({a} IS NOT DISTINCT FROM {b})"
+
+
+def _as_text(a: str, b: str) -> str:
+    return f'(CAST({a} AS TEXT) COLLATE "C" IS NOT DISTINCT FROM CAST({b} AS TEXT) COLLATE "C")'
 
 
 @compiles(same, "postgresql")
@@ -69,6 +91,8 @@ def _holds(element: Any, compiler: Any, **kw: Any) -> str:
     if is_text(column.type) or isinstance(column.type, Boolean):
         return _equal(element, compiler, **kw)
     stored = compiler.process(cast(value, sql_type(column.type)), **kw)
+    if isinstance(column.type, LOOSE):
+        return _as_text(compiler.process(column, **kw), stored)
     return f"({compiler.process(column, **kw)} IS NOT DISTINCT FROM {stored})"
 
 
