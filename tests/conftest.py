@@ -14,8 +14,8 @@ import pytest
 
 from consensus_orm import ConsensusStore
 from consensus_orm.testing.plugin import History
-from tests import databases
-from tests.databases import Database
+from tests.support import databases
+from tests.support.databases import Database
 
 pytest_plugins = ["pytester"]
 
@@ -45,7 +45,7 @@ def consensus_url(kind: str, tmp_path: Path) -> str | Path:
     """A place for a database of each kind; there is none yet."""
     if kind == "sqlite":
         return tmp_path / "consensus.db"
-    from tests import servers
+    from tests.support import servers
 
     return servers.unused()
 

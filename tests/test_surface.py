@@ -45,7 +45,7 @@ SURFACE: dict[type, dict[str, str]] = {
     Store: {"open": "url, *, mapping, settings=None, echo=False", **STORE},
     ConsensusStore: {"open": "url=None, *, settings=None, echo=False, mapping=", **STORE},
     ConsensusUnitOfWork: {"on_commit": "callback", "repository": "pair"},
-    # Their repositories, migration and maintenance have the methods written below: see tests/test_asynchronous.py.
+    # Their repositories, migration and maintenance have the methods written below: see tests/asyncio.
     AsyncConsensusStore: {
         "open": "url=None, *, settings=None, echo=False, mapping=",
         "unit_of_work": "*, read_only=False",

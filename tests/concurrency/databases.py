@@ -15,9 +15,9 @@ from psycopg import sql
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.settings import Settings
-from tests import engines, oracle_of_servers, servers
 from tests.concurrency.files import bring
 from tests.field import server as field
+from tests.support import engines, oracle_of_servers, servers
 
 __all__ = [
     "SETTINGS", "assert_sides_agree", "assert_sound", "connect", "flips", "image", "in_phase", "legacy", "made",

@@ -29,7 +29,6 @@ from consensus_orm.databases.postgresql.connection import ServerConnection
 from consensus_orm.errors import GateClosedError
 from consensus_orm.migration.planning import Choice
 from consensus_orm.phase import Side
-from tests import servers
 from tests.concurrency.databases import assert_sound, connect, legacy, normalized, query
 from tests.concurrency.processes import wait_for
 from tests.field import server as field
@@ -50,6 +49,7 @@ from tests.property.test_state_machine import (
     equal,
     typed,
 )
+from tests.support import servers
 
 CONTENTS = ("{}", "", "é – \U0001f600", "[" * 50)
 TIMES = (None, "", "not a date", "1762743600", "2025-11-04 02:23:58.9999", "now")

@@ -43,8 +43,8 @@ from consensus_orm.phase import Side
 from consensus_orm.progress import Progress
 from consensus_orm.settings import Settings
 from consensus_orm.times import time_of, time_text
-from tests import oracle
 from tests.field import builders, rows
+from tests.support import oracle
 
 # Values ---------------------------------------------------------------------------------------------------
 
