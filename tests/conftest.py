@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
 from consensus_orm import ConsensusStore
+from consensus_orm.databases.opening import create
+from consensus_orm.settings import Settings
 from consensus_orm.testing.plugin import History
 from tests.support import databases
 from tests.support.databases import Database
@@ -20,6 +23,8 @@ from tests.support.databases import Database
 pytest_plugins = ["pytester"]
 
 KINDS = ("sqlite", "postgresql")
+
+Open = Callable[[Path | str], Engine]
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -68,6 +73,26 @@ def new_database(kind: str, tmp_path: Path) -> Iterator[Database]:
     """A database with nothing in it, to begin with otherwise than the shipped fixtures do."""
     with databases.made(kind, lambda where: None, tmp_path / "new.db") as database:
         yield database
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A place for a file; there is none yet."""
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def open_engine() -> Iterator[Open]:
+    """Make engines that are disposed of at the end."""
+    made: list[Engine] = []
+
+    def make(url: Path | str) -> Engine:
+        made.append(create(url, Settings()))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.dispose()
 
 
 @pytest.fixture

@@ -38,13 +38,8 @@ HOLD_LOCK = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('B
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"
-
-
-@pytest.fixture
 def open_engine() -> Iterator[Callable[..., Engine]]:
-    """Make engines that are disposed of at the end."""
+    """Make engines that are disposed of at the end, and do not wait for long."""
     made: list[Engine] = []
 
     def make(url: Path | str, settings: Settings = QUICK) -> Engine:

@@ -52,11 +52,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("files"))
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"
-
-
 def add(store: ConsensusStore, name: str, size: int = 10) -> int:
     with store.unit_of_work() as uow:
         return uow.artifacts.add(spec_id="SPEC-F", stage="s", agent_name=name, content_json="x" * size).id

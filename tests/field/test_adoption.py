@@ -14,8 +14,8 @@ from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.schema import inspection, revisions
 from consensus_orm.schema.application import Identity
 from consensus_orm.settings import Settings
+from tests.conftest import Open
 from tests.field import builders
-from tests.field.conftest import Open
 from tests.support import oracle
 
 SETTINGS = Settings()

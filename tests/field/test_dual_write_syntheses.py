@@ -12,8 +12,8 @@ import pytest
 from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
+from tests.conftest import Open
 from tests.field import builders
-from tests.field.conftest import Open
 from tests.field.programs import DualWriteBuild
 from tests.field.rows import SYNTHESIS, bytes_as_text, insert
 from tests.support import oracle

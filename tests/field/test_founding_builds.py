@@ -17,8 +17,8 @@ from consensus_orm.consensus.expressions import run_key
 from consensus_orm.declaration.expressions import milliseconds
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
+from tests.conftest import Open
 from tests.field import builders
-from tests.field.conftest import Open
 from tests.support import oracle
 
 SETTINGS = Settings()

@@ -18,8 +18,8 @@ from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests.concurrency.files import bring
+from tests.conftest import Open
 from tests.field import builders
-from tests.field.conftest import Open
 from tests.field.programs import PROGRAMS, DualWriteBuild, FinalBuild, FirstVersion, NewerDatabaseError
 from tests.support import oracle
 from tests.support.commands import SCRIPT, one_line_of, without_settings

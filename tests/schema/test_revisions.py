@@ -25,8 +25,8 @@ from consensus_orm.consensus import application, programs
 from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.schema import inspection, revisions
 from consensus_orm.settings import Settings
+from tests.conftest import Open
 from tests.field import builders
-from tests.field.conftest import Open
 from tests.support import oracle
 
 pytestmark = pytest.mark.sqlite

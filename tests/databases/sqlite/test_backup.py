@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,6 @@ from sqlalchemy import Engine
 from consensus_orm import errors
 from consensus_orm.databases.engine import checkout, driver, prepare
 from consensus_orm.databases.maintenance import Maintenance
-from consensus_orm.databases.opening import create
 from consensus_orm.databases.sqlite import backup as backup_module
 from consensus_orm.databases.sqlite.backup import backup
 from consensus_orm.settings import Settings
@@ -39,19 +38,6 @@ def target(tmp_path: Path) -> Path:
     folder = tmp_path / "backups"
     folder.mkdir()
     return folder / "copy.db"
-
-
-@pytest.fixture
-def open_engine() -> Iterator[Callable[[Path | str], Engine]]:
-    made: list[Engine] = []
-
-    def make(path: Path | str) -> Engine:
-        made.append(create(path, Settings()))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.dispose()
 
 
 @pytest.fixture

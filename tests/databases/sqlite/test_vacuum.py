@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,24 +27,6 @@ from tests.support.bloated import make_bloated, writing
 from tests.support.timing import assert_typical
 
 MEGABYTE = 1_000_000
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"
-
-
-@pytest.fixture
-def open_engine() -> Iterator[Callable[[Path], Engine]]:
-    made: list[Engine] = []
-
-    def make(path: Path) -> Engine:
-        made.append(create(path, Settings()))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.dispose()
 
 
 def check(path: Path) -> dict[str, object]:
