@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from sqlalchemy import Engine
@@ -23,8 +23,13 @@ from tests.support.databases import Database
 pytest_plugins = ["pytester"]
 
 KINDS = ("sqlite", "postgresql")
+SETTINGS = Settings()
 
-Open = Callable[[Path | str], Engine]
+
+class Open(Protocol):
+    """Makes an engine that is disposed of when the test ends."""
+
+    def __call__(self, url: Path | str, settings: Settings = ...) -> Engine: ...
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -86,8 +91,8 @@ def open_engine() -> Iterator[Open]:
     """Make engines that are disposed of at the end."""
     made: list[Engine] = []
 
-    def make(url: Path | str) -> Engine:
-        made.append(create(url, Settings()))
+    def make(url: Path | str, settings: Settings = SETTINGS) -> Engine:
+        made.append(create(url, settings))
         return made[-1]
 
     yield make

@@ -26,6 +26,7 @@ from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite import connection as connection_module
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.settings import Settings
+from tests.conftest import Open
 from tests.field import builders
 from tests.support import oracle
 from tests.support.timing import assert_typical
@@ -38,23 +39,9 @@ HOLD_LOCK = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('B
 
 
 @pytest.fixture
-def open_engine() -> Iterator[Callable[..., Engine]]:
-    """Make engines that are disposed of at the end, and do not wait for long."""
-    made: list[Engine] = []
-
-    def make(url: Path | str, settings: Settings = QUICK) -> Engine:
-        made.append(create(url, settings))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.dispose()
-
-
-@pytest.fixture
-def engine(path: Path, open_engine: Callable[..., Engine]) -> Engine:
+def engine(path: Path, open_engine: Open) -> Engine:
     """An engine on a prepared file with a table t."""
-    made = open_engine(path)
+    made = open_engine(path, QUICK)
     prepare(made, QUICK)
     write(made, "CREATE TABLE t (a)")
     return made
@@ -147,10 +134,10 @@ def wait_until(true: Callable[[], bool]) -> None:
 # Opening and preparing
 
 
-def test_opening_writes_nothing(path: Path, open_engine: Callable[..., Engine]) -> None:
+def test_opening_writes_nothing(path: Path, open_engine: Open) -> None:
     """A legacy file that was opened and read is byte for byte what it was, with nothing beside it."""
     before = hashlib.sha256(legacy(path).read_bytes()).digest()
-    engine = open_engine(path)
+    engine = open_engine(path, QUICK)
     assert rows(engine) == ["legacy"]
     assert pragma(engine, "journal_mode") == "delete"
     assert hashlib.sha256(path.read_bytes()).digest() == before
@@ -186,9 +173,9 @@ def test_prepare_leaves_a_file_in_wal_alone(engine: Engine) -> None:
         assert prepare(engine, QUICK) == write_ahead_log.Journal(mode="wal", auto_vacuum=2, refused=None)
 
 
-def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine: Callable[..., Engine]) -> None:
+def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine: Open) -> None:
     """A legacy file becomes WAL although other connections of the same pool have it open."""
-    engine = open_engine(legacy(path))
+    engine = open_engine(legacy(path), QUICK)
     with checkout(engine) as one, checkout(engine) as two:
         for each in (one, two):
             driver(each).execute("SELECT * FROM t").fetchall()
@@ -198,10 +185,10 @@ def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine:
 
 
 def test_another_process_with_the_file_open_keeps_its_mode(
-    path: Path, open_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+    path: Path, open_engine: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While an idle process has it open the file stays as it is, who it is is said, and the store works."""
-    engine = open_engine(legacy(path))
+    engine = open_engine(legacy(path), QUICK)
     with process(HOLD_OPEN, path) as other, caplog.at_level(logging.WARNING):
         found = prepare(engine, QUICK)
         assert found.mode == "delete"
@@ -212,18 +199,18 @@ def test_another_process_with_the_file_open_keeps_its_mode(
     assert prepare(engine, QUICK).mode == "wal"
 
 
-def test_another_connection_of_this_process_keeps_the_mode(path: Path, open_engine: Callable[..., Engine]) -> None:
+def test_another_connection_of_this_process_keeps_the_mode(path: Path, open_engine: Open) -> None:
     """A connection of this process that is not the pool's is somebody else."""
-    engine = open_engine(legacy(path))
+    engine = open_engine(legacy(path), QUICK)
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("SELECT * FROM t").fetchall()
         assert prepare(engine, QUICK).refused == "another connection in this process has the file open"
     assert prepare(engine, QUICK).mode == "wal"
 
 
-def test_a_new_file_is_laid_out_even_where_wal_cannot_be_had(path: Path, open_engine: Callable[..., Engine]) -> None:
+def test_a_new_file_is_laid_out_even_where_wal_cannot_be_had(path: Path, open_engine: Open) -> None:
     """auto_vacuum is set on an empty file that somebody else has open, for all connections."""
-    engine = open_engine(path)
+    engine = open_engine(path, QUICK)
     path.touch()
     with process(HOLD_OPEN.replace("SELECT * FROM t", "SELECT * FROM sqlite_master"), path):
         found = prepare(engine, QUICK)
@@ -245,11 +232,9 @@ def without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_shared_memory")
-def test_without_shared_memory_the_store_works_in_the_mode_found(
-    path: Path, open_engine: Callable[..., Engine]
-) -> None:
+def test_without_shared_memory_the_store_works_in_the_mode_found(path: Path, open_engine: Open) -> None:
     """Where SQLite has no shared memory, prepare says so, leaves nothing behind, and writing works."""
-    engine = open_engine(path)
+    engine = open_engine(path, QUICK)
     found = prepare(engine, QUICK)
     assert (found.mode, found.auto_vacuum) == ("delete", 2)
     assert found.refused == "SQLite cannot use it here"
@@ -261,11 +246,11 @@ def test_without_shared_memory_the_store_works_in_the_mode_found(
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "9p"])
 def test_a_network_file_system_is_not_tried(
-    path: Path, open_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, kind: str
+    path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """WAL is not even tried on a file system that /proc says is another machine's."""
     monkeypatch.setattr(write_ahead_log, "_file_system", lambda _: kind)
-    found = prepare(open_engine(legacy(path)), QUICK)
+    found = prepare(open_engine(legacy(path), QUICK), QUICK)
     assert (found.mode, found.refused) == ("delete", f"the file is on a network file system ({kind})")
 
 
@@ -275,10 +260,10 @@ def test_the_file_system_is_known(tmp_path: Path) -> None:
     assert (write_ahead_log._file_system(tmp_path) or "")[:3] == named.stdout[:3]
 
 
-def test_what_is_no_database_is_refused_and_not_kept_open(path: Path, open_engine: Callable[..., Engine]) -> None:
+def test_what_is_no_database_is_refused_and_not_kept_open(path: Path, open_engine: Open) -> None:
     """A file that is no database gives a clear error, unchanged, and no handle stays."""
     path.write_text("no database " * 1000)
-    engine = open_engine(path)
+    engine = open_engine(path, QUICK)
     with pytest.raises(errors.NotADatabaseError), engine_module.translated(engine):
         prepare(engine, QUICK)
     engine.dispose()
@@ -422,9 +407,9 @@ def test_the_turn_ends_however_the_transaction_ends(engine: Engine, end: Callabl
     assert_typical(measure, below=0.1)
 
 
-def test_a_refused_commit_keeps_the_turn(path: Path, open_engine: Callable[..., Engine]) -> None:
+def test_a_refused_commit_keeps_the_turn(path: Path, open_engine: Open) -> None:
     """In rollback mode a reader can refuse a commit; the transaction is still open and can be tried again."""
-    engine = open_engine(legacy(path))
+    engine = open_engine(legacy(path), QUICK)
     reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM t").fetchall()
@@ -500,9 +485,7 @@ def test_read_only_transactions_cannot_write_and_the_next_can(engine: Engine) ->
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_connection_that_read_is_not_turned_round_to_write(
-    path: Path, open_engine: Callable[..., Engine], size: int
-) -> None:
+def test_a_connection_that_read_is_not_turned_round_to_write(path: Path, open_engine: Open, size: int) -> None:
     """Reads and writes by turns keep a connection each where there are two: SQLite prepares no statement again."""
     engine = open_engine(path, QUICK.model_copy(update={"pool_size": size}))
     used = []
@@ -567,9 +550,7 @@ def test_sessions_take_their_turn(engine: Engine) -> None:
 # Health
 
 
-def test_a_replaced_file_is_noticed(
-    engine: Engine, path: Path, tmp_path: Path, open_engine: Callable[..., Engine]
-) -> None:
+def test_a_replaced_file_is_noticed(engine: Engine, path: Path, tmp_path: Path, open_engine: Open) -> None:
     """After another file was moved to its path, the pool answers from neither; an engine made after that does."""
     write(engine, "INSERT INTO t VALUES ('first')")
     other = legacy(tmp_path / "other.db")
@@ -580,7 +561,7 @@ def test_a_replaced_file_is_noticed(
     with pytest.raises(errors.StorageError, match="was replaced by another file while it was in use"):
         rows(engine)
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    assert rows(open_engine(path)) == ["legacy"]
+    assert rows(open_engine(path, QUICK)) == ["legacy"]
 
 
 def test_a_removed_file_is_not_begun_anew(engine: Engine, path: Path) -> None:
@@ -670,11 +651,9 @@ def test_a_fork_waits_for_units_of_work_of_other_threads(engine: Engine) -> None
 
 
 @pytest.mark.parametrize("mode", ["wal", "delete"])
-def test_a_child_cannot_touch_a_transaction_of_its_parent(
-    path: Path, open_engine: Callable[..., Engine], mode: str
-) -> None:
+def test_a_child_cannot_touch_a_transaction_of_its_parent(path: Path, open_engine: Open, mode: str) -> None:
     """Forked in the middle of a unit of work, the child neither commits nor undoes it, and is told why."""
-    engine = open_engine(legacy(path))
+    engine = open_engine(legacy(path), QUICK)
     if mode == "wal":
         prepare(engine, QUICK)
     with checkout(engine) as pooled:
@@ -699,9 +678,9 @@ def test_a_child_cannot_touch_a_transaction_of_its_parent(
 # In memory
 
 
-def test_memory_is_one_database_for_all_threads_and_across_forks(open_engine: Callable[..., Engine]) -> None:
+def test_memory_is_one_database_for_all_threads_and_across_forks(open_engine: Open) -> None:
     """Threads share the one database in memory, a child has a copy, and the parent's stays."""
-    engine = open_engine(":memory:")
+    engine = open_engine(":memory:", QUICK)
     assert prepare(engine, QUICK).mode == "memory"
     write(engine, "CREATE TABLE t (a)")
     threads = [running(lambda: write(engine, "INSERT INTO t VALUES (1)")) for _ in range(20)]
@@ -725,12 +704,12 @@ def test_the_pool_says_who_waits(engine: Engine) -> None:
     assert pool.waiting == 0
 
 
-def test_a_legacy_file_becomes_wal(tmp_path: Path, open_engine: Callable[..., Engine]) -> None:
+def test_a_legacy_file_becomes_wal(tmp_path: Path, open_engine: Open) -> None:
     """A legacy file is prepared with its rows and user_version as they were."""
     legacy = tmp_path / "legacy.db"
     builders.build_legacy(legacy)
     before = oracle.rows(legacy, "consensus_artifacts")
-    engine = open_engine(legacy)
+    engine = open_engine(legacy, QUICK)
     assert prepare(engine, QUICK).mode == "wal"
     assert oracle.rows(legacy, "consensus_artifacts") == before
     assert pragma(engine, "user_version") == 0

@@ -22,6 +22,7 @@ from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.databases.sqlite import backup as backup_module
 from consensus_orm.databases.sqlite.backup import backup
 from consensus_orm.settings import Settings
+from tests.conftest import Open
 from tests.field import builders
 from tests.support import oracle
 from tests.support.bloated import make_bloated, writing
@@ -41,7 +42,7 @@ def target(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def engine(path: Path, open_engine: Callable[[Path | str], Engine]) -> Engine:
+def engine(path: Path, open_engine: Open) -> Engine:
     return open_engine(path)
 
 
@@ -76,7 +77,7 @@ def test_a_backup_has_everything(engine: Engine, path: Path, target: Path) -> No
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 def test_a_backup_under_a_steady_writer_ends_and_is_one_moment(
-    tmp_path: Path, target: Path, open_engine: Callable[[Path | str], Engine], journal_mode: str
+    tmp_path: Path, target: Path, open_engine: Open, journal_mode: str
 ) -> None:
     """While another process writes without a pause, the copy ends soon and its pairs of rows are complete."""
     path = make_bloated(tmp_path / "busy.db", pages=20_000, auto_vacuum=0, journal_mode=journal_mode)
@@ -104,7 +105,7 @@ def test_the_original_is_not_written(tmp_path: Path, target: Path, open_engine: 
     assert dump(target) == dump(path)
 
 
-def test_memory_can_be_backed_up(target: Path, open_engine: Callable[[Path | str], Engine]) -> None:
+def test_memory_can_be_backed_up(target: Path, open_engine: Open) -> None:
     """A database in memory becomes a file."""
     engine = open_engine(":memory:")
     with checkout(engine) as pooled:
@@ -298,7 +299,7 @@ def test_writers_of_the_same_store_go_on(engine: Engine, target: Path) -> None:
     assert one(target, "SELECT count(*) FROM t") == 2
 
 
-def test_a_legacy_file_is_backed_up(tmp_path: Path, target: Path, open_engine: Callable[[Path | str], Engine]) -> None:
+def test_a_legacy_file_is_backed_up(tmp_path: Path, target: Path, open_engine: Open) -> None:
     """A legacy file is copied with all its rows, through the facade."""
     legacy = tmp_path / "legacy.db"
     builders.odd_legacy(legacy)

@@ -23,6 +23,7 @@ from consensus_orm.databases.sqlite import vacuum as vacuum_module
 from consensus_orm.databases.sqlite.vacuum import VacuumScheduler, vacuum
 from consensus_orm.databases.statistics import VacuumReport
 from consensus_orm.settings import Settings
+from tests.conftest import Open
 from tests.support.bloated import make_bloated, writing
 from tests.support.timing import assert_typical
 
@@ -41,7 +42,7 @@ def check(path: Path) -> dict[str, object]:
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 @pytest.mark.parametrize("auto_vacuum", [2, 0])
 def test_the_production_file_becomes_small_under_a_live_writer(
-    tmp_path: Path, open_engine: Callable[[Path], Engine], auto_vacuum: int, journal_mode: str
+    tmp_path: Path, open_engine: Open, auto_vacuum: int, journal_mode: str
 ) -> None:
     """39,061 pages of which a dozen are used end below 1 MB on disk while another program writes.
 
@@ -58,9 +59,7 @@ def test_the_production_file_becomes_small_under_a_live_writer(
     assert_typical(measure, below=0.1, disk=True, runs=3)
 
 
-def _made_small(
-    path: Path, open_engine: Callable[[Path], Engine], auto_vacuum: int, journal_mode: str
-) -> tuple[VacuumReport, float]:
+def _made_small(path: Path, open_engine: Open, auto_vacuum: int, journal_mode: str) -> tuple[VacuumReport, float]:
     """Vacuum a bloated file beside a writer: what was reported, and the writer's longest wait in seconds."""
     make_bloated(path, pages=39_061, auto_vacuum=auto_vacuum, journal_mode=journal_mode)
     assert path.stat().st_size > 150 * MEGABYTE
@@ -85,7 +84,7 @@ def _made_small(
     return report, writer["longest"]
 
 
-def test_threads_of_the_same_store_write_on(tmp_path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_threads_of_the_same_store_write_on(tmp_path: Path, open_engine: Open) -> None:
     """Writers of the same engine wait for a step at most."""
     runs = itertools.count()
 
@@ -115,7 +114,7 @@ def test_threads_of_the_same_store_write_on(tmp_path: Path, open_engine: Callabl
     assert_typical(measure, below=0.1, disk=True)
 
 
-def test_progress_is_told_and_the_file_shrinks_as_it_goes(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_progress_is_told_and_the_file_shrinks_as_it_goes(path: Path, open_engine: Open) -> None:
     """Progress grows up to the pages there were to free, and no step leaves the cutting of the file to the end."""
     told: list[tuple[int, int]] = []
     sizes: list[int] = []
@@ -132,9 +131,7 @@ def test_progress_is_told_and_the_file_shrinks_as_it_goes(path: Path, open_engin
     assert sizes[-1] < sizes[1] < sizes[0]
 
 
-def test_a_cancelled_vacuum_ends_after_its_step_and_the_next_goes_on(
-    path: Path, open_engine: Callable[[Path], Engine]
-) -> None:
+def test_a_cancelled_vacuum_ends_after_its_step_and_the_next_goes_on(path: Path, open_engine: Open) -> None:
     """Cancelling leaves a sound file that the next vacuum finishes."""
     engine = open_engine(make_bloated(path, pages=10_000, auto_vacuum=2, journal_mode="wal"))
     event = threading.Event()
@@ -145,7 +142,7 @@ def test_a_cancelled_vacuum_ends_after_its_step_and_the_next_goes_on(
     assert vacuum(engine).after.database < MEGABYTE
 
 
-def test_a_reader_delays_the_shrinking_and_is_waited_for(tmp_path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_a_reader_delays_the_shrinking_and_is_waited_for(tmp_path: Path, open_engine: Open) -> None:
     """With an old snapshot open the file cannot shrink; it does as soon as the reader is done."""
     runs = itertools.count()
 
@@ -167,9 +164,7 @@ def test_a_reader_delays_the_shrinking_and_is_waited_for(tmp_path: Path, open_en
     assert_typical(measure, below=0.05, disk=True)
 
 
-def test_a_reader_that_stays_is_reported(
-    tmp_path: Path, open_engine: Callable[[Path], Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_stays_is_reported(tmp_path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience ends, the report says why the file is still large, and no writer waited for the reader."""
     monkeypatch.setattr(vacuum_module, "SHRINK_PATIENCE", 0.3)
     runs = itertools.count()
@@ -190,9 +185,7 @@ def test_a_reader_that_stays_is_reported(
     assert_typical(measure, below=0.1, disk=True)
 
 
-def test_a_file_without_auto_vacuum_is_left_while_others_have_it_open(
-    path: Path, open_engine: Callable[[Path], Engine]
-) -> None:
+def test_a_file_without_auto_vacuum_is_left_while_others_have_it_open(path: Path, open_engine: Open) -> None:
     """Not converted while another has it open, which the report says; converted once nobody has."""
     engine = open_engine(make_bloated(path, pages=2_000, auto_vacuum=0, journal_mode="delete"))
     with contextlib.closing(sqlite3.connect(path)) as other:
@@ -221,7 +214,7 @@ def test_a_refused_conversion_leaves_everything_as_it_was(path: Path, tmp_path: 
     assert (found["integrity_check"], found["auto_vacuum"], found["kept"]) == ("ok", 0, 2)
 
 
-def test_one_vacuum_at_a_time_across_processes(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_one_vacuum_at_a_time_across_processes(path: Path, open_engine: Open) -> None:
     """While another process vacuums this file a second vacuum is refused; its lock ends with it."""
     engine = open_engine(make_bloated(path, pages=500, auto_vacuum=2, journal_mode="wal"))
     code = (
@@ -244,7 +237,7 @@ def test_one_vacuum_at_a_time_across_processes(path: Path, open_engine: Callable
     assert sorted(each.name for each in path.parent.iterdir()) == [path.name, f"{path.name}-shm", f"{path.name}-wal"]
 
 
-def test_nothing_to_do_is_done_at_once(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_nothing_to_do_is_done_at_once(path: Path, open_engine: Open) -> None:
     """A second vacuum finds nothing, takes no step, and changes nothing on disk."""
     engine = open_engine(make_bloated(path, pages=500, auto_vacuum=2, journal_mode="wal"))
     vacuum(engine)
@@ -267,7 +260,7 @@ def wait_until(true: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def test_the_scheduler_vacuums_again_and_again(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_the_scheduler_vacuums_again_and_again(path: Path, open_engine: Open) -> None:
     """What becomes free between two runs is given back by the next, and stopping is quick."""
     engine = open_engine(make_bloated(path, pages=500, auto_vacuum=2, journal_mode="wal"))
     with VacuumScheduler(engine, timedelta(seconds=0.05)) as scheduler:
@@ -283,7 +276,7 @@ def test_the_scheduler_vacuums_again_and_again(path: Path, open_engine: Callable
 
 def test_the_scheduler_survives_errors(
     path: Path,
-    open_engine: Callable[[Path], Engine],
+    open_engine: Open,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -314,7 +307,7 @@ class Waits(threading.Event):
         return len(self.asked) == 3
 
 
-def test_the_first_run_is_jittered_and_not_at_once(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_the_first_run_is_jittered_and_not_at_once(path: Path, open_engine: Open) -> None:
     """Schedulers that start together run at different times, the first time soon, later about once in an interval."""
     engine, hour = open_engine(path), 3600.0
     waits = []
@@ -332,7 +325,7 @@ def test_the_first_run_is_jittered_and_not_at_once(path: Path, open_engine: Call
         assert max(drawn) - min(drawn) > 0.02 * hour
 
 
-def test_a_scheduler_that_starts_and_ends_has_done_nothing(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_a_scheduler_that_starts_and_ends_has_done_nothing(path: Path, open_engine: Open) -> None:
     """A daily one can be closed before its first run, and before it was started; no time between runs is refused."""
     scheduler = VacuumScheduler(open_engine(path)).start()
     assert scheduler.close()
@@ -342,7 +335,7 @@ def test_a_scheduler_that_starts_and_ends_has_done_nothing(path: Path, open_engi
         VacuumScheduler(open_engine(path), timedelta(0))
 
 
-def test_maintenance_has_one_schedule(path: Path, open_engine: Callable[[Path], Engine]) -> None:
+def test_maintenance_has_one_schedule(path: Path, open_engine: Open) -> None:
     """A new schedule ends the one before it, and closing ends the last."""
     maintenance = Maintenance(open_engine(path), Settings())
     first = maintenance.schedule_vacuum(timedelta(hours=1))
