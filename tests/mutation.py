@@ -34,16 +34,21 @@ COPIED = ("consensus_orm", "alembic", "tests", "benchmarks", "pyproject.toml", "
 FILES = ("-k", "not postgresql")
 """Tests of files alone: those of a server take several times as long, and find the same in what both share."""
 
-MIGRATION = ("tests/migration/test_migration.py", "tests/migration/test_stale_looks.py", "tests/test_rules.py", *FILES)
+MIGRATION = (
+    *(f"tests/migration/test_{name}.py" for name in ("gates", "migration", "mismatches", "rejects", "stale_looks")),
+    "tests/test_rules.py",
+    *FILES,
+)
 
 MODULES: dict[str, tuple[str, ...]] = {
     "unit_of_work/unit": (
-        "tests/unit_of_work/test_unit_of_work.py",
+        "tests/unit_of_work",
         "tests/databases/test_session_guard.py",
         "tests/test_rules.py",
         *FILES,
     ),
     "repository/dual_write": (
+        "tests/repository/test_dual_write.py",
         "tests/consensus/test_artifacts.py",
         "tests/consensus/test_syntheses.py",
         "tests/test_rules.py",
@@ -51,6 +56,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     ),
     "repository/routed_reads": (
         "tests/consensus/test_artifacts.py",
+        "tests/repository/test_dual_write.py",
         "tests/ledgers/test_alarm.py",
         "tests/test_rules.py",
         *FILES,
@@ -63,7 +69,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         *FILES,
     ),
     "databases/fair_queue": ("tests/databases/test_fair_queue.py", "tests/databases/test_engine.py", *FILES),
-    "databases/pool": ("tests/databases/test_engine.py", "tests/unit_of_work/test_unit_of_work.py", *FILES),
+    "databases/pool": ("tests/databases/test_engine.py", "tests/unit_of_work", *FILES),
     "migration/pace": ("tests/migration/test_backfill.py", *FILES),
     "migration/backfill": ("tests/migration/test_backfill.py", *MIGRATION),
     "migration/carrying": ("tests/migration/test_backfill.py", "tests/declaration/test_second_pair.py", *MIGRATION),
@@ -76,9 +82,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "migration/agreement": MIGRATION,
     "migration/decisions": MIGRATION,
     "databases/postgresql/fence": ("tests/concurrency/test_postgresql_fence.py",),
-    "copying/sweeps": ("tests/copying/test_copy.py",),
-    "copying/target": ("tests/copying/test_copy.py",),
-    "copying/finish": ("tests/copying/test_copy.py",),
+    "copying/sweeps": ("tests/copying",),
+    "copying/target": ("tests/copying",),
+    "copying/finish": ("tests/copying",),
 }
 """The modules, and the tests that have to hold them."""
 

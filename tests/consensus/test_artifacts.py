@@ -1,4 +1,4 @@
-"""The artifacts: the same in every phase, compared on every write, and never lost with a failing shadow side."""
+"""The artifacts: read, added and deleted, the same in every phase."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from consensus_orm.errors import InvalidValueError
 from consensus_orm.phase import Side
 from consensus_orm.testing import CONTENTS, artifact_values
 from consensus_orm.testing.plugin import Flip
-from tests.repository.test_dual_write import FAULTS, NORMALIZED_FAULTS
 from tests.support import reading
 from tests.support.databases import Database, behind, holds
 from tests.support.reading import Row
@@ -290,6 +289,3 @@ def test_no_id_is_given_twice_after_deletes(every_phase: ConsensusStore) -> None
         second = uow.artifacts.add(**artifact_values())
 
     assert second.id > first.id
-
-
-FAULTS += [("agent_outputs", name, fault) for name, fault in NORMALIZED_FAULTS.items()]

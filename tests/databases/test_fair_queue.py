@@ -1,3 +1,5 @@
+"""The fair queue of writers: whoever waited longest is next, and who gives up loses no permit."""
+
 from __future__ import annotations
 
 import threading

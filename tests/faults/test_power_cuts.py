@@ -13,10 +13,10 @@ import psycopg
 import pytest
 
 from consensus_orm import ConsensusStore
-from tests.databases.sqlite.test_restore import damaged, in_wal_without_a_log, with_a_hot_journal, with_a_log
 from tests.field import builders
 from tests.support import servers
 from tests.support.databases import build_legacy
+from tests.support.file_states import damaged, in_wal_without_a_log, with_a_hot_journal, with_a_log
 from tests.support.power_cuts import record
 
 SEED = int(os.environ.get("POWER_CUT_SEED", "1"))

@@ -4,104 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 import sqlite3
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
 from consensus_orm import ConsensusStore, Phase, Settings, Side, errors
-from consensus_orm.cli import look, main
 from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS
 from consensus_orm.ledgers import mismatches
-from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, digest, find
+from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, digest
 from consensus_orm.rehearsal.raw_sql import FileLook
-from consensus_orm.rehearsal.round_trip import _Course
 from consensus_orm.testing.phases import take_to
 from tests.field import builders
-from tests.support import servers
-from tests.support.databases import Database, at, build_legacy, odd_history
+from tests.support.databases import Database, at
 
 SAMPLE = "consensus_artifacts", "consensus_synthesis"
 
 
-@pytest.fixture(autouse=True)
-def scratch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are made, so that a test sees what is left of them."""
-    servers.shared()  # its folder is made where they were made before
-    folder = tmp_path_factory.mktemp("scratch")
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The evidence for a server is kept in the current folder."""
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A legacy file with the odd rows, as a program of the field left it."""
-    found = tmp_path / "artifacts.db"
-    odd_history(found)
-    return found
-
-
-@pytest.fixture
-def legacy(new_database: Database) -> Database:
-    """A legacy database with the odd rows."""
-    odd_history(new_database.where)
-    return new_database
-
-
-@pytest.fixture
-def empty(new_database: Database) -> Database:
-    """A legacy database without rows."""
-    build_legacy(new_database.where)
-    new_database.script("DELETE FROM consensus_artifacts; DELETE FROM consensus_synthesis")
-    return new_database
-
-
-@pytest.fixture
-def store(legacy: Database) -> Iterator[ConsensusStore]:
-    with ConsensusStore.open(legacy.where) as opened:
-        yield opened
-
-
-def run(database: Database, *words: str) -> Result:
-    return CliRunner().invoke(main, ["--url", str(database.where), *words])
-
-
 def contents(folder: Path) -> dict[str, str]:
     return {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in folder.iterdir()}
-
-
-@pytest.fixture
-def at_the_end(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Run a statement on the copy when it is back, before it is looked at, past everything that would notice."""
-
-    def arrange(sql: str) -> None:
-        real = _Course._back
-
-        def back(self: _Course) -> None:
-            real(self)
-            at(self.copy.where).unnoticed(sql)
-
-        monkeypatch.setattr(_Course, "_back", back)
-
-    return arrange
 
 
 # What it proves -------------------------------------------------------------------------------------------
@@ -480,129 +409,3 @@ def test_estimate(store: ConsensusStore) -> None:
     assert same.soak == timedelta(days=28)
     assert same.disk >= same.backup > 0
     assert report.peak_bytes == report.bytes + same.disk
-
-
-# Evidence -------------------------------------------------------------------------------------------------
-
-
-def test_evidence_holds_in_every_phase(legacy: Database) -> None:
-    """A rehearsal counts for its file with its mapping through the whole migration, and new rows do not end it."""
-    with ConsensusStore.open(legacy.where) as store:
-        assert find(store._units) is None
-        store.migration.rehearse()
-        for phase in Phase:
-            take_to(store, phase)
-            with store.unit_of_work() as uow:
-                uow.artifacts.add(spec_id="S", stage="plan", agent_name="new", content_json="{}")
-            evidence = find(store._units)
-            assert evidence is not None
-            assert evidence.holds, (phase, evidence.stale)
-        assert evidence is not None
-        assert evidence.rows_now == evidence.report.rows + len(Phase)
-
-
-def test_evidence_of_another_mapping(legacy: Database) -> None:
-    """A rehearsal made with another mapping does not count."""
-    with ConsensusStore.open(legacy.where) as store:
-        (place,) = store.migration.rehearse().evidence
-        place.write_text(json.dumps({**json.loads(place.read_text()), "mapping": "another"}))
-        evidence = find(store._units)
-
-    assert evidence is not None
-    assert not evidence.holds
-    assert "mapping" in (evidence.stale or "")
-
-
-def test_evidence_of_another_file(legacy: Database) -> None:
-    """A rehearsal does not count once the legacy tables are declared otherwise."""
-    with ConsensusStore.open(legacy.where) as store:
-        store.migration.rehearse()
-    legacy.script("CREATE INDEX more ON consensus_artifacts (agent_name)")
-    with ConsensusStore.open(legacy.where) as store:
-        evidence = find(store._units)
-
-    assert evidence is not None
-    assert "declared otherwise" in (evidence.stale or "")
-
-
-def test_evidence_that_cannot_be_read(path: Path) -> None:
-    """Damaged evidence is no evidence, and no error."""
-    path.with_name(path.name + ".rehearsal.json").write_bytes(b'{"at": \xff')
-    with ConsensusStore.open(path) as store:
-        assert find(store._units) is None
-
-
-def test_evidence_is_the_report(store: ConsensusStore) -> None:
-    """What is kept is what was returned: read back from JSON, it is equal; and it holds no content of a row."""
-    report = store.migration.rehearse()
-    text = report.evidence[0].read_text()
-
-    assert RehearsalReport.model_validate_json(text) == report.model_copy(update={"evidence": ()})
-    with store.unit_of_work(read_only=True) as uow:
-        found = {a.content_json for a in uow.artifacts.list() if isinstance(a.content_json, str)}
-    assert not [content for content in found if len(content) > 5 and json.dumps(content)[1:-1] in text]
-
-
-def test_keep(path: Path, tmp_path: Path) -> None:
-    """With a folder, copy and evidence are kept there; a copy that is there already is not replaced."""
-    folder = tmp_path / "kept" / "here"
-    with ConsensusStore.open(path) as store:
-        report = store.migration.rehearse(keep=folder)
-        with pytest.raises(errors.BackupError, match="exists already"):
-            store.migration.rehearse(keep=folder)
-
-    assert report.kept == folder / "artifacts.db.rehearsed"
-    assert report.evidence == (
-        tmp_path / "artifacts.db.rehearsal.json",
-        folder / "artifacts.db.rehearsal.json",
-    )
-    with ConsensusStore.open(report.kept) as copy:
-        assert copy.migration.phase is Phase.EXPAND
-
-
-# Command line ---------------------------------------------------------------------------------------------
-
-
-def test_command(legacy: Database) -> None:
-    """The command tells each step, the verdict and where the evidence is; status and advance then speak of it."""
-    assert "rehearsal       none of this database" in run(legacy, "status").output
-    result = run(legacy, "rehearse")
-
-    assert result.exit_code == 0, result.output
-    for word in ("backfill", "CONTRACT -> NORMALIZED", "DUAL_WRITE -> EXPAND", "evidence: ", "\npassed\n"):
-        assert word in result.output
-    assert "rehearsal       passed " in run(legacy, "status").output
-    assert json.loads(run(legacy, "status", "--json").output)["rehearsal"]["passed"] is True
-    assert "rehearsal: passed " in run(legacy, "advance").output
-
-
-def test_command_that_does_not_pass(legacy: Database, at_the_end: Callable[[str], None]) -> None:
-    """A row that is not what it was makes exit code 1, in text and in JSON; status says so afterwards."""
-    at_the_end(FAULTS["a byte"])
-    result = run(legacy, "rehearse", "--json")
-
-    assert result.exit_code == 1
-    told = json.loads(result.output)
-    assert told["passed"] is told["equal"] is False
-    assert "NOT passed" in run(legacy, "status").output
-    assert json.loads(run(legacy, "advance", "--json").output)["rehearsed"] is False
-
-
-def test_watch(legacy: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`status --watch` looks anew each time, and Ctrl-C ends it with the exit code of the last look."""
-    looks = iter((Phase.DUAL_WRITE, Phase.CUTOVER))
-
-    def between(_seconds: float) -> None:
-        phase = next(looks, None)
-        if phase is None:
-            raise KeyboardInterrupt
-        with ConsensusStore.open(legacy.where) as store:
-            take_to(store, phase)
-
-    monkeypatch.setattr(look, "time", SimpleNamespace(sleep=between))  # others sleep, too, while a phase changes
-    result = run(legacy, "status", "--watch")
-
-    assert result.exit_code == 0, result.output
-    shown = [line.split()[1] for line in result.output.splitlines() if line.startswith("phase ")]
-    assert shown == ["EXPAND,", "DUAL_WRITE,", "CUTOVER,"]
-    assert run(legacy, "status", "--watch", "--json").exit_code == 2

@@ -100,6 +100,7 @@ NORMALIZED_FAULTS: dict[str, Fault] = {
 }
 
 FAULTS = [("consensus_artifacts", name, fault) for name, fault in LEGACY_FAULTS.items()]
+FAULTS += [("agent_outputs", name, fault) for name, fault in NORMALIZED_FAULTS.items()]
 faults = pytest.mark.parametrize(
     ("table", "fault"),
     [

@@ -1,3 +1,5 @@
+"""The circuit breaker: it opens when calls fail, lets one through to try, and closes again."""
+
 from __future__ import annotations
 
 import sqlite3

@@ -1,3 +1,5 @@
+"""Classification: which errors are worth another try, and how long their servers ask to wait."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Retries: how often, how long apart, within which budget, and what ends them."""
+
 from __future__ import annotations
 
 import asyncio

@@ -29,6 +29,14 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@contextlib.contextmanager
+def untouched(path: Path) -> Iterator[None]:
+    """Nothing in a file changes meanwhile, and nothing is left beside it."""
+    before, beside = sha256(path), sorted(path.parent.iterdir())
+    yield
+    assert (sha256(path), sorted(path.parent.iterdir())) == (before, beside)
+
+
 def _cells(names: list[str]) -> str:
     return ", ".join(
         f"typeof({name}), CASE typeof({name}) WHEN 'real' THEN printf('%!.20g', {name}) ELSE hex({name}) END"

@@ -1,3 +1,5 @@
+"""Telemetry: listeners are told of calls and retries, and none of them fails a call."""
+
 from __future__ import annotations
 
 import logging

@@ -1,3 +1,5 @@
+"""Backups: whole while others write, private, and put in their place only when they are complete."""
+
 from __future__ import annotations
 
 import contextlib

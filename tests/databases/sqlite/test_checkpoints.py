@@ -1,3 +1,5 @@
+"""Checkpoints: the log of a long step is copied as it goes, and does not grow with it."""
+
 from __future__ import annotations
 
 import os

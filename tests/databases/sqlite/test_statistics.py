@@ -1,3 +1,5 @@
+"""Statistics: what is in force in a file and what it takes on the disk, read and not assumed."""
+
 from __future__ import annotations
 
 import contextlib

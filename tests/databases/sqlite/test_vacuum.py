@@ -1,3 +1,5 @@
+"""Vacuum: a file gets small again beside programs that write, once or on a schedule."""
+
 from __future__ import annotations
 
 import contextlib
