@@ -33,7 +33,7 @@ from tests.concurrency.databases import assert_sound, connect, legacy, normalize
 from tests.concurrency.processes import wait_for
 from tests.field import server as field
 from tests.field.rows import ODD_ARTIFACTS
-from tests.property.test_state_machine import (
+from tests.property.model import (
     COLUMNS,
     FOUNDING_MOMENTS,
     KINDS,
@@ -44,11 +44,11 @@ from tests.property.test_state_machine import (
     STAGES,
     TABLES,
     Kind,
-    Machine,
     Row,
     equal,
     typed,
 )
+from tests.property.test_state_machine import Machine
 from tests.support import servers
 
 CONTENTS = ("{}", "", "é – \U0001f600", "[" * 50)
