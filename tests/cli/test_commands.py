@@ -151,35 +151,6 @@ def test_pipes_get_plain_text(path: Path, run: Run) -> None:
 # Steps ----------------------------------------------------------------------------------------------------
 
 
-def test_whole_way_and_back(path: Path, run: Run, tmp_path: Path) -> None:
-    """`migrate` carries everything to CONTRACT; `rollback expand` gives the legacy tables back exactly."""
-    builders.odd_legacy(path)
-    before = oracle.image(path, *oracle.LEGACY)
-    rows = sum(len(oracle.rows(path, table)) for table in oracle.LEGACY)
-    run("upgrade", code=0)
-    told = json.loads(run("migrate", "--to", "contract", "--no-soak", "--json", code=0).stdout)
-    assert (told["phase"], told["refused"]) == ("CONTRACT", [])
-    steps = [(step["phase"], step["action"]) for step in told["steps"]]
-    assert steps == [
-        ("EXPAND", "upgrade"),
-        ("DUAL_WRITE", "advance"),
-        ("DUAL_WRITE", "backfill"),
-        ("DUAL_WRITE", "verify"),
-        ("CUTOVER", "advance"),
-        ("CUTOVER", "verify"),
-        ("NORMALIZED", "advance"),
-        ("NORMALIZED", "verify"),
-        ("CONTRACT", "advance"),
-    ]
-    assert [s["result"]["compared"] for s in told["steps"] if s["action"] == "verify"] == [rows] * 3
-    assert "consensus_artifacts" not in oracle.tables(path)
-    assert run("rollback", "expand", "--reason", "look", code=0).stdout == "the phase is EXPAND\n"
-    assert oracle.image(path, *oracle.LEGACY)[1:] == before[1:]
-    ours = "consensus_orm_"
-    assert [e for e in oracle.definitions(path, *oracle.LEGACY) if not e[1].startswith(ours)] == before[0]
-    assert "look" in run("history").stdout
-
-
 def test_vacuum_and_backup_report(path: Path, run: Run, tmp_path: Path) -> None:
     """The vacuum tells bytes before and after; a backup opens, and is not overwritten unless asked."""
     legacy(path)

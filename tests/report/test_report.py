@@ -20,9 +20,10 @@ from click.testing import CliRunner
 from consensus_orm import ConsensusStore, Phase, errors, report
 from consensus_orm.cli import main
 from consensus_orm.rehearsal.evidence import evidence_path
+from consensus_orm.settings import Settings
 from consensus_orm.testing.phases import take_to
 from tests.field import builders
-from tests.support.databases import Database, odd_history
+from tests.support.databases import Database, build_legacy, odd_history
 
 CHROMIUM = shutil.which("chromium")
 QUIET = (
@@ -134,6 +135,21 @@ def test_files_nobody_prepared(build: Callable[[Path], None], tmp_path: Path) ->
 
     assert page.headings == SECTIONS
     assert "Nothing has happened yet" in page.text
+
+
+@pytest.mark.parametrize("phase", list(Phase), ids=lambda phase: phase.name)
+def test_a_report_is_written_in_every_phase(new_database: Database, tmp_path: Path, phase: Phase) -> None:
+    """The report has the rows and bytes of the tables there are, and shows no password."""
+    build_legacy(new_database.where)
+    url = str(new_database.where).replace("postgres@", "postgres:s3cret@")
+    with ConsensusStore.open(url, settings=Settings(backup_dir=tmp_path)) as store:
+        take_to(store, phase)
+        report.write(store, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert phase.name in page
+    assert ("consensus_artifacts" in page) is phase.has_legacy
+    assert "agent_outputs" in page
+    assert "s3cret" not in page
 
 
 def test_tells_what_is_stored(eventful: ConsensusStore) -> None:

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -98,21 +96,6 @@ def _spaced(sql: str) -> str:
     return re.sub(r" (?=[,)])", "", " ".join(sql.split()))
 
 
-@pytest.mark.parametrize("name", builders.KINDS)
-def test_alembic_finds_nothing_to_change(name: str, path: Path, open_engine: Open) -> None:
-    """After the upgrade of any file, autogenerate sees no difference between models and database."""
-    builders.KINDS[name][2](path)
-    engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
-
-    with engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection,
-            opts={"include_object": application.include_object, "version_table": inspection.VERSION_TABLE},
-        )
-        assert compare_metadata(context, application.metadata()) == []
-
-
 def test_models_match_the_legacy_tables_in_the_field(path: Path, open_engine: Open) -> None:
     """The legacy models have the columns, types, defaults and indexes of the tables as programs made them.
 
@@ -136,27 +119,6 @@ def test_models_match_the_legacy_tables_in_the_field(path: Path, open_engine: Op
                 ).fetchall()
             facts.append((columns, indexes))
         assert facts[0] == facts[1]
-
-
-@pytest.mark.parametrize(
-    "name", ["new", "first_version", "empty_legacy", "artifacts_only", "executions_only", "dual_write_build"]
-)
-def test_up_and_down_step_by_step(name: str, path: Path, open_engine: Open) -> None:
-    """Each revision can be taken back where it holds no row, and base is the file as it was found."""
-    builders.KINDS[name][2](path)
-    # The dual-write build's own normalized rows stand on its legacy side too.
-    found = images(path, *(set(oracle.tables(path)) - {"consensus_runs", "agent_outputs"}))
-    engine = open_engine(path)
-    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
-    up = oracle.tables(path)
-
-    for _ in inspection.REVISIONS:
-        revisions.downgrade(engine, "-1", APPLICATION)
-    assert images(path) == found
-    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)
-
-    assert oracle.tables(path) == up
-    assert not revisions.inspect(engine, APPLICATION).needs_upgrade
 
 
 RUN = "INSERT INTO consensus_runs VALUES (1, 's', 't', NULL, 'k', 0, 1, 0, NULL);"

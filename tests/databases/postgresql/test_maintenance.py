@@ -1,4 +1,4 @@
-"""What keeps a database of a server small and known, and what only a file has, said clearly."""
+"""The maintenance of a server: statistics, vacuum and its schedule; and what only a file has, said clearly."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from consensus_orm import ConsensusStore, Phase, Settings
+from consensus_orm import ConsensusStore
 from consensus_orm.errors import BackupError
-from consensus_orm.report import write
-from consensus_orm.testing import artifact_values, take_to
-from tests.support.databases import Database, behind, build_legacy
+from consensus_orm.testing import artifact_values
+from tests.support.databases import behind
 
 pytestmark = pytest.mark.postgresql
 
@@ -88,19 +87,3 @@ def test_what_only_a_file_has_is_refused_with_the_way_out(consensus_store: Conse
     with pytest.raises(BackupError, match="command copy"):
         consensus_store.maintenance.backup(tmp_path / "copy.db")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("phase", list(Phase), ids=lambda phase: phase.name)
-def test_a_report_is_written_in_every_phase(new_database: Database, tmp_path: Path, phase: Phase) -> None:
-    """The report of a server has the rows and bytes of its tables, and shows no password."""
-    pytest.importorskip("pygal")
-    build_legacy(new_database.where)
-    url = str(new_database.where).replace("postgres@", "postgres:s3cret@")
-    with ConsensusStore.open(url, settings=Settings(backup_dir=tmp_path)) as store:
-        take_to(store, phase)
-        write(store, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert phase.name in page
-    assert ("consensus_artifacts" in page) is phase.has_legacy
-    assert "agent_outputs" in page
-    assert "s3cret" not in page

@@ -1,12 +1,14 @@
-"""The same history of revisions on PostgreSQL: in agreement with the models, atomic, and safe from many at once."""
+"""Upgrades and downgrades: in agreement with the models, atomic, safe from many at once, and gone without a trace."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -17,37 +19,57 @@ from sqlalchemy import Engine
 from consensus_orm import ConsensusStore, Phase, errors
 from consensus_orm.consensus import application, programs
 from consensus_orm.consensus.application import APPLICATION
-from consensus_orm.databases import opening
 from consensus_orm.schema import inspection, revisions
 from consensus_orm.settings import Settings
 from consensus_orm.testing import artifact_values, legacy_file
-from tests.field import server
-from tests.support import databases, oracle_of_servers
+from tests.conftest import Open
+from tests.field import builders, server
+from tests.support import databases, oracle, oracle_of_servers
 from tests.support.databases import Database
-
-pytestmark = pytest.mark.postgresql
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Settings()
-KINDS = {
+Build = Callable[[Any], object]
+"""Makes a database of the field where there is none."""
+
+SERVERS: dict[str, Build] = {
     "new": lambda where: None,
     "legacy": databases.build_legacy,
     "odd": databases.odd_history,
-    **{str(n): lambda where, n=n: server.build_legacy(where, columns=n, altered=True) for n in (8, 9, 10)},  # type: ignore[misc]
+    **{str(n): partial(server.build_legacy, columns=n, altered=True) for n in (8, 9, 10)},
 }
+FILES: dict[str, Build] = {name: build for name, (*_, build) in builders.KINDS.items()}
+EMPTY = ("new", "first_version", "empty_legacy", "artifacts_only", "executions_only", "dual_write_build")
+"""Files whose rows, if there are any, stand on the legacy side too: a downgrade loses none."""
+
+
+def builds(*files: str) -> pytest.MarkDecorator:
+    """Begin with each database of a server, and with each of these files."""
+    return pytest.mark.parametrize(
+        "build",
+        [
+            *(pytest.param(FILES[name], id=name, marks=pytest.mark.sqlite) for name in files),
+            *(pytest.param(build, id=name, marks=pytest.mark.postgresql) for name, build in SERVERS.items()),
+        ],
+    )
+
+
+def images(database: Database, *tables: str) -> dict[str, object]:
+    """All that is to be said of some tables, of all where none is named; and the number of a file."""
+    found: dict[str, object] = {table: database.image(table) for table in tables or database.tables()}
+    number = oracle.user_version(Path(database.where)) if database.kind == "sqlite" else None
+    return found | {"user_version": number}
 
 
 @pytest.fixture
-def engine(new_database: Database) -> Iterator[Engine]:
-    engine = opening.create(new_database.where, SETTINGS)
-    yield engine
-    engine.dispose()
+def engine(new_database: Database, open_engine: Open) -> Engine:
+    return open_engine(new_database.where)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_alembic_finds_nothing_to_change(name: str, new_database: Database, engine: Engine) -> None:
+@builds(*FILES)
+def test_alembic_finds_nothing_to_change(build: Build, new_database: Database, engine: Engine) -> None:
     """After the upgrade of any database, autogenerate sees no difference between models and tables."""
-    KINDS[name](new_database.where)
+    build(new_database.where)
     revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
 
     with engine.connect() as connection:
@@ -58,10 +80,11 @@ def test_alembic_finds_nothing_to_change(name: str, new_database: Database, engi
         assert compare_metadata(context, application.metadata()) == []
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_an_upgrade_leaves_what_it_found(name: str, new_database: Database, engine: Engine) -> None:
+@pytest.mark.postgresql
+@builds()
+def test_an_upgrade_leaves_what_it_found(build: Build, new_database: Database, engine: Engine) -> None:
     """Legacy tables and executions keep columns, defaults, indexes, rows and sequences; no second upgrade does more."""
-    KINDS[name](new_database.where)
+    build(new_database.where)
     found = {table: new_database.image(table) for table in new_database.tables()}
 
     assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)
@@ -69,19 +92,22 @@ def test_an_upgrade_leaves_what_it_found(name: str, new_database: Database, engi
     assert {table: new_database.image(table) for table in found} == found
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_up_and_down_step_by_step(name: str, new_database: Database, engine: Engine) -> None:
+@builds(*EMPTY)
+def test_up_and_down_step_by_step(build: Build, new_database: Database, engine: Engine) -> None:
     """Each revision can be taken back where it holds no row, and base is the database as it was found."""
-    KINDS[name](new_database.where)
-    found = {table: new_database.image(table) for table in new_database.tables()}
+    build(new_database.where)
+    # The dual-write build's own normalized rows stand on its legacy side too.
+    found = images(new_database, *(set(new_database.tables()) - {"consensus_runs", "agent_outputs"}))
     revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
     up = new_database.tables()
 
     for _ in inspection.REVISIONS:
         revisions.downgrade(engine, "-1", APPLICATION)
-    assert {table: new_database.image(table) for table in new_database.tables()} == found
-    revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
+    assert images(new_database) == found
+    assert revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True) == list(inspection.REVISIONS)
+
     assert new_database.tables() == up
+    assert not revisions.inspect(engine, APPLICATION).needs_upgrade
 
 
 def test_a_downgrade_that_would_lose_a_row_is_refused(new_database: Database, engine: Engine) -> None:
@@ -123,6 +149,7 @@ def test_many_upgrade_at_once(new_database: Database) -> None:
     assert applied == [[], [], [], list(inspection.REVISIONS)]
 
 
+@pytest.mark.postgresql
 def test_tables_of_others_are_refused_untouched(new_database: Database) -> None:
     """A table of our names that lacks our columns is none of ours: nothing is written."""
     new_database.script("CREATE TABLE consensus_artifacts (id BIGSERIAL PRIMARY KEY, spec_id TEXT, stage TEXT)")
@@ -143,6 +170,7 @@ def test_alembic_command_line_upgrades_from_the_checkout(new_database: Database)
         assert store.upgrade() == []
 
 
+@pytest.mark.postgresql
 def test_models_match_the_legacy_tables_of_a_server(new_database: Database) -> None:
     """The legacy tables that the models make are those of the frozen SQL: columns, types, defaults and indexes."""
     from tests.support import servers
@@ -162,6 +190,7 @@ def test_models_match_the_legacy_tables_of_a_server(new_database: Database) -> N
             }
 
 
+@pytest.mark.postgresql
 @pytest.mark.parametrize("phase", [None, Phase.DUAL_WRITE])
 def test_a_column_in_which_different_texts_are_equal_is_refused(new_database: Database, phase: Phase | None) -> None:
     """Deletes and runs would take in rows of others: neither an upgrade nor a flip goes on, and no row is touched."""
