@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
@@ -53,7 +53,7 @@ def facts(url: str, *words: str) -> Any:
 
 def image(database: Database) -> tuple[Any, ...]:
     """The legacy tables as they are, without the triggers of the package."""
-    definitions, *found = database.image(*LEGACY)
+    definitions, *found = cast("tuple[Any, ...]", database.image(*LEGACY))
     return ([entry for entry in definitions if not entry[1].startswith("consensus_orm_")], *found)
 
 

@@ -46,12 +46,6 @@ from tests.concurrency.steps import STEPS, bytes_at_most, verified, write
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may mount, and be somebody else")
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Files in a phase to begin with."""
-    return Files(tmp_path_factory.mktemp("files"))
-
-
 def add(store: ConsensusStore, name: str, size: int = 10) -> int:
     with store.unit_of_work() as uow:
         return uow.artifacts.add(spec_id="SPEC-F", stage="s", agent_name=name, content_json="x" * size).id

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 Cell = tuple[str, str]
@@ -121,26 +122,38 @@ SYNTHESES = (
 )  # fmt: skip
 
 
-def legacy(path: Path) -> dict[str, list[Row]]:
-    """The rows of the legacy side."""
-    with reading(path) as connection:
-        return {
-            "artifacts": query(connection, list(ARTIFACTS), "FROM consensus_artifacts ORDER BY id"),
-            "syntheses": query(connection, list(SYNTHESES), "FROM consensus_synthesis ORDER BY id"),
-        }
+Query = Callable[[list[str], str], list[Row]]
 
 
-def normalized(path: Path) -> dict[str, list[Row]]:
+def legacy_of(query: Query) -> dict[str, list[Row]]:
+    """The rows of the legacy side, by a query for expressions and what follows them."""
+    return {
+        "artifacts": query(list(ARTIFACTS), "FROM consensus_artifacts ORDER BY id"),
+        "syntheses": query(list(SYNTHESES), "FROM consensus_synthesis ORDER BY id"),
+    }
+
+
+def normalized_of(query: Query) -> dict[str, list[Row]]:
     """The rows of the normalized side, in the shape of the legacy one."""
 
     def shaped(columns: tuple[str, ...], own: str, table: str, **renamed: str) -> list[Row]:
         of_the_run = {"spec_id", "stage", "run_id"}
         names = [f"{'r' if c in of_the_run else own}.{renamed.get(c, c)}" for c in columns]
-        rest = f"FROM {table} AS {own} JOIN consensus_runs AS r ON r.id = {own}.run_id ORDER BY {own}.id"
-        return query(connection, names, rest)
+        return query(names, f"FROM {table} AS {own} JOIN consensus_runs AS r ON r.id = {own}.run_id ORDER BY {own}.id")
 
+    return {
+        "artifacts": shaped(ARTIFACTS, "o", "agent_outputs", content_json="content"),
+        "syntheses": shaped(SYNTHESES, "s", "consensus_syntheses"),
+    }
+
+
+def legacy(path: Path) -> dict[str, list[Row]]:
+    """The rows of the legacy side."""
     with reading(path) as connection:
-        return {
-            "artifacts": shaped(ARTIFACTS, "o", "agent_outputs", content_json="content"),
-            "syntheses": shaped(SYNTHESES, "s", "consensus_syntheses"),
-        }
+        return legacy_of(partial(query, connection))
+
+
+def normalized(path: Path) -> dict[str, list[Row]]:
+    """The rows of the normalized side, in the shape of the legacy one."""
+    with reading(path) as connection:
+        return normalized_of(partial(query, connection))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
 
-from tests.support.oracle import ARTIFACTS, SYNTHESES, Row
-
-LEGACY = ("consensus_artifacts", "consensus_synthesis")
+from tests.support.oracle import Row, legacy_of, normalized_of
 
 
 @contextlib.contextmanager
@@ -121,23 +120,10 @@ def image(url: str, *names: str) -> tuple[object, ...]:
 def legacy(url: str) -> dict[str, list[Row]]:
     """The rows of the legacy side."""
     with reading(url) as connection:
-        return {
-            "artifacts": query(connection, list(ARTIFACTS), "FROM consensus_artifacts ORDER BY id"),
-            "syntheses": query(connection, list(SYNTHESES), "FROM consensus_synthesis ORDER BY id"),
-        }
+        return legacy_of(partial(query, connection))
 
 
 def normalized(url: str) -> dict[str, list[Row]]:
     """The rows of the normalized side, in the shape of the legacy one."""
-
-    def shaped(columns: tuple[str, ...], own: str, table: str, **renamed: str) -> list[Row]:
-        of_the_run = {"spec_id", "stage", "run_id"}
-        names = [f"{'r' if c in of_the_run else own}.{renamed.get(c, c)}" for c in columns]
-        rest = f"FROM {table} AS {own} JOIN consensus_runs AS r ON r.id = {own}.run_id ORDER BY {own}.id"
-        return query(connection, names, rest)
-
     with reading(url) as connection:
-        return {
-            "artifacts": shaped(ARTIFACTS, "o", "agent_outputs", content_json="content"),
-            "syntheses": shaped(SYNTHESES, "s", "consensus_syntheses"),
-        }
+        return normalized_of(partial(query, connection))

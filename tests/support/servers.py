@@ -125,7 +125,7 @@ class Server:
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = self._spawn("postgres", *options, stdout=log, stderr=log)
-        self._until(lambda: not self._runs() or self.answers(), "start")
+        self.until(lambda: not self._runs() or self.answers(), "start")
         assert self._runs(), (self.folder / "log").read_text(errors="replace")[-2000:]
 
     def answers(self) -> bool:
@@ -144,7 +144,7 @@ class Server:
         """
         how = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
         self._postmaster().send_signal(how[mode])
-        self._until(lambda: not self._runs(), "stop")
+        self.until(lambda: not self._runs(), "stop")
         self._reap()
 
     def restart(self, mode: str = "fast") -> None:
@@ -177,7 +177,7 @@ class Server:
         """Let a replica receive, and show nothing of it, while the block lasts."""
         with self.connect() as connection:
             connection.execute("SELECT pg_wal_replay_pause()")
-            self._until(lambda: self._value("SELECT pg_get_wal_replay_pause_state()") == "paused", "pause its replay")
+            self.until(lambda: self.value("SELECT pg_get_wal_replay_pause_state()") == "paused", "pause its replay")
             try:
                 yield
             finally:
@@ -190,9 +190,9 @@ class Server:
             shown: Whether it must show it, too; a replica whose replay is paused only receives.
         """
         assert self.primary is not None
-        newest = self.primary._value("SELECT pg_current_wal_flush_lsn()::text")
+        newest = self.primary.value("SELECT pg_current_wal_flush_lsn()::text")
         here = "pg_last_wal_replay_lsn()" if shown else "pg_last_wal_receive_lsn()"
-        self._until(lambda: self._value(f"SELECT {here} >= '{newest}'") is True, "catch up")
+        self.until(lambda: self.value(f"SELECT {here} >= '{newest}'") is True, "catch up")
 
     def remove(self) -> None:
         """Stop the server if it runs, and remove all that was its own."""
@@ -200,7 +200,7 @@ class Server:
             self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _value(self, sql: str) -> Any:
+    def value(self, sql: str) -> Any:
         with self.connect() as connection:
             row = connection.execute(sql.encode()).fetchone()
         assert row is not None
@@ -240,7 +240,7 @@ class Server:
             self._process.wait(PATIENCE)
             self._process = None
 
-    def _until(self, done: Callable[[], bool], what: str) -> None:
+    def until(self, done: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while not done():
             assert time.monotonic() < deadline, f"the server did not {what} in {PATIENCE} s"

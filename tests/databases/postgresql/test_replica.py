@@ -93,7 +93,7 @@ def contents(uow: ConsensusUnitOfWork) -> list[str]:
 
 
 def is_replica(uow: ConsensusUnitOfWork) -> bool:
-    return bool(uow._rows("SELECT pg_is_in_recovery()")[0][0])
+    return bool(uow.session.scalar(text("SELECT pg_is_in_recovery()")))
 
 
 def told(store: ConsensusStore) -> list[ReplicaEvent]:
@@ -327,8 +327,8 @@ def test_closing_the_store_closes_its_connections_to_the_replica(two: Two, name:
         store.upgrade()
         two.replica.catch_up()
         store.run(contents, read_only=True)
-        assert two.replica._value(count) == 1
-    two.replica._until(lambda: two.replica._value(count) == 0, "lose its reader")
+        assert two.replica.value(count) == 1
+    two.replica.until(lambda: two.replica.value(count) == 0, "lose its reader")
 
 
 @pytest.mark.parametrize("read", ["postgresql://user:secret@host/db", "other.db"])
