@@ -262,10 +262,17 @@ def wait_until(true: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
+def schedulers() -> list[threading.Thread]:
+    """The threads that vacuum on a schedule."""
+    return [thread for thread in threading.enumerate() if thread.name == "consensus_orm vacuum"]
+
+
 def test_the_scheduler_vacuums_again_and_again(path: Path, open_engine: Open) -> None:
     """What becomes free between two runs is given back by the next, and stopping is quick."""
     engine = open_engine(make_bloated(path, pages=500, auto_vacuum=2, journal_mode="wal"))
+    before = schedulers()
     with VacuumScheduler(engine, timedelta(seconds=0.05)) as scheduler:
+        assert schedulers() != before
         wait_until(lambda: scheduler.last and path.stat().st_size < MEGABYTE)
         with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as other:
             other.execute("INSERT INTO t VALUES (1000000, zeroblob(3000000))")
@@ -273,7 +280,7 @@ def test_the_scheduler_vacuums_again_and_again(path: Path, open_engine: Open) ->
         wait_until(lambda: check(path)["freelist_count"] == 0 and path.stat().st_size < MEGABYTE)
         started = time.monotonic()
     assert time.monotonic() - started < 0.5
-    assert not scheduler._thread.is_alive()
+    assert schedulers() == before
 
 
 def test_the_scheduler_survives_errors(
@@ -339,11 +346,14 @@ def test_a_scheduler_that_starts_and_ends_has_done_nothing(path: Path, open_engi
 
 def test_maintenance_has_one_schedule(path: Path, open_engine: Open) -> None:
     """A new schedule ends the one before it, and closing ends the last."""
+    before = schedulers()
     maintenance = Maintenance(open_engine(path), Settings())
-    first = maintenance.schedule_vacuum(timedelta(hours=1))
-    second = maintenance.schedule_vacuum()
-    assert not first._thread.is_alive()
-    assert (second._thread.is_alive(), second._thread.daemon, second.interval) == (True, True, 86400)
+    maintenance.schedule_vacuum(timedelta(hours=1))
+    [first] = set(schedulers()) - set(before)
+    scheduler = maintenance.schedule_vacuum()
+    [second] = set(schedulers()) - set(before)
+    assert second is not first
+    assert (second.daemon, scheduler.interval) == (True, 86400)
     maintenance.close()
-    assert not second._thread.is_alive()
+    assert schedulers() == before
     maintenance.close()
