@@ -8,18 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
+from sqlalchemy import Engine
 
 from consensus_orm import ConsensusStore
+from consensus_orm.databases.opening import create
+from consensus_orm.settings import Settings
 from consensus_orm.testing.plugin import History
-from tests import databases
-from tests.databases import Database
+from tests.support import databases
+from tests.support.databases import Database
 
 pytest_plugins = ["pytester"]
 
 KINDS = ("sqlite", "postgresql")
+SETTINGS = Settings()
+
+
+class Open(Protocol):
+    """Makes an engine that is disposed of when the test ends."""
+
+    def __call__(self, url: Path | str, settings: Settings = ...) -> Engine: ...
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -45,7 +55,7 @@ def consensus_url(kind: str, tmp_path: Path) -> str | Path:
     """A place for a database of each kind; there is none yet."""
     if kind == "sqlite":
         return tmp_path / "consensus.db"
-    from tests import servers
+    from tests.support import servers
 
     return servers.unused()
 
@@ -68,6 +78,26 @@ def new_database(kind: str, tmp_path: Path) -> Iterator[Database]:
     """A database with nothing in it, to begin with otherwise than the shipped fixtures do."""
     with databases.made(kind, lambda where: None, tmp_path / "new.db") as database:
         yield database
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A place for a file; there is none yet."""
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def open_engine() -> Iterator[Open]:
+    """Make engines that are disposed of at the end."""
+    made: list[Engine] = []
+
+    def make(url: Path | str, settings: Settings = SETTINGS) -> Engine:
+        made.append(create(url, settings))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.dispose()
 
 
 @pytest.fixture

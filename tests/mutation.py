@@ -34,31 +34,57 @@ COPIED = ("consensus_orm", "alembic", "tests", "benchmarks", "pyproject.toml", "
 FILES = ("-k", "not postgresql")
 """Tests of files alone: those of a server take several times as long, and find the same in what both share."""
 
-MIGRATION = ("tests/test_migration.py", "tests/test_stale_looks.py", "tests/test_rules.py", *FILES)
+MIGRATION = (
+    *(f"tests/migration/test_{name}.py" for name in ("gates", "migration", "mismatches", "rejects", "stale_looks")),
+    "tests/test_rules.py",
+    *FILES,
+)
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "unit_of_work/unit": ("tests/test_unit_of_work.py", "tests/test_session_guard.py", "tests/test_rules.py", *FILES),
-    "repository/dual_write": ("tests/test_artifacts.py", "tests/test_syntheses.py", "tests/test_rules.py", *FILES),
-    "repository/routed_reads": ("tests/test_artifacts.py", "tests/test_alarm.py", "tests/test_rules.py", *FILES),
-    "ledgers/mismatches": ("tests/test_alarm.py", *MIGRATION),
-    "databases/sqlite/backup": ("tests/test_backup.py", "tests/test_files.py", "tests/test_written_through.py", *FILES),
-    "databases/fair_queue": ("tests/test_turns.py", "tests/test_engine.py", *FILES),
-    "databases/pool": ("tests/test_engine.py", "tests/test_unit_of_work.py", *FILES),
-    "migration/pace": ("tests/test_backfill.py", *FILES),
-    "migration/backfill": ("tests/test_backfill.py", *MIGRATION),
-    "migration/carrying": ("tests/test_backfill.py", "tests/test_second_pair.py", *MIGRATION),
+    "unit_of_work/unit": (
+        "tests/unit_of_work",
+        "tests/databases/test_session_guard.py",
+        "tests/test_rules.py",
+        *FILES,
+    ),
+    "repository/dual_write": (
+        "tests/repository/test_dual_write.py",
+        "tests/consensus/test_artifacts.py",
+        "tests/consensus/test_syntheses.py",
+        "tests/test_rules.py",
+        *FILES,
+    ),
+    "repository/routed_reads": (
+        "tests/consensus/test_artifacts.py",
+        "tests/repository/test_dual_write.py",
+        "tests/ledgers/test_alarm.py",
+        "tests/test_rules.py",
+        *FILES,
+    ),
+    "ledgers/mismatches": ("tests/ledgers/test_alarm.py", *MIGRATION),
+    "databases/sqlite/backup": (
+        "tests/databases/sqlite/test_backup.py",
+        "tests/test_files.py",
+        "tests/faults/test_written_through.py",
+        *FILES,
+    ),
+    "databases/fair_queue": ("tests/databases/test_fair_queue.py", "tests/databases/test_engine.py", *FILES),
+    "databases/pool": ("tests/databases/test_engine.py", "tests/unit_of_work", *FILES),
+    "migration/pace": ("tests/migration/test_backfill.py", *FILES),
+    "migration/backfill": ("tests/migration/test_backfill.py", *MIGRATION),
+    "migration/carrying": ("tests/migration/test_backfill.py", "tests/declaration/test_second_pair.py", *MIGRATION),
     "migration/contraction": MIGRATION,
     "migration/flip": MIGRATION,
     "migration/gates": MIGRATION,
     "migration/reconcile": MIGRATION,
-    "migration/verify": ("tests/test_verify.py", *MIGRATION),
+    "migration/verify": ("tests/migration/test_verify.py", *MIGRATION),
     "migration/steps": MIGRATION,
     "migration/agreement": MIGRATION,
     "migration/decisions": MIGRATION,
     "databases/postgresql/fence": ("tests/concurrency/test_postgresql_fence.py",),
-    "copying/sweeps": ("tests/test_copy.py",),
-    "copying/target": ("tests/test_copy.py",),
-    "copying/finish": ("tests/test_copy.py",),
+    "copying/sweeps": ("tests/copying",),
+    "copying/target": ("tests/copying",),
+    "copying/finish": ("tests/copying",),
 }
 """The modules, and the tests that have to hold them."""
 

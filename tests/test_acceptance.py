@@ -20,10 +20,10 @@ from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
-from tests import oracle
-from tests.databases import Database
-from tests.engines import lacking
 from tests.field import builders, server
+from tests.support import oracle
+from tests.support.databases import Database
+from tests.support.engines import lacking
 
 ROUNDS = {
     "2025-11-03 19:33:48": 12,

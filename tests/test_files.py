@@ -16,8 +16,8 @@ import pytest
 
 from consensus_orm import ConsensusStore, Phase, errors, files
 from consensus_orm.databases.sqlite import vacuum as vacuum_module
-from tests import oracle
-from tests.databases import build_legacy
+from tests.support import oracle
+from tests.support.databases import build_legacy
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from consensus_orm import ConsensusError, ConsensusStore, ExecutionTracker, Phas
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.errors import InvalidValueError
 from consensus_orm.testing import artifact_values, spawn_values, synthesis_values, take_to
-from tests.databases import Database, build_legacy
+from tests.support.databases import Database, build_legacy
 from tests.test_surface import SURFACE
 
 ODD: dict[str, Any] = {

@@ -17,7 +17,8 @@ import pytest
 CHECKOUT = Path(__file__).parent.parent
 
 
-NEEDED = ("__init__", "conftest", "databases", "oracle", "oracle_of_servers", "servers", "test_rules")
+NEEDED = ("consensus_orm", "alembic", "tests/field", "tests/support")
+NEEDED_FILES = ("pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/test_rules.py")
 
 
 @dataclass(frozen=True)
@@ -210,9 +211,9 @@ MUTATIONS = (
 def test_a_broken_rule_makes_a_test_fail(mutation: Mutation, tmp_path: Path) -> None:
     """The test that is said to hold a rule fails when the rule is broken."""
     copy = tmp_path / "checkout"
-    for name in ("consensus_orm", "alembic", "tests/field"):
+    for name in NEEDED:
         shutil.copytree(CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", *(f"tests/{module}.py" for module in NEEDED)):
+    for name in NEEDED_FILES:
         shutil.copy(CHECKOUT / name, copy / name)
     source = copy / "consensus_orm" / mutation.file
     text = source.read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ import pytest
 
 from consensus_orm import Settings, errors
 from consensus_orm.schema import revisions
-from tests import oracle
 from tests.field import builders
+from tests.support import oracle
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

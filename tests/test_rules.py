@@ -18,7 +18,7 @@ import pytest
 from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.consensus.models.normalized import AgentOutput
 from consensus_orm.errors import DatabaseBusyError, GateClosedError, StorageError, UnmirroredWriteError
-from tests.databases import REFUSE, Database, build_legacy
+from tests.support.databases import REFUSE, Database, build_legacy
 
 NOW = timedelta(0)
 SETTINGS = Settings(soak_dual_write=NOW, soak_cutover=NOW, soak_normalized=NOW, busy_timeout=timedelta(seconds=1))

@@ -45,7 +45,7 @@ SURFACE: dict[type, dict[str, str]] = {
     Store: {"open": "url, *, moves, settings=None, echo=False", **STORE},
     ConsensusStore: {"open": "url=None, *, settings=None, echo=False, moves=", **STORE},
     ConsensusUnitOfWork: {"on_commit": "callback", "repository": "move"},
-    # Their repositories, migration and maintenance have the methods written below: see tests/test_asynchronous.py.
+    # Their repositories, migration and maintenance have the methods written below: see tests/asyncio.
     AsyncConsensusStore: {
         "open": "url=None, *, settings=None, echo=False, moves=",
         "unit_of_work": "*, read_only=False",

@@ -13,7 +13,7 @@ from consensus_orm import validation as check
 from consensus_orm.errors import InvalidValueError
 from consensus_orm.testing import artifact_values, legacy_history, spawn_values, synthesis_values
 from consensus_orm.testing.plugin import History
-from tests.databases import behind
+from tests.support.databases import behind
 
 ARTIFACT = ("spec_id", "stage", "agent_name")
 WRONG_NAMES: dict[str, Any] = {

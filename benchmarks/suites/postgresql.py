@@ -155,7 +155,7 @@ def _database(template: str | None = None) -> Iterator[str]:
     """An empty database, or a clone of one."""
     if (url := os.environ.get("CONSENSUS_ORM_BENCH_POSTGRES")) is not None:
         os.environ["CONSENSUS_ORM_TEST_POSTGRES"] = url
-    from tests import servers
+    from tests.support import servers
 
     with servers.database(template) as url:
         yield url

@@ -34,7 +34,7 @@ FORK_PATIENCE = 0.25
 class Pool(QueuePool):
     """A QueuePool that serves waiting threads in their order, and whose connections are healthy.
 
-    With 100 threads on 10 connections QueuePool's own waiting starves the unlucky: see tests/test_engine.py.
+    With 100 threads on 10 connections QueuePool's own waiting starves the unlucky: see tests/databases/test_engine.py.
 
     Args:
         source: Where connections come from: a `Source`, or the `ServerSource` of PostgreSQL.

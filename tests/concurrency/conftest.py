@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.concurrency.files import Files
@@ -11,8 +9,3 @@ from tests.concurrency.files import Files
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Files in a phase to begin with."""
     return Files(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"

@@ -15,9 +15,9 @@ from psycopg import sql
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.settings import Settings
-from tests import engines, oracle_of_servers, servers
 from tests.concurrency.files import bring
 from tests.field import server as field
+from tests.support import engines, oracle, servers
 
 __all__ = [
     "SETTINGS", "assert_sides_agree", "assert_sound", "connect", "flips", "image", "in_phase", "legacy", "made",
@@ -170,8 +170,8 @@ def assert_sound(url: str) -> None:
         legacy_tables = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname IN (%s, %s) ORDER BY 1"
         rebuilding = query(url, "SELECT step FROM consensus_orm_state") == [("rebuild",)]
         there = Phase(phase).has_legacy or rebuilding
-        found = [name for (name,) in connection.execute(legacy_tables, oracle_of_servers.LEGACY)]
-        assert found == (list(oracle_of_servers.LEGACY) if there else [])
+        found = [name for (name,) in connection.execute(legacy_tables, oracle.LEGACY)]
+        assert found == (list(oracle.LEGACY) if there else [])
 
 
 NOT_COMPARED = {

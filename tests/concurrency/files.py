@@ -11,9 +11,9 @@ from pathlib import Path
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.settings import Settings
-from tests import oracle
 from tests.field.builders import ARTIFACTS, SYNTHESIS, build_legacy, create_executions
 from tests.field.rows import insert_odd_rows
+from tests.support import oracle
 
 SETTINGS = Settings(chunk_rows=16, chunk_pause=timedelta(0))
 """Small chunks, so that a few dozen rows are many transactions."""

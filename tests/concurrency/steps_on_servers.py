@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from consensus_orm import ConsensusStore, Phase
-from tests import servers
 from tests.concurrency import steps
 from tests.concurrency.databases import (
     SETTINGS,
@@ -26,6 +25,7 @@ from tests.concurrency.databases import (
 from tests.concurrency.files import bring, records
 from tests.concurrency.processes import wait_for
 from tests.concurrency.steps import Work, advance_to, roll_back_to, write
+from tests.support import servers
 
 __all__ = ["STEPS", "Judge", "Step", "template"]
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
-from tests import oracle
 from tests.concurrency import actors
 from tests.concurrency.files import (
     SETTINGS,
@@ -44,6 +43,7 @@ from tests.concurrency.steps import (
     run_and_run_out_of_bytes,
     with_journal,
 )
+from tests.support import oracle
 
 SOAK = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "0")
 STATEMENTS_IN_CI = 16

@@ -22,7 +22,7 @@ from consensus_orm.migration import pace
 from consensus_orm.migration.carrying import Drained, drain
 from consensus_orm.settings import Settings
 from tests.concurrency.processes import Child, start
-from tests.databases import Database, at, build_legacy
+from tests.support.databases import Database, at, build_legacy
 
 ROWS, CHANGES = 4000, {"sqlite": 2500, "postgresql": 500}
 SHARE = 0.12

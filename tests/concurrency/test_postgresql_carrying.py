@@ -27,7 +27,7 @@ from tests.concurrency.databases import (
     normalized,
     query,
 )
-from tests.servers import Server
+from tests.support.servers import Server
 
 Before = Callable[[str, Callable[[], object]], None]
 

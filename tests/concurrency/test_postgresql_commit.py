@@ -16,7 +16,7 @@ from consensus_orm.retrying.classification import ErrorKind, classify
 from consensus_orm.settings import Settings
 from tests.concurrency import clients
 from tests.concurrency.databases import made, query
-from tests.servers import Server
+from tests.support.servers import Server
 
 PATIENT = Settings(retry_attempts=12, retry_budget=timedelta(seconds=60))
 

@@ -11,7 +11,7 @@ from consensus_orm.errors import CommitUncertainError, MigrationError, StorageEr
 from tests.concurrency import clients
 from tests.concurrency.databases import SETTINGS, assert_sides_agree, in_phase, phase_of, query
 from tests.concurrency.test_postgresql_fence import ready
-from tests.engines import TABLE_LOCKS_AND_NUMBERS, lacking
+from tests.support.engines import TABLE_LOCKS_AND_NUMBERS, lacking
 
 
 def test_an_engine_that_only_locks_rows_is_asked_for_nothing_else_again() -> None:

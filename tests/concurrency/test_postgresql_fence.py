@@ -33,7 +33,7 @@ from tests.concurrency.databases import (
     settings,
 )
 from tests.concurrency.processes import Child, start
-from tests.engines import TABLE_LOCKS_AND_NUMBERS
+from tests.support.engines import TABLE_LOCKS_AND_NUMBERS
 
 InPhase = Callable[..., contextlib.AbstractContextManager[str]]
 

@@ -24,7 +24,7 @@ from tests.concurrency.databases import (
     normalized,
     query,
 )
-from tests.engines import TABLE_LOCKS_AND_NUMBERS
+from tests.support.engines import TABLE_LOCKS_AND_NUMBERS
 
 LEVELS = ["read_committed", "serializable"]
 START = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)

@@ -18,10 +18,10 @@ import pytest
 
 from consensus_orm import ConsensusStore
 from consensus_orm.databases.postgresql.connection import ServerConnection
-from tests import servers
 from tests.concurrency.databases import settings
 from tests.concurrency.processes import start
 from tests.concurrency.steps_on_servers import STEPS, Judge, template
+from tests.support import servers
 
 SOAK = "CONSENSUS_ORM_TEST_SOAK" in os.environ
 POINTS_IN_CI = 6

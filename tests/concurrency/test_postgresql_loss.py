@@ -21,10 +21,10 @@ from sqlalchemy import text
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.copying.source import opened
 from consensus_orm.errors import DatabaseUnavailableError, StorageError
-from tests import servers
 from tests.concurrency.databases import assert_sound, in_phase, settings, truth
 from tests.concurrency.steps_on_servers import STEPS, Judge, template
-from tests.engines import Losable, losable
+from tests.support import servers
+from tests.support.engines import Losable, losable
 
 SOAK = "CONSENSUS_ORM_TEST_SOAK" in os.environ
 POINTS_IN_CI = 4

@@ -16,8 +16,8 @@ from consensus_orm import Phase
 from tests.concurrency import clients
 from tests.concurrency.databases import assert_sides_agree, assert_sound, flips, made, query
 from tests.concurrency.processes import acknowledged, start, wait_for
-from tests.engines import TABLE_LOCKS_AND_NUMBERS, lacking
-from tests.servers import Server
+from tests.support.engines import TABLE_LOCKS_AND_NUMBERS, lacking
+from tests.support.servers import Server
 
 SECONDS = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "20")
 WRITERS = ["w0", "w1", "w2", "w3"]

@@ -17,7 +17,6 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import DatabaseBusyError
 from consensus_orm.migration import contraction, pace, steps
 from consensus_orm.settings import Settings
-from tests import oracle
 from tests.concurrency import actors
 from tests.concurrency.files import (
     SETTINGS,
@@ -34,6 +33,7 @@ from tests.concurrency.files import (
 )
 from tests.concurrency.processes import Child, acknowledged, start
 from tests.concurrency.steps import verified, with_journal
+from tests.support import oracle
 
 SECONDS = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "60")
 WRITERS = ["w0", "w1", "w2", "w3"]

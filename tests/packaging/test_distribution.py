@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import oracle
+from tests.support import oracle
 from tests.test_readme import TESTING
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]

@@ -29,12 +29,11 @@ from consensus_orm.databases.postgresql.connection import ServerConnection
 from consensus_orm.errors import GateClosedError
 from consensus_orm.migration.planning import Choice
 from consensus_orm.phase import Side
-from tests import servers
 from tests.concurrency.databases import assert_sound, connect, legacy, normalized, query
 from tests.concurrency.processes import wait_for
 from tests.field import server as field
 from tests.field.rows import ODD_ARTIFACTS
-from tests.property.test_state_machine import (
+from tests.property.model import (
     COLUMNS,
     FOUNDING_MOMENTS,
     KINDS,
@@ -45,11 +44,12 @@ from tests.property.test_state_machine import (
     STAGES,
     TABLES,
     Kind,
-    Machine,
     Row,
     equal,
     typed,
 )
+from tests.property.test_state_machine import Machine
+from tests.support import servers
 
 CONTENTS = ("{}", "", "é – \U0001f600", "[" * 50)
 TIMES = (None, "", "not a date", "1762743600", "2025-11-04 02:23:58.9999", "now")

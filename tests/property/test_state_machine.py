@@ -13,13 +13,9 @@ A few hundred runs in CI; a longer soak by command:
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -27,186 +23,40 @@ from hypothesis import HealthCheck, seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
     invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import Phase
 from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.errors import ConsensusError, GateClosedError, UnknownAgentError
 from consensus_orm.migration.planning import Choice
-from consensus_orm.phase import Side
 from consensus_orm.progress import Progress
-from consensus_orm.settings import Settings
-from consensus_orm.times import time_of, time_text
-from tests import oracle
-from tests.field import builders, rows
-
-# Values ---------------------------------------------------------------------------------------------------
-
-START = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
-SPECS = ("SPEC-1", "spec-1", "S'; --")
-STAGES = ("plan", "plan ")
-RUNS = (None, "", "run_a", "at:2025-11-04 02:23:58")
-CONTENTS = ("{}", "", "a\0b", "\ud800", "é – \U0001f600", "[" * 50)
-MOMENTS = (START, START + timedelta(milliseconds=123), START + timedelta(seconds=1), START.replace(year=1))
-FOUNDING_MOMENTS = {
-    1762222238000: "2025-11-04 02:10:38",
-    1762222238123: "2025-11-04 02:10:38.123",
-    1762222239999: "2025-11-04 02:10:39.999",
-}
-"""Milliseconds as the founding programs write them, and the time that is made of them."""
-FOREIGN_TIMES = (None, "", "not a date", 1762743600, "1762743600", 0.5, b"x", "2025-11-04 02:23:58.9999", "now")
-FOREIGN_CONTENTS = ("{}", "", b"\x00\xff", 7, rows.bytes_as_text(b"\xff\x00"), "foreign")
-
-Kind = str
-KINDS = ("artifacts", "syntheses")
-TABLES = {"artifacts": "consensus_artifacts", "syntheses": "consensus_synthesis"}
-NORMALIZED = {"artifacts": "agent_outputs", "syntheses": "consensus_syntheses"}
-COLUMNS: dict[Kind, tuple[str, ...]] = {"artifacts": oracle.ARTIFACTS, "syntheses": oracle.SYNTHESES}
-
-Row = dict[str, Any]
+from consensus_orm.times import time_text
+from tests.property.model import (
+    ATTRIBUTES,
+    COLUMNS,
+    CONTENTS,
+    KINDS,
+    MOMENTS,
+    NORMALIZED,
+    RUNS,
+    SPECS,
+    STAGES,
+    TABLES,
+    Kind,
+    Row,
+    equal,
+    stored,
+    typed,
+)
+from tests.property.other_programs import OtherPrograms
 
 
-def decoded(value: bytes) -> str:
-    return value.decode("utf-8", "surrogateescape")
-
-
-def stored(value: Any) -> Any:
-    """A value as SQLite gives it back: text that UTF-8 cannot say comes with its bytes escaped."""
-    return decoded(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else value
-
-
-def cell(value: Any) -> oracle.Cell:
-    """A value of the model as the oracle sees it."""
-    match value:
-        case None:
-            return ("null", "")
-        case str():
-            return ("text", value.encode("utf-8", "surrogateescape").hex().upper())
-        case bytes():
-            return ("blob", value.hex().upper())
-        case bool() | int():
-            return ("integer", str(int(value)).encode().hex().upper())
-        case float():
-            return ("real", f"{value!r}")
-    raise TypeError(type(value))
-
-
-def milliseconds(value: Any) -> int:
-    moment = time_of(value)
-    return 0 if moment is None else (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-
-
-def equal(found: dict[Kind, list[oracle.Row]], expected: dict[Kind, list[oracle.Row]]) -> None:
-    """Rows are equal; the message names what differs, and no more."""
-    for kind, rows_ in expected.items():
-        missing = [row for row in rows_ if row not in found[kind]]
-        extra = [row for row in found[kind] if row not in rows_]
-        assert found[kind] == rows_, f"{kind}: missing {missing}, not expected {extra}, else another order"
-
-
-@dataclass
-class Model:
-    """What must be read, and what waits to be adopted."""
-
-    rows: dict[Kind, dict[int, Row]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    pending: dict[Kind, dict[int, Row | None]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    """Writes of another program on the side that is not the truth; None is a delete. Of a row that the truth has, they
-    wait for a choice."""
-    stale: dict[Kind, dict[int, Row]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    """Rows that another program changed on the truth, as the other side has them until the change is carried."""
-    executions: dict[str, str | None] = field(default_factory=dict)
-    given: dict[Kind, set[int]] = field(default_factory=lambda: {kind: set() for kind in KINDS})
-    """Every id that a unit of work ever gave."""
-
-    @property
-    def undecided(self) -> set[tuple[Kind, int]]:
-        """What waits for a choice."""
-        return {(kind, key) for kind in KINDS for key in self.pending[kind] if key in self.rows[kind]}
-
-    def settle(self, choice: Choice = None) -> None:
-        """What other programs inserted on the other side is adopted, and the rest as somebody chose."""
-        for kind in KINDS:
-            self.stale[kind].clear()
-            waiting = {key for of, key in self.undecided if of == kind and choice is None}
-            for key in self.pending[kind].keys() - waiting:
-                row = self.pending[kind].pop(key)
-                if key in self.rows[kind] and choice == "repair":
-                    continue
-                if row is None:
-                    self.rows[kind].pop(key, None)
-                else:
-                    self.rows[kind][key] = row
-            for row in self.rows[kind].values():
-                if "ms" in row:
-                    row["created_at"] = FOUNDING_MOMENTS[row.pop("ms")]
-
-    def delete(self, kind: Kind, spec: str, stage: str | None) -> int:
-        def hit(row: Row | None) -> bool:
-            return row is not None and row["spec_id"] == spec and stage in (None, row["stage"])
-
-        found = {key for key, row in self.rows[kind].items() if hit(row)}
-        # A row that only looks so on the side that is not the truth is not what was asked for.
-        waiting = {key for key, row in self.pending[kind].items() if hit(row) and key not in self.rows[kind]}
-        for key in found | waiting:
-            self.rows[kind].pop(key, None)
-            self.pending[kind].pop(key, None)
-        return len(found)
-
-    def read(self, kind: Kind, **filters: Any) -> list[tuple[Any, ...]]:
-        chosen = [
-            (milliseconds_of(row), key, row)
-            for key, row in self.rows[kind].items()
-            if all(row[name] == value for name, value in filters.items())
-        ]
-        chosen.sort(key=lambda entry: entry[:2], reverse=True)
-        return [(key, *(row[name] for name in COLUMNS[kind][1:])) for _, key, row in chosen]
-
-
-def milliseconds_of(row: Row) -> int:
-    found: int = row["ms"] if "ms" in row else milliseconds(row["created_at"])
-    return found
-
-
-class Machine(RuleBasedStateMachine):
+class Machine(OtherPrograms):
     """Everybody who touches a file, one step at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "c.sqlite"
-        self.model = Model()
-        self.fault: str | None = None
-        self.now = START
-        self.settings = Settings(
-            soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0, synchronous="OFF",
-            clock=self.clock,
-        )  # fmt: skip
-
-    def clock(self) -> datetime:
-        self.now += timedelta(milliseconds=401)
-        return self.now
-
-    @initialize(odd=st.lists(st.sampled_from(sorted(rows.ODD_ARTIFACTS.keys() - {"big"})), max_size=4, unique=True))
-    def a_legacy_file(self, odd: list[str]) -> None:
-        builders.build_legacy(self.path)
-        with builders.writing(self.path) as connection:
-            for name in odd:
-                rows.insert(connection, "consensus_artifacts", rows.ODD_ARTIFACTS[name])
-        for kind in KINDS:
-            self.model.rows[kind] = self.look(kind)
-        self.model.executions = {"a1": "", "a2": None, "a3": ""}
-        self.open()
-        self.phase = Phase.EXPAND
-
-    def open(self) -> None:
-        self.store = ConsensusStore.open(self.path, settings=self.settings)
-        self.migration = self.store.migration
 
     def teardown(self) -> None:
         try:
@@ -216,64 +66,6 @@ class Machine(RuleBasedStateMachine):
             if hasattr(self, "store"):
                 self.store.close()
             self.folder.cleanup()
-
-    # Helpers ------------------------------------------------------------------------------------------------
-
-    def look(self, kind: Kind, key: int | None = None) -> dict[int, Row]:
-        """Legacy rows as the program that wrote them sees them."""
-        with oracle.reading(self.path) as connection:
-            connection.text_factory = decoded
-            where = "" if key is None else f"WHERE id = {key}"
-            found = connection.execute(f"SELECT {', '.join(COLUMNS[kind])} FROM {TABLES[kind]} {where}")
-            return {row[0]: dict(zip(COLUMNS[kind][1:], row[1:], strict=True)) for row in found}
-
-    def foreign(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """What a plain program does, which must notice nothing of us."""
-        with builders.writing(self.path) as connection:
-            connection.execute("PRAGMA foreign_keys = ON")
-            return work(connection)
-
-    @property
-    def truth_is_legacy(self) -> bool:
-        return self.phase.truth == "legacy"
-
-    def free(self, kind: Kind) -> list[int]:
-        """Ids that nobody waits to adopt."""
-        return sorted(self.model.rows[kind].keys() - self.model.pending[kind].keys())
-
-    def expected(self, side: Side) -> dict[Kind, list[tuple[Any, ...]]]:
-        """The rows of a side: those of the model, and where it is not the truth with what waits there."""
-        found: dict[Kind, list[tuple[Any, ...]]] = {}
-        for kind in KINDS:
-            rows_: dict[int, Row | None] = dict(self.model.rows[kind])
-            if side is not self.phase.truth:
-                rows_ |= self.model.pending[kind]
-            found[kind] = [
-                typed((key, *(row[name] for name in COLUMNS[kind][1:])))
-                for key, row in sorted(rows_.items())
-                if row is not None
-            ]
-        return found
-
-    def judge(self) -> None:
-        """Both sides equal the model, by raw SQL."""
-        if self.phase <= Phase.CUTOVER:
-            equal(self.with_reals(oracle.legacy(self.path)), self.expected(Side.LEGACY))
-        if self.phase >= Phase.DUAL_WRITE:
-            equal(self.with_reals(oracle.normalized(self.path)), self.expected(Side.NORMALIZED))
-            with oracle.reading(self.path) as connection:
-                empty = (
-                    "SELECT count(*) FROM consensus_runs WHERE id NOT IN (SELECT run_id FROM agent_outputs)"
-                    " AND id NOT IN (SELECT run_id FROM consensus_syntheses)"
-                )
-                assert connection.execute(empty).fetchone() == (0,), "a run without rows is left"
-
-    @staticmethod
-    def with_reals(sides: dict[str, list[oracle.Row]]) -> dict[str, list[oracle.Row]]:
-        def plain(entry: oracle.Cell) -> oracle.Cell:
-            return ("real", repr(float(entry[1]))) if entry[0] == "real" else entry
-
-        return {kind: [tuple(map(plain, row)) for row in found] for kind, found in sides.items()}
 
     # Users --------------------------------------------------------------------------------------------------
 
@@ -365,140 +157,6 @@ class Machine(RuleBasedStateMachine):
         else:
             assert known
             self.model.executions[agent] = text
-
-    # Other programs -----------------------------------------------------------------------------------------
-
-    def wrote(self, kind: Kind, key: int, row: Row | None, *, on_truth: bool) -> None:
-        """Another program has written a row; what it wrote on the truth is read at once."""
-        if on_truth:
-            if row is None:
-                del self.model.rows[kind][key]
-            else:
-                if self.phase.compares and key in self.model.rows[kind]:
-                    self.model.stale[kind].setdefault(key, self.model.rows[kind][key])
-                self.model.rows[kind][key] = row
-        elif row != self.model.rows[kind].get(key):  # else it has written what was there
-            self.model.pending[kind][key] = row
-
-    def taken(self, kind: Kind, key: int) -> bool:
-        return key in self.model.rows[kind] or key in self.model.pending[kind]
-
-    @precondition(lambda self: self.phase.writes_legacy and not self.fault)
-    @rule(
-        kind=st.sampled_from(KINDS),
-        spec=st.sampled_from((*SPECS, b"blob")),
-        content=st.sampled_from(FOREIGN_CONTENTS),
-        at=st.sampled_from(FOREIGN_TIMES),
-        run=st.sampled_from((None, "", "run_a", b"run")),
-    )
-    def legacy_program_inserts(self, kind: Kind, spec: Any, content: Any, at: Any, run: Any) -> None:
-        values = {"spec_id": spec, "stage": "plan", "run_id": run, "created_at": at}
-        if kind == "artifacts":
-            values |= {"agent_name": "old", "content_json": content}
-        else:
-            values |= {"status": "ok", "output_markdown": content, "degraded": at}
-        if self.next_legacy_id(kind) in self.model.pending[kind]:
-            return  # the other side gave that id to somebody else's row; tests of rejects tell what happens
-        key = self.foreign(lambda connection: rows.insert(connection, TABLES[kind], values))
-        self.wrote(kind, key, self.look(kind, key)[key], on_truth=self.truth_is_legacy)
-
-    def next_legacy_id(self, kind: Kind) -> int:
-        return oracle.sequences(self.path).get(TABLES[kind], 0) + 1
-
-    def next_normalized_id(self, kind: Kind) -> int:
-        return oracle.sequences(self.path).get(NORMALIZED[kind], 0) + 1
-
-    @precondition(lambda self: self.phase.writes_legacy and not self.fault)
-    @rule(
-        kind=st.sampled_from(KINDS), pick=st.integers(0, 99), content=st.sampled_from(FOREIGN_CONTENTS), data=st.data()
-    )
-    def legacy_program_updates(self, kind: Kind, pick: int, content: Any, data: st.DataObject) -> None:
-        present = [key for key in self.free(kind) if self.look(kind, key)]
-        if not present:
-            return
-        key = present[pick % len(present)]
-        column = data.draw(st.sampled_from(("content", "run_id", "created_at")))
-        value = data.draw(st.sampled_from(FOREIGN_TIMES)) if column == "created_at" else content
-        name = {"content": "content_json" if kind == "artifacts" else "output_markdown"}.get(column, column)
-        expression = value.expression if isinstance(value, rows.Sql) else ":v"
-
-        def work(connection: sqlite3.Connection) -> None:
-            parameters = {} if isinstance(value, rows.Sql) else {"v": value}
-            connection.execute(f"UPDATE {TABLES[kind]} SET {name} = {expression} WHERE id = {key}", parameters)
-            assert connection.execute("SELECT changes()").fetchone() == (1,)
-
-        self.foreign(work)
-        self.wrote(kind, key, self.look(kind, key)[key], on_truth=self.truth_is_legacy)
-
-    @precondition(lambda self: self.phase.writes_legacy and not self.fault)
-    @rule(kind=st.sampled_from(KINDS), pick=st.integers(0, 99))
-    def legacy_program_deletes(self, kind: Kind, pick: int) -> None:
-        present = [key for key in self.free(kind) if self.look(kind, key)]
-        if present:
-            key = present[pick % len(present)]
-            self.foreign(lambda connection: connection.execute(f"DELETE FROM {TABLES[kind]} WHERE id = ?", (key,)))
-            self.wrote(kind, key, None, on_truth=self.truth_is_legacy)
-
-    @precondition(lambda self: self.phase.freezes_legacy)
-    @rule(table=st.sampled_from(sorted(TABLES.values())))
-    def legacy_program_is_told(self, table: str) -> None:
-        with pytest.raises(sqlite3.IntegrityError, match="frozen since phase NORMALIZED"):
-            self.foreign(lambda connection: connection.execute(f"INSERT INTO {table} (spec_id, stage) VALUES (1, 2)"))
-
-    @precondition(lambda self: self.phase.compares and not self.fault)
-    @rule(spec=st.sampled_from(SPECS), ms=st.sampled_from(sorted(FOUNDING_MOMENTS)))
-    def founding_program_inserts(self, spec: str, ms: int) -> None:
-        """As the dual-write build did: a run, and an output in it."""
-        if self.taken("artifacts", self.next_normalized_id("artifacts")):
-            return
-
-        def work(connection: sqlite3.Connection) -> int:
-            run = connection.execute(
-                "INSERT INTO consensus_runs (spec_id, stage, run_timestamp, consensus_ok) VALUES (?, 'plan', ?, 1)",
-                (spec, ms),
-            ).lastrowid
-            key = connection.execute(
-                "INSERT INTO agent_outputs (run_id, agent_name, content, output_timestamp) VALUES (?, 'new', 'f', ?)",
-                (run, ms),
-            ).lastrowid
-            assert connection.execute("SELECT last_insert_rowid(), changes()").fetchone() == (key, 1)
-            assert key is not None
-            return key
-
-        key = self.foreign(work)
-        row: Row = dict.fromkeys(oracle.ARTIFACTS[1:])
-        row |= {"spec_id": spec, "stage": "plan", "agent_name": "new", "content_json": "f", "ms": ms}
-        self.wrote("artifacts", key, row, on_truth=not self.truth_is_legacy)
-
-    @precondition(lambda self: self.phase.compares and not self.fault)
-    @rule(pick=st.integers(0, 99), kind=st.sampled_from(KINDS))
-    def founding_program_deletes(self, pick: int, kind: Kind) -> None:
-        present = [key for key in self.free(kind) if key in self.on_normalized(kind)]
-        if present:
-            key = present[pick % len(present)]
-            self.foreign(lambda connection: connection.execute(f"DELETE FROM {NORMALIZED[kind]} WHERE id = ?", (key,)))
-            self.wrote(kind, key, None, on_truth=not self.truth_is_legacy)
-
-    @precondition(lambda self: self.phase.compares and not self.fault)
-    @rule(pick=st.integers(0, 99), content=st.sampled_from(("{}", "foreign")))
-    def founding_program_updates(self, pick: int, content: str) -> None:
-        present = [key for key in self.free("artifacts") if key in self.on_normalized("artifacts")]
-        if present:
-            key = present[pick % len(present)]
-            self.foreign(lambda program: program.execute(self.update_of_founding(key, content)))
-            there = self.model.rows["artifacts"][key]
-            if self.truth_is_legacy:
-                there = self.model.stale["artifacts"].get(key, there)
-            row = there | {"content_json": content}
-            self.wrote("artifacts", key, row, on_truth=not self.truth_is_legacy)
-
-    def update_of_founding(self, key: int, content: str) -> Any:
-        return f"UPDATE agent_outputs SET content = '{content}' WHERE id = {key}"
-
-    def on_normalized(self, kind: Kind) -> set[int]:
-        """Ids that the normalized side has."""
-        with oracle.reading(self.path) as connection:
-            return {key for (key,) in connection.execute(f"SELECT id FROM {NORMALIZED[kind]}")}
 
     # Faults -------------------------------------------------------------------------------------------------
 
@@ -657,14 +315,6 @@ class Machine(RuleBasedStateMachine):
         assert self.migration.rejects() == []
         self.reads_equal_the_model()
         self.judge()
-
-
-ATTRIBUTES = {kind: [{"created_at": "created_at_raw"}.get(name, name) for name in COLUMNS[kind]] for kind in KINDS}
-
-
-def typed(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Values with their types: True is no 1, and 1.0 is none either."""
-    return tuple(cell(value) for value in row)
 
 
 COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}

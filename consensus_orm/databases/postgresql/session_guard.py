@@ -8,6 +8,7 @@ the tables themselves (ALTER, DROP), the server refuses to whoever does not own 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Protocol, TypeVar
 
 import psycopg
@@ -46,7 +47,11 @@ class PostgresSessionGuard(SessionGuard):
     def watch(self, connection: Connection) -> None:
         """Explain the errors of a session's connection, and follow its savepoints."""
         super().watch(connection)
-        event.listen(connection, "savepoint", lambda _, name: self.follow("BEGIN", name))
+        # SQLAlchemy tells of a savepoint before it has a name, and numbers those of a connection from 1 on.
+        numbers = count(1)
+        event.listen(
+            connection, "savepoint", lambda _, name: self.follow("BEGIN", name or f"sa_savepoint_{next(numbers)}")
+        )
         event.listen(connection, "rollback_savepoint", lambda _, name, __: self.follow("ROLLBACK", name))
         event.listen(connection, "release_savepoint", lambda _, name, __: self.follow("RELEASE", name))
 

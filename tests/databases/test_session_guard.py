@@ -1,0 +1,480 @@
+"""Rule 10: what is written with `uow.session` to a mapped side is refused; a table of one's own is not.
+
+An authorizer refuses it on SQLite, before the statement runs; triggers refuse it on PostgreSQL, row by row. So a server
+refuses no change of the tables themselves (ownership does), and nothing where a statement finds no row.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Table, delete, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from consensus_orm import ConsensusStore
+from consensus_orm.consensus.models import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
+from consensus_orm.errors import ReadOnlyUnitOfWorkError, StorageError, UnmirroredWriteError
+from consensus_orm.testing import artifact_values, synthesis_values
+from consensus_orm.testing.plugin import QueryCounter
+from tests.support.databases import behind
+
+Raw = Callable[..., list[tuple[Any, ...]]]
+
+
+class Own(DeclarativeBase):
+    pass
+
+
+class Note(Own):
+    """A table of the user's own."""
+
+    __tablename__ = "notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(unique=True)
+
+
+@pytest.fixture
+def store(every_phase: ConsensusStore) -> ConsensusStore:
+    """A store in each phase, with a run to write to."""
+    with every_phase.unit_of_work() as uow:
+        uow.artifacts.add(**artifact_values(spec_id="SPEC-NEW"))
+        uow.syntheses.add(**synthesis_values(spec_id="SPEC-NEW"))
+    return every_phase
+
+
+def legacy() -> Any:
+    from consensus_orm.consensus.models import legacy
+
+    return legacy
+
+
+def contents(store: ConsensusStore) -> object:
+    with store.unit_of_work(read_only=True) as uow:
+        return uow.artifacts.list(), uow.syntheses.list()
+
+
+def add_entity(session: Session) -> None:
+    session.add(ConsensusRun(spec_id="S", stage="p", run_key="k", run_timestamp=0, consensus_ok=True))
+    session.flush()
+
+
+def add_legacy_entity(session: Session) -> None:
+    session.add(legacy().ConsensusArtifact(spec_id="S", stage="p", agent_name="a", content_json="{}"))
+    session.flush()
+
+
+def change_entity(session: Session) -> None:
+    session.add(changed := session.scalars(select(AgentOutput).limit(1)).one())
+    changed.content = "changed"
+    session.flush()
+
+
+def delete_entity(session: Session) -> None:
+    session.delete(session.scalars(select(ConsensusSynthesisRecord).limit(1)).one())
+    session.flush()
+
+
+def text_through_the_driver(session: Session) -> None:
+    session.connection().exec_driver_sql("DELETE FROM agent_outputs")
+
+
+def on(statement: Any) -> Callable[[Session], None]:
+    def send(session: Session) -> None:
+        session.execute(statement() if callable(statement) else statement)
+
+    return send
+
+
+def many(session: Session) -> None:
+    rows = [{"run_id": 1, "agent_name": "a", "content": "{}", "output_timestamp": 0} for _ in range(3)]
+    session.execute(insert(AgentOutput), rows)
+
+
+NORMALIZED: dict[str, Callable[[Session], None]] = {
+    "add": add_entity,
+    "change": change_entity,
+    "delete": delete_entity,
+    "bulk_update": on(update(AgentOutput).values(content="changed")),
+    "bulk_delete": on(delete(ConsensusRun)),
+    "core_insert": on(
+        insert(AgentOutput.__table__).values(id=1, run_id=1, agent_name="a", content="c", output_timestamp=0)  # type: ignore[arg-type]
+    ),
+    "insert_from_select": on(
+        insert(AgentOutput).from_select(
+            ["run_id", "agent_name", "content", "output_timestamp"],
+            select(AgentOutput.run_id, AgentOutput.agent_name, AgentOutput.content, AgentOutput.output_timestamp),
+        )
+    ),
+    "executemany": many,
+    "bulk_save": lambda session: session.bulk_insert_mappings(
+        AgentOutput, [{"run_id": 1, "agent_name": "a", "content": "{}", "output_timestamp": 0}]
+    ),
+    "text": on(text("UPDATE agent_outputs SET content = 'changed'")),
+    "text_in_capitals": on(text("UPDATE AGENT_OUTPUTS SET content = 'changed'")),
+    "replace": on(text("REPLACE INTO consensus_runs SELECT * FROM consensus_runs")),
+    "with_cte": on(text("WITH x AS (SELECT 1) DELETE FROM consensus_syntheses")),
+    "driver": text_through_the_driver,
+    "drop": on(text("DROP TABLE consensus_syntheses")),
+    "drop_index": on(text("DROP INDEX idx_agent_outputs_run")),
+    "alter": on(text("ALTER TABLE consensus_runs ADD COLUMN mine TEXT")),
+    "rename": on(text("ALTER TABLE agent_outputs RENAME TO mine")),
+    "trigger": on(text("CREATE TRIGGER t AFTER INSERT ON agent_outputs BEGIN SELECT 1; END")),
+    "temporary_trigger": on(text("CREATE TEMP TRIGGER t AFTER INSERT ON agent_outputs BEGIN SELECT 1; END")),
+    "temporary_table_in_front": on(text("CREATE TEMP TABLE agent_outputs (id)")),
+    "temporary_view_in_front": on(text("CREATE TEMP VIEW consensus_runs AS SELECT 1 AS id")),
+    "legacy_table": on(text("CREATE TABLE IF NOT EXISTS consensus_artifacts (id)")),
+    "phase": on(text("UPDATE consensus_orm_state SET phase = 5")),
+    "revision": on(text("DELETE FROM consensus_orm_version")),
+    "sequences": on(text("UPDATE sqlite_sequence SET seq = 0")),
+    "foreign_keys": on(text("PRAGMA foreign_keys = OFF")),
+    "schema": on(text("PRAGMA writable_schema = ON")),
+    "commit_by_text": on(text("COMMIT")),
+    "rollback_by_text": on(text("ROLLBACK")),
+}
+
+ON_SERVERS: dict[str, Callable[[Session], None]] = {
+    "truncate": on(text("TRUNCATE agent_outputs")),
+    "merge": on(
+        text(
+            "MERGE INTO agent_outputs AS o USING consensus_runs AS r ON r.id = o.run_id"
+            " WHEN MATCHED THEN UPDATE SET content = 'changed'"
+        )
+    ),
+}
+ROWS = (
+    *("add", "change", "delete", "bulk_update", "bulk_delete", "core_insert", "insert_from_select", "executemany"),
+    *("bulk_save", "text", "text_in_capitals", "with_cte", "driver"),
+)
+"""What writes rows, in words that both kinds of database know."""
+
+NEW_ROWS = ("add", "core_insert", "executemany", "bulk_save", "truncate")
+"""What a trigger sees though no row is there."""
+
+LEGACY: dict[str, Callable[[Session], None]] = {
+    "add": add_legacy_entity,
+    "bulk_update": on(lambda: update(legacy().ConsensusArtifact).values(content_json="changed")),
+    "bulk_delete": on(lambda: delete(legacy().ConsensusSynthesis)),
+    "text": on(text("DELETE FROM consensus_artifacts")),
+    "drop": on(text("DROP TABLE consensus_artifacts")),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=[] if name in ROWS else [pytest.mark.sqlite]) for name in NORMALIZED),
+        *(pytest.param(name, marks=pytest.mark.postgresql) for name in ON_SERVERS),
+    ],
+)
+def test_a_write_to_the_normalized_side_is_refused_where_it_is_made(
+    store: ConsensusStore, kind: str, name: str
+) -> None:
+    """However it is sent, the statement raises UnmirroredWriteError, in every phase; nothing changes, no log neither.
+
+    It fails its unit of work unless the session takes it back.
+    """
+    database, phase = behind(store), store.migration.phase
+    needs_a_row = name in ("change", "delete") if kind == "sqlite" else name not in NEW_ROWS
+    if needs_a_row and not phase.writes_normalized:
+        pytest.skip("there is no row to change")
+    if name == "legacy_table" and phase.has_legacy:
+        pytest.skip("the table is there, so nothing would be created")
+    write = (NORMALIZED | ON_SERVERS)[name]
+    before = database.everything()
+
+    with store.unit_of_work() as uow:
+        with pytest.raises(UnmirroredWriteError) as raised:
+            write(uow.session)
+        uow.session.rollback()
+
+    assert raised.value.facts["table"]
+    assert "changed" not in str(raised.value)
+    assert database.everything() == before
+    with pytest.raises(UnmirroredWriteError) as raised, store.unit_of_work() as uow:
+        uow.artifacts.add(**artifact_values(spec_id="SPEC-LOST"))
+        write(uow.session)
+    assert "changed" not in str(raised.value)
+    assert database.everything() == before
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.sqlite] if name == "drop" else []) for name in LEGACY]
+)
+def test_a_write_to_the_legacy_side_is_refused_where_it_is_made(store: ConsensusStore, kind: str, name: str) -> None:
+    """The legacy side is guarded as the normalized one is, as long as there is one."""
+    phase = store.migration.phase
+    if not phase.has_legacy:
+        pytest.skip("there are no legacy tables")
+    before = behind(store).everything()
+    # The trigger that freezes them speaks to every program, and may come first on a server.
+    frozen = kind == "postgresql" and phase.freezes_legacy
+    refusal = (UnmirroredWriteError, StorageError) if frozen else UnmirroredWriteError
+
+    with store.unit_of_work() as uow:
+        with pytest.raises(refusal):
+            LEGACY[name](uow.session)
+        uow.session.rollback()
+    with pytest.raises(refusal), store.unit_of_work() as uow:
+        LEGACY[name](uow.session)
+
+    assert behind(store).everything() == before
+
+
+def test_a_refused_write_fails_the_unit_of_work(store: ConsensusStore) -> None:
+    """Where nobody catches the error, it leaves the unit of work as it is, and nothing of it is kept."""
+    before = contents(store)
+
+    with pytest.raises(UnmirroredWriteError), store.unit_of_work() as uow:
+        uow.artifacts.add(**artifact_values())
+        add_entity(uow.session)
+
+    assert contents(store) == before
+
+
+def test_a_refused_statement_can_be_taken_back(store: ConsensusStore) -> None:
+    """After the session's own rollback the unit of work goes on, and keeps what the repositories write then."""
+    with store.unit_of_work() as uow:
+        uow.session.begin_nested()
+        with pytest.raises(UnmirroredWriteError):
+            NORMALIZED["core_insert"](uow.session)
+        uow.session.rollback()
+        kept = uow.artifacts.add(**artifact_values(spec_id="SPEC-KEPT"))
+    with store.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.list(spec_id="SPEC-KEPT") == [kept]
+
+
+def test_an_unflushed_write_is_refused_at_the_end(store: ConsensusStore) -> None:
+    """What was only added to the session is refused when the unit of work flushes it."""
+    before = contents(store)
+
+    with pytest.raises(UnmirroredWriteError), store.unit_of_work() as uow:
+        uow.session.add(ConsensusRun(spec_id="S", stage="p", run_key="k", run_timestamp=0, consensus_ok=True))
+
+    assert contents(store) == before
+
+
+def test_tables_spelled_in_other_letters_are_guarded(tmp_path: Path) -> None:
+    """A legacy table that its program spelled in capitals is guarded all the same."""
+    from tests.field import builders
+
+    path = tmp_path / "capitals.db"
+    with builders.writing(path) as connection:
+        connection.executescript(builders.ARTIFACTS.replace("consensus_artifacts", "Consensus_Artifacts"))
+    with ConsensusStore.open(path) as store:
+        store.upgrade()
+        with store.unit_of_work() as uow, pytest.raises(UnmirroredWriteError):
+            uow.session.execute(text("INSERT INTO consensus_artifacts (spec_id) VALUES ('x')"))
+
+
+def test_mapped_entities_can_be_queried(store: ConsensusStore) -> None:
+    """Reading mapped entities through the session works, relationships included."""
+    with store.unit_of_work() as uow:
+        if uow.phase.writes_normalized:
+            run = uow.session.scalars(select(ConsensusRun).where(ConsensusRun.spec_id == "SPEC-NEW")).one()
+            assert [len(run.outputs), len(run.syntheses)] == [1, 1]
+        if uow.phase.writes_legacy:
+            artifacts = uow.session.scalars(select(legacy().ConsensusArtifact.spec_id)).all()
+            assert "SPEC-NEW" in artifacts
+
+
+def create_notes(connection: Connection) -> None:
+    assert isinstance(Note.__table__, Table)
+    Note.__table__.create(connection)
+
+
+def test_a_table_of_ones_own_is_written_in_the_same_transaction(store: ConsensusStore, raw: Raw) -> None:
+    """Rows of the user's own and of the repositories are committed together, or not at all."""
+    with store.unit_of_work() as uow:
+        create_notes(uow.session.connection())
+        uow.session.add(Note(text="kept"))
+        uow.artifacts.add(**artifact_values(spec_id="SPEC-KEPT"))
+    with pytest.raises(ZeroDivisionError), store.unit_of_work() as uow:
+        uow.session.add(Note(text="lost"))
+        uow.session.flush()
+        uow.artifacts.add(**artifact_values(spec_id="SPEC-LOST"))
+        raise ZeroDivisionError
+
+    assert raw(store, "SELECT text FROM notes") == [("kept",)]
+    with store.unit_of_work(read_only=True) as uow:
+        assert {"SPEC-KEPT", "SPEC-LOST"} & set(uow.artifacts.specs()) == {"SPEC-KEPT"}
+
+
+def test_the_session_sees_what_the_repositories_wrote(store: ConsensusStore) -> None:
+    """Session and repositories share one transaction: neither waits for the other's commit."""
+    with store.unit_of_work() as uow:
+        made = uow.artifacts.add(**artifact_values(spec_id="SPEC-SEEN"))
+        table = "agent_outputs" if uow.phase.writes_normalized else "consensus_artifacts"
+        assert uow.session.scalar(text(f"SELECT count(*) FROM {table} WHERE id = :id"), {"id": made.id}) == 1
+
+
+def test_commit_of_the_session_is_not_the_end(consensus_store: ConsensusStore, raw: Raw) -> None:
+    """session.commit() reaches as far as a savepoint: a later failure of the unit takes it back."""
+    with consensus_store.unit_of_work() as uow:
+        create_notes(uow.session.connection())
+
+    with pytest.raises(ZeroDivisionError), consensus_store.unit_of_work() as uow:
+        uow.session.add(Note(text="committed within"))
+        uow.session.commit()
+        raise ZeroDivisionError
+
+    assert raw(consensus_store, "SELECT count(*) FROM notes") == [(0,)]
+
+
+def test_rollback_of_the_session_leaves_the_rest(consensus_store: ConsensusStore, raw: Raw) -> None:
+    """session.rollback() takes back what the session wrote, not what the repositories wrote before it."""
+    with consensus_store.unit_of_work() as uow:
+        create_notes(uow.session.connection())
+
+    with consensus_store.unit_of_work() as uow:
+        uow.artifacts.add(**artifact_values(spec_id="SPEC-BEFORE"))
+        uow.session.add(Note(text="taken back"))
+        uow.session.flush()
+        uow.session.rollback()
+        uow.artifacts.add(**artifact_values(spec_id="SPEC-AFTER"))
+
+    assert raw(consensus_store, "SELECT count(*) FROM notes") == [(0,)]
+    with consensus_store.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.specs() == ["SPEC-AFTER", "SPEC-BEFORE"]
+
+
+@pytest.mark.parametrize("commit_inner", [False, True])
+def test_rows_of_the_repositories_are_never_taken_back_silently(
+    consensus_store: ConsensusStore, commit_inner: bool
+) -> None:
+    """Where a rollback of the session undoes a repository's write, the unit fails instead of losing it."""
+    with consensus_store.unit_of_work() as uow:
+        create_notes(uow.session.connection())
+        uow.session.add(Note(text="one"))
+
+    with pytest.raises(StorageError, match="rollback of the session"), consensus_store.unit_of_work() as uow:
+        uow.session.execute(select(Note))  # begins the savepoint
+        if commit_inner:
+            with uow.session.begin_nested():
+                uow.session.execute(select(Note))  # the inner savepoint begins when the session is used
+                uow.artifacts.add(**artifact_values())
+        else:
+            uow.artifacts.add(**artifact_values())
+        uow.session.add(Note(text="one"))
+        with pytest.raises(IntegrityError):
+            uow.session.flush()
+        uow.session.rollback()
+
+
+def test_a_rollback_after_a_commit_of_the_session_loses_nothing(consensus_store: ConsensusStore) -> None:
+    """What was written before session.commit() is out of reach of a later session.rollback()."""
+    with consensus_store.unit_of_work() as uow:
+        uow.session.execute(text("SELECT 1"))
+        uow.artifacts.add(**artifact_values())
+        uow.session.commit()
+        uow.session.execute(text("SELECT 1"))
+        uow.session.rollback()
+
+    with consensus_store.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.count() == 1
+
+
+@pytest.mark.sqlite  # in SQLite's words
+def test_a_trigger_of_ones_own_cannot_carry_a_write_past_the_mapping(store: ConsensusStore) -> None:
+    """A write to one's own table is refused where its trigger would write a mapped side."""
+    from tests.field import builders
+
+    assert store.path is not None
+    with builders.writing(store.path) as connection:
+        connection.executescript(
+            "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT);"
+            " CREATE TRIGGER sneak AFTER INSERT ON notes BEGIN DELETE FROM agent_outputs; END"
+        )
+    before = contents(store)
+
+    with store.unit_of_work() as uow, pytest.raises(UnmirroredWriteError):
+        uow.session.execute(insert(Note).values(text="x"))
+
+    assert contents(store) == before
+
+
+def test_repositories_write_while_a_session_is_in_use(store: ConsensusStore) -> None:
+    """The guard is for the session alone: adds and deletes of the repositories go through, compared as ever."""
+    with store.unit_of_work() as uow:
+        uow.session.execute(text("SELECT 1"))
+        added = uow.artifacts.add(**artifact_values(spec_id="SPEC-OTHER"))
+        assert uow.artifacts.delete(spec_id="SPEC-NEW") == 1
+
+    with store.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.get(added.id) == added
+        assert "SPEC-NEW" not in uow.artifacts.specs()
+    assert store.migration.status().foreign_writes == 0
+    if store.migration.phase.compares:
+        assert store.migration.verify().clean
+
+
+def test_the_guard_ends_with_the_unit_of_work(consensus_store: ConsensusStore) -> None:
+    """A connection that goes back to the pool is not guarded any more: migrations use it next."""
+    with consensus_store.unit_of_work() as uow:
+        uow.session.execute(text("SELECT 1"))
+    with consensus_store.engine.begin() as connection:
+        connection.execute(text("UPDATE consensus_orm_state SET phase = phase"))
+
+
+@pytest.mark.sqlite  # which a pragma could turn off
+def test_a_read_only_session_cannot_write(consensus_store: ConsensusStore) -> None:
+    """Whatever the session of a read-only unit writes, even a table of one's own, says what is wrong."""
+    with consensus_store.unit_of_work() as uow:
+        create_notes(uow.session.connection())
+
+    with consensus_store.unit_of_work(read_only=True) as uow:
+        with pytest.raises(UnmirroredWriteError):
+            uow.session.execute(text("PRAGMA query_only = OFF"))
+        uow.session.rollback()
+        uow.session.add(Note(text="x"))
+        with pytest.raises(ReadOnlyUnitOfWorkError):
+            uow.session.flush()
+        uow.session.rollback()
+
+
+def test_own_tables_can_refer_to_ours(consensus_store: ConsensusStore, raw: Raw) -> None:
+    """Rows of the user's own may refer to an output by its id, which survives every phase."""
+    with consensus_store.unit_of_work() as uow:
+        uow.session.execute(
+            text("CREATE TABLE marks (id INTEGER PRIMARY KEY, output BIGINT REFERENCES agent_outputs(id))")
+        )
+        made = uow.artifacts.add(**artifact_values())
+        uow.session.execute(text("INSERT INTO marks VALUES (1, :id)"), {"id": made.id})
+
+    assert raw(consensus_store, "SELECT output FROM marks") == [(made.id,)]
+
+
+def test_a_unit_without_a_session_is_not_slowed_by_a_guard(
+    consensus_store: ConsensusStore, query_counter: QueryCounter
+) -> None:
+    """Without a session there is neither a guard nor a savepoint."""
+    with query_counter(consensus_store) as queries, consensus_store.unit_of_work() as uow:
+        uow.artifacts.add(**artifact_values())
+        assert uow._guard is None
+
+    assert not queries.mentioning("savepoint")
+
+
+def test_an_engine_in_the_place_of_an_earlier_one_is_explained_too(tmp_path: Path) -> None:
+    """Events are told apart by the address of their engine, which a later one may have again."""
+    places: set[int] = set()
+    kept = []
+    again = 0
+    for number in range(2000):
+        with ConsensusStore.open(tmp_path / "consensus.db") as store:
+            again += id(store.engine) in places
+            places.add(id(store.engine))
+            with pytest.raises(UnmirroredWriteError), store.unit_of_work() as uow:
+                uow.session.execute(text("DELETE FROM agent_outputs"))
+            kept.append(store.engine.dialect.dispatch.handle_error)
+        del store, uow
+        if number % 3 == 0:
+            gc.collect()
+        if again == 3:
+            return
+    pytest.skip("no engine was put where an earlier one had been")

@@ -1,0 +1,1 @@
+"""Refactorings of tables, each declared with moves: what `test_gallery.py` carries there and back."""

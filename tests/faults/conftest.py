@@ -1,0 +1,13 @@
+"""Files that meet the faults."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.concurrency.files import Files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Files in a phase to begin with."""
+    return Files(tmp_path_factory.mktemp("files"))
