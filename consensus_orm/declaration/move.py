@@ -17,7 +17,8 @@ from typing import Any, Generic
 import typing_extensions
 from sqlalchemy import Column, ColumnElement, MetaData, Table, and_, case, column, inspect, not_, true
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.sql.elements import ColumnClause
+from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm import errors
 from consensus_orm.declaration.expressions import holds
@@ -223,7 +224,8 @@ class Move(Generic[R]):
             self._require_as_many(rule.sources, rule.down, "down")
             computed.update(zip(targets, map(expression, rule.up), strict=True))
             names = tuple(self._name(source) for source in rule.sources)
-            self.types.update(zip(names, (self._expression(source).type for source in rule.sources), strict=True))
+            types = [self._expression(source).type for source in rule.sources]
+            self.types |= {n: type_ for n, type_ in zip(names, types, strict=True) if not isinstance(type_, NullType)}
             self.restored.update(zip(names, map(expression, rule.down), strict=True))
             if rule.keep:
                 self.lossy.append(Lossy(names, targets, tuple(map(expression, rule.up))))
@@ -242,10 +244,12 @@ class Move(Generic[R]):
 
     def _name(self, of: Any) -> str:
         """The column behind a legacy attribute, or behind its name."""
-        return of if isinstance(of, str) else column_of(of).name
+        if isinstance(of, str):
+            return of
+        return of.name if isinstance(of, ColumnClause) else column_of(of).name
 
     def _expression(self, of: Any) -> ColumnElement[Any]:
-        return self.legacy_table.c[of] if isinstance(of, str) else expression(of)
+        return column(of) if isinstance(of, str) else expression(of)
 
     def _carried_in(self, attribute: Attribute) -> str:
         """The legacy column that a normalized one carries."""
@@ -364,8 +368,10 @@ class Move(Generic[R]):
         return {of.columns[0].name: of.key for of in mapped if of.columns[0].name != of.key}
 
     def type_of(self, name: str) -> TypeEngine[Any]:
-        """The type of a legacy column, known without its class where the normalized side carries the column."""
-        return self.types[name] if name in self.types else self.carried[name].type
+        """The type of a legacy column, known without its class where a rule or the normalized column says it."""
+        if name in self.types:
+            return self.types[name]
+        return self.carried[name].type if name in self.carried else self.legacy_table.c[name].type
 
     def declared(self, name: str) -> Column[Any] | None:
         """The column whose default holds for a field: of the legacy class where it is at hand, else what carries it."""
@@ -403,7 +409,7 @@ class Move(Generic[R]):
         """The table of ours that keeps the originals of what a rule cannot give back; None where every rule can."""
         if not self.lossy:
             return None
-        columns = [Column(name, self.types[name]) for name in self.lossy_columns]
+        columns = [Column(name, self.type_of(name)) for name in self.lossy_columns]
         key = Column("key", self.key.type, primary_key=True, autoincrement=False)
         return Table(originals_name(self.name), MetaData(), key, *columns)
 

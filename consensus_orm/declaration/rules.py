@@ -38,8 +38,9 @@ __all__ = [
 Attribute = InstrumentedAttribute[Any]
 """A mapped attribute of a class of the user's."""
 
-Named = Attribute | QueryableAttribute[Any] | str
-"""A column of the legacy side: an attribute of its class, or its name where the class is given by name."""
+Named = Attribute | QueryableAttribute[Any] | ColumnClause[Any] | str
+"""A column of the legacy side: an attribute of its class; where the class is given by name, the name of the column, or
+`column(name, type)`."""
 
 Expression = ColumnElement[Any] | QueryableAttribute[Any]
 """A value as an expression on the columns of one side."""

@@ -99,8 +99,7 @@ class PairRows:
     @cached_property
     def bound(self) -> Row:
         """The row as it is meant: bound values. Text is cast, so that bytes that are no UTF-8 can be bound."""
-        types = {name: of.type for name, of in self.pair.columns.items()} | self.pair.types
-        return Row({name: self._bind(name, types[name]) for name in self.pair.columns})
+        return Row({name: self._bind(name, self.pair.type_of(name)) for name in self.pair.columns})
 
     @cached_property
     def parameters(self) -> dict[str, str]:
