@@ -32,9 +32,9 @@ def validate(moves: Sequence[Move]) -> None:
     _names(moves)
     for move in moves:
         _rules(move)
-        _filled(move)
         if move.parent is not None:
             _parent(move, move.parent)
+        _filled(move)
         if move.knows_legacy:
             move.require_legacy()
     _shared(moves)
