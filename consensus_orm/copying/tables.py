@@ -83,6 +83,8 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
     if prepared:
         found += [_parents_table(parent, mapping) for parent in mapping.parents]
         found += [_pairs_table(pair) for pair in mapping]
+        found += [_originals_of(pair, table) for pair in mapping if (table := pair.originals) is not None]
+        found = [table for table in found if table.name.lower() in there]
     for pair in mapping if source.phase.has_legacy else ():
         if pair.legacy_name.lower() in there:
             fields = _fields_there(source, pair.legacy_table, extras=extras)
@@ -96,8 +98,9 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
 
 
 def normalized(mapping: Moves) -> list[Table]:
-    """The normalized tables, parents first."""
-    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping)]
+    """The normalized tables, parents first, and the originals that belong to their rows."""
+    tables = [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping)]
+    return [*tables, *mapping.originals]
 
 
 def made_elsewhere(application: Application, mapping: Moves) -> list[Table]:
@@ -111,6 +114,10 @@ def _listed_under_first(mapping: Moves, name: str, fields: tuple[Field, ...]) ->
 
 def _parents_table(parent: Parent, mapping: Moves) -> Copied:
     return Copied(parent.table.name, _fields(parent.table), mapping.members(parent)[0].name)
+
+
+def _originals_of(pair: Move, table: Table) -> Copied:
+    return Copied(table.name, _fields(table), pair.name, has_pairs_key=True)
 
 
 def _pairs_table(pair: Move) -> Copied:

@@ -220,7 +220,7 @@ def defaults() -> Case:
         Moves(move),
         Base.metadata,
         [
-            {"price": 19.99, "unit": "kg", "level": 1}, {"price": 0.005, "unit": None, "level": 9},
+            {"price": 19.99, "unit": "kg", "level": 1}, {"price": 0.007, "unit": None, "level": 9},
             {"price": None, "unit": "piece", "level": None}, {"price": -1e15, "unit": "", "level": 2},
         ],
         {"price": 1.005, "unit": None, "level": 7},

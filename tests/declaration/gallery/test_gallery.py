@@ -114,3 +114,19 @@ def write_foreign(database: Database, case: Case, phase: Phase, count: int) -> N
 
 def rejected(store: Store) -> set[Any]:
     return {each.key for each in store.migration.rejects(everything=True) if each.state in ("open", "accepted")}
+
+
+def test_a_copy_takes_the_originals_along(new_database: Database, tmp_path: Path) -> None:
+    """What a rule cannot give back goes with the rows into another database, and comes back there."""
+    case = CASES["kept values"]()
+    prepared(new_database, case)
+    (move,) = case.moves
+    target = tmp_path / "copy.db"
+    with Store.open(new_database.where, moves=case.moves, settings=SETTINGS) as store:
+        store.upgrade()
+        store.migration.migrate(Phase.CUTOVER, soak=False)
+        seen = read(store, move.name)
+        with Store.open(target, moves=case.moves, settings=SETTINGS) as copy:
+            assert store.copy_to(copy).finished
+            assert read(copy, move.name) == seen
+            assert copy.migration.verify().clean
