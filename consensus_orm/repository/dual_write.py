@@ -191,7 +191,7 @@ class DualWrite(RoutedReads):
 
     def _require_given_back(self, key: Any, parameters: Values) -> None:
         """Refuse a row of which the truth would keep less than was given; elsewhere the comparison shows it."""
-        if not self.pair.restored or self.uow.phase.truth is not Side.NORMALIZED:
+        if self.sql.given_back is None or self.uow.phase.truth is not Side.NORMALIZED:
             return
         agree = self.uow._execute(self.sql.given_back, {**parameters, "_key": key}).fetchone()
         lost = [name for name, whole in zip(self.pair.restored, agree, strict=True) if not whole]

@@ -67,8 +67,10 @@ class WriteStatements(PairRows):
         return self.render(forget), self.render(insert(originals).from_select(["key", *names], lost))
 
     @cached_property
-    def given_back(self) -> str:
+    def given_back(self) -> str | None:
         """For each legacy column with a rule, whether the normalized row under `_key` gives it back as it was meant."""
+        if not self.pair.restored:
+            return None
         back = self.normalized_row()
         agree = [holds(self.bound[name], back[name]) for name in self.pair.restored]
         source = self._joined(self.pair.table, None)

@@ -197,6 +197,7 @@ def _arguments(method: Any, statements: Statements, pair: Move) -> Iterator[dict
         bool: [False, True],
         str: list(pair.columns),
         tuple[str, ...]: [(), *((name,) for name in pair.columns)],
+        frozenset[str]: [frozenset()],
         PairStatements: [statements[member] for member in CONSENSUS],
     }
     hints = get_type_hints(method, localns={"PairStatements": PairStatements})
