@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 
-__all__ = ["Turns"]
+__all__ = ["Turn", "Turns"]
 
 AT_ONCE = 0.0002
 """Seconds within which a thread that asks again is taken for one that will do so next time."""
@@ -138,3 +138,32 @@ class Turns:
                 pass
             finally:
                 self._serving.release()
+
+
+class Turn:
+    """One permit that was taken, until it ends; a turn that is garbage has ended.
+
+    Args:
+        turns: Where the permit was taken, and goes back to.
+        since: When its owner began to wait for it (`time.monotonic`).
+
+    Attributes:
+        waited: How many seconds its owner waited for it.
+        kept: Whether it ends with the return of a connection to the pool, not with a transaction.
+    """
+
+    __slots__ = ("_turns", "kept", "since", "waited")
+
+    def __init__(self, turns: Turns, since: float) -> None:
+        self._turns: Turns | None = turns
+        self.since = since
+        self.waited = time.monotonic() - since
+        self.kept = False
+
+    def end(self) -> None:
+        """Give the permit back, once."""
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.release()
+
+    __del__ = end

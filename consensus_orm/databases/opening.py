@@ -118,12 +118,12 @@ def _pool(url: URL, settings: Settings) -> Pool:
 
 def _server_pool(url: URL, settings: Settings) -> Pool:
     try:
-        from consensus_orm.databases.postgresql.connection import ServerPool, ServerSource
+        from consensus_orm.databases.postgresql.connection import ServerSource
     except ImportError as error:
         raise errors.ConfigurationError(
             "a PostgreSQL URL needs psycopg", hint="pip install 'consensus-orm[postgres]'"
         ) from error
-    return ServerPool(ServerSource(url, settings), settings.pool_size, settings.pool_timeout.total_seconds())
+    return Pool(ServerSource(url, settings), settings.pool_size, settings.pool_timeout.total_seconds())
 
 
 def _begin_if_needed(connection: Any) -> None:

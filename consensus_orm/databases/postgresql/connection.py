@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import select
-import threading
 import time
-import weakref
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
@@ -19,12 +17,11 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from sqlalchemy import URL, make_url
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from consensus_orm import errors
 from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.pool import Pool
+from consensus_orm.databases.pool import ConnectionSource
 from consensus_orm.databases.postgresql.errors import translate
 from consensus_orm.databases.postgresql.fence import REFUSALS, ROWS, TABLES, Entry, Fence
 from consensus_orm.databases.postgresql.parameters import bindable, spelled
@@ -33,7 +30,7 @@ from consensus_orm.databases.postgresql.triggers import INSTALLED
 from consensus_orm.declaration.pairs import Mapping as Declaration
 from consensus_orm.settings import Settings
 
-__all__ = ["ServerConnection", "ServerPool", "ServerSource", "arguments_of"]
+__all__ = ["ServerConnection", "ServerSource", "arguments_of"]
 
 PREPARED = 500
 """Statements a connection keeps prepared; all of ours are fewer."""
@@ -383,7 +380,7 @@ class _Savepoint(contextlib.AbstractContextManager[None]):
             self._connection.execute("RELEASE SAVEPOINT consensus_orm")
 
 
-class ServerSource:
+class ServerSource(ConnectionSource):
     """Where the connections of one engine come from.
 
     Args:
@@ -392,9 +389,9 @@ class ServerSource:
     """
 
     path = None
-    in_memory = False
 
     def __init__(self, url: URL, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
         self.database = url.database
         self.patience = settings.busy_timeout.total_seconds()
@@ -407,8 +404,6 @@ class ServerSource:
         self.seen: int | None = None
         """The number of the transaction in which it was asked last whether others wrote."""
         self._keep_apart(TABLES)
-        self.connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
-        self.writing_thread = threading.get_ident()
         self._arguments = arguments_of(url)
 
     def _keep_apart(self, fence: Fence) -> None:
@@ -490,15 +485,8 @@ class ServerSource:
         """Say in our words what the server said in its; None where it did not raise the error."""
         return translate(error, database) if isinstance(error, psycopg.Error) else None
 
-    def note_use(self, connection: ServerConnection) -> None:
-        """Remember when a connection came back."""
-        connection.last_used = time.monotonic()
-
-    def forget(self) -> list[Any]:
-        """Abandon, in a forked child, the connections of its parent; psycopg closes none that it did not open."""
-        inherited = list(self.connections)
-        self.connections = weakref.WeakSet()
-        return inherited
+    def take_back(self, connection: ServerConnection) -> None:
+        """Nothing: a connection that is idle and healthy can be lent."""
 
     def has_committed(self, transaction: str, since: Any, cause: BaseException) -> bool:
         """Ask the server how a transaction ended whose connection was lost at its commit.
@@ -540,10 +528,3 @@ class ServerSource:
         finally:
             connection.close()
         return status, since is not None and connection.server_since == since
-
-
-class ServerPool(Pool):
-    """The pool of an engine on a server: a connection that has written is as good for reading."""
-
-    def _suited(self) -> ConnectionPoolEntry | None:
-        return None

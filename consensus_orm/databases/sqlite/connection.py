@@ -11,17 +11,17 @@ import sqlite3
 import stat
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from consensus_orm import errors, files
 from consensus_orm.databases.driver import Parameters
-from consensus_orm.databases.fair_queue import Turns
+from consensus_orm.databases.fair_queue import Turn, Turns
 from consensus_orm.databases.lock import Lock
+from consensus_orm.databases.pool import ConnectionSource, leak
 from consensus_orm.databases.session_guard import SessionGuard
 from consensus_orm.databases.sqlite.errors import translate
 from consensus_orm.databases.sqlite.session_guard import SQLiteSessionGuard
@@ -29,7 +29,7 @@ from consensus_orm.databases.sqlite.write_ahead_log import Journal
 from consensus_orm.declaration.pairs import Mapping as Declaration
 from consensus_orm.settings import Settings
 
-__all__ = ["ENTER", "READ_PHASE", "DriverConnection", "Source", "Turn", "codec", "leak", "pragmas", "storable"]
+__all__ = ["ENTER", "READ_PHASE", "DriverConnection", "Source", "codec", "pragmas", "storable"]
 
 READ_PHASE = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
@@ -52,13 +52,6 @@ STINT = 0.0015
 write 0.8 as much as one, instead of 0.6 to 0.7 where each hands over after every unit, and wait 22 ms (measured)."""
 
 
-class Turn(NamedTuple):
-    """A turn among the writers: since when its owner waited for it (`time.monotonic`), and how many seconds."""
-
-    since: float
-    waited: float
-
-
 class DriverConnection(sqlite3.Connection):
     """The driver's connection, which remembers whether it may write and keeps its turn among the writers.
 
@@ -74,7 +67,6 @@ class DriverConnection(sqlite3.Connection):
     log_identity: tuple[int, int] | None = None
     source: Source
     turn: Turn | None = None
-    _has_turn = False
     _inherited = False
     _leaves_log = False
     _durable = False
@@ -271,8 +263,7 @@ class DriverConnection(sqlite3.Connection):
         Raises:
             DatabaseBusyError: They did not come in time.
         """
-        deadline = (self.turn.since if self.turn else time.monotonic()) + self.source.patience
-        self.take_turn()
+        deadline = self.take_turn().since + self.source.patience
         try:
             try:
                 # One call of three statements costs 2 us more than the middle one alone (measured).
@@ -313,31 +304,21 @@ class DriverConnection(sqlite3.Connection):
         finally:
             self._wait_as_configured()
 
-    def take_turn(self) -> None:
-        """Wait for this connection's turn among the writers of its engine; nothing where it has it already.
+    def take_turn(self) -> Turn:
+        """Wait for this connection's turn among the writers of its engine, unless it has it already.
 
         Raises:
             DatabaseBusyError: It did not come within the busy timeout.
         """
         if self._inherited:
             raise _forked()
-        if self._has_turn:
-            return
-        self.source.wait_for_turn()
-        self._has_turn = True
-
-    def accept(self, turn: Turn) -> None:
-        """Have the turn that the pool waited for, until the return to the pool."""
-        self.turn, self._has_turn = turn, True
-
-    def give_up_turn(self) -> bool:
-        """Have no turn any more, without letting the next writer begin yet; whether there was one."""
-        had, self.turn, self._has_turn = self._has_turn, None, False
-        return had and not self._inherited
+        if self.turn is None:
+            self.turn = self.source.wait_for_turn()
+        return self.turn
 
     def end_turn(self) -> None:
-        """Let the next writer of the engine begin; nothing while a transaction is open, or the pool gave the turn."""
-        if self._has_turn and not self.in_transaction and self.turn is None:
+        """Let the next writer of the engine begin, unless a transaction is open or the pool gave the turn."""
+        if self.turn is not None and not self.in_transaction and not self.turn.kept:
             self._release_turn()
 
     def commit(self) -> None:
@@ -380,11 +361,9 @@ class DriverConnection(sqlite3.Connection):
         )
 
     def _release_turn(self) -> None:
-        if self.give_up_turn():
-            self.source.writers.release()
-
-    def __del__(self) -> None:
-        self._release_turn()
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            turn.end()
 
 
 _NEVER_KEPT = frozenset("\ufffe\uffff")
@@ -428,20 +407,11 @@ def _forked() -> errors.StorageError:
     )
 
 
-def leak(connections: list[Any]) -> None:
-    """Keep connections open to the very end: closing one here would undo what another process is doing."""
-    if connections:
-        import ctypes
-
-        for connection in connections:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-
-
 _inherited_files: set[tuple[int, int]] = set()
 """Device and inode of the files this process cannot use, because it inherited open connections to them."""
 
 
-class Source:
+class Source(ConnectionSource):
     """Where the connections of one engine come from, and what they share.
 
     Args:
@@ -449,8 +419,12 @@ class Source:
         settings: Pool and pragma settings.
     """
 
+    one_writer = True
+
     def __init__(self, path: Path | None, settings: Settings) -> None:
+        super().__init__()
         self.path = path
+        self.in_memory = path is None
         self.settings = settings
         self.patience = settings.busy_timeout.total_seconds()
         self.busy_timeout = milliseconds(settings.busy_timeout)
@@ -458,15 +432,9 @@ class Source:
         self.writers = Turns(1, STINT)
         self.writing_thread: int | None = None
         self.turns = 0
-        self.connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
         self.journal: Journal | None = None
         self.trusts_schema = settings.trusted_schema
         self._identity: tuple[int, int] | None = None
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the database is gone with its last connection, and no file is involved."""
-        return self.path is None
 
     def wait_for_turn(self) -> Turn:
         """Wait for the caller's turn among the writers.
@@ -479,7 +447,11 @@ class Source:
             raise self.writer_is_busy()
         self.writing_thread = threading.get_ident()
         self.turns += 1
-        return Turn(since, time.monotonic() - since)
+        return Turn(self.writers, since)
+
+    def give_turn(self, connection: DriverConnection, turn: Turn) -> None:
+        """Let a connection keep a turn until it returns to the pool."""
+        connection.turn, turn.kept = turn, True
 
     def connect(self) -> Any:  # a DriverConnection; SQLAlchemy's own protocol is narrower than the driver
         """Open a connection, with its pragmas; a file that is not there yet is created.
@@ -528,12 +500,14 @@ class Source:
         """Say in our words what the driver said in its; None where it did not raise the error."""
         return translate(error, database)
 
-    def note_use(self, connection: DriverConnection) -> None:
+    def take_back(self, connection: DriverConnection) -> Turn | None:
         """Remember when a connection came back, and which write-ahead log it used; its settings hold again."""
         connection.last_used = time.monotonic()
         connection.be_as_configured()
         if connection.log_identity is None and self.path is not None:
             connection.log_identity = self._log()
+        turn, connection.turn = connection.turn, None
+        return turn
 
     def _lost_log(self, connection: DriverConnection) -> bool:
         """Whether the log this connection writes to was removed: nobody else would ever see what it commits.
@@ -567,12 +541,11 @@ class Source:
             Those connections; their files cannot be used by this process.
         """
         self.writers = Turns(1, STINT)
-        inherited = list(self.connections)
+        inherited: list[DriverConnection] = super().forget()
         for connection in inherited:
             connection.abandon()
             if connection.identity is not None:
                 _inherited_files.add(connection.identity)
-        self.connections = weakref.WeakSet()
         return inherited
 
     def writer_is_busy(self) -> errors.DatabaseBusyError:
