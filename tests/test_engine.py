@@ -20,9 +20,8 @@ from sqlalchemy.orm import Session
 
 from consensus_orm import errors
 from consensus_orm.databases import engine as engine_module
-from consensus_orm.databases.engine import begin, borrow, checkout, driver, prepare, source_of
+from consensus_orm.databases.engine import checkout, driver, pool_of, prepare, source_of
 from consensus_orm.databases.opening import create
-from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite import connection as connection_module
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.settings import Settings
@@ -60,7 +59,7 @@ def open_engine() -> Iterator[Callable[..., Engine]]:
 def engine(path: Path, open_engine: Callable[..., Engine]) -> Engine:
     """An engine on a prepared file with a table t."""
     made = open_engine(path)
-    prepare(made, QUICK)
+    prepare(made)
     write(made, "CREATE TABLE t (a)")
     return made
 
@@ -68,7 +67,7 @@ def engine(path: Path, open_engine: Callable[..., Engine]) -> Engine:
 def write(engine: Engine, statement: str) -> None:
     with checkout(engine) as pooled:
         connection = driver(pooled)
-        begin(connection, write=True)
+        connection.begin(write=True)
         connection.execute(statement)
         connection.commit()
 
@@ -188,7 +187,7 @@ def test_pragmas_are_in_force_on_every_connection(engine: Engine) -> None:
 def test_prepare_leaves_a_file_in_wal_alone(engine: Engine) -> None:
     """A second prepare, with connections of the same pool lent and idle, finds everything in force."""
     with checkout(engine), checkout(engine):
-        assert prepare(engine, QUICK) == write_ahead_log.Journal(mode="wal", auto_vacuum=2, refused=None)
+        assert prepare(engine) == write_ahead_log.Journal(mode="wal", auto_vacuum=2, refused=None)
 
 
 def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine: Callable[..., Engine]) -> None:
@@ -197,7 +196,7 @@ def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine:
     with checkout(engine) as one, checkout(engine) as two:
         for each in (one, two):
             driver(each).execute("SELECT * FROM t").fetchall()
-        found = prepare(engine, QUICK)
+        found = prepare(engine)
     assert found == write_ahead_log.Journal(mode="wal", auto_vacuum=0, refused=None)
     assert rows(engine) == ["legacy"]
 
@@ -208,13 +207,13 @@ def test_another_process_with_the_file_open_keeps_its_mode(
     """While an idle process has it open the file stays as it is, who it is is said, and the store works."""
     engine = open_engine(legacy(path))
     with process(HOLD_OPEN, path) as other, caplog.at_level(logging.WARNING):
-        found = prepare(engine, QUICK)
+        found = prepare(engine)
         assert found.mode == "delete"
         assert str(other.pid) in str(found.refused)
         assert str(other.pid) in caplog.text
         write(engine, "INSERT INTO t VALUES ('mine')")
     assert rows(engine) == ["legacy", "mine"]
-    assert prepare(engine, QUICK).mode == "wal"
+    assert prepare(engine).mode == "wal"
 
 
 def test_another_connection_of_this_process_keeps_the_mode(path: Path, open_engine: Callable[..., Engine]) -> None:
@@ -222,8 +221,8 @@ def test_another_connection_of_this_process_keeps_the_mode(path: Path, open_engi
     engine = open_engine(legacy(path))
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("SELECT * FROM t").fetchall()
-        assert prepare(engine, QUICK).refused == "another connection in this process has the file open"
-    assert prepare(engine, QUICK).mode == "wal"
+        assert prepare(engine).refused == "another connection in this process has the file open"
+    assert prepare(engine).mode == "wal"
 
 
 def test_a_new_file_is_laid_out_even_where_wal_cannot_be_had(path: Path, open_engine: Callable[..., Engine]) -> None:
@@ -231,7 +230,7 @@ def test_a_new_file_is_laid_out_even_where_wal_cannot_be_had(path: Path, open_en
     engine = open_engine(path)
     path.touch()
     with process(HOLD_OPEN.replace("SELECT * FROM t", "SELECT * FROM sqlite_master"), path):
-        found = prepare(engine, QUICK)
+        found = prepare(engine)
     assert (found.mode, found.auto_vacuum) == ("delete", 2)
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE t (a)")
@@ -255,7 +254,7 @@ def test_without_shared_memory_the_store_works_in_the_mode_found(
 ) -> None:
     """Where SQLite has no shared memory, prepare says so, leaves nothing behind, and writing works."""
     engine = open_engine(path)
-    found = prepare(engine, QUICK)
+    found = prepare(engine)
     assert (found.mode, found.auto_vacuum) == ("delete", 2)
     assert found.refused == "SQLite cannot use it here"
     write(engine, "CREATE TABLE t (a)")
@@ -270,7 +269,7 @@ def test_a_network_file_system_is_not_tried(
 ) -> None:
     """WAL is not even tried on a file system that /proc says is another machine's."""
     monkeypatch.setattr(write_ahead_log, "_file_system", lambda _: kind)
-    found = prepare(open_engine(legacy(path)), QUICK)
+    found = prepare(open_engine(legacy(path)))
     assert (found.mode, found.refused) == ("delete", f"the file is on a network file system ({kind})")
 
 
@@ -285,7 +284,7 @@ def test_what_is_no_database_is_refused_and_not_kept_open(path: Path, open_engin
     path.write_text("no database " * 1000)
     engine = open_engine(path)
     with pytest.raises(errors.NotADatabaseError), engine_module.translated(engine):
-        prepare(engine, QUICK)
+        prepare(engine)
     engine.dispose()
     assert path.read_text() == "no database " * 1000
     assert open_files(path) == []
@@ -349,7 +348,7 @@ def test_a_thread_in_its_own_way_is_told(engine: Engine) -> None:
             said.append(str(error))
 
     with checkout(engine) as pooled:
-        begin(driver(pooled), write=True)
+        driver(pooled).begin(write=True)
 
         def measure() -> float:
             started = time.monotonic()
@@ -415,7 +414,7 @@ def test_the_turn_ends_however_the_transaction_ends(engine: Engine, end: Callabl
 
     def measure() -> float:
         pooled = engine.raw_connection()
-        begin(driver(pooled), write=True)
+        driver(pooled).begin(write=True)
         end(pooled)
         if end in (end_by_forgetting, end_by_detaching):
             del pooled
@@ -435,7 +434,7 @@ def test_a_refused_commit_keeps_the_turn(path: Path, open_engine: Callable[..., 
     reader.execute("SELECT * FROM t").fetchall()
     with checkout(engine) as pooled:
         connection = driver(pooled)
-        begin(connection, write=True)
+        connection.begin(write=True)
         connection.execute("INSERT INTO t VALUES ('mine')")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             connection.commit()
@@ -496,7 +495,7 @@ def test_no_connection_in_time_is_an_error_that_says_what_to_do(engine: Engine) 
 def test_read_only_transactions_cannot_write_and_the_next_can(engine: Engine) -> None:
     """SQLite refuses a write in a read-only transaction; a Session on the same connection writes again."""
     with checkout(engine) as pooled:
-        begin(driver(pooled), write=False)
+        driver(pooled).begin(write=False)
         with pytest.raises(errors.ReadOnlyDatabaseError), engine_module.translated(engine):
             driver(pooled).execute("INSERT INTO t VALUES (1)")
     with Session(engine) as session, session.begin():
@@ -512,8 +511,8 @@ def test_a_connection_that_read_is_not_turned_round_to_write(
     engine = open_engine(path, QUICK.model_copy(update={"pool_size": size}))
     used = []
     for write in (True, False) * 3:
-        pooled = borrow(engine, write=write)
-        begin(driver(pooled), write=write)
+        pooled = pool_of(engine).borrow(write=write)
+        driver(pooled).begin(write=write)
         used.append(driver(pooled))
         pooled.close()
     assert len(set(used[0::2])) == len(set(used[1::2])) == 1
@@ -526,8 +525,8 @@ def test_all_writers_use_one_connection(engine: Engine) -> None:
 
     def write_five_times() -> None:
         for _ in range(5):
-            pooled = borrow(engine, write=True)
-            begin(driver(pooled), write=True)
+            pooled = pool_of(engine).borrow(write=True)
+            driver(pooled).begin(write=True)
             used.add(driver(pooled))
             time.sleep(0.001)
             driver(pooled).commit()
@@ -542,9 +541,9 @@ def test_a_connection_knows_whether_others_wrote(engine: Engine, path: Path) -> 
     """A write of another program or another thread is noticed once; those of its own are not."""
 
     def asked() -> bool:
-        pooled = borrow(engine, write=True)
+        pooled = pool_of(engine).borrow(write=True)
         try:
-            begin(driver(pooled), write=True)
+            driver(pooled).begin(write=True)
             driver(pooled).execute("INSERT INTO t VALUES (1)")
             found = driver(pooled).others_wrote()
             driver(pooled).commit()
@@ -584,7 +583,7 @@ def test_a_replaced_file_is_noticed(
     other.replace(path)
     with pytest.raises(errors.StorageError, match="was replaced by another file while it was in use"):
         rows(engine)
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert pool_of(engine).checkedout() == 0
     assert rows(open_engine(path)) == ["legacy"]
 
 
@@ -594,7 +593,7 @@ def test_a_removed_file_is_not_begun_anew(engine: Engine, path: Path) -> None:
     with pytest.raises(errors.StorageError, match="was removed while it was in use"):
         rows(engine)
     assert not path.exists()
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert pool_of(engine).checkedout() == 0
 
 
 def test_a_closed_connection_is_replaced(engine: Engine) -> None:
@@ -681,11 +680,11 @@ def test_a_child_cannot_touch_a_transaction_of_its_parent(
     """Forked in the middle of a unit of work, the child neither commits nor undoes it, and is told why."""
     engine = open_engine(legacy(path))
     if mode == "wal":
-        prepare(engine, QUICK)
+        prepare(engine)
     with checkout(engine) as pooled:
         connection = driver(pooled)
         connection.execute("PRAGMA cache_size = 1")  # so that rows reach the file before the commit
-        begin(connection, write=True)
+        connection.begin(write=True)
         connection.executemany("INSERT INTO t VALUES (?)", [("x" * 5000,)] * 100)
 
         def child() -> None:
@@ -707,7 +706,7 @@ def test_a_child_cannot_touch_a_transaction_of_its_parent(
 def test_memory_is_one_database_for_all_threads_and_across_forks(open_engine: Callable[..., Engine]) -> None:
     """Threads share the one database in memory, a child has a copy, and the parent's stays."""
     engine = open_engine(":memory:")
-    assert prepare(engine, QUICK).mode == "memory"
+    assert prepare(engine).mode == "memory"
     write(engine, "CREATE TABLE t (a)")
     threads = [running(lambda: write(engine, "INSERT INTO t VALUES (1)")) for _ in range(20)]
     for thread in threads:
@@ -718,8 +717,7 @@ def test_memory_is_one_database_for_all_threads_and_across_forks(open_engine: Ca
 
 def test_the_pool_says_who_waits(engine: Engine) -> None:
     """The pool counts the threads that wait for a connection."""
-    pool = engine.pool
-    assert isinstance(pool, Pool)
+    pool = pool_of(engine)
     with contextlib.ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(checkout(engine))
@@ -736,6 +734,6 @@ def test_a_legacy_file_becomes_wal(tmp_path: Path, open_engine: Callable[..., En
     builders.build_legacy(legacy)
     before = oracle.rows(legacy, "consensus_artifacts")
     engine = open_engine(legacy)
-    assert prepare(engine, QUICK).mode == "wal"
+    assert prepare(engine).mode == "wal"
     assert oracle.rows(legacy, "consensus_artifacts") == before
     assert pragma(engine, "user_version") == 0

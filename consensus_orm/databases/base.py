@@ -20,7 +20,7 @@ from sqlalchemy.sql.expression import ClauseElement
 
 from consensus_orm import errors
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
-from consensus_orm.databases.engine import borrow, translate, translated
+from consensus_orm.databases.engine import pool_of, translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
 from consensus_orm.declaration.pairs import Pair
@@ -186,7 +186,7 @@ class Transaction(ABC):
         self._phase, self._epoch = None, 0
 
     def _borrow(self) -> None:
-        self._pooled = borrow(self.engine, write=not self.read_only)
+        self._pooled = pool_of(self.engine).borrow(write=not self.read_only)
         _lent.add(self._pooled)
 
     def _begin(self) -> None:

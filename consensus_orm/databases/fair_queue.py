@@ -145,19 +145,17 @@ class Turn:
 
     Args:
         turns: Where the permit was taken, and goes back to.
-        since: When its owner began to wait for it (`time.monotonic`).
+        waited: How many seconds its owner waited for it.
 
     Attributes:
-        waited: How many seconds its owner waited for it.
         kept: Whether it ends with the return of a connection to the pool, not with a transaction.
     """
 
-    __slots__ = ("_turns", "kept", "since", "waited")
+    __slots__ = ("_turns", "kept", "waited")
 
-    def __init__(self, turns: Turns, since: float) -> None:
+    def __init__(self, turns: Turns, waited: float) -> None:
         self._turns: Turns | None = turns
-        self.since = since
-        self.waited = time.monotonic() - since
+        self.waited = waited
         self.kept = False
 
     def end(self) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Engine, create_engine, exc, make_url
 
 from consensus_orm import errors, files
 from consensus_orm.databases.base import Catalog
-from consensus_orm.databases.engine import MEMORY, begin
+from consensus_orm.databases.engine import MEMORY
 from consensus_orm.databases.pool import Pool, close_before_fork
 from consensus_orm.databases.sqlite.connection import Source
 from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
@@ -128,7 +128,7 @@ def _server_pool(url: URL, settings: Settings) -> Pool:
 
 def _begin_if_needed(connection: Any) -> None:
     if not connection.in_transaction:
-        begin(connection, write=True)
+        connection.begin(write=True)
 
 
 @cache

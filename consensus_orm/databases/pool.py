@@ -15,7 +15,8 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Engine, exc, pool
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -25,14 +26,16 @@ from consensus_orm.databases.fair_queue import Turn, Turns
 
 __all__ = ["ConnectionSource", "Pool", "close_before_fork", "leak"]
 
+C = TypeVar("C")
+
 FORK_PATIENCE = 0.25
 """Seconds a fork waits for units of work in other threads to end; they take milliseconds."""
 
 
-class ConnectionSource(ABC):
+class ConnectionSource(ABC, Generic[C]):
     """Opens the connections of one engine, and keeps what they share.
 
-    Connections are of the driver's own type, which differs from source to source.
+    The type of connection is the driver's.
     """
 
     in_memory = False
@@ -41,19 +44,19 @@ class ConnectionSource(ABC):
     """Whether one transaction at a time can write, and a connection is prepared either for reading or for writing."""
 
     def __init__(self) -> None:
-        self.connections: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.connections: weakref.WeakSet[C] = weakref.WeakSet()
         """The open connections."""
 
     @abstractmethod
-    def connect(self) -> Any:
+    def connect(self) -> C:
         """Open a connection."""
 
     @abstractmethod
-    def is_healthy(self, connection: Any) -> bool:
+    def is_healthy(self, connection: C) -> bool:
         """Whether a connection can be lent."""
 
     @abstractmethod
-    def take_back(self, connection: Any) -> Turn | None:
+    def take_back(self, connection: C) -> Turn | None:
         """Make a connection ready for the next loan.
 
         Returns:
@@ -68,10 +71,10 @@ class ConnectionSource(ABC):
         """Wait for the caller's turn among the writers; asked only where there is one writer at a time."""
         raise NotImplementedError
 
-    def give_turn(self, connection: Any, turn: Turn) -> None:
+    def give_turn(self, connection: C, turn: Turn) -> None:
         """Let a connection keep a turn until it returns to the pool."""
 
-    def forget(self) -> list[Any]:
+    def forget(self) -> list[C]:
         """Forget, in a forked child, the connections of its parent.
 
         Returns:
@@ -96,7 +99,7 @@ class Pool(pool.Pool):
         timeout: Longest wait for one, in seconds.
     """
 
-    def __init__(self, source: ConnectionSource, size: int, timeout: float) -> None:
+    def __init__(self, source: ConnectionSource[Any], size: int, timeout: float) -> None:
         super().__init__(source.connect)
         self.source = source
         self._size = size
@@ -252,7 +255,7 @@ class Pool(pool.Pool):
                 turn.end()
 
 
-def leak(connections: list[Any]) -> None:
+def leak(connections: Collection[object]) -> None:
     """Keep connections open until the process ends: closing one would undo what another process is doing."""
     if connections:
         import ctypes

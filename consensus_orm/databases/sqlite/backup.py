@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
 from consensus_orm import errors, files
-from consensus_orm.databases.engine import begin, checkout, database_path, driver
+from consensus_orm.databases.engine import checkout, database_path, driver
 from consensus_orm.files import BESIDE, own_folder, put_in_place
 from consensus_orm.statements.rendering import quoted
 
@@ -139,7 +139,7 @@ def _copy(engine: Engine, copy: Path, progress: Callable[[int, int], object]) ->
         # It is written through at the end, and thrown away when anything fails before that.
         target.execute("PRAGMA synchronous = OFF")
         target.execute("PRAGMA journal_mode = OFF")
-        begin(source, write=False)
+        source.begin(write=False)
         # The first read takes the snapshot. Without it, each step of the backup would take its own.
         patience = time.monotonic() + source.source.patience
         source.insist("SELECT count(*) FROM sqlite_master", patience).fetchone()

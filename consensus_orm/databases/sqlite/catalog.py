@@ -18,9 +18,9 @@ from consensus_orm import errors
 from consensus_orm.databases import state
 from consensus_orm.databases.base import MARK, Catalog, Standing, Transaction, Trigger
 from consensus_orm.databases.guard_record import GUARDS, ours
-from consensus_orm.databases.sqlite.connection import codec
 from consensus_orm.databases.sqlite.key_faults import key_faults
 from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
+from consensus_orm.databases.sqlite.parameters import codec
 from consensus_orm.databases.sqlite.triggers import for_phase
 from consensus_orm.declaration.keys import LARGEST
 from consensus_orm.declaration.pairs import Pair, table_of

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sqlalchemy import Engine
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.databases.engine import borrow, driver, translated
+from consensus_orm.databases.engine import driver, pool_of, translated
 from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite.connection import DriverConnection
 
@@ -90,7 +90,7 @@ def _checkpoint(engine: Engine, mode: str) -> int:
     The connection is one of those that read, so that the work keeps its own and what that has cached. It is not
     kept: a fork waits for all of them.
     """
-    with translated(engine), contextlib.closing(borrow(engine, write=False)) as connection:
+    with translated(engine), contextlib.closing(pool_of(engine).borrow(write=False)) as connection:
         return driver(connection).checkpoint(mode)
 
 

@@ -18,21 +18,20 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 from sqlalchemy import Engine
 
 from consensus_orm import errors, files
 from consensus_orm.databases.engine import (
     DriverConnection,
-    begin,
     checkout,
     database_path,
     driver,
+    pool_of,
     source_of,
     translated,
 )
-from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.databases.sqlite.statistics import disk_use
 from consensus_orm.databases.statistics import DiskUse, VacuumReport
@@ -165,7 +164,7 @@ class _Vacuum:
         return True
 
     def _in_use_by(self) -> str | None:
-        if cast("Pool", self.engine.pool).checkedout() > 1:
+        if pool_of(self.engine).checkedout() > 1:
             return "this store is in use"
         others = write_ahead_log.occupants(self.path, own=len(source_of(self.engine).connections))
         return f"{others[0]} has it open" if others else None
@@ -197,7 +196,7 @@ class _Vacuum:
         whatever N, even with fetchall; and so the clock, not a guess at N, decides when the lock is given up.
         """
         connection = self.connection
-        begin(connection, write=True)
+        connection.begin(write=True)
         with self._locked():
             try:
                 before = connection.pragma("freelist_count")
