@@ -23,6 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from consensus_orm import errors
 from consensus_orm.databases.fair_queue import Turn, Turns
+from consensus_orm.databases.statistics import PoolUse
 
 __all__ = ["ConnectionSource", "Pool", "close_before_fork", "leak"]
 
@@ -135,6 +136,11 @@ class Pool(pool.Pool):
     def status(self) -> str:
         """What SQLAlchemy logs of a pool."""
         return f"size: {self._size}, idle: {self.checkedin()}, lent: {self.checkedout()}, waiting: {self.waiting}"
+
+    def use(self) -> PoolUse:
+        """How the pool is used, apart from the connection of the caller."""
+        lent = self.checkedout() - 1
+        return PoolUse(size=self._size, open=len(self.source.connections), lent=lent, waiting=self.waiting)
 
     def borrow(self, *, write: bool) -> PoolProxiedConnection:
         """Lend a connection that was last lent for the same purpose, or a new one, before one that was not.

@@ -509,9 +509,7 @@ class ServerSource(ConnectionSource[ServerConnection]):
         try:
             row: Any = connection.execute("SELECT pg_xact_status(CAST(? AS xid8))", (transaction,)).fetchone()
             status = row[0]
-        except (
-            psycopg.errors.InvalidParameterValue
-        ):  # an id not assigned yet: a crash lost the transaction
+        except psycopg.errors.InvalidParameterValue:  # an id not assigned yet: a crash lost the transaction
             status = "aborted"
         finally:
             connection.close()
