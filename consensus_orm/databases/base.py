@@ -119,7 +119,7 @@ class SavedRow(NamedTuple):
 
     table: str
     cells: Cells
-    values: list[Any]
+    values: list[object]
 
 
 class Transaction(ABC):
@@ -521,7 +521,7 @@ class Catalog(ABC):
         """Delete what the triggers recorded after a mark: writes of this unit of work itself, which holds the lock."""
 
     @abstractmethod
-    def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
+    def forget_row(self, uow: Transaction, pair: Pair, key: object) -> None:
         """Delete what the triggers recorded of a row that this unit of work wrote."""
 
     @abstractmethod
@@ -593,7 +593,7 @@ class LegacyTables(ABC):
         """Restore a saved trigger or sequence, after the rows were inserted."""
 
     @abstractmethod
-    def values(self, table: str, row: Cells) -> list[Any]:
+    def values(self, table: str, row: Cells) -> list[object]:
         """The values of a saved row as they are bound.
 
         Raises:

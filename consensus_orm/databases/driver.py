@@ -115,11 +115,11 @@ class Driver(Protocol):
         """A block in which texts that are not valid UTF-8 are returned with their bytes escaped."""
         ...
 
-    def storable(self, value: Any) -> Any:
+    def storable(self, value: object) -> object:
         """A value as it can be bound."""
         ...
 
-    def check(self, values: Mapping[str, Any]) -> None:
+    def check(self, values: Mapping[str, object]) -> None:
         """Refuse values that the database cannot store, before anything is written.
 
         Raises:

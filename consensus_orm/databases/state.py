@@ -27,7 +27,7 @@ def get(uow: Transaction, *names: str) -> tuple[Any, ...] | None:
     return rows[0] if rows else None
 
 
-def put(uow: Transaction, **values: Any) -> None:
+def put(uow: Transaction, **values: object) -> None:
     """Change columns of the state.
 
     Args:
@@ -37,7 +37,7 @@ def put(uow: Transaction, **values: Any) -> None:
     uow._execute(_written(tuple(values)), values)
 
 
-def turn_epoch(uow: Transaction, **values: Any) -> None:
+def turn_epoch(uow: Transaction, **values: object) -> None:
     """Begin a new epoch, which voids every certificate, and change columns of the state.
 
     Args:

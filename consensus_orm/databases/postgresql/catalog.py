@@ -312,7 +312,7 @@ class PostgresCatalog(Catalog):
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Nothing: the package's own writes were never recorded, while other programs' may be meanwhile."""
 
-    def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
+    def forget_row(self, uow: Transaction, pair: Pair, key: object) -> None:
         """Nothing: the package's own writes were never recorded."""
 
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:

@@ -320,7 +320,7 @@ class ServerConnection(psycopg.Connection[Any]):
         """Refuse statements of a session that would write a mapped table; the triggers of the tables do it."""
         return PostgresSessionGuard(self, read_only=read_only)
 
-    def check(self, values: Mapping[str, Any]) -> None:
+    def check(self, values: Mapping[str, object]) -> None:
         """Refuse values that the server cannot store.
 
         Raises:

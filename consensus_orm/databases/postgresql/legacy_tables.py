@@ -8,7 +8,6 @@ it, and an operator who will never go back may drop it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
@@ -84,7 +83,7 @@ class PostgresLegacyTables(LegacyTables):
     def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
         """Nothing: triggers and sequence stayed with the table."""
 
-    def values(self, table: str, row: Cells) -> list[Any]:
+    def values(self, table: str, row: Cells) -> list[object]:
         """The values of a saved row as text, which the server converts to the type of the column."""
         try:
             return [_VALUES[kind](bytes.fromhex(digits)) for kind, digits in row.values()]

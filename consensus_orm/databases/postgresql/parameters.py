@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any
 
 from consensus_orm import errors
 
@@ -30,7 +29,7 @@ def _spell(found: re.Match[str]) -> str:
     return "IS NOT DISTINCT FROM" if found["same"] is not None else found[0].replace("%", "%%")
 
 
-def bindable(value: Any) -> Any:
+def bindable(value: object) -> object:
     """A value that the server can store.
 
     Raises:

@@ -209,7 +209,7 @@ class SQLiteCatalog(Catalog):
         if uow._execute(_CHANGES_AFTER, {"mark": after}).rowcount:
             self.set_sequence(uow, "consensus_orm_changes", after)
 
-    def forget_row(self, uow: Transaction, pair: Pair, key: Any) -> None:
+    def forget_row(self, uow: Transaction, pair: Pair, key: object) -> None:
         """Delete what the triggers recorded of a row that this unit of work wrote."""
         uow._execute(_CHANGES_OF_ROW, {"pair": pair.name, "key": key})
 

@@ -336,7 +336,7 @@ class DriverConnection(sqlite3.Connection):
         """Whether the file stores text in UTF-16; SQLite never changes that once there is a table."""
         return bool(self.pragma("encoding") != "UTF-8")
 
-    def check(self, values: Mapping[str, Any]) -> None:
+    def check(self, values: Mapping[str, object]) -> None:
         """Refuse texts that the file cannot store: in UTF-8 it stores any text, in UTF-16 only valid ones.
 
         Raises:
@@ -346,7 +346,7 @@ class DriverConnection(sqlite3.Connection):
             for value in values.values():
                 self.storable(value)
 
-    def storable(self, value: Any) -> Any:
+    def storable(self, value: object) -> object:
         """A value as it can be bound: the bytes of a text that UTF-8 cannot encode.
 
         Raises:

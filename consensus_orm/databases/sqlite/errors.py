@@ -9,7 +9,7 @@ from consensus_orm import errors
 __all__ = ["cannot_decode", "is_busy", "is_missing_table", "is_read_only", "translate"]
 
 BROKEN_DISK = (
-    "nothing of this unit of work was kept; look at the disk, and whether somebody removed the -wal file"
+    "nothing of this unit of work was kept; check the disk, and whether the -wal file was removed"
     " (then close every program that has the database open: the last one saves what the log held)"
 )
 

@@ -55,7 +55,7 @@ def operations(uow: Transaction) -> Operations:
     return Operations(MigrationContext.configure(connection))
 
 
-def _number(kind: str, table: str, sequence: Any) -> int | None:
+def _number(kind: str, table: str, sequence: object) -> int | None:
     """A saved sequence; SQLite does not enforce the type of the column, so it may hold any value.
 
     Raises:
@@ -210,7 +210,7 @@ class SQLiteLegacyTables(LegacyTables):
         elif kind == "table" and (last := _number(kind, table, sequence)) is not None:
             uow.catalog.set_sequence(uow, table, max(last, uow.catalog.sequence(uow, table) or 0))
 
-    def values(self, table: str, row: Cells) -> list[Any]:
+    def values(self, table: str, row: Cells) -> list[object]:
         """The values of a saved row as they are bound."""
         return bound(table, row)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 __all__ = ["by_code_points", "codec", "decode", "is_kept_by_utf16", "is_text", "storable"]
 
 _REPLACED = frozenset("\ufffe\uffff")
 """Characters that SQLite replaces when it converts UTF-8 to UTF-16 (READ_UTF8 in its utf.c)."""
 
 
-def storable(value: Any) -> Any:
+def storable(value: object) -> object:
     """The bytes of a text that UTF-8 cannot encode, lone surrogates included; any other value unchanged.
 
     Text that UTF-8 can encode stays text: some expressions, as the key of a run, depend on the type.
@@ -29,7 +27,7 @@ def storable(value: Any) -> Any:
         return value.encode("utf-8", "surrogatepass")
 
 
-def is_kept_by_utf16(value: Any) -> bool:
+def is_kept_by_utf16(value: object) -> bool:
     """Whether a file in UTF-16 stores a value unchanged."""
     return storable(value) is value and not (isinstance(value, str) and not _REPLACED.isdisjoint(value))
 

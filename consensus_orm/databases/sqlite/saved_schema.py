@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from consensus_orm.databases.base import Cells
 from consensus_orm.databases.saved_rows import unsafe
@@ -92,7 +91,7 @@ class _Reading:
         )
 
 
-def bound(table: str, row: Cells) -> list[Any]:
+def bound(table: str, row: Cells) -> list[object]:
     """The values of a saved row as they are bound; a text as its bytes, which need not be valid UTF-8.
 
     Args:
@@ -108,7 +107,7 @@ def bound(table: str, row: Cells) -> list[Any]:
         raise unsafe("row", table) from error
 
 
-_VALUES: Mapping[str, Callable[[bytes], Any]] = {
+_VALUES: Mapping[str, Callable[[bytes], object]] = {
     "null": lambda _: None,
     "integer": int,
     "real": lambda digits: float(digits.replace(b"\0", b"")),  # two bytes each in a file in UTF-16
