@@ -1,4 +1,4 @@
-"""Connections to a SQLite file: their settings, their transactions, and their turns to write."""
+"""Connections to a SQLite file: their transactions, and their turns to write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,13 @@ from consensus_orm.databases.session_guard import SessionGuard
 from consensus_orm.databases.sqlite import errors as of_sqlite
 from consensus_orm.databases.sqlite import file, parameters
 from consensus_orm.databases.sqlite.file import FileId, forked
+from consensus_orm.databases.sqlite.pragmas import ConfiguredConnection, milliseconds
 from consensus_orm.databases.sqlite.session_guard import SQLiteSessionGuard
 from consensus_orm.databases.sqlite.write_ahead_log import Journal
 from consensus_orm.declaration.pairs import Mapping as Declaration
 from consensus_orm.settings import Settings
 
-__all__ = ["DriverConnection", "Source", "pragmas"]
+__all__ = ["DriverConnection", "Source"]
 
 READ_PHASE = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
@@ -47,7 +47,7 @@ STINT = 0.0015
 threads write 0.8 as much as one, instead of 0.6 to 0.7 with a handover after every unit, and wait 22 ms (measured)."""
 
 
-class DriverConnection(sqlite3.Connection):
+class DriverConnection(ConfiguredConnection):
     """The driver's connection, with a turn among the writers of its engine while it writes.
 
     `begin_writing` takes the turn. It ends with the transaction: by `commit`, `rollback`, `close`, the return to the
@@ -56,84 +56,16 @@ class DriverConnection(sqlite3.Connection):
     """
 
     source: Source
-    query_only = False
     last_used = 0.0
     identity: FileId | None = None
     log_identity: FileId | None = None
     turn: Turn | None = None
     _inherited = False
-    _leaves_log = False
-    _durable = False
     _seen: tuple[int, int] | None = None
 
     is_missing_table = staticmethod(of_sqlite.is_missing_table)
     is_read_only = staticmethod(of_sqlite.is_read_only)
     cannot_decode = staticmethod(of_sqlite.cannot_decode)
-
-    # Settings -------------------------------------------------------------------------------------------
-
-    def configure(self, settings: Settings, *, trusted_schema: bool) -> None:
-        """Set the pragmas, and add the functions that the package's own statements call."""
-        for name, value in pragmas(settings).items():
-            self.execute(f"PRAGMA {name} = {value}").close()
-        self.trust_schema(trusted_schema)
-        self.add_functions()
-
-    def add_functions(self) -> None:
-        """Add the functions that the package's own statements call and SQLite does not have."""
-        self.create_function("consensus_is_text", 2, parameters.is_text, deterministic=True)
-        self.create_collation("consensus_code_points", parameters.by_code_points)
-
-    def trust_schema(self, trusted: bool) -> None:
-        """Allow triggers, views and constraints of the file to use any function and virtual table."""
-        self.execute(f"PRAGMA trusted_schema = {'ON' if trusted else 'OFF'}").close()
-
-    def allow_writes(self, allowed: bool) -> None:
-        """Have SQLite accept or refuse writes; sends a pragma only if that changes."""
-        if self.query_only is allowed:
-            self.execute(f"PRAGMA query_only = {'OFF' if allowed else 'ON'}")
-            self.query_only = not allowed
-
-    def leave_log(self) -> None:
-        """Commit without checkpoints, which another thread takes, until the return to the pool."""
-        self.execute("PRAGMA wal_autocheckpoint = 0")
-        self._leaves_log = True
-
-    def be_durable(self) -> None:
-        """Have each commit, and all before it, reach the disk, until the return to the pool.
-
-        EXTRA also waits for the removal of a rollback journal, which would else be rolled back after a power cut.
-        """
-        if not self._durable:
-            self.execute("PRAGMA synchronous = EXTRA")
-            self._durable = True
-
-    def be_as_configured(self) -> None:
-        """Undo `be_durable` and `leave_log`; the pool calls it."""
-        if self._durable:
-            self.execute(f"PRAGMA synchronous = {self.source.settings.synchronous}")
-            self._durable = False
-        if self._leaves_log:
-            self.execute(f"PRAGMA wal_autocheckpoint = {self.source.settings.wal_autocheckpoint}")
-            self._leaves_log = False
-
-    def pragma(self, name: str) -> Any:
-        """Read a pragma; None if it returns no row."""
-        row = self.execute(f"PRAGMA {name}").fetchone()
-        return row and row[0]
-
-    def checkpoint(self, mode: str) -> int:
-        """Take a checkpoint as far as no other connection prevents it, without waiting for one that does.
-
-        Args:
-            mode: PASSIVE, or RESTART to have the log begin anew, which keeps writers out until it is copied.
-
-        Returns:
-            How many pages the log has; -1 if there is no log, or another connection is taking a checkpoint.
-        """
-        with self._without_waiting():
-            _, pages, _ = self.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-        return int(pages)
 
     # Transactions ---------------------------------------------------------------------------------------
 
@@ -181,7 +113,7 @@ class DriverConnection(sqlite3.Connection):
                 # One call of three statements costs 2 us more than the middle one alone (measured).
                 self.executescript(self.source.begin_script)
             except sqlite3.OperationalError as error:
-                self._wait_as_configured()
+                self.wait_as_configured()
                 if not of_sqlite.is_busy(error):
                     raise
                 self.insist("BEGIN IMMEDIATE", deadline)
@@ -199,7 +131,7 @@ class DriverConnection(sqlite3.Connection):
         Raises:
             DatabaseBusyError: The lock was not free in time.
         """
-        with self._without_waiting():
+        with self.without_waiting():
             while True:
                 try:
                     return self.execute(statement)
@@ -212,17 +144,6 @@ class DriverConnection(sqlite3.Connection):
                             sqlite_errorcode=error.sqlite_errorcode,
                         ) from error
                 time.sleep(ASK_AGAIN)
-
-    @contextlib.contextmanager
-    def _without_waiting(self) -> Iterator[None]:
-        self.execute("PRAGMA busy_timeout = 0")
-        try:
-            yield
-        finally:
-            self._wait_as_configured()
-
-    def _wait_as_configured(self) -> None:
-        self.execute(f"PRAGMA busy_timeout = {self.source.busy_timeout}")
 
     def take_turn(self) -> Turn:
         """Wait for this connection's turn among the writers of its engine, unless it has it already.
@@ -377,8 +298,8 @@ class Source(ConnectionSource[DriverConnection]):
         self.in_memory = path is None
         self.settings = settings
         self.patience = settings.busy_timeout.total_seconds()
-        self.busy_timeout = milliseconds(settings.busy_timeout)
-        self.begin_script = f"PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; PRAGMA busy_timeout = {self.busy_timeout}"
+        waiting = milliseconds(settings.busy_timeout)
+        self.begin_script = f"PRAGMA busy_timeout = 0; BEGIN IMMEDIATE; PRAGMA busy_timeout = {waiting}"
         self.writers = Turns(1, STINT)
         self.writing_thread: int | None = None
         self.turns = 0
@@ -496,21 +417,3 @@ class Source(ConnectionSource[DriverConnection]):
             if connection.identity is not None:
                 file.inherited.add(connection.identity)
         return inherited
-
-
-def pragmas(settings: Settings) -> dict[str, int | str]:
-    """The pragmas of every connection; none of them writes to the file."""
-    return {
-        "busy_timeout": milliseconds(settings.busy_timeout),
-        "foreign_keys": "ON",
-        "synchronous": settings.synchronous,
-        "cache_size": settings.cache_size,
-        "mmap_size": settings.mmap_size,
-        "temp_store": settings.temp_store,
-        "wal_autocheckpoint": settings.wal_autocheckpoint,
-    }
-
-
-def milliseconds(duration: timedelta) -> int:
-    """A duration in whole milliseconds, rounded up so that a short one does not become 0."""
-    return -(-duration // timedelta(milliseconds=1))

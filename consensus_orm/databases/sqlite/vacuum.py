@@ -212,8 +212,7 @@ class _Vacuum:
         """
         deadline = time.monotonic() + SHRINK_PATIENCE
         connection = self.connection
-        connection.execute("PRAGMA busy_timeout = 0")
-        try:
+        with connection.without_waiting():
             while True:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 if not self.repeat(self._truncate):
@@ -221,8 +220,6 @@ class _Vacuum:
                 if time.monotonic() > deadline or self.cancelled.wait(CHECKPOINT_AGAIN):
                     self.notes.append("an open reader keeps the log from being emptied; vacuum again later")
                     return
-        finally:
-            connection.execute(f"PRAGMA busy_timeout = {connection.source.busy_timeout}")
 
     def _truncate(self) -> bool:
         """Empty the log; returns whether another connection prevented it."""
