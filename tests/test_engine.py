@@ -728,6 +728,16 @@ def test_the_pool_says_who_waits(engine: Engine) -> None:
     assert pool.waiting == 0
 
 
+def test_a_place_lost_with_an_interrupted_thread_is_replaced(path: Path, open_engine: Callable[..., Engine]) -> None:
+    """A thread that is interrupted with the only place of a pool in hand costs a connection, and blocks no thread."""
+    engine = open_engine(path, QUICK.model_copy(update={"pool_size": 1}))
+    write(engine, "CREATE TABLE t (a)")
+    pool_of(engine)._writers.clear()
+    write(engine, "INSERT INTO t VALUES (1)")
+    assert rows(engine) == [1]
+    assert pool_of(engine).checkedout() == 0
+
+
 def test_a_legacy_file_becomes_wal(tmp_path: Path, open_engine: Callable[..., Engine]) -> None:
     """A legacy file is prepared with its rows and user_version as they were."""
     legacy = tmp_path / "legacy.db"

@@ -592,8 +592,9 @@ class LegacyTables(ABC):
     def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
         """Restore a saved trigger or sequence, after the rows were inserted."""
 
+    @staticmethod
     @abstractmethod
-    def values(self, table: str, row: Cells) -> list[object]:
+    def values(table: str, row: Cells) -> list[object]:
         """The values of a saved row as they are bound.
 
         Raises:

@@ -29,6 +29,9 @@ __all__ = ["ConnectionSource", "Pool", "close_before_fork", "leak"]
 
 C = TypeVar("C")
 
+TRIES = 10_000
+"""Passes in which a thread with a permit looks for its place before it takes a new one."""
+
 FORK_PATIENCE = 0.25
 """Seconds a fork waits for units of work in other threads to end; they take milliseconds."""
 
@@ -233,13 +236,14 @@ class Pool(pool.Pool):
         """Take a place; None is one without a connection."""
         idle = (self._readers, self._writers) if write is False else (self._writers, self._readers)
         places = (*idle, self._unopened) if write is None else (idle[0], self._unopened, idle[1])
-        while True:  # what another thread returns meanwhile may be where this one has already looked
+        for _ in range(TRIES):
             for place in places:
-                if place:
-                    try:
-                        return place.pop()
-                    except IndexError:  # another thread took it
-                        continue
+                try:
+                    return place.pop()
+                except IndexError:
+                    continue
+            time.sleep(0)  # another thread has just moved a place to where this one had already looked
+        return None  # the place was lost with a thread that was interrupted here
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         place, entry, turn = self._unopened, None, None

@@ -77,12 +77,12 @@ class VacuumReport(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    path: Path | None
-    before: DiskUse
-    after: DiskUse
-    pages_freed: int
-    steps: int
-    converted: bool
-    longest_lock: float
-    seconds: float
+    path: Path | None = None
+    before: DiskUse = DiskUse()
+    after: DiskUse = DiskUse()
+    pages_freed: int = 0
+    steps: int = 0
+    converted: bool = False
+    longest_lock: float = 0.0
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()

@@ -51,15 +51,9 @@ NOT_READABLE = (
 """Errors after which a unit of work reads less at its begin: a connection pooler does not keep prepared statements, an
 older database lacks the column, or the role has no right to read it."""
 
-AS_WRITTEN = "; ".join(
-    f"SET {name} = {value}"
-    for name, value in {
-        "client_encoding": "'UTF8'",
-        "datestyle": "'ISO'",
-        "standard_conforming_strings": "on",
-        "extra_float_digits": "1",
-        "bytea_output": "'hex'",
-    }.items()
+AS_WRITTEN = (
+    "SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET standard_conforming_strings = on;"
+    " SET extra_float_digits = 1; SET bytea_output = 'hex'"
 )
 """Settings that decide how values are written and read, because a database or a role may have defaults of its own."""
 

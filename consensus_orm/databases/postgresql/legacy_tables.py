@@ -83,7 +83,8 @@ class PostgresLegacyTables(LegacyTables):
     def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
         """Nothing: triggers and sequence stayed with the table."""
 
-    def values(self, table: str, row: Cells) -> list[object]:
+    @staticmethod
+    def values(table: str, row: Cells) -> list[object]:
         """The values of a saved row as text, which the server converts to the type of the column."""
         try:
             return [_VALUES[kind](bytes.fromhex(digits)) for kind, digits in row.values()]

@@ -163,13 +163,10 @@ def vacuum(
                 break
         after = _tables(connection, tables)
     return VacuumReport(
-        path=None,
         before=DiskUse(database=sum(table.bytes for table in before.values())),
         after=DiskUse(database=sum(table.bytes for table in after.values())),
-        pages_freed=0,
         steps=len(before),
         converted=full,
-        longest_lock=0,
         seconds=time.monotonic() - started,
         notes=() if full else ("the server keeps the room for rows to come; `consensus-orm vacuum --full` returns it",),
     )

@@ -213,13 +213,9 @@ class SQLiteCatalog(Catalog):
         """Delete what the triggers recorded of a row that this unit of work wrote."""
         uow._execute(_CHANGES_OF_ROW, {"pair": pair.name, "key": key})
 
-    def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def legacy_unfrozen(self, uow: Transaction) -> Iterator[None]:
         """Set the flag with which the triggers accept writes; no other transaction ever sees it."""
-        return _carrying(uow)
-
-
-@contextlib.contextmanager
-def _carrying(uow: Transaction) -> Iterator[None]:
-    state.put(uow, carrying=True)
-    yield  # after an error the transaction is rolled back, and the flag with it
-    state.put(uow, carrying=False)
+        state.put(uow, carrying=True)
+        yield  # after an error the transaction is rolled back, and the flag with it
+        state.put(uow, carrying=False)

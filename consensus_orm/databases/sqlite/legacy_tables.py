@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from consensus_orm import errors
 from consensus_orm.databases import saved_schema
-from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
+from consensus_orm.databases.base import LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.engine import translated
 from consensus_orm.databases.guard_record import ours
 from consensus_orm.databases.saved_rows import aside, dropped, own_name, unsafe
@@ -68,6 +68,8 @@ def _number(kind: str, table: str, sequence: object) -> int | None:
 
 class SQLiteLegacyTables(LegacyTables):
     """Drops the legacy tables of a SQLite file, and brings them back."""
+
+    values = staticmethod(bound)
 
     def save(self, uow: Transaction, pair: Pair) -> list[tuple[str, str, str, int | None]]:
         """What is needed to create a table again: type, name, definition and sequence of each of its objects."""
@@ -209,10 +211,6 @@ class SQLiteLegacyTables(LegacyTables):
             self._make(uow, kind, table, sql)
         elif kind == "table" and (last := _number(kind, table, sequence)) is not None:
             uow.catalog.set_sequence(uow, table, max(last, uow.catalog.sequence(uow, table) or 0))
-
-    def values(self, table: str, row: Cells) -> list[object]:
-        """The values of a saved row as they are bound."""
-        return bound(table, row)
 
     def put_back(self, uow: Transaction, saved: SavedRow) -> None:
         """Insert a saved row, unless there is one with its key."""

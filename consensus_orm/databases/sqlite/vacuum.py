@@ -14,6 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from consensus_orm.databases.engine import (
 )
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.databases.sqlite.statistics import disk_use
-from consensus_orm.databases.statistics import DiskUse, VacuumReport
+from consensus_orm.databases.statistics import VacuumReport
 from consensus_orm.retrying.repetition import Repeat, once
 
 __all__ = ["VacuumScheduler", "vacuum"]
@@ -77,43 +78,25 @@ def vacuum(
     """
     path = database_path(engine)
     if path is None:
-        nothing = DiskUse()
-        return VacuumReport(
-            path=None,
-            before=nothing,
-            after=nothing,
-            pages_freed=0,
-            steps=0,
-            converted=False,
-            longest_lock=0,
-            seconds=0,
-            notes=("the database is in memory",),
-        )
+        return VacuumReport(notes=("the database is in memory",))
     with translated(engine), _only_one(path), checkout(engine) as pooled:
         work = _Vacuum(engine, driver(pooled), path, cancelled or threading.Event(), repeat)
         return work.run(full=full, progress=progress or (lambda _done, _total: None))
 
 
+@dataclass
 class _Vacuum:
     """One vacuum of one file."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        connection: DriverConnection,
-        path: Path,
-        cancelled: threading.Event,
-        repeat: Repeat,
-    ) -> None:
-        self.engine = engine
-        self.connection = connection
-        self.path = path
-        self.cancelled = cancelled
-        self.repeat = repeat
-        self.longest_lock = 0.0
-        self.pages_freed = 0
-        self.steps = 0
-        self.notes: list[str] = []
+    engine: Engine
+    connection: DriverConnection
+    path: Path
+    cancelled: threading.Event
+    repeat: Repeat
+    longest_lock: float = 0.0
+    pages_freed: int = 0
+    steps: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def run(self, *, full: bool, progress: Callable[[int, int], object]) -> VacuumReport:
         started, before = time.monotonic(), disk_use(self.path)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from consensus_orm.databases.sqlite.pragmas import ConfiguredConnection
 from consensus_orm.files import own_folder
 
 __all__ = ["Journal", "occupants", "prepare"]
@@ -36,7 +37,7 @@ class Journal:
     refused: str | None
 
 
-def prepare(connection: sqlite3.Connection, path: Path, *, own: int) -> Journal:
+def prepare(connection: ConfiguredConnection, path: Path, *, own: int) -> Journal:
     """Set incremental auto_vacuum on an empty file, and WAL if no other program has the file open.
 
     Args:
@@ -50,23 +51,17 @@ def prepare(connection: sqlite3.Connection, path: Path, *, own: int) -> Journal:
     Raises:
         sqlite3.Error: The file cannot be written.
     """
-    if _pragma(connection, "page_count") == 0:
+    if connection.pragma("page_count") == 0:
         # This writes the first page. After the first table or WAL, SQLite would ignore it without an error.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     refused = None
-    if _pragma(connection, "journal_mode") != "wal":
+    if connection.pragma("journal_mode") != "wal":
         refused = _obstacle(path, own) or _switch_to_wal(connection)
     return Journal(
-        mode=str(_pragma(connection, "journal_mode")),
-        auto_vacuum=int(_pragma(connection, "auto_vacuum")),
+        mode=str(connection.pragma("journal_mode")),
+        auto_vacuum=int(connection.pragma("auto_vacuum")),
         refused=refused,
     )
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> int | str:
-    row = connection.execute(f"PRAGMA {name}").fetchone()
-    value: int | str = row[0]
-    return value
 
 
 def _obstacle(path: Path, own: int) -> str | None:
