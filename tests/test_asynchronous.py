@@ -37,6 +37,7 @@ from consensus_orm.consensus.artifacts import Artifacts
 from consensus_orm.consensus.executions import Executions
 from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
+from consensus_orm.databases.engine import source_of
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.databases.pool import Pool
 from consensus_orm.migration import Migration
@@ -539,7 +540,7 @@ class TestCancel:
             async with opened(database) as store:
                 async with store.unit_of_work() as uow:
                     waiting = [asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW))) for _ in range(3)]
-                    await until(lambda: pool_of(store).source.writers.waiting == 3)
+                    await until(lambda: source_of(store.engine).writers.waiting == 3)
                     for task in waiting:
                         await cancelled(task)
                     await uow.artifacts.add(**ROW | {"spec_id": "first"})
@@ -731,7 +732,7 @@ class TestCancel:
             for _ in range(5):
                 asyncio.get_running_loop().create_task(write(store)).add_done_callback(lambda _: None)
             if database.kind == "sqlite":
-                await until(lambda: pool_of(store).source.writers.waiting == 4)
+                await until(lambda: source_of(store.engine).writers.waiting == 4)
             else:
                 await until(lambda: pool_of(store).checkedout() == 5)
             return store.engine
