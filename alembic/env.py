@@ -45,7 +45,7 @@ def run_from_command_line() -> None:
         engine = opening.create(place(url, settings), settings)
         # What cannot be adopted, or not without a backup, is refused while nothing is written.
         if not revisions.inspect(engine, APPLICATION).rewritten:
-            engines.prepare(engine, settings)
+            engines.prepare(engine)
         with engines.translated(engine), revisions.changing(engine, APPLICATION.tables) as connection:
             run(connection, target_metadata=metadata(), include_object=include_object)
             upgraded = _has_upgraded(connection, APPLICATION)

@@ -24,7 +24,7 @@ from consensus_orm.databases import saved_schema, state
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.sqlite.connection import DriverConnection, pragmas
+from consensus_orm.databases.sqlite.connection import DriverConnection
 from consensus_orm.ledgers import guards
 from consensus_orm.phase import Phase
 from consensus_orm.statements.rendering import quoted
@@ -326,8 +326,5 @@ def _read_only(path: Path, units: UnitOfWorkFactory[Any]) -> DriverConnection:
         factory=DriverConnection,
     )
     connection.source, connection.query_only = source_of(units.engine), True
-    for pragma, value in pragmas(settings).items():
-        connection.execute(f"PRAGMA {pragma} = {value}").close()
-    connection.add_functions()
-    connection.trust_schema(settings.trusted_schema)
+    connection.configure(settings, trusted_schema=settings.trusted_schema)
     return connection

@@ -173,7 +173,7 @@ class Target:
             shape: What the source consists of.
             made: What SQLite says of the tables of other programs.
         """
-        self.again(partial(engines.prepare, self.units.engine, self.units.settings))
+        self.again(partial(engines.prepare, self.units.engine))
         self.again(partial(self._make, shape, made))
 
     def _make(self, shape: list[Any], made: Sequence[Definition]) -> None:

@@ -1,4 +1,4 @@
-"""The state of the migration: the one row that says in which phase a database is, and which step is under way."""
+"""The state of the migration: the one row with the phase of a database and the step that is under way."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def get(uow: Transaction, *names: str) -> tuple[Any, ...] | None:
         *names: The columns.
 
     Returns:
-        Their values; None in a database without state: nobody prepared it, or it is a copy that is not finished.
+        Their values; None in a database without state, which was not upgraded or is an unfinished copy.
     """
     rows = uow._rows(_read(names))
     return rows[0] if rows else None
 
 
-def put(uow: Transaction, **values: Any) -> None:
+def put(uow: Transaction, **values: object) -> None:
     """Change columns of the state.
 
     Args:
@@ -37,8 +37,8 @@ def put(uow: Transaction, **values: Any) -> None:
     uow._execute(_written(tuple(values)), values)
 
 
-def turn_epoch(uow: Transaction, **values: Any) -> None:
-    """Let a new epoch begin, which voids every certificate, and change columns of the state.
+def turn_epoch(uow: Transaction, **values: object) -> None:
+    """Begin a new epoch, which voids every certificate, and change columns of the state.
 
     Args:
         uow: Holds the lock of a flip.

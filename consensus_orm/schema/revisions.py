@@ -67,7 +67,7 @@ def inspect(engine: Engine, application: Application) -> Identity:
     """
     with engines.translated(engine), engines.checkout(engine) as pooled:
         driver = engines.driver(pooled)
-        engines.begin(driver, write=False)
+        driver.begin(write=False)
         try:
             if engine.dialect.name == "sqlite":
                 _trust(engine, driver)
@@ -122,7 +122,7 @@ def upgrade(
     protection = application.protection if wanted else None
     if not (identity.needs_upgrade or (protection is not None and identity.user_version in protection.older)):
         return []
-    engines.prepare(engine, settings)
+    engines.prepare(engine)
     applied: list[str] = []
     from alembic import command  # costs 150 ms or more: not while the lock is held
 

@@ -18,7 +18,7 @@ from consensus_orm.consensus.declaration import ARTIFACTS, RUNS, SYNTHESES
 from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
-from consensus_orm.databases.sqlite.connection import storable
+from consensus_orm.databases.sqlite.parameters import storable
 from consensus_orm.declaration.pairs import Expression, Row
 from consensus_orm.testing._factory import (
     Factory,

@@ -119,7 +119,7 @@ class Upgrade:
         elif units.identity.needs_upgrade:
             self._run(once)  # who repeats the unit of work repeats this
         elif not self._prepared:
-            engine.prepare(units.engine, units.settings)
+            engine.prepare(units.engine)
         self._prepared = True
 
     def _audit_backup(self, facts: dict[str, Any]) -> None:

@@ -1,16 +1,15 @@
-"""What the database itself does in each phase: notice writes that know one side only, refuse or record them.
+"""The triggers of each phase: they record or refuse writes of programs that know one side only.
 
 | phase | legacy tables | normalized tables |
 |---|---|---|
-| EXPAND | updates and deletes of rows that are carried already are noticed | |
-| DUAL_WRITE, CUTOVER | writes without an equal on the other side are noticed | the same |
+| EXPAND | updates and deletes of rows that were carried are recorded | |
+| DUAL_WRITE, CUTOVER | writes without an equal row on the other side are recorded | the same |
 | NORMALIZED | writes are refused | every write is recorded, for the way back |
 | CONTRACT | | |
 
-Noticing adds a row to `consensus_orm_changes` and leaves the writer alone: it sees neither an error nor
-another last_insert_rowid() or changes(). Units of work are not noticed, because they write the normalized
-side first, marked, and the legacy row then finds its equal. No function of ours is called: other programs
-fire these triggers too.
+A recorded write adds a row to `consensus_orm_changes`. Its program sees neither an error nor another
+last_insert_rowid() or changes(). Units of work are not recorded: they write the normalized side first, marked, and the
+legacy row then has an equal. The triggers call no function of this package, because other programs fire them too.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
 
 
 class _New:
-    """The NEW row of a trigger, with columns like a table; a table of that name would get into the FROM."""
+    """The NEW row of a trigger, with columns like a table; a real table of that name would be added to the FROM."""
 
     def __init__(self, table_: Table) -> None:
         self.c: dict[str, Any] = {c.name: literal_column(f"NEW.{quoted(c.name)}", c.type) for c in table_.columns}
 
 
-def _new(table_: Table) -> Any:  # stands where a FromClause is asked for its columns
+def _new(table_: Table) -> Any:  # takes the place of a FromClause, for its columns
     return _New(table_)
 
 
@@ -84,7 +83,7 @@ class _Triggers:
         self.old, self.new = (f"{row}.{quoted(self.key)}" for row in ("OLD", "NEW"))
 
     def notice_legacy(self) -> Iterator[Trigger]:
-        """Notice writes of legacy rows that leave no equal on the normalized side."""
+        """Record writes of legacy rows without an equal on the normalized side."""
         new = _new(self.pair.legacy_table)
         unequal = not_(self.statements.counterpart(self.statements.legacy_row(new), new.c[self.key]))
         yield self._notice("legacy", "insert", self.pair.legacy_table, unequal)
@@ -92,7 +91,7 @@ class _Triggers:
         yield self._notice_delete("legacy", self.pair.legacy_table, self.pair.table)
 
     def notice_carried_legacy(self) -> Iterator[Trigger]:
-        """Notice changes of legacy rows that have been carried before."""
+        """Record changes of legacy rows that were carried."""
         new = _new(self.pair.legacy_table)
         carried = exists(literal_column("1")).where(self.pair.key == literal_column(self.old))
         unequal = not_(self.statements.counterpart(self.statements.legacy_row(new), new.c[self.key]))
@@ -100,7 +99,7 @@ class _Triggers:
         yield self._notice_delete("legacy", self.pair.legacy_table, self.pair.table)
 
     def notice_normalized(self) -> Iterator[Trigger]:
-        """Notice writes of normalized rows by a program that leaves the legacy side alone."""
+        """Record writes of normalized rows by a program that does not write the legacy side."""
         new = _new(self.pair.table)
         own = self.pair.table
         unmarked = new.c[self.pair.marker.key].is_distinct_from(literal_column("1"))
@@ -117,7 +116,7 @@ class _Triggers:
         yield self._notice_delete("normalized", self.pair.table, None)
 
     def freeze_legacy(self) -> Iterator[Trigger]:
-        """Refuse every write of legacy rows but our own carrying."""
+        """Refuse every write of legacy rows, except when this package carries them."""
         ours: ColumnElement[bool] = literal_column("(SELECT carrying FROM consensus_orm_state) = 0")
         for op in ("insert", "update", "delete"):
             name = f"{self.pair.name}_frozen_{op}"
@@ -129,7 +128,7 @@ class _Triggers:
     ) -> Trigger:
         event = f"AFTER {op.upper()}" + (f" OF {', '.join(map(quoted, of))}" if of else "")
         body = [_log(self.pair, self.new, side, op)]
-        if op == "update":  # a row that changes its key leaves the old one behind
+        if op == "update":  # a row that changes its key also counts as a delete of the old key
             moved = f" WHERE {self.old} IS NOT {self.new}"
             body = [
                 _log(self.pair, self.new, side, "update", f" WHERE {self.old} IS {self.new}"),
@@ -150,13 +149,13 @@ class _Triggers:
 
 
 def _parent_triggers(mapping: Mapping) -> Iterator[Trigger]:
-    """Notice writes of parents that change what their rows say; what is derived may change freely."""
+    """Record writes of parents that change the values of their rows; derived columns may change."""
     for parent in mapping.parents:
         key = quoted(parent.key.name)
         event = f"AFTER UPDATE OF {', '.join(map(quoted, mapping.said_by(parent)))}"
         moved = _note_members(parent, mapping, f"OLD.{key}", f"NEW.{key}")
         yield _trigger(f"{parent.table.name}_update", event, parent.table, None, *moved)
-        # Where a program has foreign keys off, the rows of a deleted parent stay behind without one.
+        # With foreign keys off, a program can delete a parent and leave its rows.
         left = _note_members(parent, mapping, f"OLD.{key}")
         yield _trigger(f"{parent.table.name}_delete", "AFTER DELETE", parent.table, None, *left)
 
