@@ -1,10 +1,10 @@
 """Retries of whole units of work: how often, how long apart, and when to stop.
 
-stamina does the retrying, and its switches (`stamina.set_active`, `set_testing`) work. Its instrumentation is left out:
-where structlog or prometheus-client is installed, its default hooks load them and print. What listens to retries here
-is `consensus_orm.telemetry`.
-The first try runs without it, and it is loaded when something is retried for the first time: its machinery
-costs 9 to 16 us a call, and almost every call succeeds at once.
+stamina decides on retries, and its switches (`stamina.set_active`, `set_testing`) work. Its instrumentation is left
+out: where structlog or prometheus-client is installed, its default hooks load them and print. `consensus_orm.telemetry`
+reports retries instead.
+The first try runs without stamina, which is loaded at the first retry: it costs 9 to 16 us a call (60 us in a
+coroutine), and almost every call succeeds at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -44,8 +44,8 @@ class RetryPolicy:
         attempts: Tries, the first included; at least 1.
         initial: The first backoff; each further one is twice as long.
         maximum: The longest backoff.
-        jitter: Share of a backoff that is left to chance, 0 to 1: a wait lies between (1 - jitter) times the
-            backoff and the backoff.
+        jitter: Random share of a backoff, 0 to 1: a wait lies between (1 - jitter) times the backoff and the
+            backoff.
         budget: Time from the beginning of the first try to the beginning of the last one at the latest. A try
             that has begun is not cut short.
 
@@ -172,7 +172,7 @@ class Retrier:
         Raises:
             RetryCancelledError: Cancelled before it succeeded; the last error, if any, is the cause.
             CircuitOpenError: The breaker is open; the work was not tried.
-            Exception: The work's own last error, where it is not transient, or no try or no time is left.
+            Exception: The work's own last error, if it is not transient, or no try or no time is left.
         """
         calls = self._begin(name, read_only, cancel)
         if self.breaker is None:
@@ -192,7 +192,7 @@ class Retrier:
 
         Raises:
             CircuitOpenError: The breaker is open; the work was not tried.
-            Exception: The work's own last error, where it is not transient, or no try or no time is left.
+            Exception: The work's own last error, if it is not transient, or no try or no time is left.
         """
         calls = self._begin(name, read_only, None)
         with contextlib.nullcontext() if self.breaker is None else self.breaker.watch():
@@ -278,38 +278,43 @@ class _Call:
     error: Exception | None = None
     error_type: str = ""
     found: Classification | None = None
+    blocks: bool = True
+    wait: timedelta = timedelta()
 
     def run(self, fn: Callable[[], T]) -> T:
-        if not self._cancelled():
-            try:
-                return self._try(fn)
-            except _FailedTryError:
-                pass  # Left before going on, or each later error would have this one as its context.
-        if self.found is not None and self.found.retryable:
-            try:
-                return self._again(fn)
-            except _FailedTryError:
-                pass
+        for _ in self._tries():
+            with self:
+                return fn()
         raise self._failure()
 
     async def run_async(self, fn: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async for attempt in self._attempts():
-                with _unobserved(attempt):
-                    return await self._try_async(fn)
-        except _FailedTryError:
-            pass
+        import asyncio  # loaded by now: a coroutine runs
+
+        self.blocks = False
+        for _ in self._tries():
+            if self.wait:
+                await asyncio.sleep(self.wait.total_seconds())
+            with self:
+                return await fn()
         raise self._failure()
 
-    def _try(self, fn: Callable[[], T]) -> T:
-        with self:
-            return fn()
-        raise _FailedTryError(self._reason)
+    def _tries(self) -> Iterator[None]:
+        """Ask for a try, as long as another one may succeed: the first without stamina, later ones when it says so."""
+        if self._cancelled():
+            return
+        yield
+        if self.found is None or not self.found.retryable:
+            return
+        import stamina
 
-    async def _try_async(self, fn: Callable[[], Awaitable[T]]) -> T:
-        with self:
-            return await fn()
-        raise _FailedTryError(self._reason)
+        # Not left to its own `timeout`, which would not count a try that was made without it and could not cut the
+        # last wait.
+        with contextlib.suppress(_FailedTryError):
+            for attempt in stamina.retry_context(on=self._pause, attempts=self.policy.attempts, timeout=None):
+                if attempt.num > 1:  # its first is the try that was made without it
+                    yield
+                with _unobserved(attempt):
+                    raise _FailedTryError(self.found.reason)
 
     # A block with `self` is a try; where it fails, its error is noted and what stands behind the block goes on.
 
@@ -326,40 +331,28 @@ class _Call:
         self.error, self.error_type, self.found = error, type(error).__name__, classify(error)
         return True
 
-    @property
-    def _reason(self) -> str:
-        return self.found.reason if self.found else ""
-
-    def _again(self, fn: Callable[[], T]) -> T:
-        # stamina's first attempt is the try that was made without it.
-        for attempt in self._attempts():
-            with _unobserved(attempt):
-                if attempt.num > 1:
-                    return self._try(fn)
-                raise _FailedTryError(self._reason)
-        raise AssertionError("stamina ends with the last error")
-
-    def _attempts(self) -> Any:
-        import stamina
-
-        # Time is not left to its own `timeout`, which would not count a try that was made without it and could
-        # not cut the last wait.
-        return stamina.retry_context(on=self._pause, attempts=self.policy.attempts, timeout=None)
-
-    def _pause(self, error: Exception) -> timedelta | bool:
+    def _pause(self, _error: Exception) -> timedelta | bool:
         """Tell stamina how long to wait before the next try, or False for no further one."""
         elapsed = self._elapsed()
         left = self.policy.budget - elapsed
-        if not isinstance(error, _FailedTryError) or self.found is None or not self.found.retryable:
+        if self.found is None or not self.found.retryable:
             return False
         if self.tries >= self.policy.attempts or left <= timedelta() or self._cancelled():
             return False
         wait = max(self.policy.wait(self.tries, self.chance()), self.found.wait or timedelta())
         wait = min(wait, left)
         self.telemetry.tell(RetryEvent(self.name, self.tries, wait, self.found, self.error_type, elapsed))
+        return self._waited(wait)
+
+    def _waited(self, wait: timedelta) -> timedelta | bool:
+        """Leave the waiting to stamina, unless it would block an event loop or could not be interrupted."""
+        if not self.blocks:
+            import stamina
+
+            self.wait = timedelta() if stamina.is_testing() else wait
+            return timedelta()
         if self.cancel is None:
             return wait
-        # stamina's sleep cannot be interrupted, so a call that can be cancelled waits here instead.
         return False if self.cancel.wait(wait.total_seconds()) else timedelta()
 
     def _succeed(self) -> None:
