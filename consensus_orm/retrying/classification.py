@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ from consensus_orm import errors
 from consensus_orm.events import Classification, ErrorKind
 from consensus_orm.settings import utc_now
 
-__all__ = ["Classification", "ErrorKind", "PartialAnswersError", "RetryClassifiable", "classify"]
+__all__ = ["Classification", "ErrorKind", "RetryClassifiable", "classify"]
 
 
 @runtime_checkable
@@ -33,39 +33,6 @@ class RetryClassifiable(Protocol):
             The verdict.
         """
         ...
-
-
-class PartialAnswersError(errors.ConsensusError):
-    """Some of the agents answered and some did not.
-
-    Raise it where a round can go on with the answers there are: it is DEGRADED, and not tried again.
-
-    Args:
-        answered: How many answered; at least one.
-        asked: How many were asked; more than answered.
-        missing: The names of those that did not answer.
-
-    Raises:
-        InvalidValueError: The numbers are not those of a partial success.
-    """
-
-    hint = "go on with the answers there are, or ask the missing agents again"
-
-    def __init__(self, *, answered: int, asked: int, missing: Sequence[str] = ()) -> None:
-        if not 0 < answered < asked:
-            raise errors.InvalidValueError(f"{answered} of {asked} answers are no partial success", field="answered")
-        self.answered = answered
-        self.asked = asked
-        self.missing = tuple(missing)
-        super().__init__(f"{answered} of {asked} agents answered")
-
-    def retry_classification(self) -> Classification:
-        """Say that this is a partial success.
-
-        Returns:
-            DEGRADED, with the numbers.
-        """
-        return Classification(ErrorKind.DEGRADED, "partial answers")
 
 
 def classify(error: BaseException, *, now: Callable[[], datetime] = utc_now) -> Classification:
@@ -196,6 +163,8 @@ def _ours(error: BaseException) -> Classification | None:
         case errors.CircuitOpenError():
             # Whoever waited for it would undo what the breaker is for.
             return Classification(ErrorKind.PERMANENT, "circuit open", wait=_retry_after(error), caller_fault=True)
+        case errors.PartialAnswersError():
+            return Classification(ErrorKind.DEGRADED, "partial answers")
         case errors.ConsensusError() if not isinstance(error, errors.StorageError):
             return Classification(ErrorKind.PERMANENT, type(error).__name__, caller_fault=True)
     return None

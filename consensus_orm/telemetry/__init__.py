@@ -13,56 +13,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from consensus_orm import events
 from consensus_orm.errors import ConfigurationError
-from consensus_orm.events import (
-    AlarmEvent,
-    BackfillEvent,
-    CallEvent,
-    ComparisonEvent,
-    ConnectionEvent,
-    Event,
-    LockEvent,
-    MismatchEvent,
-    Outcome,
-    RejectEvent,
-    ReplicaEvent,
-    RetryEvent,
-    StatementEvent,
-    UnitBegun,
-    UnitEvent,
-    UnitOutcome,
-)
+from consensus_orm.events import *  # noqa: F403 - all events, by their own list
+from consensus_orm.events import Event
 from consensus_orm.hub import Hook, Telemetry, Totals, log_event
 
 if TYPE_CHECKING:
     from consensus_orm.store import Store
 
 __all__ = [
-    "AlarmEvent",
-    "BackfillEvent",
-    "CallEvent",
-    "ComparisonEvent",
-    "ConnectionEvent",
-    "Event",
     "Hook",
-    "LockEvent",
-    "MismatchEvent",
-    "Outcome",
-    "RejectEvent",
-    "ReplicaEvent",
-    "RetryEvent",
-    "StatementEvent",
     "Telemetry",
     "Totals",
-    "UnitBegun",
-    "UnitEvent",
-    "UnitOutcome",
     "listen",
     "log_event",
     "report_to_opentelemetry",
     "report_to_prometheus",
     "report_to_structlog",
 ]
+__all__ += events.__all__
 
 
 def listen(store: Store, *hooks: Hook) -> None:
