@@ -122,12 +122,15 @@ class InvalidValueError(ConsensusError, ValueError):
 
 
 class StorageError(ConsensusError):
-    """The database could not do what was asked."""
+    """The database could not do what was asked.
+
+    Where the database gave a code, `sqlite_errorcode` or `sqlstate` holds it; otherwise the error lacks them.
+    """
 
     hint = "nothing of what failed was kept; look at the database, then try again"
     path: Path | None = None
-    sqlite_errorcode: int | None = None
-    sqlstate: str | None = None
+    sqlite_errorcode: int
+    sqlstate: str
 
 
 class NotADatabaseError(StorageError):

@@ -1,43 +1,44 @@
-"""The artifacts: what agents said, one row each."""
+"""The repository of artifacts: one row for each thing that an agent said."""
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from consensus_orm import validation as check
 from consensus_orm.consensus.declaration import ARTIFACTS
 from consensus_orm.consensus.records import Artifact, naming
+from consensus_orm.consensus.repository import PairRepository, given
 from consensus_orm.errors import InvalidValueError
-from consensus_orm.repository.dual_write import Repository, Values
-from consensus_orm.unit_of_work.unit import UnitOfWork
+from consensus_orm.repository.dual_write import Values
 
-__all__ = ["Artifacts", "given"]
+__all__ = ["Artifacts"]
+
+_OPTIONAL = partial(check.identifier, optional=True, empty=True)
+_RULES: Mapping[str, Callable[[str, Any], Any]] = {
+    "spec_id": check.identifier,
+    "stage": check.identifier,
+    "agent_name": check.identifier,
+    "content_json": check.content,
+    "response_text": partial(check.content, optional=True),
+    "run_id": _OPTIONAL,
+    "model_version": _OPTIONAL,
+}
 
 
-def given(**filters: Any) -> Values:
-    """The filters that were given.
-
-    Raises:
-        InvalidValueError: One is no text.
-    """
-    return {name: check.text(name, value) for name, value in filters.items() if value is not None}
-
-
-class Artifacts:
+class Artifacts(PairRepository):
     """The artifacts within one unit of work.
 
     Args:
         uow: The unit of work.
     """
 
+    _pair = ARTIFACTS
     _named = staticmethod(naming(ARTIFACTS.fields))
-
-    def __init__(self, uow: UnitOfWork) -> None:
-        self._uow = uow
-        self._rows = Repository(uow, ARTIFACTS)
 
     def add(
         self,
@@ -72,18 +73,17 @@ class Artifacts:
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
             StorageError: It could not be written.
         """
-        return self._add(
-            self._checked(
-                spec_id=spec_id,
-                stage=stage,
-                agent_name=agent_name,
-                content_json=content_json,
-                response_text=response_text,
-                run_id=run_id,
-                model_version=model_version,
-                created_at=created_at,
-            )
-        )
+        values = {
+            "spec_id": spec_id,
+            "stage": stage,
+            "agent_name": agent_name,
+            "content_json": content_json,
+            "response_text": response_text,
+            "run_id": run_id,
+            "model_version": model_version,
+            "created_at": created_at,
+        }
+        return self._add(self._checked(values))
 
     def add_many(self, rows: Iterable[Mapping[str, Any]]) -> builtins.list[Artifact]:
         """Store several artifacts, in order.
@@ -98,7 +98,7 @@ class Artifacts:
             InvalidValueError: A value of any of them cannot be accepted; nothing is written.
         """
         try:
-            checked = [self._checked(**row) for row in rows]
+            checked = [self._checked(_ADD.bind(self, **row).arguments) for row in rows]
         except TypeError as error:
             raise InvalidValueError(
                 "a row lacks a required field or has an unknown one",
@@ -109,28 +109,10 @@ class Artifacts:
             self._rows.check(values)
         return [self._add(values) for values in checked]
 
-    def _checked(
-        self,
-        *,
-        spec_id: str,
-        stage: str,
-        agent_name: str,
-        content_json: str,
-        response_text: str | None = None,
-        run_id: str | None = None,
-        model_version: str | None = None,
-        created_at: datetime | None = None,
-    ) -> Values:
-        return {
-            "spec_id": check.identifier("spec_id", spec_id),
-            "stage": check.identifier("stage", stage),
-            "agent_name": check.identifier("agent_name", agent_name),
-            "content_json": check.content("content_json", content_json),
-            "response_text": check.content("response_text", response_text, optional=True),
-            "run_id": check.identifier("run_id", run_id, optional=True, empty=True),
-            "model_version": check.identifier("model_version", model_version, optional=True, empty=True),
-            "created_at": self._uow.now_text if created_at is None else check.moment("created_at", created_at),
-        }
+    def _checked(self, values: Mapping[str, Any]) -> Values:
+        checked = {name: rule(name, values.get(name)) for name, rule in _RULES.items()}
+        checked["created_at"] = self._time(values.get("created_at"))
+        return checked
 
     def _add(self, values: Values) -> Artifact:
         key = self._rows.add(values)
@@ -199,21 +181,9 @@ class Artifacts:
         """
         return self._rows.count(given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name))
 
-    def delete(self, *, spec_id: str, stage: str | None = None) -> int:
-        """Delete the artifacts of a spec, on both sides.
-
-        Args:
-            spec_id: The spec.
-            stage: Only of this stage.
-
-        Returns:
-            How many were deleted.
-
-        Raises:
-            InvalidValueError: The spec is empty.
-        """
-        return self._rows.delete(given(spec_id=check.identifier("spec_id", spec_id), stage=stage))
-
     def specs(self) -> builtins.list[str]:
         """The specs that have artifacts, in order."""
         return self._rows.distinct("spec_id")
+
+
+_ADD = inspect.signature(Artifacts.add)

@@ -11,9 +11,9 @@ from sqlalchemy import ClauseElement, Text, bindparam, cast, delete, null, selec
 from sqlalchemy.dialects.postgresql import insert
 
 from consensus_orm import validation as check
-from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.consensus.records import Execution
+from consensus_orm.consensus.repository import given
 from consensus_orm.declaration.expressions import milliseconds
 from consensus_orm.declaration.pairs import table_of
 from consensus_orm.errors import InvalidValueError, UnknownAgentError

@@ -6,9 +6,9 @@ import builtins
 from typing import Any
 
 from consensus_orm import validation as check
-from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.declaration import ARTIFACTS, SYNTHESES
 from consensus_orm.consensus.records import AgentOutput, Run, Synthesis, naming, time_of_ms
+from consensus_orm.consensus.repository import given
 from consensus_orm.consensus.syntheses import synthesis_of
 from consensus_orm.repository.dual_write import Repository, Values
 from consensus_orm.unit_of_work.unit import UnitOfWork

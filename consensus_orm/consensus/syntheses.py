@@ -1,4 +1,4 @@
-"""The syntheses: what the agents of a stage agreed on."""
+"""The repository of syntheses: what the agents of a stage agreed on."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ from datetime import datetime
 from typing import Any
 
 from consensus_orm import validation as check
-from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.declaration import SYNTHESES
 from consensus_orm.consensus.records import Synthesis, naming
-from consensus_orm.repository.dual_write import Repository, Values
-from consensus_orm.unit_of_work.unit import UnitOfWork
+from consensus_orm.consensus.repository import PairRepository, given
+from consensus_orm.repository.dual_write import Values
 
 __all__ = ["Syntheses", "synthesis_of"]
 
 
-class Syntheses:
+class Syntheses(PairRepository):
     """The syntheses within one unit of work.
 
     Args:
         uow: The unit of work.
     """
 
-    def __init__(self, uow: UnitOfWork) -> None:
-        self._uow = uow
-        self._rows = Repository(uow, SYNTHESES)
+    _pair = SYNTHESES
 
     def add(
         self,
@@ -76,7 +73,7 @@ class Syntheses:
             "conflicts": check.content("conflicts", conflicts, optional=True),
             "degraded": int(check.flag("degraded", degraded)),
             "run_id": check.identifier("run_id", run_id, optional=True, empty=True),
-            "created_at": self._uow.now_text if created_at is None else check.moment("created_at", created_at),
+            "created_at": self._time(created_at),
         }
         key = self._rows.add(values)
         values["created_at_raw"] = values.pop("created_at")
@@ -120,21 +117,6 @@ class Syntheses:
         filters = given(spec_id=spec_id, stage=stage, run_id=run_id)
         return [synthesis_of(row) for row in self._rows.rows(filters, limit=check.limit(limit))]
 
-    def delete(self, *, spec_id: str, stage: str | None = None) -> int:
-        """Delete the syntheses of a spec, on both sides.
-
-        Args:
-            spec_id: The spec.
-            stage: Only of this stage.
-
-        Returns:
-            How many were deleted.
-
-        Raises:
-            InvalidValueError: The spec is empty.
-        """
-        return self._rows.delete(given(spec_id=check.identifier("spec_id", spec_id), stage=stage))
-
 
 _named = naming(SYNTHESES.fields)
 
@@ -145,6 +127,6 @@ def synthesis_of(row: tuple[Any, ...]) -> Synthesis:
 
 
 def _synthesis(values: Values) -> Synthesis:
-    if values["degraded"] in (0, 1) and isinstance(values["degraded"], int):
+    if isinstance(values["degraded"], int) and values["degraded"] in (0, 1):
         values["degraded"] = bool(values["degraded"])
     return Synthesis.of(values)
