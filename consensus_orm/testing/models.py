@@ -1,7 +1,7 @@
-"""One factory per model. They write with the session of `use_session`, flush, and expire what they made.
+"""Factories of rows, one for each model: they write with the session of `use_session`, flush and expire.
 
-Every shape of a row of the field has a name: `time_shape`, `content_shape` and `run_shape` take the keys of
-`TIMES`, `CONTENTS` and `RUN_IDS`; traits make the rest. Columns can be given as well, of course.
+Every shape of a row in the field has a name: `time_shape`, `content_shape` and `run_shape` take the keys of
+`TIMES`, `CONTENTS` and `RUN_IDS`; traits make the rest. Columns can be given, too.
 """
 
 # ruff: noqa: D106 - Meta and Params are words of factory-boy, which reads them and inherits nothing from them
@@ -95,17 +95,45 @@ def twins(model_factory: type[ModelFactory[M]], count: int = 2, **values: Any) -
     return [first, *(model_factory.create(**same) for _ in range(count - 1))]
 
 
-class ConsensusArtifactFactory(ModelFactory[ConsensusArtifact]):
-    """Legacy artifacts. A batch of them is a round: the same spec, stage and second."""
-
+class _Shaped(ModelFactory[M], Generic[M]):
     class Meta:
-        model = ConsensusArtifact
+        abstract = True
 
     class Params:
         time_shape = "second"
         content_shape = "json"
         run_shape = "null"
         big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
+
+    created_at: Any = choice("time_shape", TIMES)
+
+
+class _SynthesisFactory(_Shaped[M], Generic[M]):
+    class Meta:
+        abstract = True
+
+    class Params:
+        degraded_flag = Trait(degraded=1)
+        degraded_status = Trait(status="degraded")
+        degraded_null = Trait(degraded=None)
+        failed = Trait(status="failed")
+
+    output_markdown: Any = choice("content_shape", CONTENTS)
+    output_path: Any = None
+    status: Any = "ok"
+    artifacts_count: Any = 4
+    agreements: Any = '["both"]'
+    conflicts: Any = "[]"
+    degraded: Any = 0
+
+
+class ConsensusArtifactFactory(_Shaped[ConsensusArtifact]):
+    """Legacy artifacts. A batch of them is a round: the same spec, stage and second."""
+
+    class Meta:
+        model = ConsensusArtifact
+
+    class Params:
         verdict = Trait(agent_name="consensus-verdict")
 
     spec_id = "SPEC-KIT-900"
@@ -114,44 +142,25 @@ class ConsensusArtifactFactory(ModelFactory[ConsensusArtifact]):
     content_json: Any = choice("content_shape", CONTENTS)
     response_text: Any = None
     run_id: Any = choice("run_shape", RUN_IDS)
-    created_at: Any = choice("time_shape", TIMES)
 
 
-class ConsensusSynthesisFactory(ModelFactory[ConsensusSynthesis]):
+class ConsensusSynthesisFactory(_SynthesisFactory[ConsensusSynthesis]):
     """Legacy syntheses; `degraded_flag`, `degraded_status`, `degraded_null` and `failed` say how it went."""
 
     class Meta:
         model = ConsensusSynthesis
 
-    class Params:
-        time_shape = "second"
-        content_shape = "json"
-        run_shape = "null"
-        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
-        degraded_flag = Trait(degraded=1)
-        degraded_status = Trait(status="degraded")
-        degraded_null = Trait(degraded=None)
-        failed = Trait(status="failed")
-
     spec_id = "SPEC-KIT-900"
     stage = "spec-plan"
-    output_markdown: Any = choice("content_shape", CONTENTS)
-    output_path: Any = None
-    status: Any = "ok"
-    artifacts_count: Any = 4
-    agreements: Any = '["both"]'
-    conflicts: Any = "[]"
-    degraded: Any = 0
     run_id: Any = choice("run_shape", RUN_IDS)
-    created_at: Any = choice("time_shape", TIMES)
 
 
-def _follows(rule: Expression, *columns: str, **parameters: str) -> Any:
+def _follows(rule: Expression, *columns: str) -> Any:
     """A normalized column that follows from a legacy row, by the rule of the mapping itself."""
 
     def value(o: Any) -> ColumnElement[Any]:
-        given = {name: getattr(o, name) for name in columns} | {n: getattr(o, p) for n, p in parameters.items()}
-        return rule(Row({name: _expression(v) for name, v in given.items()}))
+        given = {name: _expression(getattr(o, name)) for name in columns}
+        return rule(Row(given))
 
     return LazyAttribute(value)
 
@@ -183,17 +192,18 @@ class ConsensusRunFactory(ModelFactory[ConsensusRun]):
     synthesis_json: Any = None
 
 
-class AgentOutputFactory(ModelFactory[AgentOutput]):
+def _run_of_its_own() -> Any:
+    shapes = {name: SelfAttribute(f"..{name}") for name in ("time_shape", "run_shape")}
+    return SubFactory(ConsensusRunFactory, **shapes)
+
+
+class AgentOutputFactory(_Shaped[AgentOutput]):
     """Outputs, each in a run of its own unless `run` is given; `foreign` is one of a founding program."""
 
     class Meta:
         model = AgentOutput
 
     class Params:
-        time_shape = "second"
-        content_shape = "json"
-        run_shape = "null"
-        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
         foreign = Trait(
             mirrored=False,
             output_timestamp=1_762_222_238_123,
@@ -201,51 +211,24 @@ class AgentOutputFactory(ModelFactory[AgentOutput]):
             run=SubFactory(ConsensusRunFactory, foreign=True, run_timestamp=1_762_222_238_123),
         )
 
-    run = SubFactory(
-        ConsensusRunFactory,
-        time_shape=SelfAttribute("..time_shape"),
-        run_shape=SelfAttribute("..run_shape"),
-    )
+    run = _run_of_its_own()
     agent_name = Iterator(["gemini", "claude", "code", "gpt_pro"])
     model_version: Any = None
-    created_at: Any = choice("time_shape", TIMES)
     output_timestamp: Any = _follows(ARTIFACTS.computed[AgentOutput.output_timestamp], "created_at")
     mirrored: Any = True
     response_text: Any = None
     content: Any = choice("content_shape", CONTENTS)
 
 
-class ConsensusSynthesisRecordFactory(ModelFactory[ConsensusSynthesisRecord]):
+class ConsensusSynthesisRecordFactory(_SynthesisFactory[ConsensusSynthesisRecord]):
     """Normalized syntheses, each in a run of its own unless `run` is given."""
 
     class Meta:
         model = ConsensusSynthesisRecord
 
-    class Params:
-        time_shape = "second"
-        content_shape = "json"
-        run_shape = "null"
-        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
-        degraded_flag = Trait(degraded=1)
-        degraded_status = Trait(status="degraded")
-        degraded_null = Trait(degraded=None)
-        failed = Trait(status="failed")
-
-    run = SubFactory(
-        ConsensusRunFactory,
-        time_shape=SelfAttribute("..time_shape"),
-        run_shape=SelfAttribute("..run_shape"),
-    )
-    status: Any = "ok"
-    artifacts_count: Any = 4
-    degraded: Any = 0
-    created_at: Any = choice("time_shape", TIMES)
+    run = _run_of_its_own()
     synthesis_timestamp: Any = _follows(SYNTHESES.computed[ConsensusSynthesisRecord.synthesis_timestamp], "created_at")
     mirrored: Any = True
-    output_path: Any = None
-    agreements: Any = '["both"]'
-    conflicts: Any = "[]"
-    output_markdown: Any = choice("content_shape", CONTENTS)
 
 
 class AgentExecutionFactory(ModelFactory[AgentExecution]):
