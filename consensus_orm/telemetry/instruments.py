@@ -58,7 +58,6 @@ class Instrument:
 
     Args:
         name: By OpenTelemetry's rules.
-        kind: COUNTER or HISTOGRAM.
         unit: By UCUM: `s`, or what is counted in braces.
         description: One sentence.
         of: The event it measures.
@@ -67,12 +66,16 @@ class Instrument:
     """
 
     name: str
-    kind: Shape
     unit: str
     description: str
     of: type[Event]
     attributes: tuple[str, ...] = ()
     amount: Callable[[Any], float | None] = lambda event: 1
+
+    @property
+    def kind(self) -> Shape:
+        """HISTOGRAM for a duration, else COUNTER."""
+        return Shape.HISTOGRAM if self.unit == "s" else Shape.COUNTER
 
 
 def constants(engine: Engine) -> Attributes:
@@ -96,7 +99,6 @@ def _seconds(event: Any) -> float | None:
 INSTRUMENTS = (
     Instrument(
         "consensus_orm.unit_of_work.duration",
-        Shape.HISTOGRAM,
         "s",
         "Duration of units of work, from asking for a connection to giving it back.",
         UnitEvent,
@@ -105,7 +107,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.operation.duration",
-        Shape.HISTOGRAM,
         "s",
         "Duration of statements.",
         StatementEvent,
@@ -114,7 +115,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.wait_time",
-        Shape.HISTOGRAM,
         "s",
         "The time it took to obtain an open connection from the pool.",
         ConnectionEvent,
@@ -123,7 +123,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.use_time",
-        Shape.HISTOGRAM,
         "s",
         "The time between borrowing a connection and returning it to the pool.",
         UnitEvent,
@@ -132,7 +131,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.timeouts",
-        Shape.COUNTER,
         "{timeout}",
         "Times that no connection came free in time.",
         ConnectionEvent,
@@ -141,7 +139,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.lock.wait_time",
-        Shape.HISTOGRAM,
         "s",
         "The time it took to obtain the write lock, or to give up.",
         LockEvent,
@@ -150,7 +147,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.comparisons",
-        Shape.COUNTER,
         "{row}",
         "Rows compared on both sides.",
         ComparisonEvent,
@@ -159,30 +155,15 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.mismatches",
-        Shape.COUNTER,
         "{mismatch}",
         "Differences found between the sides, whether or not they were known.",
         MismatchEvent,
         (PAIR, "consensus_orm.column", "consensus_orm.kind", FOUND_BY),
     ),
-    Instrument(
-        "consensus_orm.alarms",
-        Shape.COUNTER,
-        "{alarm}",
-        "Times that mismatches passed the rate of alarm.",
-        AlarmEvent,
-    ),
-    Instrument(
-        "consensus_orm.rejects",
-        Shape.COUNTER,
-        "{row}",
-        "Rows found that cannot be carried.",
-        RejectEvent,
-        (PAIR,),
-    ),
+    Instrument("consensus_orm.alarms", "{alarm}", "Times that mismatches passed the rate of alarm.", AlarmEvent),
+    Instrument("consensus_orm.rejects", "{row}", "Rows found that cannot be carried.", RejectEvent, (PAIR,)),
     Instrument(
         "consensus_orm.replica.fallbacks",
-        Shape.COUNTER,
         "{unit}",
         "Read-only units of work that began on the primary, because the replica was behind or unreachable.",
         ReplicaEvent,
@@ -190,17 +171,15 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.backfill.rows",
-        Shape.COUNTER,
         "{row}",
         "Legacy rows that the backfill has been through.",
         BackfillEvent,
         (PAIR,),
         lambda event: event.rows,
     ),
-    Instrument("consensus_orm.retries", Shape.COUNTER, "{retry}", "Retries.", RetryEvent, ("consensus_orm.reason",)),
+    Instrument("consensus_orm.retries", "{retry}", "Retries.", RetryEvent, ("consensus_orm.reason",)),
     Instrument(
         "consensus_orm.retry.wait_time",
-        Shape.HISTOGRAM,
         "s",
         "Waits before retries.",
         RetryEvent,

@@ -56,19 +56,12 @@ def _breaker(store: Store) -> Iterator[tuple[str, float]]:
 
 
 def _connections(store: Store) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "used", pool.checkedout()
-    yield "idle", pool.checkedin()
+    yield "used", _pool(store).checkedout()
+    yield "idle", _pool(store).checkedin()
 
 
-def _size(store: Store) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "", pool.size()
-
-
-def _pending(store: Store) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "", pool.waiting
+def _pool(store: Store) -> Any:
+    return store.engine.pool
 
 
 READINGS = (
@@ -102,7 +95,7 @@ READINGS = (
         "{connection}",
         "The maximum number of open connections allowed.",
         (POOL,),
-        _size,
+        lambda store: [("", _pool(store).size())],
     ),
     Reading(
         "db.client.connection.pending_requests",
@@ -110,6 +103,6 @@ READINGS = (
         "{request}",
         "The number of current pending requests for an open connection.",
         (POOL,),
-        _pending,
+        lambda store: [("", _pool(store).waiting)],
     ),
 )
