@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.output import Bars, fields, say, show_json, span, table, when
+from consensus_orm.cli.output import Bars, exit_with, fields, say, show_json, span, table, when
 from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep
 from consensus_orm.report import write
 
@@ -44,8 +44,7 @@ def mention(evidence: Evidence | None, now: datetime) -> str:
 @click.option("--writers", metavar="N", type=click.IntRange(0, 64), default=0, help="Threads that write meanwhile.")
 @json_option
 @app_command
-@click.pass_context
-def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: int, as_json: bool) -> None:
+def rehearse_command(app: App, keep: Path | None, writers: int, as_json: bool) -> None:
     """Migrate a copy through all phases and back, and check that its rows come out unchanged.
 
     Writes nothing to the database; the evidence is a JSON file beside it, or for a server where its backups go.
@@ -65,8 +64,7 @@ def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: i
     else:
         say()
         _tell(app, report)
-    if not report.passed:
-        ctx.exit(1)
+    exit_with(not report.passed)
 
 
 def _step(step: RehearsalStep) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import click
 import rich.progress
@@ -27,7 +27,23 @@ from consensus_orm.errors import OutputError
 from consensus_orm.phase import Phase
 from consensus_orm.progress import Progress, of_pages
 
-__all__ = ["Bars", "fields", "key", "one_line", "plain", "say", "show_json", "span", "table", "when"]
+__all__ = [
+    "Bars",
+    "exit_with",
+    "fields",
+    "key",
+    "listed",
+    "one_line",
+    "plain",
+    "say",
+    "show_entries",
+    "show_json",
+    "span",
+    "table",
+    "when",
+]
+
+E = TypeVar("E")
 
 PIPE_WIDTH = 10_000
 """Columns of what is no terminal: nothing is wrapped or cut for the program that reads it."""
@@ -114,8 +130,7 @@ def key(value: object) -> str | None:
 def _cell(value: object) -> Text:
     if value is None:
         return Text("-")
-    text = one_line(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool | Enum) else value)
-    return Text(text)
+    return Text(one_line(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool | Enum) else value))
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -141,6 +156,38 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in listed:
         made.add_row(*map(_cell, row))
     _print(console, made)
+
+
+def listed(columns: Sequence[str], rows: Sequence[Sequence[object]], most: int) -> None:
+    """Print the first `most` rows as a table, and count the others."""
+    if rows:
+        table(columns, rows[:most])
+    if (more := len(rows) - most) > 0:
+        say(f"and {more:,} more")
+
+
+def show_entries(
+    entries: Sequence[E],
+    none: str,
+    columns: Sequence[str],
+    row: Callable[[E], Sequence[object]],
+    *,
+    as_json: bool,
+    most: int = sys.maxsize,
+) -> None:
+    """Print the entries of a ledger as JSON or as a table; `none` where there are none."""
+    if as_json:
+        show_json(entries)
+    elif entries:
+        listed(columns, list(map(row, entries)), most)
+    else:
+        say(none)
+
+
+def exit_with(found: object) -> None:
+    """End the command with exit code 1 if something was found."""
+    if found:
+        click.get_current_context().exit(1)
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:

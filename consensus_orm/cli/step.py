@@ -21,7 +21,7 @@ from consensus_orm.cli.app import (
     phase_argument,
 )
 from consensus_orm.cli.evidence import mention
-from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
+from consensus_orm.cli.output import Bars, exit_with, key, listed, one_line, plain, say, show_json
 from consensus_orm.consensus.programs import PROTECTED, UNPROTECTED
 from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.errors import GateClosedError
@@ -112,7 +112,7 @@ def backfill(app: App, as_json: bool) -> None:
         say(f"backfill: {_told(report)}")
         if open_rejects:
             say(app.spelled(f"{_count(open_rejects, 'reject')} open; see: consensus-orm rejects"))
-    _exit(open_rejects)
+    exit_with(open_rejects)
 
 
 @main.command()
@@ -127,15 +127,13 @@ def verify(app: App, as_json: bool) -> None:
     else:
         say(f"verify: {_told(report)}")
         _list_differences(app, report)
-    _exit(not report.clean or report.rejects)
+    exit_with(not report.clean or report.rejects)
 
 
 def _list_differences(app: App, report: VerifyReport) -> None:
     if report.differences:
-        shown = report.differences[:LISTED]
-        table(("pair", "key", "kind", "columns"), [(d.pair, key(d.key), d.kind, ", ".join(d.columns)) for d in shown])
-        if (more := len(report.differences) - LISTED) > 0:
-            say(f"and {more:,} more")
+        rows = [(d.pair, key(d.key), d.kind, ", ".join(d.columns)) for d in report.differences]
+        listed(("pair", "key", "kind", "columns"), rows, LISTED)
         say(app.spelled("see: consensus-orm mismatches; repair: consensus-orm reconcile"))
     for counted in report.missed:
         say(
@@ -278,7 +276,7 @@ def reconcile(app: App, adopt: bool, repair: bool, rebuild: str | None, dry_run:
         show_json(report)
     else:
         _tell_reconciled(app, report)
-    _exit(report.rejects or report.undecided or (dry_run and report.actions))
+    exit_with(report.rejects or report.undecided or (dry_run and report.actions))
 
 
 def _tell_reconciled(app: App, report: ReconcileReport) -> None:
@@ -298,23 +296,14 @@ def _tell_reconciled(app: App, report: ReconcileReport) -> None:
         f"{_count(report.adopted, 'row')} of other programs {would}settled,"
         f" {_count(len(report.repairs), 'row')} {would}repaired, {_count(report.rejects, 'new reject')}"
     )
-    _list(
-        ("pair", "key", "action", "side", "why"), [(a.pair, key(a.key), a.what, a.side, a.why) for a in report.actions]
-    )
+    actions = [(a.pair, key(a.key), a.what, a.side, a.why) for a in report.actions]
+    listed(("pair", "key", "action", "side", "why"), actions, LISTED)
     if report.images:
         say(app.spelled(f"{_count(report.images, 'row')} kept before that; see: consensus-orm images"))
     if report.undecided:
         say(f"{_count(len(report.undecided), 'row')} of other programs undecided:")
-        _list(("pair", "key", "side", "did"), [(u.pair, key(u.key), u.side, u.did) for u in report.undecided])
+        listed(("pair", "key", "side", "did"), [(u.pair, key(u.key), u.side, u.did) for u in report.undecided], LISTED)
         say(app.spelled("take over: consensus-orm reconcile --adopt; put back: consensus-orm reconcile --repair"))
-
-
-def _list(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    """List the first rows, and count the others."""
-    if rows:
-        table(columns, rows[:LISTED])
-    if (more := len(rows) - LISTED) > 0:
-        say(f"and {more:,} more")
 
 
 def _told(result: list[str] | BackfillReport | VerifyReport | Phase) -> str:
@@ -337,8 +326,3 @@ def _told(result: list[str] | BackfillReport | VerifyReport | Phase) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _exit(found: object) -> None:
-    if found:
-        click.get_current_context().exit(1)

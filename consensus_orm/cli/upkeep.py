@@ -92,10 +92,6 @@ def restore(app: App, backup: Path, as_json: bool) -> None:
         say(f"what was there is kept as {path}")
 
 
-def _table_use(*, bytes: int, rows: int, dead: int) -> str:  # noqa: A002 - names of `TableStats`
-    return f"{_bytes(bytes)}, {rows:,} rows, {dead:,} dead"
-
-
 def _bytes(size: float) -> str:
     for unit, digits in (("bytes", 0), ("kB", 1), ("MB", 1)):
         if size < 1000:
