@@ -1,4 +1,4 @@
-"""The course of a rehearsal: the copy, the way there and back, and the proofs at its turning points."""
+"""The course of a rehearsal: it makes the copy, moves it to CONTRACT and back, and compares its rows at both ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,14 @@ from consensus_orm._version import __version__
 from consensus_orm.declaration.pairs import Mapping, Pair
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.reconcile import ReconcileReport
-from consensus_orm.migration.rehearsal_report import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
+from consensus_orm.migration.rehearsal_report import (
+    Identity,
+    Latency,
+    Proof,
+    RehearsalReport,
+    RehearsalStep,
+    WritersReport,
+)
 from consensus_orm.migration.steps import Step
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
@@ -28,7 +36,7 @@ from consensus_orm.rehearsal.digest import Image
 from consensus_orm.rehearsal.evidence import evidence_in, evidence_path, write
 from consensus_orm.rehearsal.raw_sql import FileLook, Look, look_of
 from consensus_orm.rehearsal.subject import Subject
-from consensus_orm.rehearsal.writers import Writers
+from consensus_orm.rehearsal.writers import Additions, Writers
 from consensus_orm.schema.application import Rewrite
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 
@@ -166,15 +174,15 @@ class _Course:
             before = digest.schema_objects(look, self.mapping)
             known = digest.identity(look, self.mapping)
         self._prepare()
-        with Writers(self.units, self.rehearsed, threads) as writers:
+        additions = Additions(self.rehearsed)
+        with Writers(self.units, additions.rounds(threads)) as writers:
             if known.schema_hash is None and self.rehearsed is not None:
                 self._prove_adoption(self.rehearsed)
             else:
                 self._travel()
         with self.copy.look() as look:
-            unexplained, missing = self._extra(look, writers)
+            unexplained, missing = self._extra(look, additions)
             schema_equal = before <= digest.schema_objects(look, self.mapping)
-        wrote = sum(map(len, writers.wrote.values()))
         settings = self.units.settings
         return RehearsalReport(
             at=at,
@@ -190,11 +198,7 @@ class _Course:
             schema_equal=schema_equal,
             unexplained=max(unexplained - self.adopted, 0),
             refused=tuple(self.refused),
-            writers=WritersReport(
-                threads=threads, rows=wrote, missing=missing, errors=dict(writers.errors), latency=writers.summary()
-            )
-            if threads
-            else None,
+            writers=_told(writers, additions, threads, missing) if threads else None,
             bytes=self.bytes,
             peak_bytes=self.peak,
             backup_bytes=sum(path.stat().st_size for path in self.copy.backups),
@@ -309,12 +313,12 @@ class _Course:
         with FileLook.at(backup) as before, self.copy.look() as after:
             self.proofs += rehearsed.prove(before, after, self.now)
 
-    def _extra(self, look: Look, writers: Writers) -> tuple[int, int]:
+    def _extra(self, look: Look, additions: Additions) -> tuple[int, int]:
         """Rows above those of the beginning: how many no writer knows of, and how many of the writers' are missing."""
         unexplained = missing = 0
         for pair in self.mapping.pairs:
-            wrote = writers.wrote.get(pair.name, {})
-            column = writers.columns[pair.name] if wrote else pair.key.name
+            wrote = additions.acknowledged.get(pair.name, {})
+            column = additions.columns[pair.name] if wrote else pair.key.name
             found = digest.select(look, pair, self.now.truth, column, after=self.wanted[pair.name].last)
             unexplained += sum(str(key) not in self.left_out[pair.name] for key in found.keys() - wrote.keys())
             missing += sum(found.get(key) != text for key, text in wrote.items())
@@ -322,6 +326,16 @@ class _Course:
 
     def _fingerprint(self) -> str:
         return self.units.statements.fingerprint
+
+
+def _told(writers: Writers, additions: Additions, threads: int, missing: int) -> WritersReport:
+    return WritersReport(
+        threads=threads,
+        rows=sum(map(len, additions.acknowledged.values())),
+        missing=missing,
+        errors=Counter(type(error).__name__ for _, error in writers.errors),
+        latency={phase.name: Latency.of(writers.latency[phase]) for phase in sorted(writers.latency)},
+    )
 
 
 def _rows_of(step: Step) -> int | None:

@@ -1,4 +1,4 @@
-"""The play itself: five phases forward and four back, while others write."""
+"""The course of the demo: five phases forward and four back, while threads write."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,9 +19,10 @@ from consensus_orm import errors
 from consensus_orm.consensus.demo import legacy_file
 from consensus_orm.consensus.demo.judge import judge, look
 from consensus_orm.consensus.demo.report import WANTED, DemoReport, Leg
-from consensus_orm.consensus.demo.writers import OldProgram, Writers
+from consensus_orm.consensus.demo.writers import OldProgram, Writer
 from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.phase import Phase
+from consensus_orm.rehearsal.writers import Writers
 from consensus_orm.settings import Settings
 
 __all__ = ["play"]
@@ -81,20 +82,21 @@ def play(
         with ConsensusStore.open(path, settings=_DemoSettings()) as store:
             _require_expand(store, database)
             store.migration.upgrade(rewrite=True)  # of a copy
-            with Writers(store, THREADS) as writers:
-                stage = _Stage(store, writers, OldProgram(path), tell)
+            rounds = [Writer(number) for number in range(THREADS)]
+            with Writers(store._units, rounds) as writers:
+                stage = _Stage(store, writers, rounds, OldProgram(path), tell)
                 stage.forward()
                 stage.back()
             mismatches, rejects = stage.found()
         after = look(path, before.columns)
-        added = {table: writers.rows(table) for table in before.columns}
+        added = {table: [row for each in rounds for row in each.kept[table].values()] for table in before.columns}
         added["consensus_artifacts"] = [*added.get("consensus_artifacts", ()), *stage.old.rows]
-        verdict = judge(before, after, added, writers.highest_id)
+        verdict = judge(before, after, added, max(each.highest_id for each in rounds))
     return DemoReport(
         legs=stage.legs,
         verdict=verdict,
-        writes=sum(done.total() for done in writers.writes),
-        deleted=writers.deleted,
+        writes=sum(each.writes.total() for each in rounds),
+        deleted=sum(each.deleted for each in rounds),
         mismatches=mismatches,
         rejects=rejects,
         seconds=time.monotonic() - started,
@@ -119,13 +121,21 @@ def _require_expand(store: ConsensusStore, database: Path | None) -> None:
 class _Stage:
     """Where the play takes place."""
 
-    def __init__(self, store: ConsensusStore, writers: Writers, old: OldProgram, tell: Callable[[Leg], object]) -> None:
+    def __init__(
+        self,
+        store: ConsensusStore,
+        writers: Writers,
+        rounds: list[Writer],
+        old: OldProgram,
+        tell: Callable[[Leg], object],
+    ) -> None:
         self.migration = store.migration
         self.writers = writers
+        self.rounds = rounds
         self.old = old
         self.tell = tell
         self.legs: list[Leg] = []
-        self._since, self._written = time.monotonic(), writers.writes
+        self._since, self._written = time.monotonic(), self._writes()
 
     def forward(self) -> None:
         """Take the steps of an operator."""
@@ -183,26 +193,32 @@ class _Stage:
         self.legs.append(leg)
         self.tell(leg)
 
+    def _writes(self) -> list[Counter[Phase]]:
+        """Rows that each thread has written so far, by phase."""
+        return [each.writes.copy() for each in self.rounds]
+
     def _let_write(self, leg: Leg) -> None:
         """Wait until each thread has written enough in this phase, and say what they wrote."""
         earliest, latest = self._since + SHORTEST_LEG, time.monotonic() + PATIENCE
         while (now := time.monotonic()) < latest and self.writers.alive:
-            threads = zip(self.writers.writes, self._written, strict=True)
+            threads = zip(self._writes(), self._written, strict=True)
             leg.writes_by_thread = [done[leg.phase] - before[leg.phase] for done, before in threads]
             if now >= earliest and min(leg.writes_by_thread) >= WANTED:
                 break
             time.sleep(LOOK)
-        before, self._written = self._written, self.writers.writes
+        before, self._written = self._written, self._writes()
         done = sum(self._written, Counter()) - sum(before, Counter())
         leg.writes, leg.writes_before = done[leg.phase], done.total() - done[leg.phase]
-        leg.slowest_write = self.writers.take_slowest()
+        latency, self.writers.latency = self.writers.latency, defaultdict(list)
+        leg.slowest_write = max((longest for times in latency.values() for longest in times), default=0.0)
         with contextlib.suppress(OSError, AttributeError):
             leg.load = os.getloadavg()[0]
 
     def _judge(self, leg: Leg) -> None:
         """Say what is not as it should be by now and was so before."""
-        for failure in self.writers.take_failures():
-            leg.blame("no write fails", failure)
+        failures, self.writers.errors = self.writers.errors, []
+        for thread, error in failures:
+            leg.blame("no write fails", f"thread {thread}: {type(error).__name__}: {error}")
         leg.judge_writers()
         before = self.legs[-1] if self.legs else Leg(leg.phase, leg.forward)
         if leg.mismatches > before.mismatches:
