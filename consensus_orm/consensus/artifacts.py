@@ -52,18 +52,18 @@ class Artifacts(PairRepository):
         model_version: str | None = None,
         created_at: datetime | None = None,
     ) -> Artifact:
-        """Store what one agent said.
+        """Store the statement of one agent.
 
         Args:
             spec_id: The spec it is about.
             stage: The stage of the spec; free text.
-            agent_name: Who said it.
-            content_json: What was said, stored verbatim; it need not be JSON.
-            response_text: The raw response it was taken from.
+            agent_name: The agent.
+            content_json: The statement, stored verbatim; it need not be JSON.
+            response_text: The raw response that it was extracted from.
             run_id: The run it belongs to; without one, rows of the same second are one run.
-            model_version: The model; kept from phase DUAL_WRITE on, the legacy table has no column for it.
-            created_at: An aware time; the start of the unit of work where left out, so that a round that is
-                written in one never splits.
+            model_version: The model; kept from phase DUAL_WRITE on, since the legacy table has no column for it.
+            created_at: An aware time; the start of the unit of work where left out, so that a round written in one
+                unit of work is one run.
 
         Returns:
             The artifact, with its id.
@@ -71,7 +71,7 @@ class Artifacts(PairRepository):
         Raises:
             InvalidValueError: A value cannot be accepted; nothing is written.
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
-            StorageError: It could not be written.
+            StorageError: The row could not be written.
         """
         values = {
             "spec_id": spec_id,
@@ -95,7 +95,7 @@ class Artifacts(PairRepository):
             The artifacts, in the same order.
 
         Raises:
-            InvalidValueError: A value of any of them cannot be accepted; nothing is written.
+            InvalidValueError: A value of one of them cannot be accepted; nothing is written.
         """
         try:
             checked = [self._checked(_ADD.bind(self, **row).arguments) for row in rows]
@@ -122,7 +122,7 @@ class Artifacts(PairRepository):
         return Artifact.of(values)
 
     def get(self, id: int) -> Artifact | None:  # noqa: A002 - the column is called so
-        """The artifact of an id.
+        """The artifact with an id.
 
         Args:
             id: Its id, the same in every phase.
@@ -144,15 +144,15 @@ class Artifacts(PairRepository):
     ) -> builtins.list[Artifact]:
         """Artifacts, newest first, ties by id, newest first.
 
-        By a run id without a spec, all artifacts are looked at while the legacy side is read: its table has no index
-        for that, and gets none from us.
+        By a run id without a spec, all artifacts are read while legacy is the source of truth: its table has no index
+        for that.
 
         Args:
             spec_id: Only of this spec.
             stage: Only of this stage.
             run_id: Only of this run id.
             agent_name: Only of this agent.
-            limit: At most so many.
+            limit: The highest number of artifacts.
 
         Returns:
             The artifacts; the same, in the same order, in every phase.
@@ -171,7 +171,7 @@ class Artifacts(PairRepository):
         run_id: str | None = None,
         agent_name: str | None = None,
     ) -> int:
-        """How many artifacts `list` would give.
+        """The number of artifacts that `list` would return.
 
         Args:
             spec_id: Only of this spec.
@@ -182,7 +182,7 @@ class Artifacts(PairRepository):
         return self._rows.count(given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name))
 
     def specs(self) -> builtins.list[str]:
-        """The specs that have artifacts, in order."""
+        """The specs that have artifacts, sorted."""
         return self._rows.distinct("spec_id")
 
 

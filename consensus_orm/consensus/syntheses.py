@@ -39,17 +39,17 @@ class Syntheses(PairRepository):
         run_id: str | None = None,
         created_at: datetime | None = None,
     ) -> Synthesis:
-        """Store a synthesis; a run may have several, and the newest speaks for it.
+        """Store a synthesis; of several in a run, the newest counts.
 
         Args:
             spec_id: The spec it is about.
             stage: The stage of the spec.
             output_markdown: The synthesis itself, stored verbatim.
-            output_path: Where it was written to.
-            status: How it went: ok, degraded, failed or any other word.
-            artifacts_count: How many artifacts went into it.
+            output_path: The file it was written to.
+            status: ok, degraded, failed or any other word.
+            artifacts_count: The number of artifacts it was made from.
             agreements: What the agents agreed on.
-            conflicts: What they did not.
+            conflicts: What they disagreed on.
             degraded: Whether agents were missing.
             run_id: The run it belongs to; without one, rows of the same second are one run.
             created_at: An aware time; the start of the unit of work where left out.
@@ -60,7 +60,7 @@ class Syntheses(PairRepository):
         Raises:
             InvalidValueError: A value cannot be accepted; nothing is written.
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
-            StorageError: It could not be written.
+            StorageError: The row could not be written.
         """
         values = {
             "spec_id": check.identifier("spec_id", spec_id),
@@ -106,7 +106,7 @@ class Syntheses(PairRepository):
             spec_id: Only of this spec.
             stage: Only of this stage.
             run_id: Only of this run id.
-            limit: At most so many.
+            limit: The highest number of syntheses.
 
         Returns:
             The syntheses; the same, in the same order, in every phase.
@@ -122,7 +122,7 @@ _named = naming(SYNTHESES.fields)
 
 
 def synthesis_of(row: tuple[Any, ...]) -> Synthesis:
-    """A synthesis from a row in the order of its pair's fields."""
+    """Make a synthesis of a row whose columns are the fields of the pair."""
     return _synthesis(_named(row))
 
 

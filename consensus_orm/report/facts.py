@@ -14,6 +14,7 @@ from consensus_orm.databases.statistics import DatabaseStats
 from consensus_orm.declaration.pairs import Pair, table_of
 from consensus_orm.ledgers import audit, certificates
 from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.ledgers.certificates import Seen
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
 from consensus_orm.models.control import BackfillCheckpoint
@@ -26,7 +27,7 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 if TYPE_CHECKING:
     from consensus_orm.store import Store
 
-__all__ = ["Backfilled", "Certified", "Facts", "ReadTimes", "TableUse", "collect"]
+__all__ = ["Backfilled", "Facts", "ReadTimes", "TableUse", "collect"]
 
 SAMPLES = 60
 """Reads timed for each pair, side and kind."""
@@ -63,21 +64,6 @@ class Backfilled:
 
 
 @dataclass(frozen=True)
-class Certified:
-    """A certificate: what one verify saw."""
-
-    id: int
-    at: datetime
-    build: str
-    mapping: str
-    legacy_rows: int
-    normalized_rows: int
-    compared: int
-    differences: int
-    rejects: int
-
-
-@dataclass(frozen=True)
 class ReadTimes:
     """Reads of one kind on one side, timed for this report."""
 
@@ -101,7 +87,7 @@ class Facts:
     mismatches: list[MismatchEntry]
     rejects: list[RejectEntry]
     backfills: list[Backfilled]
-    certificates: list[Certified]
+    certificates: list[Seen]
     reads: list[ReadTimes]
     evidence: Evidence | None
 
@@ -130,7 +116,7 @@ def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: 
         mismatches=audit.mismatches(uow, everything=True),
         rejects=audit.rejects(uow, everything=True),
         backfills=_backfills(uow),
-        certificates=_certificates(uow),
+        certificates=certificates.every(uow),
         reads=[times for pair in uow.statements.mapping.pairs for times in _time_reads(uow, pair)],
         evidence=evidence,
     )
@@ -155,23 +141,6 @@ _BACKFILLS = select(table_of(BackfillCheckpoint)).order_by(BackfillCheckpoint.pa
 def _backfills(uow: UnitOfWork) -> list[Backfilled]:
     entries = uow._rows(_BACKFILLS)
     return [Backfilled(pair, count, bool(done), when(a), when(b)) for pair, _, count, done, a, b in entries]
-
-
-def _certificates(uow: UnitOfWork) -> list[Certified]:
-    return [
-        Certified(
-            each.id,
-            when(each.at),
-            each.build,
-            each.mapping,
-            each.legacy_rows,
-            each.normalized_rows,
-            each.compared,
-            each.differences,
-            each.rejects,
-        )
-        for each in certificates.every(uow)
-    ]
 
 
 # Reads, timed now -----------------------------------------------------------------------------------------

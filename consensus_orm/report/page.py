@@ -13,6 +13,7 @@ from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import Evidence, RehearsalReport
 from consensus_orm.report import charts
 from consensus_orm.report.facts import Facts, ReadTimes
+from consensus_orm.times import when
 
 __all__ = ["page"]
 
@@ -247,7 +248,17 @@ def _certificates(facts: Facts) -> Iterator[Html]:
     yield _table(
         ("no.", "when", "build", "mapping", "legacy", "normalized", "compared", "differences", "rejects"),
         [
-            (c.id, c.at, c.build, c.mapping, c.legacy_rows, c.normalized_rows, c.compared, c.differences, c.rejects)
+            (
+                c.id,
+                when(c.at),
+                c.build,
+                c.mapping,
+                c.legacy_rows,
+                c.normalized_rows,
+                c.compared,
+                c.differences,
+                c.rejects,
+            )
             for c in facts.certificates
         ],
     )

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often work is tried, and how long apart.
+    """How often work is tried, and the waits in between.
 
     With the defaults the backoffs are 100, 200, 400, 800 and 1600 ms.
 
@@ -70,15 +70,7 @@ class RetryPolicy:
 
     @classmethod
     def from_settings(cls, settings: Settings, *, read_only: bool = False) -> RetryPolicy:
-        """Make the policy that the settings ask for.
-
-        Args:
-            settings: Read for `retry_*`.
-            read_only: Let `read_retry_*` go before them, where they are set.
-
-        Returns:
-            The policy.
-        """
+        """Make a policy of the settings `retry_*`; with `read_only`, `read_retry_*` override them where set."""
         attempts, budget = settings.retry_attempts, settings.retry_budget
         if read_only:
             attempts = attempts if settings.read_retry_attempts is None else settings.read_retry_attempts
@@ -92,43 +84,33 @@ class RetryPolicy:
         )
 
     def backoff(self, attempt: int) -> timedelta:
-        """The step after a try that failed.
-
-        Args:
-            attempt: The try; the first is 1.
-
-        Returns:
-            The longest wait after it.
-        """
-        # Far above any maximum already, and far below what a float can hold.
+        """The longest wait after a failed try; the first is 1."""
+        # 64 doublings are far above any maximum, and far below the limit of a float.
         doublings = min(attempt - 1, 64)
         seconds = self.initial.total_seconds() * 2.0**doublings
         return timedelta(seconds=min(seconds, self.maximum.total_seconds()))
 
     def wait(self, attempt: int, chance: float) -> timedelta:
-        """The wait after a try that failed: within its step.
+        """The wait after a failed try: between (1 - jitter) times the backoff and the backoff.
 
         Args:
             attempt: The try; the first is 1.
             chance: A random number from 0 to 1.
-
-        Returns:
-            The wait, between (1 - jitter) times the step and the step.
         """
         return self.backoff(attempt) * (1 - self.jitter * chance)
 
 
 class Retrier:
-    """Tries work again while its errors are transient (`classification.classify`). Thread-safe.
+    """Repeats work while its errors are transient (`classification.classify`). Thread-safe.
 
-    The circuit breaker sees calls, not tries: work that recovers is a success, since a lock that was free a
-    moment later is contention and no outage.
+    The circuit breaker counts calls, not tries: work that succeeds after a retry is a success, since a lock that was
+    free a moment later is contention and no outage.
 
     Args:
-        policy: For work that writes, and for all work where there is no `read_policy`.
+        policy: For work that writes, and for all work if there is no `read_policy`.
         read_policy: For work that only reads.
-        telemetry: What happens is counted and told here; a new `Telemetry` where not given.
-        breaker: Asked before each call; none where not given.
+        telemetry: Counts and reports what happens; a new `Telemetry` where left out.
+        breaker: Asked before each call.
         clock: A monotonic clock, in seconds.
         chance: Gives random numbers from 0 to 1.
     """
@@ -158,13 +140,13 @@ class Retrier:
         name: str = "work",
         read_only: bool = False,
     ) -> T:
-        """Do a whole unit of work, and do it again while its errors are transient.
+        """Do a unit of work, and repeat it while its errors are transient.
 
         Args:
-            fn: The work, from its beginning to its commit; nothing of a try that failed may be left behind.
+            fn: The work, from its begin to its commit; a failed try must leave nothing behind.
             cancel: Set it to end the waiting at once; a try that has begun is not interrupted.
-            name: What to call the work in logs; never contents.
-            read_only: The work only reads, so that the read policy counts.
+            name: The name of the work in logs, without contents.
+            read_only: Use the policy for work that only reads.
 
         Returns:
             What the work returned.
@@ -180,20 +162,7 @@ class Retrier:
         return self.breaker.call(lambda: calls.run(fn))
 
     async def call_async(self, fn: Callable[[], Awaitable[T]], *, name: str = "work", read_only: bool = False) -> T:
-        """Do what `call` does with a coroutine function, without blocking the event loop between two tries.
-
-        Args:
-            fn: As for `call`. To give up, cancel the task.
-            name: As for `call`.
-            read_only: As for `call`.
-
-        Returns:
-            What the work returned.
-
-        Raises:
-            CircuitOpenError: The breaker is open; the work was not tried.
-            Exception: The work's own last error, if it is not transient, or no try or no time is left.
-        """
+        """Do what `call` does with a coroutine function; to give up, cancel the task."""
         calls = self._begin(name, read_only, None)
         with contextlib.nullcontext() if self.breaker is None else self.breaker.watch():
             return await calls.run_async(fn)
@@ -217,19 +186,16 @@ class Retrier:
         name: str | None = None,
         read_only: bool = False,
     ) -> Callable[P, T]:
-        """Make a function that does each of its calls with `call`; usable as a decorator.
+        """Make a function of the same signature that uses `call` for each of its calls; usable as a decorator.
 
         Args:
-            fn: A plain function; each call of it is a whole unit of work.
+            fn: A plain function; each call of it is a unit of work.
             cancel: As for `call`.
-            name: As for `call`; the function's own name where not given.
+            name: As for `call`; the function's own name where left out.
             read_only: As for `call`.
 
-        Returns:
-            A function with the same signature.
-
         Raises:
-            InvalidValueError: It is a coroutine or generator function; its body would run outside the retry.
+            InvalidValueError: It is a coroutine or generator function, whose body would run outside the retry.
         """
         if any(kind(fn) for kind in _NOT_PLAIN):
             raise InvalidValueError("only plain functions can be retried", field="fn")
@@ -247,11 +213,11 @@ _NOT_PLAIN = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.i
 
 
 class _FailedTryError(Exception):
-    """What stamina gets to see of an error, whose message may hold contents."""
+    """Stands for an error before stamina, because the error's message may hold contents."""
 
 
 def _unobserved(attempt: Any) -> Any:
-    """An attempt of stamina's that does not call its hooks, which belong to the application's own retries."""
+    """Keep an attempt from calling stamina's hooks, which belong to the application's own retries."""
     attempt._t_attempt.retry_state.retry_object.before_sleep = None
     return attempt
 
@@ -316,7 +282,7 @@ class _Call:
                 with _unobserved(attempt):
                     raise _FailedTryError(self.found.reason)
 
-    # A block with `self` is a try; where it fails, its error is noted and what stands behind the block goes on.
+    # A `with` block of a call is a try: if it fails, the error is kept and execution continues behind the block.
 
     def __enter__(self) -> None:
         self.tries += 1
@@ -345,7 +311,7 @@ class _Call:
         return self._waited(wait)
 
     def _waited(self, wait: timedelta) -> timedelta | bool:
-        """Leave the waiting to stamina, unless it would block an event loop or could not be interrupted."""
+        """Leave the waiting to stamina, unless that would block an event loop or ignore `cancel`."""
         if not self.blocks:
             import stamina
 
@@ -363,7 +329,7 @@ class _Call:
             self._end(Outcome.RECOVERED)
 
     def _failure(self) -> Exception:
-        # Not kept here: the error's traceback leads back to this call, and the frames of the work would stay.
+        # Not kept: the error's traceback refers to this call, and would keep the frames of the work alive.
         error, self.error = self.error, None
         if error is None or self.found is None or (self.found.retryable and self._cancelled()):
             self._end(Outcome.CANCELLED)

@@ -18,17 +18,17 @@ from consensus_orm.statements.rendering import quoted
 __all__ = ["KEYS", "Evidence", "Verdict", "judge", "look"]
 
 KEYS = {"consensus_artifacts": "id", "consensus_synthesis": "id", "agent_executions": "agent_id"}
-"""The legacy tables, and what tells their rows apart."""
+"""The legacy tables and their keys."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What stands in the legacy tables of a file.
+    """The contents of the legacy tables of a file.
 
     Attributes:
         columns: The columns of each table, in order.
         rows: Of each table, a digest of each row by its key.
-        schema: Everything the schema says of these tables, but for the triggers of the package.
+        schema: The definitions of these tables, without the triggers of the package.
         sequences: The highest id ever given, by table.
     """
 
@@ -40,14 +40,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a file compares with what it has to be.
+    """How a file compares with what it must be.
 
     Attributes:
-        original: Rows there were before.
-        unchanged: Those of them that are what they were, in type and bytes.
+        original: Rows before the demo.
+        unchanged: Those of them that are equal in type and bytes.
         added: Rows that were added meanwhile and not deleted again.
-        found: Those of them that stand there, exactly as meant.
-        surplus: Rows that nobody wrote.
+        found: Those of them that are there exactly as written.
+        surplus: Rows that no writer added.
         schema_restored: Whether tables, indexes and triggers are defined as before.
         ids_continue: Whether no id that was ever given can be given again.
     """
@@ -62,21 +62,13 @@ class Verdict:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing is missing, changed, or there without reason."""
+        """Whether nothing is missing, changed or surplus."""
         complete = self.unchanged == self.original and self.found == self.added and not self.surplus
         return complete and self.schema_restored and self.ids_continue
 
 
 def look(path: Path, columns: Mapping[str, list[str]] | None = None) -> Evidence:
-    """Take the evidence of a file.
-
-    Args:
-        path: The file; nothing is written to it.
-        columns: The columns to read; all there are where left out.
-
-    Returns:
-        What stands there.
-    """
+    """Read the legacy tables of a file: the given columns, or all of them. Writes nothing."""
     with FileLook.at(path) as at:
         known = columns or {table: [*names] for table in KEYS if (names := at.columns(table).values())}
         rows = {table: _rows(at, table, names) for table, names in known.items()}
@@ -84,16 +76,13 @@ def look(path: Path, columns: Mapping[str, list[str]] | None = None) -> Evidence
 
 
 def judge(before: Evidence, after: Evidence, added: Mapping[str, Iterable[Mapping[str, Any]]], given: int) -> Verdict:
-    """Compare what is there with what was there and what was added.
+    """Compare a file at the end with the file at the start and the rows that were added.
 
     Args:
-        before: The evidence of the start.
-        after: The evidence of the end.
-        added: The rows that were added, by table, as they were meant.
-        given: The highest id of an artifact that was given meanwhile.
-
-    Returns:
-        The verdict.
+        before: The file at the start.
+        after: The file at the end.
+        added: The rows that were added, by table, as they were written.
+        given: The highest id that was given to an artifact.
     """
     unchanged = found = surplus = expected = 0
     for table, columns in before.columns.items():
@@ -128,7 +117,7 @@ def _plain(key: Any) -> Any:
 
 
 def _cells(value: Any) -> Iterator[bytes]:
-    """What SQL says of a value that a writer meant: its type and its bytes."""
+    """A written value as SQL reads it: its type and its bytes."""
     kind, digits = cell(int(value) if isinstance(value, bool) else value)
     yield kind.encode()
     yield bytes.fromhex(digits)

@@ -29,13 +29,13 @@ __all__ = ["play"]
 
 THREADS = 3
 SHORTEST_LEG = 0.5
-"""Seconds that every phase lasts at least, the step that led to it included."""
+"""The shortest duration of a phase in seconds, the step that led to it included."""
 
 PATIENCE = 60.0
-"""Seconds within which each thread has to have written `WANTED` rows in a phase."""
+"""Seconds in which each thread must write `WANTED` rows in a phase."""
 
 LOOK = 0.01
-"""Seconds between two looks at what the threads have written."""
+"""Seconds between two checks of what the threads have written."""
 
 
 class _DemoSettings(Settings):
@@ -60,18 +60,18 @@ def play(
     begin: Callable[[int, int, int], object] = lambda _rows, _bytes, _threads: None,
     tell: Callable[[Leg], object] = lambda _leg: None,
 ) -> DemoReport:
-    """Take a legacy file through the five phases and back while threads write to it.
+    """Migrate a legacy file through the five phases and back while threads write to it.
 
     Args:
-        database: A file to take a copy of; a made-up one where left out. The file itself is only read.
-        begin: Called with the rows and bytes of the file, and the threads that will write, before the first step.
+        database: A file to copy, which is only read; a generated one where left out.
+        begin: Called before the first step with the rows and bytes of the file, and the number of threads.
         tell: Called after each phase.
 
     Returns:
-        How it went.
+        What happened.
 
     Raises:
-        ConsensusError: A step was refused, or the file cannot be copied or is no legacy file.
+        ConsensusError: A step was refused, or the file cannot be copied or is not a legacy file.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="consensus_orm-demo-") as folder:
@@ -119,7 +119,7 @@ def _require_expand(store: ConsensusStore, database: Path | None) -> None:
 
 
 class _Stage:
-    """Where the play takes place."""
+    """The steps of the demo on one store."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _Stage:
         self._since, self._written = time.monotonic(), self._writes()
 
     def forward(self) -> None:
-        """Take the steps of an operator."""
+        """Advance to CONTRACT as an operator would."""
         with self._leg() as leg:
             self.old.write()
             leg.notes.append("upgrade: the normalized tables stand beside the legacy ones; old programs go on")
@@ -161,7 +161,7 @@ class _Stage:
             leg.notes.append("a verified backup was made, and the legacy tables were dropped")
 
     def back(self) -> None:
-        """Take all of it back."""
+        """Roll back to EXPAND."""
         self.migration.rollback(reason="demo")
         with self._leg(forward=False) as leg:
             leg.notes.append("the legacy tables were made again from the normalized ones")
@@ -177,7 +177,7 @@ class _Stage:
 
     @contextmanager
     def _leg(self, *, forward: bool = True) -> Iterator[Leg]:
-        """One phase, from the step that led to it."""
+        """One phase, the step that led to it included."""
         phase = self.migration.phase
         leg = Leg(phase, forward)
         yield leg
@@ -198,7 +198,7 @@ class _Stage:
         return [each.writes.copy() for each in self.rounds]
 
     def _let_write(self, leg: Leg) -> None:
-        """Wait until each thread has written enough in this phase, and say what they wrote."""
+        """Wait until each thread has written enough in this phase, and record what they wrote."""
         earliest, latest = self._since + SHORTEST_LEG, time.monotonic() + PATIENCE
         while (now := time.monotonic()) < latest and self.writers.alive:
             threads = zip(self._writes(), self._written, strict=True)
@@ -215,7 +215,7 @@ class _Stage:
             leg.load = os.getloadavg()[0]
 
     def _judge(self, leg: Leg) -> None:
-        """Say what is not as it should be by now and was so before."""
+        """Record the checks that failed since the phase before."""
         failures, self.writers.errors = self.writers.errors, []
         for thread, error in failures:
             leg.blame("no write fails", f"thread {thread}: {type(error).__name__}: {error}")
@@ -230,7 +230,7 @@ class _Stage:
             leg.blame("no row is rejected", ", ".join(f"{count:,} x {what}" for what, count in reasons.items()))
 
     def _adopt(self, leg: Leg) -> None:
-        """Let a program write that knows one side only, and carry what it wrote."""
+        """Let the old program write to the legacy side, and reconcile its row."""
         refused = self.old.write()
         noticed = self.migration.status().foreign_writes
         adopted = self.migration.reconcile().adopted
@@ -242,7 +242,7 @@ class _Stage:
             )
 
     def _refuse(self, leg: Leg) -> None:
-        """Let that program write where its row would be lost."""
+        """Let the old program write to the frozen legacy side."""
         leg.notes.append("an old program tries to write to the legacy side: refused, and told why")
         said = self.old.write()
         if said is None or "frozen" not in said:

@@ -22,7 +22,7 @@ CONTENTS = ('{"ok": true}', "no JSON: ${X} \U0001f600", "with \0 inside", "bytes
 RUN_IDS = (None, "", "run_{spec}")
 
 PATIENCE = 60
-"""Seconds the old program waits for the lock: SQLite lets it ask ten times a second, between threads that write on."""
+"""Seconds the old program waits for the lock: SQLite asks ten times a second, and other threads go on writing."""
 
 
 class Writer:
@@ -105,27 +105,19 @@ class Writer:
 
 
 def _stamp(record: Any) -> Row:
-    """What the store added to a row of a writer."""
+    """The values that the store added to a row."""
     return {"id": record.id, "created_at": record.created_at_raw}
 
 
 class OldProgram:
-    """A program that was never changed: it opens the file and inserts into the legacy table.
-
-    Args:
-        path: The file.
-    """
+    """A program that was never changed: it opens the file and inserts into the legacy table."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.rows: list[Row] = []
 
     def write(self) -> str | None:
-        """Insert one row.
-
-        Returns:
-            What SQLite said where it refused; None where the row stands.
-        """
+        """Insert one row; returns SQLite's message if it refused, else None."""
         row: Row = {
             "spec_id": "OLD-PROGRAM",
             "stage": "plan",
