@@ -1,4 +1,4 @@
-"""Database files: their resolved paths, the names beside them, atomic writes, locks, and copies left by killed processes.
+"""Files of a database: resolved paths, derived names, atomic writes, locks, and copies left by killed processes.
 
 SQLite finds the write-ahead log of a file by its name, so this package uses only the path with every link resolved.
 """
