@@ -1,4 +1,4 @@
-"""What a report says: everything the database keeps about its migration, read in one snapshot, and reads timed now."""
+"""The facts of a report: what the database stores about its migration, read in one snapshot, and timed reads."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SAMPLES = 60
 """Reads timed for each pair, side and kind."""
 
 LISTED = 100
-"""Rows of a timed list, at most."""
+"""The highest number of rows of a timed list."""
 
 
 @dataclass(frozen=True)
 class TableUse:
-    """Rows of a table and its bytes, indexes included; `bytes` is None where SQLite cannot tell."""
+    """Rows of a table and its bytes, indexes included; `bytes` is None if SQLite cannot tell."""
 
     name: str
     side: Side
@@ -58,7 +58,7 @@ class Backfilled:
 
     @property
     def rate(self) -> float | None:
-        """Rows a second from the first chunk to the last; None where both are of one moment."""
+        """Rows per second from the first chunk to the last; None if both have the same time."""
         seconds = (self.updated - self.started).total_seconds()
         return self.rows / seconds if seconds > 0 else None
 
@@ -75,7 +75,7 @@ class ReadTimes:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything a report says."""
+    """All facts of a report."""
 
     database: str
     at: datetime
@@ -93,11 +93,7 @@ class Facts:
 
 
 def collect(store: Store) -> Facts:
-    """Read everything; writes nothing.
-
-    Args:
-        store: The store to report on.
-    """
+    """Read the facts of a store; writes nothing."""
     exists = store.path is None or store.path.exists()
     evidence = find(store._units)
     stats = store.maintenance.stats() if exists and store.path is not None else None
@@ -147,7 +143,7 @@ def _backfills(uow: UnitOfWork) -> list[Backfilled]:
 
 
 def _time_reads(uow: UnitOfWork, pair: Pair) -> Iterator[ReadTimes]:
-    """Time the same reads on both sides, in turn, so that both meet the same caches and the same load."""
+    """Time the same reads on both sides in turn, under the same caches and the same load."""
     if not _comparable(uow, pair):
         return
     sql = uow.statements[pair]
@@ -172,7 +168,7 @@ def _time_reads(uow: UnitOfWork, pair: Pair) -> Iterator[ReadTimes]:
 
 
 def _comparable(uow: UnitOfWork, pair: Pair) -> bool:
-    """Whether both sides hold rows; a read of an empty table says nothing about one that is full."""
+    """Whether both sides hold rows."""
     if not uow.prepared or not uow.phase.has_legacy:
         return False
     sides = (quoted(pair.legacy_name), quoted(pair.table.name))
@@ -186,12 +182,12 @@ def _sample(uow: UnitOfWork, pair: Pair) -> list[Any]:
     numbered = f"SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM {legacy}"
     sql = f"SELECT {key} FROM ({numbered}) AS numbered WHERE n % ? = 0 LIMIT ?"
     keys = [found for (found,) in uow._rows(sql, (every, SAMPLES))]
-    # Few rows are read again and again: the times are of a warm cache anyhow.
+    # Few rows are read repeatedly: the cache is warm in any case.
     return (keys * SAMPLES)[:SAMPLES]
 
 
 def _shared(pair: Pair) -> tuple[str, ...]:
-    """Legacy columns that all rows of a parent share: what lists are asked for by."""
+    """The legacy columns that all rows of a parent share, by which lists are filtered."""
     if pair.parent is None:
         return ()
     identity = {attribute.key for attribute in pair.parent.identity}

@@ -1,7 +1,7 @@
-"""What is measured when it happens: every instrument once, whatever it is published with.
+"""The instruments that measure events, declared once for every library.
 
-Names, units and attributes follow the OpenTelemetry semantic conventions for databases where these have one
-(`db.*`, `error.type`); what only this package knows is called `consensus_orm.*`.
+Names, units and attributes follow the OpenTelemetry semantic conventions for databases (`db.*`, `error.type`); what
+they do not name is called `consensus_orm.*`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ SECONDS = (0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0
 Attributes: TypeAlias = dict[str, str]
 
 FIELDS = {"db.operation.name": "operation", "error.type": "error_type"}
-"""Fields of events that the conventions have a name for; the others are called `consensus_orm.` and their name."""
+"""Fields of events that the conventions name; the others have the prefix `consensus_orm.`."""
 
 
 class Shape(StrEnum):
-    """How values add up."""
+    """The kind of a metric."""
 
     COUNTER = "counter"
-    """It only grows."""
+    """A sum that only grows."""
     UPDOWN = "updown"
-    """A sum that also falls; of several processes it can be added."""
+    """A sum that also falls; those of several processes can be added."""
     HISTOGRAM = "histogram"
     """A distribution."""
 
@@ -60,9 +60,9 @@ class Instrument:
         name: By OpenTelemetry's rules.
         unit: By UCUM: `s`, or what is counted in braces.
         description: One sentence.
-        of: The event it measures.
+        of: The event that it measures.
         attributes: The names of its attributes; their values are fields of the event, or `constants`.
-        amount: How much an event adds; None where it says nothing to this instrument.
+        amount: The value of an event; None if it has none.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Instrument:
 
 
 def constants(engine: Engine) -> Attributes:
-    """The attributes that stay the same as long as a database is open; no password, no whole URL."""
+    """The constant attributes of an open database, without password and URL."""
     path = database_path(engine)
     host = engine.url.host or engine.url.query.get("host")
     name = path.name if path else "/".join(str(part) for part in (host, engine.url.database) if part) or ":memory:"
@@ -194,15 +194,14 @@ for _instrument in INSTRUMENTS:
 
 
 def measure(event: Event, known: Attributes) -> Iterator[tuple[str, float, Attributes]]:
-    """What an event says to the instruments.
+    """Measure an event.
 
     Args:
-        event: What happened.
+        event: The event.
         known: The `constants` of the database.
 
     Yields:
-        The name of an instrument, how much is added to it, and all of its attributes; one without a value is
-        empty.
+        The name of an instrument, its value, and its attributes, empty where they have no value.
     """
     for instrument in _OF.get(type(event), ()):
         amount = instrument.amount(event)

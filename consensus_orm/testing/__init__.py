@@ -1,7 +1,7 @@
-"""The testing kit: factories for every model and record, odd rows, stores in every phase, and counted statements.
+"""Testing kit: factories for every model and record, odd rows, stores in every phase, and counted statements.
 
-Needs the extra `testing` (factory-boy). The pytest plugin `consensus_orm.testing.plugin` is found by pytest on
-its own; its fixtures are `consensus_store`, `every_phase`, `every_flip` and `query_counter`.
+The factories need the extra `testing` (factory-boy). pytest finds the plugin `consensus_orm.testing.plugin` by itself;
+its fixtures are `consensus_store`, `every_phase`, `every_flip` and `query_counter`.
 
     from consensus_orm.testing import ConsensusArtifactFactory, artifact_values, legacy_file, take_to
 

@@ -49,9 +49,9 @@ M = TypeVar("M", bound=DeclarativeBase)
 
 
 class ModelFactory(SQLAlchemyModelFactory, Factory[M], Generic[M]):
-    """Base of the factories of models: what was made is read back from the database.
+    """Base of the factories of models: rows are read back from the database.
 
-    None is NULL, also in a column with a default; text that is no UTF-8 is stored as the bytes it stands for.
+    None is NULL, also in a column with a default; text that is not UTF-8 is stored as its bytes.
     """
 
     class Meta:
@@ -69,7 +69,7 @@ class ModelFactory(SQLAlchemyModelFactory, Factory[M], Generic[M]):
 
 
 def _given(value: Any) -> Any:
-    return null() if value is None else value  # None alone would let a default of the database speak
+    return null() if value is None else value  # None alone would give the default of the database
 
 
 def _stored(value: Any) -> Any:
@@ -79,15 +79,12 @@ def _stored(value: Any) -> Any:
 
 
 def twins(model_factory: type[ModelFactory[M]], count: int = 2, **values: Any) -> list[M]:
-    """Make rows that are equal in everything but the id.
+    """Make rows that are equal except for their ids.
 
     Args:
-        model_factory: The factory to make them with.
-        count: How many.
-        **values: What the factory takes.
-
-    Returns:
-        The rows.
+        model_factory: Makes the rows.
+        count: Their number.
+        **values: The arguments of the factory.
     """
     first = model_factory.create(**values)
     keys = {column.key for column in inspect(type(first)).primary_key}
@@ -145,7 +142,7 @@ class ConsensusArtifactFactory(_Shaped[ConsensusArtifact]):
 
 
 class ConsensusSynthesisFactory(_SynthesisFactory[ConsensusSynthesis]):
-    """Legacy syntheses; `degraded_flag`, `degraded_status`, `degraded_null` and `failed` say how it went."""
+    """Legacy syntheses, with the traits `degraded_flag`, `degraded_status`, `degraded_null` and `failed`."""
 
     class Meta:
         model = ConsensusSynthesis
@@ -156,7 +153,7 @@ class ConsensusSynthesisFactory(_SynthesisFactory[ConsensusSynthesis]):
 
 
 def _follows(rule: Expression, *columns: str) -> Any:
-    """A normalized column that follows from a legacy row, by the rule of the mapping itself."""
+    """A normalized column derived from a legacy row by the rule of the mapping."""
 
     def value(o: Any) -> ColumnElement[Any]:
         given = {name: _expression(getattr(o, name)) for name in columns}
@@ -171,7 +168,7 @@ def _expression(value: Any) -> ColumnElement[Any]:
 
 
 class ConsensusRunFactory(ModelFactory[ConsensusRun]):
-    """Runs, each of a spec of its own. What follows from rows is derived from `time_shape` and `run_shape`."""
+    """Runs, each of a spec of its own; derived columns follow from `time_shape` and `run_shape`."""
 
     class Meta:
         model = ConsensusRun
@@ -198,7 +195,7 @@ def _run_of_its_own() -> Any:
 
 
 class AgentOutputFactory(_Shaped[AgentOutput]):
-    """Outputs, each in a run of its own unless `run` is given; `foreign` is one of a founding program."""
+    """Outputs, each in a run of its own unless `run` is given; `foreign` makes one of a founding program."""
 
     class Meta:
         model = AgentOutput
@@ -232,9 +229,9 @@ class ConsensusSynthesisRecordFactory(_SynthesisFactory[ConsensusSynthesisRecord
 
 
 class AgentExecutionFactory(ModelFactory[AgentExecution]):
-    """Executions in flight; `completed` and `failed` (an extraction failure) say how they ended.
+    """Executions in flight, with the traits `completed` and `failed` (an extraction failure).
 
-    The file must have all 11 columns, as one made by `upgrade` has.
+    The table must have all 11 columns, as one made by `upgrade`.
     """
 
     class Meta:
