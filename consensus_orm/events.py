@@ -71,6 +71,7 @@ class Classification:
         return self.kind is ErrorKind.RETRYABLE
 
 
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened.
 
@@ -78,7 +79,6 @@ class Event:
         title: Its name in structured logs and on spans.
     """
 
-    __slots__ = ()
     title: ClassVar[str]
     _level: ClassVar[int] = logging.NOTSET
 
@@ -89,7 +89,7 @@ class Event:
 
     def fields(self) -> dict[str, Plain]:
         """The known facts as plain values, for a log line or a span."""
-        names = [each.name for each in dataclasses.fields(self) if each.repr]  # type: ignore[arg-type]
+        names = [each.name for each in dataclasses.fields(self) if each.repr]
         facts = {name: getattr(self, name) for name in names}
         return {name: value for name, value in facts.items() if value is not None}
 

@@ -302,7 +302,8 @@ class AsyncConsensusUnitOfWork:
 
     async def _finish(self, error: BaseException | None) -> None:
         thread, self._thread = self._thread, None
-        assert thread is not None
+        if thread is None:
+            raise errors.UnitOfWorkClosedError
         if isinstance(error, GeneratorExit):  # the task was collected as garbage
             self._threads.abandon(thread, partial(self._end, error), self._context)
             return
@@ -472,8 +473,8 @@ class AsyncConsensusStore(_Asynchronous):
         self.name = sync_store.name
         self.telemetry = sync_store.telemetry
         self.retrier = sync_store.retrier
-        size: int = sync_store.engine.pool.size()  # type: ignore[attr-defined] # every pool of ours has one
-        self._threads = Threads(size, sync_store.settings.pool_timeout.total_seconds())
+        pool: Any = sync_store.engine.pool  # the type Pool has no size; every pool of this package has one
+        self._threads = Threads(pool.size(), sync_store.settings.pool_timeout.total_seconds())
         self.migration = AsyncMigration(lambda: sync_store.migration, self._on_a_thread)
         self.maintenance = AsyncMaintenance(lambda: sync_store.maintenance, self._on_a_thread)
 
@@ -561,7 +562,7 @@ class AsyncConsensusStore(_Asynchronous):
         @functools.wraps(work)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
             """Done with `run`."""
-            given: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]] = lambda uow: work(uow, *args, **kwargs)  # noqa: E731
+            given: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]] = lambda uow: work(uow, *args, **kwargs)  # noqa: E731 - typed
             return await self.run(functools.update_wrapper(given, work))
 
         return call

@@ -1,4 +1,4 @@
-"""All commands: importing this module defines them."""
+"""Imports the modules of all commands, which defines them."""
 
 from __future__ import annotations
 

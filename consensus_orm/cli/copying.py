@@ -1,4 +1,4 @@
-"""The command that moves a store to another database: copy."""
+"""The command copy, which copies a store to another database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consensus_orm.errors import CopyRefusedError
 __all__: list[str] = []
 
 MISSING = "check the URL; --create makes a new file"
-"""What to do where there is no target."""
+"""The hint where there is no target."""
 
 
 @main.command("copy")

@@ -1,4 +1,4 @@
-"""The commands that show before and after that all is well: rehearse, report."""
+"""The commands rehearse and report."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ __all__ = ["mention"]
 
 
 def mention(evidence: Evidence | None, now: datetime) -> str:
-    """Whether this database was rehearsed with this mapping, in one line with the command that helps.
-
-    Args:
-        evidence: What is on record.
-        now: The time.
-    """
+    """Whether this database was rehearsed with this mapping, in one line with the next command."""
     run = "run: consensus-orm rehearse"
     if evidence is None:
         return f"none of this database is on record; {run}"

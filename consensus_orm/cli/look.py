@@ -1,4 +1,4 @@
-"""The commands that look, and decide on what was found: status, history, mismatches, rejects."""
+"""The commands status and history, and mismatches and rejects with their decisions."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from consensus_orm.rehearsal import Evidence, find
 __all__: list[str] = []
 
 LISTED = 100
-"""Mismatches listed before the rest is only counted; `--json` gives all of them."""
+"""Entries listed before the rest is only counted; `--json` lists all."""
 
 REFRESH = 2.0
-"""Seconds between two looks of `status --watch`."""
+"""Seconds between two refreshes of `status --watch`."""
 
 number_argument = click.argument("number", metavar="ID", type=click.IntRange(min=1))
 reason_required = click.option("--reason", metavar="TEXT", required=True, help="Why, for the audit.")
@@ -51,7 +51,7 @@ all_option = click.option("--all", "everything", is_flag=True, help="Those that 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one look at the database found."""
+    """The state of a database at one time."""
 
     database: str
     now: datetime
@@ -73,7 +73,7 @@ def status(app: App, watch: bool, as_json: bool) -> None:
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program asks for `status --json` as often as it likes")
     seen = _look(app, quiet=as_json)
-    with contextlib.suppress(KeyboardInterrupt):  # it is how a watch ends, not how it fails
+    with contextlib.suppress(KeyboardInterrupt):  # ends a watch
         while watch:
             _refresh(app, seen)
             seen = _look(app, quiet=True)
@@ -85,7 +85,7 @@ def status(app: App, watch: bool, as_json: bool) -> None:
 
 
 def _look(app: App, *, quiet: bool) -> _Seen:
-    # Opened anew each time: whoever watches wants to see a file that was upgraded or replaced meanwhile.
+    # Opened each time, so that a watch shows a file that was upgraded or replaced meanwhile.
     with app.store() as store, Bars("status", quiet=quiet):
         found = store.migration.status()
         return _Seen(
@@ -99,7 +99,7 @@ def _look(app: App, *, quiet: bool) -> _Seen:
 
 
 def _refresh(app: App, seen: _Seen) -> None:
-    """Show what was seen in the place of what was shown before, and wait."""
+    """Clear the screen, show the state, and wait."""
     click.clear()
     _show_status(app, seen)
     say()
@@ -230,7 +230,7 @@ def _happened(entry: HistoryEntry) -> tuple[object, ...]:
 
 
 def _reason(entry: HistoryEntry) -> str:
-    """Why a step was taken, and what was demanded before it and skipped."""
+    """Why a step was taken, and which of its demands were skipped."""
     skipped = "; ".join(map(str, entry.detail.get("skipped", ())))
     notes = [*(["forced"] if entry.forced else []), *([f"skipped: {skipped}"] if skipped else [])]
     return " ".join(filter(None, [entry.reason, f"({', '.join(notes)})" if notes else ""]))
@@ -294,12 +294,12 @@ def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> No
 
 
 def _named(entry: RejectEntry) -> str | None:
-    """What tells a rejected row from others: its key, or spec, stage and time of its run."""
+    """A rejected row by its key, or by spec, stage and time of its run."""
     if entry.key is not None or not entry.belongs_to:
         return key(entry.key)
     *names, at = entry.belongs_to.values()
     if isinstance(at, int):
-        with contextlib.suppress(OverflowError, ValueError, OSError):  # it may be no time at all
+        with contextlib.suppress(OverflowError, ValueError, OSError):  # it may be no valid time
             at = when(datetime.fromtimestamp(at / 1000, UTC))
     return " ".join(map(str, (*names, at)))
 

@@ -1,4 +1,4 @@
-"""What people and programs read: tables, JSON, and progress bars."""
+"""The output of commands: text, tables, JSON, and progress bars."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ __all__ = [
 E = TypeVar("E")
 
 PIPE_WIDTH = 10_000
-"""Columns of what is no terminal: nothing is wrapped or cut for the program that reads it."""
+"""The width of output to a pipe or file, so that nothing is wrapped or cut."""
 
 PATIENCE = 0.5
-"""Seconds before a bar appears; what is over sooner needs none."""
+"""Seconds before a bar appears."""
 
 
 # JSON -----------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def plain(value: Any) -> Any:
 
 
 def show_json(value: Any) -> None:
-    """Print the one document of a command; ASCII, so that it survives every encoding."""
+    """Print the JSON document of a command in ASCII, for every encoding."""
     say(json.dumps(plain(value), indent=2))
 
 
@@ -85,7 +85,7 @@ def show_json(value: Any) -> None:
 
 
 def one_line(text: object) -> str:
-    """A text in one line, without control characters: what others wrote must not steer a terminal."""
+    """A text in one line, without characters that control a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
 
 
@@ -94,7 +94,7 @@ def say(text: str = "", *, color: bool | None = None) -> None:
 
     Args:
         text: The line.
-        color: Whether its colours are kept; where left out, on a terminal.
+        color: Whether its colours are kept; only on a terminal where left out.
 
     Raises:
         OutputError: The output cannot be written.
@@ -118,12 +118,12 @@ def span(duration: timedelta) -> str:
 
 
 def when(moment: datetime | None) -> str:
-    """A time for people."""
+    """A time as text, to the second."""
     return "" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def key(value: object) -> str | None:
-    """The key of a row as a cell: no number to be grouped, and `-` where there is none."""
+    """The key of a row as a cell, without grouping of digits."""
     return None if value is None else str(value)
 
 
@@ -141,12 +141,7 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; numbers stand to the right.
-
-    Args:
-        columns: The headings.
-        rows: The cells; None is shown as `-`.
-    """
+    """Print a table, with numbers to the right and `-` for None."""
     listed = [list(row) for row in rows]
     console = _console()
     made = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, header_style="bold")
@@ -191,7 +186,7 @@ def exit_with(found: object) -> None:
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names with their values, one below the other."""
+    """Print names and values, one pair in a line."""
     made = Table.grid(padding=(0, 2))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
@@ -212,14 +207,13 @@ def _print(console: Console, made: Table) -> None:
 
 
 class Bars:
-    """Progress on stderr: on a terminal only, and for what takes a while.
+    """Progress bars on stderr, only on a terminal, for steps that take a while.
 
-    A bar with rate and time left for what is being counted; until then, and for what cannot be counted, one
-    that only moves.
+    A bar shows rate and time left of what is counted; before that, and for what cannot be counted, it only moves.
 
     Args:
-        label: What is done, in a word.
-        quiet: Show nothing, whatever stderr is.
+        label: The name of the step.
+        quiet: Show nothing.
     """
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
@@ -234,16 +228,16 @@ class Bars:
 
     @property
     def rows(self) -> Callable[[Progress], None] | None:
-        """For what tells of its progress; None where nothing is shown, which spares the counting."""
+        """The callback of a step that reports progress; None if nothing is shown, which saves the counting."""
         return self._update if self._shown else None
 
     @property
     def pages(self) -> Callable[[int, int], None] | None:
-        """For what counts pages of the file; None where nothing is shown."""
+        """The callback of a step that counts pages of the file; None if nothing is shown."""
         return of_pages(self.rows, self._label)
 
     def clear(self) -> None:
-        """Take the bars away, as for text that follows; the next step shows its own."""
+        """Remove the bars, before text is printed; the next step shows its own."""
         self._stop()
         self._start()
 
@@ -267,12 +261,12 @@ class Bars:
             self._timer.join()
         with self._lock:
             if self._progress is not None:
-                with contextlib.suppress(OSError):  # the terminal is gone: no reason to fail
+                with contextlib.suppress(OSError):  # the terminal is gone
                     self._progress.stop()
             self._progress = self._task = self._timer = None
 
     def _move(self) -> None:
-        """Show that something is going on; called on a thread of its own."""
+        """Show a bar that only moves; called on a thread of its own."""
         with self._lock, contextlib.suppress(OSError):
             if self._progress is None:
                 self._show(self._label)
@@ -288,7 +282,7 @@ class Bars:
             progress.update(task, completed=seen.done, total=seen.total, facts=facts)
 
     def _show(self, label: str) -> tuple[rich.progress.Progress, rich.progress.TaskID]:
-        """The bar of a thing; it takes the place of the one before."""
+        """The bar of a label, in the place of the one before."""
         if self._progress is None:
             self._progress = _progress(self._console)
             self._progress.start()
@@ -308,6 +302,6 @@ def _progress(console: Console) -> rich.progress.Progress:
         rich.progress.TimeElapsedColumn(),
         console=console,
         transient=True,
-        redirect_stdout=False,  # it would send what belongs to stdout to stderr
+        redirect_stdout=False,  # otherwise stdout would go to stderr
         redirect_stderr=False,
     )

@@ -1,4 +1,4 @@
-"""Rows of the ledgers, one by one: what differs, what was kept, and how to put it back."""
+"""The commands for single rows of ledgers: show a mismatch, a reject or an image, and restore an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from consensus_orm.migration.details import Cell, RowDetail
 __all__: list[str] = []
 
 SHOWN = 60
-"""Characters of a value that are shown; `--json` gives all of them."""
+"""Characters of a value that are shown; `--json` has all of them."""
 
 contents_option = click.option("--contents", is_flag=True, help="Show the values, not only their types and sizes.")
 

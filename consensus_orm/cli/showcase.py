@@ -1,4 +1,4 @@
-"""The command a stranger runs first: demo."""
+"""The command demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that take a step: upgrade, backfill, verify, advance, rollback, migrate, reconcile."""
+"""The commands that take a step of the migration: upgrade, backfill, verify, advance, rollback, migrate, reconcile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from consensus_orm.schema.application import Rewrite
 __all__: list[str] = []
 
 LISTED = 20
-"""Rows named one by one before the rest is only counted."""
+"""Rows listed before the rest is only counted."""
 
 reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audit.")
 
@@ -78,7 +78,7 @@ def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
 
 
 def _is_confirmed(rewrite: Rewrite) -> bool:
-    """Ask on a terminal whether tables may be made anew; elsewhere nobody answers."""
+    """Ask on a terminal whether tables may be recreated; elsewhere the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     click.echo(f"{one_line(rewrite)}.", err=True)
@@ -164,7 +164,7 @@ def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_j
 
 
 def _rehearsal(app: App) -> tuple[bool, str]:
-    """Whether this database was rehearsed with this mapping, and that in words."""
+    """Whether this database was rehearsed with this mapping, also in words."""
     with app.store() as store:
         evidence, now = find(store._units), store.settings.clock()
     return evidence is not None and evidence.holds, f"rehearsal: {app.spelled(mention(evidence, now))}"
@@ -189,7 +189,7 @@ def rollback(app: App, phase: Phase | None, reason: str | None, as_json: bool) -
 
 @contextlib.contextmanager
 def _goal(phase: Phase | None, *, typed: Phase | None) -> Iterator[None]:
-    """Let the command that goes on after Ctrl-C name the phase: again without it might take one step more."""
+    """Name the phase in the command that continues after Ctrl-C, which without it might take a further step."""
     try:
         yield
     except KeyboardInterrupt:
@@ -229,7 +229,7 @@ def _move(
     work: Callable[[Migration, Bars], dict[str, Any]],
     so_far: Callable[[], Any] = dict,
 ) -> None:
-    """Change the phase and say which it is now; a program is told of what was done before a gate refused, too."""
+    """Change the phase and print it; if a gate refuses, JSON has what was done before."""
     with app.store() as store, Bars(label, quiet=as_json) as bars:
         before = store.migration.phase
         try:
@@ -307,7 +307,7 @@ def _tell_reconciled(app: App, report: ReconcileReport) -> None:
 
 
 def _told(result: list[str] | BackfillReport | VerifyReport | Phase) -> str:
-    """What a step did, in words."""
+    """The result of a step in words."""
     if isinstance(result, Phase):
         return f"reached {result.name}"
     if isinstance(result, BackfillReport):

@@ -1,4 +1,4 @@
-"""The commands that keep a database small, safe and known: stats, vacuum, backup, restore."""
+"""The commands of maintenance: stats, vacuum, backup, restore."""
 
 from __future__ import annotations
 

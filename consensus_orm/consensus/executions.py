@@ -260,9 +260,7 @@ class Executions:
         return [_execution(row) for row in self._uow._rows(statement, filters)]
 
     def _known(self, agent_id: str) -> Execution:
-        found = self.get(agent_id)
-        assert found is not None
-        return found
+        return self._where({"agent_id": agent_id})[0]
 
 
 _RAW = {"spawned_at": "spawned_at_raw", "completed_at": "completed_at_raw"}

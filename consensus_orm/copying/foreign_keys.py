@@ -47,7 +47,7 @@ def of(connection: Connection, tables: Iterable[Table]) -> list[ForeignKey]:
             to_schema=found["referred_schema"],
             to_table=found["referred_table"],
             to_columns=found["referred_columns"],
-            options={name: word for name, word in found["options"].items() if word is not None},  # pyright: ignore[reportTypedDictNotRequiredAccess]
+            options={name: word for name, word in found.get("options", {}).items() if word is not None},
         )
         for table in tables
         for found in inspect(connection).get_foreign_keys(table.name)

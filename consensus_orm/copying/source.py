@@ -257,7 +257,8 @@ class ServerSource(Source):
         return following if first == following else None
 
     def _keep_out(self, stack: contextlib.ExitStack) -> Callable[[], object]:
-        other = self.engine.pool.source.connect()  # type: ignore[attr-defined]
+        source: Any = source_of(self.engine)
+        other = source.connect()
         stack.callback(other.close)
         other.begin_unit(Lock.WRITE)  # first, as our own writers do
         there = self.catalog.tables(self)
@@ -268,7 +269,8 @@ class ServerSource(Source):
         names |= {parent.table.name for parent in mapping.parents}
         names |= {table.name for table in self.application.unmapped}
         other.keep_out(names & there)
-        return other.rollback  # type: ignore[no-any-return]
+        release: Callable[[], object] = other.rollback
+        return release
 
     def _begin_snapshot(self) -> None:
         self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -281,8 +283,8 @@ def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
     engine = units.engine
     if engine.dialect.name == "postgresql":
         source: Source = ServerSource(units)
-        connecting = engine.pool.source.connect  # type: ignore[attr-defined]
-        with translated(engine), contextlib.closing(connecting()) as connection:
+        connections: Any = source_of(engine)
+        with translated(engine), contextlib.closing(connections.connect()) as connection:
             connection.execute("SET default_transaction_read_only = on")
             source._driver = connection
             yield source

@@ -8,6 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, Engine, make_url
 
@@ -142,7 +143,7 @@ class ServerCopy(Copy):
 
     def watch(self, subject: Subject) -> Callable[[], float]:
         """Measure how long writers are kept waiting."""
-        source = subject.units.engine.pool.source  # type: ignore[attr-defined]
+        source: Any = source_of(subject.units.engine)
 
         def longest() -> float:
             found, source.longest_flip = source.longest_flip, 0.0

@@ -93,7 +93,8 @@ PAIR, FOUND_BY = "consensus_orm.pair", "consensus_orm.found_by"
 
 
 def _seconds(event: Any) -> float | None:
-    return event.seconds  # type: ignore[no-any-return]
+    seconds: float | None = event.seconds
+    return seconds
 
 
 INSTRUMENTS = (

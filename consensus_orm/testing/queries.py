@@ -127,7 +127,7 @@ class _ServerWatch:
         self._factory = connection.cursor_factory
         watch = self
 
-        class Cursor(self._factory):  # type: ignore[misc, name-defined]
+        class Cursor(self._factory):  # type: ignore[misc, name-defined]  # a class known at run time
             def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
                 watch.note(query)
                 return super().execute(query, *arguments, **options)
