@@ -208,7 +208,7 @@ def row(values: Any, names: Collection[str]) -> None:
     _of_type("values", values, Mapping, "a mapping of columns")
     for name in values:
         if name not in names:
-            raise _invalid("values", f"has a column {name!r:.40} that nobody declared")
+            raise _invalid("values", f"has a column {name!r:.40} that is not declared")
 
 
 def _interval(field: str, value: Any) -> Any:

@@ -98,7 +98,7 @@ def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
         kept = f"{report.writers.rows:,} rows acknowledged, {report.writers.missing:,} missing"
         found.append(("writers", f"{kept}, {failed or 'no unit of work failed'}"))
     if report.unexplained:
-        found.append(("rows", f"{report.unexplained:,} are there that nobody is known to have written"))
+        found.append(("rows", f"{report.unexplained:,} are there that no writer added"))
     if not report.schema_equal:
         found.append(("schema", "the legacy tables are not declared as they were"))
     if report.refused:

@@ -61,7 +61,7 @@ def _conclude(report: DemoReport) -> None:
     say("Judged by plain SQL, every value in type and bytes:")
     say(f"    {verdict.unchanged:,} of {verdict.original:,} legacy rows are what they were")
     say(f"    {verdict.found:,} of {verdict.added:,} rows added meanwhile are there, {report.deleted:,} deleted again")
-    say(f"    {verdict.surplus:,} rows that nobody wrote")
+    say(f"    {verdict.surplus:,} rows that no writer added")
     say(f"    tables and indexes are {'' if verdict.schema_restored else 'NOT '}defined as before")
     say(f"    ids {'go on where they were' if verdict.ids_continue else 'would be GIVEN AGAIN'}")
     say()

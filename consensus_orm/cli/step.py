@@ -44,7 +44,7 @@ reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audi
 
 
 @main.command()
-@click.option("--yes", is_flag=True, help="Make tables anew that another program made, after a verified backup.")
+@click.option("--yes", is_flag=True, help="Recreate tables of another program, after a verified backup.")
 @click.option(
     "--no-protect",
     is_flag=True,
@@ -198,7 +198,7 @@ def _goal(phase: Phase | None, *, typed: Phase | None) -> Iterator[None]:
 
 @main.command()
 @click.option("--to", type=PhaseType(), default=Phase.CONTRACT, help="The phase to reach; contract by default.")
-@click.option("--no-soak", is_flag=True, help="Skip the soak times: for a database that nobody is using.")
+@click.option("--no-soak", is_flag=True, help="Skip the soak times: for a database that is not in use.")
 @reason_option
 @json_option
 @app_command
@@ -245,10 +245,10 @@ def _move(
 
 
 @main.command()
-@click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted where nobody reads.")
-@click.option("--repair", is_flag=True, help="Put it back instead.")
+@click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted on the side that is not read.")
+@click.option("--repair", is_flag=True, help="Restore it instead.")
 @click.option(
-    "--rebuild", type=click.Choice([side.value for side in Side]), help="Make a side again after tables were dropped."
+    "--rebuild", type=click.Choice([side.value for side in Side]), help="Recreate a side after tables were dropped."
 )
 @click.option("--dry-run", is_flag=True, help="Only list what would be done.")
 @json_option

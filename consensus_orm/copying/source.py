@@ -127,7 +127,7 @@ class Source(UnitOfWork):
         phase, self._epoch, since, step, version, soak, certificate_max_age = found
         if step is not None:
             raise errors.CopyError(
-                f"{self.name} is in the middle of a step that somebody began",
+                f"{self.name} is in the middle of a step",
                 hint="run it again until it ends: consensus-orm advance, or consensus-orm rollback",
             )
         self._phase = Phase(phase)

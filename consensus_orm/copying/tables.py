@@ -132,7 +132,7 @@ def _fields_there(source: UnitOfWork, table: Table, *, extras: bool, unused: boo
     unknown = sorted(there - {field.name for field in known})
     if unknown and not extras:
         raise errors.CopyError(
-            f"{table.name} has a column {unknown[0]!r:.60} that nobody knows: the target has no place for it",
+            f"{table.name} has a column {unknown[0]!r:.60} that is not declared: the target has no place for it",
             hint="nothing was written; drop the column; only a file is copied with it, to a file",
             table=table.name,
             column=unknown[0],

@@ -133,7 +133,7 @@ def _numeric(value: Any) -> str | None:
 
 
 def _malformed(value: Any) -> str | None:
-    return None if is_encodable(value) else "text that is no UTF-16"
+    return None if is_encodable(value) else "text that is not UTF-16"
 
 
 def _typed(field: Field) -> Checker:
@@ -143,7 +143,7 @@ def _typed(field: Field) -> Checker:
         if type(value) is str and held is Held.TEXT:
             if "\0" in value:
                 return "a NUL character in text"
-            return None if is_encodable(value) else "text that is no UTF-8"
+            return None if is_encodable(value) else "text that is not UTF-8"
         if value is None:
             return "NULL where a value is required" if required else None
         if type(value) not in types:

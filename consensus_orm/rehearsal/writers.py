@@ -64,7 +64,7 @@ class Writers:
         try:
             for thread in self._threads:
                 thread.start()
-        except BaseException:  # Ctrl-C between two of them: nobody else would stop the first
+        except BaseException:  # Ctrl-C between two of them: the first must end, too
             self.stop()
             raise
         return self
