@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase, Settings
-from consensus_orm.cli import main, showcase
+from consensus_orm.cli import demo as showcase
+from consensus_orm.cli import main
 from consensus_orm.consensus.demo import DemoReport, Leg, legacy_file, play
 from consensus_orm.consensus.demo.judge import Verdict, judge, look
 from consensus_orm.consensus.demo.report import WANTED, faults

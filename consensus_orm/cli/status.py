@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import (
     Bars,
     exit_with,
@@ -27,6 +26,7 @@ from consensus_orm.cli.output import (
     table,
     when,
 )
+from consensus_orm.cli.rehearsal import mention
 from consensus_orm.files import Leftover
 from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus

@@ -20,8 +20,8 @@ from consensus_orm.cli.app import (
     main,
     phase_argument,
 )
-from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, exit_with, key, listed, one_line, plain, say, show_json
+from consensus_orm.cli.rehearsal import mention
 from consensus_orm.consensus.programs import PROTECTED, UNPROTECTED
 from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.errors import GateClosedError
@@ -245,7 +245,7 @@ def _move(
 
 
 @main.command()
-@click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted on the side that is not read.")
+@click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted on the unread side.")
 @click.option("--repair", is_flag=True, help="Restore it instead.")
 @click.option(
     "--rebuild", type=click.Choice([side.value for side in Side]), help="Recreate a side after tables were dropped."
