@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 __all__ = ["CLOCKS_AGREE", "credible", "milliseconds", "time_of", "time_text", "when"]
 
@@ -23,7 +22,7 @@ def milliseconds(duration: timedelta) -> int:
     return -(-duration // timedelta(milliseconds=1))
 
 
-def when(stored: Any) -> datetime:
+def when(stored: object) -> datetime:
     """A stored date, UTC; clamped to Python's calendar, and its first moment if the value is not a number."""
     if not isinstance(stored, int | float):
         return _FIRST
@@ -33,7 +32,7 @@ def when(stored: Any) -> datetime:
         return _FIRST if stored < 0 else _LAST
 
 
-def credible(stored: Any, now: datetime) -> bool:
+def credible(stored: object, now: datetime) -> bool:
     """Whether a stored value, milliseconds since 1970 UTC, is a plausible date that is not in the future."""
     return _EARLIEST <= when(stored) <= now + CLOCKS_AGREE
 

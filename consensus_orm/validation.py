@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 C = TypeVar("C", bound=type)
+T = TypeVar("T")
 
 MAX_IDENTIFIER = 1000
 """Characters of an identifier (spec, stage, agent, run); the longest in the field has 37."""
@@ -42,7 +43,7 @@ MAX_CONTENT = 256 * 1024 * 1024
 """Characters of a content; SQLite's own limit is 1,000,000,000 bytes a row (sqlite.org/limits.html)."""
 
 
-def identifier(field: str, value: Any, *, optional: bool = False, empty: bool = False) -> Any:
+def identifier(field: str, value: object, *, optional: bool = False, empty: bool = False) -> Any:
     """Check an identifier, by which rows are found.
 
     Args:
@@ -57,31 +58,32 @@ def identifier(field: str, value: Any, *, optional: bool = False, empty: bool = 
     Raises:
         InvalidValueError: It is not text, empty, too long, or holds a NUL or a lone surrogate.
     """
-    if _of_type(field, value, str, "text", optional=optional) is None:
+    if (given := _of_type(field, value, str, "text", optional=optional)) is None:
         return None
-    if not value and not empty:
+    if not given and not empty:
         raise _invalid(field, "must not be empty")
-    if len(value) > MAX_IDENTIFIER:
-        raise _invalid(field, f"has {len(value)} characters; at most {MAX_IDENTIFIER} are accepted")
-    if "\0" in value:
+    if len(given) > MAX_IDENTIFIER:
+        raise _invalid(field, f"has {len(given)} characters; at most {MAX_IDENTIFIER} are accepted")
+    if "\0" in given:
         raise _invalid(field, "holds a NUL character")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+    if not given.isascii() and any("\ud800" <= c <= "\udfff" for c in given):
         raise _invalid(field, "holds a lone surrogate")
-    return value
+    return given
 
 
-def content(field: str, value: Any, *, optional: bool = False) -> Any:
+def content(field: str, value: object, *, optional: bool = False) -> Any:
     """Check text of any contents that is stored verbatim.
 
     Raises:
         InvalidValueError: It is not text, or too long.
     """
-    if _of_type(field, value, str, "text", optional=optional) is not None and len(value) > MAX_CONTENT:
-        raise _invalid(field, f"has {len(value)} characters; at most {MAX_CONTENT} are accepted")
-    return value
+    given = _of_type(field, value, str, "text", optional=optional)
+    if given is not None and len(given) > MAX_CONTENT:
+        raise _invalid(field, f"has {len(given)} characters; at most {MAX_CONTENT} are accepted")
+    return given
 
 
-def number(field: str, value: Any) -> int | None:
+def number(field: str, value: object) -> int | None:
     """Check an optional whole number that is not negative.
 
     Raises:
@@ -96,7 +98,7 @@ def number(field: str, value: Any) -> int | None:
     return value
 
 
-def limit(value: Any) -> int | None:
+def limit(value: object) -> int | None:
     """Check the limit of a list; None is no limit.
 
     Raises:
@@ -105,22 +107,22 @@ def limit(value: Any) -> int | None:
     return number("limit", value)
 
 
-def moment(field: str, value: Any) -> str:
+def moment(field: str, value: object) -> str:
     """Check an aware time, and convert it to text as the tables hold it: `YYYY-MM-DD HH:MM:SS[.ffffff]`, UTC.
 
     Raises:
         InvalidValueError: It is not a datetime, or has no zone.
     """
-    _of_type(field, value, datetime, "a datetime")
-    if value.tzinfo is None or value.utcoffset() is None:
+    given: datetime = _of_type(field, value, datetime, "a datetime")
+    if given.tzinfo is None or given.utcoffset() is None:
         raise _invalid(field, "has no time zone", "give an aware datetime, for example datetime.now(timezone.utc)")
     try:
-        return time_text(value)
+        return time_text(given)
     except OverflowError:
         raise _invalid(field, "lies outside the years 1 to 9999 in UTC") from None
 
 
-def text(field: str, value: Any, *, optional: bool = False) -> Any:
+def text(field: str, value: object, *, optional: bool = False) -> Any:
     """Check text of any contents, by which rows are filtered.
 
     Raises:
@@ -129,7 +131,7 @@ def text(field: str, value: Any, *, optional: bool = False) -> Any:
     return _of_type(field, value, str, "text", optional=optional)
 
 
-def flag(field: str, value: Any, *, optional: bool = False) -> Any:
+def flag(field: str, value: object, *, optional: bool = False) -> Any:
     """Check a boolean; "no" and 2 are refused.
 
     Raises:
@@ -138,7 +140,7 @@ def flag(field: str, value: Any, *, optional: bool = False) -> Any:
     return _of_type(field, value, bool, "True or False", optional=optional)
 
 
-def position(field: str, value: Any) -> int:
+def position(field: str, value: object) -> int:
     """Check the number under which something is listed.
 
     Raises:
@@ -150,7 +152,7 @@ def position(field: str, value: Any) -> int:
     return found
 
 
-def callback(field: str, value: Any, *, optional: bool = False) -> Any:
+def callback(field: str, value: object, *, optional: bool = False) -> Any:
     """Check a callback.
 
     Raises:
@@ -159,7 +161,7 @@ def callback(field: str, value: Any, *, optional: bool = False) -> Any:
     return _of_type(field, value, Callable, "a function", optional=optional)
 
 
-def reason(field: str, value: Any) -> Any:
+def reason(field: str, value: object) -> Any:
     """Check an optional reason, and escape NUL and what is not UTF-8, so that every database can store it.
 
     Raises:
@@ -170,7 +172,7 @@ def reason(field: str, value: Any) -> Any:
     return given.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-def path(field: str, value: Any, *, optional: bool = False) -> Any:
+def path(field: str, value: object, *, optional: bool = False) -> Any:
     """Check the type of the path of a file or folder.
 
     Raises:
@@ -179,16 +181,17 @@ def path(field: str, value: Any, *, optional: bool = False) -> Any:
     return _of_type(field, value, str | Path, "a path", optional=optional)
 
 
-def instance(field: str, value: Any, kind: type) -> Any:
+def instance(field: str, value: object, kind: type[T]) -> T:
     """Check the class of an argument.
 
     Raises:
         InvalidValueError: It is of another class.
     """
-    return _of_type(field, value, kind, kind.__name__)
+    found: T = _of_type(field, value, kind, kind.__name__)
+    return found
 
 
-def several(field: str, values: Any) -> Iterable[Any]:
+def several(field: str, values: object) -> Iterable[Any]:
     """Check an iterable.
 
     Raises:
@@ -199,22 +202,23 @@ def several(field: str, values: Any) -> Iterable[Any]:
     return values
 
 
-def row(values: Any, names: Collection[str]) -> None:
+def row(values: object, names: Collection[str]) -> None:
     """Check the names of a row's values against the declared ones.
 
     Raises:
         InvalidValueError: It is not a mapping, or has another name.
     """
-    _of_type("values", values, Mapping, "a mapping of columns")
-    for name in values:
+    given: Mapping[str, object] = _of_type("values", values, Mapping, "a mapping of columns")
+    for name in given:
         if name not in names:
             raise _invalid("values", f"has a column {name!r:.40} that is not declared")
 
 
-def _interval(field: str, value: Any) -> Any:
-    if not timedelta(0) < instance(field, value, timedelta) <= LONGEST_INTERVAL:
+def _interval(field: str, value: object) -> timedelta:
+    given = instance(field, value, timedelta)
+    if not timedelta(0) < given <= LONGEST_INTERVAL:
         raise _invalid(field, f"must be longer than nothing, and at most {LONGEST_INTERVAL.days} days")
-    return value
+    return given
 
 
 LONGEST_INTERVAL = timedelta(days=36500)
@@ -258,7 +262,7 @@ def _checking(method: Callable[..., Any], signature: inspect.Signature) -> Calla
     return call
 
 
-def _of_type(field: str, value: Any, kind: Any, name: str, *, optional: bool = False) -> Any:
+def _of_type(field: str, value: object, kind: Any, name: str, *, optional: bool = False) -> Any:
     if isinstance(value, kind) or (optional and value is None):
         return value
     raise _invalid(field, f"must be {name}, not {type(value).__name__}")

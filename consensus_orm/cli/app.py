@@ -231,7 +231,7 @@ class PhaseType(click.ParamType):  # type: ignore[type-arg]  # older releases of
         """
         return Phase.parse(value)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The phases that begin with what was typed."""
         names = (phase.name.lower() for phase in Phase)
         return [CompletionItem(name) for name in names if name.startswith(incomplete.lower())]

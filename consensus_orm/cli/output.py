@@ -55,7 +55,7 @@ PATIENCE = 0.5
 # JSON -----------------------------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A value in terms of JSON: phases by name, times in ISO 8601, durations in seconds."""
     if isinstance(value, Phase):
         return value.name
@@ -76,7 +76,7 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
-def show_json(value: Any) -> None:
+def show_json(value: object) -> None:
     """Print the JSON document of a command in ASCII, for every encoding."""
     say(json.dumps(plain(value), indent=2))
 

@@ -51,7 +51,7 @@ def interruptible() -> Iterator[None]:
         _handle_with(_leave)
 
 
-def _handle_with(handler: Callable[[int, Any], None]) -> None:
+def _handle_with(handler: Callable[[int, object], None]) -> None:
     for name in _SIGNALS:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         # Ignored signals stay ignored: under `nohup`, and in background jobs of a shell.
@@ -59,21 +59,21 @@ def _handle_with(handler: Callable[[int, Any], None]) -> None:
             signal.signal(number, handler)
 
 
-def _interrupt(_number: int, _frame: Any) -> None:
+def _interrupt(_number: int, _frame: object) -> None:
     # Another signal would end the clean-up and leave copies behind: a closed session sends SIGTERM and SIGHUP.
     _handle_with(_pass_over)
     raise KeyboardInterrupt
 
 
-def _pass_over(_number: int, _frame: Any) -> None:
+def _pass_over(_number: int, _frame: object) -> None:
     pass
 
 
-def _leave(_number: int, _frame: Any) -> None:
+def _leave(_number: int, _frame: object) -> None:
     os._exit(INTERRUPTED)
 
 
-def _leave_before_work(_number: int, _frame: Any) -> None:
+def _leave_before_work(_number: int, _frame: object) -> None:
     message = "interrupted before the command began"
     with contextlib.suppress(OSError):
         os.write(2, f"consensus-orm: {message}\n".encode())

@@ -227,7 +227,7 @@ def _move(
     as_json: bool,
     label: str,
     work: Callable[[Migration, Bars], dict[str, Any]],
-    so_far: Callable[[], Any] = dict,
+    so_far: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Change the phase and print it; if a gate refuses, JSON has what was done before."""
     with app.store() as store, Bars(label, quiet=as_json) as bars:

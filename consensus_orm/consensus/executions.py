@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import cache, cached_property
 from typing import Any
@@ -244,7 +245,7 @@ class Executions:
     def _present(self) -> set[str]:
         return self._uow.catalog.columns(self._uow, TABLE.name)
 
-    def _require(self, names: Any) -> None:
+    def _require(self, names: Iterable[str]) -> None:
         """Add the columns of values that the file does not have."""
         for name in names:
             if name not in self._present and name in COLUMNS:

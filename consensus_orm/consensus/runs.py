@@ -83,9 +83,9 @@ class _Round:
 
     def __init__(self) -> None:
         self.outputs: builtins.list[AgentOutput] = []
-        self.syntheses: builtins.list[Any] = []
+        self.syntheses: builtins.list[Synthesis] = []
         self.times: builtins.list[int] = []
-        self.run_id: Any = None
+        self.run_id: str | None = None
         self.consensus_ok, self.degraded = True, False
 
     def add_output(self, row: Values, at: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from consensus_orm.consensus.demo.judge import KEYS
+from consensus_orm.consensus.records import Artifact, Synthesis
 from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.phase import Phase
 from consensus_orm.rehearsal.writers import Run
@@ -104,7 +105,7 @@ class Writer:
         self.deleted += gone
 
 
-def _stamp(record: Any) -> Row:
+def _stamp(record: Artifact | Synthesis) -> Row:
     """The values that the store added to a row."""
     return {"id": record.id, "created_at": record.created_at_raw}
 
