@@ -22,7 +22,8 @@ from click.testing import CliRunner, Result
 from sqlalchemy import make_url
 
 from consensus_orm import ConsensusStore, Phase, Settings, Side, errors
-from consensus_orm.cli import look, main
+from consensus_orm.cli import main
+from consensus_orm.cli import status as look
 from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS
 from consensus_orm.ledgers import mismatches
 from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, digest, find
