@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from consensus_orm import errors
 from consensus_orm._version import __version__
+from consensus_orm.errors import *  # noqa: F403 - all of them, by their own list
 
 if TYPE_CHECKING:
     from consensus_orm.asyncio.store import AsyncConsensusStore, AsyncConsensusUnitOfWork
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
     from consensus_orm.consensus.tracker import ExecutionTracker
     from consensus_orm.declaration.pairs import Earliest, Latest, Mapping, Pair, Parent, Row
-    from consensus_orm.errors import ConsensusError
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
     from consensus_orm.store import Store
@@ -32,7 +33,6 @@ __all__ = [
     "Artifact",
     "AsyncConsensusStore",
     "AsyncConsensusUnitOfWork",
-    "ConsensusError",
     "ConsensusStore",
     "ConsensusUnitOfWork",
     "Earliest",
@@ -54,10 +54,10 @@ __all__ = [
     "owns",
     "restore",
 ]
+__all__ += errors.__all__
 
 _HOME = {
     "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
-    "errors": ("ConsensusError",),
     "declaration.pairs": ("Earliest", "Latest", "Mapping", "Pair", "Parent", "Row"),
     "phase": ("Phase", "Side"),
     "consensus.programs": ("owns",),

@@ -325,5 +325,5 @@ def test_no_step_fails_for_its_reason(reason: str, store: ConsensusStore, new_da
 
 def test_a_column_that_nobody_declared_is_not_lost(store: ConsensusStore) -> None:
     """A misspelled column of a row is refused by its name, where it would be left out."""
-    with store.unit_of_work() as uow, pytest.raises(InvalidValueError, match="'contnt' that nobody declared"):
+    with store.unit_of_work() as uow, pytest.raises(InvalidValueError, match="'contnt' that is not declared"):
         uow.repository("artifacts").add({**ROW, "contnt": "{}"})

@@ -142,7 +142,7 @@ def test_a_network_file_system_is_not_tried(
 ) -> None:
     """WAL is not even tried on a file system that /proc says is another machine's."""
     monkeypatch.setattr(write_ahead_log, "_file_system", lambda _: kind)
-    found = prepare(open_engine(legacy(path)), QUICK)
+    found = prepare(open_engine(legacy(path), QUICK))
     assert (found.mode, found.refused) == ("delete", f"the file is on a network file system ({kind})")
 
 

@@ -273,7 +273,7 @@ def test_interrupted(store: ConsensusStore, legacy: Database, tmp_path: Path, sc
         store.migration.rehearse(writers=2, tell=interrupt)
 
     assert list(scratch.iterdir()) == []
-    assert not [each for each in threading.enumerate() if each.name.startswith("consensus-orm-rehearsal")]
+    assert not [each for each in threading.enumerate() if each.name.startswith("consensus-orm-writer")]
     assert not list(tmp_path.glob("*.json"))
     assert legacy.everything() == before
 
@@ -284,7 +284,7 @@ def test_interrupted_while_writers_start(store: ConsensusStore, monkeypatch: pyt
     started: list[threading.Thread] = []
 
     def start(self: threading.Thread) -> None:
-        if self.name.startswith("consensus-orm-rehearsal"):
+        if self.name.startswith("consensus-orm-writer"):
             if started:
                 raise KeyboardInterrupt
             started.append(self)
