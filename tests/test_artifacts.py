@@ -14,7 +14,7 @@ from sqlalchemy import text
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus.records import Artifact
 from consensus_orm.errors import InvalidValueError, MismatchError, StorageError
-from consensus_orm.ledgers.audit import MismatchEntry
+from consensus_orm.ledgers.entries import MismatchEntry
 from consensus_orm.phase import Side
 from consensus_orm.settings import OnMismatch, Settings
 from consensus_orm.testing import CONTENTS, artifact_values, take_to

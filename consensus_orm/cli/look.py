@@ -16,7 +16,7 @@ from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.evidence import mention
 from consensus_orm.cli.output import Bars, fields, key, plain, say, show_json, span, table, when
 from consensus_orm.files import Leftover
-from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, find

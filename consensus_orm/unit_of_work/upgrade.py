@@ -10,7 +10,7 @@ from consensus_orm.databases import engine, guard_record, state
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.sqlite.write_ahead_log import occupants
 from consensus_orm.databases.step_backups import StepBackups
-from consensus_orm.ledgers import guards, mismatches
+from consensus_orm.ledgers import audit, guards, signs
 from consensus_orm.progress import Watch
 from consensus_orm.retrying.repetition import Repeat, once
 from consensus_orm.schema import revisions
@@ -124,7 +124,7 @@ class Upgrade:
 
     def _audit_backup(self, facts: dict[str, Any]) -> None:
         with self._units.bare() as uow:
-            mismatches.audit(uow, "backup", **facts)
+            audit.add(uow, "backup", **facts)
 
     def _renew_triggers(self) -> None:
         with self._units.bare(read_only=True) as uow:
@@ -143,7 +143,7 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
         return True
     if not uow.phase.has_legacy:
         # None of them speaks of the legacy side, whose models are imported no more; views say where its rows are.
-        return (made_from is None and uow.catalog.needs_triggers) or guards.lacks_signs(uow)
+        return (made_from is None and uow.catalog.needs_triggers) or signs.are_missing(uow)
     if made_from is None:
         return uow.catalog.needs_triggers
     recorded = bool(guard_record.recorded(uow))
@@ -160,9 +160,9 @@ def _install_triggers(uow: UnitOfWork) -> None:
     if uow.phase.has_legacy:
         uow.catalog.legacy.remember(uow)
     else:
-        guards.put_up_signs(uow)
+        signs.put_up(uow)
     if uow.phase.has_legacy or uow.catalog.needs_triggers:
         state.put(uow, mapping=guard_record.made_from(uow, uow.phase))
     if found:  # what was written meanwhile was noticed by nobody
-        mismatches.audit(uow, "mend guards", found=found)
+        audit.add(uow, "mend guards", found=found)
         guards.void(uow)
