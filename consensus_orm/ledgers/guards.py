@@ -17,7 +17,7 @@ from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.databases.base import Standing, Transaction
 from consensus_orm.databases.guard_record import lost, normalized_tables, ours, recorded
-from consensus_orm.ledgers import audit, certificates, signs, step_under_way
+from consensus_orm.ledgers import audit, certificates, signs
 from consensus_orm.models.base import Base
 from consensus_orm.models.control import REPLACEABLE, PhaseChange
 from consensus_orm.phase import Side
@@ -70,10 +70,7 @@ class Flaw(NamedTuple):
 
 
 def look(uow: Transaction) -> list[Flaw]:
-    """Compare the record with the catalog.
-
-    Args:
-        uow: Sees both in one snapshot.
+    """Compare the record with the catalog, in one snapshot.
 
     Returns:
         What is missing or was changed; empty where every guard is in place, or none was ever installed.
@@ -109,14 +106,14 @@ def _of_record(uow: Transaction) -> list[Flaw]:
 
 
 def _under_way(uow: Transaction) -> Iterator[Flaw]:
-    if side := step_under_way.rebuilding(uow):
+    if side := state.rebuilding(uow):
         yield Flaw(f"the {side} side is being made again", f"consensus-orm reconcile --rebuild {side}", side)
 
 
 def _of_signs(
     uow: Transaction, known: list[Standing], standing: dict[tuple[str, str, str], Standing]
 ) -> Iterator[Flaw]:
-    if uow.phase.has_legacy or step_under_way.get(uow) == step_under_way.EXPANDING:
+    if uow.phase.has_legacy or state.step(uow) == state.EXPANDING:
         return
     there = signs.strays(uow)
     for name in there:
@@ -221,9 +218,6 @@ _UNNOTICED = select(PhaseChange.id).where(
 def require_accounted(uow: Transaction) -> None:
     """Refuse to leave the truth of a phase whose guards were not in place, until both sides were compared since.
 
-    Args:
-        uow: Holds the lock of a flip.
-
     Raises:
         GuardsBrokenError: Writes may have gone unnoticed meanwhile, and both sides were not compared since.
     """
@@ -246,10 +240,6 @@ def missing_table(uow: Transaction, error: Exception) -> errors.TableMissingErro
     """The error that names the missing table which made a statement fail; None where it failed for another reason.
 
     The code of the driver's error says that a table is missing, and its message which one: neither is translated.
-
-    Args:
-        uow: Has run the statement.
-        error: What the driver raised.
     """
     mapping = uow.statements.mapping
     sides = {pair.legacy_name: Side.LEGACY for pair in mapping.pairs}
@@ -277,9 +267,6 @@ def notice(uow: Transaction) -> None:
 
     A flaw voids the certificate for good: the epoch grows. A trigger that would fail every write because its table is
     gone is dropped. Then the version of the schema is stored, so that each change of it is looked at once.
-
-    Args:
-        uow: A unit of work that writes, at its begin.
     """
     try:
         with uow._connected.attempt():
@@ -309,9 +296,6 @@ def void(uow: Transaction) -> None:
 
 def mend(uow: Transaction) -> list[Flaw]:
     """Install the triggers of the phase again where they are not in place, and void every certificate.
-
-    Args:
-        uow: Holds the lock of a flip.
 
     Returns:
         What was mended.

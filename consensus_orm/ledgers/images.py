@@ -72,15 +72,7 @@ _SET_RESTORED = update(RowImage).where(RowImage.id == bindparam("number")).value
 
 
 def keep(uow: Transaction, pair: Pair, keys: Iterable[Key], side: Side, cause: str) -> set[Key]:
-    """Keep the rows that a side has of some keys, and lock them; returns the keys of these rows.
-
-    Args:
-        uow: Is about to overwrite or delete them.
-        pair: The pair of the rows.
-        keys: Their keys.
-        side: The side that is written.
-        cause: Why; no contents.
-    """
+    """Image the rows that a side has of some keys before they change, and lock them; returns the keys of these rows."""
     return _keep_rows(uow, pair, keys, side, cause, "keep")
 
 

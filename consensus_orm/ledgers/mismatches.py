@@ -178,14 +178,9 @@ _SEEN_BESIDES = (
 
 
 def record_undecided(uow: Transaction, pair: Pair, found: Mapping[Key, str]) -> None:
-    """Record rows that another program wrote on the side that is not the truth, each once.
+    """Record rows that another program wrote on the side that is not the truth, each with what was done to it.
 
     Above the cap of open entries one entry without a key counts the rest; the changes name these rows.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-        found: For each key what was done: insert, update or delete.
     """
     room = _room(uow, pair, None) + 1  # the first one above the cap makes the entry that counts
     for key, did in itertools.islice(found.items(), room):

@@ -66,18 +66,7 @@ class OpenReject(NamedTuple):
 
 
 def reject(uow: Transaction, pair: Pair, key: Key, side: Side, reason: str) -> bool:
-    """Keep a whole row that cannot be carried, once, with the reason.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the row.
-        key: The key of the row.
-        side: Where the row stands.
-        reason: Why it cannot be carried; no contents.
-
-    Returns:
-        Whether it is new; False where it was rejected before.
-    """
+    """Keep a whole row of a side that cannot be carried, once, with a reason without contents; whether it is new."""
     if uow._execute(_REJECTED, {"pair": pair.name, "key": key}).fetchone():
         return False
     for where in (side, side.other):  # a row that was deleted on its side may be kept by the other one

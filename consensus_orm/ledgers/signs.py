@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from sqlalchemy import bindparam, delete
 
+from consensus_orm.databases import state
 from consensus_orm.databases.base import SIGN, Transaction
 from consensus_orm.databases.guard_record import keep, recorded
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import step_under_way
 from consensus_orm.models.control import GuardRecord
 from consensus_orm.statements.rendering import literal, quoted
 
@@ -55,7 +55,7 @@ def take_down(uow: Transaction) -> None:
 
 def are_missing(uow: Transaction) -> bool:
     """Whether neither a table nor a view stands where a legacy table was, so that a program could make it again."""
-    if step_under_way.get(uow) == step_under_way.EXPANDING:
+    if state.step(uow) == state.EXPANDING:
         return False
     there = _names(uow, "table", "view")
     return any(pair.legacy_name.lower() not in there for pair in uow.statements.mapping.pairs)
@@ -63,7 +63,7 @@ def are_missing(uow: Transaction) -> bool:
 
 def strays(uow: Transaction) -> list[str]:
     """Legacy tables at CONTRACT: another program has made them again, and writes rows that no reader sees."""
-    if uow.phase.has_legacy or step_under_way.get(uow) == step_under_way.EXPANDING:
+    if uow.phase.has_legacy or state.step(uow) == state.EXPANDING:
         return []
     there = _names(uow, "table")
     return [pair.legacy_name for pair in uow.statements.mapping.pairs if pair.legacy_name.lower() in there]

@@ -47,19 +47,7 @@ class BackfillReport:
 
 
 def backfill(reading: Transactions, writing: Transactions, progress: Watch = None) -> BackfillReport:
-    """Carry every legacy row that the normalized side does not have.
-
-    Args:
-        reading: Opens a read-only unit of work.
-        writing: Opens a writing one.
-        progress: Called after each chunk.
-
-    Returns:
-        What was done.
-
-    Raises:
-        WrongPhaseError: Both sides are not being written, so rows would be missed.
-    """
+    """Carry every legacy row that the normalized side does not have; see `Migration.backfill`."""
     started, rows, new_rejects, adopted = time.monotonic(), 0, 0, 0
     engine, statements, second_thread = writing.run(_begin)
     with checkpoints.beside(engine) as log, second_thread as comparing:

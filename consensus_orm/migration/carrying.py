@@ -44,7 +44,7 @@ ID_TAKEN_TWICE = "both sides gave its id to different rows"
 
 
 def carry(uow: UnitOfWork, pair: Pair, keys: Iterable[Key], to: Side, why: str) -> int:
-    """Make rows on one side what they are on the other: insert, overwrite, or delete.
+    """Make rows on one side what they are on the other: insert, overwrite, or delete them.
 
     What is overwritten or deleted is imaged first, and nothing else is: a row that another program adds meanwhile
     stands.
@@ -187,14 +187,7 @@ class Rejected(NamedTuple):
 def reject_unequal(uow: UnitOfWork, pair: Pair, keys: Iterable[Key], source: Side) -> Rejected:
     """Reject those of some carried rows that did not come out equal, unless another program wrote them since.
 
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-        keys: Their keys.
-        source: The side they were carried from, which keeps them.
-
-    Returns:
-        The rejects.
+    They stay on the source, and are deleted from the normalized side where that is the other one.
     """
     unequal = unequal_among(uow, pair, keys)
     rejected = reject(uow, pair, unequal, source)
@@ -223,11 +216,7 @@ def reject(uow: UnitOfWork, pair: Pair, keys: set[Key], source: Side) -> Rejecte
 
 
 def carry_reject(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
-    """Carry a rejected row from where it stands to the other side.
-
-    Args:
-        uow: Holds the write lock, in a phase in which both sides are written.
-        of: The reject.
+    """Carry a rejected row from where it stands to the other side, while both sides are written.
 
     Returns:
         Whether it came out equal; where it did not, nothing has changed. Of a row whose key could not be used,

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from consensus_orm.databases import saved_schema
+from consensus_orm.databases import saved_schema, state
 from consensus_orm.databases.saved_rows import DROPPED, IMAGE
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import changes, rejects, signs, step_under_way
+from consensus_orm.ledgers import changes, rejects, signs
 from consensus_orm.migration import keyless
 from consensus_orm.migration.flip import flip
 from consensus_orm.migration.pace import in_chunks
@@ -27,14 +27,7 @@ __all__ = ["contract", "empty_dropped"]
 
 
 def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: object) -> None:
-    """Put the legacy tables away and flip to CONTRACT.
-
-    Args:
-        uow: Holds the write lock, in phase NORMALIZED with its gate open.
-        reason: Why, for the audit.
-        forced: Whether waiting was skipped.
-        **detail: Facts for the audit.
-    """
+    """Put the legacy tables away and flip to CONTRACT; the gate of NORMALIZED is open, under the same lock."""
     _save_schema(uow)
     flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
     for pair in uow.statements.mapping.pairs:
@@ -42,7 +35,7 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: obj
     signs.put_up(uow)
     # What was recorded for the way back has no legacy side to go to any more.
     changes.forget_all(uow)
-    step_under_way.put(uow, step_under_way.EMPTYING)
+    state.put_step(uow, state.EMPTYING)
 
 
 def _save_schema(uow: UnitOfWork) -> None:
@@ -68,12 +61,7 @@ def _of_legacy_alone(uow: UnitOfWork, pair: Pair) -> Iterator[str]:
 
 
 def empty_dropped(writing: Transactions, progress: Watch = None) -> None:
-    """Empty the tables that were put away in chunks, then drop them; does nothing where there are none.
-
-    Args:
-        writing: Opens a writing unit of work.
-        progress: Called after each chunk.
-    """
+    """Empty the tables that were put away in chunks, then drop them; does nothing where there are none."""
     while (name := writing.run(_next_away)) is not None:
         tally = Tally(progress, f"emptying {name.removeprefix(DROPPED)}")
 
@@ -90,6 +78,6 @@ def empty_dropped(writing: Transactions, progress: Watch = None) -> None:
 def _next_away(uow: UnitOfWork) -> str | None:
     """A table that was put away; where there is none left, the step is over."""
     names = uow.catalog.legacy.away(uow)
-    if not names and step_under_way.get(uow) == step_under_way.EMPTYING:
-        step_under_way.put(uow, None)
+    if not names and state.step(uow) == state.EMPTYING:
+        state.put_step(uow, None)
     return names[0] if names else None

@@ -123,11 +123,7 @@ def clock_set_back(uow: UnitOfWork) -> bool:
 
 
 def count_from_now(uow: UnitOfWork) -> None:
-    """Make a phase that began in the future begin now: its soak starts again, and its certificate is void.
-
-    Args:
-        uow: Holds the lock of a flip.
-    """
+    """Make a phase that began in the future begin now: its soak starts again, and its certificate is void."""
     since = _since(uow)
     if not credible(since, uow.now):
         state.turn_epoch(uow, since=milliseconds(uow))

@@ -49,14 +49,11 @@ class Obstacle:
 
 
 def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[Obstacle]:
-    """What keeps the gate to the next phase shut.
+    """The conditions of the next phase that are not met; none where the gate is open.
 
     Args:
         uow: Sees the state of the migration; under the lock where the flip follows.
-        flaws: What is wrong with the guards of the phase, where it was looked at already.
-
-    Returns:
-        The obstacles; empty where the gate is open.
+        flaws: What is wrong with the guards of the phase, where they were compared already.
     """
     phase, demanded = uow.phase, in_force(uow)
     found = [Obstacle(flaw.text, flaw.command) for flaw in (guards.look(uow) if flaws is None else flaws)]

@@ -162,17 +162,7 @@ class Plan:
 
 
 def plan_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Key], choice: Choice) -> Plan:
-    """Plan what is to be done about some rows; writes nothing.
-
-    Args:
-        uow: Sees both sides; holds the write lock where the plan is carried out.
-        pair: The pair of the rows.
-        keys: Their keys.
-        choice: What is done with writes to the side that is not the truth.
-
-    Returns:
-        The plan.
-    """
+    """Plan what is to be done about some rows; under the write lock where the plan is carried out."""
     wanted = [key for key in dict.fromkeys(keys) if is_usable(pair, key)]  # the others: `keyless`
     plan = Plan(pair, written=changes.of_rows(uow, pair, wanted))
     if not wanted:

@@ -129,10 +129,7 @@ class Ranges:
     def settled(self, of: Range, compared: Rows, moment: Moment) -> tuple[list[Key], int]:
         """The keys of the wrong rows of a range that was compared, and how many rows were.
 
-        Args:
-            of: The range.
-            compared: What the comparison returned.
-            moment: Opens the snapshot, or a later one where it is gone.
+        Where others have written meanwhile the range is compared again, in a later snapshot where this one is gone.
         """
         ((rows, wrong),) = compared
         if rows != of.rows:  # others have written since, or the comparison sees other rows than there are

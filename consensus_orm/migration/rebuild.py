@@ -23,9 +23,9 @@ from functools import partial
 from sqlalchemy import select
 
 from consensus_orm import errors
-from consensus_orm.databases import guard_record
+from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.pairs import Pair, is_text
-from consensus_orm.ledgers import audit, backfill_progress, changes, guards, images, rejects, step_under_way
+from consensus_orm.ledgers import audit, backfill_progress, changes, guards, images, rejects
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, carry_range, reject_unequal
 from consensus_orm.migration.pace import in_chunks
@@ -84,16 +84,7 @@ class _Plan:
 
 
 def rebuild(writing: Transactions, flipping: Transactions, side: Side, progress: Watch = None) -> Rebuilt:
-    """Make a side again from the other one.
-
-    Args:
-        writing: Opens a unit of work that carries.
-        flipping: Opens one that changes tables and triggers.
-        side: The side to make again.
-        progress: Called after each chunk.
-
-    Returns:
-        What was done.
+    """Make a side again from the other one; see `Migration.reconcile`.
 
     Raises:
         WrongPhaseError: The legacy side does not exist in this phase.
@@ -152,7 +143,7 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
         backfill_progress.forget(uow)
     guards.void(uow)
     audit.add(uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made, aside=aside)
-    step_under_way.put(uow, side)
+    state.put_step(uow, side)
     return plan
 
 
@@ -161,7 +152,7 @@ _BEGUN = select(PhaseChange.detail).where(PhaseChange.action == "rebuild").order
 
 def _under_way(uow: UnitOfWork) -> _Plan | None:
     """What an earlier call has begun and not finished."""
-    if step_under_way.rebuilding(uow) is None:
+    if state.rebuilding(uow) is None:
         return None
     detail = json.loads(uow._rows(_BEGUN)[0][0])
     plan = _Plan(Side(detail["side"]), tuple(detail["tables"]), detail["lost"], detail["given"])
@@ -357,7 +348,7 @@ def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
     if done.side is Side.NORMALIZED and uow.phase.compares:
         _set_backfilled(uow)
     audit.add(uow, "rebuilt", side=done.side, carried=done.carried, renumbered=done.renumbered, replaced=done.replaced)
-    step_under_way.put(uow, None)
+    state.put_step(uow, None)
 
 
 def _set_backfilled(uow: UnitOfWork) -> None:

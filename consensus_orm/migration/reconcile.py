@@ -84,23 +84,7 @@ def reconcile(
     dry_run: bool = False,
     progress: Watch = None,
 ) -> ReconcileReport:
-    """Make both sides equal.
-
-    Args:
-        reading: Opens a read-only unit of work.
-        writing: Opens a writing one.
-        foreign: What is done with rows that another program changed or deleted on the side that is not the truth:
-            adopt them, repair them, or (None) leave them as they are.
-        dry_run: Only report what would be done.
-        progress: Called after each chunk of the comparison.
-
-    Returns:
-        What was done.
-
-    Raises:
-        WrongPhaseError: There are no two sides.
-        InvalidValueError: There is no such choice.
-    """
+    """Make both sides equal; see `Migration.reconcile`."""
     require_choice(foreign)
     survey = reading.repeat(lambda: _look(reading, foreign, progress))
     if dry_run:

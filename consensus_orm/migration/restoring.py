@@ -34,22 +34,9 @@ class Restored:
 
 
 def restore(uow: UnitOfWork, number: int, reason: str | None) -> Restored:
-    """Write the row of an image to the sides of the phase, and compare it.
+    """Write the row of an image to the sides of the phase, and compare it; see `Migration.restore_image`.
 
     The row that has its key now is kept as an image first, so that this can be undone, too.
-
-    Args:
-        uow: Holds the write lock.
-        number: The number of the image.
-        reason: Why, for the audit.
-
-    Returns:
-        What was put back, and what was not.
-
-    Raises:
-        InvalidValueError: There is no such image, or its row cannot be written: it is one of a parent table.
-        MismatchError: The sides differ and `ON_MISMATCH` is raise.
-        StorageError: The source of truth could not be written.
     """
     image = images.take(uow, number)
     pair = next((pair for pair in uow.statements.mapping.pairs if pair.name == image.pair), None)

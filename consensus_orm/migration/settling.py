@@ -68,11 +68,7 @@ class Drained(NamedTuple):
 
 
 def drain(uow: UnitOfWork, *, limit: int = CHANGES_IN_ONE_TRANSACTION) -> Drained:
-    """Settle rows of which only one side was written, as far as that needs no choice.
-
-    Args:
-        uow: Holds the write lock.
-        limit: At most so many changes.
+    """Settle at most so many changes of which only one side was written, as far as that needs no choice.
 
     Returns:
         How many changes there were; none where all that are left wait for a choice.
@@ -101,17 +97,7 @@ def settle_open(uow: UnitOfWork) -> Outcome:
 
 
 def settle_rows(uow: UnitOfWork, pair: Pair, keys: Iterable[Key], choice: Choice) -> Outcome:
-    """Do what is planned for some rows, and settle what was found of them before.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-        keys: Their keys.
-        choice: What is done with writes of other programs to the side that is not the truth.
-
-    Returns:
-        What was done.
-    """
+    """Do what is planned for some rows, under the write lock, and settle what was found of them before."""
     wanted = list(keys)
     plan = plan_rows(uow, pair, wanted, choice)
     new_rejects = keyless.settle(uow, pair) if not all(is_usable(pair, key) for key in wanted) else 0

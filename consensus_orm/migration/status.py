@@ -16,7 +16,6 @@ from consensus_orm.ledgers import (
     images,
     mismatches,
     rejects,
-    step_under_way,
 )
 from consensus_orm.migration import demands, gates
 from consensus_orm.migration.gates import Obstacle
@@ -141,9 +140,9 @@ def _upgrade(rewrite: str | None) -> str:
 
 
 def _next_command(phase: Phase, step: str | None, obstacles: list[Obstacle]) -> str:
-    if step == step_under_way.EXPANDING:
+    if step == state.EXPANDING:
         return "consensus-orm rollback normalized"
-    if step == step_under_way.EMPTYING:
+    if step == state.EMPTYING:
         return "consensus-orm advance contract"
     for obstacle in obstacles:
         if obstacle.command:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors
 from consensus_orm import validation as check
-from consensus_orm.ledgers import step_under_way
+from consensus_orm.databases import state
 from consensus_orm.migration import demands, gates
 from consensus_orm.migration.agreement import Agreement
 from consensus_orm.migration.backfill import BackfillReport
@@ -225,7 +225,7 @@ class Steps(Agreement):
     def _finish_interrupted(self, progress: Watch) -> None:
         """Finish or undo the step of an interrupted call; and make a phase that began in the future begin now."""
         step, began_in_future = self._reading.run(
-            lambda uow: (step_under_way.get(uow), uow.prepared and demands.began_in_future(uow))
+            lambda uow: (state.step(uow), uow.prepared and demands.began_in_future(uow))
         )
         if step:
             self._flipping.run(undo_expansion)

@@ -59,16 +59,7 @@ class Adopted:
 
 
 def adopt_strays(writing: Transactions, flipping: Transactions, progress: Watch = None) -> list[Adopted]:
-    """Carry the rows of legacy tables that exist at CONTRACT, and put up the views again.
-
-    Args:
-        writing: Opens a unit of work that carries.
-        flipping: Opens one that changes tables.
-        progress: Called after each chunk.
-
-    Returns:
-        What was done, for each such table.
-    """
+    """Carry the rows of legacy tables that exist at CONTRACT, drop the tables, and put up the views again."""
     done: list[Adopted] = []
     while names := writing.run(signs.strays):  # again, where its program goes on writing
         for pair in (pair for pair in writing.statements.mapping.pairs if pair.legacy_name in names):

@@ -111,21 +111,12 @@ class Seen:
 
 
 def verify(reading: Transactions, writing: Transactions, progress: Watch = None) -> VerifyReport:
-    """Compare both sides whole, record what differs, and certify what was seen.
-
-    Args:
-        reading: Opens a read-only unit of work.
-        writing: Opens a writing one.
-        progress: Called after each chunk.
-
-    Returns:
-        What was seen.
+    """Compare both sides whole, record what differs, and certify what was seen; see `Migration.verify`.
 
     Raises:
         WrongPhaseError: There are no two sides to compare.
         PhaseChangedError: The phase changed meanwhile; what was seen counts no more.
-        GuardsBrokenError: A trigger or a table that guards the phase is not in place: writes go unnoticed, so
-            nothing can be certified.
+        GuardsBrokenError: A guard of the phase is not in place: writes go unnoticed, so nothing can be certified.
     """
     started = time.monotonic()
     seen = reading.repeat(lambda: scan(reading, progress))
@@ -133,18 +124,7 @@ def verify(reading: Transactions, writing: Transactions, progress: Watch = None)
 
 
 def scan(reading: Transactions, progress: Watch = None) -> Seen:
-    """Compare both sides whole in one snapshot, and write nothing.
-
-    Args:
-        reading: Opens a read-only unit of work.
-        progress: Called after each chunk.
-
-    Returns:
-        What was counted, and which rows seem to differ.
-
-    Raises:
-        WrongPhaseError: There are no two sides to compare.
-    """
+    """Compare both sides whole in one snapshot, and write nothing; refuses a phase without two sides."""
     with reading() as uow:
         require_two_sides(uow.phase)
         seen = Seen(
@@ -239,11 +219,25 @@ def _on_parents(sql: ParentStatements) -> TableStatements:
 
 def _look_through(uow: UnitOfWork, tables: _Tables, readers: Readers, seen: Seen, progress: Watch) -> None:
     for pair in uow.statements.mapping.pairs if uow.phase.has_legacy else ():
-        _Comparison(tables, readers, pair, seen, progress).run()
+        _compare(tables, readers, pair, seen, progress)
         uow._tell(ComparisonEvent(pair.name, "verify", seen.counted[pair.legacy_name].looked_at))
     for name, ranges in tables.parents.items():
         seen.parents[name] = [key for wrong, _ in readers.compare(ranges) for key in wrong]
         seen.counted[name] = ranges.counted
+
+
+def _compare(tables: _Tables, readers: Readers, pair: Pair, seen: Seen, progress: Watch) -> None:
+    """Compare the rows of one pair, those of each side with the other one."""
+    tally, aside = Tally(progress, pair.name), seen.aside[pair.name]
+    tally.expect(lambda: sum(tables.sides[pair.name, side].rows for side in Side))
+    left_out = {Side.LEGACY: aside[Side.LEGACY], Side.NORMALIZED: aside[Side.LEGACY] | aside[Side.NORMALIZED]}
+    doubtful = seen.doubtful[pair.name] = []
+    for side in Side:
+        ranges = tables.sides[pair.name, side]
+        for wrong, count in readers.compare(ranges):
+            doubtful += [key for key in wrong if key not in left_out[side]]
+            tally.add(count)
+        seen.counted[pair.table_name(side)] = ranges.counted
 
 
 def require_two_sides(phase: Phase) -> None:
@@ -254,33 +248,6 @@ def require_two_sides(phase: Phase) -> None:
             hint="run: consensus-orm advance dual_write",
             phase=phase,
         )
-
-
-class _Comparison:
-    """The rows of one pair."""
-
-    def __init__(self, tables: _Tables, readers: Readers, pair: Pair, seen: Seen, progress: Watch) -> None:
-        self.ranges = {side: tables.sides[pair.name, side] for side in Side}
-        self.readers = readers
-        self.pair = pair
-        self.seen = seen
-        self.tally = Tally(progress, pair.name)
-
-    def run(self) -> None:
-        aside = self.seen.aside[self.pair.name]
-        self.tally.expect(lambda: sum(ranges.rows for ranges in self.ranges.values()))
-        doubtful = self._found(Side.LEGACY, aside[Side.LEGACY])
-        doubtful += self._found(Side.NORMALIZED, aside[Side.LEGACY] | aside[Side.NORMALIZED])
-        self.seen.doubtful[self.pair.name] = doubtful
-
-    def _found(self, side: Side, left_out: set[Key]) -> list[Key]:
-        """Keys of the rows of a side that seem to be wrong."""
-        doubtful: list[Key] = []
-        for wrong, count in self.readers.compare(self.ranges[side]):
-            doubtful += [key for key in wrong if key not in left_out]
-            self.tally.add(count)
-        self.seen.counted[self.pair.table_name(side)] = self.ranges[side].counted
-        return doubtful
 
 
 def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:

@@ -10,10 +10,10 @@ import json
 from functools import partial
 
 from consensus_orm import errors
-from consensus_orm.databases import guard_record, saved_schema
+from consensus_orm.databases import guard_record, saved_schema, state
 from consensus_orm.databases.saved_rows import saved_rows, unsafe
 from consensus_orm.declaration.pairs import Pair
-from consensus_orm.ledgers import changes, guards, mismatches, rejects, signs, step_under_way
+from consensus_orm.ledgers import changes, guards, mismatches, rejects, signs
 from consensus_orm.ledgers.binding import Key
 from consensus_orm.migration import keyless
 from consensus_orm.migration.carrying import adopt_range, reject_unequal
@@ -35,14 +35,6 @@ def roll_back(
     writing: Transactions, flipping: Transactions, now: Phase, to: Phase, *, reason: str | None, progress: Watch
 ) -> None:
     """Go back to the phase before, while both sides exist.
-
-    Args:
-        writing: Opens a unit of work that carries.
-        flipping: Opens one that changes the phase.
-        now: The phase to leave.
-        to: The phase before it.
-        reason: Why, for the audit.
-        progress: Called after each chunk.
 
     Raises:
         GateClosedError: Rows cannot be carried back, or wait for a choice.
@@ -128,12 +120,6 @@ def _left_behind(uow: UnitOfWork, pair: Pair) -> int:
 def expand_again(writing: Transactions, flipping: Transactions, *, reason: str | None, progress: Watch = None) -> None:
     """Make the legacy tables again from the normalized ones and flip back to NORMALIZED.
 
-    Args:
-        writing: Opens a unit of work that carries.
-        flipping: Opens one that changes the phase.
-        reason: Why, for the audit.
-        progress: Called after each chunk.
-
     Raises:
         MigrationError: There never were legacy tables in this database, or another relation has one of their names.
         PhaseChangedError: Another process finished the rebuild, or undid it.
@@ -146,7 +132,7 @@ def expand_again(writing: Transactions, flipping: Transactions, *, reason: str |
 
 def _expect_expansion(uow: UnitOfWork) -> None:
     """Refuse to go on where another process took the same step, or undid it."""
-    if uow.phase.has_legacy or step_under_way.get(uow) != step_under_way.EXPANDING:
+    if uow.phase.has_legacy or state.step(uow) != state.EXPANDING:
         raise errors.PhaseChangedError(
             f"somebody else has ended the rebuild of the legacy tables; the phase is {uow.phase.name}",
             expected=Phase.CONTRACT,
@@ -158,7 +144,7 @@ def _begin_expansion(uow: UnitOfWork) -> tuple[Pair, ...]:
     uow.catalog.keep_out(uow)
     if uow.phase.has_legacy:
         _expect_expansion(uow)
-    if step_under_way.get(uow) == step_under_way.EXPANDING:
+    if state.step(uow) == state.EXPANDING:
         return uow.statements.mapping.pairs  # an earlier call was interrupted; its tables are filled further
     if not saved_schema.has_tables(uow):
         raise errors.MigrationError(
@@ -171,7 +157,7 @@ def _begin_expansion(uow: UnitOfWork) -> tuple[Pair, ...]:
     _try_out(uow)
     guard_record.install(uow, Phase.NORMALIZED)
     changes.forget_all(uow)
-    step_under_way.put(uow, step_under_way.EXPANDING)
+    state.put_step(uow, state.EXPANDING)
     return uow.statements.mapping.pairs
 
 
@@ -261,11 +247,11 @@ def _finish_expansion(uow: UnitOfWork, *, reason: str | None) -> None:
 
 def undo_expansion(uow: UnitOfWork) -> None:
     """Drop the half-made legacy tables of an interrupted rollback, where there are any; the phase stays CONTRACT."""
-    if step_under_way.get(uow) != step_under_way.EXPANDING:
+    if state.step(uow) != state.EXPANDING:
         return
     guard_record.install(uow, Phase.CONTRACT)
     for pair in uow.statements.mapping.pairs:
         uow.catalog.legacy.drop_again(uow, pair)
     signs.put_up(uow)
     changes.forget_all(uow)
-    step_under_way.put(uow, None)
+    state.put_step(uow, None)

@@ -52,14 +52,7 @@ def head() -> str:
 
 
 def inspect(engine: Engine, application: Application) -> Identity:
-    """Say what a database is, as of one snapshot; writes nothing.
-
-    Args:
-        engine: Where to look.
-        application: Whose tables are moved.
-
-    Returns:
-        What the application says it is.
+    """Identify a database, as of one snapshot; writes nothing.
 
     Raises:
         SchemaError: It cannot be adopted.
@@ -139,13 +132,9 @@ def upgrade(
 
 
 def protect(connection: Connection, protection: Protection) -> None:
-    """Have older programs refuse a file, by a user_version that is newer than theirs.
+    """Make older programs refuse a file, by a user_version that is newer than theirs.
 
-    What the number was is kept, and `alembic downgrade base` gives it back; one that is another application's stays.
-
-    Args:
-        connection: Of a file at the newest revision, in the transaction that has upgraded it.
-        protection: The numbers.
+    The number it had is kept, and `alembic downgrade base` restores it; that of another application stays.
     """
     if engines.database_path(connection.engine) is None:
         return  # no other program opens a database in memory, and none of those a server
@@ -158,16 +147,11 @@ def protect(connection: Connection, protection: Protection) -> None:
 
 
 def downgrade(engine: Engine, revision: str, application: Application) -> None:
-    """Take a database back to an older revision, where no row is lost by that.
-
-    Args:
-        engine: What to downgrade.
-        revision: A revision, `-1`, or `base`, which takes everything away that an upgrade brought.
-        application: Whose tables are moved.
+    """Take a database back to an older revision, `-1` or `base`, where no row is lost by that.
 
     Raises:
         DowngradeRefusedError: Rows would be lost. Nothing was changed.
-        SchemaError: The database is none of ours, or there is no such revision.
+        SchemaError: The database has no revision of ours, or there is no such revision.
     """
     from alembic import command, util
 
@@ -185,18 +169,14 @@ def downgrade(engine: Engine, revision: str, application: Application) -> None:
 def changing(engine: Engine, tables: Iterable[Table]) -> Iterator[Connection]:
     """Hold the one transaction in which the schema changes: it takes the write lock now.
 
-    Foreign keys are not enforced meanwhile: dropping a table that others refer to would delete their rows.
-    They are checked before the commit instead.
-
-    Args:
-        engine: What is changed.
-        tables: Those that are checked.
+    Foreign keys are not enforced meanwhile: dropping a table that others refer to would delete their rows. Those of
+    `tables` are checked before the commit instead.
 
     Yields:
         The connection. Everything done on it is kept at the end, or nothing where an exception is raised.
 
     Raises:
-        SchemaError: A row of ours refers to one that is not there.
+        SchemaError: A row of ours refers to one that does not exist.
     """
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":

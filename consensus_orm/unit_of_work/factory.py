@@ -132,13 +132,13 @@ class UnitOfWorkFactory(Generic[U]):
     def on_primary(
         self, *, read_only: bool = False, readable: bool = False, lock: Lock = Lock.WRITE, durable: bool = False
     ) -> U:
-        """A unit of work that sees what is, not what a replica has seen of it.
+        """A unit of work on the primary, never on a replica, which may lag.
 
         Args:
             read_only: See one snapshot, take no lock, and be unable to write.
-            readable: Let a file of the final build be looked at, too, whose rows cannot be read yet.
+            readable: Allow reads of a file of the final build, too, whose rows cannot be read yet.
             lock: Which lock a writing one takes when it begins.
-            durable: Have its commit, and all before it, reach the disk, whatever the settings say.
+            durable: Make its commit, and all before it, reach the disk, whatever the settings say.
         """
         if not read_only:
             return self._make(self._hooks, lock=lock, durable=durable)
@@ -147,11 +147,7 @@ class UnitOfWorkFactory(Generic[U]):
         return self._make(self._hooks, read_only=True, readable=readable or self.identity.is_readable)
 
     def begin(self, *, read_only: bool = False) -> U:
-        """A unit of work for the application: one that reads does so on the replica, where there is one.
-
-        Args:
-            read_only: See one snapshot, take no lock, and be unable to write.
-        """
+        """A unit of work for the application: a read-only one runs on the replica, where there is one."""
         if not read_only or self._replica is None:
             return self.on_primary(read_only=read_only)
         hooks = replace(self._hooks, begin_elsewhere=self._replica.begin)
@@ -196,12 +192,12 @@ class UnitOfWorkFactory(Generic[U]):
         read_only: bool = False,
         cancel: Event | None = None,
     ) -> T:
-        """Do a piece of work in a unit of work, and all of it again after a transient error.
+        """Run some work in a unit of work, and repeat all of it after a transient error.
 
         Args:
             work: Called with the unit of work.
-            read_only: Take a read-only unit of work.
-            cancel: Set it to give up waiting for the next try.
+            read_only: Use a read-only unit of work.
+            cancel: Set it to stop waiting for the next try.
         """
 
         def once() -> T:

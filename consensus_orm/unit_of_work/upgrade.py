@@ -59,19 +59,7 @@ class Upgrade:
         return {name: int(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0]) for name in names}
 
     def run(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
-        """Bring the schema to the newest revision; each step of it is taken again after a transient error.
-
-        Args:
-            progress: Called while a file is backed up whose tables are made anew.
-            rewrite: Let tables be made anew that another program made, after a verified backup.
-            protect: Whether older programs of the application shall refuse the file; the setting where left out.
-
-        Returns:
-            The revisions that were applied.
-
-        Raises:
-            RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; nothing was changed.
-        """
+        """Bring the schema to the newest revision; see `Migration.upgrade`."""
         repeat = partial(self._units.retrier.call, name="upgrade")
         return self._run(repeat, progress, rewrite=rewrite, protect=protect)
 
