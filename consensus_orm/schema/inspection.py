@@ -1,6 +1,6 @@
-"""What a database holds: its tables with their columns, its revision, and whether the control tables are whole.
+"""The inspection of a database: its tables with their columns, its revision, and whether the control tables are whole.
 
-Nothing is written here; the revisions do the adopting.
+Nothing is written here; the revisions adopt what other programs made.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ __all__ = [
 ]
 
 VERSION_TABLE = f"{PREFIX}version"
-"""Ours alone: another program that shares the file may have an alembic_version of its own."""
+"""A name of our own: another program that shares the file may have an alembic_version."""
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005")
-"""The revisions this program knows, oldest first; a store opens without asking alembic."""
+"""The revisions this program knows, oldest first: a store opens without importing alembic."""
 
 KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}
-"""Types that a key may have: what SQLite calls INTEGER is BIGINT on PostgreSQL."""
+"""Types that a key may have: INTEGER in SQLite is BIGINT on PostgreSQL."""
 
 Relations: TypeAlias = Mapping[str, tuple[str, Callable[[], Mapping[str, ColumnFacts]]]]
-"""Kind of each table and view, and what reads its columns."""
+"""Kind of each table and view, and a function that reads its columns."""
 
 Tables: TypeAlias = Mapping[str, Mapping[str, ColumnFacts]]
-"""Tables with their columns; names in small letters, as SQLite compares them."""
+"""Tables with their columns; names in lower case, as SQLite compares them."""
 
 
 def is_control(name: str) -> bool:
-    """Whether a table has a name that the control tables have, or may have in another release."""
+    """Whether a name is that of a control table, in this or another release."""
     return name.startswith(PREFIX)
 
 
@@ -77,7 +77,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> dict[str, ColumnFact
 
 
 def table_names(there: Relations) -> set[str]:
-    """Names of all tables that `relations` found, in small letters."""
+    """Names of all tables that `relations` found, in lower case."""
     return {name.lower() for name, (kind, _) in there.items() if kind == "table"}
 
 
@@ -87,7 +87,7 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], si
     Args:
         connection: As for `relations`.
         there: What `relations` found.
-        is_ours: Recognizes a name of ours, in small letters.
+        is_ours: Recognizes a name of ours, in lower case.
         signs: Legacy tables, in whose place a view of ours may stand.
 
     Raises:
@@ -107,9 +107,9 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], si
 
 
 def _is_sign(connection: Any, name: str, columns: Callable[[], Mapping[str, ColumnFacts]]) -> bool:
-    """Whether a view is the one that we left where a legacy table was: it is as it was recorded (`ledgers.guards`).
+    """Whether a view is a sign of ours where a legacy table was: it is as recorded (`ledgers.signs`).
 
-    Where another program has dropped the record, it is told by its one column.
+    Where another program has dropped the record, it is recognized by its one column.
     """
     recorded = "SELECT 1 FROM consensus_orm_guards AS g"
     if not isinstance(connection, sqlite3.Connection):
