@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import ClauseElement, ColumnElement, bindparam, case, select
@@ -66,8 +67,8 @@ class MismatchEntry(BaseModel):
 class RejectEntry(BaseModel):
     """A row that could not be carried; its image stays in the database.
 
-    `belongs_to` names a row that has no key: the columns that tell its parent, such as a run, from others, with its
-    time in ms.
+    `belongs_to` describes a row that has no key: the columns that identify its parent, such as a run, with the time
+    of the parent in ms.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -102,32 +103,41 @@ class ImageEntry(BaseModel):
 
 
 _IMAGE_OF_UNNAMED = case((Reject.key.is_(None), Reject.image))
-"""It tells what a row without a key belongs to; of other rows, images may be large."""
+"""Identifies the parent of a row without a key; the images of other rows, which may be large, are not read."""
 UNSETTLED: dict[type[Base], ColumnElement[bool]] = {
     Mismatch: Mismatch.state.in_(("found", "confirmed")),
     Reject: Reject.state == "open",
     RowImage: RowImage.restored_at.is_(None),
 }
-"""Which entries of a ledger wait for a decision."""
+"""The entries of each ledger that await a decision."""
 
 
 @cache
 def _listed(
     ledger: type[Mismatch] | type[Reject] | type[RowImage], everything: bool, one: bool, *more: Any
 ) -> ClauseElement:
-    """Entries of a ledger without images, oldest first: all of them or those that wait, and of these one by number."""
+    """Entries of a ledger without images, oldest first: all of them or the unsettled, and of these one by number."""
     where = [] if everything else [UNSETTLED[ledger]]
     where += [ledger.id == bindparam("number")] if one else []
     columns = [column for column in table_of(ledger).columns if column.key != "image"]
     return select(*columns, *more).where(*where).order_by(ledger.id)
 
 
+E = TypeVar("E", bound=BaseModel)
+
+
+def _entry(model: type[E], row: Sequence[Any], **read: Callable[[Any], object]) -> E:
+    """A record of a row whose columns are in the order of its fields; `read` converts single ones."""
+    facts = dict(zip(model.model_fields, row, strict=True))
+    return model(**facts | {name: convert(facts[name]) for name, convert in read.items()})
+
+
 def _when(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else when(milliseconds)
 
 
-def _phase(number: int | None) -> Phase | None:
-    return None if number is None else Phase(number)
+def _detail(stored: str | None) -> dict[str, Any]:
+    return dict(json.loads(stored)) if stored else {}
 
 
 _HISTORY = select(table_of(PhaseChange)).order_by(PhaseChange.id)
@@ -135,58 +145,38 @@ _HISTORY = select(table_of(PhaseChange)).order_by(PhaseChange.id)
 
 def history(uow: Transaction) -> list[HistoryEntry]:
     """The audit, oldest first."""
-    rows = uow._rows(_HISTORY)
-    return [
-        HistoryEntry(
-            id=number,
-            action=action,
-            from_phase=_phase(before),
-            to_phase=_phase(after),
-            at=when(at),
-            by=by,
-            reason=reason,
-            forced=bool(forced),
-            detail=json.loads(detail) if detail else {},
-        )
-        for number, action, before, after, at, by, reason, forced, detail in rows
-    ]
+    return [_entry(HistoryEntry, row, at=when, detail=_detail) for row in uow._rows(_HISTORY)]
 
 
 def mismatches(uow: Transaction, everything: bool, *, number: int | None = None) -> list[MismatchEntry]:
-    """Mismatches, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
+    """Mismatches, oldest first: all or only the open ones, or of these the one of a number."""
     rows = uow._rows(_listed(Mismatch, everything, number is not None), {"number": number})
-    names = list(MismatchEntry.model_fields)
+    return [_entry(MismatchEntry, row, found_at=when, settled_at=_when) for row in rows]
+
+
+def rejects(uow: Transaction, everything: bool, *, number: int | None = None) -> list[RejectEntry]:
+    """Rejects, oldest first: all or only the open ones, or of these the one of a number."""
+    rows = uow._rows(_listed(Reject, everything, number is not None, _IMAGE_OF_UNNAMED), {"number": number})
     return [
-        MismatchEntry(**dict(zip(names, row, strict=True)) | {"found_at": when(row[7]), "settled_at": _when(row[9])})
+        _entry(RejectEntry, row, found_at=when, settled_at=_when, belongs_to=partial(_parent, uow, row[1]))
         for row in rows
     ]
 
 
-def rejects(uow: Transaction, everything: bool, *, number: int | None = None) -> list[RejectEntry]:
-    """Rejects, oldest first; only the open ones unless everything is asked for, or only the one of a number."""
-    rows = uow._rows(_listed(Reject, everything, number is not None, _IMAGE_OF_UNNAMED), {"number": number})
-    return [
-        RejectEntry(
-            id=number,
-            pair=pair,
-            key=key,
-            table=table,
-            reason=reason,
-            state=state,
-            found_at=when(found_at),
-            settled_at=_when(settled_at),
-            note=note,
-            belongs_to={} if image is None else _parent(uow, pair, image),
-        )
-        for number, pair, key, table, reason, state, found_at, settled_at, note, image in rows
-    ]
+def images(uow: Transaction, everything: bool, *, number: int | None = None) -> list[ImageEntry]:
+    """Images, oldest first: all or only those that were not put back, or of these the one of a number."""
+    rows = uow._rows(_listed(RowImage, everything, number is not None), {"number": number})
+    return [_entry(ImageEntry, row, at=when, restored_at=_when) for row in rows]
 
 
-def _parent(uow: Transaction, name: str, image: str) -> dict[str, Any]:
-    """What tells the parent of a row from others, out of the image of the row; that of a parent may be part of it."""
+def _parent(uow: Transaction, name: str, image: str | None) -> dict[str, Any]:
+    """What identifies the parent of a row without a key, from the image of the row."""
+    if image is None:
+        return {}
     parents = [pair.parent for pair in uow.statements.mapping.pairs if pair.name == name and pair.parent is not None]
     columns = [a.key for p in parents for a in p.identity if a not in p.computed]
     columns += [a.key for p in parents for a, rule in p.derived.items() if isinstance(rule, Earliest)]
+    # The image may include the parent, whose columns have its name before theirs.
     cells = {column.rpartition(".")[2]: cell for column, cell in json.loads(image).items()}
     return {column: _value(*cells[column]) for column in columns if column in cells}
 
@@ -199,13 +189,3 @@ def _value(kind: str, digits: str) -> Any:
     if kind == "integer":
         return int(data)
     return digits if kind == "blob" else data.decode(errors="replace")
-
-
-def images(uow: Transaction, everything: bool, *, number: int | None = None) -> list[ImageEntry]:
-    """Images, oldest first; only those not put back unless everything is asked for, or only the one of a number."""
-    rows = uow._rows(_listed(RowImage, everything, number is not None), {"number": number})
-    names = list(ImageEntry.model_fields)
-    return [
-        ImageEntry(**dict(zip(names, row, strict=True)) | {"at": when(row[6]), "restored_at": _when(row[8])})
-        for row in rows
-    ]

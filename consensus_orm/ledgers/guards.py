@@ -149,7 +149,7 @@ def _of_table(
 def _wrong(trigger: Standing, found: Standing | None) -> str | None:
     if found is None:
         return "is missing"
-    if not signs.same_definition(found.definition, trigger.definition):
+    if found.definition != trigger.definition and not signs.same_definition(found.definition, trigger.definition):
         return "was changed"
     if not found.enabled:
         return "is disabled"

@@ -75,7 +75,7 @@ def _names(uow: Transaction, *kinds: str) -> set[str]:
 
 def same_definition(one: str, other: str) -> bool:
     """Whether two definitions differ at most in quotes and spaces: SQLite adds quotes where a table is renamed."""
-    return one == other or _plain(one) == _plain(other)
+    return _plain(one) == _plain(other)
 
 
 def _plain(definition: str) -> str:

@@ -190,7 +190,7 @@ class UnitOfWork(Transaction):
         """
         self._after_commit.append(check.callback("callback", callback))
 
-    @property
+    @cached_property
     def catalog(self) -> Catalog:
         """The catalog of this kind of database."""
         return catalog(self.statements.rendering.name)
