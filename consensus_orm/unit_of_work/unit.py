@@ -191,7 +191,7 @@ class UnitOfWork(Transaction):
         self._after_commit.append(check.callback("callback", callback))
 
     @cached_property
-    def catalog(self) -> Catalog:
+    def catalog(self) -> Catalog:  # pyright: ignore[reportIncompatibleMethodOverride] # never set, only kept
         """The catalog of this kind of database."""
         return catalog(self.statements.rendering.name)
 
