@@ -38,6 +38,7 @@ __all__ = [
     "recorded_among",
     "recorded_keys",
     "some_undecided",
+    "some_waiting",
     "undecided",
     "undecided_among",
     "waiting",
@@ -118,6 +119,11 @@ def waiting(uow: Transaction, limit: int) -> tuple[dict[str, list[Key]], int]:
     for pair, key in found:
         keys.setdefault(pair, {})[key] = None
     return {pair: list(of_pair) for pair, of_pair in keys.items()}, len(found)
+
+
+def some_waiting(uow: Transaction) -> bool:
+    """Whether there are records that were not looked at."""
+    return bool(uow._rows(_WAITING, {"limit": 1}))
 
 
 def recorded_keys(uow: Transaction, pair: Pair) -> list[Key]:

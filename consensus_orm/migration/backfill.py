@@ -109,7 +109,7 @@ def _reject_keyless(reading: Transactions, writing: Transactions, pair: Pair) ->
 
 def _drain(uow: UnitOfWork, limit: int) -> Drained:
     require_dual_write(uow.phase)
-    if not changes.count(uow, unseen=True):
+    if not changes.some_waiting(uow):
         return Drained(0, 0)
     guards.require(uow)
     return drain(uow, limit=limit)

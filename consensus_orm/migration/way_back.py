@@ -47,7 +47,7 @@ def roll_back(
 
 def _drain(now: Phase, uow: UnitOfWork, limit: int) -> Drained:
     expect(uow, now)
-    if not changes.count(uow, unseen=True):
+    if not changes.some_waiting(uow):
         return Drained(0, 0)  # nothing to carry; the flip looks at the guards
     _require_guards(uow)
     return drain(uow, limit=limit)
