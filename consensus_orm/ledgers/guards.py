@@ -161,7 +161,7 @@ def _wrong(trigger: Standing, found: Standing | None) -> str | None:
 
 
 def _columns(uow: Transaction) -> Iterator[Flaw]:
-    if not (uow.prepared and uow.phase.has_legacy):
+    if not uow.phase.has_legacy:
         return
     for table, missing in lacking_columns(uow, Side.LEGACY).items():
         text = f"column {', '.join(missing)} of table {table} was dropped or renamed by another program"
