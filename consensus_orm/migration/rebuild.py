@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 from sqlalchemy import select
 
@@ -37,7 +38,7 @@ from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["Rebuilt", "highest_given", "rebuild", "renumber", "unequal_in"]
+__all__ = ["Rebuilt", "highest_given", "rebuild", "unequal_in", "with_ids_of_their_own"]
 
 RENUMBERED = "its id was given before; since then it is {key}"
 REPLACED = "the {side} side was made again from the other side"
@@ -281,27 +282,38 @@ def unequal_in(uow: UnitOfWork, pair: Pair, side: Side, of: Range) -> list[Key]:
 
 def _carry_over(uow: UnitOfWork, of: Range, *, pair: Pair, from_side: Side, plan: _Plan) -> int:
     """Carry rows that were written to the side after the loss to the other one; returns how many have new ids."""
-    side, sql = plan.side, uow.statements[pair]
-    later = keys_of(uow, sql.present(side), among(unequal_in(uow, pair, from_side, of)))
+    side, why = plan.side, REPLACED.format(side=plan.side)
+    later = keys_of(uow, uow.statements[pair].present(side), among(unequal_in(uow, pair, from_side, of)))
     if not later:
         return 0
-    there = set(keys_of(uow, sql.present(side.other), among(later)))
-    taken = [key for key in later if key in there or (isinstance(key, int) and key <= plan.given[pair.name])]
-    if is_text(pair.key):  # there is no next one
-        for key in taken:
-            rejects.reject(uow, pair, key, side, ID_TAKEN_TWICE)
-        carry(uow, pair, taken, side, REPLACED.format(side=side))
-        renumbered = []
-    else:
-        renumbered = renumber(uow, pair, taken, side)
-    free = [key for key in later if key not in taken]
-    for moved in (free, renumbered):
-        carry(uow, pair, moved, side.other, REPLACED.format(side=side))
+    ids = with_ids_of_their_own(uow, pair, later, side, plan.given[pair.name])
+    carry(uow, pair, ids.taken, side, why)
+    for moved in (ids.free, ids.renumbered):
+        carry(uow, pair, moved, side.other, why)
         reject_unequal(uow, pair, moved, side)
-    return len(renumbered)
+    return len(ids.renumbered)
 
 
-def renumber(uow: UnitOfWork, pair: Pair, keys: Iterable[Key], side: Side) -> list[Key]:
+class Ids(NamedTuple):
+    """Rows of one side: their own ids are free; they have new ones; or their ids are taken and they are rejects."""
+
+    free: list[Key]
+    renumbered: list[Key]
+    taken: list[Key]
+    new_rejects: int
+
+
+def with_ids_of_their_own(uow: UnitOfWork, pair: Pair, keys: list[Key], side: Side, given: int) -> Ids:
+    """Give new ids to rows whose ids the other side has, or has given before; reject them where keys are texts."""
+    there = set(keys_of(uow, uow.statements[pair].present(side.other), among(keys)))
+    taken = [key for key in keys if key in there or (isinstance(key, int) and key <= given)]
+    free = [key for key in keys if key not in taken]
+    if is_text(pair.key):  # there is no next one
+        return Ids(free, [], taken, sum(rejects.reject(uow, pair, key, side, ID_TAKEN_TWICE) for key in taken))
+    return Ids(free, _renumber(uow, pair, taken, side), [], 0)
+
+
+def _renumber(uow: UnitOfWork, pair: Pair, keys: Iterable[Key], side: Side) -> list[Key]:
     """Give rows of one side ids that no row had before, and image them first; returns the new keys."""
     table, column, new = quoted(pair.table_name(side)), quoted(pair.key.name), list[Key]()
     with changes.not_recorded(uow):

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from consensus_orm import errors
-from consensus_orm.declaration.pairs import Pair, is_text
-from consensus_orm.ledgers import audit, rejects, signs
+from consensus_orm.declaration.pairs import Pair
+from consensus_orm.ledgers import audit, signs
 from consensus_orm.ledgers.binding import among, keys_of
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import ID_TAKEN_TWICE, carry, reject_unequal
+from consensus_orm.migration.carrying import carry, reject_unequal
 from consensus_orm.migration.pace import in_chunks
 from consensus_orm.migration.ranges import Range, next_range
-from consensus_orm.migration.rebuild import highest_given, renumber, unequal_in
+from consensus_orm.migration.rebuild import highest_given, unequal_in, with_ids_of_their_own
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.phase import Side
 from consensus_orm.progress import Tally, Watch
@@ -93,19 +93,12 @@ def _adopt(uow: UnitOfWork, pair: Pair, of: Range, given: int) -> Adopted:
     sql = uow.statements[pair]
     keys = keys_of(uow, sql.keys_in_range(Side.LEGACY), of.bounds)
     new = unequal_in(uow, pair, Side.LEGACY, of)
-    there = set(keys_of(uow, sql.present(Side.NORMALIZED), among(new)))
-    taken = [key for key in new if key in there or (isinstance(key, int) and key <= given)]
-    taken_twice = 0
-    if is_text(pair.key):
-        taken_twice = sum(rejects.reject(uow, pair, key, Side.LEGACY, ID_TAKEN_TWICE) for key in taken)
-        renumbered = []
-    else:
-        renumbered = renumber(uow, pair, taken, Side.LEGACY)
-    carried = [*(key for key in new if key not in taken), *renumbered]
+    ids = with_ids_of_their_own(uow, pair, new, Side.LEGACY, given)
+    carried = [*ids.free, *ids.renumbered]
     carry(uow, pair, carried, Side.NORMALIZED, ADOPTED)
     uow.catalog.go_on_above(uow, pair)
     rejected = reject_unequal(uow, pair, carried, Side.LEGACY)
-    if not uow._execute(sql.delete(Side.LEGACY), among([*keys, *renumbered])).rowcount:
+    if not uow._execute(sql.delete(Side.LEGACY), among([*keys, *ids.renumbered])).rowcount:
         raise errors.MigrationError(
             f"rows of {pair.legacy_name} cannot be deleted",
             hint="nothing of this step was kept; drop the triggers of other programs on it, then try again",
@@ -114,9 +107,9 @@ def _adopt(uow: UnitOfWork, pair: Pair, of: Range, given: int) -> Adopted:
     return Adopted(
         pair.legacy_name,
         rows=len(carried) - len(rejected.keys),
-        renumbered=len(renumbered),
+        renumbered=len(ids.renumbered),
         known=len(keys) - len(new),
-        rejects=taken_twice + rejected.new,
+        rejects=ids.new_rejects + rejected.new,
     )
 
 
