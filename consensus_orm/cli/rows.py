@@ -9,7 +9,7 @@ import click
 from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.output import key, one_line, say, show_entries, show_json, table, when
 from consensus_orm.cli.status import LISTED, all_option, mismatches, number_argument, rejects
-from consensus_orm.ledgers.audit import MismatchEntry, RejectEntry
+from consensus_orm.ledgers.entries import MismatchEntry, RejectEntry
 from consensus_orm.migration import Migration
 from consensus_orm.migration.details import Cell, RowDetail
 

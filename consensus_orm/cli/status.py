@@ -28,7 +28,7 @@ from consensus_orm.cli.output import (
 )
 from consensus_orm.cli.rehearsal import mention
 from consensus_orm.files import Leftover
-from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, find

@@ -21,7 +21,8 @@ from consensus_orm.databases.saved_rows import IMAGE, ROWS, cells, dropped
 from consensus_orm.databases.saved_rows import image as image_of
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import make
-from consensus_orm.ledgers import guards, mismatches
+from consensus_orm.ledgers import audit, rejects, signs
+from consensus_orm.ledgers.binding import bound, milliseconds
 from consensus_orm.models.control import MigrationState, Reject
 from consensus_orm.phase import Side
 from consensus_orm.schema.application import Protection
@@ -101,10 +102,10 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         if target.kind == "sqlite":
             _make_triggers(uow, rest, target.units.application.unmapped)
         if not state.phase.has_legacy:
-            guards.put_up_signs(uow)
+            signs.put_up(uow)
         elif state.phase.writes_normalized:
             uow.catalog.legacy.remember(uow)
-        mismatches.audit(uow, "copy", **facts, rejects=len(rejected))
+        audit.add(uow, "copy", **facts, rejects=len(rejected))
         uow._execute(f"DROP TABLE {CHECKPOINTS}")
 
 
@@ -122,9 +123,7 @@ def _user_version(uow: UnitOfWork, state: State, protection: Protection | None) 
 _BEGIN = (
     insert(MigrationState)
     .inline()
-    .values(
-        **mismatches.bound("id", "phase", "epoch", "since", "mapping", "soak", "certificate_max_age", "user_version")
-    )
+    .values(**bound("id", "phase", "epoch", "since", "mapping", "soak", "certificate_max_age", "user_version"))
 )
 
 
@@ -133,7 +132,7 @@ def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
         "id": 1,
         "phase": state.phase.value,
         "epoch": state.epoch,
-        "since": mismatches.milliseconds(uow) if state.since is None else state.since,
+        "since": milliseconds(uow) if state.since is None else state.since,
         "mapping": guard_record.made_from(uow, state.phase),
         "soak": state.soak,
         "certificate_max_age": state.certificate_max_age,
@@ -151,20 +150,20 @@ _KNOWN = select(Reject.id).where(
 _LEFT_BEHIND = (
     insert(Reject)
     .inline()
-    .values(**mismatches.bound("id", "pair", "key", "table_name", "reason", "image", "found_at"), state="open")
+    .values(**bound("id", "pair", "key", "table_name", "reason", "image", "found_at"), state="open")
 )
 
 
 def _reject(uow: UnitOfWork, rest: Remainder) -> Iterator[Unfit]:
     """Record the rows that were left behind as rejects, with their images."""
-    number = max(mismatches.last_reject(uow), rest.sequences.get("consensus_orm_rejects", 0))
+    number = max(rejects.newest(uow), rest.sequences.get("consensus_orm_rejects", 0))
     for odd, image in rest.left_behind:
         key = odd.key if _is_pairs_key(uow, odd) else None
         if key is not None and uow._rows(_KNOWN, {"pair": odd.pair, "key": key, "table_name": odd.table}):
             continue  # it is a reject already
         number += 1
         facts = {"id": number, "pair": odd.pair, "key": key, "table_name": odd.table, "image": image}
-        facts |= {"reason": f"{odd.column}: {odd.reason}", "found_at": mismatches.milliseconds(uow)}
+        facts |= {"reason": f"{odd.column}: {odd.reason}", "found_at": milliseconds(uow)}
         uow._execute(_LEFT_BEHIND, facts)
         yield odd
     if number:

@@ -12,9 +12,9 @@ from sqlalchemy import select
 
 from consensus_orm.databases.statistics import DatabaseStats
 from consensus_orm.declaration.pairs import Pair, table_of
-from consensus_orm.ledgers import audit, certificates
-from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.ledgers import certificates, entries
 from consensus_orm.ledgers.certificates import Seen
+from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
 from consensus_orm.models.control import BackfillCheckpoint
@@ -108,9 +108,9 @@ def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: 
         status=collect_status(uow, store.initial_phase),
         stats=stats,
         tables=list(_tables(uow)),
-        history=audit.history(uow),
-        mismatches=audit.mismatches(uow, everything=True),
-        rejects=audit.rejects(uow, everything=True),
+        history=entries.history(uow),
+        mismatches=entries.mismatches(uow, everything=True),
+        rejects=entries.rejects(uow, everything=True),
         backfills=_backfills(uow),
         certificates=certificates.every(uow),
         reads=[times for pair in uow.statements.mapping.pairs for times in _time_reads(uow, pair)],

@@ -19,7 +19,7 @@ from sqlalchemy import make_url
 
 from consensus_orm import ConsensusStore, Phase, Settings, Side, errors
 from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import audit
 from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, digest
 from consensus_orm.rehearsal.raw_sql import FileLook
 from consensus_orm.testing.phases import take_to
@@ -380,14 +380,14 @@ def test_longest_lock(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) ->
     """A step that keeps the write lock is seen to, and no other step is blamed for it."""
     import time
 
-    real = mismatches.audit
+    real = audit.add
 
     def slow(uow: Any, action: str, **facts: Any) -> None:
         if facts.get("to") is Phase.CUTOVER and action == "advance":
             time.sleep(0.6)
         real(uow, action, **facts)
 
-    monkeypatch.setattr(mismatches, "audit", slow)
+    monkeypatch.setattr(audit, "add", slow)
     steps = store.migration.rehearse().steps
 
     slow_ones = [step for step in steps if step.longest_lock >= 0.6]
