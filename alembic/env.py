@@ -1,7 +1,7 @@
-"""How alembic reaches the database: through the engine of the package, in one transaction of ours.
+"""The environment of alembic: it runs the revisions on an engine of the package, in one transaction.
 
-`consensus_orm.schema.revisions` hands its own connection over. The alembic command line gets one here; its URL is
-that of `-x url=...`, else that of the settings.
+`consensus_orm.schema.revisions` passes a connection. For the alembic command line one is opened here; its URL is that
+of `-x url=...`, else that of the settings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from consensus_orm.settings import Settings
 
 
 def run(connection: Connection, **compared: Any) -> None:
-    """Run the revisions on a connection whose transaction, begun by its giver, holds them all."""
+    """Run the revisions in the transaction that the caller has begun on a connection."""
     context.configure(
         connection=connection,
         version_table=inspection.VERSION_TABLE,
@@ -32,10 +32,10 @@ def run(connection: Connection, **compared: Any) -> None:
 
 
 def run_from_command_line() -> None:
-    """Find the database and run on it; errors of the package become the one line that alembic prints."""
+    """Open the database and run the revisions; alembic prints an error of the package as one line."""
     if context.is_offline_mode():
         raise CommandError("--sql is not supported: adopting a file means reading it first")
-    # Only here: whoever hands a connection over may move other tables than those of the consensus data.
+    # Imported only here: a caller that passes a connection may move other tables than those of the consensus data.
     from consensus_orm.consensus.application import APPLICATION, include_object, metadata, place
     from consensus_orm.consensus.store import ConsensusStore
 
@@ -43,23 +43,23 @@ def run_from_command_line() -> None:
         settings = Settings()
         url = context.get_x_argument(as_dictionary=True).get("url")
         engine = opening.create(place(url, settings), settings)
-        # What cannot be adopted, or not without a backup, is refused while nothing is written.
+        # A file that cannot be adopted, or not without a backup, is refused before anything is written.
         if not revisions.inspect(engine, APPLICATION).rewritten:
-            engines.prepare(engine, settings)
+            engines.prepare(engine)
         with engines.translated(engine), revisions.changing(engine, APPLICATION.tables) as connection:
             run(connection, target_metadata=metadata(), include_object=include_object)
             upgraded = _has_upgraded(connection, APPLICATION)
             if upgraded and settings.protect and APPLICATION.protection is not None:
                 revisions.protect(connection, APPLICATION.protection)
         if upgraded:
-            # What no revision makes, because it follows from the phase: triggers, and views for older programs.
+            # The triggers, and views for older programs, depend on the phase, so no revision makes them.
             ConsensusStore(engine, settings=settings).upgrade(protect=False)
     except ConsensusError as error:
         raise CommandError(str(error)) from error
 
 
 def _has_upgraded(connection: Connection, application: Application) -> bool:
-    """Whether revisions were applied that have brought a file to the newest one; going down reaches an older one."""
+    """Whether the revisions that were applied lead to the newest one: a downgrade leads to an older one."""
     driver = engines.driver(connection.connection)
     applied = context.config.attributes.get("applied")
     return bool(applied) and application.identify(driver).version == revisions.head()

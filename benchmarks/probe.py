@@ -61,7 +61,7 @@ def lock_times() -> Iterator[list[float]]:
         return pages
 
     DriverConnection.begin_writing, DriverConnection.commit = begin_writing, timed_commit  # type: ignore[method-assign]
-    DriverConnection.checkpoint = timed_checkpoint  # type: ignore[method-assign]
+    DriverConnection.checkpoint = timed_checkpoint  # type: ignore[assignment, method-assign]
     try:
         yield held
     finally:

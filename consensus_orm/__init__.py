@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from consensus_orm import errors
 from consensus_orm._version import __version__
+from consensus_orm.errors import *  # noqa: F403 - all of them, by their own list
 
 if TYPE_CHECKING:
     from consensus_orm.asyncio.store import AsyncConsensusStore, AsyncConsensusUnitOfWork
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from consensus_orm.declaration.move import Move, Parent
     from consensus_orm.declaration.moves import Moves
     from consensus_orm.declaration.rules import Computed, Convert, Default, Earliest, EnumMap, Latest
-    from consensus_orm.errors import ConsensusError
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
     from consensus_orm.store import Store
@@ -35,7 +36,6 @@ __all__ = [
     "AsyncConsensusStore",
     "AsyncConsensusUnitOfWork",
     "Computed",
-    "ConsensusError",
     "ConsensusStore",
     "ConsensusUnitOfWork",
     "Convert",
@@ -59,10 +59,10 @@ __all__ = [
     "owns",
     "restore",
 ]
+__all__ += errors.__all__
 
 _HOME = {
     "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
-    "errors": ("ConsensusError",),
     "declaration.move": ("Move", "Parent"),
     "declaration.moves": ("Moves",),
     "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Latest"),

@@ -1,10 +1,12 @@
-"""All errors of the package, in one tree: each says what happened to what, and what to do next."""
+"""The errors of the package, in one tree: each names what failed, its facts as attributes, and what to do next."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from enum import IntEnum
+from pathlib import Path
 from typing import Any, ClassVar
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "NotADatabaseError",
     "OutOfMemoryError",
     "OutputError",
+    "PartialAnswersError",
     "PhaseChangedError",
     "PoolExhaustedError",
     "ReadOnlyDatabaseError",
@@ -102,6 +105,9 @@ class ConfigurationError(ConsensusError):
 
     hint = "correct the setting or the URL that is named; the README lists all settings"
     exit_code = 2
+    package: str | None = None
+    table: str | None = None
+    column: str | None = None
 
 
 class InvalidValueError(ConsensusError, ValueError):
@@ -116,9 +122,15 @@ class InvalidValueError(ConsensusError, ValueError):
 
 
 class StorageError(ConsensusError):
-    """The database could not do what was asked."""
+    """The database could not do what was asked.
+
+    Where the database gave a code, `sqlite_errorcode` or `sqlstate` holds it; otherwise the error lacks them.
+    """
 
     hint = "nothing of what failed was kept; look at the database, then try again"
+    path: Path | None = None
+    sqlite_errorcode: int
+    sqlstate: str
 
 
 class NotADatabaseError(StorageError):
@@ -185,6 +197,7 @@ class PoolExhaustedError(StorageError):
     """No connection became free in time."""
 
     hint = "end units of work sooner, do not nest them, or raise CONSENSUS_ORM_POOL_SIZE"
+    pool_size: int | None = None
 
 
 class DatabaseUnavailableError(StorageError):
@@ -234,6 +247,8 @@ class CopyError(StorageError):
     """The copy was not made."""
 
     hint = "the source is untouched"
+    table: str | None = None
+    column: str | None = None
 
 
 class CopyRefusedError(CopyError):
@@ -250,12 +265,15 @@ class SchemaError(ConsensusError):
     """The schema of the database does not fit."""
 
     hint = "nothing was changed; see: consensus-orm status"
+    table: str | None = None
+    column: str | None = None
 
 
 class UnknownSchemaError(SchemaError):
     """A table has a name of this package, and columns of no known version."""
 
     hint = "nothing was changed; rename that table, or point consensus_orm at another file"
+    missing: Sequence[str] = ()
 
 
 class SchemaOutdatedError(SchemaError):
@@ -268,6 +286,7 @@ class SchemaTooNewError(SchemaError):
     """The schema was made by a newer release than this program."""
 
     hint = "nothing was changed; install that release of consensus_orm or a later one"
+    version: str | None = None
 
 
 class UnsafeDefinitionError(SchemaError):
@@ -299,6 +318,10 @@ class MigrationError(ConsensusError):
     """A step of the migration failed or was refused."""
 
     hint = "see: consensus-orm status, which names the next command"
+    phase: IntEnum | None = None
+    table: str | None = None
+    column: str | None = None
+    trigger: str | None = None
 
 
 class GateClosedError(MigrationError):
@@ -309,6 +332,7 @@ class GateClosedError(MigrationError):
 
     hint = "see: consensus-orm status, which names what is missing and the command that helps"
     reasons: Sequence[str] = ()
+    to: IntEnum | None = None
 
 
 class WrongPhaseError(MigrationError):
@@ -321,6 +345,7 @@ class PhaseChangedError(MigrationError):
     """Another process changed the phase meanwhile."""
 
     hint = "nothing was changed by this call; look at the status and decide again"
+    expected: IntEnum | None = None
 
 
 class GuardsBrokenError(MigrationError):
@@ -337,12 +362,16 @@ class MismatchError(ConsensusError):
     """The stored row differs from the given one, so the unit of work was rolled back."""
 
     hint = "see `consensus-orm mismatches`; CONSENSUS_ORM_ON_MISMATCH=record keeps such writes"
+    pair: str | None = None
+    key: Any = None
+    columns: Sequence[str] = ()
 
 
 class UnmirroredWriteError(ConsensusError):
     """This write would change only one side of the migration."""
 
     hint = "use the repositories of the unit of work (uow.artifacts, uow.syntheses ...)"
+    table: str | None = None
 
 
 class SessionRolledBackError(ConsensusError):
@@ -369,10 +398,36 @@ class ReadOnlyUnitOfWorkError(ConsensusError):
     hint = "open one that writes: store.unit_of_work()"
 
 
+class PartialAnswersError(ConsensusError):
+    """Some of the agents answered and some did not.
+
+    An application raises it where a round can go on with the answers there are: it is DEGRADED, and never retried.
+
+    Args:
+        answered: How many answered; at least one.
+        asked: How many were asked; more than answered.
+        missing: The names of those that did not answer.
+
+    Raises:
+        InvalidValueError: The numbers are not those of a partial success.
+    """
+
+    hint = "go on with the answers there are, or ask the missing agents again"
+
+    def __init__(self, *, answered: int, asked: int, missing: Sequence[str] = ()) -> None:
+        if not 0 < answered < asked:
+            raise InvalidValueError(f"{answered} of {asked} answers are no partial success", field="answered")
+        self.answered = answered
+        self.asked = asked
+        self.missing = tuple(missing)
+        super().__init__(f"{answered} of {asked} agents answered")
+
+
 class UnknownAgentError(ConsensusError, LookupError):
     """No execution with this agent_id was recorded."""
 
     hint = "record the spawn first: uow.executions.record_spawn(agent_id=..., ...)"
+    agent_id: str | None = None
 
 
 class OutputError(ConsensusError):

@@ -1,7 +1,7 @@
-"""What can happen: the facts of each kind of event, once, for logs, spans and metrics alike.
+"""The events of a store, each with its facts, for logs, spans and metrics.
 
-No event ever holds an error's message, contents of a row or an argument of the work; keys of rows are told.
-What is called `seconds` or ends in it is in seconds.
+No event holds an error's message, contents of rows or arguments of the work; keys of rows may be in it. Fields named
+`seconds`, or ending in it, are in seconds.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ class ErrorKind(StrEnum):
     """What to do about an error."""
 
     RETRYABLE = "retryable"
-    """The same work may succeed a little later."""
+    """The same work may succeed later."""
     PERMANENT = "permanent"
     """The same work will fail again."""
     DEGRADED = "degraded"
-    """A part succeeded; what there is can be used."""
+    """A part succeeded, and can be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The verdict on one error.
+    """What is known about an error.
 
     Args:
         kind: What to do about it.
-        reason: Why, in few words out of a small set, fit for a log line or a metric's label; never contents.
-        wait: How long whoever answered asks to wait before the next try; None where nobody said.
-        caller_fault: The work itself is at fault; the error says nothing about the health of what was called.
+        reason: Why, one of a small set of words, fit for a log line or a metric's label; never contents.
+        wait: The wait before the next try that the called system asks for; None if it does not.
+        caller_fault: The work itself is at fault; the error says nothing about the health of the called system.
     """
 
     kind: ErrorKind
@@ -67,38 +67,38 @@ class Classification:
 
     @property
     def retryable(self) -> bool:
-        """Whether the same work may succeed a little later."""
+        """Whether the same work may succeed later."""
         return self.kind is ErrorKind.RETRYABLE
 
 
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened.
 
     Attributes:
-        title: What it is called in structured logs and on spans.
+        title: Its name in structured logs and on spans.
     """
 
-    __slots__ = ()
     title: ClassVar[str]
     _level: ClassVar[int] = logging.NOTSET
 
     @property
     def level(self) -> int:
-        """At which level it is logged; NOTSET where it is too frequent for a log."""
+        """The level at which it is logged; NOTSET if it is too frequent for a log."""
         return self._level
 
     def fields(self) -> dict[str, Plain]:
-        """The facts as plain values, for a log line or a span; what is not known is left out."""
-        names = [each.name for each in dataclasses.fields(self) if each.repr]  # type: ignore[arg-type]
+        """The known facts as plain values, for a log line or a span."""
+        names = [each.name for each in dataclasses.fields(self) if each.repr]
         facts = {name: getattr(self, name) for name in names}
         return {name: value for name, value in facts.items() if value is not None}
 
     def attributes(self) -> dict[str, Plain]:
-        """The facts under names that are nobody else's: prefixed with `consensus_orm.`."""
+        """The facts under names with the prefix `consensus_orm.`."""
         return {f"consensus_orm.{name}": value for name, value in self.fields().items()}
 
     def __str__(self) -> str:
-        """One line for people."""
+        """The event in one line."""
         return self.title
 
 
@@ -106,20 +106,20 @@ class Event:
 
 
 class Outcome(StrEnum):
-    """How a call ended."""
+    """The outcome of a call."""
 
     FIRST_TRY = "first_try"
-    """It succeeded at once."""
+    """The first try succeeded."""
     RECOVERED = "recovered"
-    """It succeeded after at least one retry."""
+    """A retry succeeded."""
     EXHAUSTED = "exhausted"
-    """Its last error was transient, and no try or no time was left."""
+    """The last error was transient, and no try or no time was left."""
     PERMANENT = "permanent"
-    """It failed with an error that another try would not change."""
+    """The error was not transient."""
     DEGRADED = "degraded"
-    """A part of it succeeded."""
+    """A part of the work succeeded."""
     CANCELLED = "cancelled"
-    """It was cancelled before it succeeded."""
+    """The call was cancelled before it succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,9 @@ class RetryEvent(Event):
     """A try failed, and another one follows.
 
     Args:
-        name: What the work is called.
+        name: The name of the work.
         attempt: The try that failed; the first is 1.
-        wait: How long until the next try.
+        wait: The wait before the next try.
         classification: Why it may be tried again.
         error_type: The name of the error's class.
         elapsed: Time since the call began.
@@ -146,7 +146,7 @@ class RetryEvent(Event):
 
     @property
     def reason(self) -> str:
-        """Why it may be tried again, out of a small set of words."""
+        """Why it may be tried again, one of a small set of words."""
         return self.classification.reason
 
     def fields(self) -> dict[str, Plain]:
@@ -167,15 +167,15 @@ class RetryEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallEvent(Event):
-    """A call ended otherwise than by succeeding at once, which is counted but not told.
+    """A call ended, other than at the first try, which is only counted.
 
     Args:
-        name: What the work is called.
+        name: The name of the work.
         outcome: How it ended.
-        attempts: How many tries were made.
+        attempts: The number of tries.
         elapsed: Time from its beginning to its end.
-        classification: The verdict on its last error; None where it never failed.
-        error_type: The name of the class of its last error; empty where it never failed.
+        classification: Of its last error; None if there was none.
+        error_type: The name of the class of its last error; empty if there was none.
     """
 
     title: ClassVar[str] = "consensus_orm.call"
@@ -188,7 +188,7 @@ class CallEvent(Event):
 
     @property
     def level(self) -> int:
-        """WARNING where nothing helped, DEBUG for a permanent error, which the caller gets anyway, else INFO."""
+        """WARNING if retries did not help, DEBUG for a permanent error, which the caller gets, else INFO."""
         return {Outcome.EXHAUSTED: logging.WARNING, Outcome.PERMANENT: logging.DEBUG}.get(self.outcome, logging.INFO)
 
     def fields(self) -> dict[str, Plain]:
@@ -213,7 +213,7 @@ class UnitOutcome(StrEnum):
     """How a unit of work ended."""
 
     COMMITTED = "committed"
-    """Everything was kept; of one that only reads: it came to its end."""
+    """It was committed; if read-only, it ended without an error."""
     ROLLED_BACK = "rolled_back"
     """An exception left its block."""
     FAILED = "failed"
@@ -225,7 +225,7 @@ class UnitBegun(Event):
     """A unit of work is about to begin.
 
     Args:
-        unit: The unit itself, to know it again; never told.
+        unit: The unit itself, to recognise it; not a field.
     """
 
     title: ClassVar[str] = "consensus_orm.unit_of_work.begun"
@@ -237,13 +237,13 @@ class UnitEvent(Event):
     """A unit of work ended.
 
     Args:
-        unit: The unit itself, to know it again; never told.
-        phase: Its phase; `none` where the database has no phase, or could not be asked.
+        unit: The unit itself, to recognise it; not a field.
+        phase: Its phase; `none` if the database has none, or could not be read.
         outcome: How it ended.
-        read_only: Whether it could only read.
-        seconds: From before it waited for a connection until the connection was given back.
-        held_seconds: How long it had a connection; None where it had none.
-        error_type: The name of the class of the error that ended it; None where there was none.
+        read_only: Whether it was read-only.
+        seconds: From before it waited for a connection until it returned the connection.
+        held_seconds: How long it had a connection; None if it had none.
+        error_type: The name of the class of the error that ended it; None if there was none.
     """
 
     title: ClassVar[str] = "consensus_orm.unit_of_work"
@@ -262,11 +262,11 @@ class UnitEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionEvent(Event):
-    """A connection was asked of the pool.
+    """A connection was requested from the pool.
 
     Args:
         seconds: How long it took.
-        error_type: The name of the class of the error, where none came.
+        error_type: The name of the class of the error, if the pool gave none.
     """
 
     title: ClassVar[str] = "consensus_orm.connection"
@@ -279,8 +279,8 @@ class ReplicaEvent(Event):
     """A read-only unit of work began on the primary instead of the replica.
 
     Args:
-        reason: `behind`, where the replica has not seen the newest change of phase, or `unreachable`.
-        news: Whether the one before it did not, or for another reason.
+        reason: `behind`, if the replica lacks the newest change of phase, or `unreachable`.
+        news: Whether this was not so for the unit of work before it.
     """
 
     title: ClassVar[str] = "consensus_orm.replica"
@@ -289,7 +289,7 @@ class ReplicaEvent(Event):
 
     @property
     def level(self) -> int:
-        """WARNING once: what lasts would only flood the log."""
+        """WARNING once, so that a lasting state does not flood the log."""
         return logging.WARNING if self.news else logging.NOTSET
 
     def __str__(self) -> str:
@@ -298,11 +298,11 @@ class ReplicaEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class LockEvent(Event):
-    """The write lock was asked for.
+    """The write lock was requested.
 
     Args:
-        seconds: How long it took, waiting in the queue of this process included.
-        error_type: The name of the class of the error, where it did not come.
+        seconds: How long it took, the wait in the queue of this process included.
+        error_type: The name of the class of the error, if it was not acquired.
     """
 
     title: ClassVar[str] = "consensus_orm.lock"
@@ -315,10 +315,10 @@ class StatementEvent(Event):
     """A statement was sent, and its rows were fetched.
 
     Args:
-        unit: The unit of work it belongs to; never told.
+        unit: The unit of work it belongs to; not a field.
         operation: Its first word.
         seconds: How long it took; of the session's statements without the fetching.
-        error_type: The name of the class of the error it ended with; None where there was none.
+        error_type: The name of the class of the error it ended with; None if there was none.
     """
 
     title: ClassVar[str] = "consensus_orm.statement"
@@ -338,7 +338,7 @@ class ComparisonEvent(Event):
     Args:
         pair: The pair of the rows.
         found_by: What compared them: write, shadow_read, verify.
-        rows: How many.
+        rows: The number of rows.
     """
 
     title: ClassVar[str] = "consensus_orm.comparison"
@@ -349,16 +349,15 @@ class ComparisonEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class MismatchEvent(Event):
-    """A row was found to differ between the sides; told at once, whether or not the unit of work commits.
+    """A row differs between the sides; reported at once, whether or not the unit of work commits.
 
     Args:
         pair: The pair of the row.
-        key: The key of the row; None where too many differ to tell them one by one.
+        key: The key of the row; None if too many differ to report each.
         column: The differing column; None for the row as a whole.
         kind: What is wrong with it.
         found_by: What found it: write, shadow_read, verify.
-        recorded: Whether the ledger has a new entry for it. It has none where one is open already, or where the
-            write is refused instead.
+        recorded: Whether the ledger has a new entry for it; not if one is open already, or if the write is refused.
     """
 
     title: ClassVar[str] = "consensus_orm.mismatch"
@@ -371,7 +370,7 @@ class MismatchEvent(Event):
 
     @property
     def level(self) -> int:
-        """WARNING once: what is seen again, or raised, would only flood the log."""
+        """WARNING for a new entry of the ledger, so that repeated ones do not flood the log."""
         return logging.WARNING if self.recorded else logging.NOTSET
 
     def __str__(self) -> str:
@@ -383,7 +382,7 @@ class AlarmEvent(Event):
     """Confirmed mismatches passed the rate of the settings.
 
     Args:
-        reason: How many in which time.
+        reason: Their number and the time.
     """
 
     title: ClassVar[str] = "consensus_orm.alarm"
@@ -396,7 +395,7 @@ class AlarmEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class RejectEvent(Event):
-    """A row was found that cannot be carried.
+    """A row cannot be carried.
 
     Args:
         pair: The pair of the row.
@@ -420,7 +419,7 @@ class BackfillEvent(Event):
 
     Args:
         pair: The pair of its rows.
-        rows: How many legacy rows it carried or looked at.
+        rows: The number of legacy rows that it carried or checked.
     """
 
     title: ClassVar[str] = "consensus_orm.backfill"

@@ -1,7 +1,6 @@
-"""Files: the one name of a database file, the names beside it, and files that are written whole or not at all.
+"""Files of a database: resolved paths, derived names, atomic writes, locks, and copies left by killed processes.
 
-SQLite finds the write-ahead log of a file by its name, so a file has one name here: the one that is left when every
-link is followed.
+SQLite finds the write-ahead log of a file by its name, so this package uses only the path with every link resolved.
 """
 
 from __future__ import annotations
@@ -40,32 +39,26 @@ __all__ = [
 ]
 
 FILE_MODE = 0o600
-"""Mode of a new database file: what agents say is nobody else's to read."""
+"""Mode of a new database file: only its owner may read it."""
 
 BESIDE = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database."""
+"""Suffixes of the files that SQLite keeps beside a database."""
 
 SQLITE_LONGEST = 512
 """Bytes of the longest path that SQLite opens, its own suffixes included (MAX_PATHNAME in its os_unix.c)."""
 
 NAME_LONGEST = 255
-"""Bytes of the longest file name, where the file system does not say."""
+"""Bytes of the longest file name, if the file system does not tell."""
 
 PREFIX = ".consensus_orm-"
-"""How the names of folders begin in which copies are made."""
+"""Prefix of the folders in which copies are made."""
 
 
 # Names ----------------------------------------------------------------------------------------------------
 
 
 def resolved(path: Path | str) -> Path:
-    """The one name of a file, whether it exists or not: absolute, with every link followed.
-
-    Args:
-        path: A path; `~` is the home folder.
-
-    Returns:
-        The path, which stays the same when the current folder or a link changes.
+    """The absolute path of a file with every link resolved, whether or not it exists; `~` is the home folder.
 
     Raises:
         ConfigurationError: It cannot be the path of a file.
@@ -81,13 +74,7 @@ def resolved(path: Path | str) -> Path:
 
 
 def of_uri(text: str) -> tuple[str, dict[str, str]]:
-    """Take a `file:` URI as SQLite reads it apart.
-
-    Args:
-        text: The URI.
-
-    Returns:
-        The path, and the parameters.
+    """The path and the parameters of a `file:` URI, as SQLite parses it.
 
     Raises:
         ConfigurationError: It names another machine.
@@ -100,13 +87,10 @@ def of_uri(text: str) -> tuple[str, dict[str, str]]:
 
 
 def require_usable(path: Path) -> None:
-    """Refuse a path that is too long for a database, before anything is made that would fail later.
-
-    Args:
-        path: What `resolved` gave.
+    """Refuse a resolved path that is too long for a database.
 
     Raises:
-        ConfigurationError: The name leaves no room for those of the files that SQLite keeps beside it.
+        ConfigurationError: The name leaves no room for the suffixes of the files that SQLite keeps beside it.
     """
     suffix = max(map(len, BESIDE))
     if (size := len(os.fsencode(path.name)) + suffix) > (longest := _longest_name(path.parent)):
@@ -131,18 +115,12 @@ def _longest_name(folder: Path) -> int:
 
 
 def derived(path: Path, suffix: str, *, prefix: str = "", folder: Path | None = None) -> Path:
-    """The path of a file that belongs to a database, by its name: `PREFIXnameSUFFIX`.
+    """The path of a file that belongs to a database: `PREFIXnameSUFFIX`, beside it or in a folder.
 
-    A name that would be too long is cut, and a digest of all of it takes the place of what is cut off.
-
-    Args:
-        path: The database.
-        suffix: What is appended.
-        prefix: What stands in front.
-        folder: Where the file goes; beside the database where left out.
+    A name that would be too long is cut, and ends in a digest of the whole name.
     """
     folder = folder or path.parent
-    # SQLite appends to the names of copies, too.
+    # SQLite appends its suffixes to the names of copies, too.
     room = _longest_name(folder) - len(os.fsencode(prefix + suffix)) - max(map(len, BESIDE))
     name = os.fsencode(path.name)
     if len(name) > room:
@@ -152,12 +130,7 @@ def derived(path: Path, suffix: str, *, prefix: str = "", folder: Path | None = 
 
 
 def is_part_of(path: Path, database: Path) -> bool:
-    """Whether a path is a database by any of its names, or one of the files that SQLite keeps beside it.
-
-    Args:
-        path: What `resolved` gave.
-        database: What `resolved` gave.
-    """
+    """Whether a resolved path is a database, or one of the files that SQLite keeps beside it."""
     if path in (database, *(Path(f"{database}{suffix}") for suffix in BESIDE)):
         return True
     return path.exists() and database.exists() and path.samefile(database)
@@ -173,7 +146,7 @@ def identity(path: Path | str) -> tuple[int, int]:
 
 
 def write_through(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -182,21 +155,16 @@ def write_through(path: Path) -> None:
 
 
 def write_names_through(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the file system knows how."""
+    """Flush the names in a folder to the disk, if the file system can."""
     with contextlib.suppress(OSError):
         write_through(folder)
 
 
 def put_in_place(copy: Path, target: Path, *, overwrite: bool = False) -> None:
-    """Move a finished file to where it belongs, written through to the disk.
-
-    Args:
-        copy: It is on the same file system.
-        target: Where to.
-        overwrite: Replace a file that is there.
+    """Move a finished file to its place on the same file system, flushed to the disk.
 
     Raises:
-        FileExistsError: There is one.
+        FileExistsError: There is a file, and `overwrite` is not set.
     """
     write_through(copy)
     _move(copy, target, overwrite=overwrite)
@@ -207,7 +175,7 @@ def _move(copy: Path, target: Path, *, overwrite: bool) -> None:
     if overwrite:
         copy.replace(target)
         return
-    # Unlike a rename, a link never replaces what somebody else has put there meanwhile.
+    # Unlike a rename, a link never replaces a file that another process has put there meanwhile.
     try:
         os.link(copy, target)
     except FileExistsError:
@@ -215,18 +183,14 @@ def _move(copy: Path, target: Path, *, overwrite: bool) -> None:
     except OSError:  # a file system without hard links
         copy.rename(target)
     else:
-        copy.unlink()  # a database that has two names is refused
+        copy.unlink()  # a database with two names is refused
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text to a file; a file that is there is replaced, and there is never half of the text at the path.
-
-    Args:
-        path: Where.
-        text: What.
+    """Write a text file atomically; an existing file is replaced.
 
     Raises:
-        OSError: It cannot be written there.
+        OSError: The file cannot be written.
     """
     with own_folder(path.parent, "text") as folder:
         part = folder / "part"
@@ -240,15 +204,15 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def own_folder(where: Path, purpose: str) -> Iterator[Path]:
-    """A folder that no other process uses, locked while the block lasts, and gone with all it holds at its end.
+    """Make a folder for this process alone, locked until the block ends and then removed with its contents.
 
-    A process that is killed leaves the folder behind without the lock, by which `leftovers` knows it.
+    A process that is killed leaves the folder without its lock, by which `leftovers` finds it.
 
     Args:
         where: The folder it is made in.
         purpose: A word for its name.
     """
-    # Also one that is interrupted before the next line is removed, at the end of the process.
+    # If the process is interrupted before the next line, its exit removes the folder.
     made = tempfile.TemporaryDirectory(dir=where, prefix=f"{PREFIX}{purpose}-", ignore_cleanup_errors=True)
     with _locked_folder(Path(made.name)), made:
         yield Path(made.name)
@@ -256,7 +220,7 @@ def own_folder(where: Path, purpose: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked_folder(folder: Path) -> Iterator[bool | None]:
-    """Lock a folder until the block ends; True where that succeeded, False where another process holds the lock."""
+    """Lock a folder until the block ends; yields whether that succeeded, or None if folders cannot be locked."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -269,7 +233,7 @@ def _locked_folder(folder: Path) -> Iterator[bool | None]:
             got: bool | None = True
         except BlockingIOError:
             got = False
-        except OSError:  # a file system that knows no locks of folders
+        except OSError:  # a file system that cannot lock folders
             got = None
         yield got
     finally:
@@ -280,16 +244,13 @@ def _locked_folder(folder: Path) -> Iterator[bool | None]:
 def exclusively(lock: Path) -> Iterator[bool]:
     """Hold a lock on a file that is made for this, and removed at the end.
 
-    The lock goes with its holder, however that ends. The file is never one that somebody else has put there.
-
-    Args:
-        lock: The file.
+    The lock ends with its process, however that ends.
 
     Yields:
-        Whether the lock is held; False where another process holds it.
+        Whether the lock is held; False if another process holds it.
 
     Raises:
-        StorageError: Something else is there.
+        StorageError: Something else than a file is there.
         OSError: The file cannot be made.
     """
     try:
@@ -300,7 +261,7 @@ def exclusively(lock: Path) -> Iterator[bool]:
     with _lock_file(lock) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed it between our open and our lock.
+            # Its last holder may have removed the file after it was opened here.
             current = os.path.samestat(os.fstat(handle), lock.lstat())
         except OSError:
             current = False
@@ -313,7 +274,7 @@ def exclusively(lock: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _lock_file(lock: Path) -> Iterator[int]:
-    # Without O_NONBLOCK, opening a FIFO would wait for somebody to read it.
+    # Without O_NONBLOCK, opening a FIFO would wait for a reader.
     flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         handle = os.open(lock, flags, FILE_MODE)
@@ -341,10 +302,10 @@ def _no_lock_file(lock: Path) -> errors.StorageError:
 
 
 class Leftover(BaseModel):
-    """A copy that a killed process left behind, and that no process uses.
+    """A copy that a killed process left, and that no process uses.
 
-    `name` is its path, or the name of the database of a server; `bytes` what it takes on disk, None where the server
-    does not tell; `remove` the command that removes it, of the shell or in SQL.
+    `name` is its path, or the name of the database on a server; `bytes` its size on disk, None if the server does not
+    tell; `remove` the command of the shell or in SQL that removes it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -355,17 +316,13 @@ class Leftover(BaseModel):
 
 
 def leftovers(folders: Iterable[Path]) -> list[Leftover]:
-    """Look for folders of `own_folder` whose process is gone; writes nothing.
+    """Find folders of `own_folder` whose process is gone; writes nothing.
 
-    Args:
-        folders: Where to look.
-
-    Returns:
-        What was found; not what belongs to other users, and nothing where folders cannot be locked.
+    Folders of other users are not found, nor any on a file system that cannot lock folders.
     """
     found = []
     for folder in dict.fromkeys(folders):
-        with contextlib.suppress(OSError):  # the current one may be gone
+        with contextlib.suppress(OSError):  # the current folder may be gone
             folder = folder.absolute()
             found += [_leftover(each) for each in sorted(folder.iterdir()) if _is_left_behind(each)]
     return found
@@ -375,7 +332,7 @@ def _is_left_behind(folder: Path) -> bool:
     if not folder.name.startswith(PREFIX) or folder.is_symlink():
         return False
     with contextlib.suppress(OSError):
-        # A process locks its folder before it puts anything there, so an empty one may be about to be locked.
+        # A process locks its folder before it writes to it, so an empty one may be about to be locked.
         if any(folder.iterdir()):
             with _locked_folder(folder) as got:
                 return got is True

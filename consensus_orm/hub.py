@@ -1,4 +1,4 @@
-"""Where events come together: counted, and told to whoever listens."""
+"""Telemetry: counts events and passes them to hooks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ from consensus_orm.events import CallEvent, Event, RetryEvent
 __all__ = ["Hook", "Telemetry", "Totals", "log_event"]
 
 logger = logging.getLogger("consensus_orm.telemetry")
-# Without a handler, Python would print warnings of this package to stderr in a program that configures no logging.
+# Without it, Python would print warnings of this package to stderr in a program that does not configure logging.
 logging.getLogger("consensus_orm").addHandler(logging.NullHandler())
 
 Hook: TypeAlias = Callable[[Event], object]
 
 
 def log_event(event: Event) -> None:
-    """Log an event with the standard library: the hook of a `Telemetry` that was given none.
+    """Log an event with the standard library; the default hook of a `Telemetry`.
 
-    The line is the event as text, the level is the event's own, and its fields are attributes of the record,
+    The message is the event as text, the level is the event's own, and its fields are attributes of the record,
     prefixed with `consensus_orm.`.
-
-    Args:
-        event: What happened.
     """
     level = event.level
     if level and logger.isEnabledFor(level):
@@ -36,7 +33,7 @@ def log_event(event: Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How many calls ended in which way, and how many retries they took."""
+    """The number of calls by outcome, and of retries."""
 
     first_try: int = 0
     recovered: int = 0
@@ -54,11 +51,11 @@ class Totals:
 
 
 class Telemetry:
-    """Counts calls and tells events to hooks. Thread-safe.
+    """Counts calls and passes events to hooks. Thread-safe.
 
     Args:
-        hooks: Called with each event, in order, in the thread in which it happened. One that raises is logged
-            and does not disturb the work.
+        hooks: Called with each event, in order, in the thread in which it happened. An error of a hook is logged and
+            does not affect the work.
     """
 
     def __init__(self, hooks: Iterable[Hook] = (log_event,)) -> None:
@@ -68,17 +65,12 @@ class Telemetry:
 
     @property
     def totals(self) -> Totals:
-        """What was counted until now."""
+        """The counts so far."""
         with self._lock:
             return Totals(**self._counts)
 
     def add_hook(self, hook: Hook, *, instead_of: Hook | None = None) -> None:
-        """Tell later events to this hook, too.
-
-        Args:
-            hook: Called with each event.
-            instead_of: A hook that is told no more.
-        """
+        """Pass later events to this hook, too, or instead of another one."""
         with self._lock:
             self._hooks = (*(known for known in self._hooks if known is not instead_of), hook)
 
@@ -88,11 +80,7 @@ class Telemetry:
             self._counts["first_try"] += 1
 
     def tell(self, event: Event) -> None:
-        """Count a retry or the end of a call, then pass the event to the hooks.
-
-        Args:
-            event: What happened.
-        """
+        """Count a retry or the end of a call, then pass the event to the hooks."""
         if isinstance(event, RetryEvent | CallEvent):
             with self._lock:
                 self._counts["retries" if isinstance(event, RetryEvent) else event.outcome.value] += 1
@@ -100,5 +88,5 @@ class Telemetry:
             try:
                 hook(event)
             except Exception as error:
-                # Without traceback: it would print the error that is being handled, with its message.
+                # Without traceback, which would print the message of the error that is being handled.
                 logger.error("a telemetry hook failed with %s", type(error).__name__)

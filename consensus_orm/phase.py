@@ -11,7 +11,7 @@ __all__ = ["Phase", "Side"]
 
 
 class Side(StrEnum):
-    """One of the two schemas that hold the data."""
+    """One of the two schemas of the data."""
 
     LEGACY = "legacy"
     NORMALIZED = "normalized"
@@ -23,9 +23,9 @@ class Side(StrEnum):
 
 
 class Phase(IntEnum):
-    """Where the migration stands: create, write both, flip reads, write only the new, clean up.
+    """The phases of the migration: create, write both, move reads, write only the new, clean up.
 
-    Code asks a phase what it does (`phase.writes_legacy`), never which one it is.
+    Code asks a phase for its properties (`phase.writes_legacy`), and does not compare it with others.
     """
 
     EXPAND = 1
@@ -46,17 +46,17 @@ class Phase(IntEnum):
 
     @cached_property
     def compares(self) -> bool:
-        """Whether both sides are written, and so compared on every write."""
+        """Whether units of work write both sides, and compare them."""
         return self.writes_legacy and self.writes_normalized
 
     @cached_property
     def truth(self) -> Side:
-        """The source of truth: the side that reads are answered from."""
+        """The source of truth: the side that reads use."""
         return Side.LEGACY if self < Phase.CUTOVER else Side.NORMALIZED
 
     @cached_property
     def freezes_legacy(self) -> bool:
-        """Whether the legacy tables stand still: refused to other programs, and changes since recorded."""
+        """Whether the legacy tables are frozen: writes by other programs are refused, and changes are recorded."""
         return self is Phase.NORMALIZED
 
     @cached_property
@@ -76,13 +76,10 @@ class Phase(IntEnum):
 
     @classmethod
     def parse(cls, value: Phase | str | int) -> Phase:
-        """Read a phase from its name (in any case) or number.
+        """Parse the name (in any case) or number of a phase.
 
         Args:
             value: `"cutover"`, `"CUTOVER"`, `3`, `"3"` or a `Phase`.
-
-        Returns:
-            The phase.
 
         Raises:
             InvalidValueError: There is no such phase.

@@ -1,4 +1,4 @@
-"""Progress: how far a long step has come, for whoever watches; where nobody does, nothing is counted."""
+"""Reports the progress of long steps to a callback; without one, nothing is counted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["Progress", "Tally", "Watch", "of_pages"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long step has come.
+    """The progress of a long step.
 
     Attributes:
-        pair: What it works on: a pair, or what is done besides ("backup", "changes").
-        done: How much is done so far, of earlier runs too.
-        total: How much there is.
-        rate: How much a second in this run.
+        pair: The pair it works on, or another name ("backup", "changes").
+        done: What is done so far, earlier runs included.
+        total: What there is to do.
+        rate: What was done per second in this run.
         unit: What is counted.
     """
 
@@ -29,7 +29,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the end at this rate; None where nothing was measured yet."""
+        """Seconds until the end at this rate; None before anything was measured."""
         return (self.total - self.done) / self.rate if self.rate else None
 
 
@@ -41,7 +41,7 @@ class Tally:
     """Adds up the chunks of a step.
 
     Args:
-        watch: Who is told.
+        watch: The callback, if any.
         what: The name of the step.
         unit: What is counted.
     """
@@ -55,34 +55,21 @@ class Tally:
         self._total: int | None = None
 
     def expect(self, count: Callable[[], int]) -> None:
-        """Count what there is to do: once, and for a watcher only, since it costs a look at every row.
-
-        Args:
-            count: Gives the number.
-        """
+        """Count what there is to do: once, and only for a callback, since that may read every row."""
         if self._watch is not None and self._total is None:
             self._total = count()
 
     def add(self, count: int) -> None:
-        """Tell of one more chunk.
-
-        Args:
-            count: How much was done in it.
-        """
+        """Report one more chunk."""
         self._done += count
         if self._watch is not None and self._total:
             rate = self._done / max(time.monotonic() - self._started, 1e-6)
-            total = max(self._total, self._done)  # others go on writing
+            total = max(self._total, self._done)  # other writers go on
             self._watch(Progress(self._what, self._done, total, rate, self._unit))
 
 
 def of_pages(watch: Watch, what: str) -> Callable[[int, int], None] | None:
-    """For what counts pages of the file: tells a watcher; None where there is none.
-
-    Args:
-        watch: Who is told.
-        what: The name of the step.
-    """
+    """A callback that takes pages of the file (done, total) and reports to another one; None if there is none."""
     if watch is None:
         return None
     started = time.monotonic()

@@ -19,26 +19,26 @@ from consensus_orm.errors import ConfigurationError, UnknownSettingWarning
 __all__ = ["OnMismatch", "Settings", "from_environment", "unknown_variables", "utc_now"]
 
 PREFIX = "CONSENSUS_ORM_"
-"""How the variables of the environment begin that are settings."""
+"""Prefix of the environment variables that are settings."""
 
 _NOT_SETTINGS = ("CONSENSUS_ORM_TEST_", "CONSENSUS_ORM_BENCH_")
 """Variables of our own tests and benchmarks."""
 
 
 def utc_now() -> datetime:
-    """The time, aware and in UTC: the one clock of the package unless `Settings.clock` is another."""
+    """The time, aware and in UTC; the clock of the package unless `Settings.clock` is another."""
     return datetime.now(UTC)
 
 
 class OnMismatch(StrEnum):
-    """What a write does whose two sides differ."""
+    """What happens to a write whose two sides differ."""
 
     RECORD = "record"
     RAISE = "raise"
 
 
 class Isolation(StrEnum):
-    """How far apart PostgreSQL keeps units of work that write at the same time."""
+    """PostgreSQL's isolation of concurrent units of work that write."""
 
     READ_COMMITTED = "read_committed"
     SERIALIZABLE = "serializable"
@@ -50,7 +50,7 @@ class Isolation(StrEnum):
 
 
 def _seconds(value: object) -> object:
-    """Read a plain number of seconds, which pydantic would refuse as text ("604800")."""
+    """Parse a plain number of seconds as text ("604800"), which pydantic refuses."""
     if isinstance(value, str):
         try:
             return timedelta(seconds=float(value))
@@ -70,22 +70,22 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseSettings):
-    """Every knob, with its default.
+    """The settings of a store, with their defaults.
 
-    Durations are given in seconds (`"604800"`) or ISO 8601 (`"P7D"`). Each setting is read from the
-    environment with the prefix `CONSENSUS_ORM_`, for example `CONSENSUS_ORM_POOL_SIZE=20`.
+    Durations are in seconds (`"604800"`) or ISO 8601 (`"P7D"`). Each setting is read from the environment with the
+    prefix `CONSENSUS_ORM_`, for example `CONSENSUS_ORM_POOL_SIZE=20`.
 
     Raises:
-        ConfigurationError: One cannot be used. The values are not repeated: they may be secrets.
+        ConfigurationError: A value cannot be used. It is not repeated, since it may be secret.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str | None = Field(default=None, repr=False)
-    """Any SQLAlchemy URL, or a path, of the database that is opened where a call names none."""
+    """The database that is opened if a call names none: any SQLAlchemy URL, or a path."""
 
     read_url: str | None = Field(default=None, repr=False)
-    """A PostgreSQL server that follows the one of `url`: read-only units of work go there."""
+    """A PostgreSQL replica of `url`, for read-only units of work."""
 
     pool_size: int = Field(default=10, ge=1, le=1000)
     """Connections kept for one database; no more are opened."""
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     trusted_schema: bool = False
     """PRAGMA trusted_schema: whether triggers, views and constraints of a file may call functions of the program.
 
-    A file with virtual tables is trusted in any case: triggers that keep a full-text index would fail otherwise.
+    A file with virtual tables is always trusted, since triggers that keep a full-text index would fail otherwise.
     """
 
     protect: bool = True
@@ -121,14 +121,14 @@ class Settings(BaseSettings):
     shadow_reads: Share = 0.0
     """Share of reads in phases 2 and 3 that are made on both sides and compared."""
     mismatch_cap: int = Field(default=1000, ge=1)
-    """Open mismatches kept one by one for each table and column; above it they are only counted."""
+    """Open mismatches recorded for each table and column; further ones are only counted."""
 
     alarm_mismatches: int = Field(default=100, ge=1)
     """Confirmed mismatches within `alarm_window` that sound the alarm."""
     alarm_window: Duration = timedelta(minutes=1)
-    """The time in which mismatches are counted for the alarm."""
+    """The period in which mismatches are counted for the alarm."""
     alarm_falls_back: bool = False
-    """Whether an alarm in phase CUTOVER takes reads back to legacy by itself."""
+    """Whether an alarm in phase CUTOVER rolls back to DUAL_WRITE automatically."""
 
     soak_dual_write: Duration = timedelta(days=7)
     """How long DUAL_WRITE lasts before CUTOVER opens."""
@@ -137,15 +137,15 @@ class Settings(BaseSettings):
     soak_normalized: Duration = timedelta(days=14)
     """How long NORMALIZED lasts before CONTRACT opens."""
     certificate_max_age: Duration = timedelta(days=1)
-    """How old a clean verify may be and still open a gate."""
+    """The age up to which a clean verify opens a gate."""
     backup_dir: Path | None = None
-    """Where the backups go that the migration takes by itself; beside the database where not given."""
+    """The folder of the migration's own backups; beside the database if not given."""
 
     chunk_rows: int = Field(default=1000, ge=1, le=100_000)
-    """Most rows carried in one transaction of a long step; on a server 20 times as many where nobody else writes."""
+    """The most rows carried in one transaction; on a server 20 times as many while no other process writes."""
     chunk_pause: Wait = timedelta(milliseconds=2)
-    """Shortest pause between two chunks; a quarter of it where nobody else writes. Where others write to a file, the
-    pause lasts as long as the lock was held."""
+    """The shortest pause between two chunks; a quarter of it while no other process writes. While others write to a
+    file, the pause lasts as long as the lock was held."""
 
     retry_attempts: int = Field(default=6, ge=1)
     """Tries of a unit of work, the first included."""
@@ -154,27 +154,27 @@ class Settings(BaseSettings):
     retry_max: Wait = timedelta(milliseconds=1600)
     """The longest backoff."""
     retry_jitter: Share = 0.25
-    """Share of a backoff that is left to chance; the wait stays within its step."""
+    """Random share of a backoff, by which the wait is shorter."""
     retry_budget: Wait = timedelta(seconds=30)
-    """Time for all tries and waits together; the last wait is cut to what is left."""
+    """Time for all tries and waits together; the last wait is cut to the rest."""
     read_retry_attempts: int | None = Field(default=None, ge=1)
     """Tries of a read-only unit of work; as `retry_attempts` where not given."""
     read_retry_budget: Wait | None = None
     """Time for all tries of a read-only unit of work; as `retry_budget` where not given."""
 
     breaker: bool = False
-    """Whether `store.run` fails fast while most recent calls failed; for stores that many threads wait on."""
+    """Whether `store.run` fails at once while most recent calls failed; for stores that many threads use."""
     breaker_window: int = Field(default=100, ge=1, le=1_000_000)
-    """Calls the circuit breaker looks back on."""
+    """The number of recent calls that the circuit breaker considers."""
     breaker_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of failed calls at which the circuit breaker opens."""
     breaker_minimum_calls: int = Field(default=10, ge=1)
-    """Calls the circuit breaker must have seen before it may open."""
+    """The number of calls before the circuit breaker may open."""
     breaker_pause: Wait = timedelta(seconds=30)
     """How long the circuit breaker stays open before it lets one call through as a probe."""
 
     clock: Callable[[], datetime] = Field(default=utc_now, exclude=True, repr=False)
-    """Where the time comes from; tests set it, production does not."""
+    """Gives the time; for tests."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -187,14 +187,14 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"settings cannot be used: {wrong}") from None
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Make other settings out of these.
+        """Copy the settings with other values, which are validated.
 
         Args:
-            update: Settings with other values.
+            update: The other values.
             deep: As in pydantic.
 
         Raises:
-            ConfigurationError: One cannot be used.
+            ConfigurationError: A value cannot be used.
         """
         copy = super().model_copy(deep=deep)
         return type(self)(**{**dict(copy), **update}) if update else copy
@@ -204,10 +204,10 @@ def from_environment() -> Settings:
     """The settings of the environment alone.
 
     Raises:
-        ConfigurationError: One cannot be used.
+        ConfigurationError: A value cannot be used.
 
     Warns:
-        UnknownSettingWarning: A variable begins as a setting and is none.
+        UnknownSettingWarning: A variable has the prefix and is not a setting.
     """
     for sentence in unknown_variables(os.environ):
         warnings.warn(sentence, UnknownSettingWarning, stacklevel=3)
@@ -215,11 +215,7 @@ def from_environment() -> Settings:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    """Say of each variable that begins as a setting and is none which setting may be meant.
-
-    Args:
-        environment: Names and values; no value is repeated.
-    """
+    """A sentence for each variable that has the prefix and is not a setting, with the nearest name and no value."""
     known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     for name in sorted(environment):
         if name.upper().startswith(PREFIX) and name.upper() not in known and not name.startswith(_NOT_SETTINGS):

@@ -1,4 +1,4 @@
-"""The store: one database, opened once, from which units of work are taken."""
+"""Store: one open database, its units of work, its migration and its maintenance."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ class Store(Generic[U]):
     Args:
         engine: An engine of the database. Units of work take connections of their own, made as this engine makes
             them, because each is tuned and watched; an engine that `open` has made is used itself.
-        moves: What corresponds to what.
-        settings: Every knob; read from the environment where left out.
-        application: Whose tables these are; one that makes its tables itself where left out.
+        moves: The declaration of what is moved.
+        settings: The settings; read from the environment where left out.
+        application: The application that owns the tables; one that makes them itself where left out.
     """
 
     _unit_type: type[U] = RepositoryUnitOfWork  # type: ignore[assignment]  # a subclass says another, with its U
@@ -109,12 +109,12 @@ class Store(Generic[U]):
 
     @classmethod
     def open(cls, url: str | Path | URL, *, moves: Moves, settings: Settings | None = None, echo: bool = False) -> Self:
-        """Open a database; looks at it and writes nothing.
+        """Open a database; inspects it and writes nothing.
 
         Args:
             url: Any SQLAlchemy URL, or a path.
             moves: The declaration of what is moved.
-            settings: Every knob; read from the environment where left out.
+            settings: The settings; read from the environment where left out.
             echo: Log each statement that goes through SQLAlchemy.
 
         Returns:
@@ -122,7 +122,7 @@ class Store(Generic[U]):
 
         Raises:
             ConfigurationError: The URL or a setting cannot be used.
-            SchemaError: The database holds tables of our names that we cannot work with.
+            SchemaError: The database holds tables of these names with an unknown schema.
             StorageError: The database cannot be read.
         """
         check.instance("moves", moves, Moves)
@@ -141,36 +141,32 @@ class Store(Generic[U]):
 
     @property
     def name(self) -> str:
-        """What to call the database: its path, `:memory:`, or its URL without password."""
+        """The path of the database, `:memory:`, or its URL without password."""
         return self._units.name
 
     @property
     def initial_phase(self) -> Phase:
-        """The phase a database begins with that nobody prepared: where there are legacy tables, EXPAND."""
+        """The phase of a database that is not prepared: EXPAND if there are legacy tables, else CONTRACT."""
         return self._units.initial_phase
 
     def pending_rewrite(self) -> Rewrite | None:
-        """Say what an upgrade will do to tables that another program made; writes nothing.
-
-        Returns:
-            None where an upgrade leaves all such tables alone.
-        """
+        """Tell what an upgrade would do to tables of another program; None if it leaves them alone. Writes nothing."""
         return self._upgrade.pending_rewrite()
 
     def upgrade(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
         """Bring the schema to the newest revision.
 
         Args:
-            progress: Called while a file is backed up whose tables are made anew.
-            rewrite: Let tables be made anew that another program made, after a verified backup (`pending_rewrite`
-                says which); that program fails on them from then on.
-            protect: Whether older programs of the application shall refuse the file; the setting where left out.
+            progress: Called while a file whose tables are recreated is backed up.
+            rewrite: Allow to recreate tables of another program, after a verified backup (`pending_rewrite` names
+                them); that program fails on them from then on.
+            protect: Whether older programs of the application must refuse the file; the setting where left out.
 
         Returns:
             The revisions that were applied.
 
         Raises:
-            RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; nothing was changed.
+            RewriteNotConfirmedError: Tables would be recreated, and `rewrite` is not set; nothing was changed.
         """
         return self._upgrade.run(progress, rewrite=rewrite, protect=protect)
 
@@ -180,7 +176,7 @@ class Store(Generic[U]):
         """Take a unit of work; use it in a `with` block, once.
 
         Args:
-            read_only: See one snapshot, take no lock, and be unable to write; of the replica, where there is one.
+            read_only: Read one snapshot, of the replica if there is one, without a lock.
 
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
@@ -188,7 +184,7 @@ class Store(Generic[U]):
         return self._units.begin(read_only=read_only)
 
     def _fall_back(self, reason: str) -> None:
-        """Take reads back to the legacy side, where the settings say so."""
+        """Roll back to DUAL_WRITE, if the settings say so."""
         if self.settings.alarm_falls_back and self.migration.phase is Phase.CUTOVER:
             self.migration.rollback(Phase.DUAL_WRITE, reason=f"alarm: {reason}")
 
@@ -199,13 +195,13 @@ class Store(Generic[U]):
         read_only: bool = False,
         cancel: Event | None = None,
     ) -> T:
-        """Do a piece of work in a unit of work, and all of it again after a transient error.
+        """Do a piece of work in a unit of work, and repeat all of it after a transient error.
 
         Args:
-            work: Called with the unit of work; it may be called several times, so it must change nothing
-                outside but through `uow.on_commit`.
+            work: Called with the unit of work, maybe several times; so it must have side effects only through
+                `uow.on_commit`.
             read_only: Take a read-only unit of work.
-            cancel: Set it to give up waiting for the next try.
+            cancel: Set it to stop waiting for the next try.
 
         Returns:
             What `work` returned.
@@ -220,7 +216,7 @@ class Store(Generic[U]):
         return self._units.run(work, read_only=read_only, cancel=cancel)
 
     def in_unit_of_work(self, work: Callable[Concatenate[U, P], T]) -> Callable[P, T]:
-        """Make a function that does each of its calls with `run`; usable as a decorator.
+        """Make a function that uses `run` for each of its calls; usable as a decorator.
 
             @store.in_unit_of_work
             def save(uow, name):
@@ -243,12 +239,12 @@ class Store(Generic[U]):
 
     @property
     def telemetry(self) -> Telemetry:
-        """Where events are told; `consensus_orm.telemetry` has one call for each listener."""
+        """The counts and hooks of this store; see `consensus_orm.telemetry`."""
         return self._units.telemetry
 
     @property
     def retrier(self) -> Retrier:
-        """What repeats units of work; its telemetry, the store's, counts how they went."""
+        """The retrier of units of work."""
         return self._units.retrier
 
     # The migration --------------------------------------------------------------------------------------
@@ -278,13 +274,13 @@ class Store(Generic[U]):
             yield copy._subject()
 
     def _beside(self, where: Path | str, settings: Settings) -> Self:
-        """A store of the same tables in another database, which has no replica."""
+        """Open a store of the same tables in another database, without a replica."""
         alone = settings.model_copy(update={"read_url": None})
         return type(self).open(where, settings=alone, moves=self._units.statements.mapping)
 
     @property
     def _rehearsed(self) -> Rehearsed | None:
-        """What a rehearsal needs to know about these tables; None where nothing is known but the moves."""
+        """What a rehearsal knows about these tables besides the moves, if anything."""
         return None
 
     def copy_to(
@@ -296,25 +292,24 @@ class Store(Generic[U]):
         lock: bool = True,
         progress: Watch = None,
     ) -> CopyReport:
-        """Copy the database into another one, in any phase; goes on where an earlier call stopped.
+        """Copy the database into another one, in any phase; continues where an earlier call stopped.
 
         Args:
-            target: Where to: an empty database, or an unfinished copy of this one.
-            reject: Leave rows that the target cannot hold behind, as rejects with their whole image.
-            finish: Take the last pass, and open the target. Otherwise it stays closed, for a later call to catch up.
-            lock: Take the write lock for the moment that the last pass looks at: what is being written by then comes
-                along. Where the file has no write-ahead log, writers wait until the pass is over.
+            target: An empty database, or an unfinished copy of this one.
+            reject: Leave rows that the target cannot hold behind, as rejects with their images.
+            finish: Take the last pass, and open the target. Otherwise it stays closed, and a later call continues.
+            lock: Take the write lock for the snapshot of the last pass, which then includes what is being written.
+                If the file has no write-ahead log, writers wait until the pass is over.
             progress: Called after each chunk.
 
         Returns:
             What was done.
 
         Raises:
-            CopyRefusedError: There are rows that the target cannot hold, all of them in its `rows`; nothing was
-                copied.
+            CopyRefusedError: The target cannot hold some rows, all of them in its `rows`; nothing was copied.
             CopyError: The target is not empty, this database cannot be copied as it is, or a row differs at the end.
             ConfigurationError: Both are the same database.
-            StorageError: One of them could not do what was asked.
+            StorageError: One of the databases failed.
         """
         from consensus_orm.copying import copy
 
@@ -352,7 +347,7 @@ class Store(Generic[U]):
             yield other._units
 
     def _tables(self) -> list[str]:
-        """The names of the tables that are moved, and of those of the application that no move speaks of."""
+        """The names of the tables of the moves, and of the other tables of the application."""
         moves = self._units.statements.mapping
         moved = [name for pair in moves for name in (pair.legacy_name, pair.table.name)]
         parents = [parent.table.name for parent in moves.parents]
@@ -379,5 +374,5 @@ def _chosen(settings: Settings | None) -> Settings:
 
 @cache
 def _statements(moves: Moves, database: str) -> Statements:
-    """The statements of moves: rendering them takes 30 ms, which a second store need not wait for."""
+    """The statements of a moves, which takes 30 ms for the first store."""
     return Statements(moves, rendering(database))

@@ -1,4 +1,4 @@
-"""What callers may give: checked before anything is written, each with one clear error."""
+"""Checks the arguments of callers before anything is written."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 C = TypeVar("C", bound=type)
+T = TypeVar("T")
 
 MAX_IDENTIFIER = 1000
 """Characters of an identifier (spec, stage, agent, run); the longest in the field has 37."""
@@ -43,52 +44,47 @@ MAX_CONTENT = 256 * 1024 * 1024
 """Characters of a content; SQLite's own limit is 1,000,000,000 bytes a row (sqlite.org/limits.html)."""
 
 
-def identifier(field: str, value: Any, *, optional: bool = False, empty: bool = False) -> Any:
-    """Check a name that rows are found by.
+def identifier(field: str, value: object, *, optional: bool = False, empty: bool = False) -> Any:
+    """Check an identifier, by which rows are found.
 
     Args:
         field: The argument, for the error.
-        value: What was given.
-        optional: Whether None may be given.
-        empty: Whether '' may be given.
+        value: Its value.
+        optional: Accept None.
+        empty: Accept ''.
 
     Returns:
         The value.
 
     Raises:
-        InvalidValueError: It is no text, empty, too long, or holds a NUL or a lone surrogate.
+        InvalidValueError: It is not text, empty, too long, or holds a NUL or a lone surrogate.
     """
-    if value is None and optional:
+    if (given := _of_type(field, value, str, "text", optional=optional)) is None:
         return None
-    if not isinstance(value, str):
-        raise invalid(field, f"must be text, not {type(value).__name__}")
-    if not value and not empty:
+    if not given and not empty:
         raise invalid(field, "must not be empty")
-    if len(value) > MAX_IDENTIFIER:
-        raise invalid(field, f"has {len(value)} characters; at most {MAX_IDENTIFIER} are accepted")
-    if "\0" in value:
+    if len(given) > MAX_IDENTIFIER:
+        raise invalid(field, f"has {len(given)} characters; at most {MAX_IDENTIFIER} are accepted")
+    if "\0" in given:
         raise invalid(field, "holds a NUL character")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+    if not given.isascii() and any("\ud800" <= c <= "\udfff" for c in given):
         raise invalid(field, "holds a lone surrogate")
-    return value
+    return given
 
 
-def content(field: str, value: Any, *, optional: bool = False) -> Any:
-    """Check a text that is stored verbatim, whatever it holds; '' is a text.
+def content(field: str, value: object, *, optional: bool = False) -> Any:
+    """Check text of any contents that is stored verbatim.
 
     Raises:
-        InvalidValueError: It is no text, or too long.
+        InvalidValueError: It is not text, or too long.
     """
-    if value is None and optional:
-        return None
-    if not isinstance(value, str):
-        raise invalid(field, f"must be text, not {type(value).__name__}")
-    if len(value) > MAX_CONTENT:
-        raise invalid(field, f"has {len(value)} characters; at most {MAX_CONTENT} are accepted")
-    return value
+    given = _of_type(field, value, str, "text", optional=optional)
+    if given is not None and len(given) > MAX_CONTENT:
+        raise invalid(field, f"has {len(given)} characters; at most {MAX_CONTENT} are accepted")
+    return given
 
 
-def number(field: str, value: Any) -> int | None:
+def number(field: str, value: object) -> int | None:
     """Check an optional whole number that is not negative.
 
     Raises:
@@ -103,61 +99,53 @@ def number(field: str, value: Any) -> int | None:
     return value
 
 
-def limit(value: Any) -> int | None:
+def limit(value: object) -> int | None:
     """Check the limit of a list; None is no limit.
 
     Raises:
-        InvalidValueError: It is negative or no number.
+        InvalidValueError: It is negative or not a number.
     """
     return number("limit", value)
 
 
-def moment(field: str, value: Any) -> str:
-    """Write an aware time as the tables hold it.
-
-    Returns:
-        `YYYY-MM-DD HH:MM:SS[.ffffff]`, UTC.
+def moment(field: str, value: object) -> str:
+    """Check an aware time, and convert it to text as the tables hold it: `YYYY-MM-DD HH:MM:SS[.ffffff]`, UTC.
 
     Raises:
-        InvalidValueError: It is no datetime, or one without a zone.
+        InvalidValueError: It is not a datetime, or has no zone.
     """
-    if not isinstance(value, datetime):
-        raise invalid(field, f"must be a datetime, not {type(value).__name__}")
-    if value.tzinfo is None or value.utcoffset() is None:
+    given: datetime = _of_type(field, value, datetime, "a datetime")
+    if given.tzinfo is None or given.utcoffset() is None:
         raise invalid(field, "has no time zone", "give an aware datetime, for example datetime.now(timezone.utc)")
     try:
-        return time_text(value)
+        return time_text(given)
     except OverflowError:
         raise invalid(field, "lies outside the years 1 to 9999 in UTC") from None
 
 
-def text(field: str, value: Any, *, optional: bool = False) -> Any:
-    """Check a text that rows are looked up by: whatever a file may hold can be asked for.
+def text(field: str, value: object, *, optional: bool = False) -> Any:
+    """Check text of any contents, by which rows are filtered.
 
     Raises:
-        InvalidValueError: It is no text.
+        InvalidValueError: It is not text.
     """
-    if not isinstance(value, str) and not (optional and value is None):
-        raise invalid(field, f"must be text, not {type(value).__name__}")
-    return value
+    return _of_type(field, value, str, "text", optional=optional)
 
 
-def flag(field: str, value: Any, *, optional: bool = False) -> Any:
-    """Check a choice between two: "no" and 2 are none.
+def flag(field: str, value: object, *, optional: bool = False) -> Any:
+    """Check a boolean; "no" and 2 are refused.
 
     Raises:
         InvalidValueError: It is neither True nor False.
     """
-    if not isinstance(value, bool) and not (optional and value is None):
-        raise invalid(field, f"must be True or False, not {type(value).__name__}")
-    return value
+    return _of_type(field, value, bool, "True or False", optional=optional)
 
 
-def position(field: str, value: Any) -> int:
+def position(field: str, value: object) -> int:
     """Check the number under which something is listed.
 
     Raises:
-        InvalidValueError: It is no whole number, or one that nothing can have.
+        InvalidValueError: It is not a whole number, negative, or too large.
     """
     found = number(field, value)
     if found is None:
@@ -165,89 +153,77 @@ def position(field: str, value: Any) -> int:
     return found
 
 
-def callback(field: str, value: Any, *, optional: bool = False) -> Any:
-    """Check something that will be called.
+def callback(field: str, value: object, *, optional: bool = False) -> Any:
+    """Check a callback.
 
     Raises:
-        InvalidValueError: It cannot be.
+        InvalidValueError: It is not callable.
     """
-    if not callable(value) and not (optional and value is None):
-        raise invalid(field, f"must be a function, not {type(value).__name__}")
-    return value
+    return _of_type(field, value, Callable, "a function", optional=optional)
 
 
-def reason(field: str, value: Any) -> Any:
-    """Check an optional reason, and spell what no database could hold of it: no step fails for its note.
-
-    Returns:
-        The reason, a NUL and bytes that are no UTF-8 (as an argument of a command may hold) as escapes.
+def reason(field: str, value: object) -> Any:
+    """Check an optional reason, and escape NUL and what is not UTF-8, so that every database can store it.
 
     Raises:
-        InvalidValueError: It is no text, or too long.
+        InvalidValueError: It is not text, or too long.
     """
     if (given := content(field, value, optional=True)) is None:
         return None
     return given.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-def path(field: str, value: Any, *, optional: bool = False) -> Any:
-    """Check the path of a file or folder; whether it can be used is for others to say.
+def path(field: str, value: object, *, optional: bool = False) -> Any:
+    """Check the type of the path of a file or folder.
 
     Raises:
-        InvalidValueError: It is neither a text nor a Path.
+        InvalidValueError: It is neither text nor a Path.
     """
-    if not isinstance(value, str | Path) and not (optional and value is None):
-        raise invalid(field, f"must be a path, not {type(value).__name__}")
-    return value
+    return _of_type(field, value, str | Path, "a path", optional=optional)
 
 
-def instance(field: str, value: Any, kind: type) -> Any:
-    """Check an argument that has to be one of a class of ours.
+def instance(field: str, value: object, kind: type[T]) -> T:
+    """Check the class of an argument.
 
     Raises:
-        InvalidValueError: It is none.
+        InvalidValueError: It is of another class.
     """
-    if not isinstance(value, kind):
-        raise invalid(field, f"must be {kind.__name__}, not {type(value).__name__}")
-    return value
+    found: T = _of_type(field, value, kind, kind.__name__)
+    return found
 
 
-def several(field: str, values: Any) -> Iterable[Any]:
-    """Check something that is gone through.
+def several(field: str, values: object) -> Iterable[Any]:
+    """Check an iterable.
 
     Raises:
-        InvalidValueError: It cannot be, or is one text.
+        InvalidValueError: It is not iterable, or text.
     """
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise invalid(field, f"must be several, not {type(values).__name__}")
     return values
 
 
-def row(values: Any, names: Collection[str]) -> None:
-    """Check the values of a row: what is under a name that nobody declared would be lost.
-
-    Args:
-        values: What was given.
-        names: The declared names.
+def row(values: object, names: Collection[str]) -> None:
+    """Check the names of a row's values against the declared ones.
 
     Raises:
-        InvalidValueError: It is no mapping, or has another name.
+        InvalidValueError: It is not a mapping, or has another name.
     """
-    if not isinstance(values, Mapping):
-        raise invalid("values", f"must be a mapping of columns, not {type(values).__name__}")
-    for name in values:
+    given: Mapping[str, object] = _of_type("values", values, Mapping, "a mapping of columns")
+    for name in given:
         if name not in names:
-            raise invalid("values", f"has a column {name!r:.40} that nobody declared")
+            raise invalid("values", f"has a column {name!r:.40} that is not declared")
 
 
-def _interval(field: str, value: Any) -> Any:
-    if not timedelta(0) < instance(field, value, timedelta) <= LONGEST_INTERVAL:
+def _interval(field: str, value: object) -> timedelta:
+    given = instance(field, value, timedelta)
+    if not timedelta(0) < given <= LONGEST_INTERVAL:
         raise invalid(field, f"must be longer than nothing, and at most {LONGEST_INTERVAL.days} days")
-    return value
+    return given
 
 
 LONGEST_INTERVAL = timedelta(days=36500)
-"""What no clock of a system overflows at."""
+"""An interval that no system clock overflows at."""
 
 _BY_NAME: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("progress", "tell"), partial(callback, optional=True)),
@@ -262,15 +238,11 @@ _BY_NAME: dict[str, Callable[[str, Any], Any]] = {
     "keep": partial(path, optional=True),
     "interval": _interval,
 }
-"""What an argument has to be, by its name: the same name means the same in every method."""
+"""The check of each argument by its name, which means the same in every method."""
 
 
 def checked(kind: C) -> C:
-    """Check what the public methods of a class are given, before they do anything; for calls that are rare.
-
-    Args:
-        kind: The class; its arguments are known by their names.
-    """
+    """Make the public methods of a class check their arguments, by the names of these; for rare calls."""
     for name, method in list(vars(kind).items()):
         if not name.startswith("_") and inspect.isfunction(method):
             signature = inspect.signature(method)
@@ -291,6 +263,12 @@ def _checking(method: Callable[..., Any], signature: inspect.Signature) -> Calla
     return call
 
 
+def _of_type(field: str, value: object, kind: Any, name: str, *, optional: bool = False) -> Any:
+    if isinstance(value, kind) or (optional and value is None):
+        return value
+    raise invalid(field, f"must be {name}, not {type(value).__name__}")
+
+
 def invalid(field: str, problem: str, hint: str | None = None) -> InvalidValueError:
-    """What is wrong with an argument."""
+    """The error for an argument that is refused."""
     return InvalidValueError(f"{field} {problem}", hint=hint, field=field)

@@ -38,7 +38,7 @@ ODD: dict[str, Any] = {
     "object": object(),
     "numbers": [2**63],
     "texts": ["x"],
-    "moves": {"a": 1},
+    "mapping": {"a": 1},
     "naive time": datetime(2025, 11, 4, 2, 23, 58),
     "longest": timedelta.max,
     "backwards": -timedelta(1),

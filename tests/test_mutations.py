@@ -90,7 +90,7 @@ MUTATIONS = (
     Mutation(
         "7 a row that cannot be carried is passed over",
         "migration/carrying.py",
-        "sum(mismatches.reject(uow, pair, key, source, reason) for key in keys)",
+        "sum(rejects.reject(uow, pair, key, source, reason) for key in keys)",
         "0",
         "rule_7",
     ),
@@ -140,7 +140,7 @@ MUTATIONS = (
         "backfill: the checkpoint passes over rows that were not compared",
         "migration/backfill.py",
         "backfill_progress.move(uow, self.pair, after,",
-        "backfill_progress.move(uow, self.pair, last if rows else after,",
+        "backfill_progress.move(uow, self.pair, of.last if of else after,",
         "backfill",
     ),
     Mutation(

@@ -45,7 +45,7 @@ from consensus_orm.databases.sqlite.backup import BackupReport
 from consensus_orm.databases.sqlite.vacuum import VacuumScheduler
 from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
 from consensus_orm.errors import DatabaseBusyError, GateClosedError
-from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.reconcile import ReconcileReport

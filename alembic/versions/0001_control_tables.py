@@ -1,4 +1,4 @@
-"""What the migration keeps about itself, and the phase in which the file starts.
+"""Create the control tables, and set the phase in which the database starts.
 
 Revision ID: 0001
 Revises:
@@ -35,7 +35,7 @@ class Untyped(sa.types.UserDefinedType[Any]):
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
-        """Nothing: the name of no type."""
+        """No type name."""
         return ""
 
 
@@ -51,8 +51,8 @@ def upgrade() -> None:
 
 
 def _attribute(name: str) -> Any:
-    """What the program that runs the revisions says; nothing where alembic itself does."""
-    return op.get_context().config.attributes.get(name)  # type: ignore[union-attr]
+    """An attribute that the program which runs the revisions has set; None under the alembic command line."""
+    return op.get_context().config.attributes.get(name)  # type: ignore[union-attr] # alembic always has one here
 
 
 def _create_tables() -> None:
@@ -165,7 +165,7 @@ def _create_tables() -> None:
 
 
 def _adopt(found: list[str], phase: int) -> None:
-    """Write down where the file starts, and which of our tables it had: a downgrade leaves those alone."""
+    """Record the first phase, and which of our tables the database had: a downgrade leaves those alone."""
     now = _now()
     op.get_bind().execute(
         sa.text("INSERT INTO consensus_orm_state (id, phase, epoch, since) VALUES (1, :phase, 0, :now)"),

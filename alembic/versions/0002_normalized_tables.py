@@ -1,6 +1,6 @@
-"""The normalized tables.
+"""Create the normalized tables.
 
-Two builds in the field made tables of the same names; their rows are set aside here and adopted by 0003.
+Two builds in the field made tables of the same names; this revision sets their rows aside, and 0003 adopts them.
 
 Revision ID: 0002
 Revises: 0001
@@ -23,7 +23,7 @@ depends_on = None
 EXPAND, CONTRACT = 1, 5
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-# Whatever the legacy columns hold must fit, so these repeat their affinity.
+# Any value of the legacy columns must fit, so these have the same affinity.
 TIMESTAMP = sa.TIMESTAMP().with_variant(sa.Text(), "postgresql")
 BOOLEAN = sa.Boolean().with_variant(sa.BigInteger(), "postgresql")
 
@@ -85,8 +85,8 @@ def upgrade() -> None:
 
 
 def _of_another_move() -> bool:
-    """Whether the database is moved by another declaration, which brings its own normalized tables."""
-    return op.get_context().config.attributes.get("legacy") is not None  # type: ignore[union-attr]
+    """Whether the database is moved by another declaration, which creates its own normalized tables."""
+    return op.get_context().config.attributes.get("legacy") is not None  # type: ignore[union-attr] # alembic always has one here
 
 
 def _phase() -> int:
@@ -103,19 +103,19 @@ def _has(table: str) -> bool:
 
 
 def _set_founding_rows_aside() -> dict[str, int]:
-    """Copy the founding tables out of the way, instead of renaming them.
+    """Copy the founding tables aside, instead of renaming them.
 
-    A rename would rewrite, or stumble over, the views and triggers of other programs; a view that reads a
-    founding table goes on working, since the new tables have all its columns.
+    A rename would rewrite the views and triggers of other programs, or fail on them. A view that reads a founding
+    table continues to work, since the new tables have all its columns.
 
     Returns:
-        The highest id each new table must not give again.
+        The highest id of each table, above which the new one must go on.
     """
     bind = op.get_bind()
     given: dict[str, int] = {}
     if not any(map(_has, FOUNDING)):
         return given
-    if not op.get_context().config.attributes.get("rewrite"):  # type: ignore[union-attr]
+    if not op.get_context().config.attributes.get("rewrite"):  # type: ignore[union-attr] # alembic always has one here
         raise RewriteNotConfirmedError
     for table, (aside, columns) in reversed(FOUNDING.items()):
         bind.exec_driver_sql(f"CREATE TABLE {aside} ({columns})")
@@ -200,7 +200,7 @@ def _create_tables() -> None:
 
 
 def _complete_the_legacy_side() -> None:
-    """Some programs made only one of the two tables; in EXPAND both are written."""
+    """Create the legacy table that is missing: some programs made only one of the two, and EXPAND writes both."""
     for table, statements in (LEGACY_ON_POSTGRESQL if _on_postgresql() else LEGACY).items():
         if not _has(table):
             for statement in statements:
@@ -225,13 +225,13 @@ def _refuse_to_lose_rows() -> None:
     if phase not in (EXPAND, CONTRACT):
         raise DowngradeRefusedError("both sides are in use in this phase", phase=phase)
     if phase == CONTRACT:
-        # Ids count as well: starting again at 1 would give them twice.
+        # Ids that were given count, too: a sequence that starts at 1 again would give them twice.
         lost = """
             SELECT (SELECT count(*) FROM agent_outputs) + (SELECT count(*) FROM consensus_syntheses)
             + (SELECT count(*) FROM consensus_runs)"""
         lost += "".join(f" + ({_given(t)})" for t in ("agent_outputs", "consensus_syntheses", "consensus_runs"))
     else:
-        # What the backfill copied stands in the legacy tables still.
+        # Rows that the backfill copied are still in the legacy tables.
         lost = """
             SELECT (SELECT count(*) FROM agent_outputs WHERE model_version IS NOT NULL
                     OR id NOT IN (SELECT id FROM consensus_artifacts))
@@ -249,7 +249,7 @@ def _given(table: str) -> str:
 
 
 def _take_back_the_legacy_half() -> None:
-    """Drop the legacy table that the upgrade had to make, where nobody has used it."""
+    """Drop the legacy table that the upgrade made, unless it was used."""
     bind = op.get_bind()
     detail = bind.scalar(sa.text("SELECT detail FROM consensus_orm_history WHERE action = 'adopt'"))
     found = {name.lower() for name in json.loads(detail)["found"]}
@@ -261,7 +261,7 @@ def _take_back_the_legacy_half() -> None:
 
 
 def _drop_triggers() -> None:
-    """Drop the triggers of the phase, which name these tables; the phase makes them again."""
+    """Drop the triggers of the phase, which name these tables; the next upgrade makes them again."""
     bind = op.get_bind()
     quoted = bind.dialect.identifier_preparer.quote_identifier
     if _on_postgresql():
@@ -274,7 +274,7 @@ def _drop_triggers() -> None:
             bind.exec_driver_sql(f"DROP FUNCTION {quoted(name)}() CASCADE")
         bind.exec_driver_sql("UPDATE consensus_orm_state SET mapping = NULL")
         return
-    # Ours speak of the control tables; another program may call its own triggers as it likes.
+    # Ours name the control tables; another program may give its own triggers any name.
     ours = (
         "SELECT name FROM sqlite_master WHERE type = 'trigger' AND name GLOB 'consensus_orm_*'"
         " AND (instr(sql, 'consensus_orm_changes') OR instr(sql, 'consensus_orm_state'))"

@@ -1,10 +1,10 @@
 """Adopt the rows of the two builds that had normalized tables before.
 
-The dual-write build kept both sides, and its legacy side is the truth: what only its normalized side knows is
-quarantined. The final build had dropped the legacy side, so everything is carried over. Whatever cannot be is
-kept whole in consensus_orm_rejects.
+The dual-write build kept both sides, and its legacy side is the truth: rows that only its normalized side has become
+rejects. The final build had dropped the legacy side, so all rows are carried over; those that cannot be are kept whole
+in consensus_orm_rejects.
 
-Every rule stands here in a copy of its own: this revision must go on doing what it does today.
+The rules are copied here, not imported: this revision must not change with the package.
 
 Revision ID: 0003
 Revises: 0002
@@ -53,7 +53,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Nothing to undo: the adopted rows stand in the tables of 0002, whose downgrade refuses to lose them."""
+    """Do nothing: the adopted rows are in the tables of 0002, whose downgrade refuses to lose them."""
 
 
 def _sql(statement: str, parameters: Any = None) -> sa.CursorResult[*tuple[Any, ...]]:
@@ -73,7 +73,7 @@ def _image(table: str, columns: tuple[str, ...], prefix: str = "") -> str:
 
 
 def _reject_output(output_id: int, reason: str) -> None:
-    """Keep an output with its run. It has no key: ids of a founding table say nothing about legacy rows."""
+    """Keep an output with its run, without a key: ids of a founding table do not match those of legacy rows."""
     _sql(
         f"""
         INSERT INTO consensus_orm_rejects (pair, table_name, reason, state, found_at, image)
@@ -89,7 +89,7 @@ def _reject_runs(reasons: dict[str, str], *, accepted: tuple[str, ...] = ()) -> 
 
     Args:
         reasons: SQL condition on a run `r` -> reason.
-        accepted: Reasons that lose nothing anybody asks for; kept, but in nobody's way.
+        accepted: Reasons that lose no information: such rows are kept, and the gate stays open.
     """
     whens = " ".join(f"WHEN {condition} THEN '{reason}'" for condition, reason in reasons.items())
     state = f"CASE WHEN reason IN ({', '.join(map(repr, accepted))}) THEN 'accepted' ELSE 'open' END"
@@ -123,7 +123,7 @@ def _quarantine_what_legacy_lacks() -> None:
             f"r.synthesis_json IS NOT NULL AND r.id NOT IN (SELECT id FROM {SYNTHESES})": (
                 "the legacy side has no such synthesis"
             ),
-            # That build wrote 1 into every run.
+            # That build set this to 1 in every run.
             f"r.synthesis_json IS NOT NULL AND r.consensus_ok IS NOT 1 AND r.consensus_ok IS NOT {status_says}": (
                 "consensus_ok is not what the status of the synthesis says"
             ),
@@ -154,7 +154,7 @@ def _quarantine_outputs() -> None:
 
 
 def _forget_syntheses_that_legacy_lacks() -> None:
-    """Leave those parsed that are equal to a synthesis of the legacy side: they are its copies."""
+    """Remove from the parsed syntheses those that equal one of the legacy side: they are copies of it."""
     lacking = _lacking(
         _fingerprints(f"spec_id, stage, degraded, {', '.join(SYNTHESIS_TYPES)}", "consensus_synthesis"),
         _fingerprints(
@@ -173,7 +173,7 @@ Fingerprint = tuple[int, bytes]
 def _lacking(legacy: Iterator[Fingerprint], founding: Iterator[Fingerprint]) -> set[int]:
     """Ids of the founding rows without a counterpart of their own.
 
-    Equal rows pair off one to one: the legacy side having one of them is not having both.
+    Equal rows are matched one to one: two of them need two counterparts.
     """
     counterparts = Counter(fingerprint for _, fingerprint in legacy)
     lacking = set()
@@ -185,7 +185,7 @@ def _lacking(legacy: Iterator[Fingerprint], founding: Iterator[Fingerprint]) -> 
 
 
 def _fingerprints(columns: str, source: str, *, key: str = "id") -> Iterator[Fingerprint]:
-    """Yield id and a hash over type and bytes of some columns; streamed, for contents are large."""
+    """Yield id and a hash over type and bytes of some columns; streamed, since contents are large."""
     names = columns.split(", ")
     types = " || ".join(f"typeof({name}) || ' '" for name in names)
     blobs = ", ".join(f"CAST({name} AS BLOB)" for name in names)
@@ -218,7 +218,7 @@ IS_TIME = (
 )
 MILLISECONDS = (
     f"(CASE WHEN {IS_TIME} AND substr(created_at, 1, 4) > '0000'"
-    # Without a modifier, SQLite before 3.43 gives 30 February back as it went in.
+    # Without a modifier, SQLite before 3.43 returns 30 February unchanged.
     " AND datetime(substr(created_at, 1, 19), '+0 seconds') IS substr(created_at, 1, 19)"
     " AND substr(created_at, 12, 2) < '24'"
     " THEN CAST(strftime('%s', substr(created_at, 1, 19)) AS INTEGER) * 1000"
@@ -233,7 +233,7 @@ RUN_KEY = (
 
 
 def _keyed(table: str, columns: str, ms: str, join: str) -> str:
-    """Rows of a founding table with the identity of the run they belong to now (rule 4)."""
+    """Rows of a founding table with the identity of the run to which they belong from now on (rule 4)."""
     return (
         f"SELECT *, {MILLISECONDS} AS ms, {RUN_KEY} AS run_key FROM"
         f" (SELECT {columns}, r.spec_id, r.stage, {_time(ms)} AS created_at"
@@ -288,7 +288,7 @@ def _parse_syntheses() -> None:
 
 
 def _parse(text: bytes) -> tuple[Any, ...] | None:
-    """The six values of a synthesis; None where the text is anything else than that one object."""
+    """The six values of a synthesis; None where the text is not exactly one such object."""
     try:
         pairs = json.loads(text.decode(), object_pairs_hook=tuple)
     except (ValueError, RecursionError):
@@ -331,7 +331,7 @@ def _reject_what_was_not_carried() -> None:
     orphans = _sql(f"SELECT id FROM {OUTPUTS} WHERE id NOT IN (SELECT id FROM agent_outputs) ORDER BY id")
     for (output_id,) in orphans.all():
         _reject_output(output_id, "an output whose run does not exist")
-    # Equal rows of one second stand in one run now, which has one time: its earliest output's.
+    # Equal rows of one second now belong to one run, whose time is that of its earliest output.
     other_time = "the run had a time of its own, other than that of its outputs"
     not_what_status_says = (
         f"EXISTS (SELECT 1 FROM {SYNTHESES} AS s WHERE s.id = r.id"

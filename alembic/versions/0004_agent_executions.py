@@ -1,6 +1,6 @@
-"""Agent executions, where the file has none yet.
+"""Create the table of agent executions, where there is none yet.
 
-A table that is there stays byte for byte as it is, with 8 to 11 columns: other programs read it too.
+An existing table is not changed, whether it has 8 or 11 columns: other programs read it, too.
 
 Revision ID: 0004
 Revises: 0003

@@ -1,6 +1,6 @@
-"""What guards a phase, what a phase demands, what a verify missed, and images of rows that were overwritten.
+"""Create the record of guards, the demands of a phase, and the images of rows that were overwritten.
 
-And indexes: for the newest run of a stage, for what is looked up by run id alone, and for when an agent completed.
+And indexes: for the newest run of a stage, for queries by run id alone, and for the completion of an agent.
 
 Revision ID: 0005
 Revises: 0004
@@ -31,7 +31,7 @@ class Untyped(sa.types.UserDefinedType[Any]):
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
-        """Nothing: the name of no type."""
+        """No type name."""
         return ""
 
 
@@ -41,10 +41,10 @@ PROTECTED = 3
 """The user_version that an upgrade gave the file, so that the founding builds refuse it."""
 
 DEMANDS = ("soak", "certificate_max_age", "schema_version", "user_version")
-"""New columns of the state, none of which has a value before the next change of phase."""
+"""New columns of the state; they are NULL until the next change of phase."""
 
 SEEN = ("missed", "last_mismatch", "last_reject")
-"""New columns of the certificates; one that has no values for them opens no gate."""
+"""New columns of the certificates; a certificate in which they are NULL opens no gate."""
 
 
 def upgrade() -> None:
@@ -114,7 +114,7 @@ def downgrade() -> None:
 
 
 def _index() -> None:
-    """Make indexes on tables that revisions made; what another program made stays as it is."""
+    """Create indexes on tables that revisions made; a table of another program is not changed."""
     bind = op.get_bind()
     if not sa.inspect(bind).has_table("consensus_runs"):
         return  # of another move
@@ -132,7 +132,7 @@ def _index() -> None:
 
 
 def _give_user_version_back() -> None:
-    """Make the file what the founding builds took it for, where nobody has set another number since."""
+    """Restore the user_version that the founding builds expect, unless another one was set since."""
     bind = op.get_bind()
     kept = bind.scalar(sa.text("SELECT user_version FROM consensus_orm_state"))
     if kept is None or bind.dialect.name != "sqlite":
@@ -142,7 +142,7 @@ def _give_user_version_back() -> None:
 
 
 def _drop_signs() -> None:
-    """Drop the views that stand where the legacy tables were: the release before takes them for a stranger's."""
+    """Drop the views that stand where the legacy tables were: the release before does not know them."""
     bind = op.get_bind()
     quoted = bind.dialect.identifier_preparer.quote_identifier
     standing = "SELECT g.name FROM consensus_orm_guards AS g JOIN "

@@ -1,1 +1,1 @@
-"""The same store, to be awaited."""
+"""The store for coroutines, and the threads that do its calls."""

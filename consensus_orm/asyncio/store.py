@@ -1,19 +1,18 @@
-"""The store for coroutines: the synchronous one, with an `await` before each call.
+"""AsyncConsensusStore: the synchronous store for coroutines, with an `await` before each call.
 
     async with await AsyncConsensusStore.open("artifacts.db") as store:
         async with store.unit_of_work() as uow:
             await uow.artifacts.add(spec_id="SPEC-1", stage="plan", agent_name="gemini", content_json="{}")
 
-Here is nothing of repositories, mapping or transactions. A method is declared by naming the synchronous one;
-its arguments, what it gives and its docstring are that one's.
+A method is declared by naming the synchronous one, whose arguments, result and docstring it has. The declarations are
+written out because mypy and pyright see none that are made at run time.
 
-A unit of work has a thread for itself from its begin to its end, and each of its calls goes there and back.
-Why not greenlets: the driver of SQLite blocks, so they need a thread as well, and go there for each statement
-(a compared write has several) instead of each call. Of the time of the same unit of work without coroutines, one
-task took 1.1 to 1.8 times for a write with threads and 1.4 to 3.6 with greenlets, for ten writes 1.2 to 1.8
-and 1.7 to 4.5, for a read 2.8 to 3.2 and 4.4 to 4.6, for ten reads 2.4 to 2.8 and 3.5 to 3.9 (medians of 15
-interleaved rounds, three runs on two busy cores). Greenlets would also run our own Python on the event loop,
-where every wait that is not the driver's, as that for the turn to write, would block it.
+A unit of work has a thread for itself from its begin to its end, to which each of its calls goes. Greenlets would need
+a thread, too, because the driver of SQLite blocks, and would go there for each statement (a compared write has several)
+instead of each call. Compared with the same unit of work without coroutines, a write took 1.1 to 1.8 times as long with
+threads and 1.4 to 3.6 with greenlets, ten writes 1.2 to 1.8 and 1.7 to 4.5, a read 2.8 to 3.2 and 4.4 to 4.6, ten reads
+2.4 to 2.8 and 3.5 to 3.9 (medians of 15 interleaved rounds, three runs on two busy cores). Greenlets would also run our
+Python code on the event loop, which every wait outside the driver, as for the write queue, would block.
 """
 
 from __future__ import annotations
@@ -68,11 +67,11 @@ P = ParamSpec("P")
 
 
 class _Asynchronous:
-    """What stands for a synchronous object.
+    """Stands for a synchronous object.
 
     Args:
-        original: Gives that object; called where its methods are.
-        call: Does something on the right thread.
+        original: Gives that object; called on the thread of its methods.
+        call: Runs a function on that thread.
     """
 
     def __init__(self, original: Callable[[], Any], call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
@@ -88,7 +87,7 @@ _AsyncMethod = Callable[Concatenate[_Asynchronous, P], Coroutine[Any, Any, T]]
 
 
 def _asynchronous(method: _Method[P, T]) -> _AsyncMethod[P, T]:
-    """The method of a synchronous object, to be awaited; what it reports, it reports to the event loop."""
+    """Make a coroutine method of a synchronous one; its callbacks are called on the event loop."""
     signature = inspect.signature(method)
     reports = [name for name in ("progress", "tell") if name in signature.parameters]
     if reports:
@@ -103,7 +102,7 @@ def _asynchronous(method: _Method[P, T]) -> _AsyncMethod[P, T]:
 
 
 def _reporting(method: _Method[P, T], signature: inspect.Signature, reports: list[str]) -> _AsyncMethod[P, T]:
-    """A long method: after a cancellation its next report is its end, whether or not somebody listens."""
+    """Make a coroutine method of one that reports progress; after a cancellation it ends at its next report."""
 
     @functools.wraps(method)
     async def call(self: _Asynchronous, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -117,7 +116,7 @@ def _reporting(method: _Method[P, T], signature: inspect.Signature, reports: lis
 
 
 class _Watch:
-    """What a long call on a thread has of the coroutine that waits for it."""
+    """Connects a long call on a thread with the coroutine that waits for it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -127,7 +126,7 @@ class _Watch:
         self._stopped = True
 
     def report(self, callback: Callable[..., object] | None, *what: Any) -> None:
-        """Have a callback called on the event loop; an error it raises is raised here, as without a thread."""
+        """Call a callback on the event loop, and raise its error here."""
         if callback is not None and not self._stopped:
             done: Future[None] = Future()
             self._loop.call_soon_threadsafe(_do, done, callback, what)
@@ -196,15 +195,15 @@ class AsyncRepository(_Asynchronous):
     get = _asynchronous(Repository.get)
     get_many = _asynchronous(Repository.get_many)
     put = _asynchronous(Repository.put)
+    update = _asynchronous(Repository.update)
     rows = _asynchronous(Repository.rows)
     count = _asynchronous(Repository.count)
     distinct = _asynchronous(Repository.distinct)
-    update = _asynchronous(Repository.update)
     delete = _asynchronous(Repository.delete)
 
 
 class AsyncMigration(_Asynchronous):
-    """`Migration`, to be awaited; what reports its progress stops at the next report when it is cancelled."""
+    """`Migration`, to be awaited; a cancelled call that reports progress stops at its next report."""
 
     status = _asynchronous(Migration.status)
     upgrade = _asynchronous(Migration.upgrade)
@@ -236,7 +235,7 @@ class AsyncMigration(_Asynchronous):
 
 
 class AsyncMaintenance(_Asynchronous):
-    """`Maintenance`, to be awaited; what reports its progress stops at the next report when it is cancelled."""
+    """`Maintenance`, to be awaited; a cancelled call that reports progress stops at its next report."""
 
     stats = _asynchronous(Maintenance.stats)
     vacuum = _asynchronous(Maintenance.vacuum)
@@ -252,15 +251,14 @@ class AsyncMaintenance(_Asynchronous):
 class AsyncConsensusUnitOfWork:
     """A `ConsensusUnitOfWork` to be awaited; commits on success, rolls back on any exception.
 
-    A cancellation takes everything back, wherever it comes: the call under way is waited for, and the block is
-    left when no transaction and no borrowed connection is there any more. There are two exceptions. While the
-    unit waits for its begin (another process has the lock), the task ends at once and the wait goes on without
-    it: it ends by itself, with a rollback, and until then counts as a unit at work. And once the commit has
-    begun it is too late: what was written stands, callbacks are called, and then the task is cancelled.
+    A cancellation rolls back at any point: it waits for the call under way, and leaves the block without a transaction
+    or a borrowed connection. There are two exceptions. While the unit waits for its begin (another process has the
+    lock), the task ends at once, and the wait continues without it: it ends with a rollback, and until then counts as a
+    unit at work. And after the commit has begun, the writes stay, callbacks are called, and then the task is cancelled.
 
     Args:
         unit: Gives a synchronous unit of work.
-        threads: Where a thread comes from.
+        threads: Lends a thread.
     """
 
     def __init__(self, unit: Callable[[], ConsensusUnitOfWork], threads: Threads) -> None:
@@ -274,7 +272,7 @@ class AsyncConsensusUnitOfWork:
     async def __aenter__(self) -> Self:
         if self._context is not None:
             raise errors.UnitOfWorkClosedError("a unit of work is entered once")
-        # One context for begin and end, so that what the one has set the other can reset.
+        # One context for begin and end, so that the end can reset what the begin has set.
         self._context = copy_context()
         thread = await self._threads.take(self)
         try:
@@ -306,8 +304,9 @@ class AsyncConsensusUnitOfWork:
 
     async def _finish(self, error: BaseException | None) -> None:
         thread, self._thread = self._thread, None
-        assert thread is not None
-        if isinstance(error, GeneratorExit):  # a task that nobody referred to was collected as garbage
+        if thread is None:
+            raise errors.UnitOfWorkClosedError
+        if isinstance(error, GeneratorExit):  # the task was collected as garbage
             self._threads.abandon(thread, partial(self._end, error), self._context)
             return
         try:
@@ -337,7 +336,7 @@ class AsyncConsensusUnitOfWork:
         try:
             outcome = await self._thread.call(partial(self._do, fn))
         except asyncio.CancelledError:
-            self._cut = True  # nobody knows how far it came
+            self._cut = True  # how far it came is unknown
             raise
         return outcome.get()
 
@@ -347,13 +346,12 @@ class AsyncConsensusUnitOfWork:
         """Call a plain function with the synchronous unit of work, on its thread.
 
         For its session (`await uow.run_sync(lambda uow: uow.session.scalars(query).all())`), for an
-        `ExecutionTracker` (`await uow.run_sync(tracker.spawn, agent_id=...)`), and for many small calls, which
-        it makes in one go.
+        `ExecutionTracker` (`await uow.run_sync(tracker.spawn, agent_id=...)`), and to make many small calls at once.
 
         Args:
             fn: The function.
-            *args: Passed on after the unit of work.
-            **kwargs: Passed on.
+            *args: Its further positional arguments.
+            **kwargs: Its keyword arguments.
 
         Returns:
             What the function returned.
@@ -361,24 +359,24 @@ class AsyncConsensusUnitOfWork:
         return await self._call(lambda: fn(self._sync, *args, **kwargs))
 
     def on_commit(self, callback: Callable[[], object]) -> None:
-        """Call something after the commit, and only then: the database first, memory second.
+        """Call a function after the commit, and only then.
 
         Args:
-            callback: A plain function, called on the event loop without arguments, in the order of
-                registration, before the `async with` block is left. An error it raises is logged.
+            callback: A plain function without arguments, called on the event loop, in the order of registration,
+                before the `async with` block ends. Its errors are logged.
 
         Raises:
-            InvalidValueError: It is a coroutine function; nobody would await it.
+            InvalidValueError: It is a coroutine function, which would not be awaited.
         """
         if inspect.iscoroutinefunction(callback):
             raise errors.InvalidValueError(
                 "on_commit takes a plain function", hint="let it create the task", field="callback"
             )
-        # Behind it comes the news of the commit, so the task goes on when the callback has been called.
+        # The result of the commit is posted after it, so the task continues after the callback.
         later = partial(asyncio.get_running_loop().call_soon_threadsafe, context=copy_context())
         self._sync.on_commit(lambda: later(self._sync._run, [callback]))
 
-    # What stands for the synchronous unit of work -------------------------------------------------------
+    # Attributes of the synchronous unit of work -------------------------------------------------------
 
     @property
     def _sync(self) -> ConsensusUnitOfWork:
@@ -388,26 +386,26 @@ class AsyncConsensusUnitOfWork:
 
     @cached_property
     def artifacts(self) -> AsyncArtifacts:
-        """What agents said."""
+        """The artifacts: what agents said."""
         return AsyncArtifacts(lambda: self._sync.artifacts, self._call)
 
     @cached_property
     def syntheses(self) -> AsyncSyntheses:
-        """What they agreed on."""
+        """The syntheses: what agents agreed on."""
         return AsyncSyntheses(lambda: self._sync.syntheses, self._call)
 
     @cached_property
     def runs(self) -> AsyncRuns:
-        """Rounds of agents with their outputs and syntheses."""
+        """The runs: rounds of agents with their outputs and syntheses."""
         return AsyncRuns(lambda: self._sync.runs, self._call)
 
     @cached_property
     def executions(self) -> AsyncExecutions:
-        """Who was spawned, and how it ended."""
+        """The executions: spawned agents, and how each ended."""
         return AsyncExecutions(lambda: self._sync.executions, self._call)
 
     def repository(self, move: Move | str) -> AsyncRepository:
-        """The rows of a move, whatever moves the store was opened with.
+        """The rows of a move.
 
         Args:
             move: The move, or its name.
@@ -441,7 +439,7 @@ class AsyncConsensusUnitOfWork:
 
 
 async def _be_cancelled() -> None:
-    """Let a cancellation take effect that was asked for since the task last waited."""
+    """Let a pending cancellation of the task take effect."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         await asyncio.sleep(0)
@@ -460,12 +458,12 @@ def _interrupted() -> errors.UnitOfWorkClosedError:
 class AsyncConsensusStore(_Asynchronous):
     """A `ConsensusStore` for coroutines.
 
-    As many units of work, and calls of `migration` and `maintenance`, are at work at once as the pool has
-    connections, each on a thread of its own; the others wait for their turn, in the order of asking, on none.
-    Callbacks are called on the event loop. Use it from one event loop at a time.
+    As many units of work, and calls of `migration` and `maintenance`, run at once as the pool has connections, each on
+    a thread of its own; the others wait in order, without a thread. Callbacks are called on the event loop. Use a store
+    in one event loop at a time.
 
     Args:
-        sync_store: The store that does everything.
+        sync_store: The synchronous store.
     """
 
     def __init__(self, sync_store: ConsensusStore) -> None:
@@ -477,8 +475,8 @@ class AsyncConsensusStore(_Asynchronous):
         self.name = sync_store.name
         self.telemetry = sync_store.telemetry
         self.retrier = sync_store.retrier
-        size: int = sync_store.engine.pool.size()  # type: ignore[attr-defined] # every pool of ours has one
-        self._threads = Threads(size, sync_store.settings.pool_timeout.total_seconds())
+        pool: Any = sync_store.engine.pool  # the type Pool has no size; every pool of this package has one
+        self._threads = Threads(pool.size(), sync_store.settings.pool_timeout.total_seconds())
         self.migration = AsyncMigration(lambda: sync_store.migration, self._on_a_thread)
         self.maintenance = AsyncMaintenance(lambda: sync_store.maintenance, self._on_a_thread)
 
@@ -491,26 +489,15 @@ class AsyncConsensusStore(_Asynchronous):
         echo: bool = False,
         moves: Moves = CONSENSUS,
     ) -> Self:
-        """Open a database; looks at it and writes nothing.
-
-        Args:
-            url: As for `ConsensusStore.open`.
-            settings: As there.
-            echo: As there.
-            moves: As there.
+        """Open a database with the arguments of `ConsensusStore.open`, which says what errors it raises.
 
         Returns:
             The store; an asynchronous context manager that closes it.
-
-        Raises:
-            ConfigurationError: The URL or a setting cannot be used.
-            SchemaError: The file holds tables of our names that we cannot work with.
-            StorageError: The file cannot be read.
         """
         thread, opened = Thread(), list[ConsensusStore]()
 
         def look() -> None:
-            """Open it on the thread, and load there what would hold up the event loop later."""
+            """Open it on the thread, and import what would block the event loop later."""
             import stamina  # noqa: F401 - 30 ms, at the first retry
 
             opened.append(ConsensusStore.open(url, settings=settings, echo=echo, moves=moves))
@@ -527,14 +514,14 @@ class AsyncConsensusStore(_Asynchronous):
 
     @property
     def initial_phase(self) -> Phase:
-        """The phase a file begins with that nobody prepared: where there are legacy tables, EXPAND."""
+        """The phase of a database that is not prepared: EXPAND if there are legacy tables, else CONTRACT."""
         return self.sync_store.initial_phase
 
     def unit_of_work(self, *, read_only: bool = False) -> AsyncConsensusUnitOfWork:
         """Take a unit of work; use it in an `async with` block, once.
 
         Args:
-            read_only: See one snapshot, take no lock, and be unable to write.
+            read_only: Read one snapshot, without a lock.
 
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
@@ -542,11 +529,11 @@ class AsyncConsensusStore(_Asynchronous):
         return AsyncConsensusUnitOfWork(partial(self.sync_store.unit_of_work, read_only=read_only), self._threads)
 
     async def run(self, work: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]], *, read_only: bool = False) -> T:
-        """Do a piece of work in a unit of work, and all of it again after a transient error.
+        """Do a piece of work in a unit of work, and repeat all of it after a transient error.
 
         Args:
-            work: Called with the unit of work and awaited; it may be called several times, so it must change
-                nothing outside but through `uow.on_commit`.
+            work: Called with the unit of work and awaited, maybe several times; so it must have side effects only
+                through `uow.on_commit`.
             read_only: Take a read-only unit of work.
 
         Returns:
@@ -565,7 +552,7 @@ class AsyncConsensusStore(_Asynchronous):
     def in_unit_of_work(
         self, work: Callable[Concatenate[AsyncConsensusUnitOfWork, P], Awaitable[T]]
     ) -> Callable[P, Coroutine[Any, Any, T]]:
-        """Make a coroutine function that does each of its calls with `run`; usable as a decorator.
+        """Make a coroutine function that uses `run` for each of its calls; usable as a decorator.
 
         Args:
             work: A coroutine function whose first argument is the unit of work.
@@ -577,7 +564,7 @@ class AsyncConsensusStore(_Asynchronous):
         @functools.wraps(work)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
             """Done with `run`."""
-            given: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]] = lambda uow: work(uow, *args, **kwargs)  # noqa: E731
+            given: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]] = lambda uow: work(uow, *args, **kwargs)  # noqa: E731 - typed
             return await self.run(functools.update_wrapper(given, work))
 
         return call
@@ -594,7 +581,7 @@ class AsyncConsensusStore(_Asynchronous):
             self._threads.give_back(thread)
 
     async def close(self) -> None:
-        """Close every connection, after the begins that were cancelled; the store cannot be used after it."""
+        """Close every connection after cancelled units of work have ended; the store cannot be used afterwards."""
         await self._threads.close()
         thread = Thread()
         try:

@@ -1,9 +1,8 @@
-"""Threads for coroutines: each does one call after the other, and only so many are at work at once.
+"""A limited number of threads that do the blocking calls of coroutines, each in order.
 
-The executors of the standard library would do nearly the same. But a unit of work takes 1.0 to 1.7 times as
-long with them, they start their threads on the event loop, which held it up by 15 to 60 ms while other threads
-were busy and not by 2 to 10 (measured), and on Python 3.11 a StopIteration raised by a call leaves its coroutine
-waiting for ever.
+The executors of the standard library do nearly the same. But a unit of work takes 1.0 to 1.7 times as long with them;
+they start threads on the event loop, which blocked it for 15 to 60 ms instead of 2 to 10 while other threads were busy
+(measured); and on Python 3.11 a call that raises StopIteration leaves its coroutine waiting for ever.
 """
 
 from __future__ import annotations
@@ -27,11 +26,7 @@ T = TypeVar("T")
 
 
 class Outcome(Generic[T]):
-    """What a call gave: a value or an error.
-
-    Args:
-        call: The call; made at once.
-    """
+    """The value or the error of a call, which is made at once."""
 
     __slots__ = ("_error", "_value")
 
@@ -39,11 +34,11 @@ class Outcome(Generic[T]):
         self._error: BaseException | None = None
         try:
             self._value = call()
-        except BaseException as error:  # whoever waits for the call gets it, whatever it is
+        except BaseException as error:  # raised by `get`, whatever it is
             self._error = error
 
     def get(self) -> T:
-        """Give the value, or raise the error; once, so that nothing refers to its frames from within them."""
+        """Return the value or raise the error; once, so that no frame of the error refers to it."""
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -59,23 +54,23 @@ _Calls: TypeAlias = "SimpleQueue[Callable[[], object] | None]"
 
 
 class Thread:
-    """One thread, which does the calls of coroutines one after the other until it is closed or forgotten."""
+    """A thread that does calls in order until it is closed or garbage."""
 
     def __init__(self) -> None:
         self._calls: _Calls = SimpleQueue()
-        # `Thread.start` waits until the thread runs, so it is not called here, on the event loop.
+        # `Thread.start` waits until the thread runs, which would block the event loop.
         _thread.start_new_thread(_start, (self._calls,))
         self._end = weakref.finalize(self, self._calls.put, None)
 
     def call(self, fn: Callable[[], T], context: Context | None = None) -> Answer[T]:
-        """Have something done after everything that was asked for before.
+        """Queue a call, which is made even if its coroutine no longer waits.
 
         Args:
-            fn: What to do. It is done even where nobody waits for it any more.
-            context: The context variables it sees; a copy of the caller's where left out.
+            fn: The function.
+            context: Its context variables; a copy of the caller's where left out.
 
         Returns:
-            What to wait for; it never raises the error of the call itself.
+            A future of the outcome, which does not raise the error of the call itself.
         """
         loop = asyncio.get_running_loop()
         answer: Answer[T] = loop.create_future()
@@ -83,29 +78,24 @@ class Thread:
         return answer
 
     def post(self, fn: Callable[[], object], context: Context | None) -> None:
-        """Have something done that nobody waits for.
-
-        Args:
-            fn: As for `call`.
-            context: As for `call`.
-        """
+        """Queue a call without a result."""
         self._calls.put(partial(Outcome, partial((context or copy_context()).run, fn)))
 
     async def finish(
         self, fn: Callable[[], T], context: Context | None = None, cancelled: Callable[[], object] | None = None
     ) -> T:
-        """Have something done and wait until it is over, even where the task is cancelled meanwhile.
+        """Make a call and wait for its end, even if the task is cancelled meanwhile.
 
         Args:
             fn: As for `call`.
             context: As for `call`.
-            cancelled: Called when the task is cancelled; what it was cancelled by is raised at the end.
+            cancelled: Called when the task is cancelled; the cancellation is raised at the end.
 
         Returns:
-            What the call gave.
+            What the function returned.
         """
         try:
-            # Not shielded: `asyncio.shield` costs one more round of the loop, and each round is a fight for the GIL.
+            # Not shielded: `asyncio.shield` costs one more round of the loop, in which threads compete for the GIL.
             return (await self.call(fn, context)).get()
         except asyncio.CancelledError:
             if cancelled is not None:
@@ -120,7 +110,7 @@ class Thread:
                 return
 
     def close(self) -> None:
-        """Let it end, after what it was asked for."""
+        """End the thread after its queued calls."""
         self._end()
 
 
@@ -128,19 +118,19 @@ def _start(calls: _Calls) -> None:
     thread = threading.Thread(target=_work, args=(calls,), name="consensus_orm asyncio", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # there is no further thread to be had: this one does the work, without a name
+    except RuntimeError:  # the system gives no further thread: this one does the work, without a name
         _work(calls)
 
 
 def _work(calls: _Calls) -> None:
     while (call := calls.get()) is not None:
         call()
-        del call  # or it would stay, with all that it refers to, until the next one comes
+        del call  # otherwise it stays alive until the next one
 
 
 def _answer(loop: asyncio.AbstractEventLoop, answer: Answer[T], call: Callable[[], T]) -> None:
     outcome = Outcome(call)
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+    with contextlib.suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(_settle, answer, outcome)
 
 
@@ -150,13 +140,13 @@ def _settle(answer: Answer[T], outcome: Outcome[T]) -> None:
 
 
 class Threads:
-    """Threads that are lent; coroutines that wait for one occupy none.
+    """A pool of threads; coroutines that wait for a thread occupy none.
 
-    They belong to the event loop they were first taken in; another loop, in a forked child too, gets new ones.
+    The threads belong to one event loop; another loop, in a forked child, too, gets new ones.
 
     Args:
-        size: How many may be lent at once.
-        patience: Longest wait for one, in seconds.
+        size: The number of threads that may be lent at once.
+        patience: The longest wait for one, in seconds.
     """
 
     def __init__(self, size: int, patience: float) -> None:
@@ -172,11 +162,11 @@ class Threads:
         """Borrow a thread; first come, first served.
 
         Args:
-            borrower: What works on the thread. Both are referred to from here until the thread is back: where a
-                coroutine becomes garbage, what it had open would be garbage with it, and taken away before it ends.
+            borrower: The user of the thread, kept alive until the thread is back: if its coroutine becomes garbage,
+                what it has open must not be collected before it ends.
 
         Raises:
-            PoolExhaustedError: None came back in time.
+            PoolExhaustedError: No thread came back in time.
         """
         if self._loop is not asyncio.get_running_loop():
             self._loop, self._slots = asyncio.get_running_loop(), asyncio.Semaphore(self.size)
@@ -195,44 +185,32 @@ class Threads:
         return thread
 
     def give_back(self, thread: Thread) -> None:
-        """Let the next one have a thread that has nothing left to do."""
+        """Return a thread without queued calls."""
         if thread in self._lent and self._loop is asyncio.get_running_loop():
             del self._lent[thread]
             self._idle.append(thread)
             self._slots.release()
 
     def leave(self, thread: Thread, last: Callable[[], object], context: Context) -> None:
-        """Give a thread back once it has done all it was asked for, without waiting for that.
-
-        Args:
-            thread: The thread, maybe at work.
-            last: What it is to do at the end.
-            context: The context variables that sees.
-        """
+        """Return a thread after its queued calls and a last one, without waiting for them."""
         answer: Answer[object] = thread.call(last, context)
         self._last.add(answer)
         answer.add_done_callback(self._last.discard)
         answer.add_done_callback(lambda _: self.give_back(thread))
 
     def abandon(self, thread: Thread, last: Callable[[], object], context: Context | None) -> None:
-        """Give a thread back for a coroutine that was destroyed: it can wait for nothing, and is on no loop.
-
-        Args:
-            thread: The thread, maybe at work.
-            last: What it is to do at the end.
-            context: The context variables that sees.
-        """
+        """Do what `leave` does for a coroutine that was destroyed, which is on no loop."""
         thread.post(last, context)
         try:
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self.leave, thread, lambda: None, Context())
-        except RuntimeError:  # the loop is closed: nobody waits for a thread
+        except RuntimeError:  # the loop is closed
             self._lent.pop(thread, None)
             thread.close()
 
     async def close(self) -> None:
-        """Wait until everything that was left has been done, and end the threads that nobody has."""
-        await asyncio.sleep(0)  # so that what was abandoned has been left
+        """Wait for the last calls of threads that were left, and end the idle threads."""
+        await asyncio.sleep(0)  # so that `leave` has been called for abandoned threads
         while self._last and self._loop is asyncio.get_running_loop():
             await asyncio.wait(self._last)
         while self._idle:

@@ -1,8 +1,8 @@
-"""The command line, `consensus-orm`: for operators, who must be able to trust what they are told.
+"""The command line `consensus-orm`.
 
 Exit codes: 0 done and clean, 1 refused or something found, 2 wrong usage, 130 interrupted.
 
-Importing this module loads nothing: the commands take half a second to import, and Ctrl-C must be answered meanwhile.
+Importing this module loads nothing: the commands take half a second to import, and Ctrl-C must work meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
 
     class _CommandLine:
-        """The command group of `consensus_orm.cli.commands`, loaded when it is called or looked into."""
+        """The command group of `consensus_orm.cli.commands`, loaded at its first use."""
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Run the command line as this process, and end it."""

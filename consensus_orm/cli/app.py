@@ -1,4 +1,4 @@
-"""The command group: its one option, its exit codes, and how it says that something went wrong."""
+"""The command group `consensus-orm`: its options, its exit codes, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ __all__ = [
 
 
 MISSING = "check the URL; `consensus-orm upgrade --create` makes a new database"
-"""What to do where there is no database."""
+"""The hint where there is no database."""
 
 
 class App:
-    """What every command is given: the database asked for, and the moves.
+    """The database of a command, and its moves.
 
     Args:
         url: As typed; None leaves it to the settings.
         mapping: The name of the moves, as typed or as the project has it; None are the consensus tables.
-        create: Whether a database that does not exist is made. Otherwise a mistyped path would make a new one, and
-            the command would report that all is well with it.
+        create: Whether a missing database is made. Otherwise a command with a mistyped path would make a new one, and
+            report no problem.
     """
 
     def __init__(self, url: str | None, mapping: str | None, *, create: bool = False) -> None:
@@ -60,32 +60,24 @@ class App:
 
     @contextlib.contextmanager
     def store(self, *, replica: bool = True, missing: str = MISSING) -> Iterator[ConsensusStore]:
-        """Open the database for one command.
+        """Open the database until the block ends.
 
         Args:
-            missing: What to do where it does not exist.
-            replica: Whether the read replica of the settings is one of this database.
-
-        Yields:
-            The store; closed at the end.
+            missing: The hint if it does not exist.
+            replica: Whether the read replica of the settings belongs to this database.
 
         Raises:
             StorageError: There is no such file, or it cannot be read.
         """
         settings = Settings() if replica else Settings().model_copy(update={"read_url": None})
-        with (
-            ConsensusStore.open(self.url, settings=settings, moves=moves_named(self.mapping)) as store,
-            translated(store.engine),
-        ):
+        moves = moves_named(self.mapping)
+        with ConsensusStore.open(self.url, settings=settings, moves=moves) as store, translated(store.engine):
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
             yield store
 
     def spelled(self, text: str) -> str:
-        """A text whose commands work as they stand: the --url of this call is put into each of them.
-
-        Otherwise whoever copies one would run it on the default database.
-        """
+        """A text with --url and --mapping of this call in each of its commands, so that they can be copied."""
         given = []
         if self.url is not None:
             try:
@@ -98,11 +90,7 @@ class App:
 
 
 class Interrupted(click.Abort):
-    """Ctrl-C in a command that is not to be called again just as it was typed.
-
-    Args:
-        *words: What is to be typed besides.
-    """
+    """Ctrl-C in a command that must be called again with further words."""
 
     def __init__(self, *words: str) -> None:
         super().__init__()
@@ -110,12 +98,7 @@ class Interrupted(click.Abort):
 
 
 class Refused(Exception):
-    """An error of a command that has more to tell a program than the error itself.
-
-    Args:
-        error: The error.
-        **facts: What the JSON document holds besides.
-    """
+    """An error of a command, with further facts for the JSON document."""
 
     def __init__(self, error: ConsensusError, **facts: Any) -> None:
         super().__init__(str(error))
@@ -124,9 +107,9 @@ class Refused(Exception):
 
 
 class _Group(click.Group):
-    """A group that says each error in one line, without a traceback, and with --json in one document."""
+    """A group that reports each error in one line, without a traceback, and with --json in one document."""
 
-    def main(  # type: ignore[override]
+    def main(  # type: ignore[override]  # click's has overloads for its standalone mode
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
         """Run the command line and end the process.
@@ -147,26 +130,24 @@ class _Group(click.Group):
 
 
 def _prepare_streams() -> None:
-    # What an agent or an operator wrote may hold characters that a terminal does not have.
+    # Text of agents and operators may hold characters that the terminal cannot encode.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # Commands say what happened themselves; without a handler, warnings of the library would be printed between.
+    # Commands report by themselves; without a handler, warnings of the library would be printed in between.
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.NullHandler())
 
 
 def _complain(typed: list[str], error: BaseException) -> int:
-    """Say what went wrong: in one line for people, and in the one document of the command for programs."""
+    """Report an error: in one line on stderr, and with --json in the document of the command."""
     if isinstance(error, NoArgsIsHelpError):
         error.show()
         return error.exit_code
     told, more = (error.error, error.facts) if isinstance(error, Refused) else (error, {})
     failure = _failure(typed, told)
-    if not (
-        isinstance(told, OutputError) and isinstance(told.__cause__, BrokenPipeError)
-    ):  # the reader has seen enough
+    if not isinstance(told, OutputError) or not isinstance(told.__cause__, BrokenPipeError):  # a reader like `head`
         with contextlib.suppress(OSError):
             click.echo(f"consensus-orm: {one_line(failure)}", err=True)
     if process.asks_for_json(typed) and not isinstance(told, OutputError):
@@ -177,7 +158,7 @@ def _complain(typed: list[str], error: BaseException) -> int:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error as it is told: `code` is the exit code, `explained` what `consensus-orm explain` takes."""
+    """An error as it is reported: `code` is the exit code, `explained` the code for `consensus-orm explain`."""
 
     name: str
     code: int
@@ -191,7 +172,7 @@ class _Failure:
         return f"{told} ({self.explained})" if self.explained else told
 
     def document(self, **more: Any) -> str:
-        """The error as a JSON document, with what the command has to tell besides."""
+        """The error as a JSON document, with further facts of the command."""
         return process.error_document(
             self.name, self.code, self.message, self.hint, plain(self.facts), self.explained, **plain(more)
         )
@@ -217,7 +198,7 @@ def _failure(typed: list[str], error: BaseException) -> _Failure:
 
 
 def _mine(error: BaseException) -> ConsensusError:
-    """An error as one of this package; those that nobody foresaw are told by type and place, never by contents."""
+    """An error as one of this package; an unexpected one is reported by type and place, without its message."""
     match error:
         case ConsensusError():
             return error
@@ -231,7 +212,7 @@ def _mine(error: BaseException) -> ConsensusError:
 
 
 def _app(typed: list[str]) -> App:
-    """The app of a call that has failed, wherever it failed."""
+    """The app of a call that failed, maybe before there was one."""
     given: dict[str, Any] = {}
     with contextlib.suppress(click.ClickException):
         given = main.make_context("consensus-orm", list(typed), resilient_parsing=True).params
@@ -239,7 +220,7 @@ def _app(typed: list[str]) -> App:
 
 
 def _command(typed: list[str]) -> list[str]:
-    """What was typed, from the name of the command on."""
+    """The words of the call from the name of the command on."""
     return next((typed[at:] for at, word in enumerate(typed) if word in main.commands), typed)
 
 
@@ -256,7 +237,7 @@ class PhaseType(click.ParamType):  # type: ignore[type-arg]  # older releases of
         """
         return Phase.parse(value)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The phases that begin with what was typed."""
         names = (phase.name.lower() for phase in Phase)
         return [CompletionItem(name) for name in names if name.startswith(incomplete.lower())]
@@ -268,7 +249,7 @@ Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _let_create(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if (app := ctx.find_object(App)) is not None:  # there is none where a shell completes a line
+    if (app := ctx.find_object(App)) is not None:  # there is none during shell completion
         app.create = value
 
 

@@ -1,18 +1,18 @@
-"""The command that moves a store to another database: copy."""
+"""The command copy, which copies a store to another database."""
 
 from __future__ import annotations
 
 import click
 
 from consensus_orm.cli.app import App, Refused, app_command, create_option, json_option, main
-from consensus_orm.cli.output import Bars, key, plain, say, show_json, table
+from consensus_orm.cli.output import Bars, exit_with, key, plain, say, show_json, table
 from consensus_orm.copying import CopyReport, Unfit
 from consensus_orm.errors import CopyRefusedError
 
 __all__: list[str] = []
 
-MISSING = "check the URL; --create copies to a file that does not exist yet"
-"""What to do where there is no target."""
+MISSING = "check the URL; --create makes a new file"
+"""The hint where there is no target."""
 
 
 @main.command("copy")
@@ -32,9 +32,7 @@ def copy_command(app: App, source: str, target: str, reject: bool, catch_up: boo
     """
     with (
         App(source, app.mapping).store(replica=False) as origin,
-        App(target, app.mapping, create=app.create).store(
-            replica=False, missing="check the URL; --create makes a new file"
-        ) as store,
+        App(target, app.mapping, create=app.create).store(replica=False, missing=MISSING) as store,
         Bars("copy", quiet=as_json) as bars,
     ):
         try:
@@ -48,8 +46,7 @@ def copy_command(app: App, source: str, target: str, reject: bool, catch_up: boo
         show_json({**plain(report), "rows": report.rows})
     else:
         _tell(report)
-    if report.unfit:
-        click.get_current_context().exit(1)
+    exit_with(report.unfit)
 
 
 def _show(rows: tuple[Unfit, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The command that explains an error by its code: explain."""
+"""The command explain, which explains an error by its code."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def explain(code: str | None, as_json: bool) -> None:
 
 
 def _kinds() -> dict[str, type[ConsensusError]]:
-    """Every kind of error under its code."""
+    """Every class of error by its code."""
     kinds = (getattr(errors, name) for name in errors.__all__)
     return {kind.code: kind for kind in kinds if issubclass(kind, ConsensusError)}
 
 
 def _of_code(code: str) -> type[ConsensusError]:
-    """The kind of error that has a code, or whose class has this name, in any case and with any dashes."""
+    """The class of error with a code or class name, in any case, with dashes or underscores."""
     known, wanted = _kinds(), code.upper().replace("-", "_")
     named = {kind.__name__.upper(): kind for kind in known.values()}
     if (found := known.get(wanted) or named.get(wanted)) is None:
@@ -61,7 +61,7 @@ def _tell(kind: type[ConsensusError]) -> None:
 
 
 def _meaning(kind: type[ConsensusError]) -> list[str]:
-    """What an error means, by its docstring; how it is made is nobody's question here."""
+    """The meaning of an error by its docstring, without its arguments."""
     text = inspect.getdoc(kind) or ""
     return [line.strip() for line in text.partition("\n\nArgs:")[0].splitlines() if line.strip()]
 

@@ -1,4 +1,4 @@
-"""What people and programs read: tables, JSON, and progress bars."""
+"""The output of commands: text, tables, JSON, and progress bars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import click
 import rich.progress
@@ -27,19 +27,35 @@ from consensus_orm.errors import OutputError
 from consensus_orm.phase import Phase
 from consensus_orm.progress import Progress, of_pages
 
-__all__ = ["Bars", "fields", "key", "one_line", "plain", "say", "show_json", "span", "table", "when"]
+__all__ = [
+    "Bars",
+    "exit_with",
+    "fields",
+    "key",
+    "listed",
+    "one_line",
+    "plain",
+    "say",
+    "show_entries",
+    "show_json",
+    "span",
+    "table",
+    "when",
+]
+
+E = TypeVar("E")
 
 PIPE_WIDTH = 10_000
-"""Columns of what is no terminal: nothing is wrapped or cut for the program that reads it."""
+"""The width of output to a pipe or file, so that nothing is wrapped or cut."""
 
 PATIENCE = 0.5
-"""Seconds before a bar appears; what is over sooner needs none."""
+"""Seconds before a bar appears."""
 
 
 # JSON -----------------------------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A value in terms of JSON: phases by name, times in ISO 8601, durations in seconds."""
     if isinstance(value, Phase):
         return value.name
@@ -60,8 +76,8 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
-def show_json(value: Any) -> None:
-    """Print the one document of a command; ASCII, so that it survives every encoding."""
+def show_json(value: object) -> None:
+    """Print the JSON document of a command in ASCII, for every encoding."""
     say(json.dumps(plain(value), indent=2))
 
 
@@ -69,7 +85,7 @@ def show_json(value: Any) -> None:
 
 
 def one_line(text: object) -> str:
-    """A text in one line, without control characters: what others wrote must not steer a terminal."""
+    """A text in one line, without characters that control a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
 
 
@@ -78,7 +94,7 @@ def say(text: str = "", *, color: bool | None = None) -> None:
 
     Args:
         text: The line.
-        color: Whether its colours are kept; where left out, on a terminal.
+        color: Whether its colours are kept; only on a terminal where left out.
 
     Raises:
         OutputError: The output cannot be written.
@@ -102,20 +118,19 @@ def span(duration: timedelta) -> str:
 
 
 def when(moment: datetime | None) -> str:
-    """A time for people."""
+    """A time as text, to the second."""
     return "" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def key(value: object) -> str | None:
-    """The key of a row as a cell: no number to be grouped, and `-` where there is none."""
+    """The key of a row as a cell, without grouping of digits."""
     return None if value is None else str(value)
 
 
 def _cell(value: object) -> Text:
     if value is None:
         return Text("-")
-    text = one_line(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool | Enum) else value)
-    return Text(text)
+    return Text(one_line(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool | Enum) else value))
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -126,12 +141,7 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; numbers stand to the right.
-
-    Args:
-        columns: The headings.
-        rows: The cells; None is shown as `-`.
-    """
+    """Print a table, with numbers to the right and `-` for None."""
     listed = [list(row) for row in rows]
     console = _console()
     made = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, header_style="bold")
@@ -143,8 +153,40 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     _print(console, made)
 
 
+def listed(columns: Sequence[str], rows: Sequence[Sequence[object]], most: int) -> None:
+    """Print the first `most` rows as a table, and count the others."""
+    if rows:
+        table(columns, rows[:most])
+    if (more := len(rows) - most) > 0:
+        say(f"and {more:,} more")
+
+
+def show_entries(
+    entries: Sequence[E],
+    none: str,
+    columns: Sequence[str],
+    row: Callable[[E], Sequence[object]],
+    *,
+    as_json: bool,
+    most: int = sys.maxsize,
+) -> None:
+    """Print the entries of a ledger as JSON or as a table; `none` where there are none."""
+    if as_json:
+        show_json(entries)
+    elif entries:
+        listed(columns, list(map(row, entries)), most)
+    else:
+        say(none)
+
+
+def exit_with(found: object) -> None:
+    """End the command with exit code 1 if something was found."""
+    if found:
+        click.get_current_context().exit(1)
+
+
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names with their values, one below the other."""
+    """Print names and values, one pair in a line."""
     made = Table.grid(padding=(0, 2))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
@@ -165,14 +207,13 @@ def _print(console: Console, made: Table) -> None:
 
 
 class Bars:
-    """Progress on stderr: on a terminal only, and for what takes a while.
+    """Progress bars on stderr, only on a terminal, for steps that take a while.
 
-    A bar with rate and time left for what is being counted; until then, and for what cannot be counted, one
-    that only moves.
+    A bar shows rate and time left of what is counted; before that, and for what cannot be counted, it only moves.
 
     Args:
-        label: What is done, in a word.
-        quiet: Show nothing, whatever stderr is.
+        label: The name of the step.
+        quiet: Show nothing.
     """
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
@@ -187,16 +228,16 @@ class Bars:
 
     @property
     def rows(self) -> Callable[[Progress], None] | None:
-        """For what tells of its progress; None where nothing is shown, which spares the counting."""
+        """The callback of a step that reports progress; None if nothing is shown, which saves the counting."""
         return self._update if self._shown else None
 
     @property
     def pages(self) -> Callable[[int, int], None] | None:
-        """For what counts pages of the file; None where nothing is shown."""
+        """The callback of a step that counts pages of the file; None if nothing is shown."""
         return of_pages(self.rows, self._label)
 
     def clear(self) -> None:
-        """Take the bars away, as for text that follows; the next step shows its own."""
+        """Remove the bars, before text is printed; the next step shows its own."""
         self._stop()
         self._start()
 
@@ -220,12 +261,12 @@ class Bars:
             self._timer.join()
         with self._lock:
             if self._progress is not None:
-                with contextlib.suppress(OSError):  # the terminal is gone: no reason to fail
+                with contextlib.suppress(OSError):  # the terminal is gone
                     self._progress.stop()
             self._progress = self._task = self._timer = None
 
     def _move(self) -> None:
-        """Show that something is going on; called on a thread of its own."""
+        """Show a bar that only moves; called on a thread of its own."""
         with self._lock, contextlib.suppress(OSError):
             if self._progress is None:
                 self._show(self._label)
@@ -241,7 +282,7 @@ class Bars:
             progress.update(task, completed=seen.done, total=seen.total, facts=facts)
 
     def _show(self, label: str) -> tuple[rich.progress.Progress, rich.progress.TaskID]:
-        """The bar of a thing; it takes the place of the one before."""
+        """The bar of a label, in the place of the one before."""
         if self._progress is None:
             self._progress = _progress(self._console)
             self._progress.start()
@@ -261,6 +302,6 @@ def _progress(console: Console) -> rich.progress.Progress:
         rich.progress.TimeElapsedColumn(),
         console=console,
         transient=True,
-        redirect_stdout=False,  # it would send what belongs to stdout to stderr
+        redirect_stdout=False,  # otherwise stdout would go to stderr
         redirect_stderr=False,
     )

@@ -1,7 +1,7 @@
-"""The process of a command: its signals and its streams. Imports nothing that takes time.
+"""Signals and streams of a command's process; imports only the standard library, which is fast.
 
-Ctrl-C, SIGTERM and SIGHUP are one thing to a command: the step under way ends as after an error, what it made for
-itself is removed, and the exit code is 130. While the commands are still being imported there is nothing to end.
+After Ctrl-C, SIGTERM or SIGHUP the step under way ends as after an error, its temporary files are removed, and the exit
+code is 130. While the commands are being imported, the process just ends.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 __all__ = ["INTERRUPTED", "asks_for_json", "error_document", "finish", "interruptible", "own"]
 
 INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C ended, as shells have it."""
+"""The exit code of shells for a program that Ctrl-C ended."""
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 _owned = False
-"""Whether this process is a command, and not a program that calls one."""
+"""Whether this process is a command, not a program that calls one."""
 
 
 def own() -> None:
-    """Take over the signals and streams of this process; to be called before anything that takes time."""
+    """Take over the signals and streams of this process; to be called first."""
     global _owned
     _owned = True
     _handle_with(_leave_before_work)
@@ -37,9 +37,9 @@ def own() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt for a signal inside the block; behind it only the exit is left to do.
+    """Raise KeyboardInterrupt for a signal inside the block, and exit at once for one after it.
 
-    Nothing changes where the process is not a command.
+    Nothing changes if the process is not a command.
     """
     if not _owned:
         yield
@@ -51,29 +51,29 @@ def interruptible() -> Iterator[None]:
         _handle_with(_leave)
 
 
-def _handle_with(handler: Callable[[int, Any], None]) -> None:
+def _handle_with(handler: Callable[[int, object], None]) -> None:
     for name in _SIGNALS:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
-        # What was ignored stays ignored: `nohup`, and the jobs that a shell starts in the background.
+        # Ignored signals stay ignored: under `nohup`, and in background jobs of a shell.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-def _interrupt(_number: int, _frame: Any) -> None:
-    # Another one would end the clean-up, and leave copies behind: a session that is closed sends SIGTERM and SIGHUP.
+def _interrupt(_number: int, _frame: object) -> None:
+    # Another signal would end the clean-up and leave copies behind: a closed session sends SIGTERM and SIGHUP.
     _handle_with(_pass_over)
     raise KeyboardInterrupt
 
 
-def _pass_over(_number: int, _frame: Any) -> None:
+def _pass_over(_number: int, _frame: object) -> None:
     pass
 
 
-def _leave(_number: int, _frame: Any) -> None:
+def _leave(_number: int, _frame: object) -> None:
     os._exit(INTERRUPTED)
 
 
-def _leave_before_work(_number: int, _frame: Any) -> None:
+def _leave_before_work(_number: int, _frame: object) -> None:
     message = "interrupted before the command began"
     with contextlib.suppress(OSError):
         os.write(2, f"consensus-orm: {message}\n".encode())
@@ -86,7 +86,7 @@ def _leave_before_work(_number: int, _frame: Any) -> None:
 
 
 class _Closed(io.TextIOBase):
-    """The standard output of a process that was started without one."""
+    """The standard output of a process started without one."""
 
     def writable(self) -> bool:
         return True
@@ -96,7 +96,7 @@ class _Closed(io.TextIOBase):
 
 
 def _open_closed_streams() -> None:
-    # A file opened later would get the free number, and be written with what belongs to the stream.
+    # A file opened later would get the free number, and receive the output of the stream.
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -109,14 +109,7 @@ def _open_closed_streams() -> None:
 
 
 def finish(code: int) -> int:
-    """Write out what is buffered, so that the end of the process has nothing left to fail at.
-
-    Args:
-        code: The exit code so far.
-
-    Returns:
-        The exit code: 1 instead of 0 where the output could not be written.
-    """
+    """Flush the streams, and return the exit code: 1 instead of 0 if the output could not be written."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -128,17 +121,17 @@ def finish(code: int) -> int:
 
 
 def _discard(number: int) -> None:
-    """Send what is still in the buffer of a stream nowhere: the interpreter would complain about it at its end."""
+    """Discard the buffer of a stream, about which the interpreter would complain at its exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
     os.close(nowhere)
 
 
-# What programs read ---------------------------------------------------------------------------------------
+# JSON ---------------------------------------------------------------------------------------
 
 
 def asks_for_json(words: Sequence[str]) -> bool:
-    """Whether a command line asks for JSON, be the rest of it right or wrong."""
+    """Whether a command line, right or wrong, asks for JSON."""
     words = list(words)
     return "--json" in (words[: words.index("--")] if "--" in words else words)
 
@@ -152,7 +145,7 @@ def error_document(
     explained: str = "",
     **more: Any,
 ) -> str:
-    """The one JSON document of a command that failed.
+    """The JSON document of a command that failed.
 
     Args:
         name: The class of the error.
@@ -160,8 +153,8 @@ def error_document(
         message: What happened.
         hint: What to do next.
         facts: The attributes of the error, in terms of JSON.
-        explained: What `consensus-orm explain` takes; empty for an error of the command line itself.
-        **more: What else the command has to tell.
+        explained: The code for `consensus-orm explain`; empty for an error of the command line itself.
+        **more: Further facts of the command.
     """
     error = {"class": name, "code": code, "message": message, "hint": hint, "explain": explained}
     error["facts"] = facts or {}

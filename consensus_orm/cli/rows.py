@@ -1,4 +1,4 @@
-"""Rows of the ledgers, one by one: what differs, what was kept, and how to put it back."""
+"""The commands for single rows of ledgers: show a mismatch, a reject or an image, and restore an image."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from collections.abc import Callable
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.look import all_option, mismatches, number_argument, rejects
-from consensus_orm.cli.output import key, one_line, say, show_json, table, when
-from consensus_orm.ledgers.audit import MismatchEntry, RejectEntry
+from consensus_orm.cli.output import key, one_line, say, show_entries, show_json, table, when
+from consensus_orm.cli.status import LISTED, all_option, mismatches, number_argument, rejects
+from consensus_orm.ledgers.entries import MismatchEntry, RejectEntry
 from consensus_orm.migration import Migration
 from consensus_orm.migration.details import Cell, RowDetail
 
 __all__: list[str] = []
 
-LISTED = 100
-"""Images listed before the rest is only counted; `--json` gives all of them."""
-
 SHOWN = 60
-"""Characters of a value that are shown; `--json` gives all of them."""
+"""Characters of a value that are shown; `--json` has all of them."""
 
 contents_option = click.option("--contents", is_flag=True, help="Show the values, not only their types and sizes.")
 
@@ -55,15 +52,14 @@ def images(ctx: click.Context, app: App, everything: bool, as_json: bool) -> Non
         return
     with app.store() as store:
         entries = store.migration.images(everything=everything)
-    if as_json:
-        show_json(entries)
-    elif not entries:
-        say("no images")
-    else:
-        rows = [(i.id, i.pair, key(i.key), i.table, i.cause, when(i.at), when(i.restored_at)) for i in entries[:LISTED]]
-        table(("id", "pair", "key", "table", "why", "when", "put back"), rows)
-        if (more := len(entries) - LISTED) > 0:
-            say(f"and {more:,} more")
+    show_entries(
+        entries,
+        "no images",
+        ("id", "pair", "key", "table", "why", "when", "put back"),
+        lambda i: (i.id, i.pair, key(i.key), i.table, i.cause, when(i.at), when(i.restored_at)),
+        as_json=as_json,
+        most=LISTED,
+    )
 
 
 @images.command("show")

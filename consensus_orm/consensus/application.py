@@ -1,4 +1,4 @@
-"""What the engine is told of the consensus data, and of other tables that a store of the consensus data moves."""
+"""The consensus data as an application of the engine: its tables, how its files are identified, its default path."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class _Consensus(Application):
     protection = Protection(programs.PROTECTED, programs.UNPROTECTED)
 
     def identify(self, connection: Any) -> Identity:
-        """Say what a file is: which program of the field made it."""
+        """Tell which program made a file."""
         return programs.identify(connection)
 
 
 class _Other(Application):
-    """Another application: its tables are not to be moved in a file of the consensus data."""
+    """Another application, whose tables must not be moved in a file of the consensus data."""
 
     def identify(self, connection: Any) -> Identity:
-        """Say what a database is.
+        """Identify a database.
 
         Raises:
             SchemaError: It holds the consensus tables.
@@ -58,12 +58,12 @@ APPLICATION = _Consensus(programs.LEGACY)
 
 
 def application_of(moves: Moves) -> Application:
-    """What the engine is told of the application whose tables are moved."""
+    """The application whose tables are moved."""
     return APPLICATION if moves is CONSENSUS else _Other(pair.legacy_name for pair in moves)
 
 
 def place(url: str | Path | URL | None, settings: Settings) -> str | Path | URL:
-    """Where the consensus data is: what is given, else the URL of the settings, else the tool's own file."""
+    """The database of the consensus data: the given one, else that of the settings, else the default file."""
     given = url if url is not None else settings.url
     return given if given is not None else DEFAULT_PATH
 
@@ -72,7 +72,7 @@ def place(url: str | Path | URL | None, settings: Settings) -> str | Path | URL:
 
 
 def metadata() -> MetaData:
-    """The tables of all models, those of the legacy side included."""
+    """The tables of all models, legacy tables included."""
     from consensus_orm.consensus.models import legacy
     from consensus_orm.models import Base, control
 
@@ -81,14 +81,14 @@ def metadata() -> MetaData:
 
 
 def include_object(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
-    """Tell alembic what to compare: tables of ours; of those in the field, what both sides know.
+    """Tell alembic what to compare: our tables, and of tables in the field only what both sides have.
 
-    Legacy tables that are not there have been dropped by the phase, not by a revision. Their keys do not say
-    NOT NULL, which SQLite forgives.
+    A missing legacy table was dropped by the phase, not by a revision. The keys of legacy tables lack NOT NULL, which
+    SQLite ignores.
     """
     if type_ == "table":
         return name in metadata().tables and (reflected or compare_to is not None or name not in programs.LEGACY)
     table = getattr(object_, "table", None)
     if table is None or table.name not in (*programs.LEGACY, programs.EXECUTIONS):
-        return True  # those are taken as other programs made and altered them
+        return True  # the others are accepted as other programs made and altered them
     return compare_to is not None and not getattr(object_, "primary_key", False)

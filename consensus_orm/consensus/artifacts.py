@@ -1,43 +1,44 @@
-"""The artifacts: what agents said, one row each."""
+"""The repository of artifacts: one row for each thing that an agent said."""
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from consensus_orm import validation as check
 from consensus_orm.consensus.declaration import ARTIFACTS
 from consensus_orm.consensus.records import Artifact, naming
+from consensus_orm.consensus.repository import PairRepository, given
 from consensus_orm.errors import InvalidValueError
-from consensus_orm.repository.dual_write import DualWrite, Values
-from consensus_orm.unit_of_work.unit import UnitOfWork
+from consensus_orm.repository.dual_write import Values
 
-__all__ = ["Artifacts", "given"]
+__all__ = ["Artifacts"]
+
+_OPTIONAL = partial(check.identifier, optional=True, empty=True)
+_RULES: Mapping[str, Callable[[str, Any], Any]] = {
+    "spec_id": check.identifier,
+    "stage": check.identifier,
+    "agent_name": check.identifier,
+    "content_json": check.content,
+    "response_text": partial(check.content, optional=True),
+    "run_id": _OPTIONAL,
+    "model_version": _OPTIONAL,
+}
 
 
-def given(**filters: Any) -> Values:
-    """The filters that were given.
-
-    Raises:
-        InvalidValueError: One is no text.
-    """
-    return {name: check.text(name, value) for name, value in filters.items() if value is not None}
-
-
-class Artifacts:
+class Artifacts(PairRepository):
     """The artifacts within one unit of work.
 
     Args:
         uow: The unit of work.
     """
 
+    _pair = ARTIFACTS
     _named = staticmethod(naming(ARTIFACTS.fields))
-
-    def __init__(self, uow: UnitOfWork) -> None:
-        self._uow = uow
-        self._rows = DualWrite(uow, ARTIFACTS)
 
     def add(
         self,
@@ -51,18 +52,18 @@ class Artifacts:
         model_version: str | None = None,
         created_at: datetime | None = None,
     ) -> Artifact:
-        """Store what one agent said.
+        """Store the statement of one agent.
 
         Args:
             spec_id: The spec it is about.
             stage: The stage of the spec; free text.
-            agent_name: Who said it.
-            content_json: What was said, stored verbatim; it need not be JSON.
-            response_text: The raw response it was taken from.
+            agent_name: The agent.
+            content_json: The statement, stored verbatim; it need not be JSON.
+            response_text: The raw response that it was extracted from.
             run_id: The run it belongs to; without one, rows of the same second are one run.
-            model_version: The model; kept from phase DUAL_WRITE on, the legacy table has no column for it.
-            created_at: An aware time; the start of the unit of work where left out, so that a round that is
-                written in one never splits.
+            model_version: The model; kept from phase DUAL_WRITE on, since the legacy table has no column for it.
+            created_at: An aware time; the start of the unit of work where left out, so that a round written in one
+                unit of work is one run.
 
         Returns:
             The artifact, with its id.
@@ -70,20 +71,19 @@ class Artifacts:
         Raises:
             InvalidValueError: A value cannot be accepted; nothing is written.
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
-            StorageError: It could not be written.
+            StorageError: The row could not be written.
         """
-        return self._add(
-            self._checked(
-                spec_id=spec_id,
-                stage=stage,
-                agent_name=agent_name,
-                content_json=content_json,
-                response_text=response_text,
-                run_id=run_id,
-                model_version=model_version,
-                created_at=created_at,
-            )
-        )
+        values = {
+            "spec_id": spec_id,
+            "stage": stage,
+            "agent_name": agent_name,
+            "content_json": content_json,
+            "response_text": response_text,
+            "run_id": run_id,
+            "model_version": model_version,
+            "created_at": created_at,
+        }
+        return self._add(self._checked(values))
 
     def add_many(self, rows: Iterable[Mapping[str, Any]]) -> builtins.list[Artifact]:
         """Store several artifacts, in order.
@@ -95,10 +95,10 @@ class Artifacts:
             The artifacts, in the same order.
 
         Raises:
-            InvalidValueError: A value of any of them cannot be accepted; nothing is written.
+            InvalidValueError: A value of one of them cannot be accepted; nothing is written.
         """
         try:
-            checked = [self._checked(**row) for row in rows]
+            checked = [self._checked(_ADD.bind(self, **row).arguments) for row in rows]
         except TypeError as error:
             raise InvalidValueError(
                 "a row lacks a required field or has an unknown one",
@@ -109,28 +109,10 @@ class Artifacts:
             self._rows.check(values)
         return [self._add(values) for values in checked]
 
-    def _checked(
-        self,
-        *,
-        spec_id: str,
-        stage: str,
-        agent_name: str,
-        content_json: str,
-        response_text: str | None = None,
-        run_id: str | None = None,
-        model_version: str | None = None,
-        created_at: datetime | None = None,
-    ) -> Values:
-        return {
-            "spec_id": check.identifier("spec_id", spec_id),
-            "stage": check.identifier("stage", stage),
-            "agent_name": check.identifier("agent_name", agent_name),
-            "content_json": check.content("content_json", content_json),
-            "response_text": check.content("response_text", response_text, optional=True),
-            "run_id": check.identifier("run_id", run_id, optional=True, empty=True),
-            "model_version": check.identifier("model_version", model_version, optional=True, empty=True),
-            "created_at": self._uow.now_text if created_at is None else check.moment("created_at", created_at),
-        }
+    def _checked(self, values: Mapping[str, Any]) -> Values:
+        checked = {name: rule(name, values.get(name)) for name, rule in _RULES.items()}
+        checked["created_at"] = self._time(values.get("created_at"))
+        return checked
 
     def _add(self, values: Values) -> Artifact:
         key = self._rows.add(values)
@@ -140,7 +122,7 @@ class Artifacts:
         return Artifact.of(values)
 
     def get(self, id: int) -> Artifact | None:  # noqa: A002 - the column is called so
-        """The artifact of an id.
+        """The artifact with an id.
 
         Args:
             id: Its id, the same in every phase.
@@ -162,15 +144,15 @@ class Artifacts:
     ) -> builtins.list[Artifact]:
         """Artifacts, newest first, ties by id, newest first.
 
-        By a run id without a spec, all artifacts are looked at while the legacy side is read: its table has no index
-        for that, and gets none from us.
+        By a run id without a spec, all artifacts are read while legacy is the source of truth: its table has no index
+        for that.
 
         Args:
             spec_id: Only of this spec.
             stage: Only of this stage.
             run_id: Only of this run id.
             agent_name: Only of this agent.
-            limit: At most so many.
+            limit: The highest number of artifacts.
 
         Returns:
             The artifacts; the same, in the same order, in every phase.
@@ -189,7 +171,7 @@ class Artifacts:
         run_id: str | None = None,
         agent_name: str | None = None,
     ) -> int:
-        """How many artifacts `list` would give.
+        """The number of artifacts that `list` would return.
 
         Args:
             spec_id: Only of this spec.
@@ -199,21 +181,9 @@ class Artifacts:
         """
         return self._rows.count(given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name))
 
-    def delete(self, *, spec_id: str, stage: str | None = None) -> int:
-        """Delete the artifacts of a spec, on both sides.
-
-        Args:
-            spec_id: The spec.
-            stage: Only of this stage.
-
-        Returns:
-            How many were deleted.
-
-        Raises:
-            InvalidValueError: The spec is empty.
-        """
-        return self._rows.delete(given(spec_id=check.identifier("spec_id", spec_id), stage=stage))
-
     def specs(self) -> builtins.list[str]:
-        """The specs that have artifacts, in order."""
+        """The specs that have artifacts, sorted."""
         return self._rows.distinct("spec_id")
+
+
+_ADD = inspect.signature(Artifacts.add)

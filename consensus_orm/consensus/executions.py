@@ -1,8 +1,9 @@
-"""Agent executions: who was spawned, who completed, who never came back. One table, in every phase."""
+"""The repository of agent executions: spawned agents, and how each ended; one table in every phase."""
 
 from __future__ import annotations
 
 import builtins
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import cache, cached_property
 from typing import Any
@@ -11,9 +12,9 @@ from sqlalchemy import ClauseElement, Text, bindparam, cast, delete, null, selec
 from sqlalchemy.dialects.postgresql import insert
 
 from consensus_orm import validation as check
-from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.consensus.records import Execution
+from consensus_orm.consensus.repository import given
 from consensus_orm.declaration.expressions import milliseconds
 from consensus_orm.declaration.move import table_of
 from consensus_orm.errors import InvalidValueError, UnknownAgentError
@@ -26,12 +27,12 @@ TABLE = table_of(AgentExecution)
 COLUMNS = tuple(TABLE.columns.keys())
 
 RESPAWN = ("spec_id", "stage", "phase_type", "agent_name", "run_id", "branch_id", "spawned_at")
-"""What a repeated spawn may change, while the agent has not completed."""
+"""The columns that a repeated spawn may change while the agent has not completed."""
 
 
 @cache
 def _spawn(names: tuple[str, ...]) -> ClauseElement:
-    """Insert a spawn; a repeated one changes it while the agent has not completed. SQLite has the same words."""
+    """Insert a spawn, or change it while the agent has not completed; the statement suits SQLite, too."""
     spawn = insert(TABLE).values({name: bindparam(name) for name in names})
     changes = {name: spawn.excluded[name] for name in RESPAWN if name in names}
     return spawn.on_conflict_do_update(index_elements=["agent_id"], set_=changes, where=TABLE.c.completed_at.is_(None))
@@ -39,14 +40,14 @@ def _spawn(names: tuple[str, ...]) -> ClauseElement:
 
 @cache
 def _complete(names: tuple[str, ...]) -> ClauseElement:
-    """Complete a spawn; what an agent said may be bytes that are no UTF-8."""
+    """Complete a spawn; the response may hold bytes that are not UTF-8."""
     values = {name: cast(bindparam(name), Text) for name in names}
     return update(TABLE).where(TABLE.c.agent_id == bindparam("_agent_id")).values(values)
 
 
 @cache
 def _found(present: frozenset[str], equal: tuple[str, ...], empty: str | None, filled: str | None) -> ClauseElement:
-    """Executions, oldest first: those that have given values, and one column empty, or filled."""
+    """Executions with given values, and with one column empty or filled; oldest first."""
     columns = [TABLE.c[name] if name in present else null().label(name) for name in COLUMNS]
     where = [TABLE.c[name] == bindparam(name) for name in equal]
     where += [] if empty is None else [TABLE.c[empty].is_(None)]
@@ -58,9 +59,9 @@ _AT = milliseconds(TABLE.c.completed_at)
 COMPLETED_BEFORE = delete(TABLE).where(
     TABLE.c.completed_at >= "0001", TABLE.c.completed_at < bindparam("second"), _AT != 0, bindparam("before") > _AT
 )
-"""Delete what completed before a time; a time that is no time is nobody's to judge.
+"""Delete executions that completed before a time; rows whose text is not a valid time are left alone.
 
-As text times have the order of time, so an index finds those up to a second, and they alone are read."""
+Times as text sort in the order of time, so an index finds those up to a second, and only they are read."""
 
 
 class Executions:
@@ -90,8 +91,8 @@ class Executions:
             agent_id: The spawn; unique.
             spec_id: The spec it works on.
             stage: The stage of the spec.
-            phase_type: What it is spawned for, for example quality_gate.
-            agent_name: Which agent.
+            phase_type: The purpose of the spawn, for example quality_gate.
+            agent_name: The agent.
             run_id: The run it belongs to.
             branch_id: The branch of the run.
 
@@ -122,29 +123,29 @@ class Executions:
 
         Args:
             agent_id: The spawn.
-            response_text: What it said, stored verbatim.
+            response_text: Its response, stored verbatim.
 
         Returns:
             The execution as it stands now.
 
         Raises:
-            UnknownAgentError: No such spawn was recorded.
+            UnknownAgentError: The spawn was not recorded.
         """
         return self._complete(agent_id, response_text=check.content("response_text", response_text))
 
     def record_extraction_failure(self, agent_id: str, raw_output: str, error: str) -> Execution:
-        """Record that an agent completed with output nothing could be taken from; the output is kept.
+        """Record that an agent completed with output that could not be parsed; the output is kept.
 
         Args:
             agent_id: The spawn.
-            raw_output: What it said, stored verbatim.
-            error: What went wrong.
+            raw_output: Its output, stored verbatim.
+            error: Why nothing could be extracted.
 
         Returns:
             The execution as it stands now.
 
         Raises:
-            UnknownAgentError: No such spawn was recorded.
+            UnknownAgentError: The spawn was not recorded.
             InvalidValueError: The error is empty.
         """
         if not check.content("error", error):
@@ -171,9 +172,10 @@ class Executions:
         return rows[0] if rows else None
 
     def in_flight(self, *, spec_id: str | None = None, run_id: str | None = None) -> builtins.list[Execution]:
-        """Executions that never completed, oldest first: what a restart has to look after.
+        """Executions that never completed, oldest first.
 
-        Without a filter, a table that another program made is read whole: it gets no index from us (`AgentExecution`).
+        Without a filter, a table that another program made is read in full: it has no index for this
+        (`AgentExecution`).
 
         Args:
             spec_id: Only of this spec.
@@ -194,7 +196,7 @@ class Executions:
         return self._where(given(spec_id=spec_id, stage=stage, run_id=run_id))
 
     def extraction_failures(self, spec_id: str) -> builtins.list[Execution]:
-        """Executions of a spec whose output nothing could be taken from, with that output, oldest first.
+        """Executions of a spec whose output could not be parsed, with that output, oldest first.
 
         Args:
             spec_id: The spec.
@@ -213,15 +215,15 @@ class Executions:
         return self._where({name: check.text(name, value) for name, value in filters.items()})
 
     def cleanup(self, older_than: datetime | timedelta) -> int:
-        """Delete executions that completed long ago; what is in flight is never touched.
+        """Delete executions that completed long ago, and none that are in flight.
 
-        A table that another program made is read whole: it gets no index from us (`AgentExecution`).
+        A table that another program made is read in full: it has no index for this (`AgentExecution`).
 
         Args:
             older_than: An aware time, or how long before the start of this unit of work.
 
         Returns:
-            How many were deleted.
+            The number of deleted executions.
 
         Raises:
             InvalidValueError: The time has no zone, or the duration is negative.
@@ -233,7 +235,7 @@ class Executions:
                 older_than = self._uow.now - older_than
             except OverflowError:
                 raise InvalidValueError("older_than lies before the year 1", field="older_than") from None
-        second = check.moment("older_than", older_than)[:19] + "z"  # a letter is behind any fraction, in all collations
+        second = check.moment("older_than", older_than)[:19] + "z"  # a letter sorts after any fraction
         parameters = {"before": int(older_than.timestamp() * 1000), "second": second}
         return self._uow._execute(COMPLETED_BEFORE, parameters).rowcount
 
@@ -243,8 +245,8 @@ class Executions:
     def _present(self) -> set[str]:
         return self._uow.catalog.columns(self._uow, TABLE.name)
 
-    def _require(self, names: Any) -> None:
-        """Add the columns that a value needs and the file does not have."""
+    def _require(self, names: Iterable[str]) -> None:
+        """Add the columns of values that the file does not have."""
         for name in names:
             if name not in self._present and name in COLUMNS:
                 self._uow._execute(Statement(f"ALTER TABLE {TABLE.name} ADD COLUMN {name} TEXT", writes=True))
@@ -254,14 +256,12 @@ class Executions:
         self, filters: dict[str, Any], *, empty: str | None = None, filled: str | None = None
     ) -> builtins.list[Execution]:
         if {*filters, *([filled] if filled else [])} - self._present:
-            return []  # a column that nobody ever wrote holds nothing
+            return []  # a missing column holds no value
         statement = _found(frozenset(self._present), tuple(filters), empty, filled)
         return [_execution(row) for row in self._uow._rows(statement, filters)]
 
     def _known(self, agent_id: str) -> Execution:
-        found = self.get(agent_id)
-        assert found is not None
-        return found
+        return self._where({"agent_id": agent_id})[0]
 
 
 _RAW = {"spawned_at": "spawned_at_raw", "completed_at": "completed_at_raw"}

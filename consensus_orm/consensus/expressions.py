@@ -1,4 +1,4 @@
-"""The rules for values that only the consensus tables need, as SQL for each kind of database.
+"""SQL expressions that only the consensus tables need, for SQLite and PostgreSQL.
 
 Like those of `declaration.expressions`, they take and give SQLAlchemy expressions.
 """
@@ -13,7 +13,11 @@ from sqlalchemy.sql.functions import FunctionElement
 from consensus_orm.databases.sqlite.expressions import is_well_formed
 from consensus_orm.declaration.expressions import AlwaysText, Condition, arguments
 
-__all__ = ["flagged", "run_key", "says", "synthesis_json"]
+__all__ = ["SYNTHESIS_FIELDS", "flagged", "run_key", "says", "synthesis_json"]
+
+
+SYNTHESIS_FIELDS = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
+"""The fields of a synthesis in `synthesis_json`, in order."""
 
 
 class run_key(FunctionElement[str]):
@@ -61,7 +65,7 @@ def _shaped(x: str) -> str:
 
 
 def _verbatim_text(x: str) -> str:
-    """A value of any type as text that no other value of that type gives."""
+    """A value of any type as text that is unique among the values of that type."""
     return (
         f"(CASE typeof({x}) WHEN 'null' THEN '' WHEN 'blob' THEN hex({x})"
         f" WHEN 'real' THEN printf('%!.20g', {x}) ELSE CAST({x} AS TEXT) END)"
@@ -97,8 +101,7 @@ def _says(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(synthesis_json, "sqlite")
 def _synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
     values = arguments(element, compiler, **kw)
-    keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
-    pairs = ", ".join(f"'{key}', {value}" for key, value in zip(keys, values, strict=True))
+    pairs = ", ".join(f"'{key}', {value}" for key, value in zip(SYNTHESIS_FIELDS, values, strict=True))
     speakable = " AND ".join(f"typeof({value}) <> 'blob' AND {is_well_formed(value)}" for value in values)
     return f"(CASE WHEN {speakable} THEN json_object({pairs}) END)"
 
@@ -134,8 +137,7 @@ def _postgresql_says(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(synthesis_json, "postgresql")
 def _postgresql_synthesis_json(element: Any, compiler: Any, **kw: Any) -> str:
-    """Put together by hand: json_build_object sets spaces that the founding program did not."""
-    keys = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
-    values = zip(keys, arguments(element, compiler, **kw), strict=True)
+    """Built by hand: json_build_object writes spaces that the founding program did not."""
+    values = zip(SYNTHESIS_FIELDS, arguments(element, compiler, **kw), strict=True)
     pairs = " || ',".join(f"\"{key}\":' || coalesce(CAST(to_json({value}) AS TEXT), 'null')" for key, value in values)
     return f"('{{{pairs} || '}}')"

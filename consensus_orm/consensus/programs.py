@@ -1,7 +1,7 @@
-"""Files in the field: tell by inspection which program made one, and whether it can be adopted.
+"""The programs that made the files in the field: tells by inspection which one made a file, and whether it can be used.
 
-The version number of a file (`user_version`) does not tell: programs forgot to set it. What counts is which
-tables are there and which columns they have. Nothing is written here; the revisions do the adopting.
+The version number of a file (`user_version`) does not tell, since programs forgot to set it; its tables and their
+columns do. Nothing is written here; the revisions adopt a file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
 from consensus_orm.declaration.move import table_of
 from consensus_orm.schema import inspection
@@ -21,17 +22,9 @@ PROTECTED = 3
 """The user_version of a file that the dual-write and the final build refuse: it is newer than theirs."""
 
 UNPROTECTED = (0, 1, 2)
-"""Those that programs of the field set, or forgot to set; any other is another application's."""
+"""The values of user_version that programs of the field set or left; any other belongs to another application."""
 
-LEGACY: Mapping[str, tuple[str, ...]] = {
-    "consensus_artifacts": (
-        "id", "spec_id", "stage", "agent_name", "content_json", "response_text", "run_id", "created_at",
-    ),
-    "consensus_synthesis": (
-        "id", "spec_id", "stage", "output_markdown", "output_path", "status", "artifacts_count", "agreements",
-        "conflicts", "degraded", "run_id", "created_at",
-    ),
-}  # fmt: skip
+LEGACY: Mapping[str, tuple[str, ...]] = {pair.legacy_name: pair.legacy_columns for pair in CONSENSUS}
 """The legacy tables and their columns, the same in every program that made them."""
 
 FOUNDING: Mapping[str, tuple[str, ...]] = {
@@ -46,7 +39,7 @@ EXECUTIONS = "agent_executions"
 EXECUTION_COLUMNS = (
     "agent_id", "spec_id", "stage", "phase_type", "agent_name", "spawned_at", "completed_at", "response_text",
 )  # fmt: skip
-"""What agent_executions has had from its first day; three more came later, by ALTER, in no fixed order."""
+"""The first columns of agent_executions; ALTER added three more later, in no fixed order."""
 
 NORMALIZED = tuple(map(table_of, (ConsensusRun, AgentOutput, ConsensusSynthesisRecord)))
 """The normalized tables, which the revisions make."""
@@ -56,35 +49,35 @@ class Program(StrEnum):
     """Which program made a file."""
 
     NEW = "new"
-    """It holds no table of ours."""
+    """A file without tables of this application."""
     EXECUTIONS = "executions"
-    """agent_executions and nothing else of ours."""
+    """agent_executions and no other table of this application."""
     LEGACY = "legacy"
     """The legacy side alone, with or without agent_executions."""
     DUAL_WRITE_BUILD = "dual_write_build"
-    """Both sides, the legacy one being the truth."""
+    """Both sides, legacy being the source of truth."""
     FINAL_BUILD = "final_build"
     """The founding normalized tables alone."""
     MANAGED = "managed"
-    """It has a revision of ours."""
+    """A file with a revision of this package."""
 
 
 PROGRAMS = {Program.DUAL_WRITE_BUILD: "dual-write build", Program.FINAL_BUILD: "final build"}
-"""Programs whose normalized tables an upgrade makes anew."""
+"""Programs whose normalized tables an upgrade recreates."""
 
 
 def identify(connection: Any) -> Identity:
-    """Say what a file is; reads the schema and, where there is one, the revision.
+    """Identify a file by its schema and, where there is one, its revision.
 
     Args:
-        connection: A connection of the driver. Several statements are sent: hold a transaction, or another
-            process may change the schema between two of them.
+        connection: A connection of the driver, in a transaction: another process might change the schema between two
+            statements.
 
     Returns:
-        What the file is.
+        The program that made the file, and its revision.
 
     Raises:
-        UnknownSchemaError: A table of our names is not one of ours.
+        UnknownSchemaError: A table has a name of this application and other columns.
         SchemaTooNewError: Its revision is not known to this program.
         sqlite3.Error, psycopg.Error: It cannot be read; `engine.translated` says why.
     """
@@ -93,7 +86,7 @@ def identify(connection: Any) -> Identity:
     legacy = {name: tables[name] for name in LEGACY if name in tables}
     founding = {name: tables[name] for name in FOUNDING if name in tables}
     current = version == inspection.REVISIONS[-1]
-    for name, columns in legacy.items() if not current else ():  # there status names what is gone, and what helps
+    for name, columns in legacy.items() if not current else ():  # there `status` names what is missing
         inspection.check_table(name, columns, LEGACY[name])
     if EXECUTIONS in tables:
         inspection.check_table(EXECUTIONS, tables[EXECUTIONS], EXECUTION_COLUMNS, key="agent_id", key_type="TEXT")
@@ -103,7 +96,7 @@ def identify(connection: Any) -> Identity:
         kind = Program.MANAGED
     else:
         for name, columns in founding.items():
-            # Not even a column more: its values would have no place to go.
+            # Not even a further column: its values would have no place.
             inspection.check_table(name, columns, FOUNDING[name], extras=False)
         inspection.refuse_stray_tables(tables, (ConsensusSynthesisRecord.__tablename__,))
         kind = _kind(legacy, founding, EXECUTIONS in tables)
@@ -126,10 +119,10 @@ def _kind(legacy: inspection.Tables, founding: inspection.Tables, executions: bo
 
 
 def owns(name: str) -> bool:
-    """Whether a table has one of our names: for the `include_name` of an alembic environment of your own.
+    """Whether a table belongs to this package by its name: for `include_name` in your own alembic environment.
 
     Args:
-        name: The name of the table, which this package, or a program whose files it adopts, gives.
+        name: The name of the table.
     """
     name = name.lower()
     return name in _OURS or inspection.is_control(name)

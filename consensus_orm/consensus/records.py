@@ -1,9 +1,9 @@
-"""What the repositories return: frozen values, never live entities."""
+"""The frozen records that the repositories return: artifacts, syntheses, runs, executions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, computed_field
@@ -30,7 +30,7 @@ class Record(BaseModel):
     def of(cls, values: dict[str, Any]) -> Self:
         """Make a record of values as the database gave them, without validating them again.
 
-        A row may hold what no validation would pass (bytes in a text column); it comes back as stored.
+        A row may hold invalid values (bytes in a text column), which are returned as stored.
 
         Args:
             values: Every field of the record; kept, not copied.
@@ -38,7 +38,7 @@ class Record(BaseModel):
         Returns:
             The record.
         """
-        # What `model_construct` does, less its handling of defaults and aliases: 0.7 instead of 3.2 us.
+        # `model_construct` without its handling of defaults and aliases: 0.7 instead of 3.2 us.
         record = cls.__new__(cls)
         object.__setattr__(record, "__dict__", values)
         object.__setattr__(record, "__pydantic_fields_set__", cls._names)
@@ -51,15 +51,15 @@ class _Timed(Record):
     created_at_raw: Any = None
     """`created_at` as stored: text, number, bytes or None."""
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
     @property
     def created_at(self) -> datetime | None:
-        """The time in UTC where the stored value is one (`YYYY-MM-DD HH:MM:SS[.f]`), else None."""
+        """The stored value as a time in UTC; None where it is not `YYYY-MM-DD HH:MM:SS[.f]`."""
         return time_of(self.created_at_raw)
 
 
 class Artifact(_Timed):
-    """What one agent said in a stage of a spec."""
+    """The statement of one agent in a stage of a spec."""
 
     id: int
     spec_id: str
@@ -72,7 +72,7 @@ class Artifact(_Timed):
 
 
 class Synthesis(_Timed):
-    """What the agents of a stage agreed on."""
+    """The result that the agents of a stage agreed on."""
 
     id: int
     spec_id: str
@@ -88,7 +88,7 @@ class Synthesis(_Timed):
 
 
 class AgentOutput(_Timed):
-    """What one agent put out, as part of a run; `id` is the artifact's."""
+    """The output of one agent as part of a run; `id` is that of the artifact."""
 
     id: int
     agent_name: str
@@ -128,35 +128,35 @@ class Execution(Record):
     response_text: str | None = None
     extraction_error: str | None = None
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
     @property
     def spawned_at(self) -> datetime | None:
-        """When the agent was spawned, UTC; None where the stored value is no time."""
+        """When the agent was spawned, UTC; None where the stored value is not a time."""
         return time_of(self.spawned_at_raw)
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated property
     @property
     def completed_at(self) -> datetime | None:
         """When the agent completed or failed, UTC; None while it is in flight."""
         return time_of(self.completed_at_raw)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def naming(fields: tuple[str, ...]) -> Callable[[tuple[Any, ...]], dict[str, Any]]:
-    """Make what gives the columns of a row the names of a record's fields; `created_at` is the raw one.
+    """Make a function that turns a row into the values of a record; `created_at` becomes `created_at_raw`.
 
     Args:
-        fields: The columns in the order of a row (`Pair.fields`); what follows them in a row is left out.
+        fields: The columns in the order of a row (`Pair.fields`); further columns of a row are left out.
     """
     names = tuple("created_at_raw" if name == "created_at" else name for name in fields)
-    return lambda row: dict(zip(names, row))  # noqa: B905 - more may follow, and what orders rows
+    return lambda row: dict(zip(names, row))  # noqa: B905 - further columns may follow
 
 
 def time_of_ms(milliseconds: int) -> datetime | None:
-    """A time from ms since 1970 UTC; None for 0, which stands for no time, and for what Python has no word for."""
-    if not milliseconds:
-        return None
-    seconds, rest = divmod(milliseconds, 1000)
+    """A time from ms since 1970 UTC; None for 0, which stands for no time, and outside of Python's calendar."""
     try:
-        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
-    except (ValueError, OverflowError):  # SQLite knows the year 0, datetime begins with 1
+        return _EPOCH + timedelta(milliseconds=milliseconds) if milliseconds else None
+    except OverflowError:  # SQLite has the year 0, datetime begins with 1
         return None

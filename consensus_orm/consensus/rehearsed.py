@@ -1,7 +1,7 @@
-"""What a rehearsal of the consensus data writes, and how it judges the upgrade of a file of a founding build.
+"""How a rehearsal writes consensus data, and how it judges the upgrade of a file of the final build.
 
-Of a file of the final build that upgrade is all there is to prove: it has no legacy side to go back to. The rows before
-and after it are compared by raw SQL; nothing here goes through the revision that carried them.
+Such a file has no legacy side to go back to, so its rows before and after the upgrade are compared, with raw SQL and
+without the revision that carried them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from consensus_orm.consensus.artifacts import Artifacts
+from consensus_orm.consensus.expressions import SYNTHESIS_FIELDS
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.migration.rehearsal_report import Proof
 from consensus_orm.phase import Phase, Side
@@ -22,12 +23,9 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 __all__ = ["REHEARSED"]
 
 OUTPUT = ("agent_name", "model_version", "content")
-SYNTHESIS = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
-
-
 SYNTHESIS_EVERY = 5
 SPEC = "CONSENSUS-ORM-REHEARSAL"
-"""The spec of the writers' rows, so that a copy that is kept shows whose they are."""
+"""The spec of the writers' rows, which marks them in a copy that is kept."""
 
 
 def add(uow: UnitOfWork, name: str, number: int, text: str) -> dict[str, int]:
@@ -36,8 +34,8 @@ def add(uow: UnitOfWork, name: str, number: int, text: str) -> dict[str, int]:
     Args:
         uow: A unit of work of the copy.
         name: The name of the writer.
-        number: How many units it has begun.
-        text: What it will look for at the end.
+        number: The number of its unit of work.
+        text: The content, compared at the end.
 
     Returns:
         The key of each row by its pair.
@@ -52,13 +50,7 @@ def add(uow: UnitOfWork, name: str, number: int, text: str) -> dict[str, int]:
 
 
 def prove(before: Look, after: Look, phase: Phase) -> Iterator[Proof]:
-    """Compare what a final build kept with what the upgrade has made of it, less the rows that became rejects.
-
-    Args:
-        before: At the backup that was made before the upgrade.
-        after: At the file.
-        phase: The phase after the upgrade.
-    """
+    """Compare the backup of a final build's file with the file after its upgrade, less the rows that became rejects."""
     rejected = _rejected(after)
     outputs = [_outputs(look, rejected["agent_outputs"]) for look in (before, after)]
     syntheses = [_as_json(before, rejected["consensus_runs"]), _syntheses(after, rejected["consensus_runs"])]
@@ -74,7 +66,7 @@ def prove(before: Look, after: Look, phase: Phase) -> Iterator[Proof]:
 
 
 def _rejected(look: Look) -> dict[str, set[str]]:
-    """Ids of the rows that were kept whole instead."""
+    """Ids of the rows that became rejects."""
     found: dict[str, set[str]] = {"agent_outputs": set(), "consensus_runs": set()}
     for table, image in look.rows("SELECT table_name, image FROM consensus_orm_rejects WHERE key IS NULL"):
         found[table].add(bytes.fromhex(json.loads(image)["id"][1]).decode())
@@ -89,19 +81,19 @@ def _outputs(look: Look, skip: Collection[str]) -> Image:
 
 
 def _syntheses(look: Look, skip: Collection[str]) -> Image:
-    cells = ", ".join(map(look.cell, SYNTHESIS))
+    cells = ", ".join(map(look.cell, SYNTHESIS_FIELDS))
     return digested(look.stream(f"SELECT id, {cells} FROM consensus_syntheses ORDER BY id"), skip)
 
 
 def _as_json(look: Look, skip: Collection[str]) -> Image:
-    """The syntheses that stand in runs, as the cells of the rows that they become."""
+    """The syntheses of runs as the cells of the rows that the upgrade makes of them."""
     rows = look.stream("SELECT id, synthesis_json FROM consensus_runs WHERE synthesis_json IS NOT NULL ORDER BY id")
     return digested(((run, *_cells(text)) for run, text in rows if str(run) not in skip), skip)
 
 
 def _cells(text: bytes) -> Iterator[Any]:
     fields = json.loads(text)
-    for name in SYNTHESIS:
+    for name in SYNTHESIS_FIELDS:
         value = fields[name]
         yield "null" if value is None else "integer" if isinstance(value, int) else "text"
         yield None if value is None else str(value).encode()

@@ -1,9 +1,9 @@
-"""Restore: a backup takes the place of a database that no process has open, whole or not at all.
+"""Restore: replaces a SQLite database that no process has open with a backup, atomically.
 
-SQLite writes the backup into the file that is there, in one transaction, under a lock that keeps every other connection
-out: a process that is killed at any moment leaves the database as it was, its log included, or the backup. A rename
-would be one step, too, but not with the log, and a connection that nobody sees (of another user or machine) would go
-on with the old file and the log of the new one. Only a file that SQLite cannot write is replaced by a rename.
+SQLite writes the backup into the existing file, in one transaction, under a lock that keeps every other connection out:
+a process that is killed at any moment leaves either the old database with its log, or the backup. A rename is atomic,
+too, but does not include the log, and an unnoticed connection (of another user or machine) would continue with the old
+file and the log of the new one. Only a file that SQLite cannot write is replaced by a rename.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ LOCK_BYTES = 0x40000000, 512
 """Where SQLite keeps its locks on a file, and how many bytes they take (sqlite.org/fileformat.html, lock-byte page)."""
 
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""What SQLite says of a file that it cannot write."""
+"""SQLite's error codes for a file that it cannot write."""
 
 
 class RestoreReport(BaseModel):
-    """A backup that was put in the place of a database.
+    """A database that was replaced by a backup.
 
-    `aside` are the files that were there, under their new names: the first can be restored, or opened, with the others
-    beside it. `rows` counts the rows of the restored database by table.
+    `aside` are the replaced files under their new names: the first can be restored, or opened, with the others beside
+    it. `rows` counts the rows of the restored database by table.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,25 +66,25 @@ def restore(
     settings: Settings | None = None,
     moves: Moves = CONSENSUS,
 ) -> RestoreReport:
-    """Put a backup in the place of a SQLite database that no process has open.
+    """Replace a SQLite database that no process has open with a backup.
 
-    The backup is copied, with a log that stands beside it, and the copy is verified; it stays as it is itself. The
-    file that is there and its log are kept beside it under the name `NAME.before-restore-TIME`, as they were.
+    The backup is copied, with the log beside it, and the copy is verified; the backup itself is not changed. The
+    replaced file and its log are kept under the name `NAME.before-restore-TIME`.
 
     Args:
         backup: A SQLite database: made by `backup`, by the migration, or by copying a file and its log.
         url: The database to replace; the one of the settings where left out.
-        create: Also where there is no database yet.
-        settings: Every knob; read from the environment where left out.
+        create: Restore even if there is no database yet.
+        settings: The settings; read from the environment where left out.
         moves: The declaration of what is moved; the consensus tables where left out.
 
     Returns:
-        What was restored, and where what was there is now.
+        What was restored, and the new names of the replaced files.
 
     Raises:
         DatabaseBusyError: A process has the database or the backup open.
         RestoreError: The backup cannot be used, or there is no database to replace. Nothing was changed.
-        SchemaError: The backup holds tables that this release cannot work with. Nothing was changed.
+        SchemaError: The backup holds tables with an unknown schema. Nothing was changed.
         ConfigurationError: The URL or a setting cannot be used.
     """
     started = time.monotonic()
@@ -145,7 +145,7 @@ def _refuse(source: Path, target: Path, *, create: bool) -> None:
 
 
 def _copy(source: Path, copy: Path) -> list[Path]:
-    """Copy a database as it is, and what stands beside it but for the index of the log, which SQLite makes again."""
+    """Copy a database with the files beside it, except the index of the log, which SQLite recreates."""
     made = []
     for suffix in ("", "-wal", "-journal"):
         with contextlib.suppress(FileNotFoundError):
@@ -155,7 +155,7 @@ def _copy(source: Path, copy: Path) -> list[Path]:
 
 
 def _verify(copy: Path, source: Path, settings: Settings, moves: Moves) -> dict[str, int]:
-    """Carry the log of a copy into it, and refuse one that is damaged or holds none of the tables."""
+    """Check a copy after SQLite has applied its log: it must be intact and hold tables of the moves."""
 
     def refuse(reason: str) -> errors.RestoreError:
         return errors.RestoreError(f"the backup {source} {reason}", hint="give another backup", path=source)
@@ -184,7 +184,7 @@ def _verify(copy: Path, source: Path, settings: Settings, moves: Moves) -> dict[
 
 
 def _replace(target: Path, new: Path, folder: Path) -> tuple[Path, ...]:
-    """Keep what is at the target under another name, and put the new file in its place."""
+    """Keep the target under another name, and replace it with the new file."""
     if not target.exists():
         aside = _set_aside(target, folder)  # a log without its database
         _remove_beside(target)
@@ -196,7 +196,7 @@ def _replace(target: Path, new: Path, folder: Path) -> tuple[Path, ...]:
         undo.callback(_remove, aside)
         if not _overwrite(target, new):
             lock_again()
-            undo.pop_all()  # from here on, what is aside is all there is of the log
+            undo.pop_all()  # from here on, the files aside hold the only copy of the log
             _remove_beside(target)
             files.put_in_place(new, target, overwrite=True)
         undo.pop_all()
@@ -204,11 +204,7 @@ def _replace(target: Path, new: Path, folder: Path) -> tuple[Path, ...]:
 
 
 def _overwrite(target: Path, new: Path) -> bool:
-    """Have SQLite carry the log into a database, and then write another database over it.
-
-    Returns:
-        Whether it could be done; False for a file that is damaged.
-    """
+    """Have SQLite checkpoint a database and overwrite it with another one; False for a file that is damaged."""
     with (
         contextlib.closing(sqlite3.connect(target, timeout=0, isolation_level=None)) as connection,
         contextlib.closing(sqlite3.connect(new, isolation_level=None)) as source,
@@ -226,12 +222,12 @@ def _overwrite(target: Path, new: Path) -> bool:
             if code in DAMAGED:
                 return False
             raise
-        _remove_beside(target)  # a journal without contents, and the index of the old log
+        _remove_beside(target)  # an empty journal, and the index of the old log
     return True
 
 
 def _set_aside(target: Path, folder: Path) -> tuple[Path, ...]:
-    """Copy what is at the target to a new name; the log first, so that the database is never there without it."""
+    """Copy the target to a new name; its log first, so that the database never stands without it."""
     kept = files.derived(target, f".before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
     made = []
     for part in reversed(_copy(target, folder / kept.name)):
@@ -244,7 +240,7 @@ def _set_aside(target: Path, folder: Path) -> tuple[Path, ...]:
 
 
 def _resemble(copy: Path, original: Path) -> None:
-    """Give a copy to whoever has the original, for the same uses."""
+    """Give a copy the owner and the mode of the original."""
     shutil.copymode(original, copy)
     with contextlib.suppress(PermissionError):  # only root gives files to others
         found = original.stat()
@@ -262,13 +258,13 @@ def _remove_beside(target: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_with(path: Path) -> Iterator[Callable[[], None]]:
-    """Keep every connection of SQLite out of a file until the block ends.
+    """Keep every SQLite connection out of a file until the block ends.
 
-    The locks are SQLite's own, taken without SQLite: a file that is damaged has them, too. Nothing closes the file
-    before the end, because that would drop them.
+    The locks are SQLite's own, taken without SQLite, so that they work on a damaged file, too. The file stays open to
+    the end, since closing it would drop them.
 
     Yields:
-        Takes the lock again, after SQLite has given it up with a connection of this process.
+        Takes the lock again, after SQLite has dropped it by closing a connection of this process.
 
     Raises:
         DatabaseBusyError: A process has the file open, as far as locks and /proc tell.

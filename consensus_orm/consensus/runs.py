@@ -1,4 +1,4 @@
-"""The runs: rounds of agents, put together from their outputs and syntheses, the same in every phase."""
+"""The repository of runs: rounds of agents, assembled from their outputs and syntheses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import builtins
 from typing import Any
 
 from consensus_orm import validation as check
-from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.declaration import ARTIFACTS, SYNTHESES
 from consensus_orm.consensus.records import AgentOutput, Run, Synthesis, naming, time_of_ms
+from consensus_orm.consensus.repository import given
 from consensus_orm.consensus.syntheses import synthesis_of
 from consensus_orm.repository.dual_write import DualWrite, Values
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -17,7 +17,7 @@ __all__ = ["Runs"]
 
 
 class Runs:
-    """The runs within one unit of work; they come and go with their artifacts and syntheses.
+    """The runs within one unit of work; a run exists as long as it has an artifact or a synthesis.
 
     Args:
         uow: The unit of work.
@@ -41,7 +41,7 @@ class Runs:
 
     def _where(self, filters: Values) -> builtins.list[Run]:
         rounds: dict[tuple[Any, ...], _Round] = {}
-        # Both sides name the run of a row by the same rule, so one way of putting runs together serves both.
+        # Both sides identify the run of a row by the same rule, so this serves both.
         for row in self._artifacts.rows(filters, more=("run_key",)):
             *_, key, at = row
             output = _output(row)
@@ -56,8 +56,8 @@ class Runs:
     def latest(self, *, spec_id: str, stage: str) -> Run | None:
         """The newest run of a stage: `list` would give it first.
 
-        While the legacy side is read, all rows of the stage are looked at for when its runs began, and the rows of
-        the newest are read: the legacy tables have no index that tells.
+        While the legacy side is read, this reads the times of all rows of the stage: the legacy tables have no index
+        for it.
 
         Args:
             spec_id: The spec.
@@ -70,7 +70,7 @@ class Runs:
         if (newest := self._artifacts.newest_parent(filters)) is None:
             return None
         *_, key = newest
-        # Runs of other programs have no identity before they are adopted; then all of the stage are looked at.
+        # Runs of other programs have no identity before they are adopted; then all runs of the stage are read.
         runs = self._where(filters if key is None else filters | {"run_key": key})
         return runs[0] if runs else None
 
@@ -79,13 +79,13 @@ _output = naming(ARTIFACTS.fields)
 
 
 class _Round:
-    """A run while its rows are gathered, each kind newest first."""
+    """A run while its rows are collected, outputs and syntheses newest first."""
 
     def __init__(self) -> None:
         self.outputs: builtins.list[AgentOutput] = []
-        self.syntheses: builtins.list[Any] = []
+        self.syntheses: builtins.list[Synthesis] = []
         self.times: builtins.list[int] = []
-        self.run_id: Any = None
+        self.run_id: str | None = None
         self.consensus_ok, self.degraded = True, False
 
     def add_output(self, row: Values, at: int) -> None:
@@ -104,7 +104,7 @@ class _Round:
 
     @property
     def age(self) -> tuple[int, int, int]:
-        """What orders runs: their start, then the ids of their newest rows, which no two runs share."""
+        """The sort key of runs: their start, then the ids of their newest rows, which are unique."""
         return (
             min(self.times),
             max((o.id for o in self.outputs), default=0),

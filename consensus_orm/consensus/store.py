@@ -1,4 +1,4 @@
-"""The store of the consensus data, and its unit of work."""
+"""ConsensusStore: the store of the consensus data, and its unit of work."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class ConsensusUnitOfWork(RepositoryUnitOfWork):
 
     @cached_property
     def artifacts(self) -> Artifacts:
-        """What agents said."""
+        """The artifacts: what agents said."""
         return Artifacts(self)
 
     @cached_property
     def syntheses(self) -> Syntheses:
-        """What they agreed on."""
+        """The syntheses: what agents agreed on."""
         return Syntheses(self)
 
     @cached_property
     def runs(self) -> Runs:
-        """Rounds of agents with their outputs and syntheses."""
+        """The runs: rounds of agents with their outputs and syntheses."""
         return Runs(self)
 
     @cached_property
     def executions(self) -> Executions:
-        """Who was spawned, and how it ended."""
+        """The executions: spawned agents, and how each ended."""
         return Executions(self)
 
 
@@ -56,15 +56,15 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
 
     Args:
         engine: An engine of the database, as of `Store`.
-        moves: What corresponds to what; the consensus tables where left out.
-        settings: Every knob; read from the environment where left out.
+        moves: The declaration of what is moved; the consensus tables where left out.
+        settings: The settings; read from the environment where left out.
     """
 
     _unit_type = ConsensusUnitOfWork
 
     @property
     def _rehearsed(self) -> Rehearsed | None:
-        """What a rehearsal needs to know about the consensus data; nothing is known of the tables of other moves."""
+        """How a rehearsal writes and judges the consensus data; None for other moves."""
         if self.application is not APPLICATION:
             return None
         from consensus_orm.consensus.rehearsed import REHEARSED  # loads the rehearsal: not at start-up
@@ -83,12 +83,12 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
         echo: bool = False,
         moves: Moves = CONSENSUS,
     ) -> Self:
-        """Open a database; looks at it and writes nothing.
+        """Open a database; inspects it and writes nothing.
 
         Args:
             url: Any SQLAlchemy URL, or a path; `CONSENSUS_ORM_URL`, else `~/.code/consensus_artifacts.db`,
                 where left out.
-            settings: Every knob; read from the environment where left out.
+            settings: The settings; read from the environment where left out.
             echo: Log each statement that goes through SQLAlchemy.
             moves: The declaration of what is moved; the consensus tables where left out.
 
@@ -97,7 +97,7 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
 
         Raises:
             ConfigurationError: The URL or a setting cannot be used.
-            SchemaError: The file holds tables of our names that we cannot work with.
+            SchemaError: The file holds tables of our names with an unknown schema.
             StorageError: The file cannot be read.
         """
         chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)

@@ -1,4 +1,4 @@
-"""The syntheses: what the agents of a stage agreed on."""
+"""The repository of syntheses: what the agents of a stage agreed on."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ from datetime import datetime
 from typing import Any
 
 from consensus_orm import validation as check
-from consensus_orm.consensus.artifacts import given
 from consensus_orm.consensus.declaration import SYNTHESES
 from consensus_orm.consensus.records import Synthesis, naming
-from consensus_orm.repository.dual_write import DualWrite, Values
-from consensus_orm.unit_of_work.unit import UnitOfWork
+from consensus_orm.consensus.repository import PairRepository, given
+from consensus_orm.repository.dual_write import Values
 
 __all__ = ["Syntheses", "synthesis_of"]
 
 
-class Syntheses:
+class Syntheses(PairRepository):
     """The syntheses within one unit of work.
 
     Args:
         uow: The unit of work.
     """
 
-    def __init__(self, uow: UnitOfWork) -> None:
-        self._uow = uow
-        self._rows = DualWrite(uow, SYNTHESES)
+    _pair = SYNTHESES
 
     def add(
         self,
@@ -42,17 +39,17 @@ class Syntheses:
         run_id: str | None = None,
         created_at: datetime | None = None,
     ) -> Synthesis:
-        """Store a synthesis; a run may have several, and the newest speaks for it.
+        """Store a synthesis; of several in a run, the newest counts.
 
         Args:
             spec_id: The spec it is about.
             stage: The stage of the spec.
             output_markdown: The synthesis itself, stored verbatim.
-            output_path: Where it was written to.
-            status: How it went: ok, degraded, failed or any other word.
-            artifacts_count: How many artifacts went into it.
+            output_path: The file it was written to.
+            status: ok, degraded, failed or any other word.
+            artifacts_count: The number of artifacts it was made from.
             agreements: What the agents agreed on.
-            conflicts: What they did not.
+            conflicts: What they disagreed on.
             degraded: Whether agents were missing.
             run_id: The run it belongs to; without one, rows of the same second are one run.
             created_at: An aware time; the start of the unit of work where left out.
@@ -63,7 +60,7 @@ class Syntheses:
         Raises:
             InvalidValueError: A value cannot be accepted; nothing is written.
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
-            StorageError: It could not be written.
+            StorageError: The row could not be written.
         """
         values = {
             "spec_id": check.identifier("spec_id", spec_id),
@@ -76,7 +73,7 @@ class Syntheses:
             "conflicts": check.content("conflicts", conflicts, optional=True),
             "degraded": int(check.flag("degraded", degraded)),
             "run_id": check.identifier("run_id", run_id, optional=True, empty=True),
-            "created_at": self._uow.now_text if created_at is None else check.moment("created_at", created_at),
+            "created_at": self._time(created_at),
         }
         key = self._rows.add(values)
         values["created_at_raw"] = values.pop("created_at")
@@ -109,7 +106,7 @@ class Syntheses:
             spec_id: Only of this spec.
             stage: Only of this stage.
             run_id: Only of this run id.
-            limit: At most so many.
+            limit: The highest number of syntheses.
 
         Returns:
             The syntheses; the same, in the same order, in every phase.
@@ -120,31 +117,16 @@ class Syntheses:
         filters = given(spec_id=spec_id, stage=stage, run_id=run_id)
         return [synthesis_of(row) for row in self._rows.rows(filters, limit=check.limit(limit))]
 
-    def delete(self, *, spec_id: str, stage: str | None = None) -> int:
-        """Delete the syntheses of a spec, on both sides.
-
-        Args:
-            spec_id: The spec.
-            stage: Only of this stage.
-
-        Returns:
-            How many were deleted.
-
-        Raises:
-            InvalidValueError: The spec is empty.
-        """
-        return self._rows.delete(given(spec_id=check.identifier("spec_id", spec_id), stage=stage))
-
 
 _named = naming(SYNTHESES.fields)
 
 
 def synthesis_of(row: tuple[Any, ...]) -> Synthesis:
-    """A synthesis from a row in the order of its pair's fields."""
+    """Make a synthesis of a row whose columns are the fields of the pair."""
     return _synthesis(_named(row))
 
 
 def _synthesis(values: Values) -> Synthesis:
-    if values["degraded"] in (0, 1) and isinstance(values["degraded"], int):
+    if isinstance(values["degraded"], int) and values["degraded"] in (0, 1):
         values["degraded"] = bool(values["degraded"])
     return Synthesis.of(values)

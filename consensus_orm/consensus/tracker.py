@@ -1,4 +1,4 @@
-"""Who is expected and who has completed in a stage: in memory, always behind the database and never before it."""
+"""ExecutionTracker: the expected and completed agents of a stage in memory, updated only after commits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["ExecutionTracker"]
 class ExecutionTracker:
     """Expected and completed agents of one stage.
 
-    Every change is written within a unit of work and reaches the memory only after its commit. After a
-    restart `resync` rebuilds it from the database. Safe to share between threads.
+    Each change is written in a unit of work and counts only after its commit. After a restart `resync` rebuilds the
+    state from the database. Thread-safe.
 
     Args:
         spec_id: The spec.
@@ -60,13 +60,13 @@ class ExecutionTracker:
         agent_name: str,
         branch_id: str | None = None,
     ) -> None:
-        """Record a spawn, and expect the agent once that is committed.
+        """Record a spawn; the agent is expected after the commit.
 
         Args:
             uow: The unit of work to write in.
             agent_id: The spawn; unique.
-            phase_type: What it is spawned for.
-            agent_name: Which agent.
+            phase_type: The purpose of the spawn.
+            agent_name: The agent.
             branch_id: The branch of the run.
         """
         execution = uow.executions.record_spawn(
@@ -82,36 +82,36 @@ class ExecutionTracker:
         uow.on_commit(lambda: self._update(expected={agent_id}, completed=done))
 
     def complete(self, uow: ConsensusUnitOfWork, agent_id: str, response_text: str) -> None:
-        """Record a completion, and count the agent once that is committed.
+        """Record a completion; the agent is completed after the commit.
 
         Args:
             uow: The unit of work to write in.
             agent_id: The spawn.
-            response_text: What it said.
+            response_text: Its response.
 
         Raises:
-            UnknownAgentError: No such spawn was recorded.
+            UnknownAgentError: The spawn was not recorded.
         """
         uow.executions.record_completion(agent_id, response_text)
         uow.on_commit(lambda: self._update(expected={agent_id}, completed={agent_id}))
 
     def fail(self, uow: ConsensusUnitOfWork, agent_id: str, raw_output: str, error: str) -> None:
-        """Record an extraction failure, and count the agent once that is committed.
+        """Record an extraction failure; the agent is completed after the commit.
 
         Args:
             uow: The unit of work to write in.
             agent_id: The spawn.
-            raw_output: What it said.
-            error: What went wrong.
+            raw_output: Its output.
+            error: Why nothing could be extracted.
 
         Raises:
-            UnknownAgentError: No such spawn was recorded.
+            UnknownAgentError: The spawn was not recorded.
         """
         uow.executions.record_extraction_failure(agent_id, raw_output, error)
         uow.on_commit(lambda: self._update(expected={agent_id}, completed={agent_id}))
 
     def resync(self, uow: ConsensusUnitOfWork) -> None:
-        """Rebuild the memory from the database.
+        """Rebuild the state from the database.
 
         Args:
             uow: A unit of work to read in.

@@ -1,8 +1,8 @@
-"""Copies: a store moves to another database, of the same kind or another, in any phase, and its source is only read.
+"""Copies a store to another database of the same or another kind, in any phase; the source is only read.
 
-The rows of a table are copied in the order of their keys, each chunk with its checkpoint; a copy that was killed goes
-on behind it. Whatever is written to the source meanwhile is found by comparing ranges of keys, and the last pass looks
-at one moment. At the end every row of the target is compared with what the source held.
+The rows of a table are copied in the order of their keys, each chunk with its checkpoint, where a copy that was killed
+continues. What is written to the source meanwhile is found by comparing ranges of keys, and the last pass reads one
+snapshot. At the end every row of the target is compared with the source.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 __all__ = ["CopiedTable", "CopyReport", "Unfit", "copy"]
 
 PASSES = 5
-"""Passes before the last one at most: under a steady writer there is always something that changed."""
+"""The highest number of passes before the last: under a steady writer there is always something that changed."""
 
 
 def copy(
@@ -40,18 +40,7 @@ def copy(
     lock: bool = True,
     progress: Watch = None,
 ) -> CopyReport:
-    """Copy a database into another one; goes on where an earlier call stopped.
-
-    It is called as `Store.copy_to`, which tells what the options mean and which errors are raised.
-
-    Args:
-        source: The units of work of what is copied; it is only read.
-        target: Those of where it goes.
-        reject: Leave rows that the target cannot hold behind.
-        finish: Take the last pass, and open the target.
-        lock: Take the write lock of the source for the last pass.
-        progress: Called after each chunk.
-    """
+    """Copy a database into another one, or continue an earlier call; see `Store.copy_to` for options and errors."""
     if _is_same(source, target):
         raise errors.ConfigurationError("source and target are the same database", hint="give two databases")
     with opened(source) as origin:
@@ -91,7 +80,7 @@ class _Copy:
 
     @property
     def shape(self) -> list[Any]:
-        """What a copy must go on with as it was begun."""
+        """The tables and the phase, which must stay the same until the copy is finished."""
         columns = [[table.name, *(field.name for field in table.fields)] for table in self.tables]
         return [self.state.prepared, self.state.phase.has_legacy, self.state.reversible, *columns]
 
@@ -134,11 +123,7 @@ class _Copy:
                 self.target.make_room(table)
 
     def _catch_up(self, reject: bool) -> Any:
-        """Pass through the source until little is left for the last pass.
-
-        Returns:
-            The mark of the source before the last of these.
-        """
+        """Pass through the source until little is left for the last pass; returns its mark before the last of these."""
         mark = None
         for _ in range(PASSES):
             mark = self.source.mark()
@@ -187,7 +172,7 @@ class _Copy:
 
 
 def _indexes(table: Table) -> list[frozenset[str]]:
-    """Columns of a table that are indexed together."""
+    """The columns of each index of a table."""
     together = [index.columns.keys() for index in table.indexes]
     together += [c.columns.keys() for c in table.constraints if isinstance(c, PrimaryKeyConstraint | UniqueConstraint)]
     return [frozenset(names) for names in together]

@@ -1,4 +1,4 @@
-"""The backup of a database on a server: a verified copy of one moment of it, in a SQLite file."""
+"""The backup of a database on a server: a verified copy of one snapshot of it in a SQLite file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def backup_of_server(
     opened: Callable[[Path], AbstractContextManager[UnitOfWorkFactory[Any]]],
     progress: Watch = None,
 ) -> dict[str, Any]:
-    """Copy a database to a SQLite file, which gets its name when it is whole.
+    """Copy a database to a SQLite file, which gets its name when it is complete.
 
     Args:
-        units: Its units of work; writers go on.
-        path: Where to.
+        units: The units of work of the database; writers go on.
+        path: The file.
         opened: Opens a file of the same tables.
         progress: Called after each chunk.
 
@@ -34,12 +34,12 @@ def backup_of_server(
         Facts for the audit.
 
     Raises:
-        BackupError: It could not be made, or did not verify.
+        BackupError: The file could not be made, or its verification failed.
     """
     try:
         with own_folder(path.parent, "backup") as folder:
             with opened(folder / path.name) as target:
-                # What SQLite would store as another type is kept as it is in a reject: a backup must not fail for it.
+                # A value that SQLite would store as another type goes into a reject: a backup must not fail for it.
                 report = copy(units, target, reject=True, lock=False, progress=progress)
             put_in_place(folder / path.name, path)
     except (errors.ConsensusError, OSError) as error:

@@ -1,8 +1,8 @@
-"""The definitions of tables that other programs made, on their way through a database of another kind.
+"""SQLite's definitions of tables that other programs made, kept while the data is on a database of another kind.
 
-PostgreSQL has its own legacy tables, made by the models. What SQLite says of those of the source (tables, indexes,
-triggers, verbatim) travels in `consensus_orm_saved_schema`, under types that the phases leave alone, so that a copy
-back to SQLite has them exactly as they were.
+On PostgreSQL the models make the legacy tables. SQLite's own definitions (tables, indexes, triggers, verbatim) are kept
+in `consensus_orm_saved_schema`, under types that the phases ignore, so that a copy back to SQLite restores
+them exactly.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Definition:
         type: table, index, trigger or image.
         name: Its name.
         table: The table it belongs to.
-        sql: Its definition, verbatim; of a row, what was kept of it.
-        sequence: The highest id the table has given.
+        sql: Its definition, verbatim; the image of a row.
+        sequence: The highest id that the table has given.
     """
 
     type: str
@@ -45,10 +45,10 @@ class Definition:
 
 
 def definitions(source: Source, state: State) -> list[Definition]:
-    """What SQLite says of the tables of other programs in a source, whichever kind it is."""
+    """SQLite's definitions of the tables of other programs in a source of any kind."""
     legacy = [pair.legacy_table for pair in source.statements.mapping]
     wanted = legacy if state.phase.has_legacy or state.reversible else []
-    # Our own normalized tables are made by revisions, those of another mapping by whoever declares them.
+    # Revisions make the normalized tables of the consensus data; the program that declares others makes those.
     others = made_elsewhere(source.application, source.statements.mapping)
     entries = saved_schema.entries(source) if state.prepared else []
     saved = [Definition(each.type, each.name, each.table, each.sql, each.sequence) for each in entries]
@@ -66,7 +66,7 @@ def _objects(source: Source, table: Table) -> Iterator[Definition]:
 
 
 def _printed(table: Table) -> Iterable[Definition]:
-    """A table that SQLite never had, as the models define it."""
+    """The definitions by the models of a table that never was on SQLite."""
     dialect = sqlite.dialect()
     yield Definition("table", table.name, table.name, str(CreateTable(table).compile(dialect=dialect)).strip())
     for index in sorted(table.indexes, key=lambda index: str(index.name)):

@@ -1,4 +1,4 @@
-"""The end of a copy: one transaction in the target, after which it is a store like its source."""
+"""The end of a copy: one transaction in the target, which makes it a store like its source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from consensus_orm.databases.saved_rows import IMAGE, ROWS, cells, dropped
 from consensus_orm.databases.saved_rows import image as image_of
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import make
-from consensus_orm.ledgers import guards, mismatches
+from consensus_orm.ledgers import audit, rejects, signs
+from consensus_orm.ledgers.binding import bound, milliseconds
 from consensus_orm.models.control import MigrationState, Reject
 from consensus_orm.phase import Side
 from consensus_orm.schema.application import Protection
@@ -42,13 +43,13 @@ SAVED_ROWS = (
 
 @dataclass(frozen=True)
 class Remainder:
-    """What is not copied row by row, as it stood while nothing changed in the source.
+    """What is not copied row by row, read in the last snapshot of the source.
 
     Attributes:
         state: Where the migration stands.
         sequences: The highest id that each table has given.
-        definitions: What SQLite says of the tables of other programs.
-        saved: The saved definitions, as they are.
+        definitions: SQLite's definitions of the tables of other programs.
+        saved: The saved definitions.
         left_behind: Rows that become rejects, each with its image.
     """
 
@@ -72,7 +73,7 @@ def remainder(
 
 
 def _sequences(source: Source, state: State, tables: list[Copied], saved: list[Entry]) -> dict[str, int]:
-    """The highest ids given; where both sides draw from one place, they are the same."""
+    """The highest id that each table has given; the same for both sides where these share a sequence."""
     names = [table.name for table in tables if not table.text_key]
     given = {name: source.catalog.sequence(source, name) for name in names}
     kept = {entry.name: entry.sequence for entry in saved if entry.sequence is not None}
@@ -86,15 +87,7 @@ def _sequences(source: Source, state: State, tables: list[Copied], saved: list[E
 
 
 def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied], facts: dict[str, Any]) -> None:
-    """Make a store of the target.
-
-    Args:
-        target: It holds all rows.
-        source: Where they come from.
-        rest: What is not copied row by row.
-        tables: What was copied.
-        facts: For the audit.
-    """
+    """Make a store of the target, which holds all rows; `facts` go into the audit."""
     state = rest.state
     with target.unit(durable=True) as uow:
         restored = target.restored(uow)
@@ -109,15 +102,15 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         if target.kind == "sqlite":
             _make_triggers(uow, rest, target.units.application.unmapped)
         if not state.phase.has_legacy:
-            guards.put_up_signs(uow)
+            signs.put_up(uow)
         elif state.phase.writes_normalized:
             uow.catalog.legacy.remember(uow)
-        mismatches.audit(uow, "copy", **facts, rejects=len(rejected))
+        audit.add(uow, "copy", **facts, rejects=len(rejected))
         uow._execute(f"DROP TABLE {CHECKPOINTS}")
 
 
 def _user_version(uow: UnitOfWork, state: State, protection: Protection | None) -> int | None:
-    """What a downgrade of the target gives back, or that of a copy back to SQLite: the number the source had."""
+    """The user_version that a downgrade restores, of the target or of a copy back to SQLite: that of the source."""
     if protection is None:
         return None
     known = state.user_version if state.user_version in protection.older else None
@@ -130,9 +123,7 @@ def _user_version(uow: UnitOfWork, state: State, protection: Protection | None) 
 _BEGIN = (
     insert(MigrationState)
     .inline()
-    .values(
-        **mismatches.bound("id", "phase", "epoch", "since", "mapping", "soak", "certificate_max_age", "user_version")
-    )
+    .values(**bound("id", "phase", "epoch", "since", "mapping", "soak", "certificate_max_age", "user_version"))
 )
 
 
@@ -141,7 +132,7 @@ def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
         "id": 1,
         "phase": state.phase.value,
         "epoch": state.epoch,
-        "since": mismatches.milliseconds(uow) if state.since is None else state.since,
+        "since": milliseconds(uow) if state.since is None else state.since,
         "mapping": guard_record.made_from(uow, state.phase),
         "soak": state.soak,
         "certificate_max_age": state.certificate_max_age,
@@ -159,20 +150,20 @@ _KNOWN = select(Reject.id).where(
 _LEFT_BEHIND = (
     insert(Reject)
     .inline()
-    .values(**mismatches.bound("id", "pair", "key", "table_name", "reason", "image", "found_at"), state="open")
+    .values(**bound("id", "pair", "key", "table_name", "reason", "image", "found_at"), state="open")
 )
 
 
 def _reject(uow: UnitOfWork, rest: Remainder) -> Iterator[Unfit]:
-    """Keep the rows that were left behind, whole."""
-    number = max(mismatches.last_reject(uow), rest.sequences.get("consensus_orm_rejects", 0))
+    """Record the rows that were left behind as rejects, with their images."""
+    number = max(rejects.newest(uow), rest.sequences.get("consensus_orm_rejects", 0))
     for odd, image in rest.left_behind:
         key = odd.key if _is_pairs_key(uow, odd) else None
         if key is not None and uow._rows(_KNOWN, {"pair": odd.pair, "key": key, "table_name": odd.table}):
-            continue  # with its image, since before
+            continue  # it is a reject already
         number += 1
         facts = {"id": number, "pair": odd.pair, "key": key, "table_name": odd.table, "image": image}
-        facts |= {"reason": f"{odd.column}: {odd.reason}", "found_at": mismatches.milliseconds(uow)}
+        facts |= {"reason": f"{odd.column}: {odd.reason}", "found_at": milliseconds(uow)}
         uow._execute(_LEFT_BEHIND, facts)
         yield odd
     if number:
@@ -185,7 +176,7 @@ def _is_pairs_key(uow: UnitOfWork, odd: Unfit) -> bool:
 
 
 def _derive_again(uow: UnitOfWork, rest: Remainder, tables: list[Copied]) -> None:
-    """Derive the parents of rows that were left behind from those that are there."""
+    """Derive the parents of rows that were left behind again, from the rows that are there."""
     if not rest.state.prepared:
         return
     linked = {table.name for table in tables if table.link is not None}
@@ -201,7 +192,7 @@ def _derive_again(uow: UnitOfWork, rest: Remainder, tables: list[Copied]) -> Non
 
 
 def _keep_definitions(uow: UnitOfWork, target: Target, source: Source, rest: Remainder) -> None:
-    """Fill the saved definitions: what a rollback from CONTRACT needs here, and what a copy back will."""
+    """Save the definitions that a rollback from CONTRACT, or a copy back, needs."""
     if target.kind == source.kind:
         kept: list[tuple[Any, ...]] = [*rest.saved]
     elif target.kind == "postgresql":
@@ -215,7 +206,7 @@ def _keep_definitions(uow: UnitOfWork, target: Target, source: Source, rest: Rem
 
 
 def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ...]]:
-    """On PostgreSQL the renamed tables are their own definitions."""
+    """The entries for PostgreSQL, where the renamed tables serve as definitions."""
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
     for pair in uow.statements.mapping:
@@ -226,7 +217,7 @@ def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ..
 
 
 def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ...]]:
-    """On SQLite they are what they were, with the ids that were given meanwhile."""
+    """The entries for SQLite: the original definitions, with the highest ids of today."""
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
     legacy = {pair.legacy_name for pair in uow.statements.mapping}
@@ -241,7 +232,7 @@ def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, .
 
 
 def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, Cells]]:
-    """Rows that stand on the legacy side alone, from their images."""
+    """The images of rows that stand on the legacy side alone."""
     for name, key, table, kept in uow._rows(SAVED_ROWS):
         pair = uow.statements.mapping[name]
         if table != pair.legacy_name or uow._rows(uow.statements[pair].present(Side.NORMALIZED), {"_keys": f"[{key}]"}):
@@ -253,7 +244,7 @@ def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, Cells]]:
 
 
 def _is_plain(kind: str, value: str) -> bool:
-    """Whether every database holds a value of an image; what it does not take back stays in the image."""
+    """Whether every database can hold a value of an image; others stay in the image."""
     if kind == "text":
         data = bytes.fromhex(value)
         return b"\0" not in data and data.decode("utf-8", "replace").encode() == data
@@ -267,7 +258,7 @@ def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
     there = {name.lower() for name in uow.catalog.tables(uow)}
     for name, highest in rest.sequences.items():
         if name == "consensus_orm_rejects":
-            continue  # its own come after those that were there
+            continue  # set by `_reject`
         for table in (name, dropped(name)):
             if table.lower() in there:
                 uow.catalog.set_sequence(uow, table, highest)
@@ -276,7 +267,7 @@ def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
 
 
 def _make_triggers(uow: UnitOfWork, rest: Remainder, unmapped: Iterable[Table]) -> None:
-    """Make the triggers of other programs again, now that all rows are there."""
+    """Recreate the triggers of other programs, now that all rows are there."""
     live = {pair.legacy_name.lower() for pair in uow.statements.mapping} if rest.state.phase.has_legacy else set()
     known = live | {table.name.lower() for table in (*unmapped, *normalized(uow.statements.mapping))}
     for d in rest.definitions:

@@ -1,7 +1,7 @@
-"""Foreign keys that a copy takes away from a server's tables, and puts back when all rows are there.
+"""The foreign keys of a server's tables that a copy drops, and restores when all rows are there.
 
-What is kept of them meanwhile stands in the target, where others may write: so it is names, which are quoted, and
-words out of a list, never the text of a statement.
+Meanwhile they are stored in the target, where other programs may write: so as names, which are quoted, and words of a
+list, never as the text of a statement.
 """
 
 from __future__ import annotations
@@ -38,12 +38,7 @@ class ForeignKey(TypedDict):
 
 
 def of(connection: Connection, tables: Iterable[Table]) -> list[ForeignKey]:
-    """The foreign keys of tables of a server.
-
-    Args:
-        connection: To the server.
-        tables: The tables.
-    """
+    """The foreign keys of tables of a server."""
     return [
         ForeignKey(
             name=str(found["name"]),
@@ -52,7 +47,7 @@ def of(connection: Connection, tables: Iterable[Table]) -> list[ForeignKey]:
             to_schema=found["referred_schema"],
             to_table=found["referred_table"],
             to_columns=found["referred_columns"],
-            options={name: word for name, word in found["options"].items() if word is not None},  # pyright: ignore[reportTypedDictNotRequiredAccess]
+            options={name: word for name, word in found.get("options", {}).items() if word is not None},
         )
         for table in tables
         for found in inspect(connection).get_foreign_keys(table.name)
@@ -60,14 +55,10 @@ def of(connection: Connection, tables: Iterable[Table]) -> list[ForeignKey]:
 
 
 def checked(kept: ForeignKey, tables: Iterable[Table]) -> ForeignKey:
-    """What was kept of a foreign key, where it says no more than one can.
-
-    Args:
-        kept: What was kept.
-        tables: One of them it must belong to.
+    """Check that a stored foreign key is one of these tables, with known options only.
 
     Raises:
-        UnsafeDefinitionError: It says something else.
+        UnsafeDefinitionError: It is not.
     """
     options = kept["options"].items()
     known = all(name in _WORDS and word in _WORDS[name] for name, word in options)
@@ -77,11 +68,7 @@ def checked(kept: ForeignKey, tables: Iterable[Table]) -> ForeignKey:
 
 
 def constraint(key: ForeignKey) -> ForeignKeyConstraint:
-    """A foreign key for SQLAlchemy, which quotes its names.
-
-    Args:
-        key: The foreign key.
-    """
+    """A foreign key for SQLAlchemy, which quotes its names."""
     metadata, to_itself = MetaData(), (key["to_schema"], key["to_table"]) == (None, key["table"])
     own = Table(key["table"], metadata, *_columns({*key["columns"], *(key["to_columns"] if to_itself else ())}))
     other = own

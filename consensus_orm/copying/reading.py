@@ -1,4 +1,4 @@
-"""Rows in the order of their keys, a chunk at a time, in the same values from every kind of database."""
+"""Reads rows in the order of their keys, in chunks, with equal values from every kind of database."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ __all__ = ["bound", "has_place", "in_utf16", "rows_between", "rows_of"]
 
 
 def in_utf16(uow: UnitOfWork) -> bool:
-    """Whether a database writes its texts in UTF-16."""
+    """Whether a database stores text in UTF-16."""
     return uow.catalog.text_encoding(uow) != "utf-8"
 
 
 def has_place(table: Copied, uow: UnitOfWork) -> str:
-    """Whether a row has a place in the order of keys: its key is not NULL, and of the type of the others.
-
-    Args:
-        table: The table of the row.
-        uow: Where it is.
-    """
+    """The condition that a row has a place in the order of keys: a key that is not NULL, of the type of the others."""
     key = quoted(table.key)
     if uow.statements.rendering.name == "postgresql":
         return f"{key} IS NOT NULL"
@@ -37,13 +32,13 @@ def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: i
     """Rows of a range of keys.
 
     Args:
-        uow: Where to look.
+        uow: Reads them.
         table: The table.
-        after: The key before the range; None for its start.
-        upto: The last key of the range; None for its end.
-        limit: Rows at most.
+        after: The key before the range; None for the start of the table.
+        upto: The last key of the range; None for the end of the table.
+        limit: The highest number of rows.
     """
-    # In the order of their bytes in UTF-8, whatever the collation: so ranges are the same ranges everywhere.
+    # In the order of their bytes in UTF-8, whatever the collation, so that ranges are the same everywhere.
     own = quoted(table.key)
     key = f"{own} COLLATE {quoted(_order(uow))}" if table.text_key else own
     conditions = [has_place(table, uow)]
@@ -55,7 +50,7 @@ def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: i
 
 
 def bound(table: Copied, uow: UnitOfWork, name: str) -> str:
-    """A key that `rows_of` binds, as SQL. In UTF-16 it is given as its bytes: SQLite binds U+FFFF as U+FFFD."""
+    """The SQL of a key that `rows_of` binds; in UTF-16 as its bytes, since SQLite binds U+FFFF as U+FFFD."""
     if not table.text_key:
         return f":{name}"
     return f"CAST(x'' || :{name} AS TEXT)" if in_utf16(uow) else f"CAST(:{name} AS TEXT)"
@@ -70,12 +65,12 @@ def _order(uow: UnitOfWork) -> str:
 def rows_of(uow: UnitOfWork, table: Copied, rest: str, parameters: dict[str, Any]) -> list[Values]:
     """Rows of a table in the values of a copy.
 
-    SQLite reads malformed UTF-16 as other text, without an error; here it comes with its bytes escaped.
+    SQLite silently reads malformed UTF-16 as other text; here it is read with its bytes escaped.
 
     Args:
-        uow: Where to look.
+        uow: Reads them.
         table: The table.
-        rest: What follows FROM.
+        rest: The statement after the table.
         parameters: The keys that it binds.
     """
     origin = f"FROM {quoted(table.name)} {rest}"

@@ -1,4 +1,4 @@
-"""What a copy did, and what it could not do; no contents of rows."""
+"""The report of a copy: what was copied, and the rows that the target cannot hold, without their contents."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Unfit:
 
     Attributes:
         table: Its table.
-        key: Its key; None where that is what cannot be held.
+        key: Its key; None if the key itself cannot be held.
         column: The column that cannot be held.
         reason: Why.
         pair: The pair its reject is listed under.
-        parent: What its link refers to, where it has one.
+        parent: The key that its link refers to, if it has one.
     """
 
     table: str
@@ -49,13 +49,13 @@ class CopyReport:
         source: The database that was read.
         target: The database that was written.
         phase: The phase of both.
-        finished: Whether the target is a store by now; False after a call that only caught up.
+        finished: Whether the target is open; False after a call that only caught up.
         tables: What was copied.
         unfit: Rows left behind as rejects.
-        passes: How often the source was looked through, the last pass included.
-        verified: Rows whose type and bytes were compared with those of the source at the end.
+        passes: The number of passes through the source, the last one included.
+        verified: Rows that were compared with the source in type and bytes at the end.
         locked: Seconds the write lock of the source was held; None where it was not taken.
-        seconds: How long all of it took.
+        seconds: The duration of the copy.
     """
 
     source: str

@@ -1,7 +1,7 @@
-"""The source of a copy: it is read, and nothing else.
+"""The source of a copy, which is only read.
 
-Each look is a short one of its own, so that nobody waits for a copy that takes hours. A SQLite file is opened
-read-only: a connection that could write would carry the log into the file when it is the last one to be closed.
+Each read is short, so that no writer waits for a copy that takes hours. A SQLite file is opened read-only: a connection
+that can write would checkpoint the log into the file if it were the last one to be closed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from consensus_orm.databases import saved_schema, state
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.sqlite.connection import DriverConnection, pragmas
+from consensus_orm.databases.sqlite.connection import DriverConnection
 from consensus_orm.ledgers import guards
 from consensus_orm.phase import Phase
 from consensus_orm.statements.rendering import quoted
@@ -43,12 +43,12 @@ class State:
     Attributes:
         prepared: Whether it has our tables.
         phase: Its phase.
-        epoch: How often it has changed.
-        since: Since when it is in the phase, ms.
-        reversible: Whether it is past the legacy tables and has kept what it takes to make them again.
-        soak: What the phase demands, ms; None where nothing is stored.
+        epoch: How often the phase has changed.
+        since: When the phase began, ms.
+        reversible: Whether the legacy tables were dropped, with what it takes to make them again saved.
+        soak: The soak time that the phase demands, ms; None where none is stored.
         certificate_max_age: Likewise.
-        user_version: What SQLite's number of that name was, or is, for other programs; None where nobody knows.
+        user_version: SQLite's user_version as other programs set it; None where unknown.
     """
 
     prepared: bool
@@ -63,7 +63,7 @@ class State:
 
 @dataclass
 class Lull:
-    """How long writers of the source had to wait: seconds; None where no lock was taken."""
+    """How long writers of the source had to wait, in seconds; None where no lock was taken."""
 
     locked: float | None = None
 
@@ -83,8 +83,8 @@ class Source(UnitOfWork):
         self._retrier = units.retrier
 
     def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
-        """Look by itself: a unit of work has a transaction, and this has none."""
-        if isinstance(parameters, Mapping):  # a key may be a text that is no UTF-8
+        """Execute a statement outside of a transaction, and again after a transient error."""
+        if isinstance(parameters, Mapping):  # a key may be text that is not UTF-8
             parameters = {name: driver.storable(value) for name, value in parameters.items()}
         look = partial(self._look_once, driver, sql, parameters)
         try:
@@ -101,7 +101,7 @@ class Source(UnitOfWork):
             raise (translate(error, self.engine) or error) from error
 
     def again(self, step: Callable[[], T]) -> T:
-        """Take a step, and take it again after a transient error."""
+        """Take a step, again after a transient error."""
         return self._retrier.call(step, name="copy")
 
     @property
@@ -110,12 +110,12 @@ class Source(UnitOfWork):
         return self.engine.dialect.name
 
     def look(self) -> State:
-        """Where the migration stands now.
+        """Read where the migration stands.
 
         Raises:
-            CopyError: It is in the middle of a step, or none of our stores yet.
+            CopyError: The database is in the middle of a step, or not prepared.
         """
-        self._phase = Phase.EXPAND  # what is missing is an error, and no empty answer
+        self._phase = Phase.EXPAND  # a missing table is an error, not an empty result
         identity = self.application.identify(self._connected)
         if identity.version is None and identity.legacy_tables and not identity.rewritten:
             return State(prepared=False, phase=Phase.EXPAND, user_version=identity.user_version)
@@ -127,7 +127,7 @@ class Source(UnitOfWork):
         phase, self._epoch, since, step, version, soak, certificate_max_age = found
         if step is not None:
             raise errors.CopyError(
-                f"{self.name} is in the middle of a step that somebody began",
+                f"{self.name} is in the middle of a step",
                 hint="run it again until it ends: consensus-orm advance, or consensus-orm rollback",
             )
         self._phase = Phase(phase)
@@ -150,12 +150,12 @@ class Source(UnitOfWork):
         return int(self._rows(f"SELECT count(*) FROM {quoted(table.name)}")[0][0])
 
     def strange_keys(self, table: Copied) -> int:
-        """Rows whose key is NULL, or of another type than that of the table: they have no place in its order."""
+        """Count rows whose key is NULL or of another type, and so without a place in the order of keys."""
         where = f"NOT ({has_place(table, self)})"
         return int(self._rows(f"SELECT count(*) FROM {quoted(table.name)} WHERE {where}")[0][0])
 
     def orphans(self, table: Copied) -> frozenset[Any]:
-        """What rows of a table refer to and what is not there."""
+        """The keys of missing parents that rows of a table refer to."""
         if table.link is None:
             return frozenset()
         link = quoted(table.fields[table.link].name)
@@ -167,7 +167,7 @@ class Source(UnitOfWork):
         return frozenset(key for (key,) in self._rows(sql))
 
     def images(self, table: Copied, key: Any) -> list[str]:
-        """A row whole, as JSON: type and bytes of each column; all those of strange keys where the key is None."""
+        """The image of a row as JSON, type and bytes of each column; for None, of all rows without a place."""
         own = quoted(table.key)
         where = f"{own} = {bound(table, self, '_key')}"
         if key is None:
@@ -176,18 +176,18 @@ class Source(UnitOfWork):
         names = [field.name for field in table.fields]
         return [json.dumps(dict(zip(names, map(cell, row), strict=True))) for row in rows]
 
-    # What may change meanwhile ----------------------------------------------------------------------------
+    # Concurrent writes ----------------------------------------------------------------------------
 
     def mark(self) -> Any:
-        """What differs from an earlier mark once anything was written; None where nobody can say."""
+        """A mark that changes with every write; None where that cannot be told."""
         return None
 
     @contextlib.contextmanager
     def still(self, *, lock: bool) -> Iterator[Lull]:
-        """One moment to look at: whoever was writing has ended by then, whoever writes later is not seen.
+        """Read one snapshot until the block ends, taken when no writer is at work.
 
         Args:
-            lock: Whether to wait for writers, and keep them waiting until the moment is taken.
+            lock: Whether to wait for writers, and keep them waiting until the snapshot is taken.
 
         Yields:
             How long they waited, known at the end.
@@ -207,7 +207,7 @@ class Source(UnitOfWork):
                 lull.locked = time.monotonic() - since
 
     def _keep_out(self, stack: contextlib.ExitStack) -> Callable[[], object] | None:
-        """Keep writers out until the stack is left, or what is returned is called; None where there is no lock."""
+        """Keep writers out until the stack is left or the result is called; None where there is no lock."""
         raise NotImplementedError
 
     def _begin_snapshot(self) -> None:
@@ -218,14 +218,14 @@ class FileSource(Source):
     """A SQLite database."""
 
     def mark(self) -> Any:
-        """SQLite counts the commits of others."""
+        """SQLite's counter of the commits of other connections."""
         return self._rows("PRAGMA data_version")[0][0]
 
     def _keep_out(self, stack: contextlib.ExitStack) -> Callable[[], object] | None:
         path = database_path(self.engine)
         if path is None:
             return None
-        # A connection for the lock alone, closed before the one that reads: the last one must not be able to write.
+        # A connection for the lock alone, closed before the one that reads: the last one must be read-only.
         other = stack.enter_context(
             contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None))
         )
@@ -233,11 +233,11 @@ class FileSource(Source):
 
     def _begin_snapshot(self) -> None:
         self._execute("BEGIN")
-        self._rows("SELECT 1 FROM sqlite_master LIMIT 1")  # the first look takes the snapshot
+        self._rows("SELECT 1 FROM sqlite_master LIMIT 1")  # the first read takes the snapshot
 
 
 def _locked(connection: sqlite3.Connection, patience: float) -> bool:
-    """Take the write lock without writing; False where the file is not ours to write."""
+    """Take the write lock without writing; False for a file that is read-only."""
     connection.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -252,12 +252,13 @@ class ServerSource(Source):
     """A PostgreSQL database."""
 
     def mark(self) -> Any:
-        """The next transaction to write; None while one is under way. Others on the server move it too."""
+        """The next transaction to write; None while one is under way. Other databases of the server change it, too."""
         first, following, _ = self._rows("SELECT CAST(pg_current_snapshot() AS TEXT)")[0][0].split(":")
         return following if first == following else None
 
     def _keep_out(self, stack: contextlib.ExitStack) -> Callable[[], object]:
-        other = self.engine.pool.source.connect()  # type: ignore[attr-defined]
+        source: Any = source_of(self.engine)
+        other = source.connect()
         stack.callback(other.close)
         other.begin_unit(Lock.WRITE)  # first, as our own writers do
         there = self.catalog.tables(self)
@@ -268,25 +269,22 @@ class ServerSource(Source):
         names |= {parent.table.name for parent in mapping.parents}
         names |= {table.name for table in self.application.unmapped}
         other.keep_out(names & there)
-        return other.rollback  # type: ignore[no-any-return]
+        release: Callable[[], object] = other.rollback
+        return release
 
     def _begin_snapshot(self) -> None:
         self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        self._rows("SELECT 1")  # the first look takes the snapshot
+        self._rows("SELECT 1")  # the first read takes the snapshot
 
 
 @contextlib.contextmanager
 def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
-    """Open the source of a copy with a connection that cannot write.
-
-    Args:
-        units: The units of work of the database.
-    """
+    """Open the source of a copy with a connection that cannot write."""
     engine = units.engine
     if engine.dialect.name == "postgresql":
         source: Source = ServerSource(units)
-        connecting = engine.pool.source.connect  # type: ignore[attr-defined]
-        with translated(engine), contextlib.closing(connecting()) as connection:
+        connections: Any = source_of(engine)
+        with translated(engine), contextlib.closing(connections.connect()) as connection:
             connection.execute("SET default_transaction_read_only = on")
             source._driver = connection
             yield source
@@ -303,7 +301,7 @@ def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
         try:
             yield source
         finally:
-            # The last one to be closed carries the log into the file, unless it cannot write.
+            # The last connection to be closed checkpoints the log into the file, unless it cannot write.
             if _has_log(path):
                 engine.dispose()
 
@@ -326,8 +324,5 @@ def _read_only(path: Path, units: UnitOfWorkFactory[Any]) -> DriverConnection:
         factory=DriverConnection,
     )
     connection.source, connection.query_only = source_of(units.engine), True
-    for pragma, value in pragmas(settings).items():
-        connection.execute(f"PRAGMA {pragma} = {value}").close()
-    connection.add_functions()
-    connection.trust_schema(settings.trusted_schema)
+    connection.configure(settings, trusted_schema=settings.trusted_schema)
     return connection

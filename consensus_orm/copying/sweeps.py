@@ -1,8 +1,7 @@
-"""A pass: the source is looked through in the order of keys, and the target is made to hold the same.
+"""The passes of a copy: each reads the source in the order of keys, and makes the target equal.
 
-The first pass fills the target. Later ones read the source again, and look at the target only where a range of keys
-is not what it was: what each range came to is remembered as a digest. So the last pass, under the lock, costs one
-read of the source, or nothing where nobody has written since.
+The first pass fills the target. Later ones read the source again, and the target only where the digest of a range of
+keys has changed. So the last pass, under the lock, costs one read of the source, or nothing if nothing was written.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from consensus_orm.progress import Tally, Watch
 __all__ = ["Passes", "Range", "Sieve"]
 
 CHUNK_BYTES = 4 * 2**20
-"""What a chunk may hold: rows of megabytes come a few at a time."""
+"""The size of a chunk, which limits the number of large rows in it."""
 
 FIRST_ROWS = 8
-"""Rows of the first chunk, when nobody knows yet how large they are."""
+"""Rows of the first chunk, before their size is known."""
 
 INDEXED_BYTES = 2600
-"""What PostgreSQL takes into one entry of an index is 2704 bytes, compressed; nobody can say how far that goes."""
+"""An index entry of PostgreSQL takes at most 2704 bytes after compression; this limit holds without it."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a range of keys came to.
+    """The result of a pass for a range of keys.
 
     Attributes:
         after: The key before it; None for the start.
         upto: Its last key; None for the end.
         count: Rows of the source.
-        seen: Digest of all of them; empty where the target does not hold them yet.
+        seen: Digest of all of them; empty if the target does not hold them yet.
         kept: Digest of those that the target holds.
-        held: How many these are.
+        held: Their number.
         unfit: The others.
     """
 
@@ -57,7 +56,7 @@ class Range:
 
 
 class Sieve:
-    """Tells the rows of a table that the target can hold from those it cannot.
+    """Separates the rows of a table that the target can hold from the others.
 
     Args:
         table: The table.
@@ -65,7 +64,7 @@ class Sieve:
         target: The kind of database it goes to.
         indexes: Columns that are indexed together.
         missing: Keys of parents that are not in the target.
-        utf16: Whether the source writes its texts in UTF-16.
+        utf16: Whether the source stores text in UTF-16.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Sieve:
         self.indexes = [[n for n, name in enumerate(names) if name in index] for index in indexes] if typed else []
 
     def sift(self, rows: list[Values]) -> tuple[list[Values], tuple[Unfit, ...]]:
-        """The rows that can be held, and why the others cannot."""
+        """The rows that the target can hold, and why it cannot hold the others."""
         odd = [found for row in rows if (found := self._unfit(row)) is not None]
         if not odd:
             return rows, ()
@@ -119,8 +118,8 @@ class Passes:
     """The passes of one copy.
 
     Args:
-        source: Where rows come from.
-        kind: The kind of database they go to.
+        source: The source.
+        kind: The kind of the target.
         tables: The tables, parents first.
         indexes: Columns that are indexed together, by table.
         progress: Called after each chunk.
@@ -149,22 +148,22 @@ class Passes:
 
     @property
     def unfit(self) -> list[Unfit]:
-        """Rows that the target cannot hold, as they were last seen."""
+        """Rows that the target cannot hold, by the last pass."""
         return [odd for table in self.tables for range_ in self.known.get(table.name, ()) for odd in range_.unfit]
 
     def report(self) -> tuple[CopiedTable, ...]:
-        """What there is of each table by now."""
+        """What was copied of each table so far."""
         return tuple(
             CopiedTable(name, sum(r.held for r in self.known.get(name, ())), self.written[name], self.deleted[name])
             for name in self.written
         )
 
     def run(self, target: Target | None, what: str = "") -> None:
-        """Look through the source once.
+        """Read the source once.
 
         Args:
-            target: What is to hold the same; None looks for rows that it could not hold.
-            what: What to call it in the progress.
+            target: The target; None only looks for rows that it cannot hold.
+            what: A prefix for the names of tables in the progress.
         """
         self.postponed, self.changed = False, 0
         self.done += target is not None
@@ -181,7 +180,7 @@ class Passes:
             self.known[table.name] = found
 
     def _strange(self, table: Copied) -> Iterator[Range]:
-        """Rows without a place in the order of keys, if any: a range of its own, which holds none."""
+        """Rows without a place in the order of keys, if any, as a range of which the target holds none."""
         if count := self.source.strange_keys(table):
             kind = "text" if table.text_key else "whole number"
             odd = Unfit(table.name, None, table.key, f"{count} keys that are no {kind}", table.pair)
@@ -203,7 +202,7 @@ class Passes:
                 after = upto
 
     def _fitting(self, rows: list[Values], size: int) -> int:
-        """Rows of the next chunk: as many as fit, and at most twice as many as in the one before."""
+        """The number of rows of the next chunk: as many as fit, and at most twice as many as in the last."""
         heavy = sum(len(value) for row in rows for value in row if isinstance(value, str | bytes))
         fitting = size * 2 if not heavy else len(rows) * CHUNK_BYTES // heavy
         return max(1, min(size * 2, fitting, self.source.settings.chunk_rows))
@@ -231,13 +230,10 @@ class Passes:
         return Range(now.after, now.upto, now.count, seen, kept, len(fit), odd)
 
     def verify(self, target: Target) -> int:
-        """Compare every row of the target with what the source held, in type and bytes.
-
-        Returns:
-            How many were compared.
+        """Compare every row of the target with the source in type and bytes; returns the number of rows.
 
         Raises:
-            CopyError: One differs.
+            CopyError: A row differs.
         """
         compared = 0
         for table in self.tables:
@@ -260,7 +256,7 @@ class Passes:
 
 
 def _collides(error: errors.StorageError) -> bool:
-    """Whether a row collides with one that the target has not lost yet: it goes in the next pass."""
+    """Whether a row collides with one that a later pass removes from the target."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
         return bool(code & 0xFF == sqlite3.SQLITE_CONSTRAINT)

@@ -1,4 +1,4 @@
-"""What a store consists of: the tables that are copied, in an order in which what is referred to comes first."""
+"""The tables of a store that are copied, parents before the tables that refer to them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LEDGERS = (
     control.BackfillCheckpoint,
     control.Change,
 )
-"""What is copied of the control tables row by row. Phase and saved definitions are set at the end; certificates stay
-behind: they speak of the database in which they were issued."""
+"""The control tables that are copied row by row. Phase and saved definitions are set at the end; certificates are not
+copied, since they apply to the database in which they were issued."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Copied:
         fields: Its columns, the key first.
         pair: The pair under which its rejects are listed.
         has_pairs_key: Whether its key is that of the pair.
-        link: The place of the column that refers to a parent.
+        link: The index of the column that refers to a parent.
         parent: The table that it refers to.
     """
 
@@ -62,18 +62,18 @@ class Copied:
 
     @property
     def columns(self) -> str:
-        """The columns, for SQL."""
+        """The quoted columns, separated by commas."""
         return ", ".join(quoted(field.name) for field in self.fields)
 
 
 def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], extras: bool) -> list[Copied]:
-    """The tables of a store.
+    """List the tables of a store.
 
     Args:
-        source: Sees them.
-        prepared: Whether there are others than the legacy tables.
-        unmapped: Those of the application that no mapping speaks of.
-        extras: Whether the target takes columns that nobody knows.
+        source: Reads the catalog.
+        prepared: Whether there are other tables than the legacy ones.
+        unmapped: The tables of the application that are not in the mapping.
+        extras: Whether the target accepts unknown columns.
 
     Raises:
         CopyError: A column has no place in the target.
@@ -104,7 +104,7 @@ def normalized(mapping: Moves) -> list[Table]:
 
 
 def made_elsewhere(application: Application, mapping: Moves) -> list[Table]:
-    """The tables beside the legacy ones that no revision makes as they are, for other programs make or alter them."""
+    """The tables beside the legacy ones that other programs make or alter, so that revisions do not define them."""
     return [*application.unmapped, *(() if application.is_known_to_revisions else normalized(mapping))]
 
 
@@ -134,16 +134,13 @@ def _fields(table: Table) -> tuple[Field, ...]:
 
 
 def _fields_there(source: UnitOfWork, table: Table, *, extras: bool, unused: bool = True) -> tuple[Field, ...]:
-    """Columns of a table that other programs made, or altered: those that are there, whoever knows them.
-
-    Without `unused`, a table of the field comes back without those that it did not have.
-    """
+    """The existing columns of a table that other programs made or altered; without `unused`, those that hold values."""
     there = source.catalog.columns(source, table.name)
     known = [field for field in _fields(table) if field.name in there]
     unknown = sorted(there - {field.name for field in known})
     if unknown and not extras:
         raise errors.CopyError(
-            f"{table.name} has a column {unknown[0]!r:.60} that nobody knows: the target has no place for it",
+            f"{table.name} has a column {unknown[0]!r:.60} that is not declared: the target has no place for it",
             hint="nothing was written; drop the column; only a file is copied with it, to a file",
             table=table.name,
             column=unknown[0],
@@ -153,7 +150,7 @@ def _fields_there(source: UnitOfWork, table: Table, *, extras: bool, unused: boo
 
 
 def _is_used(source: UnitOfWork, table: Table, field: Field) -> bool:
-    """Whether a column holds anything, or must."""
+    """Whether a column holds a value, or must."""
     if field.required:
         return True
     return bool(source._rows(f"SELECT 1 FROM {quoted(table.name)} WHERE {quoted(field.name)} IS NOT NULL LIMIT 1"))

@@ -1,7 +1,7 @@
-"""The target of a copy: closed to everybody else until it is finished, since it has no phase until then.
+"""The target of a copy, which has no phase, and so cannot be used, until the copy is finished.
 
-How far it has come stands in a table of its own, which goes when the copy is finished. A row without a name says what
-is copied, and what must be put back at the end; the others say behind which key a table holds nothing yet.
+A table of its own, dropped at the end, holds the progress: a row without a name says what is copied and what must be
+restored at the end; each other row holds the last key of a table that was copied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from consensus_orm.copying.foreign_keys import ForeignKey
 from consensus_orm.copying.reading import rows_between
 from consensus_orm.copying.source import State
 from consensus_orm.copying.tables import Copied, made_elsewhere, normalized
-from consensus_orm.copying.values import Held, Values
+from consensus_orm.copying.values import Held, Values, is_encodable
 from consensus_orm.databases import engine as engines
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.saved_rows import dropped
@@ -51,13 +51,13 @@ _TIMES = "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')"
 class TargetUnit(UnitOfWork):
     """A transaction on a database that has no phase yet.
 
-    Foreign keys are not enforced in it: while the source is in use, a row may come before what it refers to.
+    Foreign keys are not enforced in it: while the source is in use, a row may come before the row it refers to.
 
     Args:
         units: The units of work of the database.
         phase: The phase it will have.
         read_only: Whether it only reads.
-        durable: Have its commit, and all before it, reach the disk, whatever the settings say.
+        durable: Flush its commit, and all before it, to the disk, whatever the settings say.
     """
 
     def __init__(
@@ -106,23 +106,16 @@ class Target:
         self.kind = units.engine.dialect.name
 
     def unit(self, *, durable: bool = False) -> TargetUnit:
-        """A transaction.
-
-        Args:
-            durable: Have its commit, and all before it, reach the disk, whatever the settings say.
-        """
+        """Begin a transaction; see `TargetUnit`."""
         return TargetUnit(self.units, self.state.phase, durable=durable)
 
     # Before ---------------------------------------------------------------------------------------------
 
     def is_begun(self, shape: list[Any]) -> bool:
-        """Whether there is an unfinished copy of the same source.
-
-        Args:
-            shape: What the source consists of.
+        """Whether the target holds an unfinished copy of the same source, with the same tables (`shape`).
 
         Raises:
-            CopyError: There is something else; nothing was written.
+            CopyError: The target holds something else; nothing was written.
         """
         if self.units.path is not None and not self.units.path.exists():
             return False
@@ -139,7 +132,7 @@ class Target:
         return False
 
     def again(self, step: Callable[[], T]) -> T:
-        """Take a step, and take it again after a transient error: what it had not committed is gone."""
+        """Take a step, again after a transient error; what it had not committed is gone."""
         return self.units.retrier.call(step, name="copy")
 
     @contextlib.contextmanager
@@ -170,10 +163,10 @@ class Target:
         """Make the tables, in one transaction, and close the database until the copy is finished.
 
         Args:
-            shape: What the source consists of.
-            made: What SQLite says of the tables of other programs.
+            shape: The tables of the source.
+            made: SQLite's definitions of the tables of other programs.
         """
-        self.again(partial(engines.prepare, self.units.engine, self.units.settings))
+        self.again(partial(engines.prepare, self.units.engine))
         self.again(partial(self._make, shape, made))
 
     def _make(self, shape: list[Any], made: Sequence[Definition]) -> None:
@@ -227,7 +220,7 @@ class Target:
         command.upgrade(config, revisions.head())
         mapping = self.units.statements.mapping
         for table in normalized(mapping):
-            table.create(connection, checkfirst=True)  # those of another mapping: of ours there are revisions
+            table.create(connection, checkfirst=True)  # of another mapping: revisions make those of the consensus data
         if self.kind == "postgresql" and not self.state.phase.has_legacy and self.state.reversible:
             for pair in mapping:
                 aside = quoted(dropped(pair.legacy_name))
@@ -245,10 +238,10 @@ class Target:
     # Rows -------------------------------------------------------------------------------------------------
 
     def settle(self, table: Copied, after: Any, upto: Any, rows: list[Values]) -> tuple[int, int]:
-        """Make a range of keys hold these rows and no others, and move the checkpoint, in one transaction.
+        """Make a range of keys hold exactly these rows, and move the checkpoint, in one transaction.
 
         Returns:
-            How many rows were written, and how many deleted.
+            The numbers of rows written and deleted.
         """
         return self.again(partial(self._settle, table, after, upto, rows))
 
@@ -288,18 +281,18 @@ class Target:
             return
         marks = ", ".join("?" * len(table.fields))
         sql = f"INSERT INTO {quoted(table.name)} ({table.columns}) VALUES ({marks})"
-        encodable = [row for row in rows if all(map(_is_encodable, row))]
+        encodable = [row for row in rows if all(map(is_encodable, row))]
         driver.executemany(sql, encodable)
         for row in rows if len(encodable) < len(rows) else ():
-            if not all(map(_is_encodable, row)):
-                given = ", ".join("?" if _is_encodable(value) else "CAST(? AS TEXT)" for value in row)
+            if not all(map(is_encodable, row)):
+                given = ", ".join("?" if is_encodable(value) else "CAST(? AS TEXT)" for value in row)
                 driver.execute(
                     f"INSERT INTO {quoted(table.name)} ({table.columns}) VALUES ({given})",
                     tuple(map(driver.storable, row)),
                 )
 
     def rows(self, table: Copied, after: Any, upto: Any) -> list[Values]:
-        """The rows of a range of keys as they are stored."""
+        """The stored rows of a range of keys."""
         return self._read(lambda uow: rows_between(uow, table, after, upto))
 
     def _read(self, look: Callable[[UnitOfWork], T]) -> T:
@@ -314,7 +307,7 @@ class Target:
         return int(self._read(lambda uow: uow._rows(f"SELECT count(*) FROM {quoted(table.name)}"))[0][0])
 
     def restored(self, uow: UnitOfWork) -> list[str]:
-        """Statements that put back the foreign keys that were in the way."""
+        """Statements that restore the foreign keys that were dropped for the copy."""
         if self.kind != "postgresql":
             return []
         facts = json.loads(uow._rows(f"SELECT facts FROM {CHECKPOINTS} WHERE name = ''")[0][0])
@@ -323,7 +316,7 @@ class Target:
         return [str(AddConstraint(each).compile(dialect=uow.engine.dialect)) for each in constraints]
 
     def make_room(self, table: Copied) -> None:
-        """Add the columns that the target's own table lacks."""
+        """Add the columns that the table of the target lacks."""
         self.again(partial(self._add_columns, table))
 
     def _add_columns(self, table: Copied) -> None:
@@ -335,7 +328,7 @@ class Target:
 
 
 def _create(connection: Connection, made: Sequence[Definition], names: set[str]) -> None:
-    """Make the tables of these names, in small letters, with their indexes."""
+    """Make the tables of these lower-case names with their indexes."""
     driver = engines.driver(connection.connection)
     there = {name for (name,) in driver.execute("SELECT name FROM sqlite_master")}
     for kind in ("table", "index"):
@@ -353,13 +346,3 @@ def _with_truths(row: Values, places: list[int]) -> list[Any]:
     for place in places:
         values[place] = None if row[place] is None else bool(row[place])
     return values
-
-
-def _is_encodable(value: Any) -> bool:
-    if not isinstance(value, str) or value.isascii():
-        return True
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

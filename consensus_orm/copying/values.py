@@ -1,7 +1,7 @@
-"""Values on their way from one kind of database to another: what each can hold, and when two are the same.
+"""Values that are copied between kinds of databases: what each can hold, and when two values are equal.
 
-A value is what SQLite knows: None, int, float, str (bytes that are no UTF-8 escaped) or bytes. A boolean is the number
-that SQLite stores.
+A value has one of SQLite's types: None, int, float, str (with surrogates for bytes that are not UTF-8) or bytes. A
+boolean is the number that SQLite stores.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from sqlalchemy.types import String, TypeEngine
 from consensus_orm import errors
 from consensus_orm.models.base import Verbatim
 
-__all__ = ["Cell", "Field", "Held", "cell", "checker", "digest", "escaped", "field_of", "plain"]
+__all__ = ["Cell", "Field", "Held", "cell", "checker", "digest", "escaped", "field_of", "is_encodable", "plain"]
 
 Values = tuple[Any, ...]
 Cell = tuple[str, str]
 
 _NUMBER = re.compile(r"[ \t\n\v\f\r]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t\n\v\f\r]*")
-"""What SQLite takes for a number in a column of numbers (sqlite.org/datatype3.html, 3)."""
+"""Text that SQLite converts to a number in a numeric column (sqlite.org/datatype3.html, 3)."""
 
 _WORDS = {int: "an integer", float: "a real number", str: "text", bytes: "a blob", type(None): "NULL"}
 
 
 class Held(StrEnum):
-    """What a column holds, where it has one type."""
+    """The type of a column's values."""
 
     TEXT = "text"
     INTEGER = "integers"
@@ -58,9 +58,9 @@ class Field:
 
     Attributes:
         name: Its name.
-        held: What it holds on a database with types.
+        held: The type of its values on a database with types.
         required: Whether NULL is refused there.
-        numeric: Whether SQLite makes numbers of texts that look like one.
+        numeric: Whether SQLite converts text that looks like a number.
     """
 
     name: str
@@ -70,10 +70,10 @@ class Field:
 
 
 def field_of(column: Column[Any]) -> Field:
-    """A column as the copy sees it.
+    """Describe a column for a copy.
 
     Raises:
-        ConfigurationError: Its type is unknown here.
+        ConfigurationError: Its type is not supported.
     """
     type_ = column.type
     return Field(column.name, _held(type_, column), required=not column.nullable, numeric=_is_numeric(type_))
@@ -99,7 +99,7 @@ def _held(type_: TypeEngine[Any], column: Column[Any]) -> Held:
 
 
 def _is_numeric(type_: TypeEngine[Any]) -> bool:
-    """Whether SQLite's affinity for the declared type is NUMERIC, INTEGER or REAL."""
+    """Whether the declared type has the affinity NUMERIC, INTEGER or REAL on SQLite."""
     if not isinstance(type_, Verbatim):
         return isinstance(type_, Integer | Boolean | Float)
     name = type_.name.upper()
@@ -112,13 +112,13 @@ Checker = Callable[[Any], "str | None"]
 
 
 def checker(field: Field, source: str, target: str, *, utf16: bool = False) -> Checker | None:
-    """What says why a value of a column cannot be held by a kind of database; None where all can.
+    """Make the function that says why a value cannot be stored in a kind of database; None if all values can.
 
     Args:
         field: The column.
-        source: The kind of database it comes from: sqlite or postgresql.
-        target: The kind of database it goes to.
-        utf16: Whether the source writes its texts in UTF-16.
+        source: The kind of the source: sqlite or postgresql.
+        target: The kind of the target.
+        utf16: Whether the source stores text in UTF-16.
     """
     if source == target:  # the same column, with the same affinity and the same constraints
         return _malformed if utf16 else None
@@ -133,8 +133,7 @@ def _numeric(value: Any) -> str | None:
 
 
 def _malformed(value: Any) -> str | None:
-    whole = not isinstance(value, str) or value.isascii() or _is_utf8(value)
-    return None if whole else "text that is no UTF-16"
+    return None if is_encodable(value) else "text that is not UTF-16"
 
 
 def _typed(field: Field) -> Checker:
@@ -144,7 +143,7 @@ def _typed(field: Field) -> Checker:
         if type(value) is str and held is Held.TEXT:
             if "\0" in value:
                 return "a NUL character in text"
-            return None if value.isascii() or _is_utf8(value) else "text that is no UTF-8"
+            return None if is_encodable(value) else "text that is not UTF-8"
         if value is None:
             return "NULL where a value is required" if required else None
         if type(value) not in types:
@@ -156,7 +155,10 @@ def _typed(field: Field) -> Checker:
     return check
 
 
-def _is_utf8(value: str) -> bool:
+def is_encodable(value: Any) -> bool:
+    """Whether a value is not text with escaped bytes, which UTF-8 cannot hold."""
+    if not isinstance(value, str) or value.isascii():
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -165,24 +167,19 @@ def _is_utf8(value: str) -> bool:
 
 
 def plain(row: Iterable[Any]) -> Values:
-    """A row as any driver gives it, in the values of this module."""
+    """A row of any driver in the values of this module."""
     return tuple(int(value) if value is True or value is False else value for value in row)
 
 
 def escaped(raw: bytes, encoding: str) -> str:
-    """Malformed UTF-16 as a text that is no UTF-8: lone surrogates in the bytes that UTF-8 would have for them.
-
-    Args:
-        raw: The bytes of the text.
-        encoding: Its encoding, as Python calls it.
-    """
+    """Malformed UTF-16, in an encoding of Python, as text with surrogates for its bytes in UTF-8."""
     odd = len(raw) % 2
     known = raw[: len(raw) - odd].decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
     return (known + b"\xff" * odd + raw[len(raw) - odd :]).decode("utf-8", "surrogateescape")
 
 
 def cell(value: Any) -> Cell:
-    """A value as rejects keep it: SQLite's name of its type, and its bytes in hexadecimal digits."""
+    """A value as rejects store it: SQLite's name of its type, and its bytes in hexadecimal digits."""
     if value is None:
         return "null", ""
     if isinstance(value, bytes):
@@ -193,9 +190,9 @@ def cell(value: Any) -> Cell:
 
 
 def digest(rows: list[Values]) -> bytes:
-    """What two lists of rows share where they are equal in type and bytes, and only there.
+    """A digest of rows that is equal only for rows equal in type and bytes.
 
-    What marshal writes tells types apart, and every float from every other; only its first version is without
-    references from one value to another, which are not the same for equal values.
+    The output of marshal differs for different types and for any two floats. Only version 0 is without references
+    between values, which may differ for equal values.
     """
     return hashlib.blake2b(marshal.dumps(rows, 0), digest_size=32).digest()

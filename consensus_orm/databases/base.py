@@ -1,6 +1,6 @@
-"""What a database can do, whatever its kind: the classes that each kind implements.
+"""What a database can do, whatever its kind: the abstract classes that each kind implements.
 
-`databases.sqlite` and `databases.postgresql` have modules of the same names that do; `databases.opening` chooses.
+`databases.sqlite` and `databases.postgresql` implement them in modules of the same names; `databases.opening` chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy.sql.expression import ClauseElement
 
 from consensus_orm import errors
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
-from consensus_orm.databases.engine import borrow, translate, translated
+from consensus_orm.databases.engine import pool_of, translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
 from consensus_orm.declaration.move import Move
@@ -46,25 +46,23 @@ __all__ = [
 ]
 
 PREFIX = "consensus_orm_"
-"""How the names of all our triggers begin."""
+"""The prefix of the names of all triggers of this package."""
 
 MARK = f"{PREFIX}guarded"
-"""A view that a file has since its triggers were recorded: those made again later are younger than it."""
+"""A view that is created when the triggers of a file are recorded: triggers created again later are younger."""
 
 SIGN = "moved"
-"""The one column of a view that stands where a legacy table was."""
-
+"""The only column of the view that takes the place of a legacy table."""
 
 FROZEN = "consensus_orm: the legacy tables are frozen since phase NORMALIZED; write through consensus_orm"
-"""What a program is told that still writes a legacy table after they were frozen."""
+"""The error that another program gets when it writes a frozen legacy table."""
 
 _lent: set[PoolProxiedConnection] = set()
-"""Connections of units at work, kept from garbage collection: from a generator that is garbage it would first take the
-connection, which the pool lends to somebody else, and then end the generator, which takes that one's writes back."""
-
+"""Connections of open units of work, kept from garbage collection. With an abandoned generator the collector would take
+the connection first, which the pool lends again, and then the generator, whose end rolls back the next borrower."""
 
 Cells = Mapping[str, tuple[str, str]]
-"""A row by its columns: SQLite's name of the type of each value, and its bytes in hexadecimal digits."""
+"""A row by column: SQLite's name of the type of each value, and its bytes in hexadecimal digits."""
 
 
 class Trigger(NamedTuple):
@@ -73,7 +71,7 @@ class Trigger(NamedTuple):
     Attributes:
         name: Its name.
         table: Its table.
-        statements: What creates it.
+        statements: The statements that create it.
     """
 
     name: str
@@ -82,14 +80,14 @@ class Trigger(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Something that guards a phase, as it stands in the catalog or as it was recorded.
+    """A trigger, table or view that guards a phase, as the catalog has it or as it was recorded.
 
     Attributes:
         kind: trigger, table or view.
         name: Its name.
         table: The table it belongs to.
-        definition: The text of a trigger or a view; of a table, what tells it from another one made under its name.
-        made: Of a trigger, what tells it from another one of the same text that was made in its place.
+        definition: The text of a trigger or a view; for a table, a mark that differs if it was created again.
+        made: For a trigger, a mark that differs if it was created again with the same text.
         enabled: Whether a trigger fires.
     """
 
@@ -102,39 +100,39 @@ class Standing(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What it is found by: on a server tables may have triggers of the same name."""
+        """The key by which it is found: on a server, triggers of different tables may have the same name."""
         return self.kind, self.name.lower(), self.table.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnFacts:
-    """What a column of a table is, as far as it tells one program's table from another's."""
+    """The properties of a column by which the table of one program is told from that of another."""
 
     type: str
     required: bool
-    """NOT NULL without a default: whoever does not know the column cannot insert a row."""
+    """NOT NULL without a default: a program that does not know the column cannot insert a row."""
     primary: bool
 
 
 class SavedRow(NamedTuple):
-    """A row that stands on the legacy side alone: its table, its cells, and its values as they are bound."""
+    """A row that exists on the legacy side alone: its table, its cells, and its values as they are bound."""
 
     table: str
     cells: Cells
-    values: list[Any]
+    values: list[object]
 
 
 class Transaction(ABC):
-    """One transaction on one connection, under one phase: what every statement of this package runs in.
+    """One transaction on one connection, under one phase; every statement of this package runs in one.
 
     Args:
-        engine: Where connections come from.
+        engine: The engine of the store.
         statements: The statements of the mapping.
         settings: Policies and the clock.
         read_only: See one snapshot, take no lock, and let the database refuse writes.
-        lock: Which lock a writing one takes when it begins.
+        lock: The lock that a transaction that writes takes when it begins.
         durable: Have its commit, and all before it, reach the disk, whatever the settings say.
-        readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
+        readable: Whether a database without control tables may be read as it is: it has legacy rows or none.
     """
 
     started: datetime
@@ -181,18 +179,18 @@ class Transaction(ABC):
                 raise
 
     def _close(self) -> None:
-        """Leave what was opened, to open it again with another engine."""
+        """End the transaction, so that it can be opened again with another engine."""
         self._release()
         self._phase, self._epoch = None, 0
 
     def _borrow(self) -> None:
-        self._pooled = borrow(self.engine, write=not self.read_only)
+        self._pooled = pool_of(self.engine).borrow(write=not self.read_only)
         _lent.add(self._pooled)
 
     def _begin(self) -> None:
-        assert self._pooled is not None
-        driver: Any = self._pooled.driver_connection
-        assert driver is not None
+        driver: Driver | None = self._pooled and self._pooled.driver_connection
+        if driver is None:
+            raise errors.UnitOfWorkClosedError
         try:
             driver.begin_unit(self.lock, durable=self.durable)
         except BaseException:
@@ -201,7 +199,7 @@ class Transaction(ABC):
         self._driver = driver
 
     def _read_phase(self) -> None:
-        """Read the phase within this transaction; there is none where the database does not have our tables."""
+        """Read the phase within this transaction; a database without control tables has none."""
         row = self._connected.read_phase()
         if row is not None:
             self._phase, self._epoch = Phase(row[0]), row[1]
@@ -211,11 +209,11 @@ class Transaction(ABC):
             self.phase  # noqa: B018 - raises
 
     def _notice_schema(self) -> None:
-        """Another program has changed the schema since what guards the phase was looked at last."""
+        """React to a schema that another program has changed since the guards of the phase were last checked."""
         return
 
     def _release(self) -> None:
-        """Give the connection back; whatever is still open is rolled back."""
+        """Return the connection to the pool, which rolls back an open transaction."""
         pooled, self._pooled = self._pooled, None
         self._driver = None
         if pooled is not None:
@@ -227,14 +225,14 @@ class Transaction(ABC):
     @property
     @abstractmethod
     def catalog(self) -> Catalog:
-        """What only the catalog of this kind of database knows."""
+        """The catalog of this kind of database."""
 
     @property
     def phase(self) -> Phase:
         """The phase of this transaction, the same from its begin to its end.
 
         Raises:
-            SchemaOutdatedError: The database does not have our tables yet.
+            SchemaOutdatedError: The database has no control tables yet.
         """
         if self._phase is None:
             raise errors.SchemaOutdatedError(
@@ -245,26 +243,26 @@ class Transaction(ABC):
 
     @property
     def prepared(self) -> bool:
-        """Whether the database has our tables."""
+        """Whether the database has the control tables."""
         return self._phase is not None
 
     @property
     def epoch(self) -> int:
-        """How often the phase had changed when this unit of work began."""
+        """How many changes of the phase there were when this unit of work began."""
         return self._epoch
 
     @property
     def now(self) -> datetime:
-        """When this unit of work began, UTC: the created_at of what it adds."""
+        """When this unit of work began, UTC: the created_at of the rows that it adds."""
         return self.started
 
     @cached_property
     def now_text(self) -> str:
-        """`now` as the tables hold it."""
+        """`now` as the tables store it."""
         return time_text(self.started)
 
     def _doom(self, error: BaseException) -> None:
-        """Refuse to commit, for the reason given: one side may have taken what the other did not."""
+        """Refuse to commit, with the error given: one side may have stored what the other did not."""
         self._doomed = self._doomed or error
 
     def _doubt(self, pair: Move, keys: set[Any]) -> None:
@@ -272,11 +270,11 @@ class Transaction(ABC):
         self._doubtful.setdefault(pair.name, set()).update(keys)
 
     def _sound_alarm(self, reason: str) -> None:
-        """Have the alarm answered after the commit: the settings may take reads back to the legacy side."""
+        """Raise the alarm after the commit: the settings may take reads back to the legacy side."""
         self._alarm = reason
 
     def _tell(self, event: Event) -> None:
-        """Tell what happened: to the log alone, where nobody else listens (`consensus_orm.telemetry`)."""
+        """Report an event to the log; with telemetry also to its hooks (`consensus_orm.telemetry`)."""
         log_event(event)
 
     # Statements -----------------------------------------------------------------------------------------
@@ -288,11 +286,11 @@ class Transaction(ABC):
         return self._driver
 
     def _execute(self, statement: str | ClauseElement, parameters: Parameters = ()) -> Cursor:
-        """Run one of our own statements; text that is no UTF-8 is bound as its bytes.
+        """Run a statement of this package; text that is not valid UTF-8 is bound as its bytes.
 
         Args:
-            statement: A statement that is made once, at import, or one that is printed. Bare text is a command of
-                this kind of database: a pragma, a savepoint, DDL.
+            statement: A statement of SQLAlchemy, or a rendered one. Plain text is a command of this kind of database: a
+                pragma, a savepoint, DDL.
             parameters: Its parameters.
         """
         sql, driver = self._printed(statement), self._connected
@@ -307,7 +305,7 @@ class Transaction(ABC):
         return statement if isinstance(statement, str) else self.statements.rendering.printed(statement)
 
     def _refuse_to_read_only(self) -> None:
-        """Say that this unit cannot write: the database would, but after that a server lets nobody read on."""
+        """Refuse a write before the database does: after its error, a server also refuses to read on."""
         if self.read_only and self._driver is not None:
             raise errors.ReadOnlyUnitOfWorkError
 
@@ -328,18 +326,18 @@ class Transaction(ABC):
             raise (self._missing(error) or translate(error, self.engine) or error) from error
 
     def _missing(self, error: Exception) -> errors.TableMissingError | None:
-        """What a statement that failed says of a table of ours that another program has dropped."""
+        """The error for a statement that failed because another program has dropped one of the package's tables."""
         return None
 
     def _together(self, *statements: tuple[str, Parameters]) -> list[Any] | None:
-        """Run several statements of our own with one trip to the server, or none of them; the first row of each.
+        """Run several statements with one round trip, or none of them.
 
         Returns:
-            The rows; None where a statement failed, which left the transaction as it was before.
+            The first row of each; None if a statement failed, which leaves the transaction as it was before.
         """
         require_transaction(self._connected)
         if self._guard is not None:
-            return None  # each statement has to be announced to the guard
+            return None  # the guard must know of each statement
         try:
             return self._connected.together(*statements)
         except self._connected.Error as error:
@@ -348,10 +346,10 @@ class Transaction(ABC):
             raise (translate(error, self.engine) or error) from error
 
     def _rows(self, statement: str | ClauseElement, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
-        """Rows of a statement, as stored: text that is no UTF-8 comes with its bytes escaped.
+        """The rows of a statement as stored, with the bytes of text that is not valid UTF-8 escaped.
 
         Args:
-            statement: As for `_execute`; bare text asks a catalog.
+            statement: As for `_execute`; plain text reads a catalog.
             parameters: Its parameters.
         """
         sql, driver = self._printed(statement), self._connected
@@ -362,7 +360,7 @@ class Transaction(ABC):
         except errors.StorageError as error:
             if self._phase is None and driver.is_missing_table(error):
                 driver.read_on()
-                return []  # a read of a database that nobody prepared: what is not there is empty
+                return []  # in a database without control tables, a missing table counts as empty
             raise
         except driver.Error as error:
             if not driver.cannot_decode(error):
@@ -372,30 +370,31 @@ class Transaction(ABC):
 
 
 class Catalog(ABC):
-    """What only the catalog of a database knows, and what only its own means can do, seen from within a transaction."""
+    """The questions that only the catalog of a database answers, and the actions that each kind does by its own means.
+
+    All of them take place in a transaction.
+    """
 
     needs_triggers: bool
-    """Whether there are triggers in every phase, also in one that nobody has flipped to."""
+    """Whether a database has triggers in every phase, even in the one it began with."""
     leaves_triggers: bool
-    """Whether triggers of phases that are over stay behind, disabled."""
+    """Whether triggers of earlier phases stay, disabled."""
     others_write_meanwhile: bool
-    """Whether other programs can write while a unit of work of ours holds its lock."""
+    """Whether other programs can write while a unit of work holds its lock."""
     longest_chunk: tuple[float, int]
-    """Seconds a chunk of the backfill aims to take, half of what a writer should ever wait for the lock; and how often
-    CHUNK_ROWS fits into it at most, where nobody else writes."""
+    """Seconds that a chunk of the backfill should take, half of the longest wait of a writer for the lock; and the
+    largest multiple of CHUNK_ROWS in a chunk, used while no other program writes."""
 
-    @property
-    @abstractmethod
-    def legacy(self) -> LegacyTables:
-        """What becomes of the legacy tables at CONTRACT, and on the way back."""
+    legacy: LegacyTables
+    """Drops the legacy tables at CONTRACT, and brings them back."""
 
     @abstractmethod
     def tables(self, uow: Transaction) -> set[str]:
-        """Names of the tables, in small letters."""
+        """Names of the tables, in lower case."""
 
     @abstractmethod
     def sizes(self, uow: Transaction) -> dict[str, int]:
-        """Bytes of the tables with their indexes; none where SQLite was built without dbstat."""
+        """Bytes of the tables with their indexes; empty if SQLite was built without dbstat."""
 
     @abstractmethod
     def columns(self, uow: Transaction, table: str) -> set[str]:
@@ -403,41 +402,48 @@ class Catalog(ABC):
 
     @abstractmethod
     def referring(self, uow: Transaction, table: str) -> list[str]:
-        """Names of the tables that refer to a table by a foreign key."""
+        """Names of the tables with a foreign key to a table."""
 
+    @staticmethod
     @abstractmethod
-    def key_faults(self, uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
-        """What is wrong with a column as the key of a move, and what to do about it."""
+    def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
+        """What makes a column unfit as the key of a move, each fault with its remedy; nothing if it is fit.
+
+        Args:
+            uow: Sees the table.
+            table: The name of the table, which exists.
+            key: The column as it is declared.
+        """
 
     @abstractmethod
     def keeps_writers_waiting(self, uow: Transaction) -> bool:
-        """Whether nobody can commit while a read is going on: that is so without a write-ahead log."""
+        """Whether writers cannot commit during a read, as without a write-ahead log."""
 
     @abstractmethod
     def keep_out(self, uow: Transaction) -> None:
-        """Keep every writer out of the mapped tables until the end of this unit of work: the write lock does."""
+        """Block every other writer of the mapped tables until the end of this unit of work."""
 
     @abstractmethod
     def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
-        """Prepare read-only units of work for looking at many rows, if possible all of them in one snapshot."""
+        """Prepare read-only units of work for reading many rows, on a server all of them in one snapshot."""
 
     @abstractmethod
     def analyze(self, uow: Transaction, pair: Move) -> None:
-        """Let plans follow how many rows the normalized side has by now; SQLite's do not depend on it."""
+        """Update the planner's statistics of the normalized side."""
 
     @abstractmethod
     def text_encoding(self, uow: Transaction) -> str:
-        """How the file writes its texts, in Python's words."""
+        """Python's name of the encoding in which texts are stored."""
 
     def create(self, uow: Transaction, tables: Collection[Table]) -> None:
-        """Make tables as their models have them; an index whose name is taken by another one is left out."""
+        """Create tables as their models declare them, without indexes whose names are taken."""
         for statement in definitions(tables, uow.statements.rendering.dialect):
             if not isinstance(statement, CreateIndex) or not self.has_relation(uow, str(statement.element.name)):
                 uow._execute(str(statement.compile(dialect=uow.statements.rendering.dialect)))
 
     @abstractmethod
     def has_relation(self, uow: Transaction, name: str) -> bool:
-        """Whether something has a name that an index would need."""
+        """Whether a name is taken, so that no index can have it."""
 
     @abstractmethod
     def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:
@@ -445,85 +451,78 @@ class Catalog(ABC):
 
     @abstractmethod
     def before_triggers(self, uow: Transaction) -> None:
-        """Make sure that triggers can be installed, and keep out whoever would write meanwhile."""
+        """Check that triggers can be installed, and block other writers meanwhile."""
 
     @abstractmethod
     def silence(self, uow: Transaction, trigger: Standing) -> None:
-        """Let a trigger of ours do nothing any more."""
+        """Drop or disable a trigger of this package."""
 
     @abstractmethod
     def standing(self, uow: Transaction) -> list[Standing]:
-        """All triggers, tables and views there are.
-
-        What tells a table from another one made under its name later: it is older than the record, which is made
-        anew whenever something is recorded. SQLite keeps the order of tables, also through VACUUM and a backup.
-        """
+        """All tables and views of the database, and the triggers that may be this package's."""
 
     @abstractmethod
     def cookie(self, uow: Transaction) -> int:
-        """What differs after any change of the schema: SQLite counts them."""
+        """A number that differs after a change of the guards, on SQLite after any change of the schema."""
 
     @abstractmethod
     def muted(self, uow: Transaction) -> list[str]:
-        """What keeps triggers from firing that are in place; nothing does here."""
+        """Settings that keep installed triggers from firing."""
 
     @abstractmethod
     def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
-        """Drop our triggers that look into tables which are gone: each write of another table would fail."""
+        """Repair triggers and sequences after another program has dropped tables that they use."""
 
     @abstractmethod
     def name_taken(self, uow: Transaction, trigger: Trigger) -> str | None:
-        """The table on which another program has a trigger of this name; asked when there is none of ours."""
+        """The table on which another program has a trigger of this name; None if the name is free."""
 
     @abstractmethod
     def forget_guards(self, uow: Transaction) -> None:
-        """Make the record anew, empty and younger than every table."""
+        """Empty the record of the guards."""
 
     @abstractmethod
     def level_sequences(self, uow: Transaction) -> None:
-        """Let both sides go on above the highest id that either has given (rule 3)."""
+        """Have both sides assign ids above the highest that either has assigned (rule 3)."""
 
     @abstractmethod
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
-        """The next id where the table of the other side is gone: above whatever one side has, or has ever given."""
+        """The next id if the table of the other side is gone: above every id that this side has, or ever assigned."""
 
     @abstractmethod
     def free_key(self, uow: Transaction, pair: Move) -> Any:
-        """An id above whatever either side has, or has ever given, whoever made the legacy table."""
+        """An id above every id that either side has, or ever assigned."""
 
     @abstractmethod
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
-        """Let ids be given above those that the normalized side has; SQLite sees to that by itself."""
+        """Have ids assigned above those of the normalized side."""
 
     @abstractmethod
     def sequence(self, uow: Transaction, table: str) -> int | None:
-        """The highest id a table has given; None where it never gave one."""
+        """The highest id that a table has assigned; None if it never assigned one."""
 
     @abstractmethod
     def set_sequence(self, uow: Transaction, table: str, value: int) -> None:
-        """Let a table go on above an id."""
+        """Have a table assign ids above an id."""
 
     @abstractmethod
     def used_up(self, uow: Transaction) -> str | None:
-        """A mapped table that has given its last id, where there is one: SQLite calls that a full disk.
+        """A mapped table that has assigned its last id, which SQLite reports as a full disk; None if there is none.
 
-        It may be asked after the failure, which has ended the transaction.
+        The failure may have ended the transaction.
         """
 
     def last_change(self, uow: Transaction) -> int:
-        """The counter of writes that went around the repositories; it never falls."""
+        """The counter of writes that went around the repositories."""
         return self.sequence(uow, "consensus_orm_changes") or 0
 
     @abstractmethod
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
-        """Forget what the triggers noted since a mark: this unit of work holds the lock, so it was its own doing.
-
-        The counter goes back to the mark too, or a delete of ours would void a certificate.
-        """
+        """Delete what the triggers recorded after a mark: writes of this unit of work itself, which holds the lock."""
 
     @abstractmethod
-    def forget_row(self, uow: Transaction, pair: Move, key: Any) -> None:
-        """Forget what the triggers noted of one row that this unit of work wrote."""
+    def forget_row(self, uow: Transaction, pair: Move, key: object) -> None:
+        """Delete what the triggers recorded of a row that this unit of work wrote."""
 
     @abstractmethod
     def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
@@ -531,54 +530,55 @@ class Catalog(ABC):
 
     @abstractmethod
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
-        """Let this transaction alone write frozen legacy tables; nobody else ever sees the flag set."""
+        """Allow this transaction to write frozen legacy tables within a block."""
 
 
 class LegacyTables(ABC):
-    """What becomes of the legacy tables at CONTRACT, and how they come back exactly as they were."""
+    """Drops the legacy tables at CONTRACT, and brings them back exactly as they were."""
 
     @abstractmethod
     def save(self, uow: Transaction, pair: Move) -> list[tuple[str, str, str, int | None]]:
-        """What it takes to make a table again: type, name, definition and sequence of each of its objects."""
+        """What is needed to create a table again: type, name, definition and sequence of each of its objects."""
 
     @abstractmethod
     def put_away(self, uow: Transaction, pair: Move) -> None:
-        """Take a table out of the way, which takes milliseconds whatever it holds."""
+        """Rename a table out of the way, which takes milliseconds whatever its size."""
 
     @abstractmethod
     def away(self, uow: Transaction) -> list[str]:
-        """Names of the tables that were put away and are not done with."""
+        """Names of the tables that were renamed and still have to be emptied."""
 
     @abstractmethod
     def empty(self, uow: Transaction, name: str, rows: int) -> int:
-        """Delete at most so many rows of a table that was put away; drop it where it is empty.
+        """Delete at most so many rows of a renamed table.
 
         Returns:
-            How many were deleted.
+            How many rows were deleted.
         """
 
     @abstractmethod
     def bring_back(self, uow: Transaction) -> None:
-        """Make the tables again, empty, with their indexes.
+        """Create the tables again, empty, with their indexes.
 
         Raises:
-            UnsafeDefinitionError: One of the definitions, those of triggers included, says something else.
+            UnsafeDefinitionError: One of the definitions, those of triggers included, would do something else.
+            MigrationError: A table was dropped for good, or its name is taken.
         """
 
     @abstractmethod
     def remember(self, uow: Transaction) -> None:
-        """Keep the definitions of the legacy tables as they are now: another program may drop them."""
+        """Save the definitions of the legacy tables as they are now, because another program may drop them."""
 
     @abstractmethod
     def make_again(self, uow: Transaction, pair: Move) -> None:
-        """Make a legacy table that another program dropped: from its saved definition, else from its model.
+        """Create a legacy table that another program dropped, from its saved definition or else from its model.
 
-        An index whose name another table has taken by now is left out.
+        Indexes whose names are taken are left out.
         """
 
     @abstractmethod
     def set_aside(self, uow: Transaction, pair: Move) -> str:
-        """Take a table that cannot be used any more out of the way, with its rows, for good.
+        """Rename a table that cannot be used any more, with its rows, for good.
 
         Returns:
             Its new name.
@@ -586,27 +586,28 @@ class LegacyTables(ABC):
 
     @abstractmethod
     def complete_again(self, uow: Transaction, pair: Move) -> None:
-        """Bring the sequence back, and the triggers of other programs, once the rows are there."""
+        """Restore the sequence, and the triggers of other programs, after the rows were inserted."""
 
     @abstractmethod
     def drop_again(self, uow: Transaction, pair: Move) -> None:
-        """Undo `bring_back`, whatever the table holds by now."""
+        """Undo `bring_back`, with whatever rows the table has."""
 
     @abstractmethod
     def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
-        """Bring one of the saved objects back that must wait until the rows are there: triggers, and sequences."""
+        """Restore a saved trigger or sequence, after the rows were inserted."""
 
+    @staticmethod
     @abstractmethod
-    def values(self, table: str, row: Cells) -> list[Any]:
+    def values(table: str, row: Cells) -> list[object]:
         """The values of a saved row as they are bound.
 
         Raises:
-            UnsafeDefinitionError: One of them is no value.
+            UnsafeDefinitionError: One of them is not a value.
         """
 
     @abstractmethod
     def put_back(self, uow: Transaction, saved: SavedRow) -> None:
-        """Insert a row again that was saved, where there is none under its key.
+        """Insert a saved row, unless there is one with its key.
 
         Args:
             uow: May write the legacy tables.
@@ -615,10 +616,10 @@ class LegacyTables(ABC):
 
 
 def definitions(tables: Collection[Table], dialect: Dialect) -> Iterator[CreateTable | CreateIndex]:
-    """What makes tables as their models have them, less the names of constraints, which others may have taken."""
+    """The DDL of tables as their models declare them, without names of constraints, which may be taken."""
     unnamed = MetaData()
     for table in tables:
-        for other in table.metadata.tables.values():  # those that it refers to, too
+        for other in table.metadata.tables.values():  # also those that it refers to
             if other.key not in unnamed.tables:
                 other.to_metadata(unnamed)
         copy = unnamed.tables[table.key]

@@ -1,4 +1,4 @@
-"""What a unit of work asks of a connection, whichever driver it is of."""
+"""What a unit of work needs of a connection, whichever its driver."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Cursor(Protocol):
 
     @property
     def description(self) -> Any:
-        """What the rows consist of; None where the statement gives none."""
+        """The columns of the rows; None if the statement returns no rows."""
         ...
 
     def fetchone(self) -> Any:
-        """The next row; None where there is none."""
+        """The next row; None if there is none."""
         ...
 
     def fetchall(self) -> list[Any]:
-        """The rows that are left."""
+        """The remaining rows."""
         ...
 
 
@@ -43,20 +43,20 @@ class Driver(Protocol):
 
     @property
     def Error(self) -> type[Exception]:
-        """What the driver raises."""
+        """The base class of the driver's errors."""
         ...
 
     @property
     def in_transaction(self) -> bool:
-        """Whether there is a transaction that can be committed."""
+        """Whether a transaction is open and can be committed."""
         ...
 
     def execute(self, sql: str, parameters: Parameters = ..., /) -> Cursor:
-        """Run a statement, its values named as in `Parameters`."""
+        """Run a statement with parameters spelled as for SQLite."""
         ...
 
     def begin(self, *, write: bool) -> None:
-        """Begin a transaction; `engine.begin` says how."""
+        """Begin a transaction that writes, or one that sees one snapshot and cannot write."""
         ...
 
     def begin_unit(self, lock: Lock, *, durable: bool = False) -> None:
@@ -69,9 +69,9 @@ class Driver(Protocol):
         ...
 
     def read_phase(self) -> tuple[Any, ...] | None:
-        """Phase and epoch, within the transaction; None where the database does not have our tables.
+        """Phase and epoch within the transaction; None if the database has no control tables.
 
-        Where rows will be written also two cookies of what guards the phase: as recorded, and now.
+        In a transaction that writes also two cookies of the guards of the phase: as recorded, and now.
         """
         ...
 
@@ -80,27 +80,27 @@ class Driver(Protocol):
         ...
 
     def others_wrote(self) -> bool:
-        """Whether somebody else wrote since this was asked last, in a writing unit of work of this connection."""
+        """Whether another connection wrote since the last call, asked in a unit of work that writes."""
         ...
 
     def attempt(self) -> AbstractContextManager[None]:
-        """Let a statement fail without taking the transaction with it."""
+        """A block in which a statement can fail without ending the transaction."""
         ...
 
     def together(self, *statements: tuple[str, Parameters]) -> list[Any]:
-        """Run several statements with one trip to the server, or none of them; the first row of each."""
+        """Run several statements with one round trip, or none of them, and give the first row of each."""
         ...
 
     def read_on(self) -> None:
-        """Go on reading after a statement failed."""
+        """Make the transaction usable for reads after a statement failed."""
         ...
 
     def is_missing_table(self, error: BaseException) -> bool:
-        """Whether a statement of ours failed because its table is not there."""
+        """Whether one of the package's own statements failed because its table does not exist."""
         ...
 
     def what_is_missing(self, error: BaseException) -> str:
-        """Text that names the table which a statement of ours did not find."""
+        """Text with the name of the table that a statement did not find."""
         ...
 
     def is_read_only(self, error: BaseException) -> bool:
@@ -108,19 +108,19 @@ class Driver(Protocol):
         ...
 
     def cannot_decode(self, error: BaseException) -> bool:
-        """Whether a read failed because a text is no UTF-8."""
+        """Whether a read failed because a text is not valid UTF-8."""
         ...
 
     def escaping(self) -> AbstractContextManager[None]:
-        """Give texts that are no UTF-8 with their bytes escaped."""
+        """A block in which texts that are not valid UTF-8 are returned with their bytes escaped."""
         ...
 
-    def storable(self, value: Any) -> Any:
+    def storable(self, value: object) -> object:
         """A value as it can be bound."""
         ...
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Refuse values that the database cannot hold, before anything is written.
+    def check(self, values: Mapping[str, object]) -> None:
+        """Refuse values that the database cannot store, before anything is written.
 
         Raises:
             InvalidValueError: There is one.
@@ -128,13 +128,13 @@ class Driver(Protocol):
         ...
 
     def guard(self, mapping: Moves, *, read_only: bool) -> SessionGuard:
-        """Let nothing that a session sends reach a mapped table around the mapping, until the guard is lifted."""
+        """Refuse statements of a session that would write a mapped table, until the guard is lifted."""
         ...
 
     def commit(self) -> None:
-        """End the transaction, and keep what it wrote."""
+        """Commit the transaction."""
         ...
 
     def rollback(self) -> None:
-        """End the transaction, and keep nothing of it."""
+        """Roll back the transaction."""
         ...

@@ -1,9 +1,9 @@
-"""Pool, pragmas and BEGIN: the one place that knows how a database is opened and a transaction begun.
+"""Borrow a connection of an engine, and raise errors of the database as errors of this package.
 
-Transactions are begun here and nowhere else: with the driver's own transaction control, a unit of work that
-reads before it writes loses updates without an error. Writing units of work take the write lock with their
-first statement (BEGIN IMMEDIATE), because a deferred transaction that read first fails at once with
-SQLITE_BUSY_SNAPSHOT, whatever the busy timeout. Read-only ones begin deferred and cannot write.
+Transactions are begun by the connections themselves (`DriverConnection.begin`), never by the driver: with the driver's
+own transaction control, a unit of work that reads before it writes loses updates without an error. Units of work that
+write take the write lock with their first statement (BEGIN IMMEDIATE), because a deferred transaction that read first
+fails at once with SQLITE_BUSY_SNAPSHOT, whatever the busy timeout. Read-only ones begin deferred and cannot write.
 """
 
 from __future__ import annotations
@@ -22,17 +22,13 @@ from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.databases.sqlite.connection import DriverConnection, Source
 from consensus_orm.databases.sqlite.write_ahead_log import Journal
-from consensus_orm.files import FILE_MODE
-from consensus_orm.settings import Settings
 
 __all__ = [
-    "FILE_MODE",
     "DriverConnection",
-    "begin",
-    "borrow",
     "checkout",
     "database_path",
     "driver",
+    "pool_of",
     "prepare",
     "source_of",
     "translated",
@@ -40,45 +36,47 @@ __all__ = [
 
 
 MEMORY = ":memory:"
-"""The database that is gone with its connection."""
-
+"""The path of a database in memory."""
 
 _log = logging.getLogger(__name__)
 
 
+def pool_of(engine: Engine) -> Pool:
+    """The pool of an engine of a store."""
+    return cast("Pool", engine.pool)
+
+
 def source_of(engine: Engine) -> Source:
-    """The source of an engine's connections."""
-    source: Source = cast("Pool", engine.pool).source
-    return source
+    """The source of an engine's connections to a SQLite database."""
+    return cast("Source", pool_of(engine).source)
 
 
 def database_path(engine: Engine) -> Path | None:
-    """The file behind an engine; None for a database in memory."""
+    """The file of an engine; None for a database in memory, or on a server."""
     name = engine.url.database
     if engine.dialect.name != "sqlite":
         return None
     return None if name in (None, "", MEMORY) else Path(str(name))
 
 
-def prepare(engine: Engine, settings: Settings) -> Journal:
-    """Give a new file incremental auto_vacuum, and a file that nobody else has open WAL.
+def prepare(engine: Engine) -> Journal:
+    """Give a new file incremental auto_vacuum, and a file that no other process has open WAL.
 
-    This writes into the file: it is for `upgrade` and for the first unit of work that writes, never for
-    opening. What cannot be had is logged, and the store works in the mode found.
+    This writes into the file: it is for `upgrade` and for the first unit of work that writes, never for opening. If WAL
+    is refused, the reason is logged, and the store works in the mode found.
 
     Args:
         engine: The engine; no transaction may be open on this thread.
-        settings: Unused by SQLite today; the settings of the store.
 
     Returns:
-        What is in force, and why not WAL where it is not.
+        The modes in force, and why WAL was refused.
 
     Raises:
-        DatabaseBusyError: Somebody was writing for longer than the busy timeout.
+        DatabaseBusyError: Another connection was writing for longer than the busy timeout.
         StorageError: The file cannot be written.
     """
     source = source_of(engine)
-    if source.path is None:  # a server takes care of itself
+    if source.path is None:  # in memory, or on a server
         return Journal(mode="memory", auto_vacuum=0, refused="the database is in memory")
     with checkout(engine) as pooled, translated(engine):
         connection = driver(pooled)
@@ -98,37 +96,12 @@ def driver(connection: PoolProxiedConnection) -> DriverConnection:
     return cast("DriverConnection", connection.driver_connection)
 
 
-def begin(connection: DriverConnection, *, write: bool) -> None:
-    """Begin a transaction.
-
-    Args:
-        connection: A connection without a transaction.
-        write: True takes the write lock now, waiting at most the busy timeout: first for the writers of the
-            same engine in the order of asking, then for other processes. False sees one snapshot, takes no
-            lock and cannot write.
-
-    Raises:
-        DatabaseBusyError: The write lock did not come in time.
-    """
-    connection.begin(write=write)
-
-
-def borrow(engine: Engine, *, write: bool) -> PoolProxiedConnection:
-    """Take a connection out of the pool for a transaction that `begin` begins; `close` gives it back.
-
-    Args:
-        engine: The engine.
-        write: Whether the transaction writes.
-    """
-    return engine.pool.borrow(write=write) if isinstance(engine.pool, Pool) else engine.raw_connection()
-
-
 @contextlib.contextmanager
 def checkout(engine: Engine) -> Iterator[PoolProxiedConnection]:
-    """Borrow a connection from the pool.
+    """Borrow a connection from the pool, for reading or for writing.
 
     Yields:
-        The pooled connection; given back at the end, rolled back where a transaction is still open.
+        The pooled connection. Its return to the pool rolls back a transaction that is still open.
 
     Raises:
         PoolExhaustedError: None became free in time.
@@ -143,23 +116,23 @@ def checkout(engine: Engine) -> Iterator[PoolProxiedConnection]:
 
 
 def translate(error: BaseException, engine: Engine) -> errors.ConsensusError | None:
-    """Say in our words what the driver or SQLAlchemy said in theirs.
+    """Give the error of this package for an error of the driver or SQLAlchemy.
 
     Args:
         error: The error as it was raised.
         engine: Names the database in the message, without password.
 
     Returns:
-        The error to raise instead, or None where this is none of the database's. Its code stays
-        readable in an attribute: `sqlite_errorcode` or `sqlstate`.
+        The error to raise instead, with the driver's code in its attribute `sqlite_errorcode` or `sqlstate`; None for
+        an error that is not the database's.
     """
     if isinstance(error, exc.TimeoutError):
-        return errors.PoolExhaustedError(pool_size=engine.pool.size())  # type: ignore[attr-defined]
+        return errors.PoolExhaustedError(pool_size=pool_of(engine).size())
     if isinstance(error, exc.DBAPIError) and isinstance(error.orig, Exception):
         error = error.orig
     if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError):
         return errors.ReadOnlyDatabaseError(f"{engine.url.database}: {error.strerror}", path=error.filename)
-    return source_of(engine).translate(error, engine.url.database)
+    return pool_of(engine).source.translate(error, engine.url.database)
 
 
 @contextlib.contextmanager

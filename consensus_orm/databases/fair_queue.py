@@ -1,8 +1,8 @@
-"""Turns: a semaphore that serves in the order of asking.
+"""A fair queue: a semaphore that serves threads in the order of asking.
 
-`threading.Semaphore` and SQLAlchemy's QueuePool let a newcomer overtake those who wait, and SQLite's busy
-handler sleeps up to 100 ms between two tries; with many threads the unlucky ones wait for seconds. Here a
-permit given back goes straight to whoever has waited longest.
+`threading.Semaphore` and SQLAlchemy's QueuePool let a new thread overtake waiting ones, and SQLite's busy handler
+sleeps up to 100 ms between two tries; with many threads some wait for seconds. Here a released permit goes straight to
+the thread that has waited longest.
 """
 
 from __future__ import annotations
@@ -11,33 +11,32 @@ import threading
 import time
 from collections import deque
 
-__all__ = ["Turns"]
+__all__ = ["Turn", "Turns"]
 
 AT_ONCE = 0.0002
-"""Seconds within which a thread that asks again is taken for one that will do so next time."""
+"""Seconds within which a thread that asks again is expected to do so next time."""
 
-LOOK = 0.001
-"""Seconds after which the first in line looks for itself; the others, who need not, after ten times as long."""
+CHECK = 0.001
+"""Seconds after which the first thread in the queue checks for a permit itself; the others after ten times as long."""
 
 
 class _Stint(threading.local):
-    """What a thread did last: when it gave its permit back, and until when it may take it again before others."""
+    """When a thread released its permit, and until when it may take it again before others."""
 
     released = until = 0.0
 
 
 class Turns:
-    """Permits, lent in the order in which they were asked for.
+    """Permits, lent in the order in which threads ask for them.
 
-    To hand over a permit from thread to thread takes as long as most of what is done with it. So a thread that keeps
-    asking again at once may go on for a stint, and then the next in line does.
+    The handover of a permit from thread to thread takes as long as most of the work done with it. So a thread that
+    keeps asking again at once may continue for a stint, before the next thread in the queue gets the permit.
 
-    `release` takes no lock that can block: the garbage collector may call it, on a thread that is inside
-    this very class.
+    `release` takes no lock that can block: the garbage collector may call it, on a thread that is inside this class.
 
     Args:
         permits: How many may be lent at once.
-        stint: How long, in seconds, one thread may go on while others wait.
+        stint: How long, in seconds, one thread may continue while others wait.
     """
 
     __slots__ = ("_free", "_length", "_serving", "_stint", "_waiting")
@@ -51,7 +50,7 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """How many are waiting now."""
+        """How many threads are waiting."""
         return len(self._waiting)
 
     def acquire(self, timeout: float) -> bool:
@@ -61,7 +60,7 @@ class Turns:
             timeout: Longest wait in seconds; 0 does not wait.
 
         Returns:
-            Whether there was one in time.
+            Whether a permit came in time.
         """
         asked, stint = time.monotonic(), self._stint
         goes_on = asked < stint.until
@@ -82,7 +81,7 @@ class Turns:
         return True
 
     def release(self) -> None:
-        """Give a permit back."""
+        """Return a permit."""
         now = self._stint.released = time.monotonic()
         self._free.append(None)
         if now >= self._stint.until:
@@ -95,26 +94,26 @@ class Turns:
         self._serve()
         try:
             while (left := deadline - time.monotonic()) > 0:
-                if turn.acquire(timeout=min(left, self._look(turn))):
+                if turn.acquire(timeout=min(left, self._check_after(turn))):
                     return True
                 self._serve()
-        except BaseException:  # KeyboardInterrupt: a permit that came meanwhile must not be lost
+        except BaseException:  # such as KeyboardInterrupt: a permit that came meanwhile must not be lost
             if not self._withdraw(turn):
                 self.release()
             raise
         return not self._withdraw(turn)
 
-    def _look(self, turn: threading.Lock) -> float:
-        """How long to wait before a look: who was expected back may have stayed away."""
+    def _check_after(self, turn: threading.Lock) -> float:
+        """How long to wait before a check: the thread that was expected to ask again may not have done so."""
         if not self._length:
             return threading.TIMEOUT_MAX
         try:
-            return LOOK if self._waiting[0] is turn else 10 * LOOK
+            return CHECK if self._waiting[0] is turn else 10 * CHECK
         except IndexError:  # it has just been served
-            return LOOK
+            return CHECK
 
     def _withdraw(self, turn: threading.Lock) -> bool:
-        """Stop waiting; False where the permit has come already."""
+        """Stop waiting; False if the permit has come already."""
         try:
             with self._serving:
                 self._waiting.remove(turn)
@@ -125,16 +124,43 @@ class Turns:
         return True
 
     def _serve(self) -> None:
-        """Hand free permits to those who wait.
+        """Hand free permits to waiting threads.
 
-        Whoever finds the lock taken may leave: its holder looks again after giving it up.
+        A thread that finds the lock taken may leave: its holder checks again after releasing it.
         """
         while self._waiting and self._free and self._serving.acquire(blocking=False):
             try:
                 if self._waiting:
                     self._free.pop()
                     self._waiting.popleft().release()
-            except IndexError:  # a newcomer took the permit
+            except IndexError:  # another thread took the permit
                 pass
             finally:
                 self._serving.release()
+
+
+class Turn:
+    """One permit, taken until the turn ends; garbage collection ends it too.
+
+    Args:
+        turns: The queue of the permit.
+        waited: How many seconds its owner waited for it.
+
+    Attributes:
+        kept: Whether it ends with the return of a connection to the pool, not with a transaction.
+    """
+
+    __slots__ = ("_turns", "kept", "waited")
+
+    def __init__(self, turns: Turns, waited: float) -> None:
+        self._turns: Turns | None = turns
+        self.waited = waited
+        self.kept = False
+
+    def end(self) -> None:
+        """Return the permit, once."""
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.release()
+
+    __del__ = end

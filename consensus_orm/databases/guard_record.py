@@ -1,4 +1,4 @@
-"""The record of what guards a phase: its triggers by name and text, its tables by what tells them from others."""
+"""The record of the guards of a phase: its triggers by name and text, and its tables by identity."""
 
 from __future__ import annotations
 
@@ -32,35 +32,30 @@ __all__ = [
 ]
 
 GUARDS = "consensus_orm_guards"
-"""The table that holds the record."""
+"""The table with the record."""
 
 
 @cache
 def triggers(catalog: Catalog, phase: Phase, statements: Statements) -> tuple[Trigger, ...]:
-    """The triggers of a phase; printing them takes longer than to install them."""
+    """The triggers of a phase; cached, because rendering them takes longer than installing them."""
     return tuple(catalog.triggers(phase, statements))
 
 
 def made_from(uow: Transaction, phase: Phase) -> str:
-    """What the triggers of a phase are made from: the declaration, and how this release prints them.
-
-    Args:
-        uow: Knows the declaration.
-        phase: The phase.
-    """
+    """The version of the triggers of a phase: fingerprints of the declaration, and of their text in this release."""
     printed = "\n".join(text for each in triggers(uow.catalog, phase, uow.statements) for text in each.statements)
     return f"{uow.statements.fingerprint}:{hashlib.sha256(printed.encode()).hexdigest()[:16]}"
 
 
 def install(uow: Transaction, phase: Phase) -> None:
-    """Replace our triggers by those of a phase, and record them.
+    """Replace the triggers of this package by those of a phase, and record them.
 
     Args:
         uow: Holds the lock of a flip.
         phase: The phase.
 
     Raises:
-        MigrationError: Another program has given one of their names to a trigger of its own.
+        MigrationError: A trigger of another program has one of their names.
     """
     uow.catalog.before_triggers(uow)
     uow.catalog.create(uow, lost(uow))
@@ -75,7 +70,7 @@ def install(uow: Transaction, phase: Phase) -> None:
 
 
 def lost(uow: Transaction) -> list[Table]:
-    """Control tables that another program has dropped, and that can be made again."""
+    """Control tables that another program has dropped, and that can be created again."""
     there = uow.catalog.tables(uow)
     return [table for table in map(table_of, REPLACEABLE) if table.name not in there]
 
@@ -86,18 +81,18 @@ _KEEP = insert(GuardRecord).values({name: bindparam(name) for name in _COLUMNS})
 
 
 def recorded(uow: Transaction) -> list[Standing]:
-    """What was put in place when the triggers were last installed; nothing in a database that was never upgraded."""
+    """The guards at the last installation of triggers; none in a database that was never upgraded."""
     if GUARDS not in uow.catalog.tables(uow):
         return []
     return [Standing(*row) for row in uow._rows(_RECORDED)]
 
 
 def record(uow: Transaction, phase: Phase, triggers: Iterable[Trigger]) -> None:
-    """Record the triggers that were just installed, and the tables they guard.
+    """Record newly installed triggers, and the tables that they guard.
 
     Args:
         uow: Has installed them, and holds the lock of a flip.
-        phase: The phase they are for.
+        phase: Their phase.
         triggers: The triggers.
     """
     signs = [r for r in recorded(uow) if r.kind == "view" and not phase.has_legacy]
@@ -126,15 +121,12 @@ def normalized_tables(mapping: Moves) -> list[Table]:
     return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping)]
 
 
-# Whose a trigger is ----------------------------------------------------------------------------------------
-
-
 def ours(uow: Transaction) -> list[Standing]:
-    """Those of the standing triggers that this package installed.
+    """The triggers that this package installed.
 
-    They are told by the record of their names, never by how a name begins: another program may call its triggers as it
-    likes. Where the record does not have them (it is younger than the triggers, or they were left behind, disabled, by
-    another phase), they are those that the declaration would install in any phase.
+    The record has their names; a prefix alone may be the choice of another program. Triggers that are not in the record
+    (it is younger, or they are disabled ones of another phase) are this package's if the declaration would install
+    them in any phase.
     """
     standing = [s for s in uow.catalog.standing(uow) if s.kind == "trigger" and s.name.startswith(PREFIX)]
     known = {r.name for r in recorded(uow) if r.kind == "trigger"}
@@ -144,7 +136,7 @@ def ours(uow: Transaction) -> list[Standing]:
 
 
 def require_free(uow: Transaction, triggers: Iterable[Trigger]) -> None:
-    """Refuse to install a trigger whose name another program has given to one of its own.
+    """Refuse to install a trigger whose name a trigger of another program has.
 
     Raises:
         MigrationError: There is one.

@@ -1,4 +1,4 @@
-"""What a unit of work keeps others from doing until it ends: the fence, in four strengths."""
+"""The locks of units of work, by which a change of the phase waits for writers: the fence."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ __all__ = ["Lock"]
 
 
 class Lock(IntEnum):
-    """The strength of a unit of work's lock.
+    """The strength of the lock of a unit of work, held until it ends.
 
-    SQLite has one write lock, which all but NONE take. PostgreSQL takes a lock on the table of the phase: one in
-    which writers do not keep each other waiting, but a change of phase waits for all of them, and they for it.
+    SQLite has one write lock, which all but NONE take. PostgreSQL locks the table of the phase: writers do not wait for
+    each other, but a change of the phase waits for all of them, and they wait for it.
     """
 
     NONE = 0
-    """Reads one snapshot; keeps nobody waiting, and nobody it."""
+    """Reads one snapshot, without any lock."""
     WRITE = 1
-    """Writes rows, beside others that do."""
+    """Writes rows, at the same time as other writers."""
     CARRY = 2
-    """Carries rows from side to side: alone among those that carry or delete, beside those that add."""
+    """Carries rows from one side to the other: excludes other units that carry or delete rows, not those that add."""
     FLIP = 3
-    """Changes the phase: alone among all that write."""
+    """Changes the phase: excludes every other writer."""

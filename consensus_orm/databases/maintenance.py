@@ -26,13 +26,13 @@ __all__ = ["Maintenance"]
 
 @check.checked
 class Maintenance:
-    """What keeps a database small, safe and known.
+    """Statistics, vacuum and backup of a database.
 
     Args:
         engine: The engine of a store.
         settings: The settings of the store.
-        tables: The names of the tables of a server that are looked after, beside the control tables.
-        repeat: Takes a step again after a transient error, as the retrier of the store does; once where left out.
+        tables: The names of the tables of a server to be maintained, besides the control tables.
+        repeat: Repeats a step after a transient error, as the retrier of the store does; by default never.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class Maintenance:
         self._lock = threading.Lock()
 
     def stats(self) -> DatabaseStats:
-        """Read what is in force, the bytes on disk and the use of the pool; writes nothing.
+        """Read the settings in force, the bytes on disk and the use of the pool, without writing.
 
         Raises:
-            PoolExhaustedError: All connections stayed lent.
+            PoolExhaustedError: No connection came free in time.
             StorageError: The database cannot be read.
         """
         return self._repeat(lambda: opening.collect(self.engine, self.tables))
 
     def vacuum(self, *, full: bool = False, progress: Callable[[int, int], object] | None = None) -> VacuumReport:
-        """Give free pages back to the file system, in small steps.
+        """Return free space to the file system, in small steps.
 
         Args:
             full: Rewrite the whole file, which converts one that cannot shrink in steps.
@@ -65,16 +65,16 @@ class Maintenance:
             What was done, with bytes on disk before and after.
 
         Raises:
-            DatabaseBusyError: Another vacuum is running, or somebody kept the write lock.
+            DatabaseBusyError: Another vacuum is running, or another connection kept the write lock.
             StorageError: The file cannot be written.
         """
         return opening.vacuum(self.engine, self.tables, full=full, progress=progress, repeat=self._repeat)
 
     def schedule_vacuum(self, interval: timedelta = timedelta(days=1)) -> VacuumScheduler:
-        """Vacuum now and then on a daemon thread; a schedule that was there before ends.
+        """Vacuum from time to time on a daemon thread, which replaces an earlier schedule.
 
         Args:
-            interval: Time between two vacuums, about.
+            interval: Approximate time between two vacuums.
 
         Returns:
             The running scheduler; `close` ends it too.
@@ -92,12 +92,12 @@ class Maintenance:
         overwrite: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> BackupReport:
-        """Copy the database as it is at one moment, verified, while writers go on.
+        """Copy the database as of one moment, and verify the copy, while writers continue.
 
         Args:
-            path: Where the backup goes.
-            overwrite: Replace a file that is there.
-            progress: Called with the pages copied so far and the pages there are.
+            path: The path of the backup.
+            overwrite: Replace a file that exists.
+            progress: Called with the pages copied so far and all pages.
 
         Returns:
             What was copied.
@@ -108,13 +108,13 @@ class Maintenance:
         return self._repeat(lambda: backup(self.engine, path, overwrite=overwrite, progress=progress))
 
     def leftovers(self) -> list[Leftover]:
-        """Look for copies that killed processes left behind and no process uses; writes nothing.
+        """Find copies that killed processes left behind and no process uses.
 
-        Those of backups stand beside the database and in `backup_dir`, those of rehearsals in the folder of the system
-        for temporary files, and on a server beside the database. A copy in use is told by the lock of its process.
+        Copies for backups are beside the database and in `backup_dir`, those for rehearsals in the system's folder for
+        temporary files, and on a server beside the database. The lock of its process marks a copy that is in use.
 
         Returns:
-            What was found, each with the command that removes it; of a server the copies that `--keep` kept, too.
+            The copies, each with the command that removes it; on a server also those that `--keep` kept.
 
         Raises:
             StorageError: The server cannot be asked.
@@ -129,7 +129,7 @@ class Maintenance:
         return found
 
     def close(self) -> None:
-        """End the schedule; to be called before the engine is disposed of."""
+        """End the schedule; call it before disposing of the engine."""
         with self._lock:
             self._stop()
 

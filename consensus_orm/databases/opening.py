@@ -1,6 +1,6 @@
-"""From a URL to what speaks to its database: the only module that names both kinds of database.
+"""Open a database by its URL; the only module that knows both kinds of database.
 
-PostgreSQL's modules are imported where a URL names such a database: they need psycopg.
+The modules of PostgreSQL need psycopg, and are imported when a URL names such a database.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import URL, Engine, create_engine, exc, make_url
 
 from consensus_orm import errors, files
 from consensus_orm.databases.base import Catalog
-from consensus_orm.databases.engine import MEMORY, begin
+from consensus_orm.databases.engine import MEMORY
 from consensus_orm.databases.pool import Pool, close_before_fork
 from consensus_orm.databases.sqlite.connection import Source
 from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
@@ -25,10 +25,10 @@ __all__ = ["catalog", "collect", "create", "parse_url", "rendering", "vacuum"]
 
 
 FILE_URI = "file:"
-"""How a URI begins that SQLite would read itself."""
+"""The prefix of a URI that SQLite would read itself."""
 
 HONOURED = frozenset({("uri", "true"), ("uri", "1"), ("mode", "rwc")})
-"""Parameters of a URL that say what is done anyway."""
+"""Parameters of a URL that ask for the default."""
 
 
 def parse_url(url: str | Path | URL) -> URL:
@@ -38,10 +38,10 @@ def parse_url(url: str | Path | URL) -> URL:
         url: A URL, a path, or `:memory:`.
 
     Returns:
-        The URL; of a SQLite file, with the one path that is left when every link is followed.
+        The URL; of a SQLite file, with its path after every symbolic link was followed.
 
     Raises:
-        ConfigurationError: It is no URL, or its database is not supported.
+        ConfigurationError: It is not a URL, or its database is not supported.
     """
     if isinstance(url, Path) and str(url) != MEMORY:
         url = URL.create("sqlite", database=str(files.resolved(url)))
@@ -68,12 +68,12 @@ def parse_url(url: str | Path | URL) -> URL:
 
 
 def _file_url(url: URL) -> URL:
-    """The URL of a SQLite file by its one name, however it was spelled."""
+    """The URL of a SQLite file with its resolved path."""
     path, query = url.database or MEMORY, dict(url.query)
     if path.startswith(FILE_URI):
         path, more = files.of_uri(path)
         query |= more
-    # A parameter that is passed over in silence might have been the one that keeps the file from being written.
+    # An ignored parameter might have been the one that protects the file from being written.
     if refused := sorted(name for name, value in query.items() if (name, value) not in HONOURED):
         raise errors.ConfigurationError(
             f"the URL sets {', '.join(refused)}, which this package does not support",
@@ -83,10 +83,10 @@ def _file_url(url: URL) -> URL:
 
 
 def create(url: str | Path | URL, settings: Settings, *, echo: bool = False) -> Engine:
-    """Make the pooled engine of a store; nothing is opened or created yet.
+    """Create the engine of a store, without opening or creating the database.
 
     Args:
-        url: What `parse_url` reads.
+        url: A URL, a path, or `:memory:`.
         settings: Pool and pragma settings.
         echo: Log each statement that goes through SQLAlchemy.
 
@@ -98,11 +98,11 @@ def create(url: str | Path | URL, settings: Settings, *, echo: bool = False) -> 
     """
     parsed = parse_url(url)
     pool = _server_pool(parsed, settings) if parsed.get_backend_name() == "postgresql" else _pool(parsed, settings)
-    # Errors of SQLAlchemy would repeat the parameters, which are contents of rows.
+    # Errors of SQLAlchemy would contain the parameters, which are contents of rows.
     engine = create_engine(parsed, echo=echo, hide_parameters=True, pool=pool)
-    # An event listener would cost 26 us a transaction, this costs 2 (both measured). Sessions and alembic get
-    # the write lock at once; a unit of work has begun already, in its own mode, and is left alone.
-    engine.dialect.do_begin = _begin_if_needed  # type: ignore[assignment, method-assign]
+    # An event listener would cost 26 us a transaction, this costs 2 (both measured). Sessions and alembic take the
+    # write lock at once; a unit of work has begun its transaction already.
+    engine.dialect.do_begin = _begin_if_needed  # type: ignore[assignment, method-assign] # one dialect, not its class
     close_before_fork(engine)
     return engine
 
@@ -134,29 +134,29 @@ def _pool(url: URL, settings: Settings) -> Pool:
     path = None if url.database == MEMORY else Path(str(url.database))
     if path is not None:
         files.require_usable(path)
-    # A database in memory lives as long as its one connection; the pool makes the others wait for it.
+    # A database in memory lives as long as its only connection, for which threads wait at the pool.
     size = settings.pool_size if path else 1
     return Pool(Source(path, settings), size, settings.pool_timeout.total_seconds())
 
 
 def _server_pool(url: URL, settings: Settings) -> Pool:
     try:
-        from consensus_orm.databases.postgresql.connection import ServerPool, ServerSource
+        from consensus_orm.databases.postgresql.connection import ServerSource
     except ImportError as error:
         raise errors.ConfigurationError(
             "a PostgreSQL URL needs psycopg", hint="pip install 'consensus-orm[postgres]'"
         ) from error
-    return ServerPool(ServerSource(url, settings), settings.pool_size, settings.pool_timeout.total_seconds())
+    return Pool(ServerSource(url, settings), settings.pool_size, settings.pool_timeout.total_seconds())
 
 
 def _begin_if_needed(connection: Any) -> None:
     if not connection.in_transaction:
-        begin(connection, write=True)
+        connection.begin(write=True)
 
 
 @cache
 def rendering(name: str) -> PairRendering:
-    """How statements are printed for a kind of database.
+    """The rendering of statements for a kind of database.
 
     Args:
         name: `sqlite` or `postgresql`, as SQLAlchemy calls it.
@@ -187,42 +187,31 @@ def catalog(name: str) -> Catalog:
 
 
 def collect(engine: Engine, tables: Collection[str] = ()) -> DatabaseStats:
-    """Read what is in force on a database, and what it takes; writes nothing.
+    """Read the settings in force on a database, and its size; see `Maintenance.stats`.
 
     Args:
         engine: The engine of a store.
-        tables: The names of the tables of a server that are counted, beside the control tables.
+        tables: The names of the tables of a server to be measured, besides the control tables.
 
     Returns:
         The statistics; of a server `databases.postgresql.vacuum.ServerStats`.
-
-    Raises:
-        PoolExhaustedError: All connections stayed lent.
-        StorageError: The database cannot be read.
     """
     if engine.dialect.name == "postgresql":
         from consensus_orm.databases.postgresql import vacuum
 
-        return cast("DatabaseStats", vacuum.collect(engine, tables))  # as far as a server has what a file has
+        return cast("DatabaseStats", vacuum.collect(engine, tables))  # which has the fields that a server has, too
     from consensus_orm.databases.sqlite import statistics
 
     return statistics.collect(engine)
 
 
 def vacuum(engine: Engine, tables: Collection[str] = (), **how: Any) -> VacuumReport:
-    """Give free room back, by the means of the kind of database.
+    """Return free space to the file system; see `Maintenance.vacuum`.
 
     Args:
         engine: The engine of a store.
-        tables: The names of the tables of a server that are vacuumed, beside the control tables; a file is as a whole.
+        tables: The names of the tables of a server to be vacuumed, besides the control tables.
         **how: As for `databases.sqlite.vacuum.vacuum`.
-
-    Returns:
-        What was done.
-
-    Raises:
-        DatabaseBusyError: Another vacuum is running, or somebody kept the write lock.
-        StorageError: The database cannot be written.
     """
     if engine.dialect.name == "postgresql":
         from consensus_orm.databases.postgresql import vacuum as of_server

@@ -1,68 +1,155 @@
-"""The pool: connections lent in the order of asking, looked at before they are lent, and kept out of forks.
+"""The pool: connections lent in the order of asking, checked before they are lent, and kept out of forked processes.
 
-SQLite keeps its locks per process and file. A child that inherits an open connection believes it holds
-locks that only its parent has; when the parent then closes, the child's committed rows are deleted with the
-write-ahead log (tried). So idle connections are closed before a fork, and a file that could not be let go
-of is refused in the child.
+SQLite keeps its locks per process and file. A child that inherits an open connection believes it holds locks that
+only its parent has; when the parent then closes, the child's committed rows are deleted with the write-ahead log
+(tried). So idle connections are closed before a fork, and the child refuses a file whose connections could not be
+closed in time.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Collection
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import exc
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
-from sqlalchemy.util.queue import Empty, Queue
+from sqlalchemy import Engine, exc, pool
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from consensus_orm.databases.fair_queue import Turns
-from consensus_orm.databases.sqlite.connection import DriverConnection, Source, leak
+from consensus_orm import errors
+from consensus_orm.databases.fair_queue import Turn, Turns
+from consensus_orm.databases.statistics import PoolUse
 
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
+__all__ = ["ConnectionSource", "Pool", "close_before_fork", "leak"]
 
+C = TypeVar("C")
 
-__all__ = ["Pool", "close_before_fork"]
+TRIES = 10_000
+"""Passes in which a thread with a permit looks for its place before it takes a new one."""
 
 FORK_PATIENCE = 0.25
 """Seconds a fork waits for units of work in other threads to end; they take milliseconds."""
 
 
-class Pool(QueuePool):
-    """A QueuePool that serves waiting threads in their order, and whose connections are healthy.
+class ConnectionSource(ABC, Generic[C]):
+    """Opens the connections of one engine, and keeps what they share.
 
-    With 100 threads on 10 connections QueuePool's own waiting starves the unlucky: see tests/databases/test_engine.py.
-
-    Args:
-        source: Where connections come from: a `Source`, or the `ServerSource` of PostgreSQL.
-        size: Connections at most.
-        timeout: Longest wait for one, in seconds.
-        **options: What QueuePool takes besides.
+    The type of connection is the driver's.
     """
 
-    def __init__(self, source: Any, size: int, timeout: float, **options: Any) -> None:
-        super().__init__(source.connect, pool_size=size, max_overflow=0, timeout=timeout, use_lifo=True, **options)
+    in_memory = False
+    """Whether the database is gone with its last connection, and no file is involved."""
+    one_writer = False
+    """Whether one transaction at a time can write, and a connection is prepared either for reading or for writing."""
+
+    def __init__(self) -> None:
+        self.connections: weakref.WeakSet[C] = weakref.WeakSet()
+        """The open connections."""
+
+    @abstractmethod
+    def connect(self) -> C:
+        """Open a connection."""
+
+    @abstractmethod
+    def is_healthy(self, connection: C) -> bool:
+        """Whether a connection can be lent."""
+
+    @abstractmethod
+    def take_back(self, connection: C) -> Turn | None:
+        """Make a connection ready for the next loan.
+
+        Returns:
+            The turn to write that it still has; the pool ends it once the connection can be lent again.
+        """
+
+    @abstractmethod
+    def translate(self, error: BaseException, database: str | None) -> errors.ConsensusError | None:
+        """The error of this package for an error of the driver; None for any other error."""
+
+    def wait_for_turn(self) -> Turn:
+        """Wait for the caller's turn among the writers; asked only where there is one writer at a time."""
+        raise NotImplementedError
+
+    def give_turn(self, connection: C, turn: Turn) -> None:
+        """Let a connection keep a turn until it returns to the pool."""
+
+    def forget(self) -> list[C]:
+        """Forget, in a forked child, the connections of its parent.
+
+        Returns:
+            Those connections.
+        """
+        inherited, self.connections = list(self.connections), weakref.WeakSet()
+        return inherited
+
+
+class Pool(pool.Pool):
+    """A pool of a fixed size that serves waiting threads in their order, and whose connections are healthy.
+
+    Every permit stands for one place: an idle connection, or one that was not opened yet. Idle connections that read
+    last and those that wrote last are kept apart, because SQLite prepares every statement of a connection again once
+    it may write and may not any more: a read and a write in turn on one connection took 4 times as long as on two
+    (measured). Places are moved by single operations of a deque, without a lock: the garbage collector may return a
+    connection, on a thread that is inside this very class.
+
+    Args:
+        source: Where connections come from.
+        size: Connections at most.
+        timeout: Longest wait for one, in seconds.
+    """
+
+    def __init__(self, source: ConnectionSource[Any], size: int, timeout: float) -> None:
+        super().__init__(source.connect)
         self.source = source
-        self._slots = Turns(size)
-        self._wanted = threading.local()
+        self._size = size
+        self._timeout = timeout
+        self._begin()
+
+    def _begin(self) -> None:
+        self._permits = Turns(self._size)
+        self._unopened: deque[ConnectionPoolEntry | None] = deque([None] * self._size)
+        self._readers: deque[ConnectionPoolEntry | None] = deque()
+        self._writers: deque[ConnectionPoolEntry | None] = deque()
+        self._purpose = threading.local()
         self._held = 0
         self._disposed = False
+
+    def size(self) -> int:
+        """Connections at most."""
+        return self._size
 
     @property
     def waiting(self) -> int:
         """Threads waiting for a connection now."""
-        return self._slots.waiting
+        return self._permits.waiting
+
+    def checkedin(self) -> int:
+        """Connections that are open and idle."""
+        return len(self._readers) + len(self._writers)
+
+    def checkedout(self) -> int:
+        """Connections that are lent."""
+        return self._size - len(self._unopened) - self.checkedin()
+
+    def status(self) -> str:
+        """What SQLAlchemy logs of a pool."""
+        return f"size: {self._size}, idle: {self.checkedin()}, lent: {self.checkedout()}, waiting: {self.waiting}"
+
+    def use(self) -> PoolUse:
+        """How the pool is used, apart from the connection of the caller."""
+        lent = self.checkedout() - 1
+        return PoolUse(size=self._size, open=len(self.source.connections), lent=lent, waiting=self.waiting)
 
     def borrow(self, *, write: bool) -> PoolProxiedConnection:
-        """Lend a connection that was last lent for the same, or a new one, before one that was not.
+        """Lend a connection that was last lent for the same purpose, or a new one, before one that was not.
 
-        SQLite prepares every statement of a connection again once it may write and may not any more: a read
-        and a write by turns on one connection took 4 times as long as on two (measured). And who writes waits for
-        its turn before a connection is chosen, so that all get the one that the last writer used: any other would
-        have to read again what was committed since, 75 us a write (measured).
+        A writer waits for its turn before a connection is chosen, so that all writers get the connection of the writer
+        before: any other would have to read again what was committed since, 75 us a write (measured).
 
         Args:
             write: Whether it is for a transaction that writes.
@@ -70,46 +157,31 @@ class Pool(QueuePool):
         Raises:
             DatabaseBusyError: The turn to write did not come in time.
         """
-        wanted = self._wanted
-        wanted.query_only, wanted.turn = not write, None
+        self._purpose.write = write if self.source.one_writer else None
         try:
-            pooled = self.connect()
-            if wanted.turn is not None:
-                cast("DriverConnection", pooled.driver_connection).accept(wanted.turn)
-        except BaseException:
-            if wanted.turn is not None:
-                self.source.writers.release()
-            raise
+            return self.connect()
         finally:
-            wanted.query_only = None
-        return pooled
+            self._purpose.write = None
 
     def recreate(self) -> Pool:
-        """Make the pool that follows this one after `Engine.dispose`."""
-        return type(self)(
-            self.source,
-            self.size(),
-            self.timeout(),
-            echo=self.echo,
-            logging_name=self._orig_logging_name,
-            reset_on_return=self._reset_on_return,
-            _dispatch=self.dispatch,
-            dialect=self._dialect,
-        )
+        """Make the pool that follows this one after `Engine.dispose`, with the same options and listeners."""
+        successor = copy.copy(self)
+        successor._begin()
+        return successor
 
     def dispose(self) -> None:
-        """Close what is idle now, and what is lent when it comes back."""
+        """Close idle connections now, and lent ones when they come back."""
         self._disposed = True
-        super().dispose()
+        self._close_idle()
 
     def hold(self, patience: float) -> None:
-        """Stop lending, wait for what is lent, and close what is idle; `resume` ends it.
+        """Stop lending, wait for lent connections to come back, and close idle ones; `resume` ends it.
 
         Args:
             patience: Longest wait in seconds.
         """
         deadline = time.monotonic() + patience
-        while self._held < self.size() and self._slots.acquire(max(0.0, deadline - time.monotonic())):
+        while self._held < self._size and self._permits.acquire(max(0.0, deadline - time.monotonic())):
             self._held += 1
         if not self.source.in_memory:
             self._close_idle()
@@ -118,73 +190,88 @@ class Pool(QueuePool):
         """Lend again."""
         while self._held:
             self._held -= 1
-            self._slots.release()
+            self._permits.release()
 
     def _close_idle(self) -> None:
-        idle = []
-        try:
-            while True:
-                idle.append(self._pool.get(block=False))
-        except Empty:
-            pass
-        for record in idle:
-            record.close()
-            self._pool.put(record, block=False)
+        for idle in (self._readers, self._writers):
+            while idle:
+                try:
+                    entry = idle.pop()
+                except IndexError:  # another thread took it
+                    break
+                self._unopened.append(None)
+                if entry is not None:
+                    entry.close()
 
     def _do_get(self) -> ConnectionPoolEntry:
-        if not self._slots.acquire(self._timeout):
-            raise exc.TimeoutError(f"none of {self.size()} connections came free in {self._timeout:g} s")
+        if not self._permits.acquire(self._timeout):
+            raise exc.TimeoutError(f"none of {self._size} connections came free in {self._timeout:g} s")
+        write, turn = getattr(self._purpose, "write", None), None
         try:
-            if getattr(self._wanted, "query_only", None) is False and isinstance(self.source, Source):
-                self._wanted.turn = self.source.wait_for_turn()
-            record = self._suited() or super()._do_get()
-            connection: Any = record.dbapi_connection
-            if connection is not None and not self.source.is_healthy(connection):
-                record.invalidate()
-                self._close_idle()  # they are of the same file and the same log
+            turn = self.source.wait_for_turn() if write else None
+            return self._opened(self._take(write), turn)
         except BaseException:
-            self._slots.release()
+            self._permits.release()
+            if turn is not None:
+                turn.end()
             raise
-        return record
 
-    def _suited(self) -> ConnectionPoolEntry | None:
-        """An idle connection of the wanted kind, or a new one; None where it does not matter, or none is left."""
-        query_only = getattr(self._wanted, "query_only", None)
-        if query_only is None:
-            return None
-        stack = cast("Queue[ConnectionPoolEntry]", self._pool)
-        with stack.mutex:
-            idle = stack.queue
-            for place in reversed(range(len(idle))):
-                record = idle[place]
-                # Of another driver than SQLite's, one is as good as any other.
-                if getattr(record.dbapi_connection, "query_only", query_only) is query_only:
-                    del idle[place]
-                    return record
-        if not self._inc_overflow():
-            return None
+    def _opened(self, entry: ConnectionPoolEntry | None, turn: Turn | None) -> ConnectionPoolEntry:
+        """The connection of a place: the one that is there, if it is healthy, or else a new one."""
         try:
-            return self._create_connection()
+            if entry is not None and not self.source.is_healthy(entry.dbapi_connection):
+                entry.close()
+                self._close_idle()  # they are of the same file and the same log
+                entry = None
+            if entry is None:
+                entry = self._create_connection()
+            if turn is not None:
+                self.source.give_turn(entry.dbapi_connection, turn)
         except BaseException:
-            self._dec_overflow()
+            self._unopened.append(None)
             raise
+        return entry
+
+    def _take(self, write: bool | None) -> ConnectionPoolEntry | None:
+        """Take a place; None is one without a connection."""
+        idle = (self._readers, self._writers) if write is False else (self._writers, self._readers)
+        places = (*idle, self._unopened) if write is None else (idle[0], self._unopened, idle[1])
+        for _ in range(TRIES):
+            for place in places:
+                try:
+                    return place.pop()
+                except IndexError:
+                    continue
+            time.sleep(0)  # another thread has just moved a place to where this one had already looked
+        return None  # the place was lost with a thread that was interrupted here
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        connection = record.dbapi_connection
-        had_turn = isinstance(connection, DriverConnection) and connection.give_up_turn()
+        place, entry, turn = self._unopened, None, None
         try:
             if self._disposed:
                 record.close()
-            elif record.dbapi_connection is not None:
+            elif (connection := record.dbapi_connection) is not None:
                 try:
-                    self.source.note_use(record.dbapi_connection)
-                except Exception:  # its work is done; what cannot be set back is not lent again
-                    record.invalidate()
-            super()._do_return_conn(record)
+                    turn = self.source.take_back(connection)
+                except Exception:  # its work is done; a connection that cannot be set back is not lent again
+                    record.close()
+                else:
+                    entry = record
+                    place = self._readers if getattr(connection, "query_only", False) else self._writers
         finally:
-            self._slots.release()
-            if had_turn:  # only now, when the connection is there for whose turn is next
-                self.source.writers.release()
+            place.append(entry)
+            self._permits.release()
+            if turn is not None:  # only now, when the next writer finds the connection
+                turn.end()
+
+
+def leak(connections: Collection[object]) -> None:
+    """Keep connections open until the process ends: closing one would undo what another process is doing."""
+    if connections:
+        import ctypes
+
+        for connection in connections:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 _engines: weakref.WeakValueDictionary[int, Engine] = weakref.WeakValueDictionary()
@@ -201,21 +288,21 @@ def _pools() -> list[tuple[Engine, Pool]]:
 
 
 def _before_fork() -> None:
-    for _, pool in _pools():
-        pool.hold(FORK_PATIENCE)
+    for _, each in _pools():
+        each.hold(FORK_PATIENCE)
 
 
 def _after_fork_in_parent() -> None:
-    for _, pool in _pools():
-        pool.resume()
+    for _, each in _pools():
+        each.resume()
 
 
 def _after_fork_in_child() -> None:
-    for engine, pool in _pools():
-        if pool.source.in_memory:  # memory is copied by the fork, locks and files are not involved
-            pool.resume()
+    for engine, each in _pools():
+        if each.source.in_memory:  # memory is copied by the fork, locks and files are not involved
+            each.resume()
             continue
-        leak(pool.source.forget())
+        leak(each.source.forget())
         engine.dispose(close=False)
 
 

@@ -1,4 +1,4 @@
-"""Rows of the legacy side that were saved before CONTRACT, since they stand nowhere else; they are data, never SQL."""
+"""Rows of the legacy side alone, which were saved before CONTRACT; they are data, never SQL."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ __all__ = [
 ]
 
 IMAGE = "image"
-"""The type of a saved row: it stands on the legacy side alone, since it could not be carried."""
+"""The type of a saved row, which exists on the legacy side alone because it could not be carried."""
 
 ROWS = (IMAGE, "row")
-"""The types of saved rows; a database contracted by an earlier release kept the text of an INSERT instead."""
+"""The types of saved rows; a database contracted by an earlier release has the text of an INSERT instead."""
 
 DROPPED = "consensus_orm_dropped_"
-"""Prefix of legacy tables on their way out."""
+"""Prefix of legacy tables that are being dropped."""
 
 ASIDE = "consensus_orm_aside_"
-"""Prefix of legacy tables that another program made useless; their rows stay."""
+"""Prefix of legacy tables that another program made unusable; they keep their rows."""
 
 
 def dropped(table: str) -> str:
-    """What a legacy table is called on its way out."""
+    """The name of a legacy table while it is being dropped."""
     return fitting(DROPPED + table)
 
 
 def aside(table: str, taken: Collection[str]) -> str:
-    """What a legacy table is called that was set aside.
+    """The name of a legacy table that is set aside.
 
     Args:
         table: The table.
-        taken: The names of all tables, in small letters.
+        taken: The names of all tables, in lower case.
     """
     names = (fitting(f"{ASIDE}{number}_{table}") for number in itertools.count(1))
     return next(name for name in names if name.lower() not in taken)
 
 
 def unsafe(kind: str, table: str) -> errors.UnsafeDefinitionError:
-    """The error of something saved that is not what it says it is.
+    """The error for a saved definition or row that is something else.
 
     Args:
-        kind: What it says it is.
-        table: The table that it says it belongs to.
+        kind: The kind under which it was saved.
+        table: The table under which it was saved.
     """
     return errors.UnsafeDefinitionError(f"what was saved as a {kind} of {table} says something else", table=table)
 
@@ -75,28 +75,24 @@ _LITERAL = re.compile(
     r"|convert_from\(decode\('(?P<server>[0-9A-Fa-f]*)', 'hex'\), 'UTF8'\)"
     r"|(?P<integer>-?[0-9]+)(?=,|$)|(?P<other>[-+.0-9A-Za-z]+)"
 )
-"""A value as the statement of an earlier release spelled it."""
+"""A value in a statement of an earlier release."""
 
 
 def image(row: Cells) -> str:
-    """A row as it is kept.
-
-    Args:
-        row: Its columns.
-    """
+    """The text under which a row is saved."""
     return json.dumps({name: list(cell) for name, cell in row.items()})
 
 
 def cells(kind: str, table: str, text: str) -> dict[str, tuple[str, str]]:
-    """A saved row.
+    """Read a saved row.
 
     Args:
         kind: Its type, one of `ROWS`.
         table: Its table.
-        text: What was kept of it.
+        text: Its text.
 
     Raises:
-        UnsafeDefinitionError: It is no row of the table.
+        UnsafeDefinitionError: It is not a row of the table.
     """
     try:
         found = dict(_parsed(table, text)) if kind != IMAGE else json.loads(text)
@@ -106,7 +102,7 @@ def cells(kind: str, table: str, text: str) -> dict[str, tuple[str, str]]:
 
 
 def _parsed(table: str, sql: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """The values of an INSERT as an earlier release wrote it: literals, and nothing that would have to be run."""
+    """The values of an INSERT of an earlier release, which are literals."""
     whole = _INSERT.fullmatch(sql)
     if whole is None or _name(whole[1]) != table:
         raise ValueError(table)
@@ -146,10 +142,10 @@ def _cell(literal: re.Match[str]) -> tuple[str, str]:
 
 
 def saved_rows(uow: Transaction) -> list[SavedRow]:
-    """The rows that were saved, read as values.
+    """The saved rows, read as values.
 
     Raises:
-        UnsafeDefinitionError: Something is saved as one that is no row of a legacy table.
+        UnsafeDefinitionError: One of them is not a row of a legacy table.
     """
     found = []
     for entry in saved_schema.entries(uow):
@@ -161,15 +157,15 @@ def saved_rows(uow: Transaction) -> list[SavedRow]:
 
 
 def own_name(uow: Transaction, table: str, kind: str) -> str:
-    """The name of a legacy table of the mapping, as it is declared.
+    """The declared name of a legacy table.
 
     Args:
         uow: Knows the mapping.
-        table: What was saved as its name.
-        kind: What was saved of it.
+        table: The saved name.
+        kind: The kind of what was saved, for the error.
 
     Raises:
-        UnsafeDefinitionError: There is none of that name.
+        UnsafeDefinitionError: No legacy table has that name.
     """
     for pair in uow.statements.mapping:
         if pair.legacy_name.lower() == str(table).lower():

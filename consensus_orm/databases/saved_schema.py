@@ -1,4 +1,4 @@
-"""The saved schema: what is kept of the legacy tables before they are dropped, in the order of making it again."""
+"""The saved schema: definitions and rows of the legacy tables from before they are dropped, in order of restoring."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Entry", "add", "entries", "entries_of", "forget", "has_tables"]
 
 
 class Entry(NamedTuple):
-    """A definition, or a row: its place in the order, its type, its name, its table, its text, its highest id."""
+    """A definition or a row: its position, type, name and table, its text, and the highest id of a table."""
 
     position: int
     type: str
@@ -39,12 +39,12 @@ _FORGET = delete(SavedSchema).where(SavedSchema.type.in_(("table", "index", "tri
 
 
 def entries(uow: Transaction) -> list[Entry]:
-    """Everything that is saved, in order."""
+    """All entries, in order."""
     return [Entry(*row) for row in uow._rows(_ALL)]
 
 
 def entries_of(uow: Transaction, table: str) -> list[Entry]:
-    """What is saved of one table, in order."""
+    """The entries of a table, in order."""
     return [Entry(*row) for row in uow._rows(_OF_TABLE, {"table": table})]
 
 
@@ -54,10 +54,10 @@ def has_tables(uow: Transaction) -> bool:
 
 
 def add(uow: Transaction, entry: Entry) -> None:
-    """Save one more."""
+    """Save an entry."""
     uow._execute(_ADD, entry._asdict())
 
 
 def forget(uow: Transaction) -> None:
-    """Forget all but what a copy brought from another kind of database: that stays, for a copy back."""
+    """Delete all entries but those that a copy brought from another kind of database, which a copy back needs."""
     uow._execute(_FORGET)

@@ -1,7 +1,7 @@
-"""The guard of a session: nothing it sends reaches a mapped side around the mapping (rule 10).
+"""The guard of a session: a statement that would write a mapped table is refused (rule 10).
 
-Each kind of database refuses such a write by its own means; here stands what is the same for all of them: the account
-of a session's savepoints, and the explanation of what was refused.
+Each kind of database refuses it by its own means. Common to both are the record of a session's savepoints, and the
+errors for what was refused.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = ["SessionGuard", "require_transaction"]
 T = TypeVar("T")
 
 _EXPLAINED: WeakSet[Engine] = WeakSet()
-"""Engines whose errors are explained. `event.contains` knows them by their id, which a later engine may have again."""
+"""Engines with the listener for errors. `event.contains` uses the id of an engine, which a later one may reuse."""
 
 
 def require_transaction(driver: Any) -> None:
-    """Refuse to go on where the database has ended the transaction: what is written then would stay by itself.
+    """Refuse to continue if the database has ended the transaction: later statements would be committed one by one.
 
     Args:
         driver: The connection of a unit of work.
 
     Raises:
-        StorageError: It has none any more, or one that can only be rolled back.
+        StorageError: The transaction has ended, or can only be rolled back.
     """
     if not driver.in_transaction:
         raise errors.StorageError(
@@ -40,10 +40,10 @@ def require_transaction(driver: Any) -> None:
 
 
 class SessionGuard(ABC):
-    """Keeps account of a session's savepoints, and explains what was refused.
+    """Records the savepoints of a session, and gives the errors for refused statements.
 
     Args:
-        read_only: Whether nothing may be written at all.
+        read_only: Whether the unit of work refuses every write.
     """
 
     def __init__(self, *, read_only: bool) -> None:
@@ -55,13 +55,13 @@ class SessionGuard(ABC):
         self._dirty: set[str | None] = set()
 
     def watch(self, connection: Connection) -> None:
-        """Explain the errors of a session's connection."""
+        """Listen to the errors of a session's connection."""
         self._info = connection.info
         self._info[__name__] = self
         driver: Any = connection.connection.driver_connection
 
         def require(connection: Connection, _: Any, statement: str, *__: Any) -> None:
-            # On a server a statement that failed ends the transaction, until the session goes back to its savepoint.
+            # On a server a failed statement ends the transaction until the session rolls back to a savepoint.
             if not (statement.startswith("ROLLBACK TO") and connection.dialect.name == "postgresql"):
                 require_transaction(driver)
 
@@ -72,23 +72,23 @@ class SessionGuard(ABC):
 
     @abstractmethod
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
-        """Make a call of this package, whose writes are the mapping's own.
+        """Make a call that executes a statement of this package, which may write mapped tables.
 
         Args:
             call: Executes one statement.
-            writes: Whether it may change rows; the database counts changes too late to be asked.
+            writes: Whether it may change rows.
         """
 
     @abstractmethod
     def lift(self) -> None:
-        """Let everything through again: the unit of work ends its transaction."""
+        """Accept every statement again, because the unit of work ends its transaction."""
 
     @abstractmethod
     def error(self, original: BaseException) -> errors.ConsensusError | None:
-        """What a refusal by the database means, if it was one of ours."""
+        """The error of this package for a refused statement; None for any other error."""
 
     def forget(self) -> None:
-        """Explain no more errors."""
+        """Listen to errors no more."""
         self._info.pop(__name__, None)
 
     def wrote(self, writes: bool) -> None:
@@ -97,7 +97,7 @@ class SessionGuard(ABC):
             self._dirty.add(self._savepoints[-1])
 
     def follow(self, what: str | None, name: str | None) -> None:
-        """Keep account of which savepoints hold rows that the repositories wrote.
+        """Record which savepoints contain rows that the repositories wrote.
 
         Args:
             what: BEGIN, ROLLBACK or RELEASE.
@@ -119,6 +119,6 @@ class SessionGuard(ABC):
 
 
 def _explain(context: ExceptionContext) -> BaseException | None:
-    """Say what a refusal means; any other error stays what it is."""
+    """Replace the error of a refused statement; None leaves any other error as it is."""
     guard = context.connection.info.get(__name__) if context.connection is not None else None
     return guard.error(context.original_exception) if isinstance(guard, SessionGuard) else None

@@ -1,4 +1,4 @@
-"""The state of the migration: the one row that says in which phase a database is, and which step is under way."""
+"""The state of the migration: the one row with the phase of a database and the step that is under way."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from sqlalchemy import ClauseElement, Update, bindparam, select, update
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.models.control import MigrationState
+from consensus_orm.phase import Side
 
-__all__ = ["get", "put", "turn_epoch"]
+__all__ = ["EMPTYING", "EXPANDING", "get", "put", "put_step", "rebuilding", "step", "turn_epoch"]
+
+EMPTYING = "empty"
+"""The step in which the legacy tables that CONTRACT has put away are emptied."""
+
+EXPANDING = "rebuild"
+"""The step in which the legacy tables are made again, on the way back from CONTRACT."""
+
+_REBUILDING = "rebuild "
+"""The step in which a side is made again from the other one; the name of the side follows."""
 
 
 def get(uow: Transaction, *names: str) -> tuple[Any, ...] | None:
@@ -21,13 +31,13 @@ def get(uow: Transaction, *names: str) -> tuple[Any, ...] | None:
         *names: The columns.
 
     Returns:
-        Their values; None in a database without state: nobody prepared it, or it is a copy that is not finished.
+        Their values; None in a database without state, which was not upgraded or is an unfinished copy.
     """
     rows = uow._rows(_read(names))
     return rows[0] if rows else None
 
 
-def put(uow: Transaction, **values: Any) -> None:
+def put(uow: Transaction, **values: object) -> None:
     """Change columns of the state.
 
     Args:
@@ -37,8 +47,25 @@ def put(uow: Transaction, **values: Any) -> None:
     uow._execute(_written(tuple(values)), values)
 
 
-def turn_epoch(uow: Transaction, **values: Any) -> None:
-    """Let a new epoch begin, which voids every certificate, and change columns of the state.
+def step(uow: Transaction) -> str:
+    """The long step that is under way, which the next call finishes or undoes; empty where there is none."""
+    found = get(uow, "step")
+    return str(found[0] or "") if found else ""
+
+
+def put_step(uow: Transaction, step: str | Side | None) -> None:
+    """Set the step that is under way: one of the constants, a side that is made again, or none."""
+    put(uow, step=_REBUILDING + step if isinstance(step, Side) else step)
+
+
+def rebuilding(uow: Transaction) -> Side | None:
+    """The side that is being made again from the other one."""
+    found = step(uow)
+    return Side(found.removeprefix(_REBUILDING)) if found.startswith(_REBUILDING) else None
+
+
+def turn_epoch(uow: Transaction, **values: object) -> None:
+    """Begin a new epoch, which voids every certificate, and change columns of the state.
 
     Args:
         uow: Holds the lock of a flip.

@@ -1,4 +1,4 @@
-"""Statistics: what is in force on a database and what it takes on disk, and what a vacuum did."""
+"""Statistics of a database: the settings in force, its size on disk, and the result of a vacuum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["DatabaseStats", "DiskUse", "PoolUse", "VacuumReport"]
 
 
 class DiskUse(BaseModel):
-    """Bytes on disk, as the file system counts them; 0 for a file that is not there."""
+    """Bytes on disk, as the file system counts them; 0 for a file that does not exist."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,15 +20,14 @@ class DiskUse(BaseModel):
 
     @property
     def total(self) -> int:
-        """All of it together, in bytes."""
+        """The total in bytes."""
         return self.database + self.wal + self.shm
 
 
 class PoolUse(BaseModel):
-    """The connections of this process's engine.
+    """The connections of an engine of this process.
 
-    `size` is how many there may be, `open` how many there are, `lent` how many are in use, `waiting` how
-    many threads wait for one.
+    `size` is the limit, `open` counts the open ones, `lent` those in use, `waiting` the threads that wait for one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,10 +39,10 @@ class PoolUse(BaseModel):
 
 
 class DatabaseStats(BaseModel):
-    """What is in force on a database now, not what was asked for.
+    """The settings that are in force on a SQLite database, and its size.
 
-    `busy_timeout` is in milliseconds, `mmap_size` and `page_size` in bytes, `cache_size` in pages or, where
-    negative, in KiB. `notes` says in words what is not as it should be, and what would help.
+    `busy_timeout` is in milliseconds, `mmap_size` and `page_size` in bytes, `cache_size` in pages or, if negative, in
+    KiB. `notes` are sentences about what is not as it should be, each with its remedy.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,20 +69,20 @@ class DatabaseStats(BaseModel):
 
 
 class VacuumReport(BaseModel):
-    """What a vacuum did.
+    """The result of a vacuum.
 
-    Times are in seconds. `longest_lock` is the longest time the write lock was held, by a step, by the
-    conversion or by the checkpoint. `notes` says what was not done, and why.
+    Times are in seconds. `longest_lock` is the longest time for which a step, the conversion or the checkpoint held the
+    write lock. `notes` say what was not done, and why.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    path: Path | None
-    before: DiskUse
-    after: DiskUse
-    pages_freed: int
-    steps: int
-    converted: bool
-    longest_lock: float
-    seconds: float
+    path: Path | None = None
+    before: DiskUse = DiskUse()
+    after: DiskUse = DiskUse()
+    pages_freed: int = 0
+    steps: int = 0
+    converted: bool = False
+    longest_lock: float = 0.0
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()

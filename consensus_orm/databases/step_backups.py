@@ -1,4 +1,4 @@
-"""The backup before a step that drops or rewrites tables: where it stands, and what it is called."""
+"""The backup before a step that drops or rewrites tables: its folder and its name."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["StepBackups"]
 
 
 class StepBackups:
-    """Takes the backup of a database before a step.
+    """Backs up a database before a step.
 
     Args:
         engine: The engine of the database.
-        settings: Their `backup_dir` is where backups go.
-        back_up: Backs the database up to a path, verified, and returns facts for the audit.
+        settings: With `backup_dir`, the folder of backups.
+        back_up: Backs the database up to a path, verifies it, and returns facts for the audit.
     """
 
     def __init__(self, engine: Engine, settings: Settings, back_up: Callable[[Path, Watch], dict[str, Any]]) -> None:
@@ -32,11 +32,11 @@ class StepBackups:
         self._back_up = back_up
 
     def place(self, step: str, time: str) -> Path:
-        """Where the backup before a step goes: beside the file, and of a server to the current folder.
+        """The path of the backup before a step: beside the file, or for a server in the current folder.
 
         Args:
             step: The step.
-            time: What tells the backup from those of other times.
+            time: The time of the backup, for its name.
         """
         path = database_path(self._engine)
         folder = files.resolved(self._settings.backup_dir or (Path.cwd() if path is None else path.parent))
@@ -44,7 +44,7 @@ class StepBackups:
         return files.derived(database, f".before-{step}-{time}", folder=folder)
 
     def take(self, step: str, progress: Watch = None) -> dict[str, Any]:
-        """Take it.
+        """Back up the database before a step.
 
         Args:
             step: The step.
@@ -54,7 +54,7 @@ class StepBackups:
             Facts for the audit; none for a database in memory.
 
         Raises:
-            BackupError: It could not be made; the step is not to be taken.
+            BackupError: The backup failed, so the step must not be taken.
         """
         if database_path(self._engine) is None and self._engine.dialect.name == "sqlite":
             return {}

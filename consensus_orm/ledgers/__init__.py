@@ -1,5 +1,1 @@
-"""What the migration keeps about rows: writes of other programs, and images of rows that were overwritten."""
-
-from __future__ import annotations
-
-__all__: list[str] = []
+"""What the migration keeps in tables of its own: mismatches, rejects, images, records of writes, the audit."""

@@ -1,16 +1,15 @@
-"""The progress of the backfill: how far it has come with each pair, committed with the rows that it speaks of."""
+"""The progress of the backfill: how far it has come with each pair, committed together with the rows it carried."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import bindparam, delete, select
 from sqlalchemy.dialects.postgresql import insert
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers.binding import Key, bound, milliseconds
 from consensus_orm.models.control import BackfillCheckpoint
 
 __all__ = ["NOT_BEGUN", "BackfillProgress", "forget", "move", "of"]
@@ -26,7 +25,7 @@ class BackfillProgress:
         finished: Whether all are.
     """
 
-    last_key: Any
+    last_key: Key
     rows: int
     finished: bool
 
@@ -36,37 +35,27 @@ NOT_BEGUN = BackfillProgress(None, 0, finished=False)
 _OF = select(BackfillCheckpoint.last_key, BackfillCheckpoint.rows, BackfillCheckpoint.finished).where(
     BackfillCheckpoint.pair == bindparam("pair")
 )
-_BEGIN = insert(BackfillCheckpoint).values(
-    **mismatches.bound("pair", "last_key", "rows", "finished", "started_at", "updated_at")
-)
-_MOVE = _BEGIN.on_conflict_do_update(  # SQLite has the same words
+_BEGIN = insert(BackfillCheckpoint).values(**bound("pair", "last_key", "rows", "finished", "started_at", "updated_at"))
+_MOVE = _BEGIN.on_conflict_do_update(  # SQLite has the same syntax
     index_elements=["pair"],
     set_={name: _BEGIN.excluded[name] for name in ("last_key", "rows", "finished", "updated_at")},
 )
 _FORGET = delete(BackfillCheckpoint)
 
 
-def of(uow: Transaction, pair: Move) -> BackfillProgress | None:
-    """How far the backfill of a pair has come; None where it has not begun."""
+def of(uow: Transaction, pair: Move) -> BackfillProgress:
+    """How far the backfill of a pair has come."""
     rows = uow._rows(_OF, {"pair": pair.name})
-    return BackfillProgress(rows[0][0], int(rows[0][1]), bool(rows[0][2])) if rows else None
+    return BackfillProgress(rows[0][0], int(rows[0][1]), bool(rows[0][2])) if rows else NOT_BEGUN
 
 
-def move(uow: Transaction, pair: Move, last_key: Any, rows: int, *, finished: bool) -> None:
-    """Note how far the backfill of a pair has come.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair.
-        last_key: The key of the last row that was carried.
-        rows: How many rows were carried.
-        finished: Whether all are.
-    """
-    at = mismatches.milliseconds(uow)
+def move(uow: Transaction, pair: Move, last_key: Key, rows: int, *, finished: bool) -> None:
+    """Move the checkpoint of a pair behind `last_key`, with so many rows carried, under the write lock."""
+    at = milliseconds(uow)
     facts = {"pair": pair.name, "last_key": last_key, "rows": rows, "finished": finished}
     uow._execute(_MOVE, {**facts, "started_at": at, "updated_at": at})
 
 
 def forget(uow: Transaction) -> None:
-    """Let the backfill of every pair begin anew."""
+    """Have the backfill of every pair start from the beginning."""
     uow._execute(_FORGET)

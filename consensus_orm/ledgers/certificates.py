@@ -1,8 +1,8 @@
-"""Certificates: what each verify saw. A gate opens on the newest one, unless something happened that it did not see."""
+"""The ledger of certificates: what each verify saw; a gate opens on the newest one, unless something happened since."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, insert, select
 
@@ -14,7 +14,7 @@ __all__ = ["Seen", "add", "every", "newest", "newest_of"]
 
 
 class Seen(NamedTuple):
-    """What one verify saw; see `models.control.Certificate`, whose columns these are."""
+    """What one verify saw: the columns of `models.control.Certificate`."""
 
     id: int
     at: int
@@ -44,17 +44,17 @@ def every(uow: Transaction) -> list[Seen]:
 
 
 def newest(uow: Transaction) -> Seen | None:
-    """The newest certificate; None where nothing was ever verified."""
+    """The newest certificate; None where there never was a verify."""
     rows = uow._rows(_NEWEST)
     return Seen(*rows[0]) if rows else None
 
 
 def newest_of(uow: Transaction, epoch: int) -> Seen | None:
-    """The newest certificate of an epoch; None where nothing was verified in it."""
+    """The newest certificate of an epoch; None where there was no verify in it."""
     rows = uow._rows(_NEWEST_OF, {"epoch": epoch})
     return Seen(*rows[0]) if rows else None
 
 
-def add(uow: Transaction, **facts: Any) -> int:
-    """Keep what a verify saw; gives the number of the certificate."""
+def add(uow: Transaction, **facts: int | str) -> int:
+    """Add what a verify saw; returns the number of the certificate."""
     return int(uow._execute(_ADD, facts).fetchone()[0])

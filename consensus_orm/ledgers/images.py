@@ -1,7 +1,7 @@
-"""Images: rows as they were before a repair or an adoption overwrote or deleted them (rule 12).
+"""The ledger of images: rows as they were before a repair or an adoption overwrote or deleted them (rule 12).
 
-An image is the whole row, each column with its type and its bytes, and is kept in the transaction that changes the
-row. What is overwritten is what was imaged: the statement that keeps the images also locks their rows.
+An image is the whole row, each column with its type and its bytes. It is kept in the transaction that changes the row,
+by a statement that also locks the row, so that no other version of it is overwritten.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.expressions import exact_hex, type_name
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import audit
+from consensus_orm.ledgers.binding import Key, among, milliseconds
 from consensus_orm.models.control import RowImage
 from consensus_orm.phase import Side
 from consensus_orm.statements.pairs import PairStatements
@@ -70,28 +71,17 @@ _SET_RESTORED = update(RowImage).where(RowImage.id == bindparam("number")).value
 # Keeping --------------------------------------------------------------------------------------------------
 
 
-def keep(uow: Transaction, pair: Move, keys: Iterable[Any], side: Side, cause: str) -> set[Any]:
-    """Keep the rows that a side has, and lock them.
-
-    Args:
-        uow: Is about to overwrite or delete them.
-        pair: The pair of the rows.
-        keys: Their keys.
-        side: The side that is written.
-        cause: Why; no contents.
-
-    Returns:
-        The keys of the rows that are there.
-    """
+def keep(uow: Transaction, pair: Move, keys: Iterable[Key], side: Side, cause: str) -> set[Key]:
+    """Image the rows that a side has of some keys before they change, and lock them; returns the keys of these rows."""
     return _keep_rows(uow, pair, keys, side, cause, "keep")
 
 
-def keep_completed(uow: Transaction, pair: Move, keys: Iterable[Any], cause: str) -> None:
-    """Keep those of some normalized rows of which an adoption replaces a value, and does not only fill in others."""
+def keep_completed(uow: Transaction, pair: Move, keys: Iterable[Key], cause: str) -> None:
+    """Keep those of some normalized rows in which an adoption replaces a value instead of only filling in others."""
     _keep_rows(uow, pair, keys, Side.NORMALIZED, cause, "complete")
 
 
-def _keep_rows(uow: Transaction, pair: Move, keys: Iterable[Any], side: Side, cause: str, what: str) -> set[Any]:
+def _keep_rows(uow: Transaction, pair: Move, keys: Iterable[Key], side: Side, cause: str, what: str) -> set[Key]:
     wanted = list(keys)
     if not wanted:
         return set()
@@ -99,8 +89,8 @@ def _keep_rows(uow: Transaction, pair: Move, keys: Iterable[Any], side: Side, ca
     return _run(uow, kept, wanted, pair.name, side, _table(pair, side), cause)
 
 
-def keep_parents(uow: Transaction, parent: ParentStatements, keys: Iterable[Any], cause: str) -> set[Any]:
-    """Keep those of some parents that hold something else than follows from their rows, or have none."""
+def keep_parents(uow: Transaction, parent: ParentStatements, keys: Iterable[Key], cause: str) -> set[Key]:
+    """Keep those of some parents that have no rows, or values other than those derived from their rows."""
     wanted = list(keys)
     if not wanted:
         return set()
@@ -109,7 +99,7 @@ def keep_parents(uow: Transaction, parent: ParentStatements, keys: Iterable[Any]
 
 
 def print_statements(sql: PairStatements, parent: ParentStatements | None) -> None:
-    """Have what keeps images ready before a lock is taken."""
+    """Compile the statements that keep images before a lock is taken."""
     for side in Side:
         _kept(sql, side, "keep", ())
     _kept(sql, Side.NORMALIZED, "complete", ())
@@ -117,10 +107,10 @@ def print_statements(sql: PairStatements, parent: ParentStatements | None) -> No
         _kept_parents(parent)
 
 
-def _run(uow: Transaction, kept: _Statement, keys: list[Any], pair: str, side: Side, of: Table, cause: str) -> set[Any]:
+def _run(uow: Transaction, kept: _Statement, keys: list[Key], pair: str, side: Side, of: Table, cause: str) -> set[Key]:
     facts: dict[str, Any] = {"pair": pair, "side": side.value, "table": of.name, "cause": cause}
-    facts |= {"at": mismatches.milliseconds(uow), "by": mismatches.whoami(), "_keys": json.dumps(keys)}
-    return {key for (key,) in uow._execute(kept.sql, facts | kept.names).fetchall()}
+    facts |= {"at": milliseconds(uow), "by": audit.whoami()}
+    return {key for (key,) in uow._execute(kept.sql, facts | among(keys) | kept.names).fetchall()}
 
 
 @dataclass(frozen=True)
@@ -164,7 +154,7 @@ def _keeping(rendering: Rendering, rows: Select[Any], columns: dict[str, ColumnE
 
 
 def _image(rendering: Rendering, columns: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
-    """A row as JSON: column -> [type, bytes in hexadecimal digits]; the names are bound, since they may be anything."""
+    """A row as JSON: column -> [type, bytes in hexadecimal digits]; names may contain anything, so they are bound."""
 
     def piece(name: str) -> ColumnElement[Any]:
         return rendering.typed(bindparam(name, type_=Text()), Text())
@@ -190,8 +180,8 @@ def _columns(
 ) -> tuple[dict[str, ColumnElement[Any]], FromClause]:
     """All columns of the rows of a side, and where they stand.
 
-    What both sides have goes under its legacy name, and what only the normalized side keeps under its own; any other
-    column has the name of its table before it.
+    A column that both sides have goes by its legacy name, and one that only the normalized side keeps by its own; any
+    other name is prefixed with the name of its table.
     """
     pair, of = sql.pair, _table(sql.pair, side)
     row = sql.legacy_row() if side is Side.LEGACY else sql.normalized_row()
@@ -210,7 +200,7 @@ def _columns(
 
 
 def _unknown(uow: Transaction, pair: Move, side: Side) -> tuple[str, ...]:
-    """Columns that a table has and no model declares: another program added them."""
+    """Columns that another program has added to a table: no model declares them."""
     of = _table(pair, side)
     known = {c.name.lower() for c in of.columns}
     return tuple(sorted(name for name in uow.catalog.columns(uow, of.name) if name.lower() not in known))
@@ -226,10 +216,10 @@ def _now(sql: PairStatements, side: Side, unknown: tuple[str, ...]) -> _Statemen
     return _Statement(sql.rendering.render(row), _names(columns))
 
 
-def now(uow: Transaction, pair: Move, key: Any, side: Side) -> Cells | None:
+def now(uow: Transaction, pair: Move, key: Key, side: Side) -> Cells | None:
     """A row as a side has it now; None where it has none."""
     look = _now(uow.statements[pair], side, _unknown(uow, pair, side))
-    rows = uow._rows(look.sql, {"_keys": json.dumps([key])} | look.names)
+    rows = uow._rows(look.sql, among([key]) | look.names)
     return cells(rows[0][0]) if rows else None
 
 
@@ -242,7 +232,7 @@ def text_of(type_: str, digits: str, encoding: str) -> str:
     """A value of an image as text; a blob in hexadecimal digits."""
     if type_ == "blob":
         return digits
-    if type_ == "integer":  # SQLite writes its digits in ASCII, whatever its texts are written in
+    if type_ == "integer":  # SQLite writes digits in ASCII whatever the encoding of its texts
         encoding = "utf-8"
     return bytes.fromhex(digits).decode(encoding, "surrogateescape" if encoding == "utf-8" else "surrogatepass")
 
@@ -257,13 +247,13 @@ def value_of(type_: str, digits: str, encoding: str) -> Any:
     if type_ == "real":
         return float(text)
     if type_ == "integer":
-        with contextlib.suppress(ValueError):  # on a server it may be of a type that only it can read
+        with contextlib.suppress(ValueError):  # on a server it may be of a type that Python does not know
             return int(text)
     return text
 
 
 def count(uow: Transaction) -> int:
-    """How many images are kept that nobody has put back."""
+    """How many images were not put back."""
     return int(uow._rows(_COUNT)[0][0])
 
 
@@ -272,7 +262,7 @@ class Image:
     """A row that was overwritten or deleted; `pair` is the name of its pair, or of a parent table."""
 
     pair: str
-    key: Any
+    key: Key
     side: Side
     cells: Cells
 
@@ -291,5 +281,5 @@ def take(uow: Transaction, number: int) -> Image:
 
 
 def set_restored(uow: Transaction, number: int) -> None:
-    """Note that the row of an image was put back; the image stays."""
-    uow._execute(_SET_RESTORED, {"restored_at": mismatches.milliseconds(uow), "number": number})
+    """Record that the row of an image was put back; the image stays."""
+    uow._execute(_SET_RESTORED, {"restored_at": milliseconds(uow), "number": number})

@@ -1,123 +1,57 @@
-"""The ledgers of the migration: mismatches, rejects, and changes that one side does not know of.
+"""The ledger of mismatches: differences between the sides, from the day they are found until they are settled.
 
-A mismatch is found, confirmed (read again under the lock, so that nothing in flight alarms), and repaired or
-accepted. A reject is a row that cannot be carried; it is kept whole until somebody decides. Neither log lines
-nor errors repeat contents of rows: keys, columns and kinds are told.
+A mismatch is confirmed (read again under the lock, so that a write in progress raises no alarm) before it is recorded,
+and then repaired or accepted. Log lines and errors name keys, columns and kinds, and never repeat contents of rows.
 """
 
 from __future__ import annotations
 
-import getpass
 import itertools
-import json
-import os
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
 
-from sqlalchemy import BindParameter, Integer, Text, bindparam, func, insert, select, update
-from sqlalchemy import column as column_
+from sqlalchemy import Integer, Text, bindparam, func, insert, select, update
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import Move
-from consensus_orm.events import AlarmEvent, MismatchEvent, RejectEvent
-from consensus_orm.models.control import Mismatch, PhaseChange, Reject
-from consensus_orm.phase import Phase, Side
+from consensus_orm.events import AlarmEvent, MismatchEvent
+from consensus_orm.ledgers import audit
+from consensus_orm.ledgers.binding import KEY, Key, among, bound, keys_of, milliseconds
+from consensus_orm.models.control import Mismatch, PhaseChange
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import in_keys
 
 __all__ = [
+    "NOT_DELETED",
+    "OPEN",
     "Finding",
-    "audit",
+    "accept",
     "confirm",
+    "count_open",
     "differences",
-    "open_mismatches",
-    "open_rejects",
-    "open_rejects_of",
+    "kept_on_one_side",
+    "newest",
+    "open_keys",
     "record",
-    "reject",
+    "record_undecided",
+    "settle",
+    "settle_storms",
 ]
 
 Finding = tuple[str | None, str]
 """A column (None for the row as a whole) and what is wrong with it."""
 
-Image = dict[str, list[str]]
-"""A row whole: the type and the bytes of each column, in hexadecimal digits."""
-
-KEY = column_("key", Integer())
-
 OPEN = ("found", "confirmed")
 
 NOT_REPAIRED = (*OPEN, "accepted", "rejected")
-"""Every state of a mismatch but repaired: by them the index of the open ones serves those that are settled, too."""
+"""Every state of a mismatch but repaired: a list of states lets the index of the open ones serve the others, too."""
 
 NOT_DELETED = "not_deleted"
-"""What is wrong with a row that we deleted and that one side kept; nobody else's, so never to be adopted."""
+"""What is wrong with a row that this package deleted and one side kept: it is no other program's row to adopt."""
 
 
-def milliseconds(uow: Transaction) -> int:
-    """The start of a unit of work in ms since 1970 UTC."""
-    return int(uow.now.timestamp() * 1000)
-
-
-def bound(*names: str) -> dict[str, BindParameter[Any]]:
-    """Values for columns, each bound under the name of its column."""
-    return {name: bindparam(name) for name in names}
-
-
-# The audit ------------------------------------------------------------------------------------------------
-
-
-_AUDIT = (
-    insert(PhaseChange)
-    .inline()
-    .values(**bound("action", "from_phase", "to_phase", "at", "by", "reason", "forced", "detail"))
-)
-
-
-def audit(
-    uow: Transaction,
-    action: str,
-    *,
-    to: Phase | None = None,
-    reason: str | None = None,
-    forced: bool = False,
-    **detail: Any,
-) -> None:
-    """Keep in the audit who did what, when and why.
-
-    Args:
-        uow: The unit of work that does it.
-        action: What is done.
-        to: The phase to come, where it changes.
-        reason: Why.
-        forced: Whether waiting was skipped.
-        **detail: Facts; no contents of rows.
-    """
-    facts = {"action": action, "from_phase": uow.phase.value, "to_phase": to.value if to else None}
-    facts |= {"at": milliseconds(uow), "by": whoami(), "reason": reason, "forced": forced}
-    uow._execute(_AUDIT, facts | {"detail": json.dumps(detail) if detail else None})
-
-
-def whoami() -> str:
-    """Who runs this process: user, host and process number."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # no such user: containers with a bare number
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()} ({os.getpid()})"
-
-
-# Mismatches -----------------------------------------------------------------------------------------------
-
-
-def differences(uow: Transaction, pair: Move, key: Any) -> list[Finding]:
-    """What differs between the sides of a row.
-
-    Args:
-        uow: Sees both sides in one snapshot.
-        pair: The pair of the row.
-        key: The key of the row.
+def differences(uow: Transaction, pair: Move, key: Key) -> list[Finding]:
+    """What differs between the sides of a row, within one snapshot.
 
     Returns:
         One finding for each differing column, or one for the missing side; empty where the sides agree, or
@@ -150,7 +84,7 @@ _FOUND = (
 )
 
 
-def record(uow: Transaction, pair: Move, key: Any, column: str | None, kind: str, *, found_by: str) -> None:
+def record(uow: Transaction, pair: Move, key: Key, column: str | None, kind: str, *, found_by: str) -> None:
     """Record a confirmed mismatch; one that is open already is counted again.
 
     Above the cap of open entries for a table and column, one entry without a key counts the rest.
@@ -164,19 +98,17 @@ def record(uow: Transaction, pair: Move, key: Any, column: str | None, kind: str
         found_by: What found it: write, shadow_read, verify.
     """
     facts = {"pair": pair.name, "key": key, "column_name": column, "kind": kind}
-    if uow._execute(_SEEN_AGAIN, facts).rowcount:
+    again = bool(uow._execute(_SEEN_AGAIN, facts).rowcount)
+    # Of rows that this package deleted each key must be known, or a repair would bring them back.
+    if not again and kind != NOT_DELETED and not _room(uow, pair, column):
+        facts["key"], facts["kind"] = None, "storm"
+        again = bool(uow._execute(_SEEN_AGAIN, facts).rowcount)
+    if again:
         uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
         return
-    # Which rows we deleted must be known of each, or repairing would bring them back.
-    capped = kind != NOT_DELETED
-    if capped and not _room(uow, pair, column):
-        facts["key"], facts["kind"] = None, "storm"
-        if uow._execute(_SEEN_AGAIN, facts).rowcount:
-            uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
-            return
     uow._execute(_FOUND, {**facts, "found_by": found_by, "found_at": milliseconds(uow)})
     _alarm(uow)
-    uow._tell(MismatchEvent(pair.name, facts["key"], column, facts["kind"], found_by, recorded=True))
+    uow._tell(MismatchEvent(pair.name, facts["key"], column, str(facts["kind"]), found_by, recorded=True))
 
 
 _CONFIRMED = select(func.count()).where(
@@ -188,8 +120,8 @@ _CONFIRMED = select(func.count()).where(
 
 def _room(uow: Transaction, pair: Move, column: str | None) -> int:
     """How many more entries fit under the cap."""
-    open_ = uow._rows(_CONFIRMED, {"pair": pair.name, "column_name": column})[0][0]
-    return max(int(uow.settings.mismatch_cap - open_), 0)
+    confirmed = uow._rows(_CONFIRMED, {"pair": pair.name, "column_name": column})[0][0]
+    return max(int(uow.settings.mismatch_cap - confirmed), 0)
 
 
 _NEWEST = select(Mismatch.found_at).order_by(Mismatch.id.desc()).limit(bindparam("most", type_=Integer)).subquery()
@@ -206,8 +138,8 @@ def _alarm(uow: Transaction) -> None:
         return
     if uow._rows(_SOUNDED, {"since": since})[0][0]:
         return
-    reason = f"{settings.alarm_mismatches} mismatches were confirmed within {settings.alarm_window}"
-    audit(uow, "alarm", reason=reason)
+    reason = f"{enough} mismatches were confirmed within {settings.alarm_window}"
+    audit.add(uow, "alarm", reason=reason)
     uow._sound_alarm(reason)
     uow._tell(AlarmEvent(reason))
 
@@ -215,14 +147,26 @@ def _alarm(uow: Transaction) -> None:
 _KEPT_ON_ONE_SIDE = (
     select(Mismatch.key)
     .where(Mismatch.state.in_(NOT_REPAIRED), Mismatch.pair == bindparam("pair"), Mismatch.column_name.is_(None))
-    .where(in_keys(KEY, "keys"), Mismatch.kind == NOT_DELETED)
+    .where(in_keys(KEY), Mismatch.kind == NOT_DELETED)
     .distinct()
 )
 
 
-def kept_on_one_side(uow: Transaction, pair: Move, keys: Iterable[Any]) -> set[Any]:
-    """Those of some rows that we deleted, and that one side has kept until now."""
-    return {key for (key,) in uow._rows(_KEPT_ON_ONE_SIDE, {"pair": pair.name, "keys": json.dumps(list(keys))})}
+def kept_on_one_side(uow: Transaction, pair: Move, keys: Iterable[Key]) -> set[Key]:
+    """Those of some rows that this package deleted, and that one side has kept until now."""
+    return set(keys_of(uow, _KEPT_ON_ONE_SIDE, {"pair": pair.name, **among(keys)}))
+
+
+_OPEN_KEYS = (
+    select(Mismatch.key)
+    .where(Mismatch.pair == bindparam("pair"), Mismatch.state.in_(OPEN), Mismatch.key.is_not(None))
+    .distinct()
+)
+
+
+def open_keys(uow: Transaction, pair: Move) -> list[Key]:
+    """Keys of the rows of a pair that have open mismatches."""
+    return keys_of(uow, _OPEN_KEYS, {"pair": pair.name})
 
 
 _SEEN_BESIDES = (
@@ -233,15 +177,10 @@ _SEEN_BESIDES = (
 )
 
 
-def record_undecided(uow: Transaction, pair: Move, found: Mapping[Any, str]) -> None:
-    """Record rows that another program wrote on the side that is not the truth, each once.
+def record_undecided(uow: Transaction, pair: Move, found: Mapping[Key, str]) -> None:
+    """Record rows that another program wrote on the side that is not the truth, each with what was done to it.
 
-    Above the cap of open entries one entry without a key counts the rest; the changes tell which rows these are.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-        found: For each key what was done: insert, update or delete.
+    Above the cap of open entries one entry without a key counts the rest; the changes name these rows.
     """
     room = _room(uow, pair, None) + 1  # the first one above the cap makes the entry that counts
     for key, did in itertools.islice(found.items(), room):
@@ -250,226 +189,61 @@ def record_undecided(uow: Transaction, pair: Move, found: Mapping[Any, str]) -> 
         uow._execute(_SEEN_BESIDES, {"more": rest, "of_pair": pair.name})
 
 
-def confirm(uow: Transaction, pair: Move, keys: Iterable[Any], *, found_by: str) -> int:
-    """Read doubtful rows again under the lock, and record what still differs.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-        keys: Their keys.
-        found_by: What doubted them.
-
-    Returns:
-        How many of them differ.
-    """
-    differing = 0
+def confirm(uow: Transaction, pair: Move, keys: Iterable[Key], *, found_by: str) -> None:
+    """Read doubtful rows again under the lock, and record what still differs."""
     for key in keys:
-        found = differences(uow, pair, key)
-        differing += bool(found)
-        for column, kind in found:
+        for column, kind in differences(uow, pair, key):
             record(uow, pair, key, column, kind, found_by=found_by)
-    return differing
 
 
 _OF_PAIR = (Mismatch.pair == bindparam("of_pair"), Mismatch.state.in_(OPEN))
 _SETTLE = (
     update(Mismatch)
-    .where(*_OF_PAIR, in_keys(KEY, "keys"))
+    .where(*_OF_PAIR, in_keys(KEY))
     .values(**bound("state", "settled_at"), note=func.coalesce(bindparam("note", type_=Text), Mismatch.note))
 )
 _SETTLE_STORMS = (
     update(Mismatch).where(*_OF_PAIR, Mismatch.key.is_(None)).values(**bound("settled_at"), state="repaired")
 )
-
-
-def settle(uow: Transaction, pair: Move, keys: Iterable[Any], state: str, note: str | None = None) -> int:
-    """Close the open mismatches of rows: repaired, or accepted with a reason."""
-    facts = {"state": state, "settled_at": milliseconds(uow), "note": note, "of_pair": pair.name}
-    return uow._execute(_SETTLE, {**facts, "keys": json.dumps(list(keys))}).rowcount
-
-
-def settle_storms(uow: Transaction, pair: Move) -> None:
-    """Close the entries that stand for many rows of a pair, all of which were looked at by now."""
-    uow._execute(_SETTLE_STORMS, {"settled_at": milliseconds(uow), "of_pair": pair.name})
-
-
-_LAST_MISMATCH = select(func.coalesce(func.max(Mismatch.id), 0))
-_OPEN_MISMATCHES = select(func.count()).where(Mismatch.state.in_(OPEN))
-
-
-def last_mismatch(uow: Transaction) -> int:
-    """The number of the newest mismatch; 0 where there never was one."""
-    return int(uow._rows(_LAST_MISMATCH)[0][0])
-
-
-def open_mismatches(uow: Transaction) -> int:
-    """How many mismatches nobody has settled."""
-    return int(uow._rows(_OPEN_MISMATCHES)[0][0])
-
-
-# Rejects --------------------------------------------------------------------------------------------------
-
-
-_OPEN_REJECT = Reject.state == "open"
-_REJECTED = select(Reject.id).where(
-    Reject.pair == bindparam("pair"), Reject.key.is_not_distinct_from(bindparam("key")), _OPEN_REJECT
-)
-
-
-def reject(uow: Transaction, pair: Move, key: Any, side: Side, reason: str) -> bool:
-    """Keep a row that cannot be carried: whole, once, with the reason.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the row.
-        key: The key of the row.
-        side: Where the row stands.
-        reason: Why it cannot be carried; no contents.
-
-    Returns:
-        Whether it is new; False where it was rejected before.
-    """
-    if uow._execute(_REJECTED, {"pair": pair.name, "key": key}).fetchone():
-        return False
-    for where in (side, side.other):  # a row that is deleted on its side stands on the other one, which has kept it
-        names, sql = uow.statements[pair].image(where)
-        if (parts := uow._execute(sql, {"_key": key}).fetchone()) is not None:
-            keep_reject(uow, pair, key, side, reason, as_image(names, parts))
-            return True
-    return False
-
-
-def as_image(names: Sequence[str], parts: Sequence[str]) -> Image:
-    """A row whole, from its column names and, for each column, its type and its bytes."""
-    return {name: [parts[2 * i], parts[2 * i + 1]] for i, name in enumerate(names)}
-
-
-_KEEP_REJECT = (
-    insert(Reject).inline().values(**bound("pair", "key", "table_name", "reason", "image", "found_at"), state="open")
-)
-
-
-def keep_reject(uow: Transaction, pair: Move, key: Any, side: Side, reason: str, image: Image) -> None:
-    """Keep a row that cannot be carried.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the row.
-        key: The key of the row; None where it cannot be named by it.
-        side: Where the row stands.
-        reason: Why it cannot be carried; no contents.
-        image: The row whole.
-    """
-    facts = {"pair": pair.name, "key": key, "table_name": pair.table_name(side), "reason": reason}
-    uow._execute(_KEEP_REJECT, {**facts, "image": json.dumps(image), "found_at": milliseconds(uow)})
-    uow._tell(RejectEvent(pair.name, key, reason))
-
-
-_LAST_REJECT = select(func.coalesce(func.max(Reject.id), 0))
-_OPEN_REJECTS = select(func.count()).where(_OPEN_REJECT)
-
-
-def last_reject(uow: Transaction) -> int:
-    """The number of the newest reject; 0 where there never was one."""
-    return int(uow._rows(_LAST_REJECT)[0][0])
-
-
-def open_rejects(uow: Transaction) -> int:
-    """How many rejects nobody has decided on."""
-    return int(uow._rows(_OPEN_REJECTS)[0][0])
-
-
-class OpenReject(NamedTuple):
-    """A reject nobody has decided on; `side` is where its row stood, `image` the row whole, as it is kept."""
-
-    pair: Move
-    key: Any
-    side: Side
-    reason: str
-    image: str
-
-
-_OPEN_REJECTS_OF = select(Reject.key, Reject.reason, Reject.image).where(
-    _OPEN_REJECT, Reject.pair == bindparam("pair"), Reject.table_name == bindparam("table_name")
-)
-
-
-def open_rejects_of(uow: Transaction, pair: Move, side: Side) -> Iterator[OpenReject]:
-    """The rejects of a pair that nobody has decided on, and whose rows stood on a side."""
-    of = {"pair": pair.name, "table_name": pair.table_name(side)}
-    for key, reason, image in uow._rows(_OPEN_REJECTS_OF, of):
-        yield OpenReject(pair, key, side, reason, image)
-
-
-_REJECT = select(Reject.pair, Reject.key, Reject.state, Reject.table_name, Reject.reason, Reject.image).where(
-    Reject.id == bindparam("number")
-)
-_REJECTED_FOR = select(Reject.id).where(_OPEN_REJECT, Reject.reason == bindparam("reason"))
-
-
-def take_reject(uow: Transaction, number: int) -> OpenReject:
-    """The open reject of a number.
-
-    Raises:
-        InvalidValueError: There is no open reject of this number.
-    """
-    row = uow._execute(_REJECT, {"number": number}).fetchone()
-    if row is None or row[2] != "open":
-        raise errors.InvalidValueError(
-            f"there is no open reject {number}", hint="see: consensus-orm rejects", field="id"
-        )
-    pair = uow.statements.mapping[row[0]]
-    side = Side.LEGACY if row[3] == pair.legacy_name else Side.NORMALIZED
-    return OpenReject(pair, row[1], side, *row[4:])
-
-
-def rejected_for(uow: Transaction, reason: str) -> set[int]:
-    """Numbers of the open rejects that have a reason.
-
-    Raises:
-        InvalidValueError: There is none.
-    """
-    found = {number for (number,) in uow._rows(_REJECTED_FOR, {"reason": reason})}
-    if not found:
-        raise errors.InvalidValueError(
-            "no open reject has this reason", hint="see: consensus-orm rejects", field="all_of"
-        )
-    return found
-
-
-def accept_reject(uow: Transaction, number: int, note: str) -> tuple[str, Any]:
-    """Let the migration go on without a row; its image stays."""
-    pair, key, *_ = take_reject(uow, number)
-    _settle_reject(uow, number, "accepted", note)
-    return pair.name, key
-
-
-def resolve_reject(uow: Transaction, number: int) -> None:
-    """Close a reject whose row was carried after all."""
-    _settle_reject(uow, number, "resolved", None)
-
-
-_SETTLE_REJECT = update(Reject).where(Reject.id == bindparam("number")).values(**bound("state", "settled_at", "note"))
-_ACCEPT_MISMATCH = (
+_ACCEPT = (
     update(Mismatch)
     .where(Mismatch.id == bindparam("number"), Mismatch.state.in_(OPEN))
     .values(**bound("settled_at", "note"), state="accepted")
 )
 
 
-def _settle_reject(uow: Transaction, number: int, state: str, note: str | None) -> None:
-    facts = {"state": state, "settled_at": milliseconds(uow), "note": note}
-    uow._execute(_SETTLE_REJECT, {**facts, "number": number})
+def settle(uow: Transaction, pair: Move, keys: Iterable[Key], state: str, note: str) -> None:
+    """Close the open mismatches of rows: as repaired, or as rejected."""
+    facts = {"state": state, "settled_at": milliseconds(uow), "note": note, "of_pair": pair.name}
+    uow._execute(_SETTLE, facts | among(keys))
 
 
-def accept_mismatch(uow: Transaction, number: int, note: str) -> None:
+def settle_storms(uow: Transaction, pair: Move) -> None:
+    """Close the entries that stand for many rows of a pair, once all these rows were compared again."""
+    uow._execute(_SETTLE_STORMS, {"settled_at": milliseconds(uow), "of_pair": pair.name})
+
+
+def accept(uow: Transaction, number: int, note: str) -> None:
     """Leave a mismatch as it is.
 
     Raises:
         InvalidValueError: There is no open mismatch of this number.
     """
-    facts = {"settled_at": milliseconds(uow), "note": note, "number": number}
-    if not uow._execute(_ACCEPT_MISMATCH, facts).rowcount:
+    if not uow._execute(_ACCEPT, {"settled_at": milliseconds(uow), "note": note, "number": number}).rowcount:
         raise errors.InvalidValueError(
             f"there is no open mismatch {number}", hint="see: consensus-orm mismatches", field="id"
         )
+
+
+_LAST = select(func.coalesce(func.max(Mismatch.id), 0))
+_COUNT = select(func.count()).where(Mismatch.state.in_(OPEN))
+
+
+def newest(uow: Transaction) -> int:
+    """The number of the newest mismatch; 0 where there never was one."""
+    return int(uow._rows(_LAST)[0][0])
+
+
+def count_open(uow: Transaction) -> int:
+    """How many mismatches are not settled."""
+    return int(uow._rows(_COUNT)[0][0])

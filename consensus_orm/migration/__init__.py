@@ -1,4 +1,4 @@
-"""The migration of a database: where it stands, the steps forward, and the way back from every one of them."""
+"""The migration of a database: its status, the steps forward through the gates, and the way back from every phase."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ __all__ = ["Migration"]
 
 
 class Migration(Steps, Decisions):
-    """Moves a database from phase to phase."""
+    """Moves a database from phase to phase; `store.migration` is one."""

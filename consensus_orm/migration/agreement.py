@@ -1,4 +1,4 @@
-"""The agreement of both sides: rows are carried, compared, and made equal."""
+"""The part of `Migration` that makes both sides equal: backfill, verify, reconcile."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from consensus_orm import errors
 from consensus_orm import validation as check
-from consensus_orm.ledgers import guards
-from consensus_orm.migration import gates, shapes
+from consensus_orm.ledgers import guards, signs
+from consensus_orm.migration import demands
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
 from consensus_orm.migration.planning import Choice
-from consensus_orm.migration.rebuild import Adopted, adopt_strays
 from consensus_orm.migration.rebuild import rebuild as rebuild_side
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile
 from consensus_orm.migration.records import MigrationRecords
+from consensus_orm.migration.strays import Adopted, adopt_strays
 from consensus_orm.migration.verify import VerifyReport, require_two_sides, verify
 from consensus_orm.phase import Side
 from consensus_orm.progress import Watch
@@ -27,7 +27,7 @@ class Agreement(MigrationRecords):
     """Makes both sides equal, and certifies that they are."""
 
     def backfill(self, progress: Watch = None) -> BackfillReport:
-        """Carry the rows that were there before the dual write; goes on where an earlier one stopped.
+        """Carry the rows that were there before the dual write; continues where an earlier run stopped.
 
         Args:
             progress: Called after each chunk.
@@ -38,7 +38,7 @@ class Agreement(MigrationRecords):
         Raises:
             WrongPhaseError: Both sides are not being written.
         """
-        require_dual_write(self.phase)  # before a unit of work that writes would prepare the file
+        require_dual_write(self.phase)  # before a writing unit of work would prepare the file
         return backfill(self._reading, self._writing, progress)
 
     def verify(self, progress: Watch = None) -> VerifyReport:
@@ -52,10 +52,17 @@ class Agreement(MigrationRecords):
 
         Raises:
             WrongPhaseError: There is only one side.
+            GuardsBrokenError: A trigger or a table that guards the phase is not in place.
         """
-        require_two_sides(self.phase)
-        self._mind_clock()
+        if self._reading.run(self._may_verify):
+            self._flipping.run(demands.count_from_now)
         return verify(self._reading, self._writing, progress)
+
+    def _may_verify(self, uow: UnitOfWork) -> bool:
+        """Refuse before the long comparison what would be refused after it; whether the phase began in the future."""
+        require_two_sides(self._phase_of(uow))
+        guards.require(uow)
+        return demands.began_in_future(uow)
 
     def reconcile(
         self,
@@ -65,7 +72,7 @@ class Agreement(MigrationRecords):
         dry_run: bool = False,
         progress: Watch = None,
     ) -> ReconcileReport:
-        """Make both sides equal: repair the side that is not read, adopt rows that it alone has.
+        """Make both sides equal: repair the side that is not read, and adopt rows that only this side has.
 
         Rows that another program changed or deleted on the side that is not read need a choice. Without one they
         stay as they are, and the gate stays shut. Whatever is overwritten or deleted is kept first (`images`).
@@ -76,7 +83,7 @@ class Agreement(MigrationRecords):
             rebuild: The side, `legacy` or `normalized`, to make again from the other one, after another program
                 dropped tables of one of them. Tables that are missing are made. Rows that were written to a table
                 that was dropped and made again stay, under new ids where their own were given before; rows of the
-                side that lost nothing, and that have no equal on the other one, are kept as images and go.
+                side that lost nothing, and that have no equal on the other one, are kept as images and deleted.
             dry_run: Only list what would be done; not together with `rebuild`.
             progress: Called after each chunk.
 
@@ -92,18 +99,18 @@ class Agreement(MigrationRecords):
         """
         if rebuild is not None:
             return self._rebuild(_side(rebuild), foreign, dry_run, progress)
-        adopted = () if dry_run or self.phase.has_legacy else self._adopt_strays(progress)
-        if self._mend(dry_run=dry_run) and not self.phase.writes_normalized:
-            return ReconcileReport(dry_run, (), (), 0, 0)  # there was nothing else to do
-        require_two_sides(self.phase)
+        phase = self.phase
+        adopted = () if dry_run or phase.has_legacy else self._adopt_strays(progress)
+        if self._mend(dry_run=dry_run) and not phase.writes_normalized:
+            return ReconcileReport(dry_run)  # there is nothing else to do
+        require_two_sides(phase)
         report = reconcile(self._reading, self._repairing, foreign=foreign, dry_run=dry_run, progress=progress)
         return replace(report, adopted_tables=adopted) if adopted else report
 
     def _adopt_strays(self, progress: Watch) -> tuple[Adopted, ...]:
-        """Carry the rows of legacy tables that another program made at CONTRACT, and let views stand there again."""
-        with self._reading() as uow:
-            if not guards.strays(uow):
-                return ()
+        """Carry the rows of legacy tables that another program made at CONTRACT, and put up the views again."""
+        if not self._reading.run(signs.strays):
+            return ()
         return tuple(adopt_strays(self._repairing, self._flipping, progress))
 
     def _rebuild(self, side: Side, foreign: Choice, dry_run: bool, progress: Watch) -> ReconcileReport:
@@ -115,27 +122,22 @@ class Agreement(MigrationRecords):
             )
         self._upgrade.run_if_needed(progress)
         rebuilt = rebuild_side(self._repairing, self._flipping, side, progress)
-        report = ReconcileReport(False, (), (), 0, 0)
+        report = ReconcileReport(False)
         if self.phase.writes_normalized:
             report = reconcile(self._reading, self._repairing, foreign=foreign, progress=progress)
         return replace(report, rebuilt=rebuilt)
 
     def _mend(self, *, dry_run: bool) -> bool:
-        """Install the triggers of the phase again where another program dropped or changed them; whether one had."""
+        """Install the triggers of the phase again where they are not in place; returns whether they were not."""
         flaws = self._reading.run(_mendable)
         if flaws and not dry_run:
             self._flipping.run(guards.mend)
         return bool(flaws)
 
-    def _mind_clock(self) -> None:
-        """Let the phase begin now where it began in the future; read first, since that is rare."""
-        if self._reading.run(lambda uow: uow.prepared and gates.began_in_future(uow)):
-            self._flipping.run(gates.count_from_now)
-
 
 def _mendable(uow: UnitOfWork) -> list[guards.Flaw]:
-    """What guards the phase and is not in place; refuses where rows may be missing for it."""
-    flaws = shapes.look(uow)
+    """What is wrong with the guards of the phase; refuses where rows of a table may be missing."""
+    flaws = guards.look(uow)
     if any(flaw.side for flaw in flaws):
         raise guards.broken(uow, flaws)
     return flaws

@@ -1,4 +1,4 @@
-"""Decisions of an operator on single rows: rejects, mismatches, images."""
+"""The decisions of an operator on single rows, as methods of `Migration`: rejects, mismatches, images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from consensus_orm import errors
 from consensus_orm import validation as check
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import audit, mismatches, rejects
 from consensus_orm.migration.carrying import carry_reject
 from consensus_orm.migration.records import MigrationRecords
 from consensus_orm.phase import Side
@@ -38,8 +38,8 @@ class Decisions(MigrationRecords):
         _require_reason(reason)
 
         def accept(uow: UnitOfWork) -> None:
-            pair, key = mismatches.accept_reject(uow, number, reason)
-            mismatches.audit(uow, "accept reject", reason=reason, number=number, pair=pair, key=key)
+            accepted = rejects.accept(uow, number, reason)
+            audit.add(uow, "accept reject", reason=reason, number=number, pair=accepted.pair.name, key=accepted.key)
 
         self._repairing.run(accept)
 
@@ -61,16 +61,16 @@ class Decisions(MigrationRecords):
         given = _positions(numbers)
 
         def accept(uow: UnitOfWork) -> list[int]:
-            chosen = sorted(given | (set() if all_of is None else mismatches.rejected_for(uow, all_of)))
+            chosen = sorted(given | (set() if all_of is None else rejects.with_reason(uow, all_of)))
             for number in chosen:
-                mismatches.accept_reject(uow, number, reason)
-            mismatches.audit(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
+                rejects.accept(uow, number, reason)
+            audit.add(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
             return chosen
 
         return self._repairing.run(accept)
 
     def resolve_reject(self, number: int) -> bool:
-        """Try again to carry a rejected row, after what was wrong with it has been mended.
+        """Try again to carry a rejected row, after its fault was repaired.
 
         Args:
             number: Its number in `rejects`.
@@ -83,7 +83,7 @@ class Decisions(MigrationRecords):
         """
 
         def resolve(uow: UnitOfWork) -> bool:
-            reject = mismatches.take_reject(uow, number)
+            reject = rejects.take(uow, number)
             on_the_way_back = uow.phase.freezes_legacy and reject.side is Side.NORMALIZED
             if not (uow.phase.compares or on_the_way_back):
                 raise errors.WrongPhaseError(
@@ -94,28 +94,28 @@ class Decisions(MigrationRecords):
             with uow.catalog.legacy_unfrozen(uow) if on_the_way_back else contextlib.nullcontext():
                 if not carry_reject(uow, reject):
                     return False
-            mismatches.resolve_reject(uow, number)
+            rejects.resolve(uow, number)
             if reject.key is not None:
                 mismatches.settle(uow, reject.pair, [reject.key], "repaired", "a reject was resolved")
-            mismatches.audit(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
+            audit.add(uow, "resolve reject", number=number, pair=reject.pair.name, key=reject.key)
             return True
 
         return self._repairing.run(resolve)
 
     def restore_image(self, number: int, *, reason: str | None = None) -> Restored:
-        """Put back a row that was overwritten or deleted: write it to the sides of the phase, and compare it there.
+        """Put back a row that was overwritten or deleted: write it to the sides of the phase, and compare it.
 
-        A row that stands under its key now is kept as an image first.
+        The row that has its key now is kept as an image first.
 
         Args:
             number: Its number in `images`.
             reason: Why, for the audit.
 
         Returns:
-            The row, and the columns that were not put back: a value that follows from others is derived again.
+            The row, and the columns that were not put back: derived values are derived again.
 
         Raises:
-            InvalidValueError: There is no such image, or it is of a parent table, whose rows follow from others.
+            InvalidValueError: There is no such image, or it is of a parent table, whose rows are derived.
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
             StorageError: The source of truth could not be written.
         """
@@ -136,8 +136,8 @@ class Decisions(MigrationRecords):
         _require_reason(reason)
 
         def accept(uow: UnitOfWork) -> None:
-            mismatches.accept_mismatch(uow, number, reason)
-            mismatches.audit(uow, "accept mismatch", reason=reason, number=number)
+            mismatches.accept(uow, number, reason)
+            audit.add(uow, "accept mismatch", reason=reason, number=number)
 
         self._repairing.run(accept)
 

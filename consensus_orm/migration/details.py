@@ -1,19 +1,20 @@
-"""One entry of a ledger with its row, column by column: as each side has it now, and as it was kept.
+"""The details of a ledger entry: its row column by column, as each side has it now and as it was kept.
 
-Contents are shown only to whoever asks for them; without that there are types and sizes, and whether the sides agree.
+Contents are shown only on request; otherwise types and sizes, and whether the sides agree.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import bindparam, select
 
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import audit, images, mismatches
-from consensus_orm.ledgers.audit import ImageEntry, MismatchEntry, RejectEntry
+from consensus_orm.ledgers import entries, images, mismatches
+from consensus_orm.ledgers.binding import Key
+from consensus_orm.ledgers.entries import ImageEntry, MismatchEntry, RejectEntry
 from consensus_orm.ledgers.images import Cells
 from consensus_orm.models.control import Reject
 from consensus_orm.phase import Side
@@ -27,8 +28,8 @@ class Cell(BaseModel):
 
     Attributes:
         type: null, integer, real, text or blob.
-        bytes: How long it is; of a number, the length of its digits.
-        value: The value itself, where contents were asked for: a blob in hexadecimal digits.
+        bytes: Its length; of a number, that of its digits.
+        value: The value itself, where contents were requested; a blob in hexadecimal digits.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,7 +43,7 @@ class ColumnDetail(BaseModel):
     """One column of a row.
 
     Attributes:
-        name: The legacy name; of what the normalized side alone has, its own name.
+        name: The legacy name; of a column that only the normalized side has, its own name.
         legacy: What the legacy side has now; None where it has no such row or column.
         normalized: What the normalized side has now.
         image: What was kept of it.
@@ -80,7 +81,7 @@ def of_mismatch(uow: UnitOfWork, number: int, *, contents: bool) -> RowDetail:
     Raises:
         InvalidValueError: There is no such mismatch.
     """
-    entry = _only(audit.mismatches(uow, everything=True, number=number), "mismatch", "mismatches", number)
+    entry = _only(entries.mismatches(uow, everything=True, number=number), "mismatch", "mismatches", number)
     return _detail(uow, entry, None, contents)
 
 
@@ -93,7 +94,7 @@ def of_reject(uow: UnitOfWork, number: int, *, contents: bool) -> RowDetail:
     Raises:
         InvalidValueError: There is no such reject.
     """
-    entry = _only(audit.rejects(uow, everything=True, number=number), "reject", "rejects", number)
+    entry = _only(entries.rejects(uow, everything=True, number=number), "reject", "rejects", number)
     kept = uow._rows(_IMAGE, {"number": number})[0][0]
     return _detail(uow, entry, images.cells(kept), contents)
 
@@ -104,19 +105,19 @@ def of_image(uow: UnitOfWork, number: int, *, contents: bool) -> RowDetail:
     Raises:
         InvalidValueError: There is no such image.
     """
-    entry = _only(audit.images(uow, everything=True, number=number), "image", "images", number)
+    entry = _only(entries.images(uow, everything=True, number=number), "image", "images", number)
     return _detail(uow, entry, images.take(uow, number).cells, contents)
 
 
 Entry = TypeVar("Entry", MismatchEntry, RejectEntry, ImageEntry)
 
 
-def _only(entries: list[Entry], noun: str, command: str, number: int) -> Entry:
-    if not entries:
+def _only(found: list[Entry], noun: str, command: str, number: int) -> Entry:
+    if not found:
         raise errors.InvalidValueError(
             f"there is no {noun} {number}", hint=f"see: consensus-orm {command} --all", field="id"
         )
-    return entries[0]
+    return found[0]
 
 
 def _detail(
@@ -145,13 +146,11 @@ def _detail(
     return RowDetail(entry=entry, on=tuple(now), columns=tuple(columns))
 
 
-def _now(uow: UnitOfWork, pair: Move, key: Any, side: Side) -> Cells | None:
-    table = pair.legacy_table if side is Side.LEGACY else pair.table
-    there = {name.lower() for name in uow.catalog.tables(uow)}
-    return images.now(uow, pair, key, side) if table.name.lower() in there else None
+def _now(uow: UnitOfWork, pair: Move, key: Key, side: Side) -> Cells | None:
+    return images.now(uow, pair, key, side) if pair.table_name(side).lower() in uow.catalog.tables(uow) else None
 
 
-def _differing(uow: UnitOfWork, pair: Move, key: Any) -> set[str]:
+def _differing(uow: UnitOfWork, pair: Move, key: Key) -> set[str]:
     """Names under which an image shows the columns that differ."""
     legacy_names = {
         of.key if pair.is_own(of) else f"{of.table.name}.{of.key}": name for name, of in pair.carried.items()

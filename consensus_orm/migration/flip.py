@@ -1,28 +1,38 @@
-"""The flip: one short transaction in which the phase changes, and with it what the triggers do.
+"""The flip: one short transaction in which the phase changes, and with it the triggers.
 
-A writing unit of work holds the write lock from its first statement, and so does the flip: it waits for the
-writers of the phase before it, and they for it. This is the fence.
+A writing unit of work holds the write lock from its first statement, and so does the flip: it waits for the writers of
+the phase before it, and later writers wait for it. This is the fence.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
-from consensus_orm.ledgers import backfill_progress, mismatches
+from consensus_orm.ledgers import audit, backfill_progress
+from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands
 from consensus_orm.phase import Phase
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["flip"]
+__all__ = ["expect", "flip"]
 
 
-def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced: bool = False, **detail: Any) -> None:
-    """Change the phase, the triggers, the sequences, and what the phase demands; and say so in the audit.
+def expect(uow: UnitOfWork, phase: Phase) -> None:
+    """Refuse to go on where another process has changed the phase."""
+    if uow.phase is not phase:
+        raise errors.PhaseChangedError(
+            f"the phase is {uow.phase.name} by now, not {phase.name}", expected=phase, phase=uow.phase
+        )
+
+
+def flip(
+    uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced: bool = False, **detail: object
+) -> None:
+    """Change the phase with its triggers, sequences and demands, and add an entry to the audit.
 
     Args:
         uow: Holds the write lock; it is the last thing this unit of work does.
-        to: The phase to come.
+        to: The next phase.
         action: advance or rollback.
         reason: Why, for the audit.
         forced: Whether waiting was skipped.
@@ -36,13 +46,13 @@ def flip(uow: UnitOfWork, to: Phase, *, action: str, reason: str | None, forced:
         uow.catalog.level_sequences(uow)
         uow.catalog.legacy.remember(uow)
     if not to.writes_normalized:
-        backfill_progress.forget(uow)  # legacy rows will come that nobody carries
+        backfill_progress.forget(uow)  # from now on legacy rows are written without their counterparts
     state.turn_epoch(
         uow,
         phase=to.value,
-        since=mismatches.milliseconds(uow),
+        since=milliseconds(uow),
         mapping=guard_record.made_from(uow, to),
         step=None,
         **Demands.of(uow.settings, to).stored(),
     )
-    mismatches.audit(uow, action, to=to, reason=reason, forced=forced, **detail)
+    audit.add(uow, action, to=to, reason=reason, forced=forced, **detail)

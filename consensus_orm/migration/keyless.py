@@ -1,8 +1,8 @@
-"""Rows that cannot be named by their key: it is NULL, or of another type than the key of the move.
+"""Rows without a usable key: it is NULL, or of another type than the key of the move.
 
-No statement by keys reaches such a row and no range holds it, so it is never carried. It becomes a reject, kept whole,
-and is told from others by what it holds: row numbers change when a file is vacuumed. Equal rows are as many rejects
-as there are rows.
+No statement by keys reaches such a row and no range of keys contains it, so it cannot be carried. It becomes a reject,
+kept whole, and is identified by its contents: row numbers change when a file is vacuumed. Each of several equal rows is
+a reject of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sqlalchemy import bindparam, select
 
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.rules import is_text
-from consensus_orm.ledgers import changes, mismatches
+from consensus_orm.ledgers import changes, rejects
+from consensus_orm.ledgers.binding import keys_of
 from consensus_orm.models.control import Reject
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -25,7 +26,7 @@ __all__ = ["concerns", "count", "images", "reject", "settle", "stands"]
 REASON = "its key is "
 """How the reasons of such rejects begin."""
 
-KEPT = select(Reject.image).where(
+_KEPT = select(Reject.image).where(
     Reject.pair == bindparam("pair"),
     Reject.table_name == bindparam("table_name"),
     Reject.key.is_(None),
@@ -35,79 +36,51 @@ KEPT = select(Reject.image).where(
 
 
 def count(uow: UnitOfWork, pair: Move, side: Side) -> int:
-    """How many rows of a side have no usable key; it looks at every row."""
+    """How many rows of a side have no usable key; scans the table."""
     return int(uow._rows(uow.statements[pair].keyless_rows(side))[0][0])
 
 
-def images(uow: UnitOfWork, pair: Move, side: Side) -> Iterator[mismatches.Image]:
-    """The rows of a side without a usable key, whole; it looks at every row.
-
-    Args:
-        uow: Sees the side.
-        pair: The pair of the rows.
-        side: The side.
-    """
+def images(uow: UnitOfWork, pair: Move, side: Side) -> Iterator[rejects.Image]:
+    """The rows of a side without a usable key, whole; scans the table."""
     names, sql = uow.statements[pair].keyless_images(side)
     for parts in uow._rows(sql):
-        yield mismatches.as_image(names, parts)
+        yield rejects.as_image(names, parts)
 
 
 def reject(uow: UnitOfWork, pair: Move, side: Side) -> int:
-    """Make a reject of each row of a side that has no usable key and is none yet.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-        side: The side.
-
-    Returns:
-        How many are new.
-    """
+    """Reject each row of a side that has no usable key and is no reject yet; returns how many are new."""
     kept = Counter(_kept(uow, pair, side))
     new = 0
     for image in images(uow, pair, side):
         if kept[(told := json.dumps(image))] > 0:
             kept[told] -= 1
             continue
-        mismatches.keep_reject(uow, pair, None, side, _reason(pair, image[pair.legacy_key][0]), image)
+        rejects.keep(uow, pair, None, side, _reason(pair, image[pair.legacy_key][0]), image)
         new += 1
     return new
 
 
 def settle(uow: UnitOfWork, pair: Move) -> int:
-    """Reject what another program wrote without a usable key, and forget that it was recorded.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-
-    Returns:
-        How many rejects are new.
-    """
+    """Reject what another program wrote without a usable key, and forget its records; returns how many are new."""
     written = changes.of_unnamed_rows(uow, pair)
     new = sum(reject(uow, pair, side) for side in Side if written.ops[side])
     changes.forget(uow, [written])
     return new
 
 
-def concerns(reject: mismatches.OpenReject) -> bool:
-    """Whether a reject is one of a row without a usable key."""
-    return reject.key is None and reject.reason.startswith(REASON)
+def concerns(of: rejects.OpenReject) -> bool:
+    """Whether a reject is that of a row without a usable key."""
+    return of.key is None and of.reason.startswith(REASON)
 
 
-def stands(uow: UnitOfWork, reject: mismatches.OpenReject) -> bool:
-    """Whether the row of such a reject is still there without a usable key: as many rows as were kept.
-
-    Args:
-        uow: Sees the side.
-        reject: The reject.
-    """
-    rows = sum(json.dumps(image) == reject.image for image in images(uow, reject.pair, reject.side))
-    return rows >= sum(image == reject.image for image in _kept(uow, reject.pair, reject.side))
+def stands(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
+    """Whether the row of such a reject still has no usable key: there are as many equal rows as equal rejects."""
+    rows = sum(json.dumps(image) == of.image for image in images(uow, of.pair, of.side))
+    return rows >= sum(image == of.image for image in _kept(uow, of.pair, of.side))
 
 
 def _kept(uow: UnitOfWork, pair: Move, side: Side) -> list[str]:
-    return [image for (image,) in uow._rows(KEPT, {"pair": pair.name, "table_name": pair.table_name(side)})]
+    return keys_of(uow, _KEPT, {"pair": pair.name, "table_name": pair.table_name(side)})
 
 
 def _reason(pair: Move, kind: str) -> str:

@@ -1,6 +1,6 @@
 """The pace of a long step: how much it does in one transaction, and how long writers have the database after it.
 
-A step that takes the lock again at once keeps others from it for as long as it lasts: a writer of another process asks
+A step that takes the lock again at once keeps writers out for as long as it lasts: a writer of another process asks
 for the lock now and then, and finds it taken each time (measured: 0.03 of its writes, and waits of 535 ms, while 4,000
 changes were carried). So between two transactions the lock is free for as long as it was held.
 """
@@ -8,16 +8,18 @@ changes were carried). So between two transactions the lock is free for as long 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from consensus_orm.ledgers import changes
-from consensus_orm.migration.carrying import CHANGES_IN_ONE_TRANSACTION, Drained
+from consensus_orm.migration.settling import CHANGES_IN_ONE_TRANSACTION, Drained
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.progress import Tally, Watch
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["Pace", "catch_up"]
+__all__ = ["Pace", "catch_up", "in_chunks"]
 
+T = TypeVar("T")
 
 UNKNOWN = 3
 """Transactions of a step after which it leaves the lock free whether others have written or not: a writer that asks for
@@ -29,7 +31,7 @@ class Pace:
 
     Args:
         most: How much is done in one transaction at most, in rows or changes; `chunk_rows` where left out, of which a
-            server takes several times as many where nobody else writes.
+            server takes several times as many where no other program writes.
 
     Attributes:
         size: How much this transaction does.
@@ -45,12 +47,12 @@ class Pace:
         self._begun = self._free_until = 0.0
 
     def begin(self, uow: UnitOfWork, *, behind: bool = False) -> None:
-        """Take note of a transaction, whose lock was taken just now.
+        """Start the clock of a transaction that has just taken its lock.
 
         Args:
             uow: It writes.
             behind: Whether writers have added as much as the transaction before has done. Then this one does twice as
-                much, however long it takes, and no rest follows: else the step would never come to its end.
+                much, however long it takes, and no rest follows: otherwise the step would never come to its end.
         """
         self._uow, self._behind = uow, behind
         self.in_company = uow._connected.others_wrote()
@@ -58,19 +60,19 @@ class Pace:
         self._begun = time.monotonic()
 
     def end(self) -> None:
-        """Fit the next transaction to how long this one took, which is committed."""
+        """Fit the size of the next transaction to how long this one took, which is committed."""
         now = time.monotonic()
         held, uow = now - self._begun, self._uow
         self._next = self.size if self._behind else self._fitting(held)
         self._ended += 1
-        # Who has waited since before the step began has not written yet, and so is not noticed.
+        # A writer that has waited since before the step began has not written yet, and so is not noticed.
         expected = self.in_company or self._ended <= UNKNOWN
         # On a server writers do not wait for this lock.
         shares = expected and not self._behind and not uow.catalog.others_write_meanwhile
         self._free_until = now + held if shares else now
 
     def rest(self) -> None:
-        """Leave the database to writers; what the caller did since `end` counts."""
+        """Leave the database to writers; the time since `end` counts."""
         pause = self._uow.settings.chunk_pause.total_seconds()
         # Alone a little, too: a writer that never got the lock is not noticed.
         time.sleep(max(pause if self.in_company else pause / 4, self._free_until - time.monotonic()))
@@ -84,12 +86,41 @@ class Pace:
         return min(self.size * 2 if held < goal / 2 else self.size, limit)
 
 
-def catch_up(writing: Transactions, drain: Callable[[UnitOfWork, int], Drained], progress: Watch = None) -> int:
-    """Carry what one side alone was written with, until little is left; writers go on, and cannot keep it from its end.
+def in_chunks(
+    writing: Transactions,
+    tally: Tally,
+    work: Callable[[UnitOfWork, int], tuple[T, int] | None],
+) -> Iterator[T]:
+    """Do some work in a chain of short transactions, until none is left.
 
     Args:
         writing: Opens a writing unit of work.
-        drain: Carries at most so many changes in one of them, and says how many there were.
+        tally: Reports the progress.
+        work: Does at most so many rows; returns its result and the number of rows, or None where there is none left.
+
+    Yields:
+        The result of each transaction, after its commit.
+    """
+    pace = Pace()
+
+    def chunk(uow: UnitOfWork) -> tuple[T, int] | None:
+        pace.begin(uow)
+        return work(uow, pace.size)
+
+    while (done := writing.run(chunk)) is not None:
+        pace.end()
+        result, rows = done
+        yield result
+        tally.add(rows)
+        pace.rest()
+
+
+def catch_up(writing: Transactions, drain: Callable[[UnitOfWork, int], Drained], progress: Watch = None) -> int:
+    """Carry what only one side was written with, until little is left; writers go on, and cannot keep it from its end.
+
+    Args:
+        writing: Opens a writing unit of work.
+        drain: Carries at most so many changes in one of them, and returns how many there were.
         progress: Called after each of them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What is to be done about rows whose sides differ: one planner, for whoever acts and for whoever only shows it.
+"""The plan for rows whose sides differ: reconcile carries it out, and its preview shows the same plan.
 
 Truth and shadow are the sides of the phase: reads are answered from the truth, and the shadow follows it.
 
@@ -7,7 +7,7 @@ Truth and shadow are the sides of the phase: reads are answered from the truth, 
 | nothing: the sides differ all the same | the shadow becomes what the truth says |
 | the truth | the shadow follows |
 | a row that only the shadow has | it is adopted: the truth gets it |
-| the shadow, a row that the truth has or had (update, delete, move) | undecided, until somebody chooses |
+| the shadow, a row that the truth has or had (update, delete, move) | undecided, until the operator chooses |
 | rows of one key inserted on both sides | the truth decides, the other row is a reject |
 
 The choice is to *adopt*, so that the truth becomes what the shadow says, or to *repair*, so that the shadow becomes
@@ -16,16 +16,16 @@ what the truth says.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 from consensus_orm import errors
 from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, mismatches
+from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.ledgers.changes import Written
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -37,10 +37,10 @@ Choice = Literal["adopt", "repair"] | None
 
 
 def require_choice(choice: str | None) -> None:
-    """Refuse a choice that there is not.
+    """Refuse a choice that does not exist.
 
     Raises:
-        InvalidValueError: It is none.
+        InvalidValueError: It does not.
     """
     if choice not in (None, "adopt", "repair"):
         raise errors.InvalidValueError(
@@ -90,7 +90,7 @@ class Action:
     """
 
     pair: str
-    key: Any
+    key: Key
     what: What
     side: Side
     why: Why
@@ -98,7 +98,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Undecided:
-    """A row that another program wrote on the side that is not the truth: somebody has to choose.
+    """A row that another program wrote on the side that is not the truth: the operator has to choose.
 
     Attributes:
         pair: The pair.
@@ -108,7 +108,7 @@ class Undecided:
     """
 
     pair: str
-    key: Any
+    key: Key
     side: Side
     did: str
 
@@ -157,29 +157,19 @@ class Plan:
     pair: Move
     actions: list[Action] = field(default_factory=list)
     undecided: list[Undecided] = field(default_factory=list)
-    settled: list[Any] = field(default_factory=list)
-    written: dict[Any, Written] = field(default_factory=dict)
+    settled: list[Key] = field(default_factory=list)
+    written: dict[Key, Written] = field(default_factory=dict)
 
 
-def plan_rows(uow: UnitOfWork, pair: Move, keys: Iterable[Any], choice: Choice) -> Plan:
-    """Say what is to be done about some rows; writes nothing.
-
-    Args:
-        uow: Sees both sides; holds the write lock where the plan is carried out.
-        pair: The pair of the rows.
-        keys: Their keys.
-        choice: What is done with writes to the side that is not the truth.
-
-    Returns:
-        The plan.
-    """
-    wanted = [key for key in dict.fromkeys(keys) if is_usable(pair, key)]  # `keyless` looks after the others
+def plan_rows(uow: UnitOfWork, pair: Move, keys: Iterable[Key], choice: Choice) -> Plan:
+    """Plan what is to be done about some rows; under the write lock where the plan is carried out."""
+    wanted = [key for key in dict.fromkeys(keys) if is_usable(pair, key)]  # the others: `keyless`
     plan = Plan(pair, written=changes.of_rows(uow, pair, wanted))
     if not wanted:
         return plan
     states = _states(uow, pair, wanted)
     kept = mismatches.kept_on_one_side(uow, pair, wanted)
-    unknown = _never_adopted(uow, pair, wanted)
+    never_adopted = set(keys_of(uow, uow.statements[pair].foreign_in_keys, among(wanted)))
     for key in wanted:
         state = states.get(key, _NOWHERE)
         written = plan.written.get(key, Written())
@@ -187,7 +177,7 @@ def plan_rows(uow: UnitOfWork, pair: Move, keys: Iterable[Any], choice: Choice) 
             plan.settled.append(key)
             continue
         truth = uow.phase.truth
-        source, why = _source(state, truth, written, choice, kept=key in kept, unknown=key in unknown)
+        source, why = _source(state, truth, written, choice, kept=key in kept, unknown=key in never_adopted)
         if source is None:
             plan.undecided.append(Undecided(pair.name, key, truth.other, _did(state, truth, written)))
         else:
@@ -198,14 +188,14 @@ def plan_rows(uow: UnitOfWork, pair: Move, keys: Iterable[Any], choice: Choice) 
 def _source(
     state: _State, truth: Side, written: Written, choice: Choice, *, kept: bool, unknown: bool
 ) -> tuple[Side | None, Why]:
-    """The side that says what the row is; None where somebody has to say it.
+    """The side whose row counts, and why; no side where the operator has to choose.
 
     Args:
         state: How the row stands.
         truth: The side that reads are answered from.
         written: What other programs did to it.
-        choice: What somebody has said.
-        kept: Whether we deleted it, and one side has kept it.
+        choice: The choice of the operator.
+        kept: Whether this package deleted it, and one side has kept it.
         unknown: Whether the normalized row is another program's, and was never adopted.
     """
     shadow = truth.other
@@ -226,7 +216,7 @@ def _source(
     return (shadow, Why.ADOPTED) if choice == "adopt" else (truth, Why.REPAIRED)
 
 
-def _action(pair: Move, key: Any, state: _State, source: Side, why: Why) -> Action:
+def _action(pair: Move, key: Key, state: _State, source: Side, why: Why) -> Action:
     if not state.on_one_side and state.carried:
         return Action(pair.name, key, What.DERIVE, Side.NORMALIZED, why)
     what = What.OVERWRITE if not state.on_one_side else What.INSERT if state.on(source) else What.DELETE
@@ -239,26 +229,21 @@ def _did(state: _State, truth: Side, written: Written) -> str:
     return "insert" if written.ops[truth.other][0] in ("insert", "move") and not state.on(truth) else "update"
 
 
-def _states(uow: UnitOfWork, pair: Move, keys: list[Any]) -> dict[Any, _State]:
-    """How rows stand; those that are nowhere are left out."""
+def _states(uow: UnitOfWork, pair: Move, keys: list[Key]) -> dict[Key, _State]:
+    """How rows stand; those that neither side has are left out."""
     of_legacy, lone = uow.statements[pair].both_sides
-    parameters = {"_keys": json.dumps(keys)}
+    parameters = among(keys)
     found = {
         key: _State(legacy=True, normalized=bool(there), carried=bool(carried), computed=bool(computed))
         for key, there, carried, computed in uow._rows(of_legacy, parameters)
     }
-    for (key,) in uow._rows(lone, parameters):
+    for key in keys_of(uow, lone, parameters):
         found.setdefault(key, _State(legacy=False, normalized=True, carried=False, computed=False))
     return found
 
 
-def differing(uow: UnitOfWork, pair: Move, keys: Iterable[Any]) -> list[Any]:
+def differing(uow: UnitOfWork, pair: Move, keys: Iterable[Key]) -> list[Key]:
     """Those of some rows whose sides differ."""
     wanted = list(keys)
     states = _states(uow, pair, wanted) if wanted else {}
     return [key for key in wanted if not states.get(key, _NOWHERE).agrees]
-
-
-def _never_adopted(uow: UnitOfWork, pair: Move, keys: list[Any]) -> set[Any]:
-    sql = uow.statements[pair].foreign_in_keys
-    return {key for (key,) in uow._rows(sql, {"_keys": json.dumps(keys)})}

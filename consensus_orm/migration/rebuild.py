@@ -1,25 +1,25 @@
-"""Making a side again whose tables another program dropped, or dropped and made again, from the other side.
+"""Rebuild: makes a side again, whose tables another program dropped or replaced, from the other side.
 
-Two sides, of which one was lost, say different things of the same ids, and only somebody who knows what happened can
-say which rows count. So this is a choice of its own, never part of a plain reconcile:
+Where one side was lost, the two may say different things of the same ids, and only an operator who knows what happened
+can say which rows count. So this is a choice of its own, never part of a plain reconcile:
 
 | the side to make again | a row of it that has no equal on the other side |
 |---|---|
 | was lost | came later: it is carried over, under a new id where its own was given before |
 | is in place, and the other one was lost | belongs to what was lost: it is kept as an image, and goes |
 
-What the other side has is carried afterwards. Nothing is overwritten or deleted without an image (rule 12), and every
-step is a chain of short transactions: what was interrupted is taken up by the same call.
+What the other side has is carried afterwards. Nothing is overwritten or deleted without an image (rule 12), and each
+step is a chain of short transactions: the same call continues an interrupted one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import select
 
@@ -27,11 +27,11 @@ from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.rules import is_text
-from consensus_orm.ledgers import backfill_progress, guards, images, mismatches
-from consensus_orm.migration import keyless, shapes
-from consensus_orm.migration.backfill import carry_range
-from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, reject_unequal
-from consensus_orm.migration.pace import Pace
+from consensus_orm.ledgers import audit, backfill_progress, changes, guards, images, rejects
+from consensus_orm.ledgers.binding import Key, among, keys_of
+from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, carry_range, reject_unequal
+from consensus_orm.migration.pace import in_chunks
+from consensus_orm.migration.ranges import Range, next_range
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.models.control import PhaseChange
 from consensus_orm.phase import Side
@@ -39,11 +39,10 @@ from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["Adopted", "Rebuilt", "adopt_strays", "rebuild"]
+__all__ = ["Rebuilt", "highest_given", "rebuild", "unequal_in", "with_ids_of_their_own"]
 
 RENUMBERED = "its id was given before; since then it is {key}"
 REPLACED = "the {side} side was made again from the other side"
-ADOPTED = "written to a legacy table at CONTRACT"
 
 
 @dataclass(frozen=True)
@@ -82,22 +81,12 @@ class _Plan:
         return not tables.isdisjoint(self.tables)
 
     def came_later(self, pair: Move) -> bool:
-        """Whether what the side has of a pair, and the other one has not, was written after the loss."""
-        own = pair.legacy_name if self.side is Side.LEGACY else pair.table.name
-        return self.lost and own in self.tables
+        """Whether rows of a pair that only this side has were written after the loss."""
+        return self.lost and pair.table_name(self.side) in self.tables
 
 
 def rebuild(writing: Transactions, flipping: Transactions, side: Side, progress: Watch = None) -> Rebuilt:
-    """Make a side again from the other one.
-
-    Args:
-        writing: Opens a unit of work that carries.
-        flipping: Opens one that changes tables and triggers.
-        side: The side to make again.
-        progress: Called after each chunk.
-
-    Returns:
-        What was done.
+    """Make a side again from the other one; see `Migration.reconcile`.
 
     Raises:
         WrongPhaseError: The legacy side does not exist in this phase.
@@ -105,30 +94,30 @@ def rebuild(writing: Transactions, flipping: Transactions, side: Side, progress:
     """
     plan = flipping.run(partial(_begin, side=side))
     done = Rebuilt(side, plan.tables)
-    for pair in (pair for pair in writing.statements.mapping if plan.concerns(pair)):
-        if not plan.carries:
-            break
-        settle = _carry_over if plan.came_later(pair) else _replace
-        for from_side in Side:
-            for count in _chunks(writing, pair, from_side, partial(settle, pair=pair, of=from_side, plan=plan), None):
-                done = _counted(done, plan.came_later(pair), count)
-        for count in _chunks(writing, pair, side.other, partial(_fill, pair=pair, to=side), progress):
-            done = replace(done, carried=done.carried + count)
+    for pair in writing.statements.mapping:
+        if not (plan.carries and plan.concerns(pair)):
+            continue
+        later = plan.came_later(pair)
+        settle = partial(_carry_over if later else _replace, pair=pair, plan=plan)
+        settled = sum(
+            sum(_chunks(writing, pair, from_side, partial(settle, from_side=from_side), None)) for from_side in Side
+        )
+        done = replace(
+            done,
+            renumbered=done.renumbered + (settled if later else 0),
+            replaced=done.replaced + (0 if later else settled),
+            carried=done.carried
+            + sum(_chunks(writing, pair, side.other, partial(_fill, pair=pair, to=side), progress)),
+        )
     writing.run(partial(_finish, done=done))
     return done
-
-
-def _counted(done: Rebuilt, later: bool, count: int) -> Rebuilt:
-    if later:
-        return replace(done, renumbered=done.renumbered + count)
-    return replace(done, replaced=done.replaced + count)
 
 
 # Begin ----------------------------------------------------------------------------------------------------
 
 
 def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
-    """Make the tables that are missing, put the triggers in place, and say what is under way."""
+    """Make the tables that are missing, install the triggers, and record that the step is under way."""
     if not uow.phase.has_legacy:
         if flaws := [flaw for flaw in guards.look(uow) if flaw.side]:
             raise guards.broken(uow, flaws)
@@ -145,7 +134,7 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
         )
     plan = _planned(uow, side)
     uow.catalog.keep_out(uow)
-    given = {pair.name: _given(uow, pair, side.other) for pair in uow.statements.mapping}
+    given = {pair.name: highest_given(uow, pair, side.other) for pair in uow.statements.mapping}
     plan = replace(plan, given=given, carries=_carries(uow, plan))
     aside = _set_aside(uow, side)
     made = list(_make_missing(uow, side))
@@ -155,10 +144,8 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
     if side is Side.NORMALIZED:
         backfill_progress.forget(uow)
     guards.void(uow)
-    mismatches.audit(
-        uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made, aside=aside
-    )
-    state.put(uow, step=guards.REBUILD + side)
+    audit.add(uow, "rebuild", side=side, tables=plan.tables, lost=plan.lost, given=plan.given, made=made, aside=aside)
+    state.put_step(uow, side)
     return plan
 
 
@@ -167,8 +154,7 @@ _BEGUN = select(PhaseChange.detail).where(PhaseChange.action == "rebuild").order
 
 def _under_way(uow: UnitOfWork) -> _Plan | None:
     """What an earlier call has begun and not finished."""
-    found = state.get(uow, "step")
-    if found is None or not str(found[0]).startswith(guards.REBUILD):
+    if state.rebuilding(uow) is None:
         return None
     detail = json.loads(uow._rows(_BEGUN)[0][0])
     plan = _Plan(Side(detail["side"]), tuple(detail["tables"]), detail["lost"], detail["given"])
@@ -179,18 +165,17 @@ def _carries(uow: UnitOfWork, plan: _Plan) -> bool:
     return uow.phase.writes_normalized or plan.side is Side.LEGACY or not plan.lost
 
 
-def _given(uow: UnitOfWork, pair: Move, side: Side) -> int:
-    """The highest id that a side has, or has ever given; texts are given by nobody."""
+def highest_given(uow: UnitOfWork, pair: Move, side: Side) -> int:
+    """The highest id that a side has, or has ever given; 0 for keys that are texts, which are not generated."""
     if is_text(pair.key):
         return 0
-    table = pair.legacy_name if side is Side.LEGACY else pair.table.name
     found = uow._rows(uow.statements[pair].last_key(side))[0][0]
-    return max(int(found or 0), uow.catalog.sequence(uow, table) or 0)
+    return max(int(found or 0), uow.catalog.sequence(uow, pair.table_name(side)) or 0)
 
 
 def _planned(uow: UnitOfWork, side: Side) -> _Plan:
     _require_source(uow, side)
-    flaws = shapes.look(uow)
+    flaws = guards.look(uow)
     lost = {where: tuple(flaw.table for flaw in flaws if flaw.side is where and flaw.table) for where in Side}
     there = {name.lower() for name in uow.catalog.tables(uow)}
     if missing := [table for table in lost[side.other] if table.lower() not in there]:
@@ -213,8 +198,8 @@ def _planned(uow: UnitOfWork, side: Side) -> _Plan:
 
 
 def _require_source(uow: UnitOfWork, side: Side) -> None:
-    """Refuse to make a side from one that lacks columns: nobody else can say what stood there."""
-    for table, missing in shapes.lacking(uow, side.other).items():
+    """Refuse to make a side from one that lacks columns: no other side has their values."""
+    for table, missing in guards.lacking_columns(uow, side.other).items():
         raise errors.MigrationError(
             f"the {side} side cannot be made from {table}, which has no column {missing[0]!r:.60}",
             hint=f"nothing was changed; run: consensus-orm reconcile --rebuild {side.other}",
@@ -224,10 +209,10 @@ def _require_source(uow: UnitOfWork, side: Side) -> None:
 
 
 def _set_aside(uow: UnitOfWork, side: Side) -> list[str]:
-    """Take tables out of the way that lack columns and are not the truth, with their rows; gives their new names."""
+    """Rename tables that lack columns and are not the truth, with their rows; returns their new names."""
     if side is not Side.LEGACY or uow.phase.truth is side:
         return []
-    broken = shapes.lacking(uow, side)
+    broken = guards.lacking_columns(uow, side)
     return [uow.catalog.legacy.set_aside(uow, p) for p in uow.statements.mapping if p.legacy_name in broken]
 
 
@@ -272,110 +257,100 @@ def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
 
 
 def _chunks(
-    writing: Transactions, pair: Move, side: Side, work: Callable[[UnitOfWork, Any, Any], int], progress: Watch
+    writing: Transactions, pair: Move, side: Side, work: Callable[[UnitOfWork, Range], int], progress: Watch
 ) -> Iterator[int]:
-    """Go through the rows of a side by ranges of keys, each in a transaction of its own; gives what `work` counted."""
-    tally, pace = Tally(progress, pair.name), Pace()
-    after: Any = None
+    """Go through the rows of a side by ranges of keys, each in a transaction of its own; yields what `work` counted."""
+    tally = Tally(progress, pair.name)
+    after: Key = None
 
-    def chunk(uow: UnitOfWork) -> tuple[int, Any, int] | None:
-        pace.begin(uow)
-        sql = uow.statements[pair]
-        bounds = sql.next_chunk(side)[0 if after is None else 1]
-        first, last, count = uow._rows(bounds, {"_after": after, "_rows": pace.size})[0]
-        if not count:
+    def chunk(uow: UnitOfWork, size: int) -> tuple[tuple[int, Key], int] | None:
+        if (of := next_range(uow, pair, side, after, size)) is None:
             return None
-        tally.expect(lambda: uow._rows(sql.count(side, ()))[0][0])
-        with _unfrozen(uow):
-            return work(uow, first, last), last, int(count)
+        tally.expect(lambda: uow._rows(uow.statements[pair].count(side, ()))[0][0])
+        with uow.catalog.legacy_unfrozen(uow) if uow.phase.freezes_legacy else nullcontext():
+            return (work(uow, of), of.last), of.rows
 
-    while (done := writing.run(chunk)) is not None:
-        counted, after, rows = done
-        pace.end()
+    for counted, last in in_chunks(writing, tally, chunk):
+        after = last
         yield counted
-        tally.add(rows)
-        pace.rest()
 
 
-def _unfrozen(uow: UnitOfWork) -> AbstractContextManager[None]:
-    return uow.catalog.legacy_unfrozen(uow) if uow.phase.freezes_legacy else nullcontext()
-
-
-def _unequal(uow: UnitOfWork, pair: Move, side: Side, first: Any, last: Any) -> list[Any]:
+def unequal_in(uow: UnitOfWork, pair: Move, side: Side, of: Range) -> list[Key]:
     """Keys of the rows of a side in a range that have no equal on the other side."""
-    look = uow.statements[pair].compare_range(side, but_recorded=False)
-    ((_, wrong),) = uow._rows(look, {"_first": first, "_last": last})
+    ((_, wrong),) = uow._rows(uow.statements[pair].compare_range(side, but_recorded=False), of.bounds)
     return [] if wrong is None else list(json.loads(wrong))
 
 
-def _carry_over(uow: UnitOfWork, first: Any, last: Any, *, pair: Move, of: Side, plan: _Plan) -> int:
-    """Carry rows that were written to the side after the loss to the other one; gives how many have new ids."""
-    keys = _unequal(uow, pair, of, first, last)
-    side = plan.side
-    later = [key for (key,) in uow._rows(uow.statements[pair].present(side), {"_keys": json.dumps(keys)})]
+def _carry_over(uow: UnitOfWork, of: Range, *, pair: Move, from_side: Side, plan: _Plan) -> int:
+    """Carry rows that were written to the side after the loss to the other one; returns how many have new ids."""
+    side, why = plan.side, REPLACED.format(side=plan.side)
+    later = keys_of(uow, uow.statements[pair].present(side), among(unequal_in(uow, pair, from_side, of)))
     if not later:
         return 0
-    there = {key for (key,) in uow._rows(uow.statements[pair].present(side.other), {"_keys": json.dumps(later)})}
-    taken = [key for key in later if key in there or _was_given(plan, pair, key)]
-    if is_text(pair.key):  # there is no next one
-        for key in taken:
-            mismatches.reject(uow, pair, key, side, ID_TAKEN_TWICE)
-        carry(uow, pair, taken, side, REPLACED.format(side=side))
-        renumbered = []
-    else:
-        renumbered = _renumber(uow, pair, taken, side)
-    free = [key for key in later if key not in taken]
-    for moved in (free, renumbered):
-        carry(uow, pair, moved, side.other, REPLACED.format(side=side))
+    ids = with_ids_of_their_own(uow, pair, later, side, plan.given[pair.name])
+    carry(uow, pair, ids.taken, side, why)
+    for moved in (ids.free, ids.renumbered):
+        carry(uow, pair, moved, side.other, why)
         reject_unequal(uow, pair, moved, side)
-    return len(renumbered)
+    return len(ids.renumbered)
 
 
-def _was_given(plan: _Plan, pair: Move, key: Any) -> bool:
-    return not is_text(pair.key) and bool(key <= plan.given[pair.name])
+class Ids(NamedTuple):
+    """Rows of one side: their own ids are free; they have new ones; or their ids are taken and they are rejects."""
+
+    free: list[Key]
+    renumbered: list[Key]
+    taken: list[Key]
+    new_rejects: int
 
 
-def _renumber(uow: UnitOfWork, pair: Move, keys: Iterable[Any], side: Side) -> list[Any]:
-    """Give rows of one side ids that no row had before, and keep what they were; gives the new keys."""
-    table = quoted(pair.legacy_name if side is Side.LEGACY else pair.table.name)
-    column, mark, new = quoted(pair.key_name(side)), uow.catalog.last_change(uow), []
-    for key in keys:
-        free = _free(uow, pair, side)
-        images.keep(uow, pair, [key], side, RENUMBERED.format(key=free))
-        uow._execute(f"UPDATE {table} SET {column} = :new WHERE {column} = :old", {"new": free, "old": key})
-        new.append(free)
-    uow.catalog.forget_changes(uow, after=mark)
+def with_ids_of_their_own(uow: UnitOfWork, pair: Move, keys: list[Key], side: Side, given: int) -> Ids:
+    """Give new ids to rows whose ids the other side has, or has given before; reject them where keys are texts."""
+    there = set(keys_of(uow, uow.statements[pair].present(side.other), among(keys)))
+    taken = [key for key in keys if key in there or (isinstance(key, int) and key <= given)]
+    free = [key for key in keys if key not in taken]
+    if is_text(pair.key):  # there is no next one
+        return Ids(free, [], taken, sum(rejects.reject(uow, pair, key, side, ID_TAKEN_TWICE) for key in taken))
+    return Ids(free, _renumber(uow, pair, taken, side), [], 0)
+
+
+def _renumber(uow: UnitOfWork, pair: Move, keys: Iterable[Key], side: Side) -> list[Key]:
+    """Give rows of one side ids that no row had before, and image them first; returns the new keys."""
+    table, column, new = quoted(pair.table_name(side)), quoted(pair.key_name(side)), list[Key]()
+    with changes.not_recorded(uow):
+        for key in keys:
+            free = _free(uow, pair, side)
+            images.keep(uow, pair, [key], side, RENUMBERED.format(key=free))
+            uow._execute(f"UPDATE {table} SET {column} = :new WHERE {column} = :old", {"new": free, "old": key})
+            new.append(free)
     return new
 
 
-def _free(uow: UnitOfWork, pair: Move, side: Side) -> Any:
+def _free(uow: UnitOfWork, pair: Move, side: Side) -> Key:
     """An id that no row of either side has or had."""
     while True:
-        free = uow.catalog.free_key(uow, pair)
-        if not uow._rows(uow.statements[pair].present(side), {"_keys": json.dumps([free])}):
+        free: Key = uow.catalog.free_key(uow, pair)
+        if not uow._rows(uow.statements[pair].present(side), among([free])):
             return free
 
 
-def _replace(uow: UnitOfWork, first: Any, last: Any, *, pair: Move, of: Side, plan: _Plan) -> int:
-    """Make rows of the side what they are on the other one; gives how many were replaced or deleted."""
-    keys = _unequal(uow, pair, of, first, last)
+def _replace(uow: UnitOfWork, of: Range, *, pair: Move, from_side: Side, plan: _Plan) -> int:
+    """Make rows of the side what they are on the other one; returns how many were replaced or deleted."""
+    keys = unequal_in(uow, pair, from_side, of)
     kept = carry(uow, pair, keys, plan.side, REPLACED.format(side=plan.side))
     reject_unequal(uow, pair, keys, plan.side.other)
     return kept
 
 
-def _fill(uow: UnitOfWork, first: Any, last: Any, *, pair: Move, to: Side) -> int:
-    """Carry the rows of a range that the side does not have; gives how many."""
-    sql, bounds = uow.statements[pair], {"_first": first, "_last": last}
+def _fill(uow: UnitOfWork, of: Range, *, pair: Move, to: Side) -> int:
+    """Carry the rows of a range that the side does not have; returns how many."""
     if to is Side.NORMALIZED:
-        before = _unequal(uow, pair, Side.LEGACY, first, last)
-        carry_range(uow, pair, first, last)
+        before = unequal_in(uow, pair, Side.LEGACY, of)
+        carry_range(uow, pair, of)
         return len(before) - len(reject_unequal(uow, pair, before, Side.LEGACY).keys)
-    adopt_range(uow, pair, first, last)
-    mark = uow.catalog.last_change(uow)
-    count: int = uow._execute(sql.fill_legacy, bounds).rowcount
-    uow.catalog.forget_changes(uow, after=mark)
-    return count
+    adopt_range(uow, pair, of)
+    with changes.not_recorded(uow):
+        return int(uow._execute(uow.statements[pair].fill_legacy, of.bounds).rowcount)
 
 
 def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
@@ -385,133 +360,12 @@ def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
     uow.catalog.level_sequences(uow)
     if done.side is Side.NORMALIZED and uow.phase.compares:
         _set_backfilled(uow)
-    mismatches.audit(
-        uow, "rebuilt", side=done.side, carried=done.carried, renumbered=done.renumbered, replaced=done.replaced
-    )
-    state.put(uow, step=None)
+    audit.add(uow, "rebuilt", side=done.side, carried=done.carried, renumbered=done.renumbered, replaced=done.replaced)
+    state.put_step(uow, None)
 
 
 def _set_backfilled(uow: UnitOfWork) -> None:
-    """Every legacy row was carried just now, so there is nothing left for the backfill."""
+    """Mark the backfill as finished: every legacy row was carried just now."""
     for pair in uow.statements.mapping:
-        if backfill_progress.of(uow, pair) is None:
+        if backfill_progress.of(uow, pair) == backfill_progress.NOT_BEGUN:
             backfill_progress.move(uow, pair, None, 0, finished=True)
-
-
-# Tables that came back at CONTRACT ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """What was done with the rows of a legacy table that another program made at CONTRACT.
-
-    Attributes:
-        table: The table, which is gone again.
-        rows: Rows that were carried to the normalized side.
-        renumbered: Those among them that have new ids, since theirs were given before.
-        known: Rows that the normalized side had already.
-        rejects: Rows that could not be carried; each is kept whole among the rejects.
-    """
-
-    table: str
-    rows: int = 0
-    renumbered: int = 0
-    known: int = 0
-    rejects: int = 0
-
-    def plus(self, more: Adopted) -> Adopted:
-        """What was done to some rows and to others of the same table."""
-        return Adopted(
-            self.table,
-            self.rows + more.rows,
-            self.renumbered + more.renumbered,
-            self.known + more.known,
-            self.rejects + more.rejects,
-        )
-
-
-def adopt_strays(writing: Transactions, flipping: Transactions, progress: Watch = None) -> list[Adopted]:
-    """Carry the rows of legacy tables that are there at CONTRACT, and let the views stand there again.
-
-    Args:
-        writing: Opens a unit of work that carries.
-        flipping: Opens one that changes tables.
-        progress: Called after each chunk.
-
-    Returns:
-        What was done, for each such table.
-    """
-    done: list[Adopted] = []
-    while names := writing.run(guards.strays):  # again, where its program wrote on meanwhile
-        for pair in (pair for pair in writing.statements.mapping if pair.legacy_name in names):
-            adopted = Adopted(pair.legacy_name)
-            for more in _emptied(writing, pair, progress):
-                adopted = adopted.plus(more)
-            if adopted != Adopted(pair.legacy_name):
-                done.append(adopted)
-        flipping.run(_drop_empty)
-    return done
-
-
-def _emptied(writing: Transactions, pair: Move, progress: Watch) -> Iterator[Adopted]:
-    tally, pace = Tally(progress, pair.name), Pace()
-    given = writing.run(lambda uow: _given(uow, pair, Side.NORMALIZED))
-
-    def chunk(uow: UnitOfWork) -> Adopted | None:
-        if pair.legacy_name not in guards.strays(uow):
-            return None
-        pace.begin(uow)
-        tally.expect(lambda: uow._rows(uow.statements[pair].count(Side.LEGACY, ()))[0][0])
-        first, last, count = uow._rows(uow.statements[pair].next_chunk(Side.LEGACY)[0], {"_rows": pace.size})[0]
-        return _adopt(uow, pair, first, last, given) if count else None
-
-    while (adopted := writing.run(chunk)) is not None:
-        pace.end()
-        yield adopted
-        tally.add(adopted.rows + adopted.known + adopted.rejects)
-        pace.rest()
-
-
-def _adopt(uow: UnitOfWork, pair: Move, first: Any, last: Any, given: int) -> Adopted:
-    """Carry the rows of a range, and delete them from the table that another program made."""
-    sql = uow.statements[pair]
-    keys = [key for (key,) in uow._rows(sql.keys_in_range(Side.LEGACY), {"_first": first, "_last": last})]
-    new = _unequal(uow, pair, Side.LEGACY, first, last)
-    there = {key for (key,) in uow._rows(sql.present(Side.NORMALIZED), {"_keys": json.dumps(new)})}
-    taken = [key for key in new if key in there or (not is_text(pair.key) and key <= given)]
-    rejects = 0
-    if is_text(pair.key):
-        rejects = sum(mismatches.reject(uow, pair, key, Side.LEGACY, ID_TAKEN_TWICE) for key in taken)
-        renumbered = []
-    else:
-        renumbered = _renumber(uow, pair, taken, Side.LEGACY)
-    carried = [*(key for key in new if key not in taken), *renumbered]
-    carry(uow, pair, carried, Side.NORMALIZED, ADOPTED)
-    uow.catalog.go_on_above(uow, pair)
-    rejected = reject_unequal(uow, pair, carried, Side.LEGACY)
-    if not uow._execute(sql.delete(Side.LEGACY), {"_keys": json.dumps([*keys, *renumbered])}).rowcount:
-        raise errors.MigrationError(
-            f"rows of {pair.legacy_name} cannot be deleted",
-            hint="nothing of this step was kept; drop the triggers of other programs on it, then try again",
-            table=pair.legacy_name,
-        )
-    return Adopted(
-        pair.legacy_name,
-        rows=len(carried) - len(rejected.keys),
-        renumbered=len(renumbered),
-        known=len(keys) - len(new),
-        rejects=rejects + rejected.new,
-    )
-
-
-def _drop_empty(uow: UnitOfWork) -> None:
-    """Drop the tables that hold nothing any more, and let views stand in their place, in one transaction."""
-    uow.catalog.keep_out(uow)
-    there = guards.strays(uow)
-    for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in there):
-        if uow._rows(uow.statements[pair].next_chunk(Side.LEGACY)[0], {"_rows": 1})[0][2]:
-            continue  # written since they were carried
-        rejects = keyless.reject(uow, pair, Side.LEGACY)
-        uow._execute(f"DROP TABLE {quoted(pair.legacy_name)}")
-        mismatches.audit(uow, "adopt table", table=pair.legacy_name, keyless=rejects)
-    guards.put_up_signs(uow)

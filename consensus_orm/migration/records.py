@@ -1,4 +1,4 @@
-"""Where a migration stands, and what its ledgers hold: looks that write nothing."""
+"""The read-only part of `Migration`: where it stands, and the entries of its ledgers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from consensus_orm.databases import guard_record
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.step_backups import StepBackups
-from consensus_orm.ledgers import audit as audit_records
+from consensus_orm.ledgers import entries
 from consensus_orm.migration import details
 from consensus_orm.migration.details import RowDetail
 from consensus_orm.migration.status import MigrationStatus, collect
@@ -28,7 +28,7 @@ __all__ = ["MigrationRecords"]
 
 @check.checked
 class MigrationRecords:
-    """Tells where the migration of a database stands.
+    """Reads where the migration of a database stands.
 
     Args:
         units: Its units of work.
@@ -64,7 +64,7 @@ class MigrationRecords:
     @property
     def _flipping(self) -> Transactions:
         statements = self._units.statements
-        for phase in Phase:  # printed before the lock is taken: writers waited 10 ms for it
+        for phase in Phase:  # compiled before the lock is taken: writers waited 10 ms for it
             guard_record.triggers(catalog(statements.rendering.name), phase, statements)
         return Transactions(self._units, lock=Lock.FLIP)
 
@@ -72,16 +72,19 @@ class MigrationRecords:
     def phase(self) -> Phase:
         """The phase the database is in now.
 
-        A file that nobody prepared yet is told apart by looking at it, and nothing is written.
+        Of a database that was never upgraded, the phase it begins with, by the tables it has; nothing is written.
         """
-        return self._reading.run(lambda uow: uow.phase if uow.prepared else self._units.initial_phase)
+        return self._reading.run(self._phase_of)
+
+    def _phase_of(self, uow: UnitOfWork) -> Phase:
+        return uow.phase if uow.prepared else self._units.initial_phase
 
     def status(self) -> MigrationStatus:
         """Everything there is to know before the next step; writes nothing.
 
         Returns:
-            Phase, rows on each side, backfill, certificate, open mismatches and rejects, and what the next
-            gate still wants.
+            Phase, rows on each side, backfill, certificate, open mismatches and rejects, and what keeps the next
+            gate shut.
         """
         rewrite = self._upgrade.pending_rewrite() if self._units.identity.rewritten else None
         told = None if rewrite is None else str(rewrite)
@@ -94,34 +97,33 @@ class MigrationRecords:
 
         return self._reading.run(look)
 
-    def history(self) -> list[audit_records.HistoryEntry]:
+    def history(self) -> list[entries.HistoryEntry]:
         """The audit: every change of phase and every repair, oldest first; writes nothing."""
-        return self._reading.run(audit_records.history)
+        return self._reading.run(entries.history)
 
-    def mismatches(self, *, everything: bool = False) -> list[audit_records.MismatchEntry]:
+    def mismatches(self, *, everything: bool = False) -> list[entries.MismatchEntry]:
         """Mismatches, oldest first.
 
         Args:
-            everything: Those that are settled, too.
+            everything: Include those that are settled.
         """
-        return self._reading.run(lambda uow: audit_records.mismatches(uow, everything))
+        return self._reading.run(lambda uow: entries.mismatches(uow, everything))
 
-    def rejects(self, *, everything: bool = False) -> list[audit_records.RejectEntry]:
+    def rejects(self, *, everything: bool = False) -> list[entries.RejectEntry]:
         """Rows that could not be carried, oldest first.
 
         Args:
-            everything: Those that are settled, too.
+            everything: Include those that are settled.
         """
-        return self._reading.run(lambda uow: audit_records.rejects(uow, everything))
+        return self._reading.run(lambda uow: entries.rejects(uow, everything))
 
-    def images(self, *, everything: bool = False) -> list[audit_records.ImageEntry]:
+    def images(self, *, everything: bool = False) -> list[entries.ImageEntry]:
         """Rows that were kept before they were overwritten or deleted, oldest first.
 
         Args:
-            everything: Those that were put back, too.
+            everything: Include those that were put back.
         """
-        with self._reading() as uow:
-            return audit_records.images(uow, everything)
+        return self._reading.run(lambda uow: entries.images(uow, everything))
 
     def mismatch(self, number: int, *, contents: bool = False) -> RowDetail:
         """One mismatch, and its row as both sides have it now, column by column.
@@ -133,8 +135,7 @@ class MigrationRecords:
         Raises:
             InvalidValueError: There is no such mismatch.
         """
-        with self._reading() as uow:
-            return details.of_mismatch(uow, number, contents=contents)
+        return self._reading.run(lambda uow: details.of_mismatch(uow, number, contents=contents))
 
     def reject(self, number: int, *, contents: bool = False) -> RowDetail:
         """One reject, its row as it was kept, and as both sides have it now, column by column.
@@ -146,8 +147,7 @@ class MigrationRecords:
         Raises:
             InvalidValueError: There is no such reject.
         """
-        with self._reading() as uow:
-            return details.of_reject(uow, number, contents=contents)
+        return self._reading.run(lambda uow: details.of_reject(uow, number, contents=contents))
 
     def image(self, number: int, *, contents: bool = False) -> RowDetail:
         """One image, and its row as both sides have it now, column by column.
@@ -159,5 +159,4 @@ class MigrationRecords:
         Raises:
             InvalidValueError: There is no such image.
         """
-        with self._reading() as uow:
-            return details.of_image(uow, number, contents=contents)
+        return self._reading.run(lambda uow: details.of_image(uow, number, contents=contents))

@@ -1,4 +1,4 @@
-"""What a rehearsal found, as values that can be kept as JSON; no contents of rows."""
+"""The report of a rehearsal, as values that can be stored as JSON; it has no contents of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consensus_orm.phase import Phase, Side
 __all__ = ["Estimate", "Identity", "Latency", "Proof", "RehearsalReport", "RehearsalStep", "WritersReport"]
 
 PhaseName = Annotated[Phase, BeforeValidator(Phase.parse), PlainSerializer(lambda phase: phase.name, when_used="json")]
-"""A phase, in JSON by its name: whoever reads the evidence need not know the numbers."""
+"""A phase, in JSON by its name, so that a reader of the evidence need not know the numbers."""
 
 
 class _Record(BaseModel):
@@ -21,7 +21,7 @@ class _Record(BaseModel):
 
 
 class Identity(_Record):
-    """What tells one database from another: the DDL of its legacy side, and how much is in it.
+    """What identifies a database: the DDL of its legacy side, and its numbers of rows.
 
     `schema_hash` covers the legacy tables with their indexes and the triggers of other programs; at CONTRACT
     as they were saved before the drop, so that it stays the same in every phase. None where a database never
@@ -50,7 +50,7 @@ class RehearsalStep(_Record):
 
 
 class Proof(_Record):
-    """A table was read back by raw SQL, and compared in type and bytes with what went in.
+    """The result of reading a table back by raw SQL, compared in type and bytes with what went in.
 
     `digest` is a SHA-256 over key, typeof and bytes of every value, in the order of keys. `difference` says
     which rows are not what they were; None where all are.
@@ -79,7 +79,7 @@ class Latency(_Record):
 
     @classmethod
     def of(cls, seconds: list[float]) -> Latency:
-        """Sum up single measurements.
+        """Summarize single measurements.
 
         Args:
             seconds: At least one.
@@ -90,9 +90,9 @@ class Latency(_Record):
 
 
 class WritersReport(_Record):
-    """What the writers did meanwhile.
+    """What the writers did during the rehearsal.
 
-    `rows` were acknowledged to them and found at the end; `missing` were acknowledged and are not there as
+    `rows` were acknowledged to them and found at the end; `missing` were acknowledged and then not found as
     they were written. `errors` counts failed units of work by their type; `latency` is by phase.
     """
 
@@ -104,7 +104,7 @@ class WritersReport(_Record):
 
 
 class Estimate(_Record):
-    """What the real migration is going to take.
+    """An estimate of the real migration.
 
     `seconds` of work, without the soak times, which are `soak`; `longest_lock` is the longest a writer waits
     at a time. `disk` is the room it needs at its peak beyond what the database takes now, `backup` the part of
@@ -123,8 +123,8 @@ class RehearsalReport(_Record):
     """A rehearsal: where it began, what it took, what it proved, and where it was stopped.
 
     `mapping` is the fingerprint of the declaration it was made with, `bytes` and `peak_bytes` are those of the
-    copy, `refused` the reasons of a gate that stayed shut, `unexplained` rows that nobody is known to have
-    written. `notes` say what was not as it will be.
+    copy, `refused` the reasons of a gate that stayed shut, `unexplained` rows that no known writer has
+    written. `notes` say in what the copy differs from the database.
     """
 
     at: datetime
@@ -156,7 +156,7 @@ class RehearsalReport(_Record):
 
     @property
     def passed(self) -> bool:
-        """Whether it went all the way and back, with every row, and no writer failed or lost one."""
+        """Whether it went all the way and back with every row, and no writer failed or lost a row."""
         harmed = self.writers is not None and bool(self.writers.errors or self.writers.missing)
         return self.equal and not self.refused and not harmed
 
@@ -189,7 +189,7 @@ class RehearsalReport(_Record):
         )
 
     def facts(self) -> dict[str, Any]:
-        """Everything as JSON, what follows from it included."""
+        """Everything as JSON, with the values derived from it."""
         return {
             **self.model_dump(mode="json", exclude={"evidence"}),
             "passed": self.passed,

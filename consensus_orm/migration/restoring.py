@@ -1,4 +1,4 @@
-"""Putting back a row that was overwritten or deleted: from its image, by the write that every row takes."""
+"""Putting back a row that was overwritten or deleted, from its image, by the dual write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import images, mismatches
+from consensus_orm.ledgers import audit, images
+from consensus_orm.ledgers.binding import Key
 from consensus_orm.ledgers.images import Image
 from consensus_orm.phase import Side
 from consensus_orm.repository.dual_write import DualWrite
@@ -23,32 +24,19 @@ class Restored:
     Attributes:
         pair: Its pair.
         key: Its key.
-        not_put_back: Columns of the image that the row has other values in now, since those follow from other columns
-            or rows, or since the column is another program's or of a side that this phase does not write.
+        not_put_back: Columns of the image in which the row has other values now: derived ones, those of another
+            program, and those of a side that this phase does not write.
     """
 
     pair: str
-    key: Any
+    key: Key
     not_put_back: tuple[str, ...]
 
 
 def restore(uow: UnitOfWork, number: int, reason: str | None) -> Restored:
-    """Write the row of an image to the sides of the phase, and compare it there.
+    """Write the row of an image to the sides of the phase, and compare it; see `Migration.restore_image`.
 
-    A row that stands under its key now is kept as an image first, so that this can be taken back too.
-
-    Args:
-        uow: Holds the write lock.
-        number: The number of the image.
-        reason: Why, for the audit.
-
-    Returns:
-        What was put back, and what was not.
-
-    Raises:
-        InvalidValueError: There is no such image, or its row cannot be written: it is one of a parent table.
-        MismatchError: The sides differ and `ON_MISMATCH` is raise.
-        StorageError: The source of truth could not be written.
+    The row that has its key now is kept as an image first, so that this can be undone, too.
     """
     image = images.take(uow, number)
     pair = next((pair for pair in uow.statements.mapping if pair.name == image.pair), None)
@@ -61,12 +49,12 @@ def restore(uow: UnitOfWork, number: int, reason: str | None) -> Restored:
     DualWrite(uow, pair).replace(_values(uow, pair, image), f"image {number} was put back")
     images.set_restored(uow, number)
     left = _not_put_back(uow, pair, image)
-    mismatches.audit(uow, "restore image", reason=reason, number=number, pair=pair.name, key=image.key, left=left)
+    audit.add(uow, "restore image", reason=reason, number=number, pair=pair.name, key=image.key, left=left)
     return Restored(pair.name, image.key, left)
 
 
 def _not_put_back(uow: UnitOfWork, pair: Move, image: Image) -> tuple[str, ...]:
-    """Columns of an image that hold something else now, less the mark that tells whose row it is."""
+    """Columns of an image that have other values now, less the marker of the program that wrote the row."""
     now: images.Cells = {}
     for side, written in ((Side.NORMALIZED, uow.phase.writes_normalized), (Side.LEGACY, uow.phase.writes_legacy)):
         now |= (images.now(uow, pair, image.key, side) or {}) if written else {}
@@ -82,7 +70,7 @@ def _values(uow: UnitOfWork, pair: Move, image: Image) -> dict[str, Any]:
     encoding = uow.catalog.text_encoding(uow)
     found = dict(image.cells)
     if image.side is Side.LEGACY and uow.phase.writes_normalized:
-        # What the normalized side alone keeps stays as it is.
+        # Columns that only the normalized side has stay as they are.
         now = images.now(uow, pair, image.key, Side.NORMALIZED) or {}
         found |= {of.key: now[of.key] for of in pair.kept if of.key in now}
     values = {name: images.value_of(*found[name], encoding) for name in pair.fields if name in found}

@@ -1,4 +1,4 @@
-"""Where a migration stands, and the exact next command."""
+"""The status: where a migration stands, what keeps the next gate shut, and the exact next command."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from consensus_orm.databases import guard_record, state
+from consensus_orm.databases import state
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import backfill_progress, certificates, changes, images, mismatches
-from consensus_orm.migration import gates, shapes
+from consensus_orm.ledgers import (
+    backfill_progress,
+    certificates,
+    changes,
+    guards,
+    images,
+    mismatches,
+    rejects,
+)
+from consensus_orm.migration import demands, gates
 from consensus_orm.migration.gates import Obstacle
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import when
@@ -53,9 +61,9 @@ class MigrationStatus(BaseModel):
 
     phase: Phase
     since: datetime | None
-    """When the phase began, UTC; None for a file that nobody prepared."""
+    """When the phase began, UTC; None for a database that was never upgraded."""
     prepared: bool
-    """Whether the schema is there; `upgrade` makes it."""
+    """Whether the control tables exist; `upgrade` makes them."""
     writes: list[Side]
     reads: Side
     pairs: list[PairStatus]
@@ -64,13 +72,13 @@ class MigrationStatus(BaseModel):
     mismatches: int
     rejects: int
     foreign_writes: int
-    """Writes of programs that know one side only and that are not adopted yet."""
+    """Writes of programs that know only one side, and that are not adopted yet."""
     guards: list[str]
-    """Triggers and tables that guard the phase and are not in place, by name; empty where all is as recorded."""
+    """What is wrong with the triggers and tables that guard the phase; empty where all are as recorded."""
     undecided: int
     """Rows that such a program changed or deleted on the side that is not read: they wait for a choice."""
     images: int
-    """Rows that were kept before they were overwritten or deleted, and that nobody has put back."""
+    """Rows that were kept before they were overwritten or deleted, and that were not put back."""
     soak_left: timedelta
     clock_set_back: bool
     """Whether the phase or its certificate has a date in the future: it counts from now, or not at all."""
@@ -82,53 +90,46 @@ class MigrationStatus(BaseModel):
 
 
 def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outdated: bool = False) -> MigrationStatus:
-    """Look at everything within one snapshot.
+    """Read everything within one snapshot.
 
     Args:
         uow: A read-only unit of work.
-        initial: The phase a file begins with that nobody prepared.
+        initial: The phase in which a database begins that was never upgraded.
         rewrite: What an upgrade will do to tables that another program made.
-        outdated: Whether an earlier release has prepared the database: then only what that one knew can be asked.
+        outdated: Whether the control tables are those of an earlier release, which lack what was added since.
     """
     phase = uow.phase if uow.prepared else initial
     current = uow.prepared and not outdated
-    flaws = shapes.look(uow) if current else []
-    # At CONTRACT there is no gate any more, and what guards the phase is looked after all the same.
+    flaws = guards.look(uow) if current else []
+    # At CONTRACT there is no gate any more, but the phase still has guards.
     obstacles = [Obstacle(flaw.text, flaw.command) for flaw in flaws]
     if outdated:
         obstacles = [Obstacle("the schema is that of an earlier release", _upgrade(rewrite))]
     elif uow.prepared and phase.next is not None:
-        obstacles = gates.obstacles(uow)
-    lost = {table.name for table in guard_record.lost(uow)} if uow.prepared else set()
+        obstacles = gates.obstacles(uow, flaws)
+    there = uow.catalog.tables(uow)
     since, step = state.get(uow, "since", "step") or (None, None)
     return MigrationStatus(
         phase=phase,
         since=None if since is None else when(since),
         prepared=uow.prepared,
-        writes=[
-            side
-            for side, written in (
-                (Side.LEGACY, phase.writes_legacy),
-                (Side.NORMALIZED, phase.writes_normalized),
-            )
-            if written
-        ],
+        writes=[*[Side.LEGACY] * phase.writes_legacy, *[Side.NORMALIZED] * phase.writes_normalized],
         reads=phase.truth,
-        pairs=[_pair(uow, pair, phase, lost) for pair in uow.statements.mapping],
+        pairs=[_pair(uow, pair, phase, there) for pair in uow.statements.mapping],
         parents={
-            p.table.name: _rows_of(uow, p.table.name, uow.statements.parents[p.table.name].all_rows) or 0
+            p.table.name: _count(uow, p.table.name, uow.statements.parents[p.table.name].all_rows, there) or 0
             for p in uow.statements.mapping.parents
         },
-        certificate=_certificate(uow) if current and "consensus_orm_certificates" not in lost else None,
-        mismatches=mismatches.open_mismatches(uow) if uow.prepared else 0,
-        rejects=mismatches.open_rejects(uow) if uow.prepared else 0,
+        certificate=_certificate(uow) if current and "consensus_orm_certificates" in there else None,
+        mismatches=mismatches.count_open(uow) if uow.prepared else 0,
+        rejects=rejects.count_open(uow) if uow.prepared else 0,
         guards=[flaw.text for flaw in flaws],
         foreign_writes=changes.count(uow) if uow.prepared and phase.compares else 0,
         undecided=changes.undecided(uow) if current and phase.compares else 0,
-        images=images.count(uow) if current and "consensus_orm_images" not in lost else 0,
-        soak_left=gates.soak_left(uow) if uow.prepared else timedelta(0),
+        images=images.count(uow) if current and "consensus_orm_images" in there else 0,
+        soak_left=demands.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
-        clock_set_back=current and gates.clock_set_back(uow),
+        clock_set_back=current and demands.clock_set_back(uow),
         gate=[obstacle.text for obstacle in obstacles] if phase.next else [],
         next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),
     )
@@ -139,9 +140,9 @@ def _upgrade(rewrite: str | None) -> str:
 
 
 def _next_command(phase: Phase, step: str | None, obstacles: list[Obstacle]) -> str:
-    if step == "rebuild":
+    if step == state.EXPANDING:
         return "consensus-orm rollback normalized"
-    if step == "empty":
+    if step == state.EMPTYING:
         return "consensus-orm advance contract"
     for obstacle in obstacles:
         if obstacle.command:
@@ -149,26 +150,23 @@ def _next_command(phase: Phase, step: str | None, obstacles: list[Obstacle]) -> 
     return "" if obstacles or phase.next is None else f"consensus-orm advance {phase.next.name.lower()}"
 
 
-def _pair(uow: UnitOfWork, pair: Move, phase: Phase, lost: set[str]) -> PairStatus:
+def _pair(uow: UnitOfWork, pair: Move, phase: Phase, there: set[str]) -> PairStatus:
     sql = uow.statements[pair]
-    known = "consensus_orm_backfill" not in lost
-    progress = backfill_progress.of(uow, pair) if known else None
+    known = not uow.prepared or "consensus_orm_backfill" in there
+    progress = backfill_progress.of(uow, pair) if known else backfill_progress.NOT_BEGUN
+    legacy = _count(uow, pair.legacy_name, sql.all_rows(Side.LEGACY), there) if phase.has_legacy else None
     return PairStatus(
         name=pair.name,
-        legacy_rows=_rows_of(uow, pair.legacy_name, sql.all_rows(Side.LEGACY)) if phase.has_legacy else None,
-        normalized_rows=_rows_of(uow, pair.table.name, sql.all_rows(Side.NORMALIZED)),
-        backfilled=progress.rows if progress else 0,
-        backfill_finished=uow.prepared and progress is not None and progress.finished,
+        legacy_rows=legacy,
+        normalized_rows=_count(uow, pair.table.name, sql.all_rows(Side.NORMALIZED), there),
+        backfilled=progress.rows,
+        backfill_finished=uow.prepared and progress.finished,
     )
 
 
-def _rows_of(uow: UnitOfWork, table: str, sql: str) -> int | None:
-    """What a query counts; None where another program has dropped its table, or nobody has made it yet."""
-    return _count(uow, sql) if table.lower() in {name.lower() for name in uow.catalog.tables(uow)} else None
-
-
-def _count(uow: UnitOfWork, sql: str) -> int | None:
-    rows = uow._rows(sql)
+def _count(uow: UnitOfWork, table: str, sql: str, there: set[str]) -> int | None:
+    """What a query counts; None where its table does not exist."""
+    rows = uow._rows(sql) if table.lower() in there else []
     return rows[0][0] if rows else None
 
 

@@ -1,4 +1,4 @@
-"""The steps of a migration: forward through its gates, and back from every phase."""
+"""The part of `Migration` that changes the phase: forward through the gates, and back from every phase."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases import state
-from consensus_orm.ledgers import changes, guards, mismatches
-from consensus_orm.migration import gates, shapes
+from consensus_orm.migration import demands, gates
 from consensus_orm.migration.agreement import Agreement
 from consensus_orm.migration.backfill import BackfillReport
-from consensus_orm.migration.carrying import Drained, drain, print_statements
-from consensus_orm.migration.flip import flip
-from consensus_orm.migration.pace import catch_up
-from consensus_orm.migration.reconcile import repair_open
+from consensus_orm.migration.carrying import print_statements
+from consensus_orm.migration.contraction import contract, empty_dropped
+from consensus_orm.migration.flip import expect, flip
 from consensus_orm.migration.verify import VerifyReport
+from consensus_orm.migration.way_back import expand_again, roll_back, undo_expansion
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Watch
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -85,7 +84,7 @@ class Steps(Agreement):
 
         Args:
             to: The phase to reach; the next one where left out.
-            reason: Why, for the audit; wanted where `force` is given.
+            reason: Why, for the audit; required with `force`.
             force: Do not wait for soak times or for a fresh certificate. Never opens a gate behind which rows
                 would be lost.
             soak: Whether soak times count; False is for a database that nobody is using, and is kept in the audit.
@@ -96,19 +95,18 @@ class Steps(Agreement):
 
         Raises:
             GateClosedError: A gate is shut; its reasons say what would help.
-            PhaseChangedError: Somebody else changed the phase meanwhile.
+            PhaseChangedError: Another process changed the phase meanwhile.
             InvalidValueError: There is no such phase, it lies behind, or the reason is missing.
         """
         if force and not (reason or "").strip():
             raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
         now = self.phase
         target = _not_behind(now, Phase.parse(to) if to is not None else now.next or now)
-        self._upgrade.run_if_needed(progress)  # only now: what is refused has written nothing
+        self._upgrade.run_if_needed(progress)  # only now: a refusal has written nothing
         self._finish_interrupted(progress)
-        while now < target:
-            assert now.next is not None
-            self._advance(now, now.next, reason=reason, force=force, soak=soak, progress=progress)
-            now = now.next
+        for following in [phase for phase in Phase if now < phase <= target]:
+            self._advance(now, following, reason=reason, force=force, soak=soak, progress=progress)
+            now = following
         return now
 
     def migrate(
@@ -122,8 +120,8 @@ class Steps(Agreement):
     ) -> list[Step]:
         """Take every step up to a phase: upgrade, advance, backfill, verify; stops at the first shut gate.
 
-        Each step that was done stays done, and the next call goes on behind it. Differences are not repaired:
-        they shut the gate, for somebody to look at (`mismatches`, then `reconcile`).
+        Steps that were done stay done, and the next call continues behind them. Differences are not repaired: they
+        shut the gate until an operator has looked at them (`mismatches`, then `reconcile`).
 
         Args:
             to: The phase to reach.
@@ -137,7 +135,7 @@ class Steps(Agreement):
 
         Raises:
             GateClosedError: A gate is shut; its reasons say what would help.
-            PhaseChangedError: Somebody else changed the phase meanwhile.
+            PhaseChangedError: Another process changed the phase meanwhile.
             InvalidValueError: There is no such phase, or it lies behind.
         """
         target = _not_behind(self.phase, Phase.parse(to))
@@ -149,7 +147,7 @@ class Steps(Agreement):
         return taken
 
     def _steps(self, to: Phase, *, soak: bool, reason: str | None, progress: Watch) -> Iterator[Step]:
-        """Take one step after the other; nothing is repaired, since differences are for people to look at."""
+        """Take one step after the other."""
 
         def take(action: str, work: Callable[[], list[str] | BackfillReport | VerifyReport | Phase]) -> Step:
             started = time.monotonic()
@@ -163,7 +161,7 @@ class Steps(Agreement):
             if now.writes_normalized:
                 yield take("verify", partial(self.verify, progress))
             yield take("advance", partial(self.advance, now.next, reason=reason, soak=soak, progress=progress))
-        # Finishes what an interrupted call left behind, and refuses to go backwards.
+        # Finishes what an interrupted call left behind, and refuses a phase that lies behind.
         self.advance(to, reason=reason, soak=soak, progress=progress)
 
     def rehearse(
@@ -174,14 +172,14 @@ class Steps(Agreement):
         progress: Watch = None,
         tell: Callable[[RehearsalStep], object] | None = None,
     ) -> RehearsalReport:
-        """Take a copy through all phases and back, and prove that its rows come out as they went in.
+        """Take a copy through all phases and back, and check that its rows come out as they went in.
 
         The database itself is read once and never written. Gates are as in the real migration, soak times are
         skipped.
 
         Args:
-            keep: A folder for the copy and for a second copy of the evidence; nothing is kept of the copy
-                where left out.
+            keep: A folder for the copy and for a second copy of the evidence; where left out, the copy is
+                deleted.
             writers: Threads that write to the copy meanwhile.
             progress: Called after each chunk.
             tell: Called after each step.
@@ -198,49 +196,42 @@ class Steps(Agreement):
 
     def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool, progress: Watch) -> None:
         facts: dict[str, Any] = {}
-        self._mind_clock()
-        if not to.has_legacy:
+        if not to.has_legacy:  # refused before the backup, too
             self._reading.run(partial(_pass_gate, to=to, force=force, soak=soak))
             facts = self._backup_in(now, progress)
 
         def step(uow: UnitOfWork) -> None:
             uow.catalog.keep_out(uow)
-            _expect(uow, now)
+            expect(uow, now)
             skipped = _pass_gate(uow, to, force=force, soak=soak)
             if to.has_legacy:
                 flip(uow, to, action="advance", reason=reason, forced=force, **facts, **skipped)
-                return
-            from consensus_orm.migration.contraction import contract
-
-            contract(uow, reason=reason, forced=force, **facts, **skipped)
+            else:
+                contract(uow, reason=reason, forced=force, **facts, **skipped)
 
         self._flipping.run(step)
         if not to.has_legacy:
-            self._finish_interrupted(progress)
+            empty_dropped(self._writing, progress)
 
     def _backup_in(self, now: Phase, progress: Watch) -> dict[str, Any]:
         try:
             return self.backup_before("contract", progress)
         except errors.BackupError:
             with contextlib.suppress(errors.StorageError):
-                # Else this is why: somebody else takes the step, and has it by the time the lock is ours.
-                self._flipping.run(lambda uow: _expect(uow, now))
+                # Another process that takes the same step may be the cause, and have ended it once the lock is ours.
+                self._flipping.run(lambda uow: expect(uow, now))
             raise
 
     def _finish_interrupted(self, progress: Watch) -> None:
-        """Finish the emptying of dropped tables, or undo a rebuild, that an earlier call left behind."""
-        found = self._reading.run(lambda uow: state.get(uow, "step"))
-        if found is None or found[0] is None:
-            return
-        from consensus_orm.migration import contraction
-
-        self._flipping.run(contraction.undo_rebuild)
-        self._empty_dropped(progress)
-
-    def _empty_dropped(self, progress: Watch) -> None:
-        from consensus_orm.migration import contraction
-
-        contraction.empty_dropped(self._writing, progress)
+        """Finish or undo the step of an interrupted call; and make a phase that began in the future begin now."""
+        step, began_in_future = self._reading.run(
+            lambda uow: (state.step(uow), uow.prepared and demands.began_in_future(uow))
+        )
+        if step:
+            self._flipping.run(undo_expansion)
+            empty_dropped(self._writing, progress)
+        if began_in_future:
+            self._flipping.run(demands.count_from_now)
 
     def backup_before(self, step: str, progress: Watch = None) -> dict[str, Any]:
         """Take a verified backup before a step that drops or rewrites tables.
@@ -290,54 +281,20 @@ class Steps(Agreement):
                 hint=f"run: consensus-orm advance {target.name.lower()}",
                 field="to",
             )
-        self._upgrade.run_if_needed(progress)  # only now: what is refused has written nothing
-        while now > target:
-            assert now.previous is not None
-            self._roll_back(now, now.previous, reason, progress)
-            now = now.previous
+        self._upgrade.run_if_needed(progress)  # only now: a refusal has written nothing
+        print_statements(self._units.statements)
+        for to in reversed([phase for phase in Phase if target <= phase < now]):
+            self._roll_back(now, to, reason, progress)
+            now = to
         return now
 
     def _roll_back(self, now: Phase, to: Phase, reason: str | None, progress: Watch) -> None:
-        print_statements(self._units.statements)
-        if not now.has_legacy:
-            from consensus_orm.migration import contraction
-
-            self._empty_dropped(progress)
-            self._adopt_strays(progress)
-            contraction.expand_again(self._writing, self._flipping, reason=reason, progress=progress)
+        if now.has_legacy:
+            roll_back(self._writing, self._flipping, now, to, reason=reason, progress=progress)
             return
-        catch_up(self._writing, partial(_drain_in, now), progress)
-        self._flipping.run(partial(_flip_back, now=now, to=to, reason=reason))
-
-
-def _drain_in(phase: Phase, uow: UnitOfWork, limit: int) -> Drained:
-    _expect_guarded(uow, phase)
-    return drain(uow, limit=limit)
-
-
-def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) -> None:
-    uow.catalog.keep_out(uow)
-    _expect_guarded(uow, now)
-    while drain(uow).looked_at:
-        pass
-    if now.compares and (undecided := changes.undecided(uow)):
-        _refuse_undecided(undecided, now)
-    stuck = repair_open(uow).rejects if now.compares else 0
-    if stuck or mismatches.open_mismatches(uow):
-        raise errors.GateClosedError(
-            f"{stuck or mismatches.open_mismatches(uow)} rows cannot be carried to the {to.truth} side",
-            hint="run: consensus-orm reconcile",
-            reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
-        )
-    if now.truth is Side.NORMALIZED:
-        gates.require_carried_back(uow, to)
-    flip(uow, to, action="rollback", reason=reason)
-
-
-def _refuse_undecided(rows: int, now: Phase) -> None:
-    """Refuse a flip that would settle what nobody has decided: which side is read changes with it."""
-    reason = gates.undecided_text(rows, now)
-    raise errors.GateClosedError(reason, hint="run: consensus-orm reconcile --dry-run", reasons=[reason], phase=now)
+        empty_dropped(self._writing, progress)
+        self._adopt_strays(progress)
+        expand_again(self._writing, self._flipping, reason=reason, progress=progress)
 
 
 def _not_behind(now: Phase, target: Phase) -> Phase:
@@ -350,22 +307,7 @@ def _not_behind(now: Phase, target: Phase) -> Phase:
     return target
 
 
-def _expect(uow: UnitOfWork, phase: Phase) -> None:
-    if uow.phase is not phase:
-        raise errors.PhaseChangedError(
-            f"the phase is {uow.phase.name} by now, not {phase.name}", expected=phase, phase=uow.phase
-        )
-
-
-def _expect_guarded(uow: UnitOfWork, phase: Phase) -> None:
-    """Expect a phase, and that rows of both sides are what its triggers have seen."""
-    _expect(uow, phase)
-    shapes.require(uow)
-    if phase.truth is Side.NORMALIZED:
-        guards.require_accounted(uow)
-
-
-def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> dict[str, Any]:
+def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> dict[str, list[str]]:
     """Refuse to go on where the gate is shut.
 
     Returns:

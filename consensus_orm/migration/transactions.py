@@ -1,7 +1,7 @@
-"""The units of work of a migration: each step is one, and is taken again as a whole after a transient error.
+"""The units of work of a migration: each is one short step, which is repeated as a whole after a transient error.
 
-On a server another transaction may win a deadlock, a lock may not come in time, or the server may be restarted. A
-step that failed so has left nothing behind. Long steps are chains of short ones, so none is repeated from its start.
+On a server a transaction may lose a deadlock or wait too long for a lock, or the server may restart; a step that fails
+so has changed nothing. A long step is a chain of short ones, so that it never starts over.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sqlalchemy import Engine
+from sqlalchemy.pool import QueuePool
+
 from consensus_orm.databases.lock import Lock
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["Transactions"]
+__all__ = ["Transactions", "connections"]
 
 T = TypeVar("T")
 
@@ -26,7 +29,7 @@ class Transactions:
 
     Args:
         units: The units of work of the database.
-        read_only: Whether they only read; a database is looked at, too, whose rows cannot be read yet.
+        read_only: Whether they only read; they may read a database, too, whose rows cannot be read yet.
         lock: Which lock those take that write.
         durable: Whether their commits, and all before them, reach the disk, whatever the settings say.
     """
@@ -42,13 +45,13 @@ class Transactions:
         return self.units.statements
 
     def __call__(self) -> UnitOfWork:
-        """Open a unit of work, which is tried once: within a step that is repeated."""
+        """Open a unit of work that is not repeated by itself: it is part of a step that is."""
         return self.units.on_primary(
             read_only=self.read_only, readable=self.read_only, lock=self.lock, durable=self.durable
         )
 
     def run(self, work: Callable[[UnitOfWork], T]) -> T:
-        """Do a piece of work in a unit of work, and all of it again after a transient error."""
+        """Run some work in a unit of work, and repeat all of it after a transient error."""
 
         def once() -> T:
             with self() as uow:
@@ -57,9 +60,10 @@ class Transactions:
         return self.repeat(once)
 
     def repeat(self, step: Callable[[], T]) -> T:
-        """Take a step that opens its own units of work, and take it again after a transient error.
-
-        Args:
-            step: May be taken twice: what it had not committed is gone.
-        """
+        """Run a step that opens units of work of its own, and repeat it after a transient error."""
         return self.units.retrier.call(step, name="migration", read_only=self.read_only)
+
+
+def connections(engine: Engine) -> int:
+    """How many connections the pool of an engine lends at a time."""
+    return engine.pool.size() if isinstance(engine.pool, QueuePool) else 1

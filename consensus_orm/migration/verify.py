@@ -1,9 +1,9 @@
-"""Verify: both sides whole, in both directions, every column, in SQL; and the certificate of what was seen.
+"""Verify: the comparison of both sides, every row and column, in both directions; and the certificate of what it saw.
 
-The rows are read in one snapshot, in chunks by key, without keeping writers waiting. What seems to differ is
-read again under the lock before it counts. A certificate says how much was compared, so that a verify that
-saw nothing certifies nothing; and in the snapshot of the chunks each table is counted without any, so that rows
-which lie in none of them are missed out loud.
+The rows are read in one snapshot, in ranges of keys, without keeping writers waiting. What seems to differ is read
+again under the lock before it counts. A certificate says how much was compared, so that a verify that compared nothing
+certifies nothing; and each table is also counted without ranges in the same snapshot, so that a row which lies in none
+of them is reported as missed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from consensus_orm import errors
 from consensus_orm._version import __version__
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.events import ComparisonEvent
-from consensus_orm.ledgers import certificates, mismatches
-from consensus_orm.migration import keyless, shapes
-from consensus_orm.migration.backfill import is_finished, set_aside
-from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, Statements
-from consensus_orm.migration.transactions import Transactions
+from consensus_orm.ledgers import backfill_progress, certificates, guards, mismatches, rejects
+from consensus_orm.ledgers.binding import Key, milliseconds
+from consensus_orm.migration import keyless
+from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, TableStatements
+from consensus_orm.migration.transactions import Transactions, connections
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.pairs import PairStatements
@@ -34,7 +34,7 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 __all__ = ["Counted", "Difference", "Seen", "VerifyReport", "require_two_sides", "scan", "verify"]
 
 READERS = min(2, os.cpu_count() or 1)
-"""Units of work that compare at the same time; beside writers, more than two gain nothing on two cores."""
+"""Units of work that compare at the same time; beside writers, more than two gain nothing on two cores (measured)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Difference:
     """
 
     pair: str
-    key: Any
+    key: Key
     columns: tuple[str, ...]
     kind: str
 
@@ -65,7 +65,7 @@ class VerifyReport:
         compared: Rows compared column by column.
         differences: The rows that differ, confirmed under the lock.
         missed: Tables with rows that the verify cannot account for: they were not compared, and are no rejects.
-        rejects: Rejects that nobody has decided on.
+        rejects: Rejects that await a decision.
         certificate: Number of the certificate.
         seconds: How long it took.
     """
@@ -82,7 +82,7 @@ class VerifyReport:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing differs, and no row was missed; on the way back a row that is a reject is missed, too."""
+        """Whether nothing differs, and no row was missed; on the way back a rejected row counts as missed, too."""
         left_behind = self.rejects if self.phase.truth is Side.NORMALIZED else 0
         return not (self.differences or self.missed or left_behind)
 
@@ -96,71 +96,46 @@ class Seen:
     last_mismatch: int = 0
     last_reject: int = 0
     counted: dict[str, Counted] = field(default_factory=dict)
-    aside: dict[str, dict[Side, set[Any]]] = field(default_factory=dict)
-    doubtful: dict[str, list[Any]] = field(default_factory=dict)
-    parents: dict[str, list[Any]] = field(default_factory=dict)
+    aside: dict[str, dict[Side, set[Key]]] = field(default_factory=dict)
+    doubtful: dict[str, list[Key]] = field(default_factory=dict)
+    parents: dict[str, list[Key]] = field(default_factory=dict)
 
     @property
     def missed(self) -> tuple[Counted, ...]:
-        """The tables with rows that nobody can account for."""
+        """The tables with rows that the scan cannot account for."""
         return tuple(table for table in self.counted.values() if table.missed)
 
     def of(self, tables: Iterable[str]) -> list[Counted]:
-        """What was counted of some tables; nothing of those that are not there."""
+        """What was counted of some tables; those that do not exist are left out."""
         return [self.counted[name] for name in tables if name in self.counted]
 
 
-def verify(
-    reading: Transactions,
-    writing: Transactions,
-    progress: Watch = None,
-) -> VerifyReport:
-    """Compare both sides whole, record what differs, and certify what was seen.
-
-    Args:
-        reading: Opens a read-only unit of work.
-        writing: Opens a writing one.
-        progress: Called after each chunk.
-
-    Returns:
-        What was seen.
+def verify(reading: Transactions, writing: Transactions, progress: Watch = None) -> VerifyReport:
+    """Compare both sides whole, record what differs, and certify what was seen; see `Migration.verify`.
 
     Raises:
         WrongPhaseError: There are no two sides to compare.
         PhaseChangedError: The phase changed meanwhile; what was seen counts no more.
-        GuardsBrokenError: A trigger or a table that guards the phase is not in place: what is written now is
-            noticed by nobody, so nothing can be certified.
+        GuardsBrokenError: A guard of the phase is not in place: writes go unnoticed, so nothing can be certified.
     """
     started = time.monotonic()
-    reading.run(shapes.require)
     seen = reading.repeat(lambda: scan(reading, progress))
     return writing.run(lambda uow: _conclude(uow, seen, started))
 
 
 def scan(reading: Transactions, progress: Watch = None) -> Seen:
-    """Compare both sides whole in one snapshot, and write nothing.
-
-    Args:
-        reading: Opens a read-only unit of work.
-        progress: Called after each chunk.
-
-    Returns:
-        What was counted, and which rows seem to differ.
-
-    Raises:
-        WrongPhaseError: There are no two sides to compare.
-    """
+    """Compare both sides whole in one snapshot, and write nothing; refuses a phase without two sides."""
     with reading() as uow:
         require_two_sides(uow.phase)
         seen = Seen(
             changes=uow.catalog.last_change(uow),
             epoch=uow.epoch,
-            last_mismatch=mismatches.last_mismatch(uow),
-            last_reject=mismatches.last_reject(uow),
+            last_mismatch=mismatches.newest(uow),
+            last_reject=rejects.newest(uow),
         )
         for pair in uow.statements.mapping:
             if uow.phase.has_legacy:
-                seen.aside[pair.name] = {side: set_aside(uow, pair, side) for side in Side}
+                seen.aside[pair.name] = {side: rejects.on_one_side(uow, pair, side) for side in Side}
             else:
                 seen.counted[pair.table.name] = _alone(uow, pair)
         tables = _Tables(uow)
@@ -171,8 +146,8 @@ def scan(reading: Transactions, progress: Watch = None) -> Seen:
             return seen
         tables.look_ahead()
 
-    # Without WAL nobody can commit past a reader. So each statement looks for itself: a pair of rows is one
-    # statement's, what is written meanwhile is compared by its writer or noticed, and differences are confirmed.
+    # Without WAL no writer can commit past a reader. So each statement has a snapshot of its own: it sees both rows of
+    # a pair, a write in between is compared by its writer or recorded by a trigger, and differences are confirmed.
     def look(sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         with reading() as alone:
             return alone._rows(sql, parameters)
@@ -187,7 +162,7 @@ def scan(reading: Transactions, progress: Watch = None) -> Seen:
 
 
 def _alone(uow: UnitOfWork, pair: Move) -> Counted:
-    """The rows of a normalized side that has no other: those that can be read, and the others."""
+    """The rows of a normalized side without a legacy side: those that can be read, and the others."""
     sql = uow.statements[pair]
     rows, readable = (uow._rows(count)[0][0] for count in (sql.all_rows(Side.NORMALIZED), sql.readable_rows))
     left_out = keyless.count(uow, pair, Side.NORMALIZED) if rows != readable else 0
@@ -196,15 +171,14 @@ def _alone(uow: UnitOfWork, pair: Move) -> Counted:
 
 @contextlib.contextmanager
 def _several(reading: Transactions, uow: UnitOfWork) -> Iterator[list[Look]]:
-    """Units of work that compare at the same time: SQLite lets go of the interpreter while it works.
+    """Units of work that compare at the same time: SQLite releases the interpreter lock while it works.
 
-    On PostgreSQL all see the snapshot of the first. On SQLite theirs may differ by a write, and that loses
-    nothing: a row and its counterpart are compared in one of them, and who writes meanwhile is compared by the
-    repositories, or noticed and counted.
+    On PostgreSQL all see the snapshot of the first. On SQLite their snapshots may differ by a write, and nothing is
+    lost by that: a row and its counterpart are compared in the same one, and a write in between is compared by the
+    repositories, or recorded by a trigger.
     """
-    most: int = uow.engine.pool.size() - 1  # type: ignore[attr-defined]
     with contextlib.ExitStack() as stack:
-        others = [stack.enter_context(reading()) for _ in range(min(READERS, most))]
+        others = [stack.enter_context(reading()) for _ in range(min(READERS, connections(uow.engine) - 1))]
         uow.catalog.begin_scan(uow, others)
         yield [other._rows for other in others]
 
@@ -228,8 +202,8 @@ class _Tables:
             ranges.look_ahead()
 
 
-def _on_side(sql: PairStatements, side: Side, frozen: bool) -> Statements:
-    return Statements(
+def _on_side(sql: PairStatements, side: Side, frozen: bool) -> TableStatements:
+    return TableStatements(
         sql.pair.table_name(side),
         sql.next_chunk(side),
         sql.compare_range(side, but_recorded=frozen),
@@ -239,17 +213,31 @@ def _on_side(sql: PairStatements, side: Side, frozen: bool) -> Statements:
     )
 
 
-def _on_parents(sql: ParentStatements) -> Statements:
-    return Statements(sql.parent.table.name, sql.next_chunk, sql.compare_range, sql.rows_in_range, sql.all_rows)
+def _on_parents(sql: ParentStatements) -> TableStatements:
+    return TableStatements(sql.parent.table.name, sql.next_chunk, sql.compare_range, sql.rows_in_range, sql.all_rows)
 
 
 def _look_through(uow: UnitOfWork, tables: _Tables, readers: Readers, seen: Seen, progress: Watch) -> None:
     for pair in uow.statements.mapping if uow.phase.has_legacy else ():
-        _Comparison(tables, readers, pair, seen, progress).run()
+        _compare(tables, readers, pair, seen, progress)
         uow._tell(ComparisonEvent(pair.name, "verify", seen.counted[pair.legacy_name].looked_at))
     for name, ranges in tables.parents.items():
         seen.parents[name] = [key for wrong, _ in readers.compare(ranges) for key in wrong]
         seen.counted[name] = ranges.counted
+
+
+def _compare(tables: _Tables, readers: Readers, pair: Move, seen: Seen, progress: Watch) -> None:
+    """Compare the rows of one pair, those of each side with the other one."""
+    tally, aside = Tally(progress, pair.name), seen.aside[pair.name]
+    tally.expect(lambda: sum(tables.sides[pair.name, side].rows for side in Side))
+    left_out = {Side.LEGACY: aside[Side.LEGACY], Side.NORMALIZED: aside[Side.LEGACY] | aside[Side.NORMALIZED]}
+    doubtful = seen.doubtful[pair.name] = []
+    for side in Side:
+        ranges = tables.sides[pair.name, side]
+        for wrong, count in readers.compare(ranges):
+            doubtful += [key for key in wrong if key not in left_out[side]]
+            tally.add(count)
+        seen.counted[pair.table_name(side)] = ranges.counted
 
 
 def require_two_sides(phase: Phase) -> None:
@@ -262,39 +250,12 @@ def require_two_sides(phase: Phase) -> None:
         )
 
 
-class _Comparison:
-    """The rows of one pair."""
-
-    def __init__(self, tables: _Tables, readers: Readers, pair: Move, seen: Seen, progress: Watch) -> None:
-        self.ranges = {side: tables.sides[pair.name, side] for side in Side}
-        self.readers = readers
-        self.pair = pair
-        self.seen = seen
-        self.tally = Tally(progress, pair.name)
-
-    def run(self) -> None:
-        aside = self.seen.aside[self.pair.name]
-        self.tally.expect(lambda: sum(ranges.rows for ranges in self.ranges.values()))
-        doubtful = self._found(Side.LEGACY, aside[Side.LEGACY])
-        doubtful += self._found(Side.NORMALIZED, aside[Side.LEGACY] | aside[Side.NORMALIZED])
-        self.seen.doubtful[self.pair.name] = doubtful
-
-    def _found(self, side: Side, left_out: set[Any]) -> list[Any]:
-        """Keys of the rows of a side that seem to be wrong."""
-        doubtful: list[Any] = []
-        for wrong, count in self.readers.compare(self.ranges[side]):
-            doubtful += [key for key in wrong if key not in left_out]
-            self.tally.add(count)
-        self.seen.counted[self.pair.table_name(side)] = self.ranges[side].counted
-        return doubtful
-
-
 def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     """Read again under the lock what seemed to differ, record what still does, and certify."""
-    shapes.require(uow)
+    guards.require(uow)
     require_epoch(uow, seen)
     mapping = uow.statements.mapping
-    since = mismatches.last_reject(uow)
+    since = rejects.newest(uow)
     for pair in mapping:
         _reject_keyless(uow, pair, seen)
     differences = [
@@ -302,8 +263,8 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     ]
     for parent in mapping.parents:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
-    if since == seen.last_reject:  # else somebody else rejected a row meanwhile, which this did not see
-        seen.last_reject = mismatches.last_reject(uow)
+    if since == seen.last_reject:  # otherwise another process rejected a row meanwhile, which this scan did not see
+        seen.last_reject = rejects.newest(uow)
     legacy = seen.of(pair.legacy_name for pair in mapping)
     normalized = seen.of(pair.table.name for pair in mapping)
     report = VerifyReport(
@@ -313,7 +274,7 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
         compared=sum(table.looked_at for table in legacy),
         differences=tuple(differences),
         missed=seen.missed,
-        rejects=mismatches.open_rejects(uow),
+        rejects=rejects.count_open(uow),
         certificate=0,
         seconds=time.monotonic() - started,
     )
@@ -321,7 +282,7 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
 
 
 def _reject_keyless(uow: UnitOfWork, pair: Move, seen: Seen) -> None:
-    """Keep the rows that were found in no range because they cannot be named."""
+    """Reject the rows that no range contained because they have no usable key."""
     for side in Side:
         if any(table.keyless for table in seen.of([pair.table_name(side)])):
             keyless.reject(uow, pair, side)
@@ -340,7 +301,7 @@ def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
     pairs = uow.statements.mapping
     return certificates.add(
         uow,
-        at=mismatches.milliseconds(uow),
+        at=milliseconds(uow),
         build=__version__,
         mapping=uow.statements.fingerprint,
         epoch=uow.epoch,
@@ -357,27 +318,27 @@ def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
 
 
 def _named(seen: Seen, tables: Iterable[str]) -> int:
-    """Rows of some tables that can be named by their key."""
+    """Rows of some tables that have a usable key."""
     return sum(table.rows - table.keyless for table in seen.of(tables))
 
 
-def _confirmed(uow: UnitOfWork, pair: Move, doubtful: list[Any]) -> Iterator[Difference]:
-    left_out: set[Any] = set()
+def _confirmed(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> Iterator[Difference]:
+    left_out: set[Key] = set()
     if doubtful and uow.phase.has_legacy:
-        left_out = set_aside(uow, pair, Side.LEGACY) | set_aside(uow, pair, Side.NORMALIZED)
-    to_come = uow.phase.truth is Side.LEGACY and not is_finished(uow, pair)
+        left_out = set().union(*(rejects.on_one_side(uow, pair, side) for side in Side))
+    to_come = uow.phase.truth is Side.LEGACY and not backfill_progress.of(uow, pair).finished
     for key in doubtful:
         found = [] if key in left_out else mismatches.differences(uow, pair, key)
         for column, kind in found:
             if to_come and kind == f"missing_{Side.NORMALIZED}":
-                continue  # the backfill has not come to it yet: a difference, and nobody's mistake
+                continue  # the backfill has not come to it yet: a difference, and no mismatch
             mismatches.record(uow, pair, key, column, kind, found_by="verify")
         if found:
             columns = tuple(column for column, _ in found if column is not None)
             yield Difference(pair.name, key, columns, found[0][1])
 
 
-def _confirmed_parents(uow: UnitOfWork, parent: Parent, doubtful: list[Any]) -> Iterator[Difference]:
+def _confirmed_parents(uow: UnitOfWork, parent: Parent, doubtful: list[Key]) -> Iterator[Difference]:
     sql = uow.statements.parents[parent.table.name]
     for key in doubtful:
         ((_, wrong),) = uow._rows(sql.compare_range, {"_first": key, "_last": key})

@@ -1,7 +1,4 @@
-"""The metadata that all tables of this package share, and the control tables.
-
-`control` holds what the migration keeps about itself. The tables of the consensus data are in `consensus.models`.
-"""
+"""The base of all models, and the control tables (`control`); the consensus data has its own in `consensus.models`."""
 
 from __future__ import annotations
 

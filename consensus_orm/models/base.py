@@ -1,4 +1,4 @@
-"""The metadata all models share, and the column type that keeps values as they are stored."""
+"""The base of all models, with their metadata, and the column type that keeps values as they are stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMING = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
-"""Names of indexes and constraints, so that every migration can name what it changes."""
+"""Names of indexes and constraints, so that a revision can name what it changes."""
 
 
 class Base(DeclarativeBase):

@@ -1,4 +1,4 @@
-"""What the migration keeps about itself, in the same database and the same transactions as the data.
+"""The control tables: the state of the migration and its ledgers, in the same database and transactions as the data.
 
 Times are milliseconds since 1970 UTC. `pair` is the name of a declared pair, `key` the primary key of a row,
 kept without a type so that it joins with the row itself.
@@ -41,14 +41,14 @@ class MigrationState(Base):
     id: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
     phase: Mapped[int] = mapped_column(BIG)
     epoch: Mapped[int] = mapped_column(BIG, server_default=text("0"))
-    """Grows with every change of phase, so that a step decided under an older phase is noticed."""
+    """Grows with every change of phase, so that a step planned in an older phase is detected."""
     since: Mapped[int] = mapped_column(BIG)
     mapping: Mapped[str | None] = mapped_column(Text)
-    """Fingerprint of the mapping the triggers in force were made from."""
+    """Fingerprint of the mapping that the installed triggers were made from."""
     step: Mapped[str | None] = mapped_column(Text)
     """A long step under way ('rebuild', 'empty'), resumed or undone by the next call; NULL otherwise."""
     carrying: Mapped[bool] = mapped_column(Boolean, server_default=false())
-    """1 only inside a transaction of ours that carries rows past the triggers; never committed as 1."""
+    """1 only inside a transaction that carries rows past the triggers; never committed as 1."""
     soak: Mapped[int | None] = mapped_column(BIG)
     """How long this phase lasts at least, in ms, as demanded when it began; settings can only demand more."""
     certificate_max_age: Mapped[int | None] = mapped_column(BIG)
@@ -60,18 +60,18 @@ class MigrationState(Base):
 
 
 class GuardRecord(Base):
-    """Something a phase stands on, as it was made or found: a trigger of ours, or a table."""
+    """A guard of a phase, as it was installed or found: a trigger, a table, or a view where a legacy table was."""
 
     __tablename__ = "consensus_orm_guards"
 
     kind: Mapped[str] = mapped_column(Text, primary_key=True)
-    """trigger or table."""
+    """trigger, table or view."""
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     table_name: Mapped[str] = mapped_column(Text)
     definition: Mapped[str] = mapped_column(Text)
-    """What it must still be: the text of a trigger, what identifies a table."""
+    """What it must still be: the text of a trigger or a view, what identifies a table."""
     made: Mapped[str] = mapped_column(Text)
-    """What tells a trigger from another one of the same text that was made in its place; '' of everything else."""
+    """What distinguishes a trigger from another one of the same text made in its place; '' for everything else."""
 
 
 class PhaseChange(Base):
@@ -116,7 +116,7 @@ class Mismatch(Base):
 
 
 class Reject(Base):
-    """A row that cannot be carried as it is: kept whole, listed, and in the way of the next phase."""
+    """A row that cannot be carried as it is: kept whole, and keeps the gate to the next phase shut while it is open."""
 
     __tablename__ = "consensus_orm_rejects"
     __table_args__ = (
@@ -190,9 +190,9 @@ class Certificate(Base):
     differences: Mapped[int] = mapped_column(BIG)
     rejects: Mapped[int] = mapped_column(BIG)
     changes: Mapped[int] = mapped_column(BIG)
-    """The counter of writes around the repositories, as it stood before and after."""
+    """The counter of writes around the repositories, before the comparison and after it."""
     missed: Mapped[int | None] = mapped_column(BIG)
-    """Rows that were there, were not compared, and are no rejects; NULL where nobody counted them."""
+    """Rows that were not compared and are no rejects; NULL where they were not counted."""
     last_mismatch: Mapped[int | None] = mapped_column(BIG)
     """The newest mismatch when the rows were read; a later one voids the certificate."""
     last_reject: Mapped[int | None] = mapped_column(BIG)
@@ -200,14 +200,14 @@ class Certificate(Base):
 
 
 UNDECIDED = text("undecided")
-"""As the index of these rows says it: SQLite takes `undecided = 1` for something else."""
+"""The predicate of the partial index, to the letter: SQLite does not use the index for `undecided = 1`."""
 
 
 class Change(Base):
     """A row whose two sides may differ because only one was written.
 
-    Filled by triggers: in EXPAND to CUTOVER by writes that went around the repositories, in NORMALIZED by
-    every write, for the way back. Its ids are never given twice, so the highest is a counter of such writes.
+    Triggers add them: in EXPAND to CUTOVER for writes that went around the repositories, in NORMALIZED for every
+    write, for the way back. No id is used twice, so that the highest one counts these writes.
     """
 
     __tablename__ = "consensus_orm_changes"
@@ -236,7 +236,7 @@ class Change(Base):
 class SavedSchema(Base):
     """The legacy tables, indexes and triggers as they were before the drop, in the order they were made.
 
-    `sql` is a definition, never run as it stands (`saved_schema`); of type image, a row as in a reject.
+    `sql` is a definition, never run unchecked (`saved_schema`); where `type` is image, a row as in a reject.
     """
 
     __tablename__ = "consensus_orm_saved_schema"
@@ -251,4 +251,4 @@ class SavedSchema(Base):
 
 
 REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint)
-"""Those that an upgrade makes again, empty, after another program dropped them: nothing that is there needs them."""
+"""Those that an upgrade makes again, empty, after another program dropped them: no other row refers to theirs."""

@@ -1,7 +1,7 @@
-"""The rehearsal: a copy of the database goes the whole way and back, before anybody touches the real one.
+"""The rehearsal: migrates a copy of the database through all phases and back, before the real one is touched.
 
-It proves on real rows that they come out byte for byte as they went in, measures every step, and leaves
-evidence beside the database. The database itself is read once and never written.
+It proves that the legacy rows come out byte for byte as they went in, measures every step, and leaves a report beside
+the database, which is read once and never written.
 """
 
 from __future__ import annotations

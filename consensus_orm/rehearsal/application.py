@@ -1,4 +1,4 @@
-"""What a rehearsal needs to know about the application whose tables it moves."""
+"""What an application tells a rehearsal: how rows are written meanwhile, and how a rewriting upgrade is judged."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Rehearsed"]
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """How rows are written during a rehearsal, and how an upgrade that made tables anew is judged.
+    """How rows are written during a rehearsal, and how an upgrade that recreated tables is judged.
 
     Attributes:
         columns: The pairs that are written, and the legacy column of each that holds the text of a writer.
         add: Adds the rows of one unit of work through the public API: called with the unit, the name of the writer,
             the number of the unit and a text; returns the key of each row by its pair.
-        prove: Compares a file as it was before an upgrade that made its tables anew with the file after it.
+        prove: Compares a file before an upgrade that recreated its tables with the file after it.
     """
 
     columns: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""Copies: where a database goes the whole way and back, and what it takes there."""
+"""The copy of a database that a rehearsal migrates: a file, or another database on the server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, Engine, make_url
 
@@ -22,11 +23,11 @@ from consensus_orm.statements.rendering import quoted
 __all__ = ["Copy", "FileCopy", "ServerCopy", "made"]
 
 ROOM = 5
-"""Times the size of a file that a rehearsal may take: the copy, the normalized side, the log of both, and the backup
-before CONTRACT of all that. Checked before anything is copied."""
+"""A rehearsal takes up to so many times the size of the file: the copy, the normalized side, the log of both, and the
+backup of all that before CONTRACT."""
 
 _DIGITS = 8
-"""Of chance at the end of the name of a copy on a server."""
+"""Random digits at the end of the name of a copy on a server."""
 
 
 class Copy(ABC):
@@ -35,7 +36,7 @@ class Copy(ABC):
     Args:
         where: Its path or URL.
         folder: Where its backups go.
-        keep: Whether it stays.
+        keep: Whether it stays after the rehearsal.
     """
 
     def __init__(self, where: Path | str, folder: Path, *, keep: bool) -> None:
@@ -50,30 +51,27 @@ class Copy(ABC):
 
     @abstractmethod
     def look(self) -> contextlib.AbstractContextManager[Look]:
-        """Look at it, past the store."""
+        """Read it with raw SQL, past the store."""
 
     @abstractmethod
     def bytes(self) -> int:
-        """What it takes, with its log and its backups."""
+        """Bytes on disk, its log and its backups included."""
 
     @abstractmethod
     def notes(self, subject: Subject) -> Iterator[str]:
-        """What is not as it will be on the database itself."""
+        """In what the copy differs from the database itself."""
 
     @abstractmethod
     def watch(self, subject: Subject) -> Callable[[], float]:
-        """Measure how long writers of the copy are kept waiting by who calls this.
-
-        Args:
-            subject: Opened on the copy.
+        """Measure how long the calling thread keeps writers of the copy waiting.
 
         Returns:
-            Gives the longest time since it was called last, s.
+            Gives the longest wait since it was called last, in seconds.
         """
 
     @property
     def backups(self) -> list[Path]:
-        """The backups that were made before CONTRACT."""
+        """The backups made before CONTRACT."""
         return [path for path in self.folder.iterdir() if ".before-contract-" in path.name]
 
 
@@ -88,16 +86,16 @@ class FileCopy(Copy):
         return self.where
 
     def look(self) -> contextlib.AbstractContextManager[Look]:
-        """Look at it, past the store."""
+        """Read it with raw SQL."""
         return FileLook.at(self.where)
 
     def bytes(self) -> int:
-        """What it takes."""
+        """Bytes on disk."""
         beside = [Path(f"{self.where}{suffix}") for suffix in ("", *files.BESIDE)]
         return sum(path.stat().st_size for path in (*beside, *self.backups) if path.exists())
 
     def notes(self, subject: Subject) -> Iterator[str]:
-        """What is not as it will be."""
+        """In what it differs."""
         mode = subject.maintenance.stats().journal_mode
         if subject.units.path is None:
             return
@@ -123,17 +121,17 @@ class ServerCopy(Copy):
         return
 
     def look(self) -> contextlib.AbstractContextManager[Look]:
-        """Look at it, past the store."""
+        """Read it with raw SQL."""
         return ServerLook.at(self.where)
 
     def bytes(self) -> int:
-        """What it takes."""
+        """Bytes on disk."""
         with self.look() as look:
             size: int = look.rows("SELECT pg_database_size(current_database())")[0][0]
         return size + sum(path.stat().st_size for path in self.backups)
 
     def notes(self, subject: Subject) -> Iterator[str]:
-        """What is not as it will be."""
+        """In what it differs."""
         yield "the copy is a database of its own: privileges, views and triggers of other programs are not in it"
         own = str(make_url(self.where).database)
         if self.keep:
@@ -145,7 +143,7 @@ class ServerCopy(Copy):
 
     def watch(self, subject: Subject) -> Callable[[], float]:
         """Measure how long writers are kept waiting."""
-        source = subject.units.engine.pool.source  # type: ignore[attr-defined]
+        source: Any = source_of(subject.units.engine)
 
         def longest() -> float:
             found, source.longest_flip = source.longest_flip, 0.0
@@ -156,16 +154,10 @@ class ServerCopy(Copy):
 
 @contextlib.contextmanager
 def made(subject: Subject, folder: Path, *, keep: bool, progress: Watch) -> Iterator[Copy]:
-    """Copy a database.
-
-    Args:
-        subject: The database; it is read.
-        folder: Where files go.
-        keep: Whether the copy stays when the block ends.
-        progress: Called after each chunk.
+    """Copy a database; the copy is removed when the block ends, unless `keep` is set.
 
     Raises:
-        DatabaseFullError: There is not room enough.
+        DatabaseFullError: There is not enough room.
         BackupError: The copy could not be made.
         ReadOnlyDatabaseError: The role may not make a database on the server.
     """

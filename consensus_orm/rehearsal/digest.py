@@ -1,7 +1,7 @@
-"""Images: what is in a table, in type and bytes, read by a look.
+"""Digests of the rows of a table in type and bytes, read with raw SQL.
 
-Nothing here goes through the statements of the mapping but the names of columns. A digest is kept for each
-thousand rows, so that a difference can be pointed at without keeping the rows.
+The mapping gives the names of columns and nothing else. There is a digest for each thousand rows, so that a difference
+can be located without keeping the rows.
 """
 
 from __future__ import annotations
@@ -28,22 +28,18 @@ ROWS = 1000
 
 @dataclass(frozen=True)
 class Image:
-    """The rows of one side of a pair.
-
-    Attributes:
-        parts: First key, last key, number and digest of each thousand rows.
-    """
+    """The rows of one side of a pair: first key, last key, number and digest of each thousand."""
 
     parts: tuple[tuple[Any, Any, int, bytes], ...] = ()
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return sum(count for *_, count, _ in self.parts)
 
     @property
     def digest(self) -> str:
-        """Over all of them."""
+        """The digest of all rows."""
         return hashlib.sha256(b"".join(digest for *_, digest in self.parts)).hexdigest()
 
     @property
@@ -52,7 +48,7 @@ class Image:
         return self.parts[-1][1] if self.parts else None
 
     def difference(self, later: Image) -> str | None:
-        """Where a later image is not the same; None where it is."""
+        """Where a later image differs; None where it is equal."""
         for mine, theirs in itertools.zip_longest(self.parts, later.parts):
             if mine != theirs:
                 first, last, *_ = mine or theirs
@@ -72,9 +68,9 @@ def take(
     """Read one side of a pair.
 
     Args:
-        look: At the database.
+        look: Reads the database.
         pair: The pair.
-        side: Which side.
+        side: The side.
         skip: Keys to leave out, as text.
         until: The highest key to read; None reads all.
         undeclared: Read legacy columns that the mapping does not know, too.
@@ -89,12 +85,7 @@ def take(
 
 
 def digested(rows: Iterator[tuple[Any, ...]], skip: Collection[Any] = ()) -> Image:
-    """The image of rows in the order of their keys.
-
-    Args:
-        rows: Each with its key and then its cells.
-        skip: Keys to leave out, as text.
-    """
+    """The image of rows (key, then cells) in the order of their keys, without the keys in `skip`."""
     return Image(tuple(_digests(row for row in rows if str(_key(row[0])) not in skip)))
 
 
@@ -113,15 +104,7 @@ def _key(value: Any) -> Any:
 
 
 def select(look: Look, pair: Move, side: Side, column: str, *, after: Any) -> dict[Any, Any]:
-    """One column of the rows above a key, by key.
-
-    Args:
-        look: At the database.
-        pair: The pair.
-        side: Which side.
-        column: Its legacy name.
-        after: The key; None reads all rows.
-    """
+    """One column, by its legacy name, of the rows after a key; of all rows where that is None."""
     columns = _columns(look, pair, side)
     if not columns:
         return {}
@@ -132,7 +115,7 @@ def select(look: Look, pair: Move, side: Side, column: str, *, after: Any) -> di
 
 
 def _columns(look: Look, pair: Move, side: Side, *, undeclared: bool = False) -> dict[str, str]:
-    """The columns by their legacy names, the key first; none where the table does not exist."""
+    """The columns of a side by their legacy names, the key first; none where the table does not exist."""
     table = pair.legacy_name if side is Side.LEGACY else pair.table.name
     there = look.columns(table)
     if not there:
@@ -156,26 +139,16 @@ def _source(pair: Move, side: Side) -> str:
     return source
 
 
-# What a database is ---------------------------------------------------------------------------------------
+# Identity of a database ---------------------------------------------------------------------------------------
 
 
 def schema_objects(look: Look, mapping: Moves) -> frozenset[SchemaObject]:
-    """The legacy tables with what belongs to them, as they were declared.
-
-    Args:
-        look: At the database.
-        mapping: Names the legacy tables.
-    """
+    """The definitions of the legacy tables and what belongs to them."""
     return look.objects({pair.legacy_name.lower() for pair in mapping})
 
 
 def identity(look: Look, mapping: Moves) -> Identity:
-    """Say which database this is.
-
-    Args:
-        look: At the database.
-        mapping: Names the tables.
-    """
+    """What identifies a database: the definitions of its legacy tables, and its numbers of rows."""
     objects = schema_objects(look, mapping)
     spelled = json.dumps(sorted(objects))
     there = look.tables()

@@ -1,4 +1,4 @@
-"""The evidence of a rehearsal: a JSON file beside the database, and what it is still worth."""
+"""The report of a rehearsal as a JSON file beside the database, and whether it still applies."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Evidence", "evidence_in", "evidence_path", "find", "write"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """A rehearsal that was kept, and the database as it is now.
+    """The kept report of a rehearsal, and the database as it is now.
 
     Attributes:
-        path: Where it is kept.
+        path: The file.
         report: What was found.
-        now: What the database is now.
+        now: The database now.
         mapping: The fingerprint of the mapping now.
-        rows_now: Rows the database has now, on the side that has more of them.
+        rows_now: Rows of the database now, on the side that has more of them.
     """
 
     path: Path
@@ -39,10 +39,7 @@ class Evidence:
 
     @property
     def stale(self) -> str | None:
-        """Why it says nothing about this database any more; None where it still does.
-
-        New rows do not make it stale: the database is in use.
-        """
+        """Why the report no longer applies; None while it does. New rows do not make it stale."""
         if self.report.identity.schema_hash != self.now.schema_hash:
             return "the legacy tables were declared otherwise then"
         if self.report.mapping != self.mapping:
@@ -51,25 +48,18 @@ class Evidence:
 
     @property
     def holds(self) -> bool:
-        """Whether this database was rehearsed with this mapping, and it went well."""
+        """Whether the rehearsal passed and its report still applies."""
         return self.stale is None and self.report.passed
 
 
 def evidence_in(folder: Path, units: UnitOfWorkFactory[Any]) -> Path:
-    """Where the evidence of a rehearsal of a database stands in a folder."""
+    """The path of the report in a folder."""
     database = Path(units.path or units.engine.url.database or ":memory:")
     return files.derived(database, ".rehearsal.json", folder=folder)
 
 
 def evidence_path(units: UnitOfWorkFactory[Any]) -> Path | None:
-    """Where the evidence of a rehearsal is kept: beside the database, never in it.
-
-    Args:
-        units: The units of work of the database.
-
-    Returns:
-        That of a database on a server is where its backups go; None for one in memory.
-    """
+    """The path of the report: beside the file, or where the backups of a server go; None for a database in memory."""
     if units.path is not None:
         return evidence_in(units.path.parent, units)
     if units.engine.dialect.name == "sqlite":
@@ -78,11 +68,7 @@ def evidence_path(units: UnitOfWorkFactory[Any]) -> Path | None:
 
 
 def write(report: RehearsalReport, path: Path) -> None:
-    """Keep a report; there is never half of it at the path.
-
-    Args:
-        report: What was found.
-        path: Where; a report that is there is replaced.
+    """Write a report to a file as a whole, in the place of an older one.
 
     Raises:
         OSError: It cannot be written there.
@@ -91,14 +77,7 @@ def write(report: RehearsalReport, path: Path) -> None:
 
 
 def find(units: UnitOfWorkFactory[Any]) -> Evidence | None:
-    """Look for a rehearsal of a database; writes nothing.
-
-    Args:
-        units: The units of work of the database.
-
-    Returns:
-        The evidence beside the database; None where there is none, or none that can be read.
-    """
+    """Find the report of a rehearsal of a database; None where there is none that can be read. Writes nothing."""
     path = evidence_path(units)
     if path is None:
         return None

@@ -1,6 +1,6 @@
-"""Looks: raw SQL past everything this package believes, in the words of each kind of database.
+"""Raw SQL that reads a database past the mapping and the store, for SQLite and for PostgreSQL.
 
-What they read is given in type and bytes; the rest of a rehearsal does not know which kind it is of.
+Values are read as type and bytes; the rest of a rehearsal does not depend on the kind of database.
 """
 
 from __future__ import annotations
@@ -35,11 +35,7 @@ _RECORDED = f"SELECT name FROM {GUARDS} WHERE kind = 'trigger'"
 
 
 class Look(ABC):
-    """One look at a database.
-
-    Args:
-        rows: Runs a statement.
-    """
+    """Reads one database; `rows` runs a statement."""
 
     dialect: ClassVar[str]
     """The kind of database, as SQLAlchemy calls it."""
@@ -56,11 +52,11 @@ class Look(ABC):
 
     @abstractmethod
     def tables(self) -> dict[str, str]:
-        """The tables there are, by their names in small letters."""
+        """The tables by their lower-case names."""
 
     @abstractmethod
     def columns(self, table: str) -> dict[str, str]:
-        """The columns of a table, by their names in small letters; none where it does not exist."""
+        """The columns of a table by their lower-case names; none where it does not exist."""
 
     @abstractmethod
     def cell(self, column: str) -> str:
@@ -68,18 +64,17 @@ class Look(ABC):
 
     @abstractmethod
     def objects(self, tables: Collection[str]) -> frozenset[SchemaObject]:
-        """How tables were declared, with their indexes and the triggers of other programs.
+        """The definitions of tables (lower-case names), their indexes and the triggers of other programs.
 
-        Args:
-            tables: Their names in small letters. Where they were dropped, what was kept of them is told.
+        Of tables that were dropped, what was saved.
         """
 
     def stream(self, sql: str, value: Any = None) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query, nothing decoded, and never all at once."""
+        """Stream the rows of a query, text as bytes."""
         raise NotImplementedError
 
     def snapshot(self) -> contextlib.AbstractContextManager[None]:
-        """See one moment, whatever writers do meanwhile."""
+        """Read one snapshot until the block ends."""
         raise NotImplementedError
 
 
@@ -93,19 +88,19 @@ class FileLook(Look):
     @classmethod
     @contextlib.contextmanager
     def at(cls, path: Path) -> Iterator[FileLook]:
-        """Look with a connection of its own."""
+        """Read with a connection of its own."""
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             yield cls.by(connection)
 
     @classmethod
     def by(cls, connection: sqlite3.Connection) -> FileLook:
-        """Look with a connection."""
+        """Read with a given connection."""
         found = cls(lambda sql: connection.execute(sql).fetchall())
         found._connection = connection
         return found
 
     def tables(self) -> dict[str, str]:
-        """The tables there are."""
+        """The tables."""
         return {name.lower(): name for (name,) in self.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
     def columns(self, table: str) -> dict[str, str]:
@@ -119,7 +114,7 @@ class FileLook(Look):
         return f"typeof({column}), CASE typeof({column}) WHEN 'real' THEN {whole} ELSE CAST({column} AS BLOB) END"
 
     def objects(self, tables: Collection[str]) -> frozenset[SchemaObject]:
-        """How tables were declared."""
+        """The definitions of tables."""
         found = self.rows("SELECT type, name, sql, lower(tbl_name) FROM sqlite_master WHERE sql IS NOT NULL")
         names = {name for _, name, *_ in found}
         ours = self.rows(_RECORDED) if GUARDS in names else []
@@ -134,7 +129,7 @@ class FileLook(Look):
         return frozenset((kind, name, sql) for kind, name, sql in aside)
 
     def stream(self, sql: str, value: Any = None) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query, one by one."""
+        """Stream the rows of a query."""
         # Text need not be UTF-8, and may hold NUL.
         before, self._connection.text_factory = self._connection.text_factory, bytes
         try:
@@ -144,7 +139,7 @@ class FileLook(Look):
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
-        """See one moment."""
+        """Read one snapshot."""
         self._connection.execute("BEGIN")
         try:
             yield
@@ -153,7 +148,7 @@ class FileLook(Look):
 
 
 class ServerLook(Look):
-    """A PostgreSQL database. What was put away at CONTRACT is told under the name it had."""
+    """A PostgreSQL database; tables that were renamed at CONTRACT appear under their old names."""
 
     dialect = "postgresql"
     parameter = "%(value)s"
@@ -162,7 +157,7 @@ class ServerLook(Look):
     @classmethod
     @contextlib.contextmanager
     def at(cls, url: str) -> Iterator[ServerLook]:
-        """Look with a connection of its own."""
+        """Read with a connection of its own."""
         import psycopg
 
         from consensus_orm.databases.postgresql.connection import arguments_of
@@ -173,7 +168,7 @@ class ServerLook(Look):
             yield found
 
     def tables(self) -> dict[str, str]:
-        """The tables there are."""
+        """The tables."""
         sql = "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)"
         return {name.lower(): name for (name,) in self.rows(sql)}
 
@@ -191,7 +186,7 @@ class ServerLook(Look):
         return f"{kind}, convert_to(CAST({column} AS TEXT), 'UTF8')"
 
     def objects(self, tables: Collection[str]) -> frozenset[SchemaObject]:
-        """How tables were declared."""
+        """The definitions of tables."""
         there = self.tables()
         found: set[SchemaObject] = set()
         for table in tables:
@@ -201,14 +196,14 @@ class ServerLook(Look):
         return frozenset(found)
 
     def stream(self, sql: str, value: Any = None) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query, one by one."""
+        """Stream the rows of a query."""
         with self._connection.transaction(), self._connection.cursor(name="consensus_orm_look") as cursor:
             cursor.itersize = 1000
             yield from cursor.execute(sql.encode(), None if value is None else {"value": value})
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
-        """See one moment."""
+        """Read one snapshot."""
         with self._connection.transaction():
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             yield
@@ -227,10 +222,10 @@ _OBJECTS = (
     " WHERE tgrelid = {table} AND NOT tgisinternal"
     f" AND NOT (tgname ^@ '{PREFIX}' AND tgname = (SELECT proname FROM pg_proc AS p WHERE p.oid = tgfoid))"
 )
-"""Our triggers have a function of their own name. Columns say whether they are NOT NULL; that PostgreSQL 18 has
-constraints for it too, is left out."""
+"""Our triggers have a function of the same name. NOT NULL is read from the columns; the constraints that PostgreSQL 18
+has for it are left out."""
 
 
 def look_of(dialect: str, rows: Rows) -> Look:
-    """A look by what runs statements on a database of a kind: it cannot stream."""
+    """Read with a function that runs statements; it cannot stream."""
     return (FileLook if dialect == "sqlite" else ServerLook)(rows)

@@ -1,4 +1,4 @@
-"""The course of a rehearsal: the copy, the way there and back, and the proofs at its turning points."""
+"""The course of a rehearsal: it makes the copy, moves it to CONTRACT and back, and compares its rows at both ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,14 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.reconcile import ReconcileReport
-from consensus_orm.migration.rehearsal_report import Identity, Proof, RehearsalReport, RehearsalStep, WritersReport
+from consensus_orm.migration.rehearsal_report import (
+    Identity,
+    Latency,
+    Proof,
+    RehearsalReport,
+    RehearsalStep,
+    WritersReport,
+)
 from consensus_orm.migration.steps import Step
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.phase import Phase, Side
@@ -29,7 +37,7 @@ from consensus_orm.rehearsal.digest import Image
 from consensus_orm.rehearsal.evidence import evidence_in, evidence_path, write
 from consensus_orm.rehearsal.raw_sql import FileLook, Look, look_of
 from consensus_orm.rehearsal.subject import Subject
-from consensus_orm.rehearsal.writers import Writers
+from consensus_orm.rehearsal.writers import Additions, Writers
 from consensus_orm.schema.application import Rewrite
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 
@@ -50,32 +58,32 @@ def rehearse(
     progress: Watch = None,
     tell: Tell | None = None,
 ) -> RehearsalReport:
-    """Take a copy of a database through all phases and back, and prove that its rows come out as they went in.
+    """Migrate a copy of a database through all phases and back, and prove that its rows come out as they went in.
 
-    The copy of a file is a file, that of a server a database beside it, with the tables that move. From EXPAND to
-    NORMALIZED the copy goes on to CONTRACT and then back to EXPAND; at CONTRACT it goes back to EXPAND and then to
-    CONTRACT again. Where the upgrade makes tables of another program anew, that is part of it; a file of the final
-    build, which never had legacy tables, is upgraded, and its rows are compared with what they were. Soak times are
-    skipped, gates are not: one that refuses ends the way forward, and is what the real migration would meet. The
-    database itself is read once and never written.
+    The copy of a file is a file; that of a server is another database on it, with the tables that move. Before
+    CONTRACT the copy goes on to CONTRACT and then back to EXPAND; at CONTRACT it goes back to EXPAND and then to
+    CONTRACT again. An upgrade that recreates tables of another program is part of it; a file of the final build,
+    which never had legacy tables, is upgraded, and its rows are compared with what they were. Soak times are skipped,
+    gates are not: one that refuses ends the way forward, as it would in the real migration. The database itself is
+    read once and never written.
 
     Args:
         subject: The database that is copied.
-        keep: A folder for the copy as it is at the end, and for a second copy of the evidence; in a temporary
-            folder that is removed where left out. The copy of a server stays on it.
-        writers: Threads that write to the copy through the public API all the while.
+        keep: A folder that keeps the copy and a second report; a temporary folder where left out. The copy of a
+            server stays on the server.
+        writers: Threads that write to the copy through the public API meanwhile.
         progress: Called after each chunk.
         tell: Called after each step.
 
     Returns:
-        What was found; also kept as JSON beside the database, and of a server where its backups go, where that
-        folder can be written.
+        What was found; also kept as JSON beside the database (of a server, where its backups go) if that folder can
+        be written.
 
     Raises:
-        MigrationError: The database never had legacy tables, and its upgrade is over, so nothing is left to rehearse.
-        InvalidValueError: Writers were asked for, and how these tables are written is not known.
-        StorageError: There is not room enough for it, or the copy could not be made.
-        CopyError: A column on a server would not come along.
+        MigrationError: The database never had legacy tables, and its upgrade is over: nothing is left to rehearse.
+        InvalidValueError: Writers were asked for, and no way to write these tables is known.
+        StorageError: There is not enough room, or the copy could not be made.
+        CopyError: A column on a server cannot be copied.
     """
     units = subject.units
     rewrite = subject.upgrade.pending_rewrite()
@@ -109,7 +117,7 @@ def _notes(rewrite: Rewrite | None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _folder(keep: Path | str | None) -> Iterator[Path]:
-    """The folder the files of a rehearsal are made in."""
+    """The folder for the files of a rehearsal."""
     if keep is None:
         with files.own_folder(Path(tempfile.gettempdir()), "rehearsal") as folder:
             yield folder
@@ -123,7 +131,7 @@ def _folder(keep: Path | str | None) -> Iterator[Path]:
 
 
 def _keep(report: RehearsalReport, units: UnitOfWorkFactory[Any], folder: Path | None) -> RehearsalReport:
-    """Write the evidence where it is looked for, and where it was asked for."""
+    """Write the report where it is looked for, and where it was asked for."""
     place = evidence_path(units)
     places = [] if place is None else [place]
     if folder is not None:
@@ -161,21 +169,21 @@ class _Course:
         self.left_out: dict[str, set[str]] = {}
 
     def run(self, threads: int) -> RehearsalReport:
-        """Go all the way, and sum up."""
+        """Migrate the copy there and back, and report."""
         at = self.units.settings.clock()
         with self.copy.look() as look:
             before = digest.schema_objects(look, self.mapping)
             known = digest.identity(look, self.mapping)
         self._prepare()
-        with Writers(self.units, self.rehearsed, threads) as writers:
+        additions = Additions(self.rehearsed)
+        with Writers(self.units, additions.rounds(threads)) as writers:
             if known.schema_hash is None and self.rehearsed is not None:
                 self._prove_adoption(self.rehearsed)
             else:
                 self._travel()
         with self.copy.look() as look:
-            unexplained, missing = self._extra(look, writers)
+            unexplained, missing = self._extra(look, additions)
             schema_equal = before <= digest.schema_objects(look, self.mapping)
-        wrote = sum(map(len, writers.wrote.values()))
         settings = self.units.settings
         return RehearsalReport(
             at=at,
@@ -191,11 +199,7 @@ class _Course:
             schema_equal=schema_equal,
             unexplained=max(unexplained - self.adopted, 0),
             refused=tuple(self.refused),
-            writers=WritersReport(
-                threads=threads, rows=wrote, missing=missing, errors=dict(writers.errors), latency=writers.summary()
-            )
-            if threads
-            else None,
+            writers=_told(writers, additions, threads, missing) if threads else None,
             bytes=self.bytes,
             peak_bytes=self.peak,
             backup_bytes=sum(path.stat().st_size for path in self.copy.backups),
@@ -212,7 +216,7 @@ class _Course:
     # The way --------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Bring the copy up to date, and remember what is in it: the truth, with nothing pending."""
+        """Upgrade the copy, and take the digests of its source of truth."""
         if self.began.compares and self._pending():
             self._step("reconcile", lambda: self.migration.reconcile(progress=self.progress))
         if self.began.truth is Side.LEGACY:
@@ -282,16 +286,16 @@ class _Course:
                     self.whole[pair.name] = digest.take(look, pair, side, undeclared=True)
 
     def _prove(self) -> None:
-        """Compare what is there now, on the side that answers, with what was there at the beginning."""
+        """Compare the side that is the source of truth now with what was there at the beginning."""
         side = self.now.truth
         with self.copy.look() as look, look.snapshot():
             for pair in self.mapping:
                 whole = side is Side.LEGACY and bool(self.whole)
                 wanted = (self.whole if whole else self.wanted)[pair.name]
-                # What no pair carries, and rejects that were accepted, stand on the legacy side alone.
+                # Columns of no pair, and accepted rejects, stand on the legacy side alone.
                 skip = set() if whole else self.left_out[pair.name]
                 found = Image()
-                if wanted.parts:  # into an empty table nothing came back; what is in it now is counted as extra
+                if wanted.parts:  # what is in a table that was empty is counted as extra
                     found = digest.take(look, pair, side, skip=skip, until=wanted.last, undeclared=whole)
                 self.proofs.append(
                     Proof(
@@ -310,12 +314,12 @@ class _Course:
         with FileLook.at(backup) as before, self.copy.look() as after:
             self.proofs += rehearsed.prove(before, after, self.now)
 
-    def _extra(self, look: Look, writers: Writers) -> tuple[int, int]:
-        """Rows above those of the beginning: how many no writer knows of, and how many of the writers' are missing."""
+    def _extra(self, look: Look, additions: Additions) -> tuple[int, int]:
+        """Count rows after those of the beginning: those that no writer added, and those of writers that are gone."""
         unexplained = missing = 0
         for pair in self.mapping:
-            wrote = writers.wrote.get(pair.name, {})
-            column = writers.columns[pair.name] if wrote else pair.legacy_key
+            wrote = additions.acknowledged.get(pair.name, {})
+            column = additions.columns[pair.name] if wrote else pair.legacy_key
             found = digest.select(look, pair, self.now.truth, column, after=self.wanted[pair.name].last)
             unexplained += sum(str(key) not in self.left_out[pair.name] for key in found.keys() - wrote.keys())
             missing += sum(found.get(key) != text for key, text in wrote.items())
@@ -323,6 +327,16 @@ class _Course:
 
     def _fingerprint(self) -> str:
         return self.units.statements.fingerprint
+
+
+def _told(writers: Writers, additions: Additions, threads: int, missing: int) -> WritersReport:
+    return WritersReport(
+        threads=threads,
+        rows=sum(map(len, additions.acknowledged.values())),
+        missing=missing,
+        errors=Counter(type(error).__name__ for _, error in writers.errors),
+        latency={phase.name: Latency.of(writers.latency[phase]) for phase in sorted(writers.latency)},
+    )
 
 
 def _rows_of(step: Step) -> int | None:
@@ -336,7 +350,7 @@ def _table(pair: Move, side: Side) -> str:
 
 
 def _rejected(look: Look, pair: Move) -> set[str]:
-    """Keys of the rows that were accepted as rejects: they stand on the legacy side alone."""
+    """Keys of unresolved rejects: their rows stand on the legacy side alone."""
     if "consensus_orm_rejects" not in look.tables():
         return set()
     rejects = look.rows("SELECT pair, lower(table_name), CAST(key AS TEXT), state FROM consensus_orm_rejects")

@@ -1,4 +1,4 @@
-"""The turns of a rehearsal's writers, and how long the rehearsal itself held one."""
+"""A queue of writers that measures how long the rehearsal itself kept the write lock of a file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Stopwatch"]
 
 
 class Stopwatch(Turns):
-    """The turns of the copy's writers, which remember how long the rehearsal itself held one.
+    """The queue of the copy's writers, which remembers how long the rehearsal itself held a turn.
 
-    Every write of a process takes a turn for as long as it has the write lock; so this is how long a writer of
-    another process could not begin.
+    Every writer of a process has a turn while it holds the write lock; so this is how long a writer of another
+    process had to wait.
     """
 
     __slots__ = ("_mine", "_since", "_thread", "longest")
@@ -41,6 +41,6 @@ class Stopwatch(Turns):
         super().release()
 
     def reset(self) -> float:
-        """The longest turn since the last call."""
+        """The longest turn since the last call, in seconds."""
         longest, self.longest = self.longest, 0.0
         return longest

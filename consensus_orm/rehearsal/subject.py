@@ -1,4 +1,4 @@
-"""The subject of a rehearsal: a database with all that its way there and back takes."""
+"""The database that is rehearsed, with the parts of its store that a rehearsal uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Subject:
         migration: Its way from phase to phase.
         upgrade: Brings its schema up to date.
         maintenance: Backs it up, and knows its size.
-        rehearsed: What is known about its tables; None where nothing is known but the mapping.
+        rehearsed: What is known about its tables besides the mapping, if anything.
         beside: Opens another database of the same tables, by its path or URL.
     """
 

@@ -1,8 +1,8 @@
-"""The report: one self-contained page about a migration, for people who were not there.
+"""The report: one self-contained HTML page about a migration.
 
-It needs no network and no script, is readable in light and dark, and prints. It says where something is not
-stored rather than draw it. No contents of rows are in it; names and reasons that people wrote are escaped.
-Charts come from pygal, extra `report`, imported when a page is made.
+It needs no network and no script, suits light and dark mode, and can be printed. It says what is not stored instead of
+drawing it. It holds no contents of rows; names and reasons that people wrote are escaped. pygal, of the extra `report`,
+draws the charts, and is imported when a page is made.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ __all__ = ["render", "write"]
 
 
 def render(store: Store) -> str:
-    """Make the page.
+    """Make the page as HTML.
 
-    Reads are timed on the spot, in a read-only unit of work, which takes a second or so. Nothing is written.
+    Reads are timed meanwhile, in a read-only unit of work, which takes about a second. Nothing is written.
 
     Args:
         store: The store to report on.
-
-    Returns:
-        The page, HTML.
 
     Raises:
         ConfigurationError: The extra `report` is not installed.
@@ -42,19 +39,19 @@ def render(store: Store) -> str:
 
 
 def write(store: Store, path: Path | str) -> Path:
-    """Make the page and put it into a file; one that is there is replaced, and never by half a page.
+    """Write the page to a file, atomically; an existing file is replaced.
 
     Args:
         store: The store to report on.
-        path: Where the page goes.
+        path: The file.
 
     Returns:
-        Where it is.
+        The resolved path.
 
     Raises:
         ConfigurationError: The extra `report` is not installed.
         InvalidValueError: The path is that of the database.
-        StorageError: The database cannot be read, or the page not written.
+        StorageError: The database cannot be read, or the page cannot be written.
     """
     target = files.resolved(path)
     if store.path is not None and files.is_part_of(target, store.path):

@@ -1,4 +1,4 @@
-"""The charts: inline SVG by pygal, in the colours of the page, without script."""
+"""The charts of the report: inline SVG by pygal, in the colours of the page, without script."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Series = Sequence[tuple[datetime, float]]
 """Moments and values, in order."""
 
 COLOURS = tuple(f"var(--series-{number})" for number in range(1, 5))
-"""Defined by the page, for light and dark."""
+"""Defined by the style sheet, for light and dark mode."""
 
 TICKS = 5
 
 HEIGHT_OF_A_BAR = 22
 MARGIN_OF_A_LABEL = 60
-"""The last label of an axis stands with its middle at the end."""
+"""For the last label of an axis, which is centred at its end."""
 
 
 def require_pygal() -> Any:
@@ -38,7 +38,7 @@ def require_pygal() -> Any:
         raise errors.ConfigurationError(
             "the report draws with pygal, which is not installed", hint="run: pip install 'consensus-orm[report]'"
         ) from None
-    # It leaves an importer for maps behind that has no find_spec: every later import would warn of it.
+    # It adds an importer for maps without find_spec, of which every later import would warn.
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, pygal.PluginImportFixer)]
     return pygal
 
@@ -87,14 +87,14 @@ def _options(title: str, **more: Any) -> dict[str, Any]:
 def _drawn(chart: Any, label: str) -> str:
     chart.add_xml_filter(_without_script)
     svg: str = chart.render(is_unicode=True)
-    # Read aloud as one picture with a name; the numbers stand in the table below it.
+    # A screen reader reads it as one picture with a name; the numbers are in the table below it.
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).replace(
         "<title>Pygal</title>", f"<title>{label}</title>", 1
     )
 
 
 def _without_script(root: Any) -> Any:
-    """Take away what pygal needs for tooltips: the page runs without script."""
+    """Remove pygal's scripts for tooltips."""
     for parent in list(root.iter()):
         for child in [each for each in parent if str(each.tag).rpartition("}")[2] == "script"]:
             parent.remove(child)
@@ -102,12 +102,12 @@ def _without_script(root: Any) -> Any:
 
 
 def over_time(label: str, lines: Mapping[str, Series], **options: Any) -> str:
-    """Values over time.
+    """Draw values over time.
 
     Args:
         label: What the chart shows; trusted text.
-        lines: Names and values; together at least two moments.
-        **options: For pygal.
+        lines: Names and values.
+        **options: Further options of pygal.
     """
     moments = sorted(at.timestamp() for series in lines.values() for at, _ in series)
     first, last = moments[0], max(moments[-1], moments[0] + 1)
@@ -128,12 +128,7 @@ def over_time(label: str, lines: Mapping[str, Series], **options: Any) -> str:
 
 
 def phases(label: str, changes: Series) -> str:
-    """The phase over time, in steps.
-
-    Args:
-        label: What the chart shows; trusted text.
-        changes: When which phase began; the last entry is now.
-    """
+    """Draw the phase over time, in steps, from the times at which phases began; the last entry is now."""
     steps = [changes[0]]
     for (_, before), (at, after) in itertools.pairwise(changes):
         steps += [(at, before), (at, after)]
@@ -142,7 +137,7 @@ def phases(label: str, changes: Series) -> str:
 
 
 def _measured(value: float, unit: str) -> str:
-    """A value of an axis, short enough to stand beside the next."""
+    """A value of an axis in a few characters."""
     for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if unit == "bytes" and value >= size:
             return f"{value / size:,.4g} {name}"
@@ -157,14 +152,14 @@ def bars(
     unit: str,
     stacked: bool = False,
 ) -> str:
-    """Horizontal bars, grouped.
+    """Draw grouped horizontal bars.
 
     Args:
         label: What the chart shows; trusted text.
         names: The groups of bars, from the top.
-        groups: A name and one value for each of `names`.
-        unit: What the values are.
-        stacked: Draw the values of a name in one bar instead of one below the other.
+        groups: Series: a name, and a value for each of `names`.
+        unit: The unit of the values.
+        stacked: Draw the values of a name in one bar.
     """
     pygal = require_pygal()
     draw = pygal.HorizontalStackedBar if stacked else pygal.HorizontalBar

@@ -1,4 +1,4 @@
-"""What a report says: everything the database keeps about its migration, read in one snapshot, and reads timed now."""
+"""The facts of a report: what the database stores about its migration, read in one snapshot, and timed reads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from sqlalchemy import select
 
 from consensus_orm.databases.statistics import DatabaseStats
 from consensus_orm.declaration.move import Move, table_of
-from consensus_orm.ledgers import audit, certificates
-from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.ledgers import certificates, entries
+from consensus_orm.ledgers.certificates import Seen
+from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
 from consensus_orm.models.control import BackfillCheckpoint
@@ -26,18 +27,18 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 if TYPE_CHECKING:
     from consensus_orm.store import Store
 
-__all__ = ["Backfilled", "Certified", "Facts", "ReadTimes", "TableUse", "collect"]
+__all__ = ["Backfilled", "Facts", "ReadTimes", "TableUse", "collect"]
 
 SAMPLES = 60
 """Reads timed for each pair, side and kind."""
 
 LISTED = 100
-"""Rows of a timed list, at most."""
+"""The highest number of rows of a timed list."""
 
 
 @dataclass(frozen=True)
 class TableUse:
-    """Rows of a table and its bytes, indexes included; `bytes` is None where SQLite cannot tell."""
+    """Rows of a table and its bytes, indexes included; `bytes` is None if SQLite cannot tell."""
 
     name: str
     side: Side
@@ -57,24 +58,9 @@ class Backfilled:
 
     @property
     def rate(self) -> float | None:
-        """Rows a second from the first chunk to the last; None where both are of one moment."""
+        """Rows per second from the first chunk to the last; None if both have the same time."""
         seconds = (self.updated - self.started).total_seconds()
         return self.rows / seconds if seconds > 0 else None
-
-
-@dataclass(frozen=True)
-class Certified:
-    """A certificate: what one verify saw."""
-
-    id: int
-    at: datetime
-    build: str
-    mapping: str
-    legacy_rows: int
-    normalized_rows: int
-    compared: int
-    differences: int
-    rejects: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +75,7 @@ class ReadTimes:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything a report says."""
+    """All facts of a report."""
 
     database: str
     at: datetime
@@ -101,17 +87,13 @@ class Facts:
     mismatches: list[MismatchEntry]
     rejects: list[RejectEntry]
     backfills: list[Backfilled]
-    certificates: list[Certified]
+    certificates: list[Seen]
     reads: list[ReadTimes]
     evidence: Evidence | None
 
 
 def collect(store: Store) -> Facts:
-    """Read everything; writes nothing.
-
-    Args:
-        store: The store to report on.
-    """
+    """Read the facts of a store; writes nothing."""
     exists = store.path is None or store.path.exists()
     evidence = find(store._units)
     stats = store.maintenance.stats() if exists and store.path is not None else None
@@ -126,11 +108,11 @@ def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: 
         status=collect_status(uow, store.initial_phase),
         stats=stats,
         tables=list(_tables(uow)),
-        history=audit.history(uow),
-        mismatches=audit.mismatches(uow, everything=True),
-        rejects=audit.rejects(uow, everything=True),
+        history=entries.history(uow),
+        mismatches=entries.mismatches(uow, everything=True),
+        rejects=entries.rejects(uow, everything=True),
         backfills=_backfills(uow),
-        certificates=_certificates(uow),
+        certificates=certificates.every(uow),
         reads=[times for pair in uow.statements.mapping for times in _time_reads(uow, pair)],
         evidence=evidence,
     )
@@ -157,28 +139,11 @@ def _backfills(uow: UnitOfWork) -> list[Backfilled]:
     return [Backfilled(pair, count, bool(done), when(a), when(b)) for pair, _, count, done, a, b in entries]
 
 
-def _certificates(uow: UnitOfWork) -> list[Certified]:
-    return [
-        Certified(
-            each.id,
-            when(each.at),
-            each.build,
-            each.mapping,
-            each.legacy_rows,
-            each.normalized_rows,
-            each.compared,
-            each.differences,
-            each.rejects,
-        )
-        for each in certificates.every(uow)
-    ]
-
-
 # Reads, timed now -----------------------------------------------------------------------------------------
 
 
 def _time_reads(uow: UnitOfWork, pair: Move) -> Iterator[ReadTimes]:
-    """Time the same reads on both sides, in turn, so that both meet the same caches and the same load."""
+    """Time the same reads on both sides in turn, under the same caches and the same load."""
     if not _comparable(uow, pair):
         return
     sql = uow.statements[pair]
@@ -203,7 +168,7 @@ def _time_reads(uow: UnitOfWork, pair: Move) -> Iterator[ReadTimes]:
 
 
 def _comparable(uow: UnitOfWork, pair: Move) -> bool:
-    """Whether both sides hold rows; a read of an empty table says nothing about one that is full."""
+    """Whether both sides hold rows."""
     if not uow.prepared or not uow.phase.has_legacy:
         return False
     sides = (quoted(pair.legacy_name), quoted(pair.table.name))
@@ -217,12 +182,12 @@ def _sample(uow: UnitOfWork, pair: Move) -> list[Any]:
     numbered = f"SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM {legacy}"
     sql = f"SELECT {key} FROM ({numbered}) AS numbered WHERE n % ? = 0 LIMIT ?"
     keys = [found for (found,) in uow._rows(sql, (every, SAMPLES))]
-    # Few rows are read again and again: the times are of a warm cache anyhow.
+    # Few rows are read repeatedly: the cache is warm in any case.
     return (keys * SAMPLES)[:SAMPLES]
 
 
 def _shared(pair: Move) -> tuple[str, ...]:
-    """Legacy columns that all rows of a parent share: what lists are asked for by."""
+    """The legacy columns that all rows of a parent share, by which lists are filtered."""
     if pair.parent is None:
         return ()
     return tuple(name for name, of in pair.carried.items() if of in {*pair.parent.identity})

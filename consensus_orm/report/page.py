@@ -1,4 +1,4 @@
-"""The page: facts as HTML. Whatever comes from the database goes through `tag`, which escapes it."""
+"""The HTML of the report; `tag` escapes every value of the database."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import Evidence, RehearsalReport
 from consensus_orm.report import charts
 from consensus_orm.report.facts import Facts, ReadTimes
+from consensus_orm.times import when
 
 __all__ = ["page"]
 
@@ -23,7 +24,7 @@ NOT_STORED = "Not stored: "
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """Text that is HTML, and not escaped again."""
 
     __slots__ = ()
 
@@ -32,13 +33,7 @@ Child = object
 
 
 def tag(name: str, *children: Child, **attributes: str) -> Html:
-    """An element; its children are escaped unless they are HTML.
-
-    Args:
-        name: Its name.
-        *children: What is in it.
-        **attributes: Its attributes; `class_` for `class`.
-    """
+    """An element with attributes (`class_` for `class`); its children are escaped unless they are HTML."""
     given = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
     return Html(f"<{name}{given}>{_joined(children)}</{name}>")
 
@@ -48,17 +43,13 @@ def _joined(children: Iterable[Child]) -> str:
 
 
 def _visible(value: Child) -> str:
-    """A value as text; what steers a terminal or a reader's eye is replaced, and None is a dash."""
+    """A value as text, without control characters; None is a dash."""
     text = "–" if value is None else str(value)
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def page(facts: Facts) -> str:
-    """The whole page.
-
-    Args:
-        facts: What it says.
-    """
+    """The page for the facts of a store."""
     style = resources.files("consensus_orm.report").joinpath("style.css").read_text(encoding="utf-8")
     title = f"Migration of {facts.database.rpartition('/')[2]}"
     policy = "default-src 'none'; style-src 'unsafe-inline'"
@@ -247,7 +238,17 @@ def _certificates(facts: Facts) -> Iterator[Html]:
     yield _table(
         ("no.", "when", "build", "mapping", "legacy", "normalized", "compared", "differences", "rejects"),
         [
-            (c.id, c.at, c.build, c.mapping, c.legacy_rows, c.normalized_rows, c.compared, c.differences, c.rejects)
+            (
+                c.id,
+                when(c.at),
+                c.build,
+                c.mapping,
+                c.legacy_rows,
+                c.normalized_rows,
+                c.compared,
+                c.differences,
+                c.rejects,
+            )
             for c in facts.certificates
         ],
     )
@@ -273,7 +274,7 @@ def _mismatches(facts: Facts) -> Iterator[Html]:
 
 
 def _cumulated(moments: list[datetime], start: datetime, end: datetime) -> list[tuple[datetime, float]]:
-    """How many there were by when, in steps."""
+    """The cumulated number of moments, in steps."""
     steps: list[tuple[datetime, float]] = [(start, 0.0)]
     for number, at in enumerate(moments, 1):
         steps += [(at, number - 1.0), (at, float(number))]

@@ -1,1 +1,1 @@
-"""Retries of whole units of work: what may be retried, how often, and when to stop."""
+"""Retries of units of work, classification of errors, and the circuit breaker."""

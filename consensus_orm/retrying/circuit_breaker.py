@@ -1,9 +1,9 @@
-"""A circuit breaker: stop calling what keeps failing, and find out by itself when it works again.
+"""A circuit breaker, which refuses calls while most recent ones failed, and recovers by itself.
 
-It is our own because no library was found that looks at a rate, is thread-safe, and leaves uncounted what
-failed through the caller's fault: pybreaker, circuitbreaker and purgatory count failures in a row; fluxgate
-is not thread-safe; interlock-cb takes such a call for a success, even as the probe that closes it, keeps the
-last error with its frames, loads asyncio, and costs 5 us a call.
+No library was found that uses a rate, is thread-safe, and does not count failures that are the caller's fault:
+pybreaker, circuitbreaker and purgatory count failures in a row; fluxgate is not thread-safe; interlock-cb counts such a
+call as a success, even as the probe that closes it, keeps the last error with its frames, loads asyncio, and costs 5 us
+a call.
 """
 
 from __future__ import annotations
@@ -27,27 +27,26 @@ T = TypeVar("T")
 
 
 class CircuitState(StrEnum):
-    """Whether calls go through."""
+    """Whether a breaker lets calls through."""
 
     CLOSED = "closed"
-    """All of them do."""
+    """It lets all calls through."""
     OPEN = "open"
-    """None does."""
+    """It refuses all calls."""
     HALF_OPEN = "half_open"
-    """One does, as a probe."""
+    """It lets one call through as a probe."""
 
 
 class CircuitBreaker:
     """Refuses calls while most of the recent ones failed.
 
-    A call whose error is PERMANENT through the caller's fault does not count, nor does one that was
-    interrupted: neither says anything about what was called. An answer that is DEGRADED is an answer.
-    Thread-safe; the work runs outside the lock.
+    A call that failed through the caller's fault does not count, nor does one that was interrupted: neither says
+    anything about the called system. A DEGRADED answer is a success. Thread-safe; the work runs outside the lock.
 
     Args:
-        window: How many counted calls it looks back on.
+        window: The number of recent calls that it considers.
         threshold: The share of failures among them at which it opens, above 0 and up to 1.
-        minimum_calls: How many it must have seen before it may open.
+        minimum_calls: The number of calls before it may open.
         pause: How long it stays open before it lets one call through as a probe.
         clock: A monotonic clock, in seconds.
 
@@ -79,20 +78,12 @@ class CircuitBreaker:
         self._state = CircuitState.CLOSED
         self._opened_at = 0.0
         self._probing = False
-        # A call belongs to the state in which it began: one that was under way when the breaker opened must
-        # not be taken for the probe.
+        # A call belongs to the state in which it began: one that began before the breaker opened is not the probe.
         self._era = 0
 
     @classmethod
     def from_settings(cls, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> CircuitBreaker:
-        """Make the breaker that the settings ask for.
-
-        Args:
-            settings: Read for `breaker_*`.
-            clock: A monotonic clock, in seconds.
-
-        Returns:
-            A closed breaker.
+        """Make a breaker of the settings `breaker_*`; `clock` is a monotonic clock, in seconds.
 
         Raises:
             ConfigurationError: It could never open.
@@ -107,7 +98,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> CircuitState:
-        """Whether calls go through now."""
+        """The state now."""
         with self._lock:
             self._half_open_when_due()
             return self._state
@@ -122,14 +113,14 @@ class CircuitBreaker:
             What the work returned.
 
         Raises:
-            CircuitOpenError: The work was not tried; `retry_after` says how long until a call goes through.
+            CircuitOpenError: The work was not tried; `retry_after` is the time until the next probe.
         """
         with self.watch():
             return fn()
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Take the block for a call: what `call` does with a function; the block may await.
+        """Treat the block as a call; it may await.
 
         Raises:
             CircuitOpenError: The block was not entered.
@@ -153,7 +144,7 @@ class CircuitBreaker:
             return self._era
 
     def _settle(self, era: int, failed: bool | None) -> None:
-        """Count how a call ended; None says nothing, so that the next call is the probe instead."""
+        """Count how a call ended; None does not count, and leaves the probe to the next call."""
         with self._lock:
             if era != self._era:
                 return

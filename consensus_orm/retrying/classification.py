@@ -1,14 +1,14 @@
-"""What an error means for whoever might try again.
+"""Classifies errors: retryable, permanent, or a partial success.
 
-Errors are known by their codes, types and attributes. Words in messages are never searched: they are
-translated, reworded from release to release, and may repeat what somebody wrote into a row.
+Errors are recognised by code, type and attributes, never by words of the message: messages are translated, reworded
+from release to release, and may repeat contents of rows.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, runtime_checkable
@@ -19,68 +19,30 @@ from consensus_orm import errors
 from consensus_orm.events import Classification, ErrorKind
 from consensus_orm.settings import utc_now
 
-__all__ = ["Classification", "ErrorKind", "PartialAnswersError", "RetryClassifiable", "classify"]
+__all__ = ["Classification", "ErrorKind", "RetryClassifiable", "classify"]
 
 
 @runtime_checkable
 class RetryClassifiable(Protocol):
-    """An error that says of itself what it is; its word goes above everything else known about it."""
+    """An error that classifies itself, which overrides everything else known about it."""
 
     def retry_classification(self) -> Classification:
-        """Say what this error is.
-
-        Returns:
-            The verdict.
-        """
+        """Classify this error."""
         ...
 
 
-class PartialAnswersError(errors.ConsensusError):
-    """Some of the agents answered and some did not.
-
-    Raise it where a round can go on with the answers there are: it is DEGRADED, and not tried again.
-
-    Args:
-        answered: How many answered; at least one.
-        asked: How many were asked; more than answered.
-        missing: The names of those that did not answer.
-
-    Raises:
-        InvalidValueError: The numbers are not those of a partial success.
-    """
-
-    hint = "go on with the answers there are, or ask the missing agents again"
-
-    def __init__(self, *, answered: int, asked: int, missing: Sequence[str] = ()) -> None:
-        if not 0 < answered < asked:
-            raise errors.InvalidValueError(f"{answered} of {asked} answers are no partial success", field="answered")
-        self.answered = answered
-        self.asked = asked
-        self.missing = tuple(missing)
-        super().__init__(f"{answered} of {asked} agents answered")
-
-    def retry_classification(self) -> Classification:
-        """Say that this is a partial success.
-
-        Returns:
-            DEGRADED, with the numbers.
-        """
-        return Classification(ErrorKind.DEGRADED, "partial answers")
-
-
 def classify(error: BaseException, *, now: Callable[[], datetime] = utc_now) -> Classification:
-    """Say whether work that failed may be tried again.
+    """Tell whether work that failed may be tried again.
 
-    The error itself is asked first, then what it was explicitly raised from (`raise ... from`), and so on;
-    the first that is known decides. What merely happened to be handled at the time (`__context__`) does not
-    count.
+    The first known error decides: the error itself, then what it was explicitly raised from (`raise ... from`), and so
+    on. An error that was merely being handled at the time (`__context__`) does not count.
 
     Args:
-        error: What the work raised.
-        now: The time, aware; a Retry-After header may hold a date.
+        error: The error of the work.
+        now: Gives the time, aware; a Retry-After header may hold a date.
 
     Returns:
-        The verdict; an error nobody knows is PERMANENT and the caller's fault.
+        The classification; an unknown error is PERMANENT and the caller's fault.
     """
     if isinstance(error, Exception):
         for link in _chain(error):
@@ -120,9 +82,9 @@ def _lost_connection(error: BaseException) -> Classification | None:
         return Classification(ErrorKind.RETRYABLE, "connection lost")
     if isinstance(error, exc.TimeoutError):
         return Classification(ErrorKind.RETRYABLE, "pool exhausted")
-    # Not imported: who has not loaded psycopg has none of its errors. Those without a SQLSTATE come from the
-    # client's side: the server could not be reached, or went away without a word. A login that the server
-    # refused comes without one, too: libpq passes on its words only. It is then tried a few times in vain.
+    # Not imported: a process that has not loaded psycopg has none of its errors. Errors without a SQLSTATE come from
+    # the client: the server could not be reached, or the connection broke. A refused login has none, too, since libpq
+    # passes on its message only; it is retried in vain.
     psycopg = sys.modules.get("psycopg")
     if psycopg is None or not isinstance(error, psycopg.OperationalError):
         return None
@@ -147,7 +109,7 @@ _SQLITE_UNHEALTHY = {
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
     *(sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB),
 }
-"""Codes that no other statement would have avoided: the file, the disk or the machine is at fault."""
+"""Codes for which the file, the disk or the machine is at fault, not the statement."""
 
 
 def _sqlite(error: BaseException) -> Classification | None:
@@ -170,7 +132,7 @@ _POSTGRES_RETRYABLE = (
     "53300",  # too many connections
 )
 _POSTGRES_UNHEALTHY = ("53", "58", "F0", "XX")
-"""Classes in which the server is at fault: resources, system, configuration file, internal."""
+"""Classes of errors of the server: resources, system, configuration file, internal."""
 
 
 def _postgres(error: BaseException) -> Classification | None:
@@ -184,18 +146,20 @@ def _postgres(error: BaseException) -> Classification | None:
 
 
 def _ours(error: BaseException) -> Classification | None:
-    """Know our errors without a code; a storage error that is none of these leaves it to its cause."""
+    """Classify errors of this package without a code; other storage errors are classified by their cause."""
     match error:
         case errors.DatabaseBusyError():
             return Classification(ErrorKind.RETRYABLE, "database busy", wait=_retry_after(error))
         case errors.CommitUncertainError():
-            # Its cause, a lost connection, would have the work done again, and perhaps twice.
+            # A retry for its cause, a lost connection, might do the work twice.
             return Classification(ErrorKind.PERMANENT, "commit uncertain")
         case errors.PoolExhaustedError():
             return Classification(ErrorKind.RETRYABLE, "pool exhausted")
         case errors.CircuitOpenError():
-            # Whoever waited for it would undo what the breaker is for.
+            # A retry would defeat the breaker.
             return Classification(ErrorKind.PERMANENT, "circuit open", wait=_retry_after(error), caller_fault=True)
+        case errors.PartialAnswersError():
+            return Classification(ErrorKind.DEGRADED, "partial answers")
         case errors.ConsensusError() if not isinstance(error, errors.StorageError):
             return Classification(ErrorKind.PERMANENT, type(error).__name__, caller_fault=True)
     return None
@@ -225,7 +189,7 @@ def _http_status(holder: object) -> int | None:
 
 
 def _http_wait(headers: Any, now: Callable[[], datetime]) -> timedelta | None:
-    """Read Retry-After (RFC 9110, 10.2.3): seconds, or the date from which on to try again."""
+    """Read Retry-After (RFC 9110, 10.2.3): seconds, or a date."""
     items = getattr(headers, "items", None)
     if items is None:
         return None
@@ -237,7 +201,7 @@ def _http_wait(headers: Any, now: Callable[[], datetime]) -> timedelta | None:
         date = parsedate_to_datetime(value)
     except (StopIteration, ValueError, OverflowError):
         return None
-    # A date in "-0000", which says that its zone is unknown, is read without one.
+    # A date in "-0000", an unknown zone, is parsed as naive.
     return max(date.replace(tzinfo=date.tzinfo or UTC) - now(), timedelta())
 
 

@@ -1,4 +1,4 @@
-"""Steps that are taken again: what is handed to a part that knows no store, and so no retry policy."""
+"""The interface of a step that is repeated after transient errors, for parts that know no retrier."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ T = TypeVar("T")
 
 
 class Repeat(Protocol):
-    """Takes a step, and takes it again after a transient error: the retrier of a store does."""
+    """Takes a step, and again after a transient error, as the retrier of a store does."""
 
     def __call__(self, step: Callable[[], T], /) -> T:
-        """Take it.
-
-        Args:
-            step: Leaves nothing behind when it fails.
-        """
+        """Take a step, which must leave nothing behind when it fails."""
         ...
 
 
 def once(step: Callable[[], T], /) -> T:
-    """Take a step once: what it is a part of is taken again as a whole."""
+    """Take a step once, because the whole it is a part of is repeated."""
     return step()

@@ -1,10 +1,10 @@
 """Retries of whole units of work: how often, how long apart, and when to stop.
 
-stamina does the retrying, and its switches (`stamina.set_active`, `set_testing`) work. Its instrumentation is left out:
-where structlog or prometheus-client is installed, its default hooks load them and print. What listens to retries here
-is `consensus_orm.telemetry`.
-The first try runs without it, and it is loaded when something is retried for the first time: its machinery
-costs 9 to 16 us a call, and almost every call succeeds at once.
+stamina decides on retries, and its switches (`stamina.set_active`, `set_testing`) work. Its instrumentation is left
+out: where structlog or prometheus-client is installed, its default hooks load them and print. `consensus_orm.telemetry`
+reports retries instead.
+The first try runs without stamina, which is loaded at the first retry: it costs 9 to 16 us a call (60 us in a
+coroutine), and almost every call succeeds at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often work is tried, and how long apart.
+    """How often work is tried, and the waits in between.
 
     With the defaults the backoffs are 100, 200, 400, 800 and 1600 ms.
 
@@ -44,8 +44,8 @@ class RetryPolicy:
         attempts: Tries, the first included; at least 1.
         initial: The first backoff; each further one is twice as long.
         maximum: The longest backoff.
-        jitter: Share of a backoff that is left to chance, 0 to 1: a wait lies between (1 - jitter) times the
-            backoff and the backoff.
+        jitter: Random share of a backoff, 0 to 1: a wait lies between (1 - jitter) times the backoff and the
+            backoff.
         budget: Time from the beginning of the first try to the beginning of the last one at the latest. A try
             that has begun is not cut short.
 
@@ -70,15 +70,7 @@ class RetryPolicy:
 
     @classmethod
     def from_settings(cls, settings: Settings, *, read_only: bool = False) -> RetryPolicy:
-        """Make the policy that the settings ask for.
-
-        Args:
-            settings: Read for `retry_*`.
-            read_only: Let `read_retry_*` go before them, where they are set.
-
-        Returns:
-            The policy.
-        """
+        """Make a policy of the settings `retry_*`; with `read_only`, `read_retry_*` override them where set."""
         attempts, budget = settings.retry_attempts, settings.retry_budget
         if read_only:
             attempts = attempts if settings.read_retry_attempts is None else settings.read_retry_attempts
@@ -92,43 +84,33 @@ class RetryPolicy:
         )
 
     def backoff(self, attempt: int) -> timedelta:
-        """The step after a try that failed.
-
-        Args:
-            attempt: The try; the first is 1.
-
-        Returns:
-            The longest wait after it.
-        """
-        # Far above any maximum already, and far below what a float can hold.
+        """The longest wait after a failed try; the first is 1."""
+        # 64 doublings are far above any maximum, and far below the limit of a float.
         doublings = min(attempt - 1, 64)
         seconds = self.initial.total_seconds() * 2.0**doublings
         return timedelta(seconds=min(seconds, self.maximum.total_seconds()))
 
     def wait(self, attempt: int, chance: float) -> timedelta:
-        """The wait after a try that failed: within its step.
+        """The wait after a failed try: between (1 - jitter) times the backoff and the backoff.
 
         Args:
             attempt: The try; the first is 1.
             chance: A random number from 0 to 1.
-
-        Returns:
-            The wait, between (1 - jitter) times the step and the step.
         """
         return self.backoff(attempt) * (1 - self.jitter * chance)
 
 
 class Retrier:
-    """Tries work again while its errors are transient (`classification.classify`). Thread-safe.
+    """Repeats work while its errors are transient (`classification.classify`). Thread-safe.
 
-    The circuit breaker sees calls, not tries: work that recovers is a success, since a lock that was free a
-    moment later is contention and no outage.
+    The circuit breaker counts calls, not tries: work that succeeds after a retry is a success, since a lock that was
+    free a moment later is contention and no outage.
 
     Args:
-        policy: For work that writes, and for all work where there is no `read_policy`.
+        policy: For work that writes, and for all work if there is no `read_policy`.
         read_policy: For work that only reads.
-        telemetry: What happens is counted and told here; a new `Telemetry` where not given.
-        breaker: Asked before each call; none where not given.
+        telemetry: Counts and reports what happens; a new `Telemetry` where left out.
+        breaker: Asked before each call.
         clock: A monotonic clock, in seconds.
         chance: Gives random numbers from 0 to 1.
     """
@@ -158,13 +140,13 @@ class Retrier:
         name: str = "work",
         read_only: bool = False,
     ) -> T:
-        """Do a whole unit of work, and do it again while its errors are transient.
+        """Do a unit of work, and repeat it while its errors are transient.
 
         Args:
-            fn: The work, from its beginning to its commit; nothing of a try that failed may be left behind.
+            fn: The work, from its begin to its commit; a failed try must leave nothing behind.
             cancel: Set it to end the waiting at once; a try that has begun is not interrupted.
-            name: What to call the work in logs; never contents.
-            read_only: The work only reads, so that the read policy counts.
+            name: The name of the work in logs, without contents.
+            read_only: Use the policy for work that only reads.
 
         Returns:
             What the work returned.
@@ -172,7 +154,7 @@ class Retrier:
         Raises:
             RetryCancelledError: Cancelled before it succeeded; the last error, if any, is the cause.
             CircuitOpenError: The breaker is open; the work was not tried.
-            Exception: The work's own last error, where it is not transient, or no try or no time is left.
+            Exception: The work's own last error, if it is not transient, or no try or no time is left.
         """
         calls = self._begin(name, read_only, cancel)
         if self.breaker is None:
@@ -180,20 +162,7 @@ class Retrier:
         return self.breaker.call(lambda: calls.run(fn))
 
     async def call_async(self, fn: Callable[[], Awaitable[T]], *, name: str = "work", read_only: bool = False) -> T:
-        """Do what `call` does with a coroutine function, without blocking the event loop between two tries.
-
-        Args:
-            fn: As for `call`. To give up, cancel the task.
-            name: As for `call`.
-            read_only: As for `call`.
-
-        Returns:
-            What the work returned.
-
-        Raises:
-            CircuitOpenError: The breaker is open; the work was not tried.
-            Exception: The work's own last error, where it is not transient, or no try or no time is left.
-        """
+        """Do what `call` does with a coroutine function; to give up, cancel the task."""
         calls = self._begin(name, read_only, None)
         with contextlib.nullcontext() if self.breaker is None else self.breaker.watch():
             return await calls.run_async(fn)
@@ -217,19 +186,16 @@ class Retrier:
         name: str | None = None,
         read_only: bool = False,
     ) -> Callable[P, T]:
-        """Make a function that does each of its calls with `call`; usable as a decorator.
+        """Make a function of the same signature that uses `call` for each of its calls; usable as a decorator.
 
         Args:
-            fn: A plain function; each call of it is a whole unit of work.
+            fn: A plain function; each call of it is a unit of work.
             cancel: As for `call`.
-            name: As for `call`; the function's own name where not given.
+            name: As for `call`; the function's own name where left out.
             read_only: As for `call`.
 
-        Returns:
-            A function with the same signature.
-
         Raises:
-            InvalidValueError: It is a coroutine or generator function; its body would run outside the retry.
+            InvalidValueError: It is a coroutine or generator function, whose body would run outside the retry.
         """
         if any(kind(fn) for kind in _NOT_PLAIN):
             raise InvalidValueError("only plain functions can be retried", field="fn")
@@ -247,11 +213,11 @@ _NOT_PLAIN = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.i
 
 
 class _FailedTryError(Exception):
-    """What stamina gets to see of an error, whose message may hold contents."""
+    """Stands for an error before stamina, because the error's message may hold contents."""
 
 
 def _unobserved(attempt: Any) -> Any:
-    """An attempt of stamina's that does not call its hooks, which belong to the application's own retries."""
+    """Keep an attempt from calling stamina's hooks, which belong to the application's own retries."""
     attempt._t_attempt.retry_state.retry_object.before_sleep = None
     return attempt
 
@@ -278,40 +244,45 @@ class _Call:
     error: Exception | None = None
     error_type: str = ""
     found: Classification | None = None
+    blocks: bool = True
+    wait: timedelta = timedelta()
 
     def run(self, fn: Callable[[], T]) -> T:
-        if not self._cancelled():
-            try:
-                return self._try(fn)
-            except _FailedTryError:
-                pass  # Left before going on, or each later error would have this one as its context.
-        if self.found is not None and self.found.retryable:
-            try:
-                return self._again(fn)
-            except _FailedTryError:
-                pass
+        for _ in self._tries():
+            with self:
+                return fn()
         raise self._failure()
 
     async def run_async(self, fn: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async for attempt in self._attempts():
-                with _unobserved(attempt):
-                    return await self._try_async(fn)
-        except _FailedTryError:
-            pass
+        import asyncio  # loaded by now: a coroutine runs
+
+        self.blocks = False
+        for _ in self._tries():
+            if self.wait:
+                await asyncio.sleep(self.wait.total_seconds())
+            with self:
+                return await fn()
         raise self._failure()
 
-    def _try(self, fn: Callable[[], T]) -> T:
-        with self:
-            return fn()
-        raise _FailedTryError(self._reason)
+    def _tries(self) -> Iterator[None]:
+        """Ask for a try, as long as another one may succeed: the first without stamina, later ones when it says so."""
+        if self._cancelled():
+            return
+        yield
+        if self.found is None or not self.found.retryable:
+            return
+        import stamina
 
-    async def _try_async(self, fn: Callable[[], Awaitable[T]]) -> T:
-        with self:
-            return await fn()
-        raise _FailedTryError(self._reason)
+        # Not left to its own `timeout`, which would not count a try that was made without it and could not cut the
+        # last wait.
+        with contextlib.suppress(_FailedTryError):
+            for attempt in stamina.retry_context(on=self._pause, attempts=self.policy.attempts, timeout=None):
+                if attempt.num > 1:  # its first is the try that was made without it
+                    yield
+                with _unobserved(attempt):
+                    raise _FailedTryError(self.found.reason)
 
-    # A block with `self` is a try; where it fails, its error is noted and what stands behind the block goes on.
+    # A `with` block of a call is a try: if it fails, the error is kept and execution continues behind the block.
 
     def __enter__(self) -> None:
         self.tries += 1
@@ -326,40 +297,28 @@ class _Call:
         self.error, self.error_type, self.found = error, type(error).__name__, classify(error)
         return True
 
-    @property
-    def _reason(self) -> str:
-        return self.found.reason if self.found else ""
-
-    def _again(self, fn: Callable[[], T]) -> T:
-        # stamina's first attempt is the try that was made without it.
-        for attempt in self._attempts():
-            with _unobserved(attempt):
-                if attempt.num > 1:
-                    return self._try(fn)
-                raise _FailedTryError(self._reason)
-        raise AssertionError("stamina ends with the last error")
-
-    def _attempts(self) -> Any:
-        import stamina
-
-        # Time is not left to its own `timeout`, which would not count a try that was made without it and could
-        # not cut the last wait.
-        return stamina.retry_context(on=self._pause, attempts=self.policy.attempts, timeout=None)
-
-    def _pause(self, error: Exception) -> timedelta | bool:
+    def _pause(self, _error: Exception) -> timedelta | bool:
         """Tell stamina how long to wait before the next try, or False for no further one."""
         elapsed = self._elapsed()
         left = self.policy.budget - elapsed
-        if not isinstance(error, _FailedTryError) or self.found is None or not self.found.retryable:
+        if self.found is None or not self.found.retryable:
             return False
         if self.tries >= self.policy.attempts or left <= timedelta() or self._cancelled():
             return False
         wait = max(self.policy.wait(self.tries, self.chance()), self.found.wait or timedelta())
         wait = min(wait, left)
         self.telemetry.tell(RetryEvent(self.name, self.tries, wait, self.found, self.error_type, elapsed))
+        return self._waited(wait)
+
+    def _waited(self, wait: timedelta) -> timedelta | bool:
+        """Leave the waiting to stamina, unless that would block an event loop or ignore `cancel`."""
+        if not self.blocks:
+            import stamina
+
+            self.wait = timedelta() if stamina.is_testing() else wait
+            return timedelta()
         if self.cancel is None:
             return wait
-        # stamina's sleep cannot be interrupted, so a call that can be cancelled waits here instead.
         return False if self.cancel.wait(wait.total_seconds()) else timedelta()
 
     def _succeed(self) -> None:
@@ -370,7 +329,7 @@ class _Call:
             self._end(Outcome.RECOVERED)
 
     def _failure(self) -> Exception:
-        # Not kept here: the error's traceback leads back to this call, and the frames of the work would stay.
+        # Not kept: the error's traceback refers to this call, and would keep the frames of the work alive.
         error, self.error = self.error, None
         if error is None or self.found is None or (self.found.retryable and self._cancelled()):
             self._end(Outcome.CANCELLED)

@@ -1,7 +1,7 @@
-"""What the engine is told about the application whose tables it moves.
+"""The application whose tables are moved, as the engine needs to know it.
 
-The engine knows the control tables. Which program made a database, which tables the revisions make beside those, and
-what protects a file from older programs is the application's to say; a store hands it in.
+The engine itself knows only the control tables. The application says which program made a database, which other tables
+the revisions make, and what protects a file from its older programs; the store passes it in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Application", "Identity", "Origin", "Protection", "Rewrite"]
 
 
 class Origin(StrEnum):
-    """Whether a database was prepared; an application may tell more kinds apart, and calls these two the same."""
+    """Whether a database has our control tables; an application may distinguish more kinds, besides these two."""
 
     NEW = "new"
     """It holds no table of ours."""
@@ -37,7 +37,7 @@ class Identity:
         version: Its revision; None where it never had one.
         user_version: SQLite's number of that name; None on a server.
         rewritten: The tables that an upgrade makes anew.
-        made_by: The name of the program that made these, and fails on them from then on.
+        made_by: The name of the program that made these, and fails on them after that.
     """
 
     kind: StrEnum
@@ -54,14 +54,14 @@ class Identity:
 
     @property
     def needs_upgrade(self) -> bool:
-        """Whether there are revisions it has not seen."""
+        """Whether a revision is still to be applied."""
         return self.version != inspection.REVISIONS[-1]
 
     @property
     def is_readable(self) -> bool:
-        """Whether it can be read without the phase that an upgrade brings: it holds the legacy side, or nothing.
+        """Whether it can be read before an upgrade gives it a phase: it holds the legacy side, or nothing.
 
-        A database that has a revision and no phase is half of a copy.
+        A database that has a revision and no phase is a copy that is not finished.
         """
         return self.version is None and (bool(self.legacy_tables) or not self.rewritten)
 
@@ -72,7 +72,7 @@ class Protection:
 
     Attributes:
         version: The user_version of a file that they refuse.
-        older: Those that they set, or forgot to set; any other is another application's.
+        older: Those that they set, or left at 0; any other number belongs to another application.
     """
 
     version: int
@@ -88,7 +88,7 @@ class Rewrite:
         made_by: The name of the program.
         rows: Rows of each table that is made anew.
         backup: Where the backup of the file goes first, its time left open; None for a database in memory.
-        others: Who else has the file open now, as far as this user may see.
+        others: Other processes that have the file open now, as far as this user may see.
     """
 
     file: str
@@ -98,7 +98,7 @@ class Rewrite:
     others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """What will be done, and what it means for whom, in one sentence."""
+        """What will be done, and which programs that affects, in one sentence."""
         tables = " and ".join(f"{name} ({n:,} row{'' if n == 1 else 's'})" for name, n in self.rows.items())
         text = (
             f"{self.file} was made by the {self.made_by}: the upgrade makes {tables} anew, and that program"
@@ -110,14 +110,14 @@ class Rewrite:
 
 
 class Application:
-    """An application that makes its tables itself: the revisions make the control tables, and nothing else.
+    """An application that creates its tables itself: the revisions create only the control tables.
 
     Args:
-        legacy: The names of its legacy tables; where one of them is there, a database starts at EXPAND.
+        legacy: The names of its legacy tables; where one of them exists, a database starts at EXPAND.
 
     Attributes:
-        tables: Its tables that the revisions make.
-        unmapped: Its tables that no mapping speaks of; a copy takes them along.
+        tables: Its tables that the revisions create.
+        unmapped: Its tables that are in no mapping; a copy includes them.
         protection: What protects a file from its older programs.
     """
 
@@ -130,11 +130,11 @@ class Application:
 
     @property
     def is_known_to_revisions(self) -> bool:
-        """Whether the revisions make its tables, and know its legacy tables by name."""
+        """Whether the revisions create its tables, and know its legacy tables by name."""
         return bool(self.tables)
 
     def identify(self, connection: Any) -> Identity:
-        """Say what a database is; reads the schema and, where there is one, the revision.
+        """Identify a database by its schema and, where there is one, its revision.
 
         Args:
             connection: A connection of the driver. Several statements are sent: hold a transaction, or another
@@ -144,8 +144,8 @@ class Application:
             What the database is.
 
         Raises:
-            UnknownSchemaError: A table of our names is not one of ours.
-            SchemaError: It holds the move of other tables.
+            UnknownSchemaError: A table has one of our names, and is another one.
+            SchemaError: It moves other tables.
             SchemaTooNewError: Its revision is not known to this program.
             sqlite3.Error, psycopg.Error: It cannot be read; `engine.translated` says why.
         """

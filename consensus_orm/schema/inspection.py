@@ -1,6 +1,6 @@
-"""What a database holds: its tables with their columns, its revision, and whether the control tables are whole.
+"""The inspection of a database: its tables with their columns, its revision, and whether the control tables are whole.
 
-Nothing is written here; the revisions do the adopting.
+Nothing is written here; the revisions adopt what other programs made.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ __all__ = [
 ]
 
 VERSION_TABLE = f"{PREFIX}version"
-"""Ours alone: another program that shares the file may have an alembic_version of its own."""
+"""A name of our own: another program that shares the file may have an alembic_version."""
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005")
-"""The revisions this program knows, oldest first; a store opens without asking alembic."""
+"""The revisions this program knows, oldest first: a store opens without importing alembic."""
 
 KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}
-"""Types that a key may have: what SQLite calls INTEGER is BIGINT on PostgreSQL."""
+"""Types that a key may have: INTEGER in SQLite is BIGINT on PostgreSQL."""
 
 Relations: TypeAlias = Mapping[str, tuple[str, Callable[[], Mapping[str, ColumnFacts]]]]
-"""Kind of each table and view, and what reads its columns."""
+"""Kind of each table and view, and a function that reads its columns."""
 
 Tables: TypeAlias = Mapping[str, Mapping[str, ColumnFacts]]
-"""Tables with their columns; names in small letters, as SQLite compares them."""
+"""Tables with their columns; names in lower case, as SQLite compares them."""
 
 
 def is_control(name: str) -> bool:
-    """Whether a table has a name that the control tables have, or may have in another release."""
+    """Whether a name is that of a control table, in this or another release."""
     return name.startswith(PREFIX)
 
 
@@ -77,11 +77,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> dict[str, ColumnFact
 
 
 def table_names(there: Relations) -> set[str]:
-    """Names of all tables, in small letters.
-
-    Args:
-        there: What `relations` found.
-    """
+    """Names of all tables that `relations` found, in lower case."""
     return {name.lower() for name, (kind, _) in there.items() if kind == "table"}
 
 
@@ -91,8 +87,8 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], si
     Args:
         connection: As for `relations`.
         there: What `relations` found.
-        is_ours: Tells a name of ours, in small letters.
-        signs: Legacy tables, whose place a view of ours may take.
+        is_ours: Recognizes a name of ours, in lower case.
+        signs: Legacy tables, in whose place a view of ours may stand.
 
     Raises:
         UnknownSchemaError: One of them is a view of another program.
@@ -111,9 +107,9 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], si
 
 
 def _is_sign(connection: Any, name: str, columns: Callable[[], Mapping[str, ColumnFacts]]) -> bool:
-    """Whether a view is the one that we left where a legacy table was: it is as it was recorded (`ledgers.guards`).
+    """Whether a view is a sign of ours where a legacy table was: it is as recorded (`ledgers.signs`).
 
-    Where another program has dropped the record, it is told by its one column.
+    Where another program has dropped the record, it is recognized by its one column.
     """
     recorded = "SELECT 1 FROM consensus_orm_guards AS g"
     if not isinstance(connection, sqlite3.Connection):
@@ -128,11 +124,7 @@ def _is_sign(connection: Any, name: str, columns: Callable[[], Mapping[str, Colu
 
 
 def revision(connection: Any, found: Tables) -> str | None:
-    """The revision of a database; None where it has none, or had one and was downgraded to the start.
-
-    Args:
-        connection: As for `relations`.
-        found: What `tables` found.
+    """The revision of a database; None where it has none, or was downgraded to the start.
 
     Raises:
         SchemaTooNewError: This program does not know it.
@@ -168,7 +160,7 @@ def check_table(
     key_type: str = "INTEGER",
     extras: bool = True,
 ) -> None:
-    """Refuse a table that lacks a column, has another key, or has one more that must be given.
+    """Refuse a table that lacks a column, has another key, or has a column more that must be given.
 
     Args:
         name: Its name.
@@ -176,7 +168,7 @@ def check_table(
         expected: Names of those it must have.
         key: The name of its primary key.
         key_type: The type of its primary key.
-        extras: Whether it may have columns more that need not be given.
+        extras: Whether it may have more columns that need not be given.
 
     Raises:
         UnknownSchemaError: It is another table.
@@ -211,11 +203,7 @@ def check_columns(name: str, columns: Iterable[str], expected: Iterable[str]) ->
 
 
 def refuse_stray_tables(found: Tables, others: Collection[str] = ()) -> None:
-    """Refuse tables that only revisions make, in a database that has none.
-
-    Args:
-        found: What `tables` found.
-        others: Tables beside the control tables that only revisions make.
+    """Refuse control tables, or `others` that only revisions make, in a database without a revision.
 
     Raises:
         UnknownSchemaError: There is one.
@@ -228,15 +216,10 @@ def refuse_stray_tables(found: Tables, others: Collection[str] = ()) -> None:
 
 
 def refuse_another_move(connection: Any, found: Tables, legacy: Iterable[str]) -> None:
-    """Refuse a database whose phase is that of other tables: from DUAL_WRITE on it records those that it moves.
-
-    Args:
-        connection: As for `relations`.
-        found: What `tables` found.
-        legacy: The legacy tables that are to be moved.
+    """Refuse a database that moves other tables: from DUAL_WRITE on it records which ones it moves.
 
     Raises:
-        SchemaError: It is.
+        SchemaError: It moves other tables.
     """
     if "consensus_orm_guards" not in found:
         return
@@ -250,18 +233,13 @@ def refuse_another_move(connection: Any, found: Tables, legacy: Iterable[str]) -
 
 
 def check_managed(found: Tables, others: Iterable[Table] = ()) -> None:
-    """Hold a database at the newest revision against the models, so that damage shows here and not later.
+    """Compare a database at the newest revision with the models, so that damage is reported when it is opened.
 
-    A table with rows of users that another program has dropped is for the status to name (`ledgers.guards`): the
-    database opens, and what needs the table says so.
-
-    Args:
-        found: What `tables` found.
-        others: Tables beside the control tables that revisions make.
+    A missing table that holds rows of users is reported by the status (`ledgers.guards`): the database opens, and a
+    statement that needs the table says so.
 
     Raises:
-        UnknownSchemaError: A control table is not there that holds what nobody can make again, or a table lacks a
-            column.
+        UnknownSchemaError: A control table is missing that cannot be made again, or a table lacks a column.
     """
     from consensus_orm.models import control
     from consensus_orm.models.base import Base

@@ -1,6 +1,6 @@
-"""The schema and its revisions: where they are, running them, and the one transaction they run in.
+"""The revisions of the schema: where they are, running them, and the one transaction they run in.
 
-alembic does the work, and is imported when there is some: a store whose schema is current opens without it.
+alembic runs them, and is imported only then: a store whose schema is current opens without it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ log = logging.getLogger("consensus_orm")
 
 
 def script_location() -> Path:
-    """The folder of the migrations: inside the wheel, else beside the package in the checkout.
-
-    Returns:
-        The folder.
+    """The folder of the revisions: inside the wheel, else beside the package in the checkout.
 
     Raises:
         ConfigurationError: It is in neither place.
@@ -52,14 +49,7 @@ def head() -> str:
 
 
 def inspect(engine: Engine, application: Application) -> Identity:
-    """Say what a database is, as of one snapshot; writes nothing.
-
-    Args:
-        engine: Where to look.
-        application: Whose tables are moved.
-
-    Returns:
-        What the application says it is.
+    """Identify a database, as of one snapshot; writes nothing.
 
     Raises:
         SchemaError: It cannot be adopted.
@@ -67,7 +57,7 @@ def inspect(engine: Engine, application: Application) -> Identity:
     """
     with engines.translated(engine), engines.checkout(engine) as pooled:
         driver = engines.driver(pooled)
-        engines.begin(driver, write=False)
+        driver.begin(write=False)
         try:
             if engine.dialect.name == "sqlite":
                 _trust(engine, driver)
@@ -79,8 +69,8 @@ def inspect(engine: Engine, application: Application) -> Identity:
 def _trust(engine: Engine, driver: engines.DriverConnection) -> None:
     """Trust the schema of a file that has virtual tables, from this connection of an engine on.
 
-    A full-text index is often kept by triggers, which fire when we write; and an untrusted schema may use no virtual
-    table that SQLite does not call harmless, which for its own it does in its latest versions only (3.40 for none).
+    A full-text index is often maintained by triggers, which fire when we write; and an untrusted schema may only use
+    virtual tables that SQLite calls harmless, which are none of its own up to 3.40.
     """
     source = engines.source_of(engine)
     virtual = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND ifnull(rootpage, 0) = 0)"
@@ -96,18 +86,18 @@ def upgrade(
     rewrite: bool = False,
     protected: bool | None = None,
 ) -> list[str]:
-    """Bring a database to the newest revision, whatever program made it.
+    """Bring a database to the newest revision, whichever program made it.
 
     Safe at any time, in every phase, and from two processes at once. All of it happens in one transaction: a
-    revision that fails leaves nothing behind.
+    revision that fails changes nothing.
 
     Args:
-        engine: What to upgrade.
-        settings: Give the clock, and what a new file is prepared with.
+        engine: The engine of the database.
+        settings: The clock, and the pragmas of a new file.
         application: Whose tables are moved.
         rewrite: Whether tables that another program made may be made anew.
-        protected: Whether older programs shall refuse the file (`protect`), which happens in the same
-            transaction; as the settings say where left out.
+        protected: Whether older programs shall refuse the file (`protect`), in the same transaction; the setting
+            where left out.
 
     Returns:
         The revisions that were applied, oldest first; none where the schema was current.
@@ -122,12 +112,12 @@ def upgrade(
     protection = application.protection if wanted else None
     if not (identity.needs_upgrade or (protection is not None and identity.user_version in protection.older)):
         return []
-    engines.prepare(engine, settings)
+    engines.prepare(engine)
     applied: list[str] = []
     from alembic import command  # costs 150 ms or more: not while the lock is held
 
     with engines.translated(engine), changing(engine, application.tables) as connection:
-        # Asked again under the lock: another process may have been faster.
+        # Checked again under the lock: another process may have upgraded it.
         if application.identify(_driver(connection)).needs_upgrade:
             context = configuration(
                 application, connection=connection, applied=applied, clock=settings.clock, rewrite=rewrite
@@ -139,13 +129,9 @@ def upgrade(
 
 
 def protect(connection: Connection, protection: Protection) -> None:
-    """Have older programs refuse a file, by a user_version that is newer than theirs.
+    """Make older programs refuse a file, by a user_version that is newer than theirs.
 
-    What the number was is kept, and `alembic downgrade base` gives it back; one that is another application's stays.
-
-    Args:
-        connection: Of a file at the newest revision, in the transaction that has upgraded it.
-        protection: The numbers.
+    The number it had is kept, and `alembic downgrade base` restores it; that of another application stays.
     """
     if engines.database_path(connection.engine) is None:
         return  # no other program opens a database in memory, and none of those a server
@@ -158,16 +144,11 @@ def protect(connection: Connection, protection: Protection) -> None:
 
 
 def downgrade(engine: Engine, revision: str, application: Application) -> None:
-    """Take a database back to an older revision, where no row is lost by that.
-
-    Args:
-        engine: What to downgrade.
-        revision: A revision, `-1`, or `base`, which takes everything away that an upgrade brought.
-        application: Whose tables are moved.
+    """Take a database back to an older revision, `-1` or `base`, where no row is lost by that.
 
     Raises:
         DowngradeRefusedError: Rows would be lost. Nothing was changed.
-        SchemaError: The database is none of ours, or there is no such revision.
+        SchemaError: The database has no revision of ours, or there is no such revision.
     """
     from alembic import command, util
 
@@ -185,23 +166,19 @@ def downgrade(engine: Engine, revision: str, application: Application) -> None:
 def changing(engine: Engine, tables: Iterable[Table]) -> Iterator[Connection]:
     """Hold the one transaction in which the schema changes: it takes the write lock now.
 
-    Foreign keys are not enforced meanwhile: dropping a table that others refer to would delete their rows.
-    They are checked before the commit instead.
-
-    Args:
-        engine: What is changed.
-        tables: Those that are checked.
+    Foreign keys are not enforced meanwhile: dropping a table that others refer to would delete their rows. Those of
+    `tables` are checked before the commit instead.
 
     Yields:
         The connection. Everything done on it is kept at the end, or nothing where an exception is raised.
 
     Raises:
-        SchemaError: A row of ours refers to one that is not there.
+        SchemaError: A row of ours refers to one that does not exist.
     """
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             with connection.begin():
-                # One at a time; whoever waited looks again at what there is to do.
+                # One process at a time; the others wait, and check again.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_version'))")
                 _driver(connection).be_durable()
                 yield connection
@@ -222,7 +199,7 @@ def _driver(connection: Connection) -> Any:
 
 
 def _check_foreign_keys(driver: sqlite3.Connection, tables: Iterable[Table]) -> None:
-    """Refuse a change that leaves rows of ours without the rows they refer to; those of other programs are theirs."""
+    """Refuse a change that leaves rows of our tables without the rows they refer to."""
     there = "SELECT 1 FROM sqlite_master WHERE name = ?"
     broken = "SELECT 1 FROM pragma_foreign_key_check(?) LIMIT 1"
     for name in (table.name for table in tables if table.foreign_keys):
@@ -231,12 +208,12 @@ def _check_foreign_keys(driver: sqlite3.Connection, tables: Iterable[Table]) -> 
 
 
 def configuration(application: Application, **attributes: Any) -> Config:
-    """What alembic needs to know to run our revisions.
+    """The configuration with which alembic runs our revisions.
 
     Args:
         application: Whose tables are moved.
-        **attributes: For `env.py` and the revisions: `connection`, whose transaction holds them; `applied`, a list
-            that takes their names; `clock`; `rewrite`, whether tables that another program made may be made anew.
+        **attributes: For `env.py` and the revisions: `connection`, in whose transaction they run; `applied`, a list
+            to which their names are added; `clock`; `rewrite`, whether tables of another program may be made anew.
     """
     from alembic.config import Config
 
@@ -251,5 +228,5 @@ def configuration(application: Application, **attributes: Any) -> Config:
 
 
 def note_revision(ctx: Any, step: Any, *_: Any, **__: Any) -> None:
-    """Tell whoever asked which revisions were applied."""
+    """Add a revision that was applied to the list of the caller."""
     ctx.config.attributes.setdefault("applied", []).append(step.up_revision_id)

@@ -1,11 +1,11 @@
-"""What happens inside a store: told as events, and published by one call each.
+"""Telemetry: publishes the events of a store to logging, structlog, prometheus or OpenTelemetry, by one call each.
 
     from consensus_orm import telemetry
 
     telemetry.report_to_prometheus(store)
 
-Until then nothing is measured, and no optional library is imported; retries, mismatches and rejects are logged
-by the standard library in any case. Metrics are declared in `telemetry.instruments` and `telemetry.readings`.
+Without such a call nothing is measured, and no optional library is imported; retries, mismatches and rejects are
+always logged by the standard library. Metrics are declared in `telemetry.instruments` and `telemetry.readings`.
 """
 
 from __future__ import annotations
@@ -13,64 +13,34 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from consensus_orm import events
 from consensus_orm.errors import ConfigurationError
-from consensus_orm.events import (
-    AlarmEvent,
-    BackfillEvent,
-    CallEvent,
-    ComparisonEvent,
-    ConnectionEvent,
-    Event,
-    LockEvent,
-    MismatchEvent,
-    Outcome,
-    RejectEvent,
-    ReplicaEvent,
-    RetryEvent,
-    StatementEvent,
-    UnitBegun,
-    UnitEvent,
-    UnitOutcome,
-)
+from consensus_orm.events import *  # noqa: F403 - all events, by their own list
+from consensus_orm.events import Event
 from consensus_orm.hub import Hook, Telemetry, Totals, log_event
 
 if TYPE_CHECKING:
     from consensus_orm.store import Store
 
 __all__ = [
-    "AlarmEvent",
-    "BackfillEvent",
-    "CallEvent",
-    "ComparisonEvent",
-    "ConnectionEvent",
-    "Event",
     "Hook",
-    "LockEvent",
-    "MismatchEvent",
-    "Outcome",
-    "RejectEvent",
-    "ReplicaEvent",
-    "RetryEvent",
-    "StatementEvent",
     "Telemetry",
     "Totals",
-    "UnitBegun",
-    "UnitEvent",
-    "UnitOutcome",
     "listen",
     "log_event",
     "report_to_opentelemetry",
     "report_to_prometheus",
     "report_to_structlog",
 ]
+__all__ += events.__all__
 
 
 def listen(store: Store, *hooks: Hook) -> None:
-    """Tell hooks of everything that happens in a store from now on, and log units of work at DEBUG.
+    """Pass all events of a store to hooks from now on, and log units of work at DEBUG.
 
     Args:
-        store: Its units of work that are open already are left alone.
-        *hooks: Called with each event, in the thread in which it happens; they should be quick.
+        store: The store; its units of work that have begun are not observed.
+        *hooks: Called with each event, in the thread in which it happens; they should be fast.
     """
     from consensus_orm.telemetry.observed import observing
 
@@ -80,11 +50,11 @@ def listen(store: Store, *hooks: Hook) -> None:
 
 
 def report_to_structlog(store: Store, *, log: Any = None) -> None:
-    """Log with structlog what the standard library would log: events by their titles, with their fields.
+    """Log events with structlog instead of the standard library, by their titles and with their fields.
 
     Args:
-        store: Whose events are logged.
-        log: A logger of structlog; its default one where not given.
+        store: The store.
+        log: A logger of structlog; the default one where left out.
 
     Raises:
         ConfigurationError: structlog is not installed.
@@ -101,12 +71,11 @@ def report_to_structlog(store: Store, *, log: Any = None) -> None:
 
 
 def report_to_prometheus(store: Store, *, registry: Any = None) -> None:
-    """Publish everything as prometheus metrics.
+    """Publish prometheus metrics.
 
     Args:
-        store: Whose events are measured.
-        registry: Where they go; prometheus_client's default registry where not given. One registry takes one
-            store.
+        store: The store.
+        registry: A registry, which takes one store; prometheus_client's default registry where left out.
 
     Raises:
         ConfigurationError: prometheus-client is not installed, or the registry has metrics of these names.
@@ -127,13 +96,13 @@ def report_to_prometheus(store: Store, *, registry: Any = None) -> None:
 def report_to_opentelemetry(
     store: Store, *, meter_provider: Any = None, tracer_provider: Any = None, statements: bool = False
 ) -> None:
-    """Publish everything as OpenTelemetry metrics, and units of work as spans.
+    """Publish OpenTelemetry metrics, and units of work as spans.
 
     Args:
-        store: Whose events are measured and traced.
-        meter_provider: Where the metrics go; the global one where not given.
-        tracer_provider: Where the spans go; the global one where not given.
-        statements: Make a span of each statement, too. Their texts are not told.
+        store: The store.
+        meter_provider: The provider of meters; the global one where left out.
+        tracer_provider: The provider of tracers; the global one where left out.
+        statements: Make a span of each statement, too, without its text.
 
     Raises:
         ConfigurationError: opentelemetry-api is not installed.
@@ -141,7 +110,7 @@ def report_to_opentelemetry(
     _library("opentelemetry.metrics", "opentelemetry-api")
     from consensus_orm.telemetry.opentelemetry import Metrics, Spans
 
-    # The span is still the current one when what it measures is recorded.
+    # The metrics come first, while the span is the current one.
     listen(store, Metrics(store, meter_provider), Spans(store, tracer_provider, statements=statements))
 
 

@@ -1,7 +1,7 @@
-"""What is measured when it happens: every instrument once, whatever it is published with.
+"""The instruments that measure events, declared once for every library.
 
-Names, units and attributes follow the OpenTelemetry semantic conventions for databases where these have one
-(`db.*`, `error.type`); what only this package knows is called `consensus_orm.*`.
+Names, units and attributes follow the OpenTelemetry semantic conventions for databases (`db.*`, `error.type`); what
+they do not name is called `consensus_orm.*`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ SECONDS = (0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0
 Attributes: TypeAlias = dict[str, str]
 
 FIELDS = {"db.operation.name": "operation", "error.type": "error_type"}
-"""Fields of events that the conventions have a name for; the others are called `consensus_orm.` and their name."""
+"""Fields of events that the conventions name; the others have the prefix `consensus_orm.`."""
 
 
 class Shape(StrEnum):
-    """How values add up."""
+    """The kind of a metric."""
 
     COUNTER = "counter"
-    """It only grows."""
+    """A sum that only grows."""
     UPDOWN = "updown"
-    """A sum that also falls; of several processes it can be added."""
+    """A sum that also falls; those of several processes can be added."""
     HISTOGRAM = "histogram"
     """A distribution."""
 
@@ -58,25 +58,28 @@ class Instrument:
 
     Args:
         name: By OpenTelemetry's rules.
-        kind: COUNTER or HISTOGRAM.
         unit: By UCUM: `s`, or what is counted in braces.
         description: One sentence.
-        of: The event it measures.
+        of: The event that it measures.
         attributes: The names of its attributes; their values are fields of the event, or `constants`.
-        amount: How much an event adds; None where it says nothing to this instrument.
+        amount: The value of an event; None if it has none.
     """
 
     name: str
-    kind: Shape
     unit: str
     description: str
     of: type[Event]
     attributes: tuple[str, ...] = ()
     amount: Callable[[Any], float | None] = lambda event: 1
 
+    @property
+    def kind(self) -> Shape:
+        """HISTOGRAM for a duration, else COUNTER."""
+        return Shape.HISTOGRAM if self.unit == "s" else Shape.COUNTER
+
 
 def constants(engine: Engine) -> Attributes:
-    """The attributes that stay the same as long as a database is open; no password, no whole URL."""
+    """The constant attributes of an open database, without password and URL."""
     path = database_path(engine)
     host = engine.url.host or engine.url.query.get("host")
     name = path.name if path else "/".join(str(part) for part in (host, engine.url.database) if part) or ":memory:"
@@ -90,13 +93,13 @@ PAIR, FOUND_BY = "consensus_orm.pair", "consensus_orm.found_by"
 
 
 def _seconds(event: Any) -> float | None:
-    return event.seconds  # type: ignore[no-any-return]
+    seconds: float | None = event.seconds
+    return seconds
 
 
 INSTRUMENTS = (
     Instrument(
         "consensus_orm.unit_of_work.duration",
-        Shape.HISTOGRAM,
         "s",
         "Duration of units of work, from asking for a connection to giving it back.",
         UnitEvent,
@@ -105,7 +108,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.operation.duration",
-        Shape.HISTOGRAM,
         "s",
         "Duration of statements.",
         StatementEvent,
@@ -114,7 +116,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.wait_time",
-        Shape.HISTOGRAM,
         "s",
         "The time it took to obtain an open connection from the pool.",
         ConnectionEvent,
@@ -123,7 +124,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.use_time",
-        Shape.HISTOGRAM,
         "s",
         "The time between borrowing a connection and returning it to the pool.",
         UnitEvent,
@@ -132,7 +132,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "db.client.connection.timeouts",
-        Shape.COUNTER,
         "{timeout}",
         "Times that no connection came free in time.",
         ConnectionEvent,
@@ -141,7 +140,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.lock.wait_time",
-        Shape.HISTOGRAM,
         "s",
         "The time it took to obtain the write lock, or to give up.",
         LockEvent,
@@ -150,7 +148,6 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.comparisons",
-        Shape.COUNTER,
         "{row}",
         "Rows compared on both sides.",
         ComparisonEvent,
@@ -159,30 +156,15 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.mismatches",
-        Shape.COUNTER,
         "{mismatch}",
         "Differences found between the sides, whether or not they were known.",
         MismatchEvent,
         (PAIR, "consensus_orm.column", "consensus_orm.kind", FOUND_BY),
     ),
-    Instrument(
-        "consensus_orm.alarms",
-        Shape.COUNTER,
-        "{alarm}",
-        "Times that mismatches passed the rate of alarm.",
-        AlarmEvent,
-    ),
-    Instrument(
-        "consensus_orm.rejects",
-        Shape.COUNTER,
-        "{row}",
-        "Rows found that cannot be carried.",
-        RejectEvent,
-        (PAIR,),
-    ),
+    Instrument("consensus_orm.alarms", "{alarm}", "Times that mismatches passed the rate of alarm.", AlarmEvent),
+    Instrument("consensus_orm.rejects", "{row}", "Rows found that cannot be carried.", RejectEvent, (PAIR,)),
     Instrument(
         "consensus_orm.replica.fallbacks",
-        Shape.COUNTER,
         "{unit}",
         "Read-only units of work that began on the primary, because the replica was behind or unreachable.",
         ReplicaEvent,
@@ -190,17 +172,15 @@ INSTRUMENTS = (
     ),
     Instrument(
         "consensus_orm.backfill.rows",
-        Shape.COUNTER,
         "{row}",
         "Legacy rows that the backfill has been through.",
         BackfillEvent,
         (PAIR,),
         lambda event: event.rows,
     ),
-    Instrument("consensus_orm.retries", Shape.COUNTER, "{retry}", "Retries.", RetryEvent, ("consensus_orm.reason",)),
+    Instrument("consensus_orm.retries", "{retry}", "Retries.", RetryEvent, ("consensus_orm.reason",)),
     Instrument(
         "consensus_orm.retry.wait_time",
-        Shape.HISTOGRAM,
         "s",
         "Waits before retries.",
         RetryEvent,
@@ -215,15 +195,14 @@ for _instrument in INSTRUMENTS:
 
 
 def measure(event: Event, known: Attributes) -> Iterator[tuple[str, float, Attributes]]:
-    """What an event says to the instruments.
+    """Measure an event.
 
     Args:
-        event: What happened.
+        event: The event.
         known: The `constants` of the database.
 
     Yields:
-        The name of an instrument, how much is added to it, and all of its attributes; one without a value is
-        empty.
+        The name of an instrument, its value, and its attributes, empty where they have no value.
     """
     for instrument in _OF.get(type(event), ()):
         amount = instrument.amount(event)

@@ -1,6 +1,6 @@
-"""A unit of work that tells how it went; a store takes it only when somebody listens.
+"""A unit of work that reports events, used by a store only while there are listeners.
 
-It overrides the steps of the plain one, which therefore does nothing for it.
+It overrides the steps of the plain unit of work, so that telemetry costs that one nothing.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ U = TypeVar("U", bound=UnitOfWork)
 
 
 class ObservedUnitOfWork(UnitOfWork):
-    """Tells when it begins and ends, how long it waits for a connection and for the lock, and each statement.
+    """Reports its begin and end, its waits for a connection and for the lock, and its statements.
 
     Args:
         *arguments: Those of a unit of work.
-        telemetry: Where it tells.
+        telemetry: Takes the events.
         **options: Those of a unit of work.
     """
 
@@ -60,7 +60,7 @@ class ObservedUnitOfWork(UnitOfWork):
         self._telemetry.tell(event)
 
     def _time(self, step: Callable[[], T], event: Callable[[float, str | None], Event]) -> T:
-        """Take a step, and tell how many seconds it took and with which type of error it ended."""
+        """Take a step, and report its seconds and the type of its error."""
         started = perf_counter()
         try:
             result = step()
@@ -88,7 +88,7 @@ class ObservedUnitOfWork(UnitOfWork):
 
     def _borrow(self) -> None:
         if not self.read_only:
-            self._asked = perf_counter()  # bringing the schema up to date is told by units of its own
+            self._asked = perf_counter()  # an upgrade of the schema has units of its own
         started = perf_counter()
         try:
             super()._borrow()
@@ -97,7 +97,7 @@ class ObservedUnitOfWork(UnitOfWork):
             self._tell(event(perf_counter() - started, self._type_of(error)))
             raise
         self._borrowed = perf_counter()
-        # On SQLite a writer waits for its turn before a connection is chosen for it.
+        # On SQLite a writer waits in the queue before it gets a connection.
         turn = getattr(self._pooled and self._pooled.driver_connection, "turn", None)
         self._queued = turn.waited if turn else 0.0
         self._tell(ConnectionEvent(self._borrowed - started - self._queued, None))
@@ -116,7 +116,7 @@ class ObservedUnitOfWork(UnitOfWork):
         super().__exit__(kind, error, traceback)
 
     def _commit(self) -> None:
-        self._outcome = UnitOutcome.FAILED  # until it is known better
+        self._outcome = UnitOutcome.FAILED  # until the commit has succeeded
         try:
             super()._commit()
         except BaseException as error:
@@ -154,12 +154,12 @@ class ObservedUnitOfWork(UnitOfWork):
         sql = self._printed(statement)
         if (pair := self._comparing.get(sql)) is not None:
             self._tell(ComparisonEvent(pair, "write"))
-        if self._reading:  # told with the fetching of its rows
+        if self._reading:  # reported with the fetching of its rows
             return super()._execute(sql, parameters)
         return self._time(partial(super()._execute, sql, parameters), partial(StatementEvent, self, _operation(sql)))
 
     def _together(self, *statements: tuple[str, Any]) -> list[Any] | None:
-        # One trip, which cannot be told apart: OpenTelemetry's conventions call it so.
+        # One round trip for all statements, which OpenTelemetry's conventions call a batch.
         told = partial(StatementEvent, self, "BATCH")
         rows = self._time(partial(super()._together, *statements), told)
         for sql, _ in statements if rows is not None else ():
@@ -177,7 +177,7 @@ class ObservedUnitOfWork(UnitOfWork):
 
     @cached_property
     def session(self) -> Session:
-        """The SQLAlchemy session of this unit of work; those of its statements that succeed are told, too."""
+        """The SQLAlchemy session of this unit of work; its statements that succeed are reported, too."""
         session = super().session
         started = 0.0
 
@@ -188,19 +188,19 @@ class ObservedUnitOfWork(UnitOfWork):
         def after(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
             self._tell(StatementEvent(self, _operation(sql), perf_counter() - started))
 
-        # SQLAlchemy tells of failures to whole engines only, so that every unit of work would pay for it.
+        # SQLAlchemy reports failures per engine only, which every unit of work would pay for.
         event.listen(session.get_bind(), "before_cursor_execute", before)
         event.listen(session.get_bind(), "after_cursor_execute", after)
         return session
 
 
 def observing(unit_type: type[U], telemetry: Telemetry) -> Callable[..., U]:
-    """What makes the units of a store so that they tell of themselves; what its class adds, its repositories, stays."""
+    """Make the factory of a store's observed units of work, with the repositories of its class."""
     kind: Any = type(f"Observed{unit_type.__name__}", (ObservedUnitOfWork, unit_type), {})
     return partial(kind, telemetry=telemetry)
 
 
-@lru_cache(1024)  # a session may send any number
+@lru_cache(1024)  # a session may send any number of statements
 def _operation(sql: str) -> str:
     return sql.split(None, 1)[0].upper()
 

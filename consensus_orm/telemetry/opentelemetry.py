@@ -1,4 +1,4 @@
-"""The instruments as OpenTelemetry metrics, and units of work and their statements as spans."""
+"""Publishes the instruments as OpenTelemetry metrics, and units of work and their statements as spans."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ SCOPE = "consensus_orm"
 
 
 class Metrics:
-    """Every instrument of one store: a hook for its events.
+    """The metrics of one store: a hook for its events.
 
     Args:
-        store: Whose events and readings are published.
-        provider: Where they go; the global one where None.
+        store: The store.
+        provider: The provider of meters; None is the global one.
     """
 
     def __init__(self, store: Store, provider: MeterProvider | None) -> None:
@@ -77,14 +77,13 @@ def _present(attributes: dict[str, str]) -> dict[str, str]:
 
 
 class Spans:
-    """A span for each unit of work, current while it lasts: a hook for its events.
+    """A span for each unit of work, current while that lasts: a hook for its events.
 
-    What is told meanwhile (mismatches, rejects, chunks of the backfill) is an event of the current span, and so
-    are retries, of the span around the calls.
+    Other events (mismatches, rejects, chunks of the backfill, retries) are added to the current span.
 
     Args:
-        store: Whose units of work are traced.
-        provider: Where the spans go; the global one where None.
+        store: The store.
+        provider: The provider of tracers; None is the global one.
         statements: Whether each statement is a span, too.
     """
 
@@ -95,7 +94,7 @@ class Spans:
         self._open: WeakKeyDictionary[Any, _Current] = WeakKeyDictionary()
 
     def __call__(self, event: Event) -> None:
-        """Begin or end a span, or note what happened in the current one."""
+        """Begin or end a span, or add an event to the current one."""
         if isinstance(event, UnitBegun):
             span = self._tracer.start_span(UnitEvent.title, attributes=self._system)
             self._open[event.unit] = _Current(span)
@@ -138,7 +137,7 @@ class _Current:
         self._token = context.attach(trace.set_span_in_context(span))
 
     def end(self) -> None:
-        # What was made current elsewhere cannot be undone here: of it OpenTelemetry would log an error.
+        # OpenTelemetry would log an error for a context of another thread.
         if threading.get_ident() == self._thread and trace.get_current_span() is self.span:
             context.detach(self._token)
         self.span.end()

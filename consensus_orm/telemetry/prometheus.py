@@ -1,4 +1,4 @@
-"""The instruments as prometheus metrics, under the names that OpenTelemetry's rules give them there."""
+"""Publishes the instruments as prometheus metrics, named by OpenTelemetry's rules."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ __all__ = ["Metrics"]
 
 
 class Metrics:
-    """Every instrument of one store: a hook for its events, and a collector for a registry.
-
-    Args:
-        store: Whose events and readings are published.
-    """
+    """The metrics of one store: a hook for its events, and a collector for a registry."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -45,13 +41,13 @@ class Metrics:
             child.observe(amount) if isinstance(child, Histogram) else child.inc(amount)
 
     def describe(self) -> Iterator[Metric]:
-        """Name the metrics, so that a registry refuses two of a name; nothing is read for it."""
+        """List the metrics without reading any, so that a registry refuses two of the same name."""
         for metric in self._metrics.values():
             yield from metric.collect()
         yield from (_family(reading) for reading in READINGS)
 
     def collect(self) -> Iterator[Metric]:
-        """What was measured, and what can be read now."""
+        """The metrics so far, and those that are read now."""
         for metric in self._metrics.values():
             yield from metric.collect()
         for reading in READINGS:
@@ -62,7 +58,7 @@ class Metrics:
 
 
 def _metric(instrument: Instrument) -> Counter | Histogram:
-    # Not in a registry each: the collector is registered as a whole or not at all.
+    # Without a registry of its own: the collector is registered as a whole or not at all.
     name, labels = _name(instrument), _labels(instrument)
     if instrument.kind is Shape.HISTOGRAM:
         return Histogram(name, instrument.description, labels, buckets=SECONDS, registry=None)

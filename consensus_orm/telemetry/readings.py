@@ -1,4 +1,4 @@
-"""What is read when somebody looks: the state of the pool, of the breaker, and of the calls so far."""
+"""The metrics that are read on demand: state of the pool, of the circuit breaker, and counts of calls."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["READINGS", "Reading"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Something read when somebody looks.
+    """A metric that is read on demand.
 
     Args:
         name: As of an instrument.
         kind: COUNTER or UPDOWN.
         unit: As of an instrument.
         description: One sentence.
-        attributes: The names of its attributes: `constants`, and one whose values the reading tells.
-        read: The values, each with that one attribute's value; empty where there is no such attribute.
+        attributes: The names of its attributes: `constants`, and at most one other.
+        read: The values, each with the value of that other attribute; empty if there is none.
     """
 
     name: str
@@ -56,19 +56,12 @@ def _breaker(store: Store) -> Iterator[tuple[str, float]]:
 
 
 def _connections(store: Store) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "used", pool.checkedout()
-    yield "idle", pool.checkedin()
+    yield "used", _pool(store).checkedout()
+    yield "idle", _pool(store).checkedin()
 
 
-def _size(store: Store) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "", pool.size()
-
-
-def _pending(store: Store) -> Iterator[tuple[str, float]]:
-    pool: Any = store.engine.pool
-    yield "", pool.waiting
+def _pool(store: Store) -> Any:
+    return store.engine.pool
 
 
 READINGS = (
@@ -102,7 +95,7 @@ READINGS = (
         "{connection}",
         "The maximum number of open connections allowed.",
         (POOL,),
-        _size,
+        lambda store: [("", _pool(store).size())],
     ),
     Reading(
         "db.client.connection.pending_requests",
@@ -110,6 +103,6 @@ READINGS = (
         "{request}",
         "The number of current pending requests for an open connection.",
         (POOL,),
-        _pending,
+        lambda store: [("", _pool(store).waiting)],
     ),
 )

@@ -1,7 +1,7 @@
-"""The testing kit: factories for every model and record, odd rows, stores in every phase, and counted statements.
+"""Testing kit: factories for every model and record, odd rows, stores in every phase, and counted statements.
 
-Needs the extra `testing` (factory-boy). The pytest plugin `consensus_orm.testing.plugin` is found by pytest on
-its own; its fixtures are `consensus_store`, `every_phase`, `every_flip` and `query_counter`.
+The factories need the extra `testing` (factory-boy). pytest finds the plugin `consensus_orm.testing.plugin` by itself;
+its fixtures are `consensus_store`, `every_phase`, `every_flip` and `query_counter`.
 
     from consensus_orm.testing import ConsensusArtifactFactory, artifact_values, legacy_file, take_to
 
@@ -81,36 +81,13 @@ __all__ = [
     "use_session",
 ]
 
-_HOME = {
-    "models": (
-        "AgentExecutionFactory",
-        "AgentOutputFactory",
-        "ConsensusArtifactFactory",
-        "ConsensusRunFactory",
-        "ConsensusSynthesisFactory",
-        "ConsensusSynthesisRecordFactory",
-        "twins",
-    ),
-    "phases": ("legacy_file", "legacy_history", "take_to"),
-    "queries": ("QueryLog", "count_queries"),
-    "records": ("AgentOutputRecordFactory", "ArtifactFactory", "ExecutionFactory", "RunFactory", "SynthesisFactory"),
-    "session": ("session_on", "use_session"),
-    "shapes": ("CONTENTS", "RUN_IDS", "SECOND", "TIMES"),
-    "values": (
-        "ArtifactValuesFactory",
-        "SpawnValuesFactory",
-        "SynthesisValuesFactory",
-        "artifact_values",
-        "spawn_values",
-        "synthesis_values",
-    ),
-}
+_MODULES = ("shapes", "queries", "session", "phases", "values", "records", "models")
 
 
 def __getattr__(name: str) -> Any:
     # Imported when first used: pytest loads the plugin, and so this package, in every run of every project.
-    for module, names in _HOME.items():
-        if name in names:
-            value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-            return value
+    for module in _MODULES if name in __all__ else ():
+        home = importlib.import_module(f"{__name__}.{module}")
+        if name in home.__all__:
+            return globals().setdefault(name, getattr(home, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""factory-boy, or a clear error that names the extra it comes with.
+"""Imports factory-boy, or raises an error that names the extra it comes with.
 
 Its declarations are untyped; here they are `Any`, so that the factories themselves can be typed.
 """
@@ -43,10 +43,5 @@ Trait: Any = declarations.Trait
 
 
 def choice(parameter: str, of: Any) -> Any:
-    """A field that takes the value of a named shape.
-
-    Args:
-        parameter: The parameter of the factory that names the shape.
-        of: Name to value.
-    """
+    """A field with the value of a shape, which a parameter of the factory names."""
     return LazyAttribute(lambda o: of[getattr(o, parameter)])

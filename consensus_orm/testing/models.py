@@ -1,7 +1,7 @@
-"""One factory per model. They write with the session of `use_session`, flush, and expire what they made.
+"""Factories of rows, one for each model: they write with the session of `use_session`, flush and expire.
 
-Every shape of a row of the field has a name: `time_shape`, `content_shape` and `run_shape` take the keys of
-`TIMES`, `CONTENTS` and `RUN_IDS`; traits make the rest. Columns can be given as well, of course.
+Every shape of a row in the field has a name: `time_shape`, `content_shape` and `run_shape` take the keys of
+`TIMES`, `CONTENTS` and `RUN_IDS`; traits make the rest. Columns can be given, too.
 """
 
 # ruff: noqa: D106 - Meta and Params are words of factory-boy, which reads them and inherits nothing from them
@@ -18,7 +18,7 @@ from consensus_orm.consensus.declaration import ARTIFACTS, SYNTHESES
 from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
-from consensus_orm.databases.sqlite.connection import storable
+from consensus_orm.databases.sqlite.parameters import storable
 from consensus_orm.declaration.move import column_of
 from consensus_orm.declaration.rules import Row, on
 from consensus_orm.testing._factory import (
@@ -50,9 +50,9 @@ M = TypeVar("M", bound=DeclarativeBase)
 
 
 class ModelFactory(SQLAlchemyModelFactory, Factory[M], Generic[M]):
-    """Base of the factories of models: what was made is read back from the database.
+    """Base of the factories of models: rows are read back from the database.
 
-    None is NULL, also in a column with a default; text that is no UTF-8 is stored as the bytes it stands for.
+    None is NULL, also in a column with a default; text that is not UTF-8 is stored as its bytes.
     """
 
     class Meta:
@@ -70,7 +70,7 @@ class ModelFactory(SQLAlchemyModelFactory, Factory[M], Generic[M]):
 
 
 def _given(value: Any) -> Any:
-    return null() if value is None else value  # None alone would let a default of the database speak
+    return null() if value is None else value  # None alone would give the default of the database
 
 
 def _stored(value: Any) -> Any:
@@ -80,15 +80,12 @@ def _stored(value: Any) -> Any:
 
 
 def twins(model_factory: type[ModelFactory[M]], count: int = 2, **values: Any) -> list[M]:
-    """Make rows that are equal in everything but the id.
+    """Make rows that are equal except for their ids.
 
     Args:
-        model_factory: The factory to make them with.
-        count: How many.
-        **values: What the factory takes.
-
-    Returns:
-        The rows.
+        model_factory: Makes the rows.
+        count: Their number.
+        **values: The arguments of the factory.
     """
     first = model_factory.create(**values)
     keys = {column.key for column in inspect(type(first)).primary_key}
@@ -96,17 +93,45 @@ def twins(model_factory: type[ModelFactory[M]], count: int = 2, **values: Any) -
     return [first, *(model_factory.create(**same) for _ in range(count - 1))]
 
 
-class ConsensusArtifactFactory(ModelFactory[ConsensusArtifact]):
-    """Legacy artifacts. A batch of them is a round: the same spec, stage and second."""
-
+class _Shaped(ModelFactory[M], Generic[M]):
     class Meta:
-        model = ConsensusArtifact
+        abstract = True
 
     class Params:
         time_shape = "second"
         content_shape = "json"
         run_shape = "null"
         big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
+
+    created_at: Any = choice("time_shape", TIMES)
+
+
+class _SynthesisFactory(_Shaped[M], Generic[M]):
+    class Meta:
+        abstract = True
+
+    class Params:
+        degraded_flag = Trait(degraded=1)
+        degraded_status = Trait(status="degraded")
+        degraded_null = Trait(degraded=None)
+        failed = Trait(status="failed")
+
+    output_markdown: Any = choice("content_shape", CONTENTS)
+    output_path: Any = None
+    status: Any = "ok"
+    artifacts_count: Any = 4
+    agreements: Any = '["both"]'
+    conflicts: Any = "[]"
+    degraded: Any = 0
+
+
+class ConsensusArtifactFactory(_Shaped[ConsensusArtifact]):
+    """Legacy artifacts. A batch of them is a round: the same spec, stage and second."""
+
+    class Meta:
+        model = ConsensusArtifact
+
+    class Params:
         verdict = Trait(agent_name="consensus-verdict")
 
     spec_id = "SPEC-KIT-900"
@@ -115,44 +140,25 @@ class ConsensusArtifactFactory(ModelFactory[ConsensusArtifact]):
     content_json: Any = choice("content_shape", CONTENTS)
     response_text: Any = None
     run_id: Any = choice("run_shape", RUN_IDS)
-    created_at: Any = choice("time_shape", TIMES)
 
 
-class ConsensusSynthesisFactory(ModelFactory[ConsensusSynthesis]):
-    """Legacy syntheses; `degraded_flag`, `degraded_status`, `degraded_null` and `failed` say how it went."""
+class ConsensusSynthesisFactory(_SynthesisFactory[ConsensusSynthesis]):
+    """Legacy syntheses, with the traits `degraded_flag`, `degraded_status`, `degraded_null` and `failed`."""
 
     class Meta:
         model = ConsensusSynthesis
 
-    class Params:
-        time_shape = "second"
-        content_shape = "json"
-        run_shape = "null"
-        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
-        degraded_flag = Trait(degraded=1)
-        degraded_status = Trait(status="degraded")
-        degraded_null = Trait(degraded=None)
-        failed = Trait(status="failed")
-
     spec_id = "SPEC-KIT-900"
     stage = "spec-plan"
-    output_markdown: Any = choice("content_shape", CONTENTS)
-    output_path: Any = None
-    status: Any = "ok"
-    artifacts_count: Any = 4
-    agreements: Any = '["both"]'
-    conflicts: Any = "[]"
-    degraded: Any = 0
     run_id: Any = choice("run_shape", RUN_IDS)
-    created_at: Any = choice("time_shape", TIMES)
 
 
-def _follows(rule: ColumnElement[Any], *columns: str, **parameters: str) -> Any:
-    """A normalized column that follows from a legacy row, by the rule of the mapping itself."""
+def _follows(rule: ColumnElement[Any], *columns: str) -> Any:
+    """A normalized column derived from a legacy row by the rule of the mapping."""
 
     def value(o: Any) -> ColumnElement[Any]:
-        given = {name: getattr(o, name) for name in columns} | {n: getattr(o, p) for n, p in parameters.items()}
-        return on(rule, Row({name: _expression(v) for name, v in given.items()}))
+        given = {name: _expression(getattr(o, name)) for name in columns}
+        return on(rule, Row(given))
 
     return LazyAttribute(value)
 
@@ -167,7 +173,7 @@ _SYNTHESIS_TIME = SYNTHESES.computed[column_of(ConsensusSynthesisRecord.synthesi
 
 
 class ConsensusRunFactory(ModelFactory[ConsensusRun]):
-    """Runs, each of a spec of its own. What follows from rows is derived from `time_shape` and `run_shape`."""
+    """Runs, each of a spec of its own; derived columns follow from `time_shape` and `run_shape`."""
 
     class Meta:
         model = ConsensusRun
@@ -188,17 +194,18 @@ class ConsensusRunFactory(ModelFactory[ConsensusRun]):
     synthesis_json: Any = None
 
 
-class AgentOutputFactory(ModelFactory[AgentOutput]):
-    """Outputs, each in a run of its own unless `run` is given; `foreign` is one of a founding program."""
+def _run_of_its_own() -> Any:
+    shapes = {name: SelfAttribute(f"..{name}") for name in ("time_shape", "run_shape")}
+    return SubFactory(ConsensusRunFactory, **shapes)
+
+
+class AgentOutputFactory(_Shaped[AgentOutput]):
+    """Outputs, each in a run of its own unless `run` is given; `foreign` makes one of a founding program."""
 
     class Meta:
         model = AgentOutput
 
     class Params:
-        time_shape = "second"
-        content_shape = "json"
-        run_shape = "null"
-        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
         foreign = Trait(
             mirrored=False,
             output_timestamp=1_762_222_238_123,
@@ -206,57 +213,30 @@ class AgentOutputFactory(ModelFactory[AgentOutput]):
             run=SubFactory(ConsensusRunFactory, foreign=True, run_timestamp=1_762_222_238_123),
         )
 
-    run = SubFactory(
-        ConsensusRunFactory,
-        time_shape=SelfAttribute("..time_shape"),
-        run_shape=SelfAttribute("..run_shape"),
-    )
+    run = _run_of_its_own()
     agent_name = Iterator(["gemini", "claude", "code", "gpt_pro"])
     model_version: Any = None
-    created_at: Any = choice("time_shape", TIMES)
     output_timestamp: Any = _follows(_OUTPUT_TIME, "created_at")
     mirrored: Any = True
     response_text: Any = None
     content: Any = choice("content_shape", CONTENTS)
 
 
-class ConsensusSynthesisRecordFactory(ModelFactory[ConsensusSynthesisRecord]):
+class ConsensusSynthesisRecordFactory(_SynthesisFactory[ConsensusSynthesisRecord]):
     """Normalized syntheses, each in a run of its own unless `run` is given."""
 
     class Meta:
         model = ConsensusSynthesisRecord
 
-    class Params:
-        time_shape = "second"
-        content_shape = "json"
-        run_shape = "null"
-        big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
-        degraded_flag = Trait(degraded=1)
-        degraded_status = Trait(status="degraded")
-        degraded_null = Trait(degraded=None)
-        failed = Trait(status="failed")
-
-    run = SubFactory(
-        ConsensusRunFactory,
-        time_shape=SelfAttribute("..time_shape"),
-        run_shape=SelfAttribute("..run_shape"),
-    )
-    status: Any = "ok"
-    artifacts_count: Any = 4
-    degraded: Any = 0
-    created_at: Any = choice("time_shape", TIMES)
+    run = _run_of_its_own()
     synthesis_timestamp: Any = _follows(_SYNTHESIS_TIME, "created_at")
     mirrored: Any = True
-    output_path: Any = None
-    agreements: Any = '["both"]'
-    conflicts: Any = "[]"
-    output_markdown: Any = choice("content_shape", CONTENTS)
 
 
 class AgentExecutionFactory(ModelFactory[AgentExecution]):
-    """Executions in flight; `completed` and `failed` (an extraction failure) say how they ended.
+    """Executions in flight, with the traits `completed` and `failed` (an extraction failure).
 
-    The file must have all 11 columns, as one made by `upgrade` has.
+    The table must have all 11 columns, as one made by `upgrade`.
     """
 
     class Meta:

@@ -1,4 +1,4 @@
-"""Databases with a legacy history, and stores taken to a phase."""
+"""Makes databases with a legacy history, and takes stores to a phase."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["legacy_file", "legacy_history", "take_to"]
 
 @contextmanager
 def legacy_file(path: str | Path) -> Iterator[Session]:
-    """Make a file as a program of the field made it, and fill it with model factories.
+    """Make a file as a program of the field would, and fill it with model factories.
 
     Args:
-        path: The file, or the URL of a database; legacy tables and agent_executions are created where they are missing.
+        path: The file, or the URL of a database; missing legacy tables and agent_executions are created.
 
     Yields:
         The session in use; committed at the end.
@@ -45,11 +45,7 @@ def legacy_file(path: str | Path) -> Iterator[Session]:
 
 
 def legacy_history(path: str | Path) -> None:
-    """Make a legacy database with the history that `every_phase` begins with: rounds, syntheses, executions.
-
-    Args:
-        path: The file, or the URL of a database.
-    """
+    """Make the legacy database that `every_phase` begins with, at a path or URL: rounds, syntheses, executions."""
     from consensus_orm.testing.models import (
         AgentExecutionFactory,
         ConsensusArtifactFactory,
@@ -68,18 +64,14 @@ def legacy_history(path: str | Path) -> None:
 
 
 def _holds_anything(session: Session) -> bool:
-    """Whether a column holds values of any type: on a server it has one."""
+    """Whether a column holds values of any type."""
     return session.get_bind().dialect.name == "sqlite"
 
 
 def take_to(store: ConsensusStore, phase: Phase) -> None:
-    """Take a store to a phase, forward or back, through every gate in between but the soak times.
+    """Upgrade a store and take it to a phase, forward or back, through every gate except the soak times.
 
-    Where both sides are written, they hold the same afterwards: the backfill is complete.
-
-    Args:
-        store: The store; upgraded first.
-        phase: The phase to reach.
+    In a phase that writes both sides, the backfill is complete afterwards.
     """
     migration = store.migration
     migration.upgrade()

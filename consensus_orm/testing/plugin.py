@@ -1,21 +1,20 @@
-"""The pytest plugin: stores on databases of their own, in every phase, and statements counted.
+"""The pytest plugin: fixtures for stores on databases of their own, in every phase, and for counted statements.
 
-pytest finds it by its entry point; nothing of it is imported before a test asks for a fixture. Turn it off
-with `-p no:consensus_orm`.
+pytest finds it by its entry point; it imports nothing before a test uses a fixture. Turn it off with
+`-p no:consensus_orm`.
 
 - `consensus_store`: a store on a database of its own, its schema made by `upgrade`, at CONTRACT like any new one.
 - `every_phase`: the test runs five times, with a store at each phase. The store began as a legacy database, was
-  filled by `consensus_history`, and was taken to the phase as an operator would: upgrade, backfill, verify,
-  advance. Reads must not tell the phases apart, so a test written against it holds in all of them.
-- `every_flip`: the test runs eight times, once for each step from a phase to the next and back. It has the
+  filled by `consensus_history`, and was taken to the phase as an operator would: upgrade, backfill, verify, advance.
+  Reads return the same in every phase, so a test must pass in all of them.
+- `every_flip`: the test runs eight times, once for each step from a phase to the next and back. The fixture has the
   `store`, the phases `before` and `after`, and `flip()`.
-- `query_counter`: `with query_counter(store) as queries:` lists the statements that were really sent.
+- `query_counter`: `with query_counter(store) as queries:` lists the statements that were sent.
 
-Three fixtures are there to be overridden: `consensus_url` (names the database of a test, a temporary file unless
-told otherwise; on a PostgreSQL server a database that is not there yet: it is cloned for the test and dropped
-after it), `consensus_history` (a function that makes the legacy database at a path or URL; give a module's
-function, its work is done once per session) and `consensus_settings` (what stores are opened with; no soak times by
-default).
+Override three fixtures as needed: `consensus_url` (the database of a test, by default a temporary file; on a PostgreSQL
+server, one that does not exist yet, which is cloned for the test and dropped afterwards), `consensus_history` (a
+function of a module that makes the legacy database at a path or URL, once per session) and `consensus_settings` (the
+settings of the stores, by default without soak times).
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Flip", "History", "QueryCounter"]
 
 History = Callable[[Any], object]
-"""Makes a legacy database at a path, or at a URL where that is what `consensus_url` gives."""
+"""Makes a legacy database at the path or URL of `consensus_url`."""
 
 QueryCounter = Callable[["ConsensusStore | UnitOfWork"], AbstractContextManager["QueryLog"]]
 """Lists the statements sent while its block lasts."""
@@ -84,13 +83,13 @@ def _consensus_templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
 
 @pytest.fixture
 def consensus_url(tmp_path: Path) -> str | Path:
-    """Where the database of a test is, by path or URL: not there yet. Override it for another place."""
+    """The path or URL of the database of a test, which does not exist yet; override it for another one."""
     return tmp_path / "consensus.db"
 
 
 @pytest.fixture
 def consensus_settings(tmp_path: Path) -> Settings:
-    """What the stores of these fixtures are opened with; override it for others."""
+    """The settings of the stores of these fixtures; override them for others."""
     from consensus_orm.settings import Settings
 
     return Settings(
@@ -104,7 +103,7 @@ def consensus_settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def consensus_history() -> History:
-    """What makes the legacy database that `every_phase` and `every_flip` begin with; override it for another."""
+    """Makes the legacy database that `every_phase` and `every_flip` begin with; override it for another one."""
     from consensus_orm.testing.phases import legacy_history
 
     return legacy_history
@@ -148,7 +147,7 @@ def every_flip(
 
 @pytest.fixture
 def query_counter() -> QueryCounter:
-    """Lists the statements that were really sent while its block lasts; its length is their number."""
+    """Lists the statements that are sent while its block lasts; its length is their number."""
     from consensus_orm.testing.queries import count_queries
 
     return count_queries

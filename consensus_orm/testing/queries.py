@@ -1,4 +1,4 @@
-"""Statements that were really sent to the database, counted: counts do not flicker, times do."""
+"""Counts the statements that are sent to the database, since counts are stable and times are not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["QueryLog", "count_queries"]
 class QueryLog(Sequence[str]):
     """The statements that were sent, in order, as they were written (parameters not filled in).
 
-    BEGIN and COMMIT are among them. What triggers do is not: nobody sent it. `executemany` counts once, and so do
-    several statements that go to a server as one message.
+    BEGIN and COMMIT are among them, statements of triggers are not. `executemany` counts once, and so do several
+    statements that go to a server as one message.
     """
 
     def __init__(self) -> None:
@@ -45,23 +45,19 @@ class QueryLog(Sequence[str]):
         return [sql.split(None, 1)[0].upper() for sql in self._sent]
 
     def mentioning(self, word: str) -> list[str]:
-        """The statements that contain a word, in any case of letters.
-
-        Args:
-            word: For example the name of a table.
-        """
+        """The statements that contain a word (for example the name of a table), in any case."""
         return [sql for sql in self._sent if word.lower() in sql.lower()]
 
     def clear(self) -> None:
-        """Forget what was sent so far."""
+        """Forget the statements so far."""
         self._sent.clear()
 
 
 class _FileWatch:
-    """One connection under watch.
+    """Watches one connection to a file.
 
-    SQLite's own trace says what ran; it repeats a statement for each trigger it fires and knows it only with
-    its parameters filled in, so the cursor says which statement is being executed.
+    SQLite's trace reports what ran, but repeats a statement for each trigger that it fires, and has its parameters
+    filled in; so the cursor tells which statement is being executed.
     """
 
     def __init__(self, log: QueryLog, connection: sqlite3.Connection) -> None:
@@ -87,7 +83,7 @@ class _FileWatch:
                     watch.in_script = False
 
         self._connection = connection
-        # Shadow the methods of the class: those of the driver make cursors of their own kind.
+        # Instance attributes override the methods of the class, which would make cursors of the driver's class.
         vars(connection).update(
             cursor=lambda factory=Cursor: sqlite3.Connection.cursor(connection, factory),
             execute=lambda *arguments: Cursor(connection).execute(*arguments),
@@ -108,7 +104,7 @@ class _FileWatch:
         if self.executing is not None:
             if self.executing:
                 self._log(self.executing)
-            self.executing = ""  # what follows until the end of this statement is done by triggers
+            self.executing = ""  # the rest of this statement is done by triggers
         elif not (self.in_script and self.log and self.log[-1] == sql.strip(" ;\n")):
             self._log(sql)
 
@@ -116,14 +112,14 @@ class _FileWatch:
         self.log._sent.append(sql.strip(" ;\n"))
 
     def stop(self) -> None:
-        with suppress(sqlite3.ProgrammingError):  # it may be closed by now
+        with suppress(sqlite3.ProgrammingError):  # it may be closed
             self._connection.set_trace_callback(None)
         for name in ("cursor", "execute", "executemany", "executescript"):
             vars(self._connection).pop(name, None)
 
 
 class _ServerWatch:
-    """One connection to a server under watch: its cursors say what they send, and it says how it ends."""
+    """Watches one connection to a server, through its cursors and its own `_send`."""
 
     def __init__(self, log: QueryLog, connection: Any) -> None:
         self.log = log
@@ -131,7 +127,7 @@ class _ServerWatch:
         self._factory = connection.cursor_factory
         watch = self
 
-        class Cursor(self._factory):  # type: ignore[misc, name-defined]
+        class Cursor(self._factory):  # type: ignore[misc, name-defined]  # a class known at run time
             def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
                 watch.note(query)
                 return super().execute(query, *arguments, **options)
@@ -145,7 +141,7 @@ class _ServerWatch:
                 return super().copy(statement, *arguments, **options)
 
         connection.cursor_factory = Cursor
-        vars(connection).update(_send=self._send)  # what goes without a cursor
+        vars(connection).update(_send=self._send)  # statements without a cursor
 
     def note(self, query: Any) -> None:
         text = query.decode() if isinstance(query, bytes) else str(query)
@@ -162,10 +158,7 @@ class _ServerWatch:
 
 @contextmanager
 def count_queries(target: ConsensusStore | UnitOfWork) -> Iterator[QueryLog]:
-    """Watch what is sent to the database.
-
-    Args:
-        target: A store (all of its connections), or a unit of work that has begun (its connection alone).
+    """List the statements that a store (on all its connections), or a unit of work that has begun, sends.
 
     Yields:
         The statements; empty at first.

@@ -1,4 +1,4 @@
-"""One factory per record: values as the repositories return them, made without a database.
+"""Factories of records, one for each: values as the repositories return them, made without a database.
 
 The shapes are those of the model factories: `ArtifactFactory.build(time_shape="null", content_shape="blob")`.
 """
@@ -28,7 +28,7 @@ R = TypeVar("R", bound=Record)
 
 
 class RecordFactory(Factory[R], Generic[R]):
-    """Base of the factories of records; a record may hold what no validation would pass, as rows do."""
+    """Base of the factories of records, which may hold invalid values, as rows do."""
 
     class Meta:
         abstract = True
@@ -127,7 +127,7 @@ class RunFactory(RecordFactory[Run]):
 
 
 class ExecutionFactory(RecordFactory[Execution]):
-    """Executions in flight; `completed` and `failed` (an extraction failure) say how they ended."""
+    """Executions in flight, with the traits `completed` and `failed` (an extraction failure)."""
 
     class Meta:
         model = Execution

@@ -1,7 +1,7 @@
-"""The session that model factories write with: a plain one, of the test's own engine.
+"""The plain session, on an engine of its own, with which model factories write.
 
-The session of a unit of work refuses writes to mapped sides, because they would reach one side only. Making
-such rows on purpose is what model factories are for, so they go past the units of work.
+The session of a unit of work refuses writes to one side of a pair. Model factories make such rows on purpose, so they
+write past the units of work.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _session: ContextVar[Session] = ContextVar("consensus_orm.testing.session")
 
 
 def current_session() -> Session:
-    """The session that model factories write with now.
+    """The session with which model factories write now.
 
     Raises:
-        ConfigurationError: None is in use.
+        ConfigurationError: No session is in use.
     """
     try:
         return _session.get()
@@ -44,8 +44,8 @@ def use_session(session: Session) -> Iterator[Session]:
     """Let model factories write with a session, in this thread or task.
 
     Args:
-        session: A session on an engine of your own, not that of a unit of work. What is made is flushed and
-            expired, so that a test sees what the database sees; committing is yours.
+        session: A session on an engine of your own, not that of a unit of work. Rows are flushed and expired, so
+            that a test reads what the database stored; you commit.
 
     Yields:
         The session.
@@ -61,8 +61,8 @@ def use_session(session: Session) -> Iterator[Session]:
 def session_on(path: str | Path) -> Iterator[Session]:
     """Open a plain session on a database and let model factories write with it.
 
-    It is like another program: nothing of consensus_orm is in between, and its triggers notice it. Text that
-    is no UTF-8 is read with its bytes escaped.
+    It writes like another program, without consensus_orm, and the triggers notice it. Text that is not UTF-8 is read
+    with its bytes escaped.
 
     Args:
         path: The SQLite file, or the URL of a database; prepared by `ConsensusStore.upgrade`, by alembic, or by

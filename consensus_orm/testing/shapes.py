@@ -1,4 +1,4 @@
-"""What rows of the field look like where it hurts: times, contents and run ids by name.
+"""Odd values found in the field, by name: times, contents and run ids.
 
 Factories take these names: `ConsensusArtifactFactory.create(time_shape="iso", content_shape="nul")`.
 """
@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["BIG_ID", "CONTENTS", "HUGE", "RUN_IDS", "SECOND", "TIMES"]
 
 SECOND = "2025-11-04 02:23:58"
-"""The second that rows share unless told otherwise, so that a batch of them is a round."""
+"""The default time of rows, so that a batch of them is a round."""
 
 HUGE = 5_000_000
 """Bytes of the content called huge."""
@@ -42,7 +42,7 @@ TIMES: Mapping[str, Any] = {
     "real": 1762743600.25,
     "blob": b"2025-11-04 02:23:58",
 }
-"""Values of created_at: those that are times, then those that are none."""
+"""Values of created_at: valid times first, then invalid ones."""
 
 CONTENTS: Mapping[str, Any] = {
     "json": '{"ok": true, "dash": "–"}',
@@ -60,7 +60,7 @@ CONTENTS: Mapping[str, Any] = {
     "leading_zeros": "007",
     "huge": '{"x": "' + "é" * ((HUGE - 9) // 2) + '"}',
 }
-"""Contents; text that UTF-8 cannot say is stored as the bytes it stands for."""
+"""Contents; text that is not UTF-8 is stored as its bytes."""
 
 RUN_IDS: Mapping[str, str | None] = {
     "null": None,
@@ -68,4 +68,4 @@ RUN_IDS: Mapping[str, str | None] = {
     "named": "run_SPEC-KIT-900_1762744939_2c1010ad",
     "other": "run_SPEC-KIT-900_1762744939_ffffffff",
 }
-"""Run ids; NULL and '' are two different ones."""
+"""Run ids; NULL and '' are different."""

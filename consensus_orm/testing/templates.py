@@ -1,4 +1,4 @@
-"""Databases that were made once and are copied for each test: files, or databases of a PostgreSQL server."""
+"""Template databases that are made once and copied for each test: files, or databases of a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ __all__ = ["Templates"]
 
 
 class Templates:
-    """Databases of a history at a phase, each made when it is first asked for.
-
-    Args:
-        folder: Where files are kept.
-    """
+    """The databases of a history at a phase, each made at its first use; files are kept in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -36,9 +32,9 @@ class Templates:
         """Make a database, and remove it when the block ends.
 
         Args:
-            history: Makes a legacy database; without one the database is new.
-            phase: The phase it is at.
-            target: Its path or URL; it must not be there yet.
+            history: Makes a legacy database; without it the database is new.
+            phase: Its phase.
+            target: Its path or URL, where there is none yet.
         """
         place = self._place_of(target)
         place.create(str(target), self._source(place, history, phase))
@@ -102,14 +98,14 @@ class _Files:
         return Path(name)
 
     def create(self, name: str, source: str | None) -> None:
-        if source is not None:  # without, whoever writes to it first makes the file
+        if source is not None:  # otherwise the first write makes the file
             shutil.copyfile(source, name.removeprefix("sqlite:///"))
 
     def remove(self, name: str) -> None:
-        """Nothing: pytest keeps the folders of the last tests, for whoever wants to look."""
+        """Do nothing: pytest keeps the folders of the last tests."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _Server:
@@ -119,7 +115,7 @@ class _Server:
         import psycopg
 
         self._url = url.set(drivername="postgresql")
-        # The database that every server has, and that all may connect to.
+        # The database that every server has, and every role may connect to.
         self._admin: psycopg.Connection[Any] = psycopg.connect(_spelled(self._url, "postgres"), autocommit=True)
 
     def name(self, word: str) -> str:

@@ -1,4 +1,4 @@
-"""Arguments for the repositories: `uow.artifacts.add(**artifact_values(agent_name="claude"))`."""
+"""Factories of arguments for the repositories: `uow.artifacts.add(**artifact_values(agent_name="claude"))`."""
 
 # ruff: noqa: D106 - Meta and Params are words of factory-boy
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class ArtifactValuesFactory(DictFactory):
-    """What `uow.artifacts.add` takes."""
+    """Arguments of `uow.artifacts.add`."""
 
     class Params:
         content_shape = "json"
@@ -34,7 +34,7 @@ class ArtifactValuesFactory(DictFactory):
 
 
 class SynthesisValuesFactory(DictFactory):
-    """What `uow.syntheses.add` takes."""
+    """Arguments of `uow.syntheses.add`."""
 
     class Params:
         content_shape = "json"
@@ -50,7 +50,7 @@ class SynthesisValuesFactory(DictFactory):
 
 
 class SpawnValuesFactory(DictFactory):
-    """What `uow.executions.record_spawn` takes."""
+    """Arguments of `uow.executions.record_spawn`."""
 
     agent_id = Sequence(lambda n: f"agent-{n}")
     spec_id = "SPEC-KIT-900"
@@ -60,27 +60,15 @@ class SpawnValuesFactory(DictFactory):
 
 
 def artifact_values(**overrides: Any) -> dict[str, Any]:
-    """Arguments for `uow.artifacts.add`.
-
-    Args:
-        **overrides: Arguments to set; `content_shape` and `run_shape` name shapes.
-    """
+    """Arguments for `uow.artifacts.add`, some of them given; `content_shape` and `run_shape` name shapes."""
     return dict(ArtifactValuesFactory.build(**overrides))
 
 
 def synthesis_values(**overrides: Any) -> dict[str, Any]:
-    """Arguments for `uow.syntheses.add`.
-
-    Args:
-        **overrides: Arguments to set; `content_shape` and `run_shape` name shapes.
-    """
+    """Arguments for `uow.syntheses.add`, some of them given; `content_shape` and `run_shape` name shapes."""
     return dict(SynthesisValuesFactory.build(**overrides))
 
 
 def spawn_values(**overrides: Any) -> dict[str, Any]:
-    """Arguments for `uow.executions.record_spawn`.
-
-    Args:
-        **overrides: Arguments to set.
-    """
+    """Arguments for `uow.executions.record_spawn`, some of them given."""
     return dict(SpawnValuesFactory.build(**overrides))

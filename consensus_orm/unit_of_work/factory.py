@@ -1,4 +1,4 @@
-"""The factory of units of work: what is known of one open database, and how its transactions begin and repeat."""
+"""The factory of units of work: begins them on one open database, and repeats them after transient errors."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class UnitOfWorkFactory(Generic[U]):
         unit_type: The class of the units.
 
     Attributes:
-        unit_type: The class of the units, where nobody observes them.
+        unit_type: The class of the units, where telemetry does not observe them.
         identity: What the database held when it was inspected last.
-        new_unit: What makes a unit: `unit_type`, or what observes it.
+        new_unit: Makes a unit: `unit_type`, or a subclass that is observed.
         prepare: Called before a writing unit begins; brings the schema up to date where it is not.
         alarmed: Called with the reason after a unit has set off the alarm.
     """
@@ -82,37 +82,37 @@ class UnitOfWorkFactory(Generic[U]):
 
     @property
     def name(self) -> str:
-        """What to call the database: its path, `:memory:`, or its URL without password."""
+        """The name of the database: its path, `:memory:`, or its URL without password."""
         if self.engine.dialect.name == "sqlite":
             return str(self.path or ":memory:")
         return self.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
 
     @property
     def initial_phase(self) -> Phase:
-        """The phase a database begins with that nobody prepared: where there are legacy tables, EXPAND."""
+        """The phase in which a database begins that was never upgraded: EXPAND where there are legacy tables."""
         return Phase.EXPAND if self.identity.legacy_tables else Phase.CONTRACT
 
     def inspect(self) -> Identity:
-        """Look at what the database holds; creates no file."""
+        """Identify what the database holds; creates no file."""
         if self.path is not None and not self.path.exists():
-            return Identity(Origin.NEW)  # looking would create it
+            return Identity(Origin.NEW)  # to open it would create it
         return revisions.inspect(self.engine, self.application)
 
     def inspect_patiently(self) -> Identity:
-        """Look at the database; again, where another process keeps it locked. Only then the retrier is imported."""
+        """Identify the database, and repeat that while another process keeps it locked."""
         try:
             return self.inspect()
         except errors.DatabaseBusyError:
-            return self.retrier.call(self.inspect, name="open", read_only=True)
+            return self.retrier.call(self.inspect, name="open", read_only=True)  # imported only now
 
     @cached_property
     def telemetry(self) -> Telemetry:
-        """Where events are told."""
+        """The listeners to events."""
         return Telemetry()
 
     @cached_property
     def retrier(self) -> Retrier:
-        """What repeats units of work after a transient error."""
+        """Repeats units of work after a transient error."""
         from consensus_orm.retrying.circuit_breaker import CircuitBreaker
         from consensus_orm.retrying.retrier import Retrier, RetryPolicy
 
@@ -126,19 +126,19 @@ class UnitOfWorkFactory(Generic[U]):
     # Units of work --------------------------------------------------------------------------------------
 
     def bare(self, *, read_only: bool = False, lock: Lock = Lock.WRITE) -> U:
-        """A unit of work that takes the database as it is: it is what brings the schema up to date."""
+        """A unit of work that takes the database as it is, to bring its schema up to date."""
         return self._make(NO_HOOKS, read_only=read_only, lock=lock)
 
     def on_primary(
         self, *, read_only: bool = False, readable: bool = False, lock: Lock = Lock.WRITE, durable: bool = False
     ) -> U:
-        """A unit of work that sees what is, not what a replica has seen of it.
+        """A unit of work on the primary, never on a replica, which may lag.
 
         Args:
             read_only: See one snapshot, take no lock, and be unable to write.
-            readable: Let a file of the final build be looked at, too, whose rows cannot be read yet.
+            readable: Allow reads of a file of the final build, too, whose rows cannot be read yet.
             lock: Which lock a writing one takes when it begins.
-            durable: Have its commit, and all before it, reach the disk, whatever the settings say.
+            durable: Make its commit, and all before it, reach the disk, whatever the settings say.
         """
         if not read_only:
             return self._make(self._hooks, lock=lock, durable=durable)
@@ -147,11 +147,7 @@ class UnitOfWorkFactory(Generic[U]):
         return self._make(self._hooks, read_only=True, readable=readable or self.identity.is_readable)
 
     def begin(self, *, read_only: bool = False) -> U:
-        """A unit of work for the application: one that reads does so on the replica, where there is one.
-
-        Args:
-            read_only: See one snapshot, take no lock, and be unable to write.
-        """
+        """A unit of work for the application: a read-only one runs on the replica, where there is one."""
         if not read_only or self._replica is None:
             return self.on_primary(read_only=read_only)
         hooks = replace(self._hooks, begin_elsewhere=self._replica.begin)
@@ -165,7 +161,7 @@ class UnitOfWorkFactory(Generic[U]):
         return UnitHooks(prepare=self.prepare, alarmed=self.alarmed, doubted=self._confirm)
 
     def _nowhere(self) -> U:
-        """A read of a file that does not exist: everything is empty, and the file stays away."""
+        """A read of a file that does not exist: everything is empty, and no file is created."""
         database = opening.create(":memory:", self.settings)
         hooks = UnitHooks(released=database.dispose)
         return self.unit_type(database, self.statements, self.settings, hooks, read_only=True)
@@ -181,7 +177,7 @@ class UnitOfWorkFactory(Generic[U]):
     # Repetition -----------------------------------------------------------------------------------------
 
     def look(self, read: Callable[[U], T]) -> T:
-        """Read on the primary, in a unit of work that is taken again after a transient error."""
+        """Read on the primary, in a unit of work that is repeated after a transient error."""
 
         def once() -> T:
             with self.on_primary(read_only=True, readable=True) as uow:
@@ -196,12 +192,12 @@ class UnitOfWorkFactory(Generic[U]):
         read_only: bool = False,
         cancel: Event | None = None,
     ) -> T:
-        """Do a piece of work in a unit of work, and all of it again after a transient error.
+        """Run some work in a unit of work, and repeat all of it after a transient error.
 
         Args:
             work: Called with the unit of work.
-            read_only: Take a read-only unit of work.
-            cancel: Set it to give up waiting for the next try.
+            read_only: Use a read-only unit of work.
+            cancel: Set it to stop waiting for the next try.
         """
 
         def once() -> T:

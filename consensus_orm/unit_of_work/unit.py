@@ -1,8 +1,8 @@
 """The unit of work: one session, one transaction, one phase.
 
-It reads the phase inside its own transaction and keeps it to its end. A writing one holds the write lock from
-its first statement, and a change of phase needs that lock too: this is the fence. No write is ever made under
-a phase that is over, in any process.
+It reads the phase inside its own transaction and keeps it to its end. A writing one holds the write lock from its
+first statement, and a change of phase needs that lock too: this is the fence. So no process writes under a phase that
+is over.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class UnitHooks:
 
     Attributes:
         prepare: Before a writing unit begins; brings the schema up to date where it is not.
-        begin_elsewhere: Begins the unit on another server, and says whether it has.
-        released: When the unit has given its connection back, however it ended.
+        begin_elsewhere: Begins the unit on another server, and returns whether it has.
+        released: When the unit has returned its connection, however it ended.
         alarmed: After a commit, with the reason of the alarm that its mismatches set off.
         doubted: After the end, with the keys of rows by the name of their pair that a shadow read found to differ.
     """
@@ -65,10 +65,10 @@ class UnitOfWork(Transaction):
         engine: Where connections come from.
         statements: The statements of the mapping.
         settings: Policies and the clock.
-        hooks: What is called when it begins and when it has ended.
+        hooks: Called when it begins and when it has ended.
         read_only: See one snapshot, take no lock, and let the database refuse writes.
         lock: Which lock a writing one takes when it begins.
-        durable: Have its commit, and all before it, reach the disk, whatever the settings say.
+        durable: Make its commit, and all before it, reach the disk, whatever the settings say.
         readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
     """
 
@@ -116,7 +116,7 @@ class UnitOfWork(Transaction):
             self._release()
             if self._hooks.released is not None:
                 self._hooks.released()
-            # A unit that failed for a reason the database gave says so in our words; files are others' to speak of.
+            # An error of the database is translated; one of a file, which the caller may have opened, is not.
             mine = None if error is None or isinstance(error, OSError) else translate(error, self.engine)
             if mine is not None:
                 raise mine from error
@@ -128,7 +128,7 @@ class UnitOfWork(Transaction):
 
     def _commit(self) -> None:
         if self._doomed is not None:
-            raise self._doomed  # somebody caught it; committing now would keep half of a write
+            raise self._doomed  # the caller caught it; committing now would keep half of a write
         if self._guard is not None:
             self._commit_session(self._guard)
         driver = self._connected
@@ -168,7 +168,7 @@ class UnitOfWork(Transaction):
         return guards.missing_table(self, error)
 
     def __del__(self) -> None:
-        if self._pooled is not None:  # nobody ended it
+        if self._pooled is not None:  # its block was never left
             self._release()
 
     def _run(self, callbacks: list[Callable[[], object]]) -> None:
@@ -182,7 +182,7 @@ class UnitOfWork(Transaction):
     # What a unit of work knows --------------------------------------------------------------------------
 
     def on_commit(self, callback: Callable[[], object]) -> None:
-        """Call something after the commit, and only then: the database first, memory second.
+        """Call a function after the commit, and only then: the database first, memory second.
 
         Args:
             callback: Called without arguments, in the order of registration, outside the transaction. An
@@ -190,9 +190,9 @@ class UnitOfWork(Transaction):
         """
         self._after_commit.append(check.callback("callback", callback))
 
-    @property
-    def catalog(self) -> Catalog:
-        """What only the catalog of this kind of database knows."""
+    @cached_property
+    def catalog(self) -> Catalog:  # pyright: ignore[reportIncompatibleMethodOverride] # never set, only kept
+        """The catalog of this kind of database."""
         return catalog(self.statements.rendering.name)
 
     # The session ----------------------------------------------------------------------------------------

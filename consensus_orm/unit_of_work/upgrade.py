@@ -1,4 +1,4 @@
-"""The upgrade of a database: its schema to the newest revision, and its triggers to those of this program's mapping."""
+"""The upgrade of a database: its schema to the newest revision, and its triggers to those of the current mapping."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from consensus_orm.databases import engine, guard_record, state
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.sqlite.write_ahead_log import occupants
 from consensus_orm.databases.step_backups import StepBackups
-from consensus_orm.ledgers import guards, mismatches
+from consensus_orm.ledgers import audit, guards, signs
 from consensus_orm.progress import Watch
 from consensus_orm.retrying.repetition import Repeat, once
 from consensus_orm.schema import revisions
@@ -36,7 +36,7 @@ class Upgrade:
         self._prepared = False
 
     def pending_rewrite(self) -> Rewrite | None:
-        """Say what an upgrade will do to tables that another program made; writes nothing.
+        """Tell what an upgrade will do to tables that another program made; writes nothing.
 
         Returns:
             None where an upgrade leaves all such tables alone.
@@ -59,19 +59,7 @@ class Upgrade:
         return {name: int(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0]) for name in names}
 
     def run(self, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None) -> list[str]:
-        """Bring the schema to the newest revision; each step of it is taken again after a transient error.
-
-        Args:
-            progress: Called while a file is backed up whose tables are made anew.
-            rewrite: Let tables be made anew that another program made, after a verified backup.
-            protect: Whether older programs of the application shall refuse the file; the setting where left out.
-
-        Returns:
-            The revisions that were applied.
-
-        Raises:
-            RewriteNotConfirmedError: Tables would be made anew, and `rewrite` is not given; nothing was changed.
-        """
+        """Bring the schema to the newest revision; see `Migration.upgrade`."""
         repeat = partial(self._units.retrier.call, name="upgrade")
         return self._run(repeat, progress, rewrite=rewrite, protect=protect)
 
@@ -79,7 +67,7 @@ class Upgrade:
         self, repeat: Repeat, progress: Watch = None, *, rewrite: bool = False, protect: bool | None = None
     ) -> list[str]:
         units = self._units
-        units.identity = repeat(units.inspect)  # another process may have been faster
+        units.identity = repeat(units.inspect)  # another process may have upgraded it
         facts: dict[str, Any] = {}
         if units.identity.rewritten:
             if not rewrite:
@@ -97,7 +85,7 @@ class Upgrade:
         return applied
 
     def run_if_needed(self, progress: Watch = None) -> list[str]:
-        """Upgrade before another step; a file at the newest revision that was left unprotected stays so."""
+        """Upgrade before another step; a file at the newest revision that is not protected stays so."""
         units = self._units
         units.identity = units.inspect_patiently()
         if units.identity.needs_upgrade:
@@ -106,9 +94,9 @@ class Upgrade:
         return []
 
     def before_writing(self) -> None:
-        """The first unit of work that writes brings the schema of a file up to date, and asks for WAL.
+        """Bring the schema of a file up to date, and ask for WAL, before the first unit of work that writes.
 
-        A server's schema is changed by whoever may, and when they say so.
+        The schema of a server is changed only by an explicit upgrade.
         """
         units = self._units
         if units.engine.dialect.name != "sqlite":
@@ -117,14 +105,14 @@ class Upgrade:
             if not self._prepared:
                 self._renew_triggers()
         elif units.identity.needs_upgrade:
-            self._run(once)  # who repeats the unit of work repeats this
+            self._run(once)  # it is repeated with the unit of work
         elif not self._prepared:
-            engine.prepare(units.engine, units.settings)
+            engine.prepare(units.engine)
         self._prepared = True
 
     def _audit_backup(self, facts: dict[str, Any]) -> None:
         with self._units.bare() as uow:
-            mismatches.audit(uow, "backup", **facts)
+            audit.add(uow, "backup", **facts)
 
     def _renew_triggers(self) -> None:
         with self._units.bare(read_only=True) as uow:
@@ -136,23 +124,23 @@ class Upgrade:
 
 
 def _stale_triggers(uow: UnitOfWork) -> bool:
-    """Whether the triggers in force were made from another mapping than this program's, or were never recorded."""
+    """Whether the installed triggers were made from another mapping than the current one, or were never recorded."""
     found = state.get(uow, "mapping")
-    made_from = found[0] if found else uow.phase  # raises: a copy that was not finished has none
+    made_from = found[0] if found else uow.phase  # raises: a copy that is not finished has no state
     if guard_record.lost(uow):
         return True
     if not uow.phase.has_legacy:
-        # None of them speaks of the legacy side, whose models are imported no more; views say where its rows are.
-        return (made_from is None and uow.catalog.needs_triggers) or guards.lacks_signs(uow)
+        # No trigger refers to the legacy side, whose models are not imported; views say where its rows are.
+        return (made_from is None and uow.catalog.needs_triggers) or signs.are_missing(uow)
     if made_from is None:
         return uow.catalog.needs_triggers
     recorded = bool(guard_record.recorded(uow))
-    # What is missing is somebody's to decide on, and must not be papered over.
+    # Where a guard is missing an operator has to decide; new triggers would hide that.
     return not recorded or (made_from != guard_record.made_from(uow, uow.phase) and not guards.look(uow))
 
 
 def _install_triggers(uow: UnitOfWork) -> None:
-    """Install the triggers of the phase from this program's mapping."""
+    """Install the triggers of the phase from the current mapping."""
     found = [f"table {table.name} was dropped" for table in guard_record.lost(uow)]
     if not guard_record.recorded(uow):
         found += [f"trigger {name} is missing" for name in guards.not_installed(uow)]
@@ -160,9 +148,9 @@ def _install_triggers(uow: UnitOfWork) -> None:
     if uow.phase.has_legacy:
         uow.catalog.legacy.remember(uow)
     else:
-        guards.put_up_signs(uow)
+        signs.put_up(uow)
     if uow.phase.has_legacy or uow.catalog.needs_triggers:
         state.put(uow, mapping=guard_record.made_from(uow, uow.phase))
-    if found:  # what was written meanwhile was noticed by nobody
-        mismatches.audit(uow, "mend guards", found=found)
+    if found:  # writes went unnoticed meanwhile
+        audit.add(uow, "mend guards", found=found)
         guards.void(uow)

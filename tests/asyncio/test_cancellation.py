@@ -21,6 +21,7 @@ from consensus_orm import (
     Phase,
     errors,
 )
+from consensus_orm.databases.engine import source_of
 from consensus_orm.databases.pool import Pool
 from consensus_orm.progress import Progress
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -92,7 +93,7 @@ class TestCancel:
             async with opened(database) as store:
                 async with store.unit_of_work() as uow:
                     waiting = [asyncio.create_task(store.run(lambda uow: uow.artifacts.add(**ROW))) for _ in range(3)]
-                    await until(lambda: pool_of(store).source.writers.waiting == 3)
+                    await until(lambda: source_of(store.engine).writers.waiting == 3)
                     for task in waiting:
                         await cancelled(task)
                     await uow.artifacts.add(**ROW | {"spec_id": "first"})
@@ -284,7 +285,7 @@ class TestCancel:
             for _ in range(5):
                 asyncio.get_running_loop().create_task(write(store)).add_done_callback(lambda _: None)
             if database.kind == "sqlite":
-                await until(lambda: pool_of(store).source.writers.waiting == 4)
+                await until(lambda: source_of(store.engine).writers.waiting == 4)
             else:
                 await until(lambda: pool_of(store).checkedout() == 5)
             return store.engine

@@ -19,7 +19,7 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.sqlite.connection import DriverConnection
 from consensus_orm.migration import pace
-from consensus_orm.migration.carrying import Drained, drain
+from consensus_orm.migration.settling import Drained, drain
 from consensus_orm.settings import Settings
 from tests.concurrency.processes import Child, start
 from tests.support.databases import Database, at, build_legacy

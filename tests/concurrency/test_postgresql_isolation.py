@@ -94,7 +94,7 @@ def test_a_conflict_is_an_error_that_says_to_try_again() -> None:
                 other.artifacts.count(spec_id="BOTH")
                 other.artifacts.add(spec_id="BOTH", stage="s", agent_name="other", content_json="{}", run_id="2")
             one.artifacts.add(spec_id="BOTH", stage="s", agent_name="one", content_json="{}", run_id="1")
-        assert caught.value.sqlstate == "40001"  # type: ignore[attr-defined]
+        assert caught.value.sqlstate == "40001"
         with store.unit_of_work(read_only=True) as uow:
             assert [artifact.agent_name for artifact in uow.artifacts.list(spec_id="BOTH")] == ["other"]
         assert_sides_agree(url)

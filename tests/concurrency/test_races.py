@@ -15,7 +15,7 @@ import pytest
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import DatabaseBusyError
-from consensus_orm.migration import contraction, pace, steps
+from consensus_orm.migration import pace, way_back
 from consensus_orm.settings import Settings
 from tests.concurrency import actors
 from tests.concurrency.files import (
@@ -199,8 +199,7 @@ def test_what_is_written_just_before_the_way_back_is_carried(
                 uow.artifacts.delete(spec_id="SPEC-KIT-900", stage="spec-plan")
                 ids.append(uow.artifacts.add(spec_id="LATE", stage="s", agent_name="a", content_json="{}").id)
 
-        for module in (steps, contraction):
-            monkeypatch.setattr(module, "catch_up", then_write)
+        monkeypatch.setattr(way_back, "catch_up", then_write)
         store.migration.rollback(Phase.CUTOVER if phase is Phase.NORMALIZED else Phase.NORMALIZED)
     assert_sound(path)
     assert len(ids) == 1

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase, Settings
-from consensus_orm.cli import main, showcase
+from consensus_orm.cli import demo as showcase
+from consensus_orm.cli import main
 from consensus_orm.consensus.demo import DemoReport, Leg, legacy_file, play
 from consensus_orm.consensus.demo.judge import Verdict, judge, look
 from consensus_orm.consensus.demo.report import WANTED, faults
@@ -150,7 +151,7 @@ def test_made_up_file_holds_the_shapes_of_the_field(tmp_path: Path) -> None:
 def test_demo_waits_for_its_writers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A phase ends when each thread has written in it, however long that takes; not after some time."""
     monkeypatch.setattr("consensus_orm.consensus.demo.stage.SHORTEST_LEG", 0.0)
-    monkeypatch.setattr("consensus_orm.consensus.demo.writers.BREATH", 0.2)
+    monkeypatch.setattr("consensus_orm.rehearsal.writers.PAUSE", 0.2)
     report = play()
     assert report.problems == []
     assert all(min(leg.writes_by_thread) >= WANTED for leg in report.legs)
@@ -175,7 +176,13 @@ def _go_around(leg: Leg) -> None:
 @pytest.mark.parametrize(
     ("spoil", "settings", "where", "check", "found"),
     [
-        (_starve, {"stage.PATIENCE": 0.1, "writers.BREATH": 0.5}, "1 EXPAND", "each thread goes on", "thread 1 wrote "),
+        (
+            _starve,
+            {"consensus.demo.stage.PATIENCE": 0.1, "rehearsal.writers.PAUSE": 0.5},
+            "1 EXPAND",
+            "each thread goes on",
+            "thread 1 wrote ",
+        ),
         (_fail, {}, "4 NORMALIZED", "no write fails", "ZeroDivisionError"),
         (
             _go_around,
@@ -198,7 +205,7 @@ def test_demo_names_what_is_wrong(
 ) -> None:
     """Where something is not as it should be, the demo says in which phase, which check, what it found, what to do."""
     for name, value in settings.items():
-        monkeypatch.setattr(f"consensus_orm.consensus.demo.{name}", value)
+        monkeypatch.setattr(f"consensus_orm.{name}", value)
     for owner, name in ((Writer, "_complete"), (OldProgram, "write")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back at the end
     told = showcase._tell

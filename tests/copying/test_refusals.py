@@ -96,7 +96,7 @@ def test_sources_that_cannot_be_copied(sources: Sources, url: str, tmp_path: Pat
     with pytest.raises(errors.CopyError, match="middle of a step"):
         moved(halfway, url)
     builders.extra_column(tmp_path / "extra.db")
-    with pytest.raises(errors.CopyError, match="'tokens' that nobody knows"):
+    with pytest.raises(errors.CopyError, match="'tokens' that is not declared"):
         moved(tmp_path / "extra.db", url)
     assert oracle_of_servers.tables(url) == []
     moved(tmp_path / "extra.db", tmp_path / "copy.db")

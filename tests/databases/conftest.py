@@ -17,7 +17,7 @@ from tests.support.databases import Database, build_legacy
 def engine(path: Path, open_engine: Open) -> Engine:
     """An engine on a prepared file with a table t."""
     made = open_engine(path, QUICK)
-    prepare(made, QUICK)
+    prepare(made)
     write(made, "CREATE TABLE t (a)")
     return made
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from consensus_orm.databases.engine import begin, checkout, driver
+from consensus_orm.databases.engine import checkout, driver
 from consensus_orm.settings import Settings
 
 QUICK = Settings(busy_timeout="0.3", pool_timeout="0.3")
@@ -25,7 +25,7 @@ HOLD_LOCK = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('B
 def write(engine: Engine, statement: str) -> None:
     with checkout(engine) as pooled:
         connection = driver(pooled)
-        begin(connection, write=True)
+        connection.begin(write=True)
         connection.execute(statement)
         connection.commit()
 

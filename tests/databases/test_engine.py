@@ -19,9 +19,8 @@ from sqlalchemy.orm import Session
 
 from consensus_orm import errors
 from consensus_orm.databases import engine as engine_module
-from consensus_orm.databases.engine import begin, borrow, checkout, driver, prepare, source_of
+from consensus_orm.databases.engine import checkout, driver, pool_of, prepare, source_of
 from consensus_orm.databases.opening import create
-from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite import connection as connection_module
 from consensus_orm.settings import Settings
 from tests.conftest import Open
@@ -103,7 +102,7 @@ def test_a_thread_in_its_own_way_is_told(engine: Engine) -> None:
             said.append(str(error))
 
     with checkout(engine) as pooled:
-        begin(driver(pooled), write=True)
+        driver(pooled).begin(write=True)
 
         def measure() -> float:
             started = time.monotonic()
@@ -169,7 +168,7 @@ def test_the_turn_ends_however_the_transaction_ends(engine: Engine, end: Callabl
 
     def measure() -> float:
         pooled = engine.raw_connection()
-        begin(driver(pooled), write=True)
+        driver(pooled).begin(write=True)
         end(pooled)
         if end in (end_by_forgetting, end_by_detaching):
             del pooled
@@ -189,7 +188,7 @@ def test_a_refused_commit_keeps_the_turn(path: Path, open_engine: Open) -> None:
     reader.execute("SELECT * FROM t").fetchall()
     with checkout(engine) as pooled:
         connection = driver(pooled)
-        begin(connection, write=True)
+        connection.begin(write=True)
         connection.execute("INSERT INTO t VALUES ('mine')")
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             connection.commit()
@@ -250,7 +249,7 @@ def test_no_connection_in_time_is_an_error_that_says_what_to_do(engine: Engine) 
 def test_read_only_transactions_cannot_write_and_the_next_can(engine: Engine) -> None:
     """SQLite refuses a write in a read-only transaction; a Session on the same connection writes again."""
     with checkout(engine) as pooled:
-        begin(driver(pooled), write=False)
+        driver(pooled).begin(write=False)
         with pytest.raises(errors.ReadOnlyDatabaseError), engine_module.translated(engine):
             driver(pooled).execute("INSERT INTO t VALUES (1)")
     with Session(engine) as session, session.begin():
@@ -264,8 +263,8 @@ def test_a_connection_that_read_is_not_turned_round_to_write(path: Path, open_en
     engine = open_engine(path, QUICK.model_copy(update={"pool_size": size}))
     used = []
     for writing in (True, False) * 3:
-        pooled = borrow(engine, write=writing)
-        begin(driver(pooled), write=writing)
+        pooled = pool_of(engine).borrow(write=writing)
+        driver(pooled).begin(write=writing)
         used.append(driver(pooled))
         pooled.close()
     assert len(set(used[0::2])) == len(set(used[1::2])) == 1
@@ -278,8 +277,8 @@ def test_all_writers_use_one_connection(engine: Engine) -> None:
 
     def write_five_times() -> None:
         for _ in range(5):
-            pooled = borrow(engine, write=True)
-            begin(driver(pooled), write=True)
+            pooled = pool_of(engine).borrow(write=True)
+            driver(pooled).begin(write=True)
             used.add(driver(pooled))
             time.sleep(0.001)
             driver(pooled).commit()
@@ -294,9 +293,9 @@ def test_a_connection_knows_whether_others_wrote(engine: Engine, path: Path) -> 
     """A write of another program or another thread is noticed once; those of its own are not."""
 
     def asked() -> bool:
-        pooled = borrow(engine, write=True)
+        pooled = pool_of(engine).borrow(write=True)
         try:
-            begin(driver(pooled), write=True)
+            driver(pooled).begin(write=True)
             driver(pooled).execute("INSERT INTO t VALUES (1)")
             found = driver(pooled).others_wrote()
             driver(pooled).commit()
@@ -334,7 +333,7 @@ def test_a_replaced_file_is_noticed(engine: Engine, path: Path, tmp_path: Path, 
     other.replace(path)
     with pytest.raises(errors.StorageError, match="was replaced by another file while it was in use"):
         rows(engine)
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert pool_of(engine).checkedout() == 0
     assert rows(open_engine(path, QUICK)) == ["legacy"]
 
 
@@ -344,7 +343,7 @@ def test_a_removed_file_is_not_begun_anew(engine: Engine, path: Path) -> None:
     with pytest.raises(errors.StorageError, match="was removed while it was in use"):
         rows(engine)
     assert not path.exists()
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert pool_of(engine).checkedout() == 0
 
 
 def test_a_closed_connection_is_replaced(engine: Engine) -> None:
@@ -429,11 +428,11 @@ def test_a_child_cannot_touch_a_transaction_of_its_parent(path: Path, open_engin
     """Forked in the middle of a unit of work, the child neither commits nor undoes it, and is told why."""
     engine = open_engine(legacy(path), QUICK)
     if mode == "wal":
-        prepare(engine, QUICK)
+        prepare(engine)
     with checkout(engine) as pooled:
         connection = driver(pooled)
         connection.execute("PRAGMA cache_size = 1")  # so that rows reach the file before the commit
-        begin(connection, write=True)
+        connection.begin(write=True)
         connection.executemany("INSERT INTO t VALUES (?)", [("x" * 5000,)] * 100)
 
         def child() -> None:
@@ -455,7 +454,7 @@ def test_a_child_cannot_touch_a_transaction_of_its_parent(path: Path, open_engin
 def test_memory_is_one_database_for_all_threads_and_across_forks(open_engine: Open) -> None:
     """Threads share the one database in memory, a child has a copy, and the parent's stays."""
     engine = open_engine(":memory:", QUICK)
-    assert prepare(engine, QUICK).mode == "memory"
+    assert prepare(engine).mode == "memory"
     write(engine, "CREATE TABLE t (a)")
     threads = [running(lambda: write(engine, "INSERT INTO t VALUES (1)")) for _ in range(20)]
     for thread in threads:
@@ -466,8 +465,7 @@ def test_memory_is_one_database_for_all_threads_and_across_forks(open_engine: Op
 
 def test_the_pool_says_who_waits(engine: Engine) -> None:
     """The pool counts the threads that wait for a connection."""
-    pool = engine.pool
-    assert isinstance(pool, Pool)
+    pool = pool_of(engine)
     with contextlib.ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(checkout(engine))
@@ -478,12 +476,22 @@ def test_the_pool_says_who_waits(engine: Engine) -> None:
     assert pool.waiting == 0
 
 
+def test_a_place_lost_with_an_interrupted_thread_is_replaced(path: Path, open_engine: Callable[..., Engine]) -> None:
+    """A thread that is interrupted with the only place of a pool in hand costs a connection, and blocks no thread."""
+    engine = open_engine(path, QUICK.model_copy(update={"pool_size": 1}))
+    write(engine, "CREATE TABLE t (a)")
+    pool_of(engine)._writers.clear()
+    write(engine, "INSERT INTO t VALUES (1)")
+    assert rows(engine) == [1]
+    assert pool_of(engine).checkedout() == 0
+
+
 def test_a_legacy_file_becomes_wal(tmp_path: Path, open_engine: Open) -> None:
     """A legacy file is prepared with its rows and user_version as they were."""
     legacy = tmp_path / "legacy.db"
     builders.build_legacy(legacy)
     before = oracle.rows(legacy, "consensus_artifacts")
     engine = open_engine(legacy, QUICK)
-    assert prepare(engine, QUICK).mode == "wal"
+    assert prepare(engine).mode == "wal"
     assert oracle.rows(legacy, "consensus_artifacts") == before
     assert pragma(engine, "user_version") == 0

@@ -62,7 +62,7 @@ def test_pragmas_are_in_force_on_every_connection(engine: Engine) -> None:
 def test_prepare_leaves_a_file_in_wal_alone(engine: Engine) -> None:
     """A second prepare, with connections of the same pool lent and idle, finds everything in force."""
     with checkout(engine), checkout(engine):
-        assert prepare(engine, QUICK) == write_ahead_log.Journal(mode="wal", auto_vacuum=2, refused=None)
+        assert prepare(engine) == write_ahead_log.Journal(mode="wal", auto_vacuum=2, refused=None)
 
 
 def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine: Open) -> None:
@@ -71,7 +71,7 @@ def test_own_connections_do_not_stand_in_the_way_of_wal(path: Path, open_engine:
     with checkout(engine) as one, checkout(engine) as two:
         for each in (one, two):
             driver(each).execute("SELECT * FROM t").fetchall()
-        found = prepare(engine, QUICK)
+        found = prepare(engine)
     assert found == write_ahead_log.Journal(mode="wal", auto_vacuum=0, refused=None)
     assert rows(engine) == ["legacy"]
 
@@ -82,13 +82,13 @@ def test_another_process_with_the_file_open_keeps_its_mode(
     """While an idle process has it open the file stays as it is, who it is is said, and the store works."""
     engine = open_engine(legacy(path), QUICK)
     with process(HOLD_OPEN, path) as other, caplog.at_level(logging.WARNING):
-        found = prepare(engine, QUICK)
+        found = prepare(engine)
         assert found.mode == "delete"
         assert str(other.pid) in str(found.refused)
         assert str(other.pid) in caplog.text
         write(engine, "INSERT INTO t VALUES ('mine')")
     assert rows(engine) == ["legacy", "mine"]
-    assert prepare(engine, QUICK).mode == "wal"
+    assert prepare(engine).mode == "wal"
 
 
 def test_another_connection_of_this_process_keeps_the_mode(path: Path, open_engine: Open) -> None:
@@ -96,8 +96,8 @@ def test_another_connection_of_this_process_keeps_the_mode(path: Path, open_engi
     engine = open_engine(legacy(path), QUICK)
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("SELECT * FROM t").fetchall()
-        assert prepare(engine, QUICK).refused == "another connection in this process has the file open"
-    assert prepare(engine, QUICK).mode == "wal"
+        assert prepare(engine).refused == "another connection in this process has the file open"
+    assert prepare(engine).mode == "wal"
 
 
 def test_a_new_file_is_laid_out_even_where_wal_cannot_be_had(path: Path, open_engine: Open) -> None:
@@ -105,7 +105,7 @@ def test_a_new_file_is_laid_out_even_where_wal_cannot_be_had(path: Path, open_en
     engine = open_engine(path, QUICK)
     path.touch()
     with process(HOLD_OPEN.replace("SELECT * FROM t", "SELECT * FROM sqlite_master"), path):
-        found = prepare(engine, QUICK)
+        found = prepare(engine)
     assert (found.mode, found.auto_vacuum) == ("delete", 2)
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE t (a)")
@@ -127,7 +127,7 @@ def without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_shared_memory_the_store_works_in_the_mode_found(path: Path, open_engine: Open) -> None:
     """Where SQLite has no shared memory, prepare says so, leaves nothing behind, and writing works."""
     engine = open_engine(path, QUICK)
-    found = prepare(engine, QUICK)
+    found = prepare(engine)
     assert (found.mode, found.auto_vacuum) == ("delete", 2)
     assert found.refused == "SQLite cannot use it here"
     write(engine, "CREATE TABLE t (a)")
@@ -142,7 +142,7 @@ def test_a_network_file_system_is_not_tried(
 ) -> None:
     """WAL is not even tried on a file system that /proc says is another machine's."""
     monkeypatch.setattr(write_ahead_log, "_file_system", lambda _: kind)
-    found = prepare(open_engine(legacy(path), QUICK), QUICK)
+    found = prepare(open_engine(legacy(path), QUICK))
     assert (found.mode, found.refused) == ("delete", f"the file is on a network file system ({kind})")
 
 
@@ -157,7 +157,7 @@ def test_what_is_no_database_is_refused_and_not_kept_open(path: Path, open_engin
     path.write_text("no database " * 1000)
     engine = open_engine(path, QUICK)
     with pytest.raises(errors.NotADatabaseError), engine_module.translated(engine):
-        prepare(engine, QUICK)
+        prepare(engine)
     engine.dispose()
     assert path.read_text() == "no database " * 1000
     assert open_files(path) == []

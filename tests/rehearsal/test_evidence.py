@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from consensus_orm import ConsensusStore, Phase, errors
-from consensus_orm.cli import look, main
+from consensus_orm.cli import main
+from consensus_orm.cli import status as look
 from consensus_orm.rehearsal import RehearsalReport, find
 from consensus_orm.testing.phases import take_to
 from tests.rehearsal.test_rehearsal import FAULTS

@@ -19,7 +19,7 @@ from sqlalchemy import make_url
 
 from consensus_orm import ConsensusStore, Phase, Settings, Side, errors
 from consensus_orm.consensus.declaration import ARTIFACTS, CONSENSUS
-from consensus_orm.ledgers import mismatches
+from consensus_orm.ledgers import audit
 from consensus_orm.rehearsal import RehearsalReport, RehearsalStep, digest
 from consensus_orm.rehearsal.raw_sql import FileLook
 from consensus_orm.testing.phases import take_to
@@ -273,7 +273,7 @@ def test_interrupted(store: ConsensusStore, legacy: Database, tmp_path: Path, sc
         store.migration.rehearse(writers=2, tell=interrupt)
 
     assert list(scratch.iterdir()) == []
-    assert not [each for each in threading.enumerate() if each.name.startswith("consensus-orm-rehearsal")]
+    assert not [each for each in threading.enumerate() if each.name.startswith("consensus-orm-writer")]
     assert not list(tmp_path.glob("*.json"))
     assert legacy.everything() == before
 
@@ -284,7 +284,7 @@ def test_interrupted_while_writers_start(store: ConsensusStore, monkeypatch: pyt
     started: list[threading.Thread] = []
 
     def start(self: threading.Thread) -> None:
-        if self.name.startswith("consensus-orm-rehearsal"):
+        if self.name.startswith("consensus-orm-writer"):
             if started:
                 raise KeyboardInterrupt
             started.append(self)
@@ -380,14 +380,14 @@ def test_longest_lock(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) ->
     """A step that keeps the write lock is seen to, and no other step is blamed for it."""
     import time
 
-    real = mismatches.audit
+    real = audit.add
 
     def slow(uow: Any, action: str, **facts: Any) -> None:
         if facts.get("to") is Phase.CUTOVER and action == "advance":
             time.sleep(0.6)
         real(uow, action, **facts)
 
-    monkeypatch.setattr(mismatches, "audit", slow)
+    monkeypatch.setattr(audit, "add", slow)
     steps = store.migration.rehearse().steps
 
     slow_ones = [step for step in steps if step.longest_lock >= 0.6]

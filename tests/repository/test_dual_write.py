@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import MismatchError, StorageError
-from consensus_orm.ledgers.audit import MismatchEntry
+from consensus_orm.ledgers.entries import MismatchEntry
 from consensus_orm.settings import OnMismatch, Settings
 from consensus_orm.testing import take_to
 from consensus_orm.testing.plugin import History

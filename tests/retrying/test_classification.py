@@ -22,10 +22,10 @@ from sqlalchemy import create_engine, exc, text
 from sqlalchemy.pool import QueuePool
 
 from consensus_orm import errors
+from consensus_orm.errors import PartialAnswersError
 from consensus_orm.retrying.classification import (
     Classification,
     ErrorKind,
-    PartialAnswersError,
     RetryClassifiable,
     classify,
 )

@@ -22,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus_orm import errors
+from consensus_orm.errors import PartialAnswersError
 from consensus_orm.retrying.circuit_breaker import CircuitBreaker, CircuitState
-from consensus_orm.retrying.classification import PartialAnswersError
 from consensus_orm.retrying.retrier import Retrier, RetryPolicy
 from consensus_orm.settings import Settings
 from consensus_orm.telemetry import Event, RetryEvent, Telemetry, Totals

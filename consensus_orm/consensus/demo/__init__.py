@@ -1,7 +1,6 @@
-"""The demonstration: a legacy file goes through the five phases and all the way back while threads write to it.
+"""The demo: migrates a legacy file through the five phases and back while threads write to it.
 
-Nothing is staged: the writers use the public API, the steps are those of an operator, and whether every row
-came back is judged by plain SQL that knows nothing of this package.
+The writers use the public API, the steps are those of an operator, and raw SQL checks that every row came back.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A legacy file as the first programs left it: ordinary rounds, and the rows that break simple implementations.
+"""Generates a legacy file for the demo: ordinary rounds, and the rows that break simple implementations.
 
-Plain SQL, nothing of the package. The shapes are those found in the field, contents are made up.
+It uses plain SQL and nothing of the package. The shapes are those found in the field, the contents are made up.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONTENTS: tuple[Any, ...] = (
     '{"said": "\U0001f600 \N{EN DASH} \N{NON-BREAKING HYPHEN}"}',
     "",
 )
-"""What is common: half of it is no JSON."""
+"""Common contents; half of them are not JSON."""
 
 ODD_CONTENTS: tuple[Any, ...] = (
     "before\0after",
@@ -73,11 +73,7 @@ SECOND = "2025-11-04 02:23:58"
 
 
 def make(path: Path) -> None:
-    """Make the file.
-
-    Args:
-        path: Where; there is no file yet.
-    """
+    """Make the file at a path where there is none yet."""
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.executescript(SCHEMA)
         for columns in _rounds():
@@ -88,7 +84,7 @@ def make(path: Path) -> None:
             _insert(connection, "consensus_synthesis", columns)
         for columns in _executions():
             _insert(connection, "agent_executions", columns)
-        connection.execute(  # text that is no UTF-8: a lone surrogate, as some programs stored it
+        connection.execute(  # not UTF-8: a lone surrogate, as some programs stored it
             "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json)"
             " VALUES ('SPEC-ODD', 'plan', 'gemini', CAST(x'eda080' AS TEXT))"
         )

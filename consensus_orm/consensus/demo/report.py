@@ -1,4 +1,4 @@
-"""The report: how each phase of the demo went, and what is not as it should be, by name."""
+"""The report of the demo: what happened in each phase, and which checks failed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CALMER = f"run the demo again while the machine has less to do; if it happens ag
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as it should be.
+    """A check that failed.
 
     Attributes:
-        where: The phase in which it was found, or "at the end".
+        where: The phase in which it failed, or "at the end".
         check: What was checked.
         found: What was found instead.
         hint: What to do.
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass
 class Leg:
-    """One phase of the play.
+    """One phase of the demo.
 
     Attributes:
         phase: The phase.
@@ -54,9 +54,9 @@ class Leg:
         mismatches: Mismatches found since the start, settled ones included.
         rejects: Rejects found since the start.
         seconds: How long it took, the step that led to it included.
-        load: Processes that wanted a processor in the last minute, on average; None where the system does not say.
+        load: The system's load average of the last minute; None where the system has none.
         notes: What was done in it.
-        problems: What is not as it should be.
+        problems: The checks that failed.
     """
 
     phase: Phase
@@ -76,17 +76,11 @@ class Leg:
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """The number and name of the phase."""
         return f"{self.phase.value} {self.phase.name}" + ("" if self.forward else ", on the way back")
 
     def blame(self, check: str, found: str, hint: str = REPORT) -> None:
-        """Keep in mind that something is not as it should be.
-
-        Args:
-            check: What was checked.
-            found: What was found instead.
-            hint: What to do.
-        """
+        """Record that a check failed."""
         self.problems.append(Problem(self.name, check, found, hint))
 
     def judge_writers(self) -> None:
@@ -104,11 +98,11 @@ class Leg:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """How the play went.
+    """What happened in a demo.
 
     Attributes:
         legs: Its phases, in order.
-        verdict: What the judge says of the rows at the end.
+        verdict: The result of comparing the rows at the end.
         writes: Rows the writers wrote.
         deleted: Rows they deleted again.
         mismatches: Mismatches found in all.
@@ -126,25 +120,18 @@ class DemoReport:
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as it should be."""
+        """Whether every check passed."""
         return not self.problems
 
     @property
     def problems(self) -> list[Problem]:
-        """What is not as it should be: where, which check, what was found, and what to do."""
+        """The checks that failed."""
         found = [problem for leg in self.legs for problem in leg.problems]
         return found + [Problem("at the end", check, said, REPORT) for check, said in faults(self.verdict)]
 
 
 def faults(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """What of a verdict is not as it should be.
-
-    Args:
-        verdict: What the judge said.
-
-    Yields:
-        What was checked, and what was found instead.
-    """
+    """The checks of a verdict that failed: what was checked, and what was found instead."""
     if verdict.unchanged != verdict.original:
         yield "every legacy row is what it was", f"{verdict.original - verdict.unchanged:,} of {verdict.original:,} not"
     if verdict.found != verdict.added:

@@ -1,4 +1,4 @@
-"""The play itself: five phases forward and four back, while others write."""
+"""The course of the demo: five phases forward and four back, while threads write."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,22 +19,23 @@ from consensus_orm import errors
 from consensus_orm.consensus.demo import legacy_file
 from consensus_orm.consensus.demo.judge import judge, look
 from consensus_orm.consensus.demo.report import WANTED, DemoReport, Leg
-from consensus_orm.consensus.demo.writers import OldProgram, Writers
+from consensus_orm.consensus.demo.writers import OldProgram, Writer
 from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.phase import Phase
+from consensus_orm.rehearsal.writers import Writers
 from consensus_orm.settings import Settings
 
 __all__ = ["play"]
 
 THREADS = 3
 SHORTEST_LEG = 0.5
-"""Seconds that every phase lasts at least, the step that led to it included."""
+"""The shortest duration of a phase in seconds, the step that led to it included."""
 
 PATIENCE = 60.0
-"""Seconds within which each thread has to have written `WANTED` rows in a phase."""
+"""Seconds in which each thread must write `WANTED` rows in a phase."""
 
 LOOK = 0.01
-"""Seconds between two looks at what the threads have written."""
+"""Seconds between two checks of what the threads have written."""
 
 
 class _DemoSettings(Settings):
@@ -59,18 +60,18 @@ def play(
     begin: Callable[[int, int, int], object] = lambda _rows, _bytes, _threads: None,
     tell: Callable[[Leg], object] = lambda _leg: None,
 ) -> DemoReport:
-    """Take a legacy file through the five phases and back while threads write to it.
+    """Migrate a legacy file through the five phases and back while threads write to it.
 
     Args:
-        database: A file to take a copy of; a made-up one where left out. The file itself is only read.
-        begin: Called with the rows and bytes of the file, and the threads that will write, before the first step.
+        database: A file to copy, which is only read; a generated one where left out.
+        begin: Called before the first step with the rows and bytes of the file, and the number of threads.
         tell: Called after each phase.
 
     Returns:
-        How it went.
+        What happened.
 
     Raises:
-        ConsensusError: A step was refused, or the file cannot be copied or is no legacy file.
+        ConsensusError: A step was refused, or the file cannot be copied or is not a legacy file.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="consensus_orm-demo-") as folder:
@@ -81,20 +82,21 @@ def play(
         with ConsensusStore.open(path, settings=_DemoSettings()) as store:
             _require_expand(store, database)
             store.migration.upgrade(rewrite=True)  # of a copy
-            with Writers(store, THREADS) as writers:
-                stage = _Stage(store, writers, OldProgram(path), tell)
+            rounds = [Writer(number) for number in range(THREADS)]
+            with Writers(store._units, rounds) as writers:
+                stage = _Stage(store, writers, rounds, OldProgram(path), tell)
                 stage.forward()
                 stage.back()
             mismatches, rejects = stage.found()
         after = look(path, before.columns)
-        added = {table: writers.rows(table) for table in before.columns}
+        added = {table: [row for each in rounds for row in each.kept[table].values()] for table in before.columns}
         added["consensus_artifacts"] = [*added.get("consensus_artifacts", ()), *stage.old.rows]
-        verdict = judge(before, after, added, writers.highest_id)
+        verdict = judge(before, after, added, max(each.highest_id for each in rounds))
     return DemoReport(
         legs=stage.legs,
         verdict=verdict,
-        writes=sum(done.total() for done in writers.writes),
-        deleted=writers.deleted,
+        writes=sum(each.writes.total() for each in rounds),
+        deleted=sum(each.deleted for each in rounds),
         mismatches=mismatches,
         rejects=rejects,
         seconds=time.monotonic() - started,
@@ -117,18 +119,26 @@ def _require_expand(store: ConsensusStore, database: Path | None) -> None:
 
 
 class _Stage:
-    """Where the play takes place."""
+    """The steps of the demo on one store."""
 
-    def __init__(self, store: ConsensusStore, writers: Writers, old: OldProgram, tell: Callable[[Leg], object]) -> None:
+    def __init__(
+        self,
+        store: ConsensusStore,
+        writers: Writers,
+        rounds: list[Writer],
+        old: OldProgram,
+        tell: Callable[[Leg], object],
+    ) -> None:
         self.migration = store.migration
         self.writers = writers
+        self.rounds = rounds
         self.old = old
         self.tell = tell
         self.legs: list[Leg] = []
-        self._since, self._written = time.monotonic(), writers.writes
+        self._since, self._written = time.monotonic(), self._writes()
 
     def forward(self) -> None:
-        """Take the steps of an operator."""
+        """Advance to CONTRACT as an operator would."""
         with self._leg() as leg:
             self.old.write()
             leg.notes.append("upgrade: the normalized tables stand beside the legacy ones; old programs go on")
@@ -151,7 +161,7 @@ class _Stage:
             leg.notes.append("a verified backup was made, and the legacy tables were dropped")
 
     def back(self) -> None:
-        """Take all of it back."""
+        """Roll back to EXPAND."""
         self.migration.rollback(reason="demo")
         with self._leg(forward=False) as leg:
             leg.notes.append("the legacy tables were made again from the normalized ones")
@@ -167,7 +177,7 @@ class _Stage:
 
     @contextmanager
     def _leg(self, *, forward: bool = True) -> Iterator[Leg]:
-        """One phase, from the step that led to it."""
+        """One phase, the step that led to it included."""
         phase = self.migration.phase
         leg = Leg(phase, forward)
         yield leg
@@ -183,26 +193,32 @@ class _Stage:
         self.legs.append(leg)
         self.tell(leg)
 
+    def _writes(self) -> list[Counter[Phase]]:
+        """Rows that each thread has written so far, by phase."""
+        return [each.writes.copy() for each in self.rounds]
+
     def _let_write(self, leg: Leg) -> None:
-        """Wait until each thread has written enough in this phase, and say what they wrote."""
+        """Wait until each thread has written enough in this phase, and record what they wrote."""
         earliest, latest = self._since + SHORTEST_LEG, time.monotonic() + PATIENCE
         while (now := time.monotonic()) < latest and self.writers.alive:
-            threads = zip(self.writers.writes, self._written, strict=True)
+            threads = zip(self._writes(), self._written, strict=True)
             leg.writes_by_thread = [done[leg.phase] - before[leg.phase] for done, before in threads]
             if now >= earliest and min(leg.writes_by_thread) >= WANTED:
                 break
             time.sleep(LOOK)
-        before, self._written = self._written, self.writers.writes
+        before, self._written = self._written, self._writes()
         done = sum(self._written, Counter()) - sum(before, Counter())
         leg.writes, leg.writes_before = done[leg.phase], done.total() - done[leg.phase]
-        leg.slowest_write = self.writers.take_slowest()
+        latency, self.writers.latency = self.writers.latency, defaultdict(list)
+        leg.slowest_write = max((longest for times in latency.values() for longest in times), default=0.0)
         with contextlib.suppress(OSError, AttributeError):
             leg.load = os.getloadavg()[0]
 
     def _judge(self, leg: Leg) -> None:
-        """Say what is not as it should be by now and was so before."""
-        for failure in self.writers.take_failures():
-            leg.blame("no write fails", failure)
+        """Record the checks that failed since the phase before."""
+        failures, self.writers.errors = self.writers.errors, []
+        for thread, error in failures:
+            leg.blame("no write fails", f"thread {thread}: {type(error).__name__}: {error}")
         leg.judge_writers()
         before = self.legs[-1] if self.legs else Leg(leg.phase, leg.forward)
         if leg.mismatches > before.mismatches:
@@ -214,7 +230,7 @@ class _Stage:
             leg.blame("no row is rejected", ", ".join(f"{count:,} x {what}" for what, count in reasons.items()))
 
     def _adopt(self, leg: Leg) -> None:
-        """Let a program write that knows one side only, and carry what it wrote."""
+        """Let the old program write to the legacy side, and reconcile its row."""
         refused = self.old.write()
         noticed = self.migration.status().foreign_writes
         adopted = self.migration.reconcile().adopted
@@ -226,7 +242,7 @@ class _Stage:
             )
 
     def _refuse(self, leg: Leg) -> None:
-        """Let that program write where its row would be lost."""
+        """Let the old program write to the frozen legacy side."""
         leg.notes.append("an old program tries to write to the legacy side: refused, and told why")
         said = self.old.write()
         if said is None or "frozen" not in said:

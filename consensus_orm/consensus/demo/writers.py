@@ -1,139 +1,61 @@
-"""Those who write meanwhile: threads that use the public API, and a program that knows the legacy tables only."""
+"""The writers of the demo: rounds of work for threads, and a program that knows the legacy tables only."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
-import time
 from collections import Counter
-from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
+from consensus_orm.consensus.demo.judge import KEYS
+from consensus_orm.consensus.records import Artifact, Synthesis
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.phase import Phase
+from consensus_orm.rehearsal.writers import Run
 
-__all__ = ["OldProgram", "Writer", "Writers"]
+__all__ = ["OldProgram", "Writer"]
 
 Row = dict[str, Any]
 
 AGENTS = ("gemini", "claude", "code")
 CONTENTS = ('{"ok": true}', "no JSON: ${X} \U0001f600", "with \0 inside", "bytes that are no UTF-8: \udcff")
 RUN_IDS = (None, "", "run_{spec}")
-BREATH = 0.005
-"""Seconds between two rounds of a thread."""
 
 PATIENCE = 60
-"""Seconds the old program waits for the lock: SQLite lets it ask ten times a second, between threads that write on."""
+"""Seconds the old program waits for the lock: SQLite asks ten times a second, and other threads go on writing."""
 
 
-class Writers:
-    """Some threads that keep writing; the `with` block ends them.
+class Writer:
+    """The rounds of one thread: artifacts with a synthesis, an execution, and now and then a delete.
 
     Args:
-        store: Shared by all of them.
-        threads: How many.
+        number: Which thread.
+
+    Attributes:
+        kept: The rows that must be there now: legacy table, then key, then columns.
+        writes: Rows written, deleted or completed so far, by the phase of the unit of work that did it.
+        deleted: Rows deleted again.
+        highest_id: The highest id given to an artifact.
     """
 
-    def __init__(self, store: ConsensusStore, threads: int) -> None:
-        self._stop = threading.Event()
-        self._threads = [Writer(store, number, self._stop) for number in range(threads)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    @property
-    def writes(self) -> list[Counter[Phase]]:
-        """Rows written, deleted or completed so far by each thread, by the phase of the unit of work that did it."""
-        return [thread.writes.copy() for thread in self._threads]
-
-    @property
-    def alive(self) -> bool:
-        """Whether all of them are still at work."""
-        return all(thread.is_alive() for thread in self._threads)
-
-    @property
-    def deleted(self) -> int:
-        """Rows the threads deleted again."""
-        return sum(thread.deleted for thread in self._threads)
-
-    def take_failures(self) -> list[str]:
-        """What went wrong in threads since the last call; nothing should."""
-        failures = [f"thread {thread.number}: {thread.failure}" for thread in self._threads if thread.failure]
-        for thread in self._threads:
-            thread.failure = None
-        return failures
-
-    def take_slowest(self) -> float:
-        """Seconds of the longest unit of work since the last call, waiting for locks included."""
-        slowest = max(thread.slowest for thread in self._threads)
-        for thread in self._threads:
-            thread.slowest = 0.0
-        return slowest
-
-    def rows(self, table: str) -> list[Row]:
-        """The rows of a legacy table that must be there now."""
-        return [row for thread in self._threads for row in thread.kept[table].values()]
-
-    @property
-    def highest_id(self) -> int:
-        """The highest id given to an artifact."""
-        return max(thread.highest_id for thread in self._threads)
-
-
-class Writer(threading.Thread):
-    """One thread: a round of artifacts with a synthesis, an execution, and now and then a delete."""
-
-    def __init__(self, store: ConsensusStore, number: int, stop: threading.Event) -> None:
-        super().__init__(name=f"demo-writer-{number}", daemon=True)
-        self.store = store
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.stop = stop
-        self.kept: dict[str, dict[Any, Row]] = {
-            "consensus_artifacts": {},
-            "consensus_synthesis": {},
-            "agent_executions": {},
-        }
+        self.kept: dict[str, dict[Any, Row]] = {table: {} for table in KEYS}
         self.writes: Counter[Phase] = Counter()
         self.deleted = self.highest_id = 0
-        self.slowest = 0.0
-        self.failure: str | None = None
 
-    def run(self) -> None:
-        """Write until told to stop, or until something goes wrong."""
-        try:
-            for number in count():
-                if self.stop.wait(BREATH):
-                    return
-                self._round(f"DEMO-{self.number}-{number}", number)
-                if number % 3 == 2:
-                    self._timed(lambda uow, spec=f"DEMO-{self.number}-{number - 2}": self._remove(uow, spec))
-        except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
-
-    def _timed(self, work: Any) -> None:
-        started = time.monotonic()
-        self.store.run(work)
-        self.slowest = max(self.slowest, time.monotonic() - started)
-
-    def _round(self, spec: str, number: int) -> None:
-        self._timed(lambda uow: self._add(uow, spec, number))
-        self._timed(lambda uow: self._complete(uow, f"{spec}-agent"))
-        said = self.store.run(lambda uow: uow.artifacts.list(spec_id=spec), read_only=True)
+    def __call__(self, run: Run, number: int) -> None:
+        """Do one round; raises AssertionError where rows do not read as they were written."""
+        spec = f"DEMO-{self.number}-{number}"
+        run(lambda uow: self._add(uow, spec, number))
+        run(lambda uow: self._complete(uow, f"{spec}-agent"))
+        said = run(lambda uow: uow.artifacts.list(spec_id=spec), read_only=True)
         meant = [row for row in self.kept["consensus_artifacts"].values() if row["spec_id"] == spec]
         if [(a.id, a.content_json) for a in reversed(said)] != [(row["id"], row["content_json"]) for row in meant]:
             raise AssertionError(f"{spec} does not read as it was written")
+        if number % 3 == 0:
+            run(lambda uow: self._remove(uow, f"DEMO-{self.number}-{number - 2}"))
 
     def _add(self, uow: ConsensusUnitOfWork, spec: str, number: int) -> None:
         run = RUN_IDS[number % len(RUN_IDS)]
@@ -183,28 +105,20 @@ class Writer(threading.Thread):
         self.deleted += gone
 
 
-def _stamp(record: Any) -> Row:
-    """What the store added to a row of a writer."""
+def _stamp(record: Artifact | Synthesis) -> Row:
+    """The values that the store added to a row."""
     return {"id": record.id, "created_at": record.created_at_raw}
 
 
 class OldProgram:
-    """A program that was never changed: it opens the file and inserts into the legacy table.
-
-    Args:
-        path: The file.
-    """
+    """A program that was never changed: it opens the file and inserts into the legacy table."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.rows: list[Row] = []
 
     def write(self) -> str | None:
-        """Insert one row.
-
-        Returns:
-            What SQLite said where it refused; None where the row stands.
-        """
+        """Insert one row; returns SQLite's message if it refused, else None."""
         row: Row = {
             "spec_id": "OLD-PROGRAM",
             "stage": "plan",

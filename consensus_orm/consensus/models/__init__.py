@@ -1,8 +1,7 @@
-"""The tables of the consensus data, as declarative models.
+"""The tables of the consensus data as declarative models.
 
 `normalized` holds the schema the data moves to, `legacy` the flat tables it comes from, `executions` the one table
-that is not part of the move. `legacy` is imported only while a phase still needs it, so a program at CONTRACT never
-loads it.
+that is not moved. `legacy` is imported only while a phase needs it, so a program at CONTRACT never loads it.
 """
 
 from __future__ import annotations

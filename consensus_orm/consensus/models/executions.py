@@ -1,4 +1,4 @@
-"""Agent executions: one table in every phase, not part of the move."""
+"""The table of agent executions, which is the same in every phase and not moved."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["AgentExecution"]
 class AgentExecution(Base):
     """One spawn of one agent, and how it ended.
 
-    Files in the field have 8, 9, 10 or 11 of these columns, in two orders; what is missing is added when the
-    first value for it is written, never before: other programs read this table too. For the same reason a table that
-    another program made gets no index of ours: there `in_flight()` and `cleanup` read it whole, until its owner adds
+    Files in the field have 8 to 11 of these columns, in two orders. A missing column is added when its first value is
+    written, never before, because other programs read this table, too. For the same reason a table that another
+    program made gets no index of ours: there `in_flight()` and `cleanup` read all of it, until its owner adds
     `idx_agent_executions_completed`.
     """
 

@@ -1,7 +1,7 @@
-"""The legacy side, exactly as it is in the field.
+"""The legacy tables, exactly as they are in the field.
 
-Nothing here may be improved: files made by other programs have these tables. Columns that hold anything
-(`created_at`, `degraded`) are mapped without a Python type.
+Nothing here may be improved, since files made by other programs have these tables. Columns that hold values of any
+type (`created_at`, `degraded`) are mapped without a Python type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["ConsensusArtifact", "ConsensusSynthesis"]
 
 
 class ConsensusArtifact(Base):
-    """What one agent said: a flat row that repeats spec, stage and run."""
+    """The statement of one agent: a flat row that repeats spec, stage and run."""
 
     __tablename__ = "consensus_artifacts"
     __table_args__ = (Index("idx_spec_stage", "spec_id", "stage"), {"sqlite_autoincrement": True})
@@ -33,7 +33,7 @@ class ConsensusArtifact(Base):
 
 
 class ConsensusSynthesis(Base):
-    """What the agents of a stage agreed on: a flat row that repeats spec, stage and run."""
+    """The synthesis of a stage: a flat row that repeats spec, stage and run."""
 
     __tablename__ = "consensus_synthesis"
     __table_args__ = (Index("idx_synthesis_spec_stage", "spec_id", "stage"), {"sqlite_autoincrement": True})

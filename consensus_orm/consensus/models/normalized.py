@@ -1,9 +1,9 @@
-"""The normalized side: runs, what agents put out in them, and their syntheses.
+"""The normalized tables: runs, their agents' outputs, and their syntheses.
 
-The columns of the founding schema keep their names and types. Beside them stands what it takes to give every
-legacy row back exactly: `run_id` and `run_key` of a run, `response_text` and `created_at` of an output, and a
-table for syntheses, of which a run may have several. Large columns come last: SQLite reads a row from its
-start, and what stands behind 8 KB of content costs a walk through its overflow pages.
+The columns of the founding schema keep their names and types. Further columns restore every legacy row exactly:
+`run_id` and `run_key` of a run, `response_text` and `created_at` of an output, and a table for syntheses, of which a
+run may have several. Large columns come last: SQLite reads a row from its start, and to reach a column behind 8 KB of
+content it walks through overflow pages.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class ConsensusRun(Base):
     """One round of agents on one stage of one spec; it lives as long as it has an output or a synthesis."""
 
     __tablename__ = "consensus_runs"
-    # run_key is NULL only for runs written by programs that know the founding schema alone; they are adopted.
+    # run_key is NULL only for runs of programs that know the founding schema alone, until they are adopted.
     __table_args__ = (
         UniqueConstraint("spec_id", "stage", "run_key"),
         Index("idx_consensus_runs_newest", "spec_id", "stage", "run_timestamp"),
-        # Most runs have no run id, and cost nothing here.
+        # Most runs have no run id, and are not in this index.
         Index(
             "idx_consensus_runs_run",
             "run_id",
@@ -44,11 +44,11 @@ class ConsensusRun(Base):
     run_key: Mapped[str | None] = mapped_column(Text)
     """Identity within spec and stage: the run id, or the second its rows share (rule 4)."""
     run_timestamp: Mapped[int] = mapped_column(BIG)
-    """Earliest created_at of its rows, ms since 1970 UTC; 0 where one is no time."""
+    """Earliest created_at of its rows, ms since 1970 UTC; 0 where one is not a time."""
     consensus_ok: Mapped[bool] = mapped_column(Boolean)
     degraded: Mapped[bool | None] = mapped_column(Boolean, server_default=false())
     synthesis_json: Mapped[str | None] = mapped_column(Text)
-    """The latest synthesis as JSON, in the shape the founding program wrote; NULL where it cannot be JSON."""
+    """The latest synthesis as JSON, as the founding program wrote it; NULL where it cannot be JSON."""
 
     outputs: Mapped[list[AgentOutput]] = relationship(
         back_populates="run", passive_deletes=True, order_by="AgentOutput.output_timestamp.desc()"
@@ -61,7 +61,7 @@ class ConsensusRun(Base):
 
 
 class AgentOutput(Base):
-    """What one agent put out in a run; one for each legacy artifact, with its id."""
+    """The output of one agent in a run; one for each legacy artifact, with its id."""
 
     __tablename__ = "agent_outputs"
     __table_args__ = (
@@ -75,11 +75,11 @@ class AgentOutput(Base):
     agent_name: Mapped[str] = mapped_column(Text)
     model_version: Mapped[str | None] = mapped_column(Text)
     output_timestamp: Mapped[int] = mapped_column(BIG)
-    """`created_at` in ms since 1970 UTC; 0 where it is no time."""
+    """`created_at` in ms since 1970 UTC; 0 where it is not a time."""
     created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"))
     """The legacy value itself, with the affinity of its column."""
     mirrored: Mapped[bool] = mapped_column(Boolean, server_default=false())
-    """Whether its writer vouches for the legacy side too; 0 is a row of another program, not yet adopted."""
+    """Whether its writer wrote the legacy side, too; 0 marks a row of another program, not yet adopted."""
     response_text: Mapped[str | None] = mapped_column(Text)
     content: Mapped[str] = mapped_column(Text)
 
@@ -102,7 +102,7 @@ class ConsensusSynthesisRecord(Base):
     degraded: Mapped[Any | None] = mapped_column(Verbatim("BOOLEAN"))
     """The legacy value itself: 0, 1, NULL, or whatever else was stored."""
     synthesis_timestamp: Mapped[int] = mapped_column(BIG)
-    """`created_at` in ms since 1970 UTC; 0 where it is no time."""
+    """`created_at` in ms since 1970 UTC; 0 where it is not a time."""
     created_at: Mapped[Any | None] = mapped_column(Verbatim("TIMESTAMP"))
     mirrored: Mapped[bool] = mapped_column(Boolean, server_default=false())
     output_path: Mapped[str | None] = mapped_column(Text)

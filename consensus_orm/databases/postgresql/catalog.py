@@ -1,7 +1,7 @@
-"""What only the catalog of a PostgreSQL database knows, and what only its own means can do.
+"""The catalog of a PostgreSQL database: tables, columns, triggers, sequences.
 
-Our own writes are told from those of others by a setting of the transaction (`consensus_orm.by`), so the triggers
-do not fire for them at all, and there is nothing to forget afterwards.
+A setting of the transaction (`consensus_orm.by`) tells the triggers which writes are the package's own. They do not
+fire for these, so nothing has to be deleted afterwards.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import sqlalchemy
 from sqlalchemy import delete
 
 from consensus_orm import errors
@@ -32,7 +31,7 @@ DRAWN_FROM = (
     "FROM pg_depend AS d JOIN pg_attrdef AS a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid"
     " JOIN pg_class AS s ON s.oid = d.refobjid WHERE a.adrelid = to_regclass(quote_ident(?)) AND s.relkind = 'S'"
 )
-"""The sequence that the default of a table draws its ids from."""
+"""The sequence from which the default of a table takes its ids."""
 
 STANDING = (
     "SELECT 'trigger', t.tgname, c.relname,"
@@ -45,27 +44,23 @@ STANDING = (
     " CAST(oid AS TEXT), '', TRUE FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(oid)"
     " AND relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)"
 )
-"""Triggers with a function of their own name, which is how ours are made; tables, and views, with their oid.
+"""Triggers with a function of the same name, as this package creates them; tables and views, with their oid.
 
-`xmin` is the transaction that wrote an entry of the catalog last: switching a trigger off and on again writes it.
+`xmin` is the transaction that wrote an entry of the catalog last: disabling a trigger and enabling it again changes it.
 """
-
 
 _FORGET_GUARDS = delete(GuardRecord)
 
 
 class PostgresCatalog(Catalog):
-    """The catalog of a database, as far as names are found without their schema."""
+    """The catalog of a database, with the tables that are visible without a schema name."""
 
     needs_triggers = True
     leaves_triggers = True
     others_write_meanwhile = True
     longest_chunk = (0.3, 20)
-
-    @property
-    def legacy(self) -> PostgresLegacyTables:
-        """What becomes of the legacy tables at CONTRACT, and on the way back."""
-        return PostgresLegacyTables()
+    legacy = PostgresLegacyTables()
+    key_faults = staticmethod(key_faults)
 
     def tables(self, uow: Transaction) -> set[str]:
         """Names of the tables."""
@@ -86,33 +81,28 @@ class PostgresCatalog(Catalog):
         return {name for (name,) in uow._rows(sql, {"name": table})}
 
     def referring(self, uow: Transaction, table: str) -> list[str]:
-        """Names of the tables that refer to a table by a foreign key."""
+        """Names of the tables with a foreign key to a table."""
         sql = (
             "SELECT DISTINCT CAST(CAST(conrelid AS regclass) AS TEXT) FROM pg_constraint"
             " WHERE contype = 'f' AND confrelid = to_regclass(quote_ident(:name)) ORDER BY 1"
         )
         return [name for (name,) in uow._rows(sql, {"name": table})]
 
-    def key_faults(self, uow: Transaction, table: str, key: sqlalchemy.Column[Any]) -> Iterator[str]:
-        """What is wrong with a column as the key of a move, and what to do about it."""
-        return key_faults(uow, table, key)
-
     def keeps_writers_waiting(self, uow: Transaction) -> bool:
-        """Whether nobody can commit while a read is going on: never here."""
+        """False: writers can always commit during a read."""
         return False
 
     def keep_out(self, uow: Transaction) -> None:
-        """Keep every writer, also those of other programs, out of the mapped tables until the end."""
+        """Block writers, those of other programs too, from the mapped tables until the end of this unit of work."""
         names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
         connection: Any = uow._connected
         connection.keep_out(self.tables(uow) & names)
 
     def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
-        """Let others see the snapshot of a unit of work, and plan for the rows there are: a range holds many.
+        """Share the snapshot of a unit of work with others, and plan for ranges of many rows.
 
-        They are found by their keys, which stand in the order of the chunks: a hash join or a sort would copy every
-        row it compares, and look through all parents for each chunk (8 us a row of a large table, where this takes
-        4; measured).
+        Rows are found by their keys, in the order of the chunks: a hash join or a sort would copy every row that it
+        compares, and read all parents for each chunk (8 us a row of a large table instead of 4; measured).
         """
         snapshot = uow._rows("SELECT pg_export_snapshot()")[0][0] if others else None
         for other in others:
@@ -123,21 +113,21 @@ class PostgresCatalog(Catalog):
             each._execute("SET LOCAL plan_cache_mode = force_custom_plan")
             each._execute("SET LOCAL enable_hashjoin = off")
             each._execute("SET LOCAL enable_sort = off")
-            each._execute("SET LOCAL random_page_cost = 1.1")  # keys that follow each other stand together
+            each._execute("SET LOCAL random_page_cost = 1.1")  # rows with neighbouring keys are stored together
             each._execute("SET LOCAL max_parallel_workers_per_gather = 0")  # there are as many units as cores
 
     def analyze(self, uow: Transaction, pair: Move) -> None:
-        """Count the rows of the normalized side: a plan made while it was empty would look through all of it."""
+        """Run ANALYZE on the normalized side: a plan from the time when it was empty would scan all of it."""
         tables = [pair.table] if pair.parent is None else [pair.table, pair.parent.table]
         for table in tables:
             uow._execute(f"ANALYZE {quoted(table.name)}")
 
     def text_encoding(self, uow: Transaction) -> str:
-        """How texts are shown: in UTF-8."""
+        """UTF-8, in which the server sends text."""
         return "utf-8"
 
     def has_relation(self, uow: Transaction, name: str) -> bool:
-        """Whether something has a name that an index would need."""
+        """Whether a name is taken, so that no index can have it."""
         return bool(uow._rows("SELECT 1 WHERE to_regclass(quote_ident(?)) IS NOT NULL", (name,)))
 
     # Triggers and sequences -------------------------------------------------------------------------------
@@ -147,22 +137,21 @@ class PostgresCatalog(Catalog):
         return triggers.for_phase(phase, statements)
 
     def before_triggers(self, uow: Transaction) -> None:
-        """Keep writers out, and refuse columns in which different texts are equal."""
+        """Block other writers, and refuse columns in which different texts are equal."""
         self.keep_out(uow)
         self._require_exact(uow)
 
     def silence(self, uow: Transaction, trigger: Standing) -> None:
-        """Let a trigger of ours do nothing any more; to drop it would wait for all who read the table."""
+        """Disable a trigger of this package; DROP TRIGGER would wait for every reader of the table."""
         if trigger.enabled:
             uow._execute(f"ALTER TABLE {quoted(trigger.table)} DISABLE TRIGGER {quoted(trigger.name)}")
 
     def standing(self, uow: Transaction) -> list[Standing]:
-        """Our triggers, each with its function, and the tables that are found by their names alone."""
-        rows = uow._rows(STANDING)
-        return [Standing(*row) for row in rows]
+        """The triggers of this package, each with its function, and the visible tables and views."""
+        return [Standing(*row) for row in uow._rows(STANDING)]
 
     def cookie(self, uow: Transaction) -> int:
-        """What differs after a change of our triggers, their functions, or the tables they stand on."""
+        """A number that differs after a change of the package's triggers, their functions or their tables."""
         return int(uow._rows(f"SELECT {COOKIE}")[0][0])
 
     def muted(self, uow: Transaction) -> list[str]:
@@ -180,12 +169,11 @@ class PostgresCatalog(Catalog):
         ]
 
     def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
-        """Let ids be drawn above those that were given, though the sequence of a legacy table went with it."""
+        """Have ids assigned above those assigned before, although the sequence was dropped with its legacy table."""
         for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in tables):
             own, key, there = pair.table.name, pair.key.name, pair.legacy_name in self.tables(uow)
-            if (
-                there and self._sequence_of(uow, pair.legacy_name, pair.legacy_key) is not None
-            ):  # of the one made in its place
+            # Of the table created in its place.
+            if there and self._sequence_of(uow, pair.legacy_name, pair.legacy_key) is not None:
                 self._level(uow, pair)
             elif self._has_default(uow, own, key):
                 continue
@@ -203,7 +191,7 @@ class PostgresCatalog(Catalog):
         uow._execute(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(key)} SET DEFAULT {default}")
 
     def name_taken(self, uow: Transaction, trigger: Trigger) -> str | None:
-        """The table itself, where another program has a trigger of this name on it."""
+        """The table itself, if another program has a trigger of this name on it."""
         sql = (
             "SELECT CAST(t.tgrelid AS regclass)::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid"
             " WHERE t.tgrelid = to_regclass(quote_ident(?)) AND t.tgname = ? AND p.proname <> t.tgname"
@@ -212,11 +200,11 @@ class PostgresCatalog(Catalog):
         return rows[0][0] if rows else None
 
     def forget_guards(self, uow: Transaction) -> None:
-        """Empty the record, which is made again first where somebody dropped it (`guard_record.install`)."""
+        """Empty the record; `guard_record.install` has created it again if it was dropped."""
         uow._execute(_FORGET_GUARDS)
 
     def _require_exact(self, uow: Transaction) -> None:
-        """Refuse columns in which different texts are equal: a run, or a delete, would take in rows of others.
+        """Refuse columns in which different texts are equal: a run, or a delete, would include rows of others.
 
         Raises:
             UnknownSchemaError: There is one.
@@ -238,7 +226,7 @@ class PostgresCatalog(Catalog):
             )
 
     def level_sequences(self, uow: Transaction) -> None:
-        """Let both sides draw from the sequence of the legacy table, above the highest id of either (rule 3)."""
+        """Have both sides take ids from the sequence of the legacy table, above the highest id of either (rule 3)."""
         for pair in uow.statements.mapping:
             self._level(uow, pair)
 
@@ -252,14 +240,12 @@ class PostgresCatalog(Catalog):
                 " default",
             )
         given = [self.sequence(uow, legacy), self.sequence(uow, own)]
-        given += [
-            uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(pair.table_name(side))}")[0][0]
-            for side in Side
-        ]
+        keys = ((pair.key_name(side), pair.table_name(side)) for side in Side)
+        given += [uow._rows(f"SELECT max({quoted(of)}) FROM {quoted(table)}")[0][0] for of, table in keys]
         highest = max((value for value in given if value is not None), default=None)
         if highest is not None and highest > 0:  # a sequence begins at 1
             uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
-            self.set_sequence(uow, own, highest)  # the shared one goes with the legacy table, whoever drops it
+            self.set_sequence(uow, own, highest)  # the shared one is dropped with the legacy table
         if not self._draws_from(uow, own, key, shared):
             self._draw_from(uow, own, key, shared)
 
@@ -280,7 +266,7 @@ class PostgresCatalog(Catalog):
         return bool(uow._rows(sql, {"table": table, "column": column, "sequence": sequence}))
 
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
-        """The next id where the table of the other side is gone, and with it the sequence that both drew from."""
+        """The next id if the table of the other side is gone, and with it the shared sequence."""
         table = pair.legacy_name if side is Side.LEGACY else pair.table.name
         if rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", (table,)):
             return int(rows[0][0])
@@ -289,13 +275,13 @@ class PostgresCatalog(Catalog):
         return max(highest or 0, self.sequence(uow, pair.table.name) or 0) + 1
 
     def free_key(self, uow: Transaction, pair: Move) -> Any:
-        """The next id of the sequence that counts: at CONTRACT that of another program's table does not."""
+        """The next id; at CONTRACT the sequence of a legacy table is another program's and is not used."""
         if uow.phase.has_legacy:
             return uow._execute(uow.statements[pair].next_key).fetchone()[0]
         return self.next_key_of(uow, pair, Side.NORMALIZED)
 
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
-        """Let ids be drawn above those that the normalized side has."""
+        """Have ids assigned above those of the normalized side."""
         highest = uow._rows(uow.statements[pair].last_key(Side.NORMALIZED))[0][0]
         if isinstance(highest, int) and highest > 0:
             last = "coalesce(pg_sequence_last_value(s.oid), 1)"
@@ -304,7 +290,7 @@ class PostgresCatalog(Catalog):
             )
 
     def sequence(self, uow: Transaction, table: str) -> int | None:
-        """The highest id a table has given; None where it never gave one."""
+        """The highest id that a table has assigned; None if it never assigned one."""
         sql = (
             "SELECT pg_sequence_last_value(d.objid) FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
             " WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND d.refobjid = to_regclass(quote_ident(:table))"
@@ -313,7 +299,7 @@ class PostgresCatalog(Catalog):
         return max(rows, default=None)
 
     def set_sequence(self, uow: Transaction, table: str, value: int) -> None:
-        """Let a table go on above an id."""
+        """Have a table assign ids above an id."""
         sql = (
             "SELECT setval(CAST(d.objid AS regclass), :value) FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid"
             " WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND d.refobjid = to_regclass(quote_ident(:table))"
@@ -321,28 +307,28 @@ class PostgresCatalog(Catalog):
         uow._execute(sql, {"table": table, "value": value})
 
     def used_up(self, uow: Transaction) -> str | None:
-        """Nothing: the server says by itself that a sequence has come to its end."""
+        """None: the server reports a sequence at its end by an error of its own."""
         return None
 
     # Writes that went around the repositories -------------------------------------------------------------
 
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
-        """Nothing: our own writes were never noted, and others may note theirs meanwhile."""
+        """Nothing: the package's own writes were never recorded, while other programs' may be meanwhile."""
 
-    def forget_row(self, uow: Transaction, pair: Move, key: Any) -> None:
-        """Nothing: our own writes were never noted."""
+    def forget_row(self, uow: Transaction, pair: Move, key: object) -> None:
+        """Nothing: the package's own writes were never recorded."""
 
     def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
         """Nothing: triggers know a repository by a setting of its transaction."""
         return contextlib.nullcontext()
 
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
-        """Let this transaction write frozen legacy tables: whoever carries may do so all along."""
+        """Nothing: a transaction that carries rows may write frozen tables all along."""
         return contextlib.nullcontext()
 
 
 def relations(connection: Any) -> dict[str, tuple[str, Callable[[], dict[str, ColumnFacts]]]]:
-    """Tables and views with their columns, by name: what `adoption` tells a database by.
+    """Tables and views with their columns, by name, by which the program that made a database is identified.
 
     Args:
         connection: A connection of the driver, in a transaction.

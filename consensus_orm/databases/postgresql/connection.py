@@ -1,17 +1,16 @@
-"""Connections to a server: how one is opened, how it begins a transaction, and how it is known to have committed.
+"""Connections to a server: how they begin a transaction, and how they find out whether it was committed.
 
-Transactions are begun here, as on SQLite: one message begins the transaction, takes the lock of the unit of work
-(`consensus_orm.databases.postgresql.fence`), and reads the phase.
+As on SQLite, connections begin their transactions themselves: one message begins the transaction, takes the lock of
+the unit of work (`databases.postgresql.fence`), and reads the phase.
 """
 
 from __future__ import annotations
 
 import contextlib
 import select
-import threading
 import time
-import weakref
 from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
 from typing import Any, cast
 
 import psycopg
@@ -19,12 +18,11 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from sqlalchemy import URL, make_url
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from consensus_orm import errors
 from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.pool import Pool
+from consensus_orm.databases.pool import ConnectionSource
 from consensus_orm.databases.postgresql.errors import translate
 from consensus_orm.databases.postgresql.fence import REFUSALS, ROWS, TABLES, Entry, Fence
 from consensus_orm.databases.postgresql.parameters import bindable, spelled
@@ -33,36 +31,31 @@ from consensus_orm.databases.postgresql.triggers import INSTALLED
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.settings import Settings
 
-__all__ = ["ServerConnection", "ServerPool", "ServerSource", "arguments_of"]
+__all__ = ["ServerConnection", "ServerSource", "arguments_of"]
 
 PREPARED = 500
-"""Statements a connection keeps prepared; all of ours are fewer."""
+"""Statements that a connection keeps prepared; the package has fewer."""
 
 FLIP_PATIENCE = 250
-"""Longest wait in ms of a flip for its lock, while which writers wait behind it; it is tried again after that."""
+"""Longest wait of a flip for its lock in ms, because writers wait behind it; the flip is tried again after that."""
 
 MOST_PATIENCE = 2000
-"""That of its later tries, each twice as long as the one before: an autovacuum gives way only to who waits for
-deadlock_timeout (1 s)."""
+"""Longest wait of its later tries, each twice as long as the one before: an autovacuum gives way only to a transaction
+that has waited for deadlock_timeout (1 s)."""
 
-LESS = (
+NOT_READABLE = (
     psycopg.errors.InvalidSqlStatementName,
     psycopg.errors.UndefinedColumn,
     psycopg.errors.InsufficientPrivilege,
 )
-"""Why a unit of work has to ask for less at its begin: a pooler forgets what is prepared, or the role may not look."""
+"""Errors after which a unit of work reads less at its begin: a connection pooler does not keep prepared statements, an
+older database lacks the column, or the role has no right to read it."""
 
-AS_WRITTEN = "; ".join(
-    f"SET {name} = {value}"
-    for name, value in {
-        "client_encoding": "'UTF8'",
-        "datestyle": "'ISO'",
-        "standard_conforming_strings": "on",
-        "extra_float_digits": "1",
-        "bytea_output": "'hex'",
-    }.items()
+AS_WRITTEN = (
+    "SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET standard_conforming_strings = on;"
+    " SET extra_float_digits = 1; SET bytea_output = 'hex'"
 )
-"""Settings that decide how values are written and read, which a database or a role may have of its own."""
+"""Settings that decide how values are written and read, because a database or a role may have defaults of its own."""
 
 _READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
@@ -70,55 +63,55 @@ _READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch F
 DURABLE = (
     b"SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit', true) = 'off'"
 )
-"""Has a commit, and all before it, reach the disk of the server; what is set to wait for more stays."""
+"""Has the commit, and all before it, reach the disk of the server; a stricter setting stays."""
 
 
 def arguments_of(url: URL | str) -> dict[str, Any]:
-    """What the driver is given to connect to a URL of SQLAlchemy's."""
-    (_, arguments) = PGDialect_psycopg().create_connect_args(make_url(url))  # type: ignore[no-untyped-call]
+    """The arguments with which the driver connects to a URL of SQLAlchemy."""
+    (_, arguments) = PGDialect_psycopg().create_connect_args(make_url(url))  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
     return dict(arguments)
 
 
 class ServerConnection(psycopg.Connection[Any]):
-    """The driver's connection; what `consensus_orm.databases.driver.Driver` says of one holds here."""
+    """The driver's connection, as `databases.driver.Driver` describes it."""
 
     Error = psycopg.Error
+    storable = staticmethod(bindable)
     source: ServerSource
-    last_used = 0.0
-    server_since: Any = None
-    """When the server last began without knowing what it had not written down: at a crash, or at first."""
+    server_since: datetime | None = None
+    """When the server last lost the changes that it had not written to disk: at a crash, or at its first start."""
     _phase: tuple[Any, ...] | None = None
     _transaction: str | None = None
-    """The number of the transaction of a unit of work that writes, by which the server knows how it ended; '' where
-    it knows none."""
+    """The transaction id of a unit of work that writes, by which the server knows how it ended; '' on an engine without
+    transaction ids."""
     _lock = Lock.NONE
     _flipping: float | None = None
-    """Since when it keeps writers waiting."""
+    """Since when this connection keeps writers waiting."""
     _entering: Fence | None = None
-    """The fence whose statement that reads the phase is prepared."""
+    """The fence whose statement that reads the phase is prepared on this connection."""
     _durable = False
     _fresh = False
-    """Whether a unit of work has begun and nothing else was sent."""
+    """Whether no statement was sent since the unit of work began."""
 
     @property
     def in_transaction(self) -> bool:
-        """Whether there is a transaction that can be committed; one in which a statement failed cannot."""
+        """Whether a transaction is open and can be committed; after a failed statement it cannot."""
         return self.pgconn.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.ACTIVE)
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> psycopg.Cursor[Any]:
-        """Run a statement whose values are named as on SQLite."""
+        """Run a statement with parameters spelled as on SQLite."""
         self._fresh = False
         if params:
-            query = cast("Any", spelled(query))  # psycopg wants text that a program was written with
-            # Who carries looks at ranges, for which there is no plan to keep.
+            query = cast("Any", spelled(query))  # psycopg's type is LiteralString
+            # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
             return super().execute(query, params, prepare=False if self._lock >= Lock.CARRY else None, **options)
         return super().execute(query, None, **options)
 
     def order(self, statement: str, params: Any = None) -> psycopg.Cursor[Any]:
-        """Run a statement of the transaction itself; what goes wrong is an error of ours, whoever asked for it.
+        """Run a statement of the transaction itself, and raise errors of this package.
 
         Raises:
-            StorageError: What the server said.
+            StorageError: The server refused it.
         """
         try:
             return self.execute(statement, params)
@@ -131,7 +124,7 @@ class ServerConnection(psycopg.Connection[Any]):
         self.order("BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
     def begin_unit(self, lock: Lock, *, durable: bool = False) -> None:
-        """Begin the transaction of a unit of work: lock and phase come with the same message.
+        """Begin the transaction of a unit of work; the same message takes the lock and reads the phase.
 
         Args:
             lock: Its lock.
@@ -153,12 +146,12 @@ class ServerConnection(psycopg.Connection[Any]):
             result = self._send(self.source.begin_with(lock, entry))
         except psycopg.errors.UndefinedTable:
             self.rollback()
-            if entry is not Entry.BARE:  # it may be the record of the guards alone
+            if entry is not Entry.BARE:  # only the record of the guards may be missing
                 self._begin_locked(lock, Entry.BARE)
                 return
             self.begin(write=lock is not Lock.NONE)
             return
-        except LESS:
+        except NOT_READABLE:
             self.rollback()
             if entry is Entry.BARE:
                 raise
@@ -167,7 +160,7 @@ class ServerConnection(psycopg.Connection[Any]):
             return
         except REFUSALS as refused:
             self.rollback()
-            if entry is not Entry.BARE:  # it may be the catalog that is not there
+            if entry is not Entry.BARE:  # the engine may lack the catalog alone
                 self.source.entry = Entry.BARE
                 self._begin_locked(lock)
                 return
@@ -188,14 +181,14 @@ class ServerConnection(psycopg.Connection[Any]):
         self._flipping = time.monotonic() if lock is Lock.FLIP else None
 
     def _entry(self, lock: Lock) -> Entry:
-        """How a unit of work reads the phase: those that write rows ask on the way whether a trigger was touched."""
+        """How a unit of work reads the phase; one that writes rows also asks whether the guards were changed."""
         if lock is not Lock.WRITE:
             return Entry.BARE
         if self.source.entry is Entry.PREPARED and self._entering is not self.source.fence:
             try:
                 self._send(self.source.fence.prepare())
             except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-                return Entry.BARE  # nobody has upgraded the database yet
+                return Entry.BARE  # the database was not upgraded yet
             except psycopg.Error as error:
                 if error.sqlstate is None:
                     raise
@@ -211,26 +204,26 @@ class ServerConnection(psycopg.Connection[Any]):
             self._flipping = None
 
     def others_wrote(self) -> bool:
-        """Whether the server gave numbers of transactions to others since this was asked last; yes without numbers."""
+        """Whether the server gave transaction ids to others since the last call; True on an engine without them."""
         if not self._transaction:
             return True
         before, self.source.seen = self.source.seen, int(self._transaction)
         return before is not None and self.source.seen > before + 1
 
     def _send(self, commands: bytes) -> PGresult:
-        """Send commands without values as they are, in one message; gives the result of the last.
+        """Send commands without parameters in one message, and give the result of the last.
 
-        A cursor for each of the three that every unit of work sends costs 35 us more (measured).
+        Cursors for the three messages of every unit of work cost 35 us more (measured).
         """
         result = self.pgconn.exec_(commands)
         if result.status == ExecStatus.FATAL_ERROR:
             error: psycopg.Error = psycopg.errors.error_from_result(result, encoding="utf-8")
-            # Without a SQLSTATE it is libpq's own word, as of a server that was killed.
+            # Without a SQLSTATE it is an error of libpq, as after the server was killed.
             raise error if error.sqlstate else psycopg.OperationalError(str(error))
         return result
 
     def read_phase(self) -> tuple[Any, ...] | None:
-        """Phase and epoch, and the cookies of the guards, as they came with the begin."""
+        """Phase and epoch, and the cookies of the guards, as read at the begin."""
         return self._phase
 
     def hold(self, lock: Lock) -> None:
@@ -238,7 +231,7 @@ class ServerConnection(psycopg.Connection[Any]):
         self.order(self.source.fence.hold(lock))
 
     def keep_out(self, tables: Collection[str]) -> None:
-        """Keep writers, also those of other programs, out of tables until the transaction ends."""
+        """Block writers, those of other programs too, from tables until the transaction ends."""
         if tables:
             ours = self.execute(INSTALLED).fetchall()
             for statement in self.source.fence.keep_out(tables, ours):
@@ -258,11 +251,10 @@ class ServerConnection(psycopg.Connection[Any]):
 
     def together(self, *statements: tuple[str, Parameters]) -> list[Any]:
         """Run several statements with one trip to the server, or none of them; the first row of each."""
-        # What is the first of its unit of work needs no savepoint (45 us): the unit begins again.
-        kept = contextlib.nullcontext() if self._fresh else _Savepoint(self)
+        # The first statements of a unit of work need no savepoint (45 us): after an error the unit begins again.
         fresh = self._fresh
         try:
-            with self.pipeline(), kept:
+            with self.pipeline(), contextlib.nullcontext() if fresh else self._savepoint():
                 cursors = [self.execute(*statement) for statement in statements]
             return [cursor.fetchone() for cursor in cursors]
         except psycopg.Error:
@@ -270,9 +262,16 @@ class ServerConnection(psycopg.Connection[Any]):
                 self._undo(fresh=fresh)
             raise
 
+    @contextlib.contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        """A savepoint around the statements of a pipeline, sent along with them."""
+        self.execute("SAVEPOINT consensus_orm")
+        yield
+        self.execute("RELEASE SAVEPOINT consensus_orm")
+
     def _undo(self, *, fresh: bool) -> None:
-        """Take back what `together` did."""
-        self._prepared.clear()  # psycopg takes for prepared what it had sent when the others failed
+        """Undo what `together` did."""
+        self._prepared.clear()  # psycopg believes prepared what it sent before the failure
         if not fresh:
             self._send(b"ROLLBACK TO SAVEPOINT consensus_orm")
             return
@@ -284,17 +283,17 @@ class ServerConnection(psycopg.Connection[Any]):
             raise psycopg.errors.SerializationFailure("the phase changed between two tries")
 
     def read_on(self) -> None:
-        """Go on reading after a statement failed, which ended the transaction."""
+        """Begin again, because a failed statement has ended the transaction."""
         self.rollback()
         self.begin(write=False)
 
     @staticmethod
     def is_missing_table(error: BaseException) -> bool:
-        """Whether a statement of ours failed because its table is not there."""
+        """Whether one of the package's own statements failed because its table does not exist."""
         return getattr(error, "sqlstate", None) == psycopg.errors.UndefinedTable.sqlstate
 
     def what_is_missing(self, error: BaseException) -> str:
-        """Text that names the table which a statement did not find."""
+        """The server's message, which names the table that a statement did not find."""
         return error.diag.message_primary or "" if isinstance(error, psycopg.Error) else ""
 
     @staticmethod
@@ -304,28 +303,19 @@ class ServerConnection(psycopg.Connection[Any]):
 
     @staticmethod
     def cannot_decode(error: BaseException) -> bool:
-        """Whether a read failed because a text is no UTF-8; the server holds none."""
+        """False: the server stores valid UTF-8 only."""
         return False
 
     def escaping(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing: the server holds UTF-8 only."""
+        """Nothing: the server stores valid UTF-8 only."""
         return contextlib.nullcontext()
 
-    @staticmethod
-    def storable(value: Any) -> Any:
-        """A value as it can be bound.
-
-        Raises:
-            InvalidValueError: A text that UTF-8 cannot say, or with a NUL in it.
-        """
-        return bindable(value)
-
     def guard(self, mapping: Moves, *, read_only: bool) -> PostgresSessionGuard:
-        """Let nothing that a session sends reach a mapped table around the mapping; its triggers know the tables."""
+        """Refuse statements of a session that would write a mapped table; the triggers of the tables do it."""
         return PostgresSessionGuard(self, read_only=read_only)
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Refuse values that the server cannot hold.
+    def check(self, values: Mapping[str, object]) -> None:
+        """Refuse values that the server cannot store.
 
         Raises:
             InvalidValueError: There is one.
@@ -334,17 +324,18 @@ class ServerConnection(psycopg.Connection[Any]):
             bindable(value)
 
     def commit(self) -> None:
-        """Commit; where the connection is lost meanwhile, ask the server how the transaction ended.
+        """Commit; if the connection is lost meanwhile, ask the server how the transaction ended.
 
         Raises:
-            CommitUncertainError: It could not be asked in time, or cannot know.
+            CommitUncertainError: The server did not answer in time, or does not know.
         """
         try:
             self._send(b"COMMIT")
         except psycopg.OperationalError as error:
-            # Without a SQLSTATE it is no answer, and libpq may yet call the connection good (an immediate shutdown).
-            unsaid = error.sqlstate is None or isinstance(error, psycopg.errors.StatementCompletionUnknown)
-            if self._transaction is None or not (unsaid or self.pgconn.status != ConnStatus.OK):
+            # Without a SQLSTATE the server did not answer; libpq may still report the connection as good (an immediate
+            # shutdown).
+            unanswered = error.sqlstate is None or isinstance(error, psycopg.errors.StatementCompletionUnknown)
+            if self._transaction is None or not (unanswered or self.pgconn.status != ConnStatus.OK):
                 raise
             if not self.source.has_committed(self._transaction, self.server_since, error):
                 raise
@@ -354,7 +345,7 @@ class ServerConnection(psycopg.Connection[Any]):
             self.source.flips = 0
 
     def rollback(self) -> None:
-        """Roll back; a connection that is lost has done so."""
+        """Roll back; the loss of a connection has done so already."""
         self._transaction = None
         try:
             self._roll_back()
@@ -366,25 +357,11 @@ class ServerConnection(psycopg.Connection[Any]):
             try:
                 self._send(b"ROLLBACK")
             except psycopg.OperationalError:
-                self.close()  # libpq may yet call it good
+                self.close()  # libpq may still report it as good
 
 
-class _Savepoint(contextlib.AbstractContextManager[None]):
-    """A savepoint around the statements of a pipeline, sent along with them."""
-
-    def __init__(self, connection: ServerConnection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.execute("SAVEPOINT consensus_orm")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._connection.execute("RELEASE SAVEPOINT consensus_orm")
-
-
-class ServerSource:
-    """Where the connections of one engine come from.
+class ServerSource(ConnectionSource[ServerConnection]):
+    """The source of an engine's connections to a server.
 
     Args:
         url: The server and database.
@@ -392,32 +369,30 @@ class ServerSource:
     """
 
     path = None
-    in_memory = False
 
     def __init__(self, url: URL, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
         self.database = url.database
         self.patience = settings.busy_timeout.total_seconds()
         self.entry = Entry.PREPARED
         """How units of work read the phase."""
         self.flips = 0
-        """How many flips were begun since one was committed."""
+        """How many flips began since the last one that was committed."""
         self.longest_flip = 0.0
-        """The longest that one kept writers waiting once it had its lock, s."""
+        """The longest time, in seconds, for which a flip that had its lock kept writers waiting."""
         self.seen: int | None = None
-        """The number of the transaction in which it was asked last whether others wrote."""
+        """The transaction id at the last call of `others_wrote`."""
         self._keep_apart(TABLES)
-        self.connections: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
-        self.writing_thread = threading.get_ident()
         self._arguments = arguments_of(url)
 
     def _keep_apart(self, fence: Fence) -> None:
         isolation = self.settings.isolation
         self._begin = {(lock, e): fence.begin(lock, isolation, None, e) for lock in Lock if lock for e in Entry}
-        self.fence = fence  # last: who sees it has what goes with it
+        self.fence = fence  # last, because another thread that sees it uses its statements
 
     def begin_with(self, lock: Lock, entry: Entry) -> bytes:
-        """What begins a unit of work; each flip is more patient than the one before that did not come through."""
+        """The statements that begin a unit of work; a flip waits longer than the one before it that failed."""
         if lock is Lock.NONE:
             return _READ
         if lock is not Lock.FLIP:
@@ -427,14 +402,14 @@ class ServerSource:
         return self.fence.begin(lock, self.settings.isolation, patience)
 
     def lock_rows(self, connection: ServerConnection, refused: psycopg.Error) -> None:
-        """Let the fence be a lock on a row from now on, where the server has no locks on tables.
+        """Use row locks as the fence from now on, because the server has no table locks.
 
         Args:
             connection: In no transaction.
-            refused: What it said to a lock on a table.
+            refused: The error with which the server refused a table lock.
 
         Raises:
-            MigrationError: It takes some of the locks on tables. Programs would then use different fences.
+            MigrationError: The server accepts some table locks. Programs would then use different fences.
         """
         for lock in (lock for lock in Lock if lock):
             try:
@@ -453,7 +428,7 @@ class ServerSource:
         self._keep_apart(ROWS)
         self.entry = Entry.PREPARED
 
-    def connect(self) -> Any:
+    def connect(self) -> ServerConnection:
         """Open a connection.
 
         Raises:
@@ -463,13 +438,12 @@ class ServerSource:
         connection = ServerConnection.connect(**arguments, autocommit=True)
         connection.source = self
         connection.prepared_max = PREPARED
-        connection.last_used = time.monotonic()
         milliseconds = int(self.patience * 1000)
-        # A plan made for the values at hand costs more than it brings: ours find their rows by keys.
-        # What looks at ranges of keys says otherwise for its transaction.
+        # A plan for the given values costs more than it saves, because statements find their rows by keys. A
+        # transaction that reads ranges of keys sets it otherwise.
         connection.execute("SET plan_cache_mode = force_generic_plan")
         connection.execute(f"SET lock_timeout = {milliseconds}; {AS_WRITTEN}")
-        # A temporary table of one of our names would take the place of ours.
+        # Searched first, a temporary table with the name of one of the package's tables would take its place.
         path = "set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
         with contextlib.suppress(psycopg.errors.UndefinedTable):
             began: Any = connection.execute("SELECT stats_reset FROM pg_stat_bgwriter")
@@ -479,7 +453,7 @@ class ServerSource:
         return connection
 
     def is_healthy(self, connection: ServerConnection) -> bool:
-        """Whether a connection is open and idle; one that the server has closed has something to say."""
+        """Whether a connection is open and idle; one that the server has closed has data to read."""
         if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
         poll = select.poll()
@@ -487,27 +461,20 @@ class ServerSource:
         return not poll.poll(0)
 
     def translate(self, error: BaseException, database: str | None) -> errors.ConsensusError | None:
-        """Say in our words what the server said in its; None where it did not raise the error."""
+        """The error of this package for an error of the server; None for any other error."""
         return translate(error, database) if isinstance(error, psycopg.Error) else None
 
-    def note_use(self, connection: ServerConnection) -> None:
-        """Remember when a connection came back."""
-        connection.last_used = time.monotonic()
+    def take_back(self, connection: ServerConnection) -> None:
+        """Nothing: a connection that is idle and healthy can be lent."""
 
-    def forget(self) -> list[Any]:
-        """Abandon, in a forked child, the connections of its parent; psycopg closes none that it did not open."""
-        inherited = list(self.connections)
-        self.connections = weakref.WeakSet()
-        return inherited
+    def has_committed(self, transaction: str, since: datetime | None, cause: BaseException) -> bool:
+        """Ask the server whether a transaction was committed whose connection was lost at the commit.
 
-    def has_committed(self, transaction: str, since: Any, cause: BaseException) -> bool:
-        """Ask the server how a transaction ended whose connection was lost at its commit.
-
-        A server that crashed gives the numbers again that were lost with it. So "committed" may then be said of
-        another transaction, while what was not committed under a number never was.
+        After a crash the server assigns the transaction ids again that it had not written to disk. So "committed" may
+        then be the state of another transaction, while "aborted" is certain.
 
         Args:
-            transaction: Its number; '' where it had none.
+            transaction: Its id; '' if it had none.
             since: The `server_since` of its connection.
             cause: How the connection was lost.
 
@@ -515,8 +482,8 @@ class ServerSource:
             Whether it was committed.
 
         Raises:
-            CommitUncertainError: Nobody could say in time, or the server has crashed and says "committed", or does
-                not tell.
+            CommitUncertainError: The server did not answer in time, or answers "committed" after a crash, or does not
+                know.
         """
         if not transaction:
             raise errors.CommitUncertainError from cause
@@ -531,19 +498,13 @@ class ServerSource:
             time.sleep(0.05)
         raise errors.CommitUncertainError from cause
 
-    def _status(self, transaction: str, since: Any) -> tuple[str | None, bool]:
+    def _status(self, transaction: str, since: datetime | None) -> tuple[str | None, bool]:
         connection = self.connect()
         try:
-            (status,) = connection.execute("SELECT pg_xact_status(CAST(? AS xid8))", (transaction,)).fetchone()
-        except psycopg.errors.InvalidParameterValue:  # a number still to come: it was lost, and with it all of it
+            row: Any = connection.execute("SELECT pg_xact_status(CAST(? AS xid8))", (transaction,)).fetchone()
+            status = row[0]
+        except psycopg.errors.InvalidParameterValue:  # an id not assigned yet: a crash lost the transaction
             status = "aborted"
         finally:
             connection.close()
         return status, since is not None and connection.server_since == since
-
-
-class ServerPool(Pool):
-    """The pool of an engine on a server: a connection that has written is as good for reading."""
-
-    def _suited(self) -> ConnectionPoolEntry | None:
-        return None

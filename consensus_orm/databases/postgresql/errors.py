@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors are to a user. Their own texts are not repeated: they quote what was written."""
+"""The errors of this package for the errors of PostgreSQL, without their texts, which quote values of rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from consensus_orm import errors
 __all__ = ["UNMIRRORED", "translate"]
 
 UNMIRRORED = "CO001"
-"""SQLSTATE of our triggers where a session writes past the repositories."""
+"""SQLSTATE of the triggers that refuse a write of a session."""
 
 _KINDS: dict[str, type[errors.StorageError]] = {
     "40001": errors.DatabaseBusyError,  # serialization failure
@@ -25,7 +25,8 @@ _KINDS: dict[str, type[errors.StorageError]] = {
     "XX001": errors.CorruptDatabaseError,
     "XX002": errors.CorruptDatabaseError,
 }
-"""SQLSTATEs and classes of them (postgresql.org/docs/current/errcodes-appendix.html); the longest that fits counts."""
+"""The error for each SQLSTATE or class of them (postgresql.org/docs/current/errcodes-appendix.html); the longest prefix
+counts."""
 
 
 _MISFITS = ("22P02", "22003", "22007", "22008")
@@ -33,14 +34,14 @@ _MISFITS = ("22P02", "22003", "22007", "22008")
 
 
 def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusError:
-    """Say in our words what the server said in its.
+    """Give the error of this package for an error of the server.
 
     Args:
         error: The error as it was raised.
         database: The name of the database.
 
     Returns:
-        The error to raise instead; `sqlstate` is kept in its attribute.
+        The error to raise instead, with its attribute `sqlstate`.
     """
     state = error.sqlstate
     if state == UNMIRRORED:
@@ -48,7 +49,7 @@ def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusErr
         return errors.UnmirroredWriteError(
             f"a statement of the session would write {table} past the repositories", table=table
         )
-    if isinstance(error, psycopg.DataError) and state is None:  # psycopg did not send it
+    if isinstance(error, psycopg.DataError) and state is None:  # raised by psycopg itself
         return errors.InvalidValueError("PostgreSQL cannot hold a text with a NUL character in it")
     if isinstance(error, psycopg.OperationalError) and state is None:
         return errors.DatabaseUnavailableError(f"{database}: the connection was refused or lost", sqlstate=None)

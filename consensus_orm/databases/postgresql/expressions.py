@@ -1,7 +1,7 @@
-"""The rules for values as PostgreSQL writes them; `declaration.expressions` says what they mean.
+"""The rules for values in the SQL of PostgreSQL; `declaration.expressions` defines them.
 
-A column has one type here. So a value is text, an integer or NULL, and what else SQLite may hold in such a
-column cannot be stored at all: `copy` lists it, and nothing converts it.
+A column has one type here. So a value is text, an integer or NULL, and any other value that SQLite may have in such a
+column cannot be stored: `copy` lists it, and nothing converts it.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ or that have none (json): they are compared as texts."""
 
 
 def is_text(type_: Any) -> bool:
-    """Whether columns of a type are text here."""
+    """Whether columns of a type are text on PostgreSQL."""
     return isinstance(type_, String) or (isinstance(type_, Verbatim) and type_.name == "TIMESTAMP")
 
 
 def sql_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """What values of a column are here, whatever length it is declared with: a cast would cut them, and say nothing."""
+    """The type to which values of a column are cast, without its length, to which a cast would silently cut them."""
     if is_text(type_) and not (isinstance(type_, Enum) and type_.native_enum):
         return Text()
     return BigInteger() if isinstance(type_, Integer | Verbatim) else type_
@@ -67,7 +67,7 @@ def sql_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 def _equal(element: Any, compiler: Any, **kw: Any) -> str:
     """Equal in bytes, NULL-safe: "C" compares the bytes of texts whatever the collation of their columns.
 
-    The cast takes away what a column of another type (citext, say) would take for equal.
+    The cast removes the equality of another type, such as citext.
     """
     a, b = arguments(element, compiler, **kw)
     if any(is_text(clause.type) or isinstance(clause.type, LOOSE) for clause in element.clauses):
@@ -86,7 +86,7 @@ def _same(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(holds, "postgresql")
 def _holds(element: Any, compiler: Any, **kw: Any) -> str:
-    """What is computed becomes of the type of its column when it is stored: a fraction is rounded, say."""
+    """A computed value is converted to the type of its column when it is stored; a fraction is rounded, for example."""
     column, value = element.clauses
     if is_text(column.type) or isinstance(column.type, Boolean):
         return _equal(element, compiler, **kw)
@@ -98,10 +98,10 @@ def _holds(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(milliseconds, "postgresql")
 def _milliseconds(element: Any, compiler: Any, **kw: Any) -> str:
-    """A cast would raise where a day does not exist, so the calendar is asked first.
+    """A cast would fail for a day that does not exist, so the date is checked first.
 
-    A regular expression could know it whole, and took 13 us a value where this takes 1.7 (measured); the longest
-    month and the fraction are looked for only where the others do not decide.
+    A regular expression for the whole calendar took 13 us a value instead of 1.7 (measured); the length of the month
+    and the fraction are computed only where they matter.
     """
     (x,) = arguments(element, compiler, **kw)
     year, month, day = f"substr({x}, 1, 4)", f"substr({x}, 6, 2)", f'substr({x}, 9, 2) COLLATE "C"'
@@ -159,6 +159,6 @@ def _in_keys(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(InOrder, "postgresql")
 @compiles(Usable, "postgresql")
 def _usable(element: Any, compiler: Any, **kw: Any) -> str:
-    """A column has one type here, which was looked at before; a unique one may still hold NULL, and often."""
+    """The type of the column was checked before; a unique column can still have several NULLs."""
     (key,) = arguments(element, compiler, **kw)
     return f"({key} IS NOT NULL)"

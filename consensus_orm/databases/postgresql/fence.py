@@ -1,9 +1,9 @@
-"""The fence on a server: how a change of the phase waits for those who write under the phase before, and they for it.
+"""The fence on a server: a change of the phase waits for writers under the phase before, and new writers wait for it.
 
-It is a lock on the table of the phase. Measured against a lock on its row, which lets writers overtake a flip that
-waits (for seconds, where 16 write on and on), and against advisory locks (benchmarks/fence.py). Engines that speak
-the protocol and run on many machines refuse `LOCK TABLE`, and do not tell how a transaction ended. There rows are
-locked: the engine's answer decides, so that all programs on it use the same fence.
+It is a lock on the table of the phase. It was measured (benchmarks/fence.py) against advisory locks and against a lock
+on the row, with which writers overtake a waiting flip (for seconds, with 16 steady writers). Distributed engines that
+speak the protocol refuse `LOCK TABLE`, and do not know how a transaction ended. On them rows are locked: the answer of
+the engine decides, so that all programs use the same fence.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from consensus_orm.statements.rendering import quoted
 __all__ = ["COOKIE", "REFUSALS", "ROWS", "TABLES", "Entry", "Fence"]
 
 REFUSALS = (psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError, psycopg.errors.UndefinedFunction)
-"""How an engine says that it does not have something: 0A000, 42601 and 42883."""
-
+"""The errors with which an engine refuses a feature that it lacks: 0A000, 42601 and 42883."""
 
 _TURNSTILE = "SELECT FROM consensus_orm_version"
 
@@ -33,64 +32,64 @@ COOKIE = (
     " LEFT JOIN pg_trigger AS t ON t.tgrelid = c.oid AND NOT t.tgisinternal LEFT JOIN pg_proc AS p ON p.oid = t.tgfoid"
     " WHERE g.kind <> 'trigger')"
 )
-"""A number that differs once a guarded table or view was dropped or renamed, or a trigger or its function changed.
+"""A number that differs after a guarded table or view was dropped or renamed, or a trigger or its function changed.
 
 `xmin` is the transaction that wrote an entry of the catalog last."""
 
 
 class Entry(Enum):
-    """How a unit of work reads the phase, and with it whether what guards the phase was touched."""
+    """How a unit of work reads the phase, and with it the cookie of the guards."""
 
     PREPARED = "prepared"
-    """By a prepared statement: planning the question costs 120 us more, and this 15 (measured)."""
+    """By a prepared statement, which costs 15 us; planning it each time would cost 120 us (measured)."""
     TEXT = "text"
-    """By its text: somebody between us and the server keeps no prepared statements."""
+    """By its text, through a connection pooler that does not keep prepared statements."""
     BARE = "bare"
-    """The phase alone: the engine's catalog cannot be asked."""
+    """The phase alone, on an engine without that catalog."""
 
     @property
     def next(self) -> Entry:
-        """What to try instead."""
+        """The entry to try instead."""
         return Entry.TEXT if self is Entry.PREPARED else Entry.BARE
 
 
 class Fence(ABC):
-    """What is sent for each strength of `Lock`."""
+    """The statements for each strength of `Lock`."""
 
     statement: ClassVar[str]
     """The name of the prepared statement that reads the phase."""
     number: ClassVar[str]
-    """What gives the number of the transaction."""
+    """The SQL of the transaction id."""
 
     def begin(self, lock: Lock, isolation: Isolation, patience: int | None, entry: Entry = Entry.BARE) -> bytes:
-        """What begins a unit of work that writes, in one message.
+        """The statements that begin a unit of work that writes, in one message.
 
-        The lock comes before the first look at any row, so that what is seen is not older than the lock (at
-        REPEATABLE READ a lock taken later would leave the old phase in sight; tried).
+        The lock comes before the first read, so that the snapshot is not older than the lock (at REPEATABLE READ with a
+        later lock, the transaction would still see the old phase; tried).
 
         Args:
             lock: Its lock; not NONE.
             isolation: Of its transaction.
-            patience: Longest wait for the lock in ms; that of the connection where left out.
+            patience: Longest wait for the lock in ms; by default that of the connection.
             entry: How the phase is read.
 
         Returns:
-            Statements of which the last gives phase, epoch, and the number of the transaction, '' where it has none;
-            unless the entry is bare, also the recorded cookie of the guards, and the cookie now.
+            Statements of which the last returns phase, epoch, and the transaction id or ''; unless the entry is bare,
+            also the recorded cookie of the guards, and the cookie now.
         """
         isolation = self._isolation(lock, isolation)
         limit = "" if patience is None else f" SET LOCAL lock_timeout = {patience};"
-        # Who carries looks at ranges, for which there is no plan to keep.
+        # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
         plans = "" if lock is Lock.WRITE else " SET LOCAL plan_cache_mode = auto;"
         look = f"EXECUTE {self.statement}" if entry is Entry.PREPARED else self._look(lock, entry)
         return f"BEGIN ISOLATION LEVEL {isolation.sql};{limit}{plans} {self._enter(lock)}; {look}".encode()
 
     def prepare(self) -> bytes:
-        """What prepares, on a connection, the statement by which a unit of work reads the phase."""
+        """The statement that prepares, on a connection, how a unit of work reads the phase."""
         return f"PREPARE {self.statement} AS {self._look(Lock.WRITE, Entry.PREPARED)}".encode()
 
     def _look(self, lock: Lock, entry: Entry) -> str:
-        """What reads the phase, and tells our triggers whose writes follow."""
+        """The query for the phase, which also tells the triggers whose writes follow."""
         by = "repository" if lock is Lock.WRITE else "carrier"
         cookies = "" if entry is Entry.BARE else f", schema_version, {COOKIE}"
         return (
@@ -103,18 +102,15 @@ class Fence(ABC):
 
     @abstractmethod
     def hold(self, lock: Lock) -> str:
-        """What takes a stronger lock within a transaction."""
+        """The statement that takes a stronger lock within a transaction."""
 
     @abstractmethod
     def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """What keeps the writers of other programs out of tables, until the transaction ends.
+        """The statements that block writers of other programs from tables, until the transaction ends.
 
         Args:
             tables: Their names; at least one.
-            triggers: Ours that are in force, and their tables, quoted.
-
-        Yields:
-            Statements.
+            triggers: Names of the enabled triggers of this package, and their quoted tables.
         """
 
     def _isolation(self, lock: Lock, asked: Isolation) -> Isolation:
@@ -127,8 +123,7 @@ class Fence(ABC):
 class _Tables(Fence):
     """Table locks (postgresql.org/docs/current/explicit-locking.html).
 
-    Only ROW SHARE and weaker ones go together with SHARE UPDATE EXCLUSIVE, which excludes itself, and with EXCLUSIVE
-    none that a writer takes.
+    SHARE UPDATE EXCLUSIVE conflicts with itself, not with ROW SHARE; EXCLUSIVE conflicts with every mode of a writer.
     """
 
     statement = "consensus_orm_enter"
@@ -146,11 +141,11 @@ class _Tables(Fence):
 
 
 class _Rows(Fence):
-    """Row locks, which exclude each other in the same way.
+    """Row locks, which conflict in the same way.
 
-    Engines that know fewer of them take a stronger one for a weaker one, which keeps more programs waiting. Who locks
-    a row overtakes who waits for a stronger lock on it, so there is a turnstile before it: another row, which
-    writers lock only to go through, and which a flip keeps locked while it waits for those who are within.
+    Engines with fewer modes take a stronger one, with which more programs wait. A transaction that locks a row
+    overtakes one that waits for a stronger lock on it. So there is a second row, the turnstile: writers lock it for a
+    moment before they lock the first, and a flip keeps it locked while it waits for them.
     """
 
     statement = "consensus_orm_enter_by_row"
@@ -161,14 +156,14 @@ class _Rows(Fence):
         return f"SELECT phase FROM consensus_orm_state WHERE id = 1 FOR {self._modes[lock]}"
 
     def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """What is in force is put in force: it changes nothing, and waits for all who write the table."""
+        """Enable enabled triggers: it changes nothing, and waits for every writer of the table."""
         wanted = {form for name in tables for form in (name, quoted(name))}
         for trigger, table in sorted(triggers):
             if table in wanted:
                 yield f"ALTER TABLE {table} ENABLE TRIGGER {quoted(trigger)}"
 
     def _isolation(self, lock: Lock, asked: Isolation) -> Isolation:
-        # A snapshot that is older than the lock would bring back what was deleted while it was waited for.
+        # With a snapshot older than the lock, rows deleted during the wait for the lock would be carried again.
         return asked if lock is Lock.WRITE else Isolation.READ_COMMITTED
 
     def _lock_too(self, lock: Lock) -> str:
@@ -177,7 +172,7 @@ class _Rows(Fence):
     def _enter(self, lock: Lock) -> str:
         if lock is Lock.FLIP:
             return f"{_TURNSTILE} FOR UPDATE"
-        # What a savepoint locked is free again when it is rolled back.
+        # The rollback to the savepoint releases the lock.
         return f"SAVEPOINT turnstile; {_TURNSTILE} FOR KEY SHARE; ROLLBACK TO SAVEPOINT turnstile"
 
 

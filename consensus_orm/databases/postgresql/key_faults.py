@@ -1,4 +1,4 @@
-"""What keeps a column from being the key of a move, as a PostgreSQL database has it."""
+"""What makes a column of a PostgreSQL database unfit as the key of a move."""
 
 from __future__ import annotations
 
@@ -21,13 +21,7 @@ FACTS = (
 
 
 def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
-    """What is wrong with a column as the key of a move, and what to do about it; nothing where it is a good one.
-
-    Args:
-        uow: Sees the table.
-        table: The name of the table, which is there.
-        key: The column as it is declared.
-    """
+    """What makes a column unfit as the key of a move, each fault with its remedy."""
     if not (found := uow._rows(FACTS, {"table": table, "key": key.name})):
         yield "does not exist; declare the key that the table has"
         return

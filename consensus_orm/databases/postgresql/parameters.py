@@ -1,10 +1,9 @@
-"""Statements and values as psycopg wants them: the package names parameters as SQLite does."""
+"""Statements and values as psycopg expects them; the package spells parameters as SQLite does."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any
 
 from consensus_orm import errors
 
@@ -18,11 +17,7 @@ _TOKENS = re.compile(
 
 @lru_cache(2048)
 def spelled(sql: str) -> str:
-    """A statement with psycopg's placeholders; `IS :value` is how SQLite says IS NOT DISTINCT FROM.
-
-    Args:
-        sql: A statement with `:name` or `?`.
-    """
+    """A statement with psycopg's placeholders for `:name` and `?`; SQLite's `IS :value` is IS NOT DISTINCT FROM."""
     return _TOKENS.sub(_spell, sql)
 
 
@@ -34,11 +29,11 @@ def _spell(found: re.Match[str]) -> str:
     return "IS NOT DISTINCT FROM" if found["same"] is not None else found[0].replace("%", "%%")
 
 
-def bindable(value: Any) -> Any:
-    """A value that the server can hold.
+def bindable(value: object) -> object:
+    """A value that the server can store.
 
     Raises:
-        InvalidValueError: A text with a NUL in it, or that UTF-8 cannot say.
+        InvalidValueError: It is a text with a NUL, or that UTF-8 cannot encode.
     """
     if isinstance(value, str):
         if "\0" in value:

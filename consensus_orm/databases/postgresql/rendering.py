@@ -1,4 +1,4 @@
-"""How statements are printed for PostgreSQL."""
+"""The rendering of statements for PostgreSQL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
-from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.rules import Latest
 from consensus_orm.statements.rendering import constant, overwriting, quoted
 from consensus_orm.statements.rows import PairRendering, PairRows
@@ -38,7 +38,7 @@ __all__ = ["PostgresRendering"]
 
 class _Compiler(Constants, PGCompiler):
     def with_type(self, written: str, type_: TypeEngine[Any]) -> str:
-        """What is quoted and no text says its type: in a CASE it would be taken for a text."""
+        """Cast a quoted literal that is not text: in a CASE it would count as text."""
         stored = sql_type(type_.impl_instance if isinstance(type_, TypeDecorator) else type_)
         if isinstance(stored, Text) or not written.startswith("'"):
             return written
@@ -52,16 +52,16 @@ class _PostgreSQL(PGDialect):
 
 
 class PostgresRendering(PairRendering):
-    """How statements are printed for PostgreSQL."""
+    """Renders statements for PostgreSQL."""
 
-    dialect: Dialect = _PostgreSQL(paramstyle="named")  # type: ignore[no-untyped-call]
+    dialect: Dialect = _PostgreSQL(paramstyle="named")  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
 
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """A bound value of a column's type: the server cannot always tell what an expression is given."""
+        """A bound value, cast to the type of its column, which the server cannot always infer."""
         return cast(value, sql_type(type_))
 
     def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """The column itself: the server knows which index finds fewer rows."""
+        """The column itself: the planner knows which index finds fewer rows."""
         return column
 
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -69,60 +69,60 @@ class PostgresRendering(PairRendering):
         return text.collate("C") if isinstance(sql_type(text.type), Text) else text
 
     def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
-        """Insert rows, and leave out, or overwrite, those that are there."""
+        """Insert rows, and skip or overwrite those that exist."""
         statement = insert(into).from_select(names, rows)
         return statement.on_conflict_do_nothing() if unless is None else overwriting(statement, names, unless)
 
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
-        """Insert the parents that rows need, and tell which: a row may be gone before it can be carried to its own."""
+        """Insert the parents that rows need, and return them: a row may be deleted before it is carried."""
         statement = insert(parents).from_select(names, rows).on_conflict_do_nothing()
         return statement.returning(*parents.primary_key)
 
     def count_and_list(
         self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
     ) -> Select[Any]:
-        """How many rows there are, and the keys of some of them; joined for the list, which costs less than asking."""
+        """The number of rows, and the keys of the wrong ones as a JSON array."""
         count = select(func.count()).select_from(key.table).where(within).scalar_subquery()
         listed = select(key.label("key")).where(within, wrong).order_by(key).subquery()
-        return select(count, select(cast(func.json_agg(listed.c.key), Text)).scalar_subquery())  # pyright: ignore[reportReturnType]
+        return select(count, select(cast(func.json_agg(listed.c.key), Text)).scalar_subquery())  # pyright: ignore[reportReturnType] # two columns
 
     def next_key(self, pair: Move) -> str:
-        """The next id: while both sides are written, both draw from the sequence of the legacy table."""
+        """The next id, from the sequence of the legacy table, which both sides use while both are written."""
         sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.legacy_key)
         return f"SELECT {self.render(func.nextval(sequence))}"
 
     def write_both(self, pair: PairRows) -> str | None:
-        """Write a row and its parent to both sides with one statement: each statement is a trip to the server."""
+        """Write a row and its parent to both sides with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
         if declared.originals is not None:
             return None
         values = pair.normalized_values()
         parent = None
         if declared.parent is not None and declared.link is not None:
-            parent = self._upsert(pair).returning(declared.parent.key.label("id")).cte("parent")
+            parent = self._upsert(pair, declared.parent).returning(declared.parent.key.label("id")).cte("parent")
             values[declared.link.key] = parent.c.id
         rows = select(*values.values())
         own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
         carried = {declared.legacy_key: own.c.id} | {name: pair.bound[name] for name in pair.bound}
         other = insert(legacy).from_select(list(carried), select(*carried.values()))
         written = other.returning(pair.legacy_key.label("id")).cte("other")
-        # A trigger may leave a row out without a word: then nothing of the statement may stand.
+        # A trigger may skip a row without an error; then the division by 0 fails the whole statement.
         once = literal_column("1").op("/")(select(func.count()).select_from(written).scalar_subquery())
         keys = [select(cte.c.id).scalar_subquery() for cte in (written, parent) if cte is not None]
         return self.render(select(*keys, *([null()] if parent is None else []), once))
 
     def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
-        """Carry legacy rows and make their parents with one statement, which sees them at one moment.
+        """Carry legacy rows and insert their parents with one statement, in one snapshot.
 
-        A parent is made with what follows from its earliest row. So where all rows were new nothing is left to
-        derive, which would write every parent a second time.
+        A parent is inserted with the values derived from its earliest row. So if all rows were new, no parent has to be
+        written a second time.
         """
         declared, parent, link = pair.pair, pair.pair.parent, pair.pair.link
-        assert parent is not None
-        assert link is not None
+        if parent is None or link is None:
+            return None
         row = pair.legacy_row()
         own = pair.own_values(row)
-        # What is computed is computed once; what is only carried is not looked at before it is written.
+        # Computed values are computed once; values that are only carried are not read before they are written.
         above = {name: value.label(f"parent_{name}") for name, value in pair.parent_values(row).items()}
         derived = [*declared.computed, *([] if declared.newest is None else [declared.newest])]
         computed = {of.key: own[of.key].label(f"own_{of.key}") for of in derived}
@@ -133,9 +133,12 @@ class PostgresRendering(PairRendering):
         identity = {of.key: seen.c[above[of.key].name] for of in parent.identity}
         made = {name: _any(seen.c[label.name]) for name, label in above.items()} | identity
         for of, rule in parent.derived_columns.items():
-            made[of.key] = constant(rule.otherwise, of) if isinstance(rule, Latest) else _first(pair, written)
+            if isinstance(rule, Latest):
+                made[of.key] = constant(rule.otherwise, of)
+            elif declared.newest is not None:
+                made[of.key] = func.min(written[declared.newest.key])
         rows = select(*made.values()).group_by(*identity.values())
-        upsert = self._on_conflict(pair, insert(parent.table).from_select(list(made), rows))
+        upsert = self._on_conflict(pair, parent, insert(parent.table).from_select(list(made), rows))
         parents = upsert.returning(parent.key, *(parent.table.c[name] for name in identity)).cte("parent")
 
         values = {declared.key.key: pair.legacy_key} | written | pair.marked
@@ -152,18 +155,14 @@ class PostgresRendering(PairRendering):
         return self.render(select(doubtful).add_cte(parents, carried))
 
     def find_parent(self, found: SelectBase, pair: PairRows) -> str:
-        """The parent of a row as meant, made where there is none, and kept from others until the end."""
-        assert pair.pair.parent is not None
-        return self.render(self._upsert(pair).returning(pair.pair.parent.key, false()))
-
-    def _upsert(self, pair: PairRows) -> Insert:
+        """The parent of a row, inserted if there is none, and locked until the end of the transaction."""
         parent = pair.pair.parent
-        assert parent is not None
-        return self._on_conflict(pair, insert(parent.table).values(pair.new_parent(pair.bound)))
+        return self.render(found if parent is None else self._upsert(pair, parent).returning(parent.key, false()))
 
-    def _on_conflict(self, pair: PairRows, statement: Insert) -> Insert:
-        parent = pair.pair.parent
-        assert parent is not None
+    def _upsert(self, pair: PairRows, parent: Parent) -> Insert:
+        return self._on_conflict(pair, parent, insert(parent.table).values(pair.new_parent(pair.bound)))
+
+    def _on_conflict(self, pair: PairRows, parent: Parent, statement: Insert) -> Insert:
         earliest = pair.earliest_column
         kept = parent.identity[0].key if earliest is None else earliest
         new = statement.excluded[kept]
@@ -171,19 +170,14 @@ class PostgresRendering(PairRendering):
         return statement.on_conflict_do_update(index_elements=[of.name for of in parent.identity], set_={kept: value})
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
-        """Lock parents before they are looked through.
+        """Lock parents before they are read.
 
-        A statement sees what was committed when it began. Without the lock it would wait for a writer of the
-        same parent, and then decide by what it saw before that one committed.
+        A statement sees what was committed when it began. Without the lock it would wait for another writer of the
+        parent, and then decide by a snapshot from before the commit of that writer.
         """
         return (self.render(keys.with_for_update()),)
 
 
-def _first(pair: PairRows, values: dict[str, ColumnElement[Any]]) -> ColumnElement[Any]:
-    assert pair.pair.newest is not None
-    return func.min(values[pair.pair.newest.key])
-
-
 def _any(value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Any of the values of a group (any_value is newer than 15)."""
+    """Any of the values of a group; PostgreSQL 15 has no any_value."""
     return func.array_agg(value, type_=ARRAY(value.type))[literal_column("1", Integer)]

@@ -1,10 +1,10 @@
-"""Read replicas: where read-only units of work read, unless the replica has not seen the newest change of phase.
+"""Read replicas, for read-only units of work, unless the replica has not replayed the newest change of the phase.
 
-A replica shows the primary as it was a while ago. Rows of a while ago are what a user of replicas asks for; a phase
-that is over is not: its side may be frozen, behind, or gone. So each unit first asks the primary for its epoch, and
-reads from the replica only where that is in the same one. What is remembered instead could be over at any time. The
-question is one trip to the primary on a connection of its own pool, outside any transaction: with both servers on
-one machine a unit that reads one row took 1.5 times as long as without a replica, one that reads ten 1.2 (measured).
+A replica is behind the primary. Users of replicas accept older rows, but not an earlier phase: its side may be frozen,
+behind, or dropped. So each unit first reads the epoch of the primary, and uses the replica only if that is in the same
+one; a cached epoch could be over at any time. The query is one round trip on a connection of the primary's pool,
+outside any transaction: with both servers on one machine, a unit that reads one row took 1.5 times as long as without a
+replica, one that reads ten rows 1.2 times (measured).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from consensus_orm.settings import Settings
 __all__ = ["Replica"]
 
 PATIENCE = 2
-"""Seconds until a replica that does not answer counts as unreachable, where its URL has no `connect_timeout`."""
+"""Seconds until a replica that does not answer counts as unreachable, if its URL has no `connect_timeout`."""
 
 PAUSE = 5.0
-"""Seconds in which an unreachable replica is left alone; then one unit of work tries it again."""
+"""Seconds for which an unreachable replica is not tried; then one unit of work tries it again."""
 
 STATE = "SELECT epoch, since FROM consensus_orm_state WHERE id = 1"
 
@@ -35,12 +35,12 @@ class Replica:
     """The server that read-only units of work read from.
 
     Args:
-        url: Where it is.
+        url: Its URL.
         primary: The engine of the store.
-        settings: Its pool has the size and the patience of the primary's.
+        settings: The settings of the store, for the pool of the replica.
 
     Raises:
-        ConfigurationError: One of the two is no PostgreSQL database.
+        ConfigurationError: One of the two is not a PostgreSQL database.
     """
 
     def __init__(self, url: str, primary: Engine, settings: Settings) -> None:
@@ -57,20 +57,20 @@ class Replica:
         self._recognized = False
         self._left_alone_until = 0.0
         self._reason: str | None = None
-        """Why the last unit of work had to read from the primary; None where it had not."""
+        """Why the last unit of work read from the primary; None if it did not."""
 
     def begin(self, uow: Transaction) -> bool:
         """Begin a read-only unit of work on the replica.
 
         Args:
-            uow: The unit; nothing of it has begun.
+            uow: The unit, which has not begun.
 
         Returns:
-            Whether it has begun. Where not, it must begin on the primary.
+            Whether it has begun; if not, it must begin on the primary.
 
         Raises:
-            ConfigurationError: The replica is one of another database.
-            StorageError: The primary cannot be asked, or the replica refuses.
+            ConfigurationError: The replica is of another database.
+            StorageError: The primary cannot be read, or the replica refuses.
         """
         reason = self._attempt(uow)
         if reason is not None:
@@ -80,14 +80,14 @@ class Replica:
         return reason is None
 
     def _attempt(self, uow: Transaction) -> str | None:
-        """Begin, or say why not."""
+        """Begin, or give the reason why not."""
         now = time.monotonic()
         if now < self._left_alone_until:
             return "unreachable"
         if self._reason == "unreachable":
-            self._left_alone_until = now + PAUSE  # this unit tries; the others need not wait for it
+            self._left_alone_until = now + PAUSE  # this unit tries it, other units do not wait
         if (newest := self._ask_primary()) is None:
-            return "behind"  # or both have none of our tables: the primary knows what to say
+            return "behind"  # or neither has control tables, which the primary reports
         uow.engine = self.engine
         try:
             uow._open()
@@ -104,18 +104,19 @@ class Replica:
         return "behind"
 
     def _ask_primary(self) -> tuple[int, int] | None:
-        """Epoch, and since when; None where the database does not have our tables."""
+        """The epoch and its begin; None if the database has no control tables."""
         with engine.checkout(self.primary) as pooled, engine.translated(self.primary):
             driver: Any = pooled.driver_connection
             try:
-                return driver.execute(STATE).fetchone()  # type: ignore[no-any-return]
+                found: tuple[int, int] | None = driver.execute(STATE).fetchone()
+                return found
             except driver.Error as error:
                 if not driver.is_missing_table(error):
                     raise
                 return None
 
     def _recognize(self, uow: Transaction, newest: tuple[int, int]) -> None:
-        """Make sure, once, that it is the primary's replica: two databases never changed phase at the same moment."""
+        """Check once that it is a replica of the primary: two databases never changed phase at the same moment."""
         if self._recognized:
             return
         try:

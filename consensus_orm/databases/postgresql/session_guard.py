@@ -1,8 +1,8 @@
-"""The guard of a session on PostgreSQL: triggers on the mapped tables refuse what a session writes.
+"""The guard of a session on PostgreSQL: triggers on the mapped tables refuse the writes of a session.
 
-They know whose statement it is by a setting of the transaction. It says `session` all the time but for the moment of
-a statement of ours, so whatever the session sends, by whichever way, is refused. What triggers cannot see, changes of
-the tables themselves (ALTER, DROP), the server refuses to whoever does not own them.
+A setting of the transaction tells them whose statement it is. It is `session` except during a statement of this
+package, so every write of the session is refused, however it was made. Triggers cannot refuse ALTER and DROP, for which
+the server requires the owner of the table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class _Server(Protocol):
-    """What the guard asks of a connection."""
+    """What the guard needs of a connection."""
 
     @property
     def in_transaction(self) -> bool: ...
@@ -32,11 +32,11 @@ class _Server(Protocol):
 
 
 class PostgresSessionGuard(SessionGuard):
-    """Tells the server whose statements it gets while the session of a unit of work is in use.
+    """Tells the server whose statements follow, while the session of a unit of work is in use.
 
     Args:
         driver: The connection to guard.
-        read_only: Whether nothing may be written at all.
+        read_only: Whether the unit of work refuses every write.
     """
 
     def __init__(self, driver: _Server, *, read_only: bool) -> None:
@@ -45,7 +45,7 @@ class PostgresSessionGuard(SessionGuard):
         self._ours = self._say("session")
 
     def watch(self, connection: Connection) -> None:
-        """Explain the errors of a session's connection, and follow its savepoints."""
+        """Listen to the errors of a session's connection, and to its savepoints."""
         super().watch(connection)
         # SQLAlchemy tells of a savepoint before it has a name, and numbers those of a connection from 1 on.
         numbers = count(1)
@@ -56,21 +56,21 @@ class PostgresSessionGuard(SessionGuard):
         event.listen(connection, "release_savepoint", lambda _, name, __: self.follow("RELEASE", name))
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
-        """Make a call of this package, whose writes are the mapping's own."""
+        """Make a call that executes a statement of this package."""
         self._say(self._ours)
         try:
             return call()
         finally:
-            if self._connection.in_transaction:  # after an error nothing more is taken from anybody
+            if self._connection.in_transaction:  # after an error the server refuses every statement
                 self._say("session")
             self.wrote(writes)
 
     def lift(self) -> None:
-        """Let everything through again: the unit of work ends its transaction, and the setting with it."""
+        """Nothing but the errors: the setting ends with the transaction."""
         self.forget()
 
     def error(self, original: BaseException) -> errors.ConsensusError | None:
-        """What a refusal by the server means, if it was one of ours."""
+        """The error of this package for a refused statement; None for any other error."""
         state = getattr(original, "sqlstate", None)
         if state == UNMIRRORED and isinstance(original, psycopg.Error):
             table = original.diag.table_name
@@ -81,7 +81,7 @@ class PostgresSessionGuard(SessionGuard):
         return errors.ReadOnlyUnitOfWorkError() if self.read_only and read_only else None
 
     def _say(self, by: str) -> str:
-        """Set whose statements follow; gives whose they were."""
+        """Set whose statements follow, and return whose they were before."""
         row: Any = self._connection.order(
             "SELECT current_setting('consensus_orm.by', true), set_config('consensus_orm.by', ?, true)", (by,)
         ).fetchone()

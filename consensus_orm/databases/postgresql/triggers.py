@@ -1,9 +1,9 @@
-"""The triggers of each phase on PostgreSQL; what they do is told in `databases.sqlite.triggers`.
+"""The triggers of each phase on PostgreSQL; `databases.sqlite.triggers` describes what they do.
 
-Who writes is told by a setting of the transaction, `consensus_orm.by`: `repository` or `carrier` for ours, `session`
-while the session of a unit of work is in use, and nothing for other programs. A trigger that does not concern a
-writer is not even called: the condition stands in its WHEN. Functions run as their owner, so that a program needs no
-rights on our tables to be noticed.
+A setting of the transaction, `consensus_orm.by`, identifies the writer: `repository` or `carrier` for this package,
+`session` for the session of a unit of work, and nothing for other programs. A trigger is not called for other writers
+than its own: the condition is in its WHEN. Functions run as their owner, so that the writes of a program without rights
+on the control tables are recorded, too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ INSTALLED = (
     " AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('consensus_orm_state'))"
     f" AND t.tgname ^@ '{PREFIX}' AND p.proname = t.tgname"
 )
-"""Our triggers that are in force, and their tables; each has a function of its own name."""
-
+"""The enabled triggers of this package, and their tables; each trigger has a function of the same name."""
 BY = "coalesce(current_setting('consensus_orm.by', true), '')"
 FOREIGN = f"{BY} NOT IN ('repository', 'carrier')"
 NOT_CARRIED = f"{BY} <> 'carrier'"
@@ -45,7 +44,7 @@ def tables(phase: Phase, mapping: Moves) -> list[Table]:
 
 
 def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
-    """The triggers of a phase; their statements create them, or put them in force again.
+    """The triggers of a phase; their statements create them, or enable them again.
 
     Args:
         phase: The phase to come.
@@ -87,13 +86,13 @@ def _log(pair: Move, key: str, side: Side, op: str) -> str:
 
 
 def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool = False) -> Trigger:
-    """Note the rows of one side that are written by those whom a condition names."""
+    """Record the rows of one side that are written under a condition."""
     key = quoted(pair.key_name(side))
     old, new = f"OLD.{key}", f"NEW.{key}"
     own = quoted(pair.table.name)
     table = pair.legacy_table if side is Side.LEGACY else pair.table
     carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {quoted(pair.key.name)} = {old})" if carried_only else ""
-    # A body that looks into a table which another program has dropped would fail each write.
+    # A body that reads a table which another program has dropped would fail each write.
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
     moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
     did = f"CASE WHEN {moved} THEN 'move' ELSE lower(TG_OP) END"
@@ -119,7 +118,7 @@ def _refuse_sessions(table: Table) -> Iterator[Trigger]:
 
 
 def _note_members(parent: Parent, mapping: Moves) -> Trigger:
-    """Note writes of parents that change what their rows say; what is derived may change freely."""
+    """Record writes of parents that change the values of their rows; derived columns may change."""
     key = quoted(parent.key.name)
     body = " ".join(
         _log(pair, quoted("t", pair.key.name), Side.NORMALIZED, literal("update"))

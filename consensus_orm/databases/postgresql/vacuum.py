@@ -1,4 +1,4 @@
-"""Statistics and vacuum of a database on a server: of our tables there, not of the server itself."""
+"""Statistics and vacuum of the package's tables on a server, not of the server itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
-from consensus_orm.databases.engine import checkout, driver, translated
-from consensus_orm.databases.pool import Pool
+from consensus_orm.databases.engine import checkout, driver, pool_of, translated
 from consensus_orm.databases.statistics import DiskUse, PoolUse, VacuumReport
 from consensus_orm.files import Leftover
 from consensus_orm.retrying.repetition import Repeat, once
@@ -22,7 +21,7 @@ __all__ = ["ServerStats", "TableStats", "collect", "rehearsals", "vacuum"]
 
 
 class TableStats(BaseModel):
-    """What a table of ours takes; `bytes` with its indexes, `rows` and `dead` as the server estimates them."""
+    """The size of a table; `bytes` with its indexes, `rows` and `dead` as the server estimates them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,9 +31,9 @@ class TableStats(BaseModel):
 
 
 class ServerStats(BaseModel):
-    """What is in force on a database of a server, and what it takes.
+    """The settings that are in force on a database of a server, and its size.
 
-    `busy_timeout` is in milliseconds; `disk.database` is the whole database in bytes, whoever's tables they are.
+    `busy_timeout` is in milliseconds; `disk.database` is the whole database in bytes, with tables of other programs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,25 +69,18 @@ _REHEARSALS = (
     " WHERE starts_with(datname, ?) AND datname ~ '_rehearsal_[0-9a-f]{8}$'"
     " AND datname NOT IN (SELECT datname FROM pg_stat_activity WHERE datname IS NOT NULL) ORDER BY datname"
 )
-"""Copies that rehearsals made beside this database and to which nobody is connected."""
+"""Copies of this database for rehearsals, to which no program is connected."""
 
 
 def rehearsals(engine: Engine) -> list[Leftover]:
-    """Look for the databases of rehearsals that ended without removing them; writes nothing.
-
-    Args:
-        engine: The engine of a store.
-
-    Returns:
-        Those whose rehearsal does not hold its lock any more.
-    """
+    """Find the databases of rehearsals that ended without removing them, which no longer hold their lock."""
     prefix = rehearsal_of(str(engine.url.database), "")
     with checkout(engine) as pooled, translated(engine):
         connection = cast("Any", driver(pooled))
         connection.begin(write=False)
         try:
             there = connection.execute(_REHEARSALS, (prefix,)).fetchall()
-            # The lock is given back with the transaction.
+            # The end of the transaction releases the lock.
             free = [
                 (name, size)
                 for name, size in there
@@ -100,33 +92,23 @@ def rehearsals(engine: Engine) -> list[Leftover]:
 
 
 def rehearsal_of(database: str, mark: str) -> str:
-    """What the copy of a database for a rehearsal is called."""
+    """The name of the copy of a database for a rehearsal."""
     return f"{database[:40]}_rehearsal_{mark}"
 
 
 def collect(engine: Engine, tables: Collection[str]) -> ServerStats:
-    """Read what is in force, from a connection of the pool; writes nothing.
+    """Read the settings in force and the sizes; see `Maintenance.stats`.
 
     Args:
         engine: The engine of a store.
-        tables: The names of the tables that are counted, beside the control tables.
-
-    Raises:
-        PoolExhaustedError: All connections stayed lent.
-        StorageError: The database cannot be read.
+        tables: The names of the tables to be measured, besides the control tables.
     """
-    pool = cast("Pool", engine.pool)
     with checkout(engine) as pooled, translated(engine):
         connection: Any = driver(pooled)
         name, version, encoding, collation, synchronous, size = connection.execute(_IN_FORCE).fetchone()
         found = _tables(connection, tables)
         settings = connection.source.settings
-        pool_use = PoolUse(
-            size=pool.size(),
-            open=len(pool.source.connections),
-            lent=pool.checkedout() - 1,  # this one goes back at once
-            waiting=pool.waiting,
-        )
+        pool_use = pool_of(engine).use()
     return ServerStats(
         database=name,
         server_version=version,
@@ -155,18 +137,18 @@ def vacuum(
     cancelled: threading.Event | None = None,
     repeat: Repeat = once,
 ) -> VacuumReport:
-    """Make room of dead rows in our tables, and renew what the planner knows of them; writers go on.
+    """Vacuum and analyze tables, while writers continue; see `Maintenance.vacuum`.
 
     Args:
         engine: The engine of a store.
-        tables: The names of the tables that are vacuumed, beside the control tables.
-        full: Give the room back to the file system; nobody reads or writes a table while it is rewritten.
-        progress: Called with the tables done so far and the tables there are.
-        cancelled: Ends the work early, after the table under way, when set.
-        repeat: Takes a step, the vacuum of one table, again after a transient error.
+        tables: The names of the tables to be vacuumed, besides the control tables.
+        full: Return the space to the file system; a table can be neither read nor written while it is rewritten.
+        progress: Called with the number of tables done so far and of all tables.
+        cancelled: When set, ends the work after the current table.
+        repeat: Repeats a step, the vacuum of one table, after a transient error.
 
     Returns:
-        What was done, with the bytes of our tables before and after; a step is a table.
+        What was done, with the bytes of the tables before and after; a step is a table.
     """
     started = time.monotonic()
     with checkout(engine) as pooled, translated(engine):
@@ -181,13 +163,10 @@ def vacuum(
                 break
         after = _tables(connection, tables)
     return VacuumReport(
-        path=None,
         before=DiskUse(database=sum(table.bytes for table in before.values())),
         after=DiskUse(database=sum(table.bytes for table in after.values())),
-        pages_freed=0,
         steps=len(before),
         converted=full,
-        longest_lock=0,
         seconds=time.monotonic() - started,
         notes=() if full else ("the server keeps the room for rows to come; `consensus-orm vacuum --full` returns it",),
     )

@@ -1,9 +1,8 @@
-"""Backup: a verified copy of one moment of a database, made while writers go on.
+"""Backup: a verified copy of a database as of one moment, made while writers continue.
 
-All of it is copied inside one read transaction. SQLite's online backup begins again whenever another process
-writes between two of its steps, and so never ends under a steady writer; in a transaction of its own
-it reads one snapshot to the end. In WAL mode nobody waits for that; in a rollback mode writers wait until
-the copy is made, since they cannot commit past a reader.
+The copy is made inside one read transaction. SQLite's online backup begins again whenever another process writes
+between two of its steps, and so never ends under a steady writer; in a transaction it reads one snapshot to the end. In
+WAL mode writers do not wait for it; in a rollback mode they wait for its end, because they cannot commit during a read.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
 from consensus_orm import errors, files
-from consensus_orm.databases.engine import begin, checkout, database_path, driver
+from consensus_orm.databases.engine import checkout, database_path, driver
 from consensus_orm.files import BESIDE, own_folder, put_in_place
 from consensus_orm.statements.rendering import quoted
 
@@ -31,10 +30,10 @@ PAGES = 1024
 
 
 class BackupReport(BaseModel):
-    """A backup that was made and verified.
+    """A verified backup.
 
-    `bytes` and `pages` are of the copy; `rows` counts them by table, as in the snapshot that was copied.
-    `foreign_key_violations` are those the original has too.
+    `bytes` and `pages` are of the copy, `rows` has the number of rows of each table. The original has the same
+    `foreign_key_violations`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,7 +49,7 @@ class BackupReport(BaseModel):
 
 @dataclass(frozen=True)
 class _Facts:
-    """What must be equal in a copy and in what it is a copy of."""
+    """Facts that must be equal in the original and its copy."""
 
     rows: dict[str, int]
     pragmas: dict[str, int | str]
@@ -67,26 +66,25 @@ def backup(
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> BackupReport:
-    """Copy a database as it is at one moment, verify the copy, and put it in its place.
+    """Copy a database as of one moment, verify the copy, and move it to its path.
 
-    The copy is made in a folder of its own beside the target, verified there (integrity_check, and tables,
-    row counts, pragmas and foreign_key_check equal to those of the original in the same snapshot), written
-    through to the disk and then moved: at no time is there half a backup at the path. It has mode 0600.
+    The copy is made in a folder of its own beside the target, verified there (integrity_check, and tables, row counts,
+    pragmas and foreign_key_check equal to those of the original in the same snapshot), written through to the disk and
+    then moved: the path never has a partial backup. The file has mode 0600.
 
     Args:
-        engine: The engine of a store; in memory works too.
-        path: Where the backup goes; a link is followed.
-        overwrite: Replace a file that is there.
-        progress: Called with the pages copied so far and the pages there are.
+        engine: The engine of a store; also of one in memory.
+        path: The path of the backup; a symbolic link is followed.
+        overwrite: Replace a file that exists.
+        progress: Called with the pages copied so far and all pages.
 
     Returns:
         What was copied.
 
     Raises:
-        BackupError: The target cannot be used, or the copy could not be made or did not verify; or the database is
-            on a server.
-        DatabaseBusyError: Somebody kept the lock of a file that is not in WAL.
-        PoolExhaustedError: No connection became free.
+        BackupError: The target cannot be used, the copy failed or did not verify, or the database is on a server.
+        DatabaseBusyError: Another connection kept the lock of a file that is not in WAL.
+        PoolExhaustedError: No connection came free in time.
     """
     target = files.resolved(path)
     files.require_usable(target)
@@ -132,17 +130,17 @@ def _refuse_target(target: Path, source: Path | None, *, overwrite: bool, there:
 
 
 def _copy(engine: Engine, copy: Path, progress: Callable[[int, int], object]) -> _Facts:
-    """Copy one snapshot, and say what is in it."""
+    """Copy one snapshot, and give its facts."""
     os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, files.FILE_MODE))
     with checkout(engine) as pooled, connected(copy) as target:
         source = driver(pooled)
-        # It is written through at the end, and thrown away when anything fails before that.
+        # The copy is written through at the end, and deleted after any failure before that.
         target.execute("PRAGMA synchronous = OFF")
         target.execute("PRAGMA journal_mode = OFF")
-        begin(source, write=False)
-        # The first read takes the snapshot. Without it, each step of the backup would take its own.
-        patience = time.monotonic() + source.source.patience
-        source.insist("SELECT count(*) FROM sqlite_master", patience).fetchone()
+        source.begin(write=False)
+        # The first read takes the snapshot; without it, each step of the backup would take one of its own.
+        deadline = time.monotonic() + source.source.patience
+        source.insist("SELECT count(*) FROM sqlite_master", deadline).fetchone()
         source.backup(target, pages=PAGES, progress=lambda _status, left, total: progress(total - left, total))
         facts = _facts(source)
         source.rollback()
@@ -158,7 +156,7 @@ def _facts(connection: sqlite3.Connection) -> _Facts:
 
 
 def row_counts(connection: sqlite3.Connection) -> dict[str, int]:
-    """How many rows each table of a SQLite database has."""
+    """The number of rows of each table of a SQLite database."""
     names = connection.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
     ).fetchall()
@@ -180,16 +178,16 @@ def _verify(copy: Path, wanted: _Facts) -> None:
 
 @contextlib.contextmanager
 def connected(path: Path) -> Iterator[sqlite3.Connection]:
-    """Connect to a copy that no other process knows."""
+    """Connect to a copy that no other process uses."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        # A copy of a file in WAL can then be read where there is no shared memory, as on a network.
+        # A copy of a file in WAL can then be read without shared memory, as on a network file system.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         yield connection
 
 
 @contextlib.contextmanager
 def _failures(target: Path) -> Iterator[None]:
-    """Say of anything that failed that it was the backup that did; nothing is left at the target."""
+    """Raise any failure as a failure of the backup."""
     try:
         yield
     except (sqlite3.Error, OSError, errors.ConfigurationError) as error:

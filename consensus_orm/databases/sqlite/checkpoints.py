@@ -1,8 +1,7 @@
-"""Checkpoints: what the write-ahead log holds is copied into the database, beside the work that fills it.
+"""Checkpoints on a thread of their own, beside the work that fills the write-ahead log.
 
-Left to SQLite, the commit that finds 1000 pages in the log copies them, and waits for the disk twice: with the
-chunks of a backfill this was a third of the time (measured). It needs no lock, and is mostly waiting. So a
-thread of its own does it, while the next chunk is carried.
+Otherwise the commit after 1000 pages in the log takes the checkpoint, and waits for the disk twice: a third of the time
+of a backfill (measured). A checkpoint needs no lock and mostly waits, so another thread takes it meanwhile.
 """
 
 from __future__ import annotations
@@ -14,28 +13,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sqlalchemy import Engine
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.databases.engine import borrow, driver, translated
-from consensus_orm.databases.pool import Pool
+from consensus_orm.databases.engine import driver, pool_of, translated
 from consensus_orm.databases.sqlite.connection import DriverConnection
 
 __all__ = ["Checkpoints", "beside"]
 
 CHUNKS = 3
-"""Commits between two checkpoints: about the 1000 pages that SQLite waits for, which writes no page too often."""
+"""Commits between two checkpoints: about 1000 pages, SQLite's default, so that no page is written too often."""
 
 LONG = 4000
-"""Pages in the log above which it has to begin anew before the work goes on (16 MB)."""
+"""Pages in the log above which the work waits until the log has begun anew (16 MB)."""
 
 
 class Checkpoints:
-    """Checkpoints beside the work of one thread; none at all where there is no connection for them.
+    """Checkpoints beside the work of one thread.
 
-    Alone, they are taken by another thread while the work goes on, so that the log never quite ends. Beside others
-    who write, each of them would find a log that is long enough for it to copy: there the work waits, and the log
-    begins anew before they notice.
+    While no other program writes, another thread takes them and the work continues. Other writers would find the log
+    long enough for a checkpoint of their own: then the work waits until the log has begun anew.
 
     Args:
-        engine: The engine of the work; None where checkpoints are left to the database.
+        engine: The engine of the work; None if checkpoints are left to the database.
         thread: The other thread.
     """
 
@@ -47,21 +44,21 @@ class Checkpoints:
         self._copying: Future[int] | None = None
 
     def relieve(self, uow: Transaction, *, in_company: bool) -> None:
-        """Let a unit of work commit without a checkpoint of its own; `after_commit` follows it.
+        """Let a unit of work commit without a checkpoint; call `after_commit` after it.
 
         Args:
-            uow: It writes.
-            in_company: Whether others wrote since the one before.
+            uow: A unit of work that writes.
+            in_company: Whether other programs wrote since the one before.
         """
         self._in_company = in_company
         if self._engine is not None and isinstance(uow._connected, DriverConnection):
             uow._connected.leave_log()
 
     def after_commit(self) -> None:
-        """Begin to copy what is committed by now, where it is time and nobody else writes.
+        """Start a checkpoint, if it is time and no other program writes.
 
         Raises:
-            StorageError: The copying that was begun the last time failed. What was committed is safe in the log.
+            StorageError: The checkpoint started the last time failed. What was committed is safe in the log.
         """
         self._commits += 1
         if self._engine is None or self._commits % CHUNKS:
@@ -73,24 +70,24 @@ class Checkpoints:
             self._copying = self._thread.submit(_checkpoint, self._engine, "PASSIVE")
 
     def before_next(self) -> None:
-        """Have the log begin anew, where it is long; no unit of work of the caller may be open.
+        """Have a long log begin anew; the caller may have no open unit of work.
 
         Raises:
-            StorageError: The log could not be copied. What was committed is safe in it.
+            StorageError: The checkpoint failed. What was committed is safe in the log.
         """
         if self._is_long and self._engine is not None:
             self._is_long, self._copying = False, None
-            _checkpoint(self._engine, "PASSIVE")  # or all of it would be copied under the lock, 50 ms and more
+            _checkpoint(self._engine, "PASSIVE")  # or RESTART would copy all of it under the lock, 50 ms and more
             _checkpoint(self._engine, "RESTART")
 
 
 def _checkpoint(engine: Engine, mode: str) -> int:
-    """Take a checkpoint; the number of pages the log has.
+    """Take a checkpoint, and give the number of pages in the log.
 
-    The connection is one of those that read, so that the work keeps its own and what that has cached. It is not
-    kept: a fork waits for all of them.
+    It uses a connection for reading, so that the work keeps its own with its cache; and returns it to the pool, because
+    a fork waits for lent connections.
     """
-    with translated(engine), contextlib.closing(borrow(engine, write=False)) as connection:
+    with translated(engine), contextlib.closing(pool_of(engine).borrow(write=False)) as connection:
         return driver(connection).checkpoint(mode)
 
 
@@ -99,9 +96,8 @@ def beside(engine: Engine) -> Iterator[Checkpoints]:
     """Take checkpoints beside the work of a block.
 
     Args:
-        engine: The engine of the work. Where it is not SQLite's, or has no second connection, checkpoints are
-            left to the database.
+        engine: The engine of the work. On a server, or without a second connection, they are left to the database.
     """
-    is_ours = engine.dialect.name == "sqlite" and isinstance(engine.pool, Pool) and engine.pool.size() > 1
+    possible = engine.dialect.name == "sqlite" and pool_of(engine).size() > 1
     with ThreadPoolExecutor(1, "consensus_orm-checkpoints") as thread:
-        yield Checkpoints(engine if is_ours else None, thread)
+        yield Checkpoints(engine if possible else None, thread)

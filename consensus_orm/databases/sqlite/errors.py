@@ -1,4 +1,4 @@
-"""What SQLite's errors are to a user."""
+"""The errors of this package for the errors of SQLite."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import sqlite3
 
 from consensus_orm import errors
 
-__all__ = ["translate"]
+__all__ = ["cannot_decode", "is_busy", "is_missing_table", "is_read_only", "translate"]
 
 BROKEN_DISK = (
-    "nothing of this unit of work was kept; look at the disk, and whether somebody removed the -wal file"
+    "nothing of this unit of work was kept; check the disk, and whether the -wal file was removed"
     " (then close every program that has the database open: the last one saves what the log held)"
 )
 
@@ -29,25 +29,51 @@ _BY_CODE: dict[int, type[errors.StorageError]] = {
     sqlite3.SQLITE_PERM: errors.ReadOnlyDatabaseError,
     sqlite3.SQLITE_CANTOPEN: errors.ReadOnlyDatabaseError,
 }
-"""Primary result codes of SQLite (sqlite.org/rescode.html) and what they are to a user."""
+"""The class of error for each primary result code of SQLite (sqlite.org/rescode.html)."""
 
 
 def translate(error: BaseException, database: str | None) -> errors.ConsensusError | None:
-    """Say in our words what SQLite said in its.
+    """Give the error of this package for an error of SQLite.
 
     Args:
         error: The error as it was raised.
         database: The name of the database.
 
     Returns:
-        The error to raise instead, with SQLite's code in its attribute `sqlite_errorcode`; None where SQLite did not
-        raise it.
+        The error to raise instead, with SQLite's code in its attribute `sqlite_errorcode`; None for an error that is
+        not SQLite's.
     """
     if not isinstance(error, sqlite3.Error):
         return None
-    code = getattr(error, "sqlite_errorcode", None)
-    kind = errors.StorageError if code is None else _BY_CODE.get(code & 0xFF, errors.StorageError)
-    hint = BROKEN_DISK if code is not None and code & 0xFF == sqlite3.SQLITE_IOERR else None
+    code = _primary_code(error)
+    hint = BROKEN_DISK if code == sqlite3.SQLITE_IOERR else None
     if "unsafe use of" in str(error):  # SQLite has no code for it
         hint = UNTRUSTED
-    return kind(f"{database}: {error}", hint=hint, sqlite_errorcode=code)
+    kind = _BY_CODE.get(code, errors.StorageError)
+    return kind(f"{database}: {error}", hint=hint, sqlite_errorcode=getattr(error, "sqlite_errorcode", None))
+
+
+def _primary_code(error: BaseException) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether SQLite refused a lock that another connection holds."""
+    return isinstance(error, sqlite3.OperationalError) and _primary_code(error) == sqlite3.SQLITE_BUSY
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """Whether one of the package's own statements failed because its table does not exist."""
+    # SQLite has no code of its own for it, and nothing else can be wrong with these statements.
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether a statement failed because the transaction may not write."""
+    return _primary_code(error) == sqlite3.SQLITE_READONLY
+
+
+def cannot_decode(error: BaseException) -> bool:
+    """Whether a read failed because a text is not valid UTF-8."""
+    return isinstance(error, sqlite3.OperationalError) and not hasattr(error, "sqlite_errorcode")

@@ -1,4 +1,4 @@
-"""The rules for values as SQLite writes them; `declaration.expressions` and `declaration.keys` say what they mean."""
+"""The rules for values in the SQL of SQLite; `declaration.expressions` and `declaration.keys` define them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["is_well_formed"]
 
 
 def is_well_formed(x: str) -> str:
-    """Whether a text of SQLite's is what the encoding of its file allows, as SQL; of other values it says nothing.
+    """SQL for whether a text is valid in the encoding of its file; other values count as valid.
 
     Args:
         x: SQL of the value.
@@ -61,7 +61,7 @@ def _holds(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 def _holds_milliseconds(column: str, value: str, time: str) -> str:
-    """Nearly all times are whole seconds of a valid date, and to write a number as one costs half of reading it."""
+    """Nearly all times are whole seconds of a valid date, for which formatting a number costs half of parsing text."""
     text = f"typeof({column}) = 'integer' AND {column} % 1000 = 0 AND datetime({column} / 1000, 'unixepoch')"
     held = f"(typeof({column}) IN ('integer', 'null') AND {column} IS {value})"
     return f"(CASE WHEN +{time} >= '0001' AND {text} = +{time} COLLATE BINARY THEN 1 ELSE {held} END)"
@@ -87,7 +87,7 @@ def _unix_ms(second: str) -> str:
 @compiles(time_from, "sqlite")
 def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
     (ms,) = arguments(element, compiler, **kw)
-    rest = f"((({ms}) % 1000 + 1000) % 1000)"  # SQL's % keeps the sign of what it divides
+    rest = f"((({ms}) % 1000 + 1000) % 1000)"  # % in SQL keeps the sign of the dividend
     second = f"datetime((({ms}) - {rest}) / 1000, 'unixepoch')"
     return (
         f"(CASE WHEN {second} >= '0001' AND typeof({ms}) = 'integer' THEN {second}"
@@ -118,9 +118,9 @@ def _usable(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(InOrder, "sqlite")
 def _in_order(element: Any, compiler: Any, **kw: Any) -> str:
-    """A function of each key costs seven times as much as skipping it does (measured).
+    """A function of each key costs seven times as much as this comparison (measured), which is false for NULL, too.
 
-    With a lower bound, too, SQLite would begin each range there and not behind the one before; NULL is below neither.
+    With a lower bound as well, SQLite would begin each range there instead of after the range before.
     """
     (key,) = arguments(element, compiler, **kw)
     (column,) = element.clauses

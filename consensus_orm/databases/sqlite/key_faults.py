@@ -1,4 +1,4 @@
-"""What keeps a column from being the key of a move, as a SQLite file has it; what a key must be stands in `keys`."""
+"""What makes a column of a SQLite file unfit as the key of a move; `declaration.keys` has the requirements."""
 
 from __future__ import annotations
 
@@ -31,17 +31,11 @@ AFFINITIES = {
     "INT": "INTEGER", "CHAR": "TEXT", "CLOB": "TEXT", "TEXT": "TEXT", "BLOB": "BLOB", "REAL": "REAL", "FLOA": "REAL",
     "DOUB": "REAL",
 }  # fmt: skip
-"""What SQLite makes of a declared type by the first of these in it (sqlite.org/datatype3.html, 3.1)."""
+"""The affinity of a declared type, by the first of these parts in it (sqlite.org/datatype3.html, 3.1)."""
 
 
 def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
-    """What is wrong with a column as the key of a move, and what to do about it; nothing where it is a good one.
-
-    Args:
-        uow: Sees the table.
-        table: The name of the table, which is there.
-        key: The column as it is declared.
-    """
+    """What makes a column unfit as the key of a move, each fault with its remedy."""
     names = {"table": table, "key": key.name}
     if not (found := uow._rows(DECLARED, names)):
         yield "does not exist; declare the key that the table has"
@@ -52,7 +46,7 @@ def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
         stored = "any type" if affinity == "BLOB" else affinity
         yield f"is declared {declared or 'without a type'} and stores {stored}; make a table with a key of {wanted[0]}"
     collations = [name for (name,) in uow._rows(UNIQUE, names)]
-    is_rowid = alone and declared.upper() == "INTEGER"  # there is no index of it, and none is needed
+    is_rowid = alone and declared.upper() == "INTEGER"  # which needs no index
     if not collations and not is_rowid:
         yield "has no unique index of its own; remove duplicates, then CREATE UNIQUE INDEX"
     elif is_text(key) and ("BINARY" not in collations or not _compares_bytes(uow, table, key.name)):
@@ -65,10 +59,10 @@ def _affinity(declared: str) -> str:
 
 
 def _compares_bytes(uow: Transaction, table: str, key: str) -> bool:
-    """Whether a column is compared by BINARY: the first part of a compound query names the collation of all."""
+    """Whether a column has the collation BINARY: the first part of a compound query decides the collation of all."""
     column = f"SELECT {quoted(key)} FROM {quoted(table)} WHERE FALSE"
     try:
         texts = uow._rows(f"SELECT count(*) FROM ({column} UNION SELECT 'a' UNION SELECT 'A' UNION SELECT 'a ')")
-    except errors.StorageError:  # only the program that made the table knows the collation
+    except errors.StorageError:  # only the program that created the table defines the collation
         return False
     return bool(texts[0][0] == 3)

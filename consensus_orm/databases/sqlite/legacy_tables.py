@@ -1,7 +1,7 @@
-"""What becomes of the legacy tables at CONTRACT, and how they come back exactly as they were: on SQLite.
+"""The legacy tables of a SQLite file: dropped at CONTRACT, and brought back exactly as they were.
 
-Their definitions are kept as SQLite keeps them, verbatim, and the tables themselves are renamed, emptied in chunks
-and dropped. The way back makes them again from their definitions; rows that stand nowhere else are kept by value.
+Their definitions are saved verbatim, and the tables are renamed, emptied in chunks and dropped. The way back creates
+them from their definitions; rows that the normalized side does not have are saved by value.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from consensus_orm import errors
 from consensus_orm.databases import saved_schema
-from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
+from consensus_orm.databases.base import LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.engine import translated
 from consensus_orm.databases.guard_record import ours
 from consensus_orm.databases.saved_rows import aside, dropped, own_name, unsafe
@@ -38,7 +38,7 @@ OBJECTS = (
 
 
 def objects(uow: Transaction, table: str) -> Iterator[tuple[str, str, str]]:
-    """Type, name and definition of a table of a SQLite file, its indexes, and the triggers of other programs on it."""
+    """Type, name and definition of a table, of its indexes, and of the triggers of other programs on it."""
     known = {trigger.name for trigger in ours(uow)}
     for kind, name, _, sql in uow._rows(OBJECTS, (table,)):
         if kind != "trigger" or name not in known:
@@ -55,11 +55,11 @@ def operations(uow: Transaction) -> Operations:
     return Operations(MigrationContext.configure(connection))
 
 
-def _number(kind: str, table: str, sequence: Any) -> int | None:
-    """A saved sequence; the column has no type that SQLite holds to, so anything may stand in it.
+def _number(kind: str, table: str, sequence: object) -> int | None:
+    """A saved sequence; SQLite does not enforce the type of the column, so it may hold any value.
 
     Raises:
-        UnsafeDefinitionError: It is no number.
+        UnsafeDefinitionError: It is not a number.
     """
     if sequence is None or isinstance(sequence, int):
         return sequence
@@ -67,20 +67,22 @@ def _number(kind: str, table: str, sequence: Any) -> int | None:
 
 
 class SQLiteLegacyTables(LegacyTables):
-    """The legacy tables of a SQLite file on their way out, and back."""
+    """Drops the legacy tables of a SQLite file, and brings them back."""
+
+    values = staticmethod(bound)
 
     def save(self, uow: Transaction, pair: Move) -> list[tuple[str, str, str, int | None]]:
-        """What it takes to make a table again: type, name, definition and sequence of each of its objects."""
+        """What is needed to create a table again: type, name, definition and sequence of each of its objects."""
         name = pair.legacy_table.name
         sequence = uow.catalog.sequence(uow, name)
         return [(kind, own, sql, sequence) for kind, own, sql in objects(uow, name)]
 
     def put_away(self, uow: Transaction, pair: Move) -> None:
-        """Take a table out of the way, which takes milliseconds whatever it holds."""
+        """Rename a table out of the way, which takes milliseconds whatever its size."""
         self._rename(uow, pair.legacy_name, dropped(pair.legacy_name))
 
     def set_aside(self, uow: Transaction, pair: Move) -> str:
-        """Take a table out of the way that cannot be used any more; its rows stay, and what makes it again is saved."""
+        """Rename a table that cannot be used any more, with its rows, and drop its indexes."""
         name = aside(pair.legacy_name, uow.catalog.tables(uow))
         self._rename(uow, pair.legacy_name, name)
         for kind, index, _ in list(objects(uow, name)):
@@ -101,8 +103,8 @@ class SQLiteLegacyTables(LegacyTables):
     def _only_the_table_itself(self, uow: Transaction) -> Iterator[None]:
         """Rename a table as SQLite did before 3.25.
 
-        Later it rewrites the views and triggers of other programs, which would then name the table on its way out
-        for ever, and refuses to rename anything while one of them is broken.
+        Since then SQLite also rewrites the views and triggers of other programs, which would then name the renamed
+        table for ever, and refuses to rename a table while one of them is broken.
         """
         uow._execute("PRAGMA legacy_alter_table = ON")
         try:
@@ -111,26 +113,22 @@ class SQLiteLegacyTables(LegacyTables):
             uow._execute("PRAGMA legacy_alter_table = OFF")
 
     def away(self, uow: Transaction) -> list[str]:
-        """Names of the tables that were put away and are not done with."""
+        """Names of the tables that were renamed and still have to be emptied."""
         there = uow.catalog.tables(uow)
         names = [dropped(pair.legacy_name) for pair in uow.statements.mapping]
         return [name for name in names if name.lower() in there]
 
     def empty(self, uow: Transaction, name: str, rows: int) -> int:
-        """Delete at most so many rows of a table that was put away; drop it where it is empty.
-
-        Returns:
-            How many were deleted.
-        """
-        row = ", ".join(self._told_apart_by(uow, name))
+        """Delete at most so many rows of a renamed table, and drop the table if it has none."""
+        row = ", ".join(self._row_identity(uow, name))
         chunk = f"SELECT {row} FROM {quoted(name)} LIMIT ?"
         deleted = uow._execute(f"DELETE FROM {quoted(name)} WHERE ({row}) IN ({chunk})", (rows,)).rowcount
         if not deleted:
             operations(uow).drop_table(name)
         return deleted
 
-    def _told_apart_by(self, uow: Transaction, name: str) -> list[str]:
-        """What tells the rows of a table apart: the rowid, or the primary key of a table WITHOUT ROWID."""
+    def _row_identity(self, uow: Transaction, name: str) -> list[str]:
+        """The columns that identify a row: the rowid, or the primary key of a table WITHOUT ROWID."""
         try:
             uow._rows(f"SELECT rowid FROM {quoted(name)} LIMIT 0")
         except errors.StorageError:
@@ -139,11 +137,11 @@ class SQLiteLegacyTables(LegacyTables):
         return ["rowid"]
 
     def bring_back(self, uow: Transaction) -> None:
-        """Make the tables again, empty, with their indexes.
+        """Create the tables again, empty, with their indexes.
 
         Raises:
-            UnsafeDefinitionError: One of the definitions, those of triggers included, says something else, or a
-                sequence is no number.
+            UnsafeDefinitionError: One of the definitions, those of triggers included, would do something else, or a
+                sequence is not a number.
         """
         saved = saved_schema.entries(uow)
         for entry in saved:
@@ -151,7 +149,7 @@ class SQLiteLegacyTables(LegacyTables):
         for entry in saved:
             if entry.type in ("table", "index"):
                 self._make(uow, entry.type, entry.table, entry.sql)
-        # Triggers wait until the rows are there. That they can be made must show now, while nothing is carried.
+        # Triggers are created after the rows were inserted; that they can be created is tested now.
         uow._execute("SAVEPOINT consensus_orm_triggers")
         for entry in saved:
             if entry.type == "trigger":
@@ -160,7 +158,7 @@ class SQLiteLegacyTables(LegacyTables):
         uow._execute("RELEASE consensus_orm_triggers")
 
     def remember(self, uow: Transaction) -> None:
-        """Keep the definitions of the legacy tables as they are now: another program may drop them."""
+        """Save the definitions of the legacy tables as they are now, because another program may drop them."""
         kept = {pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping}
         saved = {pair: self._saved(uow, pair) if found is None else found for pair, found in kept.items()}
         saved_schema.forget(uow)
@@ -171,15 +169,12 @@ class SQLiteLegacyTables(LegacyTables):
                 saved_schema.add(uow, Entry(position, kind, name, pair.legacy_name, sql, sequence))
 
     def _is_whole(self, uow: Transaction, pair: Move) -> bool:
-        """Whether a table has its columns; where another program took one away, what was kept before is worth more."""
+        """Whether a table has its declared columns; if another program dropped one, the saved definition is better."""
         there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
         return there.issuperset(name.lower() for name in pair.legacy_columns)
 
     def make_again(self, uow: Transaction, pair: Move) -> None:
-        """Make a legacy table that another program dropped: from its saved definition, else from its model.
-
-        An index whose name another table has taken by now is left out.
-        """
+        """Create a legacy table that another program dropped, from its saved definition or else from its model."""
         saved = self._saved(uow, pair)
         if not any(kind == "table" for kind, *_ in saved):
             uow.catalog.create(uow, [pair.legacy_table])
@@ -205,32 +200,19 @@ class SQLiteLegacyTables(LegacyTables):
             make(cast("sqlite3.Connection", uow._connected), kind, own_name(uow, table, kind), sql)
 
     def drop_again(self, uow: Transaction, pair: Move) -> None:
-        """Undo `bring_back`, whatever the table holds by now."""
+        """Undo `bring_back`, with whatever rows the table has."""
         operations(uow).drop_table(pair.legacy_table.name)
 
     def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
-        """Bring one of the saved objects back that must wait until the rows are there: triggers, and sequences."""
+        """Restore a saved trigger or sequence, after the rows were inserted."""
         if kind == "trigger":
             self._make(uow, kind, table, sql)
         elif kind == "table" and (last := _number(kind, table, sequence)) is not None:
             uow.catalog.set_sequence(uow, table, max(last, uow.catalog.sequence(uow, table) or 0))
 
-    def values(self, table: str, row: Cells) -> list[Any]:
-        """The values of a saved row as they are bound.
-
-        Raises:
-            UnsafeDefinitionError: One of them is no value.
-        """
-        return bound(table, row)
-
     def put_back(self, uow: Transaction, saved: SavedRow) -> None:
-        """Insert a row again that was saved, where there is none under its key.
-
-        Args:
-            uow: May write the legacy tables.
-            saved: The row.
-        """
+        """Insert a saved row, unless there is one with its key."""
         columns = ", ".join(map(quoted, saved.cells))
-        # Joined to no bytes at all, bytes are a text in the encoding of the file; alone they are taken for UTF-8.
+        # With an empty blob appended, the bytes are cast in the encoding of the file; without it they count as UTF-8.
         places = ", ".join("CAST(? || X'' AS TEXT)" if kind == "text" else "?" for kind, _ in saved.cells.values())
         uow._execute(f"INSERT OR IGNORE INTO {quoted(saved.table)} ({columns}) VALUES ({places})", saved.values)

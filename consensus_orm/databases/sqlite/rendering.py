@@ -1,4 +1,4 @@
-"""How statements are printed for SQLite."""
+"""The rendering of statements for SQLite."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["SQLiteRendering"]
 
-assert expressions  # importing it registers how SQLite writes the rules
+assert expressions  # the import registers the rules for SQLite
 
 
 class _SQLiteCompiler(ConstantsInSQLite, SQLiteCompiler):
@@ -48,40 +48,41 @@ class _SQLite(SQLiteDialect):
 
 
 class SQLiteRendering(PairRendering):
-    """How statements are printed for SQLite."""
+    """Renders statements for SQLite."""
 
     dialect: Dialect = _SQLite(paramstyle="named")
 
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-        """A bound value of a column's type. Text is cast, so that bytes that are no UTF-8 can be bound."""
+        """A bound value of a column's type; text is cast, so that bytes that are not valid UTF-8 can be bound."""
         return cast(value, Text) if isinstance(type_, String) else value
 
     def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """A column for whose values no index is used: SQLite does not know which of two finds fewer rows."""
+        """A column without its index, because SQLite does not know which of two indexes finds fewer rows."""
         return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
     def in_bytes(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Text in the order of its bytes, whatever the collation of the database."""
+        """Text in the order of its bytes: SQLite's default."""
         return text
 
     def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
-        """Insert rows, and leave out those that are there or cannot be taken."""
+        """Insert rows, without those that exist or violate a constraint."""
         statement = insert(into).prefix_with("OR IGNORE").from_select(names, rows)
         return statement if unless is None else overwriting(statement, names, unless)
 
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
-        """Insert the parents that rows need, and leave out those that are there."""
+        """Insert the parents that rows need, without those that exist."""
         return self.ignoring(parents, names, rows)
 
     def count_and_list(
         self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
     ) -> Select[Any]:
-        """How many rows there are, and the keys of some of them as a JSON array; looks at each row once."""
+        """The number of rows, and the keys of the wrong ones as a JSON array, in one scan."""
         listed = func.json_group_array(key).filter(wrong)
-        return select(func.count(), listed).select_from(key.table).where(within)  # pyright: ignore[reportReturnType]
+        counted = select(func.count(), listed).select_from(key.table)
+        return counted.where(within)  # pyright: ignore[reportReturnType] # two columns
 
     def next_key(self, pair: Move) -> str:
-        """The next id, above whatever either side has or has ever given (rule 3)."""
+        """The next id, above every id that either side has or ever assigned (rule 3)."""
         tables = (pair.legacy_table, pair.table)
         names = [t.name for t in tables]
         given: Select[Any] = select(func.max(cast(literal_column("seq"), Integer))).select_from(
@@ -95,17 +96,17 @@ class SQLiteRendering(PairRendering):
         return self.render(select(largest + literal_column("1")))
 
     def find_parent(self, found: SelectBase, pair: PairRows) -> str:
-        """Say which parent a row has, and whether the row is earlier than any it has."""
+        """The parent of a row, and whether the row is earlier than those it has."""
         return self.render(found)
 
     def write_both(self, pair: PairRows) -> str | None:
-        """Two statements: one would save no trip to a server."""
+        """None: one statement instead of two would save no round trip."""
         return None
 
     def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
-        """Two statements: one would save no trip to a server."""
+        """None: one statement instead of two would save no round trip."""
         return None
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
-        """What keeps parents from being changed by others until the end of the transaction: here the write lock."""
+        """Nothing: the write lock protects parents until the end of the transaction."""
         return ()

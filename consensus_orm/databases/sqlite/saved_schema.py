@@ -1,15 +1,14 @@
-"""Definitions of legacy tables that were saved, made again: SQLite itself reads them, by its grammar.
+"""Saved definitions of legacy tables, executed under an authorizer.
 
-Nothing that stands in a database, ours or another's, runs as it stands (rule 13): whoever hands a file over could have
-it say ATTACH. So a definition is run under an authorizer, which lets the statement make one table, index or trigger on
-the table that it belongs to, and nothing else.
+Text out of a database is never executed as it is (rule 13): in a file from elsewhere it could be ATTACH. So SQLite
+itself parses a definition, and the authorizer allows the statement to create one table, or one index or trigger on its
+table, and nothing else.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from consensus_orm.databases.base import Cells
 from consensus_orm.databases.saved_rows import unsafe
@@ -24,26 +23,26 @@ _MAKES = {
 _BOOKKEEPING = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_READ)
 _SCHEMA_TABLES = ("sqlite_master", "sqlite_schema")
 _OF_ITS_OWN = ("sqlite_sequence", "sqlite_autoindex_")
-"""How the names begin of what SQLite makes with a table."""
+"""Prefixes of the names of what SQLite creates with a table."""
 
 
 def make(connection: sqlite3.Connection, kind: str, table: str, sql: str) -> None:
-    """Make a table, an index or a trigger from its definition, verbatim.
+    """Create a table, an index or a trigger from its definition, verbatim.
 
     Args:
-        connection: Holds a transaction, and no authorizer.
+        connection: In a transaction, without an authorizer.
         kind: table, index or trigger.
-        table: The table that it is, or is on.
+        table: The table, or the table of the index or trigger.
         sql: The definition.
 
     Raises:
-        UnsafeDefinitionError: The text says anything else, or more. Nothing of it was done.
+        UnsafeDefinitionError: The text would do anything else, or more. None of it was done.
         sqlite3.Error: SQLite cannot do it.
     """
     reading = _Reading(kind, table)
     connection.set_authorizer(reading.authorize)
     try:
-        connection.execute(sql)  # which refuses a second statement, too
+        connection.execute(sql)  # the driver refuses a second statement
     except (sqlite3.ProgrammingError, sqlite3.Warning, TypeError, ValueError) as error:
         raise unsafe(kind, table) from error
     except sqlite3.DatabaseError as error:
@@ -59,10 +58,7 @@ def make(connection: sqlite3.Connection, kind: str, table: str, sql: str) -> Non
 
 
 class _Reading:
-    """How SQLite reads a definition.
-
-    `made` is the name of what it makes, None where that is nothing; `denied` says whether it would do anything else.
-    """
+    """The actions of a definition: `made` is the name of what it creates, `denied` whether it would do more."""
 
     def __init__(self, kind: str, table: str) -> None:
         self.kind = kind
@@ -73,7 +69,7 @@ class _Reading:
     def authorize(
         self, action: int, first: str | None, second: str | None, database: str | None, within: str | None
     ) -> int:
-        """Say whether a step of the statement is one of making the object."""
+        """Allow the actions that create the object."""
         allowed = within is None and database in (None, "main") and self._belongs(action, first or "", second or "")
         self.denied |= not allowed
         return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
@@ -87,7 +83,7 @@ class _Reading:
             return True
         if action in (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_INDEX):
             return self.kind == "table" and name.startswith(_OF_ITS_OWN) and on in ("", self.table)
-        # Constraints and indexes speak of columns of the table and call functions; a new index is filled.
+        # Constraints and indexes read columns of the table and call functions; a new index is filled.
         return (
             (action == sqlite3.SQLITE_FUNCTION and on != "load_extension")
             or (action == sqlite3.SQLITE_READ and name == self.table)
@@ -95,15 +91,15 @@ class _Reading:
         )
 
 
-def bound(table: str, row: Cells) -> list[Any]:
-    """The values of a saved row as SQLite is given them; a text as its bytes, which need not be UTF-8.
+def bound(table: str, row: Cells) -> list[object]:
+    """The values of a saved row as they are bound; a text as its bytes, which need not be valid UTF-8.
 
     Args:
         table: Its table.
         row: Its columns.
 
     Raises:
-        UnsafeDefinitionError: One of them is no value.
+        UnsafeDefinitionError: One of them is not a value.
     """
     try:
         return [_VALUES[kind](bytes.fromhex(digits)) for kind, digits in row.values()]
@@ -111,10 +107,10 @@ def bound(table: str, row: Cells) -> list[Any]:
         raise unsafe("row", table) from error
 
 
-_VALUES: Mapping[str, Callable[[bytes], Any]] = {
+_VALUES: Mapping[str, Callable[[bytes], object]] = {
     "null": lambda _: None,
     "integer": int,
-    "real": lambda digits: float(digits.replace(b"\0", b"")),  # a file in UTF-16 writes two bytes for each
+    "real": lambda digits: float(digits.replace(b"\0", b"")),  # two bytes each in a file in UTF-16
     "text": bytes,
     "blob": bytes,
 }

@@ -1,6 +1,6 @@
-"""The guard of a session on SQLite, which itself asks the guard whenever a statement is prepared.
+"""The guard of a session on SQLite: an authorizer, which SQLite calls for each action of a statement it prepares.
 
-So no way of writing has to be known here, the ORM's, Core's, or text, only what a statement would touch.
+So the guard depends on the tables that a statement would write, not on how it was made: by the ORM, Core or text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["SQLiteSessionGuard"]
 T = TypeVar("T")
 
 OURS = "consensus_orm_"
-"""How the names of our own tables and triggers begin."""
+"""The prefix of the names of the package's own tables and triggers."""
 
 _NAMED_FIRST = {
     sqlite3.SQLITE_INSERT,
@@ -26,7 +26,7 @@ _NAMED_FIRST = {
     sqlite3.SQLITE_DELETE,
     sqlite3.SQLITE_DROP_TABLE,
     sqlite3.SQLITE_DROP_VIEW,
-    # A table or view of one of our names, temporary ones first of all, would take the place of ours.
+    # A table or view, above all a temporary one, with the name of one of the package's would take its place.
     sqlite3.SQLITE_CREATE_TABLE,
     sqlite3.SQLITE_CREATE_TEMP_TABLE,
     sqlite3.SQLITE_CREATE_VIEW,
@@ -40,17 +40,17 @@ _NAMED_SECOND = {
     sqlite3.SQLITE_DROP_TEMP_TRIGGER,
     sqlite3.SQLITE_DROP_INDEX,
 }
-"""Actions on a table, by the argument that names it."""
+"""Actions on a table, by the argument with its name."""
 
 _TRIGGERS = "SELECT name FROM consensus_orm_guards WHERE kind = 'trigger'"
-"""Names of our own triggers: they may write what a session may not."""
+"""Names of the package's own triggers, which may write what a session may not."""
 
 _PRAGMAS = {"query_only", "writable_schema", "foreign_keys", "ignore_check_constraints", "recursive_triggers"}
-"""Pragmas by which a statement would get past what the unit of work relies on."""
+"""Pragmas on whose values the unit of work depends."""
 
 
 class _Authorized(Protocol):
-    """What the guard asks of a connection."""
+    """What the guard needs of a connection."""
 
     def execute(self, sql: str, /) -> Any: ...
     def set_authorizer(self, authorizer: Callable[..., int] | None, /) -> None: ...
@@ -60,16 +60,16 @@ class SQLiteSessionGuard(SessionGuard):
     """SQLite's authorizer while the session of a unit of work is in use.
 
     Args:
-        mapping: Its tables are written by the repositories alone.
+        mapping: Only the repositories write its tables.
         driver: The connection to guard.
-        read_only: Whether nothing may be written at all.
+        read_only: Whether the unit of work refuses every write.
     """
 
     def __init__(self, mapping: Moves, driver: _Authorized, *, read_only: bool) -> None:
         super().__init__(read_only=read_only)
         tables = [*(pair.table.name for pair in mapping), *(parent.table.name for parent in mapping.parents)]
         tables += [pair.legacy_name for pair in mapping]
-        self._tables = {*map(str.lower, tables), "sqlite_sequence"}  # the sequences keep ids from being given twice
+        self._tables = {*map(str.lower, tables), "sqlite_sequence"}  # or an id could be assigned twice
         self._driver = driver
         prepared = driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone()
         self._triggers = {name for (name,) in driver.execute(_TRIGGERS)} if prepared else set()
@@ -78,7 +78,7 @@ class SQLiteSessionGuard(SessionGuard):
         driver.set_authorizer(self._authorize)
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
-        """Make a call of this package, whose writes are the mapping's own."""
+        """Make a call that executes a statement of this package."""
         self._ours = True
         try:
             return call()
@@ -87,12 +87,12 @@ class SQLiteSessionGuard(SessionGuard):
             self.wrote(writes)
 
     def lift(self) -> None:
-        """Let everything through again."""
+        """Accept every statement again."""
         self._driver.set_authorizer(None)
         self.forget()
 
     def error(self, original: BaseException) -> errors.ConsensusError | None:
-        """What a refusal by SQLite means, if it was one of ours."""
+        """The error of this package for a refused statement; None for any other error."""
         code = getattr(original, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_AUTH:
             return errors.UnmirroredWriteError(
@@ -114,7 +114,7 @@ class SQLiteSessionGuard(SessionGuard):
         return sqlite3.SQLITE_DENY
 
     def _forbidden(self, action: int, first: str | None, second: str | None) -> str | None:
-        """The name of what an action would write and must not; None where it may go on."""
+        """The name of what an action must not write; None if the action is allowed."""
         if action == sqlite3.SQLITE_TRANSACTION:
             return "the transaction"
         if action == sqlite3.SQLITE_PRAGMA:

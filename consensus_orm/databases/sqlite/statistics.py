@@ -1,17 +1,23 @@
-"""Statistics of a SQLite file: what is in force, read back from it, and what it takes on disk."""
+"""Statistics of a SQLite file: the settings in force, read from a connection, and its size on disk."""
 
 from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import cast
 
 from sqlalchemy import Engine
 
-from consensus_orm.databases.engine import DriverConnection, checkout, database_path, driver, source_of, translated
-from consensus_orm.databases.pool import Pool
+from consensus_orm.databases.engine import (
+    DriverConnection,
+    checkout,
+    database_path,
+    driver,
+    pool_of,
+    source_of,
+    translated,
+)
 from consensus_orm.databases.sqlite import write_ahead_log
-from consensus_orm.databases.statistics import DatabaseStats, DiskUse, PoolUse
+from consensus_orm.databases.statistics import DatabaseStats, DiskUse
 
 __all__ = ["collect", "disk_use"]
 
@@ -20,7 +26,7 @@ _NAMES = {
     "temp_store": ("DEFAULT", "FILE", "MEMORY"),
     "auto_vacuum": ("NONE", "FULL", "INCREMENTAL"),
 }
-"""What the numbers of these pragmas mean (sqlite.org/pragma.html)."""
+"""Names of the numbers of these pragmas (sqlite.org/pragma.html)."""
 
 _NUMBERS = (
     *("busy_timeout", "cache_size", "mmap_size", "page_size", "page_count", "freelist_count"),
@@ -29,27 +35,10 @@ _NUMBERS = (
 
 
 def collect(engine: Engine) -> DatabaseStats:
-    """Read what is in force, from a connection of the pool; writes nothing.
-
-    Args:
-        engine: The engine of a store.
-
-    Returns:
-        The statistics.
-
-    Raises:
-        PoolExhaustedError: All connections stayed lent.
-        StorageError: The database cannot be read.
-    """
-    pool = cast("Pool", engine.pool)
+    """Read the settings in force and the sizes; see `Maintenance.stats`."""
     with checkout(engine) as pooled, translated(engine):
         found = _in_force(driver(pooled))
-        use = PoolUse(
-            size=pool.size(),
-            open=len(pool.source.connections),
-            lent=pool.checkedout() - 1,  # this one goes back at once
-            waiting=pool.waiting,
-        )
+        use = pool_of(engine).use()
     path = database_path(engine)
     stats = DatabaseStats.model_validate(
         {**found, "path": path, "sqlite_version": sqlite3.sqlite_version, "disk": disk_use(path), "pool": use}
@@ -58,14 +47,7 @@ def collect(engine: Engine) -> DatabaseStats:
 
 
 def disk_use(path: Path | None) -> DiskUse:
-    """Measure a database on disk.
-
-    Args:
-        path: The database file; None for one in memory.
-
-    Returns:
-        The bytes of the file and of the two beside it.
-    """
+    """The bytes of a database file and of the two files beside it; none for a database in memory."""
     if path is None:
         return DiskUse()
     return DiskUse(database=_size(path), wal=_size(Path(f"{path}-wal")), shm=_size(Path(f"{path}-shm")))

@@ -1,16 +1,15 @@
-"""What the database itself does in each phase: notice writes that know one side only, refuse or record them.
+"""The triggers of each phase: they record or refuse writes of programs that know one side only.
 
 | phase | legacy tables | normalized tables |
 |---|---|---|
-| EXPAND | updates and deletes of rows that are carried already are noticed | |
-| DUAL_WRITE, CUTOVER | writes without an equal on the other side are noticed | the same |
+| EXPAND | updates and deletes of rows that were carried are recorded | |
+| DUAL_WRITE, CUTOVER | writes without an equal row on the other side are recorded | the same |
 | NORMALIZED | writes are refused | every write is recorded, for the way back |
 | CONTRACT | | |
 
-Noticing adds a row to `consensus_orm_changes` and leaves the writer alone: it sees neither an error nor
-another last_insert_rowid() or changes(). Units of work are not noticed, because they write the normalized
-side first, with a mark (on the row, or for a moment on the transaction), and the legacy row then finds its equal. No
-function of ours is called: other programs fire these triggers too.
+A recorded write adds a row to `consensus_orm_changes`. Its program sees neither an error nor another
+last_insert_rowid() or changes(). Units of work are not recorded: they write the normalized side first, marked, and the
+legacy row then has an equal. The triggers call no function of this package, because other programs fire them too.
 """
 
 from __future__ import annotations
@@ -53,17 +52,17 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
 
 
 NOT_CARRYING: ColumnElement[bool] = literal_column("(SELECT carrying FROM consensus_orm_state) = 0")
-"""That the writer is not one of ours which carries rows past the triggers."""
+"""That no transaction of this package carries rows past the triggers."""
 
 
 class _New:
-    """The NEW row of a trigger, with columns like a table; a table of that name would get into the FROM."""
+    """The NEW row of a trigger, with columns like a table; a real table of that name would be added to the FROM."""
 
     def __init__(self, table_: Table) -> None:
         self.c: dict[str, Any] = {c.name: literal_column(f"NEW.{quoted(c.name)}", c.type) for c in table_.columns}
 
 
-def _new(table_: Table) -> Any:  # stands where a FromClause is asked for its columns
+def _new(table_: Table) -> Any:  # takes the place of a FromClause, for its columns
     return _New(table_)
 
 
@@ -87,22 +86,21 @@ class _Triggers:
         self.pair = statements.pair
 
     def notice_legacy(self) -> Iterator[Trigger]:
-        """Notice writes of legacy rows that leave no equal on the normalized side."""
+        """Record writes of legacy rows without an equal on the normalized side."""
         yield self._notice(Side.LEGACY, "insert", self._unequal_legacy)
         yield self._notice(Side.LEGACY, "update", self._unequal_legacy | self._moved(Side.LEGACY))
         yield self._notice_delete(Side.LEGACY, self.pair.key)
 
     def notice_carried_legacy(self) -> Iterator[Trigger]:
-        """Notice changes of legacy rows that have been carried before."""
+        """Record changes of legacy rows that were carried."""
         carried = exists(literal_column("1")).where(self.pair.key == literal_column(self._old(Side.LEGACY)))
         changed = self._unequal_legacy | self._moved(Side.LEGACY)
         yield self._notice(Side.LEGACY, "update", carried & changed)
         yield self._notice_delete(Side.LEGACY, self.pair.key)
 
     def notice_normalized(self) -> Iterator[Trigger]:
-        """Notice writes of normalized rows by a program that leaves the legacy side alone."""
-        own, new = self.pair.table, _new(self.pair.table)
-        marker = self.pair.marker
+        """Record writes of normalized rows by a program that does not write the legacy side."""
+        own, new, marker = self.pair.table, _new(self.pair.table), self.pair.marker
         unequal: ColumnElement[bool] = not_(self.statements.legacy_counterpart(new, new.c[self.pair.key.key]))
         # A unit of work writes this side first: only a mark, of the row or of the transaction, tells it from others.
         foreign = unequal & NOT_CARRYING
@@ -120,7 +118,7 @@ class _Triggers:
         yield self._notice_delete(Side.NORMALIZED, None)
 
     def freeze_legacy(self) -> Iterator[Trigger]:
-        """Refuse every write of legacy rows but our own carrying."""
+        """Refuse every write of legacy rows, except when this package carries them."""
         for op in ("insert", "update", "delete"):
             name = f"{self.pair.name}_frozen_{op}"
             refuse = f"SELECT RAISE(ABORT, {literal(FROZEN)})"
@@ -130,7 +128,7 @@ class _Triggers:
         event = f"AFTER {op.upper()}" + (f" OF {', '.join(map(quoted, of))}" if of else "")
         old, new = self._old(side), self._new(side)
         body = [_log(self.pair, new, side, op)]
-        if op == "update":  # a row that changes its key leaves the old one behind
+        if op == "update":  # a row that changes its key also counts as a delete of the old key
             moved = f" WHERE {old} IS NOT {new}"
             body = [
                 _log(self.pair, new, side, "update", f" WHERE {old} IS {new}"),
@@ -140,13 +138,11 @@ class _Triggers:
         return _trigger(f"{self.pair.name}_{side}_{op}", event, self.statements.table_of(side), when, *body)
 
     def _notice_delete(self, side: Side, other: ColumnElement[Any] | None) -> Trigger:
-        """Notice deletes; where the other side is given by its key, only of rows that it has."""
+        """Record deletes; where the key of the other side is given, only of rows that it has."""
         old = self._old(side)
         when = None if other is None else exists(literal_column("1")).where(other == literal_column(old))
-        name = f"{self.pair.name}_{side}_delete"
-        return _trigger(
-            name, "AFTER DELETE", self.statements.table_of(side), when, _log(self.pair, old, side, "delete")
-        )
+        body = _log(self.pair, old, side, "delete")
+        return _trigger(f"{self.pair.name}_{side}_delete", "AFTER DELETE", self.statements.table_of(side), when, body)
 
     def _old(self, side: Side) -> str:
         return f"OLD.{quoted(self.pair.key_name(side))}"
@@ -167,13 +163,13 @@ class _Triggers:
 
 
 def _parent_triggers(mapping: Moves) -> Iterator[Trigger]:
-    """Notice writes of parents that change what their rows say; what is derived may change freely."""
+    """Record writes of parents that change the values of their rows; derived columns may change."""
     for parent in mapping.parents:
         key = quoted(parent.key.name)
         event = f"AFTER UPDATE OF {', '.join(map(quoted, mapping.said_by(parent)))}"
         moved = _note_members(parent, mapping, f"OLD.{key}", f"NEW.{key}")
         yield _trigger(f"{parent.table.name}_update", event, parent.table, None, *moved)
-        # Where a program has foreign keys off, the rows of a deleted parent stay behind without one.
+        # With foreign keys off, a program can delete a parent and leave its rows.
         left = _note_members(parent, mapping, f"OLD.{key}")
         yield _trigger(f"{parent.table.name}_delete", "AFTER DELETE", parent.table, None, *left)
 

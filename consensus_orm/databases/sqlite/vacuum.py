@@ -1,8 +1,8 @@
-"""Vacuum: giving the space of deleted rows back to the file system, while writers go on.
+"""Vacuum: returns the space of deleted rows to the file system, while writers continue.
 
-Free pages are cut off in small steps. Each holds the write lock for some milliseconds and is followed by a
-pause several times as long, so that a writer that SQLite lets ask again after 1, 2, 5, 10 ... ms finds the
-lock free at one of its first tries. The file itself shrinks at a checkpoint.
+Free pages are removed in small steps. Each holds the write lock for some milliseconds and is followed by a pause
+several times as long, so that a writer, which tries again after 1, 2, 5, 10 ... ms, finds the lock free at one of its
+first tries. The file itself shrinks at a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 from sqlalchemy import Engine
 
 from consensus_orm import errors, files
 from consensus_orm.databases.engine import (
     DriverConnection,
-    begin,
     checkout,
     database_path,
     driver,
+    pool_of,
     source_of,
     translated,
 )
-from consensus_orm.databases.pool import Pool
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.databases.sqlite.statistics import disk_use
-from consensus_orm.databases.statistics import DiskUse, VacuumReport
+from consensus_orm.databases.statistics import VacuumReport
 from consensus_orm.retrying.repetition import Repeat, once
 
 __all__ = ["VacuumScheduler", "vacuum"]
 
 SLICE = 0.008
-"""Seconds a step spends on freeing pages before its commit. 50 ms are promised for both: in WAL a commit adds
-some 2 ms, in a rollback mode three fsyncs, 15 to 20 ms on an idle disk (measured)."""
+"""Seconds for which a step frees pages before its commit. Both together may take 50 ms: in WAL a commit adds some 2 ms,
+in a rollback mode three fsyncs, 15 to 20 ms on an idle disk (measured)."""
 
 PAUSE = 4
-"""A pause is this many times as long as the step before it held the lock."""
+"""The pause after a step, as a multiple of the time for which the step held the lock."""
 
 SHRINK_PATIENCE = 5.0
-"""Seconds in which the checkpoint is tried again while readers are in its way."""
+"""Seconds for which the checkpoint is tried again while readers block it."""
 
 CHECKPOINT_AGAIN = 0.005
 """Seconds between two of these tries."""
@@ -64,64 +64,39 @@ def vacuum(
     cancelled: threading.Event | None = None,
     repeat: Repeat = once,
 ) -> VacuumReport:
-    """Give free pages back to the file system.
+    """Return free pages to the file system; see `Maintenance.vacuum`.
 
-    A file made without auto_vacuum cannot shrink in steps. It is converted by a full VACUUM, which holds the
-    write lock while it copies all rows, where `full` asks for it or where nobody else has the file open.
+    A file that was created without auto_vacuum cannot shrink in steps. A full VACUUM converts it, and holds the write
+    lock while it copies all rows: if `full` asks for it, or if no other program has the file open.
 
     Args:
         engine: The engine of a store.
-        full: Rewrite the whole file, and convert it where it needs that.
-        progress: Called after each step with the pages freed so far and the pages there were to free.
-        cancelled: Ends the work early, after the step under way, when set.
-        repeat: Takes a step again after a transient error; once where left out.
-
-    Returns:
-        What was done, with bytes on disk before and after.
-
-    Raises:
-        DatabaseBusyError: Another vacuum of this file is running, or somebody kept the write lock.
-        StorageError: The file cannot be written.
+        full: Rewrite the whole file, and convert it if necessary.
+        progress: Called after each step with the pages freed so far and the pages that were free.
+        cancelled: When set, ends the work after the current step.
+        repeat: Repeats a step after a transient error; by default never.
     """
     path = database_path(engine)
     if path is None:
-        nothing = DiskUse()
-        return VacuumReport(
-            path=None,
-            before=nothing,
-            after=nothing,
-            pages_freed=0,
-            steps=0,
-            converted=False,
-            longest_lock=0,
-            seconds=0,
-            notes=("the database is in memory",),
-        )
+        return VacuumReport(notes=("the database is in memory",))
     with translated(engine), _only_one(path), checkout(engine) as pooled:
         work = _Vacuum(engine, driver(pooled), path, cancelled or threading.Event(), repeat)
         return work.run(full=full, progress=progress or (lambda _done, _total: None))
 
 
+@dataclass
 class _Vacuum:
     """One vacuum of one file."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        connection: DriverConnection,
-        path: Path,
-        cancelled: threading.Event,
-        repeat: Repeat,
-    ) -> None:
-        self.engine = engine
-        self.connection = connection
-        self.path = path
-        self.cancelled = cancelled
-        self.repeat = repeat
-        self.longest_lock = 0.0
-        self.pages_freed = 0
-        self.steps = 0
-        self.notes: list[str] = []
+    engine: Engine
+    connection: DriverConnection
+    path: Path
+    cancelled: threading.Event
+    repeat: Repeat
+    longest_lock: float = 0.0
+    pages_freed: int = 0
+    steps: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def run(self, *, full: bool, progress: Callable[[int, int], object]) -> VacuumReport:
         started, before = time.monotonic(), disk_use(self.path)
@@ -144,7 +119,7 @@ class _Vacuum:
         )
 
     def _rewrite(self, *, full: bool) -> bool:
-        """Rewrite the file where that was asked for, or is needed and disturbs nobody."""
+        """Rewrite the file if that was asked for, or if it is necessary and no other program has the file open."""
         if not full and self.connection.pragma("auto_vacuum") != 0:
             return False
         if not full and (who := self._in_use_by()):
@@ -165,15 +140,15 @@ class _Vacuum:
         return True
 
     def _in_use_by(self) -> str | None:
-        if cast("Pool", self.engine.pool).checkedout() > 1:
+        if pool_of(self.engine).checkedout() > 1:
             return "this store is in use"
         others = write_ahead_log.occupants(self.path, own=len(source_of(self.engine).connections))
         return f"{others[0]} has it open" if others else None
 
     def _free(self, progress: Callable[[int, int], object]) -> None:
-        """Free in steps as many pages as are free now; what is deleted meanwhile is left to the next time."""
+        """Free, in steps, as many pages as are free now; pages freed meanwhile are left to the next vacuum."""
         total = self.connection.pragma("freelist_count")
-        # A short log leaves no checkpoint, with its fsyncs and the cutting of the file, to a writer's commit.
+        # With a short log, no commit of a writer has to take the checkpoint, with its fsyncs and the truncation.
         wal = self.connection.pragma("journal_mode") == "wal"
         while self.pages_freed < total and not self.cancelled.is_set():
             started = time.monotonic()
@@ -193,11 +168,11 @@ class _Vacuum:
     def _step(self, *, at_most: int) -> int:
         """Free pages for some time, in one transaction.
 
-        One page at a time: the driver of Python 3.11 stops after the first page of `incremental_vacuum(N)`
-        whatever N, even with fetchall; and so the clock, not a guess at N, decides when the lock is given up.
+        One page at a time: the driver of Python 3.11 stops after the first page of `incremental_vacuum(N)`, even with
+        fetchall; and so the clock decides when the lock is released, not a guess at N.
         """
         connection = self.connection
-        begin(connection, write=True)
+        connection.begin(write=True)
         with self._locked():
             try:
                 before = connection.pragma("freelist_count")
@@ -213,15 +188,14 @@ class _Vacuum:
         return freed
 
     def _shrink(self) -> None:
-        """Checkpoint until the file has its size and the log is empty, or patience ends.
+        """Take checkpoints until the file is truncated and the log is empty, or patience ends.
 
-        With a busy handler SQLite would wait for readers while it holds the write lock; so it does not wait,
-        and it is asked again. PASSIVE does the copying without the write lock, TRUNCATE only the rest.
+        With a busy timeout SQLite would hold the write lock while it waits for readers; so it does not wait, and the
+        checkpoint is tried again. PASSIVE copies the log without the write lock, TRUNCATE only its rest.
         """
         deadline = time.monotonic() + SHRINK_PATIENCE
         connection = self.connection
-        connection.execute("PRAGMA busy_timeout = 0")
-        try:
+        with connection.without_waiting():
             while True:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 if not self.repeat(self._truncate):
@@ -229,11 +203,9 @@ class _Vacuum:
                 if time.monotonic() > deadline or self.cancelled.wait(CHECKPOINT_AGAIN):
                     self.notes.append("an open reader keeps the log from being emptied; vacuum again later")
                     return
-        finally:
-            connection.execute(f"PRAGMA busy_timeout = {connection.source.busy_timeout}")
 
     def _truncate(self) -> bool:
-        """Empty the log; returns whether somebody was in the way."""
+        """Empty the log; returns whether another connection prevented it."""
         self.connection.take_turn()
         try:
             with self._locked():
@@ -253,10 +225,10 @@ class _Vacuum:
 
 @contextlib.contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    """Keep other vacuums of a file out, in this process and in others.
+    """Exclude other vacuums of a file, in this process and in others.
 
-    The lock is on a file of its own: opening and closing the database would drop SQLite's locks on it. On Windows
-    there is none: two vacuums at once are slow and harmless.
+    The lock is on a file of its own: opening and closing the database would drop SQLite's locks on it. Windows has no
+    such lock; two vacuums at once are slow and harmless.
     """
     with files.exclusively(files.derived(path, ".vacuum", prefix=".")) as alone:
         if not alone:
@@ -265,16 +237,16 @@ def _only_one(path: Path) -> Iterator[None]:
 
 
 class VacuumScheduler:
-    """Vacuums a database now and then, on a daemon thread, until it is stopped.
+    """Vacuums a database from time to time, on a daemon thread, until it is stopped.
 
-    The first vacuum comes at a random time within the jitter, and the times between are random too, so that
-    processes started together do not vacuum together. What fails is logged, and tried again the next time.
+    The time of the first vacuum and the times between are random within the jitter, so that processes started together
+    do not vacuum together. A failure is logged; the next vacuum comes at its time.
 
     Args:
         engine: The engine of a store.
         interval: Time between two vacuums.
-        jitter: Share of the interval by which it is made shorter or longer at random, from 0 to 1.
-        work: Does it; given the engine and `cancelled`, an event that ends it.
+        jitter: Share of the interval, from 0 to 1, by which it is randomly shortened or lengthened.
+        work: Vacuums; called with the engine and `cancelled`, an event that ends it.
 
     Attributes:
         last: The report of the last vacuum that succeeded; None before that.
@@ -299,12 +271,12 @@ class VacuumScheduler:
         self._thread = threading.Thread(target=self._run, name="consensus_orm vacuum", daemon=True)
 
     def start(self) -> Self:
-        """Start the thread; to be called once."""
+        """Start the thread; call it once."""
         self._thread.start()
         return self
 
     def stop(self, timeout: float | None = 5.0) -> bool:
-        """End the thread; a vacuum under way ends after its step.
+        """End the thread; a running vacuum ends after its step.
 
         Args:
             timeout: Longest wait for it in seconds.

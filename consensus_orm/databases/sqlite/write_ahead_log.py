@@ -1,6 +1,6 @@
-"""The journal: getting a file into WAL and incremental auto_vacuum, where that harms nobody.
+"""WAL and incremental auto_vacuum for a file, where that disturbs no other program.
 
-Both are kept in the file, so they are set once, by whoever writes first, and never by opening.
+Both are stored in the file. The first transaction that writes sets them, opening never does.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from consensus_orm.databases.sqlite.pragmas import ConfiguredConnection
 from consensus_orm.files import own_folder
 
 __all__ = ["Journal", "occupants", "prepare"]
 
 NETWORK = frozenset({"9p", "afs", "ceph", "cifs", "drvfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4"})
 NETWORK |= {"smb3", "smbfs", "fuse.sshfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs"}
-"""File systems of other machines, as /proc names them: WAL needs memory that all its users share."""
+"""Network file systems, as /proc names them: WAL needs memory that all processes share."""
 
 
 @dataclass(frozen=True)
 class Journal:
-    """What a file is written with.
+    """The journal mode of a file.
 
     Args:
         mode: journal_mode in force.
         auto_vacuum: auto_vacuum in force: 0 none, 1 full, 2 incremental.
-        refused: Why the mode is not WAL; None where it is.
+        refused: Why the mode is not WAL; None if it is.
     """
 
     mode: str
@@ -36,41 +37,35 @@ class Journal:
     refused: str | None
 
 
-def prepare(connection: sqlite3.Connection, path: Path, *, own: int) -> Journal:
-    """Set incremental auto_vacuum on an empty file, and WAL where nobody else has the file open.
+def prepare(connection: ConfiguredConnection, path: Path, *, own: int) -> Journal:
+    """Set incremental auto_vacuum on an empty file, and WAL if no other program has the file open.
 
     Args:
         connection: A connection to the file, without a transaction.
         path: The file.
-        own: How many connections to it this program has, this one included.
+        own: How many connections to it the engine has, this one included.
 
     Returns:
-        What is in force now.
+        The modes in force.
 
     Raises:
-        sqlite3.Error: The file cannot be written at all.
+        sqlite3.Error: The file cannot be written.
     """
-    if _pragma(connection, "page_count") == 0:
-        # This writes the first page. After the first table or WAL, auto_vacuum would stay 0 without a word.
+    if connection.pragma("page_count") == 0:
+        # This writes the first page. After the first table or WAL, SQLite would ignore it without an error.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     refused = None
-    if _pragma(connection, "journal_mode") != "wal":
+    if connection.pragma("journal_mode") != "wal":
         refused = _obstacle(path, own) or _switch_to_wal(connection)
     return Journal(
-        mode=str(_pragma(connection, "journal_mode")),
-        auto_vacuum=int(_pragma(connection, "auto_vacuum")),
+        mode=str(connection.pragma("journal_mode")),
+        auto_vacuum=int(connection.pragma("auto_vacuum")),
         refused=refused,
     )
 
 
-def _pragma(connection: sqlite3.Connection, name: str) -> int | str:
-    row = connection.execute(f"PRAGMA {name}").fetchone()
-    value: int | str = row[0]
-    return value
-
-
 def _obstacle(path: Path, own: int) -> str | None:
-    """Why WAL must not even be tried; the first reason found."""
+    """The first reason not to try WAL; None if there is none."""
     if others := occupants(path, own=own):
         return f"{others[0]} has the file open"
     if (kind := _file_system(path)) in NETWORK:
@@ -89,8 +84,8 @@ def _switch_to_wal(connection: sqlite3.Connection) -> str | None:
 def _wal_fails_beside(path: Path) -> str | None:
     """Try WAL on a scratch file in the same folder.
 
-    Where the shared memory cannot be had, SQLite switches all the same and the file cannot be opened any
-    more, not even to switch back (tried on 3.40 with a file system that is full).
+    Without shared memory SQLite switches nevertheless, and then the file cannot be opened any more, not even to switch
+    back (tried on 3.40 with a full file system).
     """
     try:
         with own_folder(path.parent, "wal") as folder:
@@ -104,18 +99,18 @@ def _wal_fails_beside(path: Path) -> str | None:
 
 
 def occupants(path: Path, *, own: int) -> list[str]:
-    """Who else has a file open, as far as this user may see.
+    """The processes that have a file open, as far as this user may see.
 
-    Looks at the open files of all processes, which never opens the file: closing it again would drop the
-    locks SQLite holds on it. Without /proc nobody is seen, and processes of other users never are; SQLite's
-    own locks still keep out whoever is reading or writing.
+    They are found by the open files of all processes, without opening the file: closing it would drop SQLite's locks on
+    it. Without /proc none are found, and those of other users never are; SQLite's locks still exclude their reads and
+    writes.
 
     Args:
         path: The file.
-        own: How many connections to it this program has.
+        own: How many connections to it the engine has.
 
     Returns:
-        One entry for each process, this one too where it has the file open more than `own` times.
+        One entry for each process; for this one if it has the file open more than `own` times.
     """
     try:
         wanted = path.stat()
@@ -141,7 +136,7 @@ def _processes() -> list[int]:
 
 def _open_files(process: int) -> Iterator[os.stat_result]:
     folder = Path(f"/proc/{process}/fd")
-    # It may end at any moment, or belong to somebody else.
+    # The process may end at any moment, or belong to another user.
     with contextlib.suppress(OSError):
         for link in folder.iterdir():
             with contextlib.suppress(OSError):
@@ -157,7 +152,7 @@ def _name(process: int) -> str:
 
 
 def _file_system(path: Path) -> str | None:
-    """The type of file system a file is on, as proc(5) describes mountinfo; None where it is not known."""
+    """The type of the file system of a file, from mountinfo (proc(5)); None if it is unknown."""
     try:
         device = path.stat().st_dev
         lines = Path("/proc/self/mountinfo").read_text().splitlines()

@@ -123,7 +123,7 @@ def test_a_backup_opens_as_a_store(engine: Engine, target: Path, open_engine: Ca
     """What was backed up can be opened, prepared and written."""
     backup(engine, target)
     restored = open_engine(target)
-    assert prepare(restored, Settings()).mode == "wal"
+    assert prepare(restored).mode == "wal"
     with checkout(restored) as pooled:
         driver(pooled).execute("INSERT INTO t (a) VALUES (1)")
 

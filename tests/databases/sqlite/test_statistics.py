@@ -31,7 +31,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 def test_what_is_in_force_is_reported(engine: Engine, tmp_path: Path) -> None:
     """Every pragma asked for is read back, with bytes on disk as the file system has them."""
-    prepare(engine, SETTINGS)
+    prepare(engine)
     with checkout(engine) as pooled:
         driver(pooled).execute("CREATE TABLE t (a)")
     found = collect(engine)
@@ -79,7 +79,7 @@ def test_who_keeps_the_file_from_wal_is_named(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("SELECT * FROM t").fetchall()
         assert "another connection in this process has the file open" in collect(engine).notes[0]
-        prepare(engine, SETTINGS)
+        prepare(engine)
     assert "another connection in this process has the file open" in collect(engine).notes[0]
     engine.dispose()
 

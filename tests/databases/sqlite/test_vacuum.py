@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Engine
 
 from consensus_orm import errors
-from consensus_orm.databases.engine import begin, checkout, driver
+from consensus_orm.databases.engine import checkout, driver
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.databases.opening import create
 from consensus_orm.databases.sqlite import vacuum as vacuum_module
@@ -94,7 +94,7 @@ def test_threads_of_the_same_store_write_on(tmp_path: Path, open_engine: Open) -
         while not stop.is_set():
             started = time.monotonic()
             with checkout(engine) as pooled:
-                begin(driver(pooled), write=True)
+                driver(pooled).begin(write=True)
                 driver(pooled).execute("INSERT INTO t (a) VALUES (1)")
                 driver(pooled).commit()
             waits.append(time.monotonic() - started)

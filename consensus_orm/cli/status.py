@@ -1,4 +1,4 @@
-"""The commands that look, and decide on what was found: status, history, mismatches, rejects."""
+"""The commands status and history, and mismatches and rejects with their decisions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,22 @@ from datetime import UTC, datetime
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.evidence import mention
-from consensus_orm.cli.output import Bars, fields, key, plain, say, show_json, span, table, when
+from consensus_orm.cli.output import (
+    Bars,
+    exit_with,
+    fields,
+    key,
+    plain,
+    say,
+    show_entries,
+    show_json,
+    span,
+    table,
+    when,
+)
+from consensus_orm.cli.rehearsal import mention
 from consensus_orm.files import Leftover
-from consensus_orm.ledgers.audit import HistoryEntry, MismatchEntry, RejectEntry
+from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, find
@@ -24,10 +36,10 @@ from consensus_orm.rehearsal import Evidence, find
 __all__: list[str] = []
 
 LISTED = 100
-"""Mismatches listed before the rest is only counted; `--json` gives all of them."""
+"""Entries listed before the rest is only counted; `--json` lists all."""
 
 REFRESH = 2.0
-"""Seconds between two looks of `status --watch`."""
+"""Seconds between two refreshes of `status --watch`."""
 
 number_argument = click.argument("number", metavar="ID", type=click.IntRange(min=1))
 reason_required = click.option("--reason", metavar="TEXT", required=True, help="Why, for the audit.")
@@ -39,7 +51,7 @@ all_option = click.option("--all", "everything", is_flag=True, help="Those that 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one look at the database found."""
+    """The state of a database at one time."""
 
     database: str
     now: datetime
@@ -53,8 +65,7 @@ class _Seen:
 @click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 @json_option
 @app_command
-@click.pass_context
-def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
+def status(app: App, watch: bool, as_json: bool) -> None:
     """Show where the migration stands, and the next command.
 
     Writes nothing. The exit code is 1 while mismatches or rejects are open, or a guard of the phase is missing.
@@ -62,7 +73,7 @@ def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program asks for `status --json` as often as it likes")
     seen = _look(app, quiet=as_json)
-    with contextlib.suppress(KeyboardInterrupt):  # it is how a watch ends, not how it fails
+    with contextlib.suppress(KeyboardInterrupt):  # ends a watch
         while watch:
             _refresh(app, seen)
             seen = _look(app, quiet=True)
@@ -70,12 +81,11 @@ def status(ctx: click.Context, app: App, watch: bool, as_json: bool) -> None:
         _show_status_json(app, seen)
     elif not watch:
         _show_status(app, seen)
-    if seen.status.mismatches or seen.status.rejects or seen.status.guards:
-        ctx.exit(1)
+    exit_with(seen.status.mismatches or seen.status.rejects or seen.status.guards)
 
 
 def _look(app: App, *, quiet: bool) -> _Seen:
-    # Opened anew each time: whoever watches wants to see a file that was upgraded or replaced meanwhile.
+    # Opened each time, so that a watch shows a file that was upgraded or replaced meanwhile.
     with app.store() as store, Bars("status", quiet=quiet):
         found = store.migration.status()
         return _Seen(
@@ -89,7 +99,7 @@ def _look(app: App, *, quiet: bool) -> _Seen:
 
 
 def _refresh(app: App, seen: _Seen) -> None:
-    """Show what was seen in the place of what was shown before, and wait."""
+    """Clear the screen, show the state, and wait."""
     click.clear()
     _show_status(app, seen)
     say()
@@ -211,18 +221,16 @@ def history(app: App, as_json: bool) -> None:
     """List every change of phase and every repair; writes nothing."""
     with app.store() as store:
         entries = store.migration.history()
-    if as_json:
-        show_json(entries)
-        return
-    rows = []
-    for entry in entries:
-        names = [phase.name for phase in (entry.from_phase, entry.to_phase) if phase]
-        rows.append((when(entry.at), entry.action, " -> ".join(names), entry.by, _reason(entry)))
-    table(("when", "what", "phase", "who", "why"), rows) if rows else say("nothing happened yet")
+    show_entries(entries, "nothing happened yet", ("when", "what", "phase", "who", "why"), _happened, as_json=as_json)
+
+
+def _happened(entry: HistoryEntry) -> tuple[object, ...]:
+    names = [phase.name for phase in (entry.from_phase, entry.to_phase) if phase]
+    return when(entry.at), entry.action, " -> ".join(names), entry.by, _reason(entry)
 
 
 def _reason(entry: HistoryEntry) -> str:
-    """Why a step was taken, and what was demanded before it and skipped."""
+    """Why a step was taken, and which of its demands were skipped."""
     skipped = "; ".join(map(str, entry.detail.get("skipped", ())))
     notes = [*(["forced"] if entry.forced else []), *([f"skipped: {skipped}"] if skipped else [])]
     return " ".join(filter(None, [entry.reason, f"({', '.join(notes)})" if notes else ""]))
@@ -242,29 +250,15 @@ def mismatches(ctx: click.Context, app: App, everything: bool, as_json: bool) ->
         return
     with app.store() as store:
         entries = store.migration.mismatches(everything=everything)
-    if as_json:
-        show_json(entries)
-    elif not entries:
-        say("no mismatches")
-    else:
-        rows = [
-            (
-                m.id,
-                m.pair,
-                key(m.key),
-                m.column,
-                m.kind,
-                m.state,
-                m.found_by,
-                when(m.found_at),
-            )
-            for m in entries[:LISTED]
-        ]
-        table(("id", "pair", "key", "column", "kind", "state", "found by", "when"), rows)
-        if (more := len(entries) - LISTED) > 0:
-            say(f"and {more:,} more")
-    if any(entry.settled_at is None for entry in entries):
-        ctx.exit(1)
+    show_entries(
+        entries,
+        "no mismatches",
+        ("id", "pair", "key", "column", "kind", "state", "found by", "when"),
+        lambda m: (m.id, m.pair, key(m.key), m.column, m.kind, m.state, m.found_by, when(m.found_at)),
+        as_json=as_json,
+        most=LISTED,
+    )
+    exit_with(any(entry.settled_at is None for entry in entries))
 
 
 @mismatches.command("accept")
@@ -289,24 +283,23 @@ def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> No
         return
     with app.store() as store:
         entries = store.migration.rejects(everything=everything)
-    if as_json:
-        show_json(entries)
-    elif not entries:
-        say("no rejects")
-    else:
-        rows = [(r.id, r.table, _named(r), r.state, r.reason, when(r.found_at)) for r in entries]
-        table(("id", "table", "row", "state", "reason", "when"), rows)
-    if any(entry.settled_at is None for entry in entries):
-        ctx.exit(1)
+    show_entries(
+        entries,
+        "no rejects",
+        ("id", "table", "row", "state", "reason", "when"),
+        lambda r: (r.id, r.table, _named(r), r.state, r.reason, when(r.found_at)),
+        as_json=as_json,
+    )
+    exit_with(any(entry.settled_at is None for entry in entries))
 
 
 def _named(entry: RejectEntry) -> str | None:
-    """What tells a rejected row from others: its key, or spec, stage and time of its run."""
+    """A rejected row by its key, or by spec, stage and time of its run."""
     if entry.key is not None or not entry.belongs_to:
         return key(entry.key)
     *names, at = entry.belongs_to.values()
     if isinstance(at, int):
-        with contextlib.suppress(OverflowError, ValueError, OSError):  # it may be no time at all
+        with contextlib.suppress(OverflowError, ValueError, OSError):  # it may be no valid time
             at = when(datetime.fromtimestamp(at / 1000, UTC))
     return " ".join(map(str, (*names, at)))
 
@@ -314,14 +307,12 @@ def _named(entry: RejectEntry) -> str | None:
 @rejects.command("resolve")
 @number_argument
 @app_command
-@click.pass_context
-def resolve_reject(ctx: click.Context, app: App, number: int) -> None:
+def resolve_reject(app: App, number: int) -> None:
     """Try again to carry the row of reject ID, after what was wrong with it has been mended."""
     with app.store() as store:
         carried = store.migration.resolve_reject(number)
     say(f"reject {number} is {'resolved: its row was carried' if carried else 'still open: its row differs'}")
-    if not carried:
-        ctx.exit(1)
+    exit_with(not carried)
 
 
 @rejects.command("accept")

@@ -1,4 +1,4 @@
-"""The commands that keep a database small, safe and known: stats, vacuum, backup, restore."""
+"""The commands of maintenance: stats, vacuum, backup, restore."""
 
 from __future__ import annotations
 
@@ -90,10 +90,6 @@ def restore(app: App, backup: Path, as_json: bool) -> None:
     say(f"{report.path} is {report.backup} now: {rows:,} rows, verified, in {report.seconds:.2f} s")
     for path in report.aside:
         say(f"what was there is kept as {path}")
-
-
-def _table_use(*, bytes: int, rows: int, dead: int) -> str:  # noqa: A002 - names of `TableStats`
-    return f"{_bytes(bytes)}, {rows:,} rows, {dead:,} dead"
 
 
 def _bytes(size: float) -> str:

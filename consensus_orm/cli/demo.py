@@ -1,4 +1,4 @@
-"""The command a stranger runs first: demo."""
+"""The command demo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from consensus_orm.cli.app import json_option, main
-from consensus_orm.cli.output import one_line, plain, say, show_json
+from consensus_orm.cli.output import exit_with, one_line, plain, say, show_json
 from consensus_orm.consensus.demo import DemoReport, Leg, play
 
 __all__: list[str] = []
@@ -18,8 +18,7 @@ __all__: list[str] = []
     "--database", type=click.Path(path_type=Path), metavar="FILE", help="Take a copy of this legacy file instead."
 )
 @json_option
-@click.pass_context
-def demo(ctx: click.Context, database: Path | None, as_json: bool) -> None:
+def demo(database: Path | None, as_json: bool) -> None:
     """Show a legacy file going through all phases and back.
 
     Threads write to it all the time. Your data is not touched: the file is generated, or a copy.
@@ -30,8 +29,7 @@ def demo(ctx: click.Context, database: Path | None, as_json: bool) -> None:
     else:
         report = play(database, begin=_begin, tell=_tell)
         _conclude(report)
-    if not report.ok:
-        ctx.exit(1)
+    exit_with(not report.ok)
 
 
 def _begin(rows: int, size: int, threads: int) -> None:
@@ -63,7 +61,7 @@ def _conclude(report: DemoReport) -> None:
     say("Judged by plain SQL, every value in type and bytes:")
     say(f"    {verdict.unchanged:,} of {verdict.original:,} legacy rows are what they were")
     say(f"    {verdict.found:,} of {verdict.added:,} rows added meanwhile are there, {report.deleted:,} deleted again")
-    say(f"    {verdict.surplus:,} rows that nobody wrote")
+    say(f"    {verdict.surplus:,} rows that no writer added")
     say(f"    tables and indexes are {'' if verdict.schema_restored else 'NOT '}defined as before")
     say(f"    ids {'go on where they were' if verdict.ids_continue else 'would be GIVEN AGAIN'}")
     say()

@@ -1,4 +1,4 @@
-"""The commands that show before and after that all is well: rehearse, report."""
+"""The commands rehearse and report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.output import Bars, fields, say, show_json, span, table, when
+from consensus_orm.cli.output import Bars, exit_with, fields, say, show_json, span, table, when
 from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep
 from consensus_orm.report import write
 
@@ -16,12 +16,7 @@ __all__ = ["mention"]
 
 
 def mention(evidence: Evidence | None, now: datetime) -> str:
-    """Whether this database was rehearsed with this mapping, in one line with the command that helps.
-
-    Args:
-        evidence: What is on record.
-        now: The time.
-    """
+    """Whether this database was rehearsed with this mapping, in one line with the next command."""
     run = "run: consensus-orm rehearse"
     if evidence is None:
         return f"none of this database is on record; {run}"
@@ -44,8 +39,7 @@ def mention(evidence: Evidence | None, now: datetime) -> str:
 @click.option("--writers", metavar="N", type=click.IntRange(0, 64), default=0, help="Threads that write meanwhile.")
 @json_option
 @app_command
-@click.pass_context
-def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: int, as_json: bool) -> None:
+def rehearse_command(app: App, keep: Path | None, writers: int, as_json: bool) -> None:
     """Migrate a copy through all phases and back, and check that its rows come out unchanged.
 
     Writes nothing to the database; the evidence is a JSON file beside it, or for a server where its backups go.
@@ -65,8 +59,7 @@ def rehearse_command(ctx: click.Context, app: App, keep: Path | None, writers: i
     else:
         say()
         _tell(app, report)
-    if not report.passed:
-        ctx.exit(1)
+    exit_with(not report.passed)
 
 
 def _step(step: RehearsalStep) -> str:
@@ -105,7 +98,7 @@ def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
         kept = f"{report.writers.rows:,} rows acknowledged, {report.writers.missing:,} missing"
         found.append(("writers", f"{kept}, {failed or 'no unit of work failed'}"))
     if report.unexplained:
-        found.append(("rows", f"{report.unexplained:,} are there that nobody is known to have written"))
+        found.append(("rows", f"{report.unexplained:,} are there that no writer added"))
     if not report.schema_equal:
         found.append(("schema", "the legacy tables are not declared as they were"))
     if report.refused:

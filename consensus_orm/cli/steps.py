@@ -1,4 +1,4 @@
-"""The commands that take a step: upgrade, backfill, verify, advance, rollback, migrate, reconcile."""
+"""The commands that take a step of the migration: upgrade, backfill, verify, advance, rollback, migrate, reconcile."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from consensus_orm.cli.app import (
     main,
     phase_argument,
 )
-from consensus_orm.cli.evidence import mention
-from consensus_orm.cli.output import Bars, key, one_line, plain, say, show_json, table
+from consensus_orm.cli.output import Bars, exit_with, key, listed, one_line, plain, say, show_json
+from consensus_orm.cli.rehearsal import mention
 from consensus_orm.consensus.programs import PROTECTED, UNPROTECTED
 from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.errors import GateClosedError
@@ -38,13 +38,13 @@ from consensus_orm.schema.application import Rewrite
 __all__: list[str] = []
 
 LISTED = 20
-"""Rows named one by one before the rest is only counted."""
+"""Rows listed before the rest is only counted."""
 
 reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audit.")
 
 
 @main.command()
-@click.option("--yes", is_flag=True, help="Make tables anew that another program made, after a verified backup.")
+@click.option("--yes", is_flag=True, help="Recreate tables of another program, after a verified backup.")
 @click.option(
     "--no-protect",
     is_flag=True,
@@ -79,7 +79,7 @@ def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
 
 
 def _is_confirmed(rewrite: Rewrite) -> bool:
-    """Ask on a terminal whether tables may be made anew; elsewhere nobody answers."""
+    """Ask on a terminal whether tables may be recreated; elsewhere the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     click.echo(f"{one_line(rewrite)}.", err=True)
@@ -113,7 +113,7 @@ def backfill(app: App, as_json: bool) -> None:
         say(f"backfill: {_told(report)}")
         if open_rejects:
             say(app.spelled(f"{_count(open_rejects, 'reject')} open; see: consensus-orm rejects"))
-    _exit(open_rejects)
+    exit_with(open_rejects)
 
 
 @main.command()
@@ -128,15 +128,13 @@ def verify(app: App, as_json: bool) -> None:
     else:
         say(f"verify: {_told(report)}")
         _list_differences(app, report)
-    _exit(not report.clean or report.rejects)
+    exit_with(not report.clean or report.rejects)
 
 
 def _list_differences(app: App, report: VerifyReport) -> None:
     if report.differences:
-        shown = report.differences[:LISTED]
-        table(("pair", "key", "kind", "columns"), [(d.pair, key(d.key), d.kind, ", ".join(d.columns)) for d in shown])
-        if (more := len(report.differences) - LISTED) > 0:
-            say(f"and {more:,} more")
+        rows = [(d.pair, key(d.key), d.kind, ", ".join(d.columns)) for d in report.differences]
+        listed(("pair", "key", "kind", "columns"), rows, LISTED)
         say(app.spelled("see: consensus-orm mismatches; repair: consensus-orm reconcile"))
     for counted in report.missed:
         say(
@@ -167,7 +165,7 @@ def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_j
 
 
 def _rehearsal(app: App) -> tuple[bool, str]:
-    """Whether this database was rehearsed with this mapping, and that in words."""
+    """Whether this database was rehearsed with this mapping, also in words."""
     with app.store() as store:
         evidence, now = find(store._units), store.settings.clock()
     return evidence is not None and evidence.holds, f"rehearsal: {app.spelled(mention(evidence, now))}"
@@ -192,7 +190,7 @@ def rollback(app: App, phase: Phase | None, reason: str | None, as_json: bool) -
 
 @contextlib.contextmanager
 def _goal(phase: Phase | None, *, typed: Phase | None) -> Iterator[None]:
-    """Let the command that goes on after Ctrl-C name the phase: again without it might take one step more."""
+    """Name the phase in the command that continues after Ctrl-C, which without it might take a further step."""
     try:
         yield
     except KeyboardInterrupt:
@@ -201,7 +199,7 @@ def _goal(phase: Phase | None, *, typed: Phase | None) -> Iterator[None]:
 
 @main.command()
 @click.option("--to", type=PhaseType(), default=Phase.CONTRACT, help="The phase to reach; contract by default.")
-@click.option("--no-soak", is_flag=True, help="Skip the soak times: for a database that nobody is using.")
+@click.option("--no-soak", is_flag=True, help="Skip the soak times: for a database that is not in use.")
 @reason_option
 @json_option
 @app_command
@@ -230,9 +228,9 @@ def _move(
     as_json: bool,
     label: str,
     work: Callable[[Migration, Bars], dict[str, Any]],
-    so_far: Callable[[], Any] = dict,
+    so_far: Callable[[], dict[str, Any]] = dict,
 ) -> None:
-    """Change the phase and say which it is now; a program is told of what was done before a gate refused, too."""
+    """Change the phase and print it; if a gate refuses, JSON has what was done before."""
     with app.store() as store, Bars(label, quiet=as_json) as bars:
         before = store.migration.phase
         try:
@@ -248,10 +246,10 @@ def _move(
 
 
 @main.command()
-@click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted where nobody reads.")
-@click.option("--repair", is_flag=True, help="Put it back instead.")
+@click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted on the unread side.")
+@click.option("--repair", is_flag=True, help="Restore it instead.")
 @click.option(
-    "--rebuild", type=click.Choice([side.value for side in Side]), help="Make a side again after tables were dropped."
+    "--rebuild", type=click.Choice([side.value for side in Side]), help="Recreate a side after tables were dropped."
 )
 @click.option("--dry-run", is_flag=True, help="Only list what would be done.")
 @json_option
@@ -279,7 +277,7 @@ def reconcile(app: App, adopt: bool, repair: bool, rebuild: str | None, dry_run:
         show_json(report)
     else:
         _tell_reconciled(app, report)
-    _exit(report.rejects or report.undecided or (dry_run and report.actions))
+    exit_with(report.rejects or report.undecided or (dry_run and report.actions))
 
 
 def _tell_reconciled(app: App, report: ReconcileReport) -> None:
@@ -299,27 +297,18 @@ def _tell_reconciled(app: App, report: ReconcileReport) -> None:
         f"{_count(report.adopted, 'row')} of other programs {would}settled,"
         f" {_count(len(report.repairs), 'row')} {would}repaired, {_count(report.rejects, 'new reject')}"
     )
-    _list(
-        ("pair", "key", "action", "side", "why"), [(a.pair, key(a.key), a.what, a.side, a.why) for a in report.actions]
-    )
+    actions = [(a.pair, key(a.key), a.what, a.side, a.why) for a in report.actions]
+    listed(("pair", "key", "action", "side", "why"), actions, LISTED)
     if report.images:
         say(app.spelled(f"{_count(report.images, 'row')} kept before that; see: consensus-orm images"))
     if report.undecided:
         say(f"{_count(len(report.undecided), 'row')} of other programs undecided:")
-        _list(("pair", "key", "side", "did"), [(u.pair, key(u.key), u.side, u.did) for u in report.undecided])
+        listed(("pair", "key", "side", "did"), [(u.pair, key(u.key), u.side, u.did) for u in report.undecided], LISTED)
         say(app.spelled("take over: consensus-orm reconcile --adopt; put back: consensus-orm reconcile --repair"))
 
 
-def _list(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    """List the first rows, and count the others."""
-    if rows:
-        table(columns, rows[:LISTED])
-    if (more := len(rows) - LISTED) > 0:
-        say(f"and {more:,} more")
-
-
 def _told(result: list[str] | BackfillReport | VerifyReport | Phase) -> str:
-    """What a step did, in words."""
+    """The result of a step in words."""
     if isinstance(result, Phase):
         return f"reached {result.name}"
     if isinstance(result, BackfillReport):
@@ -338,8 +327,3 @@ def _told(result: list[str] | BackfillReport | VerifyReport | Phase) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _exit(found: object) -> None:
-    if found:
-        click.get_current_context().exit(1)

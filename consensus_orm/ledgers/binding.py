@@ -1,0 +1,39 @@
+"""What the statements of the ledgers bind, and the keys that they return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from sqlalchemy import BindParameter, ClauseElement, Integer, bindparam, column
+
+from consensus_orm.databases.base import Transaction
+
+__all__ = ["KEY", "Key", "among", "bound", "keys_of", "milliseconds"]
+
+Key: TypeAlias = int | str | None
+"""The primary key of a row of a pair; None where a row cannot be named by it."""
+
+KEY = column("key", Integer())
+"""The key of a row in a control table, which has no type there; typed, so that a statement can compare it."""
+
+
+def milliseconds(uow: Transaction) -> int:
+    """The start of a unit of work in ms since 1970 UTC."""
+    return int(uow.now.timestamp() * 1000)
+
+
+def bound(*names: str) -> dict[str, BindParameter[Any]]:
+    """Values for columns, each bound under the name of its column."""
+    return {name: bindparam(name) for name in names}
+
+
+def among(keys: Iterable[object]) -> dict[str, str]:
+    """The parameter of a statement on rows by their keys (`rendering.in_keys`)."""
+    return {"_keys": json.dumps(list(keys))}
+
+
+def keys_of(uow: Transaction, statement: str | ClauseElement, parameters: dict[str, Any]) -> list[Any]:
+    """The first column of what a query returns."""
+    return [row[0] for row in uow._rows(statement, parameters)]

@@ -1,0 +1,258 @@
+"""The way back from every phase: rows that only the truth has are carried to the other side, then the phase changes.
+
+Long work is done in chunks while writers go on; what they wrote meanwhile is carried under the fence. From CONTRACT the
+legacy tables are made again first, from their saved definitions. The next call continues or undoes an interrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+from consensus_orm import errors
+from consensus_orm.databases import guard_record, saved_schema, state
+from consensus_orm.databases.saved_rows import saved_rows, unsafe
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.moves import Moves
+from consensus_orm.ledgers import changes, guards, mismatches, rejects, signs
+from consensus_orm.ledgers.binding import Key
+from consensus_orm.migration import keyless
+from consensus_orm.migration.carrying import adopt_range, reject_unequal
+from consensus_orm.migration.flip import expect, flip
+from consensus_orm.migration.gates import Obstacle, undecided_text
+from consensus_orm.migration.pace import catch_up, in_chunks
+from consensus_orm.migration.ranges import Range, next_range
+from consensus_orm.migration.settling import Drained, drain, settle_open
+from consensus_orm.migration.transactions import Transactions
+from consensus_orm.phase import Phase, Side
+from consensus_orm.progress import Tally, Watch
+from consensus_orm.statements.pairs import PairStatements
+from consensus_orm.unit_of_work.unit import UnitOfWork
+
+__all__ = ["expand_again", "roll_back", "undo_expansion"]
+
+
+def roll_back(
+    writing: Transactions, flipping: Transactions, now: Phase, to: Phase, *, reason: str | None, progress: Watch
+) -> None:
+    """Go back to the phase before, while both sides exist.
+
+    Raises:
+        GateClosedError: Rows cannot be carried back, or wait for a choice.
+        GuardsBrokenError: A guard of the phase is not in place.
+        PhaseChangedError: Another process changed the phase.
+    """
+    catch_up(writing, partial(_drain, now), progress)
+    flipping.run(partial(_flip_back, now=now, to=to, reason=reason))
+
+
+def _drain(now: Phase, uow: UnitOfWork, limit: int) -> Drained:
+    expect(uow, now)
+    if not changes.some_waiting(uow):
+        return Drained(0, 0)  # nothing to carry; the flip looks at the guards
+    _require_guards(uow)
+    return drain(uow, limit=limit)
+
+
+def _require_guards(uow: UnitOfWork) -> None:
+    """Refuse to go on where the triggers may have missed a write that has to be carried back."""
+    guards.require(uow)
+    if uow.phase.truth is Side.NORMALIZED:
+        guards.require_accounted(uow)
+
+
+def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) -> None:
+    uow.catalog.keep_out(uow)
+    expect(uow, now)
+    _require_guards(uow)
+    while drain(uow).looked_at:
+        pass
+    if now.compares and (undecided := changes.undecided(uow)):
+        # The flip changes which side is read, and would settle what waits for a choice.
+        text = undecided_text(undecided, now)
+        raise errors.GateClosedError(text, hint="run: consensus-orm reconcile --dry-run", reasons=[text], phase=now)
+    stuck = settle_open(uow).rejects if now.compares else 0
+    if stuck := stuck or mismatches.count_open(uow):
+        raise errors.GateClosedError(
+            f"{stuck} rows cannot be carried to the {to.truth} side",
+            hint="run: consensus-orm reconcile",
+            reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
+        )
+    if now.truth is Side.NORMALIZED:
+        _require_carried_back(uow, to)
+    flip(uow, to, action="rollback", reason=reason)
+
+
+def _require_carried_back(uow: UnitOfWork, to: Phase) -> None:
+    """Refuse the way back while rows of the truth are missing, or different, on the legacy side.
+
+    Such a row is an open reject. One that an operator has accepted blocks neither direction.
+    """
+    left = {pair: _left_behind(uow, pair) for pair in uow.statements.mapping}
+    found = [
+        Obstacle(
+            f"{rows} rows of {pair.table.name} could not be carried back to {pair.legacy_name}, which does not hold"
+            " them equal",
+            "consensus-orm rejects",
+        )
+        for pair, rows in left.items()
+        if rows
+    ]
+    if found:
+        raise errors.GateClosedError(
+            f"the way back to {to.name} is shut: " + "; ".join(obstacle.reason for obstacle in found),
+            hint="run: consensus-orm rejects, then resolve each, or accept it with a reason",
+            reasons=[obstacle.text for obstacle in found],
+            phase=uow.phase,
+            to=to,
+        )
+
+
+def _left_behind(uow: UnitOfWork, pair: Move) -> int:
+    """How many rows of the normalized side are open rejects, and have no equal on the legacy side."""
+    found = list(rejects.open_of(uow, pair, Side.NORMALIZED))
+    unequal = sum(bool(mismatches.differences(uow, pair, each.key)) for each in found if each.key is not None)
+    return unequal + sum(keyless.stands(uow, each) for each in found if keyless.concerns(each))
+
+
+# From CONTRACT --------------------------------------------------------------------------------------------
+
+
+def expand_again(writing: Transactions, flipping: Transactions, *, reason: str | None, progress: Watch = None) -> None:
+    """Make the legacy tables again from the normalized ones and flip back to NORMALIZED.
+
+    Raises:
+        MigrationError: There never were legacy tables in this database, or another relation has one of their names.
+        PhaseChangedError: Another process finished the rebuild, or undid it.
+    """
+    for pair in flipping.run(_begin_expansion):
+        _fill(writing, pair, progress)
+    catch_up(writing, _drain_expanded, progress)
+    flipping.run(partial(_finish_expansion, reason=reason))
+
+
+def _expect_expansion(uow: UnitOfWork) -> None:
+    """Refuse to go on where another process took the same step, or undid it."""
+    if uow.phase.has_legacy or state.step(uow) != state.EXPANDING:
+        raise errors.PhaseChangedError(
+            f"somebody else has ended the rebuild of the legacy tables; the phase is {uow.phase.name}",
+            expected=Phase.CONTRACT,
+            phase=uow.phase,
+        )
+
+
+def _begin_expansion(uow: UnitOfWork) -> Moves:
+    uow.catalog.keep_out(uow)
+    if uow.phase.has_legacy:
+        _expect_expansion(uow)
+    if state.step(uow) == state.EXPANDING:
+        return uow.statements.mapping  # an earlier call was interrupted; its tables are filled further
+    if not saved_schema.has_tables(uow):
+        raise errors.MigrationError(
+            "this database never had legacy tables, so there is nothing to go back to",
+            hint="stay at CONTRACT",
+        )
+    signs.take_down(uow)
+    saved_rows(uow)  # what cannot be put back at the end shows now, before anything is carried
+    uow.catalog.legacy.bring_back(uow)
+    _try_out(uow)
+    guard_record.install(uow, Phase.NORMALIZED)
+    changes.forget_all(uow)
+    state.put_step(uow, state.EXPANDING)
+    return uow.statements.mapping
+
+
+def _try_out(uow: UnitOfWork) -> None:
+    """Check, in a savepoint that is rolled back, that the tables take rows: saved definitions may have been changed.
+
+    Raises:
+        UnsafeDefinitionError: A table lacks a column, or cannot take a row.
+    """
+    uow._execute("SAVEPOINT tried_out")
+    for pair in uow.statements.mapping:
+        there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
+        needed = set(pair.legacy_columns)
+        needed |= {name for row in saved_rows(uow) if row.table == pair.legacy_name for name in row.cells}
+        if any(name.lower() not in there for name in needed):
+            raise unsafe("table", pair.legacy_name)
+        try:
+            if of := next_range(uow, pair, Side.NORMALIZED, None, 1):
+                adopt_range(uow, pair, of)
+                uow._execute(uow.statements[pair].rebuild_legacy, of.bounds)
+        except errors.StorageError as error:
+            refusal = uow.engine.dialect.loaded_dbapi.IntegrityError
+            if type(error) is errors.StorageError and not isinstance(error.__cause__, refusal):
+                raise unsafe("table", pair.legacy_name) from error
+            raise  # the database as a whole failed, or the row does not meet a constraint
+    uow._execute("ROLLBACK TO SAVEPOINT tried_out")
+    uow._execute("RELEASE SAVEPOINT tried_out")
+
+
+def _fill(writing: Transactions, pair: Move, progress: Watch) -> None:
+    """Carry the rows of a pair in chunks, from behind the highest key that is there already."""
+    tally = Tally(progress, pair.name)
+
+    def chunk(uow: UnitOfWork, size: int) -> tuple[None, int] | None:
+        _expect_expansion(uow)
+        sql = uow.statements[pair]
+        after = uow._rows(sql.last_key(Side.LEGACY))[0][0]
+        if (of := next_range(uow, pair, Side.NORMALIZED, after, size)) is None:
+            return None
+        tally.expect(lambda: _to_fill(uow, sql))
+        adopt_range(uow, pair, of)
+        with uow.catalog.legacy_unfrozen(uow):
+            uow._execute(sql.rebuild_legacy, of.bounds)
+        _reject_unequal(uow, pair, of)
+        return None, of.rows
+
+    for _ in in_chunks(writing, tally, chunk):
+        pass
+
+
+def _reject_unequal(uow: UnitOfWork, pair: Move, of: Range) -> None:
+    """Reject rows of a range that the table, as it was saved, does not hold equal; derived columns may differ."""
+    found: set[Key] = set()
+    for side in Side:
+        ((_, wrong),) = uow._rows(uow.statements[pair].compare_range(side, but_recorded=True), of.bounds)
+        found.update(json.loads(wrong or "[]"))
+    unequal = [key for key in found if mismatches.differences(uow, pair, key)]
+    reject_unequal(uow, pair, unequal, Side.NORMALIZED)
+
+
+def _to_fill(uow: UnitOfWork, sql: PairStatements) -> int:
+    """Rows that an interrupted call has not carried yet."""
+    normalized, legacy = (int(uow._rows(sql.count(side, ()))[0][0]) for side in (Side.NORMALIZED, Side.LEGACY))
+    return max(normalized - legacy, 0)
+
+
+def _drain_expanded(uow: UnitOfWork, limit: int) -> Drained:
+    _expect_expansion(uow)
+    return drain(uow, limit=limit)
+
+
+def _finish_expansion(uow: UnitOfWork, *, reason: str | None) -> None:
+    uow.catalog.keep_out(uow)
+    _expect_expansion(uow)
+    while drain(uow).looked_at:
+        pass
+    _require_carried_back(uow, Phase.NORMALIZED)
+    saved = saved_schema.entries(uow)
+    with uow.catalog.legacy_unfrozen(uow):
+        for row in saved_rows(uow):
+            uow.catalog.legacy.put_back(uow, row)
+    for each in saved:
+        uow.catalog.legacy.complete(uow, each.type, each.name, each.table, each.sql, each.sequence)
+    saved_schema.forget(uow)
+    flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
+
+
+def undo_expansion(uow: UnitOfWork) -> None:
+    """Drop the half-made legacy tables of an interrupted rollback, where there are any; the phase stays CONTRACT."""
+    if state.step(uow) != state.EXPANDING:
+        return
+    guard_record.install(uow, Phase.CONTRACT)
+    for pair in uow.statements.mapping:
+        uow.catalog.legacy.drop_again(uow, pair)
+    signs.put_up(uow)
+    changes.forget_all(uow)
+    state.put_step(uow, None)
