@@ -40,15 +40,15 @@ MUTATIONS = (
     Mutation(
         "1 a column is forgotten in the mapping",
         "consensus/declaration.py",
-        '        "response_text": AgentOutput.response_text,\n',
+        '        AgentOutput.response_text: "response_text",\n',
         "",
         "rule_1",
     ),
     Mutation(
         "3 ids come from the normalized side alone",
         "databases/sqlite/rendering.py",
-        "tables = (pair.legacy_table, pair.table)",
-        "tables = (pair.table,)",
+        "keys = (pair.legacy_table.c[pair.legacy_key], pair.key)",
+        "keys = (pair.key,)",
         "rule_3",
     ),
     Mutation(
@@ -153,7 +153,7 @@ MUTATIONS = (
     Mutation(
         "notice: a write to the legacy side alone is not seen",
         "databases/sqlite/triggers.py",
-        'yield self._notice("legacy", "insert", self.pair.legacy_table, unequal)',
+        'yield self._notice(Side.LEGACY, "insert", self._unequal_legacy)',
         "yield from ()",
         "gate",
     ),
@@ -191,7 +191,7 @@ MUTATIONS = (
     Mutation(
         "PostgreSQL notice: a write to the legacy side alone is not seen",
         "databases/postgresql/triggers.py",
-        'yield _note(pair, "legacy", pair.legacy_table, EACH, FOREIGN)',
+        "yield _note(pair, Side.LEGACY, EACH, FOREIGN)",
         "yield from ()",
         "gate",
         "postgresql",

@@ -83,13 +83,12 @@ class SQLiteRendering(PairRendering):
 
     def next_key(self, pair: Move) -> str:
         """The next id, above every id that either side has or ever assigned (rule 3)."""
-        tables = (pair.legacy_table, pair.table)
-        names = [t.name for t in tables]
+        keys = (pair.legacy_table.c[pair.legacy_key], pair.key)
+        names = [key.table.name for key in keys]
         given: Select[Any] = select(func.max(cast(literal_column("seq"), Integer))).select_from(
             table("sqlite_sequence")
         )
         given = given.where(literal_column("name").in_(names))
-        keys = [pair.legacy_table.c[pair.legacy_key], pair.key]
         highest = [given, *(select(func.max(key)).where(usable(key)) for key in keys)]
         zero: ColumnElement[Any] = literal_column("0")
         largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))
