@@ -85,7 +85,9 @@ def test_a_backup_has_everything(engine: Engine, path: Path, target: Path) -> No
     assert os.listdir(target.parent) == [target.name]  # noqa: PTH208
     assert report.path == target
     assert (report.user_version, report.rows, report.bytes) == (7, {"t": 2, "u": 0}, target.stat().st_size)
-    assert told[-1] == (report.pages, report.pages)
+    steps = range(backup_module.PAGES, report.pages, backup_module.PAGES)
+    assert told == [(done, report.pages) for done in (*steps, report.pages)]
+    assert len(told) > 1
 
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
@@ -225,11 +227,19 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(engine: Engine, target: P
     assert os.listdir(target.parent) == [target.name]  # noqa: PTH208
 
 
-@pytest.mark.parametrize("damage", ["DELETE FROM t", "PRAGMA user_version = 3", "DROP TABLE u", "bytes"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("DELETE FROM t", "differs from the original in t(:|$)"),
+        ("DELETE FROM t; DROP TABLE u", "differs from the original in t, u(:|$)"),
+        ("PRAGMA user_version = 3", "differs from the original in its settings(:|$)"),
+        ("bytes", "integrity_check of the copy says: [^*]"),
+    ],
+)
 def test_a_copy_that_differs_is_thrown_away(
-    engine: Engine, target: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    engine: Engine, target: Path, monkeypatch: pytest.MonkeyPatch, damage: str, said: str
 ) -> None:
-    """A copy that lost a row, a table, a setting or a page on its way is never put in its place."""
+    """A copy that lost a row, a table, a setting or a page on its way is never put in its place; that is named."""
     real = backup_module._verify
 
     def damaged(copy: Path, wanted: backup_module._Facts) -> None:
@@ -239,11 +249,11 @@ def test_a_copy_that_differs_is_thrown_away(
                 file.write(b"\x01\x02\x03\x04\x05")
         else:
             with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
-                connection.execute(damage)
+                connection.executescript(damage)
         real(copy, wanted)
 
     monkeypatch.setattr(backup_module, "_verify", damaged)
-    with pytest.raises(errors.BackupError):
+    with pytest.raises(errors.BackupError, match=said):
         backup(engine, target)
     assert os.listdir(target.parent) == []  # noqa: PTH208
 

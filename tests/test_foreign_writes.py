@@ -393,3 +393,31 @@ def test_there_are_two_choices(store: ConsensusStore) -> None:
     bring(store, Phase.DUAL_WRITE)
     with pytest.raises(InvalidValueError, match="'both' is no choice"):
         store.migration.reconcile(foreign="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("phase", BOTH, ids=lambda p: p.name)
+def test_what_putting_back_replaces_is_kept(store: ConsensusStore, database: Database, phase: Phase) -> None:
+    """A row whose sides differ is kept as each of them has it, and what was open of it is settled; else it is one row.
+
+    What is open of another row stays open.
+    """
+    bring(store, phase)
+    truth, shadow = phase.truth, phase.truth.other
+    table, content = ARTIFACTS[shadow]
+    database.script(f"UPDATE {table} SET {content} = 'theirs' WHERE id IN (1, 2)")
+    reconciled(store, "repair")
+    (number,) = [image.id for image in store.migration.images() if (image.pair, image.key) == ("artifacts", 1)]
+    cause = f"image {number} was put back"
+    database.script(f"UPDATE {table} SET {content} = 'again' WHERE id IN (1, 2)")
+    assert [row.key for row in reconciled(store).undecided] == [1, 2]
+    for sides in ([truth, shadow], [truth]):
+        before = [(image["id"], image["side"]) for image in images(database)]
+        store.migration.restore_image(number, reason="a test")
+        kept = "SELECT key, side, cause FROM consensus_orm_images WHERE id > ? ORDER BY id"
+        assert database.rows_of(kept, before[-1][0]) == [(1, side.value, cause) for side in sides]
+        for of, its in ARTIFACTS.values():
+            assert database.scalar(f"SELECT {its} FROM {of} WHERE id = 1") == "theirs"
+    found = database.rows_of("SELECT key, state FROM consensus_orm_mismatches WHERE note = ?", cause)
+    assert found == [(1, "repaired")]
+    assert [(mismatch.key, mismatch.kind) for mismatch in store.migration.mismatches()] == [(2, "foreign_update")]
+    assert [row.key for row in reconciled(store).undecided] == [2]

@@ -114,6 +114,32 @@ def test_a_row_that_was_rejected_after_verify_shuts_the_gate(
     assert store.migration.advance() is Phase.CUTOVER
 
 
+def test_a_row_that_was_rejected_during_verify_shuts_the_gate(
+    open_store: Callable[..., ConsensusStore], new_database: Database
+) -> None:
+    """A certificate does not speak of a row that was rejected between the scan and its conclusion, accepted or not."""
+    store, other = open_store(), open_store()
+    store.migration.migrate("dual_write")
+    store.migration.backfill()
+    left = [IGNORE]
+
+    def reject_once(_: object) -> None:
+        if left:
+            new_database.fault("BEFORE INSERT", "agent_outputs", left.pop())
+            new_database.script(
+                "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', '{}')"
+            )
+            other.migration.reconcile()
+            (reject,) = other.migration.rejects()
+            other.migration.accept_reject(reject.id, reason="a test")
+
+    store.migration.verify(reject_once)
+    new_database.heal()
+    assert any("a row was rejected since the last verify" in reason for reason in store.migration.status().gate)
+    assert store.migration.verify().clean
+    assert store.migration.status().gate == []
+
+
 def test_what_we_deleted_is_known_of_each_row_above_the_cap(
     open_store: Callable[..., ConsensusStore], new_database: Database
 ) -> None:
