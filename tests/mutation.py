@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-import functools
 import gc
 import hashlib
 import json
