@@ -33,6 +33,7 @@ import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -54,8 +55,8 @@ LEFT_OUT = re.compile(
 )
 """Files of tests that take long, start programs of their own, whose ways nobody sees, or are about other modules."""
 
-STARTING = 30.0
-"""Seconds that any judgement may take beside its tests."""
+ALLOWED = 300.0
+"""Seconds that any judgement may take, beside ten times as long as its tests took: a mutant may hang."""
 
 Tests = dict[str, list[tuple[float, str]]]
 """Of each function the tests that come by it, and their seconds; the fastest first."""
@@ -142,6 +143,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mutants", type=int, default=250, help="of the sample (250); 0 for all")
     parser.add_argument("--seed", type=int, default=1, help="of the sample (1)")
     parser.add_argument("--seconds", type=float, default=60, help="of tests that a mutant has to survive (60)")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants judged at the same time (1)")
     parser.add_argument("--share", type=float, default=0.95, help="that has to be killed (0.95)")
     parser.add_argument("--folder", default=default, help=f"where the copy is made and kept ({default})")
     return parser.parse_args()
@@ -158,11 +160,13 @@ def _campaign(asked: argparse.Namespace) -> int:
     known = tomllib.loads(Path("tests/equivalent_mutants.toml").read_text(encoding="utf-8"))["mutant"]
     unseen = {(entry["module"], entry["edit"].strip()) for entry in known}
     equivalent = {one for one in sample if (one.module, one.edit) in unseen}
-    for number, one in enumerate(sample, 1):
-        if one not in equivalent and not verdicts.get(one.key):
-            verdicts[one.key] = _judge(one, tests, asked.seconds)
+    asked_for = [one for one in sample if one not in equivalent and not verdicts.get(one.key)]
+    with ThreadPoolExecutor(asked.jobs) as threads:
+        judged = threads.map(lambda one: _judge(one, tests, asked.seconds), asked_for)
+        for number, (one, verdict) in enumerate(zip(asked_for, judged, strict=True), 1):
+            verdicts[one.key] = verdict
             _save("verdicts.json", verdicts)
-            print(f"{number}/{len(sample)} {one.name}: {verdicts[one.key] or 'SURVIVED'}", flush=True)
+            print(f"{number}/{len(asked_for)} {one.name}: {verdict or 'SURVIVED'}", flush=True)
     killers = sorted({verdict for one in sample if "::" in (verdict := verdicts.get(one.key, ""))})
     for wrong in _forked(killers, "", 3600).failed if killers else ():
         print(f"fails without any mutant, so that its verdicts do not count: {wrong}")
@@ -260,7 +264,7 @@ def _judge(mutant: Mutant, tests: Tests, most: float) -> str:
             total += seconds
     if not chosen:
         return ""
-    seen = _forked(["-x", *chosen], mutant.name, STARTING + 4 * total)
+    seen = _forked(["-x", *chosen], mutant.name, ALLOWED + 10 * total)
     return seen.failed[0] if seen.failed else f"exit code {seen.code}" if seen.code else ""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from consensus_orm import errors
+from consensus_orm import errors, files
 from consensus_orm.databases.engine import checkout, driver, prepare
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.databases.opening import create
@@ -184,30 +184,40 @@ def in_use(target: Path, _source: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "overwrite", "said"),
+    ("make", "overwrite", "said", "hint"),
     [
-        (folder, True, "is a folder"),
-        (no_folder, True, "folder that does not exist"),
-        (existing, False, "exists already"),
-        (dangling_link, False, "exists already"),
-        (itself, True, "is the database itself"),
-        (its_log, True, "is the database itself"),
-        (link_to_itself, True, "is the database itself"),
-        (hard_link_to_itself, True, "is the database itself"),
-        (in_use, True, "-journal file beside it"),
+        (folder, True, "is a folder", "give the path of a file in it"),
+        (no_folder, True, "folder that does not exist", "make the folder first"),
+        (existing, False, "exists already", "give another path, or ask to overwrite it"),
+        (dangling_link, False, "exists already", "give another path, or ask to overwrite it"),
+        (itself, True, "is the database itself", "give another path"),
+        (its_log, True, "is the database itself", "give another path"),
+        (link_to_itself, True, "is the database itself", "give another path"),
+        (hard_link_to_itself, True, "is the database itself", "give another path"),
+        (in_use, True, "has a -journal file beside it, as a database in use has", "give another path"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused(
-    engine: Engine, path: Path, target: Path, make: Callable[[Path, Path], Path], overwrite: bool, said: str
+    engine: Engine, path: Path, target: Path, make: Callable[[Path, Path], Path], overwrite: bool, said: str, hint: str
 ) -> None:
-    """Each target that would lose something or cannot be written is refused, with nothing changed."""
+    """Each target that would lose something or cannot be written is refused, with nothing changed and what helps."""
     refused = make(target, path)
     before = dump(path)
-    with pytest.raises(errors.BackupError, match=said):
+    with pytest.raises(errors.BackupError, match=said) as caught:
         backup(engine, refused, overwrite=overwrite)
+    assert caught.value.hint == hint
+    assert caught.value.facts["path"] == files.resolved(refused)
     assert dump(path) == before
     if make is existing:
         assert target.read_text() == "precious"
+
+
+def test_a_server_is_refused(target: Path, open_engine: Callable[[Path | str], Engine]) -> None:
+    """A database on a server is none to copy pages of: that is said, with what to do instead, and nothing is made."""
+    with pytest.raises(errors.BackupError, match="a server is backed up by its own means") as caught:
+        backup(open_engine("postgresql://nowhere/nothing"), target)
+    assert caught.value.hint == "or take a copy in a SQLite file, with the command copy"
+    assert os.listdir(target.parent) == []  # noqa: PTH208
 
 
 def test_overwriting_replaces_the_file_at_once(engine: Engine, path: Path, target: Path) -> None:
