@@ -419,5 +419,29 @@ def test_what_putting_back_replaces_is_kept(store: ConsensusStore, database: Dat
             assert database.scalar(f"SELECT {its} FROM {of} WHERE id = 1") == "theirs"
     found = database.rows_of("SELECT key, state FROM consensus_orm_mismatches WHERE note = ?", cause)
     assert found == [(1, "repaired")]
+    told = store.migration.history()[-1]
+    assert (told.action, told.reason) == ("restore image", "a test")
     assert [(mismatch.key, mismatch.kind) for mismatch in store.migration.mismatches()] == [(2, "foreign_update")]
     assert [row.key for row in reconciled(store).undecided] == [2]
+
+
+def test_an_entry_shows_its_row_as_each_side_has_it(store: ConsensusStore, database: Database) -> None:
+    """Columns that differ are marked, in their parents too, under the names of an image; contents only when asked."""
+    bring(store, Phase.DUAL_WRITE)
+    (content,) = database.rows_of("SELECT content_json FROM consensus_artifacts WHERE id = 1")
+    database.script(
+        "UPDATE agent_outputs SET content = 'theirs', output_timestamp = 5 WHERE id = 1;"
+        " UPDATE consensus_runs SET stage = 'other' WHERE id = (SELECT run_id FROM agent_outputs WHERE id = 1)"
+    )
+    reconciled(store)
+    (number,) = [found.id for found in store.migration.mismatches() if (found.pair, found.key) == ("artifacts", 1)]
+    shown, hidden = (store.migration.mismatch(number, contents=contents) for contents in (True, False))
+    assert shown.on == (Side.LEGACY, Side.NORMALIZED)
+    assert {column.name for column in shown.columns if column.differs} == {
+        *("content_json", "stage", "agent_outputs.output_timestamp"),
+    }
+    (there,) = [column for column in shown.columns if column.name == "content_json"]
+    assert there.legacy is not None and there.normalized is not None
+    assert (there.legacy.value, there.normalized.value, there.image) == (*content, "theirs", None)
+    told = [cell for column in hidden.columns if column.name == "content_json" for cell in (column.normalized,)]
+    assert [(cell.type, cell.bytes, cell.value) for cell in told if cell] == [("text", 6, None)]
