@@ -49,7 +49,7 @@ SELECTED = ("-k", "test_postgresql_fence or not (postgresql or servers)")
 LEFT_OUT = re.compile(
     r"test_(asynchronous|benchmarks|classification|cli_steps|cli_streams|contention|demo|executions|explain|expressions"
     r"|hostile_arguments|hostile_surroundings|kill|leftovers|mutations|observability|pace|plans|power_cuts"
-    r"|programs_of_the_field|races|readme|records|rehearsal|report|restore|retry|servers|session_guard|settings"
+    r"|programs_of_the_field|races|readme|records|report|restore|retry|servers|session_guard|settings"
     r"|state_machine|surface|telemetry|testing|timing|tracker|vacuum|validation)\b"
     r"|test_postgresql_(?!fence)|on_servers|packaging"
 )

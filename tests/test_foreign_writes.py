@@ -65,7 +65,7 @@ def reconciled(store: ConsensusStore, foreign: Any = None) -> ReconcileReport:
     planned = store.migration.reconcile(foreign=foreign, dry_run=True)
     done = store.migration.reconcile(foreign=foreign)
     assert (planned.actions, planned.undecided) == (done.actions, done.undecided)
-    assert (planned.dry_run, planned.images) == (True, 0)
+    assert (planned.dry_run, planned.images, done.dry_run) == (True, 0, False)
     return done
 
 
@@ -437,11 +437,10 @@ def test_an_entry_shows_its_row_as_each_side_has_it(store: ConsensusStore, datab
     (number,) = [found.id for found in store.migration.mismatches() if (found.pair, found.key) == ("artifacts", 1)]
     shown, hidden = (store.migration.mismatch(number, contents=contents) for contents in (True, False))
     assert shown.on == (Side.LEGACY, Side.NORMALIZED)
-    assert {column.name for column in shown.columns if column.differs} == {
-        *("content_json", "stage", "agent_outputs.output_timestamp"),
-    }
+    differing = {column.name for column in shown.columns if column.differs}
+    assert differing == {"content_json", "stage", "agent_outputs.output_timestamp"}
     (there,) = [column for column in shown.columns if column.name == "content_json"]
-    assert there.legacy is not None and there.normalized is not None
-    assert (there.legacy.value, there.normalized.value, there.image) == (*content, "theirs", None)
-    told = [cell for column in hidden.columns if column.name == "content_json" for cell in (column.normalized,)]
-    assert [(cell.type, cell.bytes, cell.value) for cell in told if cell] == [("text", 6, None)]
+    assert [cell and cell.value for cell in (there.legacy, there.normalized, there.image)] == [*content, "theirs", None]
+    (kept,) = [column.normalized for column in hidden.columns if column.name == "content_json"]
+    assert kept is not None
+    assert (kept.type, kept.bytes, kept.value) == ("text", 6, None)
