@@ -17,7 +17,7 @@ from consensus_orm.errors import GateClosedError, InvalidValueError
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
-from tests.databases import Database, build_legacy
+from tests.databases import IGNORE, Database, build_legacy
 from tests.keeping import assert_kept, images
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_pause=0, mismatch_cap=3)
@@ -444,3 +444,17 @@ def test_an_entry_shows_its_row_as_each_side_has_it(store: ConsensusStore, datab
     (kept,) = [column.normalized for column in hidden.columns if column.name == "content_json"]
     assert kept is not None
     assert (kept.type, kept.bytes, kept.value) == ("text", 6, None)
+
+
+def test_a_reject_shows_the_row_as_it_was_kept(store: ConsensusStore, database: Database) -> None:
+    """Beside what each side has now, which for a row that could not be carried is one side alone."""
+    bring(store, Phase.DUAL_WRITE)
+    database.fault("BEFORE INSERT", "agent_outputs", IGNORE)
+    database.script(f"{ADD_LEGACY} VALUES (801, 'S', 's', 'a', 'kept')")
+    store.migration.reconcile()
+    database.heal()
+    (reject,) = store.migration.rejects()
+    shown = store.migration.reject(reject.id, contents=True)
+    assert shown.on == (Side.LEGACY,)
+    (there,) = [column for column in shown.columns if column.name == "content_json"]
+    assert [cell and cell.value for cell in (there.legacy, there.normalized, there.image)] == ["kept", None, "kept"]
