@@ -1,4 +1,4 @@
-"""The campaign of mutations: does a test fail when a line is wrong? By hand alone, never in CI: it takes an hour.
+"""The campaign of mutations: does a test fail when a line is wrong? By hand alone, never in CI: it takes hours.
 
     pip install -e '.[dev,mutation]'
     python -m tests.mutation                             # a sample over all modules, the same each time
@@ -33,7 +33,7 @@ import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -59,6 +59,7 @@ ALLOWED = 120.0
 """Seconds that any judgement may take, beside ten times as long as its tests took: a mutant may hang."""
 
 FIRST = 20
+"""Tests that a mutant is judged by at first: most die by these, and to collect few costs little."""
 
 Tests = dict[str, list[tuple[float, str]]]
 """Of each function the tests that come by it, and their seconds; the fastest first."""
@@ -134,6 +135,9 @@ def main() -> int:
         "CONSENSUS_ORM_TEST_POSTGRES": servers.shared()[0],  # it outlives all forks, and goes with this process
         "PYTEST_XDIST_TESTRUNUID": servers.RUN,
     }
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, cwd=CHECKOUT, capture_output=True, text=True, check=False).stdout.strip()
+    print(f"{time.strftime('%Y-%m-%d')}, commit {commit}: python -m tests.mutation", *sys.argv[1:], flush=True)
     command = [sys.executable, "-m", "tests.mutation", *sys.argv[1:], "--folder", str(folder)]
     return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 
@@ -144,7 +148,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="as migration/pace; all where left out")
     parser.add_argument("--mutants", type=int, default=250, help="of the sample (250); 0 for all")
     parser.add_argument("--seed", type=int, default=1, help="of the sample (1)")
-    parser.add_argument("--seconds", type=float, default=60, help="of tests that a mutant has to survive (60)")
+    parser.add_argument("--seconds", type=float, default=120, help="of tests that a mutant has to survive (120)")
     parser.add_argument("--jobs", type=int, default=1, help="mutants judged at the same time (1)")
     parser.add_argument("--share", type=float, default=0.95, help="that has to be killed (0.95)")
     parser.add_argument("--folder", default=default, help=f"where the copy is made and kept ({default})")
@@ -162,13 +166,14 @@ def _campaign(asked: argparse.Namespace) -> int:
     known = tomllib.loads(Path("tests/equivalent_mutants.toml").read_text(encoding="utf-8"))["mutant"]
     unseen = {(entry["module"], entry["edit"].strip()) for entry in known}
     equivalent = {one for one in sample if (one.module, one.edit) in unseen}
-    asked_for = [one for one in sample if one not in equivalent and not verdicts.get(one.key)]
+    waiting = [one for one in sample if one not in equivalent and not verdicts.get(one.key)]
+    random.Random(asked.seed).shuffle(waiting)  # so that a run that is stopped has judged a sample, too
     with ThreadPoolExecutor(asked.jobs) as threads:
-        judged = threads.map(lambda one: _judge(one, tests, asked.seconds), asked_for)
-        for number, (one, verdict) in enumerate(zip(asked_for, judged, strict=True), 1):
-            verdicts[one.key] = verdict
+        judged = {threads.submit(_judge, one, tests, asked.seconds): one for one in waiting}
+        for number, future in enumerate(as_completed(judged), 1):
+            verdicts[judged[future].key] = future.result()
             _save("verdicts.json", verdicts)
-            print(f"{number}/{len(asked_for)} {one.name}: {verdict or 'SURVIVED'}", flush=True)
+            print(f"{number}/{len(waiting)} {judged[future].name}: {future.result() or 'SURVIVED'}", flush=True)
     killers = sorted({verdict for one in sample if "::" in (verdict := verdicts.get(one.key, ""))})
     for wrong in _forked(killers, "", 3600).failed if killers else ():
         print(f"fails without any mutant, so that its verdicts do not count: {wrong}")
@@ -177,7 +182,7 @@ def _campaign(asked: argparse.Namespace) -> int:
     left = [one for one in sample if one not in equivalent and not verdicts[one.key]]
     _tell(mutants, sample, equivalent, left)
     share = 1 - len(left) / len(sample)
-    print(f"\n{share:.1%} of {len(sample)} are killed or equivalent (seed {asked.seed}, {time.strftime('%Y-%m-%d')})")
+    print(f"\n{share:.1%} of {len(sample)} are killed or equivalent")
     return 0 if share >= asked.share else 1
 
 
@@ -264,7 +269,6 @@ def _judge(mutant: Mutant, tests: Tests, most: float) -> str:
         if total + seconds < most:
             chosen.append(test)
             total += seconds
-    # Most die by the first few, and to collect few tests costs little.
     for some in filter(None, (chosen[:FIRST], chosen[FIRST:])):
         seen = _forked(["-x", *some], mutant.name, ALLOWED + 10 * total)
         if seen.failed or seen.code:
@@ -280,7 +284,7 @@ def _forked(arguments: Sequence[str], mutant: str, limit: float) -> Seen:
     process.start()
     there.close()
     try:
-        return here.recv() if here.poll(limit) else Seen(code=signal.SIGXCPU)  # type: ignore[no-any-return]
+        return here.recv() if here.poll(limit) else Seen(code=signal.SIGXCPU)
     except EOFError:
         return Seen(code=signal.SIGSEGV)
     finally:
