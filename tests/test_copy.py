@@ -398,7 +398,10 @@ def test_a_store_that_was_born_on_a_server_gets_a_file(url: str, tmp_path: Path)
     with ConsensusStore.open(tmp_path / "file.db", settings=SETTINGS) as store:
         assert store.migration.verify().clean
         take_to(store, Phase.CONTRACT)
-    with oracle.reading(tmp_path / "file.db") as connection:
+    with ConsensusStore.open(url, settings=SETTINGS.model_copy(update={"backup_dir": tmp_path})) as store:
+        take_to(store, Phase.CONTRACT)
+    moved(url, tmp_path / "late.db")
+    with oracle.reading(tmp_path / "late.db") as connection:
         saved = connection.execute("SELECT name, sql FROM consensus_orm_saved_schema WHERE type = 'index'").fetchall()
     assert saved
     assert all(sql.startswith(f"CREATE INDEX {name} ") for name, sql in saved)
