@@ -34,14 +34,12 @@ class Definition:
         name: Its name.
         table: The table it belongs to.
         sql: Its definition, verbatim; the image of a row.
-        sequence: The highest id that the table has given.
     """
 
     type: str
     name: str
     table: str
     sql: str
-    sequence: int | None = None
 
 
 def definitions(source: Source, state: State) -> list[Definition]:
@@ -51,7 +49,7 @@ def definitions(source: Source, state: State) -> list[Definition]:
     # Revisions make the normalized tables of the consensus data; the program that declares others makes those.
     others = made_elsewhere(source.application, source.statements.mapping)
     entries = saved_schema.entries(source) if state.prepared else []
-    saved = [Definition(each.type, each.name, each.table, each.sql, each.sequence) for each in entries]
+    saved = [Definition(each.type, each.name, each.table, each.sql) for each in entries]
     if source.kind == "sqlite":
         live = [*(legacy if state.phase.has_legacy else ()), *others]
         return [d for d in saved if not state.phase.has_legacy] + [d for table in live for d in _objects(source, table)]

@@ -196,7 +196,7 @@ def _keep_definitions(uow: UnitOfWork, target: Target, source: Source, rest: Rem
     if target.kind == source.kind:
         kept: list[tuple[Any, ...]] = [*rest.saved]
     elif target.kind == "postgresql":
-        abroad = [(ABROAD + d.type, d.name, d.table, d.sql, d.sequence) for d in rest.definitions]
+        abroad = [(ABROAD + d.type, d.name, d.table, d.sql, None) for d in rest.definitions]
         kept = [(place - len(abroad), *values) for place, values in enumerate(abroad)]
         kept += [(n, *values) for n, values in enumerate(_own_definitions(uow, rest), 1)]
     else:

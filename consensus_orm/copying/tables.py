@@ -38,7 +38,6 @@ class Copied:
         name: Its name.
         fields: Its columns, the key first.
         pair: The pair under which its rejects are listed.
-        has_pairs_key: Whether its key is that of the pair.
         link: The index of the column that refers to a parent.
         parent: The table that it refers to.
     """
@@ -46,7 +45,6 @@ class Copied:
     name: str
     fields: tuple[Field, ...]
     pair: str
-    has_pairs_key: bool = False
     link: int | None = None
     parent: str | None = None
 
@@ -88,7 +86,7 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
     for pair in mapping if source.phase.has_legacy else ():
         if pair.legacy_name.lower() in there:
             fields = _fields_there(source, pair.legacy_table, extras=extras)
-            found.append(Copied(pair.legacy_name, fields, pair.name, has_pairs_key=True))
+            found.append(Copied(pair.legacy_name, fields, pair.name))
     for table in (table for table in unmapped if table.name in there):
         fields = _fields_there(source, table, extras=extras, unused=False)
         found.append(_listed_under_first(mapping, table.name, fields))
@@ -117,16 +115,16 @@ def _parents_table(parent: Parent, mapping: Moves) -> Copied:
 
 
 def _originals_of(pair: Move, table: Table) -> Copied:
-    return Copied(table.name, _fields(table), pair.name, has_pairs_key=True)
+    return Copied(table.name, _fields(table), pair.name)
 
 
 def _pairs_table(pair: Move) -> Copied:
     fields = _fields(pair.table)
     if pair.link is None or pair.parent is None:
-        return Copied(pair.table.name, fields, pair.name, has_pairs_key=True)
+        return Copied(pair.table.name, fields, pair.name)
     place = [field.name for field in fields].index(pair.link.key)
     parent = pair.parent.table.name
-    return Copied(pair.table.name, fields, pair.name, has_pairs_key=True, link=place, parent=parent)
+    return Copied(pair.table.name, fields, pair.name, link=place, parent=parent)
 
 
 def _fields(table: Table) -> tuple[Field, ...]:

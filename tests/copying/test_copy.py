@@ -126,7 +126,8 @@ def test_no_id_is_given_twice(sources: Sources, url: str, phase: Phase) -> None:
 def test_file_to_file(sources: Sources, tmp_path: Path, phase: Phase) -> None:
     """A copy of the same kind is equal in everything, whatever odd rows there are."""
     source, target = sources(odd_history, phase), tmp_path / "target.db"
-    assert moved(source, target).unfit == ()
+    report = moved(source, target)
+    assert (report.source, report.target, report.unfit) == (str(source), str(target), ())
     for table in (*sides(phase), *LEDGERS, "consensus_orm_saved_schema"):
         assert oracle.rows(target, table) == oracle.rows(source, table), table
     assert foreign_definitions(target, *sides(phase)) == foreign_definitions(source, *sides(phase))
@@ -247,6 +248,13 @@ def test_a_store_that_was_born_on_a_server_gets_a_file(url: str, tmp_path: Path)
     with ConsensusStore.open(tmp_path / "file.db", settings=SETTINGS) as store:
         assert store.migration.verify().clean
         take_to(store, Phase.CONTRACT)
+    with ConsensusStore.open(url, settings=SETTINGS.model_copy(update={"backup_dir": tmp_path})) as store:
+        take_to(store, Phase.CONTRACT)
+    moved(url, tmp_path / "late.db")
+    with oracle.reading(tmp_path / "late.db") as connection:
+        saved = connection.execute("SELECT name, sql FROM consensus_orm_saved_schema WHERE type = 'index'").fetchall()
+    assert saved
+    assert all(sql.startswith(f"CREATE INDEX {name} ") for name, sql in saved)
 
 
 def test_another_mapping(path: Path, tmp_path: Path) -> None:

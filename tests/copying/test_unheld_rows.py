@@ -122,3 +122,14 @@ def test_executions_that_cannot_be_held(tmp_path: Path, url: str) -> None:
         store.migration.accept_reject(listed[0].id, reason="known")
         with store.unit_of_work(read_only=True) as uow:
             assert len(uow.executions.list()) == 2
+
+
+def test_a_key_that_is_no_utf8_goes_from_file_to_file(tmp_path: Path) -> None:
+    """SQLite keeps any bytes as text: such a key has its place in the order of keys, and its row is copied."""
+    source, target = tmp_path / "source.db", tmp_path / "target.db"
+    builders.build_legacy(source, columns=11)
+    with builders.writing(source) as connection:
+        connection.execute("UPDATE agent_executions SET agent_id = CAST(x'ff41' AS TEXT) WHERE rowid = 1")
+    assert moved(source, target).unfit == ()
+    copied, there = (sorted(row[1:] for row in oracle.rows(path, "agent_executions")) for path in (target, source))
+    assert copied == there

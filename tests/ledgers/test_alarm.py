@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import os
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, Settings
+from consensus_orm.ledgers import audit
 from tests.support.databases import Database, build_legacy
 
 EVIL = "UPDATE consensus_artifacts SET content_json = 'evil' WHERE id = NEW.id"
@@ -80,3 +84,13 @@ def test_it_takes_reads_back_where_the_settings_say_so(database: Database, clock
         with store.unit_of_work(read_only=True) as uow:
             found = [artifact for key in keys if (artifact := uow.artifacts.get(key)) is not None]
         assert [artifact.content_json for artifact in found] == ["meant"] * 3
+
+
+def test_who_has_no_name_is_known_by_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container that runs as a bare number the audit says the number."""
+
+    def no_user() -> str:
+        raise KeyError("there is no such user")
+
+    monkeypatch.setattr(getpass, "getuser", no_user)
+    assert audit.whoami() == f"{os.getuid()}@{socket.gethostname()} ({os.getpid()})"

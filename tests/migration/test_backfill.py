@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from consensus_orm import ConsensusStore
+from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.postgresql.catalog import PostgresCatalog
 from consensus_orm.databases.sqlite.catalog import SQLiteCatalog
-from consensus_orm.errors import DatabaseBusyError
+from consensus_orm.errors import DatabaseBusyError, WrongPhaseError
 from consensus_orm.migration import pace
 from consensus_orm.migration.backfill import _Chunks
 from consensus_orm.migration.pace import Pace
@@ -249,3 +249,23 @@ def test_the_times_of_each_database() -> None:
     """A file is locked for 25 ms at a time, half of what a writer may wait; on a server writers do not wait."""
     assert catalog("sqlite").longest_chunk == (0.025, 1)
     assert catalog("postgresql").longest_chunk == (0.3, 20)
+
+
+# Where there is nothing to carry -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phase", "hint"),
+    [(Phase.EXPAND, "run: consensus-orm advance dual_write"), (Phase.NORMALIZED, "there is nothing to do")],
+    ids=lambda value: value.name if isinstance(value, Phase) else "",
+)
+def test_a_phase_without_two_sides_is_refused(open_store: Open, phase: Phase, hint: str) -> None:
+    """Rows would be missed before DUAL_WRITE, and have nowhere to go after CUTOVER: which it is, is said."""
+    store = open_store()
+    if phase is Phase.EXPAND:
+        store.migration.rollback(phase)
+    else:
+        store.migration.migrate(phase, soak=False)
+    with pytest.raises(WrongPhaseError, match=f"the phase is {phase.name}") as refused:
+        store.migration.backfill()
+    assert refused.value.hint == hint

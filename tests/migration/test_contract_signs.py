@@ -152,6 +152,8 @@ def test_a_view_of_somebody_else_is_refused(database: Database, tmp_path: Path, 
             assert store.migration.status().guards == [
                 "consensus_synthesis is a view of another program; drop or rename it"
             ]
+            with pytest.raises(GuardsBrokenError, match="consensus_synthesis is a view of another program"):
+                store.migration.reconcile()
             write(store, "goes on")
     with pytest.raises(UnknownSchemaError, match="consensus_synthesis is a view, not a table"):
         ConsensusStore.open(database.where, settings=settings(tmp_path))

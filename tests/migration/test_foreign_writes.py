@@ -17,7 +17,7 @@ from consensus_orm.errors import GateClosedError, InvalidValueError
 from consensus_orm.migration.reconcile import ReconcileReport
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
-from tests.support.databases import Database, build_legacy
+from tests.support.databases import IGNORE, Database, build_legacy
 from tests.support.keeping import assert_kept, images
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_pause=0, mismatch_cap=3)
@@ -65,7 +65,7 @@ def reconciled(store: ConsensusStore, foreign: Any = None) -> ReconcileReport:
     planned = store.migration.reconcile(foreign=foreign, dry_run=True)
     done = store.migration.reconcile(foreign=foreign)
     assert (planned.actions, planned.undecided) == (done.actions, done.undecided)
-    assert (planned.dry_run, planned.images) == (True, 0)
+    assert (planned.dry_run, planned.images, done.dry_run) == (True, 0, False)
     return done
 
 
@@ -393,3 +393,68 @@ def test_there_are_two_choices(store: ConsensusStore) -> None:
     bring(store, Phase.DUAL_WRITE)
     with pytest.raises(InvalidValueError, match="'both' is no choice"):
         store.migration.reconcile(foreign="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("phase", BOTH, ids=lambda p: p.name)
+def test_what_putting_back_replaces_is_kept(store: ConsensusStore, database: Database, phase: Phase) -> None:
+    """A row whose sides differ is kept as each of them has it, and what was open of it is settled; else it is one row.
+
+    What is open of another row stays open.
+    """
+    bring(store, phase)
+    truth, shadow = phase.truth, phase.truth.other
+    table, content = ARTIFACTS[shadow]
+    database.script(f"UPDATE {table} SET {content} = 'theirs' WHERE id IN (1, 2)")
+    reconciled(store, "repair")
+    (number,) = [image.id for image in store.migration.images() if (image.pair, image.key) == ("artifacts", 1)]
+    cause = f"image {number} was put back"
+    database.script(f"UPDATE {table} SET {content} = 'again' WHERE id IN (1, 2)")
+    assert [row.key for row in reconciled(store).undecided] == [1, 2]
+    for sides in ([truth, shadow], [truth]):
+        before = [(image["id"], image["side"]) for image in images(database)]
+        store.migration.restore_image(number, reason="a test")
+        kept = "SELECT key, side, cause FROM consensus_orm_images WHERE id > ? ORDER BY id"
+        assert database.rows_of(kept, before[-1][0]) == [(1, side.value, cause) for side in sides]
+        for of, its in ARTIFACTS.values():
+            assert database.scalar(f"SELECT {its} FROM {of} WHERE id = 1") == "theirs"
+    found = database.rows_of("SELECT key, state FROM consensus_orm_mismatches WHERE note = ?", cause)
+    assert found == [(1, "repaired")]
+    told = store.migration.history()[-1]
+    assert (told.action, told.reason) == ("restore image", "a test")
+    assert [(mismatch.key, mismatch.kind) for mismatch in store.migration.mismatches()] == [(2, "foreign_update")]
+    assert [row.key for row in reconciled(store).undecided] == [2]
+
+
+def test_an_entry_shows_its_row_as_each_side_has_it(store: ConsensusStore, database: Database) -> None:
+    """Columns that differ are marked, in their parents too, under the names of an image; contents only when asked."""
+    bring(store, Phase.DUAL_WRITE)
+    (content,) = database.rows_of("SELECT content_json FROM consensus_artifacts WHERE id = 1")
+    database.script(
+        "UPDATE agent_outputs SET content = 'theirs', output_timestamp = 5 WHERE id = 1;"
+        " UPDATE consensus_runs SET stage = 'other' WHERE id = (SELECT run_id FROM agent_outputs WHERE id = 1)"
+    )
+    reconciled(store)
+    (number,) = [found.id for found in store.migration.mismatches() if (found.pair, found.key) == ("artifacts", 1)]
+    shown, hidden = (store.migration.mismatch(number, contents=contents) for contents in (True, False))
+    assert shown.on == (Side.LEGACY, Side.NORMALIZED)
+    differing = {column.name for column in shown.columns if column.differs}
+    assert differing == {"content_json", "stage", "agent_outputs.output_timestamp"}
+    (there,) = [column for column in shown.columns if column.name == "content_json"]
+    assert [cell and cell.value for cell in (there.legacy, there.normalized, there.image)] == [*content, "theirs", None]
+    (kept,) = [column.normalized for column in hidden.columns if column.name == "content_json"]
+    assert kept is not None
+    assert (kept.type, kept.bytes, kept.value) == ("text", 6, None)
+
+
+def test_a_reject_shows_the_row_as_it_was_kept(store: ConsensusStore, database: Database) -> None:
+    """Beside what each side has now, which for a row that could not be carried is one side alone."""
+    bring(store, Phase.DUAL_WRITE)
+    database.fault("BEFORE INSERT", "agent_outputs", IGNORE)
+    database.script(f"{ADD_LEGACY} VALUES (801, 'S', 's', 'a', 'kept')")
+    store.migration.reconcile()
+    database.heal()
+    (reject,) = store.migration.rejects()
+    shown = store.migration.reject(reject.id, contents=True)
+    assert shown.on == (Side.LEGACY,)
+    (there,) = [column for column in shown.columns if column.name == "content_json"]
+    assert [cell and cell.value for cell in (there.legacy, there.normalized, there.image)] == ["kept", None, "kept"]

@@ -17,6 +17,7 @@ import pytest
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.errors import GateClosedError, GuardsBrokenError
+from consensus_orm.ledgers import guards
 from consensus_orm.settings import Settings
 from consensus_orm.testing.plugin import QueryCounter
 from tests.field import builders
@@ -377,6 +378,14 @@ def test_the_backfill_carries_nothing_from_a_table_that_was_made_again(
     with pytest.raises(GuardsBrokenError, match="dropped and made again"):
         store.migration.backfill()
     assert database.normalized() == before
+
+
+def test_a_unit_that_voids_certificates_knows_its_epoch(store: ConsensusStore) -> None:
+    """What it records from then on counts for the epoch that is stored."""
+    ready(store, Phase.DUAL_WRITE)
+    with store.unit_of_work() as uow:
+        guards.void(uow)
+        assert uow._rows("SELECT epoch FROM consensus_orm_state") == [(uow.epoch,)]
 
 
 @pytest.mark.sqlite

@@ -250,8 +250,9 @@ def test_nothing_is_made_again_without_need(store: ConsensusStore, database: Dat
     in_phase(store, Phase.CUTOVER)
     everything = database.everything()
     for side in ("legacy", "normalized"):
-        with pytest.raises(MigrationError, match=f"the tables of the {side} side are in place"):
+        with pytest.raises(MigrationError, match=f"the tables of the {side} side are in place") as refused:
             store.migration.reconcile(rebuild=side)
+        assert refused.value.hint == "run: consensus-orm reconcile"
     assert database.everything() == everything
     take_away(database, "consensus_artifacts", "drop")
     with pytest.raises(MigrationError, match="cannot be made from consensus_artifacts, which is not there") as refused:

@@ -16,6 +16,7 @@ from tests.support.databases import IGNORE, Database, build_legacy
 
 NO_TIME = timedelta(0)
 DAMAGE = "UPDATE consensus_artifacts SET content_json = 'damaged' WHERE id = 1"
+ADD = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', '{}')"
 SIDES = (
     "SELECT content_json FROM consensus_artifacts WHERE id = 1",
     "SELECT content FROM agent_outputs WHERE id = 1",
@@ -99,9 +100,7 @@ def test_a_row_that_was_rejected_after_verify_shuts_the_gate(
     assert store.migration.verify().clean
     assert store.migration.status().gate == []
     new_database.fault("BEFORE INSERT", "agent_outputs", IGNORE)
-    new_database.script(
-        "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', '{}')"
-    )
+    new_database.script(ADD)
     store.migration.reconcile()
     new_database.heal()
     (reject,) = store.migration.rejects()
@@ -112,6 +111,30 @@ def test_a_row_that_was_rejected_after_verify_shuts_the_gate(
     assert any("run: consensus-orm verify" in reason for reason in shut.value.reasons)
     assert store.migration.verify().clean
     assert store.migration.advance() is Phase.CUTOVER
+
+
+def test_a_row_that_was_rejected_during_verify_shuts_the_gate(
+    open_store: Callable[..., ConsensusStore], new_database: Database
+) -> None:
+    """A certificate does not speak of a row that was rejected between the scan and its conclusion, accepted or not."""
+    store, other = open_store(), open_store()
+    store.migration.migrate("dual_write")
+    store.migration.backfill()
+    left = [IGNORE]
+
+    def reject_once(_: object) -> None:
+        if left:
+            new_database.fault("BEFORE INSERT", "agent_outputs", left.pop())
+            new_database.script(ADD)
+            other.migration.reconcile()
+            (reject,) = other.migration.rejects()
+            other.migration.accept_reject(reject.id, reason="a test")
+
+    store.migration.verify(reject_once)
+    new_database.heal()
+    assert any("a row was rejected since the last verify" in reason for reason in store.migration.status().gate)
+    assert store.migration.verify().clean
+    assert store.migration.status().gate == []
 
 
 def test_what_we_deleted_is_known_of_each_row_above_the_cap(

@@ -168,7 +168,7 @@ def _verify(copy: Path, wanted: _Facts) -> None:
         said = connection.execute("PRAGMA integrity_check").fetchone()[0]
         if said != "ok":
             raise errors.BackupError(
-                f"integrity_check of the copy says: {said.splitlines()[0]}",
+                f"integrity_check of the copy says: {said.splitlines()[-1]}",
                 hint=f"the database itself is damaged; {errors.CorruptDatabaseError.hint}",
             )
         if (found := _facts(connection)) != wanted:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from consensus_orm import errors
+from consensus_orm import errors, files
 from consensus_orm.databases.engine import checkout, driver, prepare
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.databases.sqlite import backup as backup_module
@@ -74,7 +74,9 @@ def test_a_backup_has_everything(engine: Engine, path: Path, target: Path) -> No
     assert os.listdir(target.parent) == [target.name]  # noqa: PTH208
     assert report.path == target
     assert (report.user_version, report.rows, report.bytes) == (7, {"t": 2, "u": 0}, target.stat().st_size)
-    assert told[-1] == (report.pages, report.pages)
+    steps = range(backup_module.PAGES, report.pages, backup_module.PAGES)
+    assert told == [(done, report.pages) for done in (*steps, report.pages)]
+    assert len(told) > 1
 
 
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
@@ -171,30 +173,40 @@ def in_use(target: Path, _source: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "overwrite", "said"),
+    ("make", "overwrite", "said", "hint"),
     [
-        (folder, True, "is a folder"),
-        (no_folder, True, "folder that does not exist"),
-        (existing, False, "exists already"),
-        (dangling_link, False, "exists already"),
-        (itself, True, "is the database itself"),
-        (its_log, True, "is the database itself"),
-        (link_to_itself, True, "is the database itself"),
-        (hard_link_to_itself, True, "is the database itself"),
-        (in_use, True, "-journal file beside it"),
+        (folder, True, "is a folder", "give the path of a file in it"),
+        (no_folder, True, "folder that does not exist", "make the folder first"),
+        (existing, False, "exists already", "give another path, or ask to overwrite it"),
+        (dangling_link, False, "exists already", "give another path, or ask to overwrite it"),
+        (itself, True, "is the database itself", "give another path"),
+        (its_log, True, "is the database itself", "give another path"),
+        (link_to_itself, True, "is the database itself", "give another path"),
+        (hard_link_to_itself, True, "is the database itself", "give another path"),
+        (in_use, True, "has a -journal file beside it, as a database in use has", "give another path"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused(
-    engine: Engine, path: Path, target: Path, make: Callable[[Path, Path], Path], overwrite: bool, said: str
+    engine: Engine, path: Path, target: Path, make: Callable[[Path, Path], Path], overwrite: bool, said: str, hint: str
 ) -> None:
-    """Each target that would lose something or cannot be written is refused, with nothing changed."""
+    """Each target that would lose something or cannot be written is refused, with nothing changed and what helps."""
     refused = make(target, path)
     before = dump(path)
-    with pytest.raises(errors.BackupError, match=said):
+    with pytest.raises(errors.BackupError, match=said) as caught:
         backup(engine, refused, overwrite=overwrite)
+    assert caught.value.hint == hint
+    assert caught.value.facts["path"] == files.resolved(refused)
     assert dump(path) == before
     if make is existing:
         assert target.read_text() == "precious"
+
+
+def test_a_server_is_refused(target: Path, open_engine: Callable[[Path | str], Engine]) -> None:
+    """A database on a server is none to copy pages of: that is said, with what to do instead, and nothing is made."""
+    with pytest.raises(errors.BackupError, match="a server is backed up by its own means") as caught:
+        backup(open_engine("postgresql://nowhere/nothing"), target)
+    assert caught.value.hint == "or take a copy in a SQLite file, with the command copy"
+    assert os.listdir(target.parent) == []  # noqa: PTH208
 
 
 def test_overwriting_replaces_the_file_at_once(engine: Engine, path: Path, target: Path) -> None:
@@ -214,11 +226,19 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(engine: Engine, target: P
     assert os.listdir(target.parent) == [target.name]  # noqa: PTH208
 
 
-@pytest.mark.parametrize("damage", ["DELETE FROM t", "PRAGMA user_version = 3", "DROP TABLE u", "bytes"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("DELETE FROM t", "differs from the original in t(:|$)"),
+        ("DELETE FROM t; DROP TABLE u", "differs from the original in t, u(:|$)"),
+        ("PRAGMA user_version = 3", "differs from the original in its settings(:|$)"),
+        ("bytes", "integrity_check of the copy says: [^*]"),
+    ],
+)
 def test_a_copy_that_differs_is_thrown_away(
-    engine: Engine, target: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    engine: Engine, target: Path, monkeypatch: pytest.MonkeyPatch, damage: str, said: str
 ) -> None:
-    """A copy that lost a row, a table, a setting or a page on its way is never put in its place."""
+    """A copy that lost a row, a table, a setting or a page on its way is never put in its place; that is named."""
     real = backup_module._verify
 
     def damaged(copy: Path, wanted: backup_module._Facts) -> None:
@@ -228,11 +248,11 @@ def test_a_copy_that_differs_is_thrown_away(
                 file.write(b"\x01\x02\x03\x04\x05")
         else:
             with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
-                connection.execute(damage)
+                connection.executescript(damage)
         real(copy, wanted)
 
     monkeypatch.setattr(backup_module, "_verify", damaged)
-    with pytest.raises(errors.BackupError):
+    with pytest.raises(errors.BackupError, match=said):
         backup(engine, target)
     assert os.listdir(target.parent) == []  # noqa: PTH208
 

@@ -14,6 +14,7 @@ import pytest
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, Phase, Settings
 from consensus_orm.copying import CopyReport
 from consensus_orm.errors import CopyRefusedError, InvalidValueError
+from consensus_orm.ledgers import images
 from consensus_orm.testing import artifact_values, spawn_values, synthesis_values, take_to
 from consensus_orm.testing.plugin import NO_TIME
 from tests.field import builders
@@ -362,3 +363,18 @@ def test_a_copy_lists_what_it_cannot_read(
     kept = {image["content_json"][1] for image in images if "content_json" in image}
     if phase.has_legacy:
         assert kept >= {in_utf8(text) for text in ("x\ud800y", "\udc00", "\udc00\ud800", "y\ud800", "z\ud800\x80")}
+
+
+@pytest.mark.parametrize(
+    ("type_", "digits", "encoding", "text"),
+    [
+        ("text", "78 00 00 D8", "utf-16-le", "x\ud800"),
+        ("text", "00 78 D8 00", "utf-16-be", "x\ud800"),
+        ("text", "78 FF", "utf-8", "x\udcff"),
+        ("integer", "37", "utf-16-le", "7"),
+        ("blob", "FF", "utf-16-le", "FF"),
+    ],
+)
+def test_an_image_is_shown_in_the_encoding_of_its_file(type_: str, digits: str, encoding: str, text: str) -> None:
+    """What is no text there is shown by lone surrogates, and digits are ASCII whatever texts are written in."""
+    assert images.text_of(type_, digits.replace(" ", ""), encoding) == text
