@@ -45,6 +45,11 @@ class Phase(IntEnum):
         return self >= Phase.DUAL_WRITE
 
     @cached_property
+    def sides(self) -> tuple[tuple[Side, bool], ...]:
+        """Both sides, and whether units of work write each."""
+        return ((Side.LEGACY, self.writes_legacy), (Side.NORMALIZED, self.writes_normalized))
+
+    @cached_property
     def compares(self) -> bool:
         """Whether units of work write both sides, and compare them."""
         return self.writes_legacy and self.writes_normalized

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 import typing_extensions
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.orm import DeclarativeBase, Session
 
 from consensus_orm import validation as check
 from consensus_orm.databases import opening
@@ -21,9 +22,10 @@ from consensus_orm.databases.step_backups import StepBackups
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.hub import Telemetry
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Watch, of_pages
 from consensus_orm.repository.repository import Repository
+from consensus_orm.repository.session import CarryingSession
 from consensus_orm.schema.application import Application, Rewrite
 from consensus_orm.settings import Settings, from_environment
 from consensus_orm.statements.pairs import Statements
@@ -49,6 +51,20 @@ R = TypeVar("R")
 
 class RepositoryUnitOfWork(UnitOfWork):
     """A unit of work with a repository for each move."""
+
+    def _open_to_session(self) -> tuple[Side, ...]:
+        return tuple(side for side, is_open in self.phase.sides if is_open)
+
+    def _new_session(self, connection: Connection) -> Session:
+        return CarryingSession(connection, self)
+
+    def model(self, move: Move[Any]) -> type[DeclarativeBase]:
+        """The class of the side that is the truth in this phase.
+
+        Args:
+            move: The move.
+        """
+        return move.legacy_model if self.phase.truth is Side.LEGACY else move.normalized
 
     @overload
     def repository(self, move: Move[R]) -> Repository[R]: ...

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.session_guard import SessionGuard
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.phase import Side
 
 __all__ = ["Cursor", "Driver", "Parameters"]
 
@@ -127,7 +128,7 @@ class Driver(Protocol):
         """
         ...
 
-    def guard(self, mapping: Moves, *, read_only: bool) -> SessionGuard:
+    def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
         """Refuse statements of a session that would write a mapped table, until the guard is lifted."""
         ...
 

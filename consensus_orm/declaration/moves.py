@@ -14,6 +14,7 @@ from sqlalchemy import Table
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.validation import validate
+from consensus_orm.phase import Side
 
 __all__ = ["Moves"]
 
@@ -65,6 +66,12 @@ class Moves:
     def members(self, parent: Parent) -> tuple[Move, ...]:
         """The moves whose rows belong to a parent."""
         return tuple(move for move in self._moves if move.parent is not None and move.parent.table is parent.table)
+
+    def tables(self, side: Side) -> frozenset[str]:
+        """The names of the tables of a side, parents included, in small letters."""
+        names = [move.table_name(side) for move in self]
+        parents = [parent.table.name for parent in self.parents] if side is Side.NORMALIZED else []
+        return frozenset(map(str.lower, [*names, *parents]))
 
     def said_by(self, parent: Parent) -> list[str]:
         """Columns of a parent that say something of its rows, in order; what is derived follows from them instead."""

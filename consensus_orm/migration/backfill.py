@@ -23,13 +23,14 @@ from consensus_orm.events import BackfillEvent
 from consensus_orm.ledgers import backfill_progress, changes, guards, rejects
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import carry, carry_range, reject_unequal
+from consensus_orm.migration.carrying import carry_range, reject_unequal
 from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.ranges import Range, next_range
 from consensus_orm.migration.settling import CHANGES_IN_ONE_TRANSACTION, Drained, drain
 from consensus_orm.migration.transactions import Transactions, connections
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Progress, Watch
+from consensus_orm.repository.carrying import carry
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 

@@ -6,8 +6,7 @@ come out equal becomes a reject, and is not left half carried.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from consensus_orm import errors
@@ -18,6 +17,7 @@ from consensus_orm.migration import keyless
 from consensus_orm.migration.planning import differing
 from consensus_orm.migration.ranges import Range
 from consensus_orm.phase import Side
+from consensus_orm.repository.carrying import adopt, carry, follow_deletes, parents_settled
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -25,11 +25,8 @@ __all__ = [
     "ID_TAKEN_TWICE",
     "Rejected",
     "adopt_range",
-    "carry",
     "carry_range",
     "carry_reject",
-    "derive",
-    "mark_known",
     "print_statements",
     "reject",
     "reject_unequal",
@@ -38,81 +35,6 @@ __all__ = [
 
 NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
 ID_TAKEN_TWICE = "both sides gave its id to different rows"
-
-
-# By key ---------------------------------------------------------------------------------------------------
-
-
-def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) -> int:
-    """Make rows on one side what they are on the other: insert, overwrite, or delete them.
-
-    What is overwritten or deleted is imaged first, and nothing else is: a row that another program adds meanwhile
-    stands.
-
-    Args:
-        uow: Holds the write lock.
-        pair: The pair of the rows.
-        keys: Their keys.
-        to: The side to write. Rows the other side does not have are deleted from it.
-        why: The cause that the images are kept with; no contents.
-
-    Returns:
-        How many images were kept.
-    """
-    wanted = list(keys)
-    if not wanted:
-        return 0
-    sql = uow.statements[pair]
-    with changes.not_recorded(uow):
-        kept = images.keep(uow, pair, wanted, to, why)
-        there = set(keys_of(uow, sql.present(to.other), among(wanted)))
-        gone, there_too, new = kept - there, kept & there, there - kept
-        if to is Side.NORMALIZED:
-            with _parents_settled(uow, pair, wanted, why) as touched:
-                _run(uow, [sql.delete(to)], gone)
-                touched |= _run(uow, sql.overwrite_normalized, there_too)
-                touched |= _run(uow, sql.insert_normalized_rows, new)
-        else:
-            _adopt(uow, pair, wanted, why)
-            _run(uow, [sql.delete(to)], gone)
-            _run(uow, [sql.overwrite_legacy], there_too)
-            _run(uow, [sql.insert_legacy_rows], new)
-        _follow_deletes(uow, pair, to, changes.deleted_among(uow, pair, to, wanted))
-    return len(kept)
-
-
-def derive(uow: UnitOfWork, pair: Move, keys: list[Key], why: str) -> int:
-    """Derive again what normalized rows compute from columns that are equal already; returns the number of images."""
-    with changes.not_recorded(uow):
-        kept = images.keep(uow, pair, keys, Side.NORMALIZED, why)
-        _complete(uow, pair, keys, why)
-    return len(kept)
-
-
-def mark_known(uow: UnitOfWork, pair: Move, keys: Iterable[Key]) -> None:
-    """Mark normalized rows of other programs that agree with the legacy side: there is nothing to carry."""
-    with changes.not_recorded(uow):
-        uow._execute(uow.statements[pair].mark, among(keys))
-
-
-def _adopt(uow: UnitOfWork, pair: Move, keys: list[Key], why: str) -> None:
-    images.keep_completed(uow, pair, keys, why)
-    _complete(uow, pair, keys, why)
-
-
-def _complete(uow: UnitOfWork, pair: Move, keys: list[Key], why: str) -> None:
-    with _parents_settled(uow, pair, keys, why) as touched:
-        touched |= _run(uow, uow.statements[pair].adopt, keys)
-
-
-def _run(uow: UnitOfWork, statements: Iterable[str], keys: Collection[Key]) -> set[Key]:
-    """Run statements on some rows; returns the keys of the parents that they made, where they return them."""
-    made: set[Key] = set()
-    for statement in statements if keys else ():
-        cursor = uow._execute(statement, among(keys))
-        if cursor.description is not None:
-            made |= {key for (key,) in cursor.fetchall()}
-    return made
 
 
 # By ranges of keys ----------------------------------------------------------------------------------------
@@ -132,46 +54,14 @@ def carry_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
             for statement in (*sql.backfill, *refresh):
                 uow._execute(statement, of.bounds)
         deleted = changes.deleted_between(uow, pair, Side.NORMALIZED, of.first, of.last)
-        _follow_deletes(uow, pair, Side.NORMALIZED, deleted)
+        follow_deletes(uow, pair, Side.NORMALIZED, deleted)
 
 
 def adopt_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
     """Complete the normalized rows of a range of keys that a program of the founding schema wrote."""
     if keys := keys_of(uow, uow.statements[pair].foreign_in_range, of.bounds):
         with changes.not_recorded(uow):
-            _adopt(uow, pair, keys, "adopted on the way back")
-
-
-def _follow_deletes(uow: UnitOfWork, pair: Move, side: Side, deleted: list[Key]) -> None:
-    """Delete again what another program deleted from a side while rows were carried there.
-
-    An insert waits for the program that deletes a row of the same key, and then brings the row back; and a range that
-    is carried may hold a row whose deletion awaits a decision.
-    """
-    if deleted:
-        of_normalized = side is Side.NORMALIZED
-        with _parents_settled(uow, pair, deleted, None) if of_normalized else contextlib.nullcontext():
-            uow._execute(uow.statements[pair].delete(side), among(deleted))
-
-
-@contextlib.contextmanager
-def _parents_settled(uow: UnitOfWork, pair: Move, keys: Iterable[Key], why: str | None) -> Iterator[set[Key]]:
-    """Derive again, or remove, the parents that rows have before or after the block, and those that it adds.
-
-    Parents that hold values other than those derived from their rows are imaged first, where there is a cause to name.
-    """
-    parent = uow.statements.of_parent(pair)
-    if parent is None:
-        yield set()
-        return
-    sql, parameters = uow.statements[pair].parents_of, among(keys)
-    touched = set(keys_of(uow, sql, parameters))
-    if why is not None:
-        images.keep_parents(uow, parent, touched, why)
-    yield touched
-    touched |= set(keys_of(uow, sql, parameters))
-    for statement in parent.settle:
-        uow._execute(statement, among(touched))
+            adopt(uow, pair, keys, "adopted on the way back")
 
 
 # Rejects --------------------------------------------------------------------------------------------------
@@ -193,7 +83,7 @@ def reject_unequal(uow: UnitOfWork, pair: Move, keys: Iterable[Key], source: Sid
     rejected = reject(uow, pair, unequal, source)
     if unequal and source is Side.LEGACY:
         sql = uow.statements[pair]
-        with changes.not_recorded(uow), _parents_settled(uow, pair, unequal, None) as touched:
+        with changes.not_recorded(uow), parents_settled(uow, pair, unequal, None) as touched:
             uow._execute(sql.delete(Side.NORMALIZED), among(unequal))
             if pair.parent is not None:  # one may have been made for a row that is now rejected
                 touched |= set(keys_of(uow, sql.parents_meant, among(unequal)))

@@ -29,13 +29,14 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import audit, backfill_progress, changes, guards, images, rejects
 from consensus_orm.ledgers.binding import Key, among, keys_of
-from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry, carry_range, reject_unequal
+from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry_range, reject_unequal
 from consensus_orm.migration.pace import in_chunks
 from consensus_orm.migration.ranges import Range, next_range
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.models.control import PhaseChange
 from consensus_orm.phase import Side
 from consensus_orm.progress import Tally, Watch
+from consensus_orm.repository.carrying import carry
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 

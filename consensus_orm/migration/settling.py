@@ -12,18 +12,10 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, mismatches, rejects
 from consensus_orm.ledgers.binding import Key
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import (
-    ID_TAKEN_TWICE,
-    Rejected,
-    carry,
-    derive,
-    mark_known,
-    reject,
-    reject_unequal,
-    unequal_among,
-)
+from consensus_orm.migration.carrying import ID_TAKEN_TWICE, Rejected, reject, reject_unequal, unequal_among
 from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, plan_rows
 from consensus_orm.phase import Side
+from consensus_orm.repository.carrying import carry, derive, mark_known
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CHANGES_IN_ONE_TRANSACTION", "Drained", "Outcome", "drain", "settle_open", "settle_rows"]

@@ -14,13 +14,14 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import audit, signs
 from consensus_orm.ledgers.binding import among, keys_of
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import carry, reject_unequal
+from consensus_orm.migration.carrying import reject_unequal
 from consensus_orm.migration.pace import in_chunks
 from consensus_orm.migration.ranges import Range, next_range
 from consensus_orm.migration.rebuild import highest_given, unequal_in, with_ids_of_their_own
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.phase import Side
 from consensus_orm.progress import Tally, Watch
+from consensus_orm.repository.carrying import carry
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 

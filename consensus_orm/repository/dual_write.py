@@ -251,7 +251,7 @@ class DualWrite(RoutedReads):
             return self._update_legacy(parameters)
         if not phase.writes_legacy:
             return self._update_normalized(parameters)
-        self._keep_foreign({key}, "a unit of work changed it")
+        self.keep_foreign({key}, "a unit of work changed it")
         mark = self.uow.catalog.last_change(self.uow)
         found: dict[Side, bool] = {}
         for side, update in ((Side.NORMALIZED, self._update_normalized), (Side.LEGACY, self._update_legacy)):
@@ -337,7 +337,7 @@ class DualWrite(RoutedReads):
         """Delete rows from some sides, the truth being the last, and keep account of what stays behind."""
         phase = self.uow.phase
         if phase.compares:
-            self._keep_foreign(wanted, "a unit of work deleted it")
+            self.keep_foreign(wanted, "a unit of work deleted it")
         keys = json.dumps(list(wanted))
         mark = self.uow.catalog.last_change(self.uow)
         if Side.NORMALIZED in sides:
@@ -393,7 +393,7 @@ class DualWrite(RoutedReads):
             there = self.uow._rows(self.sql.present(truth), {"_keys": json.dumps(list(extra))})
             found[truth.other] -= {key for (key,) in there}
 
-    def _keep_foreign(self, keys: set[Any], why: str) -> None:
+    def keep_foreign(self, keys: set[Any], why: str) -> None:
         """Keep what another program wrote to rows that a unit of work decides on; with it nothing is left to decide."""
         written = changes.of_rows(self.uow, self.pair, keys)
         shadow = self.uow.phase.truth.other

@@ -149,6 +149,11 @@ class ParentStatements:
         return self.render(delete(self.parent.table).where(in_keys(key), not_(self._has_rows(key))))
 
     @cached_property
+    def prune_all(self) -> str:
+        """Remove every parent that has no rows."""
+        return self.render(delete(self.parent.table).where(not_(self._has_rows(self.parent.key))))
+
+    @cached_property
     def compare_range(self) -> str:
         """Compare the parents between `_first` and `_last`: how many there are, and the keys of the wrong ones.
 

@@ -28,6 +28,7 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
 from consensus_orm.ledgers import guards
+from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
 
@@ -207,6 +208,13 @@ class UnitOfWork(Transaction):
         """
         connection = Connection(self.engine, connection=self._pooled)
         connection.begin()
-        self._guard = self._connected.guard(self.statements.mapping, read_only=self.read_only)
+        self._guard = self._connected.guard(self.statements.mapping, self._open_to_session(), read_only=self.read_only)
         self._guard.watch(connection)
+        return self._new_session(connection)
+
+    def _open_to_session(self) -> tuple[Side, ...]:
+        """The sides whose tables its session may write; it may not read the other, where there is one."""
+        return ()
+
+    def _new_session(self, connection: Connection) -> Session:
         return Session(bind=connection, join_transaction_mode="create_savepoint")

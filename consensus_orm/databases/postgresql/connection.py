@@ -29,6 +29,7 @@ from consensus_orm.databases.postgresql.parameters import bindable, spelled
 from consensus_orm.databases.postgresql.session_guard import PostgresSessionGuard
 from consensus_orm.databases.postgresql.triggers import INSTALLED
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 
 __all__ = ["ServerConnection", "ServerSource", "arguments_of"]
@@ -310,7 +311,7 @@ class ServerConnection(psycopg.Connection[Any]):
         """Nothing: the server stores valid UTF-8 only."""
         return contextlib.nullcontext()
 
-    def guard(self, mapping: Moves, *, read_only: bool) -> PostgresSessionGuard:
+    def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> PostgresSessionGuard:
         """Refuse statements of a session that would write a mapped table; the triggers of the tables do it."""
         return PostgresSessionGuard(self, read_only=read_only)
 

@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from consensus_orm.databases.sqlite.pragmas import ConfiguredConnection, millise
 from consensus_orm.databases.sqlite.session_guard import SQLiteSessionGuard
 from consensus_orm.databases.sqlite.write_ahead_log import Journal
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 
 __all__ = ["DriverConnection", "Source"]
@@ -248,9 +249,9 @@ class DriverConnection(ConfiguredConnection):
         finally:
             self.text_factory = str
 
-    def guard(self, mapping: Moves, *, read_only: bool) -> SessionGuard:
+    def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
         """Refuse statements of a session that would write a mapped table, until the guard is lifted."""
-        return SQLiteSessionGuard(mapping, self, read_only=read_only)
+        return SQLiteSessionGuard(mapping, self, sides, read_only=read_only)
 
     @cached_property
     def writes_utf16(self) -> bool:

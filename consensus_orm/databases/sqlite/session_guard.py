@@ -6,12 +6,13 @@ So the guard depends on the tables that a statement would write, not on how it w
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
 
 from consensus_orm import errors
 from consensus_orm.databases.session_guard import SessionGuard
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.phase import Side
 
 __all__ = ["SQLiteSessionGuard"]
 
@@ -20,6 +21,7 @@ T = TypeVar("T")
 OURS = "consensus_orm_"
 """The prefix of the names of the package's own tables and triggers."""
 
+_WRITES = {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
 _NAMED_FIRST = {
     sqlite3.SQLITE_INSERT,
     sqlite3.SQLITE_UPDATE,
@@ -60,16 +62,20 @@ class SQLiteSessionGuard(SessionGuard):
     """SQLite's authorizer while the session of a unit of work is in use.
 
     Args:
-        mapping: Only the repositories write its tables.
+        mapping: The moves, whose tables are guarded.
         driver: The connection to guard.
+        sides: The sides whose tables the session may write, because they are carried; it must not read the other one.
         read_only: Whether the unit of work refuses every write.
     """
 
-    def __init__(self, mapping: Moves, driver: _Authorized, *, read_only: bool) -> None:
+    def __init__(self, mapping: Moves, driver: _Authorized, sides: Collection[Side], *, read_only: bool) -> None:
         super().__init__(read_only=read_only)
-        tables = [*(pair.table.name for pair in mapping), *(parent.table.name for parent in mapping.parents)]
-        tables += [pair.legacy_name for pair in mapping]
-        self._tables = {*map(str.lower, tables), "sqlite_sequence"}  # or an id could be assigned twice
+        tables = {side: mapping.tables(side) for side in Side}
+        self._written = frozenset[str]().union(*(tables[side] for side in sides))
+        self._hidden = frozenset[str]().union(*(tables[side] for side in Side if sides and side not in sides))
+        # A row in sqlite_sequence that a session changes could let an id be assigned twice.
+        self._tables = {*tables[Side.LEGACY], *tables[Side.NORMALIZED], "sqlite_sequence"}
+        self._instead = [*sides]
         self._driver = driver
         prepared = driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone()
         self._triggers = {name for (name,) in driver.execute(_TRIGGERS)} if prepared else set()
@@ -94,6 +100,11 @@ class SQLiteSessionGuard(SessionGuard):
     def error(self, original: BaseException) -> errors.ConsensusError | None:
         """The error of this package for a refused statement; None for any other error."""
         code = getattr(original, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_AUTH and (self._refused or "").lower() in self._hidden:
+            return errors.WrongPhaseError(
+                f"{self._refused} is not written in this phase, so it is not read either",
+                hint=f"use the class of the {self._instead[0]} side: uow.model(MOVE)",
+            )
         if code == sqlite3.SQLITE_AUTH:
             return errors.UnmirroredWriteError(
                 f"a statement of the session would write {self._refused} past the repositories", table=self._refused
@@ -119,6 +130,10 @@ class SQLiteSessionGuard(SessionGuard):
             return "the transaction"
         if action == sqlite3.SQLITE_PRAGMA:
             return f"PRAGMA {first}" if second is not None and (first or "").lower() in _PRAGMAS else None
+        if action == sqlite3.SQLITE_READ:
+            return first if (first or "").lower() in self._hidden else None
+        if action in _WRITES and (first or "").lower() in self._written:
+            return None
         table = first if action in _NAMED_FIRST else second if action in _NAMED_SECOND else None
         name = (table or "").lower()
         return table if name in self._tables or name.startswith(OURS) else None

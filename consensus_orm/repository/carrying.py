@@ -1,0 +1,124 @@
+"""Carrying rows by their keys from one side to the other: what a session, reconcile and every way back are made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
+
+from consensus_orm.databases.base import Transaction
+from consensus_orm.declaration.move import Move
+from consensus_orm.ledgers import changes, images
+from consensus_orm.ledgers.binding import Key, among, keys_of
+from consensus_orm.phase import Side
+
+__all__ = ["adopt", "carry", "derive", "follow_deletes", "mark_known", "parents_settled"]
+
+
+def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str | None) -> int:
+    """Make rows on one side what they are on the other: insert, overwrite, or delete them.
+
+    What is overwritten or deleted is imaged first, and nothing else is: a row that another program adds meanwhile
+    stands.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The pair of the rows.
+        keys: Their keys.
+        to: The side to write. Rows the other side does not have are deleted from it.
+        why: The cause that the images are kept with; no contents. None keeps no images: the caller itself has written.
+
+    Returns:
+        How many rows there were on that side.
+    """
+    wanted = list(keys)
+    if not wanted:
+        return 0
+    sql = uow.statements[pair]
+    with changes.not_recorded(uow):
+        kept = _there(uow, pair, wanted, to) if why is None else images.keep(uow, pair, wanted, to, why)
+        there = _there(uow, pair, wanted, to.other)
+        gone, there_too, new = kept - there, kept & there, there - kept
+        if to is Side.NORMALIZED:
+            with parents_settled(uow, pair, wanted, why) as touched:
+                _run(uow, [sql.delete(to)], gone)
+                touched |= _run(uow, sql.overwrite_normalized, there_too)
+                touched |= _run(uow, sql.insert_normalized_rows, new)
+        else:
+            adopt(uow, pair, wanted, why)
+            _run(uow, [sql.delete(to)], gone)
+            _run(uow, [sql.overwrite_legacy], there_too)
+            _run(uow, [sql.insert_legacy_rows], new)
+        follow_deletes(uow, pair, to, changes.deleted_among(uow, pair, to, wanted))
+    return len(kept)
+
+
+def derive(uow: Transaction, pair: Move, keys: list[Key], why: str) -> int:
+    """Derive again what normalized rows compute from columns that are equal already; returns the number of images."""
+    with changes.not_recorded(uow):
+        kept = images.keep(uow, pair, keys, Side.NORMALIZED, why)
+        _complete(uow, pair, keys, why)
+    return len(kept)
+
+
+def mark_known(uow: Transaction, pair: Move, keys: Iterable[Key]) -> None:
+    """Mark normalized rows of other programs that agree with the legacy side: there is nothing to carry."""
+    with changes.not_recorded(uow):
+        uow._execute(uow.statements[pair].mark, among(keys))
+
+
+def _there(uow: Transaction, pair: Move, keys: list[Key], side: Side) -> set[Key]:
+    return set(keys_of(uow, uow.statements[pair].present(side), among(keys)))
+
+
+def adopt(uow: Transaction, pair: Move, keys: list[Key], why: str | None) -> None:
+    """Complete normalized rows that another program or a session wrote: what is computed, their mark and parent."""
+    if why is not None:
+        images.keep_completed(uow, pair, keys, why)
+    _complete(uow, pair, keys, why)
+
+
+def _complete(uow: Transaction, pair: Move, keys: list[Key], why: str | None) -> None:
+    with parents_settled(uow, pair, keys, why) as touched:
+        touched |= _run(uow, uow.statements[pair].adopt, keys)
+
+
+def _run(uow: Transaction, statements: Iterable[str], keys: Collection[Key]) -> set[Key]:
+    """Run statements on some rows; returns the keys of the parents that they made, where they return them."""
+    made: set[Key] = set()
+    for statement in statements if keys else ():
+        cursor = uow._execute(statement, among(keys))
+        if cursor.description is not None:
+            made |= {key for (key,) in cursor.fetchall()}
+    return made
+
+
+def follow_deletes(uow: Transaction, pair: Move, side: Side, deleted: list[Key]) -> None:
+    """Delete again what another program deleted from a side while rows were carried there.
+
+    An insert waits for the program that deletes a row of the same key, and then brings the row back; and a range that
+    is carried may hold a row whose deletion awaits a decision.
+    """
+    if deleted:
+        of_normalized = side is Side.NORMALIZED
+        with parents_settled(uow, pair, deleted, None) if of_normalized else contextlib.nullcontext():
+            uow._execute(uow.statements[pair].delete(side), among(deleted))
+
+
+@contextlib.contextmanager
+def parents_settled(uow: Transaction, pair: Move, keys: Iterable[Key], why: str | None) -> Iterator[set[Key]]:
+    """Derive again, or remove, the parents that rows have before or after the block, and those that it adds.
+
+    Parents that hold values other than those derived from their rows are imaged first, where there is a cause to name.
+    """
+    parent = uow.statements.of_parent(pair)
+    if parent is None:
+        yield set()
+        return
+    sql, parameters = uow.statements[pair].parents_of, among(keys)
+    touched = set(keys_of(uow, sql, parameters))
+    if why is not None:
+        images.keep_parents(uow, parent, touched, why)
+    yield touched
+    touched |= set(keys_of(uow, sql, parameters))
+    for statement in parent.settle:
+        uow._execute(statement, among(touched))
