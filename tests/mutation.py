@@ -108,7 +108,7 @@ class Seen:
             self.failed.append(report.nodeid)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        from mutmut.state import state
+        from mutmut.state import state  # pyright: ignore[reportMissingImports] # an extra
 
         self.functions[nodeid] = sorted(state()._stats)
         state()._stats.clear()
@@ -190,7 +190,7 @@ def _campaign(asked: argparse.Namespace) -> int:
 
 def _mutants(path: Path) -> Iterator[Mutant]:
     """Write all mutants of a module into it, as mutmut makes them; made once for each text of a module."""
-    from mutmut.mutation.file_mutation import mutate_file_contents
+    from mutmut.mutation.file_mutation import mutate_file_contents  # pyright: ignore[reportMissingImports] # an extra
 
     text = path.read_text(encoding="utf-8")
     made = Path("made", hashlib.sha256(text.encode()).hexdigest())
@@ -232,8 +232,8 @@ def _files() -> list[str]:
 def _warm() -> None:
     """Import all tests, so that the forks of this process need not."""
     import pytest
-    from mutmut.configuration import config
-    from mutmut.mutation.trampoline import set_mutant_under_test
+    from mutmut.configuration import config  # pyright: ignore[reportMissingImports] # an extra
+    from mutmut.mutation.trampoline import set_mutant_under_test  # pyright: ignore[reportMissingImports] # an extra
 
     config()
     set_mutant_under_test("")
@@ -295,7 +295,7 @@ def _forked(arguments: Sequence[str], mutant: str, limit: float) -> Seen:
 
 def _run(arguments: Sequence[str], mutant: str, there: Connection) -> None:
     import pytest
-    from mutmut.mutation.trampoline import set_mutant_under_test
+    from mutmut.mutation.trampoline import set_mutant_under_test  # pyright: ignore[reportMissingImports] # an extra
 
     os.setsid()
     set_mutant_under_test(mutant)

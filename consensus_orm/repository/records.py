@@ -131,8 +131,8 @@ def _items(values: Any) -> Iterator[tuple[str, Any]]:
         yield from ((each.name, getattr(values, each.name)) for each in dataclasses.fields(values))
     elif isinstance(values, BaseModel):
         yield from ((name, getattr(values, name)) for name in type(values).model_fields)
-    elif isinstance(values, tuple) and hasattr(values, "_asdict"):
-        yield from values._asdict().items()
+    elif (as_dict := getattr(values, "_asdict", None)) is not None:  # a named tuple
+        yield from as_dict().items()
     else:
         raise errors.InvalidValueError(
             f"a row must be a mapping or a record, not {type(values).__name__}",

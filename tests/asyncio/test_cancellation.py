@@ -282,12 +282,13 @@ class TestCancel:
 
         async def work() -> Engine:
             store = await AsyncConsensusStore.open(database.where)
-            for _ in range(5):
-                asyncio.get_running_loop().create_task(write(store)).add_done_callback(lambda _: None)
+            # A task that nothing refers to would be collected before its time.
+            tasks = [asyncio.create_task(write(store)) for _ in range(5)]
             if database.kind == "sqlite":
                 await until(lambda: source_of(store.engine).writers.waiting == 4)
             else:
                 await until(lambda: pool_of(store).checkedout() == 5)
+            assert not any(task.done() for task in tasks)
             return store.engine
 
         engine = asyncio.run(work())

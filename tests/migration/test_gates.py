@@ -182,7 +182,7 @@ def test_an_unknown_legacy_column_shuts_the_last_gate(store: ConsensusStore, dat
     forward(store, ready_but_for_the_column)
     assert store.migration.verify().clean
     before = image(database)
-    refused(store, "consensus_artifacts has a column 'tokens' that nobody knows", **FORCED)
+    refused(store, "consensus_artifacts has a column 'tokens' that no move speaks of", **FORCED)
     assert image(database) == before
     database.script("ALTER TABLE consensus_artifacts DROP COLUMN tokens")
     assert store.migration.advance() is Phase.CONTRACT

@@ -29,8 +29,8 @@ _KINDS: dict[str, type[errors.StorageError]] = {
 counts."""
 
 
-_MISFITS = ("22P02", "22003", "22007", "22008")
-"""SQLSTATEs of values that a type cannot hold: wrong syntax, out of range, no time, no date."""
+_MISFITS = ("22P02", "22003", "22007", "22008", "42846", "42804")
+"""SQLSTATEs of values that a type cannot hold: wrong syntax, out of range, no time, no date, of another type."""
 
 
 def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusError:

@@ -105,9 +105,10 @@ def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool =
 
 def _freeze(pair: Move) -> Iterator[Trigger]:
     body = f"RAISE EXCEPTION {literal(FROZEN)};"
-    yield _trigger(f"{pair.name}_frozen", f"BEFORE {EACH}", pair.legacy_table, NOT_CARRIED, body)
+    refused = f"{BY} NOT IN ('carrier', 'session')"  # a session is refused by a trigger of its own, which says more
+    yield _trigger(f"{pair.name}_frozen", f"BEFORE {EACH}", pair.legacy_table, refused, body)
     name = f"{pair.name}_frozen_whole"
-    yield _trigger(name, "BEFORE TRUNCATE", pair.legacy_table, NOT_CARRIED, body, each="STATEMENT")
+    yield _trigger(name, "BEFORE TRUNCATE", pair.legacy_table, refused, body, each="STATEMENT")
 
 
 def _refuse_sessions(table: Table) -> Iterator[Trigger]:
