@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from consensus_orm import validation as check
 from consensus_orm.databases import opening
 from consensus_orm.databases.opening import rendering
+from consensus_orm.databases.session_guard import SessionGuard
 from consensus_orm.databases.step_backups import StepBackups
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
@@ -55,8 +56,12 @@ class RepositoryUnitOfWork(UnitOfWork):
     def _open_to_session(self) -> tuple[Side, ...]:
         return tuple(side for side, is_open in self.phase.sides if is_open)
 
-    def _new_session(self, connection: Connection) -> Session:
-        return CarryingSession(connection, self)
+    def _new_session(self, connection: Connection, guard: SessionGuard) -> Session:
+        return CarryingSession(connection, self, guard)
+
+    def _end_session(self, session: Session) -> None:
+        assert isinstance(session, CarryingSession)
+        session.end()
 
     def model(self, move: Move[Any]) -> type[DeclarativeBase]:
         """The class of the side that is the truth in this phase.

@@ -517,6 +517,17 @@ class Catalog(ABC):
         return self.sequence(uow, "consensus_orm_changes") or 0
 
     @abstractmethod
+    def session_mark(self, uow: Transaction) -> int:
+        """A mark before statements of a session, for `take_written`."""
+
+    @abstractmethod
+    def take_written(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
+        """What the triggers recorded of the session of this unit of work since a mark, oldest first; it is forgotten.
+
+        Each record has the name of the move, the key of the row, a number, the side, and what was done.
+        """
+
+    @abstractmethod
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Delete what the triggers recorded after a mark: writes of this unit of work itself, which holds the lock."""
 

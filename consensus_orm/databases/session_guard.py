@@ -6,14 +6,17 @@ errors for what was refused.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 
 from consensus_orm import errors
+from consensus_orm.declaration.moves import Moves
+from consensus_orm.phase import Side
 
 __all__ = ["SessionGuard", "require_transaction"]
 
@@ -43,11 +46,19 @@ class SessionGuard(ABC):
     """Records the savepoints of a session, and gives the errors for refused statements.
 
     Args:
+        mapping: The moves, whose tables are guarded.
+        sides: The sides whose tables the session may write, because they are carried; it must not read the other one.
         read_only: Whether the unit of work refuses every write.
     """
 
-    def __init__(self, *, read_only: bool) -> None:
+    def __init__(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> None:
         self.read_only = read_only
+        self.written = frozenset[str]().union(*(mapping.tables(side) for side in sides))
+        """The tables that the session may write, in small letters."""
+        self.hidden = frozenset[str]().union(*(mapping.tables(side) for side in Side if sides and side not in sides))
+        """The tables that the session must not even read, because nothing writes them any more, or not yet."""
+        self._instead = [*sides]
+        self._carrying = False
         self.undone = False
         """Whether the session rolled back rows that the repositories had written."""
         self._info: dict[Any, Any] = {}
@@ -69,6 +80,34 @@ class SessionGuard(ABC):
         if connection.engine not in _EXPLAINED:
             _EXPLAINED.add(connection.engine)
             event.listen(connection.engine, "handle_error", _explain, retval=True)
+
+    @contextlib.contextmanager
+    def carrying(self) -> Iterator[None]:
+        """Execute statements of this package in a block that completes what the session itself has written.
+
+        A rollback of the session takes them back together with its own statements, and nothing is lost by that.
+        """
+        self._carrying = True
+        try:
+            yield
+        finally:
+            self._carrying = False
+
+    def refusal(self, table: str, *, of_rows: bool = True) -> errors.ConsensusError:
+        """The error for a statement that would write a table, or read one that is not written in this phase.
+
+        Args:
+            table: Its name.
+            of_rows: Whether it would read or write rows, or else change the table itself.
+        """
+        if of_rows and table.lower() in self.hidden:
+            return errors.WrongPhaseError(
+                f"{table} is not written in this phase, so it is not read either",
+                hint=f"use the class of the {self._instead[0]} side: uow.model(MOVE)",
+            )
+        return errors.UnmirroredWriteError(
+            f"a statement of the session would write {table} past the repositories", table=table
+        )
 
     @abstractmethod
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
@@ -93,7 +132,7 @@ class SessionGuard(ABC):
 
     def wrote(self, writes: bool) -> None:
         """Remember that the repositories may have written within the innermost savepoint."""
-        if writes and self._savepoints:
+        if writes and self._savepoints and not self._carrying:
             self._dirty.add(self._savepoints[-1])
 
     def follow(self, what: str | None, name: str | None) -> None:

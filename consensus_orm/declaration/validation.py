@@ -38,6 +38,7 @@ def validate(moves: Sequence[Move]) -> None:
         if move.knows_legacy:
             move.require_legacy()
     _shared(moves)
+    _order(moves)
 
 
 # One declaration ------------------------------------------------------------------------------------------
@@ -49,6 +50,20 @@ def _names(moves: Sequence[Move]) -> None:
             raise errors.ConfigurationError(
                 f"{times} moves are called {name!r}", hint="give each move a name of its own: Move(..., name=...)"
             )
+
+
+def _order(moves: Sequence[Move]) -> None:
+    """Refuse a move whose tables refer to those of a later one: rows are carried in the order of the moves."""
+    for number, move in enumerate(moves):
+        tables = [move.table, *([move.legacy_table] if move.knows_legacy else [])]
+        referred = {key.column.table for table in tables for key in table.foreign_keys}
+        for later in moves[number + 1 :]:
+            if not referred.isdisjoint({later.table, *([later.legacy_table] if later.knows_legacy else [])}):
+                raise move.fault(
+                    later.name,
+                    f"its rows refer to rows of {later.name}, which is carried after them",
+                    f"declare {later.name} before {move.name}",
+                )
 
 
 def _rules(move: Move) -> None:

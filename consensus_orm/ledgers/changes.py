@@ -37,9 +37,9 @@ __all__ = [
     "of_unnamed_rows",
     "recorded_among",
     "recorded_keys",
-    "since",
     "some_undecided",
     "some_waiting",
+    "taken",
     "undecided",
     "undecided_among",
     "waiting",
@@ -83,11 +83,6 @@ _OF_ROWS = select(Change.key, Change.id, Change.side, Change.op, Change.undecide
 _FORGET = delete(Change).where(in_keys(ID))
 _FORGET_ALL = delete(Change)
 _LEAVE = update(Change).where(in_keys(ID)).values(undecided=True)
-_SINCE = (
-    select(Change.pair, Change.key, Change.id, Change.side, Change.op, Change.undecided)
-    .where(Change.id > bindparam("mark", type_=Integer))
-    .order_by(Change.id)
-)
 _COUNT = select(func.count()).select_from(Change)
 _UNSEEN = _COUNT.where(not_(Change.undecided))
 _ROWS_UNDECIDED = select(Change.pair, Change.key).where(UNDECIDED).distinct().subquery()
@@ -127,16 +122,16 @@ def waiting(uow: Transaction, limit: int) -> tuple[dict[str, list[Key]], int]:
     return {pair: list(of_pair) for pair, of_pair in keys.items()}, len(found)
 
 
-def since(uow: Transaction, mark: int) -> dict[str, dict[Key, Written]]:
-    """What was recorded after a mark, by the name of the move and the key of the row.
+def taken(uow: Transaction, mark: int) -> dict[str, dict[Key, Written]]:
+    """What the session of a unit of work has written, by the name of the move and the key of the row; it is forgotten.
 
     Args:
-        uow: Holds the write lock: the records are its own.
-        mark: `Catalog.last_change` before the writes.
+        uow: The unit of work.
+        mark: `Catalog.session_mark` before the writes.
     """
     found: dict[str, dict[Key, Written]] = {}
-    for pair, key, *record in uow._rows(_SINCE, {"mark": mark}):
-        found.setdefault(pair, {}).setdefault(key, Written()).add(*record)
+    for pair, key, *record in uow.catalog.take_written(uow, mark):
+        found.setdefault(pair, {}).setdefault(key, Written()).add(*record, False)
     return found
 
 

@@ -187,7 +187,9 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 
 def _referring_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
-    """Tables that refer to a legacy table: emptying it would delete their rows, or fail."""
+    """Tables that refer to a legacy table: emptying it would delete their rows, or fail; those that go with it do not."""
+    legacy = uow.statements.mapping.tables(Side.LEGACY)
     for pair in uow.statements.mapping:
         for name in uow.catalog.referring(uow, pair.legacy_table.name):
-            yield Obstacle(f"table {name!r} refers to {pair.legacy_table.name} by a foreign key; drop that first")
+            if name.lower().strip('"') not in legacy:
+                yield Obstacle(f"table {name!r} refers to {pair.legacy_table.name} by a foreign key; drop that first")

@@ -251,7 +251,7 @@ def undo_expansion(uow: UnitOfWork) -> None:
     if state.step(uow) != state.EXPANDING:
         return
     guard_record.install(uow, Phase.CONTRACT)
-    for pair in uow.statements.mapping:
+    for pair in reversed(list(uow.statements.mapping)):
         uow.catalog.legacy.drop_again(uow, pair)
     signs.put_up(uow)
     changes.forget_all(uow)

@@ -149,9 +149,15 @@ class ParentStatements:
         return self.render(delete(self.parent.table).where(in_keys(key), not_(self._has_rows(key))))
 
     @cached_property
-    def prune_all(self) -> str:
-        """Remove every parent that has no rows."""
-        return self.render(delete(self.parent.table).where(not_(self._has_rows(self.parent.key))))
+    def all_without_rows(self) -> str:
+        """The parents that have no rows."""
+        return self.render(select(self.parent.key).where(not_(self._has_rows(self.parent.key))))
+
+    @cached_property
+    def without_rows(self) -> str:
+        """Those of the parents in `_keys` that have no rows."""
+        key = self.parent.key
+        return self.render(select(key).where(in_keys(key), not_(self._has_rows(key))))
 
     @cached_property
     def compare_range(self) -> str:

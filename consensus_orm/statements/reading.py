@@ -216,6 +216,12 @@ class ReadStatements(PairRows):
         return tuple(names), select(*parts).select_from(source)  # pyright: ignore[reportReturnType]
 
     @cache  # noqa: B019
+    def hold(self, side: Side) -> str:
+        """Those of `_keys` that a side has, in order; nobody else changes these rows then."""
+        key = self.key_of(side)
+        return self.render(select(key).where(in_keys(key)).order_by(key).with_for_update())
+
+    @cache  # noqa: B019
     def present(self, side: Side) -> str:
         """Those of `_keys` that a side has."""
         return self.render(select(self.key_of(side)).where(in_keys(self.key_of(side))))

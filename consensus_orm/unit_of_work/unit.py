@@ -141,7 +141,7 @@ class UnitOfWork(Transaction):
         driver.commit()
 
     def _commit_session(self, guard: SessionGuard) -> None:
-        self.session.commit()
+        self._end_session(self.session)
         guard.lift()
         if guard.undone:
             raise errors.StorageError(
@@ -202,19 +202,22 @@ class UnitOfWork(Transaction):
     def session(self) -> Session:
         """The SQLAlchemy session of this unit of work, in its transaction.
 
-        Mapped entities can be queried with it, and tables of your own written. Writes to a mapped side are
-        refused by the database with `UnmirroredWriteError`, however they are sent. Its commit and rollback
-        reach as far as a savepoint; the unit of work itself ends with its block.
+        Tables of your own are read and written with it as ever. Of the mapped tables it may use those of the sides
+        that the phase writes, and what it writes there is carried to the other side and compared; the other ones are
+        refused. Its commit and rollback reach as far as a savepoint; the unit of work itself ends with its block.
         """
         connection = Connection(self.engine, connection=self._pooled)
         connection.begin()
         self._guard = self._connected.guard(self.statements.mapping, self._open_to_session(), read_only=self.read_only)
         self._guard.watch(connection)
-        return self._new_session(connection)
+        return self._new_session(connection, self._guard)
+
+    def _end_session(self, session: Session) -> None:
+        session.commit()
 
     def _open_to_session(self) -> tuple[Side, ...]:
         """The sides whose tables its session may write; it may not read the other, where there is one."""
         return ()
 
-    def _new_session(self, connection: Connection) -> Session:
+    def _new_session(self, connection: Connection, guard: SessionGuard) -> Session:
         return Session(bind=connection, join_transaction_mode="create_savepoint")

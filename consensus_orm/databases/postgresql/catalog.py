@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import delete
@@ -20,7 +21,7 @@ from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
 from consensus_orm.databases.postgresql.legacy_tables import PostgresLegacyTables
 from consensus_orm.declaration.move import Move
-from consensus_orm.models.control import GuardRecord
+from consensus_orm.models.control import Change, GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import literal, quoted
@@ -50,6 +51,9 @@ STANDING = (
 """
 
 _FORGET_GUARDS = delete(GuardRecord)
+_TAKE_WRITTEN = (
+    delete(Change).where(Change.id < 0).returning(Change.pair, Change.key, Change.id, Change.side, Change.op)
+)
 
 
 class PostgresCatalog(Catalog):
@@ -311,6 +315,14 @@ class PostgresCatalog(Catalog):
         return None
 
     # Writes that went around the repositories -------------------------------------------------------------
+
+    def session_mark(self, uow: Transaction) -> int:
+        """Nothing: records of a session have negative numbers, and no other transaction ever sees them."""
+        return 0
+
+    def take_written(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
+        """Delete the records with negative numbers, and return them."""
+        return sorted(uow._execute(_TAKE_WRITTEN).fetchall(), key=itemgetter(2), reverse=True)
 
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Nothing: the package's own writes were never recorded, while other programs' may be meanwhile."""

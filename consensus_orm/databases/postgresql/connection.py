@@ -313,7 +313,7 @@ class ServerConnection(psycopg.Connection[Any]):
 
     def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> PostgresSessionGuard:
         """Refuse statements of a session that would write a mapped table; the triggers of the tables do it."""
-        return PostgresSessionGuard(self, read_only=read_only)
+        return PostgresSessionGuard(mapping, self, sides, read_only=read_only)
 
     def check(self, values: Mapping[str, object]) -> None:
         """Refuse values that the server cannot store.

@@ -18,6 +18,14 @@ from consensus_orm.statements.rendering import quoted
 __all__ = ["PostgresLegacyTables"]
 
 
+WITH_REFERRING = (
+    "WITH RECURSIVE t(oid) AS (SELECT CAST(to_regclass(quote_ident(?)) AS oid) UNION SELECT c.conrelid"
+    " FROM pg_constraint AS c JOIN t ON c.confrelid = t.oid WHERE c.contype = 'f')"
+    " SELECT CAST(CAST(oid AS regclass) AS TEXT) FROM t"
+)
+"""A table, and all that refer to it by foreign keys; quoted, and with their schema where they are not visible."""
+
+
 class PostgresLegacyTables(LegacyTables):
     """Puts the legacy tables of a database away, and brings them back."""
 
@@ -56,8 +64,12 @@ class PostgresLegacyTables(LegacyTables):
     def empty(self, uow: Transaction, name: str, rows: int) -> int:
         """Truncate a renamed table, which no other program uses."""
         (count,) = uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0]
-        uow._execute(f"TRUNCATE TABLE {quoted(name)}")
+        self._truncate(uow, name)
         return int(count)
+
+    def _truncate(self, uow: Transaction, name: str) -> None:
+        """Truncate a legacy table with those that refer to it, which go with it: the server refuses it alone."""
+        uow._execute(f"TRUNCATE TABLE {', '.join(table for (table,) in uow._rows(WITH_REFERRING, (name,)))}")
 
     def bring_back(self, uow: Transaction) -> None:
         """Rename the tables back, empty, with everything that belongs to them.
@@ -77,7 +89,7 @@ class PostgresLegacyTables(LegacyTables):
 
     def drop_again(self, uow: Transaction, pair: Move) -> None:
         """Undo `bring_back`, with whatever rows the table has."""
-        uow._execute(f"TRUNCATE TABLE {quoted(pair.legacy_name)}")
+        self._truncate(uow, pair.legacy_name)
         self.put_away(uow, pair)
 
     def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:

@@ -1,13 +1,14 @@
 """The guard of a session on PostgreSQL: triggers on the mapped tables refuse the writes of a session.
 
 A setting of the transaction tells them whose statement it is. It is `session` except during a statement of this
-package, so every write of the session is refused, however it was made. Triggers cannot refuse ALTER and DROP, for which
-the server requires the owner of the table.
+package, so every write of the session to a side that is not open to it is refused, however it was made. Triggers cannot refuse
+ALTER and DROP, for which the server requires the owner of the table, nor can they see what is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +18,8 @@ from sqlalchemy import Connection, event
 from consensus_orm import errors
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
 from consensus_orm.databases.session_guard import SessionGuard
+from consensus_orm.declaration.moves import Moves
+from consensus_orm.phase import Side
 
 __all__ = ["PostgresSessionGuard"]
 
@@ -35,12 +38,14 @@ class PostgresSessionGuard(SessionGuard):
     """Tells the server whose statements follow, while the session of a unit of work is in use.
 
     Args:
+        mapping: The moves, whose tables are guarded.
         driver: The connection to guard.
+        sides: The sides whose tables the session may write, because they are carried; it must not read the other one.
         read_only: Whether the unit of work refuses every write.
     """
 
-    def __init__(self, driver: _Server, *, read_only: bool) -> None:
-        super().__init__(read_only=read_only)
+    def __init__(self, mapping: Moves, driver: _Server, sides: Collection[Side], *, read_only: bool) -> None:
+        super().__init__(mapping, sides, read_only=read_only)
         self._connection = driver
         self._ours = self._say("session")
 
@@ -55,8 +60,21 @@ class PostgresSessionGuard(SessionGuard):
         event.listen(connection, "rollback_savepoint", lambda _, name, __: self.follow("ROLLBACK", name))
         event.listen(connection, "release_savepoint", lambda _, name, __: self.follow("RELEASE", name))
 
+    @contextlib.contextmanager
+    def carrying(self) -> Iterator[None]:
+        """Execute statements of this package in a block; the triggers record none of their writes."""
+        with super().carrying():
+            self._say("carrier")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._say("session")
+
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
         """Make a call that executes a statement of this package."""
+        if self._carrying:
+            return call()
         self._say(self._ours)
         try:
             return call()
@@ -73,10 +91,7 @@ class PostgresSessionGuard(SessionGuard):
         """The error of this package for a refused statement; None for any other error."""
         state = getattr(original, "sqlstate", None)
         if state == UNMIRRORED and isinstance(original, psycopg.Error):
-            table = original.diag.table_name
-            return errors.UnmirroredWriteError(
-                f"a statement of the session would write {table} past the repositories", table=table
-            )
+            return self.refusal(str(original.diag.table_name))
         read_only = state == psycopg.errors.ReadOnlySqlTransaction.sqlstate
         return errors.ReadOnlyUnitOfWorkError() if self.read_only and read_only else None
 

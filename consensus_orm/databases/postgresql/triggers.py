@@ -36,6 +36,9 @@ OF_A_SESSION = f"{BY} = 'session'"
 
 EACH = "INSERT OR UPDATE OR DELETE"
 
+WRITTEN_BY_SESSIONS = "consensus_orm_written"
+"""The sequence that numbers what sessions write."""
+
 
 def tables(phase: Phase, mapping: Moves) -> list[Table]:
     """The mapped tables that exist in a phase."""
@@ -51,12 +54,14 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
         statements: The statements of the mapping.
     """
     mapping = statements.mapping
+    open_sides = [side for side, is_open in phase.sides if is_open]
+    is_open = frozenset[str]().union(*(mapping.tables(side) for side in open_sides))
     for table in tables(phase, mapping):
-        yield from _refuse_sessions(table)
+        yield from _refuse_sessions(table, is_open=table.name.lower() in is_open)
     for pair in mapping:
         if phase.compares:
-            yield _note(pair, Side.LEGACY, EACH, FOREIGN)
-            yield _note(pair, Side.NORMALIZED, EACH, FOREIGN)
+            yield _note(pair, Side.LEGACY, EACH, FOREIGN, of_sessions=True)
+            yield _note(pair, Side.NORMALIZED, EACH, FOREIGN, of_sessions=True)
         elif phase.writes_legacy:
             yield _note(pair, Side.LEGACY, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
         elif phase.freezes_legacy:
@@ -64,7 +69,7 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
             yield _note(pair, Side.NORMALIZED, EACH, NOT_CARRIED)
     if phase.writes_normalized and phase.has_legacy:
         for parent in mapping.parents:
-            yield _note_members(parent, mapping)
+            yield _note_members(parent, mapping, of_sessions=phase.compares)
 
 
 def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each: str = "ROW") -> Trigger:
@@ -80,12 +85,24 @@ def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each:
     return Trigger(fitting(PREFIX + name), table.name, (function, trigger))
 
 
-def _log(pair: Move, key: str, side: Side, op: str) -> str:
-    values = f"{literal(pair.name)}, {key}, {literal(side.value)}, {op}"
-    return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT {values}"
+def _log(pair: Move, key: str, side: Side, op: str, condition: str = "", *, of_sessions: bool = False) -> str:
+    """Record a row.
+
+    What a session wrote gets a negative number: it is carried and forgotten within the same transaction, and must
+    neither be taken for a write of another program nor raise their counter, on which certificates depend.
+    """
+    values = f"{literal(pair.name)}, {key}, {literal(side.value)}, {op}{condition}"
+    foreign = f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT {values};"
+    if not of_sessions:
+        return foreign
+    number = f"-nextval('{WRITTEN_BY_SESSIONS}')"
+    own = f"INSERT INTO consensus_orm_changes (id, pair, key, side, op) SELECT {number}, {values};"
+    return f"IF {OF_A_SESSION} THEN {own} ELSE {foreign} END IF;"
 
 
-def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool = False) -> Trigger:
+def _note(
+    pair: Move, side: Side, event: str, when: str, *, carried_only: bool = False, of_sessions: bool = False
+) -> Trigger:
     """Record the rows of one side that are written under a condition."""
     key = quoted(pair.key_name(side))
     old, new = f"OLD.{key}", f"NEW.{key}"
@@ -96,9 +113,11 @@ def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool =
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
     moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
     did = f"CASE WHEN {moved} THEN 'move' ELSE lower(TG_OP) END"
+    left = _log(pair, old, side, literal("delete"), carried, of_sessions=of_sessions)
+    there = _log(pair, new, side, did, carried, of_sessions=of_sessions)
     body = (
-        f"{gone}IF TG_OP = 'DELETE' OR ({moved}) THEN {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
-        f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, did)}{carried}; END IF; RETURN NULL;"
+        f"{gone}IF TG_OP = 'DELETE' OR ({moved}) THEN {left} END IF;"
+        f" IF TG_OP <> 'DELETE' THEN {there} END IF; RETURN NULL;"
     )
     return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
 
@@ -111,19 +130,27 @@ def _freeze(pair: Move) -> Iterator[Trigger]:
     yield _trigger(name, "BEFORE TRUNCATE", pair.legacy_table, refused, body, each="STATEMENT")
 
 
-def _refuse_sessions(table: Table) -> Iterator[Trigger]:
+def _refuse_sessions(table: Table, *, is_open: bool) -> Iterator[Trigger]:
+    """Refuse what a session writes to a side that is not open to it, and TRUNCATE, which no trigger sees by rows."""
     body = f"RAISE EXCEPTION 'past the repositories' USING ERRCODE = {literal(UNMIRRORED)}, TABLE = TG_TABLE_NAME;"
-    yield _trigger(f"{table.name}_session", f"BEFORE {EACH}", table, OF_A_SESSION, body)
+    if not is_open:
+        yield _trigger(f"{table.name}_session", f"BEFORE {EACH}", table, OF_A_SESSION, body)
     name = f"{table.name}_session_whole"
     yield _trigger(name, "BEFORE TRUNCATE", table, OF_A_SESSION, body, each="STATEMENT")
 
 
-def _note_members(parent: Parent, mapping: Moves) -> Trigger:
+def _note_members(parent: Parent, mapping: Moves, *, of_sessions: bool) -> Trigger:
     """Record writes of parents that change the values of their rows; derived columns may change."""
     key = quoted(parent.key.name)
     body = " ".join(
-        _log(pair, quoted("t", pair.key.name), Side.NORMALIZED, literal("update"))
-        + f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.name)} = OLD.{key};"
+        _log(
+            pair,
+            quoted("t", pair.key.name),
+            Side.NORMALIZED,
+            literal("update"),
+            f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.name)} = OLD.{key}",
+            of_sessions=of_sessions,
+        )
         for pair in mapping.members(parent)
         if pair.link is not None
     )

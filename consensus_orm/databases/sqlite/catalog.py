@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, delete
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.schema import CreateTable
 
 from consensus_orm import errors
@@ -29,6 +29,11 @@ __all__ = ["SQLiteCatalog"]
 
 
 _CHANGES_AFTER = delete(Change).where(Change.id > bindparam("mark"))
+_WRITTEN_AFTER = (
+    select(Change.pair, Change.key, Change.id, Change.side, Change.op)
+    .where(Change.id > bindparam("mark"))
+    .order_by(Change.id)
+)
 _CHANGES_OF_ROW = delete(Change).where(Change.pair == bindparam("pair"), Change.key == bindparam("key"))
 
 
@@ -200,6 +205,16 @@ class SQLiteCatalog(Catalog):
         return None if found is None else str(found[0])
 
     # Writes that went around the repositories -------------------------------------------------------------
+
+    def session_mark(self, uow: Transaction) -> int:
+        """The counter of records: the unit of work holds the lock, so that the later ones are of its session."""
+        return self.last_change(uow)
+
+    def take_written(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
+        """Read what was recorded after the mark, and forget it."""
+        if written := uow._rows(_WRITTEN_AFTER, {"mark": mark}):
+            self.forget_changes(uow, after=mark)
+        return written
 
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Delete what the triggers recorded after a mark: the writes of this unit of work itself, which holds the lock.

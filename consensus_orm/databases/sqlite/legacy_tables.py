@@ -115,7 +115,8 @@ class SQLiteLegacyTables(LegacyTables):
     def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and still have to be emptied."""
         there = uow.catalog.tables(uow)
-        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping]
+        # A later one may refer to an earlier one, and is emptied before it.
+        names = [dropped(pair.legacy_name) for pair in reversed(list(uow.statements.mapping))]
         return [name for name in names if name.lower() in there]
 
     def empty(self, uow: Transaction, name: str, rows: int) -> int:

@@ -69,18 +69,15 @@ class SQLiteSessionGuard(SessionGuard):
     """
 
     def __init__(self, mapping: Moves, driver: _Authorized, sides: Collection[Side], *, read_only: bool) -> None:
-        super().__init__(read_only=read_only)
-        tables = {side: mapping.tables(side) for side in Side}
-        self._written = frozenset[str]().union(*(tables[side] for side in sides))
-        self._hidden = frozenset[str]().union(*(tables[side] for side in Side if sides and side not in sides))
+        super().__init__(mapping, sides, read_only=read_only)
         # A row in sqlite_sequence that a session changes could let an id be assigned twice.
-        self._tables = {*tables[Side.LEGACY], *tables[Side.NORMALIZED], "sqlite_sequence"}
-        self._instead = [*sides]
+        self._tables = {*mapping.tables(Side.LEGACY), *mapping.tables(Side.NORMALIZED), "sqlite_sequence"}
         self._driver = driver
         prepared = driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone()
         self._triggers = {name for (name,) in driver.execute(_TRIGGERS)} if prepared else set()
         self._ours = False
         self._refused: str | None = None
+        self._refused_rows = False
         driver.set_authorizer(self._authorize)
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
@@ -100,15 +97,8 @@ class SQLiteSessionGuard(SessionGuard):
     def error(self, original: BaseException) -> errors.ConsensusError | None:
         """The error of this package for a refused statement; None for any other error."""
         code = getattr(original, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_AUTH and (self._refused or "").lower() in self._hidden:
-            return errors.WrongPhaseError(
-                f"{self._refused} is not written in this phase, so it is not read either",
-                hint=f"use the class of the {self._instead[0]} side: uow.model(MOVE)",
-            )
         if code == sqlite3.SQLITE_AUTH:
-            return errors.UnmirroredWriteError(
-                f"a statement of the session would write {self._refused} past the repositories", table=self._refused
-            )
+            return self.refusal(str(self._refused), of_rows=self._refused_rows)
         return errors.ReadOnlyUnitOfWorkError() if self.read_only and code == sqlite3.SQLITE_READONLY else None
 
     def _authorize(
@@ -121,7 +111,7 @@ class SQLiteSessionGuard(SessionGuard):
         refused = self._forbidden(action, first, second)
         if refused is None:
             return sqlite3.SQLITE_OK
-        self._refused = refused
+        self._refused, self._refused_rows = refused, action in {*_WRITES, sqlite3.SQLITE_READ}
         return sqlite3.SQLITE_DENY
 
     def _forbidden(self, action: int, first: str | None, second: str | None) -> str | None:
@@ -131,8 +121,8 @@ class SQLiteSessionGuard(SessionGuard):
         if action == sqlite3.SQLITE_PRAGMA:
             return f"PRAGMA {first}" if second is not None and (first or "").lower() in _PRAGMAS else None
         if action == sqlite3.SQLITE_READ:
-            return first if (first or "").lower() in self._hidden else None
-        if action in _WRITES and (first or "").lower() in self._written:
+            return first if (first or "").lower() in self.hidden else None
+        if action in _WRITES and (first or "").lower() in self.written:
             return None
         table = first if action in _NAMED_FIRST else second if action in _NAMED_SECOND else None
         name = (table or "").lower()

@@ -1,0 +1,467 @@
+"""The session carries: what it sends to one side is on both sides after each flush, or the flush fails.
+
+An application with two tables, one of which refers to the other, works with its ORM on either side; what the tables of
+both sides hold is judged by raw SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    BigInteger,
+    ForeignKey,
+    Integer,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    delete,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm.exc import StaleDataError
+
+from consensus_orm import Move, Moves, Parent, Phase, Store
+from consensus_orm.databases.opening import parse_url
+from consensus_orm.errors import MismatchError, UnmirroredWriteError, WrongPhaseError
+from consensus_orm.settings import Settings
+from tests.support.databases import Database
+
+SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0)
+BIG = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Person(Base):
+    """The legacy class: it repeats an address in each row."""
+
+    __tablename__ = "persons"
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    city: Mapped[str] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(BIG)
+    orders: Mapped[list[Order]] = relationship(back_populates="person", cascade="all, delete-orphan")
+
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
+
+
+class Order(Base):
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    person_id: Mapped[int] = mapped_column(ForeignKey("persons.id"), index=True)
+    what: Mapped[str] = mapped_column(Text)
+    person: Mapped[Person] = relationship(back_populates="orders")
+
+
+class City(Base):
+    __tablename__ = "cities"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    citizens: Mapped[list[Citizen]] = relationship(back_populates="city")
+
+
+class Citizen(Base):
+    """The normalized class: it refers to its city."""
+
+    __tablename__ = "citizens"
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    city_id: Mapped[int] = mapped_column(ForeignKey("cities.id"), index=True)
+    full_name: Mapped[str] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(BIG)
+    city: Mapped[City] = relationship(back_populates="citizens")
+    purchases: Mapped[list[Purchase]] = relationship(back_populates="citizen", cascade="all, delete-orphan")
+
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
+
+
+class Purchase(Base):
+    __tablename__ = "purchases"
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    citizen_id: Mapped[int] = mapped_column(ForeignKey("citizens.id"), index=True)
+    item: Mapped[str] = mapped_column(Text)
+    citizen: Mapped[Citizen] = relationship(back_populates="purchases")
+
+
+PERSONS = Move(
+    Person,
+    Citizen,
+    name="persons",
+    key={Person.id: Citizen.id},
+    columns={Citizen.full_name: Person.name, Citizen.version: Person.version},
+    parts=[Parent(City, link=Citizen.city_id, by={City.name: Person.city})],
+)
+ORDERS = Move(
+    Order,
+    Purchase,
+    name="orders",
+    key={Order.id: Purchase.id},
+    columns={Purchase.citizen_id: Order.person_id, Purchase.item: Order.what},
+)
+MOVES = Moves(PERSONS, ORDERS)
+
+OLD = (
+    "SELECT id, name, city, version FROM persons ORDER BY id",
+    "SELECT id, person_id, what FROM orders ORDER BY id",
+)
+NEW = (
+    "SELECT p.id, full_name, c.name, version FROM citizens AS p JOIN cities AS c ON c.id = city_id ORDER BY p.id",
+    "SELECT id, citizen_id, item FROM purchases ORDER BY id",
+)
+
+
+@dataclass
+class World:
+    """A store in a phase, and its database."""
+
+    store: Store
+    database: Database
+
+    def sides(self) -> tuple[list[Any], list[Any]]:
+        """What the legacy tables hold, and what the normalized ones do, in the same terms."""
+        old, new = ([self.database.rows_of(sql) for sql in side] for side in (OLD, NEW))
+        return old, new
+
+    def same(self) -> list[Any]:
+        """The rows of both sides, which are equal, with no parent that has no rows."""
+        old, new = self.sides()
+        assert old == new
+        childless = "SELECT * FROM cities WHERE id NOT IN (SELECT city_id FROM citizens)"
+        assert self.database.rows_of(childless) == []
+        assert self.database.rows_of("SELECT count(*) FROM consensus_orm_changes") == [(0,)]
+        return old
+
+
+@pytest.fixture
+def begun(new_database: Database, tmp_path: Path) -> Iterator[World]:
+    """Two persons with orders, at EXPAND; the last ids stay in use, as nobody's autoincrement would keep them."""
+    engine = create_engine(parse_url(new_database.where))
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add(Person(name="Ada", city="Bern", orders=[Order(what="tea"), Order(what="ink")]))
+        session.add(Person(name="Bob", city="Bern", orders=[Order(what="cup")]))
+    engine.dispose()
+    settings = SETTINGS.model_copy(update={"backup_dir": tmp_path})
+    with Store.open(new_database.where, moves=MOVES, settings=settings) as store:
+        store.upgrade()
+        yield World(store, new_database)
+
+
+@pytest.fixture(params=[Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda phase: phase.name)
+def world(begun: World, request: pytest.FixtureRequest) -> World:
+    """The same where both sides are written."""
+    begun.store.migration.migrate(request.param, soak=False)
+    begun.store.migration.backfill()
+    return begun
+
+
+def add_old(session: Session) -> None:
+    session.add(Person(name="Cyd", city="Chur", orders=[Order(what="pen")]))
+
+
+def add_new(session: Session) -> None:
+    session.add(Citizen(full_name="Cyd", city=City(name="Chur"), purchases=[Purchase(item="pen")]))
+
+
+def change_old(session: Session) -> None:
+    person = session.get_one(Person, 1)
+    person.name, person.city = "Ada L.", "Thun"
+    person.orders[0].what = "coffee"
+
+
+def change_new(session: Session) -> None:
+    citizen = session.get_one(Citizen, 1)
+    citizen.full_name, citizen.city = "Ada L.", City(name="Thun")
+    citizen.purchases[0].item = "coffee"
+
+
+def delete_old(session: Session) -> None:
+    session.delete(session.get_one(Person, 1))
+
+
+def delete_new(session: Session) -> None:
+    session.delete(session.get_one(Citizen, 1))
+
+
+def exchange_old(session: Session) -> None:
+    """One flush that adds, changes and deletes rows that refer to each other."""
+    session.delete(session.get_one(Person, 1))
+    two = session.get_one(Person, 2)
+    two.orders.append(Order(what="chalk"))
+    session.flush()
+    session.add(Person(name="Dan", city="Bern", orders=[Order(what="tea")]))
+
+
+def exchange_new(session: Session) -> None:
+    session.delete(session.get_one(Citizen, 1))
+    two = session.get_one(Citizen, 2)
+    two.purchases.append(Purchase(item="chalk"))
+    session.flush()
+    session.add(Citizen(full_name="Dan", city=two.city, purchases=[Purchase(item="tea")]))
+
+
+def bulk_old(session: Session) -> None:
+    session.execute(update(Person).where(Person.city == "Bern").values(city="Biel", version=Person.version + 1))
+    session.execute(insert(Order), [{"person_id": 2, "what": f"pin {n}"} for n in range(3)])
+    session.execute(delete(Order).where(Order.what == "tea"))
+
+
+def bulk_new(session: Session) -> None:
+    session.execute(update(City).where(City.name == "Bern").values(name="Biel"))
+    session.execute(update(Citizen).values(version=Citizen.version + 1))
+    session.execute(insert(Purchase), [{"citizen_id": 2, "item": f"pin {n}"} for n in range(3)])
+    session.execute(delete(Purchase).where(Purchase.item == "tea"))
+
+
+def text_old(session: Session) -> None:
+    session.execute(text("UPDATE persons SET city = :city WHERE id = 2"), {"city": "Sion"})
+    session.connection().exec_driver_sql("DELETE FROM orders WHERE what = 'ink'")
+
+
+def text_new(session: Session) -> None:
+    session.execute(text("INSERT INTO cities (id, name) VALUES (77, 'Sion')"))
+    session.execute(text("UPDATE citizens SET city_id = 77 WHERE id = 2"))
+    session.connection().exec_driver_sql("DELETE FROM purchases WHERE item = 'ink'")
+
+
+WRITES: dict[str, tuple[Callable[[Session], None], Callable[[Session], None], list[Any]]] = {
+    "add": (
+        add_old,
+        add_new,
+        [
+            [(1, "Ada", "Bern", 1), (2, "Bob", "Bern", 1), (3, "Cyd", "Chur", 1)],
+            [(1, 1, "tea"), (2, 1, "ink"), (3, 2, "cup"), (4, 3, "pen")],
+        ],
+    ),
+    "change": (
+        change_old,
+        change_new,
+        [[(1, "Ada L.", "Thun", 2), (2, "Bob", "Bern", 1)], [(1, 1, "coffee"), (2, 1, "ink"), (3, 2, "cup")]],
+    ),
+    "delete": (delete_old, delete_new, [[(2, "Bob", "Bern", 1)], [(3, 2, "cup")]]),
+    "exchange": (
+        exchange_old,
+        exchange_new,
+        [[(2, "Bob", "Bern", 1), (3, "Dan", "Bern", 1)], [(3, 2, "cup"), (4, 2, "chalk"), (5, 3, "tea")]],
+    ),
+    "bulk": (
+        bulk_old,
+        bulk_new,
+        [
+            [(1, "Ada", "Biel", 2), (2, "Bob", "Biel", 2)],
+            [(2, 1, "ink"), (3, 2, "cup"), (4, 2, "pin 0"), (5, 2, "pin 1"), (6, 2, "pin 2")],
+        ],
+    ),
+    "text": (text_old, text_new, [[(1, "Ada", "Bern", 1), (2, "Bob", "Sion", 1)], [(1, 1, "tea"), (3, 2, "cup")]]),
+}
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["legacy", "normalized"])
+@pytest.mark.parametrize("name", list(WRITES))
+def test_what_is_written_to_one_side_is_on_both(world: World, name: str, side: int) -> None:
+    """Entities, relationships with cascades, bulk statements, Core and text, with the classes of either side."""
+    with world.store.unit_of_work() as uow:
+        WRITES[name][side](uow.session)
+
+    assert world.same() == WRITES[name][2]
+    assert world.store.migration.verify().clean
+
+
+def test_nothing_is_carried_if_the_unit_fails(world: World) -> None:
+    """The other side is written in the same transaction."""
+    before = world.same()
+
+    with pytest.raises(ZeroDivisionError), world.store.unit_of_work() as uow:
+        add_old(uow.session)
+        uow.session.flush()
+        raise ZeroDivisionError
+
+    assert world.same() == before
+
+
+def test_the_other_side_is_read_as_it_was_carried(world: World) -> None:
+    """Entities of the other side that were loaded are read again, and once more after a savepoint's rollback."""
+    with world.store.unit_of_work() as uow:
+        citizen = uow.session.get_one(Citizen, 1)
+        person = uow.session.get_one(Person, 1)
+        assert citizen.full_name == "Ada"
+        with uow.session.begin_nested() as savepoint:
+            person.name = "Eve"
+            uow.session.flush()
+            assert citizen.full_name == "Eve"
+            assert citizen.version == 2
+            savepoint.rollback()
+        assert (citizen.full_name, person.name) == ("Ada", "Ada")
+        person.name = "Fay"
+        uow.session.flush()
+        assert citizen.full_name == "Fay"
+
+    assert world.same()[0][0] == (1, "Fay", "Bern", 2)
+
+
+def test_a_row_is_not_written_on_both_sides_in_one_flush(world: World) -> None:
+    """Which of the two would count cannot be known, so the flush fails, and the unit with it."""
+    before = world.same()
+
+    with pytest.raises(MismatchError, match="both sides"), world.store.unit_of_work() as uow:
+        person, citizen = uow.session.get_one(Person, 1), uow.session.get_one(Citizen, 1)
+        person.name, citizen.full_name = "one", "other"
+
+    assert world.same() == before
+
+
+def test_a_stale_version_fails_as_it_does_without_a_move(world: World) -> None:
+    """Optimistic locking goes on: a version that was raised since an entity was loaded is not overwritten."""
+    with world.store.unit_of_work() as uow:
+        early = uow.session.get_one(Person, 1)
+        uow.session.expunge(early)
+    with world.store.unit_of_work() as uow:
+        uow.session.get_one(Citizen, 1).full_name = "meanwhile"
+
+    early.name = "late"
+    with pytest.raises(StaleDataError), world.store.unit_of_work() as uow:
+        uow.session.add(early)
+
+    assert world.same()[0][0] == (1, "meanwhile", "Bern", 2)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["legacy", "normalized"])
+def test_what_another_program_wrote_to_the_other_side_is_not_lost(world: World, side: int) -> None:
+    """It is carried before the session writes the row: each of the two has changed another column."""
+    other = ("UPDATE citizens SET full_name = 'theirs' WHERE id = 2", "UPDATE persons SET name = 'theirs' WHERE id = 2")
+    world.database.script(other[side])
+
+    with world.store.unit_of_work() as uow:
+        if side == 0:
+            uow.session.get_one(Person, 2).city = "Lyss"
+        else:
+            uow.session.get_one(Citizen, 2).city = City(name="Lyss")
+
+    assert world.same()[0][1] == (2, "theirs", "Lyss", 2)
+
+
+def test_the_repository_sees_what_the_session_wrote(world: World) -> None:
+    """Both are in one transaction."""
+    with world.store.unit_of_work() as uow:
+        person = Person(name="Cyd", city="Chur")
+        uow.session.add(person)
+        uow.session.flush()
+        row: Any = uow.repository(PERSONS).get(person.id)
+        assert (row.name, row.city) == ("Cyd", "Chur")
+        uow.repository(PERSONS).update(person.id, {"city": "Davos"})
+        uow.session.expire(person)
+        assert person.city == "Davos"
+
+    assert world.same()[0][-1] == (3, "Cyd", "Davos", 1)
+
+
+def test_a_parent_without_a_row_is_refused(world: World) -> None:
+    """The legacy side cannot hold it; with its first row in a later flush of the unit it is carried."""
+    with pytest.raises(UnmirroredWriteError, match="cities"), world.store.unit_of_work() as uow:
+        uow.session.add(City(name="Genf"))
+    with world.store.unit_of_work() as uow:
+        city = City(name="Genf")
+        uow.session.add(city)
+        uow.session.flush()
+        uow.session.delete(uow.session.get_one(Purchase, 1))
+        uow.session.flush()
+        uow.session.add(Citizen(full_name="Gil", city_id=city.id))
+
+    assert world.same()[0][-1] == (3, "Gil", "Genf", 1)
+
+
+@pytest.mark.parametrize("name", ["bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings"])
+def test_what_sends_no_events_is_refused(world: World, name: str) -> None:
+    """The error says what to use."""
+    with world.store.unit_of_work() as uow, pytest.raises(UnmirroredWriteError, match="bulk_") as raised:
+        getattr(uow.session, name)([Person(name="x", city="y")])
+
+    assert raised.value.hint is not None
+    assert "add_all" in raised.value.hint
+
+
+def test_the_driver_s_own_connection_is_carried_at_the_end(world: World) -> None:
+    """What no event of SQLAlchemy tells is found before the commit."""
+    with world.store.unit_of_work() as uow:
+        driver: Any = uow.session.connection().connection.driver_connection
+        driver.execute("UPDATE persons SET city = 'Olten' WHERE id = 2")
+
+    if world.database.kind == "sqlite":  # recorded as another program's write
+        world.store.migration.reconcile(foreign="adopt")
+    assert world.same()[0][1] == (2, "Bob", "Olten", 1)
+
+
+PHASES = {
+    Phase.EXPAND: (Person, Citizen),
+    Phase.NORMALIZED: (Citizen, Person),
+    Phase.CONTRACT: (Citizen, Person),
+}
+
+
+@pytest.mark.parametrize("phase", list(PHASES), ids=lambda phase: phase.name)
+def test_a_side_that_is_not_written_is_not_read_either(begun: World, phase: Phase) -> None:
+    """Its rows are stale: reads and writes raise WrongPhaseError, and name the side to use."""
+    begun.store.migration.migrate(phase, soak=False)
+    fresh, stale = PHASES[phase]
+    if phase is Phase.CONTRACT:
+        stale = None  # type: ignore[assignment]
+
+    with begun.store.unit_of_work() as uow:
+        assert uow.model(PERSONS) is fresh
+        assert len(uow.session.scalars(select(fresh)).all()) == 2
+        if stale is None:
+            return
+        for statement in (select(stale), select(stale.__table__.c.id), select(fresh).join(stale, stale.id == fresh.id)):
+            with pytest.raises(WrongPhaseError, match=stale.__tablename__) as raised:
+                uow.session.execute(statement)
+            assert "uow.model" in str(raised.value.hint)
+        with pytest.raises(WrongPhaseError):
+            uow.session.get(stale, 1)
+        with pytest.raises(WrongPhaseError):
+            uow.session.execute(update(stale).values(version=5))
+        uow.session.rollback()
+    columns = "id, name, city" if stale is Person else "id, full_name, city_id"
+    with pytest.raises(WrongPhaseError), begun.store.unit_of_work() as uow:
+        uow.session.execute(text(f"INSERT INTO {stale.__tablename__} ({columns}, version) VALUES (9, 'x', 1, 1)"))
+    with pytest.raises(WrongPhaseError), begun.store.unit_of_work() as uow:
+        uow.session.add(stale(id=9))
+
+
+def test_an_application_goes_through_all_phases_with_plain_sessions(begun: World) -> None:
+    """It uses the class of the phase, and no write is lost on the way there or back."""
+    expected = {"Ada", "Bob"}
+    migration = begun.store.migration
+    for phase in [*Phase, *reversed(list(Phase)[:-1])]:
+        while migration.phase < phase:
+            migration.migrate(Phase(migration.phase + 1), soak=False)
+            if migration.phase.compares:
+                migration.backfill()
+        while migration.phase > phase:
+            migration.rollback(Phase(migration.phase - 1))
+        name = f"{phase.name} {len(expected)}"
+        with begun.store.unit_of_work() as uow:
+            if uow.model(PERSONS) is Person:
+                uow.session.add(Person(name=name, city=name, orders=[Order(what=name)]))
+            else:
+                uow.session.add(Citizen(full_name=name, city=City(name=name), purchases=[Purchase(item=name)]))
+        expected.add(name)
+        if phase.compares:
+            assert migration.verify().clean
+
+    assert {name for _, name, *_ in begun.database.rows_of(OLD[0])} == expected
+    assert {what for *_, what in begun.database.rows_of(OLD[1])} == {"tea", "ink", "cup"} | (expected - {"Ada", "Bob"})
