@@ -10,6 +10,7 @@ __all__ = ["NAMES", "groups_of"]
 
 NAMES = (
     "writes",
+    "moves",
     "batches",
     "reads",
     "backfill",

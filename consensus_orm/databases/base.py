@@ -517,14 +517,15 @@ class Catalog(ABC):
         return self.sequence(uow, "consensus_orm_changes") or 0
 
     @abstractmethod
-    def session_mark(self, uow: Transaction) -> int:
-        """A mark before statements of a session, for `take_written`."""
+    def session_mark(self, uow: Transaction) -> tuple[int, bool]:
+        """A mark before statements of a session, and whether there may be records of other programs."""
 
     @abstractmethod
-    def take_written(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
-        """What the triggers recorded of the session of this unit of work since a mark, oldest first; it is forgotten.
+    def written_since(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
+        """What the triggers recorded of the session of this unit of work since a mark, oldest first.
 
-        Each record has the name of the move, the key of the row, a number, the side, and what was done.
+        Each record has the name of the move, the key of the row, a number, the side, and what was done. A server has
+        forgotten them then; a file forgets them by `forget_changes`, with what is recorded while they are carried.
         """
 
     @abstractmethod

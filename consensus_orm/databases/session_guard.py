@@ -22,8 +22,8 @@ __all__ = ["SessionGuard", "require_transaction"]
 
 T = TypeVar("T")
 
-_EXPLAINED: WeakSet[Engine] = WeakSet()
-"""Engines with the listener for errors. `event.contains` uses the id of an engine, which a later one may reuse."""
+_HEARD: WeakSet[Engine] = WeakSet()
+"""Engines with the listeners of this module. `event.contains` uses the id of an engine, which a later one may reuse."""
 
 
 def require_transaction(driver: Any) -> None:
@@ -59,6 +59,10 @@ class SessionGuard(ABC):
         """The tables that the session must not even read, because nothing writes them any more, or not yet."""
         self._instead = [*sides]
         self._carrying = False
+        self.before: Callable[[Any], object] = _nothing
+        """Called with the context of a statement of the session before it is executed."""
+        self.after: Callable[[Any], object] = _nothing
+        """Called with it afterwards."""
         self.undone = False
         """Whether the session rolled back rows that the repositories had written."""
         self._info: dict[Any, Any] = {}
@@ -69,16 +73,10 @@ class SessionGuard(ABC):
         """Listen to the errors of a session's connection."""
         self._info = connection.info
         self._info[__name__] = self
-        driver: Any = connection.connection.driver_connection
-
-        def require(connection: Connection, _: Any, statement: str, *__: Any) -> None:
-            # On a server a failed statement ends the transaction until the session rolls back to a savepoint.
-            if not (statement.startswith("ROLLBACK TO") and connection.dialect.name == "postgresql"):
-                require_transaction(driver)
-
-        event.listen(connection, "before_cursor_execute", require)
-        if connection.engine not in _EXPLAINED:
-            _EXPLAINED.add(connection.engine)
+        if connection.engine not in _HEARD:  # once: to listen to each connection costs more than a statement
+            _HEARD.add(connection.engine)
+            event.listen(connection.engine, "before_cursor_execute", _before)
+            event.listen(connection.engine, "after_cursor_execute", _after)
             event.listen(connection.engine, "handle_error", _explain, retval=True)
 
     @contextlib.contextmanager
@@ -155,6 +153,27 @@ class SessionGuard(ABC):
         del self._savepoints[at:]
         if what == "RELEASE" and dirty and self._savepoints:
             self._dirty.add(self._savepoints[-1])
+
+
+def _nothing(_: Any) -> None:
+    """Nothing is to be done."""
+
+
+def _before(connection: Connection, _: Any, statement: str, __: Any, context: Any, *___: Any) -> None:
+    """Refuse a statement after the end of the transaction, and tell the guard of any other."""
+    guard = connection.info.get(__name__)
+    if not isinstance(guard, SessionGuard):
+        return
+    # On a server a failed statement ends the transaction until the session rolls back to a savepoint.
+    if not (statement.startswith("ROLLBACK TO") and connection.dialect.name == "postgresql"):
+        require_transaction(connection.connection.driver_connection)
+    guard.before(context)
+
+
+def _after(connection: Connection, _: Any, __: Any, ___: Any, context: Any, *____: Any) -> None:
+    guard = connection.info.get(__name__)
+    if isinstance(guard, SessionGuard):
+        guard.after(context)
 
 
 def _explain(context: ExceptionContext) -> BaseException | None:

@@ -69,9 +69,13 @@ class Moves:
 
     def tables(self, side: Side) -> frozenset[str]:
         """The names of the tables of a side, parents included, in small letters."""
-        names = [move.table_name(side) for move in self]
-        parents = [parent.table.name for parent in self.parents] if side is Side.NORMALIZED else []
-        return frozenset(map(str.lower, [*names, *parents]))
+        return self._tables[side]
+
+    @cached_property
+    def _tables(self) -> dict[Side, frozenset[str]]:
+        names = {side: [move.table_name(side) for move in self] for side in Side}
+        names[Side.NORMALIZED] += [parent.table.name for parent in self.parents]
+        return {side: frozenset(map(str.lower, of)) for side, of in names.items()}
 
     def said_by(self, parent: Parent) -> list[str]:
         """Columns of a parent that say something of its rows, in order; what is derived follows from them instead."""

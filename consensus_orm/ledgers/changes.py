@@ -39,10 +39,10 @@ __all__ = [
     "recorded_keys",
     "some_undecided",
     "some_waiting",
-    "taken",
     "undecided",
     "undecided_among",
     "waiting",
+    "written_since",
 ]
 
 ID = column("id", Integer())
@@ -122,15 +122,15 @@ def waiting(uow: Transaction, limit: int) -> tuple[dict[str, list[Key]], int]:
     return {pair: list(of_pair) for pair, of_pair in keys.items()}, len(found)
 
 
-def taken(uow: Transaction, mark: int) -> dict[str, dict[Key, Written]]:
-    """What the session of a unit of work has written, by the name of the move and the key of the row; it is forgotten.
+def written_since(uow: Transaction, mark: int) -> dict[str, dict[Key, Written]]:
+    """What the session of a unit of work has written, by the name of the move and the key of the row.
 
     Args:
         uow: The unit of work.
         mark: `Catalog.session_mark` before the writes.
     """
     found: dict[str, dict[Key, Written]] = {}
-    for pair, key, *record in uow.catalog.take_written(uow, mark):
+    for pair, key, *record in uow.catalog.written_since(uow, mark):
         found.setdefault(pair, {}).setdefault(key, Written()).add(*record, False)
     return found
 

@@ -187,7 +187,7 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 
 def _referring_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
-    """Tables that refer to a legacy table: emptying it would delete their rows, or fail; those that go with it do not."""
+    """Tables that refer to a legacy table and stay: emptying it would delete their rows, or fail."""
     legacy = uow.statements.mapping.tables(Side.LEGACY)
     for pair in uow.statements.mapping:
         for name in uow.catalog.referring(uow, pair.legacy_table.name):

@@ -11,10 +11,10 @@ from consensus_orm.ledgers import changes, images
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
 
-__all__ = ["adopt", "carry", "derive", "follow_deletes", "mark_known", "parents_settled"]
+__all__ = ["adopt", "carry", "derive", "follow", "follow_deletes", "mark_known", "parents_settled"]
 
 
-def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str | None) -> int:
+def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str) -> int:
     """Make rows on one side what they are on the other: insert, overwrite, or delete them.
 
     What is overwritten or deleted is imaged first, and nothing else is: a row that another program adds meanwhile
@@ -25,7 +25,7 @@ def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str 
         pair: The pair of the rows.
         keys: Their keys.
         to: The side to write. Rows the other side does not have are deleted from it.
-        why: The cause that the images are kept with; no contents. None keeps no images: the caller itself has written.
+        why: The cause that the images are kept with; no contents.
 
     Returns:
         How many rows there were on that side.
@@ -33,23 +33,48 @@ def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str 
     wanted = list(keys)
     if not wanted:
         return 0
-    sql = uow.statements[pair]
     with changes.not_recorded(uow):
-        kept = _there(uow, pair, wanted, to) if why is None else images.keep(uow, pair, wanted, to, why)
+        kept = images.keep(uow, pair, wanted, to, why)
         there = _there(uow, pair, wanted, to.other)
-        gone, there_too, new = kept - there, kept & there, there - kept
-        if to is Side.NORMALIZED:
-            with parents_settled(uow, pair, wanted, why) as touched:
-                _run(uow, [sql.delete(to)], gone)
-                touched |= _run(uow, sql.overwrite_normalized, there_too)
-                touched |= _run(uow, sql.insert_normalized_rows, new)
-        else:
-            adopt(uow, pair, wanted, why)
-            _run(uow, [sql.delete(to)], gone)
-            _run(uow, [sql.overwrite_legacy], there_too)
-            _run(uow, [sql.insert_legacy_rows], new)
+        _make_alike(uow, pair, to, why, gone=kept - there, there_too=kept & there, new=there - kept)
         follow_deletes(uow, pair, to, changes.deleted_among(uow, pair, to, wanted))
     return len(kept)
+
+
+def follow(uow: Transaction, pair: Move, keys: list[Key], to: Side, *, new: bool) -> None:
+    """Carry rows that the caller has written to the side that it has not written, without an image.
+
+    Args:
+        uow: The unit of work.
+        pair: The move of the rows.
+        keys: Their keys.
+        to: The side that is to follow.
+        new: Whether all rows were just inserted, so that the other side has none of them.
+    """
+    if new:
+        _make_alike(uow, pair, to, None, gone=set(), there_too=set(), new=set(keys))
+    else:
+        theirs, ours = _there(uow, pair, keys, to), _there(uow, pair, keys, to.other)
+        _make_alike(uow, pair, to, None, gone=theirs - ours, there_too=theirs & ours, new=ours - theirs)
+    if uow.catalog.others_write_meanwhile:
+        follow_deletes(uow, pair, to, changes.deleted_among(uow, pair, to, keys))
+
+
+def _make_alike(
+    uow: Transaction, pair: Move, to: Side, why: str | None, *, gone: set[Key], there_too: set[Key], new: set[Key]
+) -> None:
+    """Delete, overwrite and insert rows of a side."""
+    sql, wanted = uow.statements[pair], [*gone, *there_too, *new]
+    if to is Side.NORMALIZED:
+        with parents_settled(uow, pair, wanted, why) as touched:
+            _run(uow, [sql.delete(to)], gone)
+            touched |= _run(uow, sql.overwrite_normalized, there_too)
+            touched |= _run(uow, sql.insert_normalized_rows, new)
+    else:
+        adopt(uow, pair, wanted, why)
+        _run(uow, [sql.delete(to)], gone)
+        _run(uow, [sql.overwrite_legacy], there_too)
+        _run(uow, [sql.insert_legacy_rows], new)
 
 
 def derive(uow: Transaction, pair: Move, keys: list[Key], why: str) -> int:

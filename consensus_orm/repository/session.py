@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Table, UpdateBase, event, inspect
+from sqlalchemy import Connection, Integer, Table, UpdateBase, event, inspect
 from sqlalchemy.orm import DeclarativeBase, ORMExecuteState, Session
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import TextClause
@@ -25,12 +25,13 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
-from consensus_orm.repository.carrying import adopt, carry
+from consensus_orm.repository.carrying import adopt, carry, follow
 from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CarryingSession"]
 
+NEW, GONE = {"insert"}, "delete"
 BULK = "bulk_insert_mappings, bulk_update_mappings and bulk_save_objects"
 
 
@@ -47,7 +48,10 @@ class CarryingSession(Session):
         super().__init__(bind=connection, join_transaction_mode="create_savepoint")
         self._uow = uow
         self._unit_guard = guard
+        self._carries = uow.phase.compares and not uow.read_only
         self._mark = 0
+        self._foreign = True
+        """Whether there may be records of other programs."""
         self._in_flush = False
         self._left: dict[str, set[Any]] = {}
         """By move the parents that rows of this flush belonged to before and after."""
@@ -55,17 +59,8 @@ class CarryingSession(Session):
         """By table the parents that this session made, which must have a row in the end."""
         self._carried: set[tuple[type[DeclarativeBase], Key]] = set()
         """The entities that carrying has changed since the session began."""
-        if guard.hidden:
-            event.listen(self, "do_orm_execute", self._refuse_hidden)
-            event.listen(self, "before_flush", self._refuse_entities)
-        if uow.phase.writes_normalized and not uow.read_only:
-            event.listen(self, "before_flush", self._begin_flush)
-            event.listen(self, "after_flush", self._end_flush)
-            event.listen(self, "after_flush_postexec", self._expire)
-            event.listen(self, "after_soft_rollback", self._expire)
-        if uow.phase.compares and not uow.read_only:
-            event.listen(connection, "before_cursor_execute", self._before)
-            event.listen(connection, "after_cursor_execute", self._after)
+        if self._carries:
+            guard.before, guard.after = self._before, self._after
 
     def end(self) -> None:
         """Flush and carry what is left, and release the savepoint.
@@ -75,8 +70,9 @@ class CarryingSession(Session):
             UnmirroredWriteError: A parent has no row, so that the legacy side cannot hold it.
         """
         self.commit()
-        if self._uow.phase.compares and not self._uow.read_only:
-            self._carry()  # what was sent past SQLAlchemy, to the driver's own connection
+        if self._carries:
+            if self._uow.catalog.others_write_meanwhile:
+                self._carry()  # what was sent past SQLAlchemy; in a file it counts as another program's
             for parent in self._parents():
                 made = self._made.get(parent.parent.table.name)
                 if made and keys_of(self._uow, parent.without_rows, among(made)):
@@ -105,7 +101,11 @@ class CarryingSession(Session):
 
     # When -----------------------------------------------------------------------------------------------
 
-    def _begin_flush(self, *_: Any) -> None:
+    def _begin_flush(self) -> None:
+        if self._unit_guard.hidden:
+            self._refuse_entities()
+        if not self._uow.phase.writes_normalized or self._uow.read_only:
+            return
         uow, self._in_flush = self._uow, True
         self._left = {}
         for move in uow.statements.mapping:
@@ -114,12 +114,16 @@ class CarryingSession(Session):
                     self._ready(move, side, keys)
             if move.parent is not None:
                 self._note_parents(move)
-        if uow.phase.compares:
-            self._mark = uow.catalog.session_mark(uow)
+            if self._carries and not uow.catalog.others_write_meanwhile:
+                self._give_keys(move)
+        if self._carries:
+            self._mark, self._foreign = uow.catalog.session_mark(uow)
 
-    def _end_flush(self, *_: Any) -> None:
+    def _end_flush(self) -> None:
+        if not self._in_flush:
+            return
         try:
-            if self._uow.phase.compares:
+            if self._carries:
                 self._note_new_parents()
                 self._carry()
             else:
@@ -127,28 +131,30 @@ class CarryingSession(Session):
         finally:
             self._in_flush = False
 
-    def _before(self, _: Any, __: Any, ___: str, ____: Any, context: Any, *_____: Any) -> None:
+    def _before(self, context: Any) -> None:
         if not self._in_flush and _may_write(context):
-            self._mark = self._uow.catalog.session_mark(self._uow)
+            self._mark, self._foreign = self._uow.catalog.session_mark(self._uow)
 
-    def _after(self, _: Any, __: Any, ___: str, ____: Any, context: Any, *_____: Any) -> None:
+    def _after(self, context: Any) -> None:
         if not self._in_flush and _may_write(context):
             self._carry(whole=True)
             self._expire()
 
-    def _refuse_hidden(self, state: ORMExecuteState) -> None:
+    def _refuse_reading(self, state: ORMExecuteState) -> None:
         """Refuse to read a side that is not written in this phase: its rows are stale.
 
         Raises:
             WrongPhaseError: A statement names a table of it.
         """
+        if not self._unit_guard.hidden:
+            return
         named = {table for mapper in state.all_mappers for table in mapper.tables}
         named |= {part for part in visitors.iterate(state.statement) if isinstance(part, Table)}
         for table in named:
             if isinstance(table, Table) and table.name.lower() in self._unit_guard.hidden:
                 raise self._unit_guard.refusal(table.name)
 
-    def _refuse_entities(self, *_: Any) -> None:
+    def _refuse_entities(self) -> None:
         """Refuse to write entities of a side that is not written in this phase.
 
         Raises:
@@ -172,7 +178,7 @@ class CarryingSession(Session):
     def _ready(self, move: Move, side: Side, keys: list[Key]) -> None:
         """Lock rows that a flush will write, and carry first what another program wrote to their other side."""
         uow = self._uow
-        if not uow.phase.compares:
+        if not self._carries:
             return
         sql = uow.statements[move]
         if uow.catalog.others_write_meanwhile:
@@ -184,6 +190,21 @@ class CarryingSession(Session):
                 carry(uow, move, foreign, side, "another program changed the other side before a session did")
             changes.forget(uow, (written[key] for key in foreign))
             mismatches.settle(uow, move, foreign, "repaired", "a session changed it")
+
+    def _give_keys(self, move: Move) -> None:
+        """Give new rows of a file ids that neither side has ever given; on a server both draw from one sequence."""
+        if not isinstance(move.key.type, Integer):
+            return
+        for side in Side:
+            model, column = _model(move, side), self._uow.statements[move].key_of(side)
+            if model is None:
+                continue
+            name = inspect(model).get_property_by_column(column).key
+            new = [each for each in self.new if isinstance(each, model) and getattr(each, name) is None]
+            if new:
+                ((first,),) = self._uow._rows(self._uow.statements[move].next_key)
+                for key, each in enumerate(sorted(new, key=_order_of_adding), first):
+                    setattr(each, name, key)
 
     def _note_parents(self, move: Move) -> None:
         assert move.parent is not None
@@ -212,9 +233,11 @@ class CarryingSession(Session):
         Raises:
             MismatchError: A row does not come out equal on the other side, or both sides of it were written.
         """
-        moves = list(self._uow.statements.mapping)
+        uow, moves = self._uow, list(self._uow.statements.mapping)
         with self._unit_guard.carrying():
-            written = changes.taken(self._uow, self._mark)
+            written = changes.written_since(uow, self._mark)
+            if not written:
+                return
             # Rows of a later move may refer to rows of an earlier one: they come after them, and go before them.
             for move in moves:
                 self._carry_move(move, written.get(move.name, {}), deleted=False)
@@ -222,27 +245,43 @@ class CarryingSession(Session):
                 self._carry_move(move, written.get(move.name, {}), deleted=True)
             for move in moves:
                 of_normalized = [ops for of in written.get(move.name, {}).values() if (ops := of.ops[Side.NORMALIZED])]
-                if any(set(ops) - {"insert"} for ops in of_normalized):
+                if any(set(ops) != NEW for ops in of_normalized):
                     self._settle_parents(move, whole=whole)
+            uow.catalog.forget_changes(uow, after=self._mark)
 
     def _carry_move(self, move: Move, rows: dict[Key, changes.Written], *, deleted: bool) -> None:
         if both := [key for key, of in rows.items() if all(of.ops.values())]:
             self._fail(move, both[0], "both sides of it were written in one flush")
         for side in Side:
-            keys = [key for key, of in rows.items() if of.ops[side] and (of.ops[side][-1] == "delete") is deleted]
-            if keys:
-                self._carry_from(side, move, keys)
+            found = {
+                key: set(ops) for key, of in rows.items() if (ops := of.ops[side]) and (ops[-1] == GONE) is deleted
+            }
+            new = [key for key, ops in found.items() if ops == NEW]
+            self._carry_from(side, move, new, new=True)
+            self._carry_from(side, move, [key for key, ops in found.items() if ops != NEW], new=False)
 
-    def _carry_from(self, side: Side, move: Move, keys: list[Key]) -> None:
+    def _carry_from(self, side: Side, move: Move, keys: list[Key], *, new: bool) -> None:
+        if not keys:
+            return
         uow = self._uow
-        written = changes.of_rows(uow, move, keys)
-        if foreign := [key for key, of in written.items() if of.ops[side.other]]:
+        written = self._foreign_records(move, keys)
+        foreign = [key for key, of in written.items() if of.ops[side.other]]
+        if foreign:
             images.keep(uow, move, foreign, side.other, "a session changed it")
         if changes.forget(uow, written.values()):
             mismatches.settle(uow, move, written, "repaired", "a session changed it")
-        carry(uow, move, keys, side.other, None)
+        follow(uow, move, keys, side.other, new=new and not foreign)
         self._compare(move, keys)
         self._carried.update((model, key) for each in Side if (model := _model(move, each)) for key in keys)
+
+    def _foreign_records(self, move: Move, keys: list[Key]) -> dict[Key, changes.Written]:
+        """What other programs wrote to rows, as far as it was recorded before the session wrote them."""
+        if not self._foreign:
+            return {}
+        found = changes.of_rows(self._uow, move, keys)
+        if self._uow.catalog.others_write_meanwhile:
+            return found  # the records of this session have been taken
+        return {key: of for key, of in found.items() if min(of.ids) <= self._mark}
 
     def _complete(self) -> None:
         """Complete rows where the normalized side alone is written: what is computed, their mark and their parent."""
@@ -269,8 +308,10 @@ class CarryingSession(Session):
 
     def _compare(self, move: Move, keys: list[Key]) -> None:
         both, lone = self._uow.statements[move].both_sides
-        wrong = [key for key, *equal in self._uow._rows(both, among(keys)) if not all(equal)]
-        wrong += keys_of(self._uow, lone, among(keys))
+        there = self._uow._rows(both, among(keys))
+        wrong = [key for key, *equal in there if not all(equal)]
+        if len(there) < len(keys):
+            wrong += keys_of(self._uow, lone, among(keys))
         if wrong:
             found = mismatches.differences(self._uow, move, wrong[0])
             self._fail(move, wrong[0], ", ".join(f"{column or 'row'} {kind}" for column, kind in found))
@@ -280,7 +321,7 @@ class CarryingSession(Session):
         self._uow._doom(error)
         raise error
 
-    def _expire(self, *_: Any) -> None:
+    def _expire(self) -> None:
         """Let entities of both sides be read again: carrying, or its rollback, has changed what they stand for."""
         for model, key in self._carried:
             entity = self.identity_map.get(self.identity_key(model, key))
@@ -296,6 +337,11 @@ def _key(entity: Any) -> Key:
     """The key of a row; within a flush, also that of a row that was just added."""
     key: Key = inspect(entity).mapper.primary_key_from_instance(entity)[0]
     return key
+
+
+def _order_of_adding(entity: Any) -> int:
+    order: int = inspect(entity).insert_order
+    return order
 
 
 def _links(entity: Any, link: str) -> Iterable[Any]:
@@ -316,3 +362,11 @@ def _bulk_refused() -> errors.UnmirroredWriteError:
         f"{BULK} send no events, by which a session knows what to carry",
         hint="use session.add_all(...), or session.execute(insert(Model), rows)",
     )
+
+
+# Once for all sessions: to listen to each one costs more than a statement.
+event.listen(CarryingSession, "do_orm_execute", lambda state: state.session._refuse_reading(state))
+event.listen(CarryingSession, "before_flush", lambda session, *_: session._begin_flush())
+event.listen(CarryingSession, "after_flush", lambda session, _: session._end_flush())
+event.listen(CarryingSession, "after_flush_postexec", lambda session, _: session._expire())
+event.listen(CarryingSession, "after_soft_rollback", lambda session, _: session._expire())

@@ -385,6 +385,57 @@ def test_a_parent_without_a_row_is_refused(world: World) -> None:
     assert world.same()[0][-1] == (3, "Gil", "Genf", 1)
 
 
+def test_ids_of_rows_that_are_not_carried_yet_are_not_given_again(begun: World) -> None:
+    """Before the backfill the normalized side is empty; new rows there get ids that the legacy side never gave."""
+    begun.store.migration.migrate(Phase.DUAL_WRITE, soak=False)
+
+    with begun.store.unit_of_work() as uow:
+        city = City(name="Chur")
+        uow.session.add_all(Citizen(full_name=name, city=city) for name in ("Cyd", "Dan"))
+    begun.store.migration.backfill()
+
+    people = [(1, "Ada", "Bern", 1), (2, "Bob", "Bern", 1), (3, "Cyd", "Chur", 1), (4, "Dan", "Chur", 1)]
+    assert begun.same()[0] == people
+
+
+def test_what_was_not_carried_yet_is_carried_when_it_is_changed(begun: World) -> None:
+    """A legacy entity that the backfill has not reached is changed, another is deleted: the backfill finds it done."""
+    begun.store.migration.migrate(Phase.DUAL_WRITE, soak=False)
+
+    with begun.store.unit_of_work() as uow:
+        uow.session.get_one(Person, 1).name = "Ada L."
+        uow.session.delete(uow.session.get_one(Person, 2))
+    begun.store.migration.backfill()
+
+    assert begun.same() == [[(1, "Ada L.", "Bern", 2)], [(1, 1, "tea"), (2, 1, "ink")]]
+
+
+def test_the_session_flushes_by_itself_and_reads_again(world: World) -> None:
+    """Autoflush, expire, refresh, merge and populate_existing do what they do without a move, on both sides."""
+    with world.store.unit_of_work() as uow:
+        session = uow.session
+        person = session.get_one(Person, 1)
+        person.city = "Chur"
+        assert session.scalar(select(City.name).join(Citizen).where(Citizen.id == 1)) == "Chur"
+        person.name = "forgotten"
+        session.expire(person)
+        assert person.name == "Ada"
+        session.merge(Person(id=2, name="Bob B.", city="Bern", version=1))
+        citizen = session.get_one(Citizen, 2)
+        assert citizen.full_name == "Bob B."
+        session.execute(update(Citizen).where(Citizen.id == 2).values(full_name="Rob"))
+        assert citizen.full_name == "Rob"
+        assert session.get_one(Person, 2, populate_existing=True).name == "Rob"
+        with session.no_autoflush:
+            person.name = "Ada L."
+            assert session.scalar(select(Citizen.full_name).where(Citizen.id == 1)) == "Ada"
+        session.flush()
+        session.refresh(person)
+        assert person.name == "Ada L."
+
+    assert [name for _, name, *_ in world.same()[0]] == ["Ada L.", "Rob"]
+
+
 @pytest.mark.parametrize("name", ["bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings"])
 def test_what_sends_no_events_is_refused(world: World, name: str) -> None:
     """The error says what to use."""

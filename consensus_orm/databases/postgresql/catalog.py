@@ -316,11 +316,11 @@ class PostgresCatalog(Catalog):
 
     # Writes that went around the repositories -------------------------------------------------------------
 
-    def session_mark(self, uow: Transaction) -> int:
+    def session_mark(self, uow: Transaction) -> tuple[int, bool]:
         """Nothing: records of a session have negative numbers, and no other transaction ever sees them."""
-        return 0
+        return 0, True
 
-    def take_written(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
+    def written_since(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
         """Delete the records with negative numbers, and return them."""
         return sorted(uow._execute(_TAKE_WRITTEN).fetchall(), key=itemgetter(2), reverse=True)
 

@@ -1,8 +1,8 @@
 """The guard of a session on PostgreSQL: triggers on the mapped tables refuse the writes of a session.
 
 A setting of the transaction tells them whose statement it is. It is `session` except during a statement of this
-package, so every write of the session to a side that is not open to it is refused, however it was made. Triggers cannot refuse
-ALTER and DROP, for which the server requires the owner of the table, nor can they see what is read.
+package, so every write of the session to a side that is not open to it is refused, however it was made. Triggers cannot
+refuse ALTER and DROP, for which the server requires the owner of the table, nor can they see what is read.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ __all__ = ["SQLiteCatalog"]
 
 
 _CHANGES_AFTER = delete(Change).where(Change.id > bindparam("mark"))
+SESSION_MARK = (
+    "SELECT max(CAST(seq AS INTEGER)), EXISTS (SELECT 1 FROM consensus_orm_changes) FROM sqlite_sequence"
+    " WHERE name = 'consensus_orm_changes'"
+)
 _WRITTEN_AFTER = (
     select(Change.pair, Change.key, Change.id, Change.side, Change.op)
     .where(Change.id > bindparam("mark"))
@@ -206,15 +210,14 @@ class SQLiteCatalog(Catalog):
 
     # Writes that went around the repositories -------------------------------------------------------------
 
-    def session_mark(self, uow: Transaction) -> int:
+    def session_mark(self, uow: Transaction) -> tuple[int, bool]:
         """The counter of records: the unit of work holds the lock, so that the later ones are of its session."""
-        return self.last_change(uow)
+        mark, any_there = uow._rows(SESSION_MARK)[0]
+        return mark or 0, bool(any_there)
 
-    def take_written(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
-        """Read what was recorded after the mark, and forget it."""
-        if written := uow._rows(_WRITTEN_AFTER, {"mark": mark}):
-            self.forget_changes(uow, after=mark)
-        return written
+    def written_since(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
+        """The records after the mark."""
+        return uow._rows(_WRITTEN_AFTER, {"mark": mark})
 
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Delete what the triggers recorded after a mark: the writes of this unit of work itself, which holds the lock.
