@@ -1,0 +1,143 @@
+"""Sessions as applications use them: from threads and tasks, with inheritance, hybrids and column properties."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import BigInteger, Integer, Text, create_engine, select
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column
+from sqlalchemy.orm.exc import StaleDataError
+
+from consensus_orm import Convert, Move, Moves, Phase, Store
+from consensus_orm.databases.opening import parse_url
+from consensus_orm.settings import Isolation, Settings
+from tests.support.databases import Database
+
+BIG = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Job(Base):
+    """The legacy class, with a hybrid and a column property, and one class for each kind."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)
+    hours: Mapped[int] = mapped_column(BIG)
+    version: Mapped[int] = mapped_column(BIG)
+    minutes = column_property(hours * 60)
+
+    __mapper_args__ = {"polymorphic_on": kind, "polymorphic_identity": "job", "version_id_col": version}  # noqa: RUF012
+
+    @hybrid_property
+    def is_long(self) -> bool:
+        return self.hours > 8
+
+
+class Repair(Job):
+    __mapper_args__ = {"polymorphic_identity": "repair"}  # noqa: RUF012
+
+
+class Task(Base):
+    """The normalized class."""
+
+    __tablename__ = "tasks"
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)
+    minutes: Mapped[int] = mapped_column(BIG)
+    version: Mapped[int] = mapped_column(BIG)
+
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
+
+
+MOVE = Move(
+    Job,
+    Task,
+    name="jobs",
+    key={Job.id: Task.id},
+    columns={
+        Task.kind: Job.kind,
+        Task.minutes: Convert(Job.hours, up=Job.hours * 60, down=Task.minutes // 60),
+        Task.version: Job.version,
+    },
+)
+SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0)
+BOTH = "SELECT j.id, j.kind, j.hours, t.kind, t.minutes FROM jobs AS j FULL JOIN tasks AS t ON t.id = j.id ORDER BY 1"
+
+
+def opened(database: Database, tmp_path: Path, phase: Phase, **settings: Any) -> Store:
+    engine = create_engine(parse_url(database.where))
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add_all([Job(hours=1), Repair(hours=2)])
+    engine.dispose()
+    store = Store.open(
+        database.where, moves=Moves(MOVE), settings=SETTINGS.model_copy(update={"backup_dir": tmp_path, **settings})
+    )
+    store.upgrade()
+    store.migration.migrate(phase, soak=False)
+    store.migration.backfill()
+    return store
+
+
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda phase: phase.name)
+def test_subclasses_hybrids_and_column_properties(new_database: Database, tmp_path: Path, phase: Phase) -> None:
+    """What the mapper makes of one table is carried as the rows that it is."""
+    with opened(new_database, tmp_path, phase) as store, store.unit_of_work() as uow:
+        uow.session.add(Repair(hours=10))
+        repair = uow.session.scalars(select(Repair).where(Repair.is_long)).one()
+        assert repair.minutes == 600
+        assert uow.session.get_one(Task, repair.id).minutes == 600
+        for each in uow.session.scalars(select(Job).where(Job.minutes < 100)):
+            uow.session.delete(each)
+
+    assert new_database.rows_of(BOTH) == [
+        (2, "repair", 2, "repair", 120),
+        (3, "repair", 10, "repair", 600),
+    ]
+
+
+@pytest.mark.parametrize("isolation", [Isolation.READ_COMMITTED, Isolation.SERIALIZABLE], ids=lambda each: each.name)
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda phase: phase.name)
+def test_two_sessions_that_write_the_two_classes_of_one_row(
+    new_database: Database, tmp_path: Path, phase: Phase, isolation: Isolation
+) -> None:
+    """Old and new code change the same row at the same time: no change is lost, and no deadlock is met."""
+    times = 15
+
+    with opened(new_database, tmp_path, phase, isolation=isolation) as store:
+
+        def work_longer(model: type[Job] | type[Task]) -> None:
+            def once() -> None:
+                def change(uow: Any) -> None:
+                    if model is Job:
+                        uow.session.get_one(Job, 1).hours += 1
+                    else:
+                        uow.session.get_one(Task, 1).minutes += 60
+
+                store.run(change)
+
+            for _ in range(times):
+                while True:
+                    try:
+                        once()
+                        break
+                    except StaleDataError:
+                        continue  # the version says that the other one was first
+
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(work_longer, [Job, Task]))
+
+    assert new_database.rows_of(BOTH)[0] == (1, "job", 1 + 2 * times, "job", 60 * (1 + 2 * times))
+    if new_database.kind == "postgresql":
+        sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert new_database.rows_of(sql) == [(0,)]
