@@ -130,8 +130,8 @@ def written_since(uow: Transaction, mark: int) -> dict[str, dict[Key, Written]]:
         mark: `Catalog.session_mark` before the writes.
     """
     found: dict[str, dict[Key, Written]] = {}
-    for pair, key, *record in uow.catalog.written_since(uow, mark):
-        found.setdefault(pair, {}).setdefault(key, Written()).add(*record, False)
+    for pair, key, number, side, op in uow.catalog.written_since(uow, mark):
+        found.setdefault(pair, {}).setdefault(key, Written()).add(number, side, op, looked_at=False)
     return found
 
 

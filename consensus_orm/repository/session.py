@@ -12,9 +12,9 @@ wrote to the other side of a row is carried first, or the row would be overwritt
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Integer, Table, UpdateBase, event, inspect
+from sqlalchemy import ClauseElement, Connection, Integer, Table, UpdateBase, event, inspect
 from sqlalchemy.orm import DeclarativeBase, ORMExecuteState, Session
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import TextClause
@@ -149,7 +149,7 @@ class CarryingSession(Session):
         if not self._unit_guard.hidden:
             return
         named = {table for mapper in state.all_mappers for table in mapper.tables}
-        named |= {part for part in visitors.iterate(state.statement) if isinstance(part, Table)}
+        named |= {part for part in visitors.iterate(cast("ClauseElement", state.statement)) if isinstance(part, Table)}
         for table in named:
             if isinstance(table, Table) and table.name.lower() in self._unit_guard.hidden:
                 raise self._unit_guard.refusal(table.name)
@@ -173,7 +173,8 @@ class CarryingSession(Session):
             return []
         found = [each for each in self.deleted if isinstance(each, model)]
         found += [each for each in self.dirty if isinstance(each, model) and self.is_modified(each)]
-        return sorted(map(_key, found))
+        keys: list[Any] = list(map(_key, found))
+        return sorted(keys)
 
     def _ready(self, move: Move, side: Side, keys: list[Key]) -> None:
         """Lock rows that a flush will write, and carry first what another program wrote to their other side."""
