@@ -242,6 +242,7 @@ class DualWrite(RoutedReads):
         self.uow._refuse_to_read_only()
         require_usable(self.pair, key)
         self.uow._connected.check({**changed, self.pair.legacy_key: key})
+        self._lock(key)
         present = self._present(key)
         if present is None:
             return False
@@ -262,6 +263,12 @@ class DualWrite(RoutedReads):
         if is_on_both and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
         return found[phase.truth]
+
+    def _lock(self, key: Any) -> None:
+        """Keep others from changing a row before it is read: what they write meanwhile would be overwritten."""
+        if self.uow.catalog.others_write_meanwhile:
+            name = self.pair.legacy_key
+            self.uow._rows(self.sql.keys(self.uow.phase.truth, (name,)), {parameter(name): key})
 
     def _present(self, key: Any) -> Values | None:
         """The row as the truth has it, with what the normalized side alone keeps."""
