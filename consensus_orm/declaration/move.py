@@ -72,6 +72,7 @@ class Parent:
         model: The mapped class; it has a single integer primary key.
         link: The column of the moved rows that refers to it.
         by: The columns that tell one parent from another, declared unique together in the model, and what they hold.
+            A row in which one of them is NULL has no parent, and becomes a reject; a Computed may stand for NULL.
         columns: Further columns, and what they hold: the same for all rows of a parent.
         derived: Columns that follow from all rows of the parent together. All moves whose rows share a parent say the
             same.

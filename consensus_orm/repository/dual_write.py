@@ -30,11 +30,11 @@ log = logging.getLogger("consensus_orm")
 
 
 class DualWrite(RoutedReads):
-    """The rows of one pair within one unit of work.
+    """The rows of one move within one unit of work.
 
     Args:
         uow: The unit of work.
-        pair: The declared pair.
+        pair: The move.
     """
 
     # Writing --------------------------------------------------------------------------------------------
