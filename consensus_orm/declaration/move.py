@@ -224,12 +224,8 @@ class Move(Generic[R]):
     def _fill(
         self, targets: tuple[Column[Any], ...], rule: Rule, computed: dict[Column[Any], ColumnElement[Any]]
     ) -> None:
-        if not isinstance(rule, Convert) and len(targets) > 1:
-            raise self.fault(
-                targets[1].name,
-                f"one value is declared for {len(targets)} columns",
-                "give a Convert whose `up` has an expression for each column",
-            )
+        if not isinstance(rule, Convert):
+            self._require_one(targets)
         if isinstance(rule, EnumMap | Default):
             rule = rule.converting(targets[0], self._expression(rule.source))
         if isinstance(rule, Computed):
@@ -248,6 +244,14 @@ class Move(Generic[R]):
             computed[targets[0]] = column(name, targets[0].type)
         else:
             self.carried[name] = targets[0]
+
+    def _require_one(self, targets: Sequence[Column[Any]]) -> None:
+        if len(targets) > 1:
+            raise self.fault(
+                targets[1].name,
+                f"one value is declared for {len(targets)} columns",
+                "give a Convert whose `up` has an expression for each column",
+            )
 
     def _require_as_many(self, columns: Sequence[Any], values: Sequence[Any], way: str) -> None:
         if len(columns) != len(values):
