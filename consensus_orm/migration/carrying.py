@@ -62,6 +62,8 @@ def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) 
     wanted = list(keys)
     if not wanted:
         return 0
+    if to is uow.phase.truth:
+        uow._note_written(pair, wanted)
     sql = uow.statements[pair]
     with changes.not_recorded(uow):
         kept = images.keep(uow, pair, wanted, to, why)

@@ -60,10 +60,13 @@ class DualWrite(RoutedReads):
         self.uow._connected.check(parameters)
         self.uow._refuse_to_read_only()
         if not phase.writes_normalized:
-            return self._insert_legacy(parameters)
-        if not phase.writes_legacy:
-            return self._insert_normalized(parameters)
-        return self._insert_both(parameters)
+            key = self._insert_legacy(parameters)
+        elif not phase.writes_legacy:
+            key = self._insert_normalized(parameters)
+        else:
+            key = self._insert_both(parameters)
+        self.uow._note_written(self.pair, (key,))
+        return key
 
     def check(self, values: Values) -> None:
         """Refuse values that the database cannot hold.
@@ -246,6 +249,7 @@ class DualWrite(RoutedReads):
         present = self._present(key)
         if present is None:
             return False
+        self.uow._note_written(self.pair, (key,))
         values = {name: storable(name, value) for name, value in present.items()} | changed
         parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
         if not phase.writes_normalized:
@@ -343,6 +347,7 @@ class DualWrite(RoutedReads):
     def _delete_keys(self, wanted: set[Any], sides: list[Side]) -> None:
         """Delete rows from some sides, the truth being the last, and keep account of what stays behind."""
         phase = self.uow.phase
+        self.uow._note_written(self.pair, wanted)
         if phase.compares:
             self._keep_foreign(wanted, "a unit of work deleted it")
         keys = json.dumps(list(wanted))
