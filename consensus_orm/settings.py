@@ -179,7 +179,7 @@ class Settings(BaseSettings):
     sink_timeout: Wait = timedelta(seconds=10)
     """How long one call of an external store may take."""
     relay_lease: Wait = timedelta(seconds=60)
-    """How long a relay that was killed keeps others out; at least three times `sink_timeout` is used."""
+    """How long a relay that was killed keeps others out; at least six times `sink_timeout`."""
     relay_attempts: int = Field(default=5, ge=1)
     """Tries of one entry of the outbox before it becomes a reject."""
     relay_alarm_entries: int = Field(default=10_000, ge=1)
