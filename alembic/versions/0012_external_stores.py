@@ -91,9 +91,7 @@ def upgrade() -> None:
         sa.Column("note", sa.Text()),
         sqlite_autoincrement=True,
     )
-    op.create_index(
-        "idx_consensus_orm_sink_findings_open", "consensus_orm_sink_findings", ["sink", "state", "item"]
-    )
+    op.create_index("idx_consensus_orm_sink_findings_open", "consensus_orm_sink_findings", ["sink", "state", "item"])
     op.create_table(
         "consensus_orm_sink_imports",
         sa.Column("sink", sa.Text(), nullable=False),

@@ -25,7 +25,10 @@ def content_of(pair: Move, row: tuple[Any, ...]) -> str:
         pair: Its pair.
         row: Its values as stored, in the order of `pair.legacy_columns`.
     """
-    cells = {name: _cell(value) for name, value in zip(pair.legacy_columns, row, strict=False)}
+    cells = {
+        name: value if type(value) in PLAIN else _cell(value)
+        for name, value in zip(pair.legacy_columns, row, strict=False)
+    }
     return _json({"move": pair.name, "row": cells})
 
 
@@ -74,8 +77,10 @@ def parse(content: str) -> tuple[str, dict[str, Any]]:
         ) from error
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":"))
+PLAIN = frozenset((str, int, bool, type(None)))
+"""Types of values that JSON has words for."""
+
+_json = json.JSONEncoder(ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def _cell(value: Any) -> Any:

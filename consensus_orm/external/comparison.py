@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, insert, select
 
-from consensus_orm import __version__
+from consensus_orm._version import __version__
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import table_of
 from consensus_orm.external import findings, importing, outbox, rows, state
@@ -40,7 +40,7 @@ class ComparisonReport:
     Attributes:
         rows: Rows of the database.
         items: Entries that the external store listed.
-        imported: Entries among them from which a row came in, unchanged since.
+        imported: Entries among them from which a row came in, or that were accepted as no rows, unchanged since.
         in_flight: Rows that were written or sent meanwhile; each is read back when it is sent.
         differences: What differs.
         provable: Whether the external store can be relied on to list everything under exact names.
@@ -81,10 +81,7 @@ class Certificate(NamedTuple):
 
 _COLUMNS = [table_of(SinkCertificate).c[name] for name in Certificate._fields]
 _NEWEST = (
-    select(*_COLUMNS)
-    .where(SinkCertificate.sink == bindparam("of_sink"))
-    .order_by(SinkCertificate.id.desc())
-    .limit(1)
+    select(*_COLUMNS).where(SinkCertificate.sink == bindparam("of_sink")).order_by(SinkCertificate.id.desc()).limit(1)
 )
 _ADD = insert(SinkCertificate).inline().values({name: bindparam(name) for name in Certificate._fields[1:]})
 
@@ -102,6 +99,7 @@ class _Begun(NamedTuple):
     touched: set[tuple[str, Any]]
     state: state.State
     imported: dict[str, str]
+    accepted: set[tuple[str, str]]
 
 
 def compare(store: Store[Any], sink: Sink) -> ComparisonReport:
@@ -130,7 +128,9 @@ def compare(store: Store[Any], sink: Sink) -> ComparisonReport:
             found.append(Difference("different", name, pair, key))
     known = 0
     for name, hashed in listed.items():
-        if (came_in := begun.imported.get(ascii_name(name))) is None:
+        if (ascii_name(name), hashed) in begun.accepted:
+            known += 1
+        elif (came_in := begun.imported.get(ascii_name(name))) is None:
             found.append(_difference(store, "surplus" if _row(store, name) else "not_imported", name))
         elif came_in != hashed:
             found.append(_difference(store, "changed", name))
@@ -146,16 +146,14 @@ def compare(store: Store[Any], sink: Sink) -> ComparisonReport:
 def _begin(uow: UnitOfWork, sink: str) -> _Begun:
     sequence = outbox.newest(uow, sink)
     touched = outbox.touched(uow, sink, sequence)
-    return _Begun(sequence, touched, state.get(uow, sink), importing.imported(uow, sink))
+    return _Begun(sequence, touched, state.get(uow, sink), importing.imported(uow, sink), findings.accepted(uow, sink))
 
 
 def _rows(store: Store[Any]) -> Iterator[tuple[str, str, Any, str]]:
     """Name of the entry, pair, key and text of all rows."""
     for pair in store._units.statements.mapping:
-        after = None
-        while page := store._units.look(
-            lambda uow, pair=pair, after=after: list(rows.page(uow, pair, after, store.settings.chunk_rows))  # type: ignore[misc]
-        ):
+        after, size = None, store.settings.chunk_rows
+        while page := store._units.look(partial(rows.page, pair=pair, after=after, size=size)):
             for key, content in page:
                 yield name_of(pair, key), pair.name, key, content
             after = page[-1].key

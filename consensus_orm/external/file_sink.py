@@ -54,7 +54,9 @@ class FileSink:
     def list(self, following: str | None = None) -> Page:
         """A page of all entries, in the order of their files."""
         with _translated(self.name):
-            names = sorted(file.name for file in self.folder.glob("*.json") if following is None or file.name > following)
+            names = sorted(
+                file.name for file in self.folder.glob("*.json") if following is None or file.name > following
+            )
             items = tuple(self._read(self.folder / name) for name in names[:PAGE])
         return Page(items, names[PAGE - 1] if len(names) > PAGE else None)
 

@@ -13,11 +13,24 @@ from sqlalchemy import bindparam, func, insert, select, update
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import table_of
+from consensus_orm.external.canonical import digest
 from consensus_orm.ledgers.binding import bound, milliseconds
 from consensus_orm.models.external import SinkFinding
 from consensus_orm.times import when
 
-__all__ = ["REJECTS", "Finding", "add", "content", "count_open", "listed", "newest", "settle", "settle_items", "take"]
+__all__ = [
+    "REJECTS",
+    "Finding",
+    "accepted",
+    "add",
+    "content",
+    "count_open",
+    "listed",
+    "newest",
+    "settle",
+    "settle_items",
+    "take",
+]
 
 REJECTS = ("unsent", "unreadable")
 """Findings about an entry that could not be sent or imported; the other kinds are mismatches."""
@@ -146,6 +159,17 @@ def count_open(uow: Transaction, sink: str) -> int:
 def newest(uow: Transaction, sink: str) -> int:
     """The number of the newest finding; 0 where there never was one."""
     return int(uow._rows(_NEWEST, {"of_sink": sink})[0][0])
+
+
+_ACCEPTED = select(SinkFinding.item, SinkFinding.content).where(
+    _OF_SINK, SinkFinding.state == "accepted", SinkFinding.pair.is_(None), SinkFinding.content.is_not(None)
+)
+
+
+def accepted(uow: Transaction, sink: str) -> set[tuple[str, str]]:
+    """Entries that are no rows, and were accepted as they are: the name of each, and the digest of its content."""
+    found = uow._rows(_ACCEPTED, {"of_sink": sink})
+    return {(item, digest(json.loads(kept)["content"])) for item, kept in found}
 
 
 def settle(uow: Transaction, sink: str, number: int, state: str, note: str) -> None:

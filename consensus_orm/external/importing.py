@@ -117,9 +117,11 @@ def move_in(store: Store[Any], sink: Sink, read: Read, items: Iterator[Item], *,
         What was done.
     """
     report = ImportReport()
+    accepted = store._units.look(lambda uow: findings.accepted(uow, sink.name))
     for item in items:
         found = "known"
-        if not store._units.look(partial(_is_known, sink=sink.name, item=item.name)):
+        is_accepted = (ascii_name(item.name), digest(item.content)) in accepted
+        if not is_accepted and not store._units.look(partial(_is_known, sink=sink.name, item=item.name)):
             try:
                 row = _read(store, sink, read, item, own=own)
                 found = store.run(partial(_add, sink=sink.name, item=item, row=row))

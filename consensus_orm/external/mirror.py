@@ -12,7 +12,6 @@ from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases.lock import Lock
 from consensus_orm.external import comparison, findings, gates, importing, outbox, rows, state
-from consensus_orm.external.canonical import name_of
 from consensus_orm.external.comparison import Certificate, ComparisonReport
 from consensus_orm.external.findings import Finding
 from consensus_orm.external.importing import ImportReport, Read, read_own
@@ -95,9 +94,7 @@ class Mirror:
         capabilities = self.sink.capabilities
         return capabilities.provable, [each.text for each in gates.obstacles(uow, self.sink.name, capabilities)]
 
-    def advance(
-        self, to: Stage | str | int | None = None, *, reason: str | None = None, force: bool = False
-    ) -> Stage:
+    def advance(self, to: Stage | str | int | None = None, *, reason: str | None = None, force: bool = False) -> Stage:
         """Go to the next stage, or step by step to a later one; each gate must be open.
 
         Args:
@@ -166,9 +163,7 @@ class Mirror:
                 self.export()
         return now
 
-    def _flip(
-        self, gate: Any, now: Stage, to: Stage, action: str, reason: str | None, *, forced: bool = False
-    ) -> None:
+    def _flip(self, gate: Any, now: Stage, to: Stage, action: str, reason: str | None, *, forced: bool = False) -> None:
         """Change the stage while no other unit of work writes."""
 
         def once() -> None:
@@ -243,7 +238,7 @@ class Mirror:
     def _export(self, pair: Any) -> int:
         count, after = 0, None
         size = self._store.settings.chunk_rows
-        while keys := self._units.look(lambda uow: rows.page_of_keys(uow, pair, after, size)):
+        while keys := self._units.look(partial(rows.page_of_keys, pair=pair, after=after, size=size)):
             add = partial(outbox.enqueue, sink=self.sink.name, pair=pair.name, keys=keys, op="export")
             count += self._store.run(add)
             after = keys[-1]

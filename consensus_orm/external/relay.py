@@ -162,7 +162,9 @@ class Relay:
         except (errors.SinkError, errors.InvalidValueError) as error:
             final = tries >= self._settings.relay_attempts or isinstance(error, errors.InvalidValueError)
             outcome = "rejected" if final else "postponed"
-            self._write(partial(self._failed, entry=entry, name=name, numbers=numbers, tries=tries, error=error, final=final))
+            self._write(
+                partial(self._failed, entry=entry, name=name, numbers=numbers, tries=tries, error=error, final=final)
+            )
         else:
             outcome = "sent"
             self._write(partial(self._sent, numbers=numbers))
@@ -199,7 +201,14 @@ class Relay:
         outbox.settle(uow, numbers, "sent")
 
     def _failed(
-        self, uow: UnitOfWork, entry: Entry, name: str, numbers: str, tries: int, error: errors.ConsensusError, final: bool
+        self,
+        uow: UnitOfWork,
+        entry: Entry,
+        name: str,
+        numbers: str,
+        tries: int,
+        error: errors.ConsensusError,
+        final: bool,
     ) -> None:
         self._prolong(uow)
         if not final:

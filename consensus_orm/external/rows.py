@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -30,11 +30,15 @@ class Read(NamedTuple):
 
 def contents(uow: Transaction, pair: Move, keys: Iterable[Key]) -> dict[Key, str]:
     """The texts of some rows by their keys; rows that are not there are left out."""
-    rows = uow._rows(uow.statements[pair].get_many(uow.phase.truth), among(keys))
+    wanted, sql, truth = list(keys), uow.statements[pair], uow.phase.truth
+    if len(wanted) == 1:
+        rows = uow._rows(sql.get(truth), {"_key": wanted[0]})
+    else:
+        rows = uow._rows(sql.get_many(truth), among(wanted))
     return {row[0]: content_of(pair, row) for row in rows}
 
 
-def page(uow: Transaction, pair: Move, after: Key | None, size: int) -> Iterator[Read]:
+def page(uow: Transaction, pair: Move, after: Key | None, size: int) -> list[Read]:
     """The rows behind a key, in the order of the keys; rows that have no usable key are left out.
 
     Args:
@@ -44,8 +48,7 @@ def page(uow: Transaction, pair: Move, after: Key | None, size: int) -> Iterator
         size: At most so many.
     """
     sql = _page(uow.statements[pair], uow.phase.truth, after is None)
-    for row in uow._rows(sql, {"_after": after, "_rows": size}):
-        yield Read(row[0], content_of(pair, row))
+    return [Read(row[0], content_of(pair, row)) for row in uow._rows(sql, {"_after": after, "_rows": size})]
 
 
 def page_of_keys(uow: Transaction, pair: Move, after: Key | None, size: int) -> list[Key]:
@@ -59,9 +62,6 @@ def _page(sql: PairStatements, side: Side, first: bool, keys_alone: bool = False
     pair, key = sql.pair, sql.key_of(side)
     statement, names = sql.projection(side)
     columns = [names[name].label(name) for name in ((pair.legacy_key,) if keys_alone else pair.legacy_columns)]
-    if keys_alone:
-        statement = select(key)
-    else:
-        statement = statement.with_only_columns(*columns)
+    statement = select(key) if keys_alone else statement.with_only_columns(*columns)
     behind = [in_order(key)] if first else [in_order(key), key > sql.rendering.typed(bindparam("_after"), key.type)]
     return sql.render(statement.where(*behind).order_by(key).limit(bindparam("_rows", type_=Integer)))

@@ -160,9 +160,7 @@ class UnitOfWorkFactory(Generic[U]):
 
     @cached_property
     def _hooks(self) -> UnitHooks:
-        return UnitHooks(
-            committing=self.committing, prepare=self.prepare, alarmed=self.alarmed, doubted=self._confirm
-        )
+        return UnitHooks(committing=self.committing, prepare=self.prepare, alarmed=self.alarmed, doubted=self._confirm)
 
     def before_commit(self, committing: Committing) -> None:
         """Have later units call a function in their transaction before they commit what they wrote to rows."""
