@@ -16,12 +16,14 @@ from tests.support.databases import Database
 def test_every_lie_shuts_the_gate(store: ConsensusStore, new_database: Database, lie: Lie) -> None:
     """DETACHED stays shut while the store lies, and opens when it has been told the truth again."""
     sink = LyingSink(lie)
+    sink.lying = False
     mirror = mirrored(store, sink)
+    sink.lying = True
     ids = add(store, 3)
-    for _ in range(3):
+    for turn in range(3):
         with store.unit_of_work() as uow:
-            uow.repository("artifacts").update(ids[0], {"content_json": str(_)})
-            if _ == 1:
+            uow.repository("artifacts").update(ids[0], {"content_json": str(turn)})
+            if turn == 1:
                 uow.repository("artifacts").delete(key=ids[1])
         mirror.relay.run(until_empty=True)
         hurry(new_database)
