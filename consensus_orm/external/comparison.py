@@ -24,7 +24,8 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 __all__ = ["Certificate", "ComparisonReport", "Difference", "compare", "newest_certificate"]
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Difference:
     """A difference from an external store; of `kind` as in `SinkFinding.kind`."""
 
     kind: str

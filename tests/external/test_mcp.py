@@ -168,8 +168,17 @@ class _OtherArguments(TaggedMemory):
 
 @pytest.mark.parametrize(
     "how",
-    ["no such program", "ends at once", "talks nonsense", "no such tool", "other tool", "other arguments"]
-    + ["another kind of server", "no JSON", "refuses"],
+    [
+        "no such program",
+        "ends at once",
+        "talks nonsense",
+        "no such tool",
+        "other tool",
+        "other arguments",
+        "another kind of server",
+        "no JSON",
+        "refuses",
+    ],
 )
 def test_a_server_that_misbehaves_is_one_clear_error(
     tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
@@ -187,9 +196,7 @@ def test_a_server_that_misbehaves_is_one_clear_error(
 
 @pytest.mark.sqlite
 @pytest.mark.parametrize("how", ["no such program", "no such tool", "other arguments", "no JSON"])
-def test_nothing_is_lost_by_a_server_that_misbehaves(
-    store: ConsensusStore, tmp_path: Path, how: str
-) -> None:
+def test_nothing_is_lost_by_a_server_that_misbehaves(store: ConsensusStore, tmp_path: Path, how: str) -> None:
     """The outbox keeps its entries, no row becomes a reject, and a right server gets them."""
     sink = tagged_sink(tmp_path)
     mirror = mirrored(store, sink)

@@ -92,9 +92,7 @@ def test_odd_texts_arrive_or_are_refused_before_the_commit(store: ConsensusStore
     assert mirror.verify().clean
 
 
-def test_a_poisoned_entry_becomes_a_reject_and_stops_its_own_key(
-    store: ConsensusStore, new_database: Database
-) -> None:
+def test_a_poisoned_entry_becomes_a_reject_and_stops_its_own_key(store: ConsensusStore, new_database: Database) -> None:
     """Others are sent; the gate is shut until a decision, and a repair sends the row."""
     sink = MemorySink()
     mirror = mirrored(store, sink)

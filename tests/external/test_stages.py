@@ -81,8 +81,10 @@ DAMAGES: dict[str, tuple[str, str]] = {
     "an old comparison": ("UPDATE consensus_orm_sink_certificates SET at = at - 99999999", "old"),
     "not provable": ("UPDATE consensus_orm_sink_certificates SET provable = FALSE", "could not prove"),
     "a later finding": (
-        "INSERT INTO consensus_orm_sink_findings (sink, kind, item, reason, state, found_at)"
-        " VALUES ('memory', 'different', 'x', 'x', 'settled', 0)",
+        (
+            "INSERT INTO consensus_orm_sink_findings (sink, kind, item, reason, state, found_at)"
+            " VALUES ('memory', 'different', 'x', 'x', 'settled', 0)"
+        ),
         "a finding since",
     ),
     "no export": ("UPDATE consensus_orm_sinks SET exported_at = NULL", "not all rows"),

@@ -1,6 +1,6 @@
 """A memory server as the tool used it before: `store_memory` and `search`, texts with tags, no key; on one file.
 
-    python legacy_memory.py FILE [MISBEHAVIOUR]
+python legacy_memory.py FILE [MISBEHAVIOUR]
 """
 
 from __future__ import annotations
