@@ -43,6 +43,10 @@ __all__ = [
     "SchemaOutdatedError",
     "SchemaTooNewError",
     "SessionRolledBackError",
+    "SinkContractError",
+    "SinkError",
+    "SinkLeaseError",
+    "SinkUnavailableError",
     "StorageError",
     "StoreClosedError",
     "TableMissingError",
@@ -372,6 +376,44 @@ class UnmirroredWriteError(ConsensusError):
 
     hint = "use the repositories of the unit of work (uow.artifacts, uow.syntheses ...)"
     table: str | None = None
+
+
+class SinkError(ConsensusError):
+    """The external store refused a call, or did not keep what it was given.
+
+    `sink` is the name of the external store, `item` that of the entry, `tool` the tool that was called.
+    """
+
+    hint = "nothing was lost, the outbox keeps the entry; see: consensus-orm relay status"
+    sink: str | None = None
+    item: str | None = None
+    tool: str | None = None
+
+
+class SinkUnavailableError(SinkError):
+    """The external store cannot be reached, or went away.
+
+    The relay tries again by itself.
+    """
+
+    hint = "nothing was lost, the outbox keeps the entries; check the command of the server, then run the relay again"
+
+
+class SinkContractError(SinkError):
+    """The external store does not do what its declaration says.
+
+    `tool` and `argument` are what the server lacks, where it lacks one.
+    """
+
+    hint = "nothing was lost; correct the declaration of the external store, then run the relay again"
+    exit_code = 2
+    argument: str | None = None
+
+
+class SinkLeaseError(SinkError):
+    """Another relay sends to this external store."""
+
+    hint = "one relay works at a time; stop the other one, or wait until its lease ends"
 
 
 class SessionRolledBackError(ConsensusError):

@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "Plain",
     "RejectEvent",
+    "RelayEvent",
     "ReplicaEvent",
     "RetryEvent",
     "StatementEvent",
@@ -429,3 +430,33 @@ class BackfillEvent(Event):
 
     def __str__(self) -> str:
         return f"backfill: {self.rows} rows of {self.pair}"
+
+
+@dataclass(frozen=True, slots=True)
+class RelayEvent(Event):
+    """An entry of the outbox was sent to an external store and read back, or could not be.
+
+    Args:
+        sink: The external store.
+        pair: The pair of the row.
+        key: The key of the row.
+        outcome: sent, postponed or rejected.
+        lag_seconds: The time from the commit of the row until now.
+        waiting: The number of entries that wait, as last counted.
+    """
+
+    title: ClassVar[str] = "consensus_orm.relay"
+    sink: str
+    pair: str
+    key: Any
+    outcome: str
+    lag_seconds: float
+    waiting: int
+
+    @property
+    def level(self) -> int:
+        """WARNING for an entry that became a reject, else DEBUG."""
+        return logging.WARNING if self.outcome == "rejected" else logging.DEBUG
+
+    def __str__(self) -> str:
+        return f"relay: {self.pair} {self.key} {self.outcome} to {self.sink}, {self.lag_seconds:.3f} s behind"

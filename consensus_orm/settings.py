@@ -173,6 +173,24 @@ class Settings(BaseSettings):
     breaker_pause: Wait = timedelta(seconds=30)
     """How long the circuit breaker stays open before it lets one call through as a probe."""
 
+    sink: str | None = Field(default=None, repr=False)
+    """The external store of `consensus-orm relay` and `external`: `file:FOLDER`, `graph:COMMAND`, `tagged:COMMAND`, or
+    `module:NAME` of a sink."""
+    sink_timeout: Wait = timedelta(seconds=10)
+    """How long one call of an external store may take."""
+    relay_lease: Wait = timedelta(seconds=60)
+    """How long a relay that was killed keeps others out; at least six times `sink_timeout`."""
+    relay_attempts: int = Field(default=5, ge=1)
+    """Tries of one entry of the outbox before it becomes a reject."""
+    relay_alarm_entries: int = Field(default=10_000, ge=1)
+    """Entries waiting in the outbox that sound the alarm."""
+    relay_alarm_age: Duration = timedelta(minutes=15)
+    """The age of the oldest waiting entry that sounds the alarm; also the shortest time between two alarms."""
+    relay_lag_limit: Duration = timedelta(minutes=1)
+    """The highest p99 of the time from commit to read-back with which DETACHED opens."""
+    soak_mirror: Duration = timedelta(days=7)
+    """How long MIRROR lasts before DETACHED opens."""
+
     clock: Callable[[], datetime] = Field(default=utc_now, exclude=True, repr=False)
     """Gives the time; for tests."""
 

@@ -25,6 +25,7 @@ from consensus_orm.cli.mapping import moves_named, of_project
 from consensus_orm.cli.output import one_line, plain, say
 from consensus_orm.databases.engine import translated
 from consensus_orm.errors import OutOfMemoryError, OutputError, StorageError, UnexpectedError
+from consensus_orm.external import outbox
 from consensus_orm.settings import Settings, unknown_variables
 
 __all__ = [
@@ -72,6 +73,7 @@ class App:
         settings = Settings() if replica else Settings().model_copy(update={"read_url": None})
         moves = moves_named(self.mapping)
         with ConsensusStore.open(self.url, settings=settings, moves=moves) as store, translated(store.engine):
+            outbox.attach(store)  # a command may write rows, too
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
             yield store

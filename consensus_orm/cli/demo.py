@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -17,18 +18,41 @@ __all__: list[str] = []
 @click.option(
     "--database", type=click.Path(path_type=Path), metavar="FILE", help="Take a copy of this legacy file instead."
 )
+@click.option("--external", is_flag=True, help="Show a memory server being imported, mirrored and left instead.")
+@click.option("--server", metavar="COMMAND", help="The memory server of --external; mcp-server-memory by default.")
 @json_option
-def demo(database: Path | None, as_json: bool) -> None:
+def demo(database: Path | None, external: bool, server: str | None, as_json: bool) -> None:
     """Show a legacy file going through all phases and back.
 
     Threads write to it all the time. Your data is not touched: the file is generated, or a copy.
+
+    With --external, a real memory server takes the part of the legacy file: its entries are imported, rows are mirrored
+    to it, a difference is provoked, found and repaired, and the server is killed and catches up.
     """
+    if external:
+        _show_external(server, as_json)
+        return
+    if server is not None:
+        raise click.UsageError("--server belongs to --external")
     if as_json:
         report = play(database)
         show_json({"ok": report.ok, "problems": plain(report.problems), **plain(report)})
     else:
         report = play(database, begin=_begin, tell=_tell)
         _conclude(report)
+    exit_with(not report.ok)
+
+
+def _show_external(server: str | None, as_json: bool) -> None:
+    # The SDK of the protocol is an extra.
+    from consensus_orm.external.demo import play_external
+
+    report = play_external(shlex.split(server) if server else None, tell=(lambda line: None) if as_json else say)
+    if as_json:
+        show_json({"ok": report.ok, **plain(report)})
+    else:
+        say()
+        say(f"{'OK' if report.ok else 'NOT OK'}: {report.mismatches} mismatches, all in {report.seconds:.1f} s")
     exit_with(not report.ok)
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, Self, TypeVar
 
 import click
@@ -24,7 +24,6 @@ from rich.table import Table
 from rich.text import Text
 
 from consensus_orm.errors import OutputError
-from consensus_orm.phase import Phase
 from consensus_orm.progress import Progress, of_pages
 
 __all__ = [
@@ -56,8 +55,8 @@ PATIENCE = 0.5
 
 
 def plain(value: object) -> Any:
-    """A value in terms of JSON: phases by name, times in ISO 8601, durations in seconds."""
-    if isinstance(value, Phase):
+    """A value in terms of JSON: phases and stages by name, times in ISO 8601, durations in seconds."""
+    if isinstance(value, IntEnum):
         return value.name
     if isinstance(value, Enum):
         return value.value

@@ -74,9 +74,9 @@ def place(url: str | Path | URL | None, settings: Settings) -> str | Path | URL:
 def metadata() -> MetaData:
     """The tables of all models, legacy tables included."""
     from consensus_orm.consensus.models import legacy
-    from consensus_orm.models import Base, control
+    from consensus_orm.models import Base, control, external
 
-    assert all((control, legacy))  # imported for their tables
+    assert all((control, external, legacy))  # imported for their tables
     return Base.metadata
 
 

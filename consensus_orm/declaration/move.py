@@ -72,6 +72,7 @@ class Parent:
         model: The mapped class; it has a single integer primary key.
         link: The column of the moved rows that refers to it.
         by: The columns that tell one parent from another, declared unique together in the model, and what they hold.
+            A row in which one of them is NULL has no parent, and becomes a reject; a Computed may stand for NULL.
         columns: Further columns, and what they hold: the same for all rows of a parent.
         derived: Columns that follow from all rows of the parent together. All moves whose rows share a parent say the
             same.
@@ -169,7 +170,7 @@ class Move(Generic[R]):
         self.normalized = normalized
         self.record = record
         self.name = name or self.legacy_name
-        self.parent = parts[0] if parts else None
+        self.parent = self._only_parent(parts)
         self.newest = None if newest is None else column_of(newest)
         self.marker = None if marker is None else column_of(marker)
         self.legacy_key, self.key = self._declared_key(key)
@@ -194,6 +195,14 @@ class Move(Generic[R]):
 
     # What is declared -----------------------------------------------------------------------------------
 
+    def _only_parent(self, parts: Sequence[Parent]) -> Parent | None:
+        if len(parts) > 1 or not all(isinstance(part, Parent) for part in parts):
+            raise errors.ConfigurationError(
+                f"move {self.name!r}: `parts` has {len(parts)} parts; one Parent is supported",
+                hint="declare one Parent, and carry the other columns in the table of the move",
+            )
+        return parts[0] if parts else None
+
     def _declared_key(self, key: Dict[Any, Attribute]) -> tuple[str, Column[Any]]:
         if len(key) != 1:
             raise errors.ConfigurationError(
@@ -215,6 +224,8 @@ class Move(Generic[R]):
     def _fill(
         self, targets: tuple[Column[Any], ...], rule: Rule, computed: dict[Column[Any], ColumnElement[Any]]
     ) -> None:
+        if not isinstance(rule, Convert):
+            self._require_one(targets)
         if isinstance(rule, EnumMap | Default):
             rule = rule.converting(targets[0], self._expression(rule.source))
         if isinstance(rule, Computed):
@@ -233,6 +244,14 @@ class Move(Generic[R]):
             computed[targets[0]] = column(name, targets[0].type)
         else:
             self.carried[name] = targets[0]
+
+    def _require_one(self, targets: Sequence[Column[Any]]) -> None:
+        if len(targets) > 1:
+            raise self.fault(
+                targets[1].name,
+                f"one value is declared for {len(targets)} columns",
+                "give a Convert whose `up` has an expression for each column",
+            )
 
     def _require_as_many(self, columns: Sequence[Any], values: Sequence[Any], way: str) -> None:
         if len(columns) != len(values):
@@ -253,7 +272,13 @@ class Move(Generic[R]):
 
     def _carried_in(self, attribute: Attribute) -> str:
         """The legacy column that a normalized one carries."""
-        return next(name for name, of in self.carried.items() if of is column_of(attribute))
+        made = column_of(attribute)
+        found = [name for name, of in self.carried.items() if of is made]
+        if not found:
+            raise self.fault(
+                made.name, f"`adopted` fills {made.name}, which carries no legacy column", "name a carried column"
+            )
+        return found[0]
 
     # The two sides --------------------------------------------------------------------------------------
 
@@ -281,22 +306,14 @@ class Move(Generic[R]):
         """The legacy table; its class is imported at the first use.
 
         Raises:
-            ConfigurationError: Its key is not declared as that of the normalized table is.
+            ConfigurationError: Its key is another one, a column is not moved, is not there, or would be stored as
+                another value.
         """
         table = table_of(self.legacy_model)
         self._require_same_key(table)
         self._require_all_moved(table)
         self._require_same_types(table)
         return table
-
-    def require_legacy(self) -> None:
-        """Refuse a move that does not speak of its legacy table as that is declared.
-
-        Raises:
-            ConfigurationError: Its key is another one, a column is not moved, is not there, or would be stored as
-                another value.
-        """
-        assert self.legacy_table is not None
 
     def _require_same_key(self, table: Table) -> None:
         key = single_key(table)
@@ -327,6 +344,13 @@ class Move(Generic[R]):
                 f"nothing says where {table.name}.{left[0]} goes",
                 "carry it in `columns`, or give it up in `without` with the reason",
             )
+        for of in (table.c[name] for name in self.without):
+            if not of.nullable and of.server_default is None:
+                raise self.fault(
+                    of.name,
+                    f"{table.name}.{of.name} is given up and NOT NULL, so no legacy row could be written without it",
+                    "carry it, or let the database give it a default",
+                )
 
     def _require_same_types(self, table: Table) -> None:
         for name, of in self.carried.items():

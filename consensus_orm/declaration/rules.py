@@ -89,14 +89,18 @@ def on(rule: ColumnElement[Any], row: Row) -> ColumnElement[Any]:
         row: The row, under the names of its columns.
 
     Raises:
-        AttributeError: The row has no column of such a name.
+        ConfigurationError: The row has no column of such a name.
     """
 
     def replaced(element: Any, **_: Any) -> Any:
         if not isinstance(element, ColumnClause) or element.is_literal:
             return None
         if element.name not in row:
-            raise AttributeError(f"the declaration speaks of a column {element.name!r}, unknown here")
+            raise errors.ConfigurationError(
+                f"a rule speaks of a column {element.name!r}, which the row does not have where the rule is used",
+                hint="speak of columns that the move carries into the table of that rule",
+                column=element.name,
+            )
         return row[element.name]
 
     moved: ColumnElement[Any] = visitors.replacement_traverse(rule, {}, replaced)

@@ -35,8 +35,9 @@ def validate(moves: Sequence[Move]) -> None:
         if move.parent is not None:
             _parent(move, move.parent)
         _filled(move)
+        _ordered(move)
         if move.knows_legacy:
-            move.require_legacy()
+            _ = move.legacy_table  # which is checked where it is first asked for
     _shared(moves)
     _order(moves)
 
@@ -102,14 +103,7 @@ def _filled(move: Move) -> None:
     tables = [move.table] if parent is None else [move.table, parent.table]
     derived = set() if parent is None else {parent.key, *parent.derived_columns}
     for of in (of for table in tables for of in table.columns):
-        if (
-            of in filled
-            or of in derived
-            or of.nullable
-            or of.server_default is not None
-            or of.computed is not None
-            or _has_value(of)
-        ):
+        if of in filled or of in derived or of.nullable or _has_value(of):
             continue
         raise move.fault(
             of.name,
@@ -122,6 +116,17 @@ def _has_value(of: Column[Any]) -> bool:
     """Whether a column holds a value that nobody gives."""
     is_constant = of.default is not None and of.default.is_scalar
     return is_constant or of.server_default is not None or of.computed is not None
+
+
+def _ordered(move: Move) -> None:
+    """Refuse an order of rows by a column that does not follow from the legacy row, and so has none on that side."""
+    newest = move.newest
+    if newest is not None and newest not in {*move.carried.values(), *move.computed}:
+        raise move.fault(
+            newest.name,
+            f"rows are ordered by {newest.table.name}.{newest.name}, which no legacy column fills",
+            "name a column that `columns` fills",
+        )
 
 
 def _parent(move: Move, parent: Parent) -> None:

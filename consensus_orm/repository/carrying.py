@@ -10,11 +10,12 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, images
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
+from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["adopt", "carry", "derive", "follow", "follow_deletes", "mark_known", "parents_settled"]
 
 
-def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str) -> int:
+def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) -> int:
     """Make rows on one side what they are on the other: insert, overwrite, or delete them.
 
     What is overwritten or deleted is imaged first, and nothing else is: a row that another program adds meanwhile
@@ -33,6 +34,8 @@ def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str)
     wanted = list(keys)
     if not wanted:
         return 0
+    if to is uow.phase.truth:
+        uow._note_written(pair, wanted)
     with changes.not_recorded(uow):
         kept = images.keep(uow, pair, wanted, to, why)
         there = _there(uow, pair, wanted, to.other)
@@ -41,7 +44,7 @@ def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str)
     return len(kept)
 
 
-def follow(uow: Transaction, pair: Move, keys: list[Key], to: Side, *, new: bool) -> None:
+def follow(uow: UnitOfWork, pair: Move, keys: list[Key], to: Side, *, new: bool) -> None:
     """Carry rows that the caller has written to the side that it has not written, without an image.
 
     Args:
@@ -51,6 +54,7 @@ def follow(uow: Transaction, pair: Move, keys: list[Key], to: Side, *, new: bool
         to: The side that is to follow.
         new: Whether all rows were just inserted, so that the other side has none of them.
     """
+    uow._note_written(pair, keys)
     if new:
         _make_alike(uow, pair, to, None, gone=set(), there_too=set(), new=set(keys))
     else:

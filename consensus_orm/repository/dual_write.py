@@ -30,11 +30,11 @@ log = logging.getLogger("consensus_orm")
 
 
 class DualWrite(RoutedReads):
-    """The rows of one pair within one unit of work.
+    """The rows of one move within one unit of work.
 
     Args:
         uow: The unit of work.
-        pair: The declared pair.
+        pair: The move.
     """
 
     # Writing --------------------------------------------------------------------------------------------
@@ -60,10 +60,13 @@ class DualWrite(RoutedReads):
         self.uow._connected.check(parameters)
         self.uow._refuse_to_read_only()
         if not phase.writes_normalized:
-            return self._insert_legacy(parameters)
-        if not phase.writes_legacy:
-            return self._insert_normalized(parameters)
-        return self._insert_both(parameters)
+            key = self._insert_legacy(parameters)
+        elif not phase.writes_legacy:
+            key = self._insert_normalized(parameters)
+        else:
+            key = self._insert_both(parameters)
+        self.uow._note_written(self.pair, (key,))
+        return key
 
     def check(self, values: Values) -> None:
         """Refuse values that the database cannot hold.
@@ -242,9 +245,11 @@ class DualWrite(RoutedReads):
         self.uow._refuse_to_read_only()
         require_usable(self.pair, key)
         self.uow._connected.check({**changed, self.pair.legacy_key: key})
+        self._lock(key)
         present = self._present(key)
         if present is None:
             return False
+        self.uow._note_written(self.pair, (key,))
         values = {name: storable(name, value) for name, value in present.items()} | changed
         parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
         if not phase.writes_normalized:
@@ -262,6 +267,12 @@ class DualWrite(RoutedReads):
         if is_on_both and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
         return found[phase.truth]
+
+    def _lock(self, key: Any) -> None:
+        """Keep others from changing a row before it is read: what they write meanwhile would be overwritten."""
+        if self.uow.catalog.others_write_meanwhile:
+            name = self.pair.legacy_key
+            self.uow._rows(self.sql.keys(self.uow.phase.truth, (name,)), {parameter(name): key})
 
     def _present(self, key: Any) -> Values | None:
         """The row as the truth has it, with what the normalized side alone keeps."""
@@ -336,6 +347,7 @@ class DualWrite(RoutedReads):
     def _delete_keys(self, wanted: set[Any], sides: list[Side]) -> None:
         """Delete rows from some sides, the truth being the last, and keep account of what stays behind."""
         phase = self.uow.phase
+        self.uow._note_written(self.pair, wanted)
         if phase.compares:
             self.keep_foreign(wanted, "a unit of work deleted it")
         keys = json.dumps(list(wanted))

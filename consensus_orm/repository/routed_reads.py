@@ -31,11 +31,11 @@ NOT_THE_SHADOWS_FAULT = (
 
 
 class RoutedReads:
-    """The rows of one pair within one unit of work, as they are read.
+    """The rows of one move within one unit of work, as they are read.
 
     Args:
         uow: The unit of work.
-        pair: The declared pair.
+        pair: The move.
     """
 
     def __init__(self, uow: UnitOfWork, pair: Move) -> None:

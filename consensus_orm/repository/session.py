@@ -104,18 +104,15 @@ class CarryingSession(Session):
     def _begin_flush(self) -> None:
         if self._unit_guard.hidden:
             self._refuse_entities()
-        if not self._uow.phase.writes_normalized or self._uow.read_only:
+        if self._uow.read_only:
             return
         uow, self._in_flush = self._uow, True
         self._left = {}
         for move in uow.statements.mapping:
-            for side in Side:
-                if keys := self._keys_to_change(move, side):
-                    self._ready(move, side, keys)
-            if move.parent is not None:
+            if self._carries:
+                self._ready(move)
+            if move.parent is not None and uow.phase.writes_normalized:
                 self._note_parents(move)
-            if self._carries and not uow.catalog.others_write_meanwhile:
-                self._give_keys(move)
         if self._carries:
             self._mark, self._foreign = uow.catalog.session_mark(uow)
 
@@ -126,7 +123,9 @@ class CarryingSession(Session):
             if self._carries:
                 self._note_new_parents()
                 self._carry()
-            else:
+                return
+            self._note_written()
+            if self._uow.phase.writes_normalized:
                 self._complete()
         finally:
             self._in_flush = False
@@ -176,21 +175,23 @@ class CarryingSession(Session):
         keys: list[Any] = list(map(_key, found))
         return sorted(keys)
 
-    def _ready(self, move: Move, side: Side, keys: list[Key]) -> None:
+    def _ready(self, move: Move) -> None:
         """Lock rows that a flush will write, and carry first what another program wrote to their other side."""
-        uow = self._uow
-        if not self._carries:
-            return
-        sql = uow.statements[move]
-        if uow.catalog.others_write_meanwhile:
-            uow._rows(sql.hold(uow.phase.truth), among(keys))
-        written = changes.of_rows(uow, move, keys)
-        foreign = [key for key, of in written.items() if of.ops[side.other] and not of.ops[side]]
-        if foreign:
-            with self._unit_guard.carrying():
-                carry(uow, move, foreign, side, "another program changed the other side before a session did")
-            changes.forget(uow, (written[key] for key in foreign))
-            mismatches.settle(uow, move, foreign, "repaired", "a session changed it")
+        uow, sql = self._uow, self._uow.statements[move]
+        if not uow.catalog.others_write_meanwhile:
+            self._give_keys(move)
+        for side in Side:
+            if not (keys := self._keys_to_change(move, side)):
+                continue
+            if uow.catalog.others_write_meanwhile:
+                uow._rows(sql.hold(uow.phase.truth), among(keys))
+            written = changes.of_rows(uow, move, keys)
+            foreign = [key for key, of in written.items() if of.ops[side.other] and not of.ops[side]]
+            if foreign:
+                with self._unit_guard.carrying():
+                    carry(uow, move, foreign, side, "another program changed the other side before a session did")
+                changes.forget(uow, (written[key] for key in foreign))
+                mismatches.settle(uow, move, foreign, "repaired", "a session changed it")
 
     def _give_keys(self, move: Move) -> None:
         """Give new rows of a file ids that neither side has ever given; on a server both draw from one sequence."""
@@ -283,6 +284,14 @@ class CarryingSession(Session):
         if self._uow.catalog.others_write_meanwhile:
             return found  # the records of this session have been taken
         return {key: of for key, of in found.items() if min(of.ids) <= self._mark}
+
+    def _note_written(self) -> None:
+        """Tell the unit of work which rows a flush has written where one side alone is written."""
+        for move in self._uow.statements.mapping:
+            model = _model(move, self._uow.phase.truth)
+            entities = [each for each in (*self.new, *self.dirty, *self.deleted) if isinstance(each, model)]
+            if entities:
+                self._uow._note_written(move, map(_key, entities))
 
     def _complete(self) -> None:
         """Complete rows where the normalized side alone is written: what is computed, their mark and their parent."""

@@ -158,6 +158,10 @@ def _ours(error: BaseException) -> Classification | None:
         case errors.CircuitOpenError():
             # A retry would defeat the breaker.
             return Classification(ErrorKind.PERMANENT, "circuit open", wait=_retry_after(error), caller_fault=True)
+        case errors.SinkUnavailableError():
+            return Classification(ErrorKind.RETRYABLE, "sink unavailable", wait=_retry_after(error))
+        case errors.SinkContractError():
+            return Classification(ErrorKind.PERMANENT, "sink contract", caller_fault=False)
         case errors.PartialAnswersError():
             return Classification(ErrorKind.DEGRADED, "partial answers")
         case errors.ConsensusError() if not isinstance(error, errors.StorageError):

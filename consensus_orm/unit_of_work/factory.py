@@ -22,7 +22,7 @@ from consensus_orm.schema import revisions
 from consensus_orm.schema.application import Application, Identity, Origin
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
-from consensus_orm.unit_of_work.unit import NO_HOOKS, UnitHooks, UnitOfWork
+from consensus_orm.unit_of_work.unit import NO_HOOKS, Committing, UnitHooks, UnitOfWork
 
 if TYPE_CHECKING:
     from consensus_orm.databases.postgresql.replica import Replica
@@ -50,6 +50,7 @@ class UnitOfWorkFactory(Generic[U]):
         new_unit: Makes a unit: `unit_type`, or a subclass that is observed.
         prepare: Called before a writing unit begins; brings the schema up to date where it is not.
         alarmed: Called with the reason after a unit has set off the alarm.
+        committing: As `UnitHooks.committing`; set by `before_commit`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class UnitOfWorkFactory(Generic[U]):
         self.application = application
         self.prepare: Callable[[], object] | None = None
         self.alarmed: Callable[[str], object] | None = None
+        self.committing: Committing | None = None
         self.new_unit: Callable[..., U] = unit_type
         self.unit_type = unit_type
         self._replica = self._find_replica()
@@ -158,7 +160,12 @@ class UnitOfWorkFactory(Generic[U]):
 
     @cached_property
     def _hooks(self) -> UnitHooks:
-        return UnitHooks(prepare=self.prepare, alarmed=self.alarmed, doubted=self._confirm)
+        return UnitHooks(committing=self.committing, prepare=self.prepare, alarmed=self.alarmed, doubted=self._confirm)
+
+    def before_commit(self, committing: Committing) -> None:
+        """Have later units call a function in their transaction before they commit what they wrote to rows."""
+        self.committing = committing
+        self.__dict__.pop("_hooks", None)
 
     def _nowhere(self) -> U:
         """A read of a file that does not exist: everything is empty, and no file is created."""

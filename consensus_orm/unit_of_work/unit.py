@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -27,21 +27,30 @@ from consensus_orm.databases.engine import translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import guards
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
 
-__all__ = ["UnitHooks", "UnitOfWork"]
+__all__ = ["Committing", "UnitHooks", "UnitOfWork", "Written"]
 
 log = logging.getLogger("consensus_orm")
 
 
+Written: TypeAlias = dict[str, dict[Any, None]]
+"""Keys of rows in the order in which they were written, each once, by the name of their pair."""
+
+Committing: TypeAlias = "Callable[[UnitOfWork, Written], object]"
+
+
 @dataclass(frozen=True)
 class UnitHooks:
-    """What a unit of work calls when it begins and when it has ended.
+    """What a unit of work calls when it begins, before it commits, and when it has ended.
 
     Attributes:
+        committing: Before the commit of a unit that wrote rows through the repositories, with the keys of these rows
+            by the name of their pair; what it writes is part of the transaction, and its error rolls all of it back.
         prepare: Before a writing unit begins; brings the schema up to date where it is not.
         begin_elsewhere: Begins the unit on another server, and returns whether it has.
         released: When the unit has returned its connection, however it ended.
@@ -49,6 +58,7 @@ class UnitHooks:
         doubted: After the end, with the keys of rows by the name of their pair that a shadow read found to differ.
     """
 
+    committing: Committing | None = None
     prepare: Callable[[], object] | None = None
     begin_elsewhere: Callable[[Transaction], bool] | None = None
     released: Callable[[], object] | None = None
@@ -91,6 +101,7 @@ class UnitOfWork(Transaction):
         self._hooks = hooks
         self._entered = False
         self._after_commit: list[Callable[[], object]] = []
+        self._written: Written = {}
 
     # Begin and end --------------------------------------------------------------------------------------
 
@@ -134,6 +145,8 @@ class UnitOfWork(Transaction):
             self._commit_session(self._guard)
         driver = self._connected
         require_transaction(driver)
+        if self._written and self._hooks.committing is not None:
+            self._hooks.committing(self, self._written)
         with translated(self.engine):
             self._commit_transaction(driver)
 
@@ -179,6 +192,11 @@ class UnitOfWork(Transaction):
             except Exception:
                 # The unit of work is over; an error raised now would say that it failed.
                 log.exception("a callback failed after the unit of work had ended")
+
+    def _note_written(self, pair: Move, keys: Iterable[Any]) -> None:
+        """Tell the hook before the commit of rows whose source of truth was written."""
+        if self._hooks.committing is not None:
+            self._written.setdefault(pair.name, {}).update(dict.fromkeys(keys))
 
     # What a unit of work knows --------------------------------------------------------------------------
 

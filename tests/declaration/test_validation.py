@@ -41,6 +41,14 @@ class New(Base):
     cents: Mapped[int | None] = mapped_column(Integer)
 
 
+class Anything(Base):
+    __tablename__ = "anything"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+
+
+OTHERS = (Old.name, Old.city, Old.price)
+
+
 class Two(Base):
     __tablename__ = "two"
     a: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -84,6 +92,16 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "a way back of the wrong side": (
         lambda: only({New.name: Old.name, New.price: Convert(Old.price, up=Old.price, down=Old.price)}),
         "the way back of price speaks of price",
+    ),
+    "two parts": (lambda: move(parts=[parent(), parent()]), "one Parent is supported"),
+    "one value for two columns": (lambda: move({(New.cents, New.price): Old.price}), "one value is declared for 2"),
+    "an order by what no legacy column fills": (lambda: move(newest=New.cents), "rows are ordered by new.cents"),
+    "an adoption of what is not carried": (lambda: move(adopted={New.cents: New.price}), "carries no legacy column"),
+    "a column that must be there is given up": (
+        lambda: Move(
+            Old, Anything, name="rows", key={Old.id: Anything.id}, columns={}, without=dict.fromkeys(OTHERS, "x")
+        ),
+        "old.name is given up and NOT NULL",
     ),
     "too many values": (
         lambda: only({New.name: Old.name, New.price: Convert(Old.price, up=(Old.price, Old.price), down=New.price)}),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -184,6 +186,21 @@ def test_what_is_written_in_any_phase_is_on_each_side(new_database: Database, st
     assert not store.migration.mismatches(everything=True)
 
 
+def test_what_repositories_write_is_no_foreign_write(new_database: Database, store: Store) -> None:
+    """While both sides are written it is not recorded as one, so a certificate holds whatever they write."""
+    for phase in (Phase.DUAL_WRITE, Phase.CUTOVER):
+        to_phase(store, phase)
+        store.migration.backfill()
+        assert store.migration.verify().clean
+        with store.unit_of_work() as uow:
+            products = uow.repository("products")
+            key, gone = products.add_many([FULL, FULL])
+            products.update(key, {"title": "changed"})
+            products.delete(key=gone)
+        assert new_database.scalar("SELECT count(*) FROM consensus_orm_changes") == 0
+        store.migration.advance(soak=False)  # on the certificate from before
+
+
 def test_what_is_left_out_takes_its_default(new_database: Database, store: Store) -> None:
     """Of the model or of the database, in every phase and on both sides."""
     for phase in reachable(new_database):
@@ -272,3 +289,24 @@ def test_names_and_values_of_others_are_refused(store: Store) -> None:
         with pytest.raises(InvalidValueError, match="which rows"):
             products.delete({})
         assert products.count() == 3
+
+
+def test_changes_of_two_units_to_one_row_are_both_kept(store: Store) -> None:
+    """A unit that changes a field waits for one that changes another field of the row, and keeps what it wrote."""
+    for phase in (Phase.EXPAND, Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED):
+        to_phase(store, phase)
+        with store.unit_of_work() as uow:
+            key = uow.repository("products").add(FULL)
+
+        def rename(key: Any = key) -> None:
+            store.run(lambda uow: uow.repository("products").update(key, {"title": "second"}))
+
+        other = threading.Thread(target=rename)
+        with store.unit_of_work() as uow:
+            uow.repository("products").update(key, {"rank": 77})
+            other.start()
+            time.sleep(0.3)  # so that it has come to the row, and waits
+        other.join(30)
+        with store.unit_of_work(read_only=True) as uow:
+            row: Any = uow.repository("products").get(key)
+        assert (phase, row.title, row.rank) == (phase, "second", 77)

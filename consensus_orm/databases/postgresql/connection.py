@@ -251,13 +251,13 @@ class ServerConnection(psycopg.Connection[Any]):
         self.order("RELEASE SAVEPOINT consensus_orm")
 
     def together(self, *statements: tuple[str, Parameters]) -> list[Any]:
-        """Run several statements with one trip to the server, or none of them; the first row of each."""
+        """Run several statements with one trip to the server, or none of them; the first row of each that returns rows."""
         # The first statements of a unit of work need no savepoint (45 us): after an error the unit begins again.
         fresh = self._fresh
         try:
             with self.pipeline(), contextlib.nullcontext() if fresh else self._savepoint():
                 cursors = [self.execute(*statement) for statement in statements]
-            return [cursor.fetchone() for cursor in cursors]
+            return [cursor.fetchone() if cursor.description else None for cursor in cursors]
         except psycopg.Error:
             if not self.closed:
                 self._undo(fresh=fresh)

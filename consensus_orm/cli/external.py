@@ -1,0 +1,326 @@
+"""The commands of external stores: relay, which sends the outbox, and external, which leads through the stages."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from consensus_orm.cli.app import App, Refused, app_command, json_option, main
+from consensus_orm.cli.output import exit_with, fields, key, plain, say, show_entries, show_json, span, when
+from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.errors import GateClosedError
+from consensus_orm.external.artifacts import read_artifact
+from consensus_orm.external.findings import Finding
+from consensus_orm.external.importing import read_own
+from consensus_orm.external.mirror import Mirror, MirrorStatus
+from consensus_orm.external.named import sink_named
+from consensus_orm.external.stage import Stage
+
+__all__: list[str] = []
+
+LISTED = 100
+"""Findings listed before the rest is only counted; `--json` lists all."""
+
+sink_option = click.option(
+    "--sink",
+    metavar="SINK",
+    help="file:FOLDER, graph:COMMAND, tagged:COMMAND or module:NAME; CONSENSUS_ORM_SINK where left out.",
+)
+reason_option = click.option("--reason", metavar="TEXT", help="Why, for the audit.")
+number_argument = click.argument("number", metavar="ID", type=click.IntRange(min=1))
+stage_argument = click.argument(
+    "stage", type=click.Choice([stage.name.lower() for stage in Stage], case_sensitive=False), required=False
+)
+
+
+@contextlib.contextmanager
+def _mirror(app: App, sink: str | None) -> Iterator[Mirror]:
+    with app.store() as store:
+        named = sink_named(sink, store.settings)
+        read = read_artifact if store._units.statements.mapping is CONSENSUS else read_own
+        with contextlib.closing(named):
+            yield Mirror(store, named, read=read)
+
+
+# The relay ------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def relay() -> None:
+    """Send what was written to the external store, outside of every request."""
+
+
+@relay.command("run")
+@click.option("--until-empty", is_flag=True, help="Stop when nothing is left to send.")
+@sink_option
+@json_option
+@app_command
+def relay_run(app: App, until_empty: bool, sink: str | None, as_json: bool) -> None:
+    """Send the outbox until Ctrl-C; each entry is read back and compared before it counts as sent.
+
+    The exit code is 1 where entries became rejects.
+    """
+    with _mirror(app, sink) as mirror:
+        stop = threading.Event()
+        try:
+            report = mirror.relay.run(until_empty=until_empty, cancel=stop)
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+    if as_json:
+        show_json(report)
+    else:
+        say(
+            f"{report.sent:,} entries sent and read back, {report.postponed:,} tries failed,"
+            f" {report.rejected:,} rejects, {report.waiting:,} waiting"
+        )
+    exit_with(report.rejected)
+
+
+@relay.command("status")
+@sink_option
+@json_option
+@app_command
+def relay_status(app: App, sink: str | None, as_json: bool) -> None:
+    """Show what waits, for how long, and which relay works; calls no server.
+
+    The exit code is 1 where too much waits, or for too long, or entries became rejects.
+    """
+    found = _look(app, sink)
+    if as_json:
+        show_json(found)
+    else:
+        fields(_relay_facts(found))
+    exit_with(found.late or found.rejects)
+
+
+def _look(app: App, sink: str | None) -> MirrorStatus:
+    with _mirror(app, sink) as mirror:
+        return mirror.status()
+
+
+def _relay_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
+    yield "stage", found.stage.name
+    oldest = "" if found.oldest is None else f", the oldest for {span(found.oldest)}"
+    yield "waiting", f"{found.waiting:,} entries{oldest}{' (ALARM)' if found.late else ''}"
+    lag = "" if found.lag_p99 is None else f", p99 of the lag {found.lag_p99.total_seconds():.3f} s"
+    yield "sent", f"{found.sent:,} at this stage{lag}"
+    yield "relay", "paused" if found.paused else found.relay or "none works"
+    yield "rejects", f"{found.rejects:,} open"
+
+
+@relay.command("pause")
+@reason_option
+@sink_option
+@app_command
+def relay_pause(app: App, reason: str | None, sink: str | None) -> None:
+    """Stop sending, wherever the relay runs; the outbox goes on filling."""
+    with _mirror(app, sink) as mirror:
+        mirror.pause(reason=reason)
+    say("the relay is paused")
+
+
+@relay.command("resume")
+@reason_option
+@sink_option
+@app_command
+def relay_resume(app: App, reason: str | None, sink: str | None) -> None:
+    """Send again after a pause."""
+    with _mirror(app, sink) as mirror:
+        mirror.resume(reason=reason)
+    say("the relay goes on")
+
+
+# The stages -----------------------------------------------------------------------------------------------
+
+
+@main.group()
+def external() -> None:
+    """Import, mirror and leave an external store: stages OFF, IMPORT, MIRROR and DETACHED."""
+
+
+@external.command("status")
+@sink_option
+@json_option
+@app_command
+def external_status(app: App, sink: str | None, as_json: bool) -> None:
+    """Show the stage, the newest comparison, and what is in the way of the next stage; calls no server."""
+    found = _look(app, sink)
+    if as_json:
+        show_json({**plain(found), "gate": [app.spelled(each) for each in found.gate]})
+    else:
+        fields([("sink", found.sink), *_relay_facts(found), *_stage_facts(found)])
+        if found.stage.next is not None:
+            say(f"gate to {found.stage.next.name}: {'shut' if found.gate else 'open'}")
+        for each in found.gate:
+            say(f"  - {app.spelled(each)}")
+    exit_with(found.late or found.rejects or found.mismatches)
+
+
+def _stage_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
+    yield "mismatches", f"{found.mismatches:,} open"
+    yield "imported", f"{found.imported:,} entries"
+    if found.compared_at is not None:
+        yield "compared", f"{found.compared_rows:,} rows, {found.differences:,} differences, {when(found.compared_at)}"
+    yield "provable", "yes" if found.provable else "no: the store is declared without exact keys or a complete list"
+
+
+@external.command("import")
+@click.option("--own", is_flag=True, help="Take in entries, too, that are named as rows which this database lacks.")
+@sink_option
+@json_option
+@app_command
+def external_import(app: App, own: bool, sink: str | None, as_json: bool) -> None:
+    """Take in entries that only the external store holds; each comes in once.
+
+    The exit code is 1 where findings are open.
+    """
+    with _mirror(app, sink) as mirror:
+        report = mirror.import_entries(own=own)
+        rejects = mirror.status().rejects
+    if as_json:
+        show_json({**plain(report), "open_rejects": rejects})
+    else:
+        say(
+            f"{report.items:,} entries listed, {report.imported:,} imported, {report.known:,} known,"
+            f" {report.rejects:,} new rejects"
+        )
+    exit_with(rejects)
+
+
+@external.command("export")
+@sink_option
+@app_command
+def external_export(app: App, sink: str | None) -> None:
+    """Put all rows into the outbox again; the relay sends them."""
+    with _mirror(app, sink) as mirror:
+        count = mirror.export()
+    say(f"{count:,} rows are in the outbox")
+
+
+@external.command("verify")
+@sink_option
+@json_option
+@app_command
+def external_verify(app: App, sink: str | None, as_json: bool) -> None:
+    """Compare all rows with all entries, and write a certificate.
+
+    The exit code is 1 where something differs, or nothing can be proved.
+    """
+    with _mirror(app, sink) as mirror:
+        report = mirror.verify()
+    if as_json:
+        show_json({**plain(report), "clean": report.clean})
+    else:
+        say(
+            f"{report.rows:,} rows and {report.items:,} entries compared, {report.imported:,} of them imported,"
+            f" {report.in_flight:,} in flight: {len(report.differences):,} mismatches"
+        )
+        for each in report.differences[:LISTED]:
+            say(f"  {each.kind:<12}  {each.item!r:.200}")
+        if not report.provable:
+            say(f"not provable: the store is declared without {' and '.join(report.lacking)}")
+        if report.differences:
+            say(app.spelled("repair: consensus-orm external repair, then: consensus-orm relay run --until-empty"))
+    exit_with(not report.clean)
+
+
+@external.command("repair")
+@reason_option
+@sink_option
+@app_command
+def external_repair(app: App, reason: str | None, sink: str | None) -> None:
+    """Send the rows of all open findings again; what the external store held is kept."""
+    with _mirror(app, sink) as mirror:
+        count = mirror.repair(reason=reason)
+    say(f"{count:,} findings are settled, their rows are in the outbox")
+
+
+@external.command("advance")
+@stage_argument
+@reason_option
+@click.option("--force", is_flag=True, help="Skip waiting, never another gate.")
+@sink_option
+@json_option
+@app_command
+def external_advance(
+    app: App, stage: str | None, reason: str | None, force: bool, sink: str | None, as_json: bool
+) -> None:
+    """Go to the next stage, or to STAGE; each gate must be open."""
+    with _mirror(app, sink) as mirror:
+        try:
+            reached = mirror.advance(stage, reason=reason, force=force)
+        except GateClosedError as error:
+            raise Refused(
+                error, stage=mirror.stage.name, refused=[app.spelled(each) for each in error.reasons]
+            ) from error
+    _tell_stage(reached, as_json)
+
+
+@external.command("rollback")
+@stage_argument
+@reason_option
+@sink_option
+@json_option
+@app_command
+def external_rollback(app: App, stage: str | None, reason: str | None, sink: str | None, as_json: bool) -> None:
+    """Go back one stage, or to STAGE; back at MIRROR all rows are sent again."""
+    with _mirror(app, sink) as mirror:
+        reached = mirror.rollback(stage, reason=reason)
+    _tell_stage(reached, as_json)
+
+
+def _tell_stage(reached: Stage, as_json: bool) -> None:
+    if as_json:
+        show_json({"stage": reached.name})
+    else:
+        say(f"the stage is {reached.name}")
+
+
+@external.group("findings", invoke_without_command=True)
+@click.option("--all", "everything", is_flag=True, help="Those that are settled, too.")
+@sink_option
+@json_option
+@app_command
+@click.pass_context
+def external_findings(ctx: click.Context, app: App, everything: bool, sink: str | None, as_json: bool) -> None:
+    """List rejects and mismatches of an external store, or decide on one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with _mirror(app, sink) as mirror:
+        found = mirror.findings(everything=everything)
+    columns = ("id", "kind", "entry", "pair", "key", "state", "reason", "when")
+    show_entries(found, "no findings", columns, _finding, as_json=as_json, most=LISTED)
+    exit_with(any(each.settled_at is None for each in found))
+
+
+def _finding(found: Finding) -> tuple[Any, ...]:
+    of = (found.pair, key(found.key), found.state, found.reason, when(found.found_at))
+    return (found.id, found.kind, found.item, *of)
+
+
+@external_findings.command("accept")
+@number_argument
+@click.option("--reason", metavar="TEXT", required=True, help="Why, for the audit.")
+@sink_option
+@app_command
+def accept_finding(app: App, number: int, reason: str, sink: str | None) -> None:
+    """Leave finding ID as it is."""
+    with _mirror(app, sink) as mirror:
+        mirror.accept(number, reason=reason)
+    say(f"finding {number} is accepted")
+
+
+@external_findings.command("show")
+@number_argument
+@sink_option
+@app_command
+def show_finding(app: App, number: int, sink: str | None) -> None:
+    """Print what the external store held when finding ID was made, as JSON: the only command that shows contents."""
+    with _mirror(app, sink) as mirror:
+        kept = mirror.kept(number)
+    say("null" if kept is None else kept)

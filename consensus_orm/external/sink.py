@@ -1,0 +1,105 @@
+"""The interface of an external store: entries with a name and a text, put, read, deleted and listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+__all__ = ["Capabilities", "Item", "Page", "Sink"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an external store can be relied on to do, as its declaration says.
+
+    Attributes:
+        exact_key: `get` finds the entry of exactly this name, and no other.
+        complete_list: `list` gives every entry, each once.
+        atomic_update: A put that is interrupted leaves the old content or the new one.
+    """
+
+    exact_key: bool
+    complete_list: bool
+    atomic_update: bool
+
+    @property
+    def provable(self) -> bool:
+        """Whether a comparison with the store can prove that nothing differs."""
+        return self.exact_key and self.complete_list
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """What a proof needs and the store does not have."""
+        return tuple(name for name in ("exact_key", "complete_list") if not getattr(self, name))
+
+
+class Item(NamedTuple):
+    """An entry of an external store.
+
+    Attributes:
+        name: What it is found by.
+        content: Its text.
+    """
+
+    name: str
+    content: str
+
+
+class Page(NamedTuple):
+    """A part of a listing.
+
+    Attributes:
+        items: The entries.
+        following: Where the next page begins; None behind the last one.
+    """
+
+    items: tuple[Item, ...]
+    following: str | None
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """An external store. Used by one thread at a time, with one call in flight.
+
+    A call that fails because the store is away raises `SinkUnavailableError`; one that the store refuses raises
+    `SinkError`; a store that does not do what its declaration says raises `SinkContractError`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name under which the database keeps its stage; the same in every process."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can be relied on to do."""
+        ...
+
+    def put(self, name: str, content: str) -> None:
+        """Store an entry, in the place of the one with this name if there is one.
+
+        Args:
+            name: ASCII.
+            content: ASCII; JSON.
+        """
+        ...
+
+    def get(self, name: str) -> str | None:
+        """The content of an entry; None where there is none."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Delete an entry; nothing happens where there is none."""
+        ...
+
+    def list(self, following: str | None = None) -> Page:
+        """A page of all entries.
+
+        Args:
+            following: Where it begins; the first page where left out.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of processes and connections; a later call opens them again."""
+        ...

@@ -1,0 +1,108 @@
+"""What the database knows of an external store: its stage, its pause, and the lease of its relay."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import Update, bindparam, insert, or_, select, update
+
+from consensus_orm.databases.base import Transaction
+from consensus_orm.declaration.move import table_of
+from consensus_orm.external.stage import Stage
+from consensus_orm.ledgers.binding import milliseconds
+from consensus_orm.models.external import SinkState
+from consensus_orm.times import when
+
+__all__ = ["State", "every", "get", "put", "release", "take_lease"]
+
+
+class State(NamedTuple):
+    """The columns of `models.external.SinkState`."""
+
+    name: str
+    stage: int
+    epoch: int
+    since: int
+    soak: int | None
+    imported_at: int | None
+    exported_at: int | None
+    paused: bool
+    holder: str | None
+    lease_until: int | None
+    alarmed_at: int | None
+
+    @property
+    def at(self) -> Stage:
+        """The stage."""
+        return Stage(self.stage)
+
+    @property
+    def begun(self) -> datetime:
+        """When the stage began."""
+        return when(self.since)
+
+
+_COLUMNS = [table_of(SinkState).c[name] for name in State._fields]
+_EVERY = select(*_COLUMNS).order_by(SinkState.name)
+_GET = select(*_COLUMNS).where(SinkState.name == bindparam("of_sink"))
+_ADD = insert(SinkState).inline().values({name: bindparam(name) for name in ("name", "stage", "epoch", "since")})
+_TAKE = (
+    update(SinkState)
+    .where(
+        SinkState.name == bindparam("of_sink"),
+        or_(
+            SinkState.holder.is_(None),
+            SinkState.holder == bindparam("me"),
+            SinkState.lease_until < bindparam("now"),
+        ),
+    )
+    .values(holder=bindparam("me"), lease_until=bindparam("until"))
+)
+_RELEASE = (
+    update(SinkState)
+    .where(SinkState.name == bindparam("of_sink"), SinkState.holder == bindparam("me"))
+    .values(holder=None, lease_until=None)
+)
+
+
+def every(uow: Transaction) -> list[State]:
+    """All external stores that the database knows."""
+    return [State(*row) for row in uow._rows(_EVERY)]
+
+
+def get(uow: Transaction, sink: str) -> State:
+    """What the database knows of an external store; at OFF where it knows nothing."""
+    rows = uow._rows(_GET, {"of_sink": sink})
+    return State(*rows[0]) if rows else State(sink, Stage.OFF, 0, 0, *[None] * 3, False, *[None] * 3)
+
+
+def put(uow: Transaction, sink: str, **values: Any) -> None:
+    """Change what the database knows of an external store.
+
+    Args:
+        uow: Holds the write lock.
+        sink: Its name.
+        **values: The columns.
+    """
+    if not uow._rows(_GET, {"of_sink": sink}):
+        uow._execute(_ADD, {"name": sink, "stage": Stage.OFF.value, "epoch": 0, "since": milliseconds(uow)})
+    uow._execute(_written(tuple(values)), {**values, "of_sink": sink})
+
+
+@cache
+def _written(names: tuple[str, ...]) -> Update:
+    return update(SinkState).where(SinkState.name == bindparam("of_sink")).values({n: bindparam(n) for n in names})
+
+
+def take_lease(uow: Transaction, sink: str, holder: str, milliseconds_long: int) -> bool:
+    """Take the lease of an external store, or prolong it; whether that succeeded."""
+    now = milliseconds(uow)
+    facts = {"of_sink": sink, "me": holder, "now": now, "until": now + milliseconds_long}
+    return bool(uow._execute(_TAKE, facts).rowcount)
+
+
+def release(uow: Transaction, sink: str, holder: str) -> None:
+    """Give a lease back, if this relay still holds it."""
+    uow._execute(_RELEASE, {"of_sink": sink, "me": holder})

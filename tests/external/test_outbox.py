@@ -1,0 +1,139 @@
+"""The outbox is written in the transaction of the rows, without contents, and only while a store is mirrored."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pytest
+
+from consensus_orm import ConsensusStore, Phase
+from consensus_orm.external import Stage, attach
+from consensus_orm.external.canonical import content_of, digest
+from consensus_orm.testing import count_queries, take_to
+from consensus_orm.testing.sinks import MemorySink
+from tests.external.conftest import SETTINGS, add, mirrored
+from tests.support.databases import Database, build_legacy
+
+ENTRIES = "SELECT pair, key, op, digest FROM consensus_orm_outbox WHERE op <> 'export' ORDER BY id"
+
+
+def test_each_written_row_is_named_once_with_its_digest(store: ConsensusStore, new_database: Database) -> None:
+    """A unit of work leaves one entry for each row that it wrote: what the row is at the commit."""
+    mirrored(store, MemorySink())
+    with store.unit_of_work() as uow:
+        rows = uow.repository("artifacts")
+        kept = rows.add({"spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "1"})
+        rows.update(kept, {"content_json": "2"})
+        gone = rows.add({"spec_id": "S", "stage": "s", "agent_name": "b", "content_json": "3"})
+        rows.delete(key=gone)
+    with store.unit_of_work(read_only=True) as uow:
+        pair = uow.statements.mapping["artifacts"]
+        (row,) = uow._rows(uow.statements[pair].get(uow.phase.truth), {"_key": kept})
+    assert new_database.rows_of(ENTRIES) == [
+        ("artifacts", kept, "put", digest(content_of(pair, row))),
+        ("artifacts", gone, "delete", None),
+    ]
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if not stage.records])
+def test_nothing_is_written_at_other_stages(store: ConsensusStore, new_database: Database, stage: Stage) -> None:
+    """Only MIRROR records."""
+    mirror = mirrored(store, MemorySink(), min(stage, Stage.MIRROR))
+    if stage is Stage.DETACHED:
+        mirror.verify()
+        mirror.advance()
+    add(store)
+    assert new_database.rows_of(ENTRIES) == []
+
+
+def test_a_unit_of_work_that_fails_leaves_no_entry(store: ConsensusStore, new_database: Database) -> None:
+    """An entry lives and dies with its row."""
+    mirrored(store, MemorySink())
+    with pytest.raises(ZeroDivisionError), store.unit_of_work() as uow:
+        uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="1")
+        raise ZeroDivisionError
+    assert new_database.rows_of(ENTRIES) == []
+
+
+def test_a_row_whose_entry_cannot_be_written_is_not_committed(store: ConsensusStore, new_database: Database) -> None:
+    """The outbox fails with the row, so that none is committed that would never be sent."""
+    mirrored(store, MemorySink())
+    new_database.script("DROP TABLE consensus_orm_outbox")
+    with pytest.raises(Exception, match="consensus_orm_outbox|not exist|dropped"):
+        add(store)
+    assert new_database.scalar("SELECT count(*) FROM agent_outputs") == 0
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_the_entry_is_the_same_in_every_phase(new_database: Database, phase: Phase) -> None:
+    """A row has one digest, whichever side is the truth; and one that is put back or adopted has an entry, too."""
+    build_legacy(new_database.where)
+    with ConsensusStore.open(new_database.where, settings=SETTINGS) as store:
+        take_to(store, phase)
+        sink = MemorySink()
+        mirror = mirrored(store, sink)
+        (key,) = add(store, model_version="m")
+        mirror.relay.run(until_empty=True)
+        before = dict(sink.items)
+        for other in Phase:
+            take_to(store, other)
+            assert mirror.verify().clean, other
+        mirror.export()
+        mirror.relay.run(until_empty=True)
+    assert sink.items == before
+    assert f"artifacts:{key}" in before
+
+
+def test_a_store_without_a_sink_pays_nothing(store: ConsensusStore) -> None:
+    """A store that is not attached sends no statement more, and collects nothing."""
+    add(store)  # the first one prepares the file
+    with count_queries(store) as plain:
+        add(store)
+    attach(store)
+    with count_queries(store) as attached:
+        add(store)
+    with ConsensusStore.open(store.engine.url, settings=SETTINGS) as other, other.unit_of_work() as uow:
+        uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="1")
+        assert uow._written == {}
+    assert len(attached) == len(plain) + 2  # the row is read, and its entry written
+
+
+def test_two_units_of_work_for_a_row_are_two_entries(store: ConsensusStore, new_database: Database) -> None:
+    """The order of the entries of a row is that of its commits."""
+    mirrored(store, MemorySink())
+    (key,) = add(store)
+    with store.unit_of_work() as uow:
+        uow.repository("artifacts").update(key, {"content_json": "2"})
+    with store.unit_of_work() as uow:
+        uow.artifacts.delete(spec_id="S")
+    assert [(k, op) for _, k, op, _ in new_database.rows_of(ENTRIES)] == [(key, "put"), (key, "put"), (key, "delete")]
+
+
+@pytest.mark.soak
+def test_price_of_the_outbox(new_database: Database) -> None:
+    """A compared write with the outbox takes at most 1.25 times as long as one without (measured alone)."""
+    build_legacy(new_database.where)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    with (
+        ConsensusStore.open(new_database.where, settings=SETTINGS) as plain,
+        ConsensusStore.open(new_database.where, settings=SETTINGS) as attached,
+    ):
+        take_to(plain, Phase.DUAL_WRITE)
+        mirrored(attached, MemorySink())
+        for _ in range(2000):
+            for store in (plain, attached):
+                started = time.perf_counter()
+                add(store)
+                times[store is attached].append(time.perf_counter() - started)
+    ratio = statistics.median(times[True]) / statistics.median(times[False])
+    assert ratio <= 1.25, f"{ratio:.3f}"
+
+
+def test_every_entry_names_no_contents(store: ConsensusStore, new_database: Database) -> None:
+    """No text of a row is in the outbox."""
+    mirrored(store, MemorySink())
+    add(store, content_json="a secret")
+    cells: list[Any] = [cell for row in new_database.rows_of("SELECT * FROM consensus_orm_outbox") for cell in row]
+    assert not any("secret" in str(cell) for cell in cells)

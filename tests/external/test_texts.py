@@ -1,0 +1,99 @@
+"""How rows are written to external stores, and the store that is a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consensus_orm.consensus.declaration import ARTIFACTS
+from consensus_orm.errors import InvalidValueError, SinkContractError, SinkUnavailableError
+from consensus_orm.external import FileSink, Sink
+from consensus_orm.external.canonical import content_of, name_of, parse, row_named
+from consensus_orm.external.file_sink import PAGE
+
+MOVES = {"artifacts": ARTIFACTS}
+VALUES = st.none() | st.integers() | st.floats(allow_nan=False) | st.binary() | st.text(st.characters())
+
+
+@given(st.lists(VALUES, min_size=len(ARTIFACTS.legacy_columns), max_size=len(ARTIFACTS.legacy_columns)))
+def test_a_row_comes_back_in_type_and_value(row: list[Any]) -> None:
+    """Whatever a cell holds, its text is ASCII, the same every time, and is read back as it was."""
+    content = content_of(ARTIFACTS, tuple(row))
+    assert content.isascii()
+    name, values = parse(content)
+    assert name == "artifacts"
+    found = tuple(values[column] for column in ARTIFACTS.legacy_columns)
+    assert [(type(v), v) for v in found] == [(type(v), v) for v in row]
+    assert content_of(ARTIFACTS, found) == content
+
+
+def test_numbers_that_json_lacks() -> None:
+    """Infinity and NaN have a text, too."""
+    row = (math.inf, -math.inf, math.nan, *[None] * (len(ARTIFACTS.legacy_columns) - 3))
+    found = parse(content_of(ARTIFACTS, row))[1]
+    values = [found[column] for column in ARTIFACTS.legacy_columns]
+    assert values[:2] == [math.inf, -math.inf]
+    assert math.isnan(values[2])
+
+
+@given(st.integers() | st.text(st.characters()) | st.binary())
+def test_a_name_leads_back_to_its_row(key: Any) -> None:
+    """Names are ASCII, and no two keys have the same."""
+    name = name_of(ARTIFACTS, key)
+    assert name.isascii()
+    assert row_named(MOVES, name) == (ARTIFACTS, key)
+    assert row_named(MOVES, f"{name} ") is None
+
+
+@pytest.mark.parametrize("name", ["", "artifacts", "artifacts:", "others:1", "artifacts:1.0x", "artifacts: 1", ":1"])
+def test_names_of_others_lead_nowhere(name: str) -> None:
+    """An entry that this package did not name is nobody's row."""
+    assert row_named(MOVES, name) is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"move": 1}', '{"move":"a","row":[]}', "[" * 100_000])
+def test_texts_of_others_are_refused(content: str) -> None:
+    """A text that is no row of ours is one clear error."""
+    with pytest.raises(InvalidValueError):
+        parse(content)
+
+
+def test_a_folder_keeps_names_apart_and_lists_them_in_pages(tmp_path: Path) -> None:
+    """Names that differ in case, are long, or look like paths have files of their own in the folder."""
+    sink = FileSink(tmp_path / "sink")
+    assert isinstance(sink, Sink)
+    assert (sink.get("a"), sink.list().items) == (None, ())
+    names = ["a:1", "A:1", "x" * 5000, "../../etc/passwd", "a/b", *(f"n:{number}" for number in range(PAGE))]
+    for name in names:
+        sink.put(name, name[::-1])
+    first = sink.list()
+    second = sink.list(first.following)
+    assert second.following is None
+    assert {item.name: item.content for item in (*first.items, *second.items)} == {n: n[::-1] for n in names}
+    assert all(file.parent == tmp_path / "sink" for file in tmp_path.rglob("*.json"))
+    sink.put("a:1", "new")
+    sink.delete("A:1")
+    sink.delete("A:1")
+    assert (sink.get("a:1"), sink.get("A:1")) == ("new", None)
+    sink.close()
+
+
+def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+    """A file that is no entry, and a folder that cannot be used, are different errors."""
+    sink = FileSink(tmp_path / "sink")
+    sink.put("a:1", "x")
+    (file,) = (tmp_path / "sink").glob("*.json")
+    file.write_text(json.dumps({"name": "a:1"}))
+    with pytest.raises(SinkContractError, match=file.name):
+        sink.get("a:1")
+    (tmp_path / "file").touch()
+    with pytest.raises(SinkUnavailableError):
+        FileSink(tmp_path / "file").put("a:1", "x")
+    assert os.listdir(tmp_path / "sink") == [file.name]  # noqa: PTH208 - names
