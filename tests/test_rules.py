@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.consensus.models.normalized import AgentOutput
-from consensus_orm.errors import DatabaseBusyError, GateClosedError, StorageError, UnmirroredWriteError
+from consensus_orm.errors import DatabaseBusyError, GateClosedError, StorageError, WrongPhaseError
 from tests.support.databases import REFUSE, Database, build_legacy
 
 NOW = timedelta(0)
@@ -189,14 +190,21 @@ def test_rule_9_the_database_first_memory_second(store: ConsensusStore) -> None:
     assert memory == ["committed"]
 
 
-def test_rule_10_a_session_cannot_write_one_side(store: ConsensusStore) -> None:
-    """An entity of a mapped side can be read through the session, and not be changed."""
+def test_rule_10_a_session_cannot_write_one_side(store: ConsensusStore, database: Database) -> None:
+    """What a session writes to one side is on both where both are written; a side that is written no more is refused."""
+    from consensus_orm.consensus.models.legacy import ConsensusArtifact
+
+    with store.unit_of_work() as uow:
+        uow.artifacts.add(**ROW)
     store.migration.migrate(Phase.CUTOVER)
-    with pytest.raises(UnmirroredWriteError), store.unit_of_work() as uow:
-        output = uow.session.get(AgentOutput, 1)
-        assert output is not None
-        output.content = "changed"
-        uow.session.flush()
+    with store.unit_of_work() as uow:
+        uow.session.scalars(
+            select(AgentOutput).where(AgentOutput.content == ROW["content_json"])
+        ).one().content = "changed"
+    assert column(database, "SELECT content_json FROM consensus_artifacts WHERE spec_id = 'S'") == ["changed"]
+    store.migration.migrate(Phase.NORMALIZED)
+    with pytest.raises(WrongPhaseError), store.unit_of_work() as uow:
+        uow.session.get(ConsensusArtifact, 1)
 
 
 @pytest.mark.sqlite  # on a server it takes SERIALIZABLE isolation: test_unit_of_work
