@@ -172,16 +172,18 @@ class Store(Generic[U]):
 
     # Units of work --------------------------------------------------------------------------------------
 
-    def unit_of_work(self, *, read_only: bool = False) -> U:
+    def unit_of_work(self, *, read_only: bool = False, exclusive: bool = False) -> U:
         """Take a unit of work; use it in a `with` block, once.
 
         Args:
             read_only: Read one snapshot, of the replica if there is one, without a lock.
+            exclusive: Write while no other unit of work writes, in any process: what is read stays so until the commit.
+                A SQLite file has one writer at a time anyway; on a server, other writers wait.
 
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
         """
-        return self._units.begin(read_only=read_only)
+        return self._units.begin(read_only=read_only, exclusive=exclusive)
 
     def _fall_back(self, reason: str) -> None:
         """Roll back to DUAL_WRITE, if the settings say so."""
@@ -193,6 +195,7 @@ class Store(Generic[U]):
         work: Callable[[U], T],
         *,
         read_only: bool = False,
+        exclusive: bool = False,
         cancel: Event | None = None,
     ) -> T:
         """Do a piece of work in a unit of work, and repeat all of it after a transient error.
@@ -201,6 +204,7 @@ class Store(Generic[U]):
             work: Called with the unit of work, maybe several times; so it must have side effects only through
                 `uow.on_commit`.
             read_only: Take a read-only unit of work.
+            exclusive: Take one that writes while no other does.
             cancel: Set it to stop waiting for the next try.
 
         Returns:
@@ -213,7 +217,7 @@ class Store(Generic[U]):
         if cancel is not None:
             check.instance("cancel", cancel, Event)
 
-        return self._units.run(work, read_only=read_only, cancel=cancel)
+        return self._units.run(work, read_only=read_only, exclusive=exclusive, cancel=cancel)
 
     def in_unit_of_work(self, work: Callable[Concatenate[U, P], T]) -> Callable[P, T]:
         """Make a function that uses `run` for each of its calls; usable as a decorator.

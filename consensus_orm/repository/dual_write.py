@@ -221,7 +221,7 @@ class DualWrite(RoutedReads):
             self.uow._execute(self.sql.make_earlier, {**parameters, "_parent": parent})
         return parent
 
-    def update(self, key: Any, changed: Values, storable: Callable[[str, Any], Any]) -> bool:
+    def update(self, key: Any, changed: Values, storable: Callable[[str, Any], Any] = lambda _, value: value) -> bool:
         """Let a row that is there hold other values, on the sides of the phase, and compare them.
 
         Args:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy import Engine
 
 from consensus_orm import errors
+from consensus_orm import validation as check
 from consensus_orm.databases import opening
 from consensus_orm.databases.engine import database_path
 from consensus_orm.databases.lock import Lock
@@ -146,10 +147,21 @@ class UnitOfWorkFactory(Generic[U]):
             return self._nowhere()
         return self._make(self._hooks, read_only=True, readable=readable or self.identity.is_readable)
 
-    def begin(self, *, read_only: bool = False) -> U:
-        """A unit of work for the application: a read-only one runs on the replica, where there is one."""
+    def begin(self, *, read_only: bool = False, exclusive: bool = False) -> U:
+        """A unit of work for the application: a read-only one runs on the replica, where there is one.
+
+        Args:
+            read_only: See one snapshot, take no lock, and be unable to write.
+            exclusive: Write while no other unit of work writes.
+
+        Raises:
+            InvalidValueError: It is to be both.
+        """
+        check.flag("read_only", read_only)
+        if check.flag("exclusive", exclusive) and read_only:
+            raise check.invalid("exclusive", "is about writing, which a read-only unit of work cannot", "leave one out")
         if not read_only or self._replica is None:
-            return self.on_primary(read_only=read_only)
+            return self.on_primary(read_only=read_only, lock=Lock.ALONE if exclusive else Lock.WRITE)
         hooks = replace(self._hooks, begin_elsewhere=self._replica.begin)
         return self._make(hooks, read_only=True, readable=self.identity.is_readable)
 
@@ -190,6 +202,7 @@ class UnitOfWorkFactory(Generic[U]):
         work: Callable[[U], T],
         *,
         read_only: bool = False,
+        exclusive: bool = False,
         cancel: Event | None = None,
     ) -> T:
         """Run some work in a unit of work, and repeat all of it after a transient error.
@@ -197,11 +210,12 @@ class UnitOfWorkFactory(Generic[U]):
         Args:
             work: Called with the unit of work.
             read_only: Use a read-only unit of work.
+            exclusive: Use one that writes while no other does.
             cancel: Set it to stop waiting for the next try.
         """
 
         def once() -> T:
-            with self.begin(read_only=read_only) as uow:
+            with self.begin(read_only=read_only, exclusive=exclusive) as uow:
                 return work(uow)
 
         return self.retrier.call(once, cancel=cancel, name=getattr(work, "__qualname__", "work"), read_only=read_only)
