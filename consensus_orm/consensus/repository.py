@@ -66,7 +66,7 @@ class PairRepository(ABC, Generic[R]):
         Returns:
             The row; None where there is none.
         """
-        row = self._rows.get(check.number("id", id))
+        row = self._rows.get(check.key("id", id, optional=True))
         return None if row is None else self._record(row)
 
     def get_many(self, ids: Iterable[int]) -> list[R]:
@@ -78,10 +78,8 @@ class PairRepository(ABC, Generic[R]):
         Raises:
             InvalidValueError: They are not several, or one is not an id.
         """
-        return [
-            self._record(row)
-            for row in self._rows.many([check.position("ids", of) for of in check.several("ids", ids)])
-        ]
+        wanted = [check.key("ids", each) for each in check.several("ids", ids)]
+        return [self._record(row) for row in self._rows.many(wanted)]
 
     def exists(self, id: int) -> bool:  # noqa: A002
         """Whether there is a row with an id; nothing else of it is read.
@@ -89,19 +87,19 @@ class PairRepository(ABC, Generic[R]):
         Args:
             id: Its id.
         """
-        return self._rows.exists(check.position("id", id))
+        return self._rows.exists(check.key("id", id))
 
     def _update(self, id: int, changes: Mapping[str, Any]) -> bool:  # noqa: A002
         rules = {**self._rules, "created_at": check.moment}
         for name in changes.keys() - rules.keys():
             raise check.invalid(name, "is no field that can change", f"use some of: {', '.join(rules)}")
         changed = {name: rules[name](name, value) for name, value in changes.items()}
-        return self._rows.update(check.position("id", id), changed)
+        return self._rows.update(check.key("id", id), changed)
 
     def _page(self, filters: Values, limit: int | None, after: int | None, *, oldest_first: bool) -> list[R]:
         check.flag("oldest_first", oldest_first)
         found = self._rows.rows(
-            filters, limit=check.limit(limit), after=check.number("after", after), oldest_first=oldest_first
+            filters, limit=check.limit(limit), after=check.key("after", after, optional=True), oldest_first=oldest_first
         )
         return [self._record(row) for row in found]
 
@@ -125,4 +123,4 @@ class PairRepository(ABC, Generic[R]):
         if id is None:
             return self._rows.delete(given(spec_id=check.identifier("spec_id", spec_id), stage=stage))
         optional = None if spec_id is None else check.identifier("spec_id", spec_id)
-        return self._rows.delete({"id": check.position("id", id), **given(spec_id=optional, stage=stage)})
+        return self._rows.delete({"id": check.key("id", id), **given(spec_id=optional, stage=stage)})
