@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -325,17 +325,26 @@ class Store(Generic[U]):
 
     # Upkeep ---------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def maintenance(self) -> Maintenance:
         """Statistics, vacuum and backup."""
+        self._units.require_open()
+        return self._maintenance
+
+    @cached_property
+    def _maintenance(self) -> Maintenance:
         from consensus_orm.databases.maintenance import Maintenance
 
         return Maintenance(
             self.engine,
             self.settings,
             tables=self._tables(),
-            repeat=partial(self.retrier.call, name="maintenance"),
+            repeat=self._repeated,
         )
+
+    def _repeated(self, work: Callable[[], T]) -> T:
+        self._units.require_open()
+        return self.retrier.call(work, name="maintenance")
 
     def _back_up(self, path: Path, progress: Watch) -> dict[str, Any]:
         if self.engine.dialect.name == "sqlite":
@@ -358,12 +367,16 @@ class Store(Generic[U]):
         return [*moved, *parents, *(table.name for table in self.application.unmapped)]
 
     def close(self) -> None:
-        """Close every connection; the store cannot be used after it."""
-        if (maintenance := self.__dict__.get("maintenance")) is not None:
+        """Close every connection; whatever is asked of the store afterwards raises `StoreClosedError`."""
+        if (maintenance := self.__dict__.get("_maintenance")) is not None:
             maintenance.close()
         self._units.close()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
     def __enter__(self) -> Self:
+        self._units.require_open()
         return self
 
     def __exit__(

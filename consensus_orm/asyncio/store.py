@@ -627,8 +627,11 @@ class AsyncConsensusStore(_Asynchronous):
         finally:
             self._threads.give_back(thread)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
     async def close(self) -> None:
-        """Close every connection after cancelled units of work have ended; the store cannot be used afterwards."""
+        """Close every connection after cancelled units of work have ended; then the store raises `StoreClosedError`."""
         await self._threads.close()
         thread = Thread()
         try:

@@ -91,3 +91,7 @@ def __getattr__(name: str) -> Any:
         if name in home.__all__:
             return globals().setdefault(name, getattr(home, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -64,6 +64,7 @@ class UnitOfWorkFactory(Generic[U]):
         self.alarmed: Callable[[str], object] | None = None
         self.new_unit: Callable[..., U] = unit_type
         self.unit_type = unit_type
+        self._closed = False
         self._replica = self._find_replica()
         self.identity = self.inspect_patiently()
 
@@ -93,8 +94,18 @@ class UnitOfWorkFactory(Generic[U]):
         """The phase in which a database begins that was never upgraded: EXPAND where there are legacy tables."""
         return Phase.EXPAND if self.identity.legacy_tables else Phase.CONTRACT
 
+    def require_open(self) -> None:
+        """Refuse to go on after `close`, when a database in memory would be a new and empty one.
+
+        Raises:
+            StoreClosedError: The store is closed.
+        """
+        if self._closed:
+            raise errors.StoreClosedError(f"the store of {self.name} is closed")
+
     def inspect(self) -> Identity:
         """Identify what the database holds; creates no file."""
+        self.require_open()
         if self.path is not None and not self.path.exists():
             return Identity(Origin.NEW)  # to open it would create it
         return revisions.inspect(self.engine, self.application)
@@ -166,6 +177,7 @@ class UnitOfWorkFactory(Generic[U]):
         return self._make(hooks, read_only=True, readable=self.identity.is_readable)
 
     def _make(self, hooks: UnitHooks, **options: Any) -> U:
+        self.require_open()
         return self.new_unit(self.engine, self.statements, self.settings, hooks, **options)
 
     @cached_property
@@ -221,7 +233,8 @@ class UnitOfWorkFactory(Generic[U]):
         return self.retrier.call(once, cancel=cancel, name=getattr(work, "__qualname__", "work"), read_only=read_only)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, for good."""
+        self._closed = True
         if self._replica is not None:
             self._replica.close()
         self.engine.dispose()

@@ -17,7 +17,7 @@ from tests.support import databases
 from tests.support.databases import Database
 
 SECOND = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
-NEW = {"spec_id": "SPEC-NEW", "stage": "plan"}
+NEW: dict[str, Any] = {"spec_id": "SPEC-NEW", "stage": "plan"}
 
 
 def paged(page: Any, of: Any = lambda row: row.id) -> list[Any]:
@@ -260,7 +260,7 @@ def test_executions_in_pages(consensus_store: ConsensusStore) -> None:
 
 def test_an_unknown_field_of_a_record_is_an_error() -> None:
     """A misspelled field is refused, and what a record gives of itself makes an equal one again."""
-    values = {"id": 1, "spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "{}"}
+    values: dict[str, Any] = {"id": 1, "spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "{}"}
     artifact = Artifact(**values)
     assert Artifact.model_validate(artifact.model_dump()) == artifact
     assert Artifact.model_validate_json(artifact.model_dump_json()) == artifact
