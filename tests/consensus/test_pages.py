@@ -103,7 +103,7 @@ def test_a_change_is_on_both_sides(every_phase: ConsensusStore) -> None:
         assert not uow.artifacts.update(10**15, agent_name="other")
         for wrong in ({"agnt_name": "x"}, {"key": 1}, {"agent_name": ""}, {"created_at": None}):
             with pytest.raises(InvalidValueError):
-                uow.artifacts.update(artifact.id, **wrong)  # type: ignore[arg-type]
+                uow.artifacts.update(artifact.id, **wrong)
     with every_phase.unit_of_work(read_only=True) as uow:
         changed = artifact.model_copy(update={"agent_name": "other", "run_id": "b"})
         assert uow.artifacts.get(artifact.id) == changed
