@@ -29,7 +29,7 @@ from consensus_orm.migration import Migration
 NAMES = (
     "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork Computed ConsensusStore"
     " ConsensusUnitOfWork Convert Default Earliest EnumMap Execution ExecutionTracker Latest Move Moves OnMismatch"
-    " Parent Phase Run Settings Side Store Synthesis __version__ owns restore"
+    " Parent Phase Run Settings Side Store Synthesis __version__ declare_tables include_object owns restore"
 )
 
 SYNTHESIS = (
