@@ -10,7 +10,7 @@ from typing import Any
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from consensus_orm.databases import engine as engines
 from consensus_orm.databases import opening
@@ -54,8 +54,25 @@ def run_from_command_line() -> None:
         if upgraded:
             # The triggers, and views for older programs, depend on the phase, so no revision makes them.
             ConsensusStore(engine, settings=settings).upgrade(protect=False)
+        if command_name() in ("upgrade", "downgrade"):
+            say_what_was_done(engine, APPLICATION)
     except ConsensusError as error:
         raise CommandError(str(error)) from error
+
+
+def command_name() -> str | None:
+    """The command of alembic's that runs this."""
+    command = getattr(context.config.cmd_opts, "cmd", None)
+    return command[0].__name__ if command else None
+
+
+def say_what_was_done(engine: Engine, application: Application) -> None:
+    """Print which revisions ran and where they led: without an ini file alembic's own log is silent."""
+    identity = revisions.inspect(engine, application)
+    version = identity.version or "base"
+    applied = context.config.attributes.get("applied", [])
+    steps = "already there" if not applied else f"{command_name()} of {', '.join(applied)}"
+    context.config.print_stdout("consensus_orm: at revision %s, %s", version, steps)
 
 
 def _has_upgraded(connection: Connection, application: Application) -> bool:

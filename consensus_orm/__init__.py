@@ -18,7 +18,7 @@ from consensus_orm.errors import *  # noqa: F403 - all of them, by their own lis
 
 if TYPE_CHECKING:
     from consensus_orm.asyncio.store import AsyncConsensusStore, AsyncConsensusUnitOfWork
-    from consensus_orm.consensus.programs import owns
+    from consensus_orm.consensus.programs import declare_tables, include_object, owns
     from consensus_orm.consensus.records import AgentOutput, Artifact, Execution, Run, Synthesis
     from consensus_orm.consensus.restoration import restore
     from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
@@ -56,6 +56,8 @@ __all__ = [
     "Store",
     "Synthesis",
     "__version__",
+    "declare_tables",
+    "include_object",
     "owns",
     "restore",
 ]
@@ -67,7 +69,7 @@ _HOME = {
     "declaration.moves": ("Moves",),
     "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Latest"),
     "phase": ("Phase", "Side"),
-    "consensus.programs": ("owns",),
+    "consensus.programs": ("declare_tables", "include_object", "owns"),
     "consensus.records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),
     "consensus.restoration": ("restore",),
     "settings": ("OnMismatch", "Settings"),
@@ -84,3 +86,7 @@ def __getattr__(name: str) -> Any:
             value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -216,6 +217,10 @@ class Settings(BaseSettings):
         """
         copy = super().model_copy(deep=deep)
         return type(self)(**{**dict(copy), **update}) if update else copy
+
+
+# What pydantic makes of its own and of our 50 arguments, defaults included, is a line of 6,500 characters in `help`.
+Settings.__signature__ = inspect.Signature([inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)])
 
 
 def from_environment() -> Settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -193,16 +193,18 @@ class Store(Generic[U]):
 
     # Units of work --------------------------------------------------------------------------------------
 
-    def unit_of_work(self, *, read_only: bool = False) -> U:
+    def unit_of_work(self, *, read_only: bool = False, exclusive: bool = False) -> U:
         """Take a unit of work; use it in a `with` block, once.
 
         Args:
             read_only: Read one snapshot, of the replica if there is one, without a lock.
+            exclusive: Write while no other unit of work writes, in any process: what is read stays so until the commit.
+                A SQLite file has one writer at a time anyway; on a server, other writers wait.
 
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
         """
-        return self._units.begin(read_only=read_only)
+        return self._units.begin(read_only=read_only, exclusive=exclusive)
 
     def _fall_back(self, reason: str) -> None:
         """Roll back to DUAL_WRITE, if the settings say so."""
@@ -214,6 +216,7 @@ class Store(Generic[U]):
         work: Callable[[U], T],
         *,
         read_only: bool = False,
+        exclusive: bool = False,
         cancel: Event | None = None,
     ) -> T:
         """Do a piece of work in a unit of work, and repeat all of it after a transient error.
@@ -222,6 +225,7 @@ class Store(Generic[U]):
             work: Called with the unit of work, maybe several times; so it must have side effects only through
                 `uow.on_commit`.
             read_only: Take a read-only unit of work.
+            exclusive: Take one that writes while no other does.
             cancel: Set it to stop waiting for the next try.
 
         Returns:
@@ -234,7 +238,7 @@ class Store(Generic[U]):
         if cancel is not None:
             check.instance("cancel", cancel, Event)
 
-        return self._units.run(work, read_only=read_only, cancel=cancel)
+        return self._units.run(work, read_only=read_only, exclusive=exclusive, cancel=cancel)
 
     def in_unit_of_work(self, work: Callable[Concatenate[U, P], T]) -> Callable[P, T]:
         """Make a function that uses `run` for each of its calls; usable as a decorator.
@@ -342,17 +346,26 @@ class Store(Generic[U]):
 
     # Upkeep ---------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def maintenance(self) -> Maintenance:
         """Statistics, vacuum and backup."""
+        self._units.require_open()
+        return self._maintenance
+
+    @cached_property
+    def _maintenance(self) -> Maintenance:
         from consensus_orm.databases.maintenance import Maintenance
 
         return Maintenance(
             self.engine,
             self.settings,
             tables=self._tables(),
-            repeat=partial(self.retrier.call, name="maintenance"),
+            repeat=self._repeated,
         )
+
+    def _repeated(self, work: Callable[[], T]) -> T:
+        self._units.require_open()
+        return self.retrier.call(work, name="maintenance")
 
     def _back_up(self, path: Path, progress: Watch) -> dict[str, Any]:
         if self.engine.dialect.name == "sqlite":
@@ -375,12 +388,16 @@ class Store(Generic[U]):
         return [*moved, *parents, *(table.name for table in self.application.unmapped)]
 
     def close(self) -> None:
-        """Close every connection; the store cannot be used after it."""
-        if (maintenance := self.__dict__.get("maintenance")) is not None:
+        """Close every connection; whatever is asked of the store afterwards raises `StoreClosedError`."""
+        if (maintenance := self.__dict__.get("_maintenance")) is not None:
             maintenance.close()
         self._units.close()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
     def __enter__(self) -> Self:
+        self._units.require_open()
         return self
 
     def __exit__(

@@ -23,6 +23,7 @@ __all__ = [
     "identifier",
     "instance",
     "invalid",
+    "key",
     "limit",
     "moment",
     "number",
@@ -96,6 +97,19 @@ def number(field: str, value: object) -> int | None:
         raise invalid(field, f"must be a whole number, not {type(value).__name__}")
     if not 0 <= value < 2**63:
         raise invalid(field, "must not be negative, and must fit 63 bits")
+    return value
+
+
+def key(field: str, value: object, *, optional: bool = False) -> Any:
+    """Check the id of a row; there are rows with negative ones.
+
+    Raises:
+        InvalidValueError: It is not a whole number of 64 bits.
+    """
+    if value is None and optional:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+        raise invalid(field, "must be a whole number of 64 bits")
     return value
 
 

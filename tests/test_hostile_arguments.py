@@ -54,6 +54,17 @@ SETTINGS = Settings(
 )
 ROW = {"spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "{}", "created_at": "2025-11-04 02:23:58"}
 ROUND: dict[str, Any] = {"spec_id": "S", "stage": "s", "run_id": "r"}
+STAGE = {"spec_id": "S", "stage": "s"}
+SOME: dict[str, Any] = {"limit": 1, "newest_first": True}
+PAGE: dict[str, Any] = {"limit": 1, "after": 1, "oldest_first": True}
+SYNTHESIS = synthesis_values() | {
+    "output_path": "p",
+    "artifacts_count": 1,
+    "agreements": "a",
+    "conflicts": "c",
+    "degraded": False,
+    "run_id": "r",
+}
 AGENT = {"agent_id": "agent"}
 RESTORE = Path("/nowhere/backup.db")
 
@@ -61,30 +72,51 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
     "Artifacts": {
         "add": artifact_values() | {"run_id": "r", "response_text": "t", "model_version": "m", "created_at": None},
         "add_many": {"rows": [artifact_values()]},
+        "update": {"id": 1} | artifact_values() | {"run_id": "r", "response_text": "t", "model_version": "m"},
         "get": {"id": 1},
-        "list": ROUND | {"agent_name": "a", "limit": 1},
+        "get_many": {"ids": [1]},
+        "exists": {"id": 1},
+        "list": ROUND | {"agent_name": "a"} | PAGE,
+        "iterate": ROUND | {"agent_name": "a", "oldest_first": True},
+        "list_and_count": ROUND | {"agent_name": "a"} | PAGE,
         "count": ROUND | {"agent_name": "a"},
-        "delete": {"spec_id": "S", "stage": "s"},
+        "delete": {"id": 1, "spec_id": "S", "stage": "s"},
         "specs": {},
     },
     "Syntheses": {
-        "add": synthesis_values()
-        | {"output_path": "p", "artifacts_count": 1, "agreements": "a", "conflicts": "c", "degraded": False}
-        | {"run_id": "r", "created_at": None},
+        "add": SYNTHESIS | {"created_at": None},
+        "put": SYNTHESIS | {"created_at": None},
+        "update": {"id": 1} | SYNTHESIS,
+        "get": {"id": 1},
+        "get_many": {"ids": [1]},
+        "exists": {"id": 1},
         "latest": {"spec_id": "S", "stage": "s"},
-        "list": ROUND | {"limit": 1},
-        "delete": {"spec_id": "S", "stage": "s"},
+        "list": ROUND | PAGE,
+        "iterate": ROUND | {"oldest_first": True},
+        "list_and_count": ROUND | PAGE,
+        "count": ROUND,
+        "delete": {"id": 1, "spec_id": "S", "stage": "s"},
     },
-    "Runs": {"list": {"spec_id": "S", "stage": "s"}, "latest": {"spec_id": "S", "stage": "s"}},
+    "Runs": {
+        "list": STAGE | {"with_synthesis": True, "limit": 1, "after": None, "oldest_first": True},
+        "iterate": STAGE | {"with_synthesis": True, "oldest_first": True},
+        "latest": STAGE | {"with_synthesis": True},
+    },
     "Executions": {
         "record_spawn": spawn_values() | {"run_id": "r", "branch_id": "b"},
         "record_completion": AGENT | {"response_text": "{}"},
         "record_extraction_failure": AGENT | {"raw_output": "", "error": "no JSON"},
         "get": AGENT,
-        "list": ROUND,
-        "in_flight": {"spec_id": "S", "run_id": "r"},
-        "extraction_failures": {"spec_id": "S"},
-        "for_branch": {"spec_id": "S", "stage": "s", "branch_id": "b"},
+        "get_many": {"agent_ids": ["agent"]},
+        "exists": AGENT,
+        "list": ROUND | {"agent_name": "a", "after": "agent"} | SOME,
+        "iterate": ROUND | {"agent_name": "a", "newest_first": True},
+        "list_and_count": ROUND | {"agent_name": "a", "after": "agent"} | SOME,
+        "count": ROUND | {"agent_name": "a"},
+        "delete": {"agent_id": "none"},
+        "in_flight": {"spec_id": "S", "run_id": "r"} | SOME,
+        "extraction_failures": {"spec_id": "S"} | SOME,
+        "for_branch": STAGE | {"branch_id": "b"} | SOME,
         "cleanup": {"older_than": timedelta(1)},
     },
     "Repository": {
@@ -97,6 +129,8 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "get_many": {"keys": [1]},
         "exists": {"key": 1},
         "rows": {"filters": {"spec_id": "S"}, "limit": 1, "oldest_first": False, "after": 1},
+        "iterate": {"filters": {"spec_id": "S"}, "oldest_first": True},
+        "list_and_count": {"filters": {"spec_id": "S"}, "limit": 1, "oldest_first": False, "after": 1},
         "count": {"filters": {"spec_id": "S"}},
         "distinct": {"field": "agent_name"},
     },
@@ -142,8 +176,8 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
     "Store": {"open": {"url": RESTORE, "moves": CONSENSUS, "settings": SETTINGS}},
     "ConsensusStore": {
         "open": {"url": RESTORE, "settings": SETTINGS},
-        "unit_of_work": {"read_only": True},
-        "run": {"work": lambda uow: None, "read_only": True, "cancel": None},
+        "unit_of_work": {"read_only": True, "exclusive": False},
+        "run": {"work": lambda uow: None, "read_only": True, "exclusive": False, "cancel": None},
         "in_unit_of_work": {"work": lambda uow: None},
         "upgrade": {"progress": None, "rewrite": False, "protect": None},
         "pending_rewrite": {},

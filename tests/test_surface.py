@@ -29,12 +29,17 @@ from consensus_orm.migration import Migration
 NAMES = (
     "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork Computed ConsensusStore"
     " ConsensusUnitOfWork Convert Default Earliest EnumMap Execution ExecutionTracker Latest Move Moves OnMismatch"
-    " Parent Phase Run Settings Side Store Synthesis __version__ owns restore"
+    " Parent Phase Run Settings Side Store Synthesis __version__ declare_tables include_object owns restore"
+)
+
+SYNTHESIS = (
+    "*, spec_id, stage, output_markdown, output_path=None, status, artifacts_count=None, agreements=None,"
+    " conflicts=None, degraded=False, run_id=None, created_at=None"
 )
 
 STORE = {
-    "unit_of_work": "*, read_only=False",
-    "run": "work, *, read_only=False, cancel=None",
+    "unit_of_work": "*, read_only=False, exclusive=False",
+    "run": "work, *, read_only=False, exclusive=False, cancel=None",
     "in_unit_of_work": "work",
     "upgrade": "progress=None, *, rewrite=False, protect=None",
     "pending_rewrite": "",
@@ -49,8 +54,8 @@ SURFACE: dict[type, dict[str, str]] = {
     # Their repositories, migration and maintenance have the methods written below: see tests/asyncio.
     AsyncConsensusStore: {
         "open": "url=None, *, settings=None, echo=False, moves=",
-        "unit_of_work": "*, read_only=False",
-        "run": "work, *, read_only=False",
+        "unit_of_work": "*, read_only=False, exclusive=False",
+        "run": "work, *, read_only=False, exclusive=False",
         "in_unit_of_work": "work",
         "upgrade": "progress=None, *, rewrite=False, protect=None",
         "pending_rewrite": "",
@@ -66,30 +71,54 @@ SURFACE: dict[type, dict[str, str]] = {
         "add": "*, spec_id, stage, agent_name, content_json, response_text=None, run_id=None, model_version=None,"
         " created_at=None",
         "add_many": "rows",
+        "update": "id, changes",
         "get": "id",
-        "list": "*, spec_id=None, stage=None, run_id=None, agent_name=None, limit=None",
+        "get_many": "ids",
+        "exists": "id",
+        "list": "*, spec_id=None, stage=None, run_id=None, agent_name=None, limit=None, after=None, oldest_first=False",
+        "iterate": "*, spec_id=None, stage=None, run_id=None, agent_name=None, oldest_first=False",
+        "list_and_count": "*, spec_id=None, stage=None, run_id=None, agent_name=None, limit=None, after=None,"
+        " oldest_first=False",
         "count": "*, spec_id=None, stage=None, run_id=None, agent_name=None",
-        "delete": "*, spec_id, stage=None",
+        "delete": "id=None, *, spec_id=None, stage=None",
         "specs": "",
     },
     Syntheses: {
-        "add": "*, spec_id, stage, output_markdown, output_path=None, status, artifacts_count=None, agreements=None,"
-        " conflicts=None, degraded=False, run_id=None, created_at=None",
+        "add": SYNTHESIS,
+        "put": SYNTHESIS,
+        "update": "id, changes",
+        "get": "id",
+        "get_many": "ids",
+        "exists": "id",
         "latest": "*, spec_id, stage",
-        "list": "*, spec_id=None, stage=None, run_id=None, limit=None",
-        "delete": "*, spec_id, stage=None",
+        "list": "*, spec_id=None, stage=None, run_id=None, limit=None, after=None, oldest_first=False",
+        "iterate": "*, spec_id=None, stage=None, run_id=None, oldest_first=False",
+        "list_and_count": "*, spec_id=None, stage=None, run_id=None, limit=None, after=None, oldest_first=False",
+        "count": "*, spec_id=None, stage=None, run_id=None",
+        "delete": "id=None, *, spec_id=None, stage=None",
     },
-    Runs: {"list": "*, spec_id, stage=None", "latest": "*, spec_id, stage"},
+    Runs: {
+        "list": "*, spec_id=None, stage=None, with_synthesis=False, limit=None, after=None, oldest_first=False",
+        "iterate": "*, spec_id=None, stage=None, with_synthesis=False, oldest_first=False",
+        "latest": "*, spec_id, stage, with_synthesis=False",
+    },
     Executions: {
         "record_spawn": "*, agent_id, spec_id, stage, phase_type, agent_name, run_id=None, branch_id=None",
         "record_completion": "agent_id, response_text",
         "record_extraction_failure": "agent_id, raw_output, error",
         "get": "agent_id",
-        "list": "*, spec_id=None, stage=None, run_id=None",
-        "in_flight": "*, spec_id=None, run_id=None",
-        "extraction_failures": "spec_id",
-        "for_branch": "*, spec_id, stage, branch_id",
+        "get_many": "agent_ids",
+        "exists": "agent_id",
+        "list": "*, spec_id=None, stage=None, run_id=None, agent_name=None, limit=None, after=None, newest_first=False",
+        "iterate": "*, spec_id=None, stage=None, run_id=None, agent_name=None, newest_first=False",
+        "list_and_count": "*, spec_id=None, stage=None, run_id=None, agent_name=None, limit=None, after=None,"
+        " newest_first=False",
+        "count": "*, spec_id=None, stage=None, run_id=None, agent_name=None",
+        "in_flight": "*, spec_id=None, run_id=None, limit=None, newest_first=False",
+        "extraction_failures": "spec_id, *, limit=None, newest_first=False",
+        "for_branch": "*, spec_id, stage, branch_id, limit=None, newest_first=False",
         "cleanup": "older_than",
+        "delete": "agent_id",
     },
     Migration: {
         "status": "",

@@ -20,11 +20,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from datetime import datetime
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -45,6 +46,7 @@ from consensus_orm.declaration.moves import Moves
 from consensus_orm.migration import Migration
 from consensus_orm.phase import Phase
 from consensus_orm.repository.repository import Repository
+from consensus_orm.repository.routed_reads import STREAMED
 from consensus_orm.settings import Settings
 
 __all__ = [
@@ -144,13 +146,31 @@ def _do(done: Future[None], callback: Callable[..., object], what: tuple[Any, ..
         done.set_result(None)
 
 
+def _streamed(method: _Method[P, Iterator[T]]) -> Callable[Concatenate[_Asynchronous, P], AsyncIterator[T]]:
+    """Make an asynchronous iterator of a method that gives an iterator; its thread is asked for some at a time."""
+
+    @functools.wraps(method)
+    async def iterate(self: _Asynchronous, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        found: Iterator[T] = await self._call(lambda: method(self._original(), *args, **kwargs))
+        while some := await self._call(lambda: [*islice(found, STREAMED)]):
+            for each in some:
+                yield each
+
+    return iterate
+
+
 class AsyncArtifacts(_Asynchronous):
     """`Artifacts`, to be awaited."""
 
     add = _asynchronous(Artifacts.add)
     add_many = _asynchronous(Artifacts.add_many)
+    update = _asynchronous(Artifacts.update)
     get = _asynchronous(Artifacts.get)
+    get_many = _asynchronous(Artifacts.get_many)
+    exists = _asynchronous(Artifacts.exists)
     list = _asynchronous(Artifacts.list)
+    iterate = _streamed(Artifacts.iterate)
+    list_and_count = _asynchronous(Artifacts.list_and_count)
     count = _asynchronous(Artifacts.count)
     delete = _asynchronous(Artifacts.delete)
     specs = _asynchronous(Artifacts.specs)
@@ -160,8 +180,16 @@ class AsyncSyntheses(_Asynchronous):
     """`Syntheses`, to be awaited."""
 
     add = _asynchronous(Syntheses.add)
+    put = _asynchronous(Syntheses.put)
+    update = _asynchronous(Syntheses.update)
+    get = _asynchronous(Syntheses.get)
+    get_many = _asynchronous(Syntheses.get_many)
+    exists = _asynchronous(Syntheses.exists)
     latest = _asynchronous(Syntheses.latest)
     list = _asynchronous(Syntheses.list)
+    iterate = _streamed(Syntheses.iterate)
+    list_and_count = _asynchronous(Syntheses.list_and_count)
+    count = _asynchronous(Syntheses.count)
     delete = _asynchronous(Syntheses.delete)
 
 
@@ -169,6 +197,7 @@ class AsyncRuns(_Asynchronous):
     """`Runs`, to be awaited."""
 
     list = _asynchronous(Runs.list)
+    iterate = _streamed(Runs.iterate)
     latest = _asynchronous(Runs.latest)
 
 
@@ -179,11 +208,17 @@ class AsyncExecutions(_Asynchronous):
     record_completion = _asynchronous(Executions.record_completion)
     record_extraction_failure = _asynchronous(Executions.record_extraction_failure)
     get = _asynchronous(Executions.get)
+    get_many = _asynchronous(Executions.get_many)
+    exists = _asynchronous(Executions.exists)
     list = _asynchronous(Executions.list)
+    iterate = _streamed(Executions.iterate)
+    list_and_count = _asynchronous(Executions.list_and_count)
+    count = _asynchronous(Executions.count)
     in_flight = _asynchronous(Executions.in_flight)
     extraction_failures = _asynchronous(Executions.extraction_failures)
     for_branch = _asynchronous(Executions.for_branch)
     cleanup = _asynchronous(Executions.cleanup)
+    delete = _asynchronous(Executions.delete)
 
 
 class AsyncRepository(_Asynchronous):
@@ -197,6 +232,8 @@ class AsyncRepository(_Asynchronous):
     put = _asynchronous(Repository.put)
     update = _asynchronous(Repository.update)
     rows = _asynchronous(Repository.rows)
+    iterate = _streamed(Repository.iterate)
+    list_and_count = _asynchronous(Repository.list_and_count)
     count = _asynchronous(Repository.count)
     distinct = _asynchronous(Repository.distinct)
     delete = _asynchronous(Repository.delete)
@@ -517,24 +554,33 @@ class AsyncConsensusStore(_Asynchronous):
         """The phase of a database that is not prepared: EXPAND if there are legacy tables, else CONTRACT."""
         return self.sync_store.initial_phase
 
-    def unit_of_work(self, *, read_only: bool = False) -> AsyncConsensusUnitOfWork:
+    def unit_of_work(self, *, read_only: bool = False, exclusive: bool = False) -> AsyncConsensusUnitOfWork:
         """Take a unit of work; use it in an `async with` block, once.
 
         Args:
             read_only: Read one snapshot, without a lock.
+            exclusive: Write while no other unit of work writes, in any process; on a server, other writers wait.
 
         Returns:
             The unit of work; it commits at the end of its block, and rolls back on any exception.
         """
-        return AsyncConsensusUnitOfWork(partial(self.sync_store.unit_of_work, read_only=read_only), self._threads)
+        begin = partial(self.sync_store.unit_of_work, read_only=read_only, exclusive=exclusive)
+        return AsyncConsensusUnitOfWork(begin, self._threads)
 
-    async def run(self, work: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]], *, read_only: bool = False) -> T:
+    async def run(
+        self,
+        work: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]],
+        *,
+        read_only: bool = False,
+        exclusive: bool = False,
+    ) -> T:
         """Do a piece of work in a unit of work, and repeat all of it after a transient error.
 
         Args:
             work: Called with the unit of work and awaited, maybe several times; so it must have side effects only
                 through `uow.on_commit`.
             read_only: Take a read-only unit of work.
+            exclusive: Take one that writes while no other does.
 
         Returns:
             What `work` returned.
@@ -543,10 +589,11 @@ class AsyncConsensusStore(_Asynchronous):
             ConsensusError: The last error, when the policy is exhausted or the error is permanent.
         """
         name = getattr(work, "__qualname__", "work")
-        return await self.retrier.call_async(partial(self._once, work, read_only), name=name, read_only=read_only)
+        once = partial(self._once, work, read_only=read_only, exclusive=exclusive)
+        return await self.retrier.call_async(once, name=name, read_only=read_only)
 
-    async def _once(self, work: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]], read_only: bool) -> T:
-        async with self.unit_of_work(read_only=read_only) as uow:
+    async def _once(self, work: Callable[[AsyncConsensusUnitOfWork], Awaitable[T]], **options: bool) -> T:
+        async with self.unit_of_work(**options) as uow:
             return await work(uow)
 
     def in_unit_of_work(
@@ -580,8 +627,11 @@ class AsyncConsensusStore(_Asynchronous):
         finally:
             self._threads.give_back(thread)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
     async def close(self) -> None:
-        """Close every connection after cancelled units of work have ended; the store cannot be used afterwards."""
+        """Close every connection after cancelled units of work have ended; then the store raises `StoreClosedError`."""
         await self._threads.close()
         thread = Thread()
         try:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import builtins
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
+
+from typing_extensions import Unpack
 
 from consensus_orm import validation as check
 from consensus_orm.consensus.declaration import ARTIFACTS
 from consensus_orm.consensus.records import Artifact, naming
-from consensus_orm.consensus.repository import PairRepository, given
+from consensus_orm.consensus.repository import PairRepository, Rules, given
 from consensus_orm.errors import InvalidValueError
 from consensus_orm.repository.dual_write import Values
 
-__all__ = ["Artifacts"]
+__all__ = ["ArtifactChanges", "Artifacts"]
 
 _OPTIONAL = partial(check.identifier, optional=True, empty=True)
-_RULES: Mapping[str, Callable[[str, Any], Any]] = {
+_RULES: Rules = {
     "spec_id": check.identifier,
     "stage": check.identifier,
     "agent_name": check.identifier,
@@ -30,7 +32,20 @@ _RULES: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-class Artifacts(PairRepository):
+class ArtifactChanges(TypedDict, total=False):
+    """The fields of an artifact that can change; as for `Artifacts.add`."""
+
+    spec_id: str
+    stage: str
+    agent_name: str
+    content_json: str
+    response_text: str | None
+    run_id: str | None
+    model_version: str | None
+    created_at: datetime
+
+
+class Artifacts(PairRepository[Artifact]):
     """The artifacts within one unit of work.
 
     Args:
@@ -38,7 +53,11 @@ class Artifacts(PairRepository):
     """
 
     _pair = ARTIFACTS
-    _named = staticmethod(naming(ARTIFACTS.fields))
+    _rules = _RULES
+
+    @staticmethod
+    def _record(row: tuple[Any, ...]) -> Artifact:
+        return Artifact.of(_named(row))
 
     def add(
         self,
@@ -109,11 +128,6 @@ class Artifacts(PairRepository):
             self._rows.check(values)
         return [self._add(values) for values in checked]
 
-    def _checked(self, values: Mapping[str, Any]) -> Values:
-        checked = {name: rule(name, values.get(name)) for name, rule in _RULES.items()}
-        checked["created_at"] = self._time(values.get("created_at"))
-        return checked
-
     def _add(self, values: Values) -> Artifact:
         key = self._rows.add(values)
         if self._uow.phase.truth == "legacy":
@@ -121,17 +135,22 @@ class Artifacts(PairRepository):
         values["id"], values["created_at_raw"] = key, values.pop("created_at")
         return Artifact.of(values)
 
-    def get(self, id: int) -> Artifact | None:  # noqa: A002 - the column is called so
-        """The artifact with an id.
+    def update(self, id: int, **changes: Unpack[ArtifactChanges]) -> bool:  # noqa: A002 - the column is called so
+        """Change some fields of an artifact, on both sides; other fields keep their very values.
 
         Args:
-            id: Its id, the same in every phase.
+            id: Its id.
+            **changes: The fields that change, as for `add`; of `model_version`, nothing is kept in phase EXPAND.
 
         Returns:
-            The artifact; None where there is none.
+            Whether there is such an artifact.
+
+        Raises:
+            InvalidValueError: A field is unknown, or a value cannot be accepted; nothing is written.
+            MismatchError: The sides differ and `ON_MISMATCH` is raise.
+            StorageError: The row could not be written.
         """
-        row = self._rows.get(check.number("id", id))
-        return None if row is None else Artifact.of(self._named(row))
+        return self._update(id, changes)
 
     def list(
         self,
@@ -141,6 +160,8 @@ class Artifacts(PairRepository):
         run_id: str | None = None,
         agent_name: str | None = None,
         limit: int | None = None,
+        after: int | None = None,
+        oldest_first: bool = False,
     ) -> builtins.list[Artifact]:
         """Artifacts, newest first, ties by id, newest first.
 
@@ -153,15 +174,68 @@ class Artifacts(PairRepository):
             run_id: Only of this run id.
             agent_name: Only of this agent.
             limit: The highest number of artifacts.
+            after: The id of an artifact: only those that come behind it, for the next page.
+            oldest_first: In the other order.
 
         Returns:
             The artifacts; the same, in the same order, in every phase.
 
         Raises:
-            InvalidValueError: The limit is negative.
+            InvalidValueError: The limit is negative, or there is no artifact `after`.
         """
         filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
-        return [Artifact.of(self._named(row)) for row in self._rows.rows(filters, limit=check.limit(limit))]
+        return self._page(filters, limit, after, oldest_first=oldest_first)
+
+    def iterate(
+        self,
+        *,
+        spec_id: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+        oldest_first: bool = False,
+    ) -> Iterator[Artifact]:
+        """Artifacts one after the other, in the order of `list`; a few are in memory at once, and the ids of all.
+
+        Artifacts that are added or deleted meanwhile are left out; so they may be changed and deleted as they come.
+
+        Args:
+            spec_id: Only of this spec.
+            stage: Only of this stage.
+            run_id: Only of this run id.
+            agent_name: Only of this agent.
+            oldest_first: In the other order.
+        """
+        filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
+        return self._each(filters, oldest_first=oldest_first)
+
+    def list_and_count(
+        self,
+        *,
+        spec_id: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+        limit: int | None = None,
+        after: int | None = None,
+        oldest_first: bool = False,
+    ) -> tuple[builtins.list[Artifact], int]:
+        """A page of artifacts, as of `list`, and how many there are in all, as of `count`.
+
+        Args:
+            spec_id: Only of this spec.
+            stage: Only of this stage.
+            run_id: Only of this run id.
+            agent_name: Only of this agent.
+            limit: The highest number of artifacts in the page.
+            after: As for `list`.
+            oldest_first: As for `list`.
+
+        Raises:
+            InvalidValueError: As `list` does.
+        """
+        filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
+        return self._page(filters, limit, after, oldest_first=oldest_first), self._rows.count(filters)
 
     def count(
         self,
@@ -187,3 +261,4 @@ class Artifacts(PairRepository):
 
 
 _ADD = inspect.signature(Artifacts.add)
+_named = naming(ARTIFACTS.fields)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ClauseElement, Text, bindparam, cast, delete, null, select, update
+from sqlalchemy import ClauseElement, Select, Text, bindparam, cast, delete, func, null, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from consensus_orm import validation as check
@@ -18,7 +19,8 @@ from consensus_orm.consensus.repository import given
 from consensus_orm.declaration.expressions import milliseconds
 from consensus_orm.declaration.move import table_of
 from consensus_orm.errors import InvalidValueError, UnknownAgentError
-from consensus_orm.statements.rendering import Statement
+from consensus_orm.repository.routed_reads import STREAMED
+from consensus_orm.statements.rendering import Statement, in_keys
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Executions"]
@@ -45,14 +47,50 @@ def _complete(names: tuple[str, ...]) -> ClauseElement:
     return update(TABLE).where(TABLE.c.agent_id == bindparam("_agent_id")).values(values)
 
 
+class _Which(NamedTuple):
+    """Which executions: those with given values, and with one column empty or filled."""
+
+    equal: tuple[str, ...] = ()
+    empty: str | None = None
+    filled: str | None = None
+
+    def of(self, given: Select[Any]) -> Select[Any]:
+        where = [TABLE.c[name] == bindparam(name) for name in self.equal]
+        where += [] if self.empty is None else [TABLE.c[self.empty].is_(None)]
+        where += [] if self.filled is None else [TABLE.c[self.filled].is_not(None)]
+        return given.where(*where)
+
+
 @cache
-def _found(present: frozenset[str], equal: tuple[str, ...], empty: str | None, filled: str | None) -> ClauseElement:
-    """Executions with given values, and with one column empty or filled; oldest first."""
+def _found(
+    present: frozenset[str], which: _Which, *, newest_first: bool, limited: bool, behind: bool, keys_alone: bool
+) -> ClauseElement:
+    """Executions, oldest or newest first: at most `_limit`, and those behind `_after`."""
     columns = [TABLE.c[name] if name in present else null().label(name) for name in COLUMNS]
-    where = [TABLE.c[name] == bindparam(name) for name in equal]
-    where += [] if empty is None else [TABLE.c[empty].is_(None)]
-    where += [] if filled is None else [TABLE.c[filled].is_not(None)]
-    return select(*columns).where(*where).order_by(TABLE.c.spawned_at, TABLE.c.agent_id)
+    order = (TABLE.c.spawned_at, TABLE.c.agent_id)
+    found = which.of(select(TABLE.c.agent_id) if keys_alone else select(*columns))
+    if behind:
+        mark = TABLE.alias()
+        at = select(mark.c.spawned_at).where(mark.c.agent_id == bindparam("_after")).scalar_subquery()
+        here, there = tuple_(*order), tuple_(at, bindparam("_after"))
+        found = found.where(here < there if newest_first else here > there)
+    found = found.order_by(*(of.desc() if newest_first else of for of in order))
+    return found.limit(bindparam("_limit")) if limited else found
+
+
+@cache
+def _count(which: _Which) -> ClauseElement:
+    return which.of(select(func.count()).select_from(TABLE))
+
+
+@cache
+def _by_keys(present: frozenset[str]) -> ClauseElement:
+    columns = [TABLE.c[name] if name in present else null().label(name) for name in COLUMNS]
+    return select(*columns).where(in_keys(TABLE.c.agent_id))
+
+
+EXISTS = select(TABLE.c.agent_id).where(TABLE.c.agent_id == bindparam("agent_id"))
+DELETE = delete(TABLE).where(TABLE.c.agent_id == bindparam("agent_id"))
 
 
 _AT = milliseconds(TABLE.c.completed_at)
@@ -171,7 +209,30 @@ class Executions:
         rows = self._where({"agent_id": check.text("agent_id", agent_id)})
         return rows[0] if rows else None
 
-    def in_flight(self, *, spec_id: str | None = None, run_id: str | None = None) -> builtins.list[Execution]:
+    def get_many(self, agent_ids: Iterable[str]) -> builtins.list[Execution]:
+        """The executions of some spawns, in the order of their ids; those that are not there are left out.
+
+        Args:
+            agent_ids: The spawns.
+        """
+        return self._many([check.text("agent_ids", of) for of in check.several("agent_ids", agent_ids)])
+
+    def exists(self, agent_id: str) -> bool:
+        """Whether a spawn was recorded; nothing else of it is read.
+
+        Args:
+            agent_id: The spawn.
+        """
+        return bool(self._uow._rows(EXISTS, {"agent_id": check.text("agent_id", agent_id)}))
+
+    def in_flight(
+        self,
+        *,
+        spec_id: str | None = None,
+        run_id: str | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
+    ) -> builtins.list[Execution]:
         """Executions that never completed, oldest first.
 
         Without a filter, a table that another program made is read in full: it has no index for this
@@ -180,39 +241,154 @@ class Executions:
         Args:
             spec_id: Only of this spec.
             run_id: Only of this run.
+            limit: The highest number of executions.
+            newest_first: In the other order.
         """
-        return self._where(given(spec_id=spec_id, run_id=run_id), empty="completed_at")
+        filters = given(spec_id=spec_id, run_id=run_id)
+        return self._where(filters, empty="completed_at", limit=limit, newest_first=newest_first)
 
     def list(
-        self, *, spec_id: str | None = None, stage: str | None = None, run_id: str | None = None
+        self,
+        *,
+        spec_id: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+        newest_first: bool = False,
     ) -> builtins.list[Execution]:
-        """Executions, oldest first.
+        """Executions, oldest first, ties by agent_id.
 
         Args:
             spec_id: Only of this spec.
             stage: Only of this stage.
             run_id: Only of this run.
-        """
-        return self._where(given(spec_id=spec_id, stage=stage, run_id=run_id))
+            agent_name: Only of this agent.
+            limit: The highest number of executions.
+            after: The agent_id of an execution: only those that come behind it, for the next page.
+            newest_first: In the other order.
 
-    def extraction_failures(self, spec_id: str) -> builtins.list[Execution]:
+        Raises:
+            InvalidValueError: The limit is negative, or there is no execution `after`.
+        """
+        filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
+        return self._where(filters, limit=limit, after=after, newest_first=newest_first)
+
+    def iterate(
+        self,
+        *,
+        spec_id: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Execution]:
+        """Executions one after the other, in the order of `list`; a few are in memory at once, and the ids of all.
+
+        Args:
+            spec_id: Only of this spec.
+            stage: Only of this stage.
+            run_id: Only of this run.
+            agent_name: Only of this agent.
+            newest_first: In the other order.
+        """
+        filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
+        check.flag("newest_first", newest_first)
+        return self._each(filters, newest_first=newest_first)
+
+    def _each(self, filters: dict[str, Any], *, newest_first: bool) -> Iterator[Execution]:
+        keys = [
+            key for (key,) in self._found(filters, _Which(tuple(filters)), newest_first=newest_first, keys_alone=True)
+        ]
+        for first in range(0, len(keys), STREAMED):
+            yield from self._many(keys[first : first + STREAMED])
+
+    def list_and_count(
+        self,
+        *,
+        spec_id: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+        newest_first: bool = False,
+    ) -> tuple[builtins.list[Execution], int]:
+        """A page of executions, as of `list`, and how many there are in all, as of `count`.
+
+        Args:
+            spec_id: Only of this spec.
+            stage: Only of this stage.
+            run_id: Only of this run.
+            agent_name: Only of this agent.
+            limit: The highest number of executions in the page.
+            after: As for `list`.
+            newest_first: As for `list`.
+
+        Raises:
+            InvalidValueError: As `list` does.
+        """
+        filters = given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name)
+        return self._where(filters, limit=limit, after=after, newest_first=newest_first), self._count(filters)
+
+    def count(
+        self,
+        *,
+        spec_id: str | None = None,
+        stage: str | None = None,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+    ) -> int:
+        """The number of executions that `list` would return.
+
+        Args:
+            spec_id: Only of this spec.
+            stage: Only of this stage.
+            run_id: Only of this run.
+            agent_name: Only of this agent.
+        """
+        return self._count(given(spec_id=spec_id, stage=stage, run_id=run_id, agent_name=agent_name))
+
+    def extraction_failures(
+        self, spec_id: str, *, limit: int | None = None, newest_first: bool = False
+    ) -> builtins.list[Execution]:
         """Executions of a spec whose output could not be parsed, with that output, oldest first.
 
         Args:
             spec_id: The spec.
+            limit: The highest number of executions.
+            newest_first: In the other order.
         """
-        return self._where({"spec_id": check.text("spec_id", spec_id)}, filled="extraction_error")
+        filters = {"spec_id": check.text("spec_id", spec_id)}
+        return self._where(filters, filled="extraction_error", limit=limit, newest_first=newest_first)
 
-    def for_branch(self, *, spec_id: str, stage: str, branch_id: str) -> builtins.list[Execution]:
+    def for_branch(
+        self, *, spec_id: str, stage: str, branch_id: str, limit: int | None = None, newest_first: bool = False
+    ) -> builtins.list[Execution]:
         """Executions of one branch of a stage, oldest first.
 
         Args:
             spec_id: The spec.
             stage: The stage.
             branch_id: The branch.
+            limit: The highest number of executions.
+            newest_first: In the other order.
         """
         filters = {"spec_id": spec_id, "stage": stage, "branch_id": branch_id}
-        return self._where({name: check.text(name, value) for name, value in filters.items()})
+        texts = {name: check.text(name, value) for name, value in filters.items()}
+        return self._where(texts, limit=limit, newest_first=newest_first)
+
+    def delete(self, agent_id: str) -> bool:
+        """Delete the execution of a spawn, one in flight, too.
+
+        Args:
+            agent_id: The spawn.
+
+        Returns:
+            Whether there was one.
+        """
+        return bool(self._uow._execute(DELETE, {"agent_id": check.identifier("agent_id", agent_id)}).rowcount)
 
     def cleanup(self, older_than: datetime | timedelta) -> int:
         """Delete executions that completed long ago, and none that are in flight.
@@ -253,12 +429,59 @@ class Executions:
                 self._present.add(name)
 
     def _where(
-        self, filters: dict[str, Any], *, empty: str | None = None, filled: str | None = None
+        self,
+        filters: dict[str, Any],
+        *,
+        empty: str | None = None,
+        filled: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+        newest_first: bool = False,
     ) -> builtins.list[Execution]:
-        if {*filters, *([filled] if filled else [])} - self._present:
-            return []  # a missing column holds no value
-        statement = _found(frozenset(self._present), tuple(filters), empty, filled)
-        return [_execution(row) for row in self._uow._rows(statement, filters)]
+        check.limit(limit)
+        check.text("after", after, optional=True)
+        check.flag("newest_first", newest_first)
+        which = _Which(tuple(filters), empty, filled)
+        found = self._found(filters, which, limit=limit, after=after, newest_first=newest_first)
+        if after is not None and not found and not self.exists(after):
+            raise check.invalid("after", "is the agent_id of no execution", "begin with a first page")
+        return [_execution(row) for row in found]
+
+    def _found(
+        self,
+        filters: dict[str, Any],
+        which: _Which,
+        *,
+        limit: int | None = None,
+        after: str | None = None,
+        newest_first: bool,
+        keys_alone: bool = False,
+    ) -> builtins.list[tuple[Any, ...]]:
+        if self._is_missing(which):
+            return []
+        statement = _found(
+            frozenset(self._present),
+            which,
+            newest_first=newest_first,
+            limited=limit is not None,
+            behind=after is not None,
+            keys_alone=keys_alone,
+        )
+        return self._uow._rows(statement, filters | {"_limit": limit, "_after": after})
+
+    def _is_missing(self, which: _Which) -> bool:
+        """Whether a column that must hold a value is missing, so that no row has one."""
+        return bool({*which.equal, *([which.filled] if which.filled else [])} - self._present)
+
+    def _count(self, filters: dict[str, Any]) -> int:
+        which = _Which(tuple(filters))
+        rows = [] if self._is_missing(which) else self._uow._rows(_count(which), filters)
+        return rows[0][0] if rows else 0
+
+    def _many(self, agent_ids: builtins.list[str]) -> builtins.list[Execution]:
+        rows = self._uow._rows(_by_keys(frozenset(self._present)), {"_keys": json.dumps(agent_ids)})
+        found = {execution.agent_id: execution for execution in map(_execution, rows)}
+        return [found[key] for key in dict.fromkeys(agent_ids) if key in found]
 
     def _known(self, agent_id: str) -> Execution:
         return self._where({"agent_id": agent_id})[0]

@@ -13,7 +13,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from consensus_orm.databases.sqlite.expressions import is_well_formed
 from consensus_orm.declaration.expressions import AlwaysText, Condition, arguments
 
-__all__ = ["SYNTHESIS_FIELDS", "flagged", "run_key", "says", "synthesis_json"]
+__all__ = ["SYNTHESIS_FIELDS", "flagged", "run_key", "run_key_of", "says", "synthesis_json"]
 
 
 SYNTHESIS_FIELDS = ("output_markdown", "output_path", "status", "artifacts_count", "agreements", "conflicts")
@@ -26,6 +26,11 @@ class run_key(FunctionElement[str]):
     name = "run_key"
     type = AlwaysText()
     inherit_cache = True
+
+
+def run_key_of(run_id: str | None, created_at: str) -> str:
+    """What `run_key` gives for a row of a repository, whose time has the shape `YYYY-MM-DD HH:MM:SS[.f]`."""
+    return f"at:{created_at[:19]}" if run_id is None else f"run:{run_id}"
 
 
 class flagged(Condition):

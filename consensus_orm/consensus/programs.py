@@ -6,17 +6,32 @@ columns do. Nothing is written here; the revisions adopt a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
+
+from sqlalchemy import MetaData
 
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
 from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.schema import inspection
 from consensus_orm.schema.application import Identity
 
-__all__ = ["EXECUTIONS", "FOUNDING", "LEGACY", "NORMALIZED", "PROTECTED", "UNPROTECTED", "Program", "identify", "owns"]
+__all__ = [
+    "EXECUTIONS",
+    "FOUNDING",
+    "LEGACY",
+    "NORMALIZED",
+    "PROTECTED",
+    "UNPROTECTED",
+    "Program",
+    "declare_tables",
+    "identify",
+    "include_object",
+    "owns",
+]
 
 PROTECTED = 3
 """The user_version of a file that the dual-write and the final build refuse: it is newer than theirs."""
@@ -126,6 +141,37 @@ def owns(name: str) -> bool:
     """
     name = name.lower()
     return name in _OURS or inspection.is_control(name)
+
+
+def include_object(moves: Moves | None = None) -> Callable[..., bool]:
+    """Make the hook that lets `alembic revision --autogenerate` and `alembic check` leave some tables alone.
+
+    They are those of this package, and the legacy tables of moves of your own, which no revision drops: the phase does.
+
+        context.configure(connection=connection, target_metadata=Base.metadata, include_object=include_object(MOVES))
+
+    Args:
+        moves: Moves of your own.
+    """
+    legacy = {move.legacy_name.lower() for move in moves or ()}
+
+    def is_yours(_object: Any, name: str | None, type_: str, _reflected: bool, _compare_to: Any) -> bool:
+        return type_ != "table" or name is None or not (owns(name) or name.lower() in legacy)
+
+    return is_yours
+
+
+def declare_tables(metadata: MetaData) -> None:
+    """Add the normalized tables to an application's metadata, so that `ForeignKey("consensus_runs.id")` finds them.
+
+    They are made by the revisions of this package, which come first; `include_object` keeps alembic from making them.
+
+    Args:
+        metadata: The application's, as of its declarative base.
+    """
+    for table in NORMALIZED:
+        if table.name not in metadata.tables:
+            table.to_metadata(metadata)
 
 
 _OURS = {*LEGACY, *FOUNDING, EXECUTIONS, *(table.name for table in NORMALIZED)}

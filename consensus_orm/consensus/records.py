@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, ConfigDict, computed_field, model_validator
 
 from consensus_orm.times import time_of
 
@@ -16,7 +16,7 @@ __all__ = ["AgentOutput", "Artifact", "Execution", "Record", "Run", "Synthesis"]
 class Record(BaseModel):
     """A frozen value, equal to another by its fields."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     _names: ClassVar[set[str]]
 
@@ -25,6 +25,14 @@ class Record(BaseModel):
         """Remember the names of the fields for `of`."""
         super().__pydantic_init_subclass__(**kwargs)
         cls._names = set(cls.model_fields)  # shared by all records; pydantic copies it where it changes it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_computed(cls, given: Any) -> Any:
+        """Take back what `model_dump` gave: what it computed follows from the fields."""
+        if not isinstance(given, Mapping):
+            return given
+        return {name: value for name, value in given.items() if name not in cls.model_computed_fields}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:

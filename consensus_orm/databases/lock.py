@@ -20,5 +20,12 @@ class Lock(IntEnum):
     """Writes rows, at the same time as other writers."""
     CARRY = 2
     """Carries rows from one side to the other: excludes other units that carry or delete rows, not those that add."""
-    FLIP = 3
+    ALONE = 3
+    """Writes rows while no other unit of work writes: excludes every other writer."""
+    FLIP = 4
     """Changes the phase: excludes every other writer."""
+
+    @property
+    def carries(self) -> bool:
+        """Whether a unit of work moves rows or phases, and does not write for the application."""
+        return self in (Lock.CARRY, Lock.FLIP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, MetaData
+from sqlalchemy import BigInteger, Integer, MetaData, inspect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.functions import FunctionElement
@@ -29,6 +29,13 @@ class Base(DeclarativeBase):
     """Base of every model of this package; `Base.metadata` holds all their tables."""
 
     metadata = MetaData(naming_convention=NAMING)
+
+    def __repr__(self) -> str:
+        """Its class and key, as far as they are loaded; other columns may hold megabytes, or what nobody may log."""
+        loaded = vars(self)
+        keys = [column.key for column in inspect(type(self)).primary_key]
+        known = (f"{name}={loaded[name]!r}" for name in keys if name in loaded)
+        return f"<{' '.join([type(self).__name__, *known])}>"
 
 
 class Verbatim(UserDefinedType[Any]):

@@ -224,7 +224,7 @@ class DualWrite(RoutedReads):
             self.uow._execute(self.sql.make_earlier, {**parameters, "_parent": parent})
         return parent
 
-    def update(self, key: Any, changed: Values, storable: Callable[[str, Any], Any]) -> bool:
+    def update(self, key: Any, changed: Values, storable: Callable[[str, Any], Any] = lambda _, value: value) -> bool:
         """Let a row that is there hold other values, on the sides of the phase, and compare them.
 
         Args:
@@ -240,7 +240,6 @@ class DualWrite(RoutedReads):
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
             StorageError: The source of truth could not be written.
         """
-        phase = self.uow.phase
         check.row(changed, self.pair.fields)
         self.uow._refuse_to_read_only()
         require_usable(self.pair, key)
@@ -251,6 +250,10 @@ class DualWrite(RoutedReads):
             return False
         self.uow._note_written(self.pair, (key,))
         values = {name: storable(name, value) for name, value in present.items()} | changed
+        return self._storing(values)._change(key, values)
+
+    def _change(self, key: Any, values: Values) -> bool:
+        phase = self.uow.phase
         parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
         if not phase.writes_normalized:
             return self._update_legacy(parameters)
@@ -384,11 +387,15 @@ class DualWrite(RoutedReads):
             mismatches.settle(self.uow, self.pair, keys, "repaired", why)
         self._keep_both(keys, why)
         self._delete_keys(keys, self._written_sides())
+        self._storing(values).add(values)
+
+    def _storing(self, values: Values) -> DualWrite:
+        """The rows of this move, where a value of a row that is no text stays what it is in a column of texts."""
         stored = {**self.pair.columns, **{of.key: of for of in self.pair.kept}}
         texts = {name for name, of in stored.items() if isinstance(of.type, Text)}
         exact = DualWrite(self.uow, self.pair)
         exact.sql = self.sql.storing(name for name in texts if not isinstance(values.get(name), str | None))
-        exact.add(values)
+        return exact
 
     def _keep_both(self, keys: set[Any], why: str) -> None:
         """Keep rows as the truth has them, and as the other side has them where it differs."""

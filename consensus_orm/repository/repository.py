@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, Generic
 
@@ -145,12 +145,11 @@ class Repository(Generic[R]):
     def get_many(self, keys: Iterable[Any]) -> list[R]:
         """The rows under some keys, in the order of the keys; those that are not there are left out."""
         wanted = [self._records.key_of(key) for key in check.several("keys", keys)]
-        found = {row[0]: row for row in self._rows.many(wanted)}
-        return [self._records.record(found[key]) for key in dict.fromkeys(wanted) if key in found]
+        return [self._records.record(row) for row in self._rows.many(wanted)]
 
     def exists(self, key: Any) -> bool:
         """Whether there is a row under a key."""
-        return self._rows.get(self._records.key_of(key)) is not None
+        return self._rows.exists(self._records.key_of(key))
 
     def rows(
         self, filters: Any = None, *, limit: int | None = None, oldest_first: bool = False, after: Any = None
@@ -164,7 +163,7 @@ class Repository(Generic[R]):
             after: The key of a row: only those that come behind it, for the next page.
 
         Raises:
-            InvalidValueError: A name is not declared, or a value cannot be held.
+            InvalidValueError: A name is not declared, a value cannot be held, or there is no row under `after`.
         """
         wanted = self._records.columns_of({} if filters is None else filters)
         check.flag("oldest_first", oldest_first)
@@ -172,6 +171,39 @@ class Repository(Generic[R]):
         limited = None if limit is None else check.position("limit", limit)
         found = self._rows.rows(wanted, limit=limited, oldest_first=oldest_first, after=behind)
         return [self._records.record(row) for row in found]
+
+    def iterate(self, filters: Any = None, *, oldest_first: bool = False) -> Iterator[R]:
+        """Rows one after the other, in the order of `rows`; a few are in memory at once, and the keys of all.
+
+        Rows that are added or deleted meanwhile are left out; so rows may be changed and deleted as they come.
+
+        Args:
+            filters: As for `rows`.
+            oldest_first: As for `rows`.
+
+        Raises:
+            InvalidValueError: As `rows` does.
+        """
+        wanted = self._records.columns_of({} if filters is None else filters)
+        rows = self._rows.each(wanted, oldest_first=check.flag("oldest_first", oldest_first))
+        return map(self._records.record, rows)
+
+    def list_and_count(
+        self, filters: Any = None, *, limit: int | None = None, oldest_first: bool = False, after: Any = None
+    ) -> tuple[list[R], int]:
+        """A page of rows, and how many rows there are in all.
+
+        Args:
+            filters: As for `rows`.
+            limit: As for `rows`.
+            oldest_first: As for `rows`.
+            after: As for `rows`.
+
+        Raises:
+            InvalidValueError: As `rows` does.
+        """
+        page = self.rows(filters, limit=limit, oldest_first=oldest_first, after=after)
+        return page, self.count(filters)
 
     def count(self, filters: Any = None) -> int:
         """How many rows have some values.

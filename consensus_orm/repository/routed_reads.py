@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from consensus_orm import errors
+from consensus_orm import validation as check
 from consensus_orm.declaration.move import Move
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import backfill_progress
@@ -28,6 +30,10 @@ NOT_THE_SHADOWS_FAULT = (
     errors.ReadOnlyDatabaseError,
 )
 """Failures of the database as a whole: the unit of work fails, whichever side it was writing."""
+
+
+STREAMED = 200
+"""Rows that are in memory at once while rows are given one after the other."""
 
 
 class RoutedReads:
@@ -66,21 +72,50 @@ class RoutedReads:
             more: Columns of the parent to read as well, after the fields.
             oldest_first: In the other order.
             after: The key of a row; rows that come behind it in that order.
+
+        Raises:
+            InvalidValueError: There is no row under `after`.
         """
+        found = self._found(filters, limit=limit, more=more, oldest_first=oldest_first, after=after)
+        if after is not None and not found and not self.exists(after):
+            raise check.invalid("after", "is the key of no row, which may have been deleted", "begin with a first page")
+        return found
+
+    def _found(
+        self, filters: Values, *, limit: int | None = None, after: Any = None, **options: Any
+    ) -> list[tuple[Any, ...]]:
+        """Rows that have some values, in order; the options are those of `ReadStatements.read`."""
         names, limited, behind = tuple(filters), limit is not None, after is not None
         empty = frozenset(name for name, value in filters.items() if value is None)
         parameters = {parameter(name): value for name, value in filters.items()}
-        parameters |= {"_limit": limit, "_after": after}
-        return self._read(
-            lambda side: self.sql.read(
-                side, names, limited=limited, more=more, empty=empty, oldest_first=oldest_first, behind=behind
-            ),
-            parameters,
-        )
+        statement = partial(self.sql.read, filters=names, limited=limited, empty=empty, behind=behind, **options)
+        return self._read(statement, parameters | {"_limit": limit, "_after": after})
 
     def many(self, keys: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """The rows under some keys, in the order of `pair.fields`; those that are not there are left out."""
-        return self._read(self.sql.get_many, {"_keys": json.dumps(list(keys))})
+        """The rows under some keys, in the order of the keys; those that are not there are left out."""
+        found = {row[0]: row for row in self._read(self.sql.get_many, {"_keys": json.dumps(list(keys))})}
+        return [found[key] for key in dict.fromkeys(keys) if key in found]
+
+    def exists(self, key: Any) -> bool:
+        """Whether there is a row under a key; nothing else of it is read."""
+        return bool(self.uow._rows(self.sql.present(self._truth), {"_keys": json.dumps([key])}))
+
+    def keys(self, filters: Values, *, more: tuple[str, ...] = (), oldest_first: bool = False) -> list[Any]:
+        """The keys of rows, newest first; the arguments are those of `rows`."""
+        return [key for (key,) in self._found(filters, more=more, oldest_first=oldest_first, keys_alone=True)]
+
+    def each(self, filters: Values, *, oldest_first: bool = False) -> Iterator[tuple[Any, ...]]:
+        """Rows one after the other, of which a few are in memory at once, and the keys of all.
+
+        Rows that are deleted meanwhile are left out, and those added meanwhile, too.
+
+        Args:
+            filters: As for `rows`.
+            oldest_first: As for `rows`.
+        """
+        keys = self.keys(filters, oldest_first=oldest_first)
+        for first in range(0, len(keys), STREAMED):
+            yield from self.many(keys[first : first + STREAMED])
 
     def count(self, filters: Values) -> int:
         """How many rows have the given values."""
@@ -93,13 +128,20 @@ class RoutedReads:
         """The values of a column, each once, in order."""
         return [value for (value,) in self.uow._rows(self.sql.distinct(self._truth, column))]
 
-    def newest_parent(self, filters: Values) -> tuple[Any, ...] | None:
-        """The identity of the newest parent whose rows have the given values; None where there is none."""
+    def parents(self, filters: Values, *, limit: int | None = None, **options: Any) -> list[tuple[Any, ...]]:
+        """Identity and keys of the newest rows of the parents whose rows have the given values, newest first.
+
+        Args:
+            filters: As for `rows`.
+            limit: At most so many.
+            **options: Those of `Statements.parents_by_age`.
+        """
         assert self.pair.parent is not None
         parameters = {parameter(name): value for name, value in filters.items()}
-        sql = self.uow.statements.newest_parent(self.pair.parent, self._truth, tuple(filters))
-        rows = self.uow._rows(sql, parameters)
-        return rows[0] if rows else None
+        sql = self.uow.statements.parents_by_age(
+            self.pair.parent, self._truth, tuple(filters), limited=limit is not None, **options
+        )
+        return self.uow._rows(sql, parameters | {"_limit": limit})
 
     @property
     def _truth(self) -> Side:

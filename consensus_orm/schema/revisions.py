@@ -207,18 +207,19 @@ def _check_foreign_keys(driver: sqlite3.Connection, tables: Iterable[Table]) -> 
             raise errors.SchemaError(f"rows of {name} refer to rows that are not there", table=name)
 
 
-def configuration(application: Application, **attributes: Any) -> Config:
+def configuration(application: Application | None = None, **attributes: Any) -> Config:
     """The configuration with which alembic runs our revisions.
 
     Args:
-        application: Whose tables are moved.
+        application: Whose tables are moved; left out where alembic's command line opens the database.
         **attributes: For `env.py` and the revisions: `connection`, in whose transaction they run; `applied`, a list
             to which their names are added; `clock`; `rewrite`, whether tables of another program may be made anew.
     """
     from alembic.config import Config
 
     # The revisions know the legacy tables of an application whose tables they make.
-    attributes["legacy"] = None if application.is_known_to_revisions else application.legacy
+    if application is not None:
+        attributes["legacy"] = None if application.is_known_to_revisions else application.legacy
 
     config = Config(attributes=attributes)
     # The parser of the configuration takes % for the start of a variable.

@@ -25,7 +25,7 @@ from consensus_orm.phase import Side
 from consensus_orm.statements.carrying import CarryStatements
 from consensus_orm.statements.comparison import ComparisonStatements
 from consensus_orm.statements.defaults import DefaultStatements
-from consensus_orm.statements.parents import ParentStatements
+from consensus_orm.statements.parents import AgedParents, ParentStatements
 from consensus_orm.statements.reading import NEWEST, ReadStatements
 from consensus_orm.statements.rows import PairRendering
 from consensus_orm.statements.writing import WriteStatements
@@ -67,23 +67,53 @@ class Statements:
         return None if pair.parent is None else self.parents[pair.parent.table.name]
 
     @cache  # noqa: B019
-    def newest_parent(self, parent: Parent, side: Side, filters: tuple[str, ...]) -> str:
-        """The identity of the newest of the parents whose rows equal the bound values of some columns.
+    @cache  # noqa: B019
+    def parents_by_age(
+        self,
+        parent: Parent,
+        side: Side,
+        filters: tuple[str, ...],
+        *,
+        with_row_of: str | None = None,
+        oldest_first: bool = False,
+        limited: bool = True,
+    ) -> str:
+        """The parents whose rows equal the bound values of some columns, newest first.
 
-        That is the one that began last, by its earliest row; of several, the one with the newest row. The normalized
-        side knows when each began; on the legacy one it follows from all rows that have these values.
+        The newest is the one that began last, by its earliest row; of several, the one with the newest row. The
+        normalized side knows when each began; on the legacy one it follows from all rows that have these values.
+
+        Args:
+            parent: Which parents.
+            side: The side.
+            filters: Those columns.
+            with_row_of: The move of which the parents have a row; any where left out.
+            oldest_first: In the other order.
+            limited: At most `_limit` of them.
+
+        Returns:
+            A statement that gives their identity, and the key of the newest row of each move.
         """
         pairs = [self[pair] for pair in self.mapping.members(parent)]
-        identity = [of.key for of in parent.identity]
         if side is Side.NORMALIZED:
-            return self.parents[parent.table.name].newest(
-                *(pairs[0].pair.carried[name] == pairs[0].bound[name] for name in filters)
-            )
+            meant = [pairs[0].pair.carried[name] == pairs[0].bound[name] for name in filters]
+            aged = self.parents[parent.table.name].by_age(*meant, with_row_of=with_row_of)
+        else:
+            aged = self._legacy_by_age(parent, filters, pairs, with_row_of)
+        return self.rendering.render(aged.ordered(oldest_first=oldest_first, limited=limited))
+
+    @staticmethod
+    def _legacy_by_age(
+        parent: Parent, filters: tuple[str, ...], pairs: list[PairStatements], with_row_of: str | None
+    ) -> AgedParents:
         rows = union_all(*(each.ages(filters, pairs) for each in pairs)).subquery()
-        columns = [rows.c[name] for name in identity]
-        newest = [func.min(rows.c[NEWEST]), *(func.max(rows.c[each.pair.name]) for each in pairs)]
-        found = select(*columns).group_by(*columns).order_by(*(of.desc() for of in newest))
-        return self.rendering.render(found.limit(literal_column("1")))
+        identity = [rows.c[of.key] for of in parent.identity]
+        newest = {each.pair.name: func.max(rows.c[each.pair.name]) for each in pairs}
+        found = select(*identity, *newest.values()).group_by(*identity)
+        if with_row_of is not None:
+            found = found.having(newest[with_row_of].is_not(None))
+        keys = (func.coalesce(key, literal_column("0")) for key in newest.values())
+        return AgedParents(found, [func.min(rows.c[NEWEST]), *keys])
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Column,
     ColumnElement,
     FromClause,
+    Select,
     and_,
+    bindparam,
     delete,
     exists,
     false,
@@ -29,7 +32,19 @@ from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.rules import Earliest, Latest, Row, expression, on
 from consensus_orm.statements.rendering import Rendering, chunk_bounds, constant, in_keys, in_range, link, newest_first
 
-__all__ = ["ParentStatements"]
+__all__ = ["AgedParents", "ParentStatements"]
+
+
+class AgedParents(NamedTuple):
+    """Parents with their identity and the keys of their newest rows, and what they are ordered by."""
+
+    found: Select[Any]
+    age: list[ColumnElement[Any]]
+
+    def ordered(self, *, oldest_first: bool, limited: bool) -> Select[Any]:
+        """The newest of them first, or the oldest; at most `_limit`."""
+        ordered = self.found.order_by(*(of if oldest_first else of.desc() for of in self.age))
+        return ordered.limit(bindparam("_limit")) if limited else ordered
 
 
 class ParentStatements:
@@ -92,28 +107,35 @@ class ParentStatements:
         )
         return value if rule.otherwise is None else func.coalesce(value, constant(rule.otherwise, of))
 
-    def _has_rows(self, key: ColumnElement[Any], *, in_range_too: bool = False) -> ColumnElement[bool]:
-        """Whether there is a row of a parent; in the range of the parents, where they are a range.
+    def _has_rows(
+        self, key: ColumnElement[Any], *, in_range_too: bool = False, members: Sequence[Move] | None = None
+    ) -> ColumnElement[bool]:
+        """Whether there is a row of a parent, of some moves; in the range of the parents, where they are a range.
 
         PostgreSQL would look through all rows for each chunk of parents otherwise.
         """
         found = []
-        for pair in self.members:
+        for pair in self.members if members is None else members:
             of = pair.table.c[link(pair)]
             found.append(exists().where(of == key, *([in_range(of)] if in_range_too else [])).correlate(key.table))
         return or_(false(), *found)
 
-    def newest(self, *criterion: ColumnElement[bool]) -> str:
-        """The identity of the newest of some parents: of the one that began last, by its rows where several did."""
+    def by_age(self, *criterion: ColumnElement[bool], with_row_of: str | None) -> AgedParents:
+        """Some parents by their age: when they began, and their newest rows where several began together.
+
+        Args:
+            *criterion: Which parents.
+            with_row_of: The move of which they have a row; any where left out.
+        """
         table, key = self.parent.table, self.parent.key
         began = next(of for of, rule in self.parent.derived_columns.items() if isinstance(rule, Earliest))
         rows = [
             select(func.max(pair.key)).where(pair.table.c[link(pair)] == key).correlate(table).scalar_subquery()
             for pair in self.members
         ]
-        newest = [began, *(func.coalesce(row, literal_column("0")) for row in rows)]
-        found = select(*self.parent.identity).where(*criterion, self._has_rows(key))
-        return self.render(found.order_by(*(of.desc() for of in newest)).limit(literal_column("1")))
+        wanted = [pair for pair in self.members if with_row_of in (None, pair.name)]
+        found = select(*self.parent.identity, *rows).where(*criterion, self._has_rows(key, members=wanted))
+        return AgedParents(found, [began, *(func.coalesce(row, literal_column("0")) for row in rows)])
 
     @cached_property
     def refresh(self) -> str:

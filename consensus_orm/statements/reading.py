@@ -12,6 +12,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    cast,
     func,
     literal_column,
     not_,
@@ -88,6 +89,7 @@ class ReadStatements(PairRows):
         empty: frozenset[str] = frozenset(),
         oldest_first: bool = False,
         behind: bool = False,
+        keys_alone: bool = False,
     ) -> str:
         """Rows of a side, newest first, that equal the bound values of some columns.
 
@@ -99,8 +101,11 @@ class ReadStatements(PairRows):
             empty: Those of the filters that are NULL, which no value equals.
             oldest_first: In the other order.
             behind: Only those that come behind the row under `_after`.
+            keys_alone: Nothing but their keys.
         """
         statement, names = self.projection(side, *more)
+        if keys_alone:
+            statement = statement.with_only_columns(names[self.pair.legacy_key])
         order = [*([names[NEWEST]] if NEWEST in names else []), names[self.pair.legacy_key]]
         statement = statement.where(*self._filter(names, filters, empty))
         if behind:
@@ -171,13 +176,15 @@ class ReadStatements(PairRows):
 
         Args:
             filters: The rows equal the bound values of these columns.
-            members: The pairs whose rows have such parents; each has a column for its keys, 0 in rows of others.
+            members: The pairs whose rows have such parents; each has a column for its keys, NULL in rows of others.
         """
         assert self.pair.parent is not None
         row = self.legacy_row()
         values = self.parent_values(row)
         identity = [values[of.key].label(of.key) for of in self.pair.parent.identity]
-        keys = [(self.legacy_key if of is self else literal_column("0")).label(of.pair.name) for of in members]
+        keys = [
+            (self.legacy_key if of is self else cast(null(), of.legacy_key.type)).label(of.pair.name) for of in members
+        ]
         meant = [row[name] == self.bound[name] for name in filters]
         return select(*identity, self._newest_value(row).label(NEWEST), *keys).where(*meant)
 

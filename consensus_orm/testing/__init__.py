@@ -1,7 +1,7 @@
 """Testing kit: factories for every model and record, odd rows, stores in every phase, and counted statements.
 
-The factories need the extra `testing` (factory-boy). pytest finds the plugin `consensus_orm.testing.plugin` by itself;
-its fixtures are `consensus_store`, `every_phase`, `every_flip` and `query_counter`.
+The factories and strategies need the extra `testing` (factory-boy, hypothesis). pytest finds the plugin
+`consensus_orm.testing.plugin` by itself; its docstring lists the fixtures. `consensus-orm docs testing` has the tables.
 
     from consensus_orm.testing import ConsensusArtifactFactory, artifact_values, legacy_file, take_to
 
@@ -20,6 +20,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consensus_orm.testing import strategies
+    from consensus_orm.testing._factory import seed
     from consensus_orm.testing.models import (
         AgentExecutionFactory,
         AgentOutputFactory,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         ConsensusSynthesisRecordFactory,
         twins,
     )
+    from consensus_orm.testing.moves import check_moves
     from consensus_orm.testing.phases import legacy_file, legacy_history, take_to
     from consensus_orm.testing.queries import QueryLog, count_queries
     from consensus_orm.testing.records import (
@@ -70,24 +73,33 @@ __all__ = [
     "SynthesisFactory",
     "SynthesisValuesFactory",
     "artifact_values",
+    "check_moves",
     "count_queries",
     "legacy_file",
     "legacy_history",
+    "seed",
     "session_on",
     "spawn_values",
+    "strategies",
     "synthesis_values",
     "take_to",
     "twins",
     "use_session",
 ]
 
-_MODULES = ("shapes", "queries", "session", "phases", "values", "records", "models")
+_MODULES = ("shapes", "queries", "session", "phases", "values", "records", "models", "moves", "_factory")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "strategies":
+        return importlib.import_module(f"{__name__}.strategies")
     # Imported when first used: pytest loads the plugin, and so this package, in every run of every project.
     for module in _MODULES if name in __all__ else ():
         home = importlib.import_module(f"{__name__}.{module}")
         if name in home.__all__:
             return globals().setdefault(name, getattr(home, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -22,6 +22,7 @@ from consensus_orm.databases.sqlite.parameters import storable
 from consensus_orm.declaration.move import column_of
 from consensus_orm.declaration.rules import Row, on
 from consensus_orm.testing._factory import (
+    RANDOM,
     Factory,
     Iterator,
     LazyAttribute,
@@ -43,6 +44,7 @@ __all__ = [
     "ConsensusSynthesisFactory",
     "ConsensusSynthesisRecordFactory",
     "ModelFactory",
+    "stored",
     "twins",
 ]
 
@@ -61,12 +63,16 @@ class ModelFactory(SQLAlchemyModelFactory, Factory[M], Generic[M]):
 
     @classmethod
     def _save(cls, model_class: type[M], session: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> M:
-        stored = _stored if session.get_bind().dialect.name == "sqlite" else _given
-        made = model_class(*args, **{name: stored(value) for name, value in kwargs.items()})
+        made = model_class(*args, **{name: stored(session, value) for name, value in kwargs.items()})
         session.add(made)
         session.flush()
         session.expire(made)
         return made
+
+
+def stored(session: Any, value: Any) -> Any:
+    """What a session is given so that the database of it stores a value: None is NULL, odd text its bytes."""
+    return _stored(value) if session.get_bind().dialect.name == "sqlite" else _given(value)
 
 
 def _given(value: Any) -> Any:
@@ -102,6 +108,7 @@ class _Shaped(ModelFactory[M], Generic[M]):
         content_shape = "json"
         run_shape = "null"
         big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
+        random = RANDOM
 
     created_at: Any = choice("time_shape", TIMES)
 

@@ -9,6 +9,8 @@ pytest finds it by its entry point; it imports nothing before a test uses a fixt
   Reads return the same in every phase, so a test must pass in all of them.
 - `every_flip`: the test runs eight times, once for each step from a phase to the next and back. The fixture has the
   `store`, the phases `before` and `after`, and `flip()`.
+- `async_consensus_store`, `every_phase_async`: the same for coroutines, whatever runs them.
+- `check_moves`: `check_moves(MOVES, fill=...)` checks an application's own moves and revisions (`testing.check_moves`).
 - `query_counter`: `with query_counter(store) as queries:` lists the statements that were sent.
 
 Override three fixtures as needed: `consensus_url` (the database of a test, by default a temporary file; on a PostgreSQL
@@ -19,18 +21,22 @@ settings of the stores, by default without soak times).
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from consensus_orm.asyncio.store import AsyncConsensusStore
     from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.migration.rehearsal_report import RehearsalReport
     from consensus_orm.phase import Phase
     from consensus_orm.settings import Settings
     from consensus_orm.testing.queries import QueryLog
@@ -143,6 +149,37 @@ def every_flip(
     before, after = request.param
     for store in _opened(_consensus_templates, consensus_history, before, consensus_url, consensus_settings):
         yield Flip(store, Phase[before], Phase[after])
+
+
+@pytest.fixture
+def async_consensus_store(consensus_store: ConsensusStore) -> Iterator[AsyncConsensusStore]:
+    """The store of `consensus_store`, to be awaited."""
+    yield from _asynchronous(consensus_store)
+
+
+@pytest.fixture
+def every_phase_async(every_phase: ConsensusStore) -> Iterator[AsyncConsensusStore]:
+    """The store of `every_phase`, to be awaited."""
+    yield from _asynchronous(every_phase)
+
+
+def _asynchronous(store: ConsensusStore) -> Iterator[AsyncConsensusStore]:
+    from consensus_orm.asyncio.store import AsyncConsensusStore
+
+    awaited = AsyncConsensusStore(store)
+    yield awaited
+    asyncio.run(awaited.close())
+
+
+@pytest.fixture
+def check_moves(
+    _consensus_templates: Templates, consensus_url: str | Path, consensus_settings: Settings
+) -> Iterator[Callable[..., RehearsalReport]]:
+    """Checks the moves of an application on the database of the test, with the arguments of `testing.check_moves`."""
+    from consensus_orm.testing.moves import check_moves as check
+
+    with _consensus_templates.empty(consensus_url):
+        yield partial(check, url=consensus_url, settings=consensus_settings)
 
 
 @pytest.fixture

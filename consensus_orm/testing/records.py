@@ -12,7 +12,16 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from consensus_orm.consensus.records import AgentOutput, Artifact, Execution, Record, Run, Synthesis
-from consensus_orm.testing._factory import Factory, Iterator, LazyAttribute, LazyFunction, Sequence, Trait, choice
+from consensus_orm.testing._factory import (
+    RANDOM,
+    Factory,
+    Iterator,
+    LazyAttribute,
+    LazyFunction,
+    Sequence,
+    Trait,
+    choice,
+)
 from consensus_orm.testing.shapes import BIG_ID, CONTENTS, RUN_IDS, TIMES
 
 __all__ = [
@@ -52,6 +61,7 @@ class _Shaped(RecordFactory[R], Generic[R]):
         content_shape = "json"
         run_shape = "null"
         big_id = Trait(id=Sequence(lambda n: BIG_ID + n))
+        random = RANDOM
 
     id: Any = Sequence(lambda n: n + 1)
     created_at_raw: Any = choice("time_shape", TIMES)

@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import ConfigurationError
 
-__all__ = ["current_session", "session_on", "use_session"]
+__all__ = ["current_session", "is_on_server", "session_on", "use_session"]
 
 _session: ContextVar[Session] = ContextVar("consensus_orm.testing.session")
 
@@ -37,6 +37,12 @@ def current_session() -> Session:
             "model factories have no session to write with",
             hint="wrap the test in `with consensus_orm.testing.use_session(session):`",
         ) from None
+
+
+def is_on_server() -> bool:
+    """Whether model factories write to a server, whose columns of texts hold nothing else."""
+    session = _session.get(None)
+    return session is not None and session.get_bind().dialect.name != "sqlite"
 
 
 @contextmanager

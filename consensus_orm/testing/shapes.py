@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BIG_ID", "CONTENTS", "HUGE", "RUN_IDS", "SECOND", "TIMES"]
+__all__ = ["BIG_ID", "CONTENTS", "HUGE", "RUN_IDS", "SECOND", "TIMES", "is_text"]
 
 SECOND = "2025-11-04 02:23:58"
 """The default time of rows, so that a batch of them is a round."""
@@ -69,3 +69,10 @@ RUN_IDS: Mapping[str, str | None] = {
     "other": "run_SPEC-KIT-900_1762744939_ffffffff",
 }
 """Run ids; NULL and '' are different."""
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is NULL, or a text that a PostgreSQL server can hold."""
+    if not isinstance(value, str):
+        return value is None
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)

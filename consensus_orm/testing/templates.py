@@ -37,7 +37,23 @@ class Templates:
             target: Its path or URL, where there is none yet.
         """
         place = self._place_of(target)
-        place.create(str(target), self._source(place, history, phase))
+        with self._made_at(target, self._source(place, history, phase)):
+            yield
+
+    @contextmanager
+    def empty(self, target: str | Path) -> Iterator[None]:
+        """Make a database without tables, and remove it when the block ends.
+
+        Args:
+            target: Its path or URL, where there is none yet.
+        """
+        with self._made_at(target, None):
+            yield
+
+    @contextmanager
+    def _made_at(self, target: str | Path, source: str | None) -> Iterator[None]:
+        place = self._place_of(target)
+        place.create(str(target), source)
         try:
             yield
         finally:

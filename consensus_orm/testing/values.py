@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from consensus_orm.testing._factory import DictFactory, Iterator, Sequence, Trait, choice
+from consensus_orm.testing._factory import RANDOM_TEXTS, DictFactory, Iterator, Sequence, Trait, choice
 from consensus_orm.testing.shapes import CONTENTS, RUN_IDS
 
 __all__ = [
@@ -25,6 +25,7 @@ class ArtifactValuesFactory(DictFactory):
     class Params:
         content_shape = "json"
         run_shape = "null"
+        random = RANDOM_TEXTS
 
     spec_id = "SPEC-KIT-900"
     stage = "spec-plan"
@@ -39,6 +40,7 @@ class SynthesisValuesFactory(DictFactory):
     class Params:
         content_shape = "json"
         run_shape = "null"
+        random = RANDOM_TEXTS
         failed = Trait(status="failed")
 
     spec_id = "SPEC-KIT-900"

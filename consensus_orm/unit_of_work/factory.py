@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy import Engine
 
 from consensus_orm import errors
+from consensus_orm import validation as check
 from consensus_orm.databases import opening
 from consensus_orm.databases.engine import database_path
 from consensus_orm.databases.lock import Lock
@@ -65,6 +66,7 @@ class UnitOfWorkFactory(Generic[U]):
         self.committing: Committing | None = None
         self.new_unit: Callable[..., U] = unit_type
         self.unit_type = unit_type
+        self._closed = False
         self._replica = self._find_replica()
         self.identity = self.inspect_patiently()
 
@@ -94,8 +96,18 @@ class UnitOfWorkFactory(Generic[U]):
         """The phase in which a database begins that was never upgraded: EXPAND where there are legacy tables."""
         return Phase.EXPAND if self.identity.legacy_tables else Phase.CONTRACT
 
+    def require_open(self) -> None:
+        """Refuse to go on after `close`, when a database in memory would be a new and empty one.
+
+        Raises:
+            StoreClosedError: The store is closed.
+        """
+        if self._closed:
+            raise errors.StoreClosedError(f"the store of {self.name} is closed")
+
     def inspect(self) -> Identity:
         """Identify what the database holds; creates no file."""
+        self.require_open()
         if self.path is not None and not self.path.exists():
             return Identity(Origin.NEW)  # to open it would create it
         return revisions.inspect(self.engine, self.application)
@@ -148,14 +160,26 @@ class UnitOfWorkFactory(Generic[U]):
             return self._nowhere()
         return self._make(self._hooks, read_only=True, readable=readable or self.identity.is_readable)
 
-    def begin(self, *, read_only: bool = False) -> U:
-        """A unit of work for the application: a read-only one runs on the replica, where there is one."""
+    def begin(self, *, read_only: bool = False, exclusive: bool = False) -> U:
+        """A unit of work for the application: a read-only one runs on the replica, where there is one.
+
+        Args:
+            read_only: See one snapshot, take no lock, and be unable to write.
+            exclusive: Write while no other unit of work writes.
+
+        Raises:
+            InvalidValueError: It is to be both.
+        """
+        check.flag("read_only", read_only)
+        if check.flag("exclusive", exclusive) and read_only:
+            raise check.invalid("exclusive", "is about writing, which a read-only unit of work cannot", "leave one out")
         if not read_only or self._replica is None:
-            return self.on_primary(read_only=read_only)
+            return self.on_primary(read_only=read_only, lock=Lock.ALONE if exclusive else Lock.WRITE)
         hooks = replace(self._hooks, begin_elsewhere=self._replica.begin)
         return self._make(hooks, read_only=True, readable=self.identity.is_readable)
 
     def _make(self, hooks: UnitHooks, **options: Any) -> U:
+        self.require_open()
         return self.new_unit(self.engine, self.statements, self.settings, hooks, **options)
 
     @cached_property
@@ -197,6 +221,7 @@ class UnitOfWorkFactory(Generic[U]):
         work: Callable[[U], T],
         *,
         read_only: bool = False,
+        exclusive: bool = False,
         cancel: Event | None = None,
     ) -> T:
         """Run some work in a unit of work, and repeat all of it after a transient error.
@@ -204,17 +229,19 @@ class UnitOfWorkFactory(Generic[U]):
         Args:
             work: Called with the unit of work.
             read_only: Use a read-only unit of work.
+            exclusive: Use one that writes while no other does.
             cancel: Set it to stop waiting for the next try.
         """
 
         def once() -> T:
-            with self.begin(read_only=read_only) as uow:
+            with self.begin(read_only=read_only, exclusive=exclusive) as uow:
                 return work(uow)
 
         return self.retrier.call(once, cancel=cancel, name=getattr(work, "__qualname__", "work"), read_only=read_only)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, for good."""
+        self._closed = True
         if self._replica is not None:
             self._replica.close()
         self.engine.dispose()

@@ -103,6 +103,12 @@ class UnitOfWork(Transaction):
         self._after_commit: list[Callable[[], object]] = []
         self._written: Written = {}
 
+    def __repr__(self) -> str:
+        state = "ended" if self._entered else "not begun"
+        if self._driver is not None:
+            state = "not prepared" if self._phase is None else self._phase.name
+        return f"<{type(self).__name__} of {self.engine.url.database}: {state}>"
+
     # Begin and end --------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:

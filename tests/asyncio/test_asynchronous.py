@@ -59,6 +59,9 @@ class TestSameAsTheSynchronousStore:
                     await uow.artifacts.specs(),
                     await uow.syntheses.latest(spec_id="S", stage="plan"),
                     await uow.runs.list(spec_id="S"),
+                    [artifact async for artifact in uow.artifacts.iterate()],
+                    [run async for run in uow.runs.iterate(with_synthesis=True)],
+                    await uow.artifacts.list_and_count(limit=2),
                     await uow.executions.in_flight(),
                     await uow.repository("artifacts").rows({"spec_id": "S"}),
                 ]
@@ -74,6 +77,9 @@ class TestSameAsTheSynchronousStore:
                 uow.artifacts.specs(),
                 uow.syntheses.latest(spec_id="S", stage="plan"),
                 uow.runs.list(spec_id="S"),
+                [*uow.artifacts.iterate()],
+                [*uow.runs.iterate(with_synthesis=True)],
+                uow.artifacts.list_and_count(limit=2),
                 uow.executions.in_flight(),
                 uow.repository("artifacts").rows({"spec_id": "S"}),
             ]
@@ -96,7 +102,8 @@ class TestSameAsTheSynchronousStore:
         names = {name for name in dir(theirs) if not name.startswith("_")}
         assert {name for name in vars(ours) if not name.startswith("_")} == names
         for name in names - {"phase"}:  # a property of the migration: `await store.migration.phase`
-            assert inspect.iscoroutinefunction(getattr(ours, name)), name
+            awaited = inspect.isasyncgenfunction if name == "iterate" else inspect.iscoroutinefunction
+            assert awaited(getattr(ours, name)), name
             assert inspect.signature(getattr(ours, name)) == inspect.signature(getattr(theirs, name))
             assert getattr(ours, name).__doc__ == getattr(theirs, name).__doc__
 

@@ -105,7 +105,7 @@ class ServerConnection(psycopg.Connection[Any]):
         if params:
             query = cast("Any", spelled(query))  # psycopg's type is LiteralString
             # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
-            return super().execute(query, params, prepare=False if self._lock >= Lock.CARRY else None, **options)
+            return super().execute(query, params, prepare=False if self._lock.carries else None, **options)
         return super().execute(query, None, **options)
 
     def order(self, statement: str, params: Any = None) -> psycopg.Cursor[Any]:
@@ -183,8 +183,10 @@ class ServerConnection(psycopg.Connection[Any]):
 
     def _entry(self, lock: Lock) -> Entry:
         """How a unit of work reads the phase; one that writes rows also asks whether the guards were changed."""
-        if lock is not Lock.WRITE:
+        if lock.carries or not lock:
             return Entry.BARE
+        if lock is Lock.ALONE:  # it locks more than the prepared statement does
+            return Entry.BARE if self.source.entry is Entry.BARE else Entry.TEXT
         if self.source.entry is Entry.PREPARED and self._entering is not self.source.fence:
             try:
                 self._send(self.source.fence.prepare())

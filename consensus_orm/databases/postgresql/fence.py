@@ -80,7 +80,7 @@ class Fence(ABC):
         isolation = self._isolation(lock, isolation)
         limit = "" if patience is None else f" SET LOCAL lock_timeout = {patience};"
         # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
-        plans = "" if lock is Lock.WRITE else " SET LOCAL plan_cache_mode = auto;"
+        plans = " SET LOCAL plan_cache_mode = auto;" if lock.carries else ""
         look = f"EXECUTE {self.statement}" if entry is Entry.PREPARED else self._look(lock, entry)
         return f"BEGIN ISOLATION LEVEL {isolation.sql};{limit}{plans} {self._enter(lock)}; {look}".encode()
 
@@ -90,7 +90,7 @@ class Fence(ABC):
 
     def _look(self, lock: Lock, entry: Entry) -> str:
         """The query for the phase, which also tells the triggers whose writes follow."""
-        by = "repository" if lock is Lock.WRITE else "carrier"
+        by = "carrier" if lock.carries else "repository"
         cookies = "" if entry is Entry.BARE else f", schema_version, {COOKIE}"
         return (
             f"SELECT phase, epoch, {self.number}, set_config('consensus_orm.by', '{by}', true){cookies}"
@@ -128,7 +128,12 @@ class _Tables(Fence):
 
     statement = "consensus_orm_enter"
     number = "CAST(pg_current_xact_id() AS TEXT)"
-    _modes: ClassVar = {Lock.WRITE: "ROW SHARE", Lock.CARRY: "SHARE UPDATE EXCLUSIVE", Lock.FLIP: "EXCLUSIVE"}
+    _modes: ClassVar = {
+        Lock.WRITE: "ROW SHARE",
+        Lock.CARRY: "SHARE UPDATE EXCLUSIVE",
+        Lock.ALONE: "EXCLUSIVE",
+        Lock.FLIP: "EXCLUSIVE",
+    }
 
     def hold(self, lock: Lock) -> str:
         return f"LOCK TABLE consensus_orm_state IN {self._modes[lock]} MODE"
@@ -150,7 +155,12 @@ class _Rows(Fence):
 
     statement = "consensus_orm_enter_by_row"
     number = "''"
-    _modes: ClassVar = {Lock.WRITE: "KEY SHARE", Lock.CARRY: "NO KEY UPDATE", Lock.FLIP: "UPDATE"}
+    _modes: ClassVar = {
+        Lock.WRITE: "KEY SHARE",
+        Lock.CARRY: "NO KEY UPDATE",
+        Lock.ALONE: "UPDATE",
+        Lock.FLIP: "UPDATE",
+    }
 
     def hold(self, lock: Lock) -> str:
         return f"SELECT phase FROM consensus_orm_state WHERE id = 1 FOR {self._modes[lock]}"
@@ -170,7 +180,7 @@ class _Rows(Fence):
         return f" FOR {self._modes[lock]}"
 
     def _enter(self, lock: Lock) -> str:
-        if lock is Lock.FLIP:
+        if lock in (Lock.ALONE, Lock.FLIP):
             return f"{_TURNSTILE} FOR UPDATE"
         # The rollback to the savepoint releases the lock.
         return f"SAVEPOINT turnstile; {_TURNSTILE} FOR KEY SHARE; ROLLBACK TO SAVEPOINT turnstile"
