@@ -232,7 +232,7 @@ _BY_NAME: dict[str, Callable[[str, Any], Any]] = {
     "number": position,
     "writers": position,
     "reason": reason,
-    "all_of": partial(text, optional=True),
+    **dict.fromkeys(("all_of", "table"), partial(text, optional=True)),
     "step": identifier,
     "path": path,
     "keep": partial(path, optional=True),

@@ -225,6 +225,7 @@ class AsyncMigration(_Asynchronous):
     accept_rejects = _asynchronous(Migration.accept_rejects)
     resolve_reject = _asynchronous(Migration.resolve_reject)
     accept_mismatch = _asynchronous(Migration.accept_mismatch)
+    accept_mismatches = _asynchronous(Migration.accept_mismatches)
     restore_image = _asynchronous(Migration.restore_image)
     backup_before = _asynchronous(Migration.backup_before)
 

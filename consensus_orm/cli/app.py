@@ -35,7 +35,9 @@ __all__ = [
     "create_option",
     "json_option",
     "main",
+    "numbers_argument",
     "phase_argument",
+    "table_option",
 ]
 
 
@@ -243,7 +245,24 @@ class PhaseType(click.ParamType):  # type: ignore[type-arg]  # older releases of
         return [CompletionItem(name) for name in names if name.startswith(incomplete.lower())]
 
 
+class NumbersType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """The number of an entry, or a range of them: 7, or 3-12."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | range:
+        """Read a number or a range."""
+        first, dash, last = str(value).partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)) or int(first) < 1:
+            self.fail(f"{value!r:.40} is neither a number nor a range such as 3-12", param, ctx)
+        if dash and int(last) < int(first):
+            self.fail(f"{value!r:.40} ends before it begins", param, ctx)
+        return range(int(first), int(last) + 1) if dash else int(first)
+
+
 app_command = click.make_pass_decorator(App)
+numbers_argument = click.argument("numbers", metavar="[ID|FIRST-LAST]...", nargs=-1, type=NumbersType())
+table_option = click.option("--table", metavar="TABLE", help="All open ones of a move or of one of its tables.")
 phase_argument = click.argument("phase", type=PhaseType(), required=False)
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 

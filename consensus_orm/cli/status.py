@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import click
 
-from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.app import App, app_command, json_option, main, numbers_argument, table_option
 from consensus_orm.cli.output import (
     Bars,
     exit_with,
@@ -262,14 +262,28 @@ def mismatches(ctx: click.Context, app: App, everything: bool, as_json: bool) ->
 
 
 @mismatches.command("accept")
-@number_argument
+@numbers_argument
+@table_option
 @reason_required
 @app_command
-def accept_mismatch(app: App, number: int, reason: str) -> None:
-    """Leave mismatch ID as it is."""
+def accept_mismatch(app: App, numbers: tuple[int | range, ...], table: str | None, reason: str) -> None:
+    """Leave mismatches as they are.
+
+    Either all of them are accepted or none.
+    """
+    if not numbers and table is None:
+        raise click.UsageError("give the ID of a mismatch, or --table TABLE")
     with app.store() as store:
-        store.migration.accept_mismatch(number, reason=reason)
-    say(f"mismatch {number} is accepted")
+        accepted = store.migration.accept_mismatches(numbers, table=table, reason=reason)
+    _tell_accepted("mismatch", "mismatches", accepted)
+
+
+def _tell_accepted(one: str, many: str, accepted: list[int]) -> None:
+    if len(accepted) == 1:
+        say(f"{one} {accepted[0]} is accepted")
+        return
+    named = ", ".join(map(str, accepted[:LISTED])) + (", ..." if len(accepted) > LISTED else "")
+    say(f"{len(accepted):,} {many} are accepted: {named}")
 
 
 @main.group(invoke_without_command=True)
@@ -316,18 +330,20 @@ def resolve_reject(app: App, number: int) -> None:
 
 
 @rejects.command("accept")
-@click.argument("numbers", metavar="ID...", nargs=-1, type=click.IntRange(min=1))
-@click.option("--all-of", metavar="REASON", help="Accept all open rejects with exactly this reason, as it is listed.")
+@numbers_argument
+@table_option
+@click.option("--all-of", metavar="REASON", help="All open ones with exactly this reason, as it is listed.")
 @reason_required
 @app_command
-def accept_reject(app: App, numbers: tuple[int, ...], all_of: str | None, reason: str) -> None:
+def accept_reject(
+    app: App, numbers: tuple[int | range, ...], table: str | None, all_of: str | None, reason: str
+) -> None:
     """Let the migration go on without the rows of these rejects; their images are kept.
 
     Either all of them are accepted or none.
     """
-    if not numbers and all_of is None:
-        raise click.UsageError("give the ID of a reject, or --all-of REASON")
+    if not numbers and all_of is None and table is None:
+        raise click.UsageError("give the ID of a reject, --table TABLE or --all-of REASON")
     with app.store() as store:
-        accepted = store.migration.accept_rejects(numbers, all_of=all_of, reason=reason)
-    listed = ", ".join(map(str, accepted[:LISTED])) + (", ..." if len(accepted) > LISTED else "")
-    say(f"reject {listed} is accepted" if len(accepted) == 1 else f"{len(accepted):,} rejects are accepted: {listed}")
+        accepted = store.migration.accept_rejects(numbers, table=table, all_of=all_of, reason=reason)
+    _tell_accepted("reject", "rejects", accepted)

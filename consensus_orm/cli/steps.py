@@ -18,6 +18,7 @@ from consensus_orm.cli.app import (
     create_option,
     json_option,
     main,
+    numbers_argument,
     phase_argument,
 )
 from consensus_orm.cli.output import Bars, exit_with, key, listed, one_line, plain, say, show_json
@@ -136,6 +137,8 @@ def _list_differences(app: App, report: VerifyReport) -> None:
         rows = [(d.pair, key(d.key), d.kind, ", ".join(d.columns)) for d in report.differences]
         listed(("pair", "key", "kind", "columns"), rows, LISTED)
         say(app.spelled("see: consensus-orm mismatches; repair: consensus-orm reconcile"))
+    if report.not_carried:
+        say(app.spelled(f"{_count(report.not_carried, 'row')} not yet carried; run: consensus-orm backfill"))
     for counted in report.missed:
         say(
             f"{counted.table}: {_count(counted.rows, 'row')}, {counted.looked_at:,} compared,"
@@ -246,16 +249,29 @@ def _move(
 
 
 @main.command()
+@numbers_argument
+@click.option("--table", metavar="TABLE", help="Only the rows of a move or of one of its tables.")
 @click.option("--adopt", is_flag=True, help="Take over what another program changed or deleted on the unread side.")
 @click.option("--repair", is_flag=True, help="Restore it instead.")
 @click.option(
     "--rebuild", type=click.Choice([side.value for side in Side]), help="Recreate a side after tables were dropped."
 )
 @click.option("--dry-run", is_flag=True, help="Only list what would be done.")
+@reason_option
 @json_option
 @app_command
-def reconcile(app: App, adopt: bool, repair: bool, rebuild: str | None, dry_run: bool, as_json: bool) -> None:
-    """Make both sides equal.
+def reconcile(
+    app: App,
+    numbers: tuple[int | range, ...],
+    table: str | None,
+    adopt: bool,
+    repair: bool,
+    rebuild: str | None,
+    dry_run: bool,
+    reason: str | None,
+    as_json: bool,
+) -> None:
+    """Make both sides equal, or only the rows of some mismatches or of a table.
 
     Repairs the side that is not read, and adopts rows that it alone has. Rows that another program changed or deleted
     there wait for --adopt or --repair. What is overwritten or deleted is kept first: see `images`.
@@ -272,7 +288,15 @@ def reconcile(app: App, adopt: bool, repair: bool, rebuild: str | None, dry_run:
         raise click.UsageError("--adopt and --repair are opposites: choose one")
     choice: Choice = "adopt" if adopt else "repair" if repair else None
     with app.store() as store, Bars("reconcile", quiet=as_json) as bars:
-        report = store.migration.reconcile(foreign=choice, rebuild=rebuild, dry_run=dry_run, progress=bars.rows)
+        report = store.migration.reconcile(
+            numbers,
+            table=table,
+            reason=reason,
+            foreign=choice,
+            rebuild=rebuild,
+            dry_run=dry_run,
+            progress=bars.rows,
+        )
     if as_json:
         show_json(report)
     else:
@@ -321,6 +345,7 @@ def _told(result: list[str] | BackfillReport | VerifyReport | Phase) -> str:
             f"{_count(result.compared, 'row')} compared, {result.legacy_rows:,} legacy and"
             f" {result.normalized_rows:,} normalized, {_count(len(result.differences), 'difference')},"
             f" {_count(result.rejects, 'reject')}"
+            + (f", {_count(result.not_carried, 'row')} not yet carried" if result.not_carried else "")
         )
     return f"schema upgraded to {one_line(result[-1])}" if result else "the schema is current"
 

@@ -17,7 +17,7 @@ from consensus_orm.databases import guard_record
 from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.move import single_key
 from consensus_orm.declaration.rules import is_text
-from consensus_orm.ledgers import backfill_progress, certificates, changes, guards, mismatches, rejects
+from consensus_orm.ledgers import audit, backfill_progress, certificates, changes, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands, began_in_future, in_force, soak_left
 from consensus_orm.phase import Phase, Side
@@ -64,8 +64,8 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
         found += _missing_tables(uow)
     else:
         found += _not_carried(uow)
+        found += _unsettled(uow)  # before a verify, which would find the same again
         found += _uncertified(uow, demanded)
-        found += _unsettled(uow)
     found += _unfit_keys(uow)
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
@@ -135,7 +135,7 @@ def _uncertified(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
     if seen.mapping != uow.statements.fingerprint:
         yield Obstacle("the mapping has changed since the last verify", verify)
     if seen.differences:
-        yield Obstacle(f"the last verify found {seen.differences} differing rows", "consensus-orm reconcile")
+        yield Obstacle(f"the last verify found {seen.differences} differing rows", _about_differences(uow, seen))
     if seen.missed or seen.missed is None:
         yield Obstacle(
             f"the last verify cannot account for {seen.missed or 'all'} rows, which were not compared", verify
@@ -154,6 +154,12 @@ def _uncertified(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
     age = timedelta(milliseconds=milliseconds(uow) - seen.at)
     if age > demanded.certificate_max_age:
         yield Obstacle(f"the last clean verify is {_words(age)} old", verify, waiting=True)
+
+
+def _about_differences(uow: UnitOfWork, seen: certificates.Seen) -> str:
+    """The command that helps where rows differed: once they are settled, only a verify can say that they agree."""
+    settled = audit.newest(uow, "reconcile") >= seen.at and not mismatches.count_open(uow)
+    return "consensus-orm verify" if settled else "consensus-orm reconcile"
 
 
 def _unsettled(uow: UnitOfWork) -> Iterator[Obstacle]:
