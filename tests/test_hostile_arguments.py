@@ -156,6 +156,7 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "in_unit_of_work": {"work": lambda uow: None},
         "upgrade": {"progress": None, "rewrite": False, "protect": None},
         "pending_rewrite": {},
+        "health": {},
         "copy_to": {"target": None, "reject": False, "finish": True, "lock": True, "progress": None},
         "close": {},
     },

@@ -39,6 +39,7 @@ STORE = {
     "upgrade": "progress=None, *, rewrite=False, protect=None",
     "pending_rewrite": "",
     "copy_to": "target, *, reject=False, finish=True, lock=True, progress=None",
+    "health": "",
     "close": "",
 }
 
@@ -55,6 +56,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "upgrade": "progress=None, *, rewrite=False, protect=None",
         "pending_rewrite": "",
         "copy_to": "target, *, reject=False, finish=True, lock=True, progress=None",
+        "health": "",
         "close": "",
     },
     AsyncConsensusUnitOfWork: {

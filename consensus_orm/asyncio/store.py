@@ -573,6 +573,7 @@ class AsyncConsensusStore(_Asynchronous):
     upgrade = _asynchronous(ConsensusStore.upgrade)
     pending_rewrite = _asynchronous(ConsensusStore.pending_rewrite)
     copy_to = _asynchronous(ConsensusStore.copy_to)
+    health = _asynchronous(ConsensusStore.health)
 
     async def _on_a_thread(self, fn: Callable[[], T], cancelled: Callable[[], object] | None = None) -> T:
         thread = await self._threads.take()

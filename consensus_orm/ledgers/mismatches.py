@@ -205,9 +205,7 @@ _SETTLE_STORMS = (
     update(Mismatch).where(*_OF_PAIR, Mismatch.key.is_(None)).values(**bound("settled_at"), state="repaired")
 )
 _ACCEPT = (
-    update(Mismatch)
-    .where(Mismatch.id == bindparam("number"))
-    .values(**bound("settled_at", "note"), state="accepted")
+    update(Mismatch).where(Mismatch.id == bindparam("number")).values(**bound("settled_at", "note"), state="accepted")
 )
 
 

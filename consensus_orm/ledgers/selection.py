@@ -98,10 +98,10 @@ class Selection:
             Selected(*row) for pair in pairs for row in uow._rows(statement, {"pair": pair, "reason": self.all_of})
         }
         if not found:
-            noun = _noun(ledger)
-            which, field = ("this reason", "all_of") if self.all_of is not None else (f"this table ({self.table})", "table")
+            field = "table" if self.all_of is None else "all_of"
+            which = f"of table {self.table:.60}" if self.all_of is None else "has this reason"
             raise errors.InvalidValueError(
-                f"no open {noun} has {which}", hint=f"see: consensus-orm {_command(ledger)}", field=field
+                f"no open {_noun(ledger)} {which}", hint=f"see: consensus-orm {_command(ledger)}", field=field
             )
         return found
 

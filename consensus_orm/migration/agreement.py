@@ -115,7 +115,13 @@ class Agreement(MigrationRecords):
             return ReconcileReport(dry_run)  # there is nothing else to do
         require_two_sides(phase)
         report = reconcile(
-            self._reading, self._repairing, selection, foreign=foreign, dry_run=dry_run, reason=reason, progress=progress
+            self._reading,
+            self._repairing,
+            selection,
+            foreign=foreign,
+            dry_run=dry_run,
+            reason=reason,
+            progress=progress,
         )
         return replace(report, adopted_tables=adopted) if adopted else report
 

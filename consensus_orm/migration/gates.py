@@ -17,6 +17,7 @@ from consensus_orm.databases import guard_record
 from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.move import single_key
 from consensus_orm.declaration.rules import is_text
+from consensus_orm.formats import duration
 from consensus_orm.ledgers import audit, backfill_progress, certificates, changes, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands, began_in_future, in_force, soak_left
@@ -80,12 +81,8 @@ def _soak(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
     if began_in_future(uow):
         why = ", counted from now: the phase began at a date that lies in the future, so the clock was set back"
     elif Demands.of(uow.settings, uow.phase).soak < demanded.soak:  # longer than the settings make one expect
-        why = f", of the {_words(demanded.soak)} that were demanded when it began"
-    yield Obstacle(f"the soak of {uow.phase.name} lasts {_words(left)} more{why}", waiting=True, soak=True)
-
-
-def _words(duration: timedelta) -> str:
-    return str(timedelta(seconds=-(-duration // timedelta(seconds=1))))
+        why = f", of the {duration(demanded.soak)} that were demanded when it began"
+    yield Obstacle(f"the soak of {uow.phase.name} lasts {duration(left)} more{why}", waiting=True, soak=True)
 
 
 def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
@@ -153,7 +150,7 @@ def _uncertified(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
         return
     age = timedelta(milliseconds=milliseconds(uow) - seen.at)
     if age > demanded.certificate_max_age:
-        yield Obstacle(f"the last clean verify is {_words(age)} old", verify, waiting=True)
+        yield Obstacle(f"the last clean verify is {duration(age)} old", verify, waiting=True)
 
 
 def _about_differences(uow: UnitOfWork, seen: certificates.Seen) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Table, func, select
 
 from consensus_orm.databases import state
 from consensus_orm.declaration.move import Move
@@ -32,6 +34,7 @@ class PairStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
+    legacy_table: str
     legacy_rows: int | None
     """None where the table does not exist."""
     normalized_rows: int | None
@@ -68,6 +71,8 @@ class MigrationStatus(BaseModel):
     reads: Side
     pairs: list[PairStatus]
     parents: dict[str, int]
+    other_tables: dict[str, int]
+    """Rows of the tables of the application that no move has, such as agent_executions."""
     certificate: CertificateStatus | None
     mismatches: int
     rejects: int
@@ -89,7 +94,14 @@ class MigrationStatus(BaseModel):
     next_command: str
 
 
-def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outdated: bool = False) -> MigrationStatus:
+def collect(
+    uow: UnitOfWork,
+    initial: Phase,
+    rewrite: str | None = None,
+    *,
+    outdated: bool = False,
+    others: Sequence[Table] = (),
+) -> MigrationStatus:
     """Read everything within one snapshot.
 
     Args:
@@ -97,6 +109,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outd
         initial: The phase in which a database begins that was never upgraded.
         rewrite: What an upgrade will do to tables that another program made.
         outdated: Whether the control tables are those of an earlier release, which lack what was added since.
+        others: Tables of the application that no move has.
     """
     phase = uow.phase if uow.prepared else initial
     current = uow.prepared and not outdated
@@ -119,6 +132,11 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outd
         parents={
             p.table.name: _count(uow, p.table.name, uow.statements.parents[p.table.name].all_rows, there) or 0
             for p in uow.statements.mapping.parents
+        },
+        other_tables={
+            table.name: int(uow._rows(select(func.count()).select_from(table))[0][0])
+            for table in others
+            if table.name.lower() in there
         },
         certificate=_certificate(uow) if current and "consensus_orm_certificates" in there else None,
         mismatches=mismatches.count_open(uow) if uow.prepared else 0,
@@ -157,6 +175,7 @@ def _pair(uow: UnitOfWork, pair: Move, phase: Phase, there: set[str]) -> PairSta
     legacy = _count(uow, pair.legacy_name, sql.all_rows(Side.LEGACY), there) if phase.has_legacy else None
     return PairStatus(
         name=pair.name,
+        legacy_table=pair.legacy_name,
         legacy_rows=legacy,
         normalized_rows=_count(uow, pair.table.name, sql.all_rows(Side.NORMALIZED), there),
         backfilled=progress.rows,

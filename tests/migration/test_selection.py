@@ -13,6 +13,7 @@ from consensus_orm.errors import GateClosedError, InvalidValueError
 from tests.migration.steps import forward, ready
 from tests.support.databases import Database
 
+
 def damaged(store: ConsensusStore, database: Database) -> list[int]:
     """Three artifacts and a synthesis whose sides differ; gives the numbers of their mismatches."""
     ready(store, Phase.DUAL_WRITE)
