@@ -226,6 +226,12 @@ class AsyncMigration(_Asynchronous):
     resolve_reject = _asynchronous(Migration.resolve_reject)
     accept_mismatch = _asynchronous(Migration.accept_mismatch)
     accept_mismatches = _asynchronous(Migration.accept_mismatches)
+    control = _asynchronous(Migration.control)
+    pause = _asynchronous(Migration.pause)
+    resume = _asynchronous(Migration.resume)
+    throttle = _asynchronous(Migration.throttle)
+    hold = _asynchronous(Migration.hold)
+    release = _asynchronous(Migration.release)
     restore_image = _asynchronous(Migration.restore_image)
     backup_before = _asynchronous(Migration.backup_before)
 

@@ -20,6 +20,7 @@ from click.exceptions import NoArgsIsHelpError
 from consensus_orm._version import __version__
 from consensus_orm.cli import process
 from consensus_orm.cli.commands import EXAMPLES, MODULES, SECTIONS
+from consensus_orm.cli.events import Notifier, words_of
 from consensus_orm.cli.mapping import moves_named, of_project
 from consensus_orm.cli.output import one_line, plain, say
 from consensus_orm.errors import (
@@ -46,6 +47,7 @@ __all__ = [
     "json_option",
     "main",
     "numbers_argument",
+    "on_event_option",
     "phase_argument",
     "table_option",
     "without_password",
@@ -70,6 +72,8 @@ class App:
         self.url = url
         self.mapping = mapping
         self.create = create
+        self.on_event: list[str] | None = None
+        self._notifier: Notifier | None = None
 
     @contextlib.contextmanager
     def store(self, *, replica: bool = True, missing: str = MISSING) -> Iterator[ConsensusStore]:
@@ -91,7 +95,17 @@ class App:
         with ConsensusStore.open(self.url, settings=settings, moves=moves) as store, translated(store.engine):
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
-            yield store
+            if self.on_event is None:
+                yield store
+                return
+            with Notifier(self.on_event, store.name) as self._notifier:
+                store.telemetry.add_hook(self._notifier.hear)
+                yield store
+
+    def tell(self, event: str, **facts: object) -> None:
+        """Have the command of --on-event run, if there is one; see `Notifier.tell`."""
+        if self._notifier is not None:
+            self._notifier.tell(event, **facts)
 
     def spelled(self, text: str) -> str:
         """A text with --url and --mapping of this call in each of its commands, so that they can be copied."""
@@ -393,6 +407,25 @@ create_option: Option = click.option(
     expose_value=False,
     callback=_let_create,
     help="Create the database if it does not exist; otherwise a missing file is an error.",
+)
+
+
+def _run_on_event(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is None or (app := ctx.find_object(App)) is None:
+        return
+    try:
+        app.on_event = words_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+on_event_option: Option = click.option(
+    "--on-event",
+    metavar="COMMAND",
+    expose_value=False,
+    callback=_run_on_event,
+    help="Run COMMAND, without a shell, for each change of phase, mismatch, reject, alarm and finished step; it gets"
+    " the event as JSON on stdin.",
 )
 json_option: Option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 

@@ -21,6 +21,12 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "rollback": ("steps", "Go back one phase, or to PHASE; nothing is lost on the way."),
         "migrate": ("steps", "Take every step, up to the first gate that refuses."),
     },
+    "Steer a step that runs, from any terminal or machine": {
+        "pause": ("control", "Stop long steps after their current chunk, until `resume`."),
+        "resume": ("control", "Let paused steps go on."),
+        "throttle": ("control", "Limit long steps to so many rows a second."),
+        "hold": ("control", "Refuse every change of phase, until `hold --release`."),
+    },
     "Decide": {
         "mismatches": ("rows", "List differences between the sides, show one, or accept some."),
         "rejects": ("rows", "List rows that cannot be carried, show one, or decide on some."),

@@ -71,7 +71,7 @@ def _troubleshoot() -> str:
     lines = [
         "# Troubleshooting",
         "",
-        "A command prints the code of an error at its end, in parentheses. Each of them, what it means, and what to do:",
+        "A command prints the code of an error in parentheses at its end. Each code, its meaning, and what to do:",
     ]
     for code, kind in sorted(kinds().items()):
         lines += ["", f"## {code}", "", *meaning(kind), "", f"What to do: {kind.hint or 'see the text of the error'}."]

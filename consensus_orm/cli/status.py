@@ -162,6 +162,12 @@ def _facts(
     if found.rewrite is not None:
         yield "upgrade", found.rewrite
     yield "soak", f"{duration(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
+    if (told := found.control).paused_at is not None:
+        yield "paused", State(f"long steps wait since {moment(told.paused_at)}; run: consensus-orm resume", None)
+    if told.throttle is not None:
+        yield "throttle", f"{told.throttle:,} rows a second"
+    if told.held_at is not None:
+        yield "hold", State(f"no phase changes since {moment(told.held_at)}", None)
     if found.clock_set_back:
         yield "clock", "set back: a date of the phase or of its certificate lies in the future, and does not count"
 

@@ -22,6 +22,7 @@ from consensus_orm.cli.app import (
     json_option,
     main,
     numbers_argument,
+    on_event_option,
     phase_argument,
 )
 from consensus_orm.cli.confirmation import confirm, is_confirmed, yes_option
@@ -100,6 +101,7 @@ def _protection(version: int) -> str:
 
 
 @main.command(examples=["backfill"])
+@on_event_option
 @json_option
 @app_command
 def backfill(app: App, as_json: bool) -> None:
@@ -107,6 +109,7 @@ def backfill(app: App, as_json: bool) -> None:
     with app.store() as store, Bars("backfill", quiet=as_json) as bars:
         report = store.migration.backfill(bars.rows)
         open_rejects = len(store.migration.rejects())
+        app.tell("step_done", action="backfill", told=_told(report), seconds=report.seconds)
     if as_json:
         show_json({**plain(report), "open_rejects": open_rejects})
     else:
@@ -117,12 +120,14 @@ def backfill(app: App, as_json: bool) -> None:
 
 
 @main.command(examples=["verify", "verify --json"])
+@on_event_option
 @json_option
 @app_command
 def verify(app: App, as_json: bool) -> None:
     """Compare all rows of both sides, and write a certificate."""
     with app.store() as store, Bars("verify", quiet=as_json) as bars:
         report = store.migration.verify(bars.rows)
+        app.tell("step_done", action="verify", told=_told(report), clean=report.clean, seconds=report.seconds)
     if as_json:
         show_json({**plain(report), "clean": report.clean})
     else:
@@ -150,6 +155,7 @@ def _list_differences(app: App, report: VerifyReport) -> None:
 @reason_option
 @click.option("--force", is_flag=True, help="Skip waiting, never a gate behind which rows would be lost.")
 @yes_option
+@on_event_option
 @json_option
 @app_command
 def advance(app: App, phase: Phase | None, reason: str | None, force: bool, yes: bool, as_json: bool) -> None:
@@ -208,6 +214,7 @@ def _rehearsal(app: App) -> tuple[bool, str]:
 @phase_argument
 @reason_option
 @yes_option
+@on_event_option
 @json_option
 @app_command
 def rollback(app: App, phase: Phase | None, reason: str | None, yes: bool, as_json: bool) -> None:
@@ -238,6 +245,7 @@ def _goal(phase: Phase | None, *, typed: Phase | None) -> Iterator[None]:
 @click.option("--no-soak", is_flag=True, help="Skip the soak times: for a database that is not in use.")
 @reason_option
 @yes_option
+@on_event_option
 @json_option
 @app_command
 def migrate(app: App, to: Phase, no_soak: bool, reason: str | None, yes: bool, as_json: bool) -> None:
@@ -251,6 +259,8 @@ def migrate(app: App, to: Phase, no_soak: bool, reason: str | None, yes: bool, a
         def tell(step: Step) -> None:
             taken.append(step)
             bars.clear()
+            if step.action != "advance":
+                app.tell("step_done", action=step.action, told=_told(step.result), seconds=step.seconds)
             if not as_json:
                 say(f"{step.phase.name:<10}  {step.action:<8}  {_told(step.result)}, in {duration(step.seconds)}")
 
@@ -277,9 +287,11 @@ def _move(
             facts = work(store.migration, bars)
         except GateClosedError as error:
             refused = [app.spelled(reason) for reason in error.reasons]
+            _tell_changes(app, store.migration.history()[entries:])
             raise Refused(error, **so_far(), phase=store.migration.phase, refused=refused) from error
         after, seconds = store.migration.phase, time.monotonic() - started
         done = store.migration.history()[entries:]
+        _tell_changes(app, done)
     if as_json:
         show_json({**facts, "phase": after, "refused": []})
         return
@@ -287,6 +299,12 @@ def _move(
         say(f"backup: {path}" + (f" ({size(Path(path).stat().st_size)})" if Path(path).is_file() else ""))
     told = ", as before" if after is before else f": {before.name} -> {after.name} in {duration(seconds)}"
     say(f"the phase is {after.name}{told}")
+
+
+def _tell_changes(app: App, entries: list[HistoryEntry]) -> None:
+    for entry in entries:
+        if entry.to_phase is not None and entry.from_phase is not entry.to_phase:
+            app.tell("phase_changed", action=entry.action, before=entry.from_phase, phase=entry.to_phase, by=entry.by)
 
 
 def _backups(entries: list[HistoryEntry]) -> list[str]:
@@ -311,6 +329,7 @@ def _backups(entries: list[HistoryEntry]) -> list[str]:
 @click.option("--dry-run", is_flag=True, help="Only list what would be done.")
 @reason_option
 @yes_option
+@on_event_option
 @json_option
 @app_command
 def reconcile(
@@ -356,6 +375,7 @@ def reconcile(
             dry_run=dry_run,
             progress=bars.rows,
         )
+        app.tell("step_done", action="reconcile", rows=len(report.actions), undecided=len(report.undecided))
     if as_json:
         show_json(report)
     else:

@@ -18,7 +18,7 @@ from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.move import single_key
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.formats import duration
-from consensus_orm.ledgers import audit, backfill_progress, certificates, changes, guards, mismatches, rejects
+from consensus_orm.ledgers import audit, backfill_progress, certificates, changes, control, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands, began_in_future, in_force, soak_left
 from consensus_orm.phase import Phase, Side
@@ -61,6 +61,8 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
     found = [Obstacle(flaw.text, flaw.command) for flaw in (guards.look(uow) if flaws is None else flaws)]
     if guard_record.lost(uow):
         return found  # the next conditions are read from these tables
+    if (why := control.held(uow)) is not None:
+        found.append(Obstacle(why, control.HOLD))
     if not phase.writes_normalized:
         found += _missing_tables(uow)
     else:

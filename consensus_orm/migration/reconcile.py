@@ -139,7 +139,7 @@ def _selected(reading: Transactions, selection: Selection) -> Seen:
 
 def _settled(writing: Transactions, survey: _Survey, foreign: Choice) -> Iterator[Outcome]:
     """Settle the rows of the survey in short transactions."""
-    pace = Pace(CHANGES_IN_ONE_TRANSACTION)
+    pace = Pace(writing, CHANGES_IN_ONE_TRANSACTION)
 
     def settle(uow: UnitOfWork, name: str, keys: list[Key]) -> Outcome:
         require_epoch(uow, survey.seen)

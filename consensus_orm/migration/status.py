@@ -14,11 +14,13 @@ from consensus_orm.ledgers import (
     backfill_progress,
     certificates,
     changes,
+    control,
     guards,
     images,
     mismatches,
     rejects,
 )
+from consensus_orm.ledgers.control import Control
 from consensus_orm.migration import demands, gates
 from consensus_orm.migration.gates import Obstacle
 from consensus_orm.phase import Phase, Side
@@ -85,6 +87,8 @@ class MigrationStatus(BaseModel):
     images: int
     """Rows that were kept before they were overwritten or deleted, and that were not put back."""
     soak_left: timedelta
+    control: Control
+    """What an operator has told the migration: pause, throttle, hold."""
     clock_set_back: bool
     """Whether the phase or its certificate has a date in the future: it counts from now, or not at all."""
     rewrite: str | None = None
@@ -147,6 +151,7 @@ def collect(
         images=images.count(uow) if current and "consensus_orm_images" in there else 0,
         soak_left=demands.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
+        control=control.read(uow) if current and "consensus_orm_control" in there else control.FREE,
         clock_set_back=current and demands.clock_set_back(uow),
         gate=[obstacle.text for obstacle in obstacles] if phase.next else [],
         next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),
