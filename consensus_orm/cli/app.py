@@ -6,11 +6,13 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -99,7 +101,9 @@ class App:
                 yield store
                 return
             with Notifier(self.on_event, store.name) as self._notifier:
-                store.telemetry.add_hook(self._notifier.hear)
+                from consensus_orm.telemetry import listen
+
+                listen(store, self._notifier.hear)
                 yield store
 
     def tell(self, event: str, **facts: object) -> None:
@@ -387,6 +391,23 @@ class NumbersType(click.ParamType):  # type: ignore[type-arg]  # as above
         if dash and int(last) < int(first):
             self.fail(f"{value!r:.40} ends before it begins", param, ctx)
         return range(int(first), int(last) + 1) if dash else int(first)
+
+
+class WaitType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """How long to wait: `90`, `90s`, `30min`, `2h`, `7d`, or until a time, `2026-12-01T06:00`."""
+
+    name = "wait"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read a duration, or a time, of this machine where it has no zone."""
+        if isinstance(value, timedelta):
+            return value
+        if (found := re.fullmatch(r"(\d{1,9})\s*(s|min|h|d)?", str(value).strip())) is not None:
+            return int(found[1]) * timedelta(seconds={"s": 1, "min": 60, "h": 3600, "d": 86400}[found[2] or "s"])
+        try:
+            return max(datetime.fromisoformat(str(value)).astimezone() - datetime.now().astimezone(), timedelta(0))
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r:.40} is neither a duration such as 2h nor a time such as 2026-12-01T06:00", param, ctx)
 
 
 app_command = click.make_pass_decorator(App)

@@ -14,6 +14,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Move": {
         "rehearse": ("rehearsal", "Migrate a copy through all phases and back, and check that nothing changed."),
+        "plan": ("plan", "Show the steps ahead, what each does, and how long it took in the rehearsal."),
         "upgrade": ("steps", "Bring the schema to the newest revision; safe at any time."),
         "backfill": ("steps", "Carry the existing rows; continues where it stopped."),
         "verify": ("steps", "Compare all rows of both sides, and write a certificate."),

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from consensus_orm.cli.app import (
     Interrupted,
     PhaseType,
     Refused,
+    WaitType,
     app_command,
     create_option,
     json_option,
@@ -150,15 +152,31 @@ def _list_differences(app: App, report: VerifyReport) -> None:
         )
 
 
-@main.command(examples=["advance", "advance cutover", "advance --force --reason 'verified by hand'"])
+@main.command(
+    examples=["advance", "advance cutover --wait 2h", "advance --force --reason 'verified by hand'"],
+)
 @phase_argument
 @reason_option
 @click.option("--force", is_flag=True, help="Skip waiting, never a gate behind which rows would be lost.")
+@click.option(
+    "--wait",
+    metavar="DURATION|TIME",
+    type=WaitType(),
+    help="Wait for a gate that is shut, at most so long (90s, 30min, 2h, 7d) or until a time (2026-12-01T06:00).",
+)
 @yes_option
 @on_event_option
 @json_option
 @app_command
-def advance(app: App, phase: Phase | None, reason: str | None, force: bool, yes: bool, as_json: bool) -> None:
+def advance(
+    app: App,
+    phase: Phase | None,
+    reason: str | None,
+    force: bool,
+    wait: timedelta | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Go to the next phase, or to PHASE; each gate must be open."""
     rehearsed, mentioned = _rehearsal(app)
 
@@ -167,7 +185,7 @@ def advance(app: App, phase: Phase | None, reason: str | None, force: bool, yes:
         with bars.aside():
             confirm(partial(_before_contract, migration, target), yes=yes, as_json=as_json)
         with _goal(target, typed=phase):
-            migration.advance(target, reason=reason, force=force, progress=bars.rows)
+            migration.advance(target, reason=reason, force=force, wait=wait, progress=bars.rows)
         return {"rehearsed": rehearsed}
 
     _move(app, as_json, "advance", work, lambda: {"rehearsed": rehearsed})
@@ -240,15 +258,24 @@ def _goal(phase: Phase | None, *, typed: Phase | None) -> Iterator[None]:
         raise Interrupted(*([phase.name.lower()] if phase and not typed else [])) from None
 
 
-@main.command(examples=["migrate --to dual_write", "migrate --no-soak --yes"])
+@main.command(examples=["migrate --to dual_write", "migrate --until 2026-12-01T06:00 --yes", "migrate --no-soak --yes"])
 @click.option("--to", type=PhaseType(), default=Phase.CONTRACT, help="The phase to reach; contract by default.")
 @click.option("--no-soak", is_flag=True, help="Skip the soak times: for a database that is not in use.")
+@click.option(
+    "--until",
+    metavar="DURATION|TIME",
+    type=WaitType(),
+    help="Wait at a gate that is shut until its soak is over or an operator has settled what keeps it shut, and go on,"
+    " at most so long (90s, 30min, 2h, 7d) or until a time (2026-12-01T06:00).",
+)
 @reason_option
 @yes_option
 @on_event_option
 @json_option
 @app_command
-def migrate(app: App, to: Phase, no_soak: bool, reason: str | None, yes: bool, as_json: bool) -> None:
+def migrate(
+    app: App, to: Phase, no_soak: bool, until: timedelta | None, reason: str | None, yes: bool, as_json: bool
+) -> None:
     """Take every step, up to the first gate that refuses.
 
     Upgrade, advance, backfill, verify, and so on up to a phase. Nothing is repaired: differences shut a gate.
@@ -266,7 +293,7 @@ def migrate(app: App, to: Phase, no_soak: bool, reason: str | None, yes: bool, a
 
         with bars.aside():
             confirm(partial(_before_contract, migration, to), yes=yes, as_json=as_json)
-        migration.migrate(to, soak=not no_soak, reason=reason, progress=bars.rows, tell=tell)
+        migration.migrate(to, soak=not no_soak, reason=reason, wait=until, progress=bars.rows, tell=tell)
         return {"steps": taken}
 
     _move(app, as_json, "migrate", work, lambda: {"steps": taken})
@@ -303,7 +330,7 @@ def _move(
 
 def _tell_changes(app: App, entries: list[HistoryEntry]) -> None:
     for entry in entries:
-        if entry.to_phase is not None and entry.from_phase is not entry.to_phase:
+        if None not in (entry.from_phase, entry.to_phase) and entry.from_phase is not entry.to_phase:
             app.tell("phase_changed", action=entry.action, before=entry.from_phase, phase=entry.to_phase, by=entry.by)
 
 

@@ -6,12 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner, Result
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
+from consensus_orm.cli.app import WaitType
 from consensus_orm.errors import GateClosedError
 from consensus_orm.ledgers.control import FREE
 from tests.migration.steps import BASE, forward, ready
@@ -129,3 +131,52 @@ def test_nothing_is_told_before_an_upgrade(new_database: Database) -> None:
     """To look writes nothing."""
     with ConsensusStore.open(new_database.where, settings=BASE) as store:
         assert store.migration.control() == FREE
+
+
+# Waiting --------------------------------------------------------------------------------------------------
+
+
+def test_advance_waits_until_another_process_opens_the_gate(store: ConsensusStore, database: Database) -> None:
+    """It takes the step once the hold is released; without the wait, and after its deadline, it is refused."""
+    ready(store, Phase.DUAL_WRITE)
+    store.migration.hold()
+    started = time.monotonic()
+    with pytest.raises(GateClosedError, match="on hold"):
+        store.migration.advance(wait=timedelta(seconds=1.2))
+    assert time.monotonic() - started >= 1.2
+    released = threading.Timer(0.5, lambda: call(database, "hold", "--release"))
+    released.start()
+    assert store.migration.advance(wait=timedelta(minutes=1)) is Phase.CUTOVER
+    released.join()
+
+
+def test_migrate_waits_for_the_soak_and_for_an_operator(database: Database) -> None:
+    """A soak of two seconds, and a difference that is repaired meanwhile: it goes on by itself, with a new verify."""
+    with ConsensusStore.open(
+        database.where, settings=BASE.model_copy(update={"soak_dual_write": timedelta(seconds=2)})
+    ) as store:
+        store.migration.migrate("dual_write")
+        store.migration.backfill()
+        database.unnoticed("UPDATE agent_outputs SET content = 'damaged' WHERE id = 1")
+        repaired = threading.Timer(1.5, lambda: call(database, "reconcile"))
+        repaired.start()
+        steps = store.migration.migrate("cutover", wait=timedelta(minutes=1))
+        repaired.join()
+        assert store.migration.phase is Phase.CUTOVER
+    assert [step.action for step in steps if step.action in ("verify", "advance")] == ["verify", "verify", "advance"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "seconds"), [("90", 90), ("90s", 90), ("30min", 1800), ("2h", 7200), ("7d", 604800), ("2001-01-01", 0)]
+)
+def test_waits_as_they_are_typed(typed: str, seconds: int) -> None:
+    """Seconds, a duration with its unit, or a time."""
+    assert WaitType().convert(typed, None, None) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("odd", ["soon", "-1", "1w", "", "2h30"])
+def test_waits_that_are_none_are_wrong_usage(odd: str, store: ConsensusStore, database: Database) -> None:
+    """The command says so, and takes no step."""
+    forward(store, Phase.EXPAND)
+    call(database, "advance", "--wait", odd, code=2)
+    assert store.migration.phase is Phase.EXPAND
