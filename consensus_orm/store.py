@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from consensus_orm.copying import CopyReport
     from consensus_orm.databases.maintenance import Maintenance
     from consensus_orm.migration import Migration
+    from consensus_orm.migration.health import Health
     from consensus_orm.migration.rehearsal_report import RehearsalReport
     from consensus_orm.rehearsal.application import Rehearsed
     from consensus_orm.rehearsal.subject import Subject
@@ -282,7 +283,7 @@ class Store(Generic[U]):
         return Migration(self._units, self._upgrade, self._backups, self._rehearse)
 
     def _rehearse(self, **options: Any) -> RehearsalReport:
-        from consensus_orm.rehearsal import rehearse
+        from consensus_orm.rehearsal.round_trip import rehearse
 
         return rehearse(self._subject(), **options)
 
@@ -343,6 +344,16 @@ class Store(Generic[U]):
         check.callback("progress", progress, optional=True)
         into = check.instance("target", target, Store)._units
         return copy(self._units, into, reject=reject, finish=finish, lock=lock, progress=progress)
+
+    def health(self) -> Health:
+        """Look whether the database can be served; cheap, without a retry, and writes nothing.
+
+        Returns:
+            The health; `healthy` if the database answers and its schema is that of this release.
+        """
+        from consensus_orm.migration.health import look
+
+        return look(self._units)
 
     # Upkeep ---------------------------------------------------------------------------------------------
 

@@ -236,6 +236,13 @@ def _interval(field: str, value: object) -> timedelta:
     return given
 
 
+def _wait(field: str, value: object) -> timedelta | None:
+    given: timedelta | None = _of_type(field, value, timedelta, "a timedelta", optional=True)
+    if given is not None and not timedelta(0) <= given <= LONGEST_INTERVAL:
+        raise invalid(field, f"must not be negative, and at most {LONGEST_INTERVAL.days} days")
+    return given
+
+
 LONGEST_INTERVAL = timedelta(days=36500)
 """An interval that no system clock overflows at."""
 
@@ -246,11 +253,12 @@ _BY_NAME: dict[str, Callable[[str, Any], Any]] = {
     "number": position,
     "writers": position,
     "reason": reason,
-    "all_of": partial(text, optional=True),
+    **dict.fromkeys(("all_of", "table"), partial(text, optional=True)),
     "step": identifier,
     "path": path,
     "keep": partial(path, optional=True),
     "interval": _interval,
+    "wait": _wait,
 }
 """The check of each argument by its name, which means the same in every method."""
 

@@ -173,6 +173,7 @@ def migrations(store: ConsensusStore) -> None:
     assert_type(migration.accept_rejects([1], all_of="reason", reason="why"), list[int])
     migration.upgrade(rewrite=True, protect=False)
     migration.accept_mismatch(1, reason="why")
+    assert_type(migration.accept_mismatches([1, range(3, 8)], reason="why"), list[int])
 
 
 def maintenance(store: ConsensusStore) -> None:

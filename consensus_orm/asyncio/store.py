@@ -262,6 +262,13 @@ class AsyncMigration(_Asynchronous):
     accept_rejects = _asynchronous(Migration.accept_rejects)
     resolve_reject = _asynchronous(Migration.resolve_reject)
     accept_mismatch = _asynchronous(Migration.accept_mismatch)
+    accept_mismatches = _asynchronous(Migration.accept_mismatches)
+    control = _asynchronous(Migration.control)
+    pause = _asynchronous(Migration.pause)
+    resume = _asynchronous(Migration.resume)
+    throttle = _asynchronous(Migration.throttle)
+    hold = _asynchronous(Migration.hold)
+    release = _asynchronous(Migration.release)
     restore_image = _asynchronous(Migration.restore_image)
     backup_before = _asynchronous(Migration.backup_before)
 
@@ -619,6 +626,7 @@ class AsyncConsensusStore(_Asynchronous):
     upgrade = _asynchronous(ConsensusStore.upgrade)
     pending_rewrite = _asynchronous(ConsensusStore.pending_rewrite)
     copy_to = _asynchronous(ConsensusStore.copy_to)
+    health = _asynchronous(ConsensusStore.health)
 
     async def _on_a_thread(self, fn: Callable[[], T], cancelled: Callable[[], object] | None = None) -> T:
         thread = await self._threads.take()

@@ -14,21 +14,21 @@ from consensus_orm.cli import process
 __all__ = ["main"]
 
 if TYPE_CHECKING:
-    from consensus_orm.cli.commands import main
+    from consensus_orm.cli.app import main
 else:
 
     class _CommandLine:
-        """The command group of `consensus_orm.cli.commands`, loaded at its first use."""
+        """The command group of `consensus_orm.cli.app`, loaded at its first use."""
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Run the command line as this process, and end it."""
             process.own()
-            from consensus_orm.cli.commands import main as group
+            from consensus_orm.cli.app import main as group
 
             return group(*args, **kwargs)
 
         def __getattr__(self, name: str) -> Any:
-            from consensus_orm.cli.commands import main as group
+            from consensus_orm.cli.app import main as group
 
             return getattr(group, name)
 

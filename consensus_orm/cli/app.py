@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from io import TextIOWrapper
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.exceptions import NoArgsIsHelpError
-from click.shell_completion import CompletionItem
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
-from consensus_orm import ConsensusError, ConsensusStore, Phase, __version__
+from consensus_orm._version import __version__
 from consensus_orm.cli import process
+from consensus_orm.cli.commands import EXAMPLES, MODULES, SECTIONS
+from consensus_orm.cli.events import Notifier, words_of
 from consensus_orm.cli.mapping import moves_named, of_project
 from consensus_orm.cli.output import one_line, plain, say
-from consensus_orm.databases.engine import translated
-from consensus_orm.errors import OutOfMemoryError, OutputError, StorageError, UnexpectedError
-from consensus_orm.external import outbox
-from consensus_orm.settings import Settings, unknown_variables
+from consensus_orm.errors import (
+    ConsensusError,
+    GateClosedError,
+    OutOfMemoryError,
+    OutputError,
+    StorageError,
+    UnexpectedError,
+)
+from consensus_orm.phase import Phase
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from consensus_orm.consensus.store import ConsensusStore
 
 __all__ = [
     "App",
@@ -36,7 +48,11 @@ __all__ = [
     "create_option",
     "json_option",
     "main",
+    "numbers_argument",
+    "on_event_option",
     "phase_argument",
+    "table_option",
+    "without_password",
 ]
 
 
@@ -49,15 +65,17 @@ class App:
 
     Args:
         url: As typed; None leaves it to the settings.
-        mapping: The name of the moves, as typed or as the project has it; None are the consensus tables.
+        mapping: The name of the moves, as typed; None are those of the project, or the consensus tables.
         create: Whether a missing database is made. Otherwise a command with a mistyped path would make a new one, and
             report no problem.
     """
 
-    def __init__(self, url: str | None, mapping: str | None, *, create: bool = False) -> None:
+    def __init__(self, url: str | None = None, mapping: str | None = None, *, create: bool = False) -> None:
         self.url = url
         self.mapping = mapping
         self.create = create
+        self.on_event: list[str] | None = None
+        self._notifier: Notifier | None = None
 
     @contextlib.contextmanager
     def store(self, *, replica: bool = True, missing: str = MISSING) -> Iterator[ConsensusStore]:
@@ -70,25 +88,57 @@ class App:
         Raises:
             StorageError: There is no such file, or it cannot be read.
         """
+        from consensus_orm.consensus.store import ConsensusStore  # here, because it takes a while
+        from consensus_orm.databases.engine import translated
+        from consensus_orm.external import outbox
+        from consensus_orm.settings import Settings
+
         settings = Settings() if replica else Settings().model_copy(update={"read_url": None})
-        moves = moves_named(self.mapping)
+        moves = moves_named(self.mapping if self.mapping is not None else of_project())
         with ConsensusStore.open(self.url, settings=settings, moves=moves) as store, translated(store.engine):
             outbox.attach(store)  # a command may write rows, too
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
-            yield store
+            if self.on_event is None:
+                yield store
+                return
+            with Notifier(self.on_event, store.name) as self._notifier:
+                from consensus_orm.telemetry import listen
+
+                listen(store, self._notifier.hear)
+                yield store
+
+    def tell(self, event: str, **facts: object) -> None:
+        """Have the command of --on-event run, if there is one; see `Notifier.tell`."""
+        if self._notifier is not None:
+            self._notifier.tell(event, **facts)
 
     def spelled(self, text: str) -> str:
         """A text with --url and --mapping of this call in each of its commands, so that they can be copied."""
         given = []
         if self.url is not None:
             try:
-                given += ["--url", make_url(self.url).render_as_string() if "://" in self.url else self.url]
-            except (ArgumentError, ValueError):
+                given += ["--url", without_password(self.url) if "://" in self.url else self.url]
+            except ValueError:
                 return text
-        if self.mapping is not None and self.mapping != of_project():
+        if self.mapping is not None:
             given += ["--mapping", self.mapping]
         return text.replace("consensus-orm ", f"consensus-orm {shlex.join(given)} ") if given else text
+
+
+def without_password(url: str) -> str:
+    """A URL that can be shown.
+
+    Raises:
+        ValueError: It is none.
+    """
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).render_as_string()
+    except ArgumentError as error:
+        raise ValueError(*error.args) from error
 
 
 class Interrupted(click.Abort):
@@ -108,8 +158,82 @@ class Refused(Exception):
         self.facts = facts
 
 
+def _given(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Keep an option that stands behind the command."""
+    if value is not None and (app := ctx.find_object(App)) is not None:  # there is none during shell completion
+        setattr(app, str(param.name), value)
+
+
+_SHARED = {
+    "url": ("URL", "A SQLAlchemy URL or a path; CONSENSUS_ORM_URL where left out."),
+    "mapping": (
+        "MODULE:MOVES",
+        "The moves of your own tables; `mapping` of [tool.consensus_orm] in pyproject.toml where left out.",
+    ),
+}
+"""The options that stand before a command or behind it."""
+
+
+class _Command(click.Command):
+    """A command that takes the options of the group, too, and shows examples.
+
+    Args:
+        *args: For click.
+        examples: Words of examples, without the name of the program.
+        shared: Which options of the group it takes.
+        **kwargs: For click.
+    """
+
+    def __init__(
+        self, *args: Any, examples: Sequence[str] = (), shared: Sequence[str] = tuple(_SHARED), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = [f"consensus-orm {words}" for words in examples]
+        for name in shared:
+            metavar, text = _SHARED[name]
+            self.params.append(
+                click.Option([f"--{name}"], metavar=metavar, help=text, expose_value=False, callback=_given)
+            )
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        if self.examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {example}\n" for example in self.examples))
+
+
+class _SubGroup(_Command, click.Group):
+    """A command with commands of its own."""
+
+    command_class = _Command
+
+
 class _Group(click.Group):
-    """A group that reports each error in one line, without a traceback, and with --json in one document."""
+    """A group that reports each error in one line, without a traceback, and with --json in one document.
+
+    A command is imported when it is called.
+    """
+
+    command_class = _Command
+    group_class = _SubGroup
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return list(MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name in MODULES:
+            importlib.import_module(f"consensus_orm.cli.{MODULES[cmd_name]}")
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write all commands by what they are for, each with its whole sentence, and examples."""
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, sentence) for name, (_, sentence) in commands.items()], col_max=12)
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {example}\n" for example in EXAMPLES))
 
     def main(  # type: ignore[override]  # click's has overloads for its standalone mode
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
@@ -122,12 +246,13 @@ class _Group(click.Group):
             **extra: For click.
         """
         typed = list(sys.argv[1:] if args is None else args)
+        app = App()
         _prepare_streams()
         try:
             with process.interruptible():
-                code = super().main(typed, prog_name, **{**extra, "standalone_mode": False}) or 0
+                code = super().main(typed, prog_name, **{**extra, "standalone_mode": False, "obj": app}) or 0
         except (Exception, KeyboardInterrupt) as error:
-            code = _complain(typed, error)
+            code = _complain(app, typed, error)
         sys.exit(process.finish(code))
 
 
@@ -142,17 +267,20 @@ def _prepare_streams() -> None:
         root.addHandler(logging.NullHandler())
 
 
-def _complain(typed: list[str], error: BaseException) -> int:
-    """Report an error: in one line on stderr, and with --json in the document of the command."""
+def _complain(app: App, typed: list[str], error: BaseException) -> int:
+    """Report an error: in one line on stderr, and with --json in the document of the command.
+
+    For people the reasons why a gate is shut follow, one in a line.
+    """
     if isinstance(error, NoArgsIsHelpError):
         error.show()
         return error.exit_code
     told, more = (error.error, error.facts) if isinstance(error, Refused) else (error, {})
-    failure = _failure(typed, told)
+    failure, as_json = _failure(app, typed, told), process.asks_for_json(typed)
     if not isinstance(told, OutputError) or not isinstance(told.__cause__, BrokenPipeError):  # a reader like `head`
         with contextlib.suppress(OSError):
-            click.echo(f"consensus-orm: {one_line(failure)}", err=True)
-    if process.asks_for_json(typed) and not isinstance(told, OutputError):
+            click.echo("\n".join(failure.lines(one=as_json)), err=True)
+    if as_json and not isinstance(told, OutputError):
         with contextlib.suppress(OutputError):
             say(failure.document(**more))
     return failure.code
@@ -168,10 +296,15 @@ class _Failure:
     hint: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     explained: str = ""
+    reasons: Sequence[str] = ()
 
-    def __str__(self) -> str:
-        told = f"{self.message}: {self.hint}" if self.hint else self.message
-        return f"{told} ({self.explained})" if self.explained else told
+    def lines(self, *, one: bool) -> Iterator[str]:
+        """The error in one line, or with its reasons in a line each."""
+        listed = self.reasons and not one
+        told = f"{self.message}: {self.hint}" if self.hint and not listed else self.message
+        yield f"consensus-orm: {one_line(f'{told} ({self.explained})' if self.explained else told)}"
+        for reason in self.reasons if listed else ():
+            yield f"  - {one_line(reason)}"
 
     def document(self, **more: Any) -> str:
         """The error as a JSON document, with further facts of the command."""
@@ -180,8 +313,7 @@ class _Failure:
         )
 
 
-def _failure(typed: list[str], error: BaseException) -> _Failure:
-    app = _app(typed)
+def _failure(app: App, typed: list[str], error: BaseException) -> _Failure:
     match error:
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "consensus-orm"
@@ -196,7 +328,8 @@ def _failure(typed: list[str], error: BaseException) -> _Failure:
             return _Failure("Interrupted", process.INTERRUPTED, f"{message}; go on with: {again}")
     mine = _mine(error)
     message, hint = app.spelled(mine.message), app.spelled(mine.hint)
-    return _Failure(type(mine).__name__, mine.exit_code, message, hint, {**mine.facts}, mine.code)
+    reasons = [app.spelled(reason) for reason in mine.reasons] if isinstance(mine, GateClosedError) else []
+    return _Failure(type(mine).__name__, mine.exit_code, message, hint, {**mine.facts}, mine.code, reasons)
 
 
 def _mine(error: BaseException) -> ConsensusError:
@@ -213,17 +346,17 @@ def _mine(error: BaseException) -> ConsensusError:
     return UnexpectedError(f"unexpected {type(error).__name__} at {frame.filename}:{frame.lineno}")
 
 
-def _app(typed: list[str]) -> App:
-    """The app of a call that failed, maybe before there was one."""
-    given: dict[str, Any] = {}
-    with contextlib.suppress(click.ClickException):
-        given = main.make_context("consensus-orm", list(typed), resilient_parsing=True).params
-    return App(given.get("url"), given.get("mapping"))
-
-
 def _command(typed: list[str]) -> list[str]:
-    """The words of the call from the name of the command on."""
-    return next((typed[at:] for at, word in enumerate(typed) if word in main.commands), typed)
+    """The words of the call from the name of the command on, without the options of the group."""
+    words = next((typed[at:] for at, word in enumerate(typed) if word in MODULES), typed)
+    options = [f"--{name}" for name in _SHARED]
+    kept: list[str] = []
+    for word in words:
+        if kept and kept[-1] in options:
+            kept.pop()
+        elif word.partition("=")[0] not in options or "=" not in word:
+            kept.append(word)
+    return kept
 
 
 class PhaseType(click.ParamType):  # type: ignore[type-arg]  # older releases of click refuse the argument
@@ -241,17 +374,53 @@ class PhaseType(click.ParamType):  # type: ignore[type-arg]  # older releases of
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The phases that begin with what was typed."""
+        from click.shell_completion import CompletionItem
+
         names = (phase.name.lower() for phase in Phase)
         return [CompletionItem(name) for name in names if name.startswith(incomplete.lower())]
 
 
+class NumbersType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """The number of an entry, or a range of them: 7, or 3-12."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | range:
+        """Read a number or a range."""
+        first, dash, last = str(value).partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)) or int(first) < 1:
+            self.fail(f"{value!r:.40} is neither a number nor a range such as 3-12", param, ctx)
+        if dash and int(last) < int(first):
+            self.fail(f"{value!r:.40} ends before it begins", param, ctx)
+        return range(int(first), int(last) + 1) if dash else int(first)
+
+
+class WaitType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """How long to wait: `90`, `90s`, `30min`, `2h`, `7d`, or until a time, `2026-12-01T06:00`."""
+
+    name = "wait"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read a duration, or a time, of this machine where it has no zone."""
+        if isinstance(value, timedelta):
+            return value
+        if (found := re.fullmatch(r"(\d{1,9})\s*(s|min|h|d)?", str(value).strip())) is not None:
+            return int(found[1]) * timedelta(seconds={"s": 1, "min": 60, "h": 3600, "d": 86400}[found[2] or "s"])
+        try:
+            return max(datetime.fromisoformat(str(value)).astimezone() - datetime.now().astimezone(), timedelta(0))
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r:.40} is neither a duration such as 2h nor a time such as 2026-12-01T06:00", param, ctx)
+
+
 app_command = click.make_pass_decorator(App)
+numbers_argument = click.argument("numbers", metavar="[ID|FIRST-LAST]...", nargs=-1, type=NumbersType())
+table_option = click.option("--table", metavar="TABLE", help="All open ones of a move or of one of its tables.")
 phase_argument = click.argument("phase", type=PhaseType(), required=False)
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _let_create(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if (app := ctx.find_object(App)) is not None:  # there is none during shell completion
+    if (app := ctx.find_object(App)) is not None:
         app.create = value
 
 
@@ -261,6 +430,25 @@ create_option: Option = click.option(
     expose_value=False,
     callback=_let_create,
     help="Create the database if it does not exist; otherwise a missing file is an error.",
+)
+
+
+def _run_on_event(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is None or (app := ctx.find_object(App)) is None:
+        return
+    try:
+        app.on_event = words_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+on_event_option: Option = click.option(
+    "--on-event",
+    metavar="COMMAND",
+    expose_value=False,
+    callback=_run_on_event,
+    help="Run COMMAND, without a shell, for each change of phase, mismatch, reject, alarm and finished step; it gets"
+    " the event as JSON on stdin.",
 )
 json_option: Option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 
@@ -272,20 +460,22 @@ json_option: Option = click.option("--json", "as_json", is_flag=True, help="Prin
     no_args_is_help=True,
 )
 @click.version_option(__version__, prog_name="consensus-orm", message="%(prog)s %(version)s")
-@click.option("--url", metavar="URL", help="A SQLAlchemy URL or a path; CONSENSUS_ORM_URL where left out.")
-@click.option(
-    "--mapping",
-    metavar="MODULE:MOVES",
-    help="The moves of your own tables; `mapping` of [tool.consensus_orm] in pyproject.toml where left out.",
-)
+@click.option("--url", metavar=_SHARED["url"][0], help=_SHARED["url"][1])
+@click.option("--mapping", metavar=_SHARED["mapping"][0], help=_SHARED["mapping"][1])
 @click.pass_context
 def main(ctx: click.Context, url: str | None, mapping: str | None) -> None:
     """Move a database in use from its legacy schema to the normalized one, and back.
 
     Begin with `consensus-orm demo`, then `status`: it always names the next command.
 
-    Exit codes: 0 done and clean, 1 refused, or mismatches or rejects found, 2 wrong usage.
+    --url and --mapping stand before the command or behind it.
+
+    Exit codes: 0 done and clean, 1 refused, or mismatches or rejects found, 2 wrong usage, 130 interrupted.
     """
-    ctx.obj = App(url, mapping if mapping is not None else of_project())
-    for sentence in unknown_variables(os.environ):
-        click.echo(f"consensus-orm: warning: {one_line(sentence)}", err=True)
+    app = ctx.ensure_object(App)
+    app.url, app.mapping = url, mapping
+    if any(name.upper().startswith("CONSENSUS_ORM_") for name in os.environ):
+        from consensus_orm.settings import unknown_variables  # here, because it takes a while
+
+        for sentence in unknown_variables(os.environ):
+            click.echo(f"consensus-orm: warning: {one_line(sentence)}", err=True)

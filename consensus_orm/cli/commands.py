@@ -1,10 +1,60 @@
-"""Imports the modules of all commands, which defines them."""
+"""The commands, each with the module that defines it and a sentence for the help; importing this loads none of them."""
 
 from __future__ import annotations
 
-from consensus_orm.cli import copying, demo, explain, external, maintenance, rehearsal, revisions, rows, status, steps
-from consensus_orm.cli.app import main
+__all__ = ["EXAMPLES", "MODULES", "SECTIONS"]
 
-__all__ = ["main"]
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Begin": {
+        "demo": ("demo", "Show a legacy file going through all phases and back."),
+        "status": ("status", "Show where the migration stands, and the next command."),
+        "health": ("health", "Check whether the database can be served, for load balancers and systemd."),
+        "docs": ("docs", "Show a page of the documentation, or list the pages."),
+        "explain": ("explain", "Explain an error by its CODE; list all codes without one."),
+    },
+    "Move": {
+        "rehearse": ("rehearsal", "Migrate a copy through all phases and back, and check that nothing changed."),
+        "plan": ("plan", "Show the steps ahead, what each does, and how long it took in the rehearsal."),
+        "upgrade": ("steps", "Bring the schema to the newest revision; safe at any time."),
+        "backfill": ("steps", "Carry the existing rows; continues where it stopped."),
+        "verify": ("steps", "Compare all rows of both sides, and write a certificate."),
+        "advance": ("steps", "Go to the next phase, or to PHASE; each gate must be open."),
+        "rollback": ("steps", "Go back one phase, or to PHASE; nothing is lost on the way."),
+        "migrate": ("steps", "Take every step, up to the first gate that refuses."),
+    },
+    "Steer a step that runs, from any terminal or machine": {
+        "pause": ("control", "Stop long steps after their current chunk, until `resume`."),
+        "resume": ("control", "Let paused steps go on."),
+        "throttle": ("control", "Limit long steps to so many rows a second."),
+        "hold": ("control", "Refuse every change of phase, until `hold --release`."),
+    },
+    "Decide": {
+        "mismatches": ("rows", "List differences between the sides, show one, or accept some."),
+        "rejects": ("rows", "List rows that cannot be carried, show one, or decide on some."),
+        "images": ("rows", "List rows that were kept before they were overwritten, or put some back."),
+        "reconcile": ("steps", "Make both sides equal, or only the rows of some mismatches or of a table."),
+        "history": ("status", "List every change of phase and every repair."),
+        "report": ("rehearsal", "Write a report on the migration to one page, FILE.html."),
+    },
+    "Leave an external store": {
+        "external": ("external", "Import, mirror, compare and leave a store that is no SQL database."),
+        "relay": ("external", "Send what was written to an external store, and check that it arrived."),
+    },
+    "Upkeep": {
+        "stats": ("maintenance", "Show the settings in force and the space on disk."),
+        "vacuum": ("maintenance", "Return the space of deleted rows to the file system, in small steps."),
+        "backup": ("maintenance", "Copy the database to PATH, verified, while writers go on."),
+        "restore": ("maintenance", "Replace a SQLite database that no process has open with BACKUP."),
+        "alembic": ("revisions", "Run alembic on the revisions of this package, without an ini file."),
+        "copy": ("copying", "Copy a store to another database, in any phase."),
+    },
+}
+"""The commands by what they are for."""
 
-assert all((copying, demo, explain, external, maintenance, rehearsal, revisions, rows, status, steps))
+MODULES = {name: module for section in SECTIONS.values() for name, (module, _) in section.items()}
+
+EXAMPLES = (
+    "consensus-orm demo",
+    "consensus-orm status --url artifacts.db",
+    "consensus-orm migrate --to dual_write",
+)

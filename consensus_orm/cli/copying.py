@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from consensus_orm.cli.app import App, Refused, app_command, create_option, json_option, main
 from consensus_orm.cli.output import Bars, exit_with, key, plain, say, show_json, table
-from consensus_orm.copying import CopyReport, Unfit
 from consensus_orm.errors import CopyRefusedError
+from consensus_orm.formats import count, duration
+
+if TYPE_CHECKING:
+    from consensus_orm.copying import CopyReport, Unfit
 
 __all__: list[str] = []
 
@@ -15,7 +20,14 @@ MISSING = "check the URL; --create makes a new file"
 """The hint where there is no target."""
 
 
-@main.command("copy")
+@main.command(
+    "copy",
+    shared=["mapping"],
+    examples=[
+        "copy artifacts.db postgresql://app@db/consensus --catch-up",
+        "copy artifacts.db postgresql://app@db/consensus",
+    ],
+)
 @click.argument("source", metavar="SOURCE_URL")
 @click.argument("target", metavar="TARGET_URL")
 @click.option("--reject", is_flag=True, help="Leave rows that the target cannot hold behind, whole, as rejects.")
@@ -58,11 +70,14 @@ def _tell(report: CopyReport) -> None:
     written = [(t.name, t.rows, t.written, t.deleted) for t in report.tables]
     table(("table", "rows", "written", "deleted"), written)
     if not report.finished:
-        say(f"{report.rows:,} rows in {report.seconds:.1f} s; the target stays closed: go on with the same command")
+        say(
+            f"{count(report.rows, 'row')} in {duration(report.seconds)}; the target stays closed: go on with the same"
+            " command"
+        )
         return
-    lock = "without its lock" if report.locked is None else f"its writers waited {report.locked * 1000:.0f} ms at most"
+    lock = "without its lock" if report.locked is None else f"its writers waited {duration(report.locked)} at most"
     say(
         f"{report.rows:,} rows, {report.verified:,} of them compared in type and bytes,"
-        f" {len(report.unfit):,} left behind as rejects, in {report.seconds:.1f} s; {lock}"
+        f" {len(report.unfit):,} left behind as rejects, in {duration(report.seconds)}; {lock}"
     )
     say(f"the phase is {report.phase.name}")

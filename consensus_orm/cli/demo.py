@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from consensus_orm.cli.app import json_option, main
 from consensus_orm.cli.output import exit_with, one_line, plain, say, show_json
-from consensus_orm.consensus.demo import DemoReport, Leg, play
+from consensus_orm.formats import duration, size
+
+if TYPE_CHECKING:
+    from consensus_orm.consensus.demo import DemoReport, Leg
 
 __all__: list[str] = []
 
 
-@main.command()
+@main.command(shared=[], examples=["demo", "demo --database artifacts.db"])
 @click.option(
     "--database", type=click.Path(path_type=Path), metavar="FILE", help="Take a copy of this legacy file instead."
 )
@@ -34,6 +38,8 @@ def demo(database: Path | None, external: bool, server: str | None, as_json: boo
         return
     if server is not None:
         raise click.UsageError("--server belongs to --external")
+    from consensus_orm.consensus.demo import play
+
     if as_json:
         report = play(database)
         show_json({"ok": report.ok, "problems": plain(report.problems), **plain(report)})
@@ -56,8 +62,8 @@ def _show_external(server: str | None, as_json: bool) -> None:
     exit_with(not report.ok)
 
 
-def _begin(rows: int, size: int, threads: int) -> None:
-    say(f"A legacy file of {rows:,} rows ({size / 1e6:.1f} MB) moves to the normalized schema, and back again,")
+def _begin(rows: int, bytes_: int, threads: int) -> None:
+    say(f"A legacy file of {rows:,} rows ({size(bytes_)}) moves to the normalized schema, and back again,")
     say(f"while {threads} threads keep writing to it: adding, completing, deleting.")
 
 
@@ -71,7 +77,7 @@ def _tell(leg: Leg) -> None:
     legacy = "no legacy tables" if leg.legacy_rows is None else f"{leg.legacy_rows:,} legacy rows"
     say(
         f"    {legacy}, {leg.normalized_rows or 0:,} normalized; {_writes(leg)};"
-        f" {leg.mismatches} mismatches, {leg.rejects} rejects; {leg.seconds:.1f} s"
+        f" {leg.mismatches} mismatches, {leg.rejects} rejects; {duration(leg.seconds)}"
     )
     if leg.forward and phase.next is None:
         say()
@@ -94,8 +100,8 @@ def _conclude(report: DemoReport) -> None:
     count = len(report.problems)
     say(
         f"{'OK' if report.ok else f'NOT OK, {count} of the checks failed'}: {report.mismatches} mismatches,"
-        f" {report.rejects} rejects, {report.writes:,} writes by others, the slowest {slowest * 1000:.0f} ms,"
-        f" all in {report.seconds:.1f} s"
+        f" {report.rejects} rejects, {report.writes:,} writes by others, the slowest {duration(slowest)},"
+        f" all in {duration(report.seconds)}"
     )
 
 

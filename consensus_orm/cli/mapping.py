@@ -6,10 +6,12 @@ import importlib
 import sys
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from consensus_orm.consensus.declaration import CONSENSUS
-from consensus_orm.declaration.moves import Moves
 from consensus_orm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from consensus_orm.declaration.moves import Moves
 
 __all__ = ["moves_named", "of_project"]
 
@@ -45,6 +47,9 @@ def moves_named(name: str | None) -> Moves:
     Raises:
         ConfigurationError: There is no such module, or no such Moves in it.
     """
+    from consensus_orm.consensus.declaration import CONSENSUS  # here, because it takes a while
+    from consensus_orm.declaration.moves import Moves
+
     if name is None:
         return CONSENSUS
     module, _, attribute = name.partition(":")

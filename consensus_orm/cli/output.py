@@ -6,40 +6,42 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from enum import Enum, IntEnum
-from typing import Any, Self, TypeVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
-import rich.progress
-from pydantic import BaseModel
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from consensus_orm.errors import OutputError
+from consensus_orm.formats import duration, moment
+from consensus_orm.phase import Phase
 from consensus_orm.progress import Progress, of_pages
+
+if TYPE_CHECKING:  # imported where it is used: it takes a while, and a command may do without
+    import rich.progress
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 __all__ = [
     "Bars",
+    "State",
     "exit_with",
     "fields",
     "key",
+    "line",
     "listed",
     "one_line",
     "plain",
     "say",
     "show_entries",
     "show_json",
-    "span",
     "table",
-    "when",
 ]
 
 E = TypeVar("E")
@@ -64,8 +66,8 @@ def plain(value: object) -> Any:
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if isinstance(value, BaseModel):
-        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+    if (of_model := getattr(type(value), "model_fields", None)) is not None:
+        return {name: plain(getattr(value, name)) for name in of_model}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -105,20 +107,30 @@ def say(text: str = "", *, color: bool | None = None) -> None:
         raise OutputError(f"the output could not be written: {reason}") from error
 
 
-def span(duration: timedelta) -> str:
-    """A duration in its two largest units: `6 d 23 h`."""
-    left = max(math.ceil(duration.total_seconds()), 0)
-    parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count or parts:
-            parts.append(f"{count} {unit}" if count else "")
-    return " ".join(filter(None, parts[:2])) or "0 s"
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A state in words, with a colour on a terminal; the words say everything.
+
+    Attributes:
+        text: The words.
+        well: Whether nothing has to be done; None for neither.
+    """
+
+    text: str
+    well: bool | None
+
+    @property
+    def colour(self) -> str:
+        """Its colour."""
+        return {True: "green", False: "red", None: "yellow"}[self.well]
+
+    def __str__(self) -> str:
+        return self.text
 
 
-def when(moment: datetime | None) -> str:
-    """A time as text, to the second."""
-    return "" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d) (UTC)")
+_TIED = "\ue000"
+"""Stands for a space at which no line is broken, until the text is printed."""
 
 
 def key(value: object) -> str | None:
@@ -127,12 +139,20 @@ def key(value: object) -> str | None:
 
 
 def _cell(value: object) -> Text:
+    from rich.text import Text
+
     if value is None:
         return Text("-")
-    return Text(one_line(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool | Enum) else value))
+    if isinstance(value, datetime):
+        value = moment(value)
+    text = one_line(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool | Enum) else value)
+    tied = _MOMENT.sub(lambda found: _TIED.join(found.groups()), text)
+    return Text(tied, style=value.colour if isinstance(value, State) else "")
 
 
 def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
     made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not made.is_terminal:
         made = Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=PIPE_WIDTH, color_system=None)
@@ -141,12 +161,16 @@ def _console(*, stderr: bool = False) -> Console:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table, with numbers to the right and `-` for None."""
+    from rich import box
+    from rich.table import Table
+
     listed = [list(row) for row in rows]
     console = _console()
     made = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, header_style="bold")
     for at, heading in enumerate(columns):
         numeric = any(isinstance(row[at], int | float) for row in listed)
-        made.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        whole = any(isinstance(row[at], datetime) for row in listed)  # a time is never broken
+        made.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for row in listed:
         made.add_row(*map(_cell, row))
     _print(console, made)
@@ -178,6 +202,12 @@ def show_entries(
         say(none)
 
 
+def line(label: str, state: State) -> None:
+    """Print a label and a state in a line."""
+    console = _console()
+    say(f"{label}{click.style(state.text, fg=state.colour) if console.color_system else state.text}")
+
+
 def exit_with(found: object) -> None:
     """End the command with exit code 1 if something was found."""
     if found:
@@ -186,6 +216,8 @@ def exit_with(found: object) -> None:
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
     """Print names and values, one pair in a line."""
+    from rich.table import Table
+
     made = Table.grid(padding=(0, 2))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
@@ -198,7 +230,7 @@ def _print(console: Console, made: Table) -> None:
     color, rendered = console.is_terminal, io.StringIO()
     console.file = rendered  # rich would end the process at a broken pipe
     console.print(made)
-    for line in rendered.getvalue().strip("\n").splitlines():
+    for line in rendered.getvalue().replace(_TIED, " ").strip("\n").splitlines():
         say(line.rstrip(), color=color)
 
 
@@ -217,8 +249,9 @@ class Bars:
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
         self._label = label
-        self._console = _console(stderr=True)
-        self._shown = self._console.is_terminal and not quiet
+        self._shown = not quiet and (console := _console(stderr=True)).is_terminal
+        if self._shown:
+            self._console = console
         self._lock = threading.Lock()
         self._progress: rich.progress.Progress | None = None
         self._task: tuple[str, rich.progress.TaskID] | None = None
@@ -239,6 +272,15 @@ class Bars:
         """Remove the bars, before text is printed; the next step shows its own."""
         self._stop()
         self._start()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Show nothing until the block ends, in which a question is asked."""
+        self._stop()
+        try:
+            yield
+        finally:
+            self._start()
 
     def __enter__(self) -> Self:
         self._start()
@@ -276,7 +318,7 @@ class Bars:
         with self._lock, contextlib.suppress(OSError):
             progress, task = self._show(seen.pair)
             left = seen.seconds_left
-            end = "finishing" if seen.done >= seen.total else f"{span(timedelta(seconds=left or 0))} left"
+            end = "finishing" if seen.done >= seen.total else f"{duration(left or 0)} left"
             facts = f"{seen.done:,} of {seen.total:,} {seen.unit}, {seen.rate:,.0f} a second, {end}"
             progress.update(task, completed=seen.done, total=seen.total, facts=facts)
 
@@ -293,6 +335,8 @@ class Bars:
 
 
 def _progress(console: Console) -> rich.progress.Progress:
+    import rich.progress
+
     column = rich.progress.TextColumn
     return rich.progress.Progress(
         column("{task.description}", markup=False),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.output import Bars, exit_with, fields, say, show_json, span, table, when
-from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep
-from consensus_orm.report import write
+from consensus_orm.cli.confirmation import confirm, yes_option
+from consensus_orm.cli.output import Bars, State, exit_with, fields, line, say, show_json, table
+from consensus_orm.formats import duration, moment, size
+
+if TYPE_CHECKING:
+    from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep
 
 __all__ = ["mention"]
 
@@ -21,7 +25,7 @@ def mention(evidence: Evidence | None, now: datetime) -> str:
     if evidence is None:
         return f"none of this database is on record; {run}"
     report = evidence.report
-    ago = f"{when(report.at)} ({span(now - report.at)} ago)"
+    ago = f"{moment(report.at)} ({duration(now - report.at)} ago)"
     if evidence.stale:
         return f"that of {ago} does not count: {evidence.stale}; {run}"
     if not report.passed:
@@ -29,7 +33,7 @@ def mention(evidence: Evidence | None, now: datetime) -> str:
     return f"passed {ago} with {report.rows:,} rows; there are {evidence.rows_now:,} now"
 
 
-@main.command("rehearse")
+@main.command("rehearse", examples=["rehearse --writers 2", "rehearse --keep /var/tmp/rehearsal"])
 @click.option(
     "--keep",
     metavar="DIR",
@@ -65,7 +69,7 @@ def rehearse_command(app: App, keep: Path | None, writers: int, as_json: bool) -
 def _step(step: RehearsalStep) -> str:
     way = step.after.name if step.after is step.before else f"{step.before.name} -> {step.after.name}"
     rows = "" if step.rows is None else f"  {step.rows:,} rows"
-    return f"{step.action:<9} {way:<24} {step.seconds:8.2f} s  lock {step.longest_lock * 1000:6.0f} ms{rows}"
+    return f"{step.action:<9} {way:<24} {duration(step.seconds):>10}  lock {duration(step.longest_lock):>8}{rows}"
 
 
 def _tell(app: App, report: RehearsalReport) -> None:
@@ -80,16 +84,16 @@ def _tell(app: App, report: RehearsalReport) -> None:
     for path in report.evidence:
         say(f"evidence: {path}")
     say()
-    say("passed" if report.passed else "NOT passed")
+    line("", State("passed", True) if report.passed else State("NOT passed", False))
 
 
 def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
     estimate = report.estimate()
-    work = f"{estimate.seconds:,.1f} s of work for {estimate.rows:,} rows, and {span(estimate.soak)} of soak"
+    work = f"{duration(estimate.seconds)} of work for {estimate.rows:,} rows, and {duration(estimate.soak)} of soak"
     found: list[tuple[str, object]] = [
         ("the real one", work),
-        ("writers wait", f"{estimate.longest_lock * 1000:,.0f} ms at most, each time"),
-        ("disk needed", f"{estimate.disk:,} bytes more, {estimate.backup:,} of them for the backup before CONTRACT"),
+        ("writers wait", f"{duration(estimate.longest_lock)} at most, each time"),
+        ("disk needed", f"{size(estimate.disk)} more, {size(estimate.backup)} of them for the backup before CONTRACT"),
     ]
     if report.kept is not None:
         found.append(("the copy", report.kept))
@@ -106,14 +110,20 @@ def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
     return found
 
 
-@main.command("report")
+@main.command("report", examples=["report migration.html"])
 @click.argument("file", metavar="FILE.html", type=click.Path(dir_okay=False, path_type=Path))
+@yes_option
+@json_option
 @app_command
-def report_command(app: App, file: Path) -> None:
+def report_command(app: App, file: Path, yes: bool, as_json: bool) -> None:
     """Write a report on the migration to one page, FILE.html.
 
     The page needs no network and no script. Writes nothing to the database.
     """
-    with app.store() as store, Bars("report"):
+    from consensus_orm.report import write
+
+    confirm(f"{file} is there already, and is overwritten" if file.exists() else None, yes=yes, as_json=as_json)
+    with app.store() as store, Bars("report", quiet=as_json):
         path = write(store, file)
-    say(f"{path}: {path.stat().st_size:,} bytes")
+    written = path.stat().st_size
+    show_json({"path": path, "bytes": written}) if as_json else say(f"{path}: {size(written)}")

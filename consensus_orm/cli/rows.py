@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.output import key, one_line, say, show_entries, show_json, table, when
+from consensus_orm.cli.confirmation import confirm, yes_option
+from consensus_orm.cli.output import key, one_line, say, show_entries, show_json, table
 from consensus_orm.cli.status import LISTED, all_option, mismatches, number_argument, rejects
-from consensus_orm.ledgers.entries import MismatchEntry, RejectEntry
-from consensus_orm.migration import Migration
-from consensus_orm.migration.details import Cell, RowDetail
+
+if TYPE_CHECKING:
+    from consensus_orm.migration import Migration
+    from consensus_orm.migration.details import Cell, RowDetail
 
 __all__: list[str] = []
 
@@ -21,7 +24,7 @@ SHOWN = 60
 contents_option = click.option("--contents", is_flag=True, help="Show the values, not only their types and sizes.")
 
 
-@mismatches.command("show")
+@mismatches.command("show", examples=["mismatches show 3 --contents"])
 @number_argument
 @contents_option
 @json_option
@@ -31,7 +34,7 @@ def show_mismatch(app: App, number: int, contents: bool, as_json: bool) -> None:
     _show(app, as_json, contents, lambda migration: migration.mismatch(number, contents=contents))
 
 
-@rejects.command("show")
+@rejects.command("show", examples=["rejects show 3 --contents"])
 @number_argument
 @contents_option
 @json_option
@@ -41,7 +44,7 @@ def show_reject(app: App, number: int, contents: bool, as_json: bool) -> None:
     _show(app, as_json, contents, lambda migration: migration.reject(number, contents=contents))
 
 
-@main.group(invoke_without_command=True)
+@main.group(invoke_without_command=True, examples=["images", "images show 3", "images restore 3 4"])
 @all_option
 @json_option
 @app_command
@@ -56,13 +59,13 @@ def images(ctx: click.Context, app: App, everything: bool, as_json: bool) -> Non
         entries,
         "no images",
         ("id", "pair", "key", "table", "why", "when", "put back"),
-        lambda i: (i.id, i.pair, key(i.key), i.table, i.cause, when(i.at), when(i.restored_at)),
+        lambda i: (i.id, i.pair, key(i.key), i.table, i.cause, i.at, i.restored_at),
         as_json=as_json,
         most=LISTED,
     )
 
 
-@images.command("show")
+@images.command("show", examples=["images show 3 --contents"])
 @number_argument
 @contents_option
 @json_option
@@ -72,22 +75,36 @@ def show_image(app: App, number: int, contents: bool, as_json: bool) -> None:
     _show(app, as_json, contents, lambda migration: migration.image(number, contents=contents))
 
 
-@images.command("restore")
+@images.command("restore", examples=["images restore 3 4 --reason 'they were right'"])
 @click.argument("numbers", metavar="ID...", nargs=-1, required=True, type=click.IntRange(min=1))
 @click.option("--reason", metavar="TEXT", help="Why, for the audit.")
+@yes_option
+@json_option
 @app_command
-def restore_images(app: App, numbers: tuple[int, ...], reason: str | None) -> None:
+def restore_images(app: App, numbers: tuple[int, ...], reason: str | None, yes: bool, as_json: bool) -> None:
     """Put back the rows of images.
 
     Each row is written to the sides of the phase and compared. A row that stands under its key now is kept as an image
     first.
     """
+    confirm(
+        "The rows of these images are put back; a row that stands under the same key now is overwritten, and kept as"
+        " an image first",
+        yes=yes,
+        as_json=as_json,
+    )
+    done = []
     with app.store() as store:
         for number in numbers:
             restored = store.migration.restore_image(number, reason=reason)
+            done.append({"image": number, "not_put_back": restored.not_put_back})
+            if as_json:
+                continue
             say(f"the row of image {number} was put back")
             if restored.not_put_back:
                 say(f"  not put back: {', '.join(restored.not_put_back)}; what follows from others is derived again")
+    if as_json:
+        show_json(done)
 
 
 def _show(app: App, as_json: bool, contents: bool, look: Callable[[Migration], RowDetail]) -> None:
@@ -96,6 +113,8 @@ def _show(app: App, as_json: bool, contents: bool, look: Callable[[Migration], R
     if as_json:
         show_json(detail)
         return
+    from consensus_orm.ledgers.entries import MismatchEntry, RejectEntry
+
     entry = detail.entry
     if isinstance(entry, MismatchEntry):
         what = f"{entry.column or 'row'} {entry.kind}, {entry.state}"

@@ -9,29 +9,33 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
-from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.app import App, app_command, json_option, main, numbers_argument, table_option
 from consensus_orm.cli.output import (
     Bars,
+    State,
     exit_with,
     fields,
     key,
+    line,
     plain,
     say,
     show_entries,
     show_json,
-    span,
     table,
-    when,
 )
 from consensus_orm.cli.rehearsal import mention
-from consensus_orm.files import Leftover
-from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
-from consensus_orm.migration.status import MigrationStatus
+from consensus_orm.formats import duration, moment, size
 from consensus_orm.phase import Side
-from consensus_orm.rehearsal import Evidence, find
+
+if TYPE_CHECKING:
+    from consensus_orm.files import Leftover
+    from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
+    from consensus_orm.migration.status import MigrationStatus
+    from consensus_orm.rehearsal import Evidence
 
 __all__: list[str] = []
 
@@ -61,7 +65,7 @@ class _Seen:
     leftovers: list[Leftover]
 
 
-@main.command()
+@main.command(examples=["status", "status --watch", "status --json --url postgresql://app@db/consensus"])
 @click.option("--watch", is_flag=True, help="Look again every two seconds, until Ctrl-C.")
 @json_option
 @app_command
@@ -85,6 +89,8 @@ def status(app: App, watch: bool, as_json: bool) -> None:
 
 
 def _look(app: App, *, quiet: bool) -> _Seen:
+    from consensus_orm.rehearsal import find
+
     # Opened each time, so that a watch shows a file that was upgraded or replaced meanwhile.
     with app.store() as store, Bars("status", quiet=quiet):
         found = store.migration.status()
@@ -103,7 +109,7 @@ def _refresh(app: App, seen: _Seen) -> None:
     click.clear()
     _show_status(app, seen)
     say()
-    say(f"{when(seen.now)}; Ctrl-C ends this")
+    say(f"{moment(seen.now)}; Ctrl-C ends this")
     sys.stdout.flush()
     time.sleep(REFRESH)
 
@@ -139,15 +145,15 @@ def _facts(
     app: App, found: MigrationStatus, mismatches: list[MismatchEntry], now: datetime
 ) -> Iterator[tuple[str, object]]:
     phase = found.phase
-    since = "" if found.since is None else f", since {when(found.since)} ({span(now - found.since)})"
+    since = "" if found.since is None else f", since {moment(found.since)} ({duration(now - found.since)})"
     yield "phase", f"{phase.name}, {phase.value} of 5{since}{'' if found.prepared else ', not prepared'}"
     yield "written", " and ".join(found.writes) + (", every write compared" if phase.compares else "")
     yield "read", found.reads.value
     yield "backfill", _backfill(found)
     yield "certificate", _certificate(found, now)
-    yield "mismatches", f"{found.mismatches:,} open{_grouped(mismatches)}"
-    yield "rejects", f"{found.rejects:,} open"
-    yield "guards", "; ".join(found.guards) or "in place"
+    yield "mismatches", State(f"{found.mismatches:,} open{_grouped(mismatches)}", not found.mismatches)
+    yield "rejects", State(f"{found.rejects:,} open", not found.rejects)
+    yield "guards", State("; ".join(found.guards) or "in place", not found.guards)
     undecided = f", {found.undecided:,} rows undecided" if found.undecided else ""
     yield "foreign writes", f"{found.foreign_writes:,} noticed{undecided}"
     if found.images:
@@ -155,14 +161,20 @@ def _facts(
     soaks = phase.writes_normalized and phase.next is not None
     if found.rewrite is not None:
         yield "upgrade", found.rewrite
-    yield "soak", f"{span(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
+    yield "soak", f"{duration(found.soak_left)} left" if found.soak_left else "over" if soaks else "none"
+    if (told := found.control).paused_at is not None:
+        yield "paused", State(f"long steps wait since {moment(told.paused_at)}; run: consensus-orm resume", None)
+    if told.throttle is not None:
+        yield "throttle", f"{told.throttle:,} rows a second"
+    if told.held_at is not None:
+        yield "hold", State(f"no phase changes since {moment(told.held_at)}", None)
     if found.clock_set_back:
         yield "clock", "set back: a date of the phase or of its certificate lies in the future, and does not count"
 
 
 def _left_behind(copy: Leftover) -> str:
-    size = "" if copy.bytes is None else f" ({copy.bytes:,} bytes)"
-    return f"{copy.name}{size}, which no process uses; remove it: {copy.remove}"
+    room = "" if copy.bytes is None else f" ({size(copy.bytes)})"
+    return f"{copy.name}{room}, which no process uses; remove it: {copy.remove}"
 
 
 def _backfill(found: MigrationStatus) -> str:
@@ -182,7 +194,7 @@ def _certificate(found: MigrationStatus, now: datetime) -> str:
     which = "" if certificate.this_phase else ", made in an earlier phase"
     return (
         f"no. {certificate.id}: {certificate.compared:,} rows compared, {certificate.differences:,} differences,"
-        f" {span(now - certificate.at)} old{which}"
+        f" {duration(now - certificate.at)} old{which}"
     )
 
 
@@ -195,18 +207,20 @@ def _rows(found: MigrationStatus) -> None:
     rows: list[tuple[object, ...]] = [(pair.name, pair.legacy_rows, pair.normalized_rows) for pair in found.pairs]
     rows += [(name, None, count) for name, count in found.parents.items()]
     table(("rows", "legacy", "normalized"), rows)
+    for name, count in found.other_tables.items():
+        say(f"{name}: {count:,} rows, in no move")
 
 
 def _gate(app: App, found: MigrationStatus) -> None:
     say()
     if found.prepared and found.phase.next is not None:
-        say(f"gate to {found.phase.next.name}: {'shut' if found.gate else 'open'}")
+        line(f"gate to {found.phase.next.name}: ", State("shut", False) if found.gate else State("open", True))
         for reason in found.gate:
             say(f"  - {app.spelled(reason)}")
     if found.next_command:
         say(f"next: {app.spelled(found.next_command)}")
     elif found.soak_left:
-        say(f"next: wait until the soak is over, {span(found.soak_left)}; then look again")
+        say(f"next: wait until the soak is over, {duration(found.soak_left)}; then look again")
     else:
         say("next: nothing, this is the end" if found.phase.next is None else "next: see the reasons above")
 
@@ -214,7 +228,7 @@ def _gate(app: App, found: MigrationStatus) -> None:
 # History --------------------------------------------------------------------------------------------------
 
 
-@main.command()
+@main.command(examples=["history", "history --json"])
 @json_option
 @app_command
 def history(app: App, as_json: bool) -> None:
@@ -226,7 +240,7 @@ def history(app: App, as_json: bool) -> None:
 
 def _happened(entry: HistoryEntry) -> tuple[object, ...]:
     names = [phase.name for phase in (entry.from_phase, entry.to_phase) if phase]
-    return when(entry.at), entry.action, " -> ".join(names), entry.by, _reason(entry)
+    return entry.at, entry.action, " -> ".join(names), entry.by, _reason(entry)
 
 
 def _reason(entry: HistoryEntry) -> str:
@@ -239,7 +253,10 @@ def _reason(entry: HistoryEntry) -> str:
 # Mismatches and rejects -----------------------------------------------------------------------------------
 
 
-@main.group(invoke_without_command=True)
+@main.group(
+    invoke_without_command=True,
+    examples=["mismatches", "mismatches show 3", "mismatches accept 3-12 --reason 'the old column is not used'"],
+)
 @all_option
 @json_option
 @app_command
@@ -254,25 +271,49 @@ def mismatches(ctx: click.Context, app: App, everything: bool, as_json: bool) ->
         entries,
         "no mismatches",
         ("id", "pair", "key", "column", "kind", "state", "found by", "when"),
-        lambda m: (m.id, m.pair, key(m.key), m.column, m.kind, m.state, m.found_by, when(m.found_at)),
+        lambda m: (m.id, m.pair, key(m.key), m.column, m.kind, m.state, m.found_by, m.found_at),
         as_json=as_json,
         most=LISTED,
     )
     exit_with(any(entry.settled_at is None for entry in entries))
 
 
-@mismatches.command("accept")
-@number_argument
+@mismatches.command(
+    "accept",
+    examples=["mismatches accept 3 7-12 --reason 'not used'", "mismatches accept --table orders --reason 'not used'"],
+)
+@numbers_argument
+@table_option
 @reason_required
+@json_option
 @app_command
-def accept_mismatch(app: App, number: int, reason: str) -> None:
-    """Leave mismatch ID as it is."""
+def accept_mismatch(app: App, numbers: tuple[int | range, ...], table: str | None, reason: str, as_json: bool) -> None:
+    """Leave mismatches as they are.
+
+    Either all of them are accepted or none.
+    """
+    if not numbers and table is None:
+        raise click.UsageError("give the ID of a mismatch, or --table TABLE")
     with app.store() as store:
-        store.migration.accept_mismatch(number, reason=reason)
-    say(f"mismatch {number} is accepted")
+        accepted = store.migration.accept_mismatches(numbers, table=table, reason=reason)
+    _tell_accepted("mismatch", "mismatches", accepted, as_json=as_json)
 
 
-@main.group(invoke_without_command=True)
+def _tell_accepted(one: str, many: str, accepted: list[int], *, as_json: bool) -> None:
+    if as_json:
+        show_json({"accepted": accepted})
+        return
+    if len(accepted) == 1:
+        say(f"{one} {accepted[0]} is accepted")
+        return
+    named = ", ".join(map(str, accepted[:LISTED])) + (", ..." if len(accepted) > LISTED else "")
+    say(f"{len(accepted):,} {many} are accepted: {named}")
+
+
+@main.group(
+    invoke_without_command=True,
+    examples=["rejects", "rejects show 3", "rejects resolve 3", "rejects accept 3-12 --reason 'test data'"],
+)
 @all_option
 @json_option
 @app_command
@@ -287,7 +328,7 @@ def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> No
         entries,
         "no rejects",
         ("id", "table", "row", "state", "reason", "when"),
-        lambda r: (r.id, r.table, _named(r), r.state, r.reason, when(r.found_at)),
+        lambda r: (r.id, r.table, _named(r), r.state, r.reason, r.found_at),
         as_json=as_json,
     )
     exit_with(any(entry.settled_at is None for entry in entries))
@@ -300,34 +341,44 @@ def _named(entry: RejectEntry) -> str | None:
     *names, at = entry.belongs_to.values()
     if isinstance(at, int):
         with contextlib.suppress(OverflowError, ValueError, OSError):  # it may be no valid time
-            at = when(datetime.fromtimestamp(at / 1000, UTC))
+            at = moment(datetime.fromtimestamp(at / 1000, UTC))
     return " ".join(map(str, (*names, at)))
 
 
-@rejects.command("resolve")
+@rejects.command("resolve", examples=["rejects resolve 3"])
 @number_argument
+@json_option
 @app_command
-def resolve_reject(app: App, number: int) -> None:
+def resolve_reject(app: App, number: int, as_json: bool) -> None:
     """Try again to carry the row of reject ID, after what was wrong with it has been mended."""
     with app.store() as store:
         carried = store.migration.resolve_reject(number)
-    say(f"reject {number} is {'resolved: its row was carried' if carried else 'still open: its row differs'}")
+    if as_json:
+        show_json({"reject": number, "resolved": carried})
+    else:
+        say(f"reject {number} is {'resolved: its row was carried' if carried else 'still open: its row differs'}")
     exit_with(not carried)
 
 
-@rejects.command("accept")
-@click.argument("numbers", metavar="ID...", nargs=-1, type=click.IntRange(min=1))
-@click.option("--all-of", metavar="REASON", help="Accept all open rejects with exactly this reason, as it is listed.")
+@rejects.command(
+    "accept",
+    examples=["rejects accept 3 7-12 --reason 'test data'", "rejects accept --table orders --reason 'test data'"],
+)
+@numbers_argument
+@table_option
+@click.option("--all-of", metavar="REASON", help="All open ones with exactly this reason, as it is listed.")
 @reason_required
+@json_option
 @app_command
-def accept_reject(app: App, numbers: tuple[int, ...], all_of: str | None, reason: str) -> None:
+def accept_reject(
+    app: App, numbers: tuple[int | range, ...], table: str | None, all_of: str | None, reason: str, as_json: bool
+) -> None:
     """Let the migration go on without the rows of these rejects; their images are kept.
 
     Either all of them are accepted or none.
     """
-    if not numbers and all_of is None:
-        raise click.UsageError("give the ID of a reject, or --all-of REASON")
+    if not numbers and all_of is None and table is None:
+        raise click.UsageError("give the ID of a reject, --table TABLE or --all-of REASON")
     with app.store() as store:
-        accepted = store.migration.accept_rejects(numbers, all_of=all_of, reason=reason)
-    listed = ", ".join(map(str, accepted[:LISTED])) + (", ..." if len(accepted) > LISTED else "")
-    say(f"reject {listed} is accepted" if len(accepted) == 1 else f"{len(accepted):,} rejects are accepted: {listed}")
+        accepted = store.migration.accept_rejects(numbers, table=table, all_of=all_of, reason=reason)
+    _tell_accepted("reject", "rejects", accepted, as_json=as_json)

@@ -7,14 +7,14 @@ import json
 import os
 import socket
 
-from sqlalchemy import insert
+from sqlalchemy import bindparam, func, insert, select
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.ledgers.binding import bound, milliseconds
 from consensus_orm.models.control import PhaseChange
 from consensus_orm.phase import Phase
 
-__all__ = ["add", "whoami"]
+__all__ = ["add", "newest", "whoami"]
 
 _ADD = (
     insert(PhaseChange)
@@ -45,6 +45,14 @@ def add(
     facts = {"action": action, "from_phase": uow.phase.value, "to_phase": to.value if to else None}
     facts |= {"at": milliseconds(uow), "by": whoami(), "reason": reason, "forced": forced}
     uow._execute(_ADD, facts | {"detail": json.dumps(detail) if detail else None})
+
+
+_NEWEST = select(func.coalesce(func.max(PhaseChange.at), 0)).where(PhaseChange.action == bindparam("action"))
+
+
+def newest(uow: Transaction, action: str) -> int:
+    """When an action was last taken, in ms since 1970 UTC; 0 where it never was."""
+    return int(uow._rows(_NEWEST, {"action": action})[0][0])
 
 
 def whoami() -> str:

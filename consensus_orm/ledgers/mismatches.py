@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Integer, Text, bindparam, func, insert, select, update
 
-from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import Move
 from consensus_orm.events import AlarmEvent, MismatchEvent
@@ -206,9 +205,7 @@ _SETTLE_STORMS = (
     update(Mismatch).where(*_OF_PAIR, Mismatch.key.is_(None)).values(**bound("settled_at"), state="repaired")
 )
 _ACCEPT = (
-    update(Mismatch)
-    .where(Mismatch.id == bindparam("number"), Mismatch.state.in_(OPEN))
-    .values(**bound("settled_at", "note"), state="accepted")
+    update(Mismatch).where(Mismatch.id == bindparam("number")).values(**bound("settled_at", "note"), state="accepted")
 )
 
 
@@ -224,15 +221,8 @@ def settle_storms(uow: Transaction, pair: Move) -> None:
 
 
 def accept(uow: Transaction, number: int, note: str) -> None:
-    """Leave a mismatch as it is.
-
-    Raises:
-        InvalidValueError: There is no open mismatch of this number.
-    """
-    if not uow._execute(_ACCEPT, {"settled_at": milliseconds(uow), "note": note, "number": number}).rowcount:
-        raise errors.InvalidValueError(
-            f"there is no open mismatch {number}", hint="see: consensus-orm mismatches", field="id"
-        )
+    """Leave an open mismatch as it is."""
+    uow._execute(_ACCEPT, {"settled_at": milliseconds(uow), "note": note, "number": number})
 
 
 _LAST = select(func.coalesce(func.max(Mismatch.id), 0))

@@ -30,7 +30,6 @@ __all__ = [
     "reject",
     "resolve",
     "take",
-    "with_reason",
 ]
 
 Image = dict[str, list[str]]
@@ -51,7 +50,6 @@ _UNRESOLVED = select(Reject.key).where(*_OF_TABLE, Reject.state != "resolved", R
 _TAKE = select(Reject.pair, Reject.key, Reject.state, Reject.table_name, Reject.reason, Reject.image).where(
     Reject.id == bindparam("number")
 )
-_WITH_REASON = select(Reject.id).where(_IS_OPEN, Reject.reason == bindparam("reason"))
 _SETTLE = update(Reject).where(Reject.id == bindparam("number")).values(**bound("state", "settled_at", "note"))
 
 
@@ -125,17 +123,6 @@ def take(uow: Transaction, number: int) -> OpenReject:
     pair = uow.statements.mapping[row[0]]
     side = Side.LEGACY if row[3] == pair.legacy_name else Side.NORMALIZED
     return OpenReject(pair, row[1], side, *row[4:])
-
-
-def with_reason(uow: Transaction, reason: str) -> set[int]:
-    """Numbers of the open rejects that have exactly this reason.
-
-    Raises:
-        InvalidValueError: There is none.
-    """
-    if found := set(keys_of(uow, _WITH_REASON, {"reason": reason})):
-        return found
-    raise errors.InvalidValueError("no open reject has this reason", hint="see: consensus-orm rejects", field="all_of")
 
 
 def accept(uow: Transaction, number: int, note: str) -> OpenReject:

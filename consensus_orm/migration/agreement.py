@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.ledgers import guards, signs
+from consensus_orm.ledgers.selection import Selection
 from consensus_orm.migration import demands
 from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
 from consensus_orm.migration.planning import Choice
@@ -66,7 +68,10 @@ class Agreement(MigrationRecords):
 
     def reconcile(
         self,
+        numbers: Iterable[int | range] = (),
         *,
+        table: str | None = None,
+        reason: str | None = None,
         foreign: Choice = None,
         rebuild: Side | str | None = None,
         dry_run: bool = False,
@@ -78,13 +83,17 @@ class Agreement(MigrationRecords):
         stay as they are, and the gate stays shut. Whatever is overwritten or deleted is kept first (`images`).
 
         Args:
+            numbers: Numbers in `mismatches`, or ranges of numbers: only their rows are looked at. Everything where
+                left out.
+            table: Look only at the rows of this pair or table; not together with numbers.
+            reason: Why, for the audit.
             foreign: "adopt" makes the side that is read what those rows are on the other one, "repair" puts them
                 back; None leaves them.
             rebuild: The side, `legacy` or `normalized`, to make again from the other one, after another program
                 dropped tables of one of them. Tables that are missing are made. Rows that were written to a table
                 that was dropped and made again stay, under new ids where their own were given before; rows of the
                 side that lost nothing, and that have no equal on the other one, are kept as images and deleted.
-            dry_run: Only list what would be done; not together with `rebuild`.
+            dry_run: Only list what would be done; not together with `rebuild`, as little as numbers or a table.
             progress: Called after each chunk.
 
         Returns:
@@ -92,19 +101,28 @@ class Agreement(MigrationRecords):
 
         Raises:
             WrongPhaseError: There is only one side.
-            InvalidValueError: There is no such choice.
+            InvalidValueError: There is no such choice, or a number, a range or the table selects no open mismatch.
             GuardsBrokenError: A table was dropped, or dropped and made again, by another program: `rebuild` says
                 which rows count.
             MigrationError: There is nothing to make again, or nothing to make it from.
         """
+        selection = Selection.of(numbers, table)
         if rebuild is not None:
-            return self._rebuild(_side(rebuild), foreign, dry_run, progress)
+            return self._rebuild(_side(rebuild), foreign, selection, dry_run=dry_run, reason=reason, progress=progress)
         phase = self.phase
-        adopted = () if dry_run or phase.has_legacy else self._adopt_strays(progress)
+        adopted = () if dry_run or selection or phase.has_legacy else self._adopt_strays(progress)
         if self._mend(dry_run=dry_run) and not phase.writes_normalized:
             return ReconcileReport(dry_run)  # there is nothing else to do
         require_two_sides(phase)
-        report = reconcile(self._reading, self._repairing, foreign=foreign, dry_run=dry_run, progress=progress)
+        report = reconcile(
+            self._reading,
+            self._repairing,
+            selection,
+            foreign=foreign,
+            dry_run=dry_run,
+            reason=reason,
+            progress=progress,
+        )
         return replace(report, adopted_tables=adopted) if adopted else report
 
     def _adopt_strays(self, progress: Watch) -> tuple[Adopted, ...]:
@@ -113,7 +131,13 @@ class Agreement(MigrationRecords):
             return ()
         return tuple(adopt_strays(self._repairing, self._flipping, progress))
 
-    def _rebuild(self, side: Side, foreign: Choice, dry_run: bool, progress: Watch) -> ReconcileReport:
+    def _rebuild(
+        self, side: Side, foreign: Choice, selection: Selection, *, dry_run: bool, reason: str | None, progress: Watch
+    ) -> ReconcileReport:
+        if selection:
+            raise errors.InvalidValueError(
+                "a side is made again whole", hint="leave out the numbers and the table", field="rebuild"
+            )
         if dry_run:
             raise errors.InvalidValueError(
                 "a side is made again or not; there is no preview of it",
@@ -124,7 +148,9 @@ class Agreement(MigrationRecords):
         rebuilt = rebuild_side(self._repairing, self._flipping, side, progress)
         report = ReconcileReport(False)
         if self.phase.writes_normalized:
-            report = reconcile(self._reading, self._repairing, foreign=foreign, progress=progress)
+            report = reconcile(
+                self._reading, self._repairing, selection, foreign=foreign, reason=reason, progress=progress
+            )
         return replace(report, rebuilt=rebuilt)
 
     def _mend(self, *, dry_run: bool) -> bool:

@@ -174,7 +174,7 @@ class _Chunks:
         self.pair = pair
         self.progress = progress
         self.state = _State()
-        self.pace = Pace()
+        self.pace = Pace(writing)
         self.started = time.monotonic()
         self.total: int | None = None
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.ledgers import audit, mismatches, rejects
+from consensus_orm.ledgers.selection import Selection
 from consensus_orm.migration.carrying import carry_reject
 from consensus_orm.migration.records import MigrationRecords
+from consensus_orm.models.control import Mismatch, Reject
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -43,28 +45,37 @@ class Decisions(MigrationRecords):
 
         self._repairing.run(accept)
 
-    def accept_rejects(self, numbers: Iterable[int] = (), *, all_of: str | None = None, reason: str) -> list[int]:
+    def accept_rejects(
+        self,
+        numbers: Iterable[int | range] = (),
+        *,
+        table: str | None = None,
+        all_of: str | None = None,
+        reason: str,
+    ) -> list[int]:
         """Let the migration go on without several rejected rows; all of them are accepted, or none.
 
         Args:
-            numbers: Their numbers in `rejects`.
-            all_of: Accept every open reject that has exactly this reason, too.
+            numbers: Their numbers in `rejects`, or ranges of numbers, of which those that are open are accepted.
+            table: Accept every open reject of this pair or table; not together with numbers.
+            all_of: Accept every open reject that has exactly this reason, too; together with a table, those of it.
             reason: Why they are not needed on the normalized side.
 
         Returns:
             The numbers that were accepted, in order.
 
         Raises:
-            InvalidValueError: One of them is no open reject, none has that reason, or the reason is missing.
+            InvalidValueError: A number is that of no open reject, a range, the table or that reason has none, or the
+                reason is missing.
         """
         _require_reason(reason)
-        given = _positions(numbers)
+        selection = Selection.of(numbers, table, all_of)
 
         def accept(uow: UnitOfWork) -> list[int]:
-            chosen = sorted(given | (set() if all_of is None else rejects.with_reason(uow, all_of)))
+            chosen = [entry.number for entry in selection.entries(uow, Reject)]
             for number in chosen:
                 rejects.accept(uow, number, reason)
-            audit.add(uow, "accept rejects", reason=reason, numbers=chosen, all_of=all_of)
+            audit.add(uow, "accept rejects", reason=reason, numbers=chosen, table=table, all_of=all_of)
             return chosen
 
         return self._repairing.run(accept)
@@ -133,17 +144,36 @@ class Decisions(MigrationRecords):
         Raises:
             InvalidValueError: There is no such open mismatch, or the reason is missing.
         """
+        self.accept_mismatches([number], reason=reason)
+
+    def accept_mismatches(
+        self, numbers: Iterable[int | range] = (), *, table: str | None = None, reason: str
+    ) -> list[int]:
+        """Leave several mismatches as they are; all of them are accepted, or none.
+
+        Args:
+            numbers: Their numbers in `mismatches`, or ranges of numbers, of which those that are open are accepted.
+            table: Accept every open mismatch of this pair or table; not together with numbers.
+            reason: Why they do not matter.
+
+        Returns:
+            The numbers that were accepted, in order.
+
+        Raises:
+            InvalidValueError: A number is that of no open mismatch, a range or the table has none, or the reason is
+                missing.
+        """
         _require_reason(reason)
+        selection = Selection.of(numbers, table)
 
-        def accept(uow: UnitOfWork) -> None:
-            mismatches.accept(uow, number, reason)
-            audit.add(uow, "accept mismatch", reason=reason, number=number)
+        def accept(uow: UnitOfWork) -> list[int]:
+            chosen = [entry.number for entry in selection.entries(uow, Mismatch)]
+            for number in chosen:
+                mismatches.accept(uow, number, reason)
+            audit.add(uow, "accept mismatches", reason=reason, numbers=chosen, table=table)
+            return chosen
 
-        self._repairing.run(accept)
-
-
-def _positions(numbers: Iterable[int]) -> set[int]:
-    return {check.position("numbers", number) for number in check.several("numbers", numbers)}
+        return self._repairing.run(accept)
 
 
 def _require_reason(reason: str | None) -> None:

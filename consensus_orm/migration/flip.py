@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
-from consensus_orm.ledgers import audit, backfill_progress
+from consensus_orm.ledgers import audit, backfill_progress, control
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands
 from consensus_orm.phase import Phase
@@ -37,11 +37,15 @@ def flip(
         reason: Why, for the audit.
         forced: Whether waiting was skipped.
         **detail: Facts for the audit; no contents of rows.
+
+    Raises:
+        GateClosedError: Changes of phase are on hold.
     """
     if to.writes_normalized:
         there = uow.catalog.tables(uow)
         uow.catalog.create(uow, [table for table in uow.statements.mapping.originals if table.name not in there])
     guard_record.install(uow, to)
+    _require_released(uow, to)
     if to.has_legacy:
         uow.catalog.level_sequences(uow)
         uow.catalog.legacy.remember(uow)
@@ -56,3 +60,16 @@ def flip(
         **Demands.of(uow.settings, to).stored(),
     )
     audit.add(uow, action, to=to, reason=reason, forced=forced, **detail)
+
+
+def _require_released(uow: UnitOfWork, to: Phase) -> None:
+    """Refuse every change of phase, in either direction, until an operator releases it.
+
+    Raises:
+        GateClosedError: Changes of phase are on hold.
+    """
+    if (why := control.held(uow)) is not None:
+        reason = f"{why}; run: {control.HOLD}"
+        raise errors.GateClosedError(
+            f"the gate to {to.name} is shut", hint=reason, reasons=[reason], phase=uow.phase, to=to
+        )

@@ -17,7 +17,8 @@ from consensus_orm.databases import guard_record
 from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.move import single_key
 from consensus_orm.declaration.rules import is_text
-from consensus_orm.ledgers import backfill_progress, certificates, changes, guards, mismatches, rejects
+from consensus_orm.formats import duration
+from consensus_orm.ledgers import audit, backfill_progress, certificates, changes, control, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands, began_in_future, in_force, soak_left
 from consensus_orm.phase import Phase, Side
@@ -60,12 +61,14 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
     found = [Obstacle(flaw.text, flaw.command) for flaw in (guards.look(uow) if flaws is None else flaws)]
     if guard_record.lost(uow):
         return found  # the next conditions are read from these tables
+    if (why := control.held(uow)) is not None:
+        found.append(Obstacle(why, control.HOLD))
     if not phase.writes_normalized:
         found += _missing_tables(uow)
     else:
         found += _not_carried(uow)
+        found += _unsettled(uow)  # before a verify, which would find the same again
         found += _uncertified(uow, demanded)
-        found += _unsettled(uow)
     found += _unfit_keys(uow)
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
@@ -80,12 +83,8 @@ def _soak(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
     if began_in_future(uow):
         why = ", counted from now: the phase began at a date that lies in the future, so the clock was set back"
     elif Demands.of(uow.settings, uow.phase).soak < demanded.soak:  # longer than the settings make one expect
-        why = f", of the {_words(demanded.soak)} that were demanded when it began"
-    yield Obstacle(f"the soak of {uow.phase.name} lasts {_words(left)} more{why}", waiting=True, soak=True)
-
-
-def _words(duration: timedelta) -> str:
-    return str(timedelta(seconds=-(-duration // timedelta(seconds=1))))
+        why = f", of the {duration(demanded.soak)} that were demanded when it began"
+    yield Obstacle(f"the soak of {uow.phase.name} lasts {duration(left)} more{why}", waiting=True, soak=True)
 
 
 def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
@@ -135,7 +134,7 @@ def _uncertified(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
     if seen.mapping != uow.statements.fingerprint:
         yield Obstacle("the mapping has changed since the last verify", verify)
     if seen.differences:
-        yield Obstacle(f"the last verify found {seen.differences} differing rows", "consensus-orm reconcile")
+        yield Obstacle(f"the last verify found {seen.differences} differing rows", _about_differences(uow, seen))
     if seen.missed or seen.missed is None:
         yield Obstacle(
             f"the last verify cannot account for {seen.missed or 'all'} rows, which were not compared", verify
@@ -153,7 +152,13 @@ def _uncertified(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
         return
     age = timedelta(milliseconds=milliseconds(uow) - seen.at)
     if age > demanded.certificate_max_age:
-        yield Obstacle(f"the last clean verify is {_words(age)} old", verify, waiting=True)
+        yield Obstacle(f"the last clean verify is {duration(age)} old", verify, waiting=True)
+
+
+def _about_differences(uow: UnitOfWork, seen: certificates.Seen) -> str:
+    """The command that helps where rows differed: once they are settled, only a verify can say that they agree."""
+    settled = audit.newest(uow, "reconcile") >= seen.at and not mismatches.count_open(uow)
+    return "consensus-orm verify" if settled else "consensus-orm reconcile"
 
 
 def _unsettled(uow: UnitOfWork) -> Iterator[Obstacle]:

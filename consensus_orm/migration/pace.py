@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
-from consensus_orm.ledgers import changes
+from consensus_orm.ledgers import changes, control
 from consensus_orm.migration.settling import CHANGES_IN_ONE_TRANSACTION, Drained
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.progress import Tally, Watch
@@ -26,10 +27,18 @@ UNKNOWN = 3
 it now and then gets it in one of these rests (without them 9 to 37 of its 370 turns a second, measured)."""
 
 
+LOOK_AGAIN = 0.5
+"""Seconds after which a paused step looks again whether it may go on."""
+
+
 class Pace:
     """The pace of one step: `begin` in each of its transactions, `end` after it, `rest` before the next.
 
+    An operator steers it from any process by the control row: `rest` waits while steps are paused, and after as many
+    rows as a throttle allows.
+
     Args:
+        reading: Opens a reading unit of work, to look at the control row while the step is paused.
         most: How much is done in one transaction at most, in rows or changes; `chunk_rows` where left out, of which a
             server takes several times as many where no other program writes.
 
@@ -38,7 +47,9 @@ class Pace:
         in_company: Whether others wrote since the transaction before.
     """
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, reading: Transactions, most: int | None = None) -> None:
+        self._reading = replace(reading, read_only=True)
+        self._control = control.FREE
         self._most = most
         self._next = most or 0
         self.size = 0
@@ -56,7 +67,10 @@ class Pace:
         """
         self._uow, self._behind = uow, behind
         self.in_company = uow._connected.others_wrote()
+        self._control = control.read(uow)
         self.size = (self._next or uow.settings.chunk_rows) * (2 if behind else 1)
+        if self._control.throttle is not None:
+            self.size = max(min(self.size, self._control.throttle), 1)  # at most a second's rows at once
         self._begun = time.monotonic()
 
     def end(self) -> None:
@@ -74,8 +88,13 @@ class Pace:
     def rest(self) -> None:
         """Leave the database to writers; the time since `end` counts."""
         pause = self._uow.settings.chunk_pause.total_seconds()
+        throttled = self.size / self._control.throttle if self._control.throttle else 0.0
         # Alone a little, too: a writer that never got the lock is not noticed.
-        time.sleep(max(pause if self.in_company else pause / 4, self._free_until - time.monotonic()))
+        free_until = max(self._free_until, self._begun + throttled)
+        time.sleep(max(pause if self.in_company else pause / 4, free_until - time.monotonic()))
+        while self._control.paused_at is not None:
+            time.sleep(LOOK_AGAIN)
+            self._control = self._reading.run(control.read)
 
     def _fitting(self, held: float) -> int:
         goal, times = self._uow.catalog.longest_chunk
@@ -101,7 +120,7 @@ def in_chunks(
     Yields:
         The result of each transaction, after its commit.
     """
-    pace = Pace()
+    pace = Pace(writing)
 
     def chunk(uow: UnitOfWork) -> tuple[T, int] | None:
         pace.begin(uow)
@@ -126,7 +145,7 @@ def catch_up(writing: Transactions, drain: Callable[[UnitOfWork, int], Drained],
     Returns:
         How many changes were carried; those that wait for a choice are not among them.
     """
-    tally, pace = Tally(progress, "changes", "changes"), Pace(CHANGES_IN_ONE_TRANSACTION)
+    tally, pace = Tally(progress, "changes", "changes"), Pace(writing, CHANGES_IN_ONE_TRANSACTION)
     total, drained = 0, Drained(0, 0)
     mark: int | None = None
 

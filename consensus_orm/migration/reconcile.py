@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from consensus_orm.ledgers import audit, changes, images
+from consensus_orm import errors
+from consensus_orm.ledgers import audit, changes, images, mismatches
 from consensus_orm.ledgers.binding import Key, among
+from consensus_orm.ledgers.selection import Selection
 from consensus_orm.migration.carrying import print_statements
 from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.planning import Action, Choice, Undecided, What, Why, plan_rows, require_choice
@@ -19,7 +22,8 @@ from consensus_orm.migration.rebuild import Rebuilt
 from consensus_orm.migration.settling import CHANGES_IN_ONE_TRANSACTION, Outcome, settle_open, settle_rows
 from consensus_orm.migration.strays import Adopted
 from consensus_orm.migration.transactions import Transactions
-from consensus_orm.migration.verify import Seen, require_epoch, scan
+from consensus_orm.migration.verify import Seen, require_epoch, require_two_sides, scan
+from consensus_orm.models.control import Mismatch
 from consensus_orm.phase import Side
 from consensus_orm.progress import Watch
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -79,14 +83,16 @@ class _Survey:
 def reconcile(
     reading: Transactions,
     writing: Transactions,
+    selection: Selection,
     *,
     foreign: Choice = None,
     dry_run: bool = False,
+    reason: str | None = None,
     progress: Watch = None,
 ) -> ReconcileReport:
-    """Make both sides equal; see `Migration.reconcile`."""
+    """Make both sides equal, or the selected rows of them; see `Migration.reconcile`."""
     require_choice(foreign)
-    survey = reading.repeat(lambda: _look(reading, foreign, progress))
+    survey = reading.repeat(lambda: _look(reading, selection, foreign, progress))
     if dry_run:
         return ReconcileReport(True, (*survey.actions, *survey.parents), tuple(survey.undecided))
     if survey.actions:
@@ -94,17 +100,19 @@ def reconcile(
     done = Outcome()
     for chunk in _settled(writing, survey, foreign):
         done += chunk
-    done = writing.run(lambda uow: _finish(uow, survey, done, foreign))
+    done = writing.run(lambda uow: _finish(uow, survey, done, selection, foreign=foreign, reason=reason))
     return ReconcileReport(False, done.actions, done.undecided, done.images, done.rejects)
 
 
-def _look(reading: Transactions, foreign: Choice, progress: Watch) -> _Survey:
-    survey = _Survey(scan(reading, progress))
+def _look(reading: Transactions, selection: Selection, foreign: Choice, progress: Watch) -> _Survey:
+    survey = _Survey(_selected(reading, selection) if selection.numbers else scan(reading, progress, selection))
     with reading() as uow:
-        for pair in uow.statements.mapping:
+        for name in selection.pairs(uow):
+            pair = uow.statements.mapping[name]
             # In the other phases the records are of all writes, and wait for the way back.
-            written = changes.recorded_keys(uow, pair) if uow.phase.compares else ()
-            keys = list(dict.fromkeys((*written, *survey.seen.doubtful.get(pair.name, ()))))
+            written = changes.recorded_keys(uow, pair) if uow.phase.compares and not selection.numbers else ()
+            known = mismatches.open_keys(uow, pair) if selection.table is not None else ()
+            keys = list(dict.fromkeys((*written, *known, *survey.seen.doubtful.get(pair.name, ()))))
             survey.keys[pair.name] = keys
             for start in range(0, len(keys), CHANGES_IN_ONE_TRANSACTION):
                 plan = plan_rows(uow, pair, keys[start : start + CHANGES_IN_ONE_TRANSACTION], foreign)
@@ -113,9 +121,25 @@ def _look(reading: Transactions, foreign: Choice, progress: Watch) -> _Survey:
     return survey
 
 
+def _selected(reading: Transactions, selection: Selection) -> Seen:
+    """The rows of some mismatches, without a comparison of all others."""
+    with reading() as uow:
+        require_two_sides(uow.phase)
+        seen = Seen(epoch=uow.epoch)
+        for entry in selection.entries(uow, Mismatch):
+            if entry.key is None:
+                raise errors.InvalidValueError(
+                    f"mismatch {entry.number} stands for many rows",
+                    hint=f"run: consensus-orm reconcile --table {entry.pair}",
+                    field="numbers",
+                )
+            seen.doubtful.setdefault(entry.pair, []).append(entry.key)
+        return seen
+
+
 def _settled(writing: Transactions, survey: _Survey, foreign: Choice) -> Iterator[Outcome]:
     """Settle the rows of the survey in short transactions."""
-    pace = Pace(CHANGES_IN_ONE_TRANSACTION)
+    pace = Pace(writing, CHANGES_IN_ONE_TRANSACTION)
 
     def settle(uow: UnitOfWork, name: str, keys: list[Key]) -> Outcome:
         require_epoch(uow, survey.seen)
@@ -131,8 +155,13 @@ def _settled(writing: Transactions, survey: _Survey, foreign: Choice) -> Iterato
             pace.rest()
 
 
-def _finish(uow: UnitOfWork, survey: _Survey, done: Outcome, foreign: Choice) -> Outcome:
-    """Settle the parents and whatever was written or found meanwhile, and add an entry to the audit."""
+def _finish(
+    uow: UnitOfWork, survey: _Survey, done: Outcome, selection: Selection, *, foreign: Choice, reason: str | None
+) -> Outcome:
+    """Settle the parents and whatever was written or found meanwhile, and add an entry to the audit.
+
+    Of a selection nothing is settled that was not selected.
+    """
     require_epoch(uow, survey.seen)
     kept = 0
     for parent, keys in survey.seen.parents.items():
@@ -140,11 +169,17 @@ def _finish(uow: UnitOfWork, survey: _Survey, done: Outcome, foreign: Choice) ->
         kept += len(images.keep_parents(uow, of, keys, Why.DERIVED))
         for statement in of.settle:
             uow._execute(statement, among(keys))
-    whole = done + Outcome(tuple(survey.parents), images=kept) + settle_open(uow)
+    whole = done + Outcome(tuple(survey.parents), images=kept)
+    if not selection:
+        whole += settle_open(uow)
+    elif selection.table is not None:
+        _settle_storms(uow, selection)
     foreigners = sum(action.why.foreign for action in whole.actions)
     audit.add(
         uow,
         "reconcile",
+        reason=reason,
+        **_named(selection),
         foreign=foreign,
         adopted=foreigners,
         repaired=len(whole.actions) - foreigners,
@@ -153,3 +188,19 @@ def _finish(uow: UnitOfWork, survey: _Survey, done: Outcome, foreign: Choice) ->
         rejects=whole.rejects,
     )
     return whole
+
+
+def _settle_storms(uow: UnitOfWork, selection: Selection) -> None:
+    """Close the entries that stand for many rows of a table, all of which were compared."""
+    for name in selection.pairs(uow):
+        pair = uow.statements.mapping[name]
+        if not (uow.phase.compares and changes.some_undecided(uow, pair)):
+            mismatches.settle_storms(uow, pair)
+
+
+def _named(selection: Selection) -> dict[str, Any]:
+    """What was selected, for the audit."""
+    if not selection:
+        return {}
+    numbers = [str(n) if isinstance(n, int) else f"{n[0]}-{n[-1]}" for n in selection.numbers]
+    return {"selected": selection.table or numbers}

@@ -93,7 +93,8 @@ class MigrationRecords:
         initial, needs_upgrade = self._units.initial_phase, self._units.identity.needs_upgrade
 
         def look(uow: UnitOfWork) -> MigrationStatus:
-            return collect(uow, initial, told, outdated=uow.prepared and needs_upgrade)
+            outdated = uow.prepared and needs_upgrade
+            return collect(uow, initial, told, outdated=outdated, others=self._units.application.unmapped)
 
         return self._reading.run(look)
 

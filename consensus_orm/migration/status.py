@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Table, func, select
 
 from consensus_orm.databases import state
 from consensus_orm.declaration.move import Move
@@ -12,11 +14,13 @@ from consensus_orm.ledgers import (
     backfill_progress,
     certificates,
     changes,
+    control,
     guards,
     images,
     mismatches,
     rejects,
 )
+from consensus_orm.ledgers.control import Control
 from consensus_orm.migration import demands, gates
 from consensus_orm.migration.gates import Obstacle
 from consensus_orm.phase import Phase, Side
@@ -32,6 +36,7 @@ class PairStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
+    legacy_table: str
     legacy_rows: int | None
     """None where the table does not exist."""
     normalized_rows: int | None
@@ -68,6 +73,8 @@ class MigrationStatus(BaseModel):
     reads: Side
     pairs: list[PairStatus]
     parents: dict[str, int]
+    other_tables: dict[str, int]
+    """Rows of the tables of the application that no move has, such as agent_executions."""
     certificate: CertificateStatus | None
     mismatches: int
     rejects: int
@@ -80,6 +87,8 @@ class MigrationStatus(BaseModel):
     images: int
     """Rows that were kept before they were overwritten or deleted, and that were not put back."""
     soak_left: timedelta
+    control: Control
+    """What an operator has told the migration: pause, throttle, hold."""
     clock_set_back: bool
     """Whether the phase or its certificate has a date in the future: it counts from now, or not at all."""
     rewrite: str | None = None
@@ -89,7 +98,14 @@ class MigrationStatus(BaseModel):
     next_command: str
 
 
-def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outdated: bool = False) -> MigrationStatus:
+def collect(
+    uow: UnitOfWork,
+    initial: Phase,
+    rewrite: str | None = None,
+    *,
+    outdated: bool = False,
+    others: Sequence[Table] = (),
+) -> MigrationStatus:
     """Read everything within one snapshot.
 
     Args:
@@ -97,6 +113,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outd
         initial: The phase in which a database begins that was never upgraded.
         rewrite: What an upgrade will do to tables that another program made.
         outdated: Whether the control tables are those of an earlier release, which lack what was added since.
+        others: Tables of the application that no move has.
     """
     phase = uow.phase if uow.prepared else initial
     current = uow.prepared and not outdated
@@ -120,6 +137,11 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outd
             p.table.name: _count(uow, p.table.name, uow.statements.parents[p.table.name].all_rows, there) or 0
             for p in uow.statements.mapping.parents
         },
+        other_tables={
+            table.name: int(uow._rows(select(func.count()).select_from(table))[0][0])
+            for table in others
+            if table.name.lower() in there
+        },
         certificate=_certificate(uow) if current and "consensus_orm_certificates" in there else None,
         mismatches=mismatches.count_open(uow) if uow.prepared else 0,
         rejects=rejects.count_open(uow) if uow.prepared else 0,
@@ -129,6 +151,7 @@ def collect(uow: UnitOfWork, initial: Phase, rewrite: str | None = None, *, outd
         images=images.count(uow) if current and "consensus_orm_images" in there else 0,
         soak_left=demands.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
+        control=control.read(uow) if current and "consensus_orm_control" in there else control.FREE,
         clock_set_back=current and demands.clock_set_back(uow),
         gate=[obstacle.text for obstacle in obstacles] if phase.next else [],
         next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),
@@ -157,6 +180,7 @@ def _pair(uow: UnitOfWork, pair: Move, phase: Phase, there: set[str]) -> PairSta
     legacy = _count(uow, pair.legacy_name, sql.all_rows(Side.LEGACY), there) if phase.has_legacy else None
     return PairStatus(
         name=pair.name,
+        legacy_table=pair.legacy_name,
         legacy_rows=legacy,
         normalized_rows=_count(uow, pair.table.name, sql.all_rows(Side.NORMALIZED), there),
         backfilled=progress.rows,

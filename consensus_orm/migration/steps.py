@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.carrying import print_statements
 from consensus_orm.migration.contraction import contract, empty_dropped
 from consensus_orm.migration.flip import expect, flip
+from consensus_orm.migration.gates import Obstacle
 from consensus_orm.migration.verify import VerifyReport
 from consensus_orm.migration.way_back import expand_again, roll_back, undo_expansion
 from consensus_orm.phase import Phase, Side
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from consensus_orm.migration.rehearsal_report import RehearsalReport, RehearsalStep
 
 __all__ = ["Step", "Steps"]
+
+LOOK_AGAIN = 1.0
+"""Seconds after which a step that waits looks again at the gate."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Steps(Agreement):
         reason: str | None = None,
         force: bool = False,
         soak: bool = True,
+        wait: timedelta | None = None,
         progress: Watch = None,
     ) -> Phase:
         """Go to the next phase, or step by step to a later one; each gate must be open.
@@ -88,24 +94,28 @@ class Steps(Agreement):
             force: Do not wait for soak times or for a fresh certificate. Never opens a gate behind which rows
                 would be lost.
             soak: Whether soak times count; False is for a database that nobody is using, and is kept in the audit.
+            wait: How long to wait for a gate that is shut, until time or another process has opened it; not at all
+                where left out.
             progress: Called after each chunk where a file is backed up, or legacy tables are emptied.
 
         Returns:
             The phase reached.
 
         Raises:
-            GateClosedError: A gate is shut; its reasons say what would help.
+            GateClosedError: A gate is shut, after the wait still; its reasons say what would help.
             PhaseChangedError: Another process changed the phase meanwhile.
             InvalidValueError: There is no such phase, it lies behind, or the reason is missing.
         """
         if force and not (reason or "").strip():
             raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
+        deadline = _deadline(wait)
         now = self.phase
         target = _not_behind(now, Phase.parse(to) if to is not None else now.next or now)
         self._upgrade.run_if_needed(progress)  # only now: a refusal has written nothing
         self._finish_interrupted(progress)
         for following in [phase for phase in Phase if now < phase <= target]:
-            self._advance(now, following, reason=reason, force=force, soak=soak, progress=progress)
+            step = partial(self._advance, now, following, reason=reason, force=force, soak=soak, progress=progress)
+            self._once_open(step, deadline, lambda _, found: all(_is_skipped(o, force=force, soak=soak) for o in found))
             now = following
         return now
 
@@ -115,6 +125,7 @@ class Steps(Agreement):
         *,
         soak: bool = True,
         reason: str | None = None,
+        wait: timedelta | None = None,
         progress: Watch = None,
         tell: Callable[[Step], object] | None = None,
     ) -> list[Step]:
@@ -127,6 +138,8 @@ class Steps(Agreement):
             to: The phase to reach.
             soak: Whether soak times count; False is for a database that nobody is using, and is kept in the audit.
             reason: Why, for the audit.
+            wait: How long to wait at gates that are shut, all together: until a soak is over, or what else kept the
+                gate shut has changed; then the steps go on, with a new verify. Not at all where left out.
             progress: Called after each chunk.
             tell: Called after each step.
 
@@ -134,17 +147,47 @@ class Steps(Agreement):
             The steps, in order.
 
         Raises:
-            GateClosedError: A gate is shut; its reasons say what would help.
+            GateClosedError: A gate is shut, after the wait still; its reasons say what would help.
             PhaseChangedError: Another process changed the phase meanwhile.
             InvalidValueError: There is no such phase, or it lies behind.
         """
         target = _not_behind(self.phase, Phase.parse(to))
-        taken: list[Step] = []
-        for step in self._steps(target, soak=soak, reason=reason, progress=progress):
-            taken.append(step)
-            if tell is not None:
-                tell(step)
+        deadline, taken = _deadline(wait), list[Step]()
+
+        def go() -> None:
+            for step in self._steps(target, soak=soak, reason=reason, progress=progress):
+                taken.append(step)
+                if tell is not None:
+                    tell(step)
+
+        self._once_open(go, deadline, partial(_has_changed, soak=soak))
         return taken
+
+    def _once_open(
+        self,
+        step: Callable[[], object],
+        deadline: float | None,
+        may_go_on: Callable[[list[Obstacle], list[Obstacle]], bool],
+    ) -> None:
+        """Take a step; where its gate is shut, take it again once it may go on, until the deadline.
+
+        Args:
+            step: What is done.
+            deadline: On the monotonic clock; None not to wait.
+            may_go_on: Is given the obstacles at the refusal, and those now.
+        """
+        while True:
+            try:
+                step()
+                return
+            except errors.GateClosedError:
+                if deadline is None:
+                    raise
+                before = self._reading.run(gates.obstacles)
+                while not may_go_on(before, self._reading.run(gates.obstacles)):
+                    if (left := deadline - time.monotonic()) <= 0:
+                        raise
+                    time.sleep(min(LOOK_AGAIN, left))
 
     def _steps(self, to: Phase, *, soak: bool, reason: str | None, progress: Watch) -> Iterator[Step]:
         """Take one step after the other."""
@@ -307,6 +350,20 @@ def _not_behind(now: Phase, target: Phase) -> Phase:
     return target
 
 
+def _deadline(wait: timedelta | None) -> float | None:
+    return None if wait is None else time.monotonic() + wait.total_seconds()
+
+
+def _has_changed(before: list[Obstacle], now: list[Obstacle], *, soak: bool) -> bool:
+    """Whether the soak is over, and what else kept the gate shut is no longer what it was."""
+    was, shut = ({o.reason for o in found if not o.waiting} for found in (before, now))
+    return not (soak and any(o.soak for o in now)) and (not shut or shut != was)
+
+
+def _is_skipped(obstacle: Obstacle, *, force: bool, soak: bool) -> bool:
+    return (force and obstacle.waiting) or (obstacle.soak and not soak)
+
+
 def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> dict[str, list[str]]:
     """Refuse to go on where the gate is shut.
 
@@ -314,7 +371,7 @@ def _pass_gate(uow: UnitOfWork, to: Phase, *, force: bool, soak: bool) -> dict[s
         Facts for the audit: what the phase demanded and was skipped.
     """
     found = gates.obstacles(uow)
-    skipped = [o.text for o in found if (force and o.waiting) or (o.soak and not soak)]
+    skipped = [o.text for o in found if _is_skipped(o, force=force, soak=soak)]
     shut = [o.text for o in found if o.text not in skipped]
     if shut:
         raise errors.GateClosedError(

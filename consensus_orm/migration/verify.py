@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from consensus_orm._version import __version__
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import backfill_progress, certificates, guards, mismatches, rejects
-from consensus_orm.ledgers.binding import Key, milliseconds
+from consensus_orm.ledgers.binding import Key, among, keys_of, milliseconds
+from consensus_orm.ledgers.selection import Selection
 from consensus_orm.migration import keyless
 from consensus_orm.migration.ranges import Counted, Look, Ranges, Readers, TableStatements
 from consensus_orm.migration.transactions import Transactions, connections
@@ -64,6 +65,7 @@ class VerifyReport:
         normalized_rows: Rows on the normalized side.
         compared: Rows compared column by column.
         differences: The rows that differ, confirmed under the lock.
+        not_carried: Legacy rows that the backfill has not reached yet: they do not differ, and are not compared.
         missed: Tables with rows that the verify cannot account for: they were not compared, and are no rejects.
         rejects: Rejects that await a decision.
         certificate: Number of the certificate.
@@ -75,6 +77,7 @@ class VerifyReport:
     normalized_rows: int
     compared: int
     differences: tuple[Difference, ...]
+    not_carried: int
     missed: tuple[Counted, ...]
     rejects: int
     certificate: int
@@ -82,9 +85,9 @@ class VerifyReport:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing differs, and no row was missed; on the way back a rejected row counts as missed, too."""
+        """Whether nothing differs, and every row was compared; on the way back rejected rows count as missed, too."""
         left_behind = self.rejects if self.phase.truth is Side.NORMALIZED else 0
-        return not (self.differences or self.missed or left_behind)
+        return not (self.differences or self.not_carried or self.missed or left_behind)
 
 
 @dataclass
@@ -123,8 +126,14 @@ def verify(reading: Transactions, writing: Transactions, progress: Watch = None)
     return writing.run(lambda uow: _conclude(uow, seen, started))
 
 
-def scan(reading: Transactions, progress: Watch = None) -> Seen:
-    """Compare both sides whole in one snapshot, and write nothing; refuses a phase without two sides."""
+def scan(reading: Transactions, progress: Watch = None, selection: Selection | None = None) -> Seen:
+    """Compare both sides in one snapshot, and write nothing; refuses a phase without two sides.
+
+    Args:
+        reading: Opens a reading unit of work.
+        progress: Called after each chunk.
+        selection: Its table is compared, without parents; otherwise both sides whole.
+    """
     with reading() as uow:
         require_two_sides(uow.phase)
         seen = Seen(
@@ -138,7 +147,7 @@ def scan(reading: Transactions, progress: Watch = None) -> Seen:
                 seen.aside[pair.name] = {side: rejects.on_one_side(uow, pair, side) for side in Side}
             else:
                 seen.counted[pair.table.name] = _alone(uow, pair)
-        tables = _Tables(uow)
+        tables = _Tables(uow, selection.pairs(uow) if selection and selection.table is not None else None)
         if not uow.catalog.keeps_writers_waiting(uow):
             with _several(reading, uow) as others:
                 readers = Readers(others, lambda: contextlib.nullcontext(uow._rows))
@@ -186,15 +195,17 @@ def _several(reading: Transactions, uow: UnitOfWork) -> Iterator[list[Look]]:
 class _Tables:
     """Every table that is compared, as of one snapshot."""
 
-    def __init__(self, uow: UnitOfWork) -> None:
-        pairs = uow.statements.mapping if uow.phase.has_legacy else ()
+    def __init__(self, uow: UnitOfWork, only: Sequence[str] | None = None) -> None:
+        mapping = uow.statements.mapping if uow.phase.has_legacy else ()
+        self.pairs = [pair for pair in mapping if only is None or pair.name in only]
         frozen = uow.phase.freezes_legacy
         self.sides = {
             (pair.name, side): Ranges(uow._rows, _on_side(uow.statements[pair], side, frozen))
-            for pair in pairs
+            for pair in self.pairs
             for side in Side
         }
-        self.parents = {name: Ranges(uow._rows, _on_parents(sql)) for name, sql in uow.statements.parents.items()}
+        parents = uow.statements.parents if only is None else {}
+        self.parents = {name: Ranges(uow._rows, _on_parents(sql)) for name, sql in parents.items()}
 
     def look_ahead(self) -> None:
         """Find all ranges now, while the snapshot lasts."""
@@ -218,7 +229,7 @@ def _on_parents(sql: ParentStatements) -> TableStatements:
 
 
 def _look_through(uow: UnitOfWork, tables: _Tables, readers: Readers, seen: Seen, progress: Watch) -> None:
-    for pair in uow.statements.mapping if uow.phase.has_legacy else ():
+    for pair in tables.pairs:
         _compare(tables, readers, pair, seen, progress)
         uow._tell(ComparisonEvent(pair.name, "verify", seen.counted[pair.legacy_name].looked_at))
     for name, ranges in tables.parents.items():
@@ -258,8 +269,11 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     since = rejects.newest(uow)
     for pair in mapping:
         _reject_keyless(uow, pair, seen)
+    not_carried = {pair.name: _not_carried(uow, pair, seen.doubtful.get(pair.name, [])) for pair in mapping}
     differences = [
-        difference for pair in mapping for difference in _confirmed(uow, pair, seen.doubtful.get(pair.name, []))
+        difference
+        for pair in mapping
+        for difference in _confirmed(uow, pair, seen.doubtful.get(pair.name, []), not_carried[pair.name])
     ]
     for parent in mapping.parents:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
@@ -271,8 +285,9 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
         phase=uow.phase,
         legacy_rows=sum(table.rows for table in legacy),
         normalized_rows=sum(table.rows for table in normalized),
-        compared=sum(table.looked_at for table in legacy),
+        compared=sum(table.looked_at for table in legacy) - sum(map(len, not_carried.values())),
         differences=tuple(differences),
+        not_carried=sum(map(len, not_carried.values())),
         missed=seen.missed,
         rejects=rejects.count_open(uow),
         certificate=0,
@@ -309,7 +324,7 @@ def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
         normalized_rows=_named(seen, (pair.table.name for pair in pairs)),
         compared=report.compared,
         differences=len(report.differences),
-        missed=sum(table.missed for table in report.missed),
+        missed=sum(table.missed for table in report.missed) + report.not_carried,
         rejects=report.rejects,
         changes=seen.changes,
         last_mismatch=seen.last_mismatch,
@@ -322,16 +337,24 @@ def _named(seen: Seen, tables: Iterable[str]) -> int:
     return sum(table.rows - table.keyless for table in seen.of(tables))
 
 
-def _confirmed(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> Iterator[Difference]:
-    left_out: set[Key] = set()
+def _not_carried(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> set[Key]:
+    """Those of the doubtful rows that the backfill has not reached yet."""
+    if not doubtful or uow.phase.truth is not Side.LEGACY:
+        return set()
+    progress = backfill_progress.of(uow, pair)
+    if progress.finished:
+        return set()
+    sql = uow.statements[pair].not_carried(begun=progress.last_key is not None)
+    return set(keys_of(uow, sql, {"_after": progress.last_key, **among(doubtful)}))
+
+
+def _confirmed(uow: UnitOfWork, pair: Move, doubtful: list[Key], not_carried: set[Key]) -> Iterator[Difference]:
+    left_out = set(not_carried)
     if doubtful and uow.phase.has_legacy:
-        left_out = set().union(*(rejects.on_one_side(uow, pair, side) for side in Side))
-    to_come = uow.phase.truth is Side.LEGACY and not backfill_progress.of(uow, pair).finished
+        left_out = left_out.union(*(rejects.on_one_side(uow, pair, side) for side in Side))
     for key in doubtful:
         found = [] if key in left_out else mismatches.differences(uow, pair, key)
         for column, kind in found:
-            if to_come and kind == f"missing_{Side.NORMALIZED}":
-                continue  # the backfill has not come to it yet: a difference, and no mismatch
             mismatches.record(uow, pair, key, column, kind, found_by="verify")
         if found:
             columns = tuple(column for column, _ in found if column is not None)

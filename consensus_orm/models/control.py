@@ -19,6 +19,7 @@ __all__ = [
     "BackfillCheckpoint",
     "Certificate",
     "Change",
+    "ControlRow",
     "GuardRecord",
     "MigrationState",
     "Mismatch",
@@ -199,6 +200,23 @@ class Certificate(Base):
     """The newest reject when the rows were read, or one of rows that this verify itself rejected."""
 
 
+class ControlRow(Base):
+    """What an operator tells a migration that runs, in one row; without it, nothing was said."""
+
+    __tablename__ = "consensus_orm_control"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+    paused_at: Mapped[int | None] = mapped_column(BIG)
+    """Since when long steps wait between two chunks; NULL while they go on."""
+    throttle: Mapped[int | None] = mapped_column(BIG)
+    """How many rows a second a long step works through at most."""
+    held_at: Mapped[int | None] = mapped_column(BIG)
+    """Since when no phase may change; NULL while phases may."""
+    by: Mapped[str | None] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
 UNDECIDED = text("undecided")
 """The predicate of the partial index, to the letter: SQLite does not use the index for `undecided = 1`."""
 
@@ -250,5 +268,5 @@ class SavedSchema(Base):
     """sqlite_sequence of the table; NULL where it had none."""
 
 
-REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint)
+REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint, ControlRow)
 """Those that an upgrade makes again, empty, after another program dropped them: no other row refers to theirs."""

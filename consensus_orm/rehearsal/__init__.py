@@ -16,7 +16,6 @@ from consensus_orm.migration.rehearsal_report import (
     WritersReport,
 )
 from consensus_orm.rehearsal.evidence import Evidence, find
-from consensus_orm.rehearsal.round_trip import rehearse
 
 __all__ = [
     "Estimate",
@@ -28,5 +27,4 @@ __all__ = [
     "RehearsalStep",
     "WritersReport",
     "find",
-    "rehearse",
 ]

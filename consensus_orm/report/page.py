@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from importlib import resources
 
 from consensus_orm._version import __version__
+from consensus_orm.formats import duration, moment
 from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import Evidence, RehearsalReport
 from consensus_orm.report import charts
@@ -84,7 +85,7 @@ def _footer(facts: Facts) -> Html:
     sqlite = f", SQLite {facts.stats.sqlite_version}" if facts.stats else ""
     return tag(
         "footer",
-        tag("p", f"Made {_when(facts.at)} by consensus_orm {__version__}{sqlite}; mapping {facts.mapping}."),
+        tag("p", f"Made {moment(facts.at)} by consensus_orm {__version__}{sqlite}; mapping {facts.mapping}."),
         tag("p", "All times are UTC. This page holds no contents of rows."),
     )
 
@@ -124,15 +125,7 @@ def _cell(value: Child) -> Child:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.3f}"
-    return _when(value) if isinstance(value, datetime) else value
-
-
-def _when(at: datetime) -> str:
-    return at.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _span(duration: timedelta) -> str:
-    return str(timedelta(seconds=round(duration.total_seconds())))
+    return moment(value) if isinstance(value, datetime) else value
 
 
 def _ms(seconds: float) -> float:
@@ -144,7 +137,7 @@ def _ms(seconds: float) -> float:
 
 def _summary(facts: Facts) -> Html:
     status = facts.status
-    since = f", since {_when(status.since)} ({_span(facts.at - status.since)})" if status.since else ""
+    since = f", since {moment(status.since)} ({duration(facts.at - status.since)})" if status.since else ""
     prepared = "" if status.prepared else ", not prepared yet"
     entries: list[tuple[str, Child]] = [
         ("database", facts.database),
@@ -155,7 +148,7 @@ def _summary(facts: Facts) -> Html:
             "open",
             f"{status.mismatches:,} mismatches, {status.rejects:,} rejects, {status.foreign_writes:,} foreign writes",
         ),
-        ("soak", f"{_span(status.soak_left)} left" if status.soak_left else "over"),
+        ("soak", f"{duration(status.soak_left)} left" if status.soak_left else "over"),
     ]
     if facts.stats is not None:
         entries.append(("on disk", f"{facts.stats.disk.total:,} bytes, journal mode {facts.stats.journal_mode}"))
@@ -341,7 +334,7 @@ def _writes(evidence: Evidence | None) -> Iterator[Html]:
         [(name, each.count, *map(_ms, (each.median, each.p99, each.longest))) for name, each in latency.items()],
     )
     yield _note(
-        f"Measured in the rehearsal of {_when(evidence.report.at)} on a copy, while it was moved, with"
+        f"Measured in the rehearsal of {moment(evidence.report.at)} on a copy, while it was moved, with"
         f" {evidence.report.writers.threads} writers at a time. EXPAND writes legacy alone, CONTRACT normalized alone."
     )
 
@@ -382,7 +375,7 @@ def _rehearsal(evidence: Evidence | None) -> Iterator[Html]:
 
 def _verdict(report: RehearsalReport) -> Iterator[Child]:
     yield tag("b", "Passed" if report.passed else "Not passed")
-    yield f" on {_when(report.at)}, by build {report.build}: {report.rows:,} rows"
+    yield f" on {moment(report.at)}, by build {report.build}: {report.rows:,} rows"
     yield " came out byte for byte as they went in" if report.equal else " were read back, and NOT all as they went in"
     way = f"from {report.began.name} by way of {report.reached.name} to {report.ended.name}"
     yield f", {way} in {report.seconds:.1f} s."

@@ -123,6 +123,18 @@ class ComparisonStatements(PairRows):
         """Those of the legacy rows in `_keys` that have no equal on the normalized side."""
         return self._select_unequal(in_keys(self.legacy_key))
 
+    @cache  # noqa: B019
+    def not_carried(self, *, begun: bool) -> str:
+        """Those of the legacy rows in `_keys` that the normalized side lacks, and that lie behind the key `_after`.
+
+        Args:
+            begun: Whether there is such a key; otherwise all of them lie behind it.
+        """
+        after = self.rendering.typed(bindparam("_after"), self.legacy_key.type)
+        there = exists(literal_column("1")).where(self.pair.key == self.legacy_key).correlate(self.pair.legacy_table)
+        behind = [self.legacy_key > after] if begun else []
+        return self.render(select(self.legacy_key).where(in_keys(self.legacy_key), not_(there), *behind))
+
     def _select_unequal(self, criterion: ColumnElement[bool], *theirs: ColumnElement[bool]) -> str:
         return self.render(select(self.legacy_key).where(criterion, self._unequal(*theirs)).order_by(self.legacy_key))
 

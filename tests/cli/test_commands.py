@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import Context
 from click.testing import CliRunner, Result
 from rich.console import Console
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main, output
-from consensus_orm.cli.output import one_line, plain, span
+from consensus_orm.cli.commands import MODULES, SECTIONS
+from consensus_orm.cli.output import one_line, plain
+from consensus_orm.formats import duration, size
 from consensus_orm.progress import Progress
 from tests.field import builders
 from tests.support import oracle
@@ -86,9 +90,17 @@ def at(phase: Phase) -> Callable[[Path], None]:
 
 def test_commands_are_those_of_the_design() -> None:
     """Every command exists and has help."""
-    assert set(main.commands) >= COMMANDS
-    for name in main.commands:
-        assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+    assert set(MODULES) >= COMMANDS
+    whole = " ".join(CliRunner().invoke(main, ["--help"]).stdout.split())
+    assert "130 interrupted" in whole
+    for section in SECTIONS.values():
+        for name, (_, sentence) in section.items():
+            told = CliRunner().invoke(main, [name, "--help"], terminal_width=200)
+            assert told.exit_code == 0, name
+            assert f"{name} {sentence}" in whole
+            assert f"Examples:\n  consensus-orm {name}" in told.stdout
+            doc = inspect.cleandoc(main.get_command(Context(main), name).help).partition("\n\n")[0]
+            assert " ".join(doc.split()) in (sentence, sentence.replace("; writes nothing", "")), name
 
 
 def test_entry_point_runs_and_the_library_does_without_it(path: Path) -> None:
@@ -380,7 +392,9 @@ def test_contract_shows_its_backup_and_what_it_empties(path: Path, run: Run) -> 
     out, seen = on_a_terminal(["--url", str(path), "advance"], **NO_SOAK, **SLOW)
     assert b"emptying consensus_artifacts" in seen
     assert b"rows" in seen
-    assert out.startswith(b"the phase is CONTRACT\n")
+    told = out.decode().splitlines()
+    assert told[0].startswith(f"backup: {path}.before-contract-")
+    assert told[1].startswith("the phase is CONTRACT: NORMALIZED -> CONTRACT in ")
 
     told: list[Progress] = []
     with ConsensusStore.open(path) as store:
@@ -428,12 +442,16 @@ def test_texts_of_others_cannot_steer_a_terminal(path: Path, run: Run) -> None:
 
 
 def test_values_in_words() -> None:
-    """Durations in two units; phases by name and durations in seconds for machines."""
+    """Durations in two units, sizes in one; phases by name and durations in seconds for machines."""
     from datetime import UTC, datetime, timedelta
 
-    assert [span(timedelta(seconds=s)) for s in (0, 0.2, 60, 3605, 604799)] == [
+    assert [size(bytes_) for bytes_ in (0, 999, 1234, 5.6e6, 7e12)] == [
+        *("0 bytes", "999 bytes", "1.2 kB", "5.6 MB", "7,000.0 GB")
+    ]
+    assert [duration(s) for s in (0.0001, 0.9995, 4.15, 59.95)] == ["1 ms", "1 s", "4.2 s", "1 min"]
+    assert [duration(timedelta(seconds=s)) for s in (0, 0.2, 60, 3605, 604799)] == [
         "0 s",
-        "1 s",
+        "200 ms",
         "1 min",
         "1 h",
         "6 d 23 h",

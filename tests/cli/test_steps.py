@@ -89,10 +89,13 @@ def test_status_in_json_speaks_of_phases_by_name_and_of_durations_in_seconds(dat
 
 
 def test_shut_gate_names_reasons_and_commands(database: Database, run: Run) -> None:
-    """A gate refuses with exit code 1, one line for people, and a document for machines; nothing moves."""
+    """A gate refuses with exit code 1, a line for each reason, and a document for machines; nothing moves."""
     taken(database, Phase.DUAL_WRITE)
     result = run("advance", code=1)
-    assert f"consensus-orm --url {shlex.quote(str(database.where))} backfill" in one_line_of(result)
+    first, *reasons = result.stderr.splitlines()
+    assert first == "consensus-orm: the gate to CUTOVER is shut (GATE_CLOSED)"
+    assert all(reason.startswith("  - ") for reason in reasons)
+    assert reasons[0].endswith(f"consensus-orm --url {shlex.quote(str(database.where))} backfill")
     assert result.stdout == ""  # whether it was rehearsed is said of a step that is taken
     refused = run("advance", "--json", code=1)
     one_line_of(refused)

@@ -100,7 +100,8 @@ def test_migrate_and_rollback(url: str, new_database: Database) -> None:
     ]
     assert [s["result"]["compared"] for s in told["steps"] if s["action"] == "verify"] == [rows] * 3
     assert "consensus_artifacts" not in new_database.tables()
-    assert call(url, "rollback", "expand", "--reason", "look").stdout == "the phase is EXPAND\n"
+    told = call(url, "rollback", "expand", "--reason", "look").stdout
+    assert told.startswith("the phase is EXPAND: CONTRACT -> EXPAND in ")
     assert image(new_database) == before
     assert "look" in call(url, "history").stdout
 

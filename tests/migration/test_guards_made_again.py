@@ -33,6 +33,7 @@ REPLACEABLE = (
     "consensus_orm_images",
     "consensus_orm_certificates",
     "consensus_orm_backfill",
+    "consensus_orm_control",
 )
 
 

@@ -143,7 +143,10 @@ def test_a_mismatch_is_accepted_with_a_reason(store: ConsensusStore, database: D
         store.migration.accept_mismatch(found.id, reason="again")
     assert store.migration.mismatches() == []
     assert database.scalar("SELECT content FROM agent_outputs WHERE id = 1") == "damaged"
-    assert (store.migration.history()[-1].action, store.migration.history()[-1].reason) == ("accept mismatch", "a test")
+    assert (store.migration.history()[-1].action, store.migration.history()[-1].reason) == (
+        "accept mismatches",
+        "a test",
+    )
 
 
 # Verify and shadow reads ----------------------------------------------------------------------------------

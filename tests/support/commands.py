@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ __all__ = [
     "give_up_powers",
     "interrupted",
     "on_a_terminal",
+    "on_two_terminals",
     "one_line_of",
     "without_settings",
 ]
@@ -113,6 +115,43 @@ def on_a_terminal(words: list[str], **env: str) -> tuple[bytes, bytes]:
     finally:
         os.close(ours)
     return out, seen
+
+
+def on_two_terminals(
+    words: list[str], answer: bytes, *, also_stdout: bool = False, **env: str
+) -> tuple[int, str, bytes]:
+    """Run a command whose stdin and stderr are a terminal, and answer its question.
+
+    Args:
+        words: Its arguments.
+        answer: What is typed at the question.
+        also_stdout: Whether stdout is that terminal, too.
+        **env: For its environment.
+
+    Returns:
+        Its exit code, what the terminal showed, and stdout.
+    """
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", **env}
+    with subprocess.Popen(
+        [str(SCRIPT), *words],
+        stdin=theirs,
+        stdout=theirs if also_stdout else subprocess.PIPE,
+        stderr=theirs,
+        env=environment,
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # Linux says so at the end of a terminal
+            while more := os.read(ours, 65536):
+                seen += more
+                if seen.rstrip().endswith(b"[y/N]:"):
+                    os.write(ours, answer)
+                    answer = b""
+        out = process.stdout.read() if process.stdout is not None else b""
+        process.wait(60)
+    os.close(ours)
+    return process.returncode, seen.decode(), out
 
 
 # Many commands ----------------------------------------------------------------------------------------------

@@ -1,0 +1,88 @@
+"""The command docs, which shows the documentation that the package ships."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import resources
+
+import click
+
+from consensus_orm.cli.app import json_option, main
+from consensus_orm.cli.explain import kinds, meaning
+from consensus_orm.cli.output import say, show_json
+from consensus_orm.errors import InvalidValueError
+
+__all__: list[str] = []
+
+TROUBLESHOOT = "troubleshoot"
+"""The page that is made from the errors."""
+
+
+@main.command(shared=[], examples=["docs", "docs phases", "docs troubleshoot"])
+@click.argument("topic", required=False)
+@json_option
+def docs(topic: str | None, as_json: bool) -> None:
+    """Show a page of the documentation, or list the pages.
+
+    The pages are Markdown: formatted on a terminal, as they are in a pipe or file.
+    """
+    if topic is None:
+        titles = {name: _page(name).partition("\n")[0].lstrip("# ") for name in _topics()}
+        if as_json:
+            show_json([{"topic": name, "title": title} for name, title in titles.items()])
+            return
+        for name, title in titles.items():
+            say(f"{name:16}{title}")
+        return
+    name = _known(topic)
+    if as_json:
+        show_json({"topic": name, "text": _page(name)})
+    else:
+        _show(_page(name))
+
+
+def _topics() -> list[str]:
+    pages = resources.files("consensus_orm.docs").iterdir()
+    return sorted([TROUBLESHOOT, *(page.name.removesuffix(".md") for page in pages if page.name.endswith(".md"))])
+
+
+def _known(topic: str) -> str:
+    """The name of a page.
+
+    Raises:
+        InvalidValueError: There is no such page.
+    """
+    topics, wanted = _topics(), topic.lower().removesuffix(".md")
+    if wanted in topics:
+        return wanted
+    near = "".join(f"the nearest one is {each}; " for each in difflib.get_close_matches(wanted, topics, 1))
+    raise InvalidValueError(f"there is no page {topic!r:.40}", hint=f"{near}see: consensus-orm docs", field="topic")
+
+
+def _page(name: str) -> str:
+    if name == TROUBLESHOOT:
+        return _troubleshoot()
+    return resources.files("consensus_orm.docs").joinpath(f"{name}.md").read_text(encoding="utf-8")
+
+
+def _troubleshoot() -> str:
+    """Every error with what it means and what to do, from its class."""
+    lines = [
+        "# Troubleshooting",
+        "",
+        "A command prints the code of an error in parentheses at its end. Each code, its meaning, and what to do:",
+    ]
+    for code, kind in sorted(kinds().items()):
+        lines += ["", f"## {code}", "", *meaning(kind), "", f"What to do: {kind.hint or 'see the text of the error'}."]
+    return "\n".join([*lines, ""])
+
+
+def _show(text: str) -> None:
+    if not sys.stdout.isatty():
+        say(text.rstrip("\n"))
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))

@@ -1,0 +1,1 @@
+"""The documentation, in Markdown; `consensus-orm docs` shows it."""
