@@ -16,22 +16,23 @@ from typing import Any, cast
 import psycopg
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
-from sqlalchemy import URL, make_url
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy import URL
 
 from consensus_orm import errors
 from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.pool import ConnectionSource
+from consensus_orm.databases.postgresql import session
 from consensus_orm.databases.postgresql.errors import translate
 from consensus_orm.databases.postgresql.fence import REFUSALS, ROWS, TABLES, Entry, Fence
+from consensus_orm.databases.postgresql.login import Login
 from consensus_orm.databases.postgresql.parameters import bindable, spelled
 from consensus_orm.databases.postgresql.session_guard import PostgresSessionGuard
 from consensus_orm.databases.postgresql.triggers import INSTALLED
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.settings import Settings
 
-__all__ = ["ServerConnection", "ServerSource", "arguments_of"]
+__all__ = ["ServerConnection", "ServerSource"]
 
 PREPARED = 500
 """Statements that a connection keeps prepared; the package has fewer."""
@@ -51,25 +52,13 @@ NOT_READABLE = (
 """Errors after which a unit of work reads less at its begin: a connection pooler does not keep prepared statements, an
 older database lacks the column, or the role has no right to read it."""
 
-AS_WRITTEN = (
-    "SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET standard_conforming_strings = on;"
-    " SET extra_float_digits = 1; SET bytea_output = 'hex'"
-)
-"""Settings that decide how values are written and read, because a database or a role may have defaults of its own."""
-
-_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
-
+_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;"
+_READ = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
 DURABLE = (
     b"SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit', true) = 'off'"
 )
 """Has the commit, and all before it, reach the disk of the server; a stricter setting stays."""
-
-
-def arguments_of(url: URL | str) -> dict[str, Any]:
-    """The arguments with which the driver connects to a URL of SQLAlchemy."""
-    (_, arguments) = PGDialect_psycopg().create_connect_args(make_url(url))  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
-    return dict(arguments)
 
 
 class ServerConnection(psycopg.Connection[Any]):
@@ -121,7 +110,7 @@ class ServerConnection(psycopg.Connection[Any]):
     def begin(self, *, write: bool) -> None:
         """Begin a transaction, without any lock."""
         self._transaction, self._fresh = None, False
-        self.order("BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self.order(("BEGIN;" if write else _SNAPSHOT) + self.source.transaction_settings)
 
     def begin_unit(self, lock: Lock, *, durable: bool = False) -> None:
         """Begin the transaction of a unit of work; the same message takes the lock and reads the phase.
@@ -375,7 +364,7 @@ class ServerSource(ConnectionSource[ServerConnection]):
         self.settings = settings
         self.database = url.database
         self.patience = settings.busy_timeout.total_seconds()
-        self.entry = Entry.PREPARED
+        self.entry: Entry
         """How units of work read the phase."""
         self.flips = 0
         """How many flips began since the last one that was committed."""
@@ -383,23 +372,30 @@ class ServerSource(ConnectionSource[ServerConnection]):
         """The longest time, in seconds, for which a flip that had its lock kept writers waiting."""
         self.seen: int | None = None
         """The transaction id at the last call of `others_wrote`."""
+        self.transaction_settings = ""
+        """The settings of each transaction; empty unless a connection pooler is in between."""
+        self.login = Login(url, settings)
         self._keep_apart(TABLES)
-        self._arguments = arguments_of(url)
 
     def _keep_apart(self, fence: Fence) -> None:
-        isolation = self.settings.isolation
-        self._begin = {(lock, e): fence.begin(lock, isolation, None, e) for lock in Lock if lock for e in Entry}
+        """Use a fence, in transactions that are set up as the pooler demands."""
+        isolation, settings = self.settings.isolation, self.transaction_settings
+        self._read = f"{_SNAPSHOT}{settings} {_READ}".encode()
+        self._begin = {
+            (lock, e): fence.begin(lock, isolation, None, e, settings=settings) for lock in Lock if lock for e in Entry
+        }
+        self.entry = Entry.TEXT if settings else Entry.PREPARED
         self.fence = fence  # last, because another thread that sees it uses its statements
 
     def begin_with(self, lock: Lock, entry: Entry) -> bytes:
         """The statements that begin a unit of work; a flip waits longer than the one before it that failed."""
         if lock is Lock.NONE:
-            return _READ
+            return self._read
         if lock is not Lock.FLIP:
             return self._begin[lock, entry]
         self.flips += 1
         patience = min(FLIP_PATIENCE * 2 ** (self.flips - 1), MOST_PATIENCE)
-        return self.fence.begin(lock, self.settings.isolation, patience)
+        return self.fence.begin(lock, self.settings.isolation, patience, settings=self.transaction_settings)
 
     def lock_rows(self, connection: ServerConnection, refused: psycopg.Error) -> None:
         """Use row locks as the fence from now on, because the server has no table locks.
@@ -426,31 +422,52 @@ class ServerSource(ConnectionSource[ServerConnection]):
                 hint="use PostgreSQL, or an engine that takes all of them or none",
             ) from refused
         self._keep_apart(ROWS)
-        self.entry = Entry.PREPARED
 
     def connect(self) -> ServerConnection:
         """Open a connection.
 
         Raises:
+            ConfigurationError: The connection pooler in between keeps no transactions.
             psycopg.OperationalError: The server cannot be reached, or refuses.
         """
-        arguments: dict[str, Any] = {"application_name": "consensus_orm", "connect_timeout": 10, **self._arguments}
-        connection = ServerConnection.connect(**arguments, autocommit=True)
+        connection = self.login.connect(ServerConnection)
+        try:
+            self._set_up(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self.connections.add(connection)
+        return connection
+
+    def _set_up(self, connection: ServerConnection) -> None:
         connection.source = self
-        connection.prepared_max = PREPARED
-        milliseconds = int(self.patience * 1000)
-        # A plan for the given values costs more than it saves, because statements find their rows by keys. A
-        # transaction that reads ranges of keys sets it otherwise.
-        connection.execute("SET plan_cache_mode = force_generic_plan")
-        connection.execute(f"SET lock_timeout = {milliseconds}; {AS_WRITTEN}")
-        # Searched first, a temporary table with the name of one of the package's tables would take its place.
-        path = "set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
+        patience = int(self.patience * 1000)
         with contextlib.suppress(psycopg.errors.UndefinedTable):
             began: Any = connection.execute("SELECT stats_reset FROM pg_stat_bgwriter")
             connection.server_since = began.fetchone()[0]
-        connection.execute(f"SELECT {path}")
-        self.connections.add(connection)
-        return connection
+        if self.login.threshold == 0 or session.is_pooled(connection):
+            self._require_transactions(connection)
+            connection.prepare_threshold = None
+            settings = session.transaction_settings(connection, patience, self.login.options)
+            if settings != self.transaction_settings:
+                self.transaction_settings = settings
+                self._keep_apart(self.fence)
+        else:
+            connection.prepared_max = PREPARED
+            connection.execute(session.session_settings(patience))
+
+    def _require_transactions(self, connection: ServerConnection) -> None:
+        """Refuse a connection pooler that keeps no transactions, also on a second try: a server may just have crashed.
+
+        Raises:
+            ConfigurationError: It is one.
+        """
+        if not session.keeps_transactions(connection):
+            connection.close()
+            with self.login.connect(psycopg.Connection) as second:
+                if session.is_pooled(second) and not session.keeps_transactions(second):
+                    raise session.refusal()
+            raise psycopg.OperationalError("the connection to the server was lost by the connection pooler")
 
     def is_healthy(self, connection: ServerConnection) -> bool:
         """Whether a connection is open and idle; one that the server has closed has data to read."""
