@@ -52,6 +52,10 @@ NOT_READABLE = (
 """Errors after which a unit of work reads less at its begin: a connection pooler does not keep prepared statements, an
 older database lacks the column, or the role has no right to read it."""
 
+UNANSWERED = ("08", "57P", "40003")
+"""SQLSTATEs after which the outcome of a commit is asked for: the connection was lost, maybe by a connection pooler that
+says so; the server was shut down; or it does not know."""
+
 _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;"
 _READ = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
@@ -323,7 +327,7 @@ class ServerConnection(psycopg.Connection[Any]):
         except psycopg.OperationalError as error:
             # Without a SQLSTATE the server did not answer; libpq may still report the connection as good (an immediate
             # shutdown).
-            unanswered = error.sqlstate is None or isinstance(error, psycopg.errors.StatementCompletionUnknown)
+            unanswered = error.sqlstate is None or error.sqlstate.startswith(UNANSWERED)
             if self._transaction is None or not (unanswered or self.pgconn.status != ConnStatus.OK):
                 raise
             if not self.source.has_committed(self._transaction, self.server_since, error):
