@@ -16,14 +16,13 @@ from typing import Any, NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import CompletionItem
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 from consensus_orm import ConsensusError, ConsensusStore, Phase, __version__
 from consensus_orm.cli import process
 from consensus_orm.cli.mapping import moves_named, of_project
 from consensus_orm.cli.output import one_line, plain, say
 from consensus_orm.databases.engine import translated
+from consensus_orm.databases.opening import has_secret, parse_url
 from consensus_orm.errors import OutOfMemoryError, OutputError, StorageError, UnexpectedError
 from consensus_orm.settings import Settings, unknown_variables
 
@@ -38,6 +37,9 @@ __all__ = [
     "phase_argument",
 ]
 
+
+URL_VARIABLE = "CONSENSUS_ORM_URL"
+"""The variable of the environment that is the setting `url`."""
 
 MISSING = "check the URL; `consensus-orm upgrade --create` makes a new database"
 """The hint where there is no database."""
@@ -77,16 +79,33 @@ class App:
             yield store
 
     def spelled(self, text: str) -> str:
-        """A text with --url and --mapping of this call in each of its commands, so that they can be copied."""
+        """A text with --url and --mapping of this call in each of its commands, so that they can be pasted."""
         given = []
         if self.url is not None:
             try:
-                given += ["--url", make_url(self.url).render_as_string() if "://" in self.url else self.url]
-            except (ArgumentError, ValueError):
+                given += self._url_again(self.url)
+            except ConsensusError:
                 return text
         if self.mapping is not None and self.mapping != of_project():
-            given += ["--mapping", self.mapping]
-        return text.replace("consensus-orm ", f"consensus-orm {shlex.join(given)} ") if given else text
+            given += ["--mapping", shlex.quote(self.mapping)]
+        return text.replace("consensus-orm ", f"consensus-orm {' '.join(given)} ") if given else text
+
+    def _url_again(self, url: str) -> list[str]:
+        """The option --url as a shell reads it; a URL with a password is taken from the environment."""
+        if "://" not in url or not has_secret(parse_url(url)):
+            return ["--url", shlex.quote(url)]
+        return [] if os.environ.get(URL_VARIABLE) == url else ["--url", f'"${URL_VARIABLE}"']
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know of the URL as it was typed."""
+        with contextlib.suppress(ConsensusError):
+            if self.url is not None and f'"${URL_VARIABLE}"' in self._url_again(self.url):
+                return (
+                    "the password in --url is visible to other users of this machine; the commands printed here take"
+                    f" the URL from {URL_VARIABLE} instead: export it"
+                )
+        return None
 
 
 class Interrupted(click.Abort):
@@ -284,6 +303,6 @@ def main(ctx: click.Context, url: str | None, mapping: str | None) -> None:
 
     Exit codes: 0 done and clean, 1 refused, or mismatches or rejects found, 2 wrong usage.
     """
-    ctx.obj = App(url, mapping if mapping is not None else of_project())
-    for sentence in unknown_variables(os.environ):
+    ctx.obj = app = App(url, mapping if mapping is not None else of_project())
+    for sentence in [*unknown_variables(os.environ), *filter(None, [app.warning])]:
         click.echo(f"consensus-orm: warning: {one_line(sentence)}", err=True)

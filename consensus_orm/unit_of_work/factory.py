@@ -85,7 +85,7 @@ class UnitOfWorkFactory(Generic[U]):
         """The name of the database: its path, `:memory:`, or its URL without password."""
         if self.engine.dialect.name == "sqlite":
             return str(self.path or ":memory:")
-        return self.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        return opening.without_secrets(self.engine.url)
 
     @property
     def initial_phase(self) -> Phase:

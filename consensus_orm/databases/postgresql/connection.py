@@ -23,7 +23,7 @@ from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.pool import ConnectionSource
 from consensus_orm.databases.postgresql import session
-from consensus_orm.databases.postgresql.errors import translate
+from consensus_orm.databases.postgresql.errors import missing_privilege, translate
 from consensus_orm.databases.postgresql.fence import REFUSALS, ROWS, TABLES, Entry, Fence
 from consensus_orm.databases.postgresql.login import Login
 from consensus_orm.databases.postgresql.parameters import bindable, spelled
@@ -55,6 +55,11 @@ older database lacks the column, or the role has no right to read it."""
 UNANSWERED = ("08", "57P", "40003")
 """SQLSTATEs after which the outcome of a commit is asked for: the connection was lost, maybe by a connection pooler that
 says so; the server was shut down; or it does not know."""
+
+_PLACE = (
+    "SELECT current_user, (SELECT relnamespace::regnamespace::text FROM pg_class"
+    " WHERE relname = %s AND pg_table_is_visible(oid))"
+)
 
 _SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;"
 _READ = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
@@ -94,11 +99,14 @@ class ServerConnection(psycopg.Connection[Any]):
     def execute(self, query: Any, params: Any = None, **options: Any) -> psycopg.Cursor[Any]:
         """Run a statement with parameters spelled as on SQLite."""
         self._fresh = False
-        if params:
-            query = cast("Any", spelled(query))  # psycopg's type is LiteralString
-            # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
-            return super().execute(query, params, prepare=False if self._lock >= Lock.CARRY else None, **options)
-        return super().execute(query, None, **options)
+        try:
+            if params:
+                query = cast("Any", spelled(query))  # psycopg's type is LiteralString
+                # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
+                return super().execute(query, params, prepare=False if self._lock >= Lock.CARRY else None, **options)
+            return super().execute(query, None, **options)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise self.source.name_privilege(error, str(query)) from error.__cause__
 
     def order(self, statement: str, params: Any = None) -> psycopg.Cursor[Any]:
         """Run a statement of the transaction itself, and raise errors of this package.
@@ -162,6 +170,9 @@ class ServerConnection(psycopg.Connection[Any]):
             self.source.lock_rows(self, refused)
             self._begin_locked(lock)
             return
+        except psycopg.errors.ReadOnlySqlTransaction:
+            self.close()  # the next one may be to another host of the URL, which is the primary now
+            raise
         except BaseException:
             self.rollback()
             raise
@@ -484,6 +495,15 @@ class ServerSource(ConnectionSource[ServerConnection]):
     def translate(self, error: BaseException, database: str | None) -> errors.ConsensusError | None:
         """The error of this package for an error of the server; None for any other error."""
         return translate(error, database) if isinstance(error, psycopg.Error) else None
+
+    def name_privilege(self, error: psycopg.Error, statement: str) -> psycopg.Error:
+        """Add to an error what the server does not say: the privilege, the schema of the table, and the role."""
+        found = missing_privilege(error, statement)
+        with contextlib.suppress(psycopg.Error), self.login.connect(psycopg.Connection, connect_timeout=2) as asking:
+            row: Any = asking.execute(_PLACE, (found.get("table"),)).fetchone()
+            found |= dict(zip(("role", "schema"), row, strict=True))
+        error.missing = found  # type: ignore[attr-defined]
+        return error
 
     def take_back(self, connection: ServerConnection) -> None:
         """Nothing: a connection that is idle and healthy can be lent."""

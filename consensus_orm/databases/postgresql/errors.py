@@ -8,7 +8,7 @@ import psycopg
 
 from consensus_orm import errors
 
-__all__ = ["UNMIRRORED", "translate", "words"]
+__all__ = ["UNMIRRORED", "missing_privilege", "translate", "words"]
 
 UNMIRRORED = "CO001"
 """SQLSTATE of the triggers that refuse a write of a session."""
@@ -60,9 +60,52 @@ def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusErr
             f"{database}: a value is none of the type of its column: {_words(error)}",
             hint="give a value of the type that the model declares",
         )
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return _forbidden(error, database)
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return errors.ReadOnlyDatabaseError(f"{database}: {_words(error)}", hint=STANDBY, sqlstate=state)
     fitting = [known for known in _KINDS if (state or "").startswith(known)]
     kind = _KINDS[max(fitting, key=len)] if fitting else errors.StorageError
     return kind(f"{database}: {_words(error)}", sqlstate=state)
+
+
+# Missing privileges -----------------------------------------------------------------------------------------
+
+STANDBY = (
+    "this server is a standby, or default_transaction_read_only is on: connect to the primary, for instance with all"
+    " hosts and target_session_attrs=read-write in the URL"
+)
+
+_VERBS = {"SELECT": "(?:FROM|JOIN)", "INSERT": "INSERT INTO", "UPDATE": "(?:UPDATE|LOCK TABLE)", "DELETE": "DELETE FROM"}
+_USAGE = {"schema": "USAGE", "sequence": "USAGE", "function": "EXECUTE", "database": "CONNECT, CREATE"}
+_DENIED = re.compile(r"permission denied for (?P<kind>\w+) (?P<name>\S+)")
+
+
+def missing_privilege(error: psycopg.Error, statement: str = "") -> dict[str, str]:
+    """What a role may not do: `privilege`, `kind` of object, and `table`, its name; as far as the server says so."""
+    found = _DENIED.match(error.diag.message_primary or "")
+    if found is None:
+        return {}
+    kind, name = found["kind"], found["name"]
+    needs = [verb for verb, words in _VERBS.items() if re.search(rf'\b{words} (?:\S+\.)?"?{re.escape(name)}\b', statement)]
+    needs += ["UPDATE"] if "INSERT" in needs and "DO UPDATE" in statement else []
+    usual = _USAGE.get(kind, "SELECT, INSERT, UPDATE, DELETE")
+    of_table = "TABLE" if kind in ("table", "relation", "view") else kind.upper()
+    privilege = usual if kind in _USAGE else ", ".join(dict.fromkeys(needs)) or usual
+    return {"privilege": privilege, "kind": of_table, "table": name}
+
+
+def _forbidden(error: psycopg.Error, database: str | None) -> errors.StorageError:
+    """The error for a missing privilege; the server's words name the object, and hold no contents of rows."""
+    said = error.diag.message_primary or _words(error)
+    found = {**missing_privilege(error), **getattr(error, "missing", {})}
+    role, schema = found.pop("role", None), found.get("schema")
+    if kind := found.pop("kind", None):
+        name = f"{schema}.{found['table']}" if schema else found["table"]
+        hint = f"as its owner, run: GRANT {found['privilege']} ON {kind} {name} TO {role or 'the role of the URL'}"
+    else:
+        hint = f"let the owner do it, or give {role or 'the role of the URL'} the rights of the owner (GRANT owner TO role)"
+    return errors.ReadOnlyDatabaseError(f"{database}: {said}", hint=hint, sqlstate=error.sqlstate, **found)
 
 
 # Why a connection fails -------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -35,8 +34,7 @@ HERE = "SELECT current_setting('search_path'), current_setting('lock_timeout')"
 @pytest.fixture(autouse=True)
 def _installed() -> None:
     if not poolers.version():
-        warnings.warn("NO PGBOUNCER: nothing was tested through a connection pooler", stacklevel=1)
-        pytest.skip("pgbouncer is not installed")
+        pytest.skip("NO PGBOUNCER: nothing was tried through a connection pooler (apt install pgbouncer)")
 
 
 @pytest.fixture(params=["session", "transaction", "transaction, tracking"])
@@ -44,7 +42,8 @@ def mode(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
     """The pool_mode, and whether pgbouncer keeps track of prepared statements."""
     mode, _, tracking = request.param.partition(", ")
     if tracking and poolers.version() < poolers.TRACKING:
-        pytest.skip(f"pgbouncer {poolers.version()} keeps no track of prepared statements; 1.21 and later do")
+        found = ".".join(map(str, poolers.version()))
+        pytest.skip(f"PGBOUNCER {found} keeps no track of prepared statements; 1.21 and later do")
     if poolers.version() < poolers.TRACKING:
         return mode, {}
     return mode, {"max_prepared_statements": 100 if tracking else 0}
