@@ -154,10 +154,12 @@ class ReadOnlyDatabaseError(StorageError):
 class DatabaseBusyError(StorageError):
     """Another process or thread holds the lock.
 
-    `retry_after`, where given, is how long to wait before the next try.
+    `retry_after`, where given, is how long to wait before the next try. `blockers` are the sessions of a server for
+    which a change of the phase waited in vain: `pid`, `application`, `role` and `since` of each.
     """
 
     hint = "try again (store.run retries by itself), or raise CONSENSUS_ORM_BUSY_TIMEOUT"
+    blockers: Sequence[Any] = ()
     retry_after: timedelta | None = None
 
 

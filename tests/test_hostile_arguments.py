@@ -139,9 +139,9 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "leftovers": {},
         "close": {},
     },
-    "Store": {"open": {"url": RESTORE, "moves": CONSENSUS, "settings": SETTINGS}},
+    "Store": {"open": {"url": RESTORE, "moves": CONSENSUS, "settings": SETTINGS, "password": None}},
     "ConsensusStore": {
-        "open": {"url": RESTORE, "settings": SETTINGS},
+        "open": {"url": RESTORE, "settings": SETTINGS, "password": None},
         "unit_of_work": {"read_only": True},
         "run": {"work": lambda uow: None, "read_only": True, "cancel": None},
         "in_unit_of_work": {"work": lambda uow: None},

@@ -24,6 +24,7 @@ from consensus_orm.cli.output import one_line, plain, say
 from consensus_orm.databases.engine import translated
 from consensus_orm.databases.opening import has_secret, parse_url
 from consensus_orm.errors import OutOfMemoryError, OutputError, StorageError, UnexpectedError
+from consensus_orm.events import BlockedEvent, Event
 from consensus_orm.settings import Settings, unknown_variables
 
 __all__ = [
@@ -76,6 +77,7 @@ class App:
         with ConsensusStore.open(self.url, settings=settings, moves=moves) as store, translated(store.engine):
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
+            store.telemetry.add_hook(_show_blockers)
             yield store
 
     def spelled(self, text: str) -> str:
@@ -106,6 +108,12 @@ class App:
                     f" the URL from {URL_VARIABLE} instead: export it"
                 )
         return None
+
+
+def _show_blockers(event: Event) -> None:
+    """Tell on stderr, while a command waits, for whom."""
+    if isinstance(event, BlockedEvent):
+        click.echo(f"consensus-orm: {one_line(event)}", err=True)
 
 
 class Interrupted(click.Abort):

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from consensus_orm import errors
 from consensus_orm.databases import opening
-from consensus_orm.databases.engine import database_path
+from consensus_orm.databases.engine import database_path, pool_of
 from consensus_orm.databases.lock import Lock
 from consensus_orm.hub import Telemetry
 from consensus_orm.ledgers import mismatches
@@ -108,7 +108,9 @@ class UnitOfWorkFactory(Generic[U]):
     @cached_property
     def telemetry(self) -> Telemetry:
         """The listeners to events."""
-        return Telemetry()
+        telemetry = Telemetry()
+        pool_of(self.engine).source.tell = telemetry.tell
+        return telemetry
 
     @cached_property
     def retrier(self) -> Retrier:

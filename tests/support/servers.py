@@ -98,7 +98,8 @@ class Server:
 
     def url(self, database: str = "postgres") -> str:
         """How to reach a database: for SQLAlchemy and for psycopg."""
-        url = URL.create("postgresql", "postgres", database=database, query={"host": str(self.folder)})
+        port = int(self._settings["port"]) if "port" in self._settings else None
+        url = URL.create("postgresql", "postgres", port=port, database=database, query={"host": str(self.folder)})
         return url.render_as_string()
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:

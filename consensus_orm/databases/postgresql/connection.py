@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import select
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any, cast
@@ -23,6 +24,7 @@ from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.pool import ConnectionSource
 from consensus_orm.databases.postgresql import session
+from consensus_orm.databases.postgresql.blockers import Watch
 from consensus_orm.databases.postgresql.errors import missing_privilege, translate
 from consensus_orm.databases.postgresql.fence import REFUSALS, ROWS, TABLES, Entry, Fence
 from consensus_orm.databases.postgresql.login import Login
@@ -31,6 +33,7 @@ from consensus_orm.databases.postgresql.session_guard import PostgresSessionGuar
 from consensus_orm.databases.postgresql.triggers import INSTALLED
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.settings import Settings
+from consensus_orm.statements.rendering import literal
 
 __all__ = ["ServerConnection", "ServerSource"]
 
@@ -85,6 +88,8 @@ class ServerConnection(psycopg.Connection[Any]):
     _lock = Lock.NONE
     _flipping: float | None = None
     """Since when this connection keeps writers waiting."""
+    _watch: Watch | None = None
+    """Asks who keeps a flip waiting."""
     _entering: Fence | None = None
     """The fence whose statement that reads the phase is prepared on this connection."""
     _durable = False
@@ -107,6 +112,8 @@ class ServerConnection(psycopg.Connection[Any]):
             return super().execute(query, None, **options)
         except psycopg.errors.InsufficientPrivilege as error:
             raise self.source.name_privilege(error, str(query)) from error.__cause__
+        except psycopg.errors.LockNotAvailable as error:
+            raise self._blamed(error) from error.__cause__
 
     def order(self, statement: str, params: Any = None) -> psycopg.Cursor[Any]:
         """Run a statement of the transaction itself, and raise errors of this package.
@@ -143,6 +150,8 @@ class ServerConnection(psycopg.Connection[Any]):
     def _begin_locked(self, lock: Lock, entry: Entry | None = None) -> None:
         self._phase, self._transaction, self._lock = None, None, lock
         fence, entry = self.source.fence, entry or self._entry(lock)
+        if lock is Lock.FLIP:
+            self._watch = Watch(self.source.login, self.source.name_flip(), self.source.tell)
         try:
             result = self._send(self.source.begin_with(lock, entry))
         except psycopg.errors.UndefinedTable:
@@ -201,8 +210,17 @@ class ServerConnection(psycopg.Connection[Any]):
                 self._entering = self.source.fence
         return self.source.entry
 
+    def _blamed(self, error: psycopg.Error) -> psycopg.Error:
+        """Add to an error who kept the flip waiting."""
+        if self._watch is not None:
+            error.blockers = self._watch.found  # type: ignore[attr-defined]
+        return error
+
     def _end(self) -> None:
         self._transaction = None
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
         if self._flipping is not None:
             self.source.longest_flip = max(self.source.longest_flip, time.monotonic() - self._flipping)
             self._flipping = None
@@ -223,7 +241,7 @@ class ServerConnection(psycopg.Connection[Any]):
         if result.status == ExecStatus.FATAL_ERROR:
             error: psycopg.Error = psycopg.errors.error_from_result(result, encoding="utf-8")
             # Without a SQLSTATE it is an error of libpq, as after the server was killed.
-            raise error if error.sqlstate else psycopg.OperationalError(str(error))
+            raise self._blamed(error) if error.sqlstate else psycopg.OperationalError(str(error))
         return result
 
     def read_phase(self) -> tuple[Any, ...] | None:
@@ -381,6 +399,7 @@ class ServerSource(ConnectionSource[ServerConnection]):
         self.patience = settings.busy_timeout.total_seconds()
         self.entry: Entry
         """How units of work read the phase."""
+        self._flip = "consensus_orm flip"
         self.flips = 0
         """How many flips began since the last one that was committed."""
         self.longest_flip = 0.0
@@ -410,7 +429,13 @@ class ServerSource(ConnectionSource[ServerConnection]):
             return self._begin[lock, entry]
         self.flips += 1
         patience = min(FLIP_PATIENCE * 2 ** (self.flips - 1), MOST_PATIENCE)
-        return self.fence.begin(lock, self.settings.isolation, patience, settings=self.transaction_settings)
+        named = f"{self.transaction_settings} SET LOCAL application_name = {literal(self._flip)};"
+        return self.fence.begin(lock, self.settings.isolation, patience, settings=named)
+
+    def name_flip(self) -> str:
+        """Give the session of the next flip a name of its own (application_name)."""
+        self._flip = f"consensus_orm flip {uuid.uuid4().hex[:8]}"
+        return self._flip
 
     def lock_rows(self, connection: ServerConnection, refused: psycopg.Error) -> None:
         """Use row locks as the fence from now on, because the server has no table locks.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 
@@ -64,9 +66,24 @@ def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusErr
         return _forbidden(error, database)
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return errors.ReadOnlyDatabaseError(f"{database}: {_words(error)}", hint=STANDBY, sqlstate=state)
+    blockers = getattr(error, "blockers", ())
+    if blockers and isinstance(error, psycopg.errors.LockNotAvailable):
+        return _blocked(error, database, blockers)
     fitting = [known for known in _KINDS if (state or "").startswith(known)]
     kind = _KINDS[max(fitting, key=len)] if fitting else errors.StorageError
     return kind(f"{database}: {_words(error)}", sqlstate=state)
+
+
+def _blocked(error: psycopg.Error, database: str | None, blockers: Sequence[Any]) -> errors.DatabaseBusyError:
+    """The error for a flip that gave up; `blockers` are those it waited for (`databases.postgresql.blockers`)."""
+    pids = [each.pid for each in blockers if each.pid]
+    ended = "; ".join(f"SELECT pg_terminate_backend({pid})" for pid in pids) or "ROLLBACK PREPARED"
+    return errors.DatabaseBusyError(
+        f"{database}: the change of the phase waited in vain for {'; '.join(map(str, blockers))}",
+        hint=f"let it end its transaction, or end it ({ended}), then try again",
+        sqlstate=error.sqlstate,
+        blockers=tuple(blockers),
+    )
 
 
 # Missing privileges -----------------------------------------------------------------------------------------

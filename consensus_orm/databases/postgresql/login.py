@@ -87,7 +87,12 @@ class Login:
 
     def _password(self) -> str | None:
         if self._settings.password is not None:
-            return self._settings.password()
+            password = self._settings.password()
+            if not isinstance(password, str):
+                raise errors.ConfigurationError(
+                    f"password() returned {type(password).__name__}, no text", hint="return the password as str"
+                )
+            return password
         if self._settings.password_command is not None:
             return _printed(self._settings.password_command, self._arguments)
         return None
