@@ -81,7 +81,8 @@ def refused(url: str) -> ConsensusError:
 def test_each_failure_keeps_what_libpq_says_and_has_a_hint_of_its_own(locked: tuple[Server, int]) -> None:
     """A wrong password, a missing database, an unknown host and others are told apart, in words and in what to do."""
     _, port = locked
-    with psycopg.connect(at(port, "few")):
+    few = {"user": "few", "password": PASSWORD, "host": "127.0.0.1", "port": port, "dbname": "postgres"}
+    with psycopg.connect(**few):  # type: ignore[arg-type]
         found = {
             reason: (refused(url), words)
             for reason, url, words in [
