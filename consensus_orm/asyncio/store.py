@@ -501,9 +501,7 @@ class AsyncConsensusStore(_Asynchronous):
             """Open it on the thread, and import what would block the event loop later."""
             import stamina  # noqa: F401 - 30 ms, at the first retry
 
-            opened.append(
-                ConsensusStore.open(url, settings=settings, echo=echo, moves=moves, password=password)
-            )
+            opened.append(ConsensusStore.open(url, settings=settings, echo=echo, moves=moves, password=password))
 
         try:
             await thread.finish(look)

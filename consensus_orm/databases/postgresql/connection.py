@@ -56,8 +56,8 @@ NOT_READABLE = (
 older database lacks the column, or the role has no right to read it."""
 
 UNANSWERED = ("08", "57P", "40003")
-"""SQLSTATEs after which the outcome of a commit is asked for: the connection was lost, maybe by a connection pooler that
-says so; the server was shut down; or it does not know."""
+"""SQLSTATEs after which the outcome of a commit is asked for: the connection was lost, as a connection pooler says; the
+server was shut down; or it does not know."""
 
 _PLACE = (
     "SELECT current_user, (SELECT relnamespace::regnamespace::text FROM pg_class"

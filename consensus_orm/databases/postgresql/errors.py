@@ -93,7 +93,12 @@ STANDBY = (
     " hosts and target_session_attrs=read-write in the URL"
 )
 
-_VERBS = {"SELECT": "(?:FROM|JOIN)", "INSERT": "INSERT INTO", "UPDATE": "(?:UPDATE|LOCK TABLE)", "DELETE": "DELETE FROM"}
+_VERBS = {
+    "SELECT": "(?:FROM|JOIN)",
+    "INSERT": "INSERT INTO",
+    "UPDATE": "(?:UPDATE|LOCK TABLE)",
+    "DELETE": "DELETE FROM",
+}
 _USAGE = {"schema": "USAGE", "sequence": "USAGE", "function": "EXECUTE", "database": "CONNECT, CREATE"}
 _DENIED = re.compile(r"permission denied for (?P<kind>\w+) (?P<name>\S+)")
 
@@ -104,7 +109,8 @@ def missing_privilege(error: psycopg.Error, statement: str = "") -> dict[str, st
     if found is None:
         return {}
     kind, name = found["kind"], found["name"]
-    needs = [verb for verb, words in _VERBS.items() if re.search(rf'\b{words} (?:\S+\.)?"?{re.escape(name)}\b', statement)]
+    follows = rf' (?:\S+\.)?"?{re.escape(name)}\b'
+    needs = [verb for verb, before in _VERBS.items() if re.search(rf"\b{before}{follows}", statement)]
     needs += ["UPDATE"] if "INSERT" in needs and "DO UPDATE" in statement else []
     usual = _USAGE.get(kind, "SELECT, INSERT, UPDATE, DELETE")
     of_table = "TABLE" if kind in ("table", "relation", "view") else kind.upper()
@@ -121,7 +127,7 @@ def _forbidden(error: psycopg.Error, database: str | None) -> errors.StorageErro
         name = f"{schema}.{found['table']}" if schema else found["table"]
         hint = f"as its owner, run: GRANT {found['privilege']} ON {kind} {name} TO {role or 'the role of the URL'}"
     else:
-        hint = f"let the owner do it, or give {role or 'the role of the URL'} the rights of the owner (GRANT owner TO role)"
+        hint = f"let the owner do it, or give {role or 'the role of the URL'} its rights: GRANT OWNER TO ROLE"
     return errors.ReadOnlyDatabaseError(f"{database}: {said}", hint=hint, sqlstate=error.sqlstate, **found)
 
 

@@ -52,12 +52,12 @@ def locked() -> Iterator[tuple[Server, int]]:
             admin.execute(f"CREATE ROLE app LOGIN PASSWORD '{literal}'".encode())
             admin.execute(f"CREATE ROLE few LOGIN CONNECTION LIMIT 1 PASSWORD '{literal}'".encode())
             (server.data / "pg_hba.conf").write_text(
-                "local all all trust\nhost all nobody 127.0.0.1/32 reject\nhostnossl all all 127.0.0.1/32 scram-sha-256\n"
+                "local all all trust\n"
+                "host all nobody 127.0.0.1/32 reject\n"
+                "hostnossl all all 127.0.0.1/32 scram-sha-256\n"
             )
             admin.execute("SELECT pg_reload_conf()")
         yield server, port
-
-
 
 
 def at(port: int, user: str = "app", password: str = PASSWORD, database: str = "postgres", **query: str) -> str:
