@@ -56,6 +56,14 @@ def through(url: str, mode: tuple[str, dict[str, object]], **more: object) -> It
         yield pooler, pooler.url(url)
 
 
+def add(store: ConsensusStore, spec: str) -> None:
+    store.run(lambda uow: clients.add_one(uow, spec))
+
+
+def delete(store: ConsensusStore, spec: str) -> int:
+    return store.run(lambda uow: uow.artifacts.delete(spec_id=spec))
+
+
 def left_behind(url: str) -> list[tuple[Any, ...]]:
     """What a connection to the server has that outlived the transaction of its client."""
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
@@ -83,12 +91,11 @@ def test_concurrent_clients_do_not_meet_in_the_pooler(mode: tuple[str, dict[str,
         def write(store: ConsensusStore, name: str) -> None:
             for n in range(10):
                 spec = f"{name}-{n}"
-                store.run(lambda uow, spec=spec: clients.add_one(uow, spec))
-                found = store.run(lambda uow, spec=spec: uow.artifacts.list(spec_id=spec), read_only=True)
-                assert [artifact.spec_id for artifact in found] == [spec]
+                add(store, spec)
+                with store.unit_of_work(read_only=True) as uow:
+                    assert [artifact.spec_id for artifact in uow.artifacts.list(spec_id=spec)] == [spec]
                 if n % 2:
-                    deleted = store.run(lambda uow, spec=spec: uow.artifacts.delete(spec_id=spec))
-                    assert deleted == 1
+                    assert delete(store, spec) == 1
                     assert query(url, f"SELECT count(*) FROM consensus_synthesis WHERE spec_id = '{spec}'") == [(1,)]
 
         with (
@@ -118,7 +125,7 @@ def test_nothing_of_ours_is_left_to_other_clients() -> None:
             store.migration.advance(Phase.DUAL_WRITE, soak=False)
             store.migration.backfill()
             for n in range(12):  # psycopg prepares a statement that it sends for the sixth time
-                store.run(lambda uow, n=n: clients.add_one(uow, f"S-{n}"))
+                add(store, f"S-{n}")
                 store.run(lambda uow: uow.artifacts.count(), read_only=True)
             with store.unit_of_work() as uow:
                 uow.session.connection().exec_driver_sql("SELECT 1")
@@ -160,9 +167,10 @@ def test_a_migration_goes_all_the_way_and_back(mode: tuple[str, dict[str, object
             for phase in list(Phase)[1:]:
                 bring(store, phase)
                 assert phase_of(url) is phase
-                store.run(lambda uow, phase=phase: clients.add_one(uow, f"IN-{phase.name}"))
-                store.run(lambda uow, phase=phase: uow.artifacts.delete(spec_id=f"IN-{phase.name}"))
-                store.run(lambda uow, phase=phase: uow.syntheses.delete(spec_id=f"IN-{phase.name}"))
+                add(store, f"IN-{phase.name}")
+                assert delete(store, f"IN-{phase.name}") == 1
+                with store.unit_of_work() as uow:
+                    uow.syntheses.delete(spec_id=f"IN-{phase.name}")
             assert_sound(url)
             store.migration.rollback(Phase.EXPAND)
         assert legacy(url) == expected
@@ -287,7 +295,7 @@ def test_prepare_threshold_says_what_a_url_of_other_drivers_says(tmp_path: Path)
         def prepared(more: str) -> tuple[Entry, int]:
             with ConsensusStore.open(f"{url}&prepare_threshold={more}", settings=PATIENT) as store:
                 for n in range(8):
-                    store.run(lambda uow, n=n: clients.add_one(uow, f"{more}-{n}"))
+                    add(store, f"{more}-{n}")
                 with store.unit_of_work() as uow:
                     count = uow._rows("SELECT count(*) FROM pg_prepared_statements")[0][0]
                 return store.engine.pool.source.entry, count  # type: ignore[attr-defined]
@@ -304,7 +312,7 @@ def test_without_a_pooler_statements_stay_prepared() -> None:
     """What reaches the server itself is not slowed down by what a pooler asks for."""
     with in_phase(Phase.DUAL_WRITE, field_carried) as url, ConsensusStore.open(url, settings=PATIENT) as store:
         for n in range(8):
-            store.run(lambda uow, n=n: clients.add_one(uow, f"S-{n}"))
+            add(store, f"S-{n}")
         with store.unit_of_work() as uow:
             assert uow._rows("SELECT count(*) FROM pg_prepared_statements")[0][0] > 1
         source: Any = store.engine.pool.source  # type: ignore[attr-defined]
