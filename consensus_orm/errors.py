@@ -144,18 +144,26 @@ class NotADatabaseError(StorageError):
 
 
 class ReadOnlyDatabaseError(StorageError):
-    """The database cannot be written."""
+    """The database cannot be written.
+
+    On a server, `privilege`, `schema` and `table` name what the role lacks, where the server says so.
+    """
 
     hint = "check the permissions of the file and of its folder; in WAL mode even reading writes beside it"
+    privilege: str | None = None
+    schema: str | None = None
+    table: str | None = None
 
 
 class DatabaseBusyError(StorageError):
     """Another process or thread holds the lock.
 
-    `retry_after`, where given, is how long to wait before the next try.
+    `retry_after`, where given, is how long to wait before the next try. `blockers` are the sessions of a server for
+    which a change of the phase waited in vain: `pid`, `application`, `role` and `since` of each.
     """
 
     hint = "try again (store.run retries by itself), or raise CONSENSUS_ORM_BUSY_TIMEOUT"
+    blockers: Sequence[Any] = ()
     retry_after: timedelta | None = None
 
 
@@ -205,9 +213,14 @@ class PoolExhaustedError(StorageError):
 
 
 class DatabaseUnavailableError(StorageError):
-    """The server cannot be reached, or went away."""
+    """The server cannot be reached, or went away.
+
+    `reason` is why, in one word, where what libpq says is known: password, database, role, host, ssl, access,
+    connections, starting, standby, parameter, timeout or listening.
+    """
 
     hint = "nothing of this unit of work was kept; try again (store.run retries by itself), and look at the server"
+    reason: str | None = None
 
 
 class CommitUncertainError(StorageError):

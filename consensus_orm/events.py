@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 __all__ = [
     "AlarmEvent",
     "BackfillEvent",
+    "BlockedEvent",
     "CallEvent",
     "Classification",
     "ComparisonEvent",
@@ -309,6 +310,24 @@ class LockEvent(Event):
     title: ClassVar[str] = "consensus_orm.lock"
     seconds: float
     error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedEvent(Event):
+    """A change of the phase waits for transactions of other programs on a server.
+
+    Args:
+        seconds: How long it has waited.
+        blockers: Each of them: process of the server, application_name, role, and the begin of its transaction.
+    """
+
+    title: ClassVar[str] = "consensus_orm.blocked"
+    _level: ClassVar[int] = logging.WARNING
+    seconds: float
+    blockers: str
+
+    def __str__(self) -> str:
+        return f"the change of the phase waits for {self.blockers}"
 
 
 @dataclass(frozen=True, slots=True)

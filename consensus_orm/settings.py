@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     read_url: str | None = Field(default=None, repr=False)
     """A PostgreSQL replica of `url`, for read-only units of work."""
 
+    password_command: str | None = Field(default=None, repr=False)
+    """A command that prints the password for a server in its first line; run at each connect, without a shell, with
+    PGHOST, PGPORT, PGUSER and PGDATABASE in its environment."""
+    password: Callable[[], str] | None = Field(default=None, exclude=True, repr=False)
+    """Called at each connect for the password for a server; before `password_command`."""
+
     pool_size: int = Field(default=10, ge=1, le=1000)
     """Connections kept for one database; no more are opened."""
     pool_timeout: Wait = timedelta(seconds=30)

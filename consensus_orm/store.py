@@ -130,7 +130,15 @@ class Store(Generic[U]):
         self._units.alarmed = self._fall_back
 
     @classmethod
-    def open(cls, url: str | Path | URL, *, moves: Moves, settings: Settings | None = None, echo: bool = False) -> Self:
+    def open(
+        cls,
+        url: str | Path | URL,
+        *,
+        moves: Moves,
+        settings: Settings | None = None,
+        echo: bool = False,
+        password: Callable[[], str] | None = None,
+    ) -> Self:
         """Open a database; inspects it and writes nothing.
 
         Args:
@@ -138,6 +146,7 @@ class Store(Generic[U]):
             moves: The declaration of what is moved.
             settings: The settings; read from the environment where left out.
             echo: Log each statement that goes through SQLAlchemy.
+            password: Called at each connect for the password for a server, where it changes; as the setting.
 
         Returns:
             The store; a context manager that closes it.
@@ -149,6 +158,8 @@ class Store(Generic[U]):
         """
         check.instance("moves", moves, Moves)
         used = _chosen(settings)
+        if check.callback("password", password, optional=True) is not None:
+            used = used.model_copy(update={"password": password})
         database = opening.create(url, used, echo=echo)
         try:
             return cls(database, moves, used)

@@ -188,9 +188,9 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "leftovers": {},
         "close": {},
     },
-    "Store": {"open": {"url": RESTORE, "moves": CONSENSUS, "settings": SETTINGS}},
+    "Store": {"open": {"url": RESTORE, "moves": CONSENSUS, "settings": SETTINGS, "password": None}},
     "ConsensusStore": {
-        "open": {"url": RESTORE, "settings": SETTINGS},
+        "open": {"url": RESTORE, "settings": SETTINGS, "password": None},
         "unit_of_work": {"read_only": True, "exclusive": False},
         "run": {"work": lambda uow: None, "read_only": True, "exclusive": False, "cancel": None},
         "in_unit_of_work": {"work": lambda uow: None},

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine
@@ -42,6 +44,13 @@ WRITES = Group(
         Target("compared dual write, to its four statements sent raw", "ours_dual_write", 1.6, than="raw_four"),
         Target("the same in phase 3", "ours_cutover", 1.6, than="raw_four"),
     ),
+)
+POOLED = Group(
+    "PostgreSQL: one artifact in phase 2, through pgbouncer (pool_mode = transaction)",
+    unit="write",
+    count=COUNT,
+    baseline="direct",
+    targets=(Target("compared write through pgbouncer, to direct", "through_pgbouncer", 1.3, than="direct"),),
 )
 READS = Group(
     "PostgreSQL: read by id, within a unit of work",
@@ -82,7 +91,8 @@ VERIFY = Group(
     baseline="raw_full_join",
     targets=(Target("verify, to one FULL JOIN", "our_verify", 1.3, than="raw_full_join", rows=MILLION),),
 )
-GROUPS = (WRITES, READS, OWN, BACKFILL, VERIFY)
+GROUPS = (WRITES, *([POOLED] if shutil.which("pgbouncer") else ()), READS, OWN, BACKFILL, VERIFY)
+"""Without pgbouncer there is nothing to measure through it."""
 
 _LEGACY = (
     "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json, run_id, created_at) VALUES"
@@ -251,13 +261,33 @@ def raw_four(bench: Bench) -> Iterator[Work]:
 def ours(bench: Bench, phase: Phase) -> Iterator[Work]:
     """consensus_orm, {}"""
     with _store(phase, bench.times(ROWS)) as store:
+        yield partial(_add, bench, store)
 
-        def work(round_: int) -> None:
-            for row in _rows_of(bench, round_):
-                with store.unit_of_work() as uow:
-                    uow.artifacts.add(**row)
 
-        yield work
+def _add(bench: Bench, store: ConsensusStore, round_: int) -> None:
+    for row in _rows_of(bench, round_):
+        with store.unit_of_work() as uow:
+            uow.artifacts.add(**row)
+
+
+@POOLED.case()
+def direct(bench: Bench) -> Iterator[Work]:
+    """consensus_orm, the server itself"""
+    with _store(Phase.DUAL_WRITE, bench.times(ROWS)) as store:
+        yield partial(_add, bench, store)
+
+
+@POOLED.case()
+def through_pgbouncer(bench: Bench) -> Iterator[Work]:
+    """consensus_orm, through pgbouncer"""
+    from tests.support import poolers
+
+    with (
+        _filled(Phase.DUAL_WRITE, bench.times(ROWS)) as url,
+        poolers.pooled(url, "transaction") as pooler,
+        ConsensusStore.open(pooler.url(url)) as store,
+    ):
+        yield partial(_add, bench, store)
 
 
 # Reads ----------------------------------------------------------------------------------------------------

@@ -532,6 +532,7 @@ class AsyncConsensusStore(_Asynchronous):
         settings: Settings | None = None,
         echo: bool = False,
         moves: Moves = CONSENSUS,
+        password: Callable[[], str] | None = None,
     ) -> Self:
         """Open a database with the arguments of `ConsensusStore.open`, which says what errors it raises.
 
@@ -544,7 +545,7 @@ class AsyncConsensusStore(_Asynchronous):
             """Open it on the thread, and import what would block the event loop later."""
             import stamina  # noqa: F401 - 30 ms, at the first retry
 
-            opened.append(ConsensusStore.open(url, settings=settings, echo=echo, moves=moves))
+            opened.append(ConsensusStore.open(url, settings=settings, echo=echo, moves=moves, password=password))
 
         try:
             await thread.finish(look)

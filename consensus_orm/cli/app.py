@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.events import Event
 
 __all__ = [
     "App",
@@ -55,6 +56,9 @@ __all__ = [
     "without_password",
 ]
 
+
+URL_VARIABLE = "CONSENSUS_ORM_URL"
+"""The variable of the environment that is the setting `url`."""
 
 MISSING = "check the URL; `consensus-orm upgrade --create` makes a new database"
 """The hint where there is no database."""
@@ -99,6 +103,7 @@ class App:
             outbox.attach(store)  # a command may write rows, too
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
+            store.telemetry.add_hook(_show_blockers)
             if self.on_event is None:
                 yield store
                 return
@@ -114,16 +119,47 @@ class App:
             self._notifier.tell(event, **facts)
 
     def spelled(self, text: str) -> str:
-        """A text with --url and --mapping of this call in each of its commands, so that they can be copied."""
+        """A text with --url and --mapping of this call in each of its commands, so that they can be pasted."""
         given = []
         if self.url is not None:
             try:
-                given += ["--url", without_password(self.url) if "://" in self.url else self.url]
-            except ValueError:
+                given += self._url_again(self.url)
+            except ConsensusError:
                 return text
-        if self.mapping is not None:
-            given += ["--mapping", self.mapping]
-        return text.replace("consensus-orm ", f"consensus-orm {shlex.join(given)} ") if given else text
+        if self.mapping is not None and self.mapping != of_project():
+            given += ["--mapping", shlex.quote(self.mapping)]
+        return text.replace("consensus-orm ", f"consensus-orm {' '.join(given)} ") if given else text
+
+    def _url_again(self, url: str) -> list[str]:
+        """The option --url as a shell reads it; a URL with a password is taken from the environment."""
+        if "://" not in url:
+            return ["--url", shlex.quote(url)]
+        from consensus_orm.databases.opening import has_secret, parse_url  # here, because it takes a while
+
+        if not has_secret(parse_url(url)):
+            return ["--url", shlex.quote(url)]
+        return [] if os.environ.get(URL_VARIABLE) == url else ["--url", f'"${URL_VARIABLE}"']
+
+    @property
+    def warning(self) -> str | None:
+        """What the user should know of the URL as it was typed."""
+        if self.url is None or "@" not in self.url:
+            return None
+        with contextlib.suppress(ConsensusError):
+            if f'"${URL_VARIABLE}"' in self._url_again(self.url):
+                return (
+                    "the password in --url is visible to other users of this machine; the commands printed here take"
+                    f" the URL from {URL_VARIABLE} instead: export it"
+                )
+        return None
+
+
+def _show_blockers(event: Event) -> None:
+    """Tell on stderr, while a command waits, for whom."""
+    from consensus_orm.events import BlockedEvent
+
+    if isinstance(event, BlockedEvent):
+        click.echo(f"consensus-orm: {one_line(event)}", err=True)
 
 
 def without_password(url: str) -> str:
@@ -479,3 +515,5 @@ def main(ctx: click.Context, url: str | None, mapping: str | None) -> None:
 
         for sentence in unknown_variables(os.environ):
             click.echo(f"consensus-orm: warning: {one_line(sentence)}", err=True)
+    if app.warning is not None:
+        click.echo(f"consensus-orm: warning: {one_line(app.warning)}", err=True)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from consensus_orm.cli.app import App, Refused, app_command, json_option, main
-from consensus_orm.cli.output import exit_with, fields, key, plain, say, show_entries, show_json, span, when
+from consensus_orm.cli.output import exit_with, fields, key, plain, say, show_entries, show_json
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.errors import GateClosedError
 from consensus_orm.external.artifacts import read_artifact
@@ -19,6 +19,7 @@ from consensus_orm.external.importing import read_own
 from consensus_orm.external.mirror import Mirror, MirrorStatus
 from consensus_orm.external.named import sink_named
 from consensus_orm.external.stage import Stage
+from consensus_orm.formats import duration, moment
 
 __all__: list[str] = []
 
@@ -105,7 +106,7 @@ def _look(app: App, sink: str | None) -> MirrorStatus:
 
 def _relay_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
     yield "stage", found.stage.name
-    oldest = "" if found.oldest is None else f", the oldest for {span(found.oldest)}"
+    oldest = "" if found.oldest is None else f", the oldest for {duration(found.oldest)}"
     yield "waiting", f"{found.waiting:,} entries{oldest}{' (ALARM)' if found.late else ''}"
     lag = "" if found.lag_p99 is None else f", p99 of the lag {found.lag_p99.total_seconds():.3f} s"
     yield "sent", f"{found.sent:,} at this stage{lag}"
@@ -165,7 +166,10 @@ def _stage_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
     yield "mismatches", f"{found.mismatches:,} open"
     yield "imported", f"{found.imported:,} entries"
     if found.compared_at is not None:
-        yield "compared", f"{found.compared_rows:,} rows, {found.differences:,} differences, {when(found.compared_at)}"
+        yield (
+            "compared",
+            f"{found.compared_rows:,} rows, {found.differences:,} differences, {moment(found.compared_at)}",
+        )
     yield "provable", "yes" if found.provable else "no: the store is declared without exact keys or a complete list"
 
 
@@ -299,7 +303,7 @@ def external_findings(ctx: click.Context, app: App, everything: bool, sink: str 
 
 
 def _finding(found: Finding) -> tuple[Any, ...]:
-    of = (found.pair, key(found.key), found.state, found.reason, when(found.found_at))
+    of = (found.pair, key(found.key), found.state, found.reason, moment(found.found_at))
     return (found.id, found.kind, found.item, *of)
 
 

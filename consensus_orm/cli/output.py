@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
 from consensus_orm.errors import OutputError
 from consensus_orm.formats import duration, moment
-from consensus_orm.phase import Phase
 from consensus_orm.progress import Progress, of_pages
 
 if TYPE_CHECKING:  # imported where it is used: it takes a while, and a command may do without

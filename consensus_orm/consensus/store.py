@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -82,6 +83,7 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
         settings: Settings | None = None,
         echo: bool = False,
         moves: Moves = CONSENSUS,
+        password: Callable[[], str] | None = None,
     ) -> Self:
         """Open a database; inspects it and writes nothing.
 
@@ -91,6 +93,7 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
             settings: The settings; read from the environment where left out.
             echo: Log each statement that goes through SQLAlchemy.
             moves: The declaration of what is moved; the consensus tables where left out.
+            password: Called at each connect for the password for a server, where it changes; as the setting.
 
         Returns:
             The store; a context manager that closes it.
@@ -101,4 +104,4 @@ class ConsensusStore(Store[ConsensusUnitOfWork]):
             StorageError: The file cannot be read.
         """
         chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
-        return super().open(place(url, chosen), moves=moves, settings=chosen, echo=echo)
+        return super().open(place(url, chosen), moves=moves, settings=chosen, echo=echo, password=password)

@@ -273,7 +273,7 @@ class ServerSource(Source):
         return release
 
     def _begin_snapshot(self) -> None:
-        self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self._connected.begin(write=False)
         self._rows("SELECT 1")  # the first read takes the snapshot
 
 
@@ -285,7 +285,8 @@ def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
         source: Source = ServerSource(units)
         connections: Any = source_of(engine)
         with translated(engine), contextlib.closing(connections.connect()) as connection:
-            connection.execute("SET default_transaction_read_only = on")
+            if not connections.transaction_settings:  # a pooler would keep it for other clients
+                connection.execute("SET default_transaction_read_only = on")
             source._driver = connection
             yield source
         return

@@ -21,11 +21,19 @@ from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
 from consensus_orm.settings import Settings
 from consensus_orm.statements.rows import PairRendering
 
-__all__ = ["catalog", "collect", "create", "parse_url", "rendering", "vacuum"]
+__all__ = [
+    "catalog", "collect", "create", "has_secret", "parse_url", "rendering", "vacuum", "without_secrets",
+]  # fmt: skip
 
 
 FILE_URI = "file:"
 """The prefix of a URI that SQLite would read itself."""
+
+SERVERS = frozenset({"postgresql", "postgres"})
+"""How a URL names a PostgreSQL server."""
+
+SECRETS = frozenset({"password", "sslpassword"})
+"""Parameters of such a URL that are passwords."""
 
 HONOURED = frozenset({("uri", "true"), ("uri", "1"), ("mode", "rwc")})
 """Parameters of a URL that ask for the default."""
@@ -48,23 +56,51 @@ def parse_url(url: str | Path | URL) -> URL:
     if not isinstance(url, str | Path | URL):
         raise errors.ConfigurationError(f"{type(url).__name__} is no URL", hint="give a path or sqlite:///PATH")
     if not isinstance(url, URL):
-        text = str(url)
-        if not text:
-            raise errors.ConfigurationError("the URL is empty", hint="give a path or sqlite:///PATH")
-        try:
-            is_url = "://" in text and not text.startswith(FILE_URI)
-            url = make_url(text) if is_url else URL.create("sqlite", database=text)
-        except (exc.ArgumentError, ValueError):
-            # The text is not repeated: it may hold a password.
-            raise errors.ConfigurationError("the URL cannot be read", hint="give a path or sqlite:///PATH") from None
-    if url.get_backend_name() == "postgresql":
-        return url.set(drivername="postgresql+psycopg")
+        url = _read(str(url))
+    if url.get_backend_name() in SERVERS:
+        return _server_url(url)
     if url.get_backend_name() != "sqlite":
         raise errors.ConfigurationError(
             f"databases of type {url.get_backend_name()!r} are not supported",
             hint="give a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE",
         )
     return _file_url(url)
+
+
+def _read(text: str) -> URL:
+    if not text:
+        raise errors.ConfigurationError("the URL is empty", hint="give a path or sqlite:///PATH")
+    if "://" not in text or text.startswith(FILE_URI):
+        return URL.create("sqlite", database=text)
+    try:
+        url = make_url(text)
+    except (exc.ArgumentError, ValueError):
+        # The text is not repeated: it may hold a password.
+        raise errors.ConfigurationError("the URL cannot be read", hint="give a path or sqlite:///PATH") from None
+    # What follows the first @ would be taken for the host, the database or a parameter, and be repeated in messages.
+    if url.get_backend_name() in SERVERS and text.count("@") > 1:
+        raise errors.ConfigurationError(
+            "the URL has more than one @, so where its password ends is unclear",
+            hint="write @ as %40 in the password, and wherever else it does not precede the host",
+        )
+    return url
+
+
+def _server_url(url: URL) -> URL:
+    """The URL of a server for the driver, with its password where SQLAlchemy hides it."""
+    if (password := url.query.get("password")) is not None:
+        url = url.difference_update_query(["password"]).set(password=str(password))
+    return url.set(drivername="postgresql+psycopg")
+
+
+def has_secret(url: URL) -> bool:
+    """Whether a URL holds a password."""
+    return url.password is not None or not SECRETS.isdisjoint(url.query)
+
+
+def without_secrets(url: URL) -> str:
+    """A URL of a server as messages name it."""
+    return url.set(drivername="postgresql").difference_update_query(SECRETS).render_as_string(hide_password=True)
 
 
 def _file_url(url: URL) -> URL:

@@ -15,7 +15,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Engine, exc, pool
@@ -24,6 +24,8 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from consensus_orm import errors
 from consensus_orm.databases.fair_queue import Turn, Turns
 from consensus_orm.databases.statistics import PoolUse
+from consensus_orm.events import Event
+from consensus_orm.hub import log_event
 
 __all__ = ["ConnectionSource", "Pool", "close_before_fork", "leak"]
 
@@ -50,6 +52,8 @@ class ConnectionSource(ABC, Generic[C]):
     def __init__(self) -> None:
         self.connections: weakref.WeakSet[C] = weakref.WeakSet()
         """The open connections."""
+        self.tell: Callable[[Event], object] = log_event
+        """Called with the events of connections."""
 
     @abstractmethod
     def connect(self) -> C:

@@ -7,8 +7,9 @@ import shutil
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, Engine, make_url
 
@@ -115,6 +116,10 @@ class ServerCopy(Copy):
 
     where: str
 
+    def __init__(self, where: str, folder: Path, *, keep: bool, connect: Callable[[], Any]) -> None:
+        super().__init__(where, folder, keep=keep)
+        self._connect = connect
+
     @property
     def path(self) -> None:
         """It has none."""
@@ -122,7 +127,7 @@ class ServerCopy(Copy):
 
     def look(self) -> contextlib.AbstractContextManager[Look]:
         """Read it with raw SQL."""
-        return ServerLook.at(self.where)
+        return ServerLook.at(self._connect)
 
     def bytes(self) -> int:
         """Bytes on disk."""
@@ -168,9 +173,9 @@ def made(subject: Subject, folder: Path, *, keep: bool, progress: Watch) -> Iter
         yield FileCopy(path, folder, keep=keep)
         return
     _require(folder, subject.maintenance.stats().disk.database)
-    with _database(subject.units.engine, keep=keep) as url:
+    with _database(subject.units.engine, keep=keep) as (url, connect):
         _fill(subject, url, progress)
-        yield ServerCopy(url, folder, keep=keep)
+        yield ServerCopy(url, folder, keep=keep, connect=connect)
 
 
 def _require(folder: Path, wanted: int) -> None:
@@ -182,18 +187,21 @@ def _require(folder: Path, wanted: int) -> None:
 
 
 @contextlib.contextmanager
-def _database(engine: Engine, *, keep: bool) -> Iterator[str]:
-    """A new database on the server of another."""
+def _database(engine: Engine, *, keep: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A new database on the server of another: its URL, and what connects to it."""
     import psycopg
 
-    from consensus_orm.databases.postgresql.connection import arguments_of
     from consensus_orm.databases.postgresql.vacuum import rehearsal_of
 
     url: URL = engine.url.set(drivername="postgresql")
-    with translated(engine), psycopg.connect(**arguments_of(url), autocommit=True) as admin:
+    login = cast("Any", source_of(engine)).login
+    connect = partial(login.connect, psycopg.Connection)
+    name = rehearsal_of(str(url.database), uuid.uuid4().hex[:_DIGITS])
+    with translated(engine), connect() as admin, connect() as holder:
         schema = admin.execute("SELECT current_schema()").fetchone()
-        name = rehearsal_of(str(url.database), uuid.uuid4().hex[:_DIGITS])
-        admin.execute("SELECT pg_advisory_lock(hashtext(%s))", (name,))  # so that no look takes it for left behind
+        # So that no look takes it for left behind. A lock of a session would stay with a connection pooler.
+        holder.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0")
+        holder.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))
         try:
             # C and UTF8 go with any server; what is compared are bytes.
             admin.execute(f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'".encode())
@@ -203,11 +211,12 @@ def _database(engine: Engine, *, keep: bool) -> Iterator[str]:
                 hint="allow it (ALTER ROLE ... CREATEDB), or copy the database to a file with the command copy, and"
                 " rehearse that",
             ) from error
+        inside = partial(connect, dbname=name)
         try:
-            with psycopg.connect(**arguments_of(url.set(database=name)), autocommit=True) as inside:
+            with inside() as first:
                 if schema is not None and schema[0]:
-                    inside.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema[0])}".encode())
-            yield url.set(database=name).render_as_string(hide_password=False)
+                    first.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema[0])}".encode())
+            yield url.set(database=name).render_as_string(hide_password=False), inside
         except BaseException:
             keep = False
             raise

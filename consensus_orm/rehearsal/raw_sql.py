@@ -156,13 +156,10 @@ class ServerLook(Look):
 
     @classmethod
     @contextlib.contextmanager
-    def at(cls, url: str) -> Iterator[ServerLook]:
+    def at(cls, connect: Callable[[], psycopg.Connection[Any]]) -> Iterator[ServerLook]:
         """Read with a connection of its own."""
-        import psycopg
-
-        from consensus_orm.databases.postgresql.connection import arguments_of
-
-        with psycopg.connect(**arguments_of(url), autocommit=True) as connection:
+        with connect() as connection:
+            connection.prepare_threshold = None  # a connection pooler may be in between
             found = cls(lambda sql: connection.execute(sql.encode()).fetchall())
             found._connection = connection
             yield found

@@ -128,6 +128,7 @@ _POSTGRES_RETRYABLE = (
     *("40001", "40P01"),  # serialization failure, deadlock
     "55P03",  # lock not available
     *("57P01", "57P02", "57P03"),  # shut down by an administrator, after a crash, or not started yet
+    "25006",  # a standby, which is perhaps being promoted; a read-only unit of work has an error of its own
     "08",  # connection exceptions
     "53300",  # too many connections
 )

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases import opening
-from consensus_orm.databases.engine import database_path
+from consensus_orm.databases.engine import database_path, pool_of
 from consensus_orm.databases.lock import Lock
 from consensus_orm.hub import Telemetry
 from consensus_orm.ledgers import mismatches
@@ -89,7 +89,7 @@ class UnitOfWorkFactory(Generic[U]):
         """The name of the database: its path, `:memory:`, or its URL without password."""
         if self.engine.dialect.name == "sqlite":
             return str(self.path or ":memory:")
-        return self.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        return opening.without_secrets(self.engine.url)
 
     @property
     def initial_phase(self) -> Phase:
@@ -122,7 +122,9 @@ class UnitOfWorkFactory(Generic[U]):
     @cached_property
     def telemetry(self) -> Telemetry:
         """The listeners to events."""
-        return Telemetry()
+        telemetry = Telemetry()
+        pool_of(self.engine).source.tell = telemetry.tell
+        return telemetry
 
     @cached_property
     def retrier(self) -> Retrier:

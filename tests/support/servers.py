@@ -24,7 +24,7 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +32,7 @@ import psutil
 import psycopg
 from sqlalchemy import URL, make_url
 
-__all__ = ["Server", "database", "replica_of", "shared", "template", "unused"]
+__all__ = ["Server", "database", "folder", "replica_of", "shared", "spawned", "template", "until", "unused"]
 
 VERSION = os.environ.get("PGSERVER_POSTGRES_VERSION", "18")
 USER = "pgserver"
@@ -98,7 +98,8 @@ class Server:
 
     def url(self, database: str = "postgres") -> str:
         """How to reach a database: for SQLAlchemy and for psycopg."""
-        url = URL.create("postgresql", "postgres", database=database, query={"host": str(self.folder)})
+        port = int(self._settings["port"]) if "port" in self._settings else None
+        url = URL.create("postgresql", "postgres", port=port, database=database, query={"host": str(self.folder)})
         return url.render_as_string()
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
@@ -107,9 +108,7 @@ class Server:
 
     def create(self) -> None:
         """Make the folder, and the data in it: new, or those of the primary."""
-        self.folder.mkdir(mode=0o700)
-        if _identity():
-            shutil.chown(self.folder, USER)
+        _make(self.folder)
         if self.primary:
             self._run("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", "-d", self.primary.url())
         else:
@@ -241,10 +240,7 @@ class Server:
             self._process = None
 
     def until(self, done: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not done():
-            assert time.monotonic() < deadline, f"the server did not {what} in {PATIENCE} s"
-            time.sleep(0.01)
+        until(done, what, "the server")
 
     def _run(self, program: str, *arguments: str) -> None:
         process = self._spawn(program, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -252,16 +248,50 @@ class Server:
         assert process.returncode == 0, said.decode(errors="replace")
 
     def _spawn(self, program: str, *arguments: str, **pipes: Any) -> subprocess.Popen[bytes]:
-        # A session of its own: Ctrl-C is for the tests, and the shared server outlives who started it.
-        return subprocess.Popen(
-            [_binaries() / program, "-D", self.data, *arguments],
-            stdin=subprocess.DEVNULL,
-            cwd=self.folder,
-            env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
-            start_new_session=True,
-            **pipes,
-            **_identity(),
-        )
+        return spawned([_binaries() / program, "-D", self.data, *arguments], self.folder, **pipes)
+
+
+def spawned(command: Sequence[str | Path], folder: Path, **pipes: Any) -> subprocess.Popen[bytes]:
+    """A process of whom servers run as, in a folder of theirs."""
+    # A session of its own: Ctrl-C is for the tests, and the shared server outlives who started it.
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+        start_new_session=True,
+        **pipes,
+        **_identity(),
+    )
+
+
+def until(done: Callable[[], bool], what: str, who: str) -> None:
+    """Wait until something is done.
+
+    Raises:
+        AssertionError: It takes too long.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < deadline, f"{who} did not {what} in {PATIENCE} s"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A new folder that belongs to whom servers run as, gone when the block ends."""
+    made = _root() / uuid.uuid4().hex[:8]
+    _make(made)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    if _identity():
+        shutil.chown(folder, USER)
 
 
 def replica_of(primary: Server) -> Server:

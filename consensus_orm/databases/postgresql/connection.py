@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import select
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any, cast
@@ -16,23 +17,26 @@ from typing import Any, cast
 import psycopg
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
-from sqlalchemy import URL, make_url
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy import URL
 
 from consensus_orm import errors
 from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.pool import ConnectionSource
-from consensus_orm.databases.postgresql.errors import translate
+from consensus_orm.databases.postgresql import session
+from consensus_orm.databases.postgresql.blockers import Watch
+from consensus_orm.databases.postgresql.errors import missing_privilege, translate
 from consensus_orm.databases.postgresql.fence import REFUSALS, ROWS, TABLES, Entry, Fence
+from consensus_orm.databases.postgresql.login import Login
 from consensus_orm.databases.postgresql.parameters import bindable, spelled
 from consensus_orm.databases.postgresql.session_guard import PostgresSessionGuard
 from consensus_orm.databases.postgresql.triggers import INSTALLED
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
+from consensus_orm.statements.rendering import literal
 
-__all__ = ["ServerConnection", "ServerSource", "arguments_of"]
+__all__ = ["ServerConnection", "ServerSource"]
 
 PREPARED = 500
 """Statements that a connection keeps prepared; the package has fewer."""
@@ -52,25 +56,22 @@ NOT_READABLE = (
 """Errors after which a unit of work reads less at its begin: a connection pooler does not keep prepared statements, an
 older database lacks the column, or the role has no right to read it."""
 
-AS_WRITTEN = (
-    "SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET standard_conforming_strings = on;"
-    " SET extra_float_digits = 1; SET bytea_output = 'hex'"
+UNANSWERED = ("08", "57P", "40003")
+"""SQLSTATEs after which the outcome of a commit is asked for: the connection was lost, as a connection pooler says; the
+server was shut down; or it does not know."""
+
+_PLACE = (
+    "SELECT current_user, (SELECT relnamespace::regnamespace::text FROM pg_class"
+    " WHERE relname = %s AND pg_table_is_visible(oid))"
 )
-"""Settings that decide how values are written and read, because a database or a role may have defaults of its own."""
 
-_READ = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
-
+_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;"
+_READ = "SELECT phase, epoch FROM consensus_orm_state WHERE id = 1"
 
 DURABLE = (
     b"SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit', true) = 'off'"
 )
 """Has the commit, and all before it, reach the disk of the server; a stricter setting stays."""
-
-
-def arguments_of(url: URL | str) -> dict[str, Any]:
-    """The arguments with which the driver connects to a URL of SQLAlchemy."""
-    (_, arguments) = PGDialect_psycopg().create_connect_args(make_url(url))  # type: ignore[no-untyped-call] # SQLAlchemy has no types here
-    return dict(arguments)
 
 
 class ServerConnection(psycopg.Connection[Any]):
@@ -88,6 +89,8 @@ class ServerConnection(psycopg.Connection[Any]):
     _lock = Lock.NONE
     _flipping: float | None = None
     """Since when this connection keeps writers waiting."""
+    _watch: Watch | None = None
+    """Asks who keeps a flip waiting."""
     _entering: Fence | None = None
     """The fence whose statement that reads the phase is prepared on this connection."""
     _durable = False
@@ -102,11 +105,16 @@ class ServerConnection(psycopg.Connection[Any]):
     def execute(self, query: Any, params: Any = None, **options: Any) -> psycopg.Cursor[Any]:
         """Run a statement with parameters spelled as on SQLite."""
         self._fresh = False
-        if params:
-            query = cast("Any", spelled(query))  # psycopg's type is LiteralString
-            # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
-            return super().execute(query, params, prepare=False if self._lock.carries else None, **options)
-        return super().execute(query, None, **options)
+        try:
+            if params:
+                query = cast("Any", spelled(query))  # psycopg's type is LiteralString
+                # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
+                return super().execute(query, params, prepare=False if self._lock.carries else None, **options)
+            return super().execute(query, None, **options)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise self.source.name_privilege(error, str(query)) from error.__cause__
+        except psycopg.errors.LockNotAvailable as error:
+            raise self._blamed(error) from error.__cause__
 
     def order(self, statement: str, params: Any = None) -> psycopg.Cursor[Any]:
         """Run a statement of the transaction itself, and raise errors of this package.
@@ -122,7 +130,7 @@ class ServerConnection(psycopg.Connection[Any]):
     def begin(self, *, write: bool) -> None:
         """Begin a transaction, without any lock."""
         self._transaction, self._fresh = None, False
-        self.order("BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self.order(("BEGIN;" if write else _SNAPSHOT) + self.source.transaction_settings)
 
     def begin_unit(self, lock: Lock, *, durable: bool = False) -> None:
         """Begin the transaction of a unit of work; the same message takes the lock and reads the phase.
@@ -143,6 +151,8 @@ class ServerConnection(psycopg.Connection[Any]):
     def _begin_locked(self, lock: Lock, entry: Entry | None = None) -> None:
         self._phase, self._transaction, self._lock = None, None, lock
         fence, entry = self.source.fence, entry or self._entry(lock)
+        if lock is Lock.FLIP:
+            self._watch = Watch(self.source.login, self.source.name_flip(), self.source.tell)
         try:
             result = self._send(self.source.begin_with(lock, entry))
         except psycopg.errors.UndefinedTable:
@@ -170,6 +180,9 @@ class ServerConnection(psycopg.Connection[Any]):
             self.source.lock_rows(self, refused)
             self._begin_locked(lock)
             return
+        except psycopg.errors.ReadOnlySqlTransaction:
+            self.close()  # the next one may be to another host of the URL, which is the primary now
+            raise
         except BaseException:
             self.rollback()
             raise
@@ -200,8 +213,17 @@ class ServerConnection(psycopg.Connection[Any]):
                 self._entering = self.source.fence
         return self.source.entry
 
+    def _blamed(self, error: psycopg.Error) -> psycopg.Error:
+        """Add to an error who kept the flip waiting."""
+        if self._watch is not None:
+            error.blockers = self._watch.found  # type: ignore[attr-defined]
+        return error
+
     def _end(self) -> None:
         self._transaction = None
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
         if self._flipping is not None:
             self.source.longest_flip = max(self.source.longest_flip, time.monotonic() - self._flipping)
             self._flipping = None
@@ -222,7 +244,7 @@ class ServerConnection(psycopg.Connection[Any]):
         if result.status == ExecStatus.FATAL_ERROR:
             error: psycopg.Error = psycopg.errors.error_from_result(result, encoding="utf-8")
             # Without a SQLSTATE it is an error of libpq, as after the server was killed.
-            raise error if error.sqlstate else psycopg.OperationalError(str(error))
+            raise self._blamed(error) if error.sqlstate else psycopg.OperationalError(str(error))
         return result
 
     def read_phase(self) -> tuple[Any, ...] | None:
@@ -337,7 +359,7 @@ class ServerConnection(psycopg.Connection[Any]):
         except psycopg.OperationalError as error:
             # Without a SQLSTATE the server did not answer; libpq may still report the connection as good (an immediate
             # shutdown).
-            unanswered = error.sqlstate is None or isinstance(error, psycopg.errors.StatementCompletionUnknown)
+            unanswered = error.sqlstate is None or error.sqlstate.startswith(UNANSWERED)
             if self._transaction is None or not (unanswered or self.pgconn.status != ConnStatus.OK):
                 raise
             if not self.source.has_committed(self._transaction, self.server_since, error):
@@ -378,31 +400,45 @@ class ServerSource(ConnectionSource[ServerConnection]):
         self.settings = settings
         self.database = url.database
         self.patience = settings.busy_timeout.total_seconds()
-        self.entry = Entry.PREPARED
+        self.entry: Entry
         """How units of work read the phase."""
+        self._flip = "consensus_orm flip"
         self.flips = 0
         """How many flips began since the last one that was committed."""
         self.longest_flip = 0.0
         """The longest time, in seconds, for which a flip that had its lock kept writers waiting."""
         self.seen: int | None = None
         """The transaction id at the last call of `others_wrote`."""
+        self.transaction_settings = ""
+        """The settings of each transaction; empty unless a connection pooler is in between."""
+        self.login = Login(url, settings)
         self._keep_apart(TABLES)
-        self._arguments = arguments_of(url)
 
     def _keep_apart(self, fence: Fence) -> None:
-        isolation = self.settings.isolation
-        self._begin = {(lock, e): fence.begin(lock, isolation, None, e) for lock in Lock if lock for e in Entry}
+        """Use a fence, in transactions that are set up as the pooler demands."""
+        isolation, settings = self.settings.isolation, self.transaction_settings
+        self._read = f"{_SNAPSHOT}{settings} {_READ}".encode()
+        self._begin = {
+            (lock, e): fence.begin(lock, isolation, None, e, settings=settings) for lock in Lock if lock for e in Entry
+        }
+        self.entry = Entry.TEXT if settings else Entry.PREPARED
         self.fence = fence  # last, because another thread that sees it uses its statements
 
     def begin_with(self, lock: Lock, entry: Entry) -> bytes:
         """The statements that begin a unit of work; a flip waits longer than the one before it that failed."""
         if lock is Lock.NONE:
-            return _READ
+            return self._read
         if lock is not Lock.FLIP:
             return self._begin[lock, entry]
         self.flips += 1
         patience = min(FLIP_PATIENCE * 2 ** (self.flips - 1), MOST_PATIENCE)
-        return self.fence.begin(lock, self.settings.isolation, patience)
+        named = f"{self.transaction_settings} SET LOCAL application_name = {literal(self._flip)};"
+        return self.fence.begin(lock, self.settings.isolation, patience, settings=named)
+
+    def name_flip(self) -> str:
+        """Give the session of the next flip a name of its own (application_name)."""
+        self._flip = f"consensus_orm flip {uuid.uuid4().hex[:8]}"
+        return self._flip
 
     def lock_rows(self, connection: ServerConnection, refused: psycopg.Error) -> None:
         """Use row locks as the fence from now on, because the server has no table locks.
@@ -429,31 +465,52 @@ class ServerSource(ConnectionSource[ServerConnection]):
                 hint="use PostgreSQL, or an engine that takes all of them or none",
             ) from refused
         self._keep_apart(ROWS)
-        self.entry = Entry.PREPARED
 
     def connect(self) -> ServerConnection:
         """Open a connection.
 
         Raises:
+            ConfigurationError: The connection pooler in between keeps no transactions.
             psycopg.OperationalError: The server cannot be reached, or refuses.
         """
-        arguments: dict[str, Any] = {"application_name": "consensus_orm", "connect_timeout": 10, **self._arguments}
-        connection = ServerConnection.connect(**arguments, autocommit=True)
+        connection = self.login.connect(ServerConnection)
+        try:
+            self._set_up(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self.connections.add(connection)
+        return connection
+
+    def _set_up(self, connection: ServerConnection) -> None:
         connection.source = self
-        connection.prepared_max = PREPARED
-        milliseconds = int(self.patience * 1000)
-        # A plan for the given values costs more than it saves, because statements find their rows by keys. A
-        # transaction that reads ranges of keys sets it otherwise.
-        connection.execute("SET plan_cache_mode = force_generic_plan")
-        connection.execute(f"SET lock_timeout = {milliseconds}; {AS_WRITTEN}")
-        # Searched first, a temporary table with the name of one of the package's tables would take its place.
-        path = "set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
+        patience = int(self.patience * 1000)
         with contextlib.suppress(psycopg.errors.UndefinedTable):
             began: Any = connection.execute("SELECT stats_reset FROM pg_stat_bgwriter")
             connection.server_since = began.fetchone()[0]
-        connection.execute(f"SELECT {path}")
-        self.connections.add(connection)
-        return connection
+        if self.login.threshold == 0 or session.is_pooled(connection):
+            self._require_transactions(connection)
+            connection.prepare_threshold = None
+            settings = session.transaction_settings(connection, patience, self.login.options)
+            if settings != self.transaction_settings:
+                self.transaction_settings = settings
+                self._keep_apart(self.fence)
+        else:
+            connection.prepared_max = PREPARED
+            connection.execute(session.session_settings(patience))
+
+    def _require_transactions(self, connection: ServerConnection) -> None:
+        """Refuse a connection pooler that keeps no transactions, also on a second try: a server may just have crashed.
+
+        Raises:
+            ConfigurationError: It is one.
+        """
+        if not session.keeps_transactions(connection):
+            connection.close()
+            with self.login.connect(psycopg.Connection) as second:
+                if session.is_pooled(second) and not session.keeps_transactions(second):
+                    raise session.refusal()
+            raise psycopg.OperationalError("the connection to the server was lost by the connection pooler")
 
     def is_healthy(self, connection: ServerConnection) -> bool:
         """Whether a connection is open and idle; one that the server has closed has data to read."""
@@ -466,6 +523,15 @@ class ServerSource(ConnectionSource[ServerConnection]):
     def translate(self, error: BaseException, database: str | None) -> errors.ConsensusError | None:
         """The error of this package for an error of the server; None for any other error."""
         return translate(error, database) if isinstance(error, psycopg.Error) else None
+
+    def name_privilege(self, error: psycopg.Error, statement: str) -> psycopg.Error:
+        """Add to an error what the server does not say: the privilege, the schema of the table, and the role."""
+        found = missing_privilege(error, statement)
+        with contextlib.suppress(psycopg.Error), self.login.connect(psycopg.Connection, connect_timeout=2) as asking:
+            row: Any = asking.execute(_PLACE, (found.get("table"),)).fetchone()
+            found |= dict(zip(("role", "schema"), row, strict=True))
+        error.missing = found  # type: ignore[attr-defined]
+        return error
 
     def take_back(self, connection: ServerConnection) -> None:
         """Nothing: a connection that is idle and healthy can be lent."""

@@ -61,7 +61,15 @@ class Fence(ABC):
     number: ClassVar[str]
     """The SQL of the transaction id."""
 
-    def begin(self, lock: Lock, isolation: Isolation, patience: int | None, entry: Entry = Entry.BARE) -> bytes:
+    def begin(
+        self,
+        lock: Lock,
+        isolation: Isolation,
+        patience: int | None,
+        entry: Entry = Entry.BARE,
+        *,
+        settings: str = "",
+    ) -> bytes:
         """The statements that begin a unit of work that writes, in one message.
 
         The lock comes before the first read, so that the snapshot is not older than the lock (at REPEATABLE READ with a
@@ -72,6 +80,7 @@ class Fence(ABC):
             isolation: Of its transaction.
             patience: Longest wait for the lock in ms; by default that of the connection.
             entry: How the phase is read.
+            settings: Statements that set up the transaction, where the session is not.
 
         Returns:
             Statements of which the last returns phase, epoch, and the transaction id or ''; unless the entry is bare,
@@ -82,7 +91,8 @@ class Fence(ABC):
         # A unit of work that carries rows reads ranges of keys, for which a prepared plan is no use.
         plans = " SET LOCAL plan_cache_mode = auto;" if lock.carries else ""
         look = f"EXECUTE {self.statement}" if entry is Entry.PREPARED else self._look(lock, entry)
-        return f"BEGIN ISOLATION LEVEL {isolation.sql};{limit}{plans} {self._enter(lock)}; {look}".encode()
+        begin = f"BEGIN ISOLATION LEVEL {isolation.sql};{settings}"
+        return f"{begin}{limit}{plans} {self._enter(lock)}; {look}".encode()
 
     def prepare(self) -> bytes:
         """The statement that prepares, on a connection, how a unit of work reads the phase."""
