@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from consensus_orm.cli import copying, demo, explain, maintenance, rehearsal, rows, status, steps
+from consensus_orm.cli import copying, demo, dependencies, explain, maintenance, rehearsal, rows, status, steps
 from consensus_orm.cli.app import main
 
 __all__ = ["main"]
 
-assert all((copying, demo, explain, maintenance, rehearsal, rows, status, steps))
+assert all((copying, demo, dependencies, explain, maintenance, rehearsal, rows, status, steps))

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection
@@ -50,6 +51,8 @@ class ConnectionSource(ABC, Generic[C]):
     def __init__(self) -> None:
         self.connections: weakref.WeakSet[C] = weakref.WeakSet()
         """The open connections."""
+        self.own_reads: Counter[str] = Counter()
+        """Reads of frozen legacy tables that no transaction has recorded yet, because those that made them read only."""
 
     @abstractmethod
     def connect(self) -> C:

@@ -6,6 +6,7 @@ lost.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +18,7 @@ from consensus_orm.databases import guard_record
 from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.move import single_key
 from consensus_orm.declaration.rules import is_text
-from consensus_orm.ledgers import backfill_progress, certificates, changes, guards, mismatches, rejects
+from consensus_orm.ledgers import backfill_progress, certificates, changes, dependencies, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands, began_in_future, in_force, soak_left
 from consensus_orm.phase import Phase, Side
@@ -60,6 +61,8 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
     found = [Obstacle(flaw.text, flaw.command) for flaw in (guards.look(uow) if flaws is None else flaws)]
     if guard_record.lost(uow):
         return found  # the next conditions are read from these tables
+    if hidden := [Obstacle(text) for text in uow.catalog.unseen(uow)]:
+        return [*found, *hidden]  # nothing that follows from rows would be true
     if not phase.writes_normalized:
         found += _missing_tables(uow)
     else:
@@ -69,7 +72,7 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
     found += _unfit_keys(uow)
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
-        found += _referring_tables(uow)
+    found += _dependencies(uow)
     return [*found, *_soak(uow, demanded)]
 
 
@@ -101,13 +104,15 @@ def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
     """Keys that do not identify rows, cannot be ordered or stored, or have reached the largest number."""
     mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
     tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
-    tables += [pair.legacy_table for pair in mapping if uow.phase.has_legacy]
+    legacy = [pair.legacy_table for pair in mapping if uow.phase.has_legacy]
+    tables += legacy
     for key in (single_key(table) for table in tables if table.name.lower() in there):
         name = f"column {key.name} of {key.table.name}"
         faults = list(uow.catalog.key_faults(uow, key.table.name, key))
         for fault in faults:
             yield Obstacle(f"{name} cannot be the key of this move: it {fault}")
-        if not faults and not is_text(key) and _highest(uow, key) >= LARGEST:
+        frozen = uow.phase.freezes_legacy and key.table in legacy  # no row is added to it, and a look would count
+        if not faults and not frozen and not is_text(key) and _highest(uow, key) >= LARGEST:
             yield Obstacle(
                 f"{name} has reached {LARGEST}, the largest number there is, so no row can be added; give that row"
                 " another id, and set the sequence of the table to the highest one that is left"
@@ -186,8 +191,12 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
             )
 
 
-def _referring_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
-    """Tables that refer to a legacy table: emptying it would delete their rows, or fail."""
-    for pair in uow.statements.mapping:
-        for name in uow.catalog.referring(uow, pair.legacy_table.name):
-            yield Obstacle(f"table {name!r} refers to {pair.legacy_table.name} by a foreign key; drop that first")
+def _dependencies(uow: UnitOfWork) -> Iterator[Obstacle]:
+    """What others use of the legacy tables, and the next phase would take from them."""
+    following = uow.phase.next
+    for each in dependencies.found(uow):
+        if following is None or each.shuts > following or each.accepted is not None:
+            continue
+        name = shlex.quote(f"{each.kind} {each.name}")
+        command = "" if each.remedy else f"consensus-orm dependencies accept {name} --reason TEXT"
+        yield Obstacle(f"{each.told}: {each.remedy or 'remove it, or accept it'}", command)

@@ -27,7 +27,7 @@ from consensus_orm.databases.engine import translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
-from consensus_orm.ledgers import guards
+from consensus_orm.ledgers import guards, reads
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
 
@@ -70,6 +70,7 @@ class UnitOfWork(Transaction):
         lock: Which lock a writing one takes when it begins.
         durable: Make its commit, and all before it, reach the disk, whatever the settings say.
         readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
+        whole: Whether to fail where the row security of a server would leave rows out of an answer.
     """
 
     def __init__(
@@ -83,9 +84,10 @@ class UnitOfWork(Transaction):
         lock: Lock = Lock.WRITE,
         durable: bool = False,
         readable: bool = True,
+        whole: bool = False,
     ) -> None:
         super().__init__(
-            engine, statements, settings, read_only=read_only, lock=lock, durable=durable, readable=readable
+            engine, statements, settings, read_only=read_only, lock=lock, durable=durable, readable=readable, whole=whole
         )
         self._hooks = hooks
         self._entered = False
@@ -133,6 +135,8 @@ class UnitOfWork(Transaction):
             self._commit_session(self._guard)
         driver = self._connected
         require_transaction(driver)
+        if self._whole and self.catalog.counts_reads:
+            reads.note(self)
         with translated(self.engine):
             self._commit_transaction(driver)
 

@@ -14,7 +14,7 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases import saved_rows
 from consensus_orm.databases.opening import catalog
 from tests.field import builders
-from tests.migration.steps import BASE, BOTH, _raise, forward, image, write
+from tests.migration.steps import BASE, BOTH, _raise, accept_dependencies, forward, image, write
 from tests.support import oracle
 from tests.support.databases import Database, odd_history, odd_rows
 
@@ -79,6 +79,8 @@ def test_legacy_objects_of_others_come_back_as_they_were(store: ConsensusStore, 
     database.script(OBJECTS_OF_OTHERS[database.kind])
     theirs = ("their_view", "their_log")
     before, view = image(database), database.judge.definitions(database.where, *theirs)
+    forward(store, Phase.NORMALIZED)
+    accept_dependencies(store)
     forward(store, Phase.CONTRACT)
     assert not set(oracle.LEGACY) & set(database.tables())
     store.migration.rollback("expand")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 
 from consensus_orm import errors
@@ -48,6 +50,12 @@ def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusErr
         table = error.diag.table_name or (error.diag.message_detail or "a mapped table")
         return errors.UnmirroredWriteError(
             f"a statement of the session would write {table} past the repositories", table=table
+        )
+    if error.diag.source_function == "check_enable_rls":
+        named = re.search(r"[\"«„“](.+)[\"»”“]", error.diag.message_primary or "")
+        table = named[1] if named else ""
+        return errors.RowsHiddenError(
+            f"{database}: the row security of {table or 'a table'} hides rows from this role", table=table, sqlstate=state
         )
     if isinstance(error, psycopg.DataError) and state is None:  # raised by psycopg itself
         return errors.InvalidValueError("PostgreSQL cannot hold a text with a NUL character in it")
