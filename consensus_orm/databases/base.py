@@ -675,12 +675,15 @@ class LegacyTables(ABC):
         """
 
     @abstractmethod
-    def put_back(self, uow: Transaction, saved: SavedRow) -> None:
+    def put_back(self, uow: Transaction, saved: SavedRow) -> bool:
         """Insert a saved row, unless there is one with its key.
 
         Args:
             uow: May write the legacy tables.
             saved: The row.
+
+        Returns:
+            Whether it was inserted.
         """
 
 

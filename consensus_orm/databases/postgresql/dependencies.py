@@ -92,7 +92,10 @@ _SHUTS = {
 }
 """The kinds that matter before CONTRACT: the phase from which rows, or what protects them, would be missed."""
 
-_REMEDIES = {"foreign key": "the table cannot be emptied while it is there; drop it"}
+_REMEDIES = {
+    "foreign key": "the table cannot be emptied while it is there; drop it",
+    "column": "the table cannot be rewritten while it has that type; give it another one",
+}
 """The kinds that cannot be accepted."""
 
 

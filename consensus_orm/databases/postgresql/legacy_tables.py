@@ -152,11 +152,11 @@ class PostgresLegacyTables(LegacyTables):
         except (KeyError, ValueError) as error:
             raise unsafe("row", table) from error
 
-    def put_back(self, uow: Transaction, saved: SavedRow) -> None:
-        """Insert a saved row, unless there is one with its key."""
+    def put_back(self, uow: Transaction, saved: SavedRow) -> bool:
+        """Insert a saved row, unless there is one with its key; returns whether it was inserted."""
         columns, places = ", ".join(map(quoted, saved.cells)), ", ".join("?" * len(saved.cells))
         sql = f"INSERT INTO {quoted(saved.table)} ({columns}) VALUES ({places}) ON CONFLICT DO NOTHING"
-        uow._execute(sql, saved.values)
+        return uow._execute(sql, saved.values).rowcount > 0
 
 
 _PARTS = (
