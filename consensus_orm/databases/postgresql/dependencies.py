@@ -68,7 +68,7 @@ WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT starts_with(
       WHERE f.name = l.name AND f.classid = 'pg_proc'::regclass AND f.objid = p.oid)
     OR g.lanname NOT IN ('internal', 'c')
       AND p.prosrc ~* ('(?<!\w)' || regexp_replace(l.name, '(\W)', '\\\1', 'g') || '(?!\w)'))
-UNION SELECT 'publication', p.pubname, w.name
+UNION SELECT CASE WHEN p.rowfilter IS NULL THEN 'publication' ELSE 'filtering publication' END, p.pubname, w.name
 FROM whole AS w JOIN relation AS c ON c.oid = w.oid
 JOIN pg_publication_tables AS p ON p.schemaname = c.nspname AND p.tablename = c.relname
 UNION SELECT 'subscription', s.subname, w.name
@@ -94,6 +94,7 @@ _SHUTS = {
 
 _REMEDIES = {
     "foreign key": "the table cannot be emptied while it is there; drop it",
+    "filtering publication": "its condition could not be given back; ALTER PUBLICATION ... DROP TABLE",
     "column": "the table cannot be rewritten while it has that type; give it another one",
 }
 """The kinds that cannot be accepted."""
