@@ -1,14 +1,33 @@
-"""The command dependencies: what others use of the legacy tables, and its acceptance."""
+"""The commands check and dependencies: what is in the way, what others use of the legacy tables, and its acceptance."""
 
 from __future__ import annotations
 
 import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main
-from consensus_orm.cli.output import exit_with, say, show_entries, when
+from consensus_orm.cli.output import exit_with, say, show_entries, show_json, when
 from consensus_orm.cli.status import reason_required
 
 __all__: list[str] = []
+
+
+@main.command()
+@json_option
+@app_command
+def check(app: App, as_json: bool) -> None:
+    """Name what will keep a gate shut on the way, before anything is written.
+
+    What others use of the legacy tables, keys that do not identify rows, columns that no move speaks of, rows and
+    columns that this role does not see. The exit code is 1 where there is any.
+    """
+    with app.store() as store:
+        found = [app.spelled(text) for text in store.migration.check()]
+    if as_json:
+        show_json({"obstacles": found})
+    else:
+        for text in found or ["nothing that the catalog knows is in the way"]:
+            say(f"- {text}" if found else text)
+    exit_with(found)
 
 
 @main.group(invoke_without_command=True)

@@ -13,9 +13,8 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection
 from typing import Any, Generic, TypeVar
 
@@ -52,7 +51,7 @@ class ConnectionSource(ABC, Generic[C]):
         self.connections: weakref.WeakSet[C] = weakref.WeakSet()
         """The open connections."""
         self.own_reads: Counter[str] = Counter()
-        """Reads of frozen legacy tables that no transaction has recorded yet, because those that made them read only."""
+        """Reads of frozen legacy tables that are not recorded yet, because the transactions that made them only read."""
 
     @abstractmethod
     def connect(self) -> C:

@@ -25,7 +25,7 @@ from consensus_orm.phase import Phase, Side
 from consensus_orm.times import credible
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["Obstacle", "obstacles", "undecided_text"]
+__all__ = ["Obstacle", "known_from_the_start", "obstacles", "undecided_text"]
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,27 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
         found += _not_carried(uow)
         found += _uncertified(uow, demanded)
         found += _unsettled(uow)
-    found += _unfit_keys(uow)
+    found += _unfit_keys(uow, phase)
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
-    found += _dependencies(uow)
+    found += _dependencies(uow, phase.next)
     return [*found, *_soak(uow, demanded)]
+
+
+def known_from_the_start(uow: UnitOfWork, phase: Phase) -> list[Obstacle]:
+    """What will keep a gate shut, from this phase to the last, by what the catalog of the database knows today.
+
+    Args:
+        uow: Reads a database that need not be prepared.
+        phase: The phase it is in, or begins with.
+    """
+    if hidden := [Obstacle(text) for text in uow.catalog.unseen(uow)]:
+        return hidden
+    found = [Obstacle(text) for text in uow.catalog.muted(uow)]
+    found += _unfit_keys(uow, phase)
+    if phase.has_legacy:
+        found += _unknown_columns(uow)
+    return [*found, *_dependencies(uow, Phase.CONTRACT)]
 
 
 def _soak(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
@@ -100,18 +116,18 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
             yield Obstacle(f"table {table.name} does not exist", command)
 
 
-def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
+def _unfit_keys(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
     """Keys that do not identify rows, cannot be ordered or stored, or have reached the largest number."""
     mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
     tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
-    legacy = [pair.legacy_table for pair in mapping if uow.phase.has_legacy]
+    legacy = [pair.legacy_table for pair in mapping if phase.has_legacy]
     tables += legacy
     for key in (single_key(table) for table in tables if table.name.lower() in there):
         name = f"column {key.name} of {key.table.name}"
         faults = list(uow.catalog.key_faults(uow, key.table.name, key))
         for fault in faults:
             yield Obstacle(f"{name} cannot be the key of this move: it {fault}")
-        frozen = uow.phase.freezes_legacy and key.table in legacy  # no row is added to it, and a look would count
+        frozen = phase.freezes_legacy and key.table in legacy  # no row is added to it, and a look would count
         if not faults and not frozen and not is_text(key) and _highest(uow, key) >= LARGEST:
             yield Obstacle(
                 f"{name} has reached {LARGEST}, the largest number there is, so no row can be added; give that row"
@@ -191,9 +207,8 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
             )
 
 
-def _dependencies(uow: UnitOfWork) -> Iterator[Obstacle]:
-    """What others use of the legacy tables, and the next phase would take from them."""
-    following = uow.phase.next
+def _dependencies(uow: UnitOfWork, following: Phase | None) -> Iterator[Obstacle]:
+    """What others use of the legacy tables, and the way to a phase would take from them."""
     for each in dependencies.found(uow):
         if following is None or each.shuts > following or each.accepted is not None:
             continue

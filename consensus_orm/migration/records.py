@@ -12,7 +12,7 @@ from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.step_backups import StepBackups
 from consensus_orm.ledgers import dependencies, entries, reads
 from consensus_orm.ledgers.dependencies import DependencyEntry
-from consensus_orm.migration import details
+from consensus_orm.migration import details, gates
 from consensus_orm.migration.details import RowDetail
 from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.transactions import Transactions
@@ -105,6 +105,21 @@ class MigrationRecords:
 
         def look(uow: UnitOfWork) -> MigrationStatus:
             return collect(uow, initial, told, outdated=uow.prepared and needs_upgrade)
+
+        return self._looking.run(look)
+
+    def check(self) -> list[str]:
+        """What will keep a gate shut on the way to CONTRACT, as far as the catalog knows today; writes nothing.
+
+        It needs no upgrade before it, and comes before everything else: what others use of the legacy tables, keys that
+        are none, columns that no move speaks of, rows that this role does not see.
+
+        Returns:
+            Each obstacle, with the command that helps.
+        """
+
+        def look(uow: UnitOfWork) -> list[str]:
+            return [obstacle.text for obstacle in gates.known_from_the_start(uow, self._phase_of(uow))]
 
         return self._looking.run(look)
 

@@ -11,8 +11,8 @@ from functools import partial
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, saved_schema, state
-from consensus_orm.databases.saved_rows import saved_rows, unsafe
 from consensus_orm.databases.base import SavedRow
+from consensus_orm.databases.saved_rows import saved_rows, unsafe
 from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
@@ -257,7 +257,9 @@ def _require_equal(uow: UnitOfWork, saved: SavedRow) -> None:
     """
     pair = next(pair for pair in uow.statements.mapping if pair.legacy_name == saved.table)
     kind, digits = saved.cells.get(pair.legacy_key, ("null", ""))
-    key: Key = int(bytes.fromhex(digits)) if kind == "integer" else bytes.fromhex(digits).decode(errors="surrogateescape")
+    key: Key = (
+        int(bytes.fromhex(digits)) if kind == "integer" else bytes.fromhex(digits).decode(errors="surrogateescape")
+    )
     names, sql = uow.statements[pair].image(Side.LEGACY)
     if not is_usable(pair, key) or (found := uow._execute(sql, {"_key": key}).fetchone()) is None:
         return  # a row that cannot be named by its key

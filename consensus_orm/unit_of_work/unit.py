@@ -87,7 +87,14 @@ class UnitOfWork(Transaction):
         whole: bool = False,
     ) -> None:
         super().__init__(
-            engine, statements, settings, read_only=read_only, lock=lock, durable=durable, readable=readable, whole=whole
+            engine,
+            statements,
+            settings,
+            read_only=read_only,
+            lock=lock,
+            durable=durable,
+            readable=readable,
+            whole=whole,
         )
         self._hooks = hooks
         self._entered = False

@@ -51,12 +51,6 @@ def forward(store: ConsensusStore, to: Phase) -> None:
         migration.advance(soak=False)
 
 
-def accept_dependencies(store: ConsensusStore) -> None:
-    """What others have made upon the legacy tables keeps no gate shut."""
-    names = [f"{each.kind} {each.name}" for each in store.migration.dependencies()]
-    store.migration.accept_dependencies(names, reason="a test")
-
-
 def ready(store: ConsensusStore, phase: Phase) -> None:
     """In a phase, with the gate to the next one open."""
     forward(store, phase)

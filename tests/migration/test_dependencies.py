@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -69,7 +68,9 @@ def named(database: Database) -> Iterator[set[str]]:
 
 
 def names_of(store: ConsensusStore) -> set[str]:
-    return {f"{each.kind} {each.name}" for each in store.migration.dependencies() if each.table == "consensus_artifacts"}
+    return {
+        f"{each.kind} {each.name}" for each in store.migration.dependencies() if each.table == "consensus_artifacts"
+    }
 
 
 def test_what_depends_on_a_legacy_table_is_named_before_anything_is_written(

@@ -14,9 +14,10 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases import saved_rows
 from consensus_orm.databases.opening import catalog
 from tests.field import builders
-from tests.migration.steps import BASE, BOTH, _raise, accept_dependencies, forward, image, write
+from tests.migration.steps import BASE, BOTH, _raise, forward, image, write
 from tests.support import oracle
 from tests.support.databases import Database, odd_history, odd_rows
+from tests.support.dependencies import accept_dependencies
 
 # The way back ---------------------------------------------------------------------------------------------
 

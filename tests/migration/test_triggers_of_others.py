@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
-from tests.migration.steps import _raise, accept_dependencies, forward, image
+from tests.migration.steps import _raise, forward, image
 from tests.support.databases import Database
+from tests.support.dependencies import accept_dependencies
 
 STAMP = "2001-01-01 00:00:00"
 MEDDLING = {

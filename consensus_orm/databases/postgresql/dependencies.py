@@ -34,7 +34,8 @@ WITH RECURSIVE legacy AS (
 ), uses AS (
   SELECT name, oid FROM whole
   UNION SELECT u.name, r.ev_class FROM uses AS u
-  JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = u.oid AND d.classid = 'pg_rewrite'::regclass
+  JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = u.oid
+    AND d.classid = 'pg_rewrite'::regclass
   JOIN pg_rewrite AS r ON r.oid = d.objid AND r.rulename = '_RETURN'
 ), referring AS (
   SELECT u.name, d.classid, d.objid, d.objsubid FROM uses AS u

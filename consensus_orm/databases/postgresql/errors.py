@@ -55,7 +55,9 @@ def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusErr
         named = re.search(r"[\"«„“](.+)[\"»”“]", error.diag.message_primary or "")
         table = named[1] if named else ""
         return errors.RowsHiddenError(
-            f"{database}: the row security of {table or 'a table'} hides rows from this role", table=table, sqlstate=state
+            f"{database}: the row security of {table or 'a table'} hides rows from this role",
+            table=table,
+            sqlstate=state,
         )
     if isinstance(error, psycopg.DataError) and state is None:  # raised by psycopg itself
         return errors.InvalidValueError("PostgreSQL cannot hold a text with a NUL character in it")

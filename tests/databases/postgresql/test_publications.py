@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, errors
-from tests.migration.steps import BASE, accept_dependencies, forward
+from tests.migration.steps import BASE, forward
 from tests.support.databases import ServerDatabase, build_legacy
+from tests.support.dependencies import accept_dependencies
 from tests.support.servers import Server
 
 PUBLICATIONS = {
