@@ -51,7 +51,7 @@ class ConnectionSource(ABC, Generic[C]):
         self.connections: weakref.WeakSet[C] = weakref.WeakSet()
         """The open connections."""
         self.own_reads: Counter[str] = Counter()
-        """Reads of frozen legacy tables that are not recorded yet, because the transactions that made them only read."""
+        """Reads of frozen legacy tables that are not recorded yet, as what made them could not write."""
 
     @abstractmethod
     def connect(self) -> C:

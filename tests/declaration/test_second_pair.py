@@ -257,6 +257,7 @@ def test_a_table_that_refers_to_a_legacy_one_shuts_the_last_gate(path: Path) -> 
         assert oracle.image(path, "visits") == before
         with builders.writing(path) as connection:
             connection.execute("DROP TABLE visits")
+        accept_dependencies(store)
         store.migration.advance()
 
 
@@ -340,7 +341,6 @@ from datetime import timedelta
 from pathlib import Path
 from consensus_orm import Phase, Settings, Store
 from tests.support.shop import MOVES
-from tests.support.dependencies import accept_dependencies
 
 now = timedelta(0)
 settings = Settings(soak_dual_write=now, soak_cutover=now, soak_normalized=now)

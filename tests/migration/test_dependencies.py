@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, errors
@@ -61,10 +59,10 @@ BYSTANDERS = {
 
 
 @pytest.fixture
-def named(database: Database) -> Iterator[set[str]]:
+def named(database: Database) -> set[str]:
     """The names of what depends on the artifacts of the database."""
     database.script(";".join([BYSTANDERS[database.kind], *DEPENDENCIES[database.kind].values()]))
-    yield set(DEPENDENCIES[database.kind])
+    return set(DEPENDENCIES[database.kind])
 
 
 def names_of(store: ConsensusStore) -> set[str]:
@@ -85,7 +83,7 @@ def test_what_depends_on_a_legacy_table_is_named_before_anything_is_written(
 def test_the_gate_to_contract_is_shut_until_each_is_gone_or_accepted(
     store: ConsensusStore, database: Database, named: set[str]
 ) -> None:
-    """Force does not open it; earlier gates are open; what is accepted stays so, and what comes later shuts it again."""
+    """Force does not open it, earlier gates are open; what is accepted stays so, what comes later shuts it again."""
     forward(store, Phase.NORMALIZED)
     assert store.migration.verify().clean
     mine = {name for name in named if not name.startswith("publication")}

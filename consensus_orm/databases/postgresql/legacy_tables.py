@@ -204,9 +204,9 @@ def _facts(kind: str, table: str, text: str) -> list[str]:
     """
     try:
         found = json.loads(text)
-        if isinstance(found, list) and all(isinstance(each, str) for each in found):
-            if kind == "publication" or len(found) == 3:
-                return found
+        right = isinstance(found, list) and all(isinstance(each, str) for each in found)
+        if right and (kind == "publication" or len(found) == 3):
+            return list(found)
     except ValueError:
         pass
     raise unsafe(kind, table)

@@ -50,9 +50,7 @@ def seen(store: ConsensusStore) -> dict[str, int]:
     return {each.table: each.reads for each in store.migration.dependencies() if each.accepted is None}
 
 
-def test_a_read_by_another_program_is_listed_and_shuts_the_gate(
-    store: ConsensusStore, database: ServerDatabase
-) -> None:
+def test_a_read_by_another_program_shuts_the_gate(store: ConsensusStore, database: ServerDatabase) -> None:
     """How many there were and when, in the status too; accepted with a reason, until the table is read again."""
     before = datetime.now(UTC) - timedelta(seconds=1)
     assert seen(store) == {}
@@ -99,9 +97,7 @@ def test_a_status_reads_no_frozen_table(store: ConsensusStore, database: ServerD
     assert database.scalar(counted) == before
 
 
-def test_what_was_read_outlives_a_server_that_lost_its_counters(
-    store: ConsensusStore, database: ServerDatabase
-) -> None:
+def test_what_was_read_outlives_the_counters_of_the_server(store: ConsensusStore, database: ServerDatabase) -> None:
     """A look that wrote keeps it; counters that begin again at 0 count from there."""
     database.rows_of(READ)
     store.migration.verify()

@@ -129,11 +129,11 @@ def test_a_policy_of_a_legacy_table_has_to_be_known_before_reads_move(
     owned: tuple[ServerDatabase, ServerDatabase], tmp_path: Path
 ) -> None:
     """It does not apply to the normalized table: CUTOVER is shut until the policy is gone or accepted."""
-    admin, owner = owned
+    admin, _ = owned
     admin.script(HIDE)
     with opened(admin, tmp_path) as store:  # a superuser sees all rows
         store.migration.upgrade()
         to(store, Phase.DUAL_WRITE)
-        with pytest.raises(errors.GateClosedError, match="policy of its own even on public.consensus_artifacts"):
+        with pytest.raises(errors.GateClosedError, match=r"policy of its own even on public\.consensus_artifacts"):
             to(store, Phase.CUTOVER)
         assert store.migration.phase is Phase.DUAL_WRITE
