@@ -315,7 +315,7 @@ def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
 def _reads(source: Source) -> Counter[str]:
     """How often the legacy tables were read: those of a copy are taken off what the reads of others are known by."""
     source.catalog.own_reads(source)  # has the server count them at once
-    return Counter({counter.table: counter.count for counter in source.catalog.reads(source)})
+    return Counter({counter.table: counter.scans for counter in source.catalog.reads(source)})
 
 
 def _has_log(path: Path) -> bool:

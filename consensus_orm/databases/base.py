@@ -147,13 +147,13 @@ class ReadCounter(NamedTuple):
 
     Attributes:
         table: The table.
-        count: The scans of it and of its indexes.
+        scans: The scans of it and of its indexes.
         last: When the last one was, ms; None where the server does not tell.
         now: The time at the server, ms.
     """
 
     table: str
-    count: int
+    scans: int
     last: int | None
     now: int
 

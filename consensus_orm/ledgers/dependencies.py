@@ -82,10 +82,10 @@ def found(uow: Transaction) -> list[DependencyEntry]:
                 name=read.table,
                 table=read.table,
                 shuts=Phase.CONTRACT,
-                reads=read.count,
+                reads=read.scans,
                 last_read=None if read.last is None else when(read.last),
                 by=uow.catalog.readers(uow, read.table),
-                accepted=reason if seen >= read.count else None,
+                accepted=reason if seen >= read.scans else None,
             )
         )
     return entries

@@ -36,12 +36,12 @@ class Reads(NamedTuple):
 
     Attributes:
         table: The table.
-        count: How many there were.
+        scans: How many there were.
         last: When the last one was, ms; None where the server does not tell.
     """
 
     table: str
-    count: int
+    scans: int
     last: int | None
 
 
@@ -66,7 +66,7 @@ def begin(uow: Transaction, to: Phase) -> None:
     """Begin to count where a phase freezes the legacy tables, and forget what was counted where it does not."""
     uow._execute(_FORGET)
     for counter in uow.catalog.reads(uow) if to.freezes_legacy else ():
-        _keep(uow, _Kept(counter.table, counter.count, 0, 0, counter.now + GRACE, None))
+        _keep(uow, _Kept(counter.table, counter.scans, 0, 0, counter.now + GRACE, None))
 
 
 def look(uow: Transaction) -> list[Reads]:
@@ -94,7 +94,7 @@ def note(uow: Transaction) -> None:
         more = own.get(counter.table, 0)
         found = _grown(kept, counter, pending.pop(counter.table, 0))
         at = max(found.at, counter.now + MARGIN * bool(more))
-        _keep(uow, found._replace(counted=counter.count, own=found.own + more, at=at))
+        _keep(uow, found._replace(counted=counter.scans, own=found.own + more, at=at))
 
 
 def _counted(uow: Transaction) -> list[tuple[_Kept, ReadCounter]]:
@@ -104,13 +104,13 @@ def _counted(uow: Transaction) -> list[tuple[_Kept, ReadCounter]]:
         return []
     kept = {row[0]: _Kept(*row) for row in uow._rows(_ALL)}
     # A database that an earlier release froze has no rows: reads count from the first look on.
-    return [(kept.get(each.table, _Kept(each.table, each.count, 0, 0, each.now, None)), each) for each in counters]
+    return [(kept.get(each.table, _Kept(each.table, each.scans, 0, 0, each.now, None)), each) for each in counters]
 
 
 def _grown(kept: _Kept, counter: ReadCounter, pending: int) -> _Kept:
     """What is to be kept after a look; `pending` reads of this package are not kept yet."""
     # A smaller count is that of a server which lost its statistics in a crash, or was told to.
-    grown = counter.count - kept.counted if counter.count >= kept.counted else counter.count
+    grown = counter.scans - kept.counted if counter.scans >= kept.counted else counter.scans
     own = kept.own + pending
     left = kept._replace(own=max(own - grown, 0))
     if (counter.last if counter.last is not None else counter.now) <= kept.at:

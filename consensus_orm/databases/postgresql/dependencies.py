@@ -25,24 +25,24 @@ from consensus_orm.phase import Phase
 __all__ = ["dependencies"]
 
 _QUERY = r"""
-WITH RECURSIVE legacy AS (
+WITH RECURSIVE legacy AS MATERIALIZED (
   SELECT c.oid, n.name, c.reltype, t.typarray, c.relispartition
   FROM unnest(CAST(:names AS TEXT[])) AS n(name) JOIN pg_class AS c ON c.oid = to_regclass(quote_ident(n.name))
   LEFT JOIN pg_type AS t ON t.oid = c.reltype
-), whole AS (
+), whole AS MATERIALIZED (
   SELECT name, oid FROM legacy UNION SELECT l.name, p.relid FROM legacy AS l, pg_partition_tree(l.oid) AS p
-), uses AS (
+), uses AS MATERIALIZED (
   SELECT name, oid FROM whole
   UNION SELECT u.name, r.ev_class FROM uses AS u
   JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = u.oid
     AND d.classid = 'pg_rewrite'::regclass
   JOIN pg_rewrite AS r ON r.oid = d.objid AND r.rulename = '_RETURN'
-), referring AS (
+), referring AS MATERIALIZED (
   SELECT u.name, d.classid, d.objid, d.objsubid FROM uses AS u
   JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = u.oid
   UNION SELECT l.name, d.classid, d.objid, d.objsubid FROM legacy AS l
   JOIN pg_depend AS d ON d.refclassid = 'pg_type'::regclass AND d.refobjid IN (l.reltype, l.typarray)
-), relation AS (
+), relation AS MATERIALIZED (
   SELECT c.oid, c.relkind, c.relispartition, format('%I.%I', n.nspname, c.relname) AS told, n.nspname, c.relname
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 )
@@ -103,6 +103,7 @@ _REMEDIES = {
 
 def dependencies(uow: Transaction) -> Iterator[Dependency]:
     """What the catalog has, and functions whose text names a legacy table."""
+    uow._execute("SET LOCAL jit = off")  # the planner cannot tell how little this reads, and compiled it for seconds
     names = [pair.legacy_name for pair in uow.statements.mapping]
     for kind, name, table in uow._rows(_QUERY, {"names": names, "prefix": PREFIX}):
         yield Dependency(kind, name, table, _SHUTS.get(kind, Phase.CONTRACT), _REMEDIES.get(kind, ""))

@@ -38,10 +38,16 @@ def store(database: ServerDatabase, tmp_path: Path) -> Iterator[ConsensusStore]:
         yield store
 
 
-def settle(store: ConsensusStore) -> None:
-    """Have all that was read so far reported by every connection, and looked at."""
+def flush(store: ConsensusStore) -> None:
+    """Have every connection of a store report what it has read."""
     for connection in list(source_of(store.engine).connections):
         connection.execute("SELECT pg_stat_force_next_flush()")
+        connection.execute("SELECT 1")
+
+
+def settle(store: ConsensusStore) -> None:
+    """Have all that was read so far reported by every connection, and looked at."""
+    flush(store)
     assert store.migration.verify().clean
     store.migration.accept_dependencies([each.name for each in store.migration.dependencies()], reason="settled")
 
@@ -85,15 +91,12 @@ def test_reads_of_this_package_are_not_those_of_others(store: ConsensusStore, da
 
 def test_a_status_reads_no_frozen_table(store: ConsensusStore, database: ServerDatabase) -> None:
     """It writes nothing, so that it could not tell the next look what it has read."""
-    with store.engine.connect() as connection:
-        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+    flush(store)
     counted = "SELECT sum(seq_scan + idx_scan) FROM pg_stat_user_tables WHERE relname = 'consensus_artifacts'"
     rows = len(database.rows("consensus_artifacts"))
     before = database.scalar(counted)
     assert store.migration.status().pairs[0].legacy_rows == rows
-    for connection in list(source_of(store.engine).connections):
-        connection.execute("SELECT pg_stat_force_next_flush()")
-        connection.execute("SELECT 1")
+    flush(store)
     assert database.scalar(counted) == before
 
 
