@@ -39,6 +39,7 @@ __all__ = [
     "RestoreError",
     "RetryCancelledError",
     "RewriteNotConfirmedError",
+    "RowsHiddenError",
     "SchemaError",
     "SchemaOutdatedError",
     "SchemaTooNewError",
@@ -202,6 +203,13 @@ class TableMissingError(StorageError):
     """A table was dropped or renamed by another program."""
 
     hint = "nothing of this unit of work was kept; run: consensus-orm status"
+    table: str = ""
+
+
+class RowsHiddenError(StorageError):
+    """The row security of a table hides rows from the role of this connection."""
+
+    hint = "nothing was changed; use a role with BYPASSRLS, or the owner of the table without FORCE ROW LEVEL SECURITY"
     table: str = ""
 
 

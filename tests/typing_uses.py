@@ -45,6 +45,7 @@ from consensus_orm.databases.sqlite.backup import BackupReport
 from consensus_orm.databases.sqlite.vacuum import VacuumScheduler
 from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
 from consensus_orm.errors import DatabaseBusyError, GateClosedError
+from consensus_orm.ledgers.dependencies import DependencyEntry
 from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
@@ -174,6 +175,9 @@ def migrations(store: ConsensusStore) -> None:
     migration.upgrade(rewrite=True, protect=False)
     migration.accept_mismatch(1, reason="why")
     assert_type(migration.accept_mismatches([1, range(3, 8)], reason="why"), list[int])
+    assert_type(migration.check(), list[str])
+    assert_type(migration.dependencies(), list[DependencyEntry])
+    assert_type(migration.accept_dependencies(["view"], reason="why"), list[DependencyEntry])
 
 
 def maintenance(store: ConsensusStore) -> None:

@@ -8,6 +8,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Begin": {
         "demo": ("demo", "Show a legacy file going through all phases and back."),
         "status": ("status", "Show where the migration stands, and the next command."),
+        "check": ("dependencies", "Name what will keep a gate shut on the way, before anything is written."),
         "health": ("health", "Check whether the database can be served, for load balancers and systemd."),
         "docs": ("docs", "Show a page of the documentation, or list the pages."),
         "explain": ("explain", "Explain an error by its CODE; list all codes without one."),
@@ -32,6 +33,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "mismatches": ("rows", "List differences between the sides, show one, or accept some."),
         "rejects": ("rows", "List rows that cannot be carried, show one, or decide on some."),
         "images": ("rows", "List rows that were kept before they were overwritten, or put some back."),
+        "dependencies": ("dependencies", "List what others use of the legacy tables, or accept some."),
         "reconcile": ("steps", "Make both sides equal, or only the rows of some mismatches or of a table."),
         "history": ("status", "List every change of phase and every repair."),
         "report": ("rehearsal", "Write a report on the migration to one page, FILE.html."),

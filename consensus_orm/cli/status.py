@@ -156,6 +156,7 @@ def _facts(
     yield "guards", State("; ".join(found.guards) or "in place", not found.guards)
     undecided = f", {found.undecided:,} rows undecided" if found.undecided else ""
     yield "foreign writes", f"{found.foreign_writes:,} noticed{undecided}"
+    yield from _dependencies(found)
     if found.images:
         yield "images", f"{found.images:,} kept"
     soaks = phase.writes_normalized and phase.next is not None
@@ -170,6 +171,16 @@ def _facts(
         yield "hold", State(f"no phase changes since {moment(told.held_at)}", None)
     if found.clock_set_back:
         yield "clock", "set back: a date of the phase or of its certificate lies in the future, and does not count"
+
+
+def _dependencies(found: MigrationStatus) -> Iterator[tuple[str, object]]:
+    """What others use of the legacy tables, and whether it is known who reads those that are frozen."""
+    for each in found.dependencies:
+        yield "depends", each.told + ("" if each.accepted is None else f", accepted: {each.accepted}")
+    if found.phase.freezes_legacy:
+        reads = "none" if found.reads_counted else "not known: SQLite counts no reads, so ask who uses this file"
+        if not any(each.reads for each in found.dependencies):
+            yield "others' reads", reads
 
 
 def _left_behind(copy: Leftover) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from consensus_orm.databases.driver import Cursor, Driver, Parameters
 from consensus_orm.databases.engine import checkout, database_path, driver, source_of, translate, translated
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.sqlite.connection import DriverConnection
-from consensus_orm.ledgers import guards
+from consensus_orm.ledgers import guards, reads
 from consensus_orm.phase import Phase
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
@@ -286,9 +287,14 @@ def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
         connections: Any = source_of(engine)
         with translated(engine), contextlib.closing(connections.connect()) as connection:
             if not connections.transaction_settings:  # a pooler would keep it for other clients
-                connection.execute("SET default_transaction_read_only = on")
+                connection.execute("SET default_transaction_read_only = on; SET row_security = off")
             source._driver = connection
+            before = _reads(source)
             yield source
+            connections.own_reads.update(_reads(source) - before)
+        if source._phase is not None and source._phase.freezes_legacy:
+            with contextlib.suppress(errors.StorageError), units.bare() as uow:  # a role may have no right to write
+                reads.note(uow)
         return
     source = FileSource(units)
     path = units.path
@@ -305,6 +311,12 @@ def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
             # The last connection to be closed checkpoints the log into the file, unless it cannot write.
             if _has_log(path):
                 engine.dispose()
+
+
+def _reads(source: Source) -> Counter[str]:
+    """How often the legacy tables were read: those of a copy are taken off what the reads of others are known by."""
+    source.catalog.own_reads(source)  # has the server count them at once
+    return Counter({counter.table: counter.scans for counter in source.catalog.reads(source)})
 
 
 def _has_log(path: Path) -> bool:

@@ -38,7 +38,9 @@ __all__ = [
     "Catalog",
     "Cells",
     "ColumnFacts",
+    "Dependency",
     "LegacyTables",
+    "ReadCounter",
     "SavedRow",
     "Standing",
     "Transaction",
@@ -122,6 +124,40 @@ class SavedRow(NamedTuple):
     values: list[object]
 
 
+class Dependency(NamedTuple):
+    """An object of the database that uses a legacy table, and that this package neither made nor moves.
+
+    Attributes:
+        kind: view, rule, publication, ... as the manual of the database calls it.
+        name: Its name, with its schema where it has one.
+        table: The legacy table.
+        shuts: It keeps the gate to this phase shut, and those to the phases after it.
+        remedy: What has to be done about it where it cannot be accepted; empty where it can.
+    """
+
+    kind: str
+    name: str
+    table: str
+    shuts: Phase = Phase.CONTRACT
+    remedy: str = ""
+
+
+class ReadCounter(NamedTuple):
+    """What a server has counted of a table.
+
+    Attributes:
+        table: The table.
+        scans: The scans of it and of its indexes.
+        last: When the last one was, ms; None where the server does not tell.
+        now: The time at the server, ms.
+    """
+
+    table: str
+    scans: int
+    last: int | None
+    now: int
+
+
 class Transaction(ABC):
     """One transaction on one connection, under one phase; every statement of this package runs in one.
 
@@ -133,6 +169,7 @@ class Transaction(ABC):
         lock: The lock that a transaction that writes takes when it begins.
         durable: Have its commit, and all before it, reach the disk, whatever the settings say.
         readable: Whether a database without control tables may be read as it is: it has legacy rows or none.
+        whole: Whether to fail where the row security of a server would leave rows out of an answer.
     """
 
     started: datetime
@@ -150,6 +187,7 @@ class Transaction(ABC):
         lock: Lock = Lock.WRITE,
         durable: bool = False,
         readable: bool = True,
+        whole: bool = False,
     ) -> None:
         self.engine = engine
         self.statements = statements
@@ -158,6 +196,7 @@ class Transaction(ABC):
         self.lock = Lock.NONE if read_only else lock
         self.durable = durable or self.lock is Lock.FLIP
         self._readable = readable
+        self._whole = whole
         self._driver: Driver | None = None
         self._phase: Phase | None = None
         self._epoch = 0
@@ -174,6 +213,8 @@ class Transaction(ABC):
             self._begin()
             try:
                 self._read_phase()
+                if self._whole:
+                    self.catalog.require_whole(self)
             except BaseException:
                 self._release()
                 raise
@@ -385,6 +426,9 @@ class Catalog(ABC):
     """Seconds that a chunk of the backfill should take, half of the longest wait of a writer for the lock; and the
     largest multiple of CHUNK_ROWS in a chunk, used while no other program writes."""
 
+    counts_reads: bool
+    """Whether the database counts how often each table is read."""
+
     legacy: LegacyTables
     """Drops the legacy tables at CONTRACT, and brings them back."""
 
@@ -400,9 +444,34 @@ class Catalog(ABC):
     def columns(self, uow: Transaction, table: str) -> set[str]:
         """Names of the columns of a table."""
 
+    @staticmethod
     @abstractmethod
-    def referring(self, uow: Transaction, table: str) -> list[str]:
-        """Names of the tables with a foreign key to a table."""
+    def dependencies(uow: Transaction) -> Iterator[Dependency]:
+        """What other programs have made upon the legacy tables, as far as the catalog knows."""
+
+    @abstractmethod
+    def reads(self, uow: Transaction) -> list[ReadCounter]:
+        """How often each legacy table was read, whoever read it; empty where the database does not count."""
+
+    @abstractmethod
+    def own_reads(self, uow: Transaction) -> dict[str, int]:
+        """How often this transaction has read each legacy table so far; those of it count at once when it has ended."""
+
+    @abstractmethod
+    def readers(self, uow: Transaction, table: str) -> str:
+        """The roles of others whose queries name a table; empty where the database does not know."""
+
+    @abstractmethod
+    def count_unnoticed(self, uow: Transaction, table: str) -> int:
+        """Rows of a table, counted without a read that the database would count."""
+
+    @abstractmethod
+    def require_whole(self, uow: Transaction) -> None:
+        """Have a statement of this transaction fail where the row security of a server would leave rows out."""
+
+    @abstractmethod
+    def unseen(self, uow: Transaction) -> Iterator[str]:
+        """Why this connection does not see all rows of a table that this package reads, for each such table."""
 
     @staticmethod
     @abstractmethod
@@ -618,12 +687,15 @@ class LegacyTables(ABC):
         """
 
     @abstractmethod
-    def put_back(self, uow: Transaction, saved: SavedRow) -> None:
+    def put_back(self, uow: Transaction, saved: SavedRow) -> bool:
         """Insert a saved row, unless there is one with its key.
 
         Args:
             uow: May write the legacy tables.
             saved: The row.
+
+        Returns:
+            Whether it was inserted.
         """
 
 

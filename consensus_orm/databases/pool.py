@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
@@ -54,6 +54,8 @@ class ConnectionSource(ABC, Generic[C]):
         """The open connections."""
         self.tell: Callable[[Event], object] = log_event
         """Called with the events of connections."""
+        self.own_reads: Counter[str] = Counter()
+        """Reads of frozen legacy tables that are not recorded yet, as what made them could not write."""
 
     @abstractmethod
     def connect(self) -> C:

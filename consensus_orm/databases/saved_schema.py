@@ -10,7 +10,7 @@ from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import table_of
 from consensus_orm.models.control import SavedSchema
 
-__all__ = ["Entry", "add", "entries", "entries_of", "forget", "has_tables"]
+__all__ = ["Entry", "add", "append", "entries", "entries_of", "forget", "forget_of", "has_tables"]
 
 
 class Entry(NamedTuple):
@@ -35,7 +35,12 @@ _ADD = insert(SavedSchema).values(
     sql=bindparam("sql"),
     sequence=bindparam("sequence"),
 )
-_FORGET = delete(SavedSchema).where(SavedSchema.type.in_(("table", "index", "trigger", "image", "row")))
+_FORGET = delete(SavedSchema).where(
+    SavedSchema.type.in_(("table", "index", "trigger", "rule", "publication", "unlogged", "image", "row"))
+)
+_FORGET_OF = delete(SavedSchema).where(
+    SavedSchema.table_name == bindparam("table"), SavedSchema.type == bindparam("type")
+)
 
 
 def entries(uow: Transaction) -> list[Entry]:
@@ -56,6 +61,17 @@ def has_tables(uow: Transaction) -> bool:
 def add(uow: Transaction, entry: Entry) -> None:
     """Save an entry."""
     uow._execute(_ADD, entry._asdict())
+
+
+def append(uow: Transaction, kind: str, name: str, table: str, sql: str) -> None:
+    """Save an entry behind all others."""
+    position = max((entry.position for entry in entries(uow)), default=0) + 1
+    add(uow, Entry(position, kind, name, table, sql, None))
+
+
+def forget_of(uow: Transaction, kind: str, table: str) -> None:
+    """Delete the entries of a type and table."""
+    uow._execute(_FORGET_OF, {"type": kind, "table": table})
 
 
 def forget(uow: Transaction) -> None:

@@ -58,6 +58,7 @@ class Agreement(MigrationRecords):
         """
         if self._reading.run(self._may_verify):
             self._flipping.run(demands.count_from_now)
+        self._note_reads()
         return verify(self._reading, self._writing, progress)
 
     def _may_verify(self, uow: UnitOfWork) -> bool:
@@ -114,6 +115,7 @@ class Agreement(MigrationRecords):
         if self._mend(dry_run=dry_run) and not phase.writes_normalized:
             return ReconcileReport(dry_run)  # there is nothing else to do
         require_two_sides(phase)
+        self._note_reads()
         report = reconcile(
             self._reading,
             self._repairing,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from consensus_orm import errors
 from consensus_orm import validation as check
-from consensus_orm.ledgers import audit, mismatches, rejects
+from consensus_orm.ledgers import audit, dependencies, mismatches, rejects
+from consensus_orm.ledgers.dependencies import DependencyEntry
 from consensus_orm.ledgers.selection import Selection
 from consensus_orm.migration.carrying import carry_reject
 from consensus_orm.migration.records import MigrationRecords
@@ -133,6 +134,32 @@ class Decisions(MigrationRecords):
         from consensus_orm.migration.restoring import restore
 
         return self._writing.run(partial(restore, number=number, reason=reason))
+
+    def accept_dependencies(self, names: Iterable[str], *, reason: str) -> list[DependencyEntry]:
+        """Let the migration go on although others use the legacy tables; all of it is accepted, or nothing.
+
+        Reads are accepted up to now: later ones shut the gate again.
+
+        Args:
+            names: What uses them, as in `dependencies`: each by its name, or by its kind and name.
+            reason: Why the gate may open all the same.
+
+        Returns:
+            What was accepted.
+
+        Raises:
+            InvalidValueError: There is none of a name, it cannot be accepted, or the reason is missing.
+        """
+        _require_reason(reason)
+        given = [check.text("names", name) for name in check.several("names", names)]
+
+        def accept(uow: UnitOfWork) -> list[DependencyEntry]:
+            accepted = dependencies.accept(uow, given, reason)
+            told = [f"{each.kind} {each.name}" for each in accepted]
+            audit.add(uow, "accept dependencies", reason=reason, names=told)
+            return accepted
+
+        return self._repairing.run(accept)
 
     def accept_mismatch(self, number: int, *, reason: str) -> None:
         """Leave a mismatch as it is.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
-from consensus_orm.ledgers import audit, backfill_progress, control
+from consensus_orm.ledgers import audit, backfill_progress, control, reads
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands
 from consensus_orm.phase import Phase
@@ -49,6 +49,7 @@ def flip(
     if to.has_legacy:
         uow.catalog.level_sequences(uow)
         uow.catalog.legacy.remember(uow)
+    reads.begin(uow, to)
     if not to.writes_normalized:
         backfill_progress.forget(uow)  # from now on legacy rows are written without their counterparts
     state.turn_epoch(

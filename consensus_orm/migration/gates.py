@@ -6,6 +6,7 @@ lost.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,14 +19,24 @@ from consensus_orm.declaration.keys import LARGEST, usable
 from consensus_orm.declaration.move import single_key
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.formats import duration
-from consensus_orm.ledgers import audit, backfill_progress, certificates, changes, control, guards, mismatches, rejects
+from consensus_orm.ledgers import (
+    audit,
+    backfill_progress,
+    certificates,
+    changes,
+    control,
+    dependencies,
+    guards,
+    mismatches,
+    rejects,
+)
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands, began_in_future, in_force, soak_left
 from consensus_orm.phase import Phase, Side
 from consensus_orm.times import credible
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["Obstacle", "obstacles", "undecided_text"]
+__all__ = ["Obstacle", "known_from_the_start", "obstacles", "undecided_text"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,8 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
     found = [Obstacle(flaw.text, flaw.command) for flaw in (guards.look(uow) if flaws is None else flaws)]
     if guard_record.lost(uow):
         return found  # the next conditions are read from these tables
+    if hidden := [Obstacle(text) for text in uow.catalog.unseen(uow)]:
+        return [*found, *hidden]  # nothing that follows from rows would be true
     if (why := control.held(uow)) is not None:
         found.append(Obstacle(why, control.HOLD))
     if not phase.writes_normalized:
@@ -69,11 +82,27 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
         found += _not_carried(uow)
         found += _unsettled(uow)  # before a verify, which would find the same again
         found += _uncertified(uow, demanded)
-    found += _unfit_keys(uow)
+    found += _unfit_keys(uow, phase)
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
-        found += _referring_tables(uow)
+    found += _dependencies(uow, phase.next)
     return [*found, *_soak(uow, demanded)]
+
+
+def known_from_the_start(uow: UnitOfWork, phase: Phase) -> list[Obstacle]:
+    """What will keep a gate shut, from this phase to the last, by what the catalog of the database knows today.
+
+    Args:
+        uow: Reads a database that need not be prepared.
+        phase: The phase it is in, or begins with.
+    """
+    if hidden := [Obstacle(text) for text in uow.catalog.unseen(uow)]:
+        return hidden
+    found = [Obstacle(text) for text in uow.catalog.muted(uow)]
+    found += _unfit_keys(uow, phase)
+    if phase.has_legacy:
+        found += _unknown_columns(uow)
+    return [*found, *_dependencies(uow, Phase.CONTRACT)]
 
 
 def _soak(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
@@ -96,17 +125,19 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
             yield Obstacle(f"table {table.name} does not exist", command)
 
 
-def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
+def _unfit_keys(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
     """Keys that do not identify rows, cannot be ordered or stored, or have reached the largest number."""
     mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
     tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
-    tables += [pair.legacy_table for pair in mapping if uow.phase.has_legacy]
+    legacy = [pair.legacy_table for pair in mapping if phase.has_legacy]
+    tables += legacy
     for key in (single_key(table) for table in tables if table.name.lower() in there):
         name = f"column {key.name} of {key.table.name}"
         faults = list(uow.catalog.key_faults(uow, key.table.name, key))
         for fault in faults:
             yield Obstacle(f"{name} cannot be the key of this move: it {fault}")
-        if not faults and not is_text(key) and _highest(uow, key) >= LARGEST:
+        frozen = phase.freezes_legacy and key.table in legacy  # no row is added to it, and a look would count
+        if not faults and not frozen and not is_text(key) and _highest(uow, key) >= LARGEST:
             yield Obstacle(
                 f"{name} has reached {LARGEST}, the largest number there is, so no row can be added; give that row"
                 " another id, and set the sequence of the table to the highest one that is left"
@@ -191,10 +222,11 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
             )
 
 
-def _referring_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
-    """Tables that refer to a legacy table and stay: emptying it would delete their rows, or fail."""
-    legacy = uow.statements.mapping.tables(Side.LEGACY)
-    for pair in uow.statements.mapping:
-        for name in uow.catalog.referring(uow, pair.legacy_table.name):
-            if name.lower().strip('"') not in legacy:
-                yield Obstacle(f"table {name!r} refers to {pair.legacy_table.name} by a foreign key; drop that first")
+def _dependencies(uow: UnitOfWork, following: Phase | None) -> Iterator[Obstacle]:
+    """What others use of the legacy tables, and the way to a phase would take from them."""
+    for each in dependencies.found(uow):
+        if following is None or each.shuts > following or each.accepted is not None:
+            continue
+        name = shlex.quote(f"{each.kind} {each.name}")
+        command = "" if each.remedy else f"consensus-orm dependencies accept {name} --reason TEXT"
+        yield Obstacle(f"{each.told}: {each.remedy or 'remove it, or accept it'}", command)

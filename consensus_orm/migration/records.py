@@ -10,8 +10,9 @@ from consensus_orm.databases import guard_record
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.step_backups import StepBackups
-from consensus_orm.ledgers import entries
-from consensus_orm.migration import details
+from consensus_orm.ledgers import dependencies, entries, reads
+from consensus_orm.ledgers.dependencies import DependencyEntry
+from consensus_orm.migration import details, gates
 from consensus_orm.migration.details import RowDetail
 from consensus_orm.migration.status import MigrationStatus, collect
 from consensus_orm.migration.transactions import Transactions
@@ -50,6 +51,11 @@ class MigrationRecords:
         self._rehearse = rehearse
 
     @property
+    def _looking(self) -> Transactions:
+        """For what has to be told even where some rows cannot be seen."""
+        return Transactions(self._units, read_only=True, whole=False)
+
+    @property
     def _reading(self) -> Transactions:
         return Transactions(self._units, read_only=True)
 
@@ -68,13 +74,18 @@ class MigrationRecords:
             guard_record.triggers(catalog(statements.rendering.name), phase, statements)
         return Transactions(self._units, lock=Lock.FLIP)
 
+    def _note_reads(self) -> None:
+        """Keep the reads of others up to now, before this package reads frozen tables itself."""
+        if self._looking.run(lambda uow: uow.catalog.counts_reads and uow.prepared and uow.phase.freezes_legacy):
+            self._writing.run(reads.note)
+
     @property
     def phase(self) -> Phase:
         """The phase the database is in now.
 
         Of a database that was never upgraded, the phase it begins with, by the tables it has; nothing is written.
         """
-        return self._reading.run(self._phase_of)
+        return self._looking.run(self._phase_of)
 
     def _phase_of(self, uow: UnitOfWork) -> Phase:
         return uow.phase if uow.prepared else self._units.initial_phase
@@ -96,11 +107,30 @@ class MigrationRecords:
             outdated = uow.prepared and needs_upgrade
             return collect(uow, initial, told, outdated=outdated, others=self._units.application.unmapped)
 
-        return self._reading.run(look)
+        return self._looking.run(look)
+
+    def check(self) -> list[str]:
+        """What will keep a gate shut on the way to CONTRACT, as far as the catalog knows today; writes nothing.
+
+        It needs no upgrade before it, and comes before everything else: what others use of the legacy tables, keys that
+        are none, columns that no move speaks of, rows that this role does not see.
+
+        Returns:
+            Each obstacle, with the command that helps.
+        """
+
+        def look(uow: UnitOfWork) -> list[str]:
+            return [obstacle.text for obstacle in gates.known_from_the_start(uow, self._phase_of(uow))]
+
+        return self._looking.run(look)
 
     def history(self) -> list[entries.HistoryEntry]:
         """The audit: every change of phase and every repair, oldest first; writes nothing."""
-        return self._reading.run(entries.history)
+        return self._looking.run(entries.history)
+
+    def dependencies(self) -> list[DependencyEntry]:
+        """What others have made upon the legacy tables, and who still reads those that are frozen; writes nothing."""
+        return self._looking.run(dependencies.found)
 
     def mismatches(self, *, everything: bool = False) -> list[entries.MismatchEntry]:
         """Mismatches, oldest first.
@@ -108,7 +138,7 @@ class MigrationRecords:
         Args:
             everything: Include those that are settled.
         """
-        return self._reading.run(lambda uow: entries.mismatches(uow, everything))
+        return self._looking.run(lambda uow: entries.mismatches(uow, everything))
 
     def rejects(self, *, everything: bool = False) -> list[entries.RejectEntry]:
         """Rows that could not be carried, oldest first.
@@ -116,7 +146,7 @@ class MigrationRecords:
         Args:
             everything: Include those that are settled.
         """
-        return self._reading.run(lambda uow: entries.rejects(uow, everything))
+        return self._looking.run(lambda uow: entries.rejects(uow, everything))
 
     def images(self, *, everything: bool = False) -> list[entries.ImageEntry]:
         """Rows that were kept before they were overwritten or deleted, oldest first.
@@ -124,7 +154,7 @@ class MigrationRecords:
         Args:
             everything: Include those that were put back.
         """
-        return self._reading.run(lambda uow: entries.images(uow, everything))
+        return self._looking.run(lambda uow: entries.images(uow, everything))
 
     def mismatch(self, number: int, *, contents: bool = False) -> RowDetail:
         """One mismatch, and its row as both sides have it now, column by column.
@@ -136,7 +166,7 @@ class MigrationRecords:
         Raises:
             InvalidValueError: There is no such mismatch.
         """
-        return self._reading.run(lambda uow: details.of_mismatch(uow, number, contents=contents))
+        return self._looking.run(lambda uow: details.of_mismatch(uow, number, contents=contents))
 
     def reject(self, number: int, *, contents: bool = False) -> RowDetail:
         """One reject, its row as it was kept, and as both sides have it now, column by column.
@@ -148,7 +178,7 @@ class MigrationRecords:
         Raises:
             InvalidValueError: There is no such reject.
         """
-        return self._reading.run(lambda uow: details.of_reject(uow, number, contents=contents))
+        return self._looking.run(lambda uow: details.of_reject(uow, number, contents=contents))
 
     def image(self, number: int, *, contents: bool = False) -> RowDetail:
         """One image, and its row as both sides have it now, column by column.
@@ -160,4 +190,4 @@ class MigrationRecords:
         Raises:
             InvalidValueError: There is no such image.
         """
-        return self._reading.run(lambda uow: details.of_image(uow, number, contents=contents))
+        return self._looking.run(lambda uow: details.of_image(uow, number, contents=contents))

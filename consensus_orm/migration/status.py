@@ -15,12 +15,14 @@ from consensus_orm.ledgers import (
     certificates,
     changes,
     control,
+    dependencies,
     guards,
     images,
     mismatches,
     rejects,
 )
 from consensus_orm.ledgers.control import Control
+from consensus_orm.ledgers.dependencies import DependencyEntry
 from consensus_orm.migration import demands, gates
 from consensus_orm.migration.gates import Obstacle
 from consensus_orm.phase import Phase, Side
@@ -84,6 +86,10 @@ class MigrationStatus(BaseModel):
     """What is wrong with the triggers and tables that guard the phase; empty where all are as recorded."""
     undecided: int
     """Rows that such a program changed or deleted on the side that is not read: they wait for a choice."""
+    dependencies: list[DependencyEntry]
+    """What others have made upon the legacy tables, and who still reads those that are frozen."""
+    reads_counted: bool
+    """Whether the database counts reads, so that it is known whether others read the frozen tables; SQLite does not."""
     images: int
     """Rows that were kept before they were overwritten or deleted, and that were not put back."""
     soak_left: timedelta
@@ -148,6 +154,8 @@ def collect(
         guards=[flaw.text for flaw in flaws],
         foreign_writes=changes.count(uow) if uow.prepared and phase.compares else 0,
         undecided=changes.undecided(uow) if current and phase.compares else 0,
+        dependencies=dependencies.found(uow),
+        reads_counted=uow.catalog.counts_reads,
         images=images.count(uow) if current and "consensus_orm_images" in there else 0,
         soak_left=demands.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
@@ -177,7 +185,11 @@ def _pair(uow: UnitOfWork, pair: Move, phase: Phase, there: set[str]) -> PairSta
     sql = uow.statements[pair]
     known = not uow.prepared or "consensus_orm_backfill" in there
     progress = backfill_progress.of(uow, pair) if known else backfill_progress.NOT_BEGUN
-    legacy = _count(uow, pair.legacy_name, sql.all_rows(Side.LEGACY), there) if phase.has_legacy else None
+    legacy = None
+    if phase.freezes_legacy and pair.legacy_name.lower() in map(str.lower, there):
+        legacy = uow.catalog.count_unnoticed(uow, pair.legacy_name)
+    elif phase.has_legacy:
+        legacy = _count(uow, pair.legacy_name, sql.all_rows(Side.LEGACY), there)
     return PairStatus(
         name=pair.name,
         legacy_table=pair.legacy_name,

@@ -240,7 +240,8 @@ class Steps(Agreement):
     def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool, progress: Watch) -> None:
         facts: dict[str, Any] = {}
         if not to.has_legacy:  # refused before the backup, too
-            self._reading.run(partial(_pass_gate, to=to, force=force, soak=soak))
+            self._looking.run(partial(_pass_gate, to=to, force=force, soak=soak))
+            self._note_reads()
             facts = self._backup_in(now, progress)
 
         def step(uow: UnitOfWork) -> None:
@@ -267,7 +268,7 @@ class Steps(Agreement):
 
     def _finish_interrupted(self, progress: Watch) -> None:
         """Finish or undo the step of an interrupted call; and make a phase that began in the future begin now."""
-        step, began_in_future = self._reading.run(
+        step, began_in_future = self._looking.run(
             lambda uow: (state.step(uow), uow.prepared and demands.began_in_future(uow))
         )
         if step:

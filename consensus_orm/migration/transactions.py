@@ -32,12 +32,14 @@ class Transactions:
         read_only: Whether they only read; they may read a database, too, whose rows cannot be read yet.
         lock: Which lock those take that write.
         durable: Whether their commits, and all before them, reach the disk, whatever the settings say.
+        whole: Whether they fail where the row security of a server would leave rows out of an answer.
     """
 
     units: UnitOfWorkFactory[UnitOfWork]
     read_only: bool = False
     lock: Lock = Lock.WRITE
     durable: bool = False
+    whole: bool = True
 
     @property
     def statements(self) -> Statements:
@@ -47,7 +49,11 @@ class Transactions:
     def __call__(self) -> UnitOfWork:
         """Open a unit of work that is not repeated by itself: it is part of a step that is."""
         return self.units.on_primary(
-            read_only=self.read_only, readable=self.read_only, lock=self.lock, durable=self.durable
+            read_only=self.read_only,
+            readable=self.read_only,
+            lock=self.lock,
+            durable=self.durable,
+            whole=self.whole,
         )
 
     def run(self, work: Callable[[UnitOfWork], T]) -> T:

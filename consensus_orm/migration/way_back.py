@@ -11,7 +11,9 @@ from functools import partial
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, saved_schema, state
+from consensus_orm.databases.base import SavedRow
 from consensus_orm.databases.saved_rows import saved_rows, unsafe
+from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.ledgers import changes, guards, mismatches, rejects, signs
@@ -239,11 +241,43 @@ def _finish_expansion(uow: UnitOfWork, *, reason: str | None) -> None:
     saved = saved_schema.entries(uow)
     with uow.catalog.legacy_unfrozen(uow):
         for row in saved_rows(uow):
-            uow.catalog.legacy.put_back(uow, row)
+            if uow.catalog.legacy.put_back(uow, row):
+                _require_equal(uow, row)
     for each in saved:
         uow.catalog.legacy.complete(uow, each.type, each.name, each.table, each.sql, each.sequence)
     saved_schema.forget(uow)
     flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
+
+
+def _require_equal(uow: UnitOfWork, saved: SavedRow) -> None:
+    """Refuse to go on where a saved row does not stand in its table as it was saved.
+
+    Raises:
+        MigrationError: The table has changed it.
+    """
+    pair = next(pair for pair in uow.statements.mapping if pair.legacy_name == saved.table)
+    kind, digits = saved.cells.get(pair.legacy_key, ("null", ""))
+    data = bytes.fromhex(digits)
+    key: Key = int(data) if kind == "integer" else data.decode(errors="surrogateescape")
+    names, sql = uow.statements[pair].image(Side.LEGACY)
+    if not is_usable(pair, key) or (found := uow._execute(sql, {"_key": key}).fetchone()) is None:
+        return  # a row that cannot be named by its key
+    now = rejects.as_image(names, found)
+    changed = sorted(name for name, cell in saved.cells.items() if not _same(cell, tuple(now[name])))
+    if changed:
+        raise errors.MigrationError(
+            f"{saved.table} stores another value than the one that was saved in {', '.join(changed)} of row {key}",
+            hint="nothing came back; look at the types and constraints of the table",
+            table=saved.table,
+            key=key,
+        )
+
+
+def _same(saved: tuple[str, ...], now: tuple[str, ...]) -> bool:
+    """Whether two cells are the same; numbers may be spelled in two ways, by two releases."""
+    if saved[0] == now[0] == "real":
+        return float(bytes.fromhex(saved[1]).replace(b"\0", b"")) == float(bytes.fromhex(now[1]).replace(b"\0", b""))
+    return saved == now
 
 
 def undo_expansion(uow: UnitOfWork) -> None:

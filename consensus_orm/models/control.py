@@ -16,6 +16,7 @@ from consensus_orm.models.base import BIG, Base, Verbatim
 __all__ = [
     "REPLACEABLE",
     "UNDECIDED",
+    "Acceptance",
     "BackfillCheckpoint",
     "Certificate",
     "Change",
@@ -24,6 +25,7 @@ __all__ = [
     "MigrationState",
     "Mismatch",
     "PhaseChange",
+    "ReadCount",
     "Reject",
     "RowImage",
     "SavedSchema",
@@ -268,5 +270,39 @@ class SavedSchema(Base):
     """sqlite_sequence of the table; NULL where it had none."""
 
 
-REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint, ControlRow)
+class Acceptance(Base):
+    """A dependency on a legacy table that an operator has accepted, so that it keeps no gate shut."""
+
+    __tablename__ = "consensus_orm_acceptances"
+
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    """view, publication, reads, ..."""
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    table_name: Mapped[str] = mapped_column(Text, primary_key=True)
+    seen: Mapped[int] = mapped_column(BIG, server_default=text("0"))
+    """How many reads were accepted, where it is of reads; later ones are not."""
+    reason: Mapped[str] = mapped_column(Text)
+    at: Mapped[int] = mapped_column(BIG)
+    by: Mapped[str] = mapped_column(Text)
+
+
+class ReadCount(Base):
+    """How often a frozen legacy table was read, by the counters of the server."""
+
+    __tablename__ = "consensus_orm_reads"
+
+    table_name: Mapped[str] = mapped_column(Text, primary_key=True)
+    counted: Mapped[int] = mapped_column(BIG)
+    """The counter of the server up to which reads were looked at."""
+    own: Mapped[int] = mapped_column(BIG, server_default=text("0"))
+    """Reads of this package that the counter will include."""
+    others: Mapped[int] = mapped_column(BIG, server_default=text("0"))
+    """Reads of other programs up to that counter."""
+    at: Mapped[int] = mapped_column(BIG)
+    """When that was, ms, by the clock of the server."""
+    last: Mapped[int | None] = mapped_column(BIG)
+    """When another program read it last, ms; NULL where the server does not tell."""
+
+
+REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint, Acceptance, ReadCount, ControlRow)
 """Those that an upgrade makes again, empty, after another program dropped them: no other row refers to theirs."""

@@ -167,6 +167,7 @@ class _Course:
         self.wanted: dict[str, Image] = {}
         self.whole: dict[str, Image] = {}
         self.left_out: dict[str, set[str]] = {}
+        self.depends: list[str] = []
 
     def run(self, threads: int) -> RehearsalReport:
         """Migrate the copy there and back, and report."""
@@ -210,6 +211,8 @@ class _Course:
     def _notes(self, known: Identity) -> Iterator[str]:
         if not any(known.rows.values()):
             yield "there is no row in it, so nothing was proved about rows"
+        if self.depends:
+            yield f"a gate will be shut until these are gone or accepted: {', '.join(self.depends)}"
         if known.schema_hash is None and (rejects := len(self.migration.rejects())):
             yield f"{rejects:,} of its rows cannot be carried by the upgrade: they are kept whole, as rejects"
 
@@ -222,8 +225,16 @@ class _Course:
         if self.began.truth is Side.LEGACY:
             self._remember(Side.LEGACY)  # before the upgrade, which must not change it either
         self._step("upgrade", partial(self.migration.upgrade, self.progress, rewrite=True))
+        self._accept_dependencies()
         if self.began.truth is Side.NORMALIZED:
             self._remember(Side.NORMALIZED)
+
+    def _accept_dependencies(self) -> None:
+        """Accept, on the copy, what others use of its legacy tables: it would shut the gates of the database itself."""
+        found = [each for each in self.migration.dependencies() if each.accepted is None and not each.remedy]
+        self.depends = [f"{each.kind} {each.name}" for each in found]
+        if found:
+            self.migration.accept_dependencies(self.depends, reason=REASON)
 
     def _pending(self) -> int:
         status = self.migration.status()

@@ -146,7 +146,13 @@ class UnitOfWorkFactory(Generic[U]):
         return self._make(NO_HOOKS, read_only=read_only, lock=lock)
 
     def on_primary(
-        self, *, read_only: bool = False, readable: bool = False, lock: Lock = Lock.WRITE, durable: bool = False
+        self,
+        *,
+        read_only: bool = False,
+        readable: bool = False,
+        lock: Lock = Lock.WRITE,
+        durable: bool = False,
+        whole: bool = False,
     ) -> U:
         """A unit of work on the primary, never on a replica, which may lag.
 
@@ -155,12 +161,14 @@ class UnitOfWorkFactory(Generic[U]):
             readable: Allow reads of a file of the final build, too, whose rows cannot be read yet.
             lock: Which lock a writing one takes when it begins.
             durable: Make its commit, and all before it, reach the disk, whatever the settings say.
+            whole: Fail where the row security of a server would leave rows out of an answer.
         """
         if not read_only:
-            return self._make(self._hooks, lock=lock, durable=durable)
+            return self._make(self._hooks, lock=lock, durable=durable, whole=whole)
         if self.identity.is_new and self.path is not None and not self.path.exists():
             return self._nowhere()
-        return self._make(self._hooks, read_only=True, readable=readable or self.identity.is_readable)
+        readable = readable or self.identity.is_readable
+        return self._make(self._hooks, read_only=True, readable=readable, whole=whole)
 
     def begin(self, *, read_only: bool = False, exclusive: bool = False) -> U:
         """A unit of work for the application: a read-only one runs on the replica, where there is one.

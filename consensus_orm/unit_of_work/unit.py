@@ -28,7 +28,7 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.session_guard import SessionGuard, require_transaction
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import guards
+from consensus_orm.ledgers import guards, reads
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.statements.pairs import Statements
@@ -81,6 +81,7 @@ class UnitOfWork(Transaction):
         lock: Which lock a writing one takes when it begins.
         durable: Make its commit, and all before it, reach the disk, whatever the settings say.
         readable: Whether a database without our tables may be read as it is: it holds legacy rows or nothing.
+        whole: Whether to fail where the row security of a server would leave rows out of an answer.
     """
 
     def __init__(
@@ -94,9 +95,17 @@ class UnitOfWork(Transaction):
         lock: Lock = Lock.WRITE,
         durable: bool = False,
         readable: bool = True,
+        whole: bool = False,
     ) -> None:
         super().__init__(
-            engine, statements, settings, read_only=read_only, lock=lock, durable=durable, readable=readable
+            engine,
+            statements,
+            settings,
+            read_only=read_only,
+            lock=lock,
+            durable=durable,
+            readable=readable,
+            whole=whole,
         )
         self._hooks = hooks
         self._entered = False
@@ -153,6 +162,8 @@ class UnitOfWork(Transaction):
         require_transaction(driver)
         if self._written and self._hooks.committing is not None:
             self._hooks.committing(self, self._written)
+        if self._whole and self.catalog.counts_reads:
+            reads.note(self)
         with translated(self.engine):
             self._commit_transaction(driver)
 

@@ -25,6 +25,7 @@ from consensus_orm.errors import GateClosedError
 from consensus_orm.settings import Settings
 from tests.declaration.test_second_pair import NAMES, words
 from tests.support.databases import Database
+from tests.support.dependencies import accept_dependencies
 
 pytestmark = pytest.mark.postgresql
 
@@ -170,6 +171,8 @@ def forward(store: ConsensusStore, to: Phase) -> None:
             store.migration.reconcile()
         if now.writes_normalized:
             assert store.migration.verify().clean
+        if now.freezes_legacy:
+            accept_dependencies(store)
         store.migration.advance()
 
 

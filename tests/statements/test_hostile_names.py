@@ -35,6 +35,7 @@ from consensus_orm import Computed, ConsensusStore, Latest, Move, Moves, Parent,
 from consensus_orm.errors import MigrationError, UnmirroredWriteError
 from consensus_orm.settings import Settings
 from tests.support.databases import Database, build_legacy
+from tests.support.dependencies import accept_dependencies
 
 BIG = BigInteger().with_variant(Integer(), "sqlite")
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0)
@@ -217,6 +218,7 @@ def test_names_of_a_move_may_hold_anything(database: Database) -> None:
     with ConsensusStore.open(database.where, settings=SETTINGS, moves=MOVES) as store:
         migration = store.migration
         migration.upgrade()
+        accept_dependencies(store)
 
         def write(label: str) -> None:
             with store.unit_of_work() as uow:

@@ -19,6 +19,7 @@ from consensus_orm.settings import Settings
 from consensus_orm.store import RepositoryUnitOfWork
 from tests.field import builders
 from tests.support import oracle
+from tests.support.dependencies import accept_dependencies
 
 # The two schemas ------------------------------------------------------------------------------------------
 
@@ -245,6 +246,8 @@ def forward(store: Store, to: Phase = Phase.CONTRACT) -> None:
                 store.migration.backfill()
                 store.migration.reconcile()
             assert store.migration.verify().clean
+        if now.freezes_legacy:
+            accept_dependencies(store)
         store.migration.advance()
 
 

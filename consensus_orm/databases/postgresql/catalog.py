@@ -15,8 +15,9 @@ from typing import Any
 from sqlalchemy import delete
 
 from consensus_orm import errors
-from consensus_orm.databases.base import PREFIX, Catalog, ColumnFacts, Standing, Transaction, Trigger
+from consensus_orm.databases.base import PREFIX, Catalog, ColumnFacts, ReadCounter, Standing, Transaction, Trigger
 from consensus_orm.databases.postgresql import triggers
+from consensus_orm.databases.postgresql.dependencies import dependencies
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
 from consensus_orm.databases.postgresql.legacy_tables import PostgresLegacyTables
@@ -50,6 +51,37 @@ STANDING = (
 `xmin` is the transaction that wrote an entry of the catalog last: disabling a trigger and enabling it again changes it.
 """
 
+UNSEEN = (
+    "SELECT c.relname, row_security_active(c.oid), current_user, ARRAY("
+    "SELECT CAST(a.attname AS TEXT) FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0"
+    " AND NOT a.attisdropped AND NOT has_column_privilege(c.oid, a.attnum, 'SELECT') ORDER BY a.attnum)"
+    " FROM pg_class AS c WHERE c.relkind IN ('r', 'p') AND pg_table_is_visible(c.oid)"
+    " AND (c.relname = ANY (:names) OR starts_with(c.relname, :prefix)) ORDER BY 1"
+)
+"""Whether rows or columns of the tables that this package reads are hidden from the role of this connection."""
+
+_SCANS = (
+    "CAST(sum(s.seq_scan + coalesce(s.idx_scan, 0)) AS BIGINT){times} FROM unnest(CAST(:names AS TEXT[])) AS n(name)"
+    " JOIN {view} AS s ON s.relid = to_regclass(quote_ident(n.name))"
+    " OR s.relid IN (SELECT p.relid FROM pg_partition_tree(to_regclass(quote_ident(n.name))) AS p)"
+    " GROUP BY n.name ORDER BY n.name"
+)
+# As JSON, because a server before version 16 lacks these columns.
+_LAST = (
+    "max(greatest(CAST(to_jsonb(s) ->> 'last_seq_scan' AS TIMESTAMPTZ),"
+    " CAST(to_jsonb(s) ->> 'last_idx_scan' AS TIMESTAMPTZ)))"
+)
+_TIMES = "".join(f", CAST(extract(epoch FROM {time}) * 1000 AS BIGINT)" for time in (_LAST, "clock_timestamp()"))
+READS = f"SELECT n.name, {_SCANS.format(times=_TIMES, view='pg_stat_user_tables')}"
+OWN_READS = f"SELECT n.name, {_SCANS.format(times='', view='pg_stat_xact_user_tables')}"
+"""The scans of the legacy tables and their indexes: by anybody, and by this transaction."""
+
+READERS = (
+    "SELECT DISTINCT CAST(r.rolname AS TEXT) FROM pg_stat_statements AS s JOIN pg_roles AS r ON r.oid = s.userid"
+    " WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND r.rolname <> current_user"
+    " AND s.query ~* ('(?<!\\w)' || regexp_replace(:table, '(\\W)', '\\\\\\1', 'g') || '(?!\\w)') ORDER BY 1"
+)
+
 _FORGET_GUARDS = delete(GuardRecord)
 _TAKE_WRITTEN = (
     delete(Change).where(Change.id < 0).returning(Change.pair, Change.key, Change.id, Change.side, Change.op)
@@ -62,9 +94,11 @@ class PostgresCatalog(Catalog):
     needs_triggers = True
     leaves_triggers = True
     others_write_meanwhile = True
+    counts_reads = True
     longest_chunk = (0.3, 20)
     legacy = PostgresLegacyTables()
     key_faults = staticmethod(key_faults)
+    dependencies = staticmethod(dependencies)
 
     def tables(self, uow: Transaction) -> set[str]:
         """Names of the tables."""
@@ -84,13 +118,47 @@ class PostgresCatalog(Catalog):
         )
         return {name for (name,) in uow._rows(sql, {"name": table})}
 
-    def referring(self, uow: Transaction, table: str) -> list[str]:
-        """Names of the tables with a foreign key to a table."""
-        sql = (
-            "SELECT DISTINCT CAST(CAST(conrelid AS regclass) AS TEXT) FROM pg_constraint"
-            " WHERE contype = 'f' AND confrelid = to_regclass(quote_ident(:name)) ORDER BY 1"
-        )
-        return [name for (name,) in uow._rows(sql, {"name": table})]
+    def reads(self, uow: Transaction) -> list[ReadCounter]:
+        """How often each legacy table was read, with its partitions, whoever read it."""
+        names = [pair.legacy_name for pair in uow.statements.mapping]
+        return [ReadCounter(*row) for row in uow._rows(READS, {"names": names})]
+
+    def own_reads(self, uow: Transaction) -> dict[str, int]:
+        """How often this transaction has read each legacy table so far."""
+        names = [pair.legacy_name for pair in uow.statements.mapping]
+        uow._rows("SELECT pg_stat_force_next_flush()")
+        return dict(uow._rows(OWN_READS, {"names": names}))
+
+    def readers(self, uow: Transaction, table: str) -> str:
+        """The roles, other than that of this connection, whose queries in pg_stat_statements name a table."""
+        if not uow._rows("SELECT 1 WHERE to_regclass('pg_stat_statements') IS NOT NULL"):
+            return ""
+        with contextlib.suppress(errors.StorageError), uow._connected.attempt():  # the library may not be loaded
+            return ", ".join(role for (role,) in uow._rows(READERS, {"table": table}))
+        return ""
+
+    def count_unnoticed(self, uow: Transaction, table: str) -> int:
+        """Rows of a table; the server does not count a sample as a scan, even one of all pages."""
+        return int(uow._rows(f"SELECT count(*) FROM {quoted(table)} TABLESAMPLE SYSTEM (100)")[0][0])
+
+    def require_whole(self, uow: Transaction) -> None:
+        """Switch row security off, so that a read that it would filter is an error; as pg_dump does."""
+        uow._execute("SET LOCAL row_security = off")
+
+    def unseen(self, uow: Transaction) -> Iterator[str]:
+        """Tables whose row security applies to this role, or that have columns which it may not read."""
+        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
+        for table, hides, role, unreadable in uow._rows(UNSEEN, {"names": sorted(names), "prefix": PREFIX}):
+            if hides:
+                yield (
+                    f"the row security of {table} may hide rows from the role {role}; use a role with BYPASSRLS, or the"
+                    " owner of the table without FORCE ROW LEVEL SECURITY"
+                )
+            if unreadable:
+                yield (
+                    f"the role {role} may not read {', '.join(unreadable)} of {table};"
+                    f" GRANT SELECT ON {quoted(table)} TO {quoted(role)}"
+                )
 
     def keeps_writers_waiting(self, uow: Transaction) -> bool:
         """False: writers can always commit during a read."""
@@ -114,6 +182,8 @@ class PostgresCatalog(Catalog):
             other._connected.begin(write=False)
             other._execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         for each in (uow, *others):
+            if each._whole:
+                self.require_whole(each)
             each._execute("SET LOCAL plan_cache_mode = force_custom_plan")
             each._execute("SET LOCAL enable_hashjoin = off")
             each._execute("SET LOCAL enable_sort = off")

@@ -53,6 +53,11 @@ def translate(error: psycopg.Error, database: str | None) -> errors.ConsensusErr
         return errors.UnmirroredWriteError(
             f"a statement of the session would write {table} past the repositories", table=table
         )
+    if error.diag.source_function == "check_enable_rls":
+        named = re.search(r"[\"«„“](.+)[\"»”“]", error.diag.message_primary or "")
+        table = named[1] if named else ""
+        told = f"{database}: the row security of {table or 'a table'} hides rows from this role"
+        return errors.RowsHiddenError(told, table=table, sqlstate=state)
     if isinstance(error, psycopg.DataError) and state is None:  # raised by psycopg itself
         return errors.InvalidValueError("PostgreSQL cannot hold a text with a NUL character in it")
     if isinstance(error, psycopg.OperationalError) and state is None:

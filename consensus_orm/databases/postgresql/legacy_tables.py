@@ -3,14 +3,22 @@
 The server has no definition of a table that could be saved verbatim: it would have to be composed of types, indexes,
 privileges, comments, and views that read it. So the emptied table itself stays, renamed. At CONTRACT no statement uses
 it, and an operator who will never go back may drop it.
+
+Triggers and rules of other programs are off from then on, until the rows are back: they would fire when the table is
+emptied, and change what is carried back. Nor is anything of this published. The table leaves the publications that name
+it, and comes back to them with its rows. One that publishes all tables, or those of a schema, lacks unlogged tables: so
+the table becomes one before it is emptied. On the way back it is published again before it is filled, so that its
+subscribers get all rows: they have to empty their table first.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from consensus_orm import errors
-from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
+from consensus_orm.databases import saved_schema
+from consensus_orm.databases.base import PREFIX, Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.saved_rows import aside, dropped, unsafe
 from consensus_orm.declaration.move import Move
 from consensus_orm.statements.rendering import quoted
@@ -53,6 +61,8 @@ class PostgresLegacyTables(LegacyTables):
     def put_away(self, uow: Transaction, pair: Move) -> None:
         """Rename a table out of the way, which takes milliseconds whatever its size."""
         name = pair.legacy_name
+        self._silence(uow, name)
+        self._leave_publications(uow, name)
         uow._execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted(dropped(name))}")
 
     def away(self, uow: Transaction) -> list[str]:
@@ -85,7 +95,9 @@ class PostgresLegacyTables(LegacyTables):
                     f"{name} cannot be brought back: {dropped(name)} was dropped, or something else took its name",
                     hint="stay at CONTRACT",
                 )
+            self._log_again(uow, dropped(name))
             uow._execute(f"ALTER TABLE {quoted(dropped(name))} RENAME TO {quoted(name)}")
+            self._silence(uow, name)  # those that are there since then, or were left on by an earlier release
 
     def drop_again(self, uow: Transaction, pair: Move) -> None:
         """Undo `bring_back`, with whatever rows the table has."""
@@ -93,7 +105,56 @@ class PostgresLegacyTables(LegacyTables):
         self.put_away(uow, pair)
 
     def complete(self, uow: Transaction, kind: str, name: str, table: str, sql: str, sequence: int | None) -> None:
-        """Nothing: triggers and sequence stayed with the table."""
+        """Switch a trigger or rule on again, or publish the table again, where that was not dropped meanwhile."""
+        if kind in ("trigger", "rule"):
+            schema, of, enabled = _facts(kind, table, sql)
+            if enabled not in _ENABLE:
+                raise unsafe(kind, table)
+            if uow._rows(_ANY[kind], {"schema": schema, "table": of, "name": name}):
+                on = f"ALTER TABLE {quoted(schema)}.{quoted(of)} {_ENABLE[enabled]} {kind.upper()} {quoted(name)}"
+                uow._execute(on)
+        elif kind == "publication":
+            columns = _facts(kind, table, sql)
+            there = "SELECT 1 FROM pg_publication WHERE pubname = ?"
+            if uow._rows(there, (name,)) and name not in dict(self._publications(uow, table)):
+                listed = f" ({', '.join(map(quoted, columns))})" if columns else ""
+                uow._execute(f"ALTER PUBLICATION {quoted(name)} ADD TABLE {quoted(table)}{listed}")
+
+    def _silence(self, uow: Transaction, table: str) -> None:
+        """Switch off the triggers and rules of other programs, and save which were on."""
+        for kind, schema, of, name, enabled in uow._rows(_ENABLED, {"table": table, "prefix": PREFIX}):
+            saved_schema.append(uow, kind, name, table, json.dumps([schema, of, enabled]))
+            uow._execute(f"ALTER TABLE {quoted(schema)}.{quoted(of)} DISABLE {kind.upper()} {quoted(name)}")
+
+    def _leave_publications(self, uow: Transaction, table: str) -> None:
+        """Take a table out of the publications that name it, and save which."""
+        for name, columns in self._publications(uow, table):
+            saved_schema.append(uow, "publication", name, table, json.dumps(columns))
+            uow._execute(f"ALTER PUBLICATION {quoted(name)} DROP TABLE {quoted(table)}")
+
+    def _publications(self, uow: Transaction, table: str) -> list[tuple[str, list[str]]]:
+        """The publications that name a table, each with the columns that it names."""
+        return [(name, columns) for name, columns in uow._rows(_NAMED_IN, {"table": table})]
+
+    def _truncate(self, uow: Transaction, table: str) -> None:
+        """Empty a table, its partitions one by one; unlogged first, where it would be published."""
+        stored = uow._rows(_STORED, {"table": table})
+        whole = ", ".join(f"{quoted(schema)}.{quoted(name)}" for schema, name, _ in stored)
+        if uow._rows(_PUBLISHED, {"table": table}):
+            for schema, name, logged in stored:
+                if logged:
+                    saved_schema.append(uow, "unlogged", name, table, schema)
+                    uow._execute(f"ALTER TABLE {quoted(schema)}.{quoted(name)} SET UNLOGGED")
+        if whole:
+            uow._execute(f"TRUNCATE TABLE {whole}")
+
+    def _log_again(self, uow: Transaction, table: str) -> None:
+        """Make an empty table that is unlogged for its publications a logged one."""
+        unlogged = {(entry.sql, entry.name) for entry in saved_schema.entries(uow) if entry.type == "unlogged"}
+        for schema, name, logged in uow._rows(_STORED, {"table": table}):
+            if not logged and (schema, name) in unlogged:
+                uow._execute(f"ALTER TABLE {quoted(schema)}.{quoted(name)} SET LOGGED")
+        saved_schema.forget_of(uow, "unlogged", table)
 
     @staticmethod
     def values(table: str, row: Cells) -> list[object]:
@@ -103,11 +164,64 @@ class PostgresLegacyTables(LegacyTables):
         except (KeyError, ValueError) as error:
             raise unsafe("row", table) from error
 
-    def put_back(self, uow: Transaction, saved: SavedRow) -> None:
-        """Insert a saved row, unless there is one with its key."""
+    def put_back(self, uow: Transaction, saved: SavedRow) -> bool:
+        """Insert a saved row, unless there is one with its key; returns whether it was inserted."""
         columns, places = ", ".join(map(quoted, saved.cells)), ", ".join("?" * len(saved.cells))
         sql = f"INSERT INTO {quoted(saved.table)} ({columns}) VALUES ({places}) ON CONFLICT DO NOTHING"
-        uow._execute(sql, saved.values)
+        return uow._execute(sql, saved.values).rowcount > 0
+
+
+_PARTS = (
+    "(SELECT to_regclass(quote_ident(:table)) AS oid UNION SELECT relid FROM"
+    " pg_partition_tree(to_regclass(quote_ident(:table))) AS p)"
+)
+_STORED = (
+    "SELECT n.nspname, c.relname, c.relpersistence = 'p' FROM pg_class AS c"
+    f" JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND c.oid IN {_PARTS} ORDER BY 1, 2"
+)
+"""The tables in which the rows of a table are, and whether they are logged: itself, or its partitions."""
+_PUBLISHED = (
+    "SELECT 1 FROM pg_publication_tables AS p JOIN pg_namespace AS n ON n.nspname = p.schemaname"
+    f" JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.tablename WHERE c.oid IN {_PARTS} LIMIT 1"
+)
+_NAMED_IN = (
+    "SELECT p.pubname, ARRAY(SELECT CAST(a.attname AS TEXT) FROM pg_attribute AS a"
+    " WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs) ORDER BY a.attnum)"
+    " FROM pg_publication_rel AS r JOIN pg_publication AS p ON p.oid = r.prpubid"
+    " WHERE r.prrelid = to_regclass(quote_ident(:table)) ORDER BY 1"
+)
+_ENABLED = (
+    "SELECT 'trigger', n.nspname, c.relname, t.tgname, CAST(t.tgenabled AS TEXT) FROM pg_trigger AS t"
+    " JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+    " JOIN pg_proc AS f ON f.oid = t.tgfoid WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'D'"
+    f" AND NOT (starts_with(t.tgname, :prefix) AND f.proname = t.tgname) AND c.oid IN {_PARTS}"
+    " UNION ALL SELECT 'rule', n.nspname, c.relname, r.rulename, CAST(r.ev_enabled AS TEXT) FROM pg_rewrite AS r"
+    " JOIN pg_class AS c ON c.oid = r.ev_class JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+    f" WHERE r.ev_enabled <> 'D' AND c.oid IN {_PARTS} ORDER BY 1 DESC, 4"
+)
+"""The triggers and rules of other programs on a table and its partitions that are on."""
+_ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
+_OF = "to_regclass(quote_ident(:schema) || '.' || quote_ident(:table)) AND"
+_ANY = {
+    "trigger": f"SELECT 1 FROM pg_trigger WHERE tgrelid = {_OF} tgname = :name",
+    "rule": f"SELECT 1 FROM pg_rewrite WHERE ev_class = {_OF} rulename = :name",
+}
+
+
+def _facts(kind: str, table: str, text: str) -> list[str]:
+    """What was saved of a trigger, rule or publication.
+
+    Raises:
+        UnsafeDefinitionError: It is none of that.
+    """
+    try:
+        found = json.loads(text)
+        right = isinstance(found, list) and all(isinstance(each, str) for each in found)
+        if right and (kind == "publication" or len(found) == 3):
+            return list(found)
+    except ValueError:
+        pass
+    raise unsafe(kind, table)
 
 
 def _number(data: bytes) -> str:

@@ -12,8 +12,9 @@ from sqlalchemy.schema import CreateTable
 
 from consensus_orm import errors
 from consensus_orm.databases import state
-from consensus_orm.databases.base import MARK, Catalog, Standing, Transaction, Trigger
+from consensus_orm.databases.base import MARK, Catalog, ReadCounter, Standing, Transaction, Trigger
 from consensus_orm.databases.guard_record import GUARDS, ours
+from consensus_orm.databases.sqlite.dependencies import dependencies
 from consensus_orm.databases.sqlite.key_faults import key_faults
 from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
 from consensus_orm.databases.sqlite.parameters import codec
@@ -47,9 +48,11 @@ class SQLiteCatalog(Catalog):
     needs_triggers = False
     leaves_triggers = False
     others_write_meanwhile = False
+    counts_reads = False
     longest_chunk = (0.025, 1)
     legacy = SQLiteLegacyTables()
     key_faults = staticmethod(key_faults)
+    dependencies = staticmethod(dependencies)
 
     def tables(self, uow: Transaction) -> set[str]:
         """Names of the tables, in lower case."""
@@ -70,13 +73,28 @@ class SQLiteCatalog(Catalog):
         """Names of the columns of a table."""
         return {name for (name,) in uow._rows("SELECT name FROM pragma_table_info(?)", (table,))}
 
-    def referring(self, uow: Transaction, table: str) -> list[str]:
-        """Names of the tables with a foreign key to a table."""
-        sql = (
-            "SELECT DISTINCT t.name FROM sqlite_master AS t, pragma_foreign_key_list(t.name) AS f"
-            " WHERE t.type = 'table' AND f.\"table\" = ? COLLATE NOCASE ORDER BY 1"
-        )
-        return [name for (name,) in uow._rows(sql, (table,))]
+    def reads(self, uow: Transaction) -> list[ReadCounter]:
+        """Nothing: SQLite does not count."""
+        return []
+
+    def own_reads(self, uow: Transaction) -> dict[str, int]:
+        """Nothing: SQLite does not count."""
+        return {}
+
+    def readers(self, uow: Transaction, table: str) -> str:
+        """Nothing: SQLite keeps no queries."""
+        return ""
+
+    def count_unnoticed(self, uow: Transaction, table: str) -> int:
+        """Rows of a table."""
+        return int(uow._rows(f"SELECT count(*) FROM {quoted(table)}")[0][0])
+
+    def require_whole(self, uow: Transaction) -> None:
+        """Nothing: SQLite hides no rows."""
+
+    def unseen(self, uow: Transaction) -> Iterator[str]:
+        """Nothing: SQLite hides no rows."""
+        yield from ()
 
     def keeps_writers_waiting(self, uow: Transaction) -> bool:
         """Whether writers cannot commit during a read, as without a write-ahead log."""

@@ -211,9 +211,10 @@ class SQLiteLegacyTables(LegacyTables):
         elif kind == "table" and (last := _number(kind, table, sequence)) is not None:
             uow.catalog.set_sequence(uow, table, max(last, uow.catalog.sequence(uow, table) or 0))
 
-    def put_back(self, uow: Transaction, saved: SavedRow) -> None:
-        """Insert a saved row, unless there is one with its key."""
+    def put_back(self, uow: Transaction, saved: SavedRow) -> bool:
+        """Insert a saved row, unless there is one with its key; returns whether it was inserted."""
         columns = ", ".join(map(quoted, saved.cells))
         # With an empty blob appended, the bytes are cast in the encoding of the file; without it they count as UTF-8.
         places = ", ".join("CAST(? || X'' AS TEXT)" if kind == "text" else "?" for kind, _ in saved.cells.values())
-        uow._execute(f"INSERT OR IGNORE INTO {quoted(saved.table)} ({columns}) VALUES ({places})", saved.values)
+        sql = f"INSERT OR IGNORE INTO {quoted(saved.table)} ({columns}) VALUES ({places})"
+        return uow._execute(sql, saved.values).rowcount > 0

@@ -1,0 +1,130 @@
+"""Who still reads the frozen tables: the server counts, what this package reads itself is no read of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from consensus_orm import ConsensusStore, Phase
+from consensus_orm.databases.engine import source_of
+from consensus_orm.databases.opening import catalog
+from consensus_orm.ledgers import reads
+from tests.migration.steps import BASE, forward, refused
+from tests.support import servers
+from tests.support.databases import ServerDatabase, build_legacy
+
+READ = "SELECT count(*) FROM consensus_artifacts"
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerDatabase]:
+    """A legacy database, in which what is read a moment after the tables are frozen is known to be read since."""
+    monkeypatch.setattr(reads, "GRACE", 0)
+    monkeypatch.setattr(reads, "MARGIN", 0)
+    with servers.database() as url:
+        build_legacy(url)
+        yield ServerDatabase(url)
+
+
+@pytest.fixture
+def store(database: ServerDatabase, tmp_path: Path) -> Iterator[ConsensusStore]:
+    settings = BASE.model_copy(update={"backup_dir": tmp_path})
+    with ConsensusStore.open(database.where, settings=settings) as store:
+        forward(store, Phase.NORMALIZED)
+        settle(store)
+        yield store
+
+
+def flush(store: ConsensusStore) -> None:
+    """Have every connection of a store report what it has read."""
+    for connection in list(source_of(store.engine).connections):
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        connection.execute("SELECT 1")
+
+
+def settle(store: ConsensusStore) -> None:
+    """Have all that was read so far reported by every connection, and looked at."""
+    flush(store)
+    assert store.migration.verify().clean
+    store.migration.accept_dependencies([each.name for each in store.migration.dependencies()], reason="settled")
+
+
+def seen(store: ConsensusStore) -> dict[str, int]:
+    return {each.table: each.reads for each in store.migration.dependencies() if each.accepted is None}
+
+
+def test_a_read_by_another_program_shuts_the_gate(store: ConsensusStore, database: ServerDatabase) -> None:
+    """How many there were and when, in the status too; accepted with a reason, until the table is read again."""
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    assert seen(store) == {}
+    database.rows_of(READ)
+    (entry,) = (each for each in store.migration.status().dependencies if each.accepted is None)
+    assert (entry.kind, entry.table) == ("reads", "consensus_artifacts")
+    if database.scalar("SELECT current_setting('server_version_num')::int") >= 160000:
+        assert entry.last_read is not None
+        assert before < entry.last_read < datetime.now(UTC) + timedelta(seconds=1)
+    refused(store, "other programs have read consensus_artifacts")
+    store.migration.accept_dependencies(["consensus_artifacts"], reason="it was me")
+    assert store.migration.status().gate == []
+    database.rows_of(READ)
+    refused(store, "other programs have read consensus_artifacts")
+
+
+def test_reads_of_this_package_are_not_those_of_others(store: ConsensusStore, database: ServerDatabase) -> None:
+    """Neither of verify, reconcile, status, backup nor a copy; nor those of the step to CONTRACT itself."""
+    assert seen(store) == {}
+    for _ in range(2):
+        assert store.migration.verify().clean
+        assert seen(store) == {}
+        store.migration.reconcile()
+        store.migration.status()
+        assert seen(store) == {}
+    store.migration.backup_before("a test")
+    assert seen(store) == {}
+    with ConsensusStore.open(database.where, settings=store.settings) as another:  # which knows nothing of that
+        assert seen(another) == {}
+    assert store.migration.advance() is Phase.CONTRACT
+
+
+def test_a_status_reads_no_frozen_table(store: ConsensusStore, database: ServerDatabase) -> None:
+    """It writes nothing, so that it could not tell the next look what it has read."""
+    flush(store)
+    counted = "SELECT sum(seq_scan + idx_scan) FROM pg_stat_user_tables WHERE relname = 'consensus_artifacts'"
+    rows = len(database.rows("consensus_artifacts"))
+    before = database.scalar(counted)
+    assert store.migration.status().pairs[0].legacy_rows == rows
+    flush(store)
+    assert database.scalar(counted) == before
+
+
+def test_what_was_read_outlives_the_counters_of_the_server(store: ConsensusStore, database: ServerDatabase) -> None:
+    """A look that wrote keeps it; counters that begin again at 0 count from there."""
+    database.rows_of(READ)
+    store.migration.verify()
+    (count,) = seen(store).values()
+    database.rows_of("SELECT pg_stat_reset()")
+    assert seen(store) == {"consensus_artifacts": count}
+    database.rows_of(READ)
+    assert seen(store)["consensus_artifacts"] == count + 1
+
+
+def test_reads_before_the_tables_are_frozen_do_not_count(store: ConsensusStore, database: ServerDatabase) -> None:
+    """Also on the way back and forth again: each time the tables are frozen, the count begins anew."""
+    database.rows_of(READ)
+    assert seen(store)
+    store.migration.rollback()
+    database.rows_of(READ)
+    forward(store, Phase.NORMALIZED)
+    settle(store)
+    assert seen(store) == {}
+
+
+def test_a_file_has_no_counters(tmp_path: Path) -> None:
+    """SQLite counts nothing, and the status says so."""
+    build_legacy(tmp_path / "file.db")
+    with ConsensusStore.open(tmp_path / "file.db", settings=BASE) as store:
+        assert not catalog("sqlite").counts_reads
+        assert not store.migration.status().reads_counted
