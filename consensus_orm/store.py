@@ -334,24 +334,16 @@ class Store(Generic[U]):
         )
 
     def _back_up(self, path: Path, progress: Watch) -> dict[str, Any]:
-        if self.engine.dialect.name == "sqlite":
-            report = self.maintenance.backup(path, progress=of_pages(progress, "backup"))
-            return {"backup": str(report.path)}
-        from consensus_orm.copying.backup import backup_of_server
-
-        return backup_of_server(self._units, path, self._units_beside, progress)
-
-    @contextlib.contextmanager
-    def _units_beside(self, where: Path | str) -> Iterator[UnitOfWorkFactory[UnitOfWork]]:
-        with self._beside(where, self.settings) as other:
-            yield other._units
+        report = self.maintenance.backup(path, progress=of_pages(progress, "backup"))
+        return {"backup": str(report.path)}
 
     def _tables(self) -> list[str]:
         """The names of the tables of the moves, and of the other tables of the application."""
         moves = self._units.statements.mapping
         moved = [name for pair in moves for name in (pair.legacy_name, pair.table.name)]
         parents = [parent.table.name for parent in moves.parents]
-        return [*moved, *parents, *(table.name for table in self.application.unmapped)]
+        others = [table.name for table in (*moves.originals, *self.application.unmapped)]
+        return [*moved, *parents, *others]
 
     def close(self) -> None:
         """Close every connection; the store cannot be used after it."""

@@ -17,11 +17,11 @@ from consensus_orm.databases.base import Catalog
 from consensus_orm.databases.engine import MEMORY
 from consensus_orm.databases.pool import Pool, close_before_fork
 from consensus_orm.databases.sqlite.connection import Source
-from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
+from consensus_orm.databases.statistics import BackupReport, DatabaseStats, VacuumReport
 from consensus_orm.settings import Settings
 from consensus_orm.statements.rows import PairRendering
 
-__all__ = ["catalog", "collect", "create", "parse_url", "rendering", "vacuum"]
+__all__ = ["backup", "catalog", "collect", "create", "parse_url", "rendering", "vacuum"]
 
 
 FILE_URI = "file:"
@@ -220,3 +220,21 @@ def vacuum(engine: Engine, tables: Collection[str] = (), **how: Any) -> VacuumRe
     from consensus_orm.databases.sqlite import vacuum as of_file
 
     return of_file.vacuum(engine, **how)
+
+
+def backup(engine: Engine, path: Path | str, tables: Collection[str] = (), **how: Any) -> BackupReport:
+    """Copy a database to a file, or the tables of a server to a folder; see `Maintenance.backup`.
+
+    Args:
+        engine: The engine of a store.
+        path: The path of the backup.
+        tables: The names of the tables of a server to be copied, besides the control tables.
+        **how: As for `databases.sqlite.backup.backup`.
+    """
+    if engine.dialect.name == "postgresql":
+        from consensus_orm.databases.postgresql import backup as of_server
+
+        return of_server.backup(engine, path, tables, **how)
+    from consensus_orm.databases.sqlite import backup as of_file
+
+    return of_file.backup(engine, path, **how)

@@ -238,7 +238,7 @@ class Steps(Agreement):
 
         Args:
             step: The step, for the name of the file: `DATABASE.before-STEP-TIME`, in `backup_dir` or beside it. Of a
-                server it is a copy to SQLite, in `backup_dir` or the current folder.
+                server it is a folder with a file for each table, in `backup_dir` or the current folder.
             progress: Called after each chunk.
 
         Returns:

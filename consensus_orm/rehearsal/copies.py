@@ -70,9 +70,11 @@ class Copy(ABC):
         """
 
     @property
-    def backups(self) -> list[Path]:
-        """The backups made before CONTRACT."""
-        return [path for path in self.folder.iterdir() if ".before-contract-" in path.name]
+    def backup_bytes(self) -> int:
+        """Bytes of the backups made before CONTRACT: files, or the folders of a server."""
+        made = [path for path in self.folder.iterdir() if ".before-contract-" in path.name]
+        parts = [part for path in made for part in (path, *path.rglob("*"))]
+        return sum(part.stat().st_size for part in parts if part.is_file())
 
 
 class FileCopy(Copy):
@@ -92,7 +94,7 @@ class FileCopy(Copy):
     def bytes(self) -> int:
         """Bytes on disk."""
         beside = [Path(f"{self.where}{suffix}") for suffix in ("", *files.BESIDE)]
-        return sum(path.stat().st_size for path in (*beside, *self.backups) if path.exists())
+        return sum(path.stat().st_size for path in beside if path.exists()) + self.backup_bytes
 
     def notes(self, subject: Subject) -> Iterator[str]:
         """In what it differs."""
@@ -128,7 +130,7 @@ class ServerCopy(Copy):
         """Bytes on disk."""
         with self.look() as look:
             size: int = look.rows("SELECT pg_database_size(current_database())")[0][0]
-        return size + sum(path.stat().st_size for path in self.backups)
+        return size + self.backup_bytes
 
     def notes(self, subject: Subject) -> Iterator[str]:
         """In what it differs."""
@@ -169,7 +171,7 @@ def made(subject: Subject, folder: Path, *, keep: bool, progress: Watch) -> Iter
         return
     _require(folder, subject.maintenance.stats().disk.database)
     with _database(subject.units.engine, keep=keep) as url:
-        _fill(subject, url, progress)
+        _fill(subject, url, folder, progress)
         yield ServerCopy(url, folder, keep=keep)
 
 
@@ -216,8 +218,10 @@ def _database(engine: Engine, *, keep: bool) -> Iterator[str]:
                 admin.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)".encode())
 
 
-def _fill(subject: Subject, url: str, progress: Watch) -> None:
-    from consensus_orm.copying import copy
+def _fill(subject: Subject, url: str, folder: Path, progress: Watch) -> None:
+    """Fill the new database as a restored backup fills it: values of any type go through."""
+    from consensus_orm.copying.restoring import restore_to_server
 
-    with subject.beside(url, subject.units.settings) as target:
-        copy(subject.units, target.units, lock=False, progress=progress)
+    with files.own_folder(folder, "copy") as own, subject.beside(url, subject.units.settings) as target:
+        subject.maintenance.backup(own / "copy", progress=of_pages(progress, "copy"))
+        restore_to_server(target.units, own / "copy")

@@ -99,8 +99,10 @@ class PostgresLegacyTables(LegacyTables):
 
 
 def _number(data: bytes) -> str:
+    """A number, or a boolean, which SQLite keeps as one."""
     text = data.decode("ascii")
-    float(text)
+    if text not in ("true", "false"):
+        float(text)
     return text
 
 
@@ -109,4 +111,5 @@ _VALUES: dict[str, Callable[[bytes], str | None]] = {
     "integer": _number,
     "real": _number,
     "text": bytes.decode,
+    "blob": bytes.decode,  # as the server prints it
 }
