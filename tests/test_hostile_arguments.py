@@ -112,7 +112,14 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "upgrade": {"progress": None, "rewrite": False, "protect": None},
         "backfill": {"progress": None},
         "verify": {"progress": None},
-        "advance": {"to": "cutover", "reason": None, "force": False, "soak": True, "progress": None},
+        "advance": {
+            "to": "cutover",
+            "reason": None,
+            "force": False,
+            "soak": True,
+            "keep_tables": False,
+            "progress": None,
+        },
         "rollback": {"to": "expand", "reason": None, "progress": None},
         "migrate": {"to": "dual_write", "soak": True, "reason": None, "progress": None, "tell": None},
         "mismatches": {"everything": False},
@@ -130,6 +137,7 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "accept_mismatch": {"number": 1, "reason": "r"},
         "restore_image": {"number": 1, "reason": "r"},
         "backup_before": {"step": "contract", "progress": None},
+        "finish_contract": {"reason": "r", "progress": None},
     },
     "Maintenance": {
         "stats": {},

@@ -96,7 +96,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "upgrade": "progress=None, *, rewrite=False, protect=None",
         "backfill": "progress=None",
         "verify": "progress=None",
-        "advance": "to=None, *, reason=None, force=False, soak=True, progress=None",
+        "advance": "to=None, *, reason=None, force=False, soak=True, keep_tables=False, progress=None",
         "rollback": "to=None, *, reason=None, progress=None",
         "migrate": "to=<Phase.CONTRACT: 5>, *, soak=True, reason=None, progress=None, tell=None",
         "mismatches": "*, everything=False",
@@ -114,6 +114,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "accept_mismatch": "number, *, reason",
         "restore_image": "number, *, reason=None",
         "backup_before": "step, progress=None",
+        "finish_contract": "*, reason, progress=None",
     },
     Maintenance: {
         "stats": "",

@@ -227,6 +227,7 @@ class AsyncMigration(_Asynchronous):
     accept_mismatch = _asynchronous(Migration.accept_mismatch)
     restore_image = _asynchronous(Migration.restore_image)
     backup_before = _asynchronous(Migration.backup_before)
+    finish_contract = _asynchronous(Migration.finish_contract)
 
     @property
     def phase(self) -> Awaitable[Phase]:

@@ -147,16 +147,21 @@ def _list_differences(app: App, report: VerifyReport) -> None:
 @phase_argument
 @reason_option
 @click.option("--force", is_flag=True, help="Skip waiting, never a gate behind which rows would be lost.")
+@click.option(
+    "--keep-tables",
+    is_flag=True,
+    help="Make no backup before CONTRACT, and keep the rows in the tables that are put away; needs a reason.",
+)
 @json_option
 @app_command
-def advance(app: App, phase: Phase | None, reason: str | None, force: bool, as_json: bool) -> None:
+def advance(app: App, phase: Phase | None, reason: str | None, force: bool, keep_tables: bool, as_json: bool) -> None:
     """Go to the next phase, or to PHASE; each gate must be open."""
     rehearsed, mentioned = _rehearsal(app)
 
     def work(migration: Migration, bars: Bars) -> dict[str, Any]:
         target = phase or migration.phase.next or migration.phase
         with _goal(target, typed=phase):
-            migration.advance(target, reason=reason, force=force, progress=bars.rows)
+            migration.advance(target, reason=reason, force=force, keep_tables=keep_tables, progress=bars.rows)
         return {"rehearsed": rehearsed}
 
     _move(app, as_json, "advance", work, lambda: {"rehearsed": rehearsed})
@@ -186,6 +191,31 @@ def rollback(app: App, phase: Phase | None, reason: str | None, as_json: bool) -
         return {}
 
     _move(app, as_json, "rollback", work)
+
+
+@main.group()
+def contract() -> None:
+    """What CONTRACT has put away."""
+
+
+@contract.command()
+@click.option("--reason", required=True, metavar="TEXT", help="Why, for the audit.")
+@json_option
+@app_command
+def finish(app: App, reason: str, as_json: bool) -> None:
+    """Remove it for good: the legacy tables, and what it takes to make them again. There is no way back from then on.
+
+    Nothing is removed while something else uses one of the tables, or while a row has no other place.
+    """
+    with app.store() as store, Bars("finish", quiet=as_json) as bars:
+        try:
+            removed = store.migration.finish_contract(reason=reason, progress=bars.rows)
+        except GateClosedError as error:
+            raise Refused(error, refused=[app.spelled(text) for text in error.reasons]) from error
+    if as_json:
+        show_json({"removed": removed, "refused": []})
+    else:
+        say(f"removed for good: {', '.join(removed)}")
 
 
 @contextlib.contextmanager

@@ -557,6 +557,18 @@ class LegacyTables(ABC):
         """
 
     @abstractmethod
+    def kept(self, uow: Transaction) -> list[str]:
+        """Names of the tables that were renamed and are still there, emptied or not."""
+
+    @abstractmethod
+    def dependents(self, uow: Transaction, name: str) -> list[str]:
+        """What other programs have made that a renamed table cannot be dropped without."""
+
+    @abstractmethod
+    def drop(self, uow: Transaction, name: str) -> None:
+        """Drop a renamed table for good."""
+
+    @abstractmethod
     def bring_back(self, uow: Transaction) -> None:
         """Create the tables again, empty, with their indexes.
 

@@ -177,10 +177,16 @@ class PostgresCatalog(Catalog):
                 self._level(uow, pair)
             elif self._has_default(uow, own, key):
                 continue
-            elif (sequence := self._sequence_of(uow, own, key)) is not None:
-                highest = uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(own)}")[0][0]
-                self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1))
-                self._draw_from(uow, own, key, sequence)
+            else:
+                self.draw_from_own(uow, pair)
+
+    def draw_from_own(self, uow: Transaction, pair: Move, *, above: int = 1) -> None:
+        """Have the normalized table take its ids from its own sequence, if it has one, above all that were given."""
+        own, key = pair.table.name, pair.key.name
+        if (sequence := self._sequence_of(uow, own, key)) is not None:
+            highest = uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(own)}")[0][0]
+            self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1, above))
+            self._draw_from(uow, own, key, sequence)
 
     def _has_default(self, uow: Transaction, table: str, column: str) -> bool:
         sql = "SELECT atthasdef FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(?)) AND attname = ?"

@@ -2,7 +2,7 @@
 
 The server has no definition of a table that could be saved verbatim: it would have to be composed of types, indexes,
 privileges, comments, and views that read it. So the emptied table itself stays, renamed. At CONTRACT no statement uses
-it, and an operator who will never go back may drop it.
+it, and nothing depends on it: `finish_contract` drops it for good.
 """
 
 from __future__ import annotations
@@ -16,6 +16,36 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["PostgresLegacyTables"]
+
+
+_DRAWN = (
+    " FROM pg_attrdef AS e JOIN pg_attribute AS a ON a.attrelid = e.adrelid AND a.attnum = e.adnum"
+    " JOIN pg_depend AS u ON u.classid = 'pg_attrdef'::regclass AND u.objid = e.oid"
+    " JOIN pg_class AS s ON s.oid = u.refobjid AND s.relkind = 'S'"
+    " JOIN pg_depend AS o ON o.objid = s.oid AND o.classid = 'pg_class'::regclass AND o.deptype IN ('a', 'i')"
+)
+"""Sequences that a column draws from (its table `e.adrelid`), and the tables that own them (`o.refobjid`)."""
+
+_SHARED = (
+    "SELECT DISTINCT CAST(CAST(s.oid AS regclass) AS TEXT), o.deptype = 'a' AND s.relnamespace = n.relnamespace"
+    f" AND s.relowner = n.relowner{_DRAWN} JOIN pg_class AS n ON n.oid = e.adrelid"
+    " WHERE e.adrelid = to_regclass(quote_ident(?)) AND o.refobjid = to_regclass(quote_ident(?))"
+)
+"""Sequences that the first table draws from and the second one owns, and whether the first can own them."""
+
+_MOVED = (
+    f"SELECT DISTINCT CAST(CAST(s.oid AS regclass) AS TEXT){_DRAWN} WHERE e.adrelid = to_regclass(quote_ident(?))"
+    " AND a.attname = ? AND o.refobjid = to_regclass(quote_ident(?))"
+)
+"""Sequences that a column of the first table draws from and the second table owns."""
+
+_DEPENDENTS = (
+    "SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend AS d"
+    " LEFT JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid"
+    " LEFT JOIN pg_constraint AS c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid"
+    " WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(quote_ident(?)) AND d.deptype = 'n'"
+    " AND coalesce(r.ev_class, c.conrelid, 0) <> d.refobjid ORDER BY 1"
+)
 
 
 class PostgresLegacyTables(LegacyTables):
@@ -45,13 +75,45 @@ class PostgresLegacyTables(LegacyTables):
     def put_away(self, uow: Transaction, pair: Move) -> None:
         """Rename a table out of the way, which takes milliseconds whatever its size."""
         name = pair.legacy_name
+        self._let_go_of_sequence(uow, pair, name)
         uow._execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted(dropped(name))}")
+
+    def _let_go_of_sequence(self, uow: Transaction, pair: Move, table: str) -> None:
+        """Have the normalized table own the sequence that it takes its ids from, so that the other one can be dropped.
+
+        It cannot own the sequence of an identity column, nor one of another role or schema: then it takes its ids from
+        its own sequence, above those that were given.
+        """
+        for sequence, movable in uow._rows(_SHARED, (pair.table.name, table)):
+            if movable:
+                uow._execute(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(pair.table.name, pair.key.name)}")
+            else:
+                uow.catalog.draw_from_own(uow, pair, above=uow.catalog.sequence(uow, table) or 1)
+
+    def _take_sequence_back(self, uow: Transaction, pair: Move) -> None:
+        """Have a table own the sequence again that was moved at CONTRACT."""
+        for (sequence,) in uow._rows(_MOVED, (pair.legacy_name, pair.legacy_key, pair.table.name)):
+            uow._execute(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(pair.legacy_name, pair.legacy_key)}")
 
     def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and still have rows."""
-        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping]
+        return [n for n in self.kept(uow) if uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
+
+    def kept(self, uow: Transaction) -> list[str]:
+        """Names of the tables that were renamed and are still there."""
         there = uow.catalog.tables(uow)
-        return [n for n in names if n in there and uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
+        return [name for name in (dropped(pair.legacy_name) for pair in uow.statements.mapping) if name in there]
+
+    def dependents(self, uow: Transaction, name: str) -> list[str]:
+        """Views, foreign keys, functions and defaults that use a renamed table, in the words of the server."""
+        return [what for (what,) in uow._rows(_DEPENDENTS, (name,))]
+
+    def drop(self, uow: Transaction, name: str) -> None:
+        """Drop a renamed table for good, without its sequence, which the normalized table uses."""
+        for pair in uow.statements.mapping:
+            if dropped(pair.legacy_name) == name:  # an earlier release has left it the sequence
+                self._let_go_of_sequence(uow, pair, name)
+        uow._execute(f"DROP TABLE {quoted(name)}")
 
     def empty(self, uow: Transaction, name: str, rows: int) -> int:
         """Truncate a renamed table, which no other program uses."""
@@ -74,6 +136,7 @@ class PostgresLegacyTables(LegacyTables):
                     hint="stay at CONTRACT",
                 )
             uow._execute(f"ALTER TABLE {quoted(dropped(name))} RENAME TO {quoted(name)}")
+            self._take_sequence_back(uow, pair)
 
     def drop_again(self, uow: Transaction, pair: Move) -> None:
         """Undo `bring_back`, with whatever rows the table has."""
