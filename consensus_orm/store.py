@@ -99,6 +99,7 @@ class Store(Generic[U]):
         check.instance("moves", moves, Moves)
         self.settings = settings = _chosen(settings)
         self.engine = database = opening.pooled(check.instance("engine", engine, Engine), settings)
+        opening.look_in(database, moves.schemas)
         self.application = application or Application(pair.legacy_name for pair in moves)
         statements = _statements(moves, database.dialect.name)
         self._units = UnitOfWorkFactory(database, settings, statements, self.application, self._unit_type)

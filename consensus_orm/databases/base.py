@@ -462,6 +462,10 @@ class Catalog(ABC):
         """All tables and views of the database, and the triggers that may be this package's."""
 
     @abstractmethod
+    def elsewhere(self, uow: Transaction, table: Standing) -> str | None:
+        """The schema of a recorded table that is where it was, and which this connection does not look in."""
+
+    @abstractmethod
     def cookie(self, uow: Transaction) -> int:
         """A number that differs after a change of the guards, on SQLite after any change of the schema."""
 
@@ -555,6 +559,10 @@ class LegacyTables(ABC):
         Returns:
             How many rows were deleted.
         """
+
+    @abstractmethod
+    def old_place(self, uow: Transaction, pair: Move) -> str:
+        """The quoted name of a table that was put away, with the schema in which it was on a server."""
 
     @abstractmethod
     def kept(self, uow: Transaction) -> list[str]:

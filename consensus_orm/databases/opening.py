@@ -14,14 +14,14 @@ from sqlalchemy import URL, Engine, create_engine, exc, make_url
 
 from consensus_orm import errors, files
 from consensus_orm.databases.base import Catalog
-from consensus_orm.databases.engine import MEMORY
+from consensus_orm.databases.engine import MEMORY, pool_of
 from consensus_orm.databases.pool import Pool, close_before_fork
 from consensus_orm.databases.sqlite.connection import Source
 from consensus_orm.databases.statistics import BackupReport, DatabaseStats, VacuumReport
 from consensus_orm.settings import Settings
 from consensus_orm.statements.rows import PairRendering
 
-__all__ = ["backup", "catalog", "collect", "create", "parse_url", "rendering", "vacuum"]
+__all__ = ["backup", "catalog", "collect", "create", "look_in", "parse_url", "rendering", "vacuum"]
 
 
 FILE_URI = "file:"
@@ -128,6 +128,25 @@ def pooled(engine: Engine, settings: Settings) -> Engine:
             hint="open a store of its own with Store.open(':memory:', moves=...), or use a file",
         )
     return create(engine.url, settings, echo=bool(engine.echo))
+
+
+def look_in(engine: Engine, schemas: tuple[str, ...]) -> None:
+    """Have the connections of an engine find tables in schemas that moves name, too.
+
+    Args:
+        engine: The engine of a store.
+        schemas: The schemas; those that it was told before are kept.
+
+    Raises:
+        ConfigurationError: It is of a file, which has no schemas.
+    """
+    if schemas and engine.dialect.name == "sqlite":
+        raise errors.ConfigurationError(
+            f"a model names the schema {schemas[0]!r:.60}, and a SQLite file has none",
+            hint="leave `schema` out of __table_args__, or open a database of a server",
+        )
+    source = pool_of(engine).source
+    source.schemas = tuple(dict.fromkeys([*source.schemas, *schemas]))
 
 
 def _pool(url: URL, settings: Settings) -> Pool:

@@ -50,6 +50,8 @@ class ConnectionSource(ABC, Generic[C]):
     def __init__(self) -> None:
         self.connections: weakref.WeakSet[C] = weakref.WeakSet()
         """The open connections."""
+        self.schemas: tuple[str, ...] = ()
+        """Schemas of a server in which tables are looked for, after those that its role looks in."""
 
     @abstractmethod
     def connect(self) -> C:

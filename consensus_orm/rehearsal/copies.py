@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def made(subject: Subject, folder: Path, *, keep: bool, progress: Watch) -> Iter
         yield FileCopy(path, folder, keep=keep)
         return
     _require(folder, subject.maintenance.stats().disk.database)
-    with _database(subject.units.engine, keep=keep) as url:
+    with _database(subject.units.engine, subject.units.statements.mapping.schemas, keep=keep) as url:
         _fill(subject, url, folder, progress)
         yield ServerCopy(url, folder, keep=keep)
 
@@ -184,8 +184,8 @@ def _require(folder: Path, wanted: int) -> None:
 
 
 @contextlib.contextmanager
-def _database(engine: Engine, *, keep: bool) -> Iterator[str]:
-    """A new database on the server of another."""
+def _database(engine: Engine, schemas: Iterable[str], *, keep: bool) -> Iterator[str]:
+    """A new database on the server of another, in which tables are looked for in the same schemas."""
     import psycopg
 
     from consensus_orm.databases.postgresql.connection import arguments_of
@@ -193,7 +193,7 @@ def _database(engine: Engine, *, keep: bool) -> Iterator[str]:
 
     url: URL = engine.url.set(drivername="postgresql")
     with translated(engine), psycopg.connect(**arguments_of(url), autocommit=True) as admin:
-        schema = admin.execute("SELECT current_schema()").fetchone()
+        schema, path = admin.execute("SELECT current_schema(), current_setting('search_path')").fetchone() or ("", "")
         name = rehearsal_of(str(url.database), uuid.uuid4().hex[:_DIGITS])
         admin.execute("SELECT pg_advisory_lock(hashtext(%s))", (name,))  # so that no look takes it for left behind
         try:
@@ -207,8 +207,12 @@ def _database(engine: Engine, *, keep: bool) -> Iterator[str]:
             ) from error
         try:
             with psycopg.connect(**arguments_of(url.set(database=name)), autocommit=True) as inside:
-                if schema is not None and schema[0]:
-                    inside.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema[0])}".encode())
+                for each in filter(None, (schema, *schemas)):
+                    inside.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(each)}".encode())
+                inside.execute(
+                    "SELECT set_config('search_path', %s, false)", (", ".join([path, *map(quoted, schemas)]),)
+                )
+                inside.execute(f"ALTER DATABASE {quoted(name)} SET search_path FROM CURRENT".encode())
             yield url.set(database=name).render_as_string(hide_password=False)
         except BaseException:
             keep = False

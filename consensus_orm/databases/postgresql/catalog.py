@@ -138,6 +138,7 @@ class PostgresCatalog(Catalog):
 
     def before_triggers(self, uow: Transaction) -> None:
         """Block other writers, and refuse columns in which different texts are equal."""
+        self._require_places(uow)
         self.keep_out(uow)
         self._require_exact(uow)
 
@@ -149,6 +150,15 @@ class PostgresCatalog(Catalog):
     def standing(self, uow: Transaction) -> list[Standing]:
         """The triggers of this package, each with its function, and the visible tables and views."""
         return [Standing(*row) for row in uow._rows(STANDING)]
+
+    def elsewhere(self, uow: Transaction, table: Standing) -> str | None:
+        """The schema of a recorded table that is where it was, and which this connection does not look in."""
+        rows = uow._rows(
+            "SELECT CAST(CAST(relnamespace AS regnamespace) AS TEXT) FROM pg_class"
+            " WHERE oid = CAST(? AS oid) AND relname = ? AND NOT pg_table_is_visible(oid)",
+            (table.definition, table.name),
+        )
+        return str(rows[0][0]) if rows else None
 
     def cookie(self, uow: Transaction) -> int:
         """A number that differs after a change of the package's triggers, their functions or their tables."""
@@ -208,6 +218,25 @@ class PostgresCatalog(Catalog):
     def forget_guards(self, uow: Transaction) -> None:
         """Empty the record; `guard_record.install` has created it again if it was dropped."""
         uow._execute(_FORGET_GUARDS)
+
+    def _require_places(self, uow: Transaction) -> None:
+        """Refuse a table that is found in another schema than the one that its model names.
+
+        Raises:
+            UnknownSchemaError: There is one.
+        """
+        sql = (
+            "SELECT CAST(relnamespace AS regnamespace) FROM pg_class WHERE oid = to_regclass(quote_ident(?))"
+            " AND relnamespace <> CAST(quote_ident(?) AS regnamespace)"
+        )
+        for table in triggers.tables(Phase.EXPAND, uow.statements.mapping):
+            if table.schema and (found := uow._rows(sql, (table.name, table.schema))):
+                raise errors.UnknownSchemaError(
+                    f"{table.name} is found in schema {found[0][0]}, and its model names schema {table.schema}",
+                    hint="nothing was changed; rename the other table, or let the role look in that schema first:"
+                    " ALTER ROLE ... SET search_path",
+                    table=table.name,
+                )
 
     def _require_exact(self, uow: Transaction) -> None:
         """Refuse columns in which different texts are equal: a run, or a delete, would include rows of others.

@@ -30,6 +30,7 @@ from consensus_orm.databases.postgresql.session_guard import PostgresSessionGuar
 from consensus_orm.databases.postgresql.triggers import INSTALLED
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.settings import Settings
+from consensus_orm.statements.rendering import literal, quoted
 
 __all__ = ["ServerConnection", "ServerSource", "arguments_of"]
 
@@ -93,6 +94,8 @@ class ServerConnection(psycopg.Connection[Any]):
     _entering: Fence | None = None
     """The fence whose statement that reads the phase is prepared on this connection."""
     _durable = False
+    schemas: tuple[str, ...] = ()
+    """The schemas that it was told to look in."""
     _fresh = False
     """Whether no statement was sent since the unit of work began."""
 
@@ -485,7 +488,9 @@ class ServerSource(ConnectionSource[ServerConnection]):
         connection.execute("SET plan_cache_mode = force_generic_plan")
         connection.execute(f"SET lock_timeout = {milliseconds}; {AS_WRITTEN}")
         # Searched first, a temporary table with the name of one of the package's tables would take its place.
-        path = "set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
+        connection.schemas = self.schemas
+        more = literal(", ".join(["", *map(quoted, self.schemas), "pg_temp"]))
+        path = f"set_config('search_path', current_setting('search_path') || {more}, false)"
         with contextlib.suppress(psycopg.errors.UndefinedTable):
             began: Any = connection.execute("SELECT stats_reset FROM pg_stat_bgwriter")
             connection.server_since = began.fetchone()[0]
@@ -495,6 +500,8 @@ class ServerSource(ConnectionSource[ServerConnection]):
 
     def is_healthy(self, connection: ServerConnection) -> bool:
         """Whether a connection is open and idle; one that the server has closed has data to read."""
+        if connection.schemas != self.schemas:  # it was opened before a store named them
+            return False
         if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
         poll = select.poll()

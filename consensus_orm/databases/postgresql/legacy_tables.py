@@ -99,6 +99,12 @@ class PostgresLegacyTables(LegacyTables):
         """Names of the tables that were renamed and still have rows."""
         return [n for n in self.kept(uow) if uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
 
+    def old_place(self, uow: Transaction, pair: Move) -> str:
+        """The quoted name of a table, with the schema in which it was: programs look for it there."""
+        schema = "SELECT CAST(CAST(relnamespace AS regnamespace) AS TEXT) FROM pg_class"
+        found = uow._rows(f"{schema} WHERE oid = to_regclass(quote_ident(?))", (dropped(pair.legacy_name),))
+        return f"{found[0][0]}.{quoted(pair.legacy_name)}" if found else quoted(pair.legacy_name)
+
     def kept(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and are still there."""
         there = uow.catalog.tables(uow)

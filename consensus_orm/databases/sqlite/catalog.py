@@ -119,6 +119,10 @@ class SQLiteCatalog(Catalog):
         )
         return [Standing(*row) for row in found]
 
+    def elsewhere(self, uow: Transaction, table: Standing) -> str | None:
+        """None: a file has no schemas."""
+        return None
+
     def cookie(self, uow: Transaction) -> int:
         """SQLite's counter of changes of the schema."""
         return int(uow._rows("PRAGMA schema_version")[0][0])

@@ -116,6 +116,10 @@ class SQLiteLegacyTables(LegacyTables):
         """Names of the tables that were renamed and still have to be emptied."""
         return self.kept(uow)
 
+    def old_place(self, uow: Transaction, pair: Move) -> str:
+        """The quoted name of a table."""
+        return quoted(pair.legacy_name)
+
     def kept(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and are still there: once emptied, they are dropped."""
         there = uow.catalog.tables(uow)
