@@ -166,7 +166,7 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Each public call with arguments that it would take, but for the target of a copy; each in turn is then an odd one."""
 
-STEPS = {"rehearse", "advance", "rollback", "migrate"}
+STEPS = {"rehearse", "advance", "rollback", "migrate", "finish_contract"}
 """What takes any text for its reason, or makes the folder that it is given: `test_no_step_fails_for_its_reason`."""
 
 WRITING = {"Migration", "ConsensusStore"}

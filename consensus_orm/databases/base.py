@@ -502,6 +502,10 @@ class Catalog(ABC):
         """Have ids assigned above those of the normalized side."""
 
     @abstractmethod
+    def draw_from_own(self, uow: Transaction, pair: Move, *, above: int = 1) -> None:
+        """Have the normalized table take its ids from its own sequence, if it has one, above all that were given."""
+
+    @abstractmethod
     def sequence(self, uow: Transaction, table: str) -> int | None:
         """The highest id that a table has assigned; None if it never assigned one."""
 

@@ -23,10 +23,10 @@ def added(store: ConsensusStore) -> int:
         return uow.artifacts.add(spec_id="W", stage="s", agent_name="a", content_json="{}").id
 
 
-def contracted(store: ConsensusStore, **how: bool) -> None:
+def contracted(store: ConsensusStore, *, keep_tables: bool = False) -> None:
     store.migration.migrate(Phase.NORMALIZED, soak=False)
     store.migration.verify()
-    store.migration.advance(Phase.CONTRACT, soak=False, reason="a test", **how)
+    store.migration.advance(Phase.CONTRACT, soak=False, reason="a test", keep_tables=keep_tables)
 
 
 def test_what_was_put_away_is_removed_for_good(store: ConsensusStore, database: Database) -> None:

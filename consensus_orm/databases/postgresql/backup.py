@@ -128,6 +128,7 @@ def backup(
         StorageError: The server failed.
     """
     target, started = files.resolved(path), time.monotonic()
+    files.require_usable(target)
     _refuse_target(target, overwrite=overwrite)
     try:
         with files.own_folder(target.parent, "backup") as folder:

@@ -179,6 +179,9 @@ class SQLiteCatalog(Catalog):
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Nothing: SQLite always assigns ids above those of a table."""
 
+    def draw_from_own(self, uow: Transaction, pair: Move, *, above: int = 1) -> None:
+        """Nothing: each table has its own sequence."""
+
     def sequence(self, uow: Transaction, table: str) -> int | None:
         """The highest id that a table has assigned; None if it never assigned one."""
         # Any program may write to that table: NULL and text count as 0, as they do for SQLite itself.

@@ -127,9 +127,10 @@ def restored(backup: Path, url: str) -> consensus_orm.consensus.restoration.Rest
 
 @pytest.fixture
 def url() -> Iterator[str]:
+    dialect: Any = postgresql.dialect
     with servers.database() as url:
         run(url, DDL)
-        run(url, str(CreateTable(table_of(Thing)).compile(dialect=postgresql.dialect())))
+        run(url, str(CreateTable(table_of(Thing)).compile(dialect=dialect())))
         yield url
 
 
