@@ -13,6 +13,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +24,7 @@ __all__ = [
     "BESIDE",
     "FILE_MODE",
     "Leftover",
+    "created",
     "derived",
     "exclusively",
     "identity",
@@ -158,6 +160,19 @@ def write_names_through(folder: Path) -> None:
     """Flush the names in a folder to the disk, if the file system can."""
     with contextlib.suppress(OSError):
         write_through(folder)
+
+
+@contextlib.contextmanager
+def created(path: Path) -> Iterator[IO[bytes]]:
+    """Create a file that only its owner may read, and flush what was written to the disk at the end.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def put_in_place(copy: Path, target: Path, *, overwrite: bool = False) -> None:

@@ -121,6 +121,7 @@ class Store(Generic[U]):
         check.instance("moves", moves, Moves)
         self.settings = settings = _chosen(settings)
         self.engine = database = opening.pooled(check.instance("engine", engine, Engine), settings)
+        opening.look_in(database, moves.schemas)
         self.application = application or Application(pair.legacy_name for pair in moves)
         statements = _statements(moves, database.dialect.name)
         self._units = UnitOfWorkFactory(database, settings, statements, self.application, self._unit_type)
@@ -390,24 +391,16 @@ class Store(Generic[U]):
         return self.retrier.call(work, name="maintenance")
 
     def _back_up(self, path: Path, progress: Watch) -> dict[str, Any]:
-        if self.engine.dialect.name == "sqlite":
-            report = self.maintenance.backup(path, progress=of_pages(progress, "backup"))
-            return {"backup": str(report.path)}
-        from consensus_orm.copying.backup import backup_of_server
-
-        return backup_of_server(self._units, path, self._units_beside, progress)
-
-    @contextlib.contextmanager
-    def _units_beside(self, where: Path | str) -> Iterator[UnitOfWorkFactory[UnitOfWork]]:
-        with self._beside(where, self.settings) as other:
-            yield other._units
+        report = self.maintenance.backup(path, progress=of_pages(progress, "backup"))
+        return {"backup": str(report.path)}
 
     def _tables(self) -> list[str]:
         """The names of the tables of the moves, and of the other tables of the application."""
         moves = self._units.statements.mapping
         moved = [name for pair in moves for name in (pair.legacy_name, pair.table.name)]
         parents = [parent.table.name for parent in moves.parents]
-        return [*moved, *parents, *(table.name for table in self.application.unmapped)]
+        others = [table.name for table in (*moves.originals, *self.application.unmapped)]
+        return [*moved, *parents, *others]
 
     def close(self) -> None:
         """Close every connection; whatever is asked of the store afterwards raises `StoreClosedError`."""

@@ -146,7 +146,15 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "upgrade": {"progress": None, "rewrite": False, "protect": None},
         "backfill": {"progress": None},
         "verify": {"progress": None},
-        "advance": {"to": "cutover", "reason": None, "force": False, "soak": True, "wait": None, "progress": None},
+        "advance": {
+            "to": "cutover",
+            "reason": None,
+            "force": False,
+            "soak": True,
+            "wait": None,
+            "keep_tables": False,
+            "progress": None,
+        },
         "rollback": {"to": "expand", "reason": None, "progress": None},
         "migrate": {"to": "dual_write", "soak": True, "reason": None, "wait": None, "progress": None, "tell": None},
         "mismatches": {"everything": False},
@@ -182,6 +190,7 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "release": {"reason": None},
         "restore_image": {"number": 1, "reason": "r"},
         "backup_before": {"step": "contract", "progress": None},
+        "finish_contract": {"reason": "r", "progress": None},
     },
     "Maintenance": {
         "stats": {},
@@ -211,7 +220,7 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Each public call with arguments that it would take, but for the target of a copy; each in turn is then an odd one."""
 
-STEPS = {"rehearse", "advance", "rollback", "migrate"}
+STEPS = {"rehearse", "advance", "rollback", "migrate", "finish_contract"}
 """What takes any text for its reason, or makes the folder that it is given: `test_no_step_fails_for_its_reason`."""
 
 WRITING = {"Migration", "ConsensusStore"}

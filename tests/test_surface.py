@@ -127,7 +127,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "upgrade": "progress=None, *, rewrite=False, protect=None",
         "backfill": "progress=None",
         "verify": "progress=None",
-        "advance": "to=None, *, reason=None, force=False, soak=True, wait=None, progress=None",
+        "advance": "to=None, *, reason=None, force=False, soak=True, wait=None, keep_tables=False, progress=None",
         "rollback": "to=None, *, reason=None, progress=None",
         "migrate": "to=<Phase.CONTRACT: 5>, *, soak=True, reason=None, wait=None, progress=None, tell=None",
         "mismatches": "*, everything=False",
@@ -155,6 +155,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "release": "*, reason=None",
         "restore_image": "number, *, reason=None",
         "backup_before": "step, progress=None",
+        "finish_contract": "*, reason, progress=None",
     },
     Maintenance: {
         "stats": "",

@@ -41,9 +41,8 @@ from consensus_orm import (
     Synthesis,
 )
 from consensus_orm.databases.maintenance import Maintenance
-from consensus_orm.databases.sqlite.backup import BackupReport
 from consensus_orm.databases.sqlite.vacuum import VacuumScheduler
-from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
+from consensus_orm.databases.statistics import BackupReport, DatabaseStats, VacuumReport
 from consensus_orm.errors import DatabaseBusyError, GateClosedError
 from consensus_orm.ledgers.dependencies import DependencyEntry
 from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry

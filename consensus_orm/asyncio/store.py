@@ -274,6 +274,7 @@ class AsyncMigration(_Asynchronous):
     release = _asynchronous(Migration.release)
     restore_image = _asynchronous(Migration.restore_image)
     backup_before = _asynchronous(Migration.backup_before)
+    finish_contract = _asynchronous(Migration.finish_contract)
 
     @property
     def phase(self) -> Awaitable[Phase]:

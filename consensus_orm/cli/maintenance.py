@@ -62,7 +62,10 @@ def vacuum(app: App, full: bool, yes: bool, as_json: bool) -> None:
 @json_option
 @app_command
 def backup(app: App, path: Path, overwrite: bool, yes: bool, as_json: bool) -> None:
-    """Copy the database to PATH, verified, while writers go on."""
+    """Copy the database to PATH, verified, while writers go on.
+
+    Of a file PATH becomes a file. Of a server it becomes a folder with a file for each table, as COPY writes them.
+    """
     replaced = overwrite and path.is_file()
     confirm(f"{path} ({size(path.stat().st_size)}) is replaced" if replaced else None, yes=yes, as_json=as_json)
     with app.store() as store, Bars("backup", quiet=as_json) as bars:
@@ -81,10 +84,10 @@ def backup(app: App, path: Path, overwrite: bool, yes: bool, as_json: bool) -> N
 @json_option
 @app_command
 def restore(app: App, backup: Path, yes: bool, as_json: bool) -> None:
-    """Replace a SQLite database that no process has open with BACKUP.
+    """Replace a SQLite database that no process has open with BACKUP, or fill an empty database of a server.
 
     BACKUP is verified first, with the log beside it. The file that is there and its log are kept beside it under
-    another name. A backup of a server is restored with `copy`, into an empty database of the server.
+    another name. A backup of a server is a folder; it is loaded into an empty database of a server (--url).
     """
     from consensus_orm.consensus.restoration import restore as restored
 

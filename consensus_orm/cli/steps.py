@@ -159,6 +159,11 @@ def _list_differences(app: App, report: VerifyReport) -> None:
 @reason_option
 @click.option("--force", is_flag=True, help="Skip waiting, never a gate behind which rows would be lost.")
 @click.option(
+    "--keep-tables",
+    is_flag=True,
+    help="Make no backup before CONTRACT, and keep the rows in the tables that are put away; needs a reason.",
+)
+@click.option(
     "--wait",
     metavar="DURATION|TIME",
     type=WaitType(),
@@ -173,6 +178,7 @@ def advance(
     phase: Phase | None,
     reason: str | None,
     force: bool,
+    keep_tables: bool,
     wait: timedelta | None,
     yes: bool,
     as_json: bool,
@@ -185,7 +191,9 @@ def advance(
         with bars.aside():
             confirm(partial(_before_contract, migration, target), yes=yes, as_json=as_json)
         with _goal(target, typed=phase):
-            migration.advance(target, reason=reason, force=force, wait=wait, progress=bars.rows)
+            migration.advance(
+                target, reason=reason, force=force, wait=wait, keep_tables=keep_tables, progress=bars.rows
+            )
         return {"rehearsed": rehearsed}
 
     _move(app, as_json, "advance", work, lambda: {"rehearsed": rehearsed})
@@ -247,6 +255,31 @@ def rollback(app: App, phase: Phase | None, reason: str | None, yes: bool, as_js
         return {}
 
     _move(app, as_json, "rollback", work)
+
+
+@main.group()
+def contract() -> None:
+    """What CONTRACT has put away."""
+
+
+@contract.command()
+@click.option("--reason", required=True, metavar="TEXT", help="Why, for the audit.")
+@json_option
+@app_command
+def finish(app: App, reason: str, as_json: bool) -> None:
+    """Remove it for good: the legacy tables, and what it takes to make them again. There is no way back from then on.
+
+    Nothing is removed while something else uses one of the tables, or while a row has no other place.
+    """
+    with app.store() as store, Bars("finish", quiet=as_json) as bars:
+        try:
+            removed = store.migration.finish_contract(reason=reason, progress=bars.rows)
+        except GateClosedError as error:
+            raise Refused(error, refused=[app.spelled(text) for text in error.reasons]) from error
+    if as_json:
+        show_json({"removed": removed, "refused": []})
+    else:
+        say(f"removed for good: {', '.join(removed)}")
 
 
 @contextlib.contextmanager

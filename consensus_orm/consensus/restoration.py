@@ -1,4 +1,4 @@
-"""Restore: replaces a SQLite database that no process has open with a backup, atomically.
+"""Restore: replaces a SQLite database that no process has open with a backup, atomically; fills an empty server.
 
 SQLite writes the backup into the existing file, in one transaction, under a lock that keeps every other connection out:
 a process that is killed at any moment leaves either the old database with its log, or the backup. A rename is atomic,
@@ -24,6 +24,7 @@ from consensus_orm import errors, files
 from consensus_orm import validation as check
 from consensus_orm.consensus.application import application_of, place
 from consensus_orm.consensus.declaration import CONSENSUS
+from consensus_orm.consensus.store import ConsensusStore
 from consensus_orm.databases import engine, opening
 from consensus_orm.databases.sqlite import write_ahead_log
 from consensus_orm.databases.sqlite.backup import connected, row_counts
@@ -44,13 +45,14 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 class RestoreReport(BaseModel):
     """A database that was replaced by a backup.
 
-    `aside` are the replaced files under their new names: the first can be restored, or opened, with the others beside
-    it. `rows` counts the rows of the restored database by table.
+    `path` is its file, or the URL of a database on a server, without password. `aside` are the replaced files under
+    their new names: the first can be restored, or opened, with the others beside it. `rows` counts the rows of the
+    restored database by table.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    path: Path
+    path: Path | str
     backup: Path
     aside: tuple[Path, ...]
     bytes: int
@@ -66,14 +68,16 @@ def restore(
     settings: Settings | None = None,
     moves: Moves = CONSENSUS,
 ) -> RestoreReport:
-    """Replace a SQLite database that no process has open with a backup.
+    """Replace a SQLite database that no process has open with a backup, or fill an empty database of a server.
 
-    The backup is copied, with the log beside it, and the copy is verified; the backup itself is not changed. The
-    replaced file and its log are kept under the name `NAME.before-restore-TIME`.
+    The backup of a file is copied, with the log beside it, and the copy is verified; the backup itself is not changed.
+    The replaced file and its log are kept under the name `NAME.before-restore-TIME`. That of a server is loaded in one
+    transaction into an empty database, or into tables that are there, and empty.
 
     Args:
-        backup: A SQLite database: made by `backup`, by the migration, or by copying a file and its log.
-        url: The database to replace; the one of the settings where left out.
+        backup: A SQLite database: made by `backup`, by the migration, or by copying a file and its log. For a server
+            the folder that `backup` or the migration has made of one.
+        url: The database to replace, or to fill; the one of the settings where left out.
         create: Restore even if there is no database yet.
         settings: The settings; read from the environment where left out.
         moves: The declaration of what is moved; the consensus tables where left out.
@@ -91,7 +95,10 @@ def restore(
     chosen = from_environment() if settings is None else check.instance("settings", settings, Settings)
     check.instance("moves", moves, Moves)
     check.flag("create", create)
-    target, source = _target(place(url, chosen)), files.resolved(check.path("backup", backup))
+    parsed, source = opening.parse_url(place(url, chosen)), files.resolved(check.path("backup", backup))
+    if parsed.get_backend_name() == "postgresql":
+        return _to_server(parsed, source, chosen, moves, started)
+    target = _target(parsed)
     files.require_usable(source)
     _refuse(source, target, create=create)
     with _failures(target):
@@ -113,13 +120,24 @@ def restore(
         )
 
 
-def _target(url: str | Path | URL) -> Path:
-    parsed = opening.parse_url(url)
-    if parsed.get_backend_name() != "sqlite":
+def _to_server(url: URL, source: Path, settings: Settings, moves: Moves, started: float) -> RestoreReport:
+    if source.is_file():
         raise errors.RestoreError(
-            "the database is on a server, where a backup is restored by copying it",
+            f"the backup {source} is a file, and the database is on a server",
             hint="copy it into an empty database of the server: copy BACKUP URL",
+            path=source,
         )
+    from consensus_orm.copying.restoring import restore_to_server
+
+    with ConsensusStore.open(url, settings=settings, moves=moves) as store:
+        rows = restore_to_server(store._units, source)
+        size = sum(path.stat().st_size for path in source.iterdir())
+        return RestoreReport(
+            path=store.name, backup=source, aside=(), bytes=size, rows=rows, seconds=time.monotonic() - started
+        )
+
+
+def _target(parsed: URL) -> Path:
     if parsed.database == engine.MEMORY:
         raise errors.RestoreError("a database in memory cannot be replaced", hint="open the backup itself")
     path = Path(str(parsed.database))
@@ -128,6 +146,12 @@ def _target(url: str | Path | URL) -> Path:
 
 
 def _refuse(source: Path, target: Path, *, create: bool) -> None:
+    if source.is_dir():
+        raise errors.RestoreError(
+            f"the backup {source} is a folder, and the database is a file",
+            hint="a backup of a server is restored there: --url postgresql://USER@HOST/DATABASE",
+            path=source,
+        )
     if not source.is_file():
         what = "is not a regular file" if os.path.lexists(source) else "does not exist"
         raise errors.RestoreError(f"the backup {source} {what}", hint="give the path of a backup", path=source)

@@ -32,7 +32,7 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["Remainder", "finish", "remainder"]
+__all__ = ["Remainder", "finish", "remainder", "set_phase"]
 
 SAVED_ROWS = (
     select(Reject.pair, Reject.key, Reject.table_name, Reject.image)
@@ -91,7 +91,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
     state = rest.state
     with target.unit(durable=True) as uow:
         restored = target.restored(uow)
-        _set_phase(uow, state, _user_version(uow, state, target.units.application.protection))
+        set_phase(uow, state, _user_version(uow, state, target.units.application.protection))
         rejected = list(_reject(uow, rest))
         _derive_again(uow, rest, tables)
         _keep_definitions(uow, target, source, rest)
@@ -127,7 +127,8 @@ _BEGIN = (
 )
 
 
-def _set_phase(uow: UnitOfWork, state: State, user_version: int | None) -> None:
+def set_phase(uow: UnitOfWork, state: State, user_version: int | None = None) -> None:
+    """Open the database in the phase of its source."""
     facts = {
         "id": 1,
         "phase": state.phase.value,

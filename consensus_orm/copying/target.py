@@ -172,6 +172,8 @@ class Target:
     def _make(self, shape: list[Any], made: Sequence[Definition]) -> None:
         engine, application = self.units.engine, self.units.application
         with engines.translated(engine), revisions.changing(engine, application.tables) as connection:
+            for schema in self.units.statements.mapping.schemas:
+                connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
             if self.state.phase.has_legacy or self.state.reversible:
                 self._make_legacy(connection, made)
             self._make_others(connection, made)

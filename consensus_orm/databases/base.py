@@ -531,6 +531,10 @@ class Catalog(ABC):
         """All tables and views of the database, and the triggers that may be this package's."""
 
     @abstractmethod
+    def elsewhere(self, uow: Transaction, table: Standing) -> str | None:
+        """The schema of a recorded table that is where it was, and which this connection does not look in."""
+
+    @abstractmethod
     def cookie(self, uow: Transaction) -> int:
         """A number that differs after a change of the guards, on SQLite after any change of the schema."""
 
@@ -565,6 +569,10 @@ class Catalog(ABC):
     @abstractmethod
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Have ids assigned above those of the normalized side."""
+
+    @abstractmethod
+    def draw_from_own(self, uow: Transaction, pair: Move, *, above: int = 1) -> None:
+        """Have the normalized table take its ids from its own sequence, if it has one, above all that were given."""
 
     @abstractmethod
     def sequence(self, uow: Transaction, table: str) -> int | None:
@@ -636,6 +644,22 @@ class LegacyTables(ABC):
         Returns:
             How many rows were deleted.
         """
+
+    @abstractmethod
+    def old_place(self, uow: Transaction, pair: Move) -> str:
+        """The quoted name of a table that was put away, with the schema in which it was on a server."""
+
+    @abstractmethod
+    def kept(self, uow: Transaction) -> list[str]:
+        """Names of the tables that were renamed and are still there, emptied or not."""
+
+    @abstractmethod
+    def dependents(self, uow: Transaction, name: str) -> list[str]:
+        """What other programs have made that a renamed table cannot be dropped without."""
+
+    @abstractmethod
+    def drop(self, uow: Transaction, name: str) -> None:
+        """Drop a renamed table for good."""
 
     @abstractmethod
     def bring_back(self, uow: Transaction) -> None:

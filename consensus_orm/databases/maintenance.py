@@ -14,9 +14,8 @@ from sqlalchemy import Engine
 from consensus_orm import validation as check
 from consensus_orm.databases import opening
 from consensus_orm.databases.engine import database_path
-from consensus_orm.databases.sqlite.backup import BackupReport, backup
 from consensus_orm.databases.sqlite.vacuum import VacuumScheduler
-from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
+from consensus_orm.databases.statistics import BackupReport, DatabaseStats, VacuumReport
 from consensus_orm.files import Leftover, leftovers
 from consensus_orm.retrying.repetition import Repeat, once
 from consensus_orm.settings import Settings
@@ -31,7 +30,7 @@ class Maintenance:
     Args:
         engine: The engine of a store.
         settings: The settings of the store.
-        tables: The names of the tables of a server to be maintained, besides the control tables.
+        tables: The names of the tables of a server to be maintained and backed up, besides the control tables.
         repeat: Repeats a step after a transient error, as the retrier of the store does; by default never.
     """
 
@@ -95,9 +94,9 @@ class Maintenance:
         """Copy the database as of one moment, and verify the copy, while writers continue.
 
         Args:
-            path: The path of the backup.
-            overwrite: Replace a file that exists.
-            progress: Called with the pages copied so far and all pages.
+            path: The path of the backup: a file, or of a server a folder with a file for each table.
+            overwrite: Replace a backup that exists.
+            progress: Called with the pages copied so far and all pages, on a server about so many.
 
         Returns:
             What was copied.
@@ -105,7 +104,8 @@ class Maintenance:
         Raises:
             BackupError: The target cannot be used, or the copy could not be made or did not verify.
         """
-        return self._repeat(lambda: backup(self.engine, path, overwrite=overwrite, progress=progress))
+        how = {"overwrite": overwrite, "progress": progress}
+        return self._repeat(lambda: opening.backup(self.engine, path, self.tables, **how))
 
     def leftovers(self) -> list[Leftover]:
         """Find copies that killed processes left behind and no process uses.

@@ -14,15 +14,16 @@ from sqlalchemy import URL, Engine, create_engine, exc, make_url
 
 from consensus_orm import errors, files
 from consensus_orm.databases.base import Catalog
-from consensus_orm.databases.engine import MEMORY
+from consensus_orm.databases.engine import MEMORY, pool_of
 from consensus_orm.databases.pool import Pool, close_before_fork
 from consensus_orm.databases.sqlite.connection import Source
-from consensus_orm.databases.statistics import DatabaseStats, VacuumReport
+from consensus_orm.databases.statistics import BackupReport, DatabaseStats, VacuumReport
 from consensus_orm.settings import Settings
 from consensus_orm.statements.rows import PairRendering
 
 __all__ = [
-    "catalog", "collect", "create", "has_secret", "parse_url", "rendering", "vacuum", "without_secrets",
+    "backup", "catalog", "collect", "create", "has_secret", "look_in", "parse_url", "rendering", "vacuum",
+    "without_secrets",
 ]  # fmt: skip
 
 
@@ -166,6 +167,25 @@ def pooled(engine: Engine, settings: Settings) -> Engine:
     return create(engine.url, settings, echo=bool(engine.echo))
 
 
+def look_in(engine: Engine, schemas: tuple[str, ...]) -> None:
+    """Have the connections of an engine find tables in schemas that moves name, too.
+
+    Args:
+        engine: The engine of a store.
+        schemas: The schemas; those that it was told before are kept.
+
+    Raises:
+        ConfigurationError: It is of a file, which has no schemas.
+    """
+    if schemas and engine.dialect.name == "sqlite":
+        raise errors.ConfigurationError(
+            f"a model names the schema {schemas[0]!r:.60}, and a SQLite file has none",
+            hint="leave `schema` out of __table_args__, or open a database of a server",
+        )
+    source = pool_of(engine).source
+    source.schemas = tuple(dict.fromkeys([*source.schemas, *schemas]))
+
+
 def _pool(url: URL, settings: Settings) -> Pool:
     path = None if url.database == MEMORY else Path(str(url.database))
     if path is not None:
@@ -256,3 +276,21 @@ def vacuum(engine: Engine, tables: Collection[str] = (), **how: Any) -> VacuumRe
     from consensus_orm.databases.sqlite import vacuum as of_file
 
     return of_file.vacuum(engine, **how)
+
+
+def backup(engine: Engine, path: Path | str, tables: Collection[str] = (), **how: Any) -> BackupReport:
+    """Copy a database to a file, or the tables of a server to a folder; see `Maintenance.backup`.
+
+    Args:
+        engine: The engine of a store.
+        path: The path of the backup.
+        tables: The names of the tables of a server to be copied, besides the control tables.
+        **how: As for `databases.sqlite.backup.backup`.
+    """
+    if engine.dialect.name == "postgresql":
+        from consensus_orm.databases.postgresql import backup as of_server
+
+        return of_server.backup(engine, path, tables, **how)
+    from consensus_orm.databases.sqlite import backup as of_file
+
+    return of_file.backup(engine, path, **how)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["DatabaseStats", "DiskUse", "PoolUse", "VacuumReport"]
+__all__ = ["BackupReport", "DatabaseStats", "DiskUse", "PoolUse", "VacuumReport"]
 
 
 class DiskUse(BaseModel):
@@ -66,6 +66,24 @@ class DatabaseStats(BaseModel):
     disk: DiskUse
     pool: PoolUse
     notes: tuple[str, ...] = ()
+
+
+class BackupReport(BaseModel):
+    """A verified backup.
+
+    `bytes` is the size of the copy, `rows` has the number of rows of each table. Of a SQLite file, `pages` and
+    `user_version` are those of the copy, and the original has the same `foreign_key_violations`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    bytes: int
+    rows: dict[str, int]
+    seconds: float
+    pages: int | None = None
+    user_version: int | None = None
+    foreign_key_violations: int | None = None
 
 
 class VacuumReport(BaseModel):

@@ -59,6 +59,16 @@ class Moves:
         return tuple(found.values())
 
     @cached_property
+    def schemas(self) -> tuple[str, ...]:
+        """The schemas of a server that models name (`__table_args__ = {"schema": ...}`), each once.
+
+        That of a legacy class which is given by its name is not known.
+        """
+        legacy = [move.legacy_table for move in self if move.knows_legacy]
+        tables = [*legacy, *(move.table for move in self), *(parent.table for parent in self.parents), *self.originals]
+        return tuple(dict.fromkeys(table.schema for table in tables if table.schema))
+
+    @cached_property
     def originals(self) -> tuple[Table, ...]:
         """The tables of ours that keep the originals of what a rule cannot give back."""
         return tuple(move.originals for move in self if move.originals is not None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column
+from sqlalchemy import Column, Dialect
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import CompileError
 
 __all__ = ["storing_differently"]
 
@@ -30,13 +31,13 @@ def storing_differently(one: Column[Any], other: Column[Any]) -> str | None:
 
 def _stored(of: Column[Any]) -> str:
     """The type of a column on a server; all texts are one."""
-    spelled: str = of.type.compile(dialect=_POSTGRESQL)
+    spelled = _spelled(of, _POSTGRESQL)
     return "TEXT" if spelled.startswith(("VARCHAR", "TEXT")) else spelled
 
 
 def _affinity(of: Column[Any]) -> str:
     """The affinity of a column of SQLite, by the rules of its manual (datatype3.html, section 3.1)."""
-    spelled: str = of.type.compile(dialect=_SQLITE).upper()
+    spelled = _spelled(of, _SQLITE).upper()
     if "INT" in spelled:
         return "INTEGER"
     if any(word in spelled for word in ("CHAR", "CLOB", "TEXT")):
@@ -44,3 +45,11 @@ def _affinity(of: Column[Any]) -> str:
     if "BLOB" in spelled or not spelled:
         return "BLOB"
     return "REAL" if any(word in spelled for word in ("REAL", "FLOA", "DOUB")) else "NUMERIC"
+
+
+def _spelled(of: Column[Any], dialect: Dialect) -> str:
+    """The name of a type; empty where a kind of database does not have it (an array, or an address, in a file)."""
+    try:
+        return of.type.compile(dialect=dialect)
+    except CompileError:
+        return ""

@@ -153,6 +153,13 @@ def _shared(moves: Sequence[Move]) -> None:
                     hint="declare one move for it",
                     table=name,
                 )
+    for move in moves:
+        if move.legacy_name in (move.table.name, move.parent and move.parent.table.name):
+            raise errors.ConfigurationError(
+                f"both sides of {move.name!r} have a table {move.legacy_name}, which schemas do not tell apart",
+                hint="give the normalized table a name of its own",
+                table=move.legacy_name,
+            )
     seen: dict[str, tuple[Move, Any]] = {}
     for move in moves:
         if move.parent is None:

@@ -33,6 +33,7 @@ __all__ = [
     "notice",
     "require",
     "require_accounted",
+    "require_in_sight",
     "void",
 ]
 
@@ -125,6 +126,25 @@ def _of_signs(
             yield Flaw(f"{view.name} is a view of another program; drop or rename it", command="")
 
 
+def _out_of_sight(uow: Transaction, table: Standing) -> Flaw | None:
+    if (schema := uow.catalog.elsewhere(uow, table)) is None:
+        return None
+    text = f"table {table.name} is in schema {schema}, which this connection does not look in"
+    return Flaw(f"{text}: name it in the model (`schema`), or in search_path", command="")
+
+
+def require_in_sight(uow: Transaction) -> None:
+    """Refuse to make a table again that is where it was, in a schema in which this connection does not look.
+
+    Raises:
+        GuardsBrokenError: There is one.
+    """
+    there = {name.lower() for name in uow.catalog.tables(uow)}
+    away = [r for r in recorded(uow) if r.kind == "table" and r.name.lower() not in there]
+    if flaws := [flaw for table in away if (flaw := _out_of_sight(uow, table)) is not None]:
+        raise broken(uow, flaws)
+
+
 def _of_table(
     uow: Transaction, table: Standing, triggers: list[Standing], standing: dict[tuple[str, str, str], Standing]
 ) -> list[Flaw]:
@@ -134,6 +154,8 @@ def _of_table(
     # At CONTRACT there is no other side to make it from.
     rebuild = f"consensus-orm reconcile --rebuild {side}" if uow.phase.has_legacy else RESTORE
     now = standing.get(table.place)
+    if now is None and (flaw := _out_of_sight(uow, table)) is not None:
+        return [flaw]
     if now is None:
         return [Flaw(f"table {table.name} was dropped or renamed by another program", rebuild, side, table.name)]
     on_it = [standing.get(trigger.place) for trigger in triggers]

@@ -28,7 +28,7 @@ def put_up(uow: Transaction) -> None:
     for pair in uow.statements.mapping:
         name = pair.legacy_name
         if name.lower() not in taken:
-            uow._execute(_sign(pair))
+            uow._execute(_sign(pair, uow.catalog.legacy.old_place(uow, pair)))
             uow._execute(_FORGET_VIEW, {"view": name})
             signs.add(("view", name.lower(), name.lower()))
         elif uow.catalog.columns(uow, name) == {SIGN}:  # ours, and the record of it was dropped
@@ -38,10 +38,10 @@ def put_up(uow: Transaction) -> None:
     keep(uow, new)
 
 
-def _sign(pair: Move) -> str:
+def _sign(pair: Move, place: str) -> str:
     where = pair.table.name if pair.parent is None else f"{pair.table.name} and {pair.parent.table.name}"
     told = f"consensus_orm: these rows are in {where}; read and write them through consensus_orm"
-    return f"CREATE VIEW {quoted(pair.legacy_name)} AS SELECT {literal(told)} AS {SIGN}"
+    return f"CREATE VIEW {place} AS SELECT {literal(told)} AS {SIGN}"
 
 
 def take_down(uow: Transaction) -> None:

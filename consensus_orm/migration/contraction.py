@@ -1,7 +1,7 @@
-"""The contraction, the step to CONTRACT: the legacy tables are put away, emptied in chunks, and dropped.
+"""The contraction, the step to CONTRACT: the legacy tables are put away, emptied in chunks, and at the end dropped.
 
 The flip saves their definitions and renames them out of the way, which takes milliseconds. The next call continues an
-emptying that was interrupted. `way_back` makes the tables again exactly.
+emptying that was interrupted. `way_back` makes the tables again exactly, until what that takes is removed for good.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from consensus_orm import errors
 from consensus_orm.databases import saved_schema, state
 from consensus_orm.databases.saved_rows import DROPPED, IMAGE
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import changes, rejects, signs
+from consensus_orm.ledgers import audit, changes, guards, rejects, signs
 from consensus_orm.migration import keyless
 from consensus_orm.migration.flip import flip
+from consensus_orm.migration.gates import Obstacle
 from consensus_orm.migration.pace import in_chunks
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.phase import Phase, Side
@@ -23,11 +25,19 @@ from consensus_orm.progress import Tally, Watch
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["contract", "empty_dropped"]
+__all__ = ["begin_removal", "contract", "empty_dropped", "finish_removal"]
 
 
-def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: object) -> None:
-    """Put the legacy tables away and flip to CONTRACT; the gate of NORMALIZED is open, under the same lock."""
+def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, keep: bool = False, **detail: object) -> None:
+    """Put the legacy tables away and flip to CONTRACT; the gate of NORMALIZED is open, under the same lock.
+
+    Args:
+        uow: Holds the lock.
+        reason: Why, for the audit.
+        forced: Whether waiting was skipped.
+        keep: Leave their rows in the tables.
+        **detail: Facts for the audit.
+    """
     _save_schema(uow)
     flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
     for pair in uow.statements.mapping:
@@ -35,7 +45,8 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, **detail: obj
     signs.put_up(uow)
     # What was recorded for the way back has no legacy side to go to any more.
     changes.forget_all(uow)
-    state.put_step(uow, state.EMPTYING)
+    if not keep:
+        state.put_step(uow, state.EMPTYING)
 
 
 def _save_schema(uow: UnitOfWork) -> None:
@@ -81,3 +92,62 @@ def _next_away(uow: UnitOfWork) -> str | None:
     if not names and state.step(uow) == state.EMPTYING:
         state.put_step(uow, None)
     return names[0] if names else None
+
+
+# For good ---------------------------------------------------------------------------------------------------
+
+
+def begin_removal(uow: UnitOfWork) -> None:
+    """Begin to empty tables whose rows were kept, where what was put away may be removed.
+
+    Raises:
+        WrongPhaseError: The phase is not CONTRACT.
+        MigrationError: Nothing is put away.
+        GateClosedError: Something else stands on it, or a row has no other place.
+    """
+    if uow.phase.has_legacy:
+        raise errors.WrongPhaseError(
+            f"in {uow.phase.name} the legacy tables are in use",
+            hint="run: consensus-orm advance contract",
+            phase=uow.phase,
+        )
+    if not saved_schema.has_tables(uow) and not uow.catalog.legacy.kept(uow):
+        raise errors.MigrationError(
+            "nothing is put away: it was removed, or there never were legacy tables", hint="there is nothing to do"
+        )
+    if shut := [obstacle.text for obstacle in _in_the_way(uow)]:
+        raise errors.GateClosedError(
+            "what was put away at CONTRACT cannot be removed yet", hint="; ".join(shut), reasons=shut, phase=uow.phase
+        )
+    if uow.catalog.legacy.away(uow):
+        state.put_step(uow, state.EMPTYING)
+
+
+def _in_the_way(uow: UnitOfWork) -> Iterator[Obstacle]:
+    if (step := state.step(uow)) and step != state.EMPTYING:
+        yield Obstacle("the way back from CONTRACT has begun", "consensus-orm rollback normalized")
+    for name in signs.strays(uow):
+        yield Obstacle(f"another program has made {name} again", "consensus-orm reconcile")
+    if open_rejects := rejects.count_open(uow):
+        yield Obstacle(f"{open_rejects} rejects are open", "consensus-orm rejects")
+    for flaw in guards.look(uow):
+        yield Obstacle(flaw.text, flaw.command)
+    for name in uow.catalog.legacy.kept(uow):
+        for what in uow.catalog.legacy.dependents(uow, name):
+            yield Obstacle(f"{what} uses {name}; drop or change it first")
+
+
+def finish_removal(uow: UnitOfWork, *, reason: str) -> list[str]:
+    """Drop the tables that were put away, and forget how to make them again: there is no way back from here.
+
+    Returns:
+        The tables, by the names that they had.
+    """
+    begin_removal(uow)
+    removed = [entry.name for entry in saved_schema.entries(uow) if entry.type == "table"]
+    for name in uow.catalog.legacy.kept(uow):
+        uow.catalog.legacy.drop(uow, name)
+    saved_schema.forget(uow)
+    state.put_step(uow, None)
+    audit.add(uow, "finish contract", reason=reason, removed=removed)
+    return removed

@@ -175,6 +175,7 @@ def highest_given(uow: UnitOfWork, pair: Move, side: Side) -> int:
 
 
 def _planned(uow: UnitOfWork, side: Side) -> _Plan:
+    guards.require_in_sight(uow)
     _require_source(uow, side)
     flaws = guards.look(uow)
     lost = {where: tuple(flaw.table for flaw in flaws if flaw.side is where and flaw.table) for where in Side}

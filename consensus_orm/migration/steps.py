@@ -18,7 +18,7 @@ from consensus_orm.migration import demands, gates
 from consensus_orm.migration.agreement import Agreement
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.migration.carrying import print_statements
-from consensus_orm.migration.contraction import contract, empty_dropped
+from consensus_orm.migration.contraction import begin_removal, contract, empty_dropped, finish_removal
 from consensus_orm.migration.flip import expect, flip
 from consensus_orm.migration.gates import Obstacle
 from consensus_orm.migration.verify import VerifyReport
@@ -84,18 +84,21 @@ class Steps(Agreement):
         force: bool = False,
         soak: bool = True,
         wait: timedelta | None = None,
+        keep_tables: bool = False,
         progress: Watch = None,
     ) -> Phase:
         """Go to the next phase, or step by step to a later one; each gate must be open.
 
         Args:
             to: The phase to reach; the next one where left out.
-            reason: Why, for the audit; required with `force`.
+            reason: Why, for the audit; required with `force` and with `keep_tables`.
             force: Do not wait for soak times or for a fresh certificate. Never opens a gate behind which rows
                 would be lost.
             soak: Whether soak times count; False is for a database that nobody is using, and is kept in the audit.
             wait: How long to wait for a gate that is shut, until time or another process has opened it; not at all
                 where left out.
+            keep_tables: Make no backup before CONTRACT, and keep the rows in the legacy tables, which are only renamed;
+                `finish_contract` removes them, and the way back empties them first.
             progress: Called after each chunk where a file is backed up, or legacy tables are emptied.
 
         Returns:
@@ -106,15 +109,25 @@ class Steps(Agreement):
             PhaseChangedError: Another process changed the phase meanwhile.
             InvalidValueError: There is no such phase, it lies behind, or the reason is missing.
         """
-        if force and not (reason or "").strip():
-            raise errors.InvalidValueError("force needs a reason", hint="say why: --reason TEXT", field="reason")
+        for name, given in (("force", force), ("keep_tables", keep_tables)):
+            if given:
+                _require_reason(name, reason)
         deadline = _deadline(wait)
         now = self.phase
         target = _not_behind(now, Phase.parse(to) if to is not None else now.next or now)
         self._upgrade.run_if_needed(progress)  # only now: a refusal has written nothing
         self._finish_interrupted(progress)
         for following in [phase for phase in Phase if now < phase <= target]:
-            step = partial(self._advance, now, following, reason=reason, force=force, soak=soak, progress=progress)
+            step = partial(
+                self._advance,
+                now,
+                following,
+                reason=reason,
+                force=force,
+                soak=soak,
+                keep_tables=keep_tables,
+                progress=progress,
+            )
             self._once_open(step, deadline, lambda _, found: all(_is_skipped(o, force=force, soak=soak) for o in found))
             now = following
         return now
@@ -237,12 +250,23 @@ class Steps(Agreement):
         """
         return self._rehearse(keep=keep, writers=writers, progress=progress, tell=tell)
 
-    def _advance(self, now: Phase, to: Phase, *, reason: str | None, force: bool, soak: bool, progress: Watch) -> None:
-        facts: dict[str, Any] = {}
-        if not to.has_legacy:  # refused before the backup, too
+    def _advance(
+        self,
+        now: Phase,
+        to: Phase,
+        *,
+        reason: str | None,
+        force: bool,
+        soak: bool,
+        keep_tables: bool,
+        progress: Watch,
+    ) -> None:
+        facts: dict[str, Any] = {"tables_kept": True} if keep_tables and not to.has_legacy else {}
+        if not (to.has_legacy or keep_tables):  # refused before the backup, too
             self._looking.run(partial(_pass_gate, to=to, force=force, soak=soak))
-            self._note_reads()
             facts = self._backup_in(now, progress)
+        if not to.has_legacy:
+            self._note_reads()
 
         def step(uow: UnitOfWork) -> None:
             uow.catalog.keep_out(uow)
@@ -251,11 +275,35 @@ class Steps(Agreement):
             if to.has_legacy:
                 flip(uow, to, action="advance", reason=reason, forced=force, **facts, **skipped)
             else:
-                contract(uow, reason=reason, forced=force, **facts, **skipped)
+                contract(uow, reason=reason, forced=force, keep=keep_tables, **facts, **skipped)
 
         self._flipping.run(step)
-        if not to.has_legacy:
+        if not (to.has_legacy or keep_tables):
             empty_dropped(self._writing, progress)
+
+    def finish_contract(self, *, reason: str, progress: Watch = None) -> list[str]:
+        """Remove for good what CONTRACT has put away: the legacy tables, and what it takes to make them again.
+
+        From then on there is no way back from CONTRACT, and copies have none either.
+
+        Args:
+            reason: Why, for the audit.
+            progress: Called after each chunk where tables are emptied that kept their rows.
+
+        Returns:
+            The names that the tables had.
+
+        Raises:
+            WrongPhaseError: The phase is not CONTRACT.
+            MigrationError: Nothing is put away.
+            GateClosedError: Something else uses a table, or a row has no other place; its reasons say what would help.
+            InvalidValueError: The reason is missing.
+        """
+        _require_reason("finish_contract", reason)
+        self._upgrade.run_if_needed(progress)
+        self._flipping.run(begin_removal)
+        empty_dropped(self._writing, progress)
+        return self._flipping.run(partial(finish_removal, reason=reason))
 
     def _backup_in(self, now: Phase, progress: Watch) -> dict[str, Any]:
         try:
@@ -282,7 +330,7 @@ class Steps(Agreement):
 
         Args:
             step: The step, for the name of the file: `DATABASE.before-STEP-TIME`, in `backup_dir` or beside it. Of a
-                server it is a copy to SQLite, in `backup_dir` or the current folder.
+                server it is a folder with a file for each table, in `backup_dir` or the current folder.
             progress: Called after each chunk.
 
         Returns:
@@ -339,6 +387,11 @@ class Steps(Agreement):
         empty_dropped(self._writing, progress)
         self._adopt_strays(progress)
         expand_again(self._writing, self._flipping, reason=reason, progress=progress)
+
+
+def _require_reason(what: str, reason: str | None) -> None:
+    if not (reason or "").strip():
+        raise errors.InvalidValueError(f"{what} needs a reason", hint="say why: --reason TEXT", field="reason")
 
 
 def _not_behind(now: Phase, target: Phase) -> Phase:

@@ -151,7 +151,7 @@ def _begin_expansion(uow: UnitOfWork) -> Moves:
         return uow.statements.mapping  # an earlier call was interrupted; its tables are filled further
     if not saved_schema.has_tables(uow):
         raise errors.MigrationError(
-            "this database never had legacy tables, so there is nothing to go back to",
+            "this database never had legacy tables, or they were removed for good, so there is nothing to go back to",
             hint="stay at CONTRACT",
         )
     signs.take_down(uow)

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -71,9 +71,11 @@ class Copy(ABC):
         """
 
     @property
-    def backups(self) -> list[Path]:
-        """The backups made before CONTRACT."""
-        return [path for path in self.folder.iterdir() if ".before-contract-" in path.name]
+    def backup_bytes(self) -> int:
+        """Bytes of the backups made before CONTRACT: files, or the folders of a server."""
+        made = [path for path in self.folder.iterdir() if ".before-contract-" in path.name]
+        parts = [part for path in made for part in (path, *path.rglob("*"))]
+        return sum(part.stat().st_size for part in parts if part.is_file())
 
 
 class FileCopy(Copy):
@@ -93,7 +95,7 @@ class FileCopy(Copy):
     def bytes(self) -> int:
         """Bytes on disk."""
         beside = [Path(f"{self.where}{suffix}") for suffix in ("", *files.BESIDE)]
-        return sum(path.stat().st_size for path in (*beside, *self.backups) if path.exists())
+        return sum(path.stat().st_size for path in beside if path.exists()) + self.backup_bytes
 
     def notes(self, subject: Subject) -> Iterator[str]:
         """In what it differs."""
@@ -133,7 +135,7 @@ class ServerCopy(Copy):
         """Bytes on disk."""
         with self.look() as look:
             size: int = look.rows("SELECT pg_database_size(current_database())")[0][0]
-        return size + sum(path.stat().st_size for path in self.backups)
+        return size + self.backup_bytes
 
     def notes(self, subject: Subject) -> Iterator[str]:
         """In what it differs."""
@@ -173,8 +175,9 @@ def made(subject: Subject, folder: Path, *, keep: bool, progress: Watch) -> Iter
         yield FileCopy(path, folder, keep=keep)
         return
     _require(folder, subject.maintenance.stats().disk.database)
-    with _database(subject.units.engine, keep=keep) as (url, connect):
-        _fill(subject, url, progress)
+    schemas = subject.units.statements.mapping.schemas
+    with _database(subject.units.engine, schemas, keep=keep) as (url, connect):
+        _fill(subject, url, folder, progress)
         yield ServerCopy(url, folder, keep=keep, connect=connect)
 
 
@@ -187,8 +190,8 @@ def _require(folder: Path, wanted: int) -> None:
 
 
 @contextlib.contextmanager
-def _database(engine: Engine, *, keep: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """A new database on the server of another: its URL, and what connects to it."""
+def _database(engine: Engine, schemas: Iterable[str], *, keep: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A new database on the server of another: its URL, and what connects to it; it looks in the same schemas."""
     import psycopg
 
     from consensus_orm.databases.postgresql.vacuum import rehearsal_of
@@ -198,7 +201,7 @@ def _database(engine: Engine, *, keep: bool) -> Iterator[tuple[str, Callable[[],
     connect = partial(login.connect, psycopg.Connection)
     name = rehearsal_of(str(url.database), uuid.uuid4().hex[:_DIGITS])
     with translated(engine), connect() as admin, connect() as holder:
-        schema = admin.execute("SELECT current_schema()").fetchone()
+        schema, path = admin.execute("SELECT current_schema(), current_setting('search_path')").fetchone() or ("", "")
         # So that no look takes it for left behind. A lock of a session would stay with a connection pooler.
         holder.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0")
         holder.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (name,))
@@ -214,8 +217,12 @@ def _database(engine: Engine, *, keep: bool) -> Iterator[tuple[str, Callable[[],
         inside = partial(connect, dbname=name)
         try:
             with inside() as first:
-                if schema is not None and schema[0]:
-                    first.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema[0])}".encode())
+                for each in filter(None, (schema, *schemas)):
+                    first.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(each)}".encode())
+                first.execute(
+                    "SELECT set_config('search_path', %s, false)", (", ".join([path, *map(quoted, schemas)]),)
+                )
+                first.execute(f"ALTER DATABASE {quoted(name)} SET search_path FROM CURRENT".encode())
             yield url.set(database=name).render_as_string(hide_password=False), inside
         except BaseException:
             keep = False
@@ -225,8 +232,10 @@ def _database(engine: Engine, *, keep: bool) -> Iterator[tuple[str, Callable[[],
                 admin.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)".encode())
 
 
-def _fill(subject: Subject, url: str, progress: Watch) -> None:
-    from consensus_orm.copying import copy
+def _fill(subject: Subject, url: str, folder: Path, progress: Watch) -> None:
+    """Fill the new database as a restored backup fills it: values of any type go through."""
+    from consensus_orm.copying.restoring import restore_to_server
 
-    with subject.beside(url, subject.units.settings) as target:
-        copy(subject.units, target.units, lock=False, progress=progress)
+    with files.own_folder(folder, "copy") as own, subject.beside(url, subject.units.settings) as target:
+        subject.maintenance.backup(own / "copy", progress=of_pages(progress, "copy"))
+        restore_to_server(target.units, own / "copy")

@@ -203,7 +203,7 @@ class _Course:
             writers=_told(writers, additions, threads, missing) if threads else None,
             bytes=self.bytes,
             peak_bytes=self.peak,
-            backup_bytes=sum(path.stat().st_size for path in self.copy.backups),
+            backup_bytes=self.copy.backup_bytes,
             soak=settings.soak_dual_write + settings.soak_cutover + settings.soak_normalized,
             notes=tuple(self._notes(known)),
         )

@@ -168,7 +168,7 @@ def test_databases_of_rehearsals_that_were_killed_are_named(new_database: Databa
     name = f"{str(url.database)[:40]}_rehearsal_0123abcd"
     with ConsensusStore.open(str(new_database.where)) as store:
         store.upgrade()
-        with _database(store.engine, keep=False):
+        with _database(store.engine, (), keep=False):
             assert store.maintenance.leftovers() == []
         with psycopg.connect(str(new_database.where), autocommit=True) as admin:
             admin.execute(f'CREATE DATABASE "{name}"'.encode())

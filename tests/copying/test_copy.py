@@ -376,7 +376,7 @@ def test_the_command(sources: Sources, url: str, tmp_path: Path, monkeypatch: py
 def test_a_server_is_backed_up_before_contract(
     sources: Sources, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step to CONTRACT leaves a SQLite file that holds all it takes to go back, and says so in the audit."""
+    """The step to CONTRACT leaves a backup from which another server continues, and says so in the audit."""
     source = sources(fitting_history, Phase.NORMALIZED)
     moved(source, url)
     monkeypatch.chdir(tmp_path)
@@ -386,10 +386,17 @@ def test_a_server_is_backed_up_before_contract(
         (told,) = [entry.detail["backup"] for entry in store.migration.history() if "backup" in entry.detail][-1:]
     (backup,) = tmp_path.iterdir()
     assert Path(told) == backup
-    for table in SIDES:
-        assert oracle.rows(backup, table) == oracle.rows(source, table)
-    with ConsensusStore.open(backup, settings=SETTINGS) as store:
-        assert store.migration.phase is Phase.NORMALIZED
+    with servers.database() as other:
+        done = CliRunner().invoke(main, ["--url", other, "restore", str(backup)])
+        assert (done.exit_code, "verified" in done.output) == (0, True)
+        with (
+            ConsensusStore.open(other, settings=SETTINGS) as store,
+            ConsensusStore.open(tmp_path / "back.db", settings=SETTINGS) as back,
+        ):
+            assert store.migration.phase is Phase.NORMALIZED
+            store.copy_to(back)
+        for table in SIDES:
+            assert oracle.rows(tmp_path / "back.db", table) == oracle.rows(source, table)
 
 
 def test_nothing_of_the_copy_is_left(sources: Sources, url: str, tmp_path: Path) -> None:

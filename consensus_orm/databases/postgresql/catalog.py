@@ -212,6 +212,7 @@ class PostgresCatalog(Catalog):
 
     def before_triggers(self, uow: Transaction) -> None:
         """Block other writers, and refuse columns in which different texts are equal."""
+        self._require_places(uow)
         self.keep_out(uow)
         self._require_exact(uow)
 
@@ -223,6 +224,15 @@ class PostgresCatalog(Catalog):
     def standing(self, uow: Transaction) -> list[Standing]:
         """The triggers of this package, each with its function, and the visible tables and views."""
         return [Standing(*row) for row in uow._rows(STANDING)]
+
+    def elsewhere(self, uow: Transaction, table: Standing) -> str | None:
+        """The schema of a recorded table that is where it was, and which this connection does not look in."""
+        rows = uow._rows(
+            "SELECT CAST(CAST(relnamespace AS regnamespace) AS TEXT) FROM pg_class"
+            " WHERE oid = CAST(? AS oid) AND relname = ? AND NOT pg_table_is_visible(oid)",
+            (table.definition, table.name),
+        )
+        return str(rows[0][0]) if rows else None
 
     def cookie(self, uow: Transaction) -> int:
         """A number that differs after a change of the package's triggers, their functions or their tables."""
@@ -251,10 +261,16 @@ class PostgresCatalog(Catalog):
                 self._level(uow, pair)
             elif self._has_default(uow, own, key):
                 continue
-            elif (sequence := self._sequence_of(uow, own, key)) is not None:
-                highest = uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(own)}")[0][0]
-                self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1))
-                self._draw_from(uow, own, key, sequence)
+            else:
+                self.draw_from_own(uow, pair)
+
+    def draw_from_own(self, uow: Transaction, pair: Move, *, above: int = 1) -> None:
+        """Have the normalized table take its ids from its own sequence, if it has one, above all that were given."""
+        own, key = pair.table.name, pair.key.name
+        if (sequence := self._sequence_of(uow, own, key)) is not None:
+            highest = uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(own)}")[0][0]
+            self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1, above))
+            self._draw_from(uow, own, key, sequence)
 
     def _has_default(self, uow: Transaction, table: str, column: str) -> bool:
         sql = "SELECT atthasdef FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(?)) AND attname = ?"
@@ -276,6 +292,25 @@ class PostgresCatalog(Catalog):
     def forget_guards(self, uow: Transaction) -> None:
         """Empty the record; `guard_record.install` has created it again if it was dropped."""
         uow._execute(_FORGET_GUARDS)
+
+    def _require_places(self, uow: Transaction) -> None:
+        """Refuse a table that is found in another schema than the one that its model names.
+
+        Raises:
+            UnknownSchemaError: There is one.
+        """
+        sql = (
+            "SELECT CAST(relnamespace AS regnamespace) FROM pg_class WHERE oid = to_regclass(quote_ident(?))"
+            " AND relnamespace <> CAST(quote_ident(?) AS regnamespace)"
+        )
+        for table in triggers.tables(Phase.EXPAND, uow.statements.mapping):
+            if table.schema and (found := uow._rows(sql, (table.name, table.schema))):
+                raise errors.UnknownSchemaError(
+                    f"{table.name} is found in schema {found[0][0]}, and its model names schema {table.schema}",
+                    hint="nothing was changed; rename the other table, or let the role look in that schema first:"
+                    " ALTER ROLE ... SET search_path",
+                    table=table.name,
+                )
 
     def _require_exact(self, uow: Transaction) -> None:
         """Refuse columns in which different texts are equal: a run, or a delete, would include rows of others.

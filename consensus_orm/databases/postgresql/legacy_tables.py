@@ -2,7 +2,7 @@
 
 The server has no definition of a table that could be saved verbatim: it would have to be composed of types, indexes,
 privileges, comments, and views that read it. So the emptied table itself stays, renamed. At CONTRACT no statement uses
-it, and an operator who will never go back may drop it.
+it, and nothing depends on it: `finish_contract` drops it for good.
 
 Triggers and rules of other programs are off from then on, until the rows are back: they would fire when the table is
 emptied, and change what is carried back. Nor is anything of this published. The table leaves the publications that name
@@ -14,7 +14,7 @@ subscribers get all rows: they have to empty their table first.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from consensus_orm import errors
 from consensus_orm.databases import saved_schema
@@ -26,12 +26,42 @@ from consensus_orm.statements.rendering import quoted
 __all__ = ["PostgresLegacyTables"]
 
 
-WITH_REFERRING = (
+_WITH_REFERRING = (
     "WITH RECURSIVE t(oid) AS (SELECT CAST(to_regclass(quote_ident(?)) AS oid) UNION SELECT c.conrelid"
     " FROM pg_constraint AS c JOIN t ON c.confrelid = t.oid WHERE c.contype = 'f')"
-    " SELECT CAST(CAST(oid AS regclass) AS TEXT) FROM t"
+    " SELECT relname FROM pg_class JOIN t USING (oid) WHERE pg_table_is_visible(oid)"
 )
-"""A table, and all that refer to it by foreign keys; quoted, and with their schema where they are not visible."""
+"""A table, and all that refer to it by foreign keys."""
+
+_DRAWN = (
+    " FROM pg_attrdef AS e JOIN pg_attribute AS a ON a.attrelid = e.adrelid AND a.attnum = e.adnum"
+    " JOIN pg_depend AS u ON u.classid = 'pg_attrdef'::regclass AND u.objid = e.oid"
+    " JOIN pg_class AS s ON s.oid = u.refobjid AND s.relkind = 'S'"
+    " JOIN pg_depend AS o ON o.objid = s.oid AND o.classid = 'pg_class'::regclass AND o.deptype IN ('a', 'i')"
+)
+"""Sequences that a column draws from (its table `e.adrelid`), and the tables that own them (`o.refobjid`)."""
+
+_SHARED = (
+    "SELECT DISTINCT CAST(CAST(s.oid AS regclass) AS TEXT), o.deptype = 'a' AND s.relnamespace = n.relnamespace"
+    f" AND s.relowner = n.relowner{_DRAWN} JOIN pg_class AS n ON n.oid = e.adrelid"
+    " WHERE e.adrelid = to_regclass(quote_ident(?)) AND o.refobjid = to_regclass(quote_ident(?))"
+)
+"""Sequences that the first table draws from and the second one owns, and whether the first can own them."""
+
+_MOVED = (
+    f"SELECT DISTINCT CAST(CAST(s.oid AS regclass) AS TEXT){_DRAWN} WHERE e.adrelid = to_regclass(quote_ident(?))"
+    " AND a.attname = ? AND o.refobjid = to_regclass(quote_ident(?))"
+)
+"""Sequences that a column of the first table draws from and the second table owns."""
+
+_DEPENDENTS = (
+    "SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend AS d"
+    " LEFT JOIN pg_rewrite AS r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid"
+    " LEFT JOIN pg_constraint AS c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid"
+    " WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(quote_ident(:name)) AND d.deptype = 'n'"
+    " AND coalesce(r.ev_class, c.conrelid, 0) NOT IN"
+    " (SELECT CAST(to_regclass(quote_ident(k)) AS oid) FROM unnest(CAST(:kept AS text[])) AS k) ORDER BY 1"
+)
 
 
 class PostgresLegacyTables(LegacyTables):
@@ -61,25 +91,61 @@ class PostgresLegacyTables(LegacyTables):
     def put_away(self, uow: Transaction, pair: Move) -> None:
         """Rename a table out of the way, which takes milliseconds whatever its size."""
         name = pair.legacy_name
+        self._let_go_of_sequence(uow, pair, name)
         self._silence(uow, name)
         self._leave_publications(uow, name)
         uow._execute(f"ALTER TABLE {quoted(name)} RENAME TO {quoted(dropped(name))}")
 
+    def _let_go_of_sequence(self, uow: Transaction, pair: Move, table: str) -> None:
+        """Have the normalized table own the sequence that it takes its ids from, so that the other one can be dropped.
+
+        It cannot own the sequence of an identity column, nor one of another role or schema: then it takes its ids from
+        its own sequence, above those that were given.
+        """
+        for sequence, movable in uow._rows(_SHARED, (pair.table.name, table)):
+            if movable:
+                uow._execute(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(pair.table.name, pair.key.name)}")
+            else:
+                uow.catalog.draw_from_own(uow, pair, above=uow.catalog.sequence(uow, table) or 1)
+
+    def _take_sequence_back(self, uow: Transaction, pair: Move) -> None:
+        """Have a table own the sequence again that was moved at CONTRACT."""
+        for (sequence,) in uow._rows(_MOVED, (pair.legacy_name, pair.legacy_key, pair.table.name)):
+            uow._execute(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(pair.legacy_name, pair.legacy_key)}")
+
     def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and still have rows."""
-        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping]
+        return [n for n in self.kept(uow) if uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
+
+    def old_place(self, uow: Transaction, pair: Move) -> str:
+        """The quoted name of a table, with the schema in which it was: programs look for it there."""
+        schema = "SELECT CAST(CAST(relnamespace AS regnamespace) AS TEXT) FROM pg_class"
+        found = uow._rows(f"{schema} WHERE oid = to_regclass(quote_ident(?))", (dropped(pair.legacy_name),))
+        return f"{found[0][0]}.{quoted(pair.legacy_name)}" if found else quoted(pair.legacy_name)
+
+    def kept(self, uow: Transaction) -> list[str]:
+        """Names of the tables that were renamed and are still there."""
         there = uow.catalog.tables(uow)
-        return [n for n in names if n in there and uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
+        # A later one may refer to an earlier one, and goes before it.
+        names = [dropped(pair.legacy_name) for pair in reversed(list(uow.statements.mapping))]
+        return [name for name in names if name in there]
+
+    def dependents(self, uow: Transaction, name: str) -> list[str]:
+        """Views, foreign keys, functions and defaults that use a renamed table, in the words of the server."""
+        return [what for (what,) in uow._rows(_DEPENDENTS, {"name": name, "kept": self.kept(uow)})]
+
+    def drop(self, uow: Transaction, name: str) -> None:
+        """Drop a renamed table for good, without its sequence, which the normalized table uses."""
+        for pair in uow.statements.mapping:
+            if dropped(pair.legacy_name) == name:  # an earlier release has left it the sequence
+                self._let_go_of_sequence(uow, pair, name)
+        uow._execute(f"DROP TABLE {quoted(name)}")
 
     def empty(self, uow: Transaction, name: str, rows: int) -> int:
         """Truncate a renamed table, which no other program uses."""
         (count,) = uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0]
         self._truncate(uow, name)
         return int(count)
-
-    def _truncate(self, uow: Transaction, name: str) -> None:
-        """Truncate a legacy table with those that refer to it, which go with it: the server refuses it alone."""
-        uow._execute(f"TRUNCATE TABLE {', '.join(table for (table,) in uow._rows(WITH_REFERRING, (name,)))}")
 
     def bring_back(self, uow: Transaction) -> None:
         """Rename the tables back, empty, with everything that belongs to them.
@@ -97,6 +163,7 @@ class PostgresLegacyTables(LegacyTables):
                 )
             self._log_again(uow, dropped(name))
             uow._execute(f"ALTER TABLE {quoted(dropped(name))} RENAME TO {quoted(name)}")
+            self._take_sequence_back(uow, pair)
             self._silence(uow, name)  # those that are there since then, or were left on by an earlier release
 
     def drop_again(self, uow: Transaction, pair: Move) -> None:
@@ -137,16 +204,20 @@ class PostgresLegacyTables(LegacyTables):
         return [(name, columns) for name, columns in uow._rows(_NAMED_IN, {"table": table})]
 
     def _truncate(self, uow: Transaction, table: str) -> None:
-        """Empty a table, its partitions one by one; unlogged first, where it would be published."""
-        stored = uow._rows(_STORED, {"table": table})
-        whole = ", ".join(f"{quoted(schema)}.{quoted(name)}" for schema, name, _ in stored)
-        if uow._rows(_PUBLISHED, {"table": table}):
-            for schema, name, logged in stored:
-                if logged:
-                    saved_schema.append(uow, "unlogged", name, table, schema)
-                    uow._execute(f"ALTER TABLE {quoted(schema)}.{quoted(name)} SET UNLOGGED")
+        """Empty a table, its partitions one by one, with the legacy tables that refer to it, which go, too."""
+        whole = [part for (of,) in uow._rows(_WITH_REFERRING, (table,)) for part in self._parts(uow, of)]
         if whole:
-            uow._execute(f"TRUNCATE TABLE {whole}")
+            uow._execute(f"TRUNCATE TABLE {', '.join(whole)}")
+
+    def _parts(self, uow: Transaction, table: str) -> Iterator[str]:
+        """The quoted names of what stores the rows of a table; unlogged from now on, where it would be published."""
+        stored = uow._rows(_STORED, {"table": table})
+        published = bool(uow._rows(_PUBLISHED, {"table": table}))
+        for schema, name, logged in stored:
+            if logged and published:
+                saved_schema.append(uow, "unlogged", name, table, schema)
+                uow._execute(f"ALTER TABLE {quoted(schema)}.{quoted(name)} SET UNLOGGED")
+            yield f"{quoted(schema)}.{quoted(name)}"
 
     def _log_again(self, uow: Transaction, table: str) -> None:
         """Make an empty table that is unlogged for its publications a logged one."""
@@ -225,8 +296,10 @@ def _facts(kind: str, table: str, text: str) -> list[str]:
 
 
 def _number(data: bytes) -> str:
+    """A number, or a boolean, which SQLite keeps as one."""
     text = data.decode("ascii")
-    float(text)
+    if text not in ("true", "false"):
+        float(text)
     return text
 
 
@@ -235,4 +308,5 @@ _VALUES: dict[str, Callable[[bytes], str | None]] = {
     "integer": _number,
     "real": _number,
     "text": bytes.decode,
+    "blob": bytes.decode,  # as the server prints it
 }

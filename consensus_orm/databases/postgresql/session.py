@@ -10,14 +10,14 @@ session is treated alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from consensus_orm import errors
-from consensus_orm.statements.rendering import literal
+from consensus_orm.statements.rendering import literal, quoted
 
 __all__ = ["is_pooled", "keeps_transactions", "refusal", "session_settings", "transaction_settings"]
 
@@ -42,36 +42,41 @@ def _settings(patience: int) -> dict[str, str]:
     return {"plan_cache_mode": "force_generic_plan", "lock_timeout": str(patience), **AS_WRITTEN}
 
 
-def session_settings(patience: int) -> str:
+def session_settings(patience: int, schemas: Sequence[str]) -> str:
     """The statements that set up a session, once.
 
     Args:
         patience: Longest wait for a lock in ms.
+        schemas: In which tables are looked for, after those that the role looks in.
     """
     settings = "; ".join(f"SET {name} = {literal(value)}" for name, value in _settings(patience).items())
     # Searched first, a temporary table with the name of one of the package's tables would take its place.
-    return f"{settings}; SELECT set_config('search_path', current_setting('search_path') || ', pg_temp', false)"
+    more = literal(", ".join(["", *map(quoted, schemas), "pg_temp"]))
+    return f"{settings}; SELECT set_config('search_path', current_setting('search_path') || {more}, false)"
 
 
-def transaction_settings(connection: psycopg.Connection[Any], patience: int, options: Mapping[str, str]) -> str:
+def transaction_settings(
+    connection: psycopg.Connection[Any], patience: int, options: Mapping[str, str], schemas: Sequence[str]
+) -> str:
     """The statements that set up a transaction, each after its BEGIN; none of them takes a snapshot.
 
     Args:
         connection: In no transaction.
         patience: Longest wait for a lock in ms.
         options: The settings that the URL asks for, which a pooler does not pass to the server.
+        schemas: As for `session_settings`.
     """
     row: Any = connection.execute(_PATH).fetchone()
     settings = {name: literal(value) for name, value in {**_settings(patience), **options}.items()}
-    path = [*_names(options.get("search_path") or row[0]), "pg_temp"]
+    path = [*_names(options.get("search_path") or row[0]), *schemas, "pg_temp"]
     settings["search_path"] = ", ".join(map(literal, path))
     return "".join(f" SET LOCAL {name} = {value};" for name, value in settings.items())
 
 
 def _names(path: str) -> Iterator[str]:
     """The schemas of a search path."""
-    for quoted, plain in _NAMES.findall(path):
-        yield plain.lower() if plain else quoted.replace('""', '"')
+    for marked, plain in _NAMES.findall(path):
+        yield plain.lower() if plain else marked.replace('""', '"')
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:

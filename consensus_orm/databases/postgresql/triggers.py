@@ -25,7 +25,7 @@ __all__ = ["INSTALLED", "for_phase", "tables"]
 INSTALLED = (
     "SELECT t.tgname, CAST(CAST(t.tgrelid AS regclass) AS TEXT) FROM pg_trigger AS t JOIN pg_class AS c"
     " ON c.oid = t.tgrelid JOIN pg_proc AS p ON p.oid = t.tgfoid WHERE NOT t.tgisinternal AND t.tgenabled = 'O'"
-    " AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('consensus_orm_state'))"
+    " AND pg_table_is_visible(c.oid)"
     f" AND t.tgname ^@ '{PREFIX}' AND p.proname = t.tgname"
 )
 """The enabled triggers of this package, and their tables; each trigger has a function of the same name."""

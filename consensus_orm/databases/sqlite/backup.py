@@ -15,36 +15,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Engine
 
 from consensus_orm import errors, files
 from consensus_orm.databases.engine import checkout, database_path, driver
+from consensus_orm.databases.statistics import BackupReport
 from consensus_orm.files import BESIDE, own_folder, put_in_place
 from consensus_orm.statements.rendering import quoted
 
-__all__ = ["BackupReport", "backup", "connected", "row_counts"]
+__all__ = ["backup", "connected", "row_counts"]
 
 PAGES = 1024
 """Pages copied between two calls of `progress`: 4 MiB at the usual page size."""
-
-
-class BackupReport(BaseModel):
-    """A verified backup.
-
-    `bytes` and `pages` are of the copy, `rows` has the number of rows of each table. The original has the same
-    `foreign_key_violations`.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    path: Path
-    bytes: int
-    pages: int
-    rows: dict[str, int]
-    user_version: int
-    foreign_key_violations: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -82,16 +64,12 @@ def backup(
         What was copied.
 
     Raises:
-        BackupError: The target cannot be used, the copy failed or did not verify, or the database is on a server.
+        BackupError: The target cannot be used, or the copy failed or did not verify.
         DatabaseBusyError: Another connection kept the lock of a file that is not in WAL.
         PoolExhaustedError: No connection came free in time.
     """
     target = files.resolved(path)
     files.require_usable(target)
-    if engine.dialect.name != "sqlite":
-        raise errors.BackupError(
-            "a server is backed up by its own means", hint="or take a copy in a SQLite file, with the command copy"
-        )
     _refuse_target(target, database_path(engine), overwrite=overwrite, there=os.path.lexists(path))
     started = time.monotonic()
     with _failures(target):

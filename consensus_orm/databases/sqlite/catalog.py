@@ -146,6 +146,10 @@ class SQLiteCatalog(Catalog):
         )
         return [Standing(*row) for row in found]
 
+    def elsewhere(self, uow: Transaction, table: Standing) -> str | None:
+        """None: a file has no schemas."""
+        return None
+
     def cookie(self, uow: Transaction) -> int:
         """SQLite's counter of changes of the schema."""
         return int(uow._rows("PRAGMA schema_version")[0][0])
@@ -201,6 +205,9 @@ class SQLiteCatalog(Catalog):
 
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Nothing: SQLite always assigns ids above those of a table."""
+
+    def draw_from_own(self, uow: Transaction, pair: Move, *, above: int = 1) -> None:
+        """Nothing: each table has its own sequence."""
 
     def sequence(self, uow: Transaction, table: str) -> int | None:
         """The highest id that a table has assigned; None if it never assigned one."""

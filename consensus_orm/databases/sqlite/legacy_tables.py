@@ -114,10 +114,26 @@ class SQLiteLegacyTables(LegacyTables):
 
     def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and still have to be emptied."""
+        return self.kept(uow)
+
+    def old_place(self, uow: Transaction, pair: Move) -> str:
+        """The quoted name of a table."""
+        return quoted(pair.legacy_name)
+
+    def kept(self, uow: Transaction) -> list[str]:
+        """Names of the tables that were renamed and are still there: once emptied, they are dropped."""
         there = uow.catalog.tables(uow)
         # A later one may refer to an earlier one, and is emptied before it.
         names = [dropped(pair.legacy_name) for pair in reversed(list(uow.statements.mapping))]
         return [name for name in names if name.lower() in there]
+
+    def dependents(self, uow: Transaction, name: str) -> list[str]:
+        """Nothing: views find their tables by name, and the gate to CONTRACT refuses foreign keys."""
+        return []
+
+    def drop(self, uow: Transaction, name: str) -> None:
+        """Drop a renamed table for good."""
+        operations(uow).drop_table(name)
 
     def empty(self, uow: Transaction, name: str, rows: int) -> int:
         """Delete at most so many rows of a renamed table, and drop the table if it has none."""
@@ -125,7 +141,7 @@ class SQLiteLegacyTables(LegacyTables):
         chunk = f"SELECT {row} FROM {quoted(name)} LIMIT ?"
         deleted = uow._execute(f"DELETE FROM {quoted(name)} WHERE ({row}) IN ({chunk})", (rows,)).rowcount
         if not deleted:
-            operations(uow).drop_table(name)
+            self.drop(uow, name)
         return deleted
 
     def _row_identity(self, uow: Transaction, name: str) -> list[str]:

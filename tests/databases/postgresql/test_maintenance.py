@@ -1,16 +1,14 @@
-"""The maintenance of a server: statistics, vacuum and its schedule; and what only a file has, said clearly."""
+"""The maintenance of a server: statistics, vacuum and its schedule."""
 
 from __future__ import annotations
 
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from consensus_orm import ConsensusStore
-from consensus_orm.errors import BackupError
 from consensus_orm.testing import artifact_values
 from tests.support.databases import behind
 
@@ -80,10 +78,3 @@ def test_a_vacuum_can_be_scheduled(consensus_store: ConsensusStore) -> None:
     assert scheduler.last is not None
     assert scheduler.last.steps > 5
     assert scheduler.stop()
-
-
-def test_what_only_a_file_has_is_refused_with_the_way_out(consensus_store: ConsensusStore, tmp_path: Path) -> None:
-    """A backup names the command copy, and writes nothing."""
-    with pytest.raises(BackupError, match="command copy"):
-        consensus_store.maintenance.backup(tmp_path / "copy.db")
-    assert list(tmp_path.iterdir()) == []

@@ -74,6 +74,7 @@ def test_a_backup_has_everything(engine: Engine, path: Path, target: Path) -> No
     assert os.listdir(target.parent) == [target.name]  # noqa: PTH208
     assert report.path == target
     assert (report.user_version, report.rows, report.bytes) == (7, {"t": 2, "u": 0}, target.stat().st_size)
+    assert report.pages is not None
     steps = range(backup_module.PAGES, report.pages, backup_module.PAGES)
     assert told == [(done, report.pages) for done in (*steps, report.pages)]
     assert len(told) > 1
