@@ -406,13 +406,14 @@ class Catalog(ABC):
 
     @staticmethod
     @abstractmethod
-    def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
+    def key_faults(uow: Transaction, table: str, key: Column[Any], unique: Sequence[str]) -> Iterator[str]:
         """What makes a column unfit as the key of a move, each fault with its remedy; nothing if it is fit.
 
         Args:
             uow: Sees the table.
             table: The name of the table, which exists.
             key: The column as it is declared.
+            unique: The columns that have to be unique together, the key among them.
         """
 
     @abstractmethod
@@ -492,6 +493,15 @@ class Catalog(ABC):
     @abstractmethod
     def free_key(self, uow: Transaction, pair: Move) -> Any:
         """An id above every id that either side has, or ever assigned."""
+
+    @abstractmethod
+    def key_to_give(self, uow: Transaction, pair: Move) -> Any:
+        """An id for a row that is written to the normalized side alone, whose table does not give it.
+
+        Args:
+            uow: Holds the write lock.
+            pair: Its move.
+        """
 
     @abstractmethod
     def go_on_above(self, uow: Transaction, pair: Move) -> None:

@@ -55,6 +55,7 @@ def _move(move: Move) -> dict[str, Any]:
         "legacy_key": move.legacy_key if move.legacy_key != move.key.name else None,
         "restored": {name: spelled(rule) for name, rule in move.restored.items()},
         "without": sorted(move.without),
+        "only": {side.value: {n: spelled(v) for n, v in of.items()} for side, of in move.only.items() if of},
         "kept_originals": [list(rule.sources) for rule in move.lossy],
     }
     return told | {name: value for name, value in more.items() if value}

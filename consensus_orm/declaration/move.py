@@ -8,20 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic
 
 import typing_extensions
-from sqlalchemy import Column, ColumnElement, MetaData, Table, and_, case, column, inspect, not_, true
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Index,
+    MetaData,
+    Null,
+    Table,
+    UniqueConstraint,
+    and_,
+    case,
+    column,
+    inspect,
+    literal,
+    not_,
+    null,
+    true,
+)
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.sql.elements import ColumnClause
 from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm import errors
-from consensus_orm.declaration.expressions import holds
+from consensus_orm.declaration.expressions import holds, same
 from consensus_orm.declaration.rules import (
     Computed,
     Convert,
@@ -37,10 +53,10 @@ from consensus_orm.declaration.rules import (
     is_text,
     on,
 )
-from consensus_orm.declaration.stored_types import storing_differently
+from consensus_orm.declaration.stored_types import DIALECTS, stored_differently
 from consensus_orm.phase import Side
 
-__all__ = ["Move", "Parent", "column_of", "single_key", "table_of"]
+__all__ = ["Move", "Parent", "column_of", "single_key", "table_of", "unique_sets"]
 
 Attribute = InstrumentedAttribute[Any]
 
@@ -136,6 +152,8 @@ class Move(Generic[R]):
             and bytes, or a rule. Columns that are not named are those of the normalized side alone: rows are written
             with their default, and the way back leaves them standing.
         parts: What the rows have in common (`Parent`).
+        only: Columns of either side, by attribute, that hold one constant in all rows of this move: rows are selected
+            by it, and it is written on its own side. So two moves fill one table, or one table is divided among two.
         without: Legacy columns that are given up, and why; they are not compared, and the way back leaves them NULL.
         record: The class of the records that repositories give: a dataclass or a pydantic model whose fields are named
             as legacy attributes (or as columns that the normalized side alone has). A named tuple where left out.
@@ -158,6 +176,7 @@ class Move(Generic[R]):
         key: Dict[Any, Attribute],
         columns: Dict[Any, Rule],
         parts: tuple[Parent, ...] | list[Parent] = (),
+        only: Dict[Any, Any] | None = None,
         without: Dict[Any, str] | None = None,
         record: type[R] | None = None,
         name: str | None = None,
@@ -165,6 +184,8 @@ class Move(Generic[R]):
         adopted: Dict[Attribute, Expression] | None = None,
         marker: Attribute | None = None,
     ) -> None:
+        self.dialects: Sequence[str] = DIALECTS
+        """The kinds of databases that it is for; those of the moves that it is one of."""
         self._legacy = legacy
         self.normalized = normalized
         self.record = record
@@ -174,6 +195,8 @@ class Move(Generic[R]):
         self.marker = None if marker is None else column_of(marker)
         self.legacy_key, self.key = self._declared_key(key)
         self.without = {self._name(given_up): why for given_up, why in (without or {}).items()}
+        self.only = self._declared_constants(only or {})
+        """For each side the columns that hold one constant in all rows of the move, by name."""
         self.carried: dict[str, Column[Any]] = {}
         """Legacy column to the normalized one, of the model or a parent, that holds its value in type and bytes."""
         self.computed: dict[Column[Any], ColumnElement[Any]] = {}
@@ -203,6 +226,24 @@ class Move(Generic[R]):
             )
         ((legacy, own),) = key.items()
         return self._name(legacy), column_of(own)
+
+    def _declared_constants(self, only: Dict[Any, Any]) -> dict[Side, dict[str, ColumnElement[Any]]]:
+        found: dict[Side, dict[str, ColumnElement[Any]]] = {side: {} for side in Side}
+        for attribute, value in only.items():
+            of = self._expression(attribute)
+            is_own = getattr(of, "table", None) is self.table
+            name = column_of(attribute).name if is_own else self._name(attribute)
+            found[Side.NORMALIZED if is_own else Side.LEGACY][name] = _constant(value, of.type)
+        return found
+
+    def selected(self, side: Side, columns: Callable[[str], ColumnElement[Any]]) -> ColumnElement[bool]:
+        """Whether a row of a side is one of this move.
+
+        Args:
+            side: The side.
+            columns: Gives the column of a name, of the row in question.
+        """
+        return and_(true(), *(_is(columns(name), value) for name, value in self.only[side].items()))
 
     def _declare(self, columns: Dict[Any, Rule]) -> None:
         for targets, rule in columns.items():
@@ -312,7 +353,7 @@ class Move(Generic[R]):
 
     def _require_all_moved(self, table: Table) -> None:
         known = {of.name for of in table.columns}
-        moved = {*self.legacy_columns, *self.without}
+        moved = {*self.legacy_columns, *self.without, *self.only[Side.LEGACY]}
         rules = (*self.computed.values(), *self.above.values())
         spoken = moved | {of.name for rule in rules for of in columns_of(rule)}
         if unknown := sorted(spoken - known):
@@ -330,7 +371,7 @@ class Move(Generic[R]):
 
     def _require_same_types(self, table: Table) -> None:
         for name, of in self.carried.items():
-            if (database := storing_differently(table.c[name], of)) is not None:
+            for database in (kind for kind in self.dialects if stored_differently(table.c[name], of, kind)):
                 raise self.fault(
                     name,
                     f"{table.name}.{name} is {table.c[name].type!r} and {of.table.name}.{of.name} is {of.type!r}:"
@@ -391,8 +432,28 @@ class Move(Generic[R]):
     @cached_property
     def kept(self) -> tuple[Column[Any], ...]:
         """Columns that only the normalized side has; the way back leaves them standing."""
-        filled = {self.key, self.marker, self.link, *self.carried.values(), *self.computed}
-        return tuple(of for of in self.table.columns if of not in filled and of.computed is None)
+        filled = {self.key, self.marker, self.link, self.own_id, *self.carried.values(), *self.computed}
+        constant = self.only[Side.NORMALIZED]
+        return tuple(
+            of for of in self.table.columns if of not in filled and of.computed is None and of.name not in constant
+        )
+
+    @cached_property
+    def unique(self) -> tuple[str, ...]:
+        """The normalized columns that tell the rows of the move apart: the key, and constants where it needs them."""
+        constant = self.only[Side.NORMALIZED]
+        found = (tuple(of.name for of in columns) for columns in unique_sets(self.table))
+        return min(
+            (names for names in found if self.key.name in names and {*names} <= {*constant, self.key.name}),
+            key=len,
+            default=(),
+        )
+
+    @cached_property
+    def own_id(self) -> Column[Any] | None:
+        """A number that the database gives to normalized rows, where the key of the move is another column."""
+        found = self.table.autoincrement_column
+        return None if found is self.key else found
 
     @cached_property
     def columns(self) -> dict[str, ColumnElement[Any]]:
@@ -479,6 +540,15 @@ class Move(Generic[R]):
         return not_(and_(true(), *(holds(row[name], back[name]) for name in self.lossy_columns)))
 
 
+def _constant(value: Any, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    return null() if value is None else literal(value, None if isinstance(type_, NullType) else type_)
+
+
+def _is(of: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a column holds a constant: found by an index, and exact whatever the collation of the column."""
+    return of.is_(None) if isinstance(value, Null) else and_(of == value, same(of, value))
+
+
 def originals_name(move: str) -> str:
     """The name of the table that keeps the originals of a move; a long one ends in a hash."""
     name = f"consensus_orm_originals_{move}"
@@ -523,3 +593,15 @@ def single_key(table: Table) -> Column[Any]:
             table=table.name,
         )
     return columns[0]
+
+
+def unique_sets(table: Table) -> list[list[Column[Any]]]:
+    """The sets of columns that no two rows of a table have in common."""
+    constraints = [list(each.columns) for each in table.constraints if isinstance(each, UniqueConstraint)]
+    indexes = [list(each.columns) for each in table.indexes if isinstance(each, Index) and _is_whole(each)]
+    return [*constraints, *indexes, list(table.primary_key.columns)]
+
+
+def _is_whole(index: Index) -> bool:
+    """Whether an index makes its columns unique in all rows."""
+    return bool(index.unique) and all(index.dialect_options[name].get("where") is None for name in DIALECTS)

@@ -8,33 +8,44 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
-from sqlalchemy import Column, Index, Table, UniqueConstraint
+from sqlalchemy import Column, Table
 from sqlalchemy.sql.elements import ColumnClause
 
 from consensus_orm import errors
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move, Parent, unique_sets
 from consensus_orm.declaration.rules import Latest, columns_of, expression, spelled
+from consensus_orm.declaration.stored_types import DIALECTS
+from consensus_orm.phase import Side
 
 __all__ = ["validate"]
 
 
-def validate(moves: Sequence[Move]) -> None:
+def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
     """Refuse moves that cannot be made as they are declared.
 
     Args:
         moves: All moves of a database.
+        dialects: The kinds of databases that they are for.
 
     Raises:
         ConfigurationError: One cannot be made; the message names it, and the column.
     """
+    if unknown := sorted({*dialects} - {*DIALECTS}) or not dialects:
+        raise errors.ConfigurationError(
+            f"moves are declared for the databases {unknown or 'of no kind'}",
+            hint=f"name some of: {', '.join(DIALECTS)}",
+        )
     _names(moves)
     for move in moves:
+        _constants(move)
         _rules(move)
         if move.parent is not None:
             _parent(move, move.parent)
         _filled(move)
+        _key(move)
         if move.knows_legacy:
             move.require_legacy()
     _shared(moves)
@@ -49,6 +60,34 @@ def _names(moves: Sequence[Move]) -> None:
             raise errors.ConfigurationError(
                 f"{times} moves are called {name!r}", hint="give each move a name of its own: Move(..., name=...)"
             )
+
+
+def _constants(move: Move) -> None:
+    """Refuse a column of `only` that no row can have, or that is said to hold something else too."""
+    own, legacy = move.only[Side.NORMALIZED], move.only[Side.LEGACY]
+    spoken = {of.name for rule in (*move.computed.values(), *move.above.values()) for of in columns_of(rule)}
+    filled = {of.name for of in (move.key, *move.carried.values(), *move.computed) if of.table is move.table}
+    for name in own:
+        if name in filled:
+            raise move.fault(name, f"{move.table.name}.{name} is both in `only` and filled", "name it in one place")
+    for name in legacy:
+        if name in {*move.legacy_columns, *move.without, *spoken}:
+            raise move.fault(
+                name,
+                f"{name} holds one constant in all rows, by `only`, and is named by another rule, too",
+                "write the constant there instead",
+            )
+
+
+def _key(move: Move) -> None:
+    """Refuse a key whose image may name several rows."""
+    if not move.unique:
+        names = sorted({move.key.name, *move.only[Side.NORMALIZED]})
+        raise move.fault(
+            move.key.name,
+            f"{move.table.name}.{move.key.name} is the image of the key, and is not unique in the rows of the move",
+            f"declare a UniqueConstraint of {', '.join(names)}",
+        )
 
 
 def _rules(move: Move) -> None:
@@ -83,7 +122,8 @@ def _rules(move: Move) -> None:
 def _filled(move: Move) -> None:
     """Refuse a table with a column that must hold a value, and that nothing fills."""
     parent = move.parent
-    filled = {move.key, move.link, move.marker, *move.carried.values(), *move.computed, *move.above}
+    filled = {move.key, move.link, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
+    filled |= {move.table.c[name] for name in move.only[Side.NORMALIZED]}
     tables = [move.table] if parent is None else [move.table, parent.table]
     derived = set() if parent is None else {parent.key, *parent.derived_columns}
     for of in (of for table in tables for of in table.columns):
@@ -115,7 +155,7 @@ def _parent(move: Move, parent: Parent) -> None:
             parent.link.key, f"{parent.link} is no column of {move.table.name}", "link a column of the move"
         )
     wanted = {of.name for of in parent.identity}
-    if not any(wanted == {of.name for of in columns} for columns in _unique(parent.table)):
+    if not _is_unique(parent.table, wanted):
         raise move.fault(
             ", ".join(sorted(wanted)),
             f"{parent.table.name} has no unique index of the columns that tell its rows apart: {sorted(wanted)}",
@@ -125,14 +165,10 @@ def _parent(move: Move, parent: Parent) -> None:
 
 def _shared(moves: Sequence[Move]) -> None:
     """Refuse moves that write one table without telling their rows apart, or see one parent in two ways."""
-    for side, tables in (("normalized", [m.table.name for m in moves]), ("legacy", [m.legacy_name for m in moves])):
-        for name, times in Counter(tables).items():
-            if times > 1:
-                raise errors.ConfigurationError(
-                    f"{times} moves have the {side} table {name}, and nothing tells their rows apart",
-                    hint="declare one move for it",
-                    table=name,
-                )
+    for one, other in combinations(moves, 2):
+        for side in Side:
+            if one.table_name(side) == other.table_name(side):
+                _told_apart(one, other, side)
     seen: dict[str, tuple[Move, Any]] = {}
     for move in moves:
         if move.parent is None:
@@ -156,6 +192,27 @@ def _shared(moves: Sequence[Move]) -> None:
                 )
 
 
+def _told_apart(one: Move, other: Move, side: Side) -> None:
+    table = one.table_name(side)
+    differ = [
+        name
+        for name, value in one.only[side].items()
+        if name in other.only[side] and not value.compare(other.only[side][name])
+    ]
+    if not differ:
+        raise errors.ConfigurationError(
+            f"moves {one.name!r} and {other.name!r} have the {side} table {table}, and nothing tells their rows apart",
+            hint="give both `only` with the column whose value does, or declare one move for it",
+            table=table,
+        )
+    if side is Side.NORMALIZED and one.legacy_name != other.legacy_name and _is_unique(one.table, {one.key.name}):
+        raise one.fault(
+            one.key.name,
+            f"{table}.{one.key.name} holds keys of {one.legacy_name} and of {other.legacy_name}, which may be equal",
+            f"let another column hold them, with a UniqueConstraint of it and {', '.join(sorted(differ))}",
+        )
+
+
 # What is read off it --------------------------------------------------------------------------------------
 
 
@@ -171,7 +228,5 @@ def _table(of: ColumnClause[Any]) -> str | None:
     return getattr(of.table, "name", None)
 
 
-def _unique(table: Table) -> list[list[Column[Any]]]:
-    constraints = [list(each.columns) for each in table.constraints if isinstance(each, UniqueConstraint)]
-    indexes = [list(each.columns) for each in table.indexes if isinstance(each, Index) and each.unique]
-    return [*constraints, *indexes, list(table.primary_key.columns)]
+def _is_unique(table: Table, names: set[str]) -> bool:
+    return any({of.name for of in columns} == names for columns in unique_sets(table))

@@ -100,11 +100,15 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
 def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
     """Keys that do not identify rows, cannot be ordered or stored, or have reached the largest number."""
     mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
-    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
-    tables += [pair.legacy_table for pair in mapping if uow.phase.has_legacy]
-    for key in (single_key(table) for table in tables if table.name.lower() in there):
+    keys = [(parent.key, [parent.key.name]) for parent in mapping.parents]
+    keys += [(pair.key, list(pair.unique)) for pair in mapping.of_tables(Side.NORMALIZED)]
+    legacy = mapping.of_tables(Side.LEGACY) if uow.phase.has_legacy else ()
+    keys += [(single_key(pair.legacy_table), [pair.legacy_key]) for pair in legacy]
+    for key, unique in keys:
+        if key.table.name.lower() not in there:
+            continue
         name = f"column {key.name} of {key.table.name}"
-        faults = list(uow.catalog.key_faults(uow, key.table.name, key))
+        faults = list(uow.catalog.key_faults(uow, key.table.name, key, unique))
         for fault in faults:
             yield Obstacle(f"{name} cannot be the key of this move: it {fault}")
         if not faults and not is_text(key) and _highest(uow, key) >= LARGEST:
@@ -179,7 +183,7 @@ def undecided_text(rows: int, phase: Phase) -> str:
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
     for pair in uow.statements.mapping:
         names = uow.catalog.columns(uow, pair.legacy_table.name)
-        for name in sorted(names - {*pair.legacy_columns, *pair.without}):
+        for name in sorted(names - {*pair.legacy_columns, *pair.without, *pair.only[Side.LEGACY]}):
             yield Obstacle(
                 f"{pair.legacy_table.name} has a column {name!r} that no move speaks of, so it would be lost;"
                 " declare it in the move (`columns` or `without`) or drop it"
@@ -188,6 +192,6 @@ def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 def _referring_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
     """Tables that refer to a legacy table: emptying it would delete their rows, or fail."""
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.mapping.of_tables(Side.LEGACY):
         for name in uow.catalog.referring(uow, pair.legacy_table.name):
             yield Obstacle(f"table {name!r} refers to {pair.legacy_table.name} by a foreign key; drop that first")

@@ -118,10 +118,12 @@ def _drop_empty(uow: UnitOfWork) -> None:
     """Drop the tables that are empty, and put up views in their place, in one transaction."""
     uow.catalog.keep_out(uow)
     there = signs.strays(uow)
-    for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in there):
-        if next_range(uow, pair, Side.LEGACY, None, 1):
+    mapping = uow.statements.mapping
+    for pair in (pair for pair in mapping.of_tables(Side.LEGACY) if pair.legacy_name in there):
+        sharing = mapping.sharing(pair, Side.LEGACY)
+        if any(next_range(uow, each, Side.LEGACY, None, 1) for each in sharing):
             continue  # written since its rows were carried
-        rejected = keyless.reject(uow, pair, Side.LEGACY)
+        rejected = sum(keyless.reject(uow, each, Side.LEGACY) for each in sharing)
         uow._execute(f"DROP TABLE {quoted(pair.legacy_name)}")
         audit.add(uow, "adopt table", table=pair.legacy_name, keyless=rejected)
     signs.put_up(uow)

@@ -35,6 +35,7 @@ def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str 
         return 0
     sql = uow.statements[pair]
     with changes.not_recorded(uow):
+        _make_way(uow, pair, wanted, to, why)
         kept = _there(uow, pair, wanted, to) if why is None else images.keep(uow, pair, wanted, to, why)
         there = _there(uow, pair, wanted, to.other)
         gone, there_too, new = kept - there, kept & there, there - kept
@@ -50,6 +51,19 @@ def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str 
             _run(uow, [sql.insert_legacy_rows], new)
         follow_deletes(uow, pair, to, changes.deleted_among(uow, pair, to, wanted))
     return len(kept)
+
+
+def _make_way(uow: Transaction, pair: Move, keys: list[Key], to: Side, why: str | None) -> None:
+    """Delete rows under the same keys that were of another move of the same table, and are of this one now."""
+    if to is Side.NORMALIZED and pair.unique != (pair.key.name,):
+        return  # rows of different moves may have the same key there
+    for other in uow.statements.mapping.sharing(pair, to):
+        if other is pair or not (left := changes.deleted_among(uow, other, to.other, keys)):
+            continue
+        stale = _there(uow, other, left, to) - _there(uow, other, left, to.other)
+        if stale and why is not None:
+            images.keep(uow, other, stale, to, why)
+        follow_deletes(uow, other, to, list(stale))
 
 
 def derive(uow: Transaction, pair: Move, keys: list[Key], why: str) -> int:

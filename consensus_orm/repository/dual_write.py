@@ -62,6 +62,8 @@ class DualWrite(RoutedReads):
         if not phase.writes_normalized:
             return self._insert_legacy(parameters)
         if not phase.writes_legacy:
+            if parameters["_key"] is None and not self._draws_its_keys:
+                parameters["_key"] = self.uow.catalog.key_to_give(self.uow, self.pair)
             return self._insert_normalized(parameters)
         return self._insert_both(parameters)
 
@@ -104,6 +106,11 @@ class DualWrite(RoutedReads):
         elif self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
         return key
+
+    @property
+    def _draws_its_keys(self) -> bool:
+        """Whether the normalized table gives keys by itself that no other move gives, too."""
+        return self.pair.own_id is None and len(self.uow.statements.mapping.sharing(self.pair, Side.LEGACY)) == 1
 
     def _next_key(self) -> Any:
         """The next id, above whatever either side has given; above the truth's where the other side is gone."""

@@ -90,9 +90,13 @@ class CarryingSession(Session):
             if both:
                 self._fail(pair, both[0], "both sides of it were written in one flush")
             DualWrite(uow, pair).keep_foreign(set(rows), "a session changed it")
+            for side in Side:  # a row that is one of another move from now on makes way for it
+                carry(uow, pair, [key for key, of in rows.items() if of.ops[side][-1:] == ["delete"]], side.other, None)
+        for name, rows in written.items():
+            pair = uow.statements.mapping[name]
             for side in Side:
                 keys = [key for key, of in rows.items() if of.ops[side]]
-                carry(uow, pair, keys, side.other, None)
+                carry(uow, pair, [key for key in keys if rows[key].ops[side][-1] != "delete"], side.other, None)
                 self._compare(pair, keys)
                 self._stale += [(_model(pair, each), key) for each in Side for key in keys]
             if any(of.ops[Side.NORMALIZED] for of in rows.values()):

@@ -10,7 +10,6 @@ from sqlalchemy import (
     FromClause,
     Integer,
     SelectBase,
-    Table,
     and_,
     delete,
     func,
@@ -20,11 +19,8 @@ from sqlalchemy import (
 )
 
 from consensus_orm.declaration.rules import Row, on
-from consensus_orm.statements.rendering import (
-    in_keys,
-    in_range,
-    link,
-)
+from consensus_orm.phase import Side
+from consensus_orm.statements.rendering import Overwritten, link
 from consensus_orm.statements.rows import PairRows
 
 __all__ = ["CarryStatements"]
@@ -59,24 +55,28 @@ class CarryStatements(PairRows):
             source = legacy.join(parent, self._identity(row, parent))
             values[link(self.pair)] = self.pair.parent.key
         rows = select(*values.values()).select_from(source).where(criterion)
-        return self._insert_from(self.pair.table, values, rows, self.pair.key.key, overwrite=overwrite)
+        return self._insert_from(Side.NORMALIZED, values, rows, self.pair.unique, overwrite=overwrite)
 
     def carry_to_legacy(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the legacy rows of normalized rows; rows that are there stand, or are overwritten."""
         row = self.normalized_row()
         parent = self.pair.parent.table if self.pair.parent else None
         values: dict[str, Any] = {self.pair.legacy_key: self.pair.key} | {name: row[name] for name in row}
+        values |= self.legacy_constants
         rows = select(*values.values()).select_from(self._joined(self.pair.table, parent)).where(criterion)
-        return self._insert_from(self.pair.legacy_table, values, rows, self.pair.legacy_key, overwrite=overwrite)
+        return self._insert_from(Side.LEGACY, values, rows, (self.pair.legacy_key,), overwrite=overwrite)
 
-    def _insert_from(self, table: Table, values: dict[str, Any], rows: SelectBase, key: str, *, overwrite: bool) -> str:
-        statement = self.rendering.ignoring(table, list(values), rows, unless=key if overwrite else None)
-        return self.render(statement)
+    def _insert_from(
+        self, side: Side, values: dict[str, Any], rows: SelectBase, key: tuple[str, ...], *, overwrite: bool
+    ) -> str:
+        """Insert rows; of those that are there, only rows of this move are overwritten."""
+        table, unless = self.table_of(side), Overwritten(key, self.selected(side)) if overwrite else None
+        return self.render(self.rendering.ignoring(table, list(values), rows, unless=unless))
 
     @cached_property
     def backfill(self) -> tuple[str, ...]:
         """Carry the legacy rows between `_first` and `_last` that have no normalized row."""
-        return self._carry_with_parents(in_range(self.legacy_key), overwrite=False)
+        return self._carry_with_parents(self.in_range(Side.LEGACY), overwrite=False)
 
     def _carry_with_parents(self, criterion: ColumnElement[bool], *, overwrite: bool) -> tuple[str, ...]:
         steps = self.carry_originals(criterion)
@@ -102,43 +102,43 @@ class CarryStatements(PairRows):
     def carry_new(self) -> str | None:
         """What `backfill` does, and more, with one statement, where the database saves work by that."""
         alone = self.pair.parent is None or self.pair.originals is not None
-        return None if alone else self.rendering.carry_new(self, in_range(self.legacy_key))
+        return None if alone else self.rendering.carry_new(self, self.in_range(Side.LEGACY))
 
     @cached_property
     def overwrite_normalized(self) -> tuple[str, ...]:
         """Carry the legacy rows in `_keys`, whatever the normalized side holds."""
-        return self._carry_with_parents(in_keys(self.legacy_key), overwrite=True)
+        return self._carry_with_parents(self.in_keys(Side.LEGACY), overwrite=True)
 
     @cached_property
     def insert_normalized_rows(self) -> tuple[str, ...]:
         """Carry the legacy rows in `_keys` that the normalized side does not have."""
-        return self._carry_with_parents(in_keys(self.legacy_key), overwrite=False)
+        return self._carry_with_parents(self.in_keys(Side.LEGACY), overwrite=False)
 
     @cached_property
     def overwrite_legacy(self) -> str:
         """Carry the normalized rows in `_keys`, whatever the legacy side holds."""
-        return self.carry_to_legacy(in_keys(self.pair.key), overwrite=True)
+        return self.carry_to_legacy(self.in_keys(Side.NORMALIZED), overwrite=True)
 
     @cached_property
     def insert_legacy_rows(self) -> str:
         """Carry the normalized rows in `_keys` that the legacy side does not have."""
-        return self.carry_to_legacy(in_keys(self.pair.key), overwrite=False)
+        return self.carry_to_legacy(self.in_keys(Side.NORMALIZED), overwrite=False)
 
     @cached_property
     def mark(self) -> str:
         """Mark the normalized rows in `_keys` as known to both sides."""
         marked = update(self.pair.table).values(self.marked or {self.pair.key.key: self.pair.key})
-        return self.render(marked.where(in_keys(self.pair.key), self._unmarked))
+        return self.render(marked.where(self.in_keys(Side.NORMALIZED), self._unmarked))
 
     @cached_property
     def fill_legacy(self) -> str:
         """Carry the normalized rows between `_first` and `_last` that the legacy side does not have."""
-        return self.carry_to_legacy(in_range(self.pair.key), overwrite=False)
+        return self.carry_to_legacy(self.in_range(Side.NORMALIZED), overwrite=False)
 
     @cached_property
     def rebuild_legacy(self) -> str:
         """Carry the normalized rows between `_first` and `_last` to legacy tables made anew."""
-        return self.carry_to_legacy(in_range(self.pair.key), overwrite=True)
+        return self.carry_to_legacy(self.in_range(Side.NORMALIZED), overwrite=True)
 
     @cached_property
     def adopt(self) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ class CarryStatements(PairRows):
         Every row goes under the parent that its values name: a program may have changed the parent itself.
         """
         table = self.pair.table
-        foreign = and_(in_keys(self.pair.key), self._unmarked)
+        foreign = and_(self.in_keys(Side.NORMALIZED), self._unmarked)
         steps: list[str] = []
         if self.pair.adopted:
             made = {
@@ -159,20 +159,20 @@ class CarryStatements(PairRows):
         values: dict[str, Any] = {of.key: on(rule, row) for of, rule in self.pair.computed.items()} | self.marked
         # What is computed may be wrong in a row of ours too, where somebody changed it.
         if values:
-            steps.append(self.render(update(table).values(values).where(in_keys(self.pair.key))))
+            steps.append(self.render(update(table).values(values).where(self.in_keys(Side.NORMALIZED))))
         if self.pair.parent is not None:
             source = self._joined(table, self.pair.parent.table)
-            steps.append(self.carry_parents(in_keys(self.pair.key), row, source))
+            steps.append(self.carry_parents(self.in_keys(Side.NORMALIZED), row, source))
             # A row whose parent is gone has no right one: it stays as it is, to be rejected.
             moves = table.c[link(self.pair)] != self._right_parent()
             moved = update(table).values({link(self.pair): self._right_parent()})
-            steps.append(self.render(moved.where(in_keys(self.pair.key), moves)))
+            steps.append(self.render(moved.where(self.in_keys(Side.NORMALIZED), moves)))
         return tuple(steps)
 
     @cached_property
     def parents_of(self) -> str:
         """The parents of the normalized rows in `_keys`."""
-        return self.render(select(self.pair.table.c[link(self.pair)]).distinct().where(in_keys(self.pair.key)))
+        return self.render(select(self.pair.table.c[link(self.pair)]).distinct().where(self.in_keys(Side.NORMALIZED)))
 
     @cached_property
     def parents_meant(self) -> str:
@@ -180,14 +180,14 @@ class CarryStatements(PairRows):
         assert self.pair.parent is not None
         parent, row = self.pair.parent.table, self.legacy_row()
         there = self.pair.legacy_table.join(parent, self._identity(row, parent))
-        return self.render(select(self.pair.parent.key).distinct().select_from(there).where(in_keys(self.legacy_key)))
+        return self.render(select(self.pair.parent.key).distinct().select_from(there).where(self.in_keys(Side.LEGACY)))
 
     @cached_property
     def foreign_in_keys(self) -> str:
         """Those of the normalized rows in `_keys` that another program wrote and nobody has adopted."""
-        return self.render(select(self.pair.key).where(in_keys(self.pair.key), self._unmarked))
+        return self.render(select(self.pair.key).where(self.in_keys(Side.NORMALIZED), self._unmarked))
 
     @cached_property
     def foreign_in_range(self) -> str:
         """The normalized rows between `_first` and `_last` that another program wrote and nobody has adopted."""
-        return self.render(select(self.pair.key).where(in_range(self.pair.key), self._unmarked))
+        return self.render(select(self.pair.key).where(self.in_range(Side.NORMALIZED), self._unmarked))

@@ -52,7 +52,7 @@ class Statements:
         require_declared(mapping, rendering.name)
         self.mapping = mapping
         self.rendering = rendering
-        self._pairs = {pair.name: PairStatements(pair, rendering) for pair in mapping}
+        self._pairs = {pair.name: PairStatements(pair, rendering, mapping) for pair in mapping}
         self.parents = {p.table.name: ParentStatements(p, mapping, rendering) for p in mapping.parents}
         for of_pair in self._pairs.values():
             of_pair.check()

@@ -26,7 +26,9 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm.declaration.expressions import holds, same
+from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.rules import Earliest, Row, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
@@ -34,6 +36,8 @@ from consensus_orm.statements.rendering import (
     TRUE,
     Rendering,
     constant,
+    in_keys,
+    in_range,
     link,
     parameter,
 )
@@ -72,11 +76,15 @@ class PairRows:
     Args:
         pair: The declared pair.
         rendering: How statements are printed.
+        moves: All moves of the database.
         uncast: Legacy columns of text whose values are bound without a cast to text.
     """
 
-    def __init__(self, pair: Move, rendering: PairRendering, *, uncast: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, pair: Move, rendering: PairRendering, moves: Moves, *, uncast: frozenset[str] = frozenset()
+    ) -> None:
         self.pair = pair
+        self.moves = moves
         self.rendering = rendering
         self.render = rendering.render
         self._uncast = uncast
@@ -84,7 +92,7 @@ class PairRows:
     def storing(self, columns: Iterable[str]) -> Self:
         """Statements that store the values of some text columns as they are bound: bytes stay bytes."""
         uncast = frozenset(columns)
-        return type(self)(self.pair, self.rendering, uncast=uncast) if uncast else self
+        return type(self)(self.pair, self.rendering, self.moves, uncast=uncast) if uncast else self
 
     def check(self) -> None:
         """Refuse rules that cannot be said in SQL, before a statement is made of them.
@@ -93,7 +101,7 @@ class PairRows:
             ConfigurationError: There is one.
         """
         rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
-        rules += [*self.pair.restored.values(), *self.pair.adopted.values()]
+        rules += [*self.pair.restored.values(), *self.pair.adopted.values(), *self.legacy_constants.values()]
         self.rendering.check(rules, known={parameter(name) for name in self.pair.columns})
 
     @cached_property
@@ -127,7 +135,13 @@ class PairRows:
 
     def own_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the normalized table must hold for a row; without key, link, marker and what is kept."""
-        return self.pair.filled(row)
+        constants = {self.pair.table.c[name].key: of for name, of in self.pair.only[Side.NORMALIZED].items()}
+        return self.pair.filled(row) | constants
+
+    @property
+    def legacy_constants(self) -> dict[str, ColumnElement[Any]]:
+        """What every legacy row of the move holds."""
+        return self.pair.only[Side.LEGACY]
 
     def parent_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the parent table must hold for a row; without key and derived columns."""
@@ -168,6 +182,34 @@ class PairRows:
         """The key of the table of a side."""
         return self.legacy_key if side is Side.LEGACY else self.pair.key
 
+    def selected(self, side: Side, table: Any = None) -> list[ColumnElement[bool]]:
+        """The conditions on which a row of a side is one of this move; none where all are.
+
+        Args:
+            side: The side.
+            table: What stands for its table.
+        """
+        of = self.table_of(side) if table is None else table
+        return [self.pair.selected(side, lambda name: of.c[name])] if self.pair.only[side] else []
+
+    def unselected(self, side: Side, table: Any = None) -> ColumnElement[bool]:
+        """Whether a row of a side is one of no move; such a row is looked after with the first move of its table."""
+        of = self.table_of(side) if table is None else table
+        return self.moves.unselected(self.pair, side, lambda name: of.c[name])
+
+    def nameless(self, side: Side) -> ColumnElement[bool]:
+        """Whether a row of a side has no usable key, or is one of no move."""
+        unusable = and_(not_(usable(self.key_of(side))), *self.selected(side))
+        return or_(unusable, self.unselected(side)) if self.pair.only[side] else unusable
+
+    def in_keys(self, side: Side) -> ColumnElement[bool]:
+        """Whether a row of a side is one of this move, with its key in `_keys`."""
+        return and_(in_keys(self.key_of(side)), *self.selected(side))
+
+    def in_range(self, side: Side) -> ColumnElement[bool]:
+        """Whether a row of a side is one of this move, with its key between `_first` and `_last`."""
+        return and_(in_range(self.key_of(side)), *self.selected(side))
+
     def agreement(
         self, row: Row, table: FromClause | None = None, parent: FromClause | None = None
     ) -> dict[str, ColumnElement[bool]]:
@@ -206,7 +248,7 @@ class PairRows:
         return (
             exists(literal_column("1"))
             .select_from(self._joined(self.pair.table, parent))
-            .where(self.pair.key == key, *self.agreement(row).values())
+            .where(self.pair.key == key, *self.selected(Side.NORMALIZED), *self.agreement(row).values())
         )
 
     def legacy_counterpart(self, own: FromClause, key: ColumnElement[Any]) -> Any:
@@ -218,7 +260,11 @@ class PairRows:
             source = source.join(parent, self.pair.parent.key == own.c[link(self.pair)])
         if (originals := self.pair.originals) is not None:
             source = source.outerjoin(originals, originals.c.key == own.c[self.pair.key.key])
-        return exists(literal_column("1")).select_from(source).where(self.legacy_key == key, *compared)
+        return (
+            exists(literal_column("1"))
+            .select_from(source)
+            .where(self.legacy_key == key, *self.selected(Side.LEGACY), *compared)
+        )
 
     def normalized_values(self) -> dict[str, Any]:
         """What the normalized table holds of a row as meant; without key and link."""
@@ -262,7 +308,7 @@ class PairRows:
             select(right.c[key])
             .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
             .join(right, self._identity(self.normalized_row(own, linked), right))
-            .where(own.c[self.pair.key.key] == self.pair.key)
+            .where(own.c[self.pair.key.key] == self.pair.key, *self.selected(Side.NORMALIZED, own))
             .correlate(self.pair.table)
             .scalar_subquery()
         )

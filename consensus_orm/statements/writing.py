@@ -17,10 +17,7 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.expressions import holds, same
 from consensus_orm.phase import Side
-from consensus_orm.statements.rendering import (
-    FALSE,
-    in_keys,
-)
+from consensus_orm.statements.rendering import FALSE
 from consensus_orm.statements.rows import PairRows
 
 __all__ = ["WriteStatements"]
@@ -52,7 +49,7 @@ class WriteStatements(PairRows):
         meant: list[ColumnElement[bool]] = [same(legacy.c[name], self.bound[name]) for name in self.pair.columns]
         meant += self.agreement(self.bound).values()
         meant += [same(of, self._kept_bind(of)) for of in self.pair.kept]
-        meant += [self.legacy_key == key]
+        meant += [self.legacy_key == key, *self.selected(Side.LEGACY), *self.selected(Side.NORMALIZED)]
         return self.render(select(func.count()).select_from(source).where(*meant))
 
     @cached_property
@@ -74,7 +71,7 @@ class WriteStatements(PairRows):
         back = self.normalized_row()
         agree = [holds(self.bound[name], back[name]) for name in self.pair.restored]
         source = self._joined(self.pair.table, None)
-        return self.render(select(*agree).select_from(source).where(self.pair.key == bindparam("_key")))
+        return self.render(select(*agree).select_from(source).where(*self._under_key(Side.NORMALIZED)))
 
     @cached_property
     def next_key(self) -> str:
@@ -85,7 +82,7 @@ class WriteStatements(PairRows):
     def insert_legacy(self, *, keyed: bool) -> str:
         """Insert a row as meant, with its key, or with one that the database gives."""
         values: dict[str, Any] = {name: self.bound[name] for name in self.pair.columns}
-        values |= {self.pair.legacy_key: bindparam("_key")} if keyed else {}
+        values |= self.legacy_constants | ({self.pair.legacy_key: bindparam("_key")} if keyed else {})
         return self.render(insert(self.pair.legacy_table).values(values).returning(self.legacy_key))
 
     @cache  # noqa: B019
@@ -100,7 +97,7 @@ class WriteStatements(PairRows):
     def update_legacy(self) -> str:
         """Let the legacy row under `_key` hold a row as meant."""
         values = {name: self.bound[name] for name in self.pair.columns}
-        return self.render(update(self.pair.legacy_table).values(values).where(self.legacy_key == bindparam("_key")))
+        return self.render(update(self.pair.legacy_table).values(values).where(*self._under_key(Side.LEGACY)))
 
     @cached_property
     def update_normalized(self) -> str:
@@ -108,7 +105,16 @@ class WriteStatements(PairRows):
         values = self.normalized_values()
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
-        return self.render(update(self.pair.table).values(values).where(self.pair.key == bindparam("_key")))
+        return self.render(update(self.pair.table).values(values).where(*self._under_key(Side.NORMALIZED)))
+
+    @cache  # noqa: B019
+    def renumber(self, side: Side) -> str:
+        """Let the row of a side under `_key` have the key `_new`."""
+        new = {self.key_of(side).name: bindparam("_new")}
+        return self.render(update(self.table_of(side)).values(new).where(*self._under_key(side)))
+
+    def _under_key(self, side: Side) -> list[ColumnElement[bool]]:
+        return [self.key_of(side) == bindparam("_key"), *self.selected(side)]
 
     @cached_property
     def find_parent(self) -> str:
@@ -139,4 +145,4 @@ class WriteStatements(PairRows):
     @cache  # noqa: B019
     def delete(self, side: Side) -> str:
         """Delete the rows in `_keys` from a side."""
-        return self.render(delete(self.table_of(side)).where(in_keys(self.key_of(side))))
+        return self.render(delete(self.table_of(side)).where(self.in_keys(side)))

@@ -98,6 +98,22 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "places has no unique index",
     ),
     "a link of another table": (lambda: move(parts=[parent(link=Place.size)]), "is no column of new"),
+    "an image of the key that is not unique": (
+        lambda: flagged("a", key={Flagged.id: Kind.former}, columns={Kind.name: Flagged.name}),
+        "kinds.former is the image of the key, and is not unique",
+    ),
+    "a constant that is filled, too": (
+        lambda: flagged("a", columns={Kind.name: Flagged.name, Kind.kind: Computed(Flagged.id)}),
+        "kinds.kind is both in `only` and filled",
+    ),
+    "a constant that is carried, too": (
+        lambda: flagged("a", columns={Kind.name: Flagged.name, Kind.former: Flagged.flag}),
+        "flag holds one constant in all rows",
+    ),
+    "a constant of an unknown column": (
+        lambda: flagged("a", only={"colour": 1, Flagged.flag: 1, Kind.kind: 1}),
+        "flagged has no column 'colour'",
+    ),
     "a column of a stranger": (lambda: move({Two.a: Computed(func.length(Old.name))}), "neither a column of new"),
 }
 
@@ -118,6 +134,37 @@ class Other(Base):
     name: Mapped[str] = mapped_column(Text)
 
 
+class Flagged(Base):
+    __tablename__ = "flagged"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    flag: Mapped[int] = mapped_column(Integer)
+
+
+class Kind(Base):
+    __tablename__ = "kinds"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    former: Mapped[int] = mapped_column(Integer)
+    name: Mapped[str] = mapped_column(Text)
+    kind: Mapped[int] = mapped_column(Integer)
+
+
+def flagged(name: str, legacy: Any = Flagged, *, value: int = 0, **more: Any) -> Move:
+    by_name = legacy if isinstance(legacy, type) else None
+    said: dict[str, Any] = {
+        "key": {"id": Kind.id},
+        "columns": {Kind.name: "name", Kind.former: Computed(column("id"))},
+        "only": {("flag" if by_name is None else Flagged.flag): 0, Kind.kind: value},
+        "name": name,
+    }
+    return Move(legacy, Kind, **(said | more))
+
+
+def test_a_move_of_some_rows_is_taken() -> None:
+    """Rows of one table are told apart by a constant of either side."""
+    assert len(Moves(flagged("a"), flagged("b", value=1, only={Flagged.flag: 1, Kind.kind: 1}))) == 2
+
+
 def another(normalized: Any = Other, *, name: str = "other", **more: Any) -> Move:
     table = "third=tests.declaration.test_validation:Old"
     of_parent = parent(link=normalized.place_id, **more)
@@ -128,8 +175,16 @@ def another(normalized: Any = Other, *, name: str = "other", **more: Any) -> Mov
 
 TOGETHER: dict[str, tuple[Any, str]] = {
     "one name": (lambda: (move(), another(name="rows")), "2 moves are called 'rows'"),
-    "one table": (lambda: (move(), another(New)), "2 moves have the normalized table new"),
-    "one legacy table": (lambda: (move(), move(name="again")), "have the normalized table"),
+    "one table": (lambda: (move(), another(New)), "moves .rows. and .other. have the normalized table new"),
+    "one legacy table": (lambda: (move(), move(name="again")), "have the legacy table old, and nothing tells"),
+    "one constant for both": (
+        lambda: (flagged("a"), flagged("b", value=0)),
+        "the legacy table flagged, and nothing",
+    ),
+    "keys of two tables in one column": (
+        lambda: (flagged("a"), flagged("b", "more=tests.declaration.test_validation:Flagged", value=1)),
+        "holds keys of flagged and of more, which may be equal",
+    ),
     "a parent seen in two ways": (
         lambda: (move(), another(derived={Place.size: Latest("rows", column("price"))})),
         "share the parent places and say different",

@@ -13,6 +13,7 @@ from consensus_orm import errors
 from consensus_orm.databases.base import Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.saved_rows import aside, dropped, unsafe
 from consensus_orm.declaration.move import Move
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["PostgresLegacyTables"]
@@ -49,7 +50,7 @@ class PostgresLegacyTables(LegacyTables):
 
     def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and still have rows."""
-        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping]
+        names = [dropped(pair.legacy_name) for pair in uow.statements.mapping.of_tables(Side.LEGACY)]
         there = uow.catalog.tables(uow)
         return [n for n in names if n in there and uow._rows(f"SELECT EXISTS (SELECT 1 FROM {quoted(n)})")[0][0]]
 
@@ -66,7 +67,7 @@ class PostgresLegacyTables(LegacyTables):
             MigrationError: A name is taken, or a table was dropped for good.
         """
         there = uow.catalog.tables(uow)
-        for pair in uow.statements.mapping:
+        for pair in uow.statements.mapping.of_tables(Side.LEGACY):
             name = pair.legacy_name
             if dropped(name) not in there or name in there:
                 raise errors.MigrationError(

@@ -30,7 +30,7 @@ from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.rules import Latest
-from consensus_orm.statements.rendering import constant, overwriting, quoted
+from consensus_orm.statements.rendering import Overwritten, constant, overwriting, quoted
 from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["PostgresRendering"]
@@ -68,7 +68,9 @@ class PostgresRendering(PairRendering):
         """Text in the order of its bytes, whatever the collation of the database."""
         return text.collate("C") if isinstance(sql_type(text.type), Text) else text
 
-    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+    def ignoring(
+        self, into: Table, names: list[str], rows: SelectBase, unless: Overwritten | None = None
+    ) -> ClauseElement:
         """Insert rows, and skip or overwrite those that exist."""
         statement = insert(into).from_select(names, rows)
         return statement.on_conflict_do_nothing() if unless is None else overwriting(statement, names, unless)
@@ -94,7 +96,7 @@ class PostgresRendering(PairRendering):
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
-        if declared.originals is not None:
+        if declared.originals is not None or declared.own_id is not None:
             return None
         values = pair.normalized_values()
         parent = None
@@ -104,6 +106,7 @@ class PostgresRendering(PairRendering):
         rows = select(*values.values())
         own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
         carried = {declared.legacy_key: own.c.id} | {name: pair.bound[name] for name in pair.bound}
+        carried |= pair.legacy_constants
         other = insert(legacy).from_select(list(carried), select(*carried.values()))
         written = other.returning(pair.legacy_key.label("id")).cte("other")
         # A trigger may skip a row without an error; then the division by 0 fails the whole statement.

@@ -9,16 +9,17 @@ on the control tables are recorded, too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from sqlalchemy import Table
+from sqlalchemy import Table, or_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Phase, Side
-from consensus_orm.statements.pairs import Statements
-from consensus_orm.statements.rendering import fitting, literal, quoted
+from consensus_orm.statements.pairs import PairStatements, Statements
+from consensus_orm.statements.rendering import Fired, fitting, literal, quoted
 
 __all__ = ["INSTALLED", "for_phase", "tables"]
 
@@ -39,8 +40,8 @@ EACH = "INSERT OR UPDATE OR DELETE"
 
 def tables(phase: Phase, mapping: Moves) -> list[Table]:
     """The mapped tables that exist in a phase."""
-    found = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
-    return found + [pair.legacy_table for pair in mapping] if phase.has_legacy else found
+    found = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.of_tables(Side.NORMALIZED)]
+    return found + [pair.legacy_table for pair in mapping.of_tables(Side.LEGACY)] if phase.has_legacy else found
 
 
 def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
@@ -55,13 +56,13 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
         yield from _refuse_sessions(table)
     for pair in mapping:
         if phase.compares:
-            yield _note(pair, Side.LEGACY, EACH, FOREIGN)
-            yield _note(pair, Side.NORMALIZED, EACH, FOREIGN)
+            yield _note(statements[pair], Side.LEGACY, EACH, FOREIGN)
+            yield _note(statements[pair], Side.NORMALIZED, EACH, FOREIGN)
         elif phase.writes_legacy:
-            yield _note(pair, Side.LEGACY, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
+            yield _note(statements[pair], Side.LEGACY, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
         elif phase.freezes_legacy:
             yield from _freeze(pair)
-            yield _note(pair, Side.NORMALIZED, EACH, NOT_CARRIED)
+            yield _note(statements[pair], Side.NORMALIZED, EACH, NOT_CARRIED)
     if phase.writes_normalized and phase.has_legacy:
         for parent in mapping.parents:
             yield _note_members(parent, mapping)
@@ -85,8 +86,9 @@ def _log(pair: Move, key: str, side: Side, op: str) -> str:
     return f"INSERT INTO consensus_orm_changes (pair, key, side, op) SELECT {values}"
 
 
-def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool = False) -> Trigger:
+def _note(sql: PairStatements, side: Side, event: str, when: str, *, carried_only: bool = False) -> Trigger:
     """Record the rows of one side that are written under a condition."""
+    pair = sql.pair
     key = quoted(pair.key_name(side))
     old, new = f"OLD.{key}", f"NEW.{key}"
     own = quoted(pair.table.name)
@@ -95,12 +97,40 @@ def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool =
     # A body that reads a table which another program has dropped would fail each write.
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
     moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
+    was, is_now = (_selected(sql, side, row) for row in ("OLD", "NEW"))
+    if was and is_now:
+        body = _noted(pair, side, f"{was}", f"{is_now}", carried)
+        return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, f"{gone}{body}")
     did = f"CASE WHEN {moved} THEN 'move' ELSE lower(TG_OP) END"
     body = (
         f"{gone}IF TG_OP = 'DELETE' OR ({moved}) THEN {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
         f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, did)}{carried}; END IF; RETURN NULL;"
     )
     return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
+
+
+def _noted(pair: Move, side: Side, was: str, is_now: str, carried: str) -> str:
+    """Record rows of a move that shares its table: an update may make a row one of another move."""
+    key = quoted(pair.key_name(side))
+    old, new = f"OLD.{key}", f"NEW.{key}"
+    stays = f"{old} IS NOT DISTINCT FROM {new} AND {was} AND {is_now}"
+    return (
+        f"IF TG_OP = 'INSERT' THEN IF {is_now} THEN {_log(pair, new, side, literal('insert'))}{carried}; END IF;"
+        f" ELSIF TG_OP = 'DELETE' THEN IF {was} THEN {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
+        f" ELSIF {stays} THEN {_log(pair, new, side, literal('update'))}{carried};"
+        f" ELSE IF {was} THEN {_log(pair, old, side, literal('delete'))}{carried}; END IF;"
+        f" IF {is_now} THEN {_log(pair, new, side, literal('move'))}{carried}; END IF; END IF; RETURN NULL;"
+    )
+
+
+def _selected(sql: PairStatements, side: Side, row: str) -> str | None:
+    """Whether OLD or NEW is a row of a move, or of none and looked after with it; None where all rows are."""
+    if not sql.pair.only[side]:
+        return None
+    table = sql.table_of(side)
+    fired: Any = Fired(row, table)
+    mine = or_(*sql.selected(side, fired), sql.unselected(side, fired))
+    return f"coalesce({sql.render(mine)}, false)"
 
 
 def _freeze(pair: Move) -> Iterator[Trigger]:

@@ -151,7 +151,8 @@ class SQLiteCatalog(Catalog):
     def level_sequences(self, uow: Transaction) -> None:
         """Have both sides assign ids above the highest that either has assigned (rule 3)."""
         for pair in uow.statements.mapping:
-            names = (pair.legacy_table.name, pair.table.name)
+            # A key that is no primary key is not given by the table, whose sequence counts something else.
+            names = (pair.legacy_table.name, pair.table.name if pair.own_id is None else pair.legacy_table.name)
             given = dict(
                 uow._rows(
                     "SELECT name, coalesce(CAST(seq AS INTEGER), 0) FROM sqlite_sequence WHERE name IN (?, ?)", names
@@ -163,14 +164,21 @@ class SQLiteCatalog(Catalog):
 
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id if the table of the other side is gone: above every id that this side has, or ever assigned."""
-        table = pair.legacy_name if side is Side.LEGACY else pair.table.name
-        highest = uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(table)}")[0][0]
-        given = (self.sequence(uow, name) for name in (pair.legacy_name, pair.table.name))
-        return max(value or 0 for value in (highest, *given)) + 1
+        found: list[int | None] = []
+        for each in uow.statements.mapping.sharing(pair, Side.LEGACY):
+            table = each.table_name(side)
+            found.append(uow._rows(f"SELECT max({quoted(each.key_name(side))}) FROM {quoted(table)}")[0][0])
+            given = (each.legacy_name, *([each.table.name] if each.own_id is None else []))
+            found += [self.sequence(uow, name) for name in given]
+        return max(value or 0 for value in found) + 1
 
     def free_key(self, uow: Transaction, pair: Move) -> Any:
         """An id above every id that either side has, or ever assigned."""
         return uow._execute(uow.statements[pair].next_key).fetchone()[0]
+
+    def key_to_give(self, uow: Transaction, pair: Move) -> Any:
+        """An id above every id of the normalized side, for a row whose table does not give it."""
+        return self.next_key_of(uow, pair, Side.NORMALIZED)
 
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Nothing: SQLite always assigns ids above those of a table."""

@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Integer, MetaData, String, Text, UniqueConstraint, cast, func
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    cast,
+    func,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Convert, Default, EnumMap, Move, Moves, Parent
@@ -26,18 +38,32 @@ class Case:
     Attributes:
         moves: Its declaration.
         metadata: The tables of both sides.
-        rows: Legacy rows, by column, as any program may have written them.
-        new: A row for the repository; `{n}` in a text, and `...` as a key, are replaced by a number that goes up.
+        rows: Rows of each legacy table, by column, as any program may have written them; a list where there is one.
+        new: A row for the repository of each move, of one where there is one; `{n}` in a text is replaced by a number
+            that goes up.
         foreign: Statements of another program, by side: what it writes on the one that it knows.
-        rejected: How many of the rows cannot be carried.
+        rejected: How many of the rows of each move cannot be carried.
     """
 
     moves: Moves
     metadata: MetaData
-    rows: Sequence[dict[str, Any]]
+    rows: Any
     new: dict[str, Any]
     foreign: dict[str, Sequence[str]] = field(default_factory=dict)
-    rejected: int = 0
+    rejected: Any = 0
+
+    def rows_of(self, table: str) -> Sequence[dict[str, Any]]:
+        """The rows of a legacy table."""
+        return self.rows.get(table, ()) if isinstance(self.rows, dict) else self.rows
+
+    def new_in(self, move: str, n: int) -> dict[str, Any]:
+        """The nth row for a repository."""
+        row = self.new[move] if len(self.moves) > 1 else self.new
+        return {name: value.format(n=n) if isinstance(value, str) else value for name, value in row.items()}
+
+    def rejected_of(self, move: str) -> int:
+        """How many of the rows of a move cannot be carried."""
+        return self.rejected.get(move, 0) if isinstance(self.rejected, dict) else self.rejected
 
 
 def renamed_columns() -> Case:
@@ -275,11 +301,193 @@ def text_key() -> Case:
     )
 
 
+def one_of_two() -> Case:
+    """Two tables become one, which has ids of its own and remembers theirs."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Supplier(Base):
+        __tablename__ = "suppliers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        vat: Mapped[str | None] = mapped_column(Text)
+
+    class Buyer(Base):
+        __tablename__ = "buyers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        mail: Mapped[str | None] = mapped_column(Text)
+
+    class Party(Base):
+        __tablename__ = "parties"
+        __table_args__ = (UniqueConstraint("kind", "former_id"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(String(10))
+        former_id: Mapped[int] = mapped_column(BIG)
+        name: Mapped[str] = mapped_column(Text)
+        vat: Mapped[str | None] = mapped_column(Text)
+        mail: Mapped[str | None] = mapped_column(Text)
+
+    suppliers = Move(
+        Supplier,
+        Party,
+        key={Supplier.id: Party.former_id},
+        columns={Party.name: Supplier.name, Party.vat: Supplier.vat},
+        only={Party.kind: "supplier"},
+    )
+    buyers = Move(
+        Buyer,
+        Party,
+        key={Buyer.id: Party.former_id},
+        columns={Party.name: Buyer.name, Party.mail: Buyer.mail},
+        only={Party.kind: "buyer"},
+    )
+    return Case(
+        Moves(suppliers, buyers),
+        Base.metadata,
+        {
+            "suppliers": [{"name": "Ada", "vat": "CH1"}, {"name": "Bob", "vat": None}, {"name": "Cyd", "vat": ""}],
+            "buyers": [{"name": "Ada", "mail": "a@b"}, {"name": "Eve", "mail": None}],
+        },
+        {"suppliers": {"name": "new {n}", "vat": "CH{n}"}, "buyers": {"name": "new {n}", "mail": None}},
+        {
+            "legacy": [
+                "INSERT INTO suppliers (name, vat) VALUES ('foreign', 'X')",
+                "INSERT INTO buyers (name, mail) VALUES ('foreign', 'Y')",
+                "UPDATE buyers SET mail = 'other' WHERE name = 'Ada'",
+                "DELETE FROM suppliers WHERE name = 'Bob'",
+            ],
+            "normalized": [
+                "INSERT INTO parties (kind, former_id, name, mail) VALUES ('buyer', 900, 'other', 'Z')",
+                "UPDATE parties SET vat = 'again' WHERE kind = 'supplier' AND name = 'Ada'",
+                "DELETE FROM parties WHERE kind = 'buyer' AND name = 'Eve'",
+            ],
+        },
+    )
+
+
+def two_of_one() -> Case:
+    """One table becomes two, by a column that says what a row is."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Person(Base):
+        __tablename__ = "people"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(Text)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Teacher(Base):
+        __tablename__ = "teachers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Pupil(Base):
+        __tablename__ = "pupils"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        called: Mapped[str] = mapped_column(Text)
+
+    teachers = Move(
+        Person, Teacher, name="teachers", key={Person.id: Teacher.id}, columns={Teacher.name: Person.name},
+        only={Person.kind: "teacher"},
+    )  # fmt: skip
+    pupils = Move(
+        Person, Pupil, name="pupils", key={Person.id: Pupil.id}, columns={Pupil.called: Person.name},
+        only={Person.kind: "pupil"},
+    )  # fmt: skip
+    return Case(
+        Moves(teachers, pupils),
+        Base.metadata,
+        {
+            "people": [
+                {"kind": "teacher", "name": "Ada"}, {"kind": "pupil", "name": "Bob"}, {"kind": "pupil", "name": ""},
+                {"kind": "teacher", "name": "Cyd"}, {"kind": "Pupil", "name": "of no move"},
+            ]
+        },
+        {"teachers": {"name": "new {n}"}, "pupils": {"name": "young {n}"}},
+        {
+            "legacy": [
+                "INSERT INTO people (kind, name) VALUES ('pupil', 'foreign')",
+                "UPDATE people SET kind = 'teacher' WHERE name = 'Bob'",
+                "UPDATE people SET name = 'Ada again' WHERE name = 'Ada'",
+                "DELETE FROM people WHERE name = 'Cyd'",
+                "INSERT INTO people (kind, name) VALUES ('janitor', 'of no move')",
+            ],
+            "normalized": [
+                "INSERT INTO teachers (id, name) VALUES (900, 'other')",
+                "UPDATE pupils SET called = 'named' WHERE called = ''",
+                "DELETE FROM pupils WHERE called = 'foreign'",
+            ],
+        },
+        rejected={"teachers": 2},
+    )  # fmt: skip
+
+
+def archive() -> Case:
+    """A flag of deleted rows becomes a table of them."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class NoteOld(Base):
+        __tablename__ = "notes_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        deleted: Mapped[bool] = mapped_column(Boolean, default=False)
+        text: Mapped[str | None] = mapped_column(Text)
+
+    class Note(Base):
+        __tablename__ = "notes"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        text: Mapped[str | None] = mapped_column(Text)
+
+    class DeletedNote(Base):
+        __tablename__ = "deleted_notes"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        text: Mapped[str | None] = mapped_column(Text)
+
+    live = Move(
+        NoteOld, Note, name="notes", key={NoteOld.id: Note.id}, columns={Note.text: NoteOld.text},
+        only={NoteOld.deleted: False},
+    )  # fmt: skip
+    gone = Move(
+        NoteOld, DeletedNote, name="deleted", key={NoteOld.id: DeletedNote.id},
+        columns={DeletedNote.text: NoteOld.text}, only={NoteOld.deleted: True},
+    )  # fmt: skip
+    return Case(
+        Moves(live, gone),
+        Base.metadata,
+        {
+            "notes_old": [
+                {"deleted": False, "text": "a"},
+                {"deleted": True, "text": None},
+                {"deleted": False, "text": ""},
+            ]
+        },
+        {"notes": {"text": "new {n}"}, "deleted": {"text": "old {n}"}},
+        {
+            "legacy": [
+                "UPDATE notes_old SET deleted = TRUE WHERE text = 'a'",
+                "INSERT INTO notes_old (deleted, text) VALUES (FALSE, 'foreign')",
+            ],
+            "normalized": [
+                "INSERT INTO deleted_notes SELECT * FROM notes WHERE text = 'foreign'",
+                "DELETE FROM notes WHERE text = 'foreign'",
+                "UPDATE deleted_notes SET text = 'gone' WHERE text IS NULL",
+            ],
+        },
+    )  # fmt: skip
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
     "values": states,
     "kept values": defaults,
     "text key": text_key,
+    "two tables into one": one_of_two,
+    "one table into two": two_of_one,
+    "flag to archive": archive,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""
