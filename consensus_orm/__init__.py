@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.tracker import ExecutionTracker
     from consensus_orm.declaration.move import Move, Parent
     from consensus_orm.declaration.moves import Moves
-    from consensus_orm.declaration.rules import Computed, Convert, Default, Earliest, EnumMap, Latest
+    from consensus_orm.declaration.rules import Computed, Convert, Default, Earliest, EnumMap, Explode, Latest, original
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
     from consensus_orm.store import Store
@@ -44,6 +44,7 @@ __all__ = [
     "EnumMap",
     "Execution",
     "ExecutionTracker",
+    "Explode",
     "Latest",
     "Move",
     "Moves",
@@ -56,6 +57,7 @@ __all__ = [
     "Store",
     "Synthesis",
     "__version__",
+    "original",
     "owns",
     "restore",
 ]
@@ -65,7 +67,7 @@ _HOME = {
     "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
     "declaration.move": ("Move", "Parent"),
     "declaration.moves": ("Moves",),
-    "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Latest"),
+    "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Explode", "Latest", "original"),
     "phase": ("Phase", "Side"),
     "consensus.programs": ("owns",),
     "consensus.records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),

@@ -65,6 +65,16 @@ class Copied:
         """The quoted columns, separated by commas."""
         return ", ".join(quoted(field.name) for field in self.fields)
 
+    def read_from(self, kind: str) -> str:
+        """The columns as a kind of database gives their values: the driver of a server would read JSON into objects.
+
+        Args:
+            kind: The kind of the database.
+        """
+        is_server = kind == "postgresql"
+        names = ((quoted(field.name), field.json and is_server) for field in self.fields)
+        return ", ".join(f"CAST({name} AS TEXT)" if is_object else name for name, is_object in names)
+
 
 def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], extras: bool) -> list[Copied]:
     """List the tables of a store.

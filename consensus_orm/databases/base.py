@@ -535,8 +535,8 @@ class Catalog(ABC):
         """Delete what the triggers recorded of a row that this unit of work wrote."""
 
     @abstractmethod
-    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
-        """Let this transaction insert a normalized row whose legacy row follows, past the triggers."""
+    def unnoticed(self, uow: Transaction, pair: Move, side: Side) -> contextlib.AbstractContextManager[None]:
+        """Let this transaction insert a row of one side past the triggers; it writes the other side, too."""
 
     @abstractmethod
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:

@@ -25,6 +25,7 @@ from sqlalchemy import (
     UniqueConstraint,
     and_,
     case,
+    cast,
     column,
     inspect,
     literal,
@@ -33,7 +34,9 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ColumnClause
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm import errors
@@ -44,6 +47,7 @@ from consensus_orm.declaration.rules import (
     Default,
     Earliest,
     EnumMap,
+    Explode,
     Expression,
     Latest,
     Named,
@@ -52,6 +56,7 @@ from consensus_orm.declaration.rules import (
     expression,
     is_text,
     on,
+    original_name,
 )
 from consensus_orm.declaration.stored_types import DIALECTS, stored_differently
 from consensus_orm.phase import Side
@@ -60,7 +65,7 @@ __all__ = ["Move", "Parent", "column_of", "single_key", "table_of", "unique_sets
 
 Attribute = InstrumentedAttribute[Any]
 
-Rule = Named | Convert | EnumMap | Default | Computed
+Rule = Named | Convert | EnumMap | Default | Explode | Computed
 """What a normalized column is filled with: a legacy column, in type and bytes, or a rule."""
 
 
@@ -258,11 +263,14 @@ class Move(Generic[R]):
     ) -> None:
         if isinstance(rule, EnumMap | Default):
             rule = rule.converting(targets[0], self._expression(rule.source))
+        if isinstance(rule, Explode):
+            self._require_as_many(targets, rule.paths, "Explode")
+            rule = rule.converting(targets, self._expression(rule.source))
         if isinstance(rule, Computed):
             computed[targets[0]] = expression(rule.up)
         elif isinstance(rule, Convert):
-            self._require_as_many(targets, rule.up, "up")
-            self._require_as_many(rule.sources, rule.down, "down")
+            self._require_as_many(targets, rule.up, "`up` of a Convert")
+            self._require_as_many(rule.sources, rule.down, "`down` of a Convert")
             computed.update(zip(targets, map(expression, rule.up), strict=True))
             names = tuple(self._name(source) for source in rule.sources)
             types = [self._expression(source).type for source in rule.sources]
@@ -278,7 +286,7 @@ class Move(Generic[R]):
     def _require_as_many(self, columns: Sequence[Any], values: Sequence[Any], way: str) -> None:
         if len(columns) != len(values):
             raise errors.ConfigurationError(
-                f"move {self.name!r}: `{way}` of a Convert gives {len(values)} values for {len(columns)} columns",
+                f"move {self.name!r}: {way} gives {len(values)} values for {len(columns)} columns",
                 hint="give one expression for each column, as a tuple where they are several",
                 table=self.table.name,
             )
@@ -461,6 +469,13 @@ class Move(Generic[R]):
         return {**self.carried, **self.restored}
 
     @cached_property
+    def is_recorded_blindly(self) -> bool:
+        """Whether no trigger compares: SQLite refuses JSON in the triggers of a file whose schema is not trusted."""
+        rules = (*self.computed.values(), *self.restored.values(), *self.above.values())
+        calls = (part for rule in rules for part in visitors.iterate(rule) if isinstance(part, FunctionElement))
+        return any(str(call.name).lower().startswith("json") for call in calls)
+
+    @cached_property
     def lossy_columns(self) -> tuple[str, ...]:
         """Legacy columns that a rule cannot always give back."""
         return tuple(dict.fromkeys(name for rule in self.lossy for name in rule.sources))
@@ -512,7 +527,10 @@ class Move(Generic[R]):
         carried = {name: (own if self.is_own(of) else parent).c[of.key] for name, of in self.carried.items()}
         if not self.restored:
             return Row(carried)
-        restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns}))
+        originals = (
+            {} if self.originals is None else {original_name(n): self.originals.c[n] for n in self.lossy_columns}
+        )
+        restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns} | originals))
         if self.originals is not None:
             original = Row({of.name: of for of in self.originals.columns})
             for rule in self.lossy:
@@ -536,7 +554,9 @@ class Move(Generic[R]):
             row: The legacy row.
         """
         filled = self.filled(row)
-        back = self.restored_from(Row({of.name: filled[of.key] for of in self.table.columns if of.key in filled}))
+        nothing = {original_name(name): cast(null(), self.type_of(name)) for name in self.lossy_columns}
+        values = {of.name: filled[of.key] for of in self.table.columns if of.key in filled}
+        back = self.restored_from(Row(values | nothing))
         return not_(and_(true(), *(holds(row[name], back[name]) for name in self.lossy_columns)))
 
 

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from sqlalchemy import Column, Table
+from sqlalchemy import JSON, Boolean, Column, Enum, Float, Integer, String, Table
 from sqlalchemy.sql.elements import ColumnClause
+from sqlalchemy.types import NullType
 
 from consensus_orm import errors
+from consensus_orm.declaration.expressions import json_at
 from consensus_orm.declaration.move import Move, Parent, unique_sets
-from consensus_orm.declaration.rules import Latest, columns_of, expression, spelled
+from consensus_orm.declaration.rules import Latest, columns_of, expression, original_name, spelled
 from consensus_orm.declaration.stored_types import DIALECTS
 from consensus_orm.phase import Side
 
@@ -46,6 +48,7 @@ def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
             _parent(move, move.parent)
         _filled(move)
         _key(move)
+        _json(move, dialects)
         if move.knows_legacy:
             move.require_legacy()
     _shared(moves)
@@ -103,8 +106,9 @@ def _rules(move: Move) -> None:
                     "say with legacy columns what a normalized column holds",
                 )
     for name, rule in (*move.restored.items(), *move.adopted.items()):
+        kept = {original_name(kept) for kept in move.lossy_columns}
         for of in columns_of(rule):
-            if _table(of) != move.table.name:
+            if _table(of) != move.table.name and of.name not in kept:
                 raise move.fault(
                     name,
                     f"the way back of {name} speaks of {of.name}, which is no column of {move.table.name}",
@@ -116,6 +120,28 @@ def _rules(move: Move) -> None:
                 target.name,
                 f"{target.table.name}.{target.name} is neither a column of {move.table.name} nor of its parent",
                 "fill columns of the normalized class in `columns`, and those of a parent in Parent",
+            )
+
+
+def _json(move: Move, dialects: Sequence[str]) -> None:
+    """Refuse paths and types of JSON that a database cannot read exactly."""
+    for target, rule in move.computed.items():
+        if not isinstance(rule, json_at):
+            continue
+        of = next(iter(rule.clauses))
+        if not isinstance(target.type, String | Integer | Float | Boolean | JSON) or isinstance(target.type, Enum):
+            raise move.fault(
+                target.name,
+                f"{target.table.name}.{target.name} is {target.type!r}, and no type of a value in JSON",
+                "let it be a text, an integer, a float, a boolean or JSON",
+            )
+        if any(not name or set(name) & {*'"\\', *map(chr, range(32))} for name in rule.path):
+            raise move.fault(target.name, f"{'.'.join(rule.path)!r} is no path of names", "write a.b without quotes")
+        if "postgresql" in dialects and not isinstance(of.type, JSON | NullType):
+            raise move.fault(
+                of.name,
+                f"{of.name} is {of.type!r}, in which postgresql cannot tell JSON from other texts",
+                'declare it as JSON, or the moves for one database: Moves(..., dialects=["sqlite"])',
             )
 
 

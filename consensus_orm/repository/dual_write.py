@@ -99,8 +99,8 @@ class DualWrite(RoutedReads):
         key = parameters["_key"]
         # The normalized side first, in every phase: the legacy row then finds its equal, and the trigger that
         # looks for writers who know one side only stays silent.
-        normalized = self._write(Side.NORMALIZED, key, lambda: self._insert_unnoticed(parameters))
-        legacy = self._write(Side.LEGACY, key, lambda: self._insert_legacy(parameters))
+        normalized = self._write(Side.NORMALIZED, key, partial(self._insert_unnoticed, Side.NORMALIZED, parameters))
+        legacy = self._write(Side.LEGACY, key, partial(self._insert_unnoticed, Side.LEGACY, parameters))
         if not (normalized and legacy):
             self.uow.catalog.forget_row(self.uow, self.pair, key)  # a write of ours, which the truth alone has taken
         elif self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
@@ -211,9 +211,12 @@ class DualWrite(RoutedReads):
             self.uow._doom(error)
             raise error
 
-    def _insert_unnoticed(self, parameters: Values) -> None:
-        with self.uow.catalog.unnoticed(self.uow, self.pair):
-            self._insert_normalized(parameters)
+    def _insert_unnoticed(self, side: Side, parameters: Values) -> None:
+        with self.uow.catalog.unnoticed(self.uow, self.pair, side):
+            if side is Side.NORMALIZED:
+                self._insert_normalized(parameters)
+            else:
+                self._insert_legacy(parameters)
 
     def _keep_original(self, key: Any, parameters: Values) -> None:
         for statement in self.sql.keep_original:

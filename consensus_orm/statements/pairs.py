@@ -21,6 +21,7 @@ from consensus_orm.declaration.fingerprint import fingerprint
 from consensus_orm.declaration.keys import require_declared
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.errors import ConfigurationError
 from consensus_orm.phase import Side
 from consensus_orm.statements.carrying import CarryStatements
 from consensus_orm.statements.comparison import ComparisonStatements
@@ -49,6 +50,11 @@ class Statements:
     """
 
     def __init__(self, mapping: Moves, rendering: PairRendering) -> None:
+        if rendering.name not in mapping.dialects:
+            raise ConfigurationError(
+                f"these moves are declared for {', '.join(mapping.dialects)}, and not for {rendering.name}",
+                hint="name that database, too: Moves(..., dialects=...)",
+            )
         require_declared(mapping, rendering.name)
         self.mapping = mapping
         self.rendering = rendering

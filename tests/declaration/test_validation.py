@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import Float, ForeignKey, Integer, Text, UniqueConstraint, column, func
+from sqlalchemy import JSON, Date, Float, ForeignKey, Integer, Text, UniqueConstraint, column, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Computed, Convert, Default, Earliest, EnumMap, Latest, Move, Moves, Parent
+from consensus_orm import Computed, Convert, Default, Earliest, EnumMap, Explode, Latest, Move, Moves, Parent, original
 from consensus_orm.errors import ConfigurationError
 
 
@@ -71,6 +71,32 @@ def test_a_whole_declaration_is_taken() -> None:
     assert Moves(only(without(New.price), without={Old.price: "nobody asks for it"}))["rows"].without
 
 
+class Doc(Base):
+    __tablename__ = "docs"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    body: Mapped[Any] = mapped_column(JSON)
+    note: Mapped[str | None] = mapped_column(Text)
+
+
+class Page(Base):
+    __tablename__ = "pages"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    a: Mapped[str | None] = mapped_column(Text)
+    day: Mapped[Any] = mapped_column(Date, nullable=True)
+
+
+def exploded(target: Any, *paths: str, of: Any = Doc.body) -> Move:
+    given_up = {Doc.note if of is Doc.body else Doc.body: "nobody reads it"}
+    return Move(Doc, Page, key={Doc.id: Page.id}, columns={target: Explode(of, *paths)}, without=given_up)
+
+
+def test_moves_are_declared_for_the_databases_that_they_are_for() -> None:
+    """What one kind of database cannot do is no fault of moves for the other one; an unknown kind is."""
+    assert Moves(exploded(Page.a, "a", of=Doc.note), dialects=["sqlite"]).dialects == ("sqlite",)
+    with pytest.raises(ConfigurationError, match="mysql"):
+        Moves(exploded(Page.a, "a"), dialects=["mysql"])
+
+
 FAULTS: dict[str, tuple[Any, str]] = {
     "a column that nobody carries": (lambda: only(without(New.price)), "nothing says where old.price goes"),
     "an unknown legacy column": (
@@ -98,6 +124,14 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "places has no unique index",
     ),
     "a link of another table": (lambda: move(parts=[parent(link=Place.size)]), "is no column of new"),
+    "JSON in a text, on a server": (lambda: exploded(Page.a, "a", of=Doc.note), "note is Text"),
+    "more paths than columns": (lambda: exploded(Page.a, "a", "b"), "Explode gives 2 values for 1 columns"),
+    "a path that is none": (lambda: exploded(Page.a, 'a."b"'), "is no path of names"),
+    "a type that is none of JSON": (lambda: exploded(Page.day, "a"), "no type of a value in JSON"),
+    "an original that is not kept": (
+        lambda: only({New.name: Convert(Old.name, up=Old.name, down=func.coalesce(original(Old.name), New.name))}),
+        "the way back of name speaks of original of name",
+    ),
     "an image of the key that is not unique": (
         lambda: flagged("a", key={Flagged.id: Kind.former}, columns={Kind.name: Flagged.name}),
         "kinds.former is the image of the key, and is not unique",

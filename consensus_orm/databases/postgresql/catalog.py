@@ -335,7 +335,7 @@ class PostgresCatalog(Catalog):
     def forget_row(self, uow: Transaction, pair: Move, key: object) -> None:
         """Nothing: the package's own writes were never recorded."""
 
-    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
+    def unnoticed(self, uow: Transaction, pair: Move, side: Side) -> contextlib.AbstractContextManager[None]:
         """Nothing: triggers know a repository by a setting of its transaction."""
         return contextlib.nullcontext()
 

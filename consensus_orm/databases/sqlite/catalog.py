@@ -221,9 +221,13 @@ class SQLiteCatalog(Catalog):
         """Delete what the triggers recorded of a row that this unit of work wrote."""
         uow._execute(_CHANGES_OF_ROW, {"pair": pair.name, "key": key})
 
-    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
-        """Set that flag while a normalized row is inserted whose legacy row follows; a row with a mark needs it not."""
-        return self.legacy_unfrozen(uow) if pair.marker is None else contextlib.nullcontext()
+    def unnoticed(self, uow: Transaction, pair: Move, side: Side) -> contextlib.AbstractContextManager[None]:
+        """Set that flag while a row is inserted that its triggers would take for another program's.
+
+        Of the normalized side it is one whose legacy row follows, unless it has a mark.
+        """
+        recorded = pair.is_recorded_blindly or (side is Side.NORMALIZED and pair.marker is None)
+        return self.legacy_unfrozen(uow) if recorded else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def legacy_unfrozen(self, uow: Transaction) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Boolean, Float, Integer, LargeBinary, String
+from sqlalchemy import JSON, Boolean, Float, Integer, LargeBinary, String
 from sqlalchemy.ext.compiler import compiles
 
 from consensus_orm.declaration.expressions import (
@@ -12,6 +12,8 @@ from consensus_orm.declaration.expressions import (
     arguments,
     exact_hex,
     holds,
+    json_at,
+    json_patched,
     milliseconds,
     same,
     time_from,
@@ -19,7 +21,7 @@ from consensus_orm.declaration.expressions import (
 )
 from consensus_orm.declaration.keys import LARGEST, InOrder, Usable
 from consensus_orm.declaration.rules import is_text
-from consensus_orm.statements.rendering import InKeys
+from consensus_orm.statements.rendering import InKeys, literal
 
 __all__ = ["is_well_formed"]
 
@@ -105,6 +107,56 @@ def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
 def _exact_hex(element: Any, compiler: Any, **kw: Any) -> str:
     (x,) = arguments(element, compiler, **kw)
     return f"hex(CASE typeof({x}) WHEN 'real' THEN printf('%!.20g', {x}) ELSE {x} END)"
+
+
+def _path(path: tuple[str, ...]) -> str:
+    return literal("$" + "".join(f'."{name}"' for name in path))
+
+
+def _at(document: str, path: tuple[str, ...], type_: Any) -> str:
+    place = _path(path)
+    kinds = "'text'"
+    value = f"json_extract({document}, {place})"
+    if isinstance(type_, JSON):
+        kinds, value = "'object', 'array', 'text', 'integer', 'real', 'true', 'false'", f"{document} -> {place}"
+    elif isinstance(type_, Boolean):
+        kinds = "'true', 'false'"
+    elif isinstance(type_, Integer):
+        kinds = "'integer'"
+    elif isinstance(type_, Float):
+        kinds, value = "'integer', 'real'", f"CAST({value} AS REAL)"
+    found = f"CASE WHEN json_type({document}, {place}) IN ({kinds}) THEN {value} END"
+    return f"(CASE WHEN json_valid({document}) THEN {found} END)"
+
+
+@compiles(json_at, "sqlite")
+def _json_at(element: Any, compiler: Any, **kw: Any) -> str:
+    document, _ = arguments(element, compiler, **kw)
+    return _at(document, element.path, element.type)
+
+
+NOWHERE = """'$."consensus_orm nowhere"'"""
+"""A path that is set and removed again where nothing is to be done; so each value is written only once in the SQL."""
+
+
+@compiles(json_patched, "sqlite")
+def _json_patched(element: Any, compiler: Any, **kw: Any) -> str:
+    old = compiler.process(element.document, **kw)
+    document = f"CASE WHEN json_valid({old}) THEN CASE json_type({old}) WHEN 'object' THEN {old} END END"
+    nothing, sets, removes = [f"{old} IS NULL"], "", ""
+    for path, type_, value in element.values:
+        new, place = compiler.process(value, **kw), _path(path)
+        changed = f"{new} COLLATE BINARY IS NOT {_at(old, path, type_)}"
+        told = new
+        if isinstance(type_, Boolean):
+            told = f"json(CASE WHEN {new} THEN 'true' ELSE 'false' END)"
+        elif isinstance(type_, JSON):
+            told = f"json({new})"
+        nothing.append(f"{new} IS NULL")
+        sets += f", CASE WHEN {changed} AND {new} IS NOT NULL THEN {place} ELSE {NOWHERE} END, {told}"
+        removes += f", CASE WHEN {changed} AND {new} IS NULL THEN {place} ELSE {NOWHERE} END"
+    patched = f"json_remove(json_set(coalesce({document}, '{{}}'){sets}){removes}, {NOWHERE})"
+    return f"(CASE WHEN {' AND '.join(nothing)} THEN NULL ELSE {patched} END)"
 
 
 @compiles(Usable, "sqlite")

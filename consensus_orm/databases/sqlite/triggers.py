@@ -80,6 +80,9 @@ class _Triggers:
 
     def notice_legacy(self) -> Iterator[Trigger]:
         """Record writes of legacy rows without an equal on the normalized side."""
+        if self.pair.is_recorded_blindly:
+            yield from self._notice_all(Side.LEGACY)
+            return
         yield self._notice(Side.LEGACY, "insert", self._unequal_legacy)
         yield self._notice(Side.LEGACY, "update", self._unequal_legacy | self._moved(Side.LEGACY))
         yield self._notice_delete(Side.LEGACY, self.pair.key)
@@ -89,12 +92,15 @@ class _Triggers:
         carried = exists(literal_column("1")).where(
             self.pair.key == literal_column(self._old(Side.LEGACY)), *self.statements.selected(Side.NORMALIZED)
         )
-        changed = self._unequal_legacy | self._moved(Side.LEGACY)
+        changed = NOT_CARRYING if self.pair.is_recorded_blindly else self._unequal_legacy | self._moved(Side.LEGACY)
         yield self._notice(Side.LEGACY, "update", carried & changed)
         yield self._notice_delete(Side.LEGACY, self.pair.key)
 
     def notice_normalized(self) -> Iterator[Trigger]:
         """Record writes of normalized rows by a program that does not write the legacy side."""
+        if self.pair.is_recorded_blindly:
+            yield from self._notice_all(Side.NORMALIZED)
+            return
         own, new, marker = self.pair.table, _new(self.pair.table), self.pair.marker
         unequal: ColumnElement[bool] = not_(self.statements.legacy_counterpart(new, new.c[self.pair.key.key]))
         unequal = self._of_move(Side.NORMALIZED, "NEW", unequal)
@@ -108,12 +114,17 @@ class _Triggers:
         yield self._notice(Side.NORMALIZED, "update", unequal | self._moved(Side.NORMALIZED), of=watched)
         yield self._notice_delete(Side.NORMALIZED, self.statements.legacy_key)
 
+    def _notice_all(self, side: Side) -> Iterator[Trigger]:
+        """Record every write of another program: whether the row has an equal is not for a trigger to say."""
+        yield self._notice(side, "insert", self._of_move(side, "NEW", NOT_CARRYING))
+        yield self._notice(side, "update", self._either(side, NOT_CARRYING))
+        other = self.pair.key if side is Side.LEGACY else self.statements.legacy_key
+        yield self._notice_delete(side, other)
+
     def record_normalized(self) -> Iterator[Trigger]:
         """Record every write of normalized rows."""
         yield self._notice(Side.NORMALIZED, "insert", self._selected(Side.NORMALIZED, "NEW"))
-        was, is_now = (self._selected(Side.NORMALIZED, row) for row in ("OLD", "NEW"))
-        either = None if was is None or is_now is None else or_(was, is_now)
-        yield self._notice(Side.NORMALIZED, "update", either)
+        yield self._notice(Side.NORMALIZED, "update", self._either(Side.NORMALIZED, None))
         yield self._notice_delete(Side.NORMALIZED, None)
 
     def freeze_legacy(self) -> Iterator[Trigger]:
@@ -174,6 +185,13 @@ class _Triggers:
         fired: Any = Fired(row, self.statements.table_of(side))
         mine = and_(*self.statements.selected(side, fired))
         return func.coalesce(or_(mine, self.statements.unselected(side, fired)), false())
+
+    def _either(self, side: Side, condition: ColumnElement[bool] | None) -> ColumnElement[bool] | None:
+        """A condition for a row that is one of the move before or after an update."""
+        was, is_now = (self._selected(side, row) for row in ("OLD", "NEW"))
+        if was is None or is_now is None:
+            return condition
+        return or_(was, is_now) if condition is None else and_(or_(was, is_now), condition)
 
     def _of_move(self, side: Side, row: str, condition: ColumnElement[bool]) -> ColumnElement[bool]:
         selected = self._selected(side, row)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     Float,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Convert, Default, EnumMap, Move, Moves, Parent
+from consensus_orm import Convert, Default, EnumMap, Explode, Move, Moves, Parent
 
 __all__ = ["CASES", "Case"]
 
@@ -480,6 +481,59 @@ def archive() -> Case:
     )  # fmt: skip
 
 
+def json_to_columns() -> Case:
+    """What an object of JSON holds becomes columns; what has no column, and how it was written, stays."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class UserOld(Base):
+        __tablename__ = "users_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        profile: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        city: Mapped[str | None] = mapped_column(Text)
+        age: Mapped[int | None] = mapped_column(BIG)
+        news: Mapped[bool | None] = mapped_column(Boolean)
+        street: Mapped[str | None] = mapped_column(Text)
+
+    move = Move(
+        UserOld,
+        User,
+        name="users",
+        key={UserOld.id: User.id},
+        columns={
+            (User.city, User.age, User.news, User.street): Explode(
+                UserOld.profile, "city", "age", "news", "address.street"
+            )
+        },
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"profile": {"city": "Bern", "age": 36, "news": True, "more": [1, 2.50]}}, {"profile": None},
+            {"profile": {}}, {"profile": [1]}, {"profile": {"city": 5, "age": "old", "news": None}},
+            {"profile": {"address": {"street": "Way 1", "no": 3}, "city": "é'\\\"\n"}},
+        ],
+        {"profile": {"city": "Thun", "age": 1, "address": {"street": "Way"}}},
+        {
+            "legacy": [
+                """INSERT INTO users_old (profile) VALUES ('{"city" : "Chur",   "x": 1}')""",
+                """UPDATE users_old SET profile = '{"city":"Genf"}' WHERE CAST(profile AS TEXT) = '{}'""",
+            ],
+            "normalized": [
+                "UPDATE users SET city = 'Basel', street = 'Way 2' WHERE city = 'Chur'",
+                "UPDATE users SET age = NULL, news = FALSE WHERE age = 36",
+                "INSERT INTO users (city, age) VALUES ('other', 7)",
+            ],
+        },
+    )  # fmt: skip
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
@@ -489,5 +543,6 @@ CASES = {
     "two tables into one": one_of_two,
     "one table into two": two_of_one,
     "flag to archive": archive,
+    "JSON to columns": json_to_columns,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""

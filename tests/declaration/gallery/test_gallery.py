@@ -5,11 +5,12 @@ Units of work and another program write on the way; what the tables hold is judg
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, insert
+from sqlalchemy import JSON, create_engine, insert
 
 from consensus_orm import Move, Phase, Side, Store
 from consensus_orm.databases.opening import parse_url
@@ -101,7 +102,14 @@ def from_legacy(database: Database, move: Move, left_out: set[Any]) -> list[Any]
     wanted = [f'"{name}" = {constant(value.value)}' for name, value in move.only[Side.LEGACY].items()]
     where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
     rows = database.rows_of(f'SELECT {names} FROM "{move.legacy_name}"{where}')
+    objects = [isinstance(move.legacy_table.c[name].type, JSON) for name in move.legacy_columns]
+    rows = [tuple(map(decoded, row, objects)) for row in rows]
     return sorted((row + kept for row in rows if row[0] not in left_out), key=repr)
+
+
+def decoded(value: Any, is_object: bool) -> Any:
+    """JSON as the driver of a server gives it."""
+    return json.loads(value) if is_object and isinstance(value, str) else value
 
 
 def constant(value: Any) -> str:
