@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.tracker import ExecutionTracker
     from consensus_orm.declaration.move import Move, Parent
     from consensus_orm.declaration.moves import Moves
+    from consensus_orm.declaration.parts import Part
     from consensus_orm.declaration.rules import Computed, Convert, Default, Earliest, EnumMap, Explode, Latest, original
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
@@ -50,6 +51,7 @@ __all__ = [
     "Moves",
     "OnMismatch",
     "Parent",
+    "Part",
     "Phase",
     "Run",
     "Settings",
@@ -67,6 +69,7 @@ _HOME = {
     "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
     "declaration.move": ("Move", "Parent"),
     "declaration.moves": ("Moves",),
+    "declaration.parts": ("Part",),
     "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Explode", "Latest", "original"),
     "phase": ("Phase", "Side"),
     "consensus.programs": ("owns",),

@@ -29,7 +29,7 @@ from consensus_orm.migration import Migration
 NAMES = (
     "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork Computed ConsensusStore"
     " ConsensusUnitOfWork Convert Default Earliest EnumMap Execution ExecutionTracker Explode Latest Move Moves"
-    " OnMismatch Parent Phase Run Settings Side Store Synthesis __version__ original owns restore"
+    " OnMismatch Parent Part Phase Run Settings Side Store Synthesis __version__ original owns restore"
 )
 
 STORE = {

@@ -11,7 +11,7 @@ from sqlalchemy import Table, bindparam, insert, select
 from consensus_orm import errors
 from consensus_orm.databases import state
 from consensus_orm.databases.base import PREFIX, Catalog, Standing, Transaction, Trigger
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.models.control import REPLACEABLE, GuardRecord
 from consensus_orm.phase import Phase, Side
@@ -117,8 +117,9 @@ def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
 
 
 def normalized_tables(mapping: Moves) -> list[Table]:
-    """The normalized tables, parents first."""
-    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping.of_tables(Side.NORMALIZED))]
+    """The normalized tables: parents first, parts last."""
+    moved = [*(pair.table for pair in mapping.of_tables(Side.NORMALIZED)), *(part.table for part in mapping.parts)]
+    return [*(parent.table for parent in mapping.parents), *moved]
 
 
 def ours(uow: Transaction) -> list[Standing]:

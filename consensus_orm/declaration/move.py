@@ -18,19 +18,20 @@ import typing_extensions
 from sqlalchemy import (
     Column,
     ColumnElement,
-    Index,
     MetaData,
     Null,
     Table,
-    UniqueConstraint,
     and_,
     case,
     cast,
     column,
+    false,
+    func,
     inspect,
     literal,
     not_,
     null,
+    or_,
     true,
 )
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
@@ -40,7 +41,9 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm import errors
+from consensus_orm.declaration.attributes import column_of, single_key, table_of, unique_sets
 from consensus_orm.declaration.expressions import holds, same
+from consensus_orm.declaration.parts import Part
 from consensus_orm.declaration.rules import (
     Computed,
     Convert,
@@ -61,7 +64,7 @@ from consensus_orm.declaration.rules import (
 from consensus_orm.declaration.stored_types import DIALECTS, stored_differently
 from consensus_orm.phase import Side
 
-__all__ = ["Move", "Parent", "column_of", "single_key", "table_of", "unique_sets"]
+__all__ = ["Move", "Parent", "Part"]
 
 Attribute = InstrumentedAttribute[Any]
 
@@ -156,7 +159,7 @@ class Move(Generic[R]):
         columns: Normalized columns, or several of them together, and what they hold: a legacy column, carried in type
             and bytes, or a rule. Columns that are not named are those of the normalized side alone: rows are written
             with their default, and the way back leaves them standing.
-        parts: What the rows have in common (`Parent`).
+        parts: What the rows have in common (`Parent`), and further tables that hold some of their columns (`Part`).
         only: Columns of either side, by attribute, that hold one constant in all rows of this move: rows are selected
             by it, and it is written on its own side. So two moves fill one table, or one table is divided among two.
         without: Legacy columns that are given up, and why; they are not compared, and the way back leaves them NULL.
@@ -180,7 +183,7 @@ class Move(Generic[R]):
         *,
         key: Dict[Any, Attribute],
         columns: Dict[Any, Rule],
-        parts: tuple[Parent, ...] | list[Parent] = (),
+        parts: Sequence[Parent | Part] = (),
         only: Dict[Any, Any] | None = None,
         without: Dict[Any, str] | None = None,
         record: type[R] | None = None,
@@ -195,7 +198,10 @@ class Move(Generic[R]):
         self.normalized = normalized
         self.record = record
         self.name = name or self.legacy_name
-        self.parent = parts[0] if parts else None
+        parents = [part for part in parts if isinstance(part, Parent)]
+        self.parent = parents[0] if parents else None
+        self.parts = tuple(part for part in parts if isinstance(part, Part))
+        self._require_known(parts)
         self.newest = None if newest is None else column_of(newest)
         self.marker = None if marker is None else column_of(marker)
         self.legacy_key, self.key = self._declared_key(key)
@@ -214,6 +220,8 @@ class Move(Generic[R]):
         """The rules whose originals are kept."""
         self.above: dict[Column[Any], ColumnElement[Any]] = {}
         """Columns of the parent whose value follows from legacy columns, by a rule."""
+        self.beside: dict[Column[Any], ColumnElement[Any]] = {}
+        """Columns of parts whose value follows from legacy columns, by a rule."""
         self._declare(columns)
         self.adopted = {self._carried_in(a): expression(made) for a, made in (adopted or {}).items()}
 
@@ -221,6 +229,18 @@ class Move(Generic[R]):
         return f"<Move {self.name}: {self.legacy_name} to {self.table.name}>"
 
     # What is declared -----------------------------------------------------------------------------------
+
+    def _require_known(self, parts: Sequence[Any]) -> None:
+        parents = [part for part in parts if isinstance(part, Parent)]
+        if len(parents) > 1:
+            raise self.fault(
+                parents[1].link.key,
+                f"its rows have the parents {parents[0].table.name} and {parents[1].table.name}; they can have one",
+                "declare one Parent",
+            )
+        for part in parts:
+            if not isinstance(part, Parent | Part):
+                raise self.fault(self.key.name, f"{part!r:.60} is no part", "give Parent and Part in `parts`")
 
     def _declared_key(self, key: Dict[Any, Attribute]) -> tuple[str, Column[Any]]:
         if len(key) != 1:
@@ -252,8 +272,10 @@ class Move(Generic[R]):
 
     def _declare(self, columns: Dict[Any, Rule]) -> None:
         for targets, rule in columns.items():
-            several = targets if isinstance(targets, tuple) else (targets,)
-            self._fill(tuple(column_of(target) for target in several), rule, self.computed)
+            self._fill(_several(targets), rule, self.computed)
+        for part in self.parts:
+            for targets, rule in part.columns.items():
+                self._fill(_several(targets), rule, self.beside)
         if self.parent is not None:
             for target, rule in (self.parent.by | self.parent.columns).items():
                 self._fill((column_of(target),), rule, self.above)
@@ -362,7 +384,8 @@ class Move(Generic[R]):
     def _require_all_moved(self, table: Table) -> None:
         known = {of.name for of in table.columns}
         moved = {*self.legacy_columns, *self.without, *self.only[Side.LEGACY]}
-        rules = (*self.computed.values(), *self.above.values())
+        rules = [*self.computed.values(), *self.above.values(), *self.beside.values()]
+        rules += [expression(part.when) for part in self.parts if part.when is not None]
         spoken = moved | {of.name for rule in rules for of in columns_of(rule)}
         if unknown := sorted(spoken - known):
             raise self.fault(
@@ -437,6 +460,20 @@ class Move(Generic[R]):
         """The column that refers to the parent."""
         return None if self.parent is None else column_of(self.parent.link)
 
+    def standing(self, of: Column[Any], own: Any, parent: Any) -> ColumnElement[Any]:
+        """A normalized column where its row stands: in the table, in that of a part, or in the parent.
+
+        Args:
+            of: The column.
+            own: The normalized table, or what stands for it; parts are joined with it as they are.
+            parent: The table of the parent, or what stands for it.
+        """
+        if self.is_own(of):
+            found: ColumnElement[Any] = own.c[of.key]
+            return found
+        in_part = any(of.table is part.table for part in self.parts)
+        return of if in_part or parent is None else parent.c[of.key]
+
     @cached_property
     def kept(self) -> tuple[Column[Any], ...]:
         """Columns that only the normalized side has; the way back leaves them standing."""
@@ -470,10 +507,22 @@ class Move(Generic[R]):
 
     @cached_property
     def is_recorded_blindly(self) -> bool:
-        """Whether no trigger compares: SQLite refuses JSON in the triggers of a file whose schema is not trusted."""
+        """Whether no trigger of a file compares rows with the other side.
+
+        A row with parts is not whole before its last statement; and SQLite refuses JSON in the triggers of a file whose
+        schema is not trusted.
+        """
+        if self.parts:
+            return True
         rules = (*self.computed.values(), *self.restored.values(), *self.above.values())
         calls = (part for rule in rules for part in visitors.iterate(rule) if isinstance(part, FunctionElement))
         return any(str(call.name).lower().startswith("json") for call in calls)
+
+    @cached_property
+    def given_back_names(self) -> tuple[str, ...]:
+        """Legacy columns that a normalized row may not give back: by a rule, or from a part that it has not."""
+        tables = [part.table for part in self.parts]
+        return (*self.restored, *(name for name, of in self.carried.items() if of.table in tables))
 
     @cached_property
     def lossy_columns(self) -> tuple[str, ...]:
@@ -514,8 +563,30 @@ class Move(Generic[R]):
         Args:
             row: The legacy row.
         """
-        carried = {of.key: row[name] for name, of in self.carried.items() if not self.is_own(of)}
+        parent = None if self.parent is None else self.parent.table
+        carried = {of.key: row[name] for name, of in self.carried.items() if of.table is parent}
         return carried | {of.key: on(rule, row) for of, rule in self.above.items()}
+
+    def filled_in(self, part: Part, row: Row) -> dict[str, ColumnElement[Any]]:
+        """What the table of a part holds for a legacy row; without its key.
+
+        Args:
+            part: The part.
+            row: The legacy row.
+        """
+        carried = {of.key: row[name] for name, of in self.carried.items() if of.table is part.table}
+        return carried | {of.key: on(rule, row) for of, rule in self.beside.items() if of.table is part.table}
+
+    def has_part(self, part: Part, row: Row) -> ColumnElement[bool]:
+        """Whether a legacy row has a part; never NULL.
+
+        Args:
+            part: The part.
+            row: The legacy row.
+        """
+        if part.when is not None:
+            return func.coalesce(on(expression(part.when), row), false())
+        return or_(false(), *(value.is_not(None) for value in self.filled_in(part, row).values()))
 
     def given_back(self, own: Any, parent: Any) -> Row:
         """The legacy row that a normalized row and its parent stand for; without its key.
@@ -524,17 +595,19 @@ class Move(Generic[R]):
             own: The normalized table, or what stands for it; the originals are joined with it where there are some.
             parent: The table of the parent, or what stands for it; None where the move has none.
         """
-        carried = {name: (own if self.is_own(of) else parent).c[of.key] for name, of in self.carried.items()}
+        carried = {name: self.standing(of, own, parent) for name, of in self.carried.items()}
         if not self.restored:
             return Row(carried)
         originals = (
             {} if self.originals is None else {original_name(n): self.originals.c[n] for n in self.lossy_columns}
         )
-        restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns} | originals))
+        beside = {_qualified(of): of for part in self.parts for of in part.table.columns}
+        restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns} | originals | beside))
         if self.originals is not None:
             original = Row({of.name: of for of in self.originals.columns})
             for rule in self.lossy:
-                follows = [holds(own.c[of.key], on(up, original)) for of, up in zip(rule.targets, rule.up, strict=True)]
+                filled = zip(rule.targets, rule.up, strict=True)
+                follows = [holds(self.standing(of, own, parent), on(up, original)) for of, up in filled]
                 counts = and_(original["key"].is_not(None), *follows)
                 restored |= {name: case((counts, original[name]), else_=restored[name]) for name in rule.sources}
         return Row(carried | restored)
@@ -556,6 +629,8 @@ class Move(Generic[R]):
         filled = self.filled(row)
         nothing = {original_name(name): cast(null(), self.type_of(name)) for name in self.lossy_columns}
         values = {of.name: filled[of.key] for of in self.table.columns if of.key in filled}
+        for part in self.parts:
+            values |= {_qualified(part.table.c[name]): value for name, value in self.filled_in(part, row).items()}
         back = self.restored_from(Row(values | nothing))
         return not_(and_(true(), *(holds(row[name], back[name]) for name in self.lossy_columns)))
 
@@ -569,59 +644,15 @@ def _is(of: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool
     return of.is_(None) if isinstance(value, Null) else and_(of == value, same(of, value))
 
 
+def _several(targets: Any) -> tuple[Column[Any], ...]:
+    return tuple(column_of(target) for target in (targets if isinstance(targets, tuple) else (targets,)))
+
+
+def _qualified(of: Column[Any]) -> str:
+    return f"{of.table.name}.{of.name}"
+
+
 def originals_name(move: str) -> str:
     """The name of the table that keeps the originals of a move; a long one ends in a hash."""
     name = f"consensus_orm_originals_{move}"
     return name if len(name.encode()) <= 63 else f"{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def table_of(model: type[DeclarativeBase]) -> Table:
-    """The table of a mapped class."""
-    table = model.__table__
-    assert isinstance(table, Table)
-    return table
-
-
-def column_of(attribute: Any) -> Column[Any]:
-    """The column behind a mapped attribute.
-
-    Raises:
-        ConfigurationError: It is something else.
-    """
-    found: list[Any] = getattr(getattr(attribute, "property", None), "columns", [])
-    if len(found) != 1 or not isinstance(found[0], Column):
-        raise errors.ConfigurationError(
-            f"{attribute!r:.80} is no mapped column",
-            hint="name an attribute of a mapped class that stands for one column",
-        )
-    column: Column[Any] = found[0]
-    return column
-
-
-def single_key(table: Table) -> Column[Any]:
-    """The one primary key column of a table.
-
-    Raises:
-        ConfigurationError: It has none, or one of several columns.
-    """
-    columns = list(table.primary_key.columns)
-    if len(columns) != 1:
-        names = ", ".join(column.name for column in columns) or "no column"
-        raise errors.ConfigurationError(
-            f"the primary key of {table.name} is declared as {names}; rows are told apart by one column",
-            hint="declare one column as primary key: a number or a text that is unique in the table",
-            table=table.name,
-        )
-    return columns[0]
-
-
-def unique_sets(table: Table) -> list[list[Column[Any]]]:
-    """The sets of columns that no two rows of a table have in common."""
-    constraints = [list(each.columns) for each in table.constraints if isinstance(each, UniqueConstraint)]
-    indexes = [list(each.columns) for each in table.indexes if isinstance(each, Index) and _is_whole(each)]
-    return [*constraints, *indexes, list(table.primary_key.columns)]
-
-
-def _is_whole(index: Index) -> bool:
-    """Whether an index makes its columns unique in all rows."""
-    return bool(index.unique) and all(index.dialect_options[name].get("where") is None for name in DIALECTS)

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Table, false, func, not_, or_
 
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.parts import Part
 from consensus_orm.declaration.stored_types import DIALECTS
 from consensus_orm.declaration.validation import validate
 from consensus_orm.phase import Side
@@ -68,6 +69,11 @@ class Moves:
         return tuple(found.values())
 
     @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of all moves."""
+        return tuple(part for move in self for part in move.parts)
+
+    @cached_property
     def originals(self) -> tuple[Table, ...]:
         """The tables of ours that keep the originals of what a rule cannot give back."""
         return tuple(move.originals for move in self if move.originals is not None)
@@ -103,8 +109,8 @@ class Moves:
     def tables(self, side: Side) -> frozenset[str]:
         """The names of the tables of a side, parents included, in small letters."""
         names = [move.table_name(side) for move in self]
-        parents = [parent.table.name for parent in self.parents] if side is Side.NORMALIZED else []
-        return frozenset(map(str.lower, [*names, *parents]))
+        beside = [each.table.name for each in (*self.parents, *self.parts)] if side is Side.NORMALIZED else []
+        return frozenset(map(str.lower, [*names, *beside]))
 
     def said_by(self, parent: Parent) -> list[str]:
         """Columns of a parent that say something of its rows, in order; what is derived follows from them instead."""

@@ -99,6 +99,9 @@ def on(rule: ColumnElement[Any], row: Row) -> ColumnElement[Any]:
     def replaced(element: Any, **_: Any) -> Any:
         if not isinstance(element, ColumnClause) or element.is_literal:
             return None
+        place = f"{getattr(element.table, 'name', '')}.{element.name}"  # of a part, which may have columns of one name
+        if place in row:
+            return row[place]
         if element.name not in row:
             raise AttributeError(f"the declaration speaks of a column {element.name!r}, unknown here")
         return row[element.name]

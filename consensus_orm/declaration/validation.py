@@ -16,8 +16,9 @@ from sqlalchemy.sql.elements import ColumnClause
 from sqlalchemy.types import NullType
 
 from consensus_orm import errors
+from consensus_orm.declaration.attributes import column_of, unique_sets
 from consensus_orm.declaration.expressions import json_at
-from consensus_orm.declaration.move import Move, Parent, unique_sets
+from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.rules import Latest, columns_of, expression, original_name, spelled
 from consensus_orm.declaration.stored_types import DIALECTS
 from consensus_orm.phase import Side
@@ -43,6 +44,7 @@ def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
     _names(moves)
     for move in moves:
         _constants(move)
+        _parts(move)
         _rules(move)
         if move.parent is not None:
             _parent(move, move.parent)
@@ -68,7 +70,8 @@ def _names(moves: Sequence[Move]) -> None:
 def _constants(move: Move) -> None:
     """Refuse a column of `only` that no row can have, or that is said to hold something else too."""
     own, legacy = move.only[Side.NORMALIZED], move.only[Side.LEGACY]
-    spoken = {of.name for rule in (*move.computed.values(), *move.above.values()) for of in columns_of(rule)}
+    rules = (*move.computed.values(), *move.above.values(), *move.beside.values())
+    spoken = {of.name for rule in rules for of in columns_of(rule)}
     filled = {of.name for of in (move.key, *move.carried.values(), *move.computed) if of.table is move.table}
     for name in own:
         if name in filled:
@@ -96,8 +99,10 @@ def _key(move: Move) -> None:
 def _rules(move: Move) -> None:
     """Refuse rules that speak of the wrong side."""
     parent = None if move.parent is None else move.parent.table
-    ours = {move.table.name, *([] if parent is None else [parent.name])}
-    for target, rule in (*move.computed.items(), *move.above.items()):
+    parts = [part.table for part in move.parts]
+    ours = {table.name for table in (move.table, parent, *parts) if table is not None}
+    conditions = [(part.by, expression(part.when)) for part in move.parts if part.when is not None]
+    for target, rule in (*move.computed.items(), *move.above.items(), *move.beside.items(), *conditions):
         for of in columns_of(rule):
             if (table := _table(of)) in ours and table != move.legacy_name:
                 raise move.fault(
@@ -108,24 +113,50 @@ def _rules(move: Move) -> None:
     for name, rule in (*move.restored.items(), *move.adopted.items()):
         kept = {original_name(kept) for kept in move.lossy_columns}
         for of in columns_of(rule):
-            if _table(of) != move.table.name and of.name not in kept:
+            if _table(of) not in {move.table.name, *(table.name for table in parts)} and of.name not in kept:
                 raise move.fault(
                     name,
                     f"the way back of {name} speaks of {of.name}, which is no column of {move.table.name}",
                     "say with normalized attributes what a legacy column holds",
                 )
-    for target in (*move.computed, *(of for of in move.carried.values()), *move.above):
-        if target.table not in (move.table, parent):
+    for target in (*move.computed, *move.carried.values(), *move.above, *move.beside):
+        if target.table not in (move.table, parent, *parts):
             raise move.fault(
                 target.name,
-                f"{target.table.name}.{target.name} is neither a column of {move.table.name} nor of its parent",
-                "fill columns of the normalized class in `columns`, and those of a parent in Parent",
+                f"{target.table.name}.{target.name} is no column of {move.table.name}, its parent or its parts",
+                "fill columns of the normalized class in `columns`, and those of a parent or a part there",
             )
+
+
+def _parts(move: Move) -> None:
+    """Refuse parts that are not found by the key of their row, or that fill columns of another table."""
+    for part in move.parts:
+        name, key = part.by.name, f"{move.table.name}.{move.key.name}"
+        if part.by.table is not part.table:
+            raise move.fault(name, f"{part.by} is no column of {part.table.name}", "name one of its own in `by`")
+        if not any(each.column is move.key for each in part.by.foreign_keys):
+            raise move.fault(
+                name,
+                f"{part.table.name}.{name} does not refer to {key}, the key of its row",
+                f"declare a foreign key: ForeignKey({key!r})",
+            )
+        if not _is_unique(part.table, {name}):
+            raise move.fault(
+                name,
+                f"{part.table.name}.{name} is not unique, so a row may have several of this part",
+                "make it the primary key, or declare it unique",
+            )
+        for targets in part.columns:
+            for target in targets if isinstance(targets, tuple) else (targets,):
+                if (of := column_of(target)).table is not part.table or of is part.by:
+                    raise move.fault(
+                        of.name, f"{of} is filled with {part.table.name}", "fill columns of the part there"
+                    )
 
 
 def _json(move: Move, dialects: Sequence[str]) -> None:
     """Refuse paths and types of JSON that a database cannot read exactly."""
-    for target, rule in move.computed.items():
+    for target, rule in (*move.computed.items(), *move.beside.items()):
         if not isinstance(rule, json_at):
             continue
         of = next(iter(rule.clauses))
@@ -150,7 +181,9 @@ def _filled(move: Move) -> None:
     parent = move.parent
     filled = {move.key, move.link, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
     filled |= {move.table.c[name] for name in move.only[Side.NORMALIZED]}
-    tables = [move.table] if parent is None else [move.table, parent.table]
+    filled |= {*move.beside, *(part.by for part in move.parts)}
+    filled |= {part.table.autoincrement_column for part in move.parts}
+    tables = [move.table, *(part.table for part in move.parts), *([] if parent is None else [parent.table])]
     derived = set() if parent is None else {parent.key, *parent.derived_columns}
     for of in (of for table in tables for of in table.columns):
         if (
@@ -195,6 +228,15 @@ def _shared(moves: Sequence[Move]) -> None:
         for side in Side:
             if one.table_name(side) == other.table_name(side):
                 _told_apart(one, other, side)
+    tables = Counter(part.table.name for move in moves for part in move.parts)
+    tables.update({move.table.name for move in moves} | {m.parent.table.name for m in moves if m.parent is not None})
+    for owner, part in ((move, part) for move in moves for part in move.parts):
+        if tables[part.table.name] > 1:
+            raise owner.fault(
+                part.by.name,
+                f"the part {part.table.name} is named twice, or is the table of another move",
+                "let each part have a table of its own",
+            )
     seen: dict[str, tuple[Move, Any]] = {}
     for move in moves:
         if move.parent is None:

@@ -192,6 +192,7 @@ def _columns(
         columns |= {kept.key: kept for kept in pair.kept}
         shown = set(map(id, columns.values()))
         columns |= {f"{of.name}.{c.name}": c for c in of.columns if id(c) not in shown}
+        columns |= {f"{c.table.name}.{c.name}": c for p in pair.parts for c in p.table.columns if id(c) not in shown}
         source = sql.whole()
         if pair.parent is not None:
             above = pair.parent.table

@@ -42,7 +42,10 @@ def put_up(uow: Transaction) -> None:
 
 
 def _sign(name: str, moves: Sequence[Move]) -> str:
-    tables = [table.name for pair in moves for table in (pair.table, *([pair.parent.table] if pair.parent else []))]
+    tables: list[str] = []
+    for pair in moves:
+        parents = [] if pair.parent is None else [pair.parent]
+        tables += [pair.table.name, *(each.table.name for each in (*pair.parts, *parents))]
     where = " and ".join(dict.fromkeys(tables))
     told = f"consensus_orm: these rows are in {where}; read and write them through consensus_orm"
     return f"CREATE VIEW {quoted(name)} AS SELECT {literal(told)} AS {SIGN}"

@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import Column, func, select
 
 from consensus_orm.databases import guard_record
+from consensus_orm.declaration.attributes import single_key
 from consensus_orm.declaration.keys import LARGEST, usable
-from consensus_orm.declaration.move import single_key
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import backfill_progress, certificates, changes, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import milliseconds

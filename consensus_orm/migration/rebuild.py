@@ -77,7 +77,8 @@ class _Plan:
 
     def concerns(self, pair: Move) -> bool:
         """Whether rows of a pair stand in what was lost."""
-        tables = {pair.legacy_name, pair.table.name, *([] if pair.parent is None else [pair.parent.table.name])}
+        tables = {pair.legacy_name, pair.table.name, *(part.table.name for part in pair.parts)}
+        tables |= set() if pair.parent is None else {pair.parent.table.name}
         return not tables.isdisjoint(self.tables)
 
     def came_later(self, pair: Move) -> bool:

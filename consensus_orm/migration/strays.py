@@ -99,7 +99,8 @@ def _adopt(uow: UnitOfWork, pair: Move, of: Range, given: int) -> Adopted:
     carry(uow, pair, carried, Side.NORMALIZED, ADOPTED)
     uow.catalog.go_on_above(uow, pair)
     rejected = reject_unequal(uow, pair, carried, Side.LEGACY)
-    if not uow._execute(sql.delete(Side.LEGACY), among([*keys, *ids.renumbered])).rowcount:
+    (delete,) = sql.delete(Side.LEGACY)
+    if not uow._execute(delete, among([*keys, *ids.renumbered])).rowcount:
         raise errors.MigrationError(
             f"rows of {pair.legacy_name} cannot be deleted",
             hint="nothing of this step was kept; drop the triggers of other programs on it, then try again",

@@ -146,6 +146,9 @@ def _source(pair: Move, side: Side) -> str:
         parent, link = pair.parent, pair.link
         on = f"{quoted(parent.table.name, parent.key.name)} = {quoted(pair.table.name, link.name)}"
         source += f" LEFT JOIN {quoted(parent.table.name)} ON {on}"
+    for part in pair.parts:
+        on = f"{quoted(part.table.name, part.by.name)} = {quoted(pair.table.name, pair.key.name)}"
+        source += f" LEFT JOIN {quoted(part.table.name)} ON {on}"
     return source
 
 

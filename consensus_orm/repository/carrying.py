@@ -41,12 +41,12 @@ def carry(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side, why: str 
         gone, there_too, new = kept - there, kept & there, there - kept
         if to is Side.NORMALIZED:
             with parents_settled(uow, pair, wanted, why) as touched:
-                _run(uow, [sql.delete(to)], gone)
+                _run(uow, sql.delete(to), gone)
                 touched |= _run(uow, sql.overwrite_normalized, there_too)
                 touched |= _run(uow, sql.insert_normalized_rows, new)
         else:
             adopt(uow, pair, wanted, why)
-            _run(uow, [sql.delete(to)], gone)
+            _run(uow, sql.delete(to), gone)
             _run(uow, [sql.overwrite_legacy], there_too)
             _run(uow, [sql.insert_legacy_rows], new)
         follow_deletes(uow, pair, to, changes.deleted_among(uow, pair, to, wanted))
@@ -115,7 +115,7 @@ def follow_deletes(uow: Transaction, pair: Move, side: Side, deleted: list[Key])
     if deleted:
         of_normalized = side is Side.NORMALIZED
         with parents_settled(uow, pair, deleted, None) if of_normalized else contextlib.nullcontext():
-            uow._execute(uow.statements[pair].delete(side), among(deleted))
+            _run(uow, uow.statements[pair].delete(side), deleted)
 
 
 @contextlib.contextmanager

@@ -180,7 +180,7 @@ class DualWrite(RoutedReads):
         insert = self.sql.insert_normalized(keyed=parameters["_key"] is not None)
         if self._parent is None:
             key = self._insert(insert, parameters)
-            self._keep_original(key, parameters)
+            self._write_beside(key, parameters)
             self._require_given_back(key, parameters)
             return key
         parameters["_parent"] = parent = self._find_parent(parameters)
@@ -192,7 +192,7 @@ class DualWrite(RoutedReads):
             raise
         if self._parent.parent.depends_on(self.pair):
             self._execute_on_parents(self._parent.refresh, [parent])
-        self._keep_original(key, parameters)
+        self._write_beside(key, parameters)
         self._require_given_back(key, parameters)
         return key
 
@@ -201,7 +201,7 @@ class DualWrite(RoutedReads):
         if self.sql.given_back is None or self.uow.phase.truth is not Side.NORMALIZED:
             return
         agree = self.uow._execute(self.sql.given_back, {**parameters, "_key": key}).fetchone()
-        lost = [name for name, whole in zip(self.pair.restored, agree, strict=True) if not whole]
+        lost = [name for name, whole in zip(self.pair.given_back_names, agree, strict=True) if not whole]
         if lost:
             error = errors.InvalidValueError(
                 f"the normalized side has no word for this value of {lost[0]}",
@@ -218,8 +218,9 @@ class DualWrite(RoutedReads):
             else:
                 self._insert_legacy(parameters)
 
-    def _keep_original(self, key: Any, parameters: Values) -> None:
-        for statement in self.sql.keep_original:
+    def _write_beside(self, key: Any, parameters: Values) -> None:
+        """Write what stands beside a normalized row: its kept original, and its parts."""
+        for statement in (*self.sql.keep_original, *self.sql.write_parts):
             self.uow._execute(statement, {**parameters, "_key": key})
 
     def _find_parent(self, parameters: Values) -> Any:
@@ -302,7 +303,7 @@ class DualWrite(RoutedReads):
             parameters["_parent"] = self._find_parent(parameters)
         is_there = self.uow._execute(self.sql.update_normalized, parameters).rowcount == 1
         if is_there:
-            self._keep_original(key, parameters)
+            self._write_beside(key, parameters)
             self._require_given_back(key, parameters)
         if self._parent is not None:
             for statement in self._parent.settle:
@@ -353,7 +354,7 @@ class DualWrite(RoutedReads):
         if Side.NORMALIZED in sides:
             self._write(Side.NORMALIZED, None, lambda: self._delete_normalized(keys))
         if Side.LEGACY in sides:
-            self._write(Side.LEGACY, None, lambda: self.uow._execute(self.sql.delete(Side.LEGACY), {"_keys": keys}))
+            self._write(Side.LEGACY, None, partial(self._delete_rows, Side.LEGACY, keys))
         if not phase.compares:
             return
         if len(sides) == 1:
@@ -445,12 +446,16 @@ class DualWrite(RoutedReads):
 
     def _delete_normalized(self, keys: str) -> None:
         if self._parent is None:
-            self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
+            self._delete_rows(Side.NORMALIZED, keys)
             return
         parents = [key for (key,) in self.uow._rows(self.sql.parents_of, {"_keys": keys})]
-        self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
+        self._delete_rows(Side.NORMALIZED, keys)
         for statement in self._parent.settle:
             self._execute_on_parents(statement, parents)
+
+    def _delete_rows(self, side: Side, keys: str) -> None:
+        for statement in self.sql.delete(side):
+            self.uow._execute(statement, {"_keys": keys})
 
     def _execute_on_parents(self, sql: str, parents: Sequence[Any]) -> None:
         self.uow._execute(sql, {"_keys": json.dumps(parents)})

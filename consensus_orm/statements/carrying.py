@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     FromClause,
     Integer,
     SelectBase,
+    alias,
     and_,
     delete,
     func,
     literal_column,
+    not_,
     select,
     update,
 )
+from sqlalchemy.sql.util import ClauseAdapter
 
+from consensus_orm.declaration.parts import Part
 from consensus_orm.declaration.rules import Row, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import Overwritten, link
@@ -82,7 +87,19 @@ class CarryStatements(PairRows):
         steps = self.carry_originals(criterion)
         if self.pair.parent is not None:
             steps += (self.carry_parents(criterion, self.legacy_row(), self.pair.legacy_table),)
-        return (*steps, self.carry_to_normalized(criterion, overwrite=overwrite))
+        steps += (self.carry_to_normalized(criterion, overwrite=overwrite),)
+        return (*steps, *(step for part in self.pair.parts for step in self.carry_part(part, criterion)))
+
+    def carry_part(self, part: Part, criterion: ColumnElement[bool]) -> tuple[str, ...]:
+        """Write the part of legacy rows whose normalized row is there, and delete it from those that have none."""
+        row, own = self.legacy_row(), self.pair.table
+        has = self.pair.has_part(part, row)
+        there = and_(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))
+        without = select(self.legacy_key).where(criterion, not_(has))
+        values = {part.by.key: self.legacy_key} | self.pair.filled_in(part, row)
+        rows = select(*values.values()).select_from(self.pair.legacy_table.join(own, there)).where(criterion, has)
+        written = self.rendering.ignoring(part.table, list(values), rows, unless=Overwritten((part.by.name,)))
+        return self.render(delete(part.table).where(part.by.in_(without))), self.render(written)
 
     def carry_originals(self, criterion: ColumnElement[bool]) -> tuple[str, ...]:
         """Keep the originals of legacy rows that the rules cannot give back, and forget those of the others.
@@ -101,7 +118,7 @@ class CarryStatements(PairRows):
     @cached_property
     def carry_new(self) -> str | None:
         """What `backfill` does, and more, with one statement, where the database saves work by that."""
-        alone = self.pair.parent is None or self.pair.originals is not None
+        alone = self.pair.parent is None or self.pair.originals is not None or bool(self.pair.parts)
         return None if alone else self.rendering.carry_new(self, self.in_range(Side.LEGACY))
 
     @cached_property
@@ -156,10 +173,16 @@ class CarryStatements(PairRows):
             }
             steps.append(self.render(update(table).values(made).where(foreign)))
         row = self.normalized_row()
-        values: dict[str, Any] = {of.key: on(rule, row) for of, rule in self.pair.computed.items()} | self.marked
+        values: dict[str, Any] = {of.key: self._derived(rule) for of, rule in self.pair.computed.items()} | self.marked
         # What is computed may be wrong in a row of ours too, where somebody changed it.
         if values:
             steps.append(self.render(update(table).values(values).where(self.in_keys(Side.NORMALIZED))))
+        for part in self.pair.parts:
+            rules = {of.key: rule for of, rule in self.pair.beside.items() if of.table is part.table}
+            derived = {name: self._derived(rule, part.by) for name, rule in rules.items()}
+            if derived:
+                mine = select(self.pair.key).where(self.in_keys(Side.NORMALIZED))
+                steps.append(self.render(update(part.table).values(derived).where(part.by.in_(mine))))
         if self.pair.parent is not None:
             source = self._joined(table, self.pair.parent.table)
             steps.append(self.carry_parents(self.in_keys(Side.NORMALIZED), row, source))
@@ -168,6 +191,25 @@ class CarryStatements(PairRows):
             moved = update(table).values({link(self.pair): self._right_parent()})
             steps.append(self.render(moved.where(self.in_keys(Side.NORMALIZED), moves)))
         return tuple(steps)
+
+    def _derived(self, rule: ColumnElement[Any], of: Column[Any] | None = None) -> ColumnElement[Any]:
+        """A computed value of a normalized row from what it gives back; what stands beside it is looked up."""
+        if not self.pair.parts:
+            return on(rule, self.normalized_row())
+        key = self.pair.key if of is None else of
+        own = alias(self.pair.table)
+        parent = None if self.pair.parent is None else alias(self.pair.parent.table)
+        value, source = on(rule, self.normalized_row(own, parent)), cast("FromClause", own)
+        if (originals := self.pair.originals) is not None:
+            source = source.outerjoin(originals, originals.c.key == own.c[self.pair.key.key])
+        if parent is not None and self.pair.parent is not None:
+            source = source.outerjoin(parent, parent.c[self.pair.parent.key.name] == own.c[link(self.pair)])
+        for part in self.pair.parts:
+            beside = alias(part.table)
+            source = source.outerjoin(beside, beside.c[part.by.name] == own.c[self.pair.key.key])
+            value = ClauseAdapter(beside).traverse(value)
+        mine = [own.c[self.pair.key.key] == key, *self.selected(Side.NORMALIZED, own)]
+        return select(value).select_from(source).where(*mine).correlate(key.table).scalar_subquery()
 
     @cached_property
     def parents_of(self) -> str:

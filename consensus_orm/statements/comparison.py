@@ -45,8 +45,7 @@ class ComparisonStatements(PairRows):
         source = source.outerjoin(self.pair.table, own)
         if parent is not None and self.pair.parent is not None:
             source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[link(self.pair)])
-        if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+        source = self.with_beside(source, self.pair.table)
         compared = self.agreement(self.legacy_row())
         present = [self.legacy_key.is_not(None), self.pair.key.is_not(None)]
         return tuple(compared), self.render(select(*present, *compared.values()).select_from(source))
@@ -65,8 +64,7 @@ class ComparisonStatements(PairRows):
             source = source.outerjoin(
                 self.pair.parent.table, self.pair.parent.key == self.pair.table.c[link(self.pair)]
             )
-        if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+        source = self.with_beside(source, self.pair.table)
         agree = [and_(TRUE, *found(row, None, None).values()) for found in (self._carried_agree, self._computed_agree)]
         both = select(self.legacy_key, self.pair.key.is_not(None), *agree).select_from(source)
         there = exists(literal_column("1")).where(self.legacy_key == self.pair.key, *self.selected(Side.LEGACY))

@@ -16,6 +16,7 @@ from sqlalchemy import (
     alias,
     and_,
     bindparam,
+    case,
     exists,
     func,
     literal_column,
@@ -101,6 +102,8 @@ class PairRows:
             ConfigurationError: There is one.
         """
         rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
+        for part in self.pair.parts:
+            rules += [*self.pair.filled_in(part, self.bound).values(), self.pair.has_part(part, self.bound)]
         rules += [*self.pair.restored.values(), *self.pair.adopted.values(), *self.legacy_constants.values()]
         self.rendering.check(rules, known={parameter(name) for name in self.pair.columns})
 
@@ -153,18 +156,28 @@ class PairRows:
         return and_(*(parent.c[of.key] == values[of.key] for of in self.pair.parent.identity))
 
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
-        table_ = table
-        if (originals := self.pair.originals) is not None:
-            table_ = table.outerjoin(originals, originals.c.key == table.c[self.pair.key.key])
+        table_ = self.with_beside(table, table)
         if parent is None or self.pair.parent is None:
             return table_
         return table_.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
 
+    def with_beside(self, source: FromClause, own: Any) -> FromClause:
+        """Join with normalized rows what stands beside them, in none or one row: kept originals, and parts.
+
+        Args:
+            source: Where the rows come from.
+            own: The normalized table in it, or what stands for it.
+        """
+        key = own.c[self.pair.key.key]
+        if (originals := self.pair.originals) is not None:
+            source = source.outerjoin(originals, originals.c.key == key)
+        for part in self.pair.parts:
+            source = source.outerjoin(part.table, part.by == key)
+        return source
+
     def whole(self) -> FromClause:
         """The normalized table with what belongs to its rows, where there is any: a row may have lost its parent."""
-        source: FromClause = self.pair.table
-        if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+        source = self.with_beside(self.pair.table, self.pair.table)
         if (parent := self.pair.parent) is not None:
             source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
         return source
@@ -222,11 +235,11 @@ class PairRows:
         own = self.pair.table if table is None else table
         found: dict[str, ColumnElement[bool]] = {}
         for name, of in self.pair.carried.items():
-            if self.pair.is_own(of):
-                found[of.key] = same(own.c[of.key], row[name])
-            else:
-                above = of.table if parent is None else parent
-                found[f"{of.table.name}.{of.key}"] = same(above.c[of.key], row[name])
+            label = of.key if self.pair.is_own(of) else f"{of.table.name}.{of.key}"
+            found[label] = same(self.pair.standing(of, own, parent), row[name])
+        for part in self.pair.parts:
+            is_there = case((self.pair.has_part(part, row), part.by.is_not(None)), else_=part.by.is_(None))
+            found[f"{part.table.name}.{part.by.key}"] = is_there
         back = self.normalized_row(own, parent) if self.pair.restored else row
         return found | {name: holds(row[name], back[name]) for name in self.pair.restored}
 
@@ -237,9 +250,8 @@ class PairRows:
         found: dict[str, ColumnElement[bool]] = {
             of.key: holds(own.c[of.key], on(rule, row)) for of, rule in self.pair.computed.items()
         }
-        for of, rule in self.pair.above.items():
-            above = of.table if parent is None else parent
-            found[f"{of.table.name}.{of.key}"] = holds(above.c[of.key], on(rule, row))
+        for of, rule in (*self.pair.above.items(), *self.pair.beside.items()):
+            found[f"{of.table.name}.{of.key}"] = holds(self.pair.standing(of, own, parent), on(rule, row))
         return found
 
     def counterpart(self, row: Row, key: ColumnElement[Any]) -> Any:

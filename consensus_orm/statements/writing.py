@@ -7,10 +7,14 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    alias,
     bindparam,
     delete,
+    exists,
     func,
     insert,
+    literal_column,
+    not_,
     select,
     update,
 )
@@ -65,11 +69,11 @@ class WriteStatements(PairRows):
 
     @cached_property
     def given_back(self) -> str | None:
-        """For each legacy column with a rule, whether the normalized row under `_key` gives it back as it was meant."""
-        if not self.pair.restored:
+        """For each legacy column with a rule, or in a part, whether the normalized row under `_key` gives it back."""
+        if not self.pair.given_back_names:
             return None
         back = self.normalized_row()
-        agree = [holds(self.bound[name], back[name]) for name in self.pair.restored]
+        agree = [holds(self.bound[name], back[name]) for name in self.pair.given_back_names]
         source = self._joined(self.pair.table, None)
         return self.render(select(*agree).select_from(source).where(*self._under_key(Side.NORMALIZED)))
 
@@ -143,6 +147,24 @@ class WriteStatements(PairRows):
         )
 
     @cache  # noqa: B019
-    def delete(self, side: Side) -> str:
-        """Delete the rows in `_keys` from a side."""
-        return self.render(delete(self.table_of(side)).where(self.in_keys(side)))
+    def delete(self, side: Side) -> tuple[str, ...]:
+        """Delete the rows in `_keys` from a side, and their parts first."""
+        rows = self.render(delete(self.table_of(side)).where(self.in_keys(side)))
+        mine = select(self.pair.key).where(self.in_keys(side))
+        parts = self.pair.parts if side is Side.NORMALIZED else ()
+        return (*(self.render(delete(part.table).where(part.by.in_(mine))) for part in parts), rows)
+
+    @cached_property
+    def write_parts(self) -> tuple[str, ...]:
+        """Let the row under `_key` have the parts of the row as it is meant, and no others."""
+        steps: list[str] = []
+        key = self.rendering.typed(bindparam("_key"), self.pair.key.type)
+        for part in self.pair.parts:
+            of, has, values = part.table, self.pair.has_part(part, self.bound), self.pair.filled_in(part, self.bound)
+            mine = part.by == bindparam("_key")
+            there = exists(literal_column("1")).where(alias(of).c[part.by.name] == key)
+            new = select(key, *values.values()).where(has, not_(there))
+            steps.append(self.render(delete(of).where(mine, not_(has))))
+            steps += [self.render(update(of).values(values).where(mine))] if values else []
+            steps.append(self.render(insert(of).from_select([part.by.key, *values], new)))
+        return tuple(steps)

@@ -8,7 +8,20 @@ import pytest
 from sqlalchemy import JSON, Date, Float, ForeignKey, Integer, Text, UniqueConstraint, column, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Computed, Convert, Default, Earliest, EnumMap, Explode, Latest, Move, Moves, Parent, original
+from consensus_orm import (
+    Computed,
+    Convert,
+    Default,
+    Earliest,
+    EnumMap,
+    Explode,
+    Latest,
+    Move,
+    Moves,
+    Parent,
+    Part,
+    original,
+)
 from consensus_orm.errors import ConfigurationError
 
 
@@ -71,6 +84,59 @@ def test_a_whole_declaration_is_taken() -> None:
     assert Moves(only(without(New.price), without={Old.price: "nobody asks for it"}))["rows"].without
 
 
+class Wide(Base):
+    __tablename__ = "wide"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    note: Mapped[str | None] = mapped_column(Text)
+
+
+class Main(Base):
+    __tablename__ = "main"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+
+
+class Extra(Base):
+    __tablename__ = "extras"
+    main_id: Mapped[int] = mapped_column(ForeignKey("main.id"), primary_key=True)
+    note: Mapped[str] = mapped_column(Text)
+    size: Mapped[int | None] = mapped_column(Integer)
+
+
+class Many(Base):
+    __tablename__ = "many"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    main_id: Mapped[int] = mapped_column(ForeignKey("main.id"))
+    note: Mapped[str | None] = mapped_column(Text)
+
+
+def split(model: Any = Extra, *, without: Any = None, **more: Any) -> Move:
+    said = {"by": Extra.main_id, "columns": {Extra.note: Wide.note}} | more
+    parts = [Part(model, **said)]
+    return Move(
+        Wide, Main, name="wide", key={Wide.id: Main.id}, columns={Main.name: Wide.name}, parts=parts, without=without
+    )
+
+
+def test_a_part_stands_for_one_row() -> None:
+    """A part is taken where it is found by the key; two moves, or two parts, do not share one."""
+    assert Moves(split())["wide"].parts
+    with pytest.raises(ConfigurationError, match="the part extras is named twice"):
+        Moves(
+            Move(
+                Wide,
+                Main,
+                key={Wide.id: Main.id},
+                columns={Main.name: Wide.name},
+                parts=[
+                    Part(Extra, by=Extra.main_id, columns={Extra.note: Wide.note}),
+                    Part(Extra, by=Extra.main_id, columns={Extra.size: Computed(func.length(Wide.note))}),
+                ],
+            )
+        )
+
+
 class Doc(Base):
     __tablename__ = "docs"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -124,6 +190,21 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "places has no unique index",
     ),
     "a link of another table": (lambda: move(parts=[parent(link=Place.size)]), "is no column of new"),
+    "a second parent": (lambda: move(parts=[parent(), parent()]), "they can have one"),
+    "what is no part": (lambda: move(parts=[parent(), Place]), "is no part"),
+    "a part by another column": (lambda: split(by=Extra.note), "extras.note does not refer to main.id"),
+    "a part by a column of another table": (lambda: split(by=Main.id), "is no column of extras"),
+    "a part that is not unique": (
+        lambda: split(Many, by=Many.main_id, columns={Many.note: Wide.note}),
+        "is not unique",
+    ),
+    "a part that fills another table": (lambda: split(columns={Main.name: Wide.note}), "is filled by the part extras"),
+    "a part with a column that nothing fills": (
+        lambda: split(columns={Extra.size: Computed(func.length(Wide.note))}, without={Wide.note: "no"}),
+        "nothing fills extras.note",
+    ),
+    "a condition of the wrong side": (lambda: split(when=Extra.note == "a"), "is on the normalized side"),
+    "a condition of an unknown column": (lambda: split(when=column("colour") == 1), "wide has no column 'colour'"),
     "JSON in a text, on a server": (lambda: exploded(Page.a, "a", of=Doc.note), "note is Text"),
     "more paths than columns": (lambda: exploded(Page.a, "a", "b"), "Explode gives 2 values for 1 columns"),
     "a path that is none": (lambda: exploded(Page.a, 'a."b"'), "is no path of names"),

@@ -96,7 +96,7 @@ class PostgresRendering(PairRendering):
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
-        if declared.originals is not None or declared.own_id is not None:
+        if declared.originals is not None or declared.own_id is not None or declared.parts:
             return None
         values = pair.normalized_values()
         parent = None

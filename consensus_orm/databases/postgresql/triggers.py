@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Table, or_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
+from consensus_orm.databases.guard_record import normalized_tables
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.moves import Moves
@@ -40,7 +41,7 @@ EACH = "INSERT OR UPDATE OR DELETE"
 
 def tables(phase: Phase, mapping: Moves) -> list[Table]:
     """The mapped tables that exist in a phase."""
-    found = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping.of_tables(Side.NORMALIZED)]
+    found = normalized_tables(mapping)
     return found + [pair.legacy_table for pair in mapping.of_tables(Side.LEGACY)] if phase.has_legacy else found
 
 
@@ -64,6 +65,8 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
             yield from _freeze(pair)
             yield _note(statements[pair], Side.NORMALIZED, EACH, NOT_CARRIED)
     if phase.writes_normalized and phase.has_legacy:
+        for pair in mapping:
+            yield from _note_parts(pair, FOREIGN if phase.compares else NOT_CARRIED)
         for parent in mapping.parents:
             yield _note_members(parent, mapping)
 
@@ -146,6 +149,21 @@ def _refuse_sessions(table: Table) -> Iterator[Trigger]:
     yield _trigger(f"{table.name}_session", f"BEFORE {EACH}", table, OF_A_SESSION, body)
     name = f"{table.name}_session_whole"
     yield _trigger(name, "BEFORE TRUNCATE", table, OF_A_SESSION, body, each="STATEMENT")
+
+
+def _note_parts(pair: Move, when: str) -> Iterator[Trigger]:
+    """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
+    for part in pair.parts:
+        by, key = quoted(part.by.name), quoted(pair.key.name)
+        rows = f"FROM {quoted(pair.table.name)} WHERE {key}"
+        log = _log(pair, key, Side.NORMALIZED, literal("update"))
+        body = (
+            f"IF TG_OP <> 'INSERT' THEN {log} {rows} = OLD.{by}; END IF;"
+            f" IF TG_OP = 'INSERT' THEN {log} {rows} = NEW.{by};"
+            f" ELSIF TG_OP = 'UPDATE' THEN IF OLD.{by} <> NEW.{by} THEN {log} {rows} = NEW.{by}; END IF; END IF;"
+            " RETURN NULL;"
+        )
+        yield _trigger(f"{part.table.name}_part", f"AFTER {EACH}", part.table, when, body)
 
 
 def _note_members(parent: Parent, mapping: Moves) -> Trigger:

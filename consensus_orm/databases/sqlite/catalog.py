@@ -18,8 +18,9 @@ from consensus_orm.databases.sqlite.key_faults import key_faults
 from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
 from consensus_orm.databases.sqlite.parameters import codec
 from consensus_orm.databases.sqlite.triggers import for_phase
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.keys import LARGEST
-from consensus_orm.declaration.move import Move, table_of
+from consensus_orm.declaration.move import Move
 from consensus_orm.models.control import Change, GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements

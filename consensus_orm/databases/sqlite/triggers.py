@@ -49,6 +49,8 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
             yield from printed.record_normalized()
     if phase.writes_normalized and phase.has_legacy:
         yield from _parent_triggers(statements.mapping)
+        for pair in statements.mapping:
+            yield from _part_triggers(pair, NOT_CARRYING if phase.compares else None)
 
 
 NOT_CARRYING: ColumnElement[bool] = literal_column("(SELECT carrying FROM consensus_orm_state) = 0")
@@ -215,6 +217,16 @@ def _parent_triggers(mapping: Moves) -> Iterator[Trigger]:
         # With foreign keys off, a program can delete a parent and leave its rows.
         left = _note_members(parent, mapping, f"OLD.{key}")
         yield _trigger(f"{parent.table.name}_delete", "AFTER DELETE", parent.table, None, *left)
+
+
+def _part_triggers(pair: Move, when: ColumnElement[bool] | None) -> Iterator[Trigger]:
+    """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
+    for part in pair.parts:
+        by, own, key = quoted(part.by.name), quoted(pair.table.name), quoted(pair.key.name)
+        for op, rows in (("insert", ["NEW"]), ("update", ["OLD", "NEW"]), ("delete", ["OLD"])):
+            places = ", ".join(f"{row}.{by}" for row in rows)
+            changed = _log(pair, key, Side.NORMALIZED, "update", f" FROM {own} WHERE {key} IN ({places})")
+            yield _trigger(f"{part.table.name}_part_{op}", f"AFTER {op.upper()}", part.table, when, changed)
 
 
 def _note_members(parent: Parent, mapping: Moves, *keys: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Convert, Default, EnumMap, Explode, Move, Moves, Parent
+from consensus_orm import Convert, Default, EnumMap, Explode, Move, Moves, Parent, Part
 
 __all__ = ["CASES", "Case"]
 
@@ -534,6 +534,155 @@ def json_to_columns() -> Case:
     )  # fmt: skip
 
 
+def vertical_split() -> Case:
+    """A wide table is divided: what few rows have stands in a table of its own."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Product(Base):
+        __tablename__ = "products"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        manual: Mapped[str | None] = mapped_column(Text)
+        pages: Mapped[int | None] = mapped_column(BIG)
+        weight: Mapped[float | None] = mapped_column(Float)
+
+    class Article(Base):
+        __tablename__ = "articles"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Manual(Base):
+        __tablename__ = "manuals"
+        article_id: Mapped[int] = mapped_column(ForeignKey("articles.id"), primary_key=True)
+        text: Mapped[str | None] = mapped_column(Text)
+        sheets: Mapped[int | None] = mapped_column(BIG)
+
+    class Parcel(Base):
+        __tablename__ = "parcels"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        article_id: Mapped[int] = mapped_column(ForeignKey("articles.id", ondelete="CASCADE"), unique=True)
+        grams: Mapped[int | None] = mapped_column(BIG)
+
+    grams = cast(func.round(Product.weight * 1000), BIG)
+    move = Move(
+        Product,
+        Article,
+        key={Product.id: Article.id},
+        columns={Article.name: Product.name},
+        parts=[
+            Part(
+                Manual,
+                by=Manual.article_id,
+                columns={
+                    Manual.text: Product.manual,
+                    Manual.sheets: Convert(Product.pages, up=Product.pages * 2, down=Manual.sheets / 2),
+                },
+            ),
+            Part(
+                Parcel,
+                by=Parcel.article_id,
+                columns={
+                    Parcel.grams: Convert(Product.weight, up=grams, down=cast(Parcel.grams, Float) / 1000.0, keep=True)
+                },
+            ),
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"name": "a", "manual": "read", "pages": 2, "weight": 1.5}, {"name": "b", "pages": None, "weight": None},
+            {"name": "c", "manual": "", "weight": 0.00001}, {"name": "d", "pages": 3},
+        ],
+        {"name": "new {n}", "manual": "read {n}", "weight": 2.25},
+        {
+            "legacy": [
+                "UPDATE products SET manual = NULL, pages = NULL WHERE name = 'a'",
+                "UPDATE products SET manual = 'now' WHERE name = 'b'",
+                "INSERT INTO products (name, pages, weight) VALUES ('foreign', 5, 0.0004)",
+                "DELETE FROM products WHERE name = 'd'",
+            ],
+            "normalized": [
+                "UPDATE manuals SET text = 'again' WHERE text = 'now'",
+                "DELETE FROM manuals WHERE text = ''",
+                "INSERT INTO manuals (article_id, text) SELECT id, 'first' FROM articles WHERE name = 'a'",
+                "INSERT INTO articles (id, name) VALUES (900, 'other')",
+                "INSERT INTO parcels (article_id, grams) VALUES (900, 20)",
+                "UPDATE parcels SET grams = 7 WHERE article_id = (SELECT id FROM articles WHERE name = 'foreign')",
+            ],
+        },
+    )  # fmt: skip
+
+
+def joined_subclass() -> Case:
+    """A flat table of all kinds of people becomes a class, and a subclass with a table of its own."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class PersonFlat(Base):
+        __tablename__ = "people_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(String(10))
+        name: Mapped[str] = mapped_column(Text)
+        salary: Mapped[int | None] = mapped_column(BIG)
+
+    class Person(Base):
+        __tablename__ = "persons"
+        __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(String(10))
+        name: Mapped[str] = mapped_column(Text)
+
+    class Employee(Person):
+        __tablename__ = "employees"
+        __mapper_args__: ClassVar = {"polymorphic_identity": "employee"}
+        id: Mapped[int] = mapped_column(ForeignKey("persons.id"), primary_key=True)
+        salary: Mapped[int | None] = mapped_column(BIG)
+
+    move = Move(
+        PersonFlat,
+        Person,
+        name="people",
+        key={PersonFlat.id: Person.id},
+        columns={Person.kind: PersonFlat.kind, Person.name: PersonFlat.name},
+        parts=[
+            Part(
+                Employee,
+                by=Employee.id,
+                columns={Employee.salary: PersonFlat.salary},
+                when=PersonFlat.kind == "employee",
+            )
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"kind": "person", "name": "Ada", "salary": None}, {"kind": "employee", "name": "Bob", "salary": 5},
+            {"kind": "employee", "name": "Cyd", "salary": None}, {"kind": "person", "name": "odd", "salary": 7},
+        ],
+        {"kind": "employee", "name": "new {n}", "salary": 3},
+        {
+            "legacy": [
+                "UPDATE people_flat SET kind = 'employee', salary = 9 WHERE name = 'Ada'",
+                "UPDATE people_flat SET kind = 'person', salary = NULL WHERE name = 'Bob'",
+                "INSERT INTO people_flat (kind, name, salary) VALUES ('employee', 'foreign', 1)",
+            ],
+            "normalized": [
+                "UPDATE employees SET salary = 10 WHERE salary = 9",
+                "INSERT INTO persons (id, kind, name) VALUES (900, 'employee', 'other')",
+                "INSERT INTO employees (id, salary) VALUES (900, NULL)",
+                "DELETE FROM employees WHERE id = (SELECT id FROM persons WHERE name = 'foreign')",
+                "DELETE FROM persons WHERE name = 'foreign'",
+            ],
+        },
+        rejected=1,
+    )  # fmt: skip
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
@@ -544,5 +693,7 @@ CASES = {
     "one table into two": two_of_one,
     "flag to archive": archive,
     "JSON to columns": json_to_columns,
+    "vertical split": vertical_split,
+    "joined subclass": joined_subclass,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""

@@ -34,8 +34,8 @@ def prepared(database: Database, case: Case) -> None:
     case.metadata.create_all(engine)
     with engine.begin() as connection:
         for move in case.moves.of_tables(Side.LEGACY):
-            if rows := case.rows_of(move.legacy_name):
-                connection.execute(insert(move.legacy_table), list(rows))
+            for row in case.rows_of(move.legacy_name):
+                connection.execute(insert(move.legacy_table), row)
     engine.dispose()
 
 
