@@ -201,10 +201,10 @@ class Move(Generic[R]):
         parents = [part for part in parts if isinstance(part, Parent)]
         self.parent = parents[0] if parents else None
         self.parts = tuple(part for part in parts if isinstance(part, Part))
-        self._require_known(parts)
         self.newest = None if newest is None else column_of(newest)
         self.marker = None if marker is None else column_of(marker)
         self.legacy_key, self.key = self._declared_key(key)
+        self._require_known(parts)
         self.without = {self._name(given_up): why for given_up, why in (without or {}).items()}
         self.only = self._declared_constants(only or {})
         """For each side the columns that hold one constant in all rows of the move, by name."""

@@ -149,9 +149,8 @@ def _parts(move: Move) -> None:
         for targets in part.columns:
             for target in targets if isinstance(targets, tuple) else (targets,):
                 if (of := column_of(target)).table is not part.table or of is part.by:
-                    raise move.fault(
-                        of.name, f"{of} is filled with {part.table.name}", "fill columns of the part there"
-                    )
+                    hint = "fill its own columns in a Part, and no others"
+                    raise move.fault(of.name, f"{of} is filled by the part {part.table.name}", hint)
 
 
 def _json(move: Move, dialects: Sequence[str]) -> None:

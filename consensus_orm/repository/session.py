@@ -131,6 +131,9 @@ class CarryingSession(Session):
             entity = self.identity_map.get(self.identity_key(model, key))
             if entity is not None:
                 self.expire(entity)
+        parts = tuple(part.model for part in self._uow.statements.mapping.parts)
+        for entity in [each for each in self.identity_map.values() if isinstance(each, parts)] if stale else ():
+            self.expire(entity)
 
 
 def _model(pair: Move, side: Side) -> Any:

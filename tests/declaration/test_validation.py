@@ -229,7 +229,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda: flagged("a", only={"colour": 1, Flagged.flag: 1, Kind.kind: 1}),
         "flagged has no column 'colour'",
     ),
-    "a column of a stranger": (lambda: move({Two.a: Computed(func.length(Old.name))}), "neither a column of new"),
+    "a column of a stranger": (lambda: move({Two.a: Computed(func.length(Old.name))}), "two.a is no column of new"),
 }
 
 
