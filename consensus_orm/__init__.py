@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.restoration import restore
     from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
     from consensus_orm.consensus.tracker import ExecutionTracker
-    from consensus_orm.declaration.move import Move, Parent
+    from consensus_orm.declaration.move import Move
     from consensus_orm.declaration.moves import Moves
-    from consensus_orm.declaration.parts import Part
+    from consensus_orm.declaration.parts import JsonItems, Many, Parent, Part, Split
     from consensus_orm.declaration.rules import Computed, Convert, Default, Earliest, EnumMap, Explode, Latest, original
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
@@ -46,7 +46,9 @@ __all__ = [
     "Execution",
     "ExecutionTracker",
     "Explode",
+    "JsonItems",
     "Latest",
+    "Many",
     "Move",
     "Moves",
     "OnMismatch",
@@ -56,6 +58,7 @@ __all__ = [
     "Run",
     "Settings",
     "Side",
+    "Split",
     "Store",
     "Synthesis",
     "__version__",
@@ -67,9 +70,9 @@ __all__ += errors.__all__
 
 _HOME = {
     "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
-    "declaration.move": ("Move", "Parent"),
+    "declaration.move": ("Move",),
     "declaration.moves": ("Moves",),
-    "declaration.parts": ("Part",),
+    "declaration.parts": ("JsonItems", "Many", "Parent", "Part", "Split"),
     "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Explode", "Latest", "original"),
     "phase": ("Phase", "Side"),
     "consensus.programs": ("owns",),

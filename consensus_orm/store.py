@@ -366,7 +366,7 @@ class Store(Generic[U]):
         """The names of the tables of the moves, and of the other tables of the application."""
         moves = self._units.statements.mapping
         moved = [name for pair in moves for name in (pair.legacy_name, pair.table.name)]
-        parents = [each.table.name for each in (*moves.parents, *moves.parts)]
+        parents = [*(parent.table.name for parent in moves.parents), *(table.name for table in moves.tables_beside)]
         return [*moved, *parents, *(table.name for table in self.application.unmapped)]
 
     def close(self) -> None:

@@ -11,8 +11,9 @@ from consensus_orm import errors
 from consensus_orm.copying.values import Field, Held, field_of
 from consensus_orm.databases.guard_record import normalized_tables
 from consensus_orm.declaration.attributes import table_of
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.models import control
 from consensus_orm.phase import Side
 from consensus_orm.schema.application import Application
@@ -94,7 +95,8 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
     if prepared:
         found += [_parents_table(parent, mapping) for parent in mapping.parents]
         found += [_pairs_table(pair) for pair in mapping.of_tables(Side.NORMALIZED)]
-        found += [Copied(part.table.name, _fields(part.table), pair.name) for pair in mapping for part in pair.parts]
+        beside = {table: pair.name for pair in mapping for table in pair.tables_beside}
+        found += [Copied(table.name, _fields(table), name) for table, name in beside.items()]
         found += [_originals_of(pair, table) for pair in mapping if (table := pair.originals) is not None]
         found = [table for table in found if table.name.lower() in there]
     for pair in mapping.of_tables(Side.LEGACY) if source.phase.has_legacy else ():

@@ -118,7 +118,7 @@ def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
 
 def normalized_tables(mapping: Moves) -> list[Table]:
     """The normalized tables: parents first, parts last."""
-    moved = [*(pair.table for pair in mapping.of_tables(Side.NORMALIZED)), *(part.table for part in mapping.parts)]
+    moved = [*(pair.table for pair in mapping.of_tables(Side.NORMALIZED)), *mapping.tables_beside]
     return [*(parent.table for parent in mapping.parents), *moved]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Index, Table, UniqueConstraint, inspect
+from sqlalchemy import Column, ColumnElement, Index, Table, UniqueConstraint, inspect
 from sqlalchemy.orm import DeclarativeBase
 
 from consensus_orm import errors
 from consensus_orm.declaration.stored_types import DIALECTS
 
-__all__ = ["column_of", "single_key", "table_of", "unique_sets"]
+__all__ = ["column_of", "leads_an_index", "single_key", "table_of", "unique_sets"]
 
 
 def table_of(model: type[DeclarativeBase]) -> Table:
@@ -66,3 +66,13 @@ def unique_sets(table: Table) -> list[list[Column[Any]]]:
 def _is_whole(index: Index) -> bool:
     """Whether an index makes its columns unique in all rows."""
     return bool(index.unique) and all(index.dialect_options[name].get("where") is None for name in DIALECTS)
+
+
+def leads_an_index(value: ColumnElement[Any]) -> bool:
+    """Whether an expression is a column that is the first of an index, which finds its values and has their order."""
+    of = getattr(value, "table", None)
+    if not isinstance(of, Table) or not isinstance(value, Column):
+        return False
+    indexes: list[Index | UniqueConstraint] = [*of.indexes]
+    indexes += [each for each in of.constraints if isinstance(each, UniqueConstraint)]
+    return any(next(iter(each.columns)) is value for each in indexes)

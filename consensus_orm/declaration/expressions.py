@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Integer, Text, literal
+from sqlalchemy import Boolean, ColumnElement, Integer, Text, case, literal
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
@@ -21,9 +21,14 @@ __all__ = [
     "exact_hex",
     "holds",
     "json_at",
+    "json_from",
+    "json_listed",
+    "json_of_array",
     "json_patched",
+    "json_split",
     "milliseconds",
     "same",
+    "text_joined",
     "time_from",
     "type_name",
 ]
@@ -163,6 +168,66 @@ class json_patched(FunctionElement[Any]):
     def values(self) -> list[tuple[Path, TypeEngine[Any], ColumnElement[Any]]]:
         """The values with their paths and types."""
         return list(zip(self.paths, self.types, list(self.clauses)[2::2], strict=True))
+
+
+class json_split(FunctionElement[str]):
+    """The parts of a text between separators, as the text of a JSON array; NULL for NULL.
+
+    Args:
+        value: The text.
+        separator: The separator.
+    """
+
+    name = "json_split"
+    type = AlwaysText()
+    inherit_cache = False
+
+    def __init__(self, value: ColumnElement[Any], separator: str) -> None:
+        super().__init__(value, literal(separator))
+        self.separator = separator
+
+
+class json_of_array(FunctionElement[str]):
+    """A JSON array of texts as the text of one in which all are written alike; NULL for NULL, and where it is empty.
+
+    What is no array of texts becomes another text, which is never equal to one.
+    """
+
+    name = "json_of_array"
+    type = AlwaysText()
+    inherit_cache = True
+
+
+class json_listed(FunctionElement[str]):
+    """An aggregate: texts in the order of their positions, as the text of a JSON array; NULL where there is none."""
+
+    name = "json_listed"
+    type = AlwaysText()
+    inherit_cache = True
+
+
+class json_from(FunctionElement[Any]):
+    """The text of a JSON array as a value of a column; an empty array for NULL, and for what is none.
+
+    Args:
+        text: The text.
+        type_: The type of the column.
+    """
+
+    name = "json_from"
+    inherit_cache = False
+
+    def __init__(self, text: ColumnElement[Any], type_: TypeEngine[Any]) -> None:
+        super().__init__(case((text.like("[%"), text), else_=literal("[]")))
+        self.type = type_
+
+
+class text_joined(FunctionElement[str]):
+    """An aggregate: texts in the order of their positions, with a separator between them; NULL where there is none."""
+
+    name = "text_joined"
+    type = AlwaysText()
+    inherit_cache = True
 
 
 def arguments(element: Any, compiler: Any, **kw: Any) -> list[str]:

@@ -29,6 +29,7 @@ from sqlalchemy import (
     func,
     inspect,
     literal,
+    literal_column,
     not_,
     null,
     or_,
@@ -42,17 +43,15 @@ from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm import errors
 from consensus_orm.declaration.attributes import column_of, single_key, table_of, unique_sets
-from consensus_orm.declaration.expressions import holds, same
-from consensus_orm.declaration.parts import Part
+from consensus_orm.declaration.expressions import holds, json_from, same
+from consensus_orm.declaration.parts import Many, Parent, Part
 from consensus_orm.declaration.rules import (
     Computed,
     Convert,
     Default,
-    Earliest,
     EnumMap,
     Explode,
     Expression,
-    Latest,
     Named,
     Row,
     columns_of,
@@ -64,7 +63,7 @@ from consensus_orm.declaration.rules import (
 from consensus_orm.declaration.stored_types import DIALECTS, stored_differently
 from consensus_orm.phase import Side
 
-__all__ = ["Move", "Parent", "Part"]
+__all__ = ["Move"]
 
 Attribute = InstrumentedAttribute[Any]
 
@@ -87,63 +86,6 @@ class Lossy:
     up: tuple[ColumnElement[Any], ...]
 
 
-class Parent:
-    """A normalized table whose rows stand for what several rows have in common.
-
-    A parent row exists exactly as long as a row belongs to it. Which one that is, is a pure function of the row.
-
-    Args:
-        model: The mapped class; it has a single integer primary key.
-        link: The column of the moved rows that refers to it.
-        by: The columns that tell one parent from another, declared unique together in the model, and what they hold.
-        columns: Further columns, and what they hold: the same for all rows of a parent.
-        derived: Columns that follow from all rows of the parent together. All moves whose rows share a parent say the
-            same.
-    """
-
-    def __init__(
-        self,
-        model: type[DeclarativeBase],
-        *,
-        link: Attribute,
-        by: Dict[Attribute, Named | Computed],
-        columns: Dict[Attribute, Named | Computed] | None = None,
-        derived: Dict[Attribute, Earliest | Latest] | None = None,
-    ) -> None:
-        self.model = model
-        self.link = link
-        self.by = dict(by)
-        self.columns = dict(columns or {})
-        self.derived = dict(derived or {})
-
-    def __repr__(self) -> str:
-        return f"<Parent {self.table.name}>"
-
-    @cached_property
-    def table(self) -> Table:
-        """The table of the model."""
-        return table_of(self.model)
-
-    @cached_property
-    def key(self) -> Column[Any]:
-        """The primary key column."""
-        return single_key(self.table)
-
-    @cached_property
-    def identity(self) -> tuple[Column[Any], ...]:
-        """The columns that tell one parent from another."""
-        return tuple(column_of(attribute) for attribute in self.by)
-
-    @cached_property
-    def derived_columns(self) -> dict[Column[Any], Earliest | Latest]:
-        """What is derived, by column."""
-        return {column_of(attribute): rule for attribute, rule in self.derived.items()}
-
-    def depends_on(self, move: Move) -> bool:
-        """Whether something is derived from the newest row of a move."""
-        return any(isinstance(rule, Latest) and rule.move == move.name for rule in self.derived.values())
-
-
 R = typing_extensions.TypeVar("R", default=Any)
 
 
@@ -159,7 +101,8 @@ class Move(Generic[R]):
         columns: Normalized columns, or several of them together, and what they hold: a legacy column, carried in type
             and bytes, or a rule. Columns that are not named are those of the normalized side alone: rows are written
             with their default, and the way back leaves them standing.
-        parts: What the rows have in common (`Parent`), and further tables that hold some of their columns (`Part`).
+        parts: What the rows have in common (`Parent`), and further tables that hold some of their columns (`Part`)
+            or the items of one (`Many`).
         only: Columns of either side, by attribute, that hold one constant in all rows of this move: rows are selected
             by it, and it is written on its own side. So two moves fill one table, or one table is divided among two.
         without: Legacy columns that are given up, and why; they are not compared, and the way back leaves them NULL.
@@ -183,7 +126,7 @@ class Move(Generic[R]):
         *,
         key: Dict[Any, Attribute],
         columns: Dict[Any, Rule],
-        parts: Sequence[Parent | Part] = (),
+        parts: Sequence[Parent | Part | Many] = (),
         only: Dict[Any, Any] | None = None,
         without: Dict[Any, str] | None = None,
         record: type[R] | None = None,
@@ -201,6 +144,7 @@ class Move(Generic[R]):
         parents = [part for part in parts if isinstance(part, Parent)]
         self.parent = parents[0] if parents else None
         self.parts = tuple(part for part in parts if isinstance(part, Part))
+        self.children = tuple(part for part in parts if isinstance(part, Many))
         self.newest = None if newest is None else column_of(newest)
         self.marker = None if marker is None else column_of(marker)
         self.legacy_key, self.key = self._declared_key(key)
@@ -222,6 +166,8 @@ class Move(Generic[R]):
         """Columns of the parent whose value follows from legacy columns, by a rule."""
         self.beside: dict[Column[Any], ColumnElement[Any]] = {}
         """Columns of parts whose value follows from legacy columns, by a rule."""
+        self.listed: dict[str, Many] = {}
+        """Legacy columns whose items stand in a table of their own."""
         self._declare(columns)
         self.adopted = {self._carried_in(a): expression(made) for a, made in (adopted or {}).items()}
 
@@ -239,8 +185,8 @@ class Move(Generic[R]):
                 "declare one Parent",
             )
         for part in parts:
-            if not isinstance(part, Parent | Part):
-                raise self.fault(self.key.name, f"{part!r:.60} is no part", "give Parent and Part in `parts`")
+            if not isinstance(part, Parent | Part | Many):
+                raise self.fault(self.key.name, f"{part!r:.60} is no part", "give Parent, Part and Many in `parts`")
 
     def _declared_key(self, key: Dict[Any, Attribute]) -> tuple[str, Column[Any]]:
         if len(key) != 1:
@@ -276,6 +222,10 @@ class Move(Generic[R]):
         for part in self.parts:
             for targets, rule in part.columns.items():
                 self._fill(_several(targets), rule, self.beside)
+        for many in self.children:
+            source = self._expression(many.items.source)
+            self.listed[source.name] = many
+            self.types |= {} if isinstance(source.type, NullType) else {source.name: source.type}
         if self.parent is not None:
             for target, rule in (self.parent.by | self.parent.columns).items():
                 self._fill((column_of(target),), rule, self.above)
@@ -503,7 +453,9 @@ class Move(Generic[R]):
     @cached_property
     def columns(self) -> dict[str, ColumnElement[Any]]:
         """The legacy columns but the key, each as the normalized side gives it back."""
-        return {**self.carried, **self.restored}
+        key = literal_column(f"{_quoted(self.table.name)}.{_quoted(self.key.name)}", self.key.type)
+        items = {name: many.given_back(key, self.type_of(name)) for name, many in self.listed.items()}
+        return {**self.carried, **self.restored, **items}
 
     @cached_property
     def is_recorded_blindly(self) -> bool:
@@ -512,7 +464,7 @@ class Move(Generic[R]):
         A row with parts is not whole before its last statement; and SQLite refuses JSON in the triggers of a file whose
         schema is not trusted.
         """
-        if self.parts:
+        if self.parts or self.children:
             return True
         rules = (*self.computed.values(), *self.restored.values(), *self.above.values())
         calls = (part for rule in rules for part in visitors.iterate(rule) if isinstance(part, FunctionElement))
@@ -522,17 +474,25 @@ class Move(Generic[R]):
     def given_back_names(self) -> tuple[str, ...]:
         """Legacy columns that a normalized row may not give back: by a rule, or from a part that it has not."""
         tables = [part.table for part in self.parts]
-        return (*self.restored, *(name for name, of in self.carried.items() if of.table in tables))
+        in_parts = (name for name, of in self.carried.items() if of.table in tables)
+        return (*self.restored, *in_parts, *self.listed)
+
+    @cached_property
+    def tables_beside(self) -> tuple[Table, ...]:
+        """The tables of parts and of items, those that others refer to first."""
+        parents = [of.table for many in self.children for of in many.parents]
+        return (*(part.table for part in self.parts), *parents, *(many.table for many in self.children))
 
     @cached_property
     def lossy_columns(self) -> tuple[str, ...]:
         """Legacy columns that a rule cannot always give back."""
-        return tuple(dict.fromkeys(name for rule in self.lossy for name in rule.sources))
+        by_rules = [name for rule in self.lossy for name in rule.sources]
+        return tuple(dict.fromkeys([*by_rules, *(name for name, many in self.listed.items() if many.items.keeps)]))
 
     @cached_property
     def originals(self) -> Table | None:
         """The table of ours that keeps the originals of what a rule cannot give back; None where every rule can."""
-        if not self.lossy:
+        if not self.lossy_columns:
             return None
         columns = [Column(name, self.type_of(name)) for name in self.lossy_columns]
         key = Column("key", self.key.type, primary_key=True, autoincrement=False)
@@ -596,13 +556,15 @@ class Move(Generic[R]):
             parent: The table of the parent, or what stands for it; None where the move has none.
         """
         carried = {name: self.standing(of, own, parent) for name, of in self.carried.items()}
-        if not self.restored:
+        if not (self.restored or self.listed):
             return Row(carried)
         originals = (
             {} if self.originals is None else {original_name(n): self.originals.c[n] for n in self.lossy_columns}
         )
         beside = {_qualified(of): of for part in self.parts for of in part.table.columns}
         restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns} | originals | beside))
+        key = own.c[self.key.key]
+        restored |= {name: many.given_back(key, self.type_of(name)) for name, many in self.listed.items()}
         if self.originals is not None:
             original = Row({of.name: of for of in self.originals.columns})
             for rule in self.lossy:
@@ -610,6 +572,10 @@ class Move(Generic[R]):
                 follows = [holds(self.standing(of, own, parent), on(up, original)) for of, up in filled]
                 counts = and_(original["key"].is_not(None), *follows)
                 restored |= {name: case((counts, original[name]), else_=restored[name]) for name in rule.sources}
+            for name, many in ((name, many) for name, many in self.listed.items() if many.items.keeps):
+                follows = [many.items.listed(original[name]).is_not_distinct_from(many.listed(key))]
+                counts = and_(original["key"].is_not(None), *follows)
+                restored[name] = case((counts, original[name]), else_=restored[name])
         return Row(carried | restored)
 
     def restored_from(self, normalized: Row) -> dict[str, ColumnElement[Any]]:
@@ -632,7 +598,10 @@ class Move(Generic[R]):
         for part in self.parts:
             values |= {_qualified(part.table.c[name]): value for name, value in self.filled_in(part, row).items()}
         back = self.restored_from(Row(values | nothing))
-        return not_(and_(true(), *(holds(row[name], back[name]) for name in self.lossy_columns)))
+        again = {name: back[name] for name in self.lossy_columns if name not in self.listed}
+        for name in (name for name in self.lossy_columns if name in self.listed):
+            again[name] = json_from(self.listed[name].items.listed(row[name]), self.type_of(name))
+        return not_(and_(true(), *(holds(row[name], value) for name, value in again.items())))
 
 
 def _constant(value: Any, type_: TypeEngine[Any]) -> ColumnElement[Any]:
@@ -646,6 +615,10 @@ def _is(of: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool
 
 def _several(targets: Any) -> tuple[Column[Any], ...]:
     return tuple(column_of(target) for target in (targets if isinstance(targets, tuple) else (targets,)))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _qualified(of: Column[Any]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, false, func, not_, or_
 
 from consensus_orm import errors
-from consensus_orm.declaration.move import Move, Parent
-from consensus_orm.declaration.parts import Part
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.stored_types import DIALECTS
 from consensus_orm.declaration.validation import validate
 from consensus_orm.phase import Side
@@ -69,9 +69,9 @@ class Moves:
         return tuple(found.values())
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts of all moves."""
-        return tuple(part for move in self for part in move.parts)
+    def tables_beside(self) -> tuple[Table, ...]:
+        """The tables of parts and of items of all moves, each once, those that others refer to first."""
+        return tuple(dict.fromkeys(table for move in self for table in move.tables_beside))
 
     @cached_property
     def originals(self) -> tuple[Table, ...]:
@@ -109,7 +109,8 @@ class Moves:
     def tables(self, side: Side) -> frozenset[str]:
         """The names of the tables of a side, parents included, in small letters."""
         names = [move.table_name(side) for move in self]
-        beside = [each.table.name for each in (*self.parents, *self.parts)] if side is Side.NORMALIZED else []
+        beside = [*(parent.table.name for parent in self.parents), *(table.name for table in self.tables_beside)]
+        beside = beside if side is Side.NORMALIZED else []
         return frozenset(map(str.lower, [*names, *beside]))
 
     def said_by(self, parent: Parent) -> list[str]:

@@ -16,9 +16,10 @@ from sqlalchemy.sql.elements import ColumnClause
 from sqlalchemy.types import NullType
 
 from consensus_orm import errors
-from consensus_orm.declaration.attributes import column_of, unique_sets
+from consensus_orm.declaration.attributes import column_of, leads_an_index, unique_sets
 from consensus_orm.declaration.expressions import json_at
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.parts import Many, Parent
 from consensus_orm.declaration.rules import Latest, columns_of, expression, original_name, spelled
 from consensus_orm.declaration.stored_types import DIALECTS
 from consensus_orm.phase import Side
@@ -45,6 +46,7 @@ def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
     for move in moves:
         _constants(move)
         _parts(move)
+        _items(move)
         _rules(move)
         if move.parent is not None:
             _parent(move, move.parent)
@@ -175,14 +177,65 @@ def _json(move: Move, dialects: Sequence[str]) -> None:
             )
 
 
+def _items(move: Move) -> None:
+    """Refuse tables of items that cannot be found by the key of their row, or hold no texts in an order."""
+    for source, many in move.listed.items():
+        name, key = many.by.name, f"{move.table.name}.{move.key.name}"
+        if many.by.table is not many.table or not any(each.column is move.key for each in many.by.foreign_keys):
+            raise move.fault(
+                name,
+                f"{many.by} is no column of {many.table.name} that refers to {key}, the key of its row",
+                f"declare a foreign key: ForeignKey({key!r})",
+            )
+        if not leads_an_index(many.by):
+            raise move.fault(
+                name,
+                f"no index begins with {many.by}, so the items of each row are looked for in the whole table",
+                "declare it with index=True",
+            )
+        if len(many.table.primary_key) != 1:
+            raise move.fault(
+                name,
+                f"the key of {many.table.name} has {len(many.table.primary_key)} columns; backups name rows by one",
+                "give it a key of its own, and make the other columns unique together",
+            )
+        if many.position.table is not many.table or not isinstance(many.position.type, Integer):
+            raise move.fault(many.position.name, f"{many.position} is no number in {many.table.name}", "let it be one")
+        _item(move, source, many)
+        for table in many.table.metadata.tables.values():
+            if table is not many.table and any(each.column.table is many.table for each in table.foreign_keys):
+                raise move.fault(
+                    name,
+                    f"{table.name} refers to {many.table.name}, whose rows are replaced where items change",
+                    "let it refer to the row that has the items",
+                )
+
+
+def _item(move: Move, source: str, many: Many) -> None:
+    holder = many.table if many.parent is None else many.parent.table
+    if len(many.parents) > 1:
+        raise move.fault(many.item.name, f"the items of {source} have several parents", "give one Parent")
+    if many.item.table is not holder or not isinstance(many.item.type, String) or isinstance(many.item.type, Enum):
+        raise move.fault(many.item.name, f"{many.item} is no text in {holder.name}", "name the column of the items")
+    if many.parent is None:
+        return
+    if [*many.parent.identity] != [many.item] or many.parent.columns or many.parent.derived:
+        raise move.fault(many.item.name, f"{holder.name} is found by more than the item", "give it `by` the item alone")
+    if not _is_unique(holder, {many.item.name}):
+        raise move.fault(many.item.name, f"{many.item} is not unique", "declare it unique")
+    if many.link is None or many.link.table is not many.table:
+        raise move.fault(many.item.name, f"{many.link} is no column of {many.table.name}", "link a column of it")
+
+
 def _filled(move: Move) -> None:
     """Refuse a table with a column that must hold a value, and that nothing fills."""
     parent = move.parent
     filled = {move.key, move.link, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
     filled |= {move.table.c[name] for name in move.only[Side.NORMALIZED]}
-    filled |= {*move.beside, *(part.by for part in move.parts)}
-    filled |= {part.table.autoincrement_column for part in move.parts}
-    tables = [move.table, *(part.table for part in move.parts), *([] if parent is None else [parent.table])]
+    filled |= {*move.beside, *(part.by for part in (*move.parts, *move.children))}
+    filled |= {of for many in move.children for of in (many.position, many.item, many.link)}
+    filled |= {table.autoincrement_column for table in move.tables_beside}
+    tables = [move.table, *move.tables_beside, *([] if parent is None else [parent.table])]
     derived = set() if parent is None else {parent.key, *parent.derived_columns}
     for of in (of for table in tables for of in table.columns):
         if (
@@ -227,9 +280,9 @@ def _shared(moves: Sequence[Move]) -> None:
         for side in Side:
             if one.table_name(side) == other.table_name(side):
                 _told_apart(one, other, side)
-    tables = Counter(part.table.name for move in moves for part in move.parts)
+    tables = Counter(part.table.name for move in moves for part in (*move.parts, *move.children))
     tables.update({move.table.name for move in moves} | {m.parent.table.name for m in moves if m.parent is not None})
-    for owner, part in ((move, part) for move in moves for part in move.parts):
+    for owner, part in ((move, part) for move in moves for part in (*move.parts, *move.children)):
         if tables[part.table.name] > 1:
             raise owner.fault(
                 part.by.name,

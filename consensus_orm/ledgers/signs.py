@@ -44,8 +44,8 @@ def put_up(uow: Transaction) -> None:
 def _sign(name: str, moves: Sequence[Move]) -> str:
     tables: list[str] = []
     for pair in moves:
-        parents = [] if pair.parent is None else [pair.parent]
-        tables += [pair.table.name, *(each.table.name for each in (*pair.parts, *parents))]
+        tables += [pair.table.name, *(table.name for table in pair.tables_beside)]
+        tables += [] if pair.parent is None else [pair.parent.table.name]
     where = " and ".join(dict.fromkeys(tables))
     told = f"consensus_orm: these rows are in {where}; read and write them through consensus_orm"
     return f"CREATE VIEW {quoted(name)} AS SELECT {literal(told)} AS {SIGN}"

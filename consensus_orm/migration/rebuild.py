@@ -77,7 +77,7 @@ class _Plan:
 
     def concerns(self, pair: Move) -> bool:
         """Whether rows of a pair stand in what was lost."""
-        tables = {pair.legacy_name, pair.table.name, *(part.table.name for part in pair.parts)}
+        tables = {pair.legacy_name, pair.table.name, *(table.name for table in pair.tables_beside)}
         tables |= set() if pair.parent is None else {pair.parent.table.name}
         return not tables.isdisjoint(self.tables)
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from consensus_orm import errors
 from consensus_orm._version import __version__
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import backfill_progress, certificates, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import Key, milliseconds

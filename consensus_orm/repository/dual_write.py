@@ -132,7 +132,7 @@ class DualWrite(RoutedReads):
             return None
         (key, parent, _), (agreeing,) = together
         parameters["_key"] = key
-        if self._parent is not None and self._parent.parent.depends_on(self.pair):
+        if self._parent is not None and self._parent.parent.depends_on(self.pair.name):
             refresh = partial(self._execute_on_parents, self._parent.refresh, [parent])
             if not self._write(Side.NORMALIZED, key, refresh):  # somebody took away what it follows from
                 return key
@@ -190,7 +190,7 @@ class DualWrite(RoutedReads):
             if self.uow._connected.in_transaction:  # a parent lives only as long as it has a row
                 self._execute_on_parents(self._parent.prune, [parent])
             raise
-        if self._parent.parent.depends_on(self.pair):
+        if self._parent.parent.depends_on(self.pair.name):
             self._execute_on_parents(self._parent.refresh, [parent])
         self._write_beside(key, parameters)
         self._require_given_back(key, parameters)

@@ -131,7 +131,8 @@ class CarryingSession(Session):
             entity = self.identity_map.get(self.identity_key(model, key))
             if entity is not None:
                 self.expire(entity)
-        parts = tuple(part.model for part in self._uow.statements.mapping.parts)
+        moves = self._uow.statements.mapping
+        parts = tuple(part.model for move in moves for part in (*move.parts, *move.children))
         for entity in [each for each in self.identity_map.values() if isinstance(each, parts)] if stale else ():
             self.expire(entity)
 

@@ -88,7 +88,18 @@ class CarryStatements(PairRows):
         if self.pair.parent is not None:
             steps += (self.carry_parents(criterion, self.legacy_row(), self.pair.legacy_table),)
         steps += (self.carry_to_normalized(criterion, overwrite=overwrite),)
-        return (*steps, *(step for part in self.pair.parts for step in self.carry_part(part, criterion)))
+        steps += tuple(step for part in self.pair.parts for step in self.carry_part(part, criterion))
+        return (*steps, *(step for name in self.pair.listed for step in self.carry_items(name, criterion)))
+
+    def carry_items(self, name: str, criterion: ColumnElement[bool]) -> tuple[str, ...]:
+        """Write the items of a column of legacy rows, where other ones stand or none."""
+        many, own = self.pair.listed[name], self.pair.table
+        there = and_(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))
+        rows, listed = self.pair.legacy_table.join(own, there), many.items.listed(self.legacy_row()[name])
+        differs = listed.is_distinct_from(many.listed(self.legacy_key))
+        others = select(self.legacy_key).select_from(rows).where(criterion, differs)
+        written = self.item_rows(many, self.legacy_key, listed, criterion, source=rows)
+        return (self.render(delete(many.table).where(many.by.in_(others))), *map(self.render, written))
 
     def carry_part(self, part: Part, criterion: ColumnElement[bool]) -> tuple[str, ...]:
         """Write the part of legacy rows whose normalized row is there, and delete it from those that have none."""
@@ -118,7 +129,7 @@ class CarryStatements(PairRows):
     @cached_property
     def carry_new(self) -> str | None:
         """What `backfill` does, and more, with one statement, where the database saves work by that."""
-        alone = self.pair.parent is None or self.pair.originals is not None or bool(self.pair.parts)
+        alone = self.pair.parent is None or self.pair.originals is not None or bool(self.pair.tables_beside)
         return None if alone else self.rendering.carry_new(self, self.in_range(Side.LEGACY))
 
     @cached_property
@@ -194,7 +205,7 @@ class CarryStatements(PairRows):
 
     def _derived(self, rule: ColumnElement[Any], of: Column[Any] | None = None) -> ColumnElement[Any]:
         """A computed value of a normalized row from what it gives back; what stands beside it is looked up."""
-        if not self.pair.parts:
+        if not self.pair.parts and self.pair.originals is None:
             return on(rule, self.normalized_row())
         key = self.pair.key if of is None else of
         own = alias(self.pair.table)

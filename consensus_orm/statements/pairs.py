@@ -19,8 +19,9 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.fingerprint import fingerprint
 from consensus_orm.declaration.keys import require_declared
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.errors import ConfigurationError
 from consensus_orm.phase import Side
 from consensus_orm.statements.carrying import CarryStatements

@@ -19,13 +19,13 @@ from sqlalchemy import (
     select,
 )
 
+from consensus_orm.declaration.attributes import leads_an_index
 from consensus_orm.declaration.expressions import exact_hex, type_name
 from consensus_orm.declaration.rules import Latest, Row, expression, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     each_value,
     in_keys,
-    leads_an_index,
     parameter,
 )
 from consensus_orm.statements.rows import PairRows

@@ -16,12 +16,10 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     FromClause,
-    Index,
     Integer,
     Select,
     SelectBase,
     Table,
-    UniqueConstraint,
     UpdateBase,
     and_,
     bindparam,
@@ -58,7 +56,6 @@ __all__ = [
     "fitting",
     "in_keys",
     "in_range",
-    "leads_an_index",
     "link",
     "literal",
     "newest_first",
@@ -256,16 +253,6 @@ def chunk_bounds(
     count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
     whole = case((is_full, size), else_=count)
     return rendering.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
-
-
-def leads_an_index(value: ColumnElement[Any]) -> bool:
-    """Whether an expression is a column that is the first of an index, which finds its values and has their order."""
-    of = getattr(value, "table", None)
-    if not isinstance(of, Table) or not isinstance(value, Column):
-        return False
-    indexes: list[Index | UniqueConstraint] = [*of.indexes]
-    indexes += [each for each in of.constraints if isinstance(each, UniqueConstraint)]
-    return any(next(iter(each.columns)) is value for each in indexes)
 
 
 def each_value(column: ColumnElement[Any]) -> CTE:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     FromClause,
+    Select,
     SelectBase,
     Table,
     alias,
@@ -24,12 +25,14 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm.declaration.expressions import holds, same
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Many
 from consensus_orm.declaration.rules import Earliest, Row, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
@@ -61,6 +64,14 @@ class PairRendering(Rendering):
     @abstractmethod
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
+
+    @abstractmethod
+    def items(self, listed: ColumnElement[Any]) -> tuple[FromClause, ColumnElement[Any], ColumnElement[Any]]:
+        """The items of a JSON array as rows: where from, the place of each from 0, and the item as a text.
+
+        Args:
+            listed: The text of the array; NULL, and what is none, has no items.
+        """
 
     @abstractmethod
     def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
@@ -104,6 +115,7 @@ class PairRows:
         rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
         for part in self.pair.parts:
             rules += [*self.pair.filled_in(part, self.bound).values(), self.pair.has_part(part, self.bound)]
+        rules += [many.items.listed(self.bound[name]) for name, many in self.pair.listed.items()]
         rules += [*self.pair.restored.values(), *self.pair.adopted.values(), *self.legacy_constants.values()]
         self.rendering.check(rules, known={parameter(name) for name in self.pair.columns})
 
@@ -175,6 +187,43 @@ class PairRows:
             source = source.outerjoin(part.table, part.by == key)
         return source
 
+    def item_rows(
+        self,
+        many: Many,
+        key: ColumnElement[Any],
+        listed: ColumnElement[Any],
+        *where: ColumnElement[bool],
+        source: FromClause | None = None,
+    ) -> tuple[ClauseElement, ...]:
+        """Insert the items of rows that have none: those that another table holds first, where they are not there.
+
+        Args:
+            many: Where the items stand.
+            key: The key of the rows.
+            listed: Their items.
+            *where: Which rows.
+            source: Where the rows come from; None for one that is bound.
+        """
+        items, place, value = self.rendering.items(listed)
+        rows = items if source is None else source.join(items, TRUE)
+        has_none = not_(exists(literal_column("1")).where(alias(many.table).c[many.by.name] == key))
+        values = {many.by.name: key, many.position.name: place}
+        if many.parent is None or many.link is None:
+            values[many.item.name] = value
+            return (self.rendering.ignoring(many.table, list(values), self._of_rows(values, rows, has_none, *where)),)
+        above = many.parent.table
+        made = {many.item.name: value}
+        parents = self.rendering.ignoring(above, list(made), self._of_rows(made, rows, has_none, *where).distinct())
+        values[many.link.name] = many.parent.key
+        linked = rows.join(above, many.item == value)
+        return parents, self.rendering.ignoring(
+            many.table, list(values), self._of_rows(values, linked, has_none, *where)
+        )
+
+    @staticmethod
+    def _of_rows(values: dict[str, Any], source: FromClause, *where: ColumnElement[bool]) -> Select[Any]:
+        return select(*values.values()).select_from(source).where(*where)
+
     def whole(self) -> FromClause:
         """The normalized table with what belongs to its rows, where there is any: a row may have lost its parent."""
         source = self.with_beside(self.pair.table, self.pair.table)
@@ -240,8 +289,12 @@ class PairRows:
         for part in self.pair.parts:
             is_there = case((self.pair.has_part(part, row), part.by.is_not(None)), else_=part.by.is_(None))
             found[f"{part.table.name}.{part.by.key}"] = is_there
-        back = self.normalized_row(own, parent) if self.pair.restored else row
-        return found | {name: holds(row[name], back[name]) for name in self.pair.restored}
+        for name, many in self.pair.listed.items():
+            equal = many.items.listed(row[name]).is_not_distinct_from(many.listed(own.c[self.pair.key.key]))
+            found[f"{many.table.name}.{many.item.key}"] = equal
+        names = (*self.pair.restored, *self.pair.listed)
+        back = self.normalized_row(own, parent) if names else row
+        return found | {name: holds(row[name], back[name]) for name in names}
 
     def _computed_agree(
         self, row: Row, table: FromClause | None, parent: FromClause | None

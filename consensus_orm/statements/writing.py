@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     alias,
+    and_,
     bindparam,
     delete,
     exists,
@@ -151,12 +152,12 @@ class WriteStatements(PairRows):
         """Delete the rows in `_keys` from a side, and their parts first."""
         rows = self.render(delete(self.table_of(side)).where(self.in_keys(side)))
         mine = select(self.pair.key).where(self.in_keys(side))
-        parts = self.pair.parts if side is Side.NORMALIZED else ()
+        parts = (*self.pair.parts, *self.pair.children) if side is Side.NORMALIZED else ()
         return (*(self.render(delete(part.table).where(part.by.in_(mine))) for part in parts), rows)
 
     @cached_property
     def write_parts(self) -> tuple[str, ...]:
-        """Let the row under `_key` have the parts of the row as it is meant, and no others."""
+        """Let the row under `_key` have the parts and items of the row as it is meant, and no others."""
         steps: list[str] = []
         key = self.rendering.typed(bindparam("_key"), self.pair.key.type)
         for part in self.pair.parts:
@@ -167,4 +168,9 @@ class WriteStatements(PairRows):
             steps.append(self.render(delete(of).where(mine, not_(has))))
             steps += [self.render(update(of).values(values).where(mine))] if values else []
             steps.append(self.render(insert(of).from_select([part.by.key, *values], new)))
+        for name, many in self.pair.listed.items():
+            listed = many.items.listed(self.bound[name])
+            others = and_(many.by == bindparam("_key"), listed.is_distinct_from(many.listed(key)))
+            steps += [self.render(delete(many.table).where(others))]
+            steps += map(self.render, self.item_rows(many, key, listed))
         return tuple(steps)

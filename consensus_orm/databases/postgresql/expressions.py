@@ -31,9 +31,14 @@ from consensus_orm.declaration.expressions import (
     exact_hex,
     holds,
     json_at,
+    json_from,
+    json_listed,
+    json_of_array,
     json_patched,
+    json_split,
     milliseconds,
     same,
+    text_joined,
     time_from,
     type_name,
 )
@@ -216,6 +221,45 @@ def _differs(one: str, other: str, type_: TypeEngine[Any]) -> str:
     if isinstance(type_, JSON):
         return f"CAST({one} AS TEXT) IS DISTINCT FROM CAST({other} AS TEXT)"
     return f"{one} IS DISTINCT FROM {other}"
+
+
+@compiles(json_split, "postgresql")
+def _json_split(element: Any, compiler: Any, **kw: Any) -> str:
+    value, _ = arguments(element, compiler, **kw)
+    parts = f"CAST(to_json(string_to_array({value}, {literal(element.separator)})) AS TEXT)"
+    return f"(CASE {value} WHEN '' THEN '[\"\"]' ELSE {parts} END)"  # an empty text would have no parts
+
+
+@compiles(json_of_array, "postgresql")
+def _json_of_array(element: Any, compiler: Any, **kw: Any) -> str:
+    (value,) = arguments(element, compiler, **kw)
+    readable = _readable(value)
+    elements = f"jsonb_array_elements({readable}) WITH ORDINALITY AS e(x, n)"
+    texts = f"(SELECT CAST(to_json(array_agg(x #>> '{{}}' ORDER BY n)) AS TEXT) FROM {elements})"
+    others = f"EXISTS (SELECT 1 FROM {elements} WHERE jsonb_typeof(x) <> 'string')"
+    array = f"CASE WHEN {others} THEN 'no list of texts' ELSE {texts} END"
+    return (
+        f"(CASE WHEN {value} IS NULL THEN NULL WHEN jsonb_typeof({readable}) = 'array' THEN {array}"
+        " ELSE 'no list of texts' END)"
+    )
+
+
+@compiles(json_listed, "postgresql")
+def _json_listed(element: Any, compiler: Any, **kw: Any) -> str:
+    item, position = arguments(element, compiler, **kw)
+    return f"CAST(to_json(array_agg(CAST({item} AS TEXT) ORDER BY {position})) AS TEXT)"
+
+
+@compiles(json_from, "postgresql")
+def _json_from(element: Any, compiler: Any, **kw: Any) -> str:
+    (text,) = arguments(element, compiler, **kw)
+    return f"CAST({text} AS {compiler.dialect.type_compiler_instance.process(element.type)})"
+
+
+@compiles(text_joined, "postgresql")
+def _text_joined(element: Any, compiler: Any, **kw: Any) -> str:
+    item, position, separator = arguments(element, compiler, **kw)
+    return f"string_agg({item}, {separator} ORDER BY {position})"
 
 
 @compiles(InKeys, "postgresql")

@@ -16,8 +16,9 @@ from sqlalchemy import Table, or_
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.guard_record import normalized_tables
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import PairStatements, Statements
 from consensus_orm.statements.rendering import Fired, fitting, literal, quoted
@@ -67,6 +68,7 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
     if phase.writes_normalized and phase.has_legacy:
         for pair in mapping:
             yield from _note_parts(pair, FOREIGN if phase.compares else NOT_CARRIED)
+            yield from _note_items(pair, FOREIGN if phase.compares else NOT_CARRIED)
         for parent in mapping.parents:
             yield _note_members(parent, mapping)
 
@@ -153,7 +155,7 @@ def _refuse_sessions(table: Table) -> Iterator[Trigger]:
 
 def _note_parts(pair: Move, when: str) -> Iterator[Trigger]:
     """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
-    for part in pair.parts:
+    for part in (*pair.parts, *pair.children):
         by, key = quoted(part.by.name), quoted(pair.key.name)
         rows = f"FROM {quoted(pair.table.name)} WHERE {key}"
         log = _log(pair, key, Side.NORMALIZED, literal("update"))
@@ -164,6 +166,17 @@ def _note_parts(pair: Move, when: str) -> Iterator[Trigger]:
             " RETURN NULL;"
         )
         yield _trigger(f"{part.table.name}_part", f"AFTER {EACH}", part.table, when, body)
+
+
+def _note_items(pair: Move, when: str) -> Iterator[Trigger]:
+    """Record writes of items that several rows refer to as changes of these rows."""
+    for many in pair.children:
+        if many.parent is None or many.link is None:
+            continue
+        above, key = many.parent.table, quoted(many.parent.key.name)
+        rows = f"FROM {quoted(many.table.name)} WHERE {quoted(many.link.name)} IN (OLD.{key}, NEW.{key})"
+        body = f"{_log(pair, quoted(many.by.name), Side.NORMALIZED, literal('update'))} {rows}; RETURN NULL;"
+        yield _trigger(f"{pair.name}_{above.name}_item", "AFTER UPDATE", above, when, body)
 
 
 def _note_members(parent: Parent, mapping: Moves) -> Trigger:

@@ -13,9 +13,14 @@ from consensus_orm.declaration.expressions import (
     exact_hex,
     holds,
     json_at,
+    json_from,
+    json_listed,
+    json_of_array,
     json_patched,
+    json_split,
     milliseconds,
     same,
+    text_joined,
     time_from,
     type_name,
 )
@@ -157,6 +162,47 @@ def _json_patched(element: Any, compiler: Any, **kw: Any) -> str:
         removes += f", CASE WHEN {changed} AND {new} IS NULL THEN {place} ELSE {NOWHERE} END"
     patched = f"json_remove(json_set(coalesce({document}, '{{}}'){sets}){removes}, {NOWHERE})"
     return f"(CASE WHEN {' AND '.join(nothing)} THEN NULL ELSE {patched} END)"
+
+
+NO_LIST = "'no list of texts'"
+"""What no list of texts is equal to."""
+
+
+@compiles(json_split, "sqlite")
+def _json_split(element: Any, compiler: Any, **kw: Any) -> str:
+    """Between the quotes of a text in JSON stands each of its characters, or an escape that begins with a backslash."""
+    value, _ = arguments(element, compiler, **kw)
+    separator = literal(element.separator)
+    array = f"'[' || replace(json_quote({value}), {separator}, '\",\"') || ']'"
+    return f"(CASE typeof({value}) WHEN 'text' THEN {array} WHEN 'null' THEN NULL ELSE {NO_LIST} END)"
+
+
+@compiles(json_of_array, "sqlite")
+def _json_of_array(element: Any, compiler: Any, **kw: Any) -> str:
+    (value,) = arguments(element, compiler, **kw)
+    texts = f"(SELECT nullif(json_group_array(value), '[]') FROM json_each({value}))"
+    others = f"EXISTS (SELECT 1 FROM json_each({value}) WHERE type <> 'text')"
+    array = f"CASE WHEN json_type({value}) <> 'array' OR {others} THEN {NO_LIST} ELSE {texts} END"
+    return f"(CASE WHEN {value} IS NULL THEN NULL WHEN json_valid({value}) THEN {array} ELSE {NO_LIST} END)"
+
+
+@compiles(json_listed, "sqlite")
+def _json_listed(element: Any, compiler: Any, **kw: Any) -> str:
+    item, _ = arguments(element, compiler, **kw)
+    return f"nullif(json_group_array(CASE typeof({item}) WHEN 'text' THEN {item} END), '[]')"
+
+
+@compiles(json_from, "sqlite")
+def _json_from(element: Any, compiler: Any, **kw: Any) -> str:
+    """As it is: a cast to the type of the column would make a number of it."""
+    (text,) = arguments(element, compiler, **kw)
+    return f"({text})"
+
+
+@compiles(text_joined, "sqlite")
+def _text_joined(element: Any, compiler: Any, **kw: Any) -> str:
+    item, _, separator = arguments(element, compiler, **kw)
+    return f"group_concat({item}, {separator})"
 
 
 @compiles(Usable, "sqlite")

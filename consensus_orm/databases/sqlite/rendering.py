@@ -7,12 +7,14 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Dialect,
+    FromClause,
     Integer,
     Select,
     SelectBase,
     String,
     Table,
     Text,
+    case,
     cast,
     func,
     literal_column,
@@ -107,6 +109,11 @@ class SQLiteRendering(PairRendering):
     def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
         """None: one statement instead of two would save no round trip."""
         return None
+
+    def items(self, listed: ColumnElement[Any]) -> tuple[FromClause, ColumnElement[Any], ColumnElement[Any]]:
+        """The items of a JSON array as rows."""
+        found = func.json_each(case((listed.like("[%"), listed))).table_valued("key", "value")
+        return found, found.c.key, found.c.value
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Nothing: the write lock protects parents until the end of the transaction."""

@@ -21,8 +21,9 @@ from sqlalchemy import ColumnElement, Table, and_, exists, false, func, literal_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.sqlite.rendering import SQLiteRendering
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import PairStatements, Statements
 from consensus_orm.statements.rendering import Fired, literal, quoted
@@ -51,6 +52,7 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
         yield from _parent_triggers(statements.mapping)
         for pair in statements.mapping:
             yield from _part_triggers(pair, NOT_CARRYING if phase.compares else None)
+            yield from _item_triggers(pair, NOT_CARRYING if phase.compares else None)
 
 
 NOT_CARRYING: ColumnElement[bool] = literal_column("(SELECT carrying FROM consensus_orm_state) = 0")
@@ -221,12 +223,24 @@ def _parent_triggers(mapping: Moves) -> Iterator[Trigger]:
 
 def _part_triggers(pair: Move, when: ColumnElement[bool] | None) -> Iterator[Trigger]:
     """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
-    for part in pair.parts:
+    for part in (*pair.parts, *pair.children):
         by, own, key = quoted(part.by.name), quoted(pair.table.name), quoted(pair.key.name)
         for op, rows in (("insert", ["NEW"]), ("update", ["OLD", "NEW"]), ("delete", ["OLD"])):
             places = ", ".join(f"{row}.{by}" for row in rows)
             changed = _log(pair, key, Side.NORMALIZED, "update", f" FROM {own} WHERE {key} IN ({places})")
             yield _trigger(f"{part.table.name}_part_{op}", f"AFTER {op.upper()}", part.table, when, changed)
+
+
+def _item_triggers(pair: Move, when: ColumnElement[bool] | None) -> Iterator[Trigger]:
+    """Record writes of items that several rows refer to as changes of these rows."""
+    for many in pair.children:
+        if many.parent is None or many.link is None:
+            continue
+        above, key = many.parent.table, quoted(many.parent.key.name)
+        rows = f" FROM {quoted(many.table.name)} WHERE {quoted(many.link.name)} IN (OLD.{key}, NEW.{key})"
+        changed = _log(pair, quoted(many.by.name), Side.NORMALIZED, "update", rows)
+        event = f"AFTER UPDATE OF {quoted(many.item.name)}, {key}"
+        yield _trigger(f"{pair.name}_{above.name}_item", event, above, when, changed)
 
 
 def _note_members(parent: Parent, mapping: Moves, *keys: str) -> Iterator[str]:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Convert, Default, EnumMap, Explode, Move, Moves, Parent, Part
+from consensus_orm import Convert, Default, EnumMap, Explode, JsonItems, Many, Move, Moves, Parent, Part, Split
 
 __all__ = ["CASES", "Case"]
 
@@ -683,6 +683,149 @@ def joined_subclass() -> Case:
     )  # fmt: skip
 
 
+def list_to_children() -> Case:
+    """A text like "a,b,c" becomes rows of a table, and a JSON array rows of another one."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Recipe(Base):
+        __tablename__ = "recipes"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        steps: Mapped[str | None] = mapped_column(Text)
+        tools: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+
+    class Dish(Base):
+        __tablename__ = "dishes"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Step(Base):
+        __tablename__ = "steps"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        dish_id: Mapped[int] = mapped_column(ForeignKey("dishes.id"), index=True)
+        position: Mapped[int] = mapped_column(Integer)
+        text: Mapped[str] = mapped_column(Text)
+
+    class Tool(Base):
+        __tablename__ = "tools"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        dish_id: Mapped[int] = mapped_column(ForeignKey("dishes.id", ondelete="CASCADE"), index=True)
+        position: Mapped[int] = mapped_column(Integer)
+        text: Mapped[str] = mapped_column(Text)
+
+    move = Move(
+        Recipe,
+        Dish,
+        name="recipes",
+        key={Recipe.id: Dish.id},
+        columns={Dish.name: Recipe.name},
+        parts=[
+            Many(Step, by=Step.dish_id, position=Step.position, item=Step.text, items=Split(Recipe.steps, ",")),
+            Many(Tool, by=Tool.dish_id, position=Tool.position, item=Tool.text, items=JsonItems(Recipe.tools)),
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"name": "a", "steps": "cut,cook,eat", "tools": ["pot", "é'\\\""]},
+            {"name": "b", "steps": None, "tools": None},
+            {"name": "c", "steps": "", "tools": []}, {"name": "d", "steps": "x,,\\\",é'", "tools": None},
+            {"name": "e", "steps": "one", "tools": ["no text", 5]},
+        ],
+        {"name": "new {n}", "steps": "a,b {n}", "tools": ["t"]},
+        {
+            "legacy": [
+                "UPDATE recipes SET steps = 'cut,eat' WHERE name = 'a'",
+                """UPDATE recipes SET tools = '["x",  "y"]' WHERE name = 'b'""",
+                """INSERT INTO recipes (name, steps, tools) VALUES ('foreign', 'f,g', '["z"]')""",
+                "UPDATE recipes SET steps = NULL WHERE name = 'c'",
+            ],
+            "normalized": [
+                "UPDATE steps SET text = 'swallow' WHERE text = 'eat'",
+                "UPDATE steps SET position = position + 7 WHERE text IN ('f', 'g')",
+                "INSERT INTO tools (id, dish_id, position, text) SELECT 900, id, 5, 'w' FROM dishes WHERE name = 'b'",
+                "DELETE FROM steps WHERE text = ''",
+                "INSERT INTO dishes (id, name) VALUES (901, 'other')",
+                "INSERT INTO steps (id, dish_id, position, text) VALUES (902, 901, 0, 'without a comma')",
+            ],
+        },
+        rejected=1,
+    )  # fmt: skip
+
+
+def list_to_tags() -> Case:
+    """A text like "a,b,c" becomes many-to-many: an association table, and a table of tags."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class PostOld(Base):
+        __tablename__ = "posts_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        title: Mapped[str] = mapped_column(Text)
+        tags: Mapped[str | None] = mapped_column(Text)
+
+    class Post(Base):
+        __tablename__ = "posts"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        title: Mapped[str] = mapped_column(Text)
+
+    class Tag(Base):
+        __tablename__ = "tags"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text, unique=True)
+
+    class PostTag(Base):
+        __tablename__ = "post_tags"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        post_id: Mapped[int] = mapped_column(ForeignKey("posts.id"), index=True)
+        position: Mapped[int] = mapped_column(Integer)
+        tag_id: Mapped[int] = mapped_column(ForeignKey("tags.id"), index=True)
+
+    move = Move(
+        PostOld,
+        Post,
+        name="posts",
+        key={PostOld.id: Post.id},
+        columns={Post.title: PostOld.title},
+        parts=[
+            Many(
+                PostTag,
+                by=PostTag.post_id,
+                position=PostTag.position,
+                item=Tag.name,
+                items=Split(PostOld.tags, ";"),
+                parents=[Parent(Tag, link=PostTag.tag_id, by={Tag.name: PostOld.tags})],
+            )
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"title": "a", "tags": "x;y"}, {"title": "b", "tags": "y;x;y"}, {"title": "c", "tags": None},
+            {"title": "d", "tags": ""},
+        ],
+        {"title": "new {n}", "tags": "x;{n}"},
+        {
+            "legacy": [
+                "UPDATE posts_old SET tags = 'y;z' WHERE title = 'a'",
+                "INSERT INTO posts_old (title, tags) VALUES ('foreign', 'x')",
+                "DELETE FROM posts_old WHERE title = 'd'",
+            ],
+            "normalized": [
+                "UPDATE tags SET name = 'Y' WHERE name = 'y'",
+                "DELETE FROM post_tags WHERE post_id = (SELECT id FROM posts WHERE title = 'foreign')",
+                """INSERT INTO post_tags (id, post_id, position, tag_id)
+                SELECT 900, posts.id, 3, tags.id FROM posts, tags WHERE title = 'c' AND name = 'z'""",
+            ],
+        },
+    )  # fmt: skip
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
@@ -695,5 +838,7 @@ CASES = {
     "JSON to columns": json_to_columns,
     "vertical split": vertical_split,
     "joined subclass": joined_subclass,
+    "list to children": list_to_children,
+    "list to tags": list_to_tags,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""

@@ -14,6 +14,7 @@ from sqlalchemy import JSON, create_engine, insert
 
 from consensus_orm import Move, Phase, Side, Store
 from consensus_orm.databases.opening import parse_url
+from consensus_orm.errors import GateClosedError
 from consensus_orm.settings import Settings
 from tests.declaration.gallery.cases import CASES, Case
 from tests.support.databases import Database
@@ -158,6 +159,26 @@ def test_a_session_carries_parts(new_database: Database) -> None:
             uow.session.delete(uow.session.get(part.model, 99))
         assert new_database.rows_of(kept) == []
         assert store.migration.verify().differences == ()
+
+
+def test_an_item_with_the_separator_in_it_is_a_reject(new_database: Database) -> None:
+    """Equal one way is not equal: "x,y" as one item would come back as two, so it is no row that can be carried."""
+    case = CASES["list to children"]()
+    prepared(new_database, case)
+    with Store.open(new_database.where, moves=case.moves, settings=SETTINGS) as store:
+        store.upgrade()
+        store.migration.migrate(Phase.DUAL_WRITE, soak=False)
+        settle(store)
+        store.migration.advance()
+        new_database.script("INSERT INTO dishes (id, name) VALUES (77, 'other')")
+        new_database.script("INSERT INTO steps (id, dish_id, position, text) VALUES (77, 77, 0, 'x,y')")
+        store.migration.reconcile()
+        assert [(each.pair, each.key) for each in store.migration.rejects()] == [("recipes", 77)]
+        with pytest.raises(GateClosedError):
+            store.migration.rollback()
+        new_database.script("UPDATE steps SET text = 'x' WHERE id = 77")
+        store.migration.reconcile()
+        assert new_database.rows_of("SELECT steps FROM recipes WHERE id = 77") == [("x",)]
 
 
 def test_a_copy_takes_the_originals_along(new_database: Database, tmp_path: Path) -> None:
