@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import bindparam, or_, select
 
@@ -88,9 +88,9 @@ def _kept(uow: UnitOfWork, pair: Move, side: Side) -> list[str]:
     return keys_of(uow, _KEPT, {"pair": pair.name, "table_name": pair.table_name(side)})
 
 
-def _reason(uow: UnitOfWork, pair: Move, key: tuple[str, str]) -> str:
-    kind, wanted = key[0], "text" if is_text(pair.key) else "integer"
-    if kind == wanted and is_usable(pair, value_of(*key, uow.catalog.text_encoding(uow))):
+def _reason(uow: UnitOfWork, pair: Move, key: Sequence[str]) -> str:
+    (kind, digits), wanted = key, "text" if is_text(pair.key) else "integer"
+    if kind == wanted and is_usable(pair, value_of(kind, digits, uow.catalog.text_encoding(uow))):
         return OF_NO_MOVE
     if kind == wanted:
         return f"{REASON}a text with a NUL character, or that is not valid UTF-8"

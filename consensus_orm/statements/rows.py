@@ -222,7 +222,8 @@ class PairRows:
 
     @staticmethod
     def _of_rows(values: dict[str, Any], source: FromClause, *where: ColumnElement[bool]) -> Select[Any]:
-        return select(*values.values()).select_from(source).where(*where)
+        rows: Select[Any] = select(*values.values())  # pyright: ignore[reportAssignmentType] # of any number of columns
+        return rows.select_from(source).where(*where)
 
     def whole(self) -> FromClause:
         """The normalized table with what belongs to its rows, where there is any: a row may have lost its parent."""

@@ -16,10 +16,12 @@ from consensus_orm import (
     EnumMap,
     Explode,
     Latest,
+    Many,
     Move,
     Moves,
     Parent,
     Part,
+    Split,
     original,
 )
 from consensus_orm.errors import ConfigurationError
@@ -104,8 +106,8 @@ class Extra(Base):
     size: Mapped[int | None] = mapped_column(Integer)
 
 
-class Many(Base):
-    __tablename__ = "many"
+class Loose(Base):
+    __tablename__ = "loose"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     main_id: Mapped[int] = mapped_column(ForeignKey("main.id"))
     note: Mapped[str | None] = mapped_column(Text)
@@ -117,6 +119,51 @@ def split(model: Any = Extra, *, without: Any = None, **more: Any) -> Move:
     return Move(
         Wide, Main, name="wide", key={Wide.id: Main.id}, columns={Main.name: Wide.name}, parts=parts, without=without
     )
+
+
+class Item(Base):
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    main_id: Mapped[int] = mapped_column(ForeignKey("main.id"))
+    owner_id: Mapped[int | None] = mapped_column(ForeignKey("main.id"), index=True)
+    place: Mapped[int] = mapped_column(Integer)
+    text: Mapped[str] = mapped_column(Text)
+    tag_id: Mapped[int | None] = mapped_column(ForeignKey("tags.id"))
+
+
+class Line(Base):
+    __tablename__ = "lines"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    main_id: Mapped[int] = mapped_column(ForeignKey("main.id"), index=True)
+    place: Mapped[int] = mapped_column(Integer)
+    text: Mapped[str] = mapped_column(Text)
+
+
+class Remark(Base):
+    __tablename__ = "remarks"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    line_id: Mapped[int] = mapped_column(ForeignKey("lines.id"))
+
+
+class Tag(Base):
+    __tablename__ = "tags"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    kind: Mapped[str | None] = mapped_column(Text)
+
+
+def listed(model: Any = Item, **more: Any) -> Move:
+    said = {"by": Item.owner_id, "position": Item.place, "item": Item.text, "items": Split(Wide.note)} | more
+    columns = {Main.name: Wide.name}
+    return Move(Wide, Main, key={Wide.id: Main.id}, columns=columns, parts=[Many(model, **said)])
+
+
+def tag(by: Any = None) -> Parent:
+    return Parent(Tag, link=Item.tag_id, by=by or {Tag.name: Wide.note})
+
+
+def tagged(*parents: Parent) -> Move:
+    return listed(item=Tag.name, parents=parents)
 
 
 def test_a_part_stands_for_one_row() -> None:
@@ -190,12 +237,28 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "places has no unique index",
     ),
     "a link of another table": (lambda: move(parts=[parent(link=Place.size)]), "is no column of new"),
+    "items without an index": (lambda: listed(by=Item.main_id), "no index begins with items.main_id"),
+    "items by another column": (lambda: listed(by=Item.place), "items.place is no column of items that refers to"),
+    "items in no order": (lambda: listed(position=Item.text), "items.text is no number in items"),
+    "items that are no texts": (lambda: listed(item=Item.place), "items.place is no text in items"),
+    "items in another table": (lambda: listed(item=Place.city), "places.city is no text in items"),
+    "items that others refer to": (
+        lambda: listed(Line, by=Line.main_id, item=Line.text, position=Line.place),
+        "remarks refers to",
+    ),
+    "items of two parents": (lambda: tagged(tag(), tag()), "the items of note have several parents"),
+    "items found by more": (
+        lambda: tagged(tag(by={Tag.name: Wide.note, Tag.kind: Wide.note})),
+        "by more than the item",
+    ),
+    "a separator of letters": (lambda: Split(Wide.note, "and"), "cannot separate items"),
+    "no separator": (lambda: Split(Wide.note, ""), "cannot separate items"),
     "a second parent": (lambda: move(parts=[parent(), parent()]), "they can have one"),
     "what is no part": (lambda: move(parts=[parent(), Place]), "is no part"),
     "a part by another column": (lambda: split(by=Extra.note), "extras.note does not refer to main.id"),
     "a part by a column of another table": (lambda: split(by=Main.id), "is no column of extras"),
     "a part that is not unique": (
-        lambda: split(Many, by=Many.main_id, columns={Many.note: Wide.note}),
+        lambda: split(Loose, by=Loose.main_id, columns={Loose.note: Wide.note}),
         "is not unique",
     ),
     "a part that fills another table": (lambda: split(columns={Main.name: Wide.note}), "is filled by the part extras"),
