@@ -143,8 +143,8 @@ class Move(Generic[R]):
         self.name = name or self.legacy_name
         parents = [part for part in parts if isinstance(part, Parent)]
         self.parent = parents[0] if parents else None
-        self.parts = tuple(part for part in parts if isinstance(part, Part))
-        self.children = tuple(part for part in parts if isinstance(part, Many))
+        self.parts: tuple[Part, ...] = tuple(part for part in parts if isinstance(part, Part))
+        self.children: tuple[Many, ...] = tuple(part for part in parts if isinstance(part, Many))
         self.newest = None if newest is None else column_of(newest)
         self.marker = None if marker is None else column_of(marker)
         self.legacy_key, self.key = self._declared_key(key)
@@ -477,6 +477,11 @@ class Move(Generic[R]):
         in_parts = (name for name, of in self.carried.items() if of.table in tables)
         return (*self.restored, *in_parts, *self.listed)
 
+    @property
+    def beside_rows(self) -> tuple[Part | Many, ...]:
+        """The parts and the tables of items: what refers to the rows by their key."""
+        return (*self.parts, *self.children)
+
     @cached_property
     def tables_beside(self) -> tuple[Table, ...]:
         """The tables of parts and of items, those that others refer to first."""
@@ -573,8 +578,8 @@ class Move(Generic[R]):
                 counts = and_(original["key"].is_not(None), *follows)
                 restored |= {name: case((counts, original[name]), else_=restored[name]) for name in rule.sources}
             for name, many in ((name, many) for name, many in self.listed.items() if many.items.keeps):
-                follows = [many.items.listed(original[name]).is_not_distinct_from(many.listed(key))]
-                counts = and_(original["key"].is_not(None), *follows)
+                same_items = many.items.listed(original[name]).is_not_distinct_from(many.listed(key))
+                counts = and_(original["key"].is_not(None), same_items)
                 restored[name] = case((counts, original[name]), else_=restored[name])
         return Row(carried | restored)
 

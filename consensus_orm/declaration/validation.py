@@ -232,7 +232,7 @@ def _filled(move: Move) -> None:
     parent = move.parent
     filled = {move.key, move.link, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
     filled |= {move.table.c[name] for name in move.only[Side.NORMALIZED]}
-    filled |= {*move.beside, *(part.by for part in (*move.parts, *move.children))}
+    filled |= {*move.beside, *(part.by for part in move.beside_rows)}
     filled |= {of for many in move.children for of in (many.position, many.item, many.link)}
     filled |= {table.autoincrement_column for table in move.tables_beside}
     tables = [move.table, *move.tables_beside, *([] if parent is None else [parent.table])]
@@ -280,9 +280,9 @@ def _shared(moves: Sequence[Move]) -> None:
         for side in Side:
             if one.table_name(side) == other.table_name(side):
                 _told_apart(one, other, side)
-    tables = Counter(part.table.name for move in moves for part in (*move.parts, *move.children))
+    tables = Counter(part.table.name for move in moves for part in move.beside_rows)
     tables.update({move.table.name for move in moves} | {m.parent.table.name for m in moves if m.parent is not None})
-    for owner, part in ((move, part) for move in moves for part in (*move.parts, *move.children)):
+    for owner, part in ((move, part) for move in moves for part in move.beside_rows):
         if tables[part.table.name] > 1:
             raise owner.fault(
                 part.by.name,

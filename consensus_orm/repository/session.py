@@ -132,7 +132,7 @@ class CarryingSession(Session):
             if entity is not None:
                 self.expire(entity)
         moves = self._uow.statements.mapping
-        parts = tuple(part.model for move in moves for part in (*move.parts, *move.children))
+        parts = tuple(part.model for move in moves for part in move.beside_rows)
         for entity in [each for each in self.identity_map.values() if isinstance(each, parts)] if stale else ():
             self.expire(entity)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    FromClause,
     and_,
     bindparam,
     column,
@@ -40,7 +41,7 @@ class ComparisonStatements(PairRows):
         legacy = self.pair.legacy_table
         parent = self.pair.parent.table if self.pair.parent else None
         only = select(self.rendering.typed(bindparam("_key"), self.pair.key.type).label("k")).subquery()
-        source = only.outerjoin(legacy, and_(self.legacy_key == only.c.k, *self.selected(Side.LEGACY)))
+        source: FromClause = only.outerjoin(legacy, and_(self.legacy_key == only.c.k, *self.selected(Side.LEGACY)))
         own = and_(self.pair.key == only.c.k, *self.selected(Side.NORMALIZED))
         source = source.outerjoin(self.pair.table, own)
         if parent is not None and self.pair.parent is not None:
@@ -59,7 +60,7 @@ class ComparisonStatements(PairRows):
         """
         legacy, row = self.pair.legacy_table, self.legacy_row()
         own = and_(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))
-        source = legacy.outerjoin(self.pair.table, own)
+        source: FromClause = legacy.outerjoin(self.pair.table, own)
         if self.pair.parent is not None:
             source = source.outerjoin(
                 self.pair.parent.table, self.pair.parent.key == self.pair.table.c[link(self.pair)]

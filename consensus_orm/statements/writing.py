@@ -115,7 +115,7 @@ class WriteStatements(PairRows):
     @cache  # noqa: B019
     def renumber(self, side: Side) -> str:
         """Let the row of a side under `_key` have the key `_new`."""
-        new = {self.key_of(side).name: bindparam("_new")}
+        new: dict[str, Any] = {self.key_of(side).name: bindparam("_new")}
         return self.render(update(self.table_of(side)).values(new).where(*self._under_key(side)))
 
     def _under_key(self, side: Side) -> list[ColumnElement[bool]]:
@@ -152,7 +152,7 @@ class WriteStatements(PairRows):
         """Delete the rows in `_keys` from a side, and their parts first."""
         rows = self.render(delete(self.table_of(side)).where(self.in_keys(side)))
         mine = select(self.pair.key).where(self.in_keys(side))
-        parts = (*self.pair.parts, *self.pair.children) if side is Side.NORMALIZED else ()
+        parts = self.pair.beside_rows if side is Side.NORMALIZED else ()
         return (*(self.render(delete(part.table).where(part.by.in_(mine))) for part in parts), rows)
 
     @cached_property

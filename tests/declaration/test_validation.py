@@ -114,7 +114,7 @@ class Loose(Base):
 
 
 def split(model: Any = Extra, *, without: Any = None, **more: Any) -> Move:
-    said = {"by": Extra.main_id, "columns": {Extra.note: Wide.note}} | more
+    said: dict[str, Any] = {"by": Extra.main_id, "columns": {Extra.note: Wide.note}} | more
     parts = [Part(model, **said)]
     return Move(
         Wide, Main, name="wide", key={Wide.id: Main.id}, columns={Main.name: Wide.name}, parts=parts, without=without
@@ -153,7 +153,12 @@ class Tag(Base):
 
 
 def listed(model: Any = Item, **more: Any) -> Move:
-    said = {"by": Item.owner_id, "position": Item.place, "item": Item.text, "items": Split(Wide.note)} | more
+    said: dict[str, Any] = {
+        "by": Item.owner_id,
+        "position": Item.place,
+        "item": Item.text,
+        "items": Split(Wide.note),
+    } | more
     columns = {Main.name: Wide.name}
     return Move(Wide, Main, key={Wide.id: Main.id}, columns=columns, parts=[Many(model, **said)])
 

@@ -155,7 +155,7 @@ def _refuse_sessions(table: Table) -> Iterator[Trigger]:
 
 def _note_parts(pair: Move, when: str) -> Iterator[Trigger]:
     """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
-    for part in (*pair.parts, *pair.children):
+    for part in pair.beside_rows:
         by, key = quoted(part.by.name), quoted(pair.key.name)
         rows = f"FROM {quoted(pair.table.name)} WHERE {key}"
         log = _log(pair, key, Side.NORMALIZED, literal("update"))

@@ -109,7 +109,7 @@ class _Triggers:
         unequal: ColumnElement[bool] = not_(self.statements.legacy_counterpart(new, new.c[self.pair.key.key]))
         unequal = self._of_move(Side.NORMALIZED, "NEW", unequal)
         # A unit of work writes this side first: only a mark, of the row or of the transaction, tells it from others.
-        foreign = unequal & NOT_CARRYING
+        foreign: ColumnElement[bool] = unequal & NOT_CARRYING
         if marker is not None:
             unmarked = new.c[marker.key].is_distinct_from(literal_column("1"))
             foreign = self._of_move(Side.NORMALIZED, "NEW", unmarked)
@@ -223,7 +223,7 @@ def _parent_triggers(mapping: Moves) -> Iterator[Trigger]:
 
 def _part_triggers(pair: Move, when: ColumnElement[bool] | None) -> Iterator[Trigger]:
     """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
-    for part in (*pair.parts, *pair.children):
+    for part in pair.beside_rows:
         by, own, key = quoted(part.by.name), quoted(pair.table.name), quoted(pair.key.name)
         for op, rows in (("insert", ["NEW"]), ("update", ["OLD", "NEW"]), ("delete", ["OLD"])):
             places = ", ".join(f"{row}.{by}" for row in rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -55,7 +55,8 @@ class Case:
 
     def rows_of(self, table: str) -> Sequence[dict[str, Any]]:
         """The rows of a legacy table."""
-        return self.rows.get(table, ()) if isinstance(self.rows, dict) else self.rows
+        found: Sequence[dict[str, Any]] = self.rows.get(table, ()) if isinstance(self.rows, dict) else self.rows
+        return found
 
     def new_in(self, move: str, n: int) -> dict[str, Any]:
         """The nth row for a repository."""
@@ -64,7 +65,8 @@ class Case:
 
     def rejected_of(self, move: str) -> int:
         """How many of the rows of a move cannot be carried."""
-        return self.rejected.get(move, 0) if isinstance(self.rejected, dict) else self.rejected
+        found: int = self.rejected.get(move, 0) if isinstance(self.rejected, dict) else self.rejected
+        return found
 
 
 def renamed_columns() -> Case:
@@ -631,14 +633,14 @@ def joined_subclass() -> Case:
 
     class Person(Base):
         __tablename__ = "persons"
-        __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}  # noqa: RUF012 - declarative
         id: Mapped[int] = mapped_column(BIG, primary_key=True)
         kind: Mapped[str] = mapped_column(String(10))
         name: Mapped[str] = mapped_column(Text)
 
     class Employee(Person):
         __tablename__ = "employees"
-        __mapper_args__: ClassVar = {"polymorphic_identity": "employee"}
+        __mapper_args__ = {"polymorphic_identity": "employee"}  # noqa: RUF012 - declarative
         id: Mapped[int] = mapped_column(ForeignKey("persons.id"), primary_key=True)
         salary: Mapped[int | None] = mapped_column(BIG)
 

@@ -137,26 +137,27 @@ def test_a_session_carries_parts(new_database: Database) -> None:
     case = CASES["joined subclass"]()
     prepared(new_database, case)
     (move,) = case.moves
-    (part,) = move.parts
+    employee: Any = move.parts[0].model
+    flat: Any = move.legacy_model
     kept = "SELECT kind, salary FROM people_flat WHERE id = 99"
     with Store.open(new_database.where, moves=case.moves, settings=SETTINGS) as store:
         store.upgrade()
         store.migration.advance()
         store.migration.backfill()
         with store.unit_of_work() as uow:
-            uow.session.add(part.model(id=99, name="Eve", salary=4))
+            uow.session.add(employee(id=99, name="Eve", salary=4))
         assert new_database.rows_of(kept) == [("employee", 4)]
         with store.unit_of_work() as uow:
-            entity = uow.session.get(part.model, 99)
+            entity = uow.session.get(employee, 99)
             assert entity is not None
             entity.salary = 5
             uow.session.flush()
-            uow.session.get(move.legacy_model, 99).salary = 6
+            uow.session.get_one(flat, 99).salary = 6
             uow.session.flush()
             assert entity.salary == 6
         assert new_database.rows_of(kept) == [("employee", 6)]
         with store.unit_of_work() as uow:
-            uow.session.delete(uow.session.get(part.model, 99))
+            uow.session.delete(uow.session.get(employee, 99))
         assert new_database.rows_of(kept) == []
         assert store.migration.verify().differences == ()
 
