@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.restoration import restore
     from consensus_orm.consensus.store import ConsensusStore, ConsensusUnitOfWork
     from consensus_orm.consensus.tracker import ExecutionTracker
-    from consensus_orm.declaration.move import Move, Parent
+    from consensus_orm.declaration.move import Move
     from consensus_orm.declaration.moves import Moves
-    from consensus_orm.declaration.rules import Computed, Convert, Default, Earliest, EnumMap, Latest
+    from consensus_orm.declaration.parts import JsonItems, Many, Parent, Part, Split
+    from consensus_orm.declaration.rules import Computed, Convert, Default, Earliest, EnumMap, Explode, Latest, original
     from consensus_orm.phase import Phase, Side
     from consensus_orm.settings import OnMismatch, Settings
     from consensus_orm.store import Store
@@ -44,20 +45,26 @@ __all__ = [
     "EnumMap",
     "Execution",
     "ExecutionTracker",
+    "Explode",
+    "JsonItems",
     "Latest",
+    "Many",
     "Move",
     "Moves",
     "OnMismatch",
     "Parent",
+    "Part",
     "Phase",
     "Run",
     "Settings",
     "Side",
+    "Split",
     "Store",
     "Synthesis",
     "__version__",
     "declare_tables",
     "include_object",
+    "original",
     "owns",
     "restore",
 ]
@@ -65,9 +72,10 @@ __all__ += errors.__all__
 
 _HOME = {
     "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
-    "declaration.move": ("Move", "Parent"),
+    "declaration.move": ("Move",),
     "declaration.moves": ("Moves",),
-    "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Latest"),
+    "declaration.parts": ("JsonItems", "Many", "Parent", "Part", "Split"),
+    "declaration.rules": ("Computed", "Convert", "Default", "Earliest", "EnumMap", "Explode", "Latest", "original"),
     "phase": ("Phase", "Side"),
     "consensus.programs": ("declare_tables", "include_object", "owns"),
     "consensus.records": ("AgentOutput", "Artifact", "Execution", "Run", "Synthesis"),

@@ -398,7 +398,7 @@ class Store(Generic[U]):
         """The names of the tables of the moves, and of the other tables of the application."""
         moves = self._units.statements.mapping
         moved = [name for pair in moves for name in (pair.legacy_name, pair.table.name)]
-        parents = [parent.table.name for parent in moves.parents]
+        parents = [*(parent.table.name for parent in moves.parents), *(table.name for table in moves.tables_beside)]
         others = [table.name for table in (*moves.originals, *self.application.unmapped)]
         return [*moved, *parents, *others]
 

@@ -11,7 +11,7 @@ from consensus_orm import errors
 from consensus_orm.consensus import programs
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.models.executions import AgentExecution
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.schema import inspection
 from consensus_orm.schema.application import Application, Identity, Protection

@@ -13,8 +13,9 @@ from sqlalchemy.orm import InstrumentedAttribute
 from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
 from consensus_orm.declaration.expressions import milliseconds, time_from
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.rules import Computed, Earliest, Latest
 
 __all__ = ["ARTIFACTS", "CONSENSUS", "SYNTHESES", "consensus_ok", "degraded"]

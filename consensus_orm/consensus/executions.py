@@ -16,8 +16,8 @@ from consensus_orm import validation as check
 from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.consensus.records import Execution
 from consensus_orm.consensus.repository import given
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.expressions import milliseconds
-from consensus_orm.declaration.move import table_of
 from consensus_orm.errors import InvalidValueError, UnknownAgentError
 from consensus_orm.repository.routed_reads import STREAMED
 from consensus_orm.statements.rendering import Statement, in_keys

@@ -14,7 +14,7 @@ from sqlalchemy import MetaData
 
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.schema import inspection
 from consensus_orm.schema.application import Identity

@@ -22,6 +22,7 @@ from consensus_orm.copying.source import Source, opened
 from consensus_orm.copying.sweeps import Passes
 from consensus_orm.copying.tables import Copied, inventory, normalized
 from consensus_orm.copying.target import Target
+from consensus_orm.phase import Side
 from consensus_orm.progress import Watch
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 
@@ -76,7 +77,11 @@ class _Copy:
 
     def _known_tables(self) -> list[Table]:
         mapping = self.source.statements.mapping
-        return [*normalized(mapping), *(pair.legacy_table for pair in mapping), *self.source.application.unmapped]
+        return [
+            *normalized(mapping),
+            *(pair.legacy_table for pair in mapping.of_tables(Side.LEGACY)),
+            *self.source.application.unmapped,
+        ]
 
     @property
     def shape(self) -> list[Any]:

@@ -18,6 +18,7 @@ from consensus_orm.copying.source import Source, State
 from consensus_orm.copying.tables import made_elsewhere
 from consensus_orm.databases import saved_schema
 from consensus_orm.databases.sqlite.legacy_tables import objects
+from consensus_orm.phase import Side
 
 __all__ = ["ABROAD", "Definition", "definitions"]
 
@@ -44,7 +45,7 @@ class Definition:
 
 def definitions(source: Source, state: State) -> list[Definition]:
     """SQLite's definitions of the tables of other programs in a source of any kind."""
-    legacy = [pair.legacy_table for pair in source.statements.mapping]
+    legacy = [pair.legacy_table for pair in source.statements.mapping.of_tables(Side.LEGACY)]
     wanted = legacy if state.phase.has_legacy or state.reversible else []
     # Revisions make the normalized tables of the consensus data; the program that declares others makes those.
     others = made_elsewhere(source.application, source.statements.mapping)

@@ -210,7 +210,7 @@ def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ..
     """The entries for PostgreSQL, where the renamed tables serve as definitions."""
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.mapping.of_tables(Side.LEGACY):
         name = pair.legacy_name
         yield "table", name, name, quoted(dropped(name)), rest.sequences.get(name)
     for name, row in _rows_aside(uow):
@@ -238,7 +238,7 @@ def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, Cells]]:
         pair = uow.statements.mapping[name]
         if table != pair.legacy_name or uow._rows(uow.statements[pair].present(Side.NORMALIZED), {"_keys": f"[{key}]"}):
             continue
-        wanted = set(pair.legacy_columns)
+        wanted = {*pair.legacy_columns, *pair.only[Side.LEGACY]}
         row = {column: cell for column, cell in cells(IMAGE, table, kept).items() if column in wanted}
         if uow.statements.rendering.name == "sqlite" or all(_is_plain(*cell) for cell in row.values()):
             yield table, row

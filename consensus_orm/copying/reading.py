@@ -75,8 +75,9 @@ def rows_of(uow: UnitOfWork, table: Copied, rest: str, parameters: dict[str, Any
     """
     origin = f"FROM {quoted(table.name)} {rest}"
     if not in_utf16(uow):
-        found = uow._rows(f"SELECT {table.columns} {origin}", parameters)
-        return [plain(row) for row in found] if uow.statements.rendering.name == "postgresql" else found
+        kind = uow.statements.rendering.name
+        found = uow._rows(f"SELECT {table.read_from(kind)} {origin}", parameters)
+        return [plain(row) for row in found] if kind == "postgresql" else found
     encoding, width = uow.catalog.text_encoding(uow), len(table.fields)
     malformed = ", ".join(
         f"CASE WHEN typeof({name}) = 'text' AND NOT {is_well_formed(name)} THEN CAST({name} AS BLOB) END"

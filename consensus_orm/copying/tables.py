@@ -9,9 +9,13 @@ from sqlalchemy import Table
 
 from consensus_orm import errors
 from consensus_orm.copying.values import Field, Held, field_of
-from consensus_orm.declaration.move import Move, Parent, table_of
+from consensus_orm.databases.guard_record import normalized_tables
+from consensus_orm.declaration.attributes import table_of
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.models import control
+from consensus_orm.phase import Side
 from consensus_orm.schema.application import Application
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -63,6 +67,16 @@ class Copied:
         """The quoted columns, separated by commas."""
         return ", ".join(quoted(field.name) for field in self.fields)
 
+    def read_from(self, kind: str) -> str:
+        """The columns as a kind of database gives their values: the driver of a server would read JSON into objects.
+
+        Args:
+            kind: The kind of the database.
+        """
+        is_server = kind == "postgresql"
+        names = ((quoted(field.name), field.json and is_server) for field in self.fields)
+        return ", ".join(f"CAST({name} AS TEXT)" if is_object else name for name, is_object in names)
+
 
 def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], extras: bool) -> list[Copied]:
     """List the tables of a store.
@@ -80,10 +94,12 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
     found: list[Copied] = []
     if prepared:
         found += [_parents_table(parent, mapping) for parent in mapping.parents]
-        found += [_pairs_table(pair) for pair in mapping]
+        found += [_pairs_table(pair) for pair in mapping.of_tables(Side.NORMALIZED)]
+        beside = {table: pair.name for pair in mapping for table in pair.tables_beside}
+        found += [Copied(table.name, _fields(table), name) for table, name in beside.items()]
         found += [_originals_of(pair, table) for pair in mapping if (table := pair.originals) is not None]
         found = [table for table in found if table.name.lower() in there]
-    for pair in mapping if source.phase.has_legacy else ():
+    for pair in mapping.of_tables(Side.LEGACY) if source.phase.has_legacy else ():
         if pair.legacy_name.lower() in there:
             fields = _fields_there(source, pair.legacy_table, extras=extras)
             found.append(Copied(pair.legacy_name, fields, pair.name))
@@ -97,8 +113,7 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
 
 def normalized(mapping: Moves) -> list[Table]:
     """The normalized tables, parents first, and the originals that belong to their rows."""
-    tables = [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping)]
-    return [*tables, *mapping.originals]
+    return [*normalized_tables(mapping), *mapping.originals]
 
 
 def made_elsewhere(application: Application, mapping: Moves) -> list[Table]:

@@ -29,7 +29,7 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.saved_rows import dropped
 from consensus_orm.databases.sqlite.saved_schema import make
 from consensus_orm.models.base import Verbatim
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.schema import revisions
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
@@ -155,7 +155,7 @@ class Target:
         if not is_new:
             raise self._refusal("holds tables of ours already")
         mapping = self.units.statements.mapping
-        for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping)):
+        for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping.of_tables(Side.LEGACY))):
             if table.name.lower() in there and uow._rows(f"SELECT 1 FROM {quoted(table.name)} LIMIT 1"):
                 raise self._refusal(f"holds rows in {table.name} already")
 
@@ -195,7 +195,7 @@ class Target:
             if self.state.phase.has_legacy:
                 _create(connection, made, names)
             return
-        for pair in self.units.statements.mapping:
+        for pair in self.units.statements.mapping.of_tables(Side.LEGACY):
             pair.legacy_table.create(connection, checkfirst=True)
             for column in pair.legacy_table.columns:
                 if (
@@ -224,7 +224,7 @@ class Target:
         for table in normalized(mapping):
             table.create(connection, checkfirst=True)  # of another mapping: revisions make those of the consensus data
         if self.kind == "postgresql" and not self.state.phase.has_legacy and self.state.reversible:
-            for pair in mapping:
+            for pair in mapping.of_tables(Side.LEGACY):
                 aside = quoted(dropped(pair.legacy_name))
                 connection.exec_driver_sql(f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {aside}")
 

@@ -7,6 +7,7 @@ boolean is the number that SQLite stores.
 from __future__ import annotations
 
 import hashlib
+import json
 import marshal
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, Text
+from sqlalchemy import JSON, Boolean, Column, Float, Integer, LargeBinary, Text
 from sqlalchemy.types import String, TypeEngine
 
 from consensus_orm import errors
@@ -61,12 +62,14 @@ class Field:
         held: The type of its values on a database with types.
         required: Whether NULL is refused there.
         numeric: Whether SQLite converts text that looks like a number.
+        json: Whether it is of a type for JSON.
     """
 
     name: str
     held: Held
     required: bool = False
     numeric: bool = False
+    json: bool = False
 
 
 def field_of(column: Column[Any]) -> Field:
@@ -76,7 +79,8 @@ def field_of(column: Column[Any]) -> Field:
         ConfigurationError: Its type is not supported.
     """
     type_ = column.type
-    return Field(column.name, _held(type_, column), required=not column.nullable, numeric=_is_numeric(type_))
+    held, required, numeric = _held(type_, column), not column.nullable, _is_numeric(type_)
+    return Field(column.name, held, required=required, numeric=numeric, json=isinstance(type_, JSON))
 
 
 def _held(type_: TypeEngine[Any], column: Column[Any]) -> Held:
@@ -85,6 +89,7 @@ def _held(type_: TypeEngine[Any], column: Column[Any]) -> Held:
     for known, held in (
         (String, Held.TEXT),
         (Text, Held.TEXT),
+        (JSON, Held.TEXT),
         (Boolean, Held.BOOLEAN),
         (Integer, Held.INTEGER),
         (Float, Held.REAL),
@@ -101,7 +106,7 @@ def _held(type_: TypeEngine[Any], column: Column[Any]) -> Held:
 def _is_numeric(type_: TypeEngine[Any]) -> bool:
     """Whether the declared type has the affinity NUMERIC, INTEGER or REAL on SQLite."""
     if not isinstance(type_, Verbatim):
-        return isinstance(type_, Integer | Boolean | Float)
+        return isinstance(type_, Integer | Boolean | Float | JSON)
     name = type_.name.upper()
     if "INT" in name:
         return True
@@ -137,13 +142,15 @@ def _malformed(value: Any) -> str | None:
 
 
 def _typed(field: Field) -> Checker:
-    types, held, required = _TYPES[field.held], field.held, field.required
+    types, held, required, is_json = _TYPES[field.held], field.held, field.required, field.json
 
     def check(value: Any) -> str | None:
         if type(value) is str and held is Held.TEXT:
             if "\0" in value:
                 return "a NUL character in text"
-            return None if is_encodable(value) else "text that is not UTF-8"
+            if not is_encodable(value):
+                return "text that is not UTF-8"
+            return "text that is not JSON" if is_json and not _is_json(value) else None
         if value is None:
             return "NULL where a value is required" if required else None
         if type(value) not in types:
@@ -153,6 +160,14 @@ def _typed(field: Field) -> Checker:
         return None
 
     return check
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_encodable(value: Any) -> bool:

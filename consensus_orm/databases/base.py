@@ -475,13 +475,14 @@ class Catalog(ABC):
 
     @staticmethod
     @abstractmethod
-    def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
+    def key_faults(uow: Transaction, table: str, key: Column[Any], unique: Sequence[str]) -> Iterator[str]:
         """What makes a column unfit as the key of a move, each fault with its remedy; nothing if it is fit.
 
         Args:
             uow: Sees the table.
             table: The name of the table, which exists.
             key: The column as it is declared.
+            unique: The columns that have to be unique together, the key among them.
         """
 
     @abstractmethod
@@ -567,6 +568,15 @@ class Catalog(ABC):
         """An id above every id that either side has, or ever assigned."""
 
     @abstractmethod
+    def key_to_give(self, uow: Transaction, pair: Move) -> Any:
+        """An id for a row that is written to the normalized side alone, whose table does not give it.
+
+        Args:
+            uow: Holds the write lock.
+            pair: Its move.
+        """
+
+    @abstractmethod
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Have ids assigned above those of the normalized side."""
 
@@ -614,8 +624,8 @@ class Catalog(ABC):
         """Delete what the triggers recorded of a row that this unit of work wrote."""
 
     @abstractmethod
-    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
-        """Let this transaction insert a normalized row whose legacy row follows, past the triggers."""
+    def unnoticed(self, uow: Transaction, pair: Move, side: Side) -> contextlib.AbstractContextManager[None]:
+        """Let this transaction insert a row of one side past the triggers; it writes the other side, too."""
 
     @abstractmethod
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:

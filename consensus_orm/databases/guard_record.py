@@ -11,10 +11,10 @@ from sqlalchemy import Table, bindparam, insert, select
 from consensus_orm import errors
 from consensus_orm.databases import state
 from consensus_orm.databases.base import PREFIX, Catalog, Standing, Transaction, Trigger
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.models.control import REPLACEABLE, GuardRecord
-from consensus_orm.phase import Phase
+from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
 
 __all__ = [
@@ -113,12 +113,13 @@ def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
     mapping = uow.statements.mapping
     yield from (table.name for table in normalized_tables(mapping))
     if phase.has_legacy:
-        yield from (pair.legacy_name for pair in mapping)
+        yield from (pair.legacy_name for pair in mapping.of_tables(Side.LEGACY))
 
 
 def normalized_tables(mapping: Moves) -> list[Table]:
-    """The normalized tables, parents first."""
-    return [*(parent.table for parent in mapping.parents), *(pair.table for pair in mapping)]
+    """The normalized tables: parents first, parts last."""
+    moved = [*(pair.table for pair in mapping.of_tables(Side.NORMALIZED)), *mapping.tables_beside]
+    return [*(parent.table for parent in mapping.parents), *moved]
 
 
 def ours(uow: Transaction) -> list[Standing]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, delete, insert, select
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.models.control import SavedSchema
 
 __all__ = ["Entry", "add", "append", "entries", "entries_of", "forget", "forget_of", "has_tables"]

@@ -7,10 +7,12 @@ reading of a time once in SQL and once in Python; a test holds them against each
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Boolean, Integer, Text
+from sqlalchemy import Boolean, ColumnElement, Integer, Text, case, literal
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 __all__ = [
     "AlwaysText",
@@ -18,8 +20,15 @@ __all__ = [
     "arguments",
     "exact_hex",
     "holds",
+    "json_at",
+    "json_from",
+    "json_listed",
+    "json_of_array",
+    "json_patched",
+    "json_split",
     "milliseconds",
     "same",
+    "text_joined",
     "time_from",
     "type_name",
 ]
@@ -101,6 +110,122 @@ class exact_hex(FunctionElement[str]):
     """The bytes of a value in hexadecimal digits; of a number, those of its text with all its digits."""
 
     name = "exact_hex"
+    type = AlwaysText()
+    inherit_cache = True
+
+
+Path = tuple[str, ...]
+"""The names that lead to a value in a JSON object."""
+
+
+class json_at(FunctionElement[Any]):
+    """The value under a path of a JSON object, in the type of a column; NULL for a value of another type.
+
+    So that nothing is converted: what is NULL here stays in the original.
+
+    Args:
+        document: A text or a JSON value; one that is no JSON has no values.
+        path: The path.
+        type_: The type: of texts, integers, floats, booleans or JSON.
+    """
+
+    name = "json_at"
+    inherit_cache = False
+
+    def __init__(self, document: ColumnElement[Any], path: Path, type_: TypeEngine[Any]) -> None:
+        super().__init__(document, literal(".".join(path)))
+        self.path = path
+        self.type = type_
+
+
+class json_patched(FunctionElement[Any]):
+    """A JSON object in which the values under some paths are others; what they were before stays as it was written.
+
+    Args:
+        document: The object, or NULL: then a new one is made, or none where all values are NULL.
+        values: The values by their paths; one that is NULL is taken out of the object.
+        type_: The type of the object.
+    """
+
+    name = "json_patched"
+    inherit_cache = False
+
+    def __init__(
+        self, document: ColumnElement[Any], values: Sequence[tuple[Path, ColumnElement[Any]]], type_: TypeEngine[Any]
+    ) -> None:
+        parts = [part for path, value in values for part in (literal(".".join(path)), value)]
+        super().__init__(document, *parts)
+        self.paths = tuple(path for path, _ in values)
+        self.types = tuple(value.type for _, value in values)
+        self.type = type_
+
+    @property
+    def document(self) -> ColumnElement[Any]:
+        """The object."""
+        return next(iter(self.clauses))
+
+    @property
+    def values(self) -> list[tuple[Path, TypeEngine[Any], ColumnElement[Any]]]:
+        """The values with their paths and types."""
+        return list(zip(self.paths, self.types, list(self.clauses)[2::2], strict=True))
+
+
+class json_split(FunctionElement[str]):
+    """The parts of a text between separators, as the text of a JSON array; NULL for NULL.
+
+    Args:
+        value: The text.
+        separator: The separator.
+    """
+
+    name = "json_split"
+    type = AlwaysText()
+    inherit_cache = False
+
+    def __init__(self, value: ColumnElement[Any], separator: str) -> None:
+        super().__init__(value, literal(separator))
+        self.separator = separator
+
+
+class json_of_array(FunctionElement[str]):
+    """A JSON array of texts as the text of one in which all are written alike; NULL for NULL, and where it is empty.
+
+    What is no array of texts becomes another text, which is never equal to one.
+    """
+
+    name = "json_of_array"
+    type = AlwaysText()
+    inherit_cache = True
+
+
+class json_listed(FunctionElement[str]):
+    """An aggregate: texts in the order of their positions, as the text of a JSON array; NULL where there is none."""
+
+    name = "json_listed"
+    type = AlwaysText()
+    inherit_cache = True
+
+
+class json_from(FunctionElement[Any]):
+    """The text of a JSON array as a value of a column; an empty array for NULL, and for what is none.
+
+    Args:
+        text: The text.
+        type_: The type of the column.
+    """
+
+    name = "json_from"
+    inherit_cache = False
+
+    def __init__(self, text: ColumnElement[Any], type_: TypeEngine[Any]) -> None:
+        super().__init__(case((text.like("[%"), text), else_=literal("[]")))
+        self.type = type_
+
+
+class text_joined(FunctionElement[str]):
+    """An aggregate: texts in the order of their positions, with a separator between them; NULL where there is none."""
+
+    name = "text_joined"
     type = AlwaysText()
     inherit_cache = True
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import column
 
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Many, Parent, Part
 from consensus_orm.declaration.rules import Earliest, Latest, Row, expression, on, spelled
 
 __all__ = ["fingerprint"]
@@ -55,9 +56,31 @@ def _move(move: Move) -> dict[str, Any]:
         "legacy_key": move.legacy_key if move.legacy_key != move.key.name else None,
         "restored": {name: spelled(rule) for name, rule in move.restored.items()},
         "without": sorted(move.without),
+        "parts": {part.table.name: _part(part, move) for part in move.parts},
+        "many": {name: _many(many) for name, many in move.listed.items()},
+        "only": {side.value: {n: spelled(v) for n, v in of.items()} for side, of in move.only.items() if of},
         "kept_originals": [list(rule.sources) for rule in move.lossy],
     }
     return told | {name: value for name, value in more.items() if value}
+
+
+def _part(part: Part, move: Move) -> dict[str, Any]:
+    row = _row(move)
+    return {
+        "by": _column(part.by),
+        "holds": {name: spelled(value) for name, value in move.filled_in(part, row).items()},
+        "when": None if part.when is None else spelled(on(expression(part.when), row)),
+    }
+
+
+def _many(many: Many) -> dict[str, Any]:
+    return {
+        "by": _column(many.by),
+        "position": _column(many.position),
+        "item": _column(many.item),
+        "link": None if many.link is None else _column(many.link),
+        "items": [type(many.items).__name__, getattr(many.items, "separator", None)],
+    }
 
 
 def _parent(parent: Parent, moves: Moves) -> dict[str, Any]:

@@ -8,43 +8,66 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic
 
 import typing_extensions
-from sqlalchemy import Column, ColumnElement, MetaData, Table, and_, case, column, inspect, not_, true
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    MetaData,
+    Null,
+    Table,
+    and_,
+    case,
+    cast,
+    column,
+    false,
+    func,
+    inspect,
+    literal,
+    literal_column,
+    not_,
+    null,
+    or_,
+    true,
+)
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ColumnClause
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm import errors
-from consensus_orm.declaration.expressions import holds
+from consensus_orm.declaration.attributes import column_of, single_key, table_of, unique_sets
+from consensus_orm.declaration.expressions import holds, json_from, same
+from consensus_orm.declaration.parts import Many, Parent, Part
 from consensus_orm.declaration.rules import (
     Computed,
     Convert,
     Default,
-    Earliest,
     EnumMap,
+    Explode,
     Expression,
-    Latest,
     Named,
     Row,
     columns_of,
     expression,
     is_text,
     on,
+    original_name,
 )
-from consensus_orm.declaration.stored_types import storing_differently
+from consensus_orm.declaration.stored_types import DIALECTS, stored_differently
 from consensus_orm.phase import Side
 
-__all__ = ["Move", "Parent", "column_of", "single_key", "table_of"]
+__all__ = ["Move"]
 
 Attribute = InstrumentedAttribute[Any]
 
-Rule = Named | Convert | EnumMap | Default | Computed
+Rule = Named | Convert | EnumMap | Default | Explode | Computed
 """What a normalized column is filled with: a legacy column, in type and bytes, or a rule."""
 
 
@@ -63,64 +86,6 @@ class Lossy:
     up: tuple[ColumnElement[Any], ...]
 
 
-class Parent:
-    """A normalized table whose rows stand for what several rows have in common.
-
-    A parent row exists exactly as long as a row belongs to it. Which one that is, is a pure function of the row.
-
-    Args:
-        model: The mapped class; it has a single integer primary key.
-        link: The column of the moved rows that refers to it.
-        by: The columns that tell one parent from another, declared unique together in the model, and what they hold.
-            A row in which one of them is NULL has no parent, and becomes a reject; a Computed may stand for NULL.
-        columns: Further columns, and what they hold: the same for all rows of a parent.
-        derived: Columns that follow from all rows of the parent together. All moves whose rows share a parent say the
-            same.
-    """
-
-    def __init__(
-        self,
-        model: type[DeclarativeBase],
-        *,
-        link: Attribute,
-        by: Dict[Attribute, Named | Computed],
-        columns: Dict[Attribute, Named | Computed] | None = None,
-        derived: Dict[Attribute, Earliest | Latest] | None = None,
-    ) -> None:
-        self.model = model
-        self.link = link
-        self.by = dict(by)
-        self.columns = dict(columns or {})
-        self.derived = dict(derived or {})
-
-    def __repr__(self) -> str:
-        return f"<Parent {self.table.name}>"
-
-    @cached_property
-    def table(self) -> Table:
-        """The table of the model."""
-        return table_of(self.model)
-
-    @cached_property
-    def key(self) -> Column[Any]:
-        """The primary key column."""
-        return single_key(self.table)
-
-    @cached_property
-    def identity(self) -> tuple[Column[Any], ...]:
-        """The columns that tell one parent from another."""
-        return tuple(column_of(attribute) for attribute in self.by)
-
-    @cached_property
-    def derived_columns(self) -> dict[Column[Any], Earliest | Latest]:
-        """What is derived, by column."""
-        return {column_of(attribute): rule for attribute, rule in self.derived.items()}
-
-    def depends_on(self, move: Move) -> bool:
-        """Whether something is derived from the newest row of a move."""
-        return any(isinstance(rule, Latest) and rule.move == move.name for rule in self.derived.values())
-
-
 R = typing_extensions.TypeVar("R", default=Any)
 
 
@@ -136,7 +101,10 @@ class Move(Generic[R]):
         columns: Normalized columns, or several of them together, and what they hold: a legacy column, carried in type
             and bytes, or a rule. Columns that are not named are those of the normalized side alone: rows are written
             with their default, and the way back leaves them standing.
-        parts: What the rows have in common (`Parent`).
+        parts: What the rows have in common (`Parent`), and further tables that hold some of their columns (`Part`)
+            or the items of one (`Many`).
+        only: Columns of either side, by attribute, that hold one constant in all rows of this move: rows are selected
+            by it, and it is written on its own side. So two moves fill one table, or one table is divided among two.
         without: Legacy columns that are given up, and why; they are not compared, and the way back leaves them NULL.
         record: The class of the records that repositories give: a dataclass or a pydantic model whose fields are named
             as legacy attributes (or as columns that the normalized side alone has). A named tuple where left out.
@@ -158,7 +126,8 @@ class Move(Generic[R]):
         *,
         key: Dict[Any, Attribute],
         columns: Dict[Any, Rule],
-        parts: tuple[Parent, ...] | list[Parent] = (),
+        parts: Sequence[Parent | Part | Many] = (),
+        only: Dict[Any, Any] | None = None,
         without: Dict[Any, str] | None = None,
         record: type[R] | None = None,
         name: str | None = None,
@@ -166,15 +135,23 @@ class Move(Generic[R]):
         adopted: Dict[Attribute, Expression] | None = None,
         marker: Attribute | None = None,
     ) -> None:
+        self.dialects: Sequence[str] = DIALECTS
+        """The kinds of databases that it is for; those of the moves that it is one of."""
         self._legacy = legacy
         self.normalized = normalized
         self.record = record
         self.name = name or self.legacy_name
-        self.parent = self._only_parent(parts)
+        parents = [part for part in parts if isinstance(part, Parent)]
+        self.parent = parents[0] if parents else None
+        self.parts: tuple[Part, ...] = tuple(part for part in parts if isinstance(part, Part))
+        self.children: tuple[Many, ...] = tuple(part for part in parts if isinstance(part, Many))
         self.newest = None if newest is None else column_of(newest)
         self.marker = None if marker is None else column_of(marker)
         self.legacy_key, self.key = self._declared_key(key)
+        self._require_known(parts)
         self.without = {self._name(given_up): why for given_up, why in (without or {}).items()}
+        self.only = self._declared_constants(only or {})
+        """For each side the columns that hold one constant in all rows of the move, by name."""
         self.carried: dict[str, Column[Any]] = {}
         """Legacy column to the normalized one, of the model or a parent, that holds its value in type and bytes."""
         self.computed: dict[Column[Any], ColumnElement[Any]] = {}
@@ -187,6 +164,10 @@ class Move(Generic[R]):
         """The rules whose originals are kept."""
         self.above: dict[Column[Any], ColumnElement[Any]] = {}
         """Columns of the parent whose value follows from legacy columns, by a rule."""
+        self.beside: dict[Column[Any], ColumnElement[Any]] = {}
+        """Columns of parts whose value follows from legacy columns, by a rule."""
+        self.listed: dict[str, Many] = {}
+        """Legacy columns whose items stand in a table of their own."""
         self._declare(columns)
         self.adopted = {self._carried_in(a): expression(made) for a, made in (adopted or {}).items()}
 
@@ -195,13 +176,17 @@ class Move(Generic[R]):
 
     # What is declared -----------------------------------------------------------------------------------
 
-    def _only_parent(self, parts: Sequence[Parent]) -> Parent | None:
-        if len(parts) > 1 or not all(isinstance(part, Parent) for part in parts):
-            raise errors.ConfigurationError(
-                f"move {self.name!r}: `parts` has {len(parts)} parts; one Parent is supported",
-                hint="declare one Parent, and carry the other columns in the table of the move",
+    def _require_known(self, parts: Sequence[Any]) -> None:
+        parents = [part for part in parts if isinstance(part, Parent)]
+        if len(parents) > 1:
+            raise self.fault(
+                parents[1].link.key,
+                f"its rows have the parents {parents[0].table.name} and {parents[1].table.name}; they can have one",
+                "declare one Parent",
             )
-        return parts[0] if parts else None
+        for part in parts:
+            if not isinstance(part, Parent | Part | Many):
+                raise self.fault(self.key.name, f"{part!r:.60} is no part", "give Parent, Part and Many in `parts`")
 
     def _declared_key(self, key: Dict[Any, Attribute]) -> tuple[str, Column[Any]]:
         if len(key) != 1:
@@ -213,10 +198,34 @@ class Move(Generic[R]):
         ((legacy, own),) = key.items()
         return self._name(legacy), column_of(own)
 
+    def _declared_constants(self, only: Dict[Any, Any]) -> dict[Side, dict[str, ColumnElement[Any]]]:
+        found: dict[Side, dict[str, ColumnElement[Any]]] = {side: {} for side in Side}
+        for attribute, value in only.items():
+            of = self._expression(attribute)
+            is_own = getattr(of, "table", None) is self.table
+            name = column_of(attribute).name if is_own else self._name(attribute)
+            found[Side.NORMALIZED if is_own else Side.LEGACY][name] = _constant(value, of.type)
+        return found
+
+    def selected(self, side: Side, columns: Callable[[str], ColumnElement[Any]]) -> ColumnElement[bool]:
+        """Whether a row of a side is one of this move.
+
+        Args:
+            side: The side.
+            columns: Gives the column of a name, of the row in question.
+        """
+        return and_(true(), *(_is(columns(name), value) for name, value in self.only[side].items()))
+
     def _declare(self, columns: Dict[Any, Rule]) -> None:
         for targets, rule in columns.items():
-            several = targets if isinstance(targets, tuple) else (targets,)
-            self._fill(tuple(column_of(target) for target in several), rule, self.computed)
+            self._fill(_several(targets), rule, self.computed)
+        for part in self.parts:
+            for targets, rule in part.columns.items():
+                self._fill(_several(targets), rule, self.beside)
+        for many in self.children:
+            source = self._expression(many.items.source)
+            self.listed[source.name] = many
+            self.types |= {} if isinstance(source.type, NullType) else {source.name: source.type}
         if self.parent is not None:
             for target, rule in (self.parent.by | self.parent.columns).items():
                 self._fill((column_of(target),), rule, self.above)
@@ -224,15 +233,18 @@ class Move(Generic[R]):
     def _fill(
         self, targets: tuple[Column[Any], ...], rule: Rule, computed: dict[Column[Any], ColumnElement[Any]]
     ) -> None:
-        if not isinstance(rule, Convert):
+        if not isinstance(rule, Convert | Explode):
             self._require_one(targets)
         if isinstance(rule, EnumMap | Default):
             rule = rule.converting(targets[0], self._expression(rule.source))
+        if isinstance(rule, Explode):
+            self._require_as_many(targets, rule.paths, "Explode")
+            rule = rule.converting(targets, self._expression(rule.source))
         if isinstance(rule, Computed):
             computed[targets[0]] = expression(rule.up)
         elif isinstance(rule, Convert):
-            self._require_as_many(targets, rule.up, "up")
-            self._require_as_many(rule.sources, rule.down, "down")
+            self._require_as_many(targets, rule.up, "`up` of a Convert")
+            self._require_as_many(rule.sources, rule.down, "`down` of a Convert")
             computed.update(zip(targets, map(expression, rule.up), strict=True))
             names = tuple(self._name(source) for source in rule.sources)
             types = [self._expression(source).type for source in rule.sources]
@@ -256,7 +268,7 @@ class Move(Generic[R]):
     def _require_as_many(self, columns: Sequence[Any], values: Sequence[Any], way: str) -> None:
         if len(columns) != len(values):
             raise errors.ConfigurationError(
-                f"move {self.name!r}: `{way}` of a Convert gives {len(values)} values for {len(columns)} columns",
+                f"move {self.name!r}: {way} gives {len(values)} values for {len(columns)} columns",
                 hint="give one expression for each column, as a tuple where they are several",
                 table=self.table.name,
             )
@@ -329,8 +341,9 @@ class Move(Generic[R]):
 
     def _require_all_moved(self, table: Table) -> None:
         known = {of.name for of in table.columns}
-        moved = {*self.legacy_columns, *self.without}
-        rules = (*self.computed.values(), *self.above.values())
+        moved = {*self.legacy_columns, *self.without, *self.only[Side.LEGACY]}
+        rules = [*self.computed.values(), *self.above.values(), *self.beside.values()]
+        rules += [expression(part.when) for part in self.parts if part.when is not None]
         spoken = moved | {of.name for rule in rules for of in columns_of(rule)}
         if unknown := sorted(spoken - known):
             raise self.fault(
@@ -354,7 +367,7 @@ class Move(Generic[R]):
 
     def _require_same_types(self, table: Table) -> None:
         for name, of in self.carried.items():
-            if (database := storing_differently(table.c[name], of)) is not None:
+            for database in (kind for kind in self.dialects if stored_differently(table.c[name], of, kind)):
                 raise self.fault(
                     name,
                     f"{table.name}.{name} is {table.c[name].type!r} and {of.table.name}.{of.name} is {of.type!r}:"
@@ -412,26 +425,94 @@ class Move(Generic[R]):
         """The column that refers to the parent."""
         return None if self.parent is None else column_of(self.parent.link)
 
+    def standing(self, of: Column[Any], own: Any, parent: Any) -> ColumnElement[Any]:
+        """A normalized column where its row stands: in the table, in that of a part, or in the parent.
+
+        Args:
+            of: The column.
+            own: The normalized table, or what stands for it; parts are joined with it as they are.
+            parent: The table of the parent, or what stands for it.
+        """
+        if self.is_own(of):
+            found: ColumnElement[Any] = own.c[of.key]
+            return found
+        in_part = any(of.table is part.table for part in self.parts)
+        return of if in_part or parent is None else parent.c[of.key]
+
     @cached_property
     def kept(self) -> tuple[Column[Any], ...]:
         """Columns that only the normalized side has; the way back leaves them standing."""
-        filled = {self.key, self.marker, self.link, *self.carried.values(), *self.computed}
-        return tuple(of for of in self.table.columns if of not in filled and of.computed is None)
+        filled = {self.key, self.marker, self.link, self.own_id, *self.carried.values(), *self.computed}
+        constant = self.only[Side.NORMALIZED]
+        return tuple(
+            of for of in self.table.columns if of not in filled and of.computed is None and of.name not in constant
+        )
+
+    @cached_property
+    def unique(self) -> tuple[str, ...]:
+        """The normalized columns that tell the rows of the move apart: the key, and constants where it needs them."""
+        constant = self.only[Side.NORMALIZED]
+        found = (tuple(of.name for of in columns) for columns in unique_sets(self.table))
+        return min(
+            (names for names in found if self.key.name in names and {*names} <= {*constant, self.key.name}),
+            key=len,
+            default=(),
+        )
+
+    @cached_property
+    def own_id(self) -> Column[Any] | None:
+        """A number that the database gives to normalized rows, where the key of the move is another column."""
+        found = self.table.autoincrement_column
+        return None if found is self.key else found
 
     @cached_property
     def columns(self) -> dict[str, ColumnElement[Any]]:
         """The legacy columns but the key, each as the normalized side gives it back."""
-        return {**self.carried, **self.restored}
+        key = literal_column(f"{_quoted(self.table.name)}.{_quoted(self.key.name)}", self.key.type)
+        items = {name: many.given_back(key, self.type_of(name)) for name, many in self.listed.items()}
+        return {**self.carried, **self.restored, **items}
+
+    @cached_property
+    def is_recorded_blindly(self) -> bool:
+        """Whether no trigger of a file compares rows with the other side.
+
+        A row with parts is not whole before its last statement; and SQLite refuses JSON in the triggers of a file whose
+        schema is not trusted.
+        """
+        if self.parts or self.children:
+            return True
+        rules = (*self.computed.values(), *self.restored.values(), *self.above.values())
+        calls = (part for rule in rules for part in visitors.iterate(rule) if isinstance(part, FunctionElement))
+        return any(str(call.name).lower().startswith("json") for call in calls)
+
+    @cached_property
+    def given_back_names(self) -> tuple[str, ...]:
+        """Legacy columns that a normalized row may not give back: by a rule, or from a part that it has not."""
+        tables = [part.table for part in self.parts]
+        in_parts = (name for name, of in self.carried.items() if of.table in tables)
+        return (*self.restored, *in_parts, *self.listed)
+
+    @property
+    def beside_rows(self) -> tuple[Part | Many, ...]:
+        """The parts and the tables of items: what refers to the rows by their key."""
+        return (*self.parts, *self.children)
+
+    @cached_property
+    def tables_beside(self) -> tuple[Table, ...]:
+        """The tables of parts and of items, those that others refer to first."""
+        parents = [of.table for many in self.children for of in many.parents]
+        return (*(part.table for part in self.parts), *parents, *(many.table for many in self.children))
 
     @cached_property
     def lossy_columns(self) -> tuple[str, ...]:
         """Legacy columns that a rule cannot always give back."""
-        return tuple(dict.fromkeys(name for rule in self.lossy for name in rule.sources))
+        by_rules = [name for rule in self.lossy for name in rule.sources]
+        return tuple(dict.fromkeys([*by_rules, *(name for name, many in self.listed.items() if many.items.keeps)]))
 
     @cached_property
     def originals(self) -> Table | None:
         """The table of ours that keeps the originals of what a rule cannot give back; None where every rule can."""
-        if not self.lossy:
+        if not self.lossy_columns:
             return None
         columns = [Column(name, self.type_of(name)) for name in self.lossy_columns]
         key = Column("key", self.key.type, primary_key=True, autoincrement=False)
@@ -462,8 +543,30 @@ class Move(Generic[R]):
         Args:
             row: The legacy row.
         """
-        carried = {of.key: row[name] for name, of in self.carried.items() if not self.is_own(of)}
+        parent = None if self.parent is None else self.parent.table
+        carried = {of.key: row[name] for name, of in self.carried.items() if of.table is parent}
         return carried | {of.key: on(rule, row) for of, rule in self.above.items()}
+
+    def filled_in(self, part: Part, row: Row) -> dict[str, ColumnElement[Any]]:
+        """What the table of a part holds for a legacy row; without its key.
+
+        Args:
+            part: The part.
+            row: The legacy row.
+        """
+        carried = {of.key: row[name] for name, of in self.carried.items() if of.table is part.table}
+        return carried | {of.key: on(rule, row) for of, rule in self.beside.items() if of.table is part.table}
+
+    def has_part(self, part: Part, row: Row) -> ColumnElement[bool]:
+        """Whether a legacy row has a part; never NULL.
+
+        Args:
+            part: The part.
+            row: The legacy row.
+        """
+        if part.when is not None:
+            return func.coalesce(on(expression(part.when), row), false())
+        return or_(false(), *(value.is_not(None) for value in self.filled_in(part, row).values()))
 
     def given_back(self, own: Any, parent: Any) -> Row:
         """The legacy row that a normalized row and its parent stand for; without its key.
@@ -472,16 +575,27 @@ class Move(Generic[R]):
             own: The normalized table, or what stands for it; the originals are joined with it where there are some.
             parent: The table of the parent, or what stands for it; None where the move has none.
         """
-        carried = {name: (own if self.is_own(of) else parent).c[of.key] for name, of in self.carried.items()}
-        if not self.restored:
+        carried = {name: self.standing(of, own, parent) for name, of in self.carried.items()}
+        if not (self.restored or self.listed):
             return Row(carried)
-        restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns}))
+        originals = (
+            {} if self.originals is None else {original_name(n): self.originals.c[n] for n in self.lossy_columns}
+        )
+        beside = {_qualified(of): of for part in self.parts for of in part.table.columns}
+        restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns} | originals | beside))
+        key = own.c[self.key.key]
+        restored |= {name: many.given_back(key, self.type_of(name)) for name, many in self.listed.items()}
         if self.originals is not None:
             original = Row({of.name: of for of in self.originals.columns})
             for rule in self.lossy:
-                follows = [holds(own.c[of.key], on(up, original)) for of, up in zip(rule.targets, rule.up, strict=True)]
+                filled = zip(rule.targets, rule.up, strict=True)
+                follows = [holds(self.standing(of, own, parent), on(up, original)) for of, up in filled]
                 counts = and_(original["key"].is_not(None), *follows)
                 restored |= {name: case((counts, original[name]), else_=restored[name]) for name in rule.sources}
+            for name, many in ((name, many) for name, many in self.listed.items() if many.items.keeps):
+                same_items = many.items.listed(original[name]).is_not_distinct_from(many.listed(key))
+                counts = and_(original["key"].is_not(None), same_items)
+                restored[name] = case((counts, original[name]), else_=restored[name])
         return Row(carried | restored)
 
     def restored_from(self, normalized: Row) -> dict[str, ColumnElement[Any]]:
@@ -499,51 +613,39 @@ class Move(Generic[R]):
             row: The legacy row.
         """
         filled = self.filled(row)
-        back = self.restored_from(Row({of.name: filled[of.key] for of in self.table.columns if of.key in filled}))
-        return not_(and_(true(), *(holds(row[name], back[name]) for name in self.lossy_columns)))
+        nothing = {original_name(name): cast(null(), self.type_of(name)) for name in self.lossy_columns}
+        values = {of.name: filled[of.key] for of in self.table.columns if of.key in filled}
+        for part in self.parts:
+            values |= {_qualified(part.table.c[name]): value for name, value in self.filled_in(part, row).items()}
+        back = self.restored_from(Row(values | nothing))
+        again = {name: back[name] for name in self.lossy_columns if name not in self.listed}
+        for name in (name for name in self.lossy_columns if name in self.listed):
+            again[name] = json_from(self.listed[name].items.listed(row[name]), self.type_of(name))
+        return not_(and_(true(), *(holds(row[name], value) for name, value in again.items())))
+
+
+def _constant(value: Any, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    return null() if value is None else literal(value, None if isinstance(type_, NullType) else type_)
+
+
+def _is(of: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a column holds a constant: found by an index, and exact whatever the collation of the column."""
+    return of.is_(None) if isinstance(value, Null) else and_(of == value, same(of, value))
+
+
+def _several(targets: Any) -> tuple[Column[Any], ...]:
+    return tuple(column_of(target) for target in (targets if isinstance(targets, tuple) else (targets,)))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _qualified(of: Column[Any]) -> str:
+    return f"{of.table.name}.{of.name}"
 
 
 def originals_name(move: str) -> str:
     """The name of the table that keeps the originals of a move; a long one ends in a hash."""
     name = f"consensus_orm_originals_{move}"
     return name if len(name.encode()) <= 63 else f"{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def table_of(model: type[DeclarativeBase]) -> Table:
-    """The table of a mapped class."""
-    table = model.__table__
-    assert isinstance(table, Table)
-    return table
-
-
-def column_of(attribute: Any) -> Column[Any]:
-    """The column behind a mapped attribute.
-
-    Raises:
-        ConfigurationError: It is something else.
-    """
-    found: list[Any] = getattr(getattr(attribute, "property", None), "columns", [])
-    if len(found) != 1 or not isinstance(found[0], Column):
-        raise errors.ConfigurationError(
-            f"{attribute!r:.80} is no mapped column",
-            hint="name an attribute of a mapped class that stands for one column",
-        )
-    column: Column[Any] = found[0]
-    return column
-
-
-def single_key(table: Table) -> Column[Any]:
-    """The one primary key column of a table.
-
-    Raises:
-        ConfigurationError: It has none, or one of several columns.
-    """
-    columns = list(table.primary_key.columns)
-    if len(columns) != 1:
-        names = ", ".join(column.name for column in columns) or "no column"
-        raise errors.ConfigurationError(
-            f"the primary key of {table.name} is declared as {names}; rows are told apart by one column",
-            hint="declare one column as primary key: a number or a text that is unique in the table",
-            table=table.name,
-        )
-    return columns[0]

@@ -7,17 +7,18 @@ columns of a legacy class that is given by name are written as `column("name")`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, String, Table, case, func, literal, null
+from sqlalchemy import Column, ColumnElement, String, Table, case, column, func, literal, null
 from sqlalchemy.orm import InstrumentedAttribute, QueryableAttribute
 from sqlalchemy.sql import coercions, roles, visitors
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnClause
 
 from consensus_orm import errors
+from consensus_orm.declaration.expressions import json_at, json_patched
 
 __all__ = [
     "Computed",
@@ -25,6 +26,7 @@ __all__ = [
     "Default",
     "Earliest",
     "EnumMap",
+    "Explode",
     "Expression",
     "Latest",
     "Row",
@@ -32,6 +34,8 @@ __all__ = [
     "expression",
     "is_text",
     "on",
+    "original",
+    "original_name",
     "spelled",
 ]
 
@@ -95,6 +99,9 @@ def on(rule: ColumnElement[Any], row: Row) -> ColumnElement[Any]:
     def replaced(element: Any, **_: Any) -> Any:
         if not isinstance(element, ColumnClause) or element.is_literal:
             return None
+        place = f"{getattr(element.table, 'name', '')}.{element.name}"  # of a part, which may have columns of one name
+        if place in row:
+            return row[place]
         if element.name not in row:
             raise errors.ConfigurationError(
                 f"a rule speaks of a column {element.name!r}, which the row does not have where the rule is used",
@@ -193,6 +200,55 @@ class Default:
             source: The legacy column.
         """
         return Convert(self.source, up=func.coalesce(source, literal(self.value, target.type)), down=target, keep=True)
+
+
+def original(source: Named) -> ColumnElement[Any]:
+    """The kept original of a legacy column, in `down` of a `Convert` that keeps it; NULL where none is kept.
+
+    So a change of the normalized value can be patched into what the legacy side held.
+
+    Args:
+        source: The legacy column, as attribute or name.
+    """
+    of = column(source) if isinstance(source, str) else expression(source)
+    return column(original_name(of.name), of.type)
+
+
+def original_name(source: str) -> str:
+    """The name under which a row has the original of a legacy column."""
+    return f"original of {source}"
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Explode:
+    """The values under some paths of a JSON object, each in a column; NULL where there is none of that type.
+
+    The object is kept as it was written, and comes back in type and bytes; where a column was changed on the normalized
+    side, the change alone is patched into it.
+
+    Args:
+        source: The legacy column, of type JSON; on SQLite it may be a text.
+        *paths: For each normalized column the names that lead to its value, with dots between them.
+    """
+
+    source: Named
+    paths: tuple[tuple[str, ...], ...]
+
+    def __init__(self, source: Named, *paths: str) -> None:
+        object.__setattr__(self, "source", source)
+        object.__setattr__(self, "paths", tuple(tuple(path.removeprefix("$.").split(".")) for path in paths))
+
+    def converting(self, targets: Sequence[Column[Any]], source: ColumnElement[Any]) -> Convert:
+        """The rule as SQL for as many normalized columns as there are paths.
+
+        Args:
+            targets: The normalized columns.
+            source: The legacy column.
+        """
+        pairs = list(zip(self.paths, targets, strict=False))
+        up = tuple(json_at(source, path, target.type) for path, target in pairs)
+        down = json_patched(original(self.source), pairs, source.type)
+        return Convert(self.source, up=up, down=down, keep=True)
 
 
 @dataclass(frozen=True, eq=False)

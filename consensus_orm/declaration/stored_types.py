@@ -8,25 +8,25 @@ from sqlalchemy import Column, Dialect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import CompileError
 
-__all__ = ["storing_differently"]
+__all__ = ["DIALECTS", "stored_differently"]
+
+DIALECTS = ("sqlite", "postgresql")
+"""The kinds of databases, as SQLAlchemy calls them."""
 
 _SQLITE = sqlite.dialect()
 _POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy has not typed its dialects
 
 
-def storing_differently(one: Column[Any], other: Column[Any]) -> str | None:
-    """Name the kind of database in which two columns would not store a value alike.
+def stored_differently(one: Column[Any], other: Column[Any], kind: str) -> bool:
+    """Whether two columns would not store a value alike.
 
     Args:
         one: A column.
         other: Another one.
-
-    Returns:
-        sqlite, postgresql, or None where both kinds store it alike.
+        kind: The kind of database.
     """
-    if _affinity(one) != _affinity(other):
-        return "sqlite"
-    return None if _stored(one) == _stored(other) else "postgresql"
+    stored = _affinity if kind == "sqlite" else _stored
+    return stored(one) != stored(other)
 
 
 def _stored(of: Column[Any]) -> str:

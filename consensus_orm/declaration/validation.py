@@ -8,34 +8,52 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
-from sqlalchemy import Column, Index, Table, UniqueConstraint
+from sqlalchemy import JSON, Boolean, Column, Enum, Float, Integer, String, Table
 from sqlalchemy.sql.elements import ColumnClause
+from sqlalchemy.types import NullType
 
 from consensus_orm import errors
-from consensus_orm.declaration.move import Move, Parent
-from consensus_orm.declaration.rules import Latest, columns_of, expression, spelled
+from consensus_orm.declaration.attributes import column_of, leads_an_index, unique_sets
+from consensus_orm.declaration.expressions import json_at
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.parts import Many, Parent
+from consensus_orm.declaration.rules import Latest, columns_of, expression, original_name, spelled
+from consensus_orm.declaration.stored_types import DIALECTS
+from consensus_orm.phase import Side
 
 __all__ = ["validate"]
 
 
-def validate(moves: Sequence[Move]) -> None:
+def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
     """Refuse moves that cannot be made as they are declared.
 
     Args:
         moves: All moves of a database.
+        dialects: The kinds of databases that they are for.
 
     Raises:
         ConfigurationError: One cannot be made; the message names it, and the column.
     """
+    if unknown := sorted({*dialects} - {*DIALECTS}) or not dialects:
+        raise errors.ConfigurationError(
+            f"moves are declared for the databases {unknown or 'of no kind'}",
+            hint=f"name some of: {', '.join(DIALECTS)}",
+        )
     _names(moves)
     for move in moves:
+        _constants(move)
+        _parts(move)
+        _items(move)
         _rules(move)
         if move.parent is not None:
             _parent(move, move.parent)
         _filled(move)
         _ordered(move)
+        _key(move)
+        _json(move, dialects)
         if move.knows_legacy:
             _ = move.legacy_table  # which is checked where it is first asked for
     _shared(moves)
@@ -67,11 +85,42 @@ def _order(moves: Sequence[Move]) -> None:
                 )
 
 
+def _constants(move: Move) -> None:
+    """Refuse a column of `only` that no row can have, or that is said to hold something else too."""
+    own, legacy = move.only[Side.NORMALIZED], move.only[Side.LEGACY]
+    rules = (*move.computed.values(), *move.above.values(), *move.beside.values())
+    spoken = {of.name for rule in rules for of in columns_of(rule)}
+    filled = {of.name for of in (move.key, *move.carried.values(), *move.computed) if of.table is move.table}
+    for name in own:
+        if name in filled:
+            raise move.fault(name, f"{move.table.name}.{name} is both in `only` and filled", "name it in one place")
+    for name in legacy:
+        if name in {*move.legacy_columns, *move.without, *spoken}:
+            raise move.fault(
+                name,
+                f"{name} holds one constant in all rows, by `only`, and is named by another rule, too",
+                "write the constant there instead",
+            )
+
+
+def _key(move: Move) -> None:
+    """Refuse a key whose image may name several rows."""
+    if not move.unique:
+        names = sorted({move.key.name, *move.only[Side.NORMALIZED]})
+        raise move.fault(
+            move.key.name,
+            f"{move.table.name}.{move.key.name} is the image of the key, and is not unique in the rows of the move",
+            f"declare a UniqueConstraint of {', '.join(names)}",
+        )
+
+
 def _rules(move: Move) -> None:
     """Refuse rules that speak of the wrong side."""
     parent = None if move.parent is None else move.parent.table
-    ours = {move.table.name, *([] if parent is None else [parent.name])}
-    for target, rule in (*move.computed.items(), *move.above.items()):
+    parts = [part.table for part in move.parts]
+    ours = {table.name for table in (move.table, parent, *parts) if table is not None}
+    conditions = [(part.by, expression(part.when)) for part in move.parts if part.when is not None]
+    for target, rule in (*move.computed.items(), *move.above.items(), *move.beside.items(), *conditions):
         for of in columns_of(rule):
             if (table := _table(of)) in ours and table != move.legacy_name:
                 raise move.fault(
@@ -80,27 +129,129 @@ def _rules(move: Move) -> None:
                     "say with legacy columns what a normalized column holds",
                 )
     for name, rule in (*move.restored.items(), *move.adopted.items()):
+        kept = {original_name(kept) for kept in move.lossy_columns}
         for of in columns_of(rule):
-            if _table(of) != move.table.name:
+            if _table(of) not in {move.table.name, *(table.name for table in parts)} and of.name not in kept:
                 raise move.fault(
                     name,
                     f"the way back of {name} speaks of {of.name}, which is no column of {move.table.name}",
                     "say with normalized attributes what a legacy column holds",
                 )
-    for target in (*move.computed, *(of for of in move.carried.values()), *move.above):
-        if target.table not in (move.table, parent):
+    for target in (*move.computed, *move.carried.values(), *move.above, *move.beside):
+        if target.table not in (move.table, parent, *parts):
             raise move.fault(
                 target.name,
-                f"{target.table.name}.{target.name} is neither a column of {move.table.name} nor of its parent",
-                "fill columns of the normalized class in `columns`, and those of a parent in Parent",
+                f"{target.table.name}.{target.name} is no column of {move.table.name}, its parent or its parts",
+                "fill columns of the normalized class in `columns`, and those of a parent or a part there",
             )
+
+
+def _parts(move: Move) -> None:
+    """Refuse parts that are not found by the key of their row, or that fill columns of another table."""
+    for part in move.parts:
+        name, key = part.by.name, f"{move.table.name}.{move.key.name}"
+        if part.by.table is not part.table:
+            raise move.fault(name, f"{part.by} is no column of {part.table.name}", "name one of its own in `by`")
+        if not any(each.column is move.key for each in part.by.foreign_keys):
+            raise move.fault(
+                name,
+                f"{part.table.name}.{name} does not refer to {key}, the key of its row",
+                f"declare a foreign key: ForeignKey({key!r})",
+            )
+        if not _is_unique(part.table, {name}):
+            raise move.fault(
+                name,
+                f"{part.table.name}.{name} is not unique, so a row may have several of this part",
+                "make it the primary key, or declare it unique",
+            )
+        for targets in part.columns:
+            for target in targets if isinstance(targets, tuple) else (targets,):
+                if (of := column_of(target)).table is not part.table or of is part.by:
+                    hint = "fill its own columns in a Part, and no others"
+                    raise move.fault(of.name, f"{of} is filled by the part {part.table.name}", hint)
+
+
+def _json(move: Move, dialects: Sequence[str]) -> None:
+    """Refuse paths and types of JSON that a database cannot read exactly."""
+    for target, rule in (*move.computed.items(), *move.beside.items()):
+        if not isinstance(rule, json_at):
+            continue
+        of = next(iter(rule.clauses))
+        if not isinstance(target.type, String | Integer | Float | Boolean | JSON) or isinstance(target.type, Enum):
+            raise move.fault(
+                target.name,
+                f"{target.table.name}.{target.name} is {target.type!r}, and no type of a value in JSON",
+                "let it be a text, an integer, a float, a boolean or JSON",
+            )
+        if any(not name or set(name) & {*'"\\', *map(chr, range(32))} for name in rule.path):
+            raise move.fault(target.name, f"{'.'.join(rule.path)!r} is no path of names", "write a.b without quotes")
+        if "postgresql" in dialects and not isinstance(of.type, JSON | NullType):
+            raise move.fault(
+                of.name,
+                f"{of.name} is {of.type!r}, in which postgresql cannot tell JSON from other texts",
+                'declare it as JSON, or the moves for one database: Moves(..., dialects=["sqlite"])',
+            )
+
+
+def _items(move: Move) -> None:
+    """Refuse tables of items that cannot be found by the key of their row, or hold no texts in an order."""
+    for source, many in move.listed.items():
+        name, key = many.by.name, f"{move.table.name}.{move.key.name}"
+        if many.by.table is not many.table or not any(each.column is move.key for each in many.by.foreign_keys):
+            raise move.fault(
+                name,
+                f"{many.by} is no column of {many.table.name} that refers to {key}, the key of its row",
+                f"declare a foreign key: ForeignKey({key!r})",
+            )
+        if not leads_an_index(many.by):
+            raise move.fault(
+                name,
+                f"no index begins with {many.by}, so the items of each row are looked for in the whole table",
+                "declare it with index=True",
+            )
+        if len(many.table.primary_key) != 1:
+            raise move.fault(
+                name,
+                f"the key of {many.table.name} has {len(many.table.primary_key)} columns; backups name rows by one",
+                "give it a key of its own, and make the other columns unique together",
+            )
+        if many.position.table is not many.table or not isinstance(many.position.type, Integer):
+            raise move.fault(many.position.name, f"{many.position} is no number in {many.table.name}", "let it be one")
+        _item(move, source, many)
+        for table in many.table.metadata.tables.values():
+            if table is not many.table and any(each.column.table is many.table for each in table.foreign_keys):
+                raise move.fault(
+                    name,
+                    f"{table.name} refers to {many.table.name}, whose rows are replaced where items change",
+                    "let it refer to the row that has the items",
+                )
+
+
+def _item(move: Move, source: str, many: Many) -> None:
+    holder = many.table if many.parent is None else many.parent.table
+    if len(many.parents) > 1:
+        raise move.fault(many.item.name, f"the items of {source} have several parents", "give one Parent")
+    if many.item.table is not holder or not isinstance(many.item.type, String) or isinstance(many.item.type, Enum):
+        raise move.fault(many.item.name, f"{many.item} is no text in {holder.name}", "name the column of the items")
+    if many.parent is None:
+        return
+    if [*many.parent.identity] != [many.item] or many.parent.columns or many.parent.derived:
+        raise move.fault(many.item.name, f"{holder.name} is found by more than the item", "give it `by` the item alone")
+    if not _is_unique(holder, {many.item.name}):
+        raise move.fault(many.item.name, f"{many.item} is not unique", "declare it unique")
+    if many.link is None or many.link.table is not many.table:
+        raise move.fault(many.item.name, f"{many.link} is no column of {many.table.name}", "link a column of it")
 
 
 def _filled(move: Move) -> None:
     """Refuse a table with a column that must hold a value, and that nothing fills."""
     parent = move.parent
-    filled = {move.key, move.link, move.marker, *move.carried.values(), *move.computed, *move.above}
-    tables = [move.table] if parent is None else [move.table, parent.table]
+    filled = {move.key, move.link, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
+    filled |= {move.table.c[name] for name in move.only[Side.NORMALIZED]}
+    filled |= {*move.beside, *(part.by for part in move.beside_rows)}
+    filled |= {of for many in move.children for of in (many.position, many.item, many.link)}
+    filled |= {table.autoincrement_column for table in move.tables_beside}
+    tables = [move.table, *move.tables_beside, *([] if parent is None else [parent.table])]
     derived = set() if parent is None else {parent.key, *parent.derived_columns}
     for of in (of for table in tables for of in table.columns):
         if of in filled or of in derived or of.nullable or _has_value(of):
@@ -135,7 +286,7 @@ def _parent(move: Move, parent: Parent) -> None:
             parent.link.key, f"{parent.link} is no column of {move.table.name}", "link a column of the move"
         )
     wanted = {of.name for of in parent.identity}
-    if not any(wanted == {of.name for of in columns} for columns in _unique(parent.table)):
+    if not _is_unique(parent.table, wanted):
         raise move.fault(
             ", ".join(sorted(wanted)),
             f"{parent.table.name} has no unique index of the columns that tell its rows apart: {sorted(wanted)}",
@@ -145,20 +296,25 @@ def _parent(move: Move, parent: Parent) -> None:
 
 def _shared(moves: Sequence[Move]) -> None:
     """Refuse moves that write one table without telling their rows apart, or see one parent in two ways."""
-    for side, tables in (("normalized", [m.table.name for m in moves]), ("legacy", [m.legacy_name for m in moves])):
-        for name, times in Counter(tables).items():
-            if times > 1:
-                raise errors.ConfigurationError(
-                    f"{times} moves have the {side} table {name}, and nothing tells their rows apart",
-                    hint="declare one move for it",
-                    table=name,
-                )
+    for one, other in combinations(moves, 2):
+        for side in Side:
+            if one.table_name(side) == other.table_name(side):
+                _told_apart(one, other, side)
     for move in moves:
         if move.legacy_name in (move.table.name, move.parent and move.parent.table.name):
             raise errors.ConfigurationError(
                 f"both sides of {move.name!r} have a table {move.legacy_name}, which schemas do not tell apart",
                 hint="give the normalized table a name of its own",
                 table=move.legacy_name,
+            )
+    tables = Counter(part.table.name for move in moves for part in move.beside_rows)
+    tables.update({move.table.name for move in moves} | {m.parent.table.name for m in moves if m.parent is not None})
+    for owner, part in ((move, part) for move in moves for part in move.beside_rows):
+        if tables[part.table.name] > 1:
+            raise owner.fault(
+                part.by.name,
+                f"the part {part.table.name} is named twice, or is the table of another move",
+                "let each part have a table of its own",
             )
     seen: dict[str, tuple[Move, Any]] = {}
     for move in moves:
@@ -183,6 +339,27 @@ def _shared(moves: Sequence[Move]) -> None:
                 )
 
 
+def _told_apart(one: Move, other: Move, side: Side) -> None:
+    table = one.table_name(side)
+    differ = [
+        name
+        for name, value in one.only[side].items()
+        if name in other.only[side] and not value.compare(other.only[side][name])
+    ]
+    if not differ:
+        raise errors.ConfigurationError(
+            f"moves {one.name!r} and {other.name!r} have the {side} table {table}, and nothing tells their rows apart",
+            hint="give both `only` with the column whose value does, or declare one move for it",
+            table=table,
+        )
+    if side is Side.NORMALIZED and one.legacy_name != other.legacy_name and _is_unique(one.table, {one.key.name}):
+        raise one.fault(
+            one.key.name,
+            f"{table}.{one.key.name} holds keys of {one.legacy_name} and of {other.legacy_name}, which may be equal",
+            f"let another column hold them, with a UniqueConstraint of it and {', '.join(sorted(differ))}",
+        )
+
+
 # What is read off it --------------------------------------------------------------------------------------
 
 
@@ -198,7 +375,5 @@ def _table(of: ColumnClause[Any]) -> str | None:
     return getattr(of.table, "name", None)
 
 
-def _unique(table: Table) -> list[list[Column[Any]]]:
-    constraints = [list(each.columns) for each in table.constraints if isinstance(each, UniqueConstraint)]
-    indexes = [list(each.columns) for each in table.indexes if isinstance(each, Index) and each.unique]
-    return [*constraints, *indexes, list(table.primary_key.columns)]
+def _is_unique(table: Table, names: set[str]) -> bool:
+    return any({of.name for of in columns} == names for columns in unique_sets(table))

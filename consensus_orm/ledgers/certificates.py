@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, insert, select
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.models.control import Certificate
 
 __all__ = ["Seen", "add", "every", "newest", "newest_of"]

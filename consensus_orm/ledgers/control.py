@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cache
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import ClauseElement, bindparam, select
@@ -85,7 +86,8 @@ def put(uow: Transaction, action: str, name: str, value: int | None, reason: str
         What is told now.
     """
     uow._execute(_put(name), {name: value, "by": audit.whoami(), "reason": reason})
-    audit.add(uow, action, reason=reason, **({"rows_per_second": value} if name == "throttle" else {}))
+    told: dict[str, Any] = {"rows_per_second": value} if name == "throttle" else {}
+    audit.add(uow, action, reason=reason, **told)
     return read(uow)
 
 

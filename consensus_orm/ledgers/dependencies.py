@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, delete, insert, select
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.ledgers import audit, reads
 from consensus_orm.ledgers.binding import bound, milliseconds
 from consensus_orm.models.control import Acceptance

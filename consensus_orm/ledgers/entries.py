@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import ClauseElement, ColumnElement, bindparam, case, select
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.rules import Earliest
 from consensus_orm.models.base import Base
 from consensus_orm.models.control import Mismatch, PhaseChange, Reject, RowImage

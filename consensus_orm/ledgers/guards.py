@@ -198,7 +198,9 @@ def lacking_columns(uow: Transaction, side: Side) -> dict[str, list[str]]:
     mapping = uow.statements.mapping
     needed = {table.name: {c.name for c in table.columns} for table in normalized_tables(mapping)}
     if side is Side.LEGACY:
-        needed = {pair.legacy_name: set(pair.legacy_columns) for pair in mapping}
+        needed = {}
+        for pair in mapping:
+            needed.setdefault(pair.legacy_name, set()).update(pair.legacy_columns, pair.only[side])
     there = uow.catalog.tables(uow)
     found = {}
     for table in (table for table in needed if table.lower() in there):

@@ -126,7 +126,7 @@ def _kept(sql: PairStatements, side: Side, what: str, unknown: tuple[str, ...]) 
     columns, source = _columns(sql, side, unknown)
     of = _table(sql.pair, side)
     rows = _facts(sql.rendering, sql.key_of(side), columns).select_from(source)
-    rows = rows.where(*([sql.loses_by_adopting] if what == "complete" else []))
+    rows = rows.where(sql.in_keys(side), *([sql.loses_by_adopting] if what == "complete" else []))
     return _keeping(sql.rendering, rows.with_for_update(of=of), columns)
 
 
@@ -134,7 +134,8 @@ def _kept(sql: PairStatements, side: Side, what: str, unknown: tuple[str, ...]) 
 def _kept_parents(parent: ParentStatements) -> _Statement:
     of = parent.parent.table
     columns: dict[str, ColumnElement[Any]] = {c.name: c for c in of.columns}
-    rows = _facts(parent.rendering, parent.parent.key, columns).where(parent.wrong)
+    key = parent.parent.key
+    rows = _facts(parent.rendering, key, columns).where(in_keys(key), parent.wrong)
     return _keeping(parent.rendering, rows.with_for_update(of=of), columns)
 
 
@@ -145,7 +146,7 @@ def _facts(rendering: Rendering, key: ColumnElement[Any], columns: dict[str, Col
     text, number = Text(), Integer()
     before = [bound("pair", text), key, bound("side", text), bound("table", text)]
     after = [bound("cause", text), bound("at", number), bound("by", text)]
-    return select(*before, _image(rendering, columns), *after).where(in_keys(key))
+    return select(*before, _image(rendering, columns), *after)
 
 
 def _keeping(rendering: Rendering, rows: Select[Any], columns: dict[str, ColumnElement[Any]]) -> _Statement:
@@ -191,10 +192,12 @@ def _columns(
         columns |= {kept.key: kept for kept in pair.kept}
         shown = set(map(id, columns.values()))
         columns |= {f"{of.name}.{c.name}": c for c in of.columns if id(c) not in shown}
+        columns |= {f"{c.table.name}.{c.name}": c for p in pair.parts for c in p.table.columns if id(c) not in shown}
         source = sql.whole()
         if pair.parent is not None:
             above = pair.parent.table
             columns |= {f"{above.name}.{said.key}": said for said in pair.above}
+    columns |= {name: of.c[name] for name in pair.only[Side.LEGACY]} if side is Side.LEGACY else {}
     columns |= {f"{of.name}.{name}": literal_column(quoted(of.name, name), Text()) for name in unknown}
     return columns, source
 
@@ -212,7 +215,7 @@ def _unknown(uow: Transaction, pair: Move, side: Side) -> tuple[str, ...]:
 @cache
 def _now(sql: PairStatements, side: Side, unknown: tuple[str, ...]) -> _Statement:
     columns, source = _columns(sql, side, unknown)
-    row = select(_image(sql.rendering, columns)).select_from(source).where(in_keys(sql.key_of(side)))
+    row = select(_image(sql.rendering, columns)).select_from(source).where(sql.in_keys(side))
     return _Statement(sql.rendering.render(row), _names(columns))
 
 

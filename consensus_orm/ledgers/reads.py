@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, delete, insert, select
 
 from consensus_orm.databases.base import ReadCounter, Transaction
 from consensus_orm.databases.engine import source_of
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.ledgers.binding import bound
 from consensus_orm.models.control import ReadCount
 from consensus_orm.phase import Phase, Side

@@ -6,6 +6,8 @@ so that the program stops before it writes rows that no reader would see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import bindparam, delete
 
 from consensus_orm.databases import state
@@ -13,6 +15,7 @@ from consensus_orm.databases.base import SIGN, Transaction
 from consensus_orm.databases.guard_record import keep, recorded
 from consensus_orm.declaration.move import Move
 from consensus_orm.models.control import GuardRecord
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import literal, quoted
 
 __all__ = ["are_missing", "put_up", "same_definition", "strays", "take_down"]
@@ -25,10 +28,11 @@ def put_up(uow: Transaction) -> None:
     """Create a view where each legacy table was, unless another relation has its name."""
     signs = {r.place for r in recorded(uow) if r.kind == "view"}
     taken = _names(uow, "table", "view")
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.mapping.of_tables(Side.LEGACY):
         name = pair.legacy_name
         if name.lower() not in taken:
-            uow._execute(_sign(pair, uow.catalog.legacy.old_place(uow, pair)))
+            moves = uow.statements.mapping.sharing(pair, Side.LEGACY)
+            uow._execute(_sign(uow.catalog.legacy.old_place(uow, pair), moves))
             uow._execute(_FORGET_VIEW, {"view": name})
             signs.add(("view", name.lower(), name.lower()))
         elif uow.catalog.columns(uow, name) == {SIGN}:  # ours, and the record of it was dropped
@@ -38,8 +42,12 @@ def put_up(uow: Transaction) -> None:
     keep(uow, new)
 
 
-def _sign(pair: Move, place: str) -> str:
-    where = pair.table.name if pair.parent is None else f"{pair.table.name} and {pair.parent.table.name}"
+def _sign(place: str, moves: Sequence[Move]) -> str:
+    tables: list[str] = []
+    for pair in moves:
+        tables += [pair.table.name, *(table.name for table in pair.tables_beside)]
+        tables += [] if pair.parent is None else [pair.parent.table.name]
+    where = " and ".join(dict.fromkeys(tables))
     told = f"consensus_orm: these rows are in {where}; read and write them through consensus_orm"
     return f"CREATE VIEW {place} AS SELECT {literal(told)} AS {SIGN}"
 
@@ -66,7 +74,8 @@ def strays(uow: Transaction) -> list[str]:
     if uow.phase.has_legacy or state.step(uow) == state.EXPANDING:
         return []
     there = _names(uow, "table")
-    return [pair.legacy_name for pair in uow.statements.mapping if pair.legacy_name.lower() in there]
+    legacy = uow.statements.mapping.of_tables(Side.LEGACY)
+    return [pair.legacy_name for pair in legacy if pair.legacy_name.lower() in there]
 
 
 def _names(uow: Transaction, *kinds: str) -> set[str]:

@@ -84,7 +84,8 @@ def reject_unequal(uow: UnitOfWork, pair: Move, keys: Iterable[Key], source: Sid
     if unequal and source is Side.LEGACY:
         sql = uow.statements[pair]
         with changes.not_recorded(uow), parents_settled(uow, pair, unequal, None) as touched:
-            uow._execute(sql.delete(Side.NORMALIZED), among(unequal))
+            for statement in sql.delete(Side.NORMALIZED):
+                uow._execute(statement, among(unequal))
             if pair.parent is not None:  # one may have been made for a row that is now rejected
                 touched |= set(keys_of(uow, sql.parents_meant, among(unequal)))
     return rejected

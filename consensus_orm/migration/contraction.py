@@ -40,7 +40,7 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, keep: bool = 
     """
     _save_schema(uow)
     flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.mapping.of_tables(Side.LEGACY):
         uow.catalog.legacy.put_away(uow, pair)
     signs.put_up(uow)
     # What was recorded for the way back has no legacy side to go to any more.
@@ -53,10 +53,13 @@ def _save_schema(uow: UnitOfWork) -> None:
     """Save the definitions and sequences of the legacy tables, and the rows that the normalized side does not have."""
     saved_schema.forget(uow)
     position = 0
-    for pair in uow.statements.mapping:
+    mapping = uow.statements.mapping
+    for pair in mapping.of_tables(Side.LEGACY):
         table = pair.legacy_table.name
         saved: list[tuple[str, str, str, int | None]] = uow.catalog.legacy.save(uow, pair)
-        saved += [(IMAGE, table, row, None) for row in _of_legacy_alone(uow, pair)]
+        saved += [
+            (IMAGE, table, row, None) for of in mapping.sharing(pair, Side.LEGACY) for row in _of_legacy_alone(uow, of)
+        ]
         for kind, name, sql, sequence in saved:
             position += 1
             saved_schema.add(uow, Entry(position, kind, name, table, sql, sequence))
@@ -68,7 +71,7 @@ def _of_legacy_alone(uow: UnitOfWork, pair: Move) -> Iterator[str]:
     alone = sorted(rejects.on_one_side(uow, pair, Side.LEGACY), key=str)
     found = [rejects.as_image(names, uow._execute(sql, {"_key": key}).fetchone()) for key in alone]
     for image in (*found, *keyless.images(uow, pair, Side.LEGACY)):
-        yield json.dumps({name: image[name] for name in pair.legacy_columns})
+        yield json.dumps({name: image[name] for name in (*pair.legacy_columns, *pair.only[Side.LEGACY])})
 
 
 def empty_dropped(writing: Transactions, progress: Watch = None) -> None:

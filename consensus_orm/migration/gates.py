@@ -15,8 +15,8 @@ from typing import Any
 from sqlalchemy import Column, func, select
 
 from consensus_orm.databases import guard_record
+from consensus_orm.declaration.attributes import single_key
 from consensus_orm.declaration.keys import LARGEST, usable
-from consensus_orm.declaration.move import single_key
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.formats import duration
 from consensus_orm.ledgers import (
@@ -128,15 +128,19 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
 def _unfit_keys(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
     """Keys that do not identify rows, cannot be ordered or stored, or have reached the largest number."""
     mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
-    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
-    legacy = [pair.legacy_table for pair in mapping if phase.has_legacy]
-    tables += legacy
-    for key in (single_key(table) for table in tables if table.name.lower() in there):
+    keys = [(parent.key, [parent.key.name]) for parent in mapping.parents]
+    keys += [(pair.key, list(pair.unique)) for pair in mapping.of_tables(Side.NORMALIZED)]
+    legacy = mapping.of_tables(Side.LEGACY) if phase.has_legacy else ()
+    keys += [(single_key(pair.legacy_table), [pair.legacy_key]) for pair in legacy]
+    frozen_tables = {pair.legacy_table for pair in legacy}
+    for key, unique in keys:
+        if key.table.name.lower() not in there:
+            continue
         name = f"column {key.name} of {key.table.name}"
-        faults = list(uow.catalog.key_faults(uow, key.table.name, key))
+        faults = list(uow.catalog.key_faults(uow, key.table.name, key, unique))
         for fault in faults:
             yield Obstacle(f"{name} cannot be the key of this move: it {fault}")
-        frozen = phase.freezes_legacy and key.table in legacy  # no row is added to it, and a look would count
+        frozen = phase.freezes_legacy and key.table in frozen_tables  # no row is added to it, and a look would count
         if not faults and not frozen and not is_text(key) and _highest(uow, key) >= LARGEST:
             yield Obstacle(
                 f"{name} has reached {LARGEST}, the largest number there is, so no row can be added; give that row"
@@ -215,7 +219,7 @@ def undecided_text(rows: int, phase: Phase) -> str:
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
     for pair in uow.statements.mapping:
         names = uow.catalog.columns(uow, pair.legacy_table.name)
-        for name in sorted(names - {*pair.legacy_columns, *pair.without}):
+        for name in sorted(names - {*pair.legacy_columns, *pair.without, *pair.only[Side.LEGACY]}):
             yield Obstacle(
                 f"{pair.legacy_table.name} has a column {name!r} that no move speaks of, so it would be lost;"
                 " declare it in the move (`columns` or `without`) or drop it"

@@ -1,5 +1,6 @@
 """Rows without a usable key: it is NULL, or of another type than the key of the move.
 
+So are rows of a mapped table that are of no move, because the constants of no `only` select them.
 No statement by keys reaches such a row and no range of keys contains it, so it cannot be carried. It becomes a reject,
 kept whole, and is identified by its contents: row numbers change when a file is vacuumed. Each of several equal rows is
 a reject of its own.
@@ -9,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, or_, select
 
+from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import changes, rejects
 from consensus_orm.ledgers.binding import keys_of
+from consensus_orm.ledgers.images import value_of
 from consensus_orm.models.control import Reject
 from consensus_orm.phase import Side
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -25,12 +28,14 @@ __all__ = ["concerns", "count", "images", "reject", "settle", "stands"]
 
 REASON = "its key is "
 """How the reasons of such rejects begin."""
+OF_NO_MOVE = "no move selects it by the constants of `only`"
+"""The reason of a reject that is of no move."""
 
 _KEPT = select(Reject.image).where(
     Reject.pair == bindparam("pair"),
     Reject.table_name == bindparam("table_name"),
     Reject.key.is_(None),
-    Reject.reason.startswith(REASON),
+    or_(Reject.reason.startswith(REASON), Reject.reason == OF_NO_MOVE),
     Reject.state != "resolved",
 )
 
@@ -55,7 +60,7 @@ def reject(uow: UnitOfWork, pair: Move, side: Side) -> int:
         if kept[(told := json.dumps(image))] > 0:
             kept[told] -= 1
             continue
-        rejects.keep(uow, pair, None, side, _reason(pair, image[pair.legacy_key][0]), image)
+        rejects.keep(uow, pair, None, side, _reason(uow, pair, image[pair.legacy_key]), image)
         new += 1
     return new
 
@@ -63,14 +68,14 @@ def reject(uow: UnitOfWork, pair: Move, side: Side) -> int:
 def settle(uow: UnitOfWork, pair: Move) -> int:
     """Reject what another program wrote without a usable key, and forget its records; returns how many are new."""
     written = changes.of_unnamed_rows(uow, pair)
-    new = sum(reject(uow, pair, side) for side in Side if written.ops[side])
+    new = sum(reject(uow, pair, side) for side in Side if written.ops[side] or pair.only[side])
     changes.forget(uow, [written])
     return new
 
 
 def concerns(of: rejects.OpenReject) -> bool:
     """Whether a reject is that of a row without a usable key."""
-    return of.key is None and of.reason.startswith(REASON)
+    return of.key is None and (of.reason.startswith(REASON) or of.reason == OF_NO_MOVE)
 
 
 def stands(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
@@ -83,8 +88,10 @@ def _kept(uow: UnitOfWork, pair: Move, side: Side) -> list[str]:
     return keys_of(uow, _KEPT, {"pair": pair.name, "table_name": pair.table_name(side)})
 
 
-def _reason(pair: Move, kind: str) -> str:
-    wanted = "text" if is_text(pair.key) else "integer"
+def _reason(uow: UnitOfWork, pair: Move, key: Sequence[str]) -> str:
+    (kind, digits), wanted = key, "text" if is_text(pair.key) else "integer"
+    if kind == wanted and is_usable(pair, value_of(kind, digits, uow.catalog.text_encoding(uow))):
+        return OF_NO_MOVE
     if kind == wanted:
         return f"{REASON}a text with a NUL character, or that is not valid UTF-8"
     return f"{REASON}NULL" if kind == "null" else f"{REASON}stored as {kind}, not as {wanted}"

@@ -37,7 +37,6 @@ from consensus_orm.models.control import PhaseChange
 from consensus_orm.phase import Side
 from consensus_orm.progress import Tally, Watch
 from consensus_orm.repository.carrying import carry
-from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Rebuilt", "highest_given", "rebuild", "unequal_in", "with_ids_of_their_own"]
@@ -78,7 +77,8 @@ class _Plan:
 
     def concerns(self, pair: Move) -> bool:
         """Whether rows of a pair stand in what was lost."""
-        tables = {pair.legacy_name, pair.table.name, *([] if pair.parent is None else [pair.parent.table.name])}
+        tables = {pair.legacy_name, pair.table.name, *(table.name for table in pair.tables_beside)}
+        tables |= set() if pair.parent is None else {pair.parent.table.name}
         return not tables.isdisjoint(self.tables)
 
     def came_later(self, pair: Move) -> bool:
@@ -215,13 +215,17 @@ def _set_aside(uow: UnitOfWork, side: Side) -> list[str]:
     if side is not Side.LEGACY or uow.phase.truth is side:
         return []
     broken = guards.lacking_columns(uow, side)
-    return [uow.catalog.legacy.set_aside(uow, p) for p in uow.statements.mapping if p.legacy_name in broken]
+    return [
+        uow.catalog.legacy.set_aside(uow, p)
+        for p in uow.statements.mapping.of_tables(Side.LEGACY)
+        if p.legacy_name in broken
+    ]
 
 
 def _tables(uow: UnitOfWork, side: Side) -> list[str]:
     mapping = uow.statements.mapping
     if side is Side.LEGACY:
-        return [pair.legacy_name for pair in mapping]
+        return [pair.legacy_name for pair in mapping.of_tables(Side.LEGACY)]
     return [table.name for table in guard_record.normalized_tables(mapping)]
 
 
@@ -229,7 +233,7 @@ def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
     missing = {name for name in _tables(uow, side) if name.lower() not in there}
     if side is Side.LEGACY:
-        for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in missing):
+        for pair in (p for p in uow.statements.mapping.of_tables(Side.LEGACY) if p.legacy_name in missing):
             uow.catalog.legacy.make_again(uow, pair)
             yield pair.legacy_name
         return
@@ -241,7 +245,7 @@ def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
 def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
     """Refuse a table that another program made and that cannot hold what is carried to it."""
     mapping = uow.statements.mapping
-    models = [pair.legacy_table for pair in mapping] + guard_record.normalized_tables(mapping)
+    models = [pair.legacy_table for pair in mapping.of_tables(Side.LEGACY)] + guard_record.normalized_tables(mapping)
     for table in (table for table in models if table.name in plan.tables):
         there = {name.lower() for name in uow.catalog.columns(uow, table.name)}
         if missing := [c.name for c in table.columns if c.name.lower() not in there]:
@@ -318,12 +322,12 @@ def with_ids_of_their_own(uow: UnitOfWork, pair: Move, keys: list[Key], side: Si
 
 def _renumber(uow: UnitOfWork, pair: Move, keys: Iterable[Key], side: Side) -> list[Key]:
     """Give rows of one side ids that no row had before, and image them first; returns the new keys."""
-    table, column, new = quoted(pair.table_name(side)), quoted(pair.key_name(side)), list[Key]()
+    new = list[Key]()
     with changes.not_recorded(uow):
         for key in keys:
             free = _free(uow, pair, side)
             images.keep(uow, pair, [key], side, RENUMBERED.format(key=free))
-            uow._execute(f"UPDATE {table} SET {column} = :new WHERE {column} = :old", {"new": free, "old": key})
+            uow._execute(uow.statements[pair].renumber(side), {"_key": key, "_new": free})
             new.append(free)
     return new
 
@@ -357,7 +361,7 @@ def _fill(uow: UnitOfWork, of: Range, *, pair: Move, to: Side) -> int:
 
 def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
     if done.side is Side.LEGACY:
-        for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in done.tables):
+        for pair in (p for p in uow.statements.mapping.of_tables(Side.LEGACY) if p.legacy_name in done.tables):
             uow.catalog.legacy.complete_again(uow, pair)
     uow.catalog.level_sequences(uow)
     if done.side is Side.NORMALIZED and uow.phase.compares:

@@ -59,7 +59,7 @@ def _not_put_back(uow: UnitOfWork, pair: Move, image: Image) -> tuple[str, ...]:
     for side, written in ((Side.NORMALIZED, uow.phase.writes_normalized), (Side.LEGACY, uow.phase.writes_legacy)):
         now |= (images.now(uow, pair, image.key, side) or {}) if written else {}
     marker = None if pair.marker is None else f"{pair.table.name}.{pair.marker.key}"
-    wanted = {name: cell for name, cell in image.cells.items() if name != marker}
+    wanted = {name: cell for name, cell in image.cells.items() if name not in {marker, *pair.only[Side.LEGACY]}}
     return tuple(name for name, cell in wanted.items() if now.get(name, _NULL) != cell)
 
 

@@ -92,7 +92,8 @@ def settle_rows(uow: UnitOfWork, pair: Move, keys: Iterable[Key], choice: Choice
     """Do what is planned for some rows, under the write lock, and settle what was found of them before."""
     wanted = list(keys)
     plan = plan_rows(uow, pair, wanted, choice)
-    new_rejects = keyless.settle(uow, pair) if not all(is_usable(pair, key) for key in wanted) else 0
+    may_be_nameless = any(pair.only.values()) or not all(is_usable(pair, key) for key in wanted)
+    new_rejects = keyless.settle(uow, pair) if wanted and may_be_nameless else 0
     left = _leave_undecided(uow, plan)
     _forget_settled(uow, plan)
     for key in [action.key for action in plan.actions if action.why is Why.TWICE]:

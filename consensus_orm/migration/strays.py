@@ -99,7 +99,8 @@ def _adopt(uow: UnitOfWork, pair: Move, of: Range, given: int) -> Adopted:
     carry(uow, pair, carried, Side.NORMALIZED, ADOPTED)
     uow.catalog.go_on_above(uow, pair)
     rejected = reject_unequal(uow, pair, carried, Side.LEGACY)
-    if not uow._execute(sql.delete(Side.LEGACY), among([*keys, *ids.renumbered])).rowcount:
+    (delete,) = sql.delete(Side.LEGACY)
+    if not uow._execute(delete, among([*keys, *ids.renumbered])).rowcount:
         raise errors.MigrationError(
             f"rows of {pair.legacy_name} cannot be deleted",
             hint="nothing of this step was kept; drop the triggers of other programs on it, then try again",
@@ -118,10 +119,12 @@ def _drop_empty(uow: UnitOfWork) -> None:
     """Drop the tables that are empty, and put up views in their place, in one transaction."""
     uow.catalog.keep_out(uow)
     there = signs.strays(uow)
-    for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in there):
-        if next_range(uow, pair, Side.LEGACY, None, 1):
+    mapping = uow.statements.mapping
+    for pair in (pair for pair in mapping.of_tables(Side.LEGACY) if pair.legacy_name in there):
+        sharing = mapping.sharing(pair, Side.LEGACY)
+        if any(next_range(uow, each, Side.LEGACY, None, 1) for each in sharing):
             continue  # written since its rows were carried
-        rejected = keyless.reject(uow, pair, Side.LEGACY)
+        rejected = sum(keyless.reject(uow, each, Side.LEGACY) for each in sharing)
         uow._execute(f"DROP TABLE {quoted(pair.legacy_name)}")
         audit.add(uow, "adopt table", table=pair.legacy_name, keyless=rejected)
     signs.put_up(uow)

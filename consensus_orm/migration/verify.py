@@ -18,7 +18,8 @@ from typing import Any
 
 from consensus_orm import errors
 from consensus_orm._version import __version__
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.events import ComparisonEvent
 from consensus_orm.ledgers import backfill_progress, certificates, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import Key, among, keys_of, milliseconds
@@ -90,6 +91,10 @@ class VerifyReport:
         return not (self.differences or self.not_carried or self.missed or left_behind)
 
 
+Counting = str | tuple[str, Side]
+"""What is counted: the rows of a move on a side, or the table of a parent."""
+
+
 @dataclass
 class Seen:
     """What a scan counted, and the keys of rows and of parents that seem to differ."""
@@ -98,7 +103,7 @@ class Seen:
     epoch: int = 0
     last_mismatch: int = 0
     last_reject: int = 0
-    counted: dict[str, Counted] = field(default_factory=dict)
+    counted: dict[Counting, Counted] = field(default_factory=dict)
     aside: dict[str, dict[Side, set[Key]]] = field(default_factory=dict)
     doubtful: dict[str, list[Key]] = field(default_factory=dict)
     parents: dict[str, list[Key]] = field(default_factory=dict)
@@ -108,9 +113,9 @@ class Seen:
         """The tables with rows that the scan cannot account for."""
         return tuple(table for table in self.counted.values() if table.missed)
 
-    def of(self, tables: Iterable[str]) -> list[Counted]:
-        """What was counted of some tables; those that do not exist are left out."""
-        return [self.counted[name] for name in tables if name in self.counted]
+    def of(self, moves: Iterable[Move], side: Side) -> list[Counted]:
+        """What was counted of the rows of some moves on a side; tables that do not exist are left out."""
+        return [self.counted[move.name, side] for move in moves if (move.name, side) in self.counted]
 
 
 def verify(reading: Transactions, writing: Transactions, progress: Watch = None) -> VerifyReport:
@@ -146,7 +151,7 @@ def scan(reading: Transactions, progress: Watch = None, selection: Selection | N
             if uow.phase.has_legacy:
                 seen.aside[pair.name] = {side: rejects.on_one_side(uow, pair, side) for side in Side}
             else:
-                seen.counted[pair.table.name] = _alone(uow, pair)
+                seen.counted[pair.name, Side.NORMALIZED] = _alone(uow, pair)
         tables = _Tables(uow, selection.pairs(uow) if selection and selection.table is not None else None)
         if not uow.catalog.keeps_writers_waiting(uow):
             with _several(reading, uow) as others:
@@ -231,7 +236,7 @@ def _on_parents(sql: ParentStatements) -> TableStatements:
 def _look_through(uow: UnitOfWork, tables: _Tables, readers: Readers, seen: Seen, progress: Watch) -> None:
     for pair in tables.pairs:
         _compare(tables, readers, pair, seen, progress)
-        uow._tell(ComparisonEvent(pair.name, "verify", seen.counted[pair.legacy_name].looked_at))
+        uow._tell(ComparisonEvent(pair.name, "verify", seen.counted[pair.name, Side.LEGACY].looked_at))
     for name, ranges in tables.parents.items():
         seen.parents[name] = [key for wrong, _ in readers.compare(ranges) for key in wrong]
         seen.counted[name] = ranges.counted
@@ -248,7 +253,7 @@ def _compare(tables: _Tables, readers: Readers, pair: Move, seen: Seen, progress
         for wrong, count in readers.compare(ranges):
             doubtful += [key for key in wrong if key not in left_out[side]]
             tally.add(count)
-        seen.counted[pair.table_name(side)] = ranges.counted
+        seen.counted[pair.name, side] = ranges.counted
 
 
 def require_two_sides(phase: Phase) -> None:
@@ -279,8 +284,8 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
     if since == seen.last_reject:  # otherwise another process rejected a row meanwhile, which this scan did not see
         seen.last_reject = rejects.newest(uow)
-    legacy = seen.of(pair.legacy_name for pair in mapping)
-    normalized = seen.of(pair.table.name for pair in mapping)
+    legacy = seen.of(mapping, Side.LEGACY)
+    normalized = seen.of(mapping, Side.NORMALIZED)
     report = VerifyReport(
         phase=uow.phase,
         legacy_rows=sum(table.rows for table in legacy),
@@ -299,7 +304,7 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
 def _reject_keyless(uow: UnitOfWork, pair: Move, seen: Seen) -> None:
     """Reject the rows that no range contained because they have no usable key."""
     for side in Side:
-        if any(table.keyless for table in seen.of([pair.table_name(side)])):
+        if any(table.keyless for table in seen.of([pair], side)):
             keyless.reject(uow, pair, side)
 
 
@@ -313,15 +318,14 @@ def require_epoch(uow: UnitOfWork, seen: Seen) -> None:
 
 
 def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
-    pairs = uow.statements.mapping
     return certificates.add(
         uow,
         at=milliseconds(uow),
         build=__version__,
         mapping=uow.statements.fingerprint,
         epoch=uow.epoch,
-        legacy_rows=_named(seen, (pair.legacy_name for pair in pairs)),
-        normalized_rows=_named(seen, (pair.table.name for pair in pairs)),
+        legacy_rows=_named(seen.of(uow.statements.mapping, Side.LEGACY)),
+        normalized_rows=_named(seen.of(uow.statements.mapping, Side.NORMALIZED)),
         compared=report.compared,
         differences=len(report.differences),
         missed=sum(table.missed for table in report.missed) + report.not_carried,
@@ -332,9 +336,9 @@ def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
     )
 
 
-def _named(seen: Seen, tables: Iterable[str]) -> int:
+def _named(tables: Iterable[Counted]) -> int:
     """Rows of some tables that have a usable key."""
-    return sum(table.rows - table.keyless for table in seen.of(tables))
+    return sum(table.rows - table.keyless for table in tables)
 
 
 def _not_carried(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> set[Key]:

@@ -173,7 +173,7 @@ def _try_out(uow: UnitOfWork) -> None:
     uow._execute("SAVEPOINT tried_out")
     for pair in uow.statements.mapping:
         there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
-        needed = set(pair.legacy_columns)
+        needed = {*pair.legacy_columns, *pair.only[Side.LEGACY]}
         needed |= {name for row in saved_rows(uow) if row.table == pair.legacy_name for name in row.cells}
         if any(name.lower() not in there for name in needed):
             raise unsafe("table", pair.legacy_name)
@@ -285,7 +285,7 @@ def undo_expansion(uow: UnitOfWork) -> None:
     if state.step(uow) != state.EXPANDING:
         return
     guard_record.install(uow, Phase.CONTRACT)
-    for pair in reversed(list(uow.statements.mapping)):
+    for pair in reversed(uow.statements.mapping.of_tables(Side.LEGACY)):
         uow.catalog.legacy.drop_again(uow, pair)
     signs.put_up(uow)
     changes.forget_all(uow)

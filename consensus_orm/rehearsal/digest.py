@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import literal_column
+
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.migration.rehearsal_report import Identity
@@ -79,7 +81,7 @@ def take(
     if not columns:
         return Image()
     cells = ", ".join(map(look.cell, columns))
-    where = "" if until is None else f" WHERE {columns[0]} <= {look.parameter}"
+    where = _where(look, pair, side, None if until is None else f"{columns[0]} <= {look.parameter}")
     sql = f"SELECT {columns[0]}, {cells} FROM {_source(pair, side)}{where} ORDER BY {columns[0]}"
     return digested(look.stream(sql, until), skip)
 
@@ -109,7 +111,7 @@ def select(look: Look, pair: Move, side: Side, column: str, *, after: Any) -> di
     if not columns:
         return {}
     key = columns[pair.legacy_key]
-    where = "" if after is None else f" WHERE {key} > {look.parameter}"
+    where = _where(look, pair, side, None if after is None else f"{key} > {look.parameter}")
     sql = f"SELECT {key}, {columns[column]} FROM {_source(pair, side)}{where}"
     return {_key(own): _key(value) for own, value in look.stream(sql, after)}
 
@@ -128,6 +130,14 @@ def _columns(look: Look, pair: Move, side: Side, *, undeclared: bool = False) ->
     return {name: quoted(table, there.get(name.lower(), name)) for name in names + more}
 
 
+def _where(look: Look, pair: Move, side: Side, condition: str | None) -> str:
+    table = pair.table_name(side)
+    found = [] if condition is None else [condition]
+    if pair.only[side]:
+        found.append(look.spelled(pair.selected(side, lambda name: literal_column(quoted(table, name)))))
+    return f" WHERE {' AND '.join(found)}" if found else ""
+
+
 def _source(pair: Move, side: Side) -> str:
     if side is Side.LEGACY:
         return quoted(pair.legacy_name)
@@ -136,6 +146,9 @@ def _source(pair: Move, side: Side) -> str:
         parent, link = pair.parent, pair.link
         on = f"{quoted(parent.table.name, parent.key.name)} = {quoted(pair.table.name, link.name)}"
         source += f" LEFT JOIN {quoted(parent.table.name)} ON {on}"
+    for part in pair.parts:
+        on = f"{quoted(part.table.name, part.by.name)} = {quoted(pair.table.name, pair.key.name)}"
+        source += f" LEFT JOIN {quoted(part.table.name)} ON {on}"
     return source
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from consensus_orm.databases.statistics import DatabaseStats
-from consensus_orm.declaration.move import Move, table_of
+from consensus_orm.declaration.attributes import table_of
+from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import certificates, entries
 from consensus_orm.ledgers.certificates import Seen
 from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry

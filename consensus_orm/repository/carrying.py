@@ -37,6 +37,7 @@ def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) 
     if to is uow.phase.truth:
         uow._note_written(pair, wanted)
     with changes.not_recorded(uow):
+        _make_way(uow, pair, wanted, to, why)
         kept = images.keep(uow, pair, wanted, to, why)
         there = _there(uow, pair, wanted, to.other)
         _make_alike(uow, pair, to, why, gone=kept - there, there_too=kept & there, new=there - kept)
@@ -71,14 +72,27 @@ def _make_alike(
     sql, wanted = uow.statements[pair], [*gone, *there_too, *new]
     if to is Side.NORMALIZED:
         with parents_settled(uow, pair, wanted, why) as touched:
-            _run(uow, [sql.delete(to)], gone)
+            _run(uow, sql.delete(to), gone)
             touched |= _run(uow, sql.overwrite_normalized, there_too)
             touched |= _run(uow, sql.insert_normalized_rows, new)
     else:
         adopt(uow, pair, wanted, why)
-        _run(uow, [sql.delete(to)], gone)
+        _run(uow, sql.delete(to), gone)
         _run(uow, [sql.overwrite_legacy], there_too)
         _run(uow, [sql.insert_legacy_rows], new)
+
+
+def _make_way(uow: Transaction, pair: Move, keys: list[Key], to: Side, why: str | None) -> None:
+    """Delete rows under the same keys that were of another move of the same table, and are of this one now."""
+    if to is Side.NORMALIZED and pair.unique != (pair.key.name,):
+        return  # rows of different moves may have the same key there
+    for other in uow.statements.mapping.sharing(pair, to):
+        if other is pair or not (left := changes.deleted_among(uow, other, to.other, keys)):
+            continue
+        stale = _there(uow, other, left, to) - _there(uow, other, left, to.other)
+        if stale and why is not None:
+            images.keep(uow, other, stale, to, why)
+        follow_deletes(uow, other, to, list(stale))
 
 
 def derive(uow: Transaction, pair: Move, keys: list[Key], why: str) -> int:
@@ -130,7 +144,7 @@ def follow_deletes(uow: Transaction, pair: Move, side: Side, deleted: list[Key])
     if deleted:
         of_normalized = side is Side.NORMALIZED
         with parents_settled(uow, pair, deleted, None) if of_normalized else contextlib.nullcontext():
-            uow._execute(uow.statements[pair].delete(side), among(deleted))
+            _run(uow, uow.statements[pair].delete(side), deleted)
 
 
 @contextlib.contextmanager

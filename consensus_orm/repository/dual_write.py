@@ -62,6 +62,8 @@ class DualWrite(RoutedReads):
         if not phase.writes_normalized:
             key = self._insert_legacy(parameters)
         elif not phase.writes_legacy:
+            if parameters["_key"] is None and not self._draws_its_keys:
+                parameters["_key"] = self.uow.catalog.key_to_give(self.uow, self.pair)
             key = self._insert_normalized(parameters)
         else:
             key = self._insert_both(parameters)
@@ -100,13 +102,18 @@ class DualWrite(RoutedReads):
         key = parameters["_key"]
         # The normalized side first, in every phase: the legacy row then finds its equal, and the trigger that
         # looks for writers who know one side only stays silent.
-        normalized = self._write(Side.NORMALIZED, key, lambda: self._insert_unnoticed(parameters))
-        legacy = self._write(Side.LEGACY, key, lambda: self._insert_legacy(parameters))
+        normalized = self._write(Side.NORMALIZED, key, partial(self._insert_unnoticed, Side.NORMALIZED, parameters))
+        legacy = self._write(Side.LEGACY, key, partial(self._insert_unnoticed, Side.LEGACY, parameters))
         if not (normalized and legacy):
             self.uow.catalog.forget_row(self.uow, self.pair, key)  # a write of ours, which the truth alone has taken
         elif self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
         return key
+
+    @property
+    def _draws_its_keys(self) -> bool:
+        """Whether the normalized table gives keys by itself that no other move gives, too."""
+        return self.pair.own_id is None and len(self.uow.statements.mapping.sharing(self.pair, Side.LEGACY)) == 1
 
     def _next_key(self) -> Any:
         """The next id, above whatever either side has given; above the truth's where the other side is gone."""
@@ -128,7 +135,7 @@ class DualWrite(RoutedReads):
             return None
         (key, parent, _), (agreeing,) = together
         parameters["_key"] = key
-        if self._parent is not None and self._parent.parent.depends_on(self.pair):
+        if self._parent is not None and self._parent.parent.depends_on(self.pair.name):
             refresh = partial(self._execute_on_parents, self._parent.refresh, [parent])
             if not self._write(Side.NORMALIZED, key, refresh):  # somebody took away what it follows from
                 return key
@@ -176,7 +183,7 @@ class DualWrite(RoutedReads):
         insert = self.sql.insert_normalized(keyed=parameters["_key"] is not None)
         if self._parent is None:
             key = self._insert(insert, parameters)
-            self._keep_original(key, parameters)
+            self._write_beside(key, parameters)
             self._require_given_back(key, parameters)
             return key
         parameters["_parent"] = parent = self._find_parent(parameters)
@@ -186,9 +193,9 @@ class DualWrite(RoutedReads):
             if self.uow._connected.in_transaction:  # a parent lives only as long as it has a row
                 self._execute_on_parents(self._parent.prune, [parent])
             raise
-        if self._parent.parent.depends_on(self.pair):
+        if self._parent.parent.depends_on(self.pair.name):
             self._execute_on_parents(self._parent.refresh, [parent])
-        self._keep_original(key, parameters)
+        self._write_beside(key, parameters)
         self._require_given_back(key, parameters)
         return key
 
@@ -197,7 +204,7 @@ class DualWrite(RoutedReads):
         if self.sql.given_back is None or self.uow.phase.truth is not Side.NORMALIZED:
             return
         agree = self.uow._execute(self.sql.given_back, {**parameters, "_key": key}).fetchone()
-        lost = [name for name, whole in zip(self.pair.restored, agree, strict=True) if not whole]
+        lost = [name for name, whole in zip(self.pair.given_back_names, agree, strict=True) if not whole]
         if lost:
             error = errors.InvalidValueError(
                 f"the normalized side has no word for this value of {lost[0]}",
@@ -207,12 +214,16 @@ class DualWrite(RoutedReads):
             self.uow._doom(error)
             raise error
 
-    def _insert_unnoticed(self, parameters: Values) -> None:
-        with self.uow.catalog.unnoticed(self.uow, self.pair):
-            self._insert_normalized(parameters)
+    def _insert_unnoticed(self, side: Side, parameters: Values) -> None:
+        with self.uow.catalog.unnoticed(self.uow, self.pair, side):
+            if side is Side.NORMALIZED:
+                self._insert_normalized(parameters)
+            else:
+                self._insert_legacy(parameters)
 
-    def _keep_original(self, key: Any, parameters: Values) -> None:
-        for statement in self.sql.keep_original:
+    def _write_beside(self, key: Any, parameters: Values) -> None:
+        """Write what stands beside a normalized row: its kept original, and its parts."""
+        for statement in (*self.sql.keep_original, *self.sql.write_parts):
             self.uow._execute(statement, {**parameters, "_key": key})
 
     def _find_parent(self, parameters: Values) -> Any:
@@ -306,7 +317,7 @@ class DualWrite(RoutedReads):
             parameters["_parent"] = self._find_parent(parameters)
         is_there = self.uow._execute(self.sql.update_normalized, parameters).rowcount == 1
         if is_there:
-            self._keep_original(key, parameters)
+            self._write_beside(key, parameters)
             self._require_given_back(key, parameters)
         if self._parent is not None:
             for statement in self._parent.settle:
@@ -358,7 +369,7 @@ class DualWrite(RoutedReads):
         if Side.NORMALIZED in sides:
             self._write(Side.NORMALIZED, None, lambda: self._delete_normalized(keys))
         if Side.LEGACY in sides:
-            self._write(Side.LEGACY, None, lambda: self.uow._execute(self.sql.delete(Side.LEGACY), {"_keys": keys}))
+            self._write(Side.LEGACY, None, partial(self._delete_rows, Side.LEGACY, keys))
         if not phase.compares:
             return
         if len(sides) == 1:
@@ -454,12 +465,16 @@ class DualWrite(RoutedReads):
 
     def _delete_normalized(self, keys: str) -> None:
         if self._parent is None:
-            self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
+            self._delete_rows(Side.NORMALIZED, keys)
             return
         parents = [key for (key,) in self.uow._rows(self.sql.parents_of, {"_keys": keys})]
-        self.uow._execute(self.sql.delete(Side.NORMALIZED), {"_keys": keys})
+        self._delete_rows(Side.NORMALIZED, keys)
         for statement in self._parent.settle:
             self._execute_on_parents(statement, parents)
+
+    def _delete_rows(self, side: Side, keys: str) -> None:
+        for statement in self.sql.delete(side):
+            self.uow._execute(statement, {"_keys": keys})
 
     def _execute_on_parents(self, sql: str, parents: Sequence[Any]) -> None:
         self.uow._execute(sql, {"_keys": json.dumps(parents)})

@@ -11,11 +11,12 @@ wrote to the other side of a row is carried first, or the row would be overwritt
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, cast
 
 from sqlalchemy import ClauseElement, Connection, Integer, Table, UpdateBase, event, inspect
-from sqlalchemy.orm import DeclarativeBase, ORMExecuteState, Session
+from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import TextClause
 
@@ -57,8 +58,8 @@ class CarryingSession(Session):
         """By move the parents that rows of this flush belonged to before and after."""
         self._made: dict[str, set[Any]] = {}
         """By table the parents that this session made, which must have a row in the end."""
-        self._carried: set[tuple[type[DeclarativeBase], Key]] = set()
-        """The entities that carrying has changed since the session began."""
+        self._carried: set[tuple[tuple[str, Side], Key]] = set()
+        """The rows that carrying has changed since the session began, by move and side."""
         if self._carries:
             guard.before, guard.after = self._before, self._after
 
@@ -172,7 +173,7 @@ class CarryingSession(Session):
             return []
         found = [each for each in self.deleted if isinstance(each, model)]
         found += [each for each in self.dirty if isinstance(each, model) and self.is_modified(each)]
-        keys: list[Any] = list(map(_key, found))
+        keys: list[Any] = [_key(move, side, each) for each in found]
         return sorted(keys)
 
     def _ready(self, move: Move) -> None:
@@ -198,15 +199,12 @@ class CarryingSession(Session):
         if not isinstance(move.key.type, Integer):
             return
         for side in Side:
-            model, column = _model(move, side), self._uow.statements[move].key_of(side)
-            if model is None:
-                continue
-            name = inspect(model).get_property_by_column(column).key
-            new = [each for each in self.new if isinstance(each, model) and getattr(each, name) is None]
+            model = _model(move, side)
+            new = [each for each in self.new if isinstance(each, model or ()) and _key(move, side, each) is None]
             if new:
                 ((first,),) = self._uow._rows(self._uow.statements[move].next_key)
                 for key, each in enumerate(sorted(new, key=_order_of_adding), first):
-                    setattr(each, name, key)
+                    setattr(each, _key_attribute(move, side, model), key)
 
     def _note_parents(self, move: Move) -> None:
         assert move.parent is not None
@@ -217,7 +215,7 @@ class CarryingSession(Session):
     def _note_new_parents(self) -> None:
         for parent in self._parents():
             table = parent.parent.table
-            new = {_key(each) for each in self.new if inspect(each).mapper.local_table is table}
+            new = {_primary_key(each) for each in self.new if inspect(each).mapper.local_table is table}
             self._made.setdefault(table.name, set()).update(new)
 
     def _parents(self) -> list[ParentStatements]:
@@ -242,6 +240,7 @@ class CarryingSession(Session):
                 return
             # Rows of a later move may refer to rows of an earlier one: they come after them, and go before them.
             for move in moves:
+                self._make_way(move, written)
                 self._carry_move(move, written.get(move.name, {}), deleted=False)
             for move in reversed(moves):
                 self._carry_move(move, written.get(move.name, {}), deleted=True)
@@ -250,6 +249,15 @@ class CarryingSession(Session):
                 if any(set(ops) != NEW for ops in of_normalized):
                     self._settle_parents(move, whole=whole)
             uow.catalog.forget_changes(uow, after=self._mark)
+
+    def _make_way(self, move: Move, written: dict[str, dict[Key, changes.Written]]) -> None:
+        """Delete rows that were of another move of the same table and are of this one now."""
+        mine = written.get(move.name, {})
+        for side in Side:
+            for other in self._uow.statements.mapping.sharing(move, side):
+                theirs = written.get(other.name, {}) if other is not move else {}
+                left = {key: of for key, of in theirs.items() if key in mine and of.ops[side][-1:] == [GONE]}
+                self._carry_move(other, left, deleted=True)
 
     def _carry_move(self, move: Move, rows: dict[Key, changes.Written], *, deleted: bool) -> None:
         if both := [key for key, of in rows.items() if all(of.ops.values())]:
@@ -274,7 +282,7 @@ class CarryingSession(Session):
             mismatches.settle(uow, move, written, "repaired", "a session changed it")
         follow(uow, move, keys, side.other, new=new and not foreign)
         self._compare(move, keys)
-        self._carried.update((model, key) for each in Side if (model := _model(move, each)) for key in keys)
+        self._carried.update(((move.name, each), key) for each in Side for key in keys)
 
     def _foreign_records(self, move: Move, keys: list[Key]) -> dict[Key, changes.Written]:
         """What other programs wrote to rows, as far as it was recorded before the session wrote them."""
@@ -288,10 +296,11 @@ class CarryingSession(Session):
     def _note_written(self) -> None:
         """Tell the unit of work which rows a flush has written where one side alone is written."""
         for move in self._uow.statements.mapping:
-            model = _model(move, self._uow.phase.truth)
+            side = self._uow.phase.truth
+            model = _model(move, side)
             entities = [each for each in (*self.new, *self.dirty, *self.deleted) if isinstance(each, model)]
             if entities:
-                self._uow._note_written(move, map(_key, entities))
+                self._uow._note_written(move, [_key(move, side, each) for each in entities])
 
     def _complete(self) -> None:
         """Complete rows where the normalized side alone is written: what is computed, their mark and their parent."""
@@ -299,10 +308,11 @@ class CarryingSession(Session):
         with self._unit_guard.carrying():
             for move in uow.statements.mapping:
                 model = move.normalized
-                keys = [_key(each) for each in (*self.new, *self.dirty) if isinstance(each, model)]
+                entities = [each for each in (*self.new, *self.dirty) if isinstance(each, model)]
+                keys = [_key(move, Side.NORMALIZED, each) for each in entities]
                 if keys:
                     adopt(uow, move, keys, None)
-                    self._carried.update((model, key) for key in keys)
+                    self._carried.update(((move.name, Side.NORMALIZED), key) for key in keys)
                 self._settle_parents(move, whole=False)
 
     def _settle_parents(self, move: Move, *, whole: bool) -> None:
@@ -333,20 +343,40 @@ class CarryingSession(Session):
 
     def _expire(self) -> None:
         """Let entities of both sides be read again: carrying, or its rollback, has changed what they stand for."""
-        for model, key in self._carried:
-            entity = self.identity_map.get(self.identity_key(model, key))
-            if entity is not None:
+        if not self._carried:
+            return
+        parts = tuple(part.model for move in self._uow.statements.mapping for part in move.beside_rows)
+        for entity in list(self.identity_map.values()):
+            if isinstance(entity, parts) or any((each, key) in self._carried for each, key in self._keys_of(entity)):
                 self.expire(entity)
+
+    def _keys_of(self, entity: Any) -> Iterator[tuple[Any, Key]]:
+        """The moves and sides of which an entity is a row, each with its key there; None where it is not loaded."""
+        for move in self._uow.statements.mapping:
+            for side in Side:
+                if isinstance(entity, model := _model(move, side) or ()):
+                    yield (move.name, side), inspect(entity).dict.get(_key_attribute(move, side, model))
 
 
 def _model(move: Move, side: Side) -> Any:
     return move.legacy_model if side is Side.LEGACY else move.normalized
 
 
-def _key(entity: Any) -> Key:
+@cache
+def _key_attribute(move: Move, side: Side, model: Any) -> str:
+    """The name of the attribute that holds the key of a row of a side."""
+    column = move.legacy_table.c[move.legacy_key] if side is Side.LEGACY else move.key
+    return str(inspect(model).get_property_by_column(column).key)
+
+
+def _key(move: Move, side: Side, entity: Any) -> Key:
     """The key of a row; within a flush, also that of a row that was just added."""
-    key: Key = inspect(entity).mapper.primary_key_from_instance(entity)[0]
+    key: Key = getattr(entity, _key_attribute(move, side, _model(move, side)))
     return key
+
+
+def _primary_key(entity: Any) -> Any:
+    return inspect(entity).mapper.primary_key_from_instance(entity)[0]
 
 
 def _order_of_adding(entity: Any) -> int:

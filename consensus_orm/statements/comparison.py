@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    FromClause,
     and_,
     bindparam,
     column,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     func,
     literal_column,
     not_,
+    or_,
     select,
     table,
 )
@@ -23,8 +25,6 @@ from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     TRUE,
     chunk_bounds,
-    in_keys,
-    in_range,
     link,
 )
 from consensus_orm.statements.rows import PairRows
@@ -41,13 +41,12 @@ class ComparisonStatements(PairRows):
         legacy = self.pair.legacy_table
         parent = self.pair.parent.table if self.pair.parent else None
         only = select(self.rendering.typed(bindparam("_key"), self.pair.key.type).label("k")).subquery()
-        source = only.outerjoin(legacy, self.legacy_key == only.c.k).outerjoin(
-            self.pair.table, self.pair.key == only.c.k
-        )
+        source: FromClause = only.outerjoin(legacy, and_(self.legacy_key == only.c.k, *self.selected(Side.LEGACY)))
+        own = and_(self.pair.key == only.c.k, *self.selected(Side.NORMALIZED))
+        source = source.outerjoin(self.pair.table, own)
         if parent is not None and self.pair.parent is not None:
             source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[link(self.pair)])
-        if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+        source = self.with_beside(source, self.pair.table)
         compared = self.agreement(self.legacy_row())
         present = [self.legacy_key.is_not(None), self.pair.key.is_not(None)]
         return tuple(compared), self.render(select(*present, *compared.values()).select_from(source))
@@ -60,68 +59,75 @@ class ComparisonStatements(PairRows):
         whether what is computed does. And keys of those that the normalized side alone has.
         """
         legacy, row = self.pair.legacy_table, self.legacy_row()
-        source = legacy.outerjoin(self.pair.table, self.pair.key == self.legacy_key)
+        own = and_(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))
+        source: FromClause = legacy.outerjoin(self.pair.table, own)
         if self.pair.parent is not None:
             source = source.outerjoin(
                 self.pair.parent.table, self.pair.parent.key == self.pair.table.c[link(self.pair)]
             )
-        if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+        source = self.with_beside(source, self.pair.table)
         agree = [and_(TRUE, *found(row, None, None).values()) for found in (self._carried_agree, self._computed_agree)]
         both = select(self.legacy_key, self.pair.key.is_not(None), *agree).select_from(source)
-        there = exists(literal_column("1")).where(self.legacy_key == self.pair.key).correlate(self.pair.table)
-        lone = select(self.pair.key).where(in_keys(self.pair.key), not_(there))
-        return self.render(both.where(in_keys(self.legacy_key))), self.render(lone)
+        there = exists(literal_column("1")).where(self.legacy_key == self.pair.key, *self.selected(Side.LEGACY))
+        there = there.correlate(self.pair.table)
+        lone = select(self.pair.key).where(self.in_keys(Side.NORMALIZED), not_(there))
+        return self.render(both.where(self.in_keys(Side.LEGACY))), self.render(lone)
 
     @cache  # noqa: B019
     def next_chunk(self, side: Side) -> tuple[str, str]:
         """Bounds of the first chunk of a side, and of each further one."""
-        key = self.key_of(side)
-        return chunk_bounds(self.rendering, key, first=True), chunk_bounds(self.rendering, key, first=False)
+        key, where = self.key_of(side), self.selected(side)
+        first, further = (chunk_bounds(self.rendering, key, first=is_first, where=where) for is_first in (True, False))
+        return first, further
 
     @cache  # noqa: B019
     def last_key(self, side: Side) -> str:
         """The last usable key of a side, in the order of the ranges."""
         key = self.key_of(side)
-        return self.render(select(func.max(key)).where(usable(key)))
+        return self.render(select(func.max(key)).where(usable(key), *self.selected(side)))
 
     @cache  # noqa: B019
     def all_rows(self, side: Side) -> str:
-        """How many rows the table of a side has, whatever their keys and wherever they refer to."""
-        return self.render(select(func.count()).select_from(self.table_of(side)))
+        """How many rows of the move a side has, whatever their keys and wherever they refer to.
+
+        Those that are of no move are counted with the first one of their table.
+        """
+        rows = select(func.count()).select_from(self.table_of(side))
+        mine = [or_(*self.selected(side), self.unselected(side))] if self.pair.only[side] else []
+        return self.render(rows.where(*mine))
 
     @cache  # noqa: B019
     def rows_in_range(self, side: Side) -> str:
         """How many rows of a side lie between `_first` and `_last`."""
-        return self.render(select(func.count()).select_from(self.table_of(side)).where(in_range(self.key_of(side))))
+        return self.render(select(func.count()).select_from(self.table_of(side)).where(self.in_range(side)))
 
     @cache  # noqa: B019
     def keys_in_range(self, side: Side) -> str:
         """The keys of the rows of a side between `_first` and `_last`."""
-        key = self.key_of(side)
-        return self.render(select(key).where(in_range(key)))
+        return self.render(select(self.key_of(side)).where(self.in_range(side)))
 
     @cache  # noqa: B019
     def keyless_rows(self, side: Side) -> str:
-        """How many rows of a side cannot be named by their key, and lie in no range."""
-        return self.render(select(func.count()).select_from(self.table_of(side)).where(not_(usable(self.key_of(side)))))
+        """How many rows of a side cannot be named by their key or are of no move, and lie in no range."""
+        return self.render(select(func.count()).select_from(self.table_of(side)).where(self.nameless(side)))
 
     @cached_property
     def readable_rows(self) -> str:
         """How many normalized rows can be read: they have a usable key, and a parent where they need one."""
         parent = self.pair.parent.table if self.pair.parent else None
         source = self._joined(self.pair.table, parent)
-        return self.render(select(func.count()).select_from(source).where(usable(self.pair.key)))
+        mine = self.selected(Side.NORMALIZED)
+        return self.render(select(func.count()).select_from(source).where(usable(self.pair.key), *mine))
 
     @cached_property
     def unequal_in_range(self) -> str:
         """Keys of the legacy rows between `_first` and `_last` that have no equal on the normalized side."""
-        return self._select_unequal(in_range(self.legacy_key), self._between(self.pair.key))
+        return self._select_unequal(self.in_range(Side.LEGACY), self._between(self.pair.key))
 
     @cached_property
     def unequal_in_keys(self) -> str:
         """Those of the legacy rows in `_keys` that have no equal on the normalized side."""
-        return self._select_unequal(in_keys(self.legacy_key))
+        return self._select_unequal(self.in_keys(Side.LEGACY))
 
     @cache  # noqa: B019
     def not_carried(self, *, begun: bool) -> str:
@@ -131,9 +137,10 @@ class ComparisonStatements(PairRows):
             begun: Whether there is such a key; otherwise all of them lie behind it.
         """
         after = self.rendering.typed(bindparam("_after"), self.legacy_key.type)
-        there = exists(literal_column("1")).where(self.pair.key == self.legacy_key).correlate(self.pair.legacy_table)
+        there = exists(literal_column("1")).where(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))
         behind = [self.legacy_key > after] if begun else []
-        return self.render(select(self.legacy_key).where(in_keys(self.legacy_key), not_(there), *behind))
+        missing = not_(there.correlate(self.pair.legacy_table))
+        return self.render(select(self.legacy_key).where(self.in_keys(Side.LEGACY), missing, *behind))
 
     def _select_unequal(self, criterion: ColumnElement[bool], *theirs: ColumnElement[bool]) -> str:
         return self.render(select(self.legacy_key).where(criterion, self._unequal(*theirs)).order_by(self.legacy_key))
@@ -166,10 +173,12 @@ class ComparisonStatements(PairRows):
         if side is Side.LEGACY:
             wrong = self._unequal(self._between(self.pair.key))
         else:
-            there = exists(literal_column("1")).where(self.legacy_key == key, self._between(self.legacy_key))
+            there = exists(literal_column("1")).where(
+                self.legacy_key == key, *self.selected(Side.LEGACY), self._between(self.legacy_key)
+            )
             wrong = not_(there.correlate(self.pair.table))
         wrong = and_(wrong, self._unrecorded(key)) if but_recorded else wrong
-        return self.render(self.rendering.count_and_list(key, in_range(key), wrong))
+        return self.render(self.rendering.count_and_list(key, self.in_range(side), wrong))
 
     def _unrecorded(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
         changes = table("consensus_orm_changes", column("pair"), column("key"))

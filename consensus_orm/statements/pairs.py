@@ -19,8 +19,10 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.fingerprint import fingerprint
 from consensus_orm.declaration.keys import require_declared
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
+from consensus_orm.errors import ConfigurationError
 from consensus_orm.phase import Side
 from consensus_orm.statements.carrying import CarryStatements
 from consensus_orm.statements.comparison import ComparisonStatements
@@ -49,10 +51,15 @@ class Statements:
     """
 
     def __init__(self, mapping: Moves, rendering: PairRendering) -> None:
+        if rendering.name not in mapping.dialects:
+            raise ConfigurationError(
+                f"these moves are declared for {', '.join(mapping.dialects)}, and not for {rendering.name}",
+                hint="name that database, too: Moves(..., dialects=...)",
+            )
         require_declared(mapping, rendering.name)
         self.mapping = mapping
         self.rendering = rendering
-        self._pairs = {pair.name: PairStatements(pair, rendering) for pair in mapping}
+        self._pairs = {pair.name: PairStatements(pair, rendering, mapping) for pair in mapping}
         self.parents = {p.table.name: ParentStatements(p, mapping, rendering) for p in mapping.parents}
         for of_pair in self._pairs.values():
             of_pair.check()

@@ -27,8 +27,9 @@ from sqlalchemy import (
 
 from consensus_orm import errors
 from consensus_orm.declaration.expressions import holds
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.rules import Earliest, Latest, Row, expression, on
 from consensus_orm.statements.rendering import Rendering, chunk_bounds, constant, in_keys, in_range, link, newest_first
 

@@ -15,20 +15,18 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
-    not_,
     null,
     or_,
     select,
 )
 
+from consensus_orm.declaration.attributes import leads_an_index
 from consensus_orm.declaration.expressions import exact_hex, type_name
-from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.rules import Latest, Row, expression, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     each_value,
     in_keys,
-    leads_an_index,
     parameter,
 )
 from consensus_orm.statements.rows import PairRows
@@ -69,7 +67,7 @@ class ReadStatements(PairRows):
         if self.pair.newest is not None:
             names[NEWEST] = self.own_values(row)[self.pair.newest.key] if side is Side.LEGACY else self.pair.newest
         statement = select(*(value.label(name) for name, value in names.items())).select_from(source)
-        return statement, names
+        return statement.where(*self.selected(side)), names
 
     def _latest(self, name: str, row: Row) -> ColumnElement[Any]:
         assert self.pair.parent is not None
@@ -186,7 +184,9 @@ class ReadStatements(PairRows):
             (self.legacy_key if of is self else cast(null(), of.legacy_key.type)).label(of.pair.name) for of in members
         ]
         meant = [row[name] == self.bound[name] for name in filters]
-        return select(*identity, self._newest_value(row).label(NEWEST), *keys).where(*meant)
+        return select(*identity, self._newest_value(row).label(NEWEST), *keys).where(
+            *meant, *self.selected(Side.LEGACY)
+        )
 
     def _filter(
         self, names: dict[str, ColumnElement[Any]], filters: tuple[str, ...], empty: frozenset[str]
@@ -206,18 +206,19 @@ class ReadStatements(PairRows):
     def image(self, side: Side) -> tuple[tuple[str, ...], str]:
         """Names and, for the row under `_key`, type and bytes of every column: what a reject keeps."""
         names, images = self._images(side)
-        return names, self.render(images.where(self.key_of(side) == bindparam("_key")))
+        return names, self.render(images.where(self.key_of(side) == bindparam("_key"), *self.selected(side)))
 
     @cache  # noqa: B019
     def keyless_images(self, side: Side) -> tuple[tuple[str, ...], str]:
-        """Names and, for each row that cannot be named by its key, type and bytes of every column."""
+        """Names and, for each row that has no usable key or is of no move, type and bytes of every column."""
         names, images = self._images(side)
-        return names, self.render(images.where(not_(usable(self.key_of(side)))))
+        return names, self.render(images.where(self.nameless(side)))
 
     def _images(self, side: Side) -> tuple[tuple[str, ...], Select[Any]]:
         """Rows whole. A normalized one shows itself without its parent too: that one may be what is wrong with it."""
         _, names = self.projection(side)
         names.pop(NEWEST, None)
+        names |= {name: self.table_of(side).c[name] for name in self.pair.only[side]}
         source = self.table_of(side) if side is Side.LEGACY else self.whole()
         parts: list[Any] = [part for v in names.values() for part in (type_name(v), exact_hex(v))]
         return tuple(names), select(*parts).select_from(source)  # pyright: ignore[reportReturnType]
@@ -231,4 +232,4 @@ class ReadStatements(PairRows):
     @cache  # noqa: B019
     def present(self, side: Side) -> str:
         """Those of `_keys` that a side has."""
-        return self.render(select(self.key_of(side)).where(in_keys(self.key_of(side))))
+        return self.render(select(self.key_of(side)).where(self.in_keys(side)))

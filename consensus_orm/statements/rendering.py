@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,12 +16,10 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     FromClause,
-    Index,
     Integer,
     Select,
     SelectBase,
     Table,
-    UniqueConstraint,
     UpdateBase,
     and_,
     bindparam,
@@ -46,7 +45,9 @@ from consensus_orm.errors import ConfigurationError
 __all__ = [
     "FALSE",
     "TRUE",
+    "Fired",
     "InKeys",
+    "Overwritten",
     "Rendering",
     "Statement",
     "chunk_bounds",
@@ -55,7 +56,6 @@ __all__ = [
     "fitting",
     "in_keys",
     "in_range",
-    "leads_an_index",
     "link",
     "literal",
     "newest_first",
@@ -150,14 +150,16 @@ class Rendering(ABC):
         """Text in the order of its bytes, whatever the collation of the database."""
 
     @abstractmethod
-    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+    def ignoring(
+        self, into: Table, names: list[str], rows: SelectBase, unless: Overwritten | None = None
+    ) -> ClauseElement:
         """Insert rows, and leave out those that are there or cannot be taken.
 
         Args:
             into: Where to.
             names: The columns.
             rows: Their values.
-            unless: The key; a row that is there under it is overwritten instead.
+            unless: Which of those that are there are overwritten instead.
         """
 
     @abstractmethod
@@ -196,10 +198,24 @@ def _writes(statement: ClauseElement) -> bool:
     return any(isinstance(part, UpdateBase) for part in visitors.iterate(statement))
 
 
-def overwriting(statement: Any, names: list[str], key: str) -> ClauseElement:
-    """Let an insert overwrite the rows that are there under a key."""
-    new = {name: statement.excluded[name] for name in names if name != key}
-    overwrites: ClauseElement = statement.on_conflict_do_update(index_elements=[key], set_=new)
+@dataclass(frozen=True)
+class Overwritten:
+    """The rows that an insert overwrites: those under its key, on conditions.
+
+    Attributes:
+        key: The columns that are unique together.
+        where: The conditions.
+    """
+
+    key: tuple[str, ...]
+    where: Sequence[ColumnElement[bool]] = ()
+
+
+def overwriting(statement: Any, names: list[str], unless: Overwritten) -> ClauseElement:
+    """Let an insert overwrite rows that are there."""
+    new = {name: statement.excluded[name] for name in names if name not in unless.key}
+    where = and_(*unless.where) if unless.where else None
+    overwrites: ClauseElement = statement.on_conflict_do_update(index_elements=[*unless.key], set_=new, where=where)
     return overwrites
 
 
@@ -220,9 +236,11 @@ def in_range(column: ColumnElement[Any]) -> ColumnElement[bool]:
     return and_(column.between(bindparam("_first"), bindparam("_last")), usable(column))
 
 
-def chunk_bounds(rendering: Rendering, key: ColumnElement[Any], *, first: bool) -> str:
+def chunk_bounds(
+    rendering: Rendering, key: ColumnElement[Any], *, first: bool, where: Sequence[ColumnElement[bool]] = ()
+) -> str:
     """The first key, last key and number of rows of the next chunk of at most `_rows` rows after `_after`."""
-    behind = [in_order(key)] if first else [in_order(key), key > bindparam("_after")]
+    behind = [in_order(key), *where] if first else [in_order(key), *where, key > bindparam("_after")]
     size, one = bindparam("_rows", type_=Integer), literal_column("1", Integer)
     keys = select(key).where(*behind).order_by(key).limit(one)
     # Skipping to the last row of a full chunk costs a tenth of counting its rows (measured).
@@ -231,20 +249,10 @@ def chunk_bounds(rendering: Rendering, key: ColumnElement[Any], *, first: bool) 
         keys.offset(size - one).scalar_subquery().label("last"),
     ).subquery()
     is_full = ends.c.last.is_not(None)
-    rest = select(func.max(key)).where(in_order(key)).scalar_subquery()
+    rest = select(func.max(key)).where(in_order(key), *where).scalar_subquery()
     count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
     whole = case((is_full, size), else_=count)
     return rendering.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
-
-
-def leads_an_index(value: ColumnElement[Any]) -> bool:
-    """Whether an expression is a column that is the first of an index, which finds its values and has their order."""
-    of = getattr(value, "table", None)
-    if not isinstance(of, Table) or not isinstance(value, Column):
-        return False
-    indexes: list[Index | UniqueConstraint] = [*of.indexes]
-    indexes += [each for each in of.constraints if isinstance(each, UniqueConstraint)]
-    return any(next(iter(each.columns)) is value for each in indexes)
 
 
 def each_value(column: ColumnElement[Any]) -> CTE:
@@ -279,6 +287,18 @@ def quoted(*names: str) -> str:
 def parameter(column: str) -> str:
     """The parameter that holds the value of a column; no column makes it one of ours, which begin with `_`."""
     return f"c_{column}" if re.fullmatch(r"\w+", column, re.ASCII) else f"x_{column.encode().hex()}"
+
+
+class Fired:
+    """NEW or OLD of a trigger, with columns like a table; a real table of that name would be added to the FROM.
+
+    Args:
+        row: NEW or OLD.
+        table: The table of the trigger.
+    """
+
+    def __init__(self, row: str, table: Table) -> None:
+        self.c: dict[str, Any] = {c.name: literal_column(f"{row}.{quoted(c.name)}", c.type) for c in table.columns}
 
 
 LONGEST_NAME = 63

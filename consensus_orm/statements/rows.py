@@ -11,11 +11,13 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     FromClause,
+    Select,
     SelectBase,
     Table,
     alias,
     and_,
     bindparam,
+    case,
     exists,
     func,
     literal_column,
@@ -23,10 +25,14 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm.declaration.expressions import holds, same
+from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Many
 from consensus_orm.declaration.rules import Earliest, Row, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
@@ -34,6 +40,8 @@ from consensus_orm.statements.rendering import (
     TRUE,
     Rendering,
     constant,
+    in_keys,
+    in_range,
     link,
     parameter,
 )
@@ -58,6 +66,14 @@ class PairRendering(Rendering):
         """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
 
     @abstractmethod
+    def items(self, listed: ColumnElement[Any]) -> tuple[FromClause, ColumnElement[Any], ColumnElement[Any]]:
+        """The items of a JSON array as rows: where from, the place of each from 0, and the item as a text.
+
+        Args:
+            listed: The text of the array; NULL, and what is none, has no items.
+        """
+
+    @abstractmethod
     def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
         """Carry legacy rows and make their parents with one statement; None where that saves nothing.
 
@@ -72,11 +88,15 @@ class PairRows:
     Args:
         pair: The declared pair.
         rendering: How statements are printed.
+        moves: All moves of the database.
         uncast: Legacy columns of text whose values are bound without a cast to text.
     """
 
-    def __init__(self, pair: Move, rendering: PairRendering, *, uncast: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, pair: Move, rendering: PairRendering, moves: Moves, *, uncast: frozenset[str] = frozenset()
+    ) -> None:
         self.pair = pair
+        self.moves = moves
         self.rendering = rendering
         self.render = rendering.render
         self._uncast = uncast
@@ -84,7 +104,7 @@ class PairRows:
     def storing(self, columns: Iterable[str]) -> Self:
         """Statements that store the values of some text columns as they are bound: bytes stay bytes."""
         uncast = frozenset(columns)
-        return type(self)(self.pair, self.rendering, uncast=uncast) if uncast else self
+        return type(self)(self.pair, self.rendering, self.moves, uncast=uncast) if uncast else self
 
     def check(self) -> None:
         """Refuse rules that cannot be said in SQL, before a statement is made of them.
@@ -93,7 +113,10 @@ class PairRows:
             ConfigurationError: There is one.
         """
         rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
-        rules += [*self.pair.restored.values(), *self.pair.adopted.values()]
+        for part in self.pair.parts:
+            rules += [*self.pair.filled_in(part, self.bound).values(), self.pair.has_part(part, self.bound)]
+        rules += [many.items.listed(self.bound[name]) for name, many in self.pair.listed.items()]
+        rules += [*self.pair.restored.values(), *self.pair.adopted.values(), *self.legacy_constants.values()]
         self.rendering.check(rules, known={parameter(name) for name in self.pair.columns})
 
     @cached_property
@@ -127,7 +150,13 @@ class PairRows:
 
     def own_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the normalized table must hold for a row; without key, link, marker and what is kept."""
-        return self.pair.filled(row)
+        constants = {self.pair.table.c[name].key: of for name, of in self.pair.only[Side.NORMALIZED].items()}
+        return self.pair.filled(row) | constants
+
+    @property
+    def legacy_constants(self) -> dict[str, ColumnElement[Any]]:
+        """What every legacy row of the move holds."""
+        return self.pair.only[Side.LEGACY]
 
     def parent_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the parent table must hold for a row; without key and derived columns."""
@@ -139,18 +168,66 @@ class PairRows:
         return and_(*(parent.c[of.key] == values[of.key] for of in self.pair.parent.identity))
 
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
-        table_ = table
-        if (originals := self.pair.originals) is not None:
-            table_ = table.outerjoin(originals, originals.c.key == table.c[self.pair.key.key])
+        table_ = self.with_beside(table, table)
         if parent is None or self.pair.parent is None:
             return table_
         return table_.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
 
+    def with_beside(self, source: FromClause, own: Any) -> FromClause:
+        """Join with normalized rows what stands beside them, in none or one row: kept originals, and parts.
+
+        Args:
+            source: Where the rows come from.
+            own: The normalized table in it, or what stands for it.
+        """
+        key = own.c[self.pair.key.key]
+        if (originals := self.pair.originals) is not None:
+            source = source.outerjoin(originals, originals.c.key == key)
+        for part in self.pair.parts:
+            source = source.outerjoin(part.table, part.by == key)
+        return source
+
+    def item_rows(
+        self,
+        many: Many,
+        key: ColumnElement[Any],
+        listed: ColumnElement[Any],
+        *where: ColumnElement[bool],
+        source: FromClause | None = None,
+    ) -> tuple[ClauseElement, ...]:
+        """Insert the items of rows that have none: those that another table holds first, where they are not there.
+
+        Args:
+            many: Where the items stand.
+            key: The key of the rows.
+            listed: Their items.
+            *where: Which rows.
+            source: Where the rows come from; None for one that is bound.
+        """
+        items, place, value = self.rendering.items(listed)
+        rows = items if source is None else source.join(items, TRUE)
+        has_none = not_(exists(literal_column("1")).where(alias(many.table).c[many.by.name] == key))
+        values = {many.by.name: key, many.position.name: place}
+        if many.parent is None or many.link is None:
+            values[many.item.name] = value
+            return (self.rendering.ignoring(many.table, list(values), self._of_rows(values, rows, has_none, *where)),)
+        above = many.parent.table
+        made = {many.item.name: value}
+        parents = self.rendering.ignoring(above, list(made), self._of_rows(made, rows, has_none, *where).distinct())
+        values[many.link.name] = many.parent.key
+        linked = rows.join(above, many.item == value)
+        return parents, self.rendering.ignoring(
+            many.table, list(values), self._of_rows(values, linked, has_none, *where)
+        )
+
+    @staticmethod
+    def _of_rows(values: dict[str, Any], source: FromClause, *where: ColumnElement[bool]) -> Select[Any]:
+        rows: Select[Any] = select(*values.values())  # pyright: ignore[reportAssignmentType] # of any number of columns
+        return rows.select_from(source).where(*where)
+
     def whole(self) -> FromClause:
         """The normalized table with what belongs to its rows, where there is any: a row may have lost its parent."""
-        source: FromClause = self.pair.table
-        if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+        source = self.with_beside(self.pair.table, self.pair.table)
         if (parent := self.pair.parent) is not None:
             source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
         return source
@@ -168,6 +245,34 @@ class PairRows:
         """The key of the table of a side."""
         return self.legacy_key if side is Side.LEGACY else self.pair.key
 
+    def selected(self, side: Side, table: Any = None) -> list[ColumnElement[bool]]:
+        """The conditions on which a row of a side is one of this move; none where all are.
+
+        Args:
+            side: The side.
+            table: What stands for its table.
+        """
+        of = self.table_of(side) if table is None else table
+        return [self.pair.selected(side, lambda name: of.c[name])] if self.pair.only[side] else []
+
+    def unselected(self, side: Side, table: Any = None) -> ColumnElement[bool]:
+        """Whether a row of a side is one of no move; such a row is looked after with the first move of its table."""
+        of = self.table_of(side) if table is None else table
+        return self.moves.unselected(self.pair, side, lambda name: of.c[name])
+
+    def nameless(self, side: Side) -> ColumnElement[bool]:
+        """Whether a row of a side has no usable key, or is one of no move."""
+        unusable = and_(not_(usable(self.key_of(side))), *self.selected(side))
+        return or_(unusable, self.unselected(side)) if self.pair.only[side] else unusable
+
+    def in_keys(self, side: Side) -> ColumnElement[bool]:
+        """Whether a row of a side is one of this move, with its key in `_keys`."""
+        return and_(in_keys(self.key_of(side)), *self.selected(side))
+
+    def in_range(self, side: Side) -> ColumnElement[bool]:
+        """Whether a row of a side is one of this move, with its key between `_first` and `_last`."""
+        return and_(in_range(self.key_of(side)), *self.selected(side))
+
     def agreement(
         self, row: Row, table: FromClause | None = None, parent: FromClause | None = None
     ) -> dict[str, ColumnElement[bool]]:
@@ -180,13 +285,17 @@ class PairRows:
         own = self.pair.table if table is None else table
         found: dict[str, ColumnElement[bool]] = {}
         for name, of in self.pair.carried.items():
-            if self.pair.is_own(of):
-                found[of.key] = same(own.c[of.key], row[name])
-            else:
-                above = of.table if parent is None else parent
-                found[f"{of.table.name}.{of.key}"] = same(above.c[of.key], row[name])
-        back = self.normalized_row(own, parent) if self.pair.restored else row
-        return found | {name: holds(row[name], back[name]) for name in self.pair.restored}
+            label = of.key if self.pair.is_own(of) else f"{of.table.name}.{of.key}"
+            found[label] = same(self.pair.standing(of, own, parent), row[name])
+        for part in self.pair.parts:
+            is_there = case((self.pair.has_part(part, row), part.by.is_not(None)), else_=part.by.is_(None))
+            found[f"{part.table.name}.{part.by.key}"] = is_there
+        for name, many in self.pair.listed.items():
+            equal = many.items.listed(row[name]).is_not_distinct_from(many.listed(own.c[self.pair.key.key]))
+            found[f"{many.table.name}.{many.item.key}"] = equal
+        names = (*self.pair.restored, *self.pair.listed)
+        back = self.normalized_row(own, parent) if names else row
+        return found | {name: holds(row[name], back[name]) for name in names}
 
     def _computed_agree(
         self, row: Row, table: FromClause | None, parent: FromClause | None
@@ -195,9 +304,8 @@ class PairRows:
         found: dict[str, ColumnElement[bool]] = {
             of.key: holds(own.c[of.key], on(rule, row)) for of, rule in self.pair.computed.items()
         }
-        for of, rule in self.pair.above.items():
-            above = of.table if parent is None else parent
-            found[f"{of.table.name}.{of.key}"] = holds(above.c[of.key], on(rule, row))
+        for of, rule in (*self.pair.above.items(), *self.pair.beside.items()):
+            found[f"{of.table.name}.{of.key}"] = holds(self.pair.standing(of, own, parent), on(rule, row))
         return found
 
     def counterpart(self, row: Row, key: ColumnElement[Any]) -> Any:
@@ -206,7 +314,7 @@ class PairRows:
         return (
             exists(literal_column("1"))
             .select_from(self._joined(self.pair.table, parent))
-            .where(self.pair.key == key, *self.agreement(row).values())
+            .where(self.pair.key == key, *self.selected(Side.NORMALIZED), *self.agreement(row).values())
         )
 
     def legacy_counterpart(self, own: FromClause, key: ColumnElement[Any]) -> Any:
@@ -218,7 +326,11 @@ class PairRows:
             source = source.join(parent, self.pair.parent.key == own.c[link(self.pair)])
         if (originals := self.pair.originals) is not None:
             source = source.outerjoin(originals, originals.c.key == own.c[self.pair.key.key])
-        return exists(literal_column("1")).select_from(source).where(self.legacy_key == key, *compared)
+        return (
+            exists(literal_column("1"))
+            .select_from(source)
+            .where(self.legacy_key == key, *self.selected(Side.LEGACY), *compared)
+        )
 
     def normalized_values(self) -> dict[str, Any]:
         """What the normalized table holds of a row as meant; without key and link."""
@@ -262,7 +374,7 @@ class PairRows:
             select(right.c[key])
             .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
             .join(right, self._identity(self.normalized_row(own, linked), right))
-            .where(own.c[self.pair.key.key] == self.pair.key)
+            .where(own.c[self.pair.key.key] == self.pair.key, *self.selected(Side.NORMALIZED, own))
             .correlate(self.pair.table)
             .scalar_subquery()
         )

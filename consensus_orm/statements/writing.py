@@ -7,20 +7,22 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    alias,
+    and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
+    literal_column,
+    not_,
     select,
     update,
 )
 
 from consensus_orm.declaration.expressions import holds, same
 from consensus_orm.phase import Side
-from consensus_orm.statements.rendering import (
-    FALSE,
-    in_keys,
-)
+from consensus_orm.statements.rendering import FALSE
 from consensus_orm.statements.rows import PairRows
 
 __all__ = ["WriteStatements"]
@@ -52,7 +54,7 @@ class WriteStatements(PairRows):
         meant: list[ColumnElement[bool]] = [same(legacy.c[name], self.bound[name]) for name in self.pair.columns]
         meant += self.agreement(self.bound).values()
         meant += [same(of, self._kept_bind(of)) for of in self.pair.kept]
-        meant += [self.legacy_key == key]
+        meant += [self.legacy_key == key, *self.selected(Side.LEGACY), *self.selected(Side.NORMALIZED)]
         return self.render(select(func.count()).select_from(source).where(*meant))
 
     @cached_property
@@ -68,13 +70,13 @@ class WriteStatements(PairRows):
 
     @cached_property
     def given_back(self) -> str | None:
-        """For each legacy column with a rule, whether the normalized row under `_key` gives it back as it was meant."""
-        if not self.pair.restored:
+        """For each legacy column with a rule, or in a part, whether the normalized row under `_key` gives it back."""
+        if not self.pair.given_back_names:
             return None
         back = self.normalized_row()
-        agree = [holds(self.bound[name], back[name]) for name in self.pair.restored]
+        agree = [holds(self.bound[name], back[name]) for name in self.pair.given_back_names]
         source = self._joined(self.pair.table, None)
-        return self.render(select(*agree).select_from(source).where(self.pair.key == bindparam("_key")))
+        return self.render(select(*agree).select_from(source).where(*self._under_key(Side.NORMALIZED)))
 
     @cached_property
     def next_key(self) -> str:
@@ -85,7 +87,7 @@ class WriteStatements(PairRows):
     def insert_legacy(self, *, keyed: bool) -> str:
         """Insert a row as meant, with its key, or with one that the database gives."""
         values: dict[str, Any] = {name: self.bound[name] for name in self.pair.columns}
-        values |= {self.pair.legacy_key: bindparam("_key")} if keyed else {}
+        values |= self.legacy_constants | ({self.pair.legacy_key: bindparam("_key")} if keyed else {})
         return self.render(insert(self.pair.legacy_table).values(values).returning(self.legacy_key))
 
     @cache  # noqa: B019
@@ -100,7 +102,7 @@ class WriteStatements(PairRows):
     def update_legacy(self) -> str:
         """Let the legacy row under `_key` hold a row as meant."""
         values = {name: self.bound[name] for name in self.pair.columns}
-        return self.render(update(self.pair.legacy_table).values(values).where(self.legacy_key == bindparam("_key")))
+        return self.render(update(self.pair.legacy_table).values(values).where(*self._under_key(Side.LEGACY)))
 
     @cached_property
     def update_normalized(self) -> str:
@@ -108,7 +110,16 @@ class WriteStatements(PairRows):
         values = self.normalized_values()
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
-        return self.render(update(self.pair.table).values(values).where(self.pair.key == bindparam("_key")))
+        return self.render(update(self.pair.table).values(values).where(*self._under_key(Side.NORMALIZED)))
+
+    @cache  # noqa: B019
+    def renumber(self, side: Side) -> str:
+        """Let the row of a side under `_key` have the key `_new`."""
+        new: dict[str, Any] = {self.key_of(side).name: bindparam("_new")}
+        return self.render(update(self.table_of(side)).values(new).where(*self._under_key(side)))
+
+    def _under_key(self, side: Side) -> list[ColumnElement[bool]]:
+        return [self.key_of(side) == bindparam("_key"), *self.selected(side)]
 
     @cached_property
     def find_parent(self) -> str:
@@ -137,6 +148,29 @@ class WriteStatements(PairRows):
         )
 
     @cache  # noqa: B019
-    def delete(self, side: Side) -> str:
-        """Delete the rows in `_keys` from a side."""
-        return self.render(delete(self.table_of(side)).where(in_keys(self.key_of(side))))
+    def delete(self, side: Side) -> tuple[str, ...]:
+        """Delete the rows in `_keys` from a side, and their parts first."""
+        rows = self.render(delete(self.table_of(side)).where(self.in_keys(side)))
+        mine = select(self.pair.key).where(self.in_keys(side))
+        parts = self.pair.beside_rows if side is Side.NORMALIZED else ()
+        return (*(self.render(delete(part.table).where(part.by.in_(mine))) for part in parts), rows)
+
+    @cached_property
+    def write_parts(self) -> tuple[str, ...]:
+        """Let the row under `_key` have the parts and items of the row as it is meant, and no others."""
+        steps: list[str] = []
+        key = self.rendering.typed(bindparam("_key"), self.pair.key.type)
+        for part in self.pair.parts:
+            of, has, values = part.table, self.pair.has_part(part, self.bound), self.pair.filled_in(part, self.bound)
+            mine = part.by == bindparam("_key")
+            there = exists(literal_column("1")).where(alias(of).c[part.by.name] == key)
+            new = select(key, *values.values()).where(has, not_(there))
+            steps.append(self.render(delete(of).where(mine, not_(has))))
+            steps += [self.render(update(of).values(values).where(mine))] if values else []
+            steps.append(self.render(insert(of).from_select([part.by.key, *values], new)))
+        for name, many in self.pair.listed.items():
+            listed = many.items.listed(self.bound[name])
+            others = and_(many.by == bindparam("_key"), listed.is_distinct_from(many.listed(key)))
+            steps += [self.render(delete(many.table).where(others))]
+            steps += map(self.render, self.item_rows(many, key, listed))
+        return tuple(steps)

@@ -19,7 +19,7 @@ from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
 from consensus_orm.databases.sqlite.parameters import storable
-from consensus_orm.declaration.move import column_of
+from consensus_orm.declaration.attributes import column_of
 from consensus_orm.declaration.rules import Row, on
 from consensus_orm.testing._factory import (
     RANDOM,

@@ -47,8 +47,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases.opening import parse_url, rendering
 from consensus_orm.databases.postgresql.parameters import spelled
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.rules import Computed, Latest
 from consensus_orm.errors import ConfigurationError
 from consensus_orm.models.base import BIG, Verbatim

@@ -18,8 +18,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 import consensus_orm
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.declaration.expressions import exact_hex
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.rules import Computed, Latest
 from consensus_orm.errors import GateClosedError
 from consensus_orm.settings import Settings

@@ -15,8 +15,9 @@ from sqlalchemy import BigInteger, Boolean, ForeignKey, Integer, Text, UniqueCon
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import ConsensusStore
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.settings import Settings
 from tests.support.databases import Database
 

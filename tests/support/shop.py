@@ -11,8 +11,9 @@ from sqlalchemy import ForeignKey, Integer, Text, UniqueConstraint, case, func, 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Phase, Store
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.rules import Computed, Latest
 from consensus_orm.models.base import Verbatim
 from consensus_orm.settings import Settings

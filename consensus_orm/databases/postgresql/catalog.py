@@ -193,7 +193,7 @@ class PostgresCatalog(Catalog):
     def analyze(self, uow: Transaction, pair: Move) -> None:
         """Run ANALYZE on the normalized side: a plan from the time when it was empty would scan all of it."""
         tables = [pair.table] if pair.parent is None else [pair.table, pair.parent.table]
-        for table in tables:
+        for table in (*tables, *pair.tables_beside):
             uow._execute(f"ANALYZE {quoted(table.name)}")
 
     def text_encoding(self, uow: Transaction) -> str:
@@ -257,6 +257,8 @@ class PostgresCatalog(Catalog):
         for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in tables):
             own, key, there = pair.table.name, pair.key.name, pair.legacy_name in self.tables(uow)
             # Of the table created in its place.
+            if pair.own_id is not None:
+                continue
             if there and self._sequence_of(uow, pair.legacy_name, pair.legacy_key) is not None:
                 self._level(uow, pair)
             elif self._has_default(uow, own, key):
@@ -348,14 +350,15 @@ class PostgresCatalog(Catalog):
                 hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{pair.legacy_key}, and give the column its"
                 " default",
             )
-        given = [self.sequence(uow, legacy), self.sequence(uow, own)]
+        given = [self.sequence(uow, legacy), *([self.sequence(uow, own)] if pair.own_id is None else [])]
         keys = ((pair.key_name(side), pair.table_name(side)) for side in Side)
         given += [uow._rows(f"SELECT max({quoted(of)}) FROM {quoted(table)}")[0][0] for of, table in keys]
         highest = max((value for value in given if value is not None), default=None)
         if highest is not None and highest > 0:  # a sequence begins at 1
             uow._execute("SELECT setval(CAST(:name AS regclass), :value)", {"name": shared, "value": highest})
-            self.set_sequence(uow, own, highest)  # the shared one is dropped with the legacy table
-        if not self._draws_from(uow, own, key, shared):
+            if pair.own_id is None:
+                self.set_sequence(uow, own, highest)  # the shared one is dropped with the legacy table
+        if pair.own_id is None and not self._draws_from(uow, own, key, shared):
             self._draw_from(uow, own, key, shared)
 
     def _sequence_of(self, uow: Transaction, table: str, column: str) -> str | None:
@@ -376,12 +379,22 @@ class PostgresCatalog(Catalog):
 
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id if the table of the other side is gone, and with it the shared sequence."""
-        table = pair.legacy_name if side is Side.LEGACY else pair.table.name
-        if rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", (table,)):
+        sharing = uow.statements.mapping.sharing(pair, Side.LEGACY)
+        alone = len(sharing) == 1 and pair.own_id is None
+        drawn = (pair.table_name(side),)
+        if alone and (rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", drawn)):
             return int(rows[0][0])
         uow._execute("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_next_key'))")
-        highest = uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(table)}")[0][0]
-        return max(highest or 0, self.sequence(uow, pair.table.name) or 0) + 1
+        found: list[int | None] = []
+        for each in sharing:
+            table = quoted(each.table_name(side))
+            found.append(uow._rows(f"SELECT max({quoted(each.key_name(side))}) FROM {table}")[0][0])
+            found += [self.sequence(uow, each.table.name)] if each.own_id is None else []
+        key = max(value or 0 for value in found) + 1
+        for each in sharing if not alone else ():  # what other programs write takes its ids from these
+            if each.own_id is None:
+                self.set_sequence(uow, each.table.name, key)
+        return key
 
     def free_key(self, uow: Transaction, pair: Move) -> Any:
         """The next id; at CONTRACT the sequence of a legacy table is another program's and is not used."""
@@ -389,10 +402,14 @@ class PostgresCatalog(Catalog):
             return uow._execute(uow.statements[pair].next_key).fetchone()[0]
         return self.next_key_of(uow, pair, Side.NORMALIZED)
 
+    def key_to_give(self, uow: Transaction, pair: Move) -> Any:
+        """The next id, for a row whose table does not give it."""
+        return self.free_key(uow, pair)
+
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Have ids assigned above those of the normalized side."""
         highest = uow._rows(uow.statements[pair].last_key(Side.NORMALIZED))[0][0]
-        if isinstance(highest, int) and highest > 0:
+        if pair.own_id is None and isinstance(highest, int) and highest > 0:
             last = "coalesce(pg_sequence_last_value(s.oid), 1)"
             uow._rows(
                 f"SELECT setval(CAST(s.oid AS regclass), greatest({last}, {highest})) {DRAWN_FROM}", (pair.table.name,)
@@ -435,7 +452,7 @@ class PostgresCatalog(Catalog):
     def forget_row(self, uow: Transaction, pair: Move, key: object) -> None:
         """Nothing: the package's own writes were never recorded."""
 
-    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
+    def unnoticed(self, uow: Transaction, pair: Move, side: Side) -> contextlib.AbstractContextManager[None]:
         """Nothing: triggers know a repository by a setting of its transaction."""
         return contextlib.nullcontext()
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Interval,
     LargeBinary,
     Numeric,
+    SmallInteger,
     String,
     Text,
     cast,
@@ -29,14 +30,21 @@ from consensus_orm.declaration.expressions import (
     arguments,
     exact_hex,
     holds,
+    json_at,
+    json_from,
+    json_listed,
+    json_of_array,
+    json_patched,
+    json_split,
     milliseconds,
     same,
+    text_joined,
     time_from,
     type_name,
 )
 from consensus_orm.declaration.keys import InOrder, Usable
 from consensus_orm.models.base import Verbatim
-from consensus_orm.statements.rendering import InKeys
+from consensus_orm.statements.rendering import InKeys, literal
 
 __all__: list[str] = []
 
@@ -146,6 +154,112 @@ def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
 def _exact_hex(element: Any, compiler: Any, **kw: Any) -> str:
     (x,) = arguments(element, compiler, **kw)
     return f"coalesce(upper(encode(convert_to(CAST({x} AS TEXT), 'UTF8'), 'hex')), '')"
+
+
+def _path(path: tuple[str, ...]) -> str:
+    return f"ARRAY[{', '.join(map(literal, path))}]"
+
+
+def _readable(document: str) -> str:
+    """A document as jsonb, which has no NUL in texts; NULL where there is one."""
+    return f"(CASE WHEN strpos(CAST({document} AS TEXT), '\\u0000') = 0 THEN CAST({document} AS JSONB) END)"
+
+
+def _at(document: str, path: tuple[str, ...], type_: TypeEngine[Any], compiler: Any) -> str:
+    found = f"{_readable(document)} #> {_path(path)}"
+    text, kind = f"{_readable(document)} #>> {_path(path)}", f"jsonb_typeof({found})"
+    stored = compiler.dialect.type_compiler_instance.process(sql_type(type_))
+    if isinstance(type_, JSON):
+        return f"(CASE WHEN {kind} <> 'null' THEN CAST({found} AS {stored}) END)"
+    if isinstance(type_, String):
+        return f"(CASE WHEN {kind} = 'string' THEN {text} END)"
+    if isinstance(type_, Boolean):
+        return f"(CASE WHEN {kind} = 'boolean' THEN CAST({text} AS BOOLEAN) END)"
+    digits = 18 if isinstance(type_, BigInteger) else 4 if isinstance(type_, SmallInteger) else 9
+    shape = f"^-?[0-9]{{1,{digits}}}$" if isinstance(type_, Integer) else r"^-?[0-9]{1,30}(?:\.[0-9]{1,30})?$"
+    return f"(CASE WHEN {kind} = 'number' AND {text} ~ '{shape}' THEN CAST({text} AS {stored}) END)"
+
+
+@compiles(json_at, "postgresql")
+def _json_at(element: Any, compiler: Any, **kw: Any) -> str:
+    document, _ = arguments(element, compiler, **kw)
+    return _at(document, element.path, element.type, compiler)
+
+
+NOWHERE = "ARRAY['consensus_orm nowhere']"
+"""A path whose removal changes nothing; so each document is written only once in the SQL."""
+
+
+@compiles(json_patched, "postgresql")
+def _json_patched(element: Any, compiler: Any, **kw: Any) -> str:
+    old = compiler.process(element.document, **kw)
+    readable = _readable(old)
+    patched = f"coalesce(CASE jsonb_typeof({readable}) WHEN 'object' THEN {readable} END, '{{}}')"
+    values = [(path, type_, compiler.process(value, **kw)) for path, type_, value in element.values]
+    changed = {path: _differs(new, _at(old, path, type_, compiler), type_) for path, type_, new in values}
+    above = {path[:length]: None for path, *_ in values for length in range(1, len(path))}
+    for part in above:  # an object that a value is to stand in
+        needed = " OR ".join(
+            f"({changed[path]} AND {new} IS NOT NULL)" for path, _, new in values if path[: len(part)] == part != path
+        )
+        missing = f"jsonb_typeof({readable} #> {_path(part)}) IS DISTINCT FROM 'object' AND ({needed})"
+        patched = (
+            f"jsonb_set_lax({patched}, CASE WHEN {missing} THEN {_path(part)} ELSE {NOWHERE} END,"
+            f" CASE WHEN {missing} THEN CAST('{{}}' AS JSONB) END, true, 'delete_key')"
+        )
+    for path, _, new in values:
+        where = f"CASE WHEN {changed[path]} THEN {_path(path)} ELSE {NOWHERE} END"
+        patched = (
+            f"jsonb_set_lax({patched}, {where}, CASE WHEN {changed[path]} THEN to_jsonb({new}) END, true, 'delete_key')"
+        )
+    stored = compiler.dialect.type_compiler_instance.process(element.type)
+    nothing = " AND ".join(f"{each} IS NULL" for each in (old, *(new for _, _, new in values)))
+    return f"(CASE WHEN {nothing} THEN NULL ELSE CAST({patched} AS {stored}) END)"
+
+
+def _differs(one: str, other: str, type_: TypeEngine[Any]) -> str:
+    if isinstance(type_, JSON):
+        return f"CAST({one} AS TEXT) IS DISTINCT FROM CAST({other} AS TEXT)"
+    return f"{one} IS DISTINCT FROM {other}"
+
+
+@compiles(json_split, "postgresql")
+def _json_split(element: Any, compiler: Any, **kw: Any) -> str:
+    value, _ = arguments(element, compiler, **kw)
+    parts = f"CAST(to_json(string_to_array({value}, {literal(element.separator)})) AS TEXT)"
+    return f"(CASE {value} WHEN '' THEN '[\"\"]' ELSE {parts} END)"  # an empty text would have no parts
+
+
+@compiles(json_of_array, "postgresql")
+def _json_of_array(element: Any, compiler: Any, **kw: Any) -> str:
+    (value,) = arguments(element, compiler, **kw)
+    readable = _readable(value)
+    elements = f"jsonb_array_elements({readable}) WITH ORDINALITY AS e(x, n)"
+    texts = f"(SELECT CAST(to_json(array_agg(x #>> '{{}}' ORDER BY n)) AS TEXT) FROM {elements})"
+    others = f"EXISTS (SELECT 1 FROM {elements} WHERE jsonb_typeof(x) <> 'string')"
+    array = f"CASE WHEN {others} THEN 'no list of texts' ELSE {texts} END"
+    return (
+        f"(CASE WHEN {value} IS NULL THEN NULL WHEN jsonb_typeof({readable}) = 'array' THEN {array}"
+        " ELSE 'no list of texts' END)"
+    )
+
+
+@compiles(json_listed, "postgresql")
+def _json_listed(element: Any, compiler: Any, **kw: Any) -> str:
+    item, position = arguments(element, compiler, **kw)
+    return f"CAST(to_json(array_agg(CAST({item} AS TEXT) ORDER BY {position})) AS TEXT)"
+
+
+@compiles(json_from, "postgresql")
+def _json_from(element: Any, compiler: Any, **kw: Any) -> str:
+    (text,) = arguments(element, compiler, **kw)
+    return f"CAST({text} AS {compiler.dialect.type_compiler_instance.process(element.type)})"
+
+
+@compiles(text_joined, "postgresql")
+def _text_joined(element: Any, compiler: Any, **kw: Any) -> str:
+    item, position, separator = arguments(element, compiler, **kw)
+    return f"string_agg({item}, {separator} ORDER BY {position})"
 
 
 @compiles(InKeys, "postgresql")

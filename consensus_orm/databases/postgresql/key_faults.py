@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Column
@@ -14,15 +14,17 @@ __all__ = ["key_faults"]
 FACTS = (
     "SELECT format_type(a.atttypid, a.atttypmod), a.attidentity,"
     " EXISTS (SELECT 1 FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid"
-    " AND i.indimmediate AND i.indpred IS NULL AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum)"
+    " AND i.indimmediate AND i.indpred IS NULL AND i.indnkeyatts = cardinality(CAST(:unique AS TEXT[]))"
+    " AND i.indnkeyatts = (SELECT count(*) FROM generate_series(0, i.indnkeyatts - 1) AS n JOIN pg_attribute AS k"
+    " ON k.attrelid = c.oid AND k.attnum = i.indkey[n] WHERE k.attname = ANY (CAST(:unique AS TEXT[]))))"
     " FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND NOT a.attisdropped"
     " WHERE c.oid = to_regclass(quote_ident(:table)) AND a.attname = :key"
 )
 
 
-def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
+def key_faults(uow: Transaction, table: str, key: Column[Any], unique: Sequence[str]) -> Iterator[str]:
     """What makes a column unfit as the key of a move, each fault with its remedy."""
-    if not (found := uow._rows(FACTS, {"table": table, "key": key.name})):
+    if not (found := uow._rows(FACTS, {"table": table, "key": key.name, "unique": sorted(unique)})):
         yield "does not exist; declare the key that the table has"
         return
     ((declared, identity, unique),) = found

@@ -21,6 +21,7 @@ from consensus_orm.databases import saved_schema
 from consensus_orm.databases.base import PREFIX, Cells, LegacyTables, SavedRow, Transaction
 from consensus_orm.databases.saved_rows import aside, dropped, unsafe
 from consensus_orm.declaration.move import Move
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["PostgresLegacyTables"]
@@ -154,7 +155,7 @@ class PostgresLegacyTables(LegacyTables):
             MigrationError: A name is taken, or a table was dropped for good.
         """
         there = uow.catalog.tables(uow)
-        for pair in uow.statements.mapping:
+        for pair in uow.statements.mapping.of_tables(Side.LEGACY):
             name = pair.legacy_name
             if dropped(name) not in there or name in there:
                 raise errors.MigrationError(

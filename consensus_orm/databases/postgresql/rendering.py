@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     Dialect,
+    FromClause,
     Integer,
     Select,
     SelectBase,
@@ -28,9 +30,10 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.rules import Latest
-from consensus_orm.statements.rendering import constant, overwriting, quoted
+from consensus_orm.statements.rendering import Overwritten, constant, overwriting, quoted
 from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["PostgresRendering"]
@@ -68,7 +71,9 @@ class PostgresRendering(PairRendering):
         """Text in the order of its bytes, whatever the collation of the database."""
         return text.collate("C") if isinstance(sql_type(text.type), Text) else text
 
-    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+    def ignoring(
+        self, into: Table, names: list[str], rows: SelectBase, unless: Overwritten | None = None
+    ) -> ClauseElement:
         """Insert rows, and skip or overwrite those that exist."""
         statement = insert(into).from_select(names, rows)
         return statement.on_conflict_do_nothing() if unless is None else overwriting(statement, names, unless)
@@ -94,7 +99,7 @@ class PostgresRendering(PairRendering):
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
-        if declared.originals is not None:
+        if declared.originals is not None or declared.own_id is not None or declared.tables_beside:
             return None
         values = pair.normalized_values()
         parent = None
@@ -104,6 +109,7 @@ class PostgresRendering(PairRendering):
         rows = select(*values.values())
         own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
         carried = {declared.legacy_key: own.c.id} | {name: pair.bound[name] for name in pair.bound}
+        carried |= pair.legacy_constants
         other = insert(legacy).from_select(list(carried), select(*carried.values()))
         written = other.returning(pair.legacy_key.label("id")).cte("other")
         # A trigger may skip a row without an error; then the division by 0 fails the whole statement.
@@ -151,7 +157,7 @@ class PostgresRendering(PairRendering):
 
         new, all_ = (select(func.count()).select_from(cte).scalar_subquery() for cte in (carried, seen))
         keys = select(cast(func.json_agg(parents.c[parent.key.name]), Text)).scalar_subquery()
-        doubtful = keys if parent.depends_on(declared) else case((new == all_, null()), else_=keys)
+        doubtful = keys if parent.depends_on(declared.name) else case((new == all_, null()), else_=keys)
         return self.render(select(doubtful).add_cte(parents, carried))
 
     def find_parent(self, found: SelectBase, pair: PairRows) -> str:
@@ -168,6 +174,12 @@ class PostgresRendering(PairRendering):
         new = statement.excluded[kept]
         value = new if earliest is None else func.least(parent.table.c[kept], new)
         return statement.on_conflict_do_update(index_elements=[of.name for of in parent.identity], set_={kept: value})
+
+    def items(self, listed: ColumnElement[Any]) -> tuple[FromClause, ColumnElement[Any], ColumnElement[Any]]:
+        """The items of a JSON array as rows."""
+        array = cast(case((listed.like("[%"), listed)), JSON)
+        found = func.json_array_elements_text(array).table_valued("value", with_ordinality="place").render_derived()
+        return found, found.c.place - literal_column("1", Integer), found.c.value
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Lock parents before they are read.

@@ -9,16 +9,19 @@ on the control tables are recorded, too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from sqlalchemy import Table
+from sqlalchemy import Table, or_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
+from consensus_orm.databases.guard_record import normalized_tables
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
-from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.phase import Phase, Side
-from consensus_orm.statements.pairs import Statements
-from consensus_orm.statements.rendering import fitting, literal, quoted
+from consensus_orm.statements.pairs import PairStatements, Statements
+from consensus_orm.statements.rendering import Fired, fitting, literal, quoted
 
 __all__ = ["INSTALLED", "for_phase", "tables"]
 
@@ -42,8 +45,8 @@ WRITTEN_BY_SESSIONS = "consensus_orm_written"
 
 def tables(phase: Phase, mapping: Moves) -> list[Table]:
     """The mapped tables that exist in a phase."""
-    found = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
-    return found + [pair.legacy_table for pair in mapping] if phase.has_legacy else found
+    found = normalized_tables(mapping)
+    return found + [pair.legacy_table for pair in mapping.of_tables(Side.LEGACY)] if phase.has_legacy else found
 
 
 def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
@@ -60,14 +63,17 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
         yield from _refuse_sessions(table, is_open=table.name.lower() in is_open)
     for pair in mapping:
         if phase.compares:
-            yield _note(pair, Side.LEGACY, EACH, FOREIGN, of_sessions=True)
-            yield _note(pair, Side.NORMALIZED, EACH, FOREIGN, of_sessions=True)
+            yield _note(statements[pair], Side.LEGACY, EACH, FOREIGN, of_sessions=True)
+            yield _note(statements[pair], Side.NORMALIZED, EACH, FOREIGN, of_sessions=True)
         elif phase.writes_legacy:
-            yield _note(pair, Side.LEGACY, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
+            yield _note(statements[pair], Side.LEGACY, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
         elif phase.freezes_legacy:
             yield from _freeze(pair)
-            yield _note(pair, Side.NORMALIZED, EACH, NOT_CARRIED)
+            yield _note(statements[pair], Side.NORMALIZED, EACH, NOT_CARRIED)
     if phase.writes_normalized and phase.has_legacy:
+        for pair in mapping:
+            yield from _note_parts(pair, FOREIGN if phase.compares else NOT_CARRIED, of_sessions=phase.compares)
+            yield from _note_items(pair, FOREIGN if phase.compares else NOT_CARRIED, of_sessions=phase.compares)
         for parent in mapping.parents:
             yield _note_members(parent, mapping, of_sessions=phase.compares)
 
@@ -101,9 +107,10 @@ def _log(pair: Move, key: str, side: Side, op: str, condition: str = "", *, of_s
 
 
 def _note(
-    pair: Move, side: Side, event: str, when: str, *, carried_only: bool = False, of_sessions: bool = False
+    sql: PairStatements, side: Side, event: str, when: str, *, carried_only: bool = False, of_sessions: bool = False
 ) -> Trigger:
     """Record the rows of one side that are written under a condition."""
+    pair = sql.pair
     key = quoted(pair.key_name(side))
     old, new = f"OLD.{key}", f"NEW.{key}"
     own = quoted(pair.table.name)
@@ -112,6 +119,10 @@ def _note(
     # A body that reads a table which another program has dropped would fail each write.
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
     moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
+    was, is_now = (_selected(sql, side, row) for row in ("OLD", "NEW"))
+    if was and is_now:
+        body = _noted(pair, side, was, is_now, carried, of_sessions=of_sessions)
+        return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, f"{gone}{body}")
     did = f"CASE WHEN {moved} THEN 'move' ELSE lower(TG_OP) END"
     left = _log(pair, old, side, literal("delete"), carried, of_sessions=of_sessions)
     there = _log(pair, new, side, did, carried, of_sessions=of_sessions)
@@ -120,6 +131,34 @@ def _note(
         f" IF TG_OP <> 'DELETE' THEN {there} END IF; RETURN NULL;"
     )
     return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
+
+
+def _noted(pair: Move, side: Side, was: str, is_now: str, carried: str, *, of_sessions: bool) -> str:
+    """Record rows of a move that shares its table: an update may make a row one of another move."""
+    key = quoted(pair.key_name(side))
+    old, new = f"OLD.{key}", f"NEW.{key}"
+    stays = f"{old} IS NOT DISTINCT FROM {new} AND {was} AND {is_now}"
+
+    def log(row: str, op: str) -> str:
+        return _log(pair, row, side, literal(op), carried, of_sessions=of_sessions)
+
+    return (
+        f"IF TG_OP = 'INSERT' THEN IF {is_now} THEN {log(new, 'insert')} END IF;"
+        f" ELSIF TG_OP = 'DELETE' THEN IF {was} THEN {log(old, 'delete')} END IF;"
+        f" ELSIF {stays} THEN {log(new, 'update')}"
+        f" ELSE IF {was} THEN {log(old, 'delete')} END IF;"
+        f" IF {is_now} THEN {log(new, 'move')} END IF; END IF; RETURN NULL;"
+    )
+
+
+def _selected(sql: PairStatements, side: Side, row: str) -> str | None:
+    """Whether OLD or NEW is a row of a move, or of none and looked after with it; None where all rows are."""
+    if not sql.pair.only[side]:
+        return None
+    table = sql.table_of(side)
+    fired: Any = Fired(row, table)
+    mine = or_(*sql.selected(side, fired), sql.unselected(side, fired))
+    return f"coalesce({sql.render(mine)}, false)"
 
 
 def _freeze(pair: Move) -> Iterator[Trigger]:
@@ -137,6 +176,34 @@ def _refuse_sessions(table: Table, *, is_open: bool) -> Iterator[Trigger]:
         yield _trigger(f"{table.name}_session", f"BEFORE {EACH}", table, OF_A_SESSION, body)
     name = f"{table.name}_session_whole"
     yield _trigger(name, "BEFORE TRUNCATE", table, OF_A_SESSION, body, each="STATEMENT")
+
+
+def _note_parts(pair: Move, when: str, *, of_sessions: bool) -> Iterator[Trigger]:
+    """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
+    for part in pair.beside_rows:
+        by, key = quoted(part.by.name), quoted(pair.key.name)
+        rows = f" FROM {quoted(pair.table.name)} WHERE {key}"
+        of_old, of_new = (
+            _log(pair, key, Side.NORMALIZED, literal("update"), f"{rows} = {row}.{by}", of_sessions=of_sessions)
+            for row in ("OLD", "NEW")
+        )
+        body = (
+            f"IF TG_OP <> 'INSERT' THEN {of_old} END IF; IF TG_OP = 'INSERT' THEN {of_new}"
+            f" ELSIF TG_OP = 'UPDATE' THEN IF OLD.{by} <> NEW.{by} THEN {of_new} END IF; END IF; RETURN NULL;"
+        )
+        yield _trigger(f"{part.table.name}_part", f"AFTER {EACH}", part.table, when, body)
+
+
+def _note_items(pair: Move, when: str, *, of_sessions: bool) -> Iterator[Trigger]:
+    """Record writes of items that several rows refer to as changes of these rows."""
+    for many in pair.children:
+        if many.parent is None or many.link is None:
+            continue
+        above, key = many.parent.table, quoted(many.parent.key.name)
+        rows = f" FROM {quoted(many.table.name)} WHERE {quoted(many.link.name)} IN (OLD.{key}, NEW.{key})"
+        log = _log(pair, quoted(many.by.name), Side.NORMALIZED, literal("update"), rows, of_sessions=of_sessions)
+        body = f"{log} RETURN NULL;"
+        yield _trigger(f"{pair.name}_{above.name}_item", "AFTER UPDATE", above, when, body)
 
 
 def _note_members(parent: Parent, mapping: Moves, *, of_sessions: bool) -> Trigger:

@@ -19,8 +19,9 @@ from consensus_orm.databases.sqlite.key_faults import key_faults
 from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
 from consensus_orm.databases.sqlite.parameters import codec
 from consensus_orm.databases.sqlite.triggers import for_phase
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.keys import LARGEST
-from consensus_orm.declaration.move import Move, table_of
+from consensus_orm.declaration.move import Move
 from consensus_orm.models.control import Change, GuardRecord
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
@@ -182,7 +183,8 @@ class SQLiteCatalog(Catalog):
     def level_sequences(self, uow: Transaction) -> None:
         """Have both sides assign ids above the highest that either has assigned (rule 3)."""
         for pair in uow.statements.mapping:
-            names = (pair.legacy_table.name, pair.table.name)
+            # A key that is no primary key is not given by the table, whose sequence counts something else.
+            names = (pair.legacy_table.name, pair.table.name if pair.own_id is None else pair.legacy_table.name)
             given = dict(
                 uow._rows(
                     "SELECT name, coalesce(CAST(seq AS INTEGER), 0) FROM sqlite_sequence WHERE name IN (?, ?)", names
@@ -194,14 +196,21 @@ class SQLiteCatalog(Catalog):
 
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id if the table of the other side is gone: above every id that this side has, or ever assigned."""
-        table = pair.legacy_name if side is Side.LEGACY else pair.table.name
-        highest = uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(table)}")[0][0]
-        given = (self.sequence(uow, name) for name in (pair.legacy_name, pair.table.name))
-        return max(value or 0 for value in (highest, *given)) + 1
+        found: list[int | None] = []
+        for each in uow.statements.mapping.sharing(pair, Side.LEGACY):
+            table = each.table_name(side)
+            found.append(uow._rows(f"SELECT max({quoted(each.key_name(side))}) FROM {quoted(table)}")[0][0])
+            given = (each.legacy_name, *([each.table.name] if each.own_id is None else []))
+            found += [self.sequence(uow, name) for name in given]
+        return max(value or 0 for value in found) + 1
 
     def free_key(self, uow: Transaction, pair: Move) -> Any:
         """An id above every id that either side has, or ever assigned."""
         return uow._execute(uow.statements[pair].next_key).fetchone()[0]
+
+    def key_to_give(self, uow: Transaction, pair: Move) -> Any:
+        """An id above every id of the normalized side, for a row whose table does not give it."""
+        return self.next_key_of(uow, pair, Side.NORMALIZED)
 
     def go_on_above(self, uow: Transaction, pair: Move) -> None:
         """Nothing: SQLite always assigns ids above those of a table."""
@@ -256,9 +265,13 @@ class SQLiteCatalog(Catalog):
         """Delete what the triggers recorded of a row that this unit of work wrote."""
         uow._execute(_CHANGES_OF_ROW, {"pair": pair.name, "key": key})
 
-    def unnoticed(self, uow: Transaction, pair: Move) -> contextlib.AbstractContextManager[None]:
-        """Set that flag while a normalized row is inserted whose legacy row follows; a row with a mark needs it not."""
-        return self.legacy_unfrozen(uow) if pair.marker is None else contextlib.nullcontext()
+    def unnoticed(self, uow: Transaction, pair: Move, side: Side) -> contextlib.AbstractContextManager[None]:
+        """Set that flag while a row is inserted that its triggers would take for another program's.
+
+        Of the normalized side it is one whose legacy row follows, unless it has a mark.
+        """
+        recorded = pair.is_recorded_blindly or (side is Side.NORMALIZED and pair.marker is None)
+        return self.legacy_unfrozen(uow) if recorded else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def legacy_unfrozen(self, uow: Transaction) -> Iterator[None]:

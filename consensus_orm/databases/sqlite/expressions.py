@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Boolean, Float, Integer, LargeBinary, String
+from sqlalchemy import JSON, Boolean, Float, Integer, LargeBinary, String
 from sqlalchemy.ext.compiler import compiles
 
 from consensus_orm.declaration.expressions import (
@@ -12,14 +12,21 @@ from consensus_orm.declaration.expressions import (
     arguments,
     exact_hex,
     holds,
+    json_at,
+    json_from,
+    json_listed,
+    json_of_array,
+    json_patched,
+    json_split,
     milliseconds,
     same,
+    text_joined,
     time_from,
     type_name,
 )
 from consensus_orm.declaration.keys import LARGEST, InOrder, Usable
 from consensus_orm.declaration.rules import is_text
-from consensus_orm.statements.rendering import InKeys
+from consensus_orm.statements.rendering import InKeys, literal
 
 __all__ = ["is_well_formed"]
 
@@ -105,6 +112,97 @@ def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
 def _exact_hex(element: Any, compiler: Any, **kw: Any) -> str:
     (x,) = arguments(element, compiler, **kw)
     return f"hex(CASE typeof({x}) WHEN 'real' THEN printf('%!.20g', {x}) ELSE {x} END)"
+
+
+def _path(path: tuple[str, ...]) -> str:
+    return literal("$" + "".join(f'."{name}"' for name in path))
+
+
+def _at(document: str, path: tuple[str, ...], type_: Any) -> str:
+    place = _path(path)
+    kinds = "'text'"
+    value = f"json_extract({document}, {place})"
+    if isinstance(type_, JSON):
+        kinds, value = "'object', 'array', 'text', 'integer', 'real', 'true', 'false'", f"{document} -> {place}"
+    elif isinstance(type_, Boolean):
+        kinds = "'true', 'false'"
+    elif isinstance(type_, Integer):
+        kinds = "'integer'"
+    elif isinstance(type_, Float):
+        kinds, value = "'integer', 'real'", f"CAST({value} AS REAL)"
+    found = f"CASE WHEN json_type({document}, {place}) IN ({kinds}) THEN {value} END"
+    return f"(CASE WHEN json_valid({document}) THEN {found} END)"
+
+
+@compiles(json_at, "sqlite")
+def _json_at(element: Any, compiler: Any, **kw: Any) -> str:
+    document, _ = arguments(element, compiler, **kw)
+    return _at(document, element.path, element.type)
+
+
+NOWHERE = """'$."consensus_orm nowhere"'"""
+"""A path that is set and removed again where nothing is to be done; so each value is written only once in the SQL."""
+
+
+@compiles(json_patched, "sqlite")
+def _json_patched(element: Any, compiler: Any, **kw: Any) -> str:
+    old = compiler.process(element.document, **kw)
+    document = f"CASE WHEN json_valid({old}) THEN CASE json_type({old}) WHEN 'object' THEN {old} END END"
+    nothing, sets, removes = [f"{old} IS NULL"], "", ""
+    for path, type_, value in element.values:
+        new, place = compiler.process(value, **kw), _path(path)
+        changed = f"{new} COLLATE BINARY IS NOT {_at(old, path, type_)}"
+        told = new
+        if isinstance(type_, Boolean):
+            told = f"json(CASE WHEN {new} THEN 'true' ELSE 'false' END)"
+        elif isinstance(type_, JSON):
+            told = f"json({new})"
+        nothing.append(f"{new} IS NULL")
+        sets += f", CASE WHEN {changed} AND {new} IS NOT NULL THEN {place} ELSE {NOWHERE} END, {told}"
+        removes += f", CASE WHEN {changed} AND {new} IS NULL THEN {place} ELSE {NOWHERE} END"
+    patched = f"json_remove(json_set(coalesce({document}, '{{}}'){sets}){removes}, {NOWHERE})"
+    return f"(CASE WHEN {' AND '.join(nothing)} THEN NULL ELSE {patched} END)"
+
+
+NO_LIST = "'no list of texts'"
+"""What no list of texts is equal to."""
+
+
+@compiles(json_split, "sqlite")
+def _json_split(element: Any, compiler: Any, **kw: Any) -> str:
+    """Between the quotes of a text in JSON stands each of its characters, or an escape that begins with a backslash."""
+    value, _ = arguments(element, compiler, **kw)
+    separator = literal(element.separator)
+    array = f"'[' || replace(json_quote({value}), {separator}, '\",\"') || ']'"
+    return f"(CASE typeof({value}) WHEN 'text' THEN {array} WHEN 'null' THEN NULL ELSE {NO_LIST} END)"
+
+
+@compiles(json_of_array, "sqlite")
+def _json_of_array(element: Any, compiler: Any, **kw: Any) -> str:
+    (value,) = arguments(element, compiler, **kw)
+    texts = f"(SELECT nullif(json_group_array(value), '[]') FROM json_each({value}))"
+    others = f"EXISTS (SELECT 1 FROM json_each({value}) WHERE type <> 'text')"
+    array = f"CASE WHEN json_type({value}) <> 'array' OR {others} THEN {NO_LIST} ELSE {texts} END"
+    return f"(CASE WHEN {value} IS NULL THEN NULL WHEN json_valid({value}) THEN {array} ELSE {NO_LIST} END)"
+
+
+@compiles(json_listed, "sqlite")
+def _json_listed(element: Any, compiler: Any, **kw: Any) -> str:
+    item, _ = arguments(element, compiler, **kw)
+    return f"nullif(json_group_array(CASE typeof({item}) WHEN 'text' THEN {item} END), '[]')"
+
+
+@compiles(json_from, "sqlite")
+def _json_from(element: Any, compiler: Any, **kw: Any) -> str:
+    """As it is: a cast to the type of the column would make a number of it."""
+    (text,) = arguments(element, compiler, **kw)
+    return f"({text})"
+
+
+@compiles(text_joined, "sqlite")
+def _text_joined(element: Any, compiler: Any, **kw: Any) -> str:
+    item, _, separator = arguments(element, compiler, **kw)
+    return f"group_concat({item}, {separator})"
 
 
 @compiles(Usable, "sqlite")

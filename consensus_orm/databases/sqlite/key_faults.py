@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Column
@@ -21,11 +21,10 @@ DECLARED = (
 """The declared type of a column, and whether it is the whole primary key."""
 
 UNIQUE = (
-    "SELECT upper(min(x.coll)) FROM pragma_index_list(:table) AS i, pragma_index_xinfo(i.name) AS x"
-    ' WHERE i."unique" AND NOT i.partial AND x.key GROUP BY i.name'
-    " HAVING count(*) = 1 AND min(x.name) = :key COLLATE NOCASE"
+    "SELECT i.name, lower(x.name), upper(x.coll) FROM pragma_index_list(:table) AS i, pragma_index_xinfo(i.name) AS x"
+    ' WHERE i."unique" AND NOT i.partial AND x.key'
 )
-"""Collations of the unique indexes on a column alone."""
+"""The columns of the unique indexes of a table, and their collations."""
 
 AFFINITIES = {
     "INT": "INTEGER", "CHAR": "TEXT", "CLOB": "TEXT", "TEXT": "TEXT", "BLOB": "BLOB", "REAL": "REAL", "FLOA": "REAL",
@@ -34,10 +33,9 @@ AFFINITIES = {
 """The affinity of a declared type, by the first of these parts in it (sqlite.org/datatype3.html, 3.1)."""
 
 
-def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
+def key_faults(uow: Transaction, table: str, key: Column[Any], unique: Sequence[str]) -> Iterator[str]:
     """What makes a column unfit as the key of a move, each fault with its remedy."""
-    names = {"table": table, "key": key.name}
-    if not (found := uow._rows(DECLARED, names)):
+    if not (found := uow._rows(DECLARED, {"table": table, "key": key.name})):
         yield "does not exist; declare the key that the table has"
         return
     ((declared, alone),) = found
@@ -45,12 +43,20 @@ def key_faults(uow: Transaction, table: str, key: Column[Any]) -> Iterator[str]:
     if (affinity := _affinity(declared)) not in wanted:
         stored = "any type" if affinity == "BLOB" else affinity
         yield f"is declared {declared or 'without a type'} and stores {stored}; make a table with a key of {wanted[0]}"
-    collations = [name for (name,) in uow._rows(UNIQUE, names)]
+    collations = _collations(uow, table, key, {name.lower() for name in unique})
     is_rowid = alone and declared.upper() == "INTEGER"  # which needs no index
     if not collations and not is_rowid:
         yield "has no unique index of its own; remove duplicates, then CREATE UNIQUE INDEX"
     elif is_text(key) and ("BINARY" not in collations or not _compares_bytes(uow, table, key.name)):
         yield "has a collation by which different keys can be equal; make a table with a key of COLLATE BINARY"
+
+
+def _collations(uow: Transaction, table: str, key: Column[Any], wanted: set[str]) -> list[str]:
+    """The collations of a column in the unique indexes of exactly some columns."""
+    indexes: dict[str, dict[str, str]] = {}
+    for index, name, collation in uow._rows(UNIQUE, {"table": table}):
+        indexes.setdefault(index, {})[name] = collation
+    return [columns[key.name.lower()] for columns in indexes.values() if columns.keys() == wanted]
 
 
 def _affinity(declared: str) -> str:

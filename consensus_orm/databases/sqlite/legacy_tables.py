@@ -21,6 +21,7 @@ from consensus_orm.databases.saved_rows import aside, dropped, own_name, unsafe
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import bound, make
 from consensus_orm.declaration.move import Move
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import quoted
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class SQLiteLegacyTables(LegacyTables):
         """Names of the tables that were renamed and are still there: once emptied, they are dropped."""
         there = uow.catalog.tables(uow)
         # A later one may refer to an earlier one, and is emptied before it.
-        names = [dropped(pair.legacy_name) for pair in reversed(list(uow.statements.mapping))]
+        names = [dropped(pair.legacy_name) for pair in reversed(uow.statements.mapping.of_tables(Side.LEGACY))]
         return [name for name in names if name.lower() in there]
 
     def dependents(self, uow: Transaction, name: str) -> list[str]:
@@ -176,7 +177,8 @@ class SQLiteLegacyTables(LegacyTables):
 
     def remember(self, uow: Transaction) -> None:
         """Save the definitions of the legacy tables as they are now, because another program may drop them."""
-        kept = {pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in uow.statements.mapping}
+        pairs = uow.statements.mapping.of_tables(Side.LEGACY)
+        kept = {pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in pairs}
         saved = {pair: self._saved(uow, pair) if found is None else found for pair, found in kept.items()}
         saved_schema.forget(uow)
         position = 0

@@ -7,12 +7,14 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Dialect,
+    FromClause,
     Integer,
     Select,
     SelectBase,
     String,
     Table,
     Text,
+    case,
     cast,
     func,
     literal_column,
@@ -29,7 +31,7 @@ from consensus_orm.databases.sqlite import expressions
 from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
-from consensus_orm.statements.rendering import overwriting
+from consensus_orm.statements.rendering import Overwritten, overwriting
 from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["SQLiteRendering"]
@@ -64,7 +66,9 @@ class SQLiteRendering(PairRendering):
         """Text in the order of its bytes: SQLite's default."""
         return text
 
-    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+    def ignoring(
+        self, into: Table, names: list[str], rows: SelectBase, unless: Overwritten | None = None
+    ) -> ClauseElement:
         """Insert rows, without those that exist or violate a constraint."""
         statement = insert(into).prefix_with("OR IGNORE").from_select(names, rows)
         return statement if unless is None else overwriting(statement, names, unless)
@@ -84,7 +88,7 @@ class SQLiteRendering(PairRendering):
     def next_key(self, pair: Move) -> str:
         """The next id, above every id that either side has or ever assigned (rule 3)."""
         keys = (pair.legacy_table.c[pair.legacy_key], pair.key)
-        names = [key.table.name for key in keys]
+        names = [key.table.name for key in keys if key.primary_key]
         given: Select[Any] = select(func.max(cast(literal_column("seq"), Integer))).select_from(
             table("sqlite_sequence")
         )
@@ -105,6 +109,11 @@ class SQLiteRendering(PairRendering):
     def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
         """None: one statement instead of two would save no round trip."""
         return None
+
+    def items(self, listed: ColumnElement[Any]) -> tuple[FromClause, ColumnElement[Any], ColumnElement[Any]]:
+        """The items of a JSON array as rows."""
+        found = func.json_each(case((listed.like("[%"), listed))).table_valued("key", "value")
+        return found, found.c.key, found.c.value
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Nothing: the write lock protects parents until the end of the transaction."""

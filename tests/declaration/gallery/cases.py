@@ -9,10 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Integer, MetaData, String, Text, UniqueConstraint, cast, func
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    cast,
+    func,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Convert, Default, EnumMap, Move, Moves, Parent
+from consensus_orm import Convert, Default, EnumMap, Explode, JsonItems, Many, Move, Moves, Parent, Part, Split
 
 __all__ = ["CASES", "Case"]
 
@@ -26,18 +39,34 @@ class Case:
     Attributes:
         moves: Its declaration.
         metadata: The tables of both sides.
-        rows: Legacy rows, by column, as any program may have written them.
-        new: A row for the repository; `{n}` in a text, and `...` as a key, are replaced by a number that goes up.
+        rows: Rows of each legacy table, by column, as any program may have written them; a list where there is one.
+        new: A row for the repository of each move, of one where there is one; `{n}` in a text is replaced by a number
+            that goes up.
         foreign: Statements of another program, by side: what it writes on the one that it knows.
-        rejected: How many of the rows cannot be carried.
+        rejected: How many of the rows of each move cannot be carried.
     """
 
     moves: Moves
     metadata: MetaData
-    rows: Sequence[dict[str, Any]]
+    rows: Any
     new: dict[str, Any]
     foreign: dict[str, Sequence[str]] = field(default_factory=dict)
-    rejected: int = 0
+    rejected: Any = 0
+
+    def rows_of(self, table: str) -> Sequence[dict[str, Any]]:
+        """The rows of a legacy table."""
+        found: Sequence[dict[str, Any]] = self.rows.get(table, ()) if isinstance(self.rows, dict) else self.rows
+        return found
+
+    def new_in(self, move: str, n: int) -> dict[str, Any]:
+        """The nth row for a repository."""
+        row = self.new[move] if len(self.moves) > 1 else self.new
+        return {name: value.format(n=n) if isinstance(value, str) else value for name, value in row.items()}
+
+    def rejected_of(self, move: str) -> int:
+        """How many of the rows of a move cannot be carried."""
+        found: int = self.rejected.get(move, 0) if isinstance(self.rejected, dict) else self.rejected
+        return found
 
 
 def renamed_columns() -> Case:
@@ -275,11 +304,543 @@ def text_key() -> Case:
     )
 
 
+def one_of_two() -> Case:
+    """Two tables become one, which has ids of its own and remembers theirs."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Supplier(Base):
+        __tablename__ = "suppliers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        vat: Mapped[str | None] = mapped_column(Text)
+
+    class Buyer(Base):
+        __tablename__ = "buyers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        mail: Mapped[str | None] = mapped_column(Text)
+
+    class Party(Base):
+        __tablename__ = "parties"
+        __table_args__ = (UniqueConstraint("kind", "former_id"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(String(10))
+        former_id: Mapped[int] = mapped_column(BIG)
+        name: Mapped[str] = mapped_column(Text)
+        vat: Mapped[str | None] = mapped_column(Text)
+        mail: Mapped[str | None] = mapped_column(Text)
+
+    suppliers = Move(
+        Supplier,
+        Party,
+        key={Supplier.id: Party.former_id},
+        columns={Party.name: Supplier.name, Party.vat: Supplier.vat},
+        only={Party.kind: "supplier"},
+    )
+    buyers = Move(
+        Buyer,
+        Party,
+        key={Buyer.id: Party.former_id},
+        columns={Party.name: Buyer.name, Party.mail: Buyer.mail},
+        only={Party.kind: "buyer"},
+    )
+    return Case(
+        Moves(suppliers, buyers),
+        Base.metadata,
+        {
+            "suppliers": [{"name": "Ada", "vat": "CH1"}, {"name": "Bob", "vat": None}, {"name": "Cyd", "vat": ""}],
+            "buyers": [{"name": "Ada", "mail": "a@b"}, {"name": "Eve", "mail": None}],
+        },
+        {"suppliers": {"name": "new {n}", "vat": "CH{n}"}, "buyers": {"name": "new {n}", "mail": None}},
+        {
+            "legacy": [
+                "INSERT INTO suppliers (name, vat) VALUES ('foreign', 'X')",
+                "INSERT INTO buyers (name, mail) VALUES ('foreign', 'Y')",
+                "UPDATE buyers SET mail = 'other' WHERE name = 'Ada'",
+                "DELETE FROM suppliers WHERE name = 'Bob'",
+            ],
+            "normalized": [
+                "INSERT INTO parties (kind, former_id, name, mail) VALUES ('buyer', 900, 'other', 'Z')",
+                "UPDATE parties SET vat = 'again' WHERE kind = 'supplier' AND name = 'Ada'",
+                "DELETE FROM parties WHERE kind = 'buyer' AND name = 'Eve'",
+            ],
+        },
+    )
+
+
+def two_of_one() -> Case:
+    """One table becomes two, by a column that says what a row is."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Person(Base):
+        __tablename__ = "people"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(Text)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Teacher(Base):
+        __tablename__ = "teachers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Pupil(Base):
+        __tablename__ = "pupils"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        called: Mapped[str] = mapped_column(Text)
+
+    teachers = Move(
+        Person, Teacher, name="teachers", key={Person.id: Teacher.id}, columns={Teacher.name: Person.name},
+        only={Person.kind: "teacher"},
+    )  # fmt: skip
+    pupils = Move(
+        Person, Pupil, name="pupils", key={Person.id: Pupil.id}, columns={Pupil.called: Person.name},
+        only={Person.kind: "pupil"},
+    )  # fmt: skip
+    return Case(
+        Moves(teachers, pupils),
+        Base.metadata,
+        {
+            "people": [
+                {"kind": "teacher", "name": "Ada"}, {"kind": "pupil", "name": "Bob"}, {"kind": "pupil", "name": ""},
+                {"kind": "teacher", "name": "Cyd"}, {"kind": "Pupil", "name": "of no move"},
+            ]
+        },
+        {"teachers": {"name": "new {n}"}, "pupils": {"name": "young {n}"}},
+        {
+            "legacy": [
+                "INSERT INTO people (kind, name) VALUES ('pupil', 'foreign')",
+                "UPDATE people SET kind = 'teacher' WHERE name = 'Bob'",
+                "UPDATE people SET name = 'Ada again' WHERE name = 'Ada'",
+                "DELETE FROM people WHERE name = 'Cyd'",
+                "INSERT INTO people (kind, name) VALUES ('janitor', 'of no move')",
+            ],
+            "normalized": [
+                "INSERT INTO teachers (id, name) VALUES (900, 'other')",
+                "UPDATE pupils SET called = 'named' WHERE called = ''",
+                "DELETE FROM pupils WHERE called = 'foreign'",
+            ],
+        },
+        rejected={"teachers": 2},
+    )  # fmt: skip
+
+
+def archive() -> Case:
+    """A flag of deleted rows becomes a table of them."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class NoteOld(Base):
+        __tablename__ = "notes_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        deleted: Mapped[bool] = mapped_column(Boolean, default=False)
+        text: Mapped[str | None] = mapped_column(Text)
+
+    class Note(Base):
+        __tablename__ = "notes"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        text: Mapped[str | None] = mapped_column(Text)
+
+    class DeletedNote(Base):
+        __tablename__ = "deleted_notes"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        text: Mapped[str | None] = mapped_column(Text)
+
+    live = Move(
+        NoteOld, Note, name="notes", key={NoteOld.id: Note.id}, columns={Note.text: NoteOld.text},
+        only={NoteOld.deleted: False},
+    )  # fmt: skip
+    gone = Move(
+        NoteOld, DeletedNote, name="deleted", key={NoteOld.id: DeletedNote.id},
+        columns={DeletedNote.text: NoteOld.text}, only={NoteOld.deleted: True},
+    )  # fmt: skip
+    return Case(
+        Moves(live, gone),
+        Base.metadata,
+        {
+            "notes_old": [
+                {"deleted": False, "text": "a"},
+                {"deleted": True, "text": None},
+                {"deleted": False, "text": ""},
+            ]
+        },
+        {"notes": {"text": "new {n}"}, "deleted": {"text": "old {n}"}},
+        {
+            "legacy": [
+                "UPDATE notes_old SET deleted = TRUE WHERE text = 'a'",
+                "INSERT INTO notes_old (deleted, text) VALUES (FALSE, 'foreign')",
+            ],
+            "normalized": [
+                "INSERT INTO deleted_notes SELECT * FROM notes WHERE text = 'foreign'",
+                "DELETE FROM notes WHERE text = 'foreign'",
+                "UPDATE deleted_notes SET text = 'gone' WHERE text IS NULL",
+            ],
+        },
+    )  # fmt: skip
+
+
+def json_to_columns() -> Case:
+    """What an object of JSON holds becomes columns; what has no column, and how it was written, stays."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class UserOld(Base):
+        __tablename__ = "users_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        profile: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        city: Mapped[str | None] = mapped_column(Text)
+        age: Mapped[int | None] = mapped_column(BIG)
+        news: Mapped[bool | None] = mapped_column(Boolean)
+        street: Mapped[str | None] = mapped_column(Text)
+
+    move = Move(
+        UserOld,
+        User,
+        name="users",
+        key={UserOld.id: User.id},
+        columns={
+            (User.city, User.age, User.news, User.street): Explode(
+                UserOld.profile, "city", "age", "news", "address.street"
+            )
+        },
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"profile": {"city": "Bern", "age": 36, "news": True, "more": [1, 2.50]}}, {"profile": None},
+            {"profile": {}}, {"profile": [1]}, {"profile": {"city": 5, "age": "old", "news": None}},
+            {"profile": {"address": {"street": "Way 1", "no": 3}, "city": "é'\\\"\n"}},
+        ],
+        {"profile": {"city": "Thun", "age": 1, "address": {"street": "Way"}}},
+        {
+            "legacy": [
+                """INSERT INTO users_old (profile) VALUES ('{"city" : "Chur",   "x": 1}')""",
+                """UPDATE users_old SET profile = '{"city":"Genf"}' WHERE CAST(profile AS TEXT) = '{}'""",
+            ],
+            "normalized": [
+                "UPDATE users SET city = 'Basel', street = 'Way 2' WHERE city = 'Chur'",
+                "UPDATE users SET age = NULL, news = FALSE WHERE age = 36",
+                "INSERT INTO users (city, age) VALUES ('other', 7)",
+            ],
+        },
+    )  # fmt: skip
+
+
+def vertical_split() -> Case:
+    """A wide table is divided: what few rows have stands in a table of its own."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Product(Base):
+        __tablename__ = "products"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        manual: Mapped[str | None] = mapped_column(Text)
+        pages: Mapped[int | None] = mapped_column(BIG)
+        weight: Mapped[float | None] = mapped_column(Float)
+
+    class Article(Base):
+        __tablename__ = "articles"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Manual(Base):
+        __tablename__ = "manuals"
+        article_id: Mapped[int] = mapped_column(ForeignKey("articles.id"), primary_key=True)
+        text: Mapped[str | None] = mapped_column(Text)
+        sheets: Mapped[int | None] = mapped_column(BIG)
+
+    class Parcel(Base):
+        __tablename__ = "parcels"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        article_id: Mapped[int] = mapped_column(ForeignKey("articles.id", ondelete="CASCADE"), unique=True)
+        grams: Mapped[int | None] = mapped_column(BIG)
+
+    grams = cast(func.round(Product.weight * 1000), BIG)
+    move = Move(
+        Product,
+        Article,
+        key={Product.id: Article.id},
+        columns={Article.name: Product.name},
+        parts=[
+            Part(
+                Manual,
+                by=Manual.article_id,
+                columns={
+                    Manual.text: Product.manual,
+                    Manual.sheets: Convert(Product.pages, up=Product.pages * 2, down=Manual.sheets / 2),
+                },
+            ),
+            Part(
+                Parcel,
+                by=Parcel.article_id,
+                columns={
+                    Parcel.grams: Convert(Product.weight, up=grams, down=cast(Parcel.grams, Float) / 1000.0, keep=True)
+                },
+            ),
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"name": "a", "manual": "read", "pages": 2, "weight": 1.5}, {"name": "b", "pages": None, "weight": None},
+            {"name": "c", "manual": "", "weight": 0.00001}, {"name": "d", "pages": 3},
+        ],
+        {"name": "new {n}", "manual": "read {n}", "weight": 2.25},
+        {
+            "legacy": [
+                "UPDATE products SET manual = NULL, pages = NULL WHERE name = 'a'",
+                "UPDATE products SET manual = 'now' WHERE name = 'b'",
+                "INSERT INTO products (name, pages, weight) VALUES ('foreign', 5, 0.0004)",
+                "DELETE FROM products WHERE name = 'd'",
+            ],
+            "normalized": [
+                "UPDATE manuals SET text = 'again' WHERE text = 'now'",
+                "DELETE FROM manuals WHERE text = ''",
+                "INSERT INTO manuals (article_id, text) SELECT id, 'first' FROM articles WHERE name = 'a'",
+                "INSERT INTO articles (id, name) VALUES (900, 'other')",
+                "INSERT INTO parcels (article_id, grams) VALUES (900, 20)",
+                "UPDATE parcels SET grams = 7 WHERE article_id = (SELECT id FROM articles WHERE name = 'foreign')",
+            ],
+        },
+    )  # fmt: skip
+
+
+def joined_subclass() -> Case:
+    """A flat table of all kinds of people becomes a class, and a subclass with a table of its own."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class PersonFlat(Base):
+        __tablename__ = "people_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(String(10))
+        name: Mapped[str] = mapped_column(Text)
+        salary: Mapped[int | None] = mapped_column(BIG)
+
+    class Person(Base):
+        __tablename__ = "persons"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}  # noqa: RUF012 - declarative
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(String(10))
+        name: Mapped[str] = mapped_column(Text)
+
+    class Employee(Person):
+        __tablename__ = "employees"
+        __mapper_args__ = {"polymorphic_identity": "employee"}  # noqa: RUF012 - declarative
+        id: Mapped[int] = mapped_column(ForeignKey("persons.id"), primary_key=True)
+        salary: Mapped[int | None] = mapped_column(BIG)
+
+    move = Move(
+        PersonFlat,
+        Person,
+        name="people",
+        key={PersonFlat.id: Person.id},
+        columns={Person.kind: PersonFlat.kind, Person.name: PersonFlat.name},
+        parts=[
+            Part(
+                Employee,
+                by=Employee.id,
+                columns={Employee.salary: PersonFlat.salary},
+                when=PersonFlat.kind == "employee",
+            )
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"kind": "person", "name": "Ada", "salary": None}, {"kind": "employee", "name": "Bob", "salary": 5},
+            {"kind": "employee", "name": "Cyd", "salary": None}, {"kind": "person", "name": "odd", "salary": 7},
+        ],
+        {"kind": "employee", "name": "new {n}", "salary": 3},
+        {
+            "legacy": [
+                "UPDATE people_flat SET kind = 'employee', salary = 9 WHERE name = 'Ada'",
+                "UPDATE people_flat SET kind = 'person', salary = NULL WHERE name = 'Bob'",
+                "INSERT INTO people_flat (kind, name, salary) VALUES ('employee', 'foreign', 1)",
+            ],
+            "normalized": [
+                "UPDATE employees SET salary = 10 WHERE salary = 9",
+                "INSERT INTO persons (id, kind, name) VALUES (900, 'employee', 'other')",
+                "INSERT INTO employees (id, salary) VALUES (900, NULL)",
+                "DELETE FROM employees WHERE id = (SELECT id FROM persons WHERE name = 'foreign')",
+                "DELETE FROM persons WHERE name = 'foreign'",
+            ],
+        },
+        rejected=1,
+    )  # fmt: skip
+
+
+def list_to_children() -> Case:
+    """A text like "a,b,c" becomes rows of a table, and a JSON array rows of another one."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Recipe(Base):
+        __tablename__ = "recipes"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        steps: Mapped[str | None] = mapped_column(Text)
+        tools: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+
+    class Dish(Base):
+        __tablename__ = "dishes"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Step(Base):
+        __tablename__ = "steps"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        dish_id: Mapped[int] = mapped_column(ForeignKey("dishes.id"), index=True)
+        position: Mapped[int] = mapped_column(Integer)
+        text: Mapped[str] = mapped_column(Text)
+
+    class Tool(Base):
+        __tablename__ = "tools"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        dish_id: Mapped[int] = mapped_column(ForeignKey("dishes.id", ondelete="CASCADE"), index=True)
+        position: Mapped[int] = mapped_column(Integer)
+        text: Mapped[str] = mapped_column(Text)
+
+    move = Move(
+        Recipe,
+        Dish,
+        name="recipes",
+        key={Recipe.id: Dish.id},
+        columns={Dish.name: Recipe.name},
+        parts=[
+            Many(Step, by=Step.dish_id, position=Step.position, item=Step.text, items=Split(Recipe.steps, ",")),
+            Many(Tool, by=Tool.dish_id, position=Tool.position, item=Tool.text, items=JsonItems(Recipe.tools)),
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"name": "a", "steps": "cut,cook,eat", "tools": ["pot", "é'\\\""]},
+            {"name": "b", "steps": None, "tools": None},
+            {"name": "c", "steps": "", "tools": []}, {"name": "d", "steps": "x,,\\\",é'", "tools": None},
+            {"name": "e", "steps": "one", "tools": ["no text", 5]},
+        ],
+        {"name": "new {n}", "steps": "a,b {n}", "tools": ["t"]},
+        {
+            "legacy": [
+                "UPDATE recipes SET steps = 'cut,eat' WHERE name = 'a'",
+                """UPDATE recipes SET tools = '["x",  "y"]' WHERE name = 'b'""",
+                """INSERT INTO recipes (name, steps, tools) VALUES ('foreign', 'f,g', '["z"]')""",
+                "UPDATE recipes SET steps = NULL WHERE name = 'c'",
+            ],
+            "normalized": [
+                "UPDATE steps SET text = 'swallow' WHERE text = 'eat'",
+                "UPDATE steps SET position = position + 7 WHERE text IN ('f', 'g')",
+                "INSERT INTO tools (id, dish_id, position, text) SELECT 900, id, 5, 'w' FROM dishes WHERE name = 'b'",
+                "DELETE FROM steps WHERE text = ''",
+                "INSERT INTO dishes (id, name) VALUES (901, 'other')",
+                "INSERT INTO steps (id, dish_id, position, text) VALUES (902, 901, 0, 'without a comma')",
+            ],
+        },
+        rejected=1,
+    )  # fmt: skip
+
+
+def list_to_tags() -> Case:
+    """A text like "a,b,c" becomes many-to-many: an association table, and a table of tags."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class PostOld(Base):
+        __tablename__ = "posts_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        title: Mapped[str] = mapped_column(Text)
+        tags: Mapped[str | None] = mapped_column(Text)
+
+    class Post(Base):
+        __tablename__ = "posts"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        title: Mapped[str] = mapped_column(Text)
+
+    class Tag(Base):
+        __tablename__ = "tags"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text, unique=True)
+
+    class PostTag(Base):
+        __tablename__ = "post_tags"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        post_id: Mapped[int] = mapped_column(ForeignKey("posts.id"), index=True)
+        position: Mapped[int] = mapped_column(Integer)
+        tag_id: Mapped[int] = mapped_column(ForeignKey("tags.id"), index=True)
+
+    move = Move(
+        PostOld,
+        Post,
+        name="posts",
+        key={PostOld.id: Post.id},
+        columns={Post.title: PostOld.title},
+        parts=[
+            Many(
+                PostTag,
+                by=PostTag.post_id,
+                position=PostTag.position,
+                item=Tag.name,
+                items=Split(PostOld.tags, ";"),
+                parents=[Parent(Tag, link=PostTag.tag_id, by={Tag.name: PostOld.tags})],
+            )
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"title": "a", "tags": "x;y"}, {"title": "b", "tags": "y;x;y"}, {"title": "c", "tags": None},
+            {"title": "d", "tags": ""},
+        ],
+        {"title": "new {n}", "tags": "x;{n}"},
+        {
+            "legacy": [
+                "UPDATE posts_old SET tags = 'y;z' WHERE title = 'a'",
+                "INSERT INTO posts_old (title, tags) VALUES ('foreign', 'x')",
+                "DELETE FROM posts_old WHERE title = 'd'",
+            ],
+            "normalized": [
+                "UPDATE tags SET name = 'Y' WHERE name = 'y'",
+                "DELETE FROM post_tags WHERE post_id = (SELECT id FROM posts WHERE title = 'foreign')",
+                """INSERT INTO post_tags (id, post_id, position, tag_id)
+                SELECT 900, posts.id, 3, tags.id FROM posts, tags WHERE title = 'c' AND name = 'z'""",
+            ],
+        },
+    )  # fmt: skip
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
     "values": states,
     "kept values": defaults,
     "text key": text_key,
+    "two tables into one": one_of_two,
+    "one table into two": two_of_one,
+    "flag to archive": archive,
+    "JSON to columns": json_to_columns,
+    "vertical split": vertical_split,
+    "joined subclass": joined_subclass,
+    "list to children": list_to_children,
+    "list to tags": list_to_tags,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""
