@@ -89,7 +89,7 @@ class Driver(Protocol):
         ...
 
     def together(self, *statements: tuple[str, Parameters]) -> list[Any]:
-        """Run several statements with one round trip, or none of them; the first row of each that returns rows."""
+        """Run several statements with one round trip, or none of them; the first row of each, None without rows."""
         ...
 
     def read_on(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from consensus_orm import errors
@@ -102,5 +102,10 @@ def _value(cell: Any) -> Any:
     if not isinstance(cell, dict):
         return cell
     ((kind, value),) = cell.items()
-    readers = {"$bytes": bytes.fromhex, "$number": float, "$json": lambda found: found, "$text": str}
+    readers: dict[str, Callable[[Any], Any]] = {
+        "$bytes": bytes.fromhex,
+        "$number": float,
+        "$json": lambda found: found,
+        "$text": str,
+    }
     return readers[kind](value)

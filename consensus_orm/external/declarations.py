@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from consensus_orm import errors
 from consensus_orm.external.canonical import digest
@@ -19,6 +19,10 @@ __all__ = ["Call", "Declaration", "GraphMemory", "TaggedMemory"]
 
 Call: TypeAlias = Callable[[str, Mapping[str, Any]], Any]
 """Calls a tool with its arguments; returns the answer in terms of JSON."""
+
+
+_Version: TypeAlias = tuple[int, bool, str]
+"""A version of a tagged entry: its number, whether it says that the entry was deleted, and its content."""
 
 
 class Declaration(Protocol):
@@ -77,7 +81,10 @@ class GraphMemory:
     read: str = "read_graph"
     entity_type: str = "consensus_orm"
 
-    capabilities: ClassVar[Capabilities] = Capabilities(exact_key=True, complete_list=True, atomic_update=False)
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the server can be relied on to do."""
+        return Capabilities(exact_key=True, complete_list=True, atomic_update=False)
 
     @property
     def tools(self) -> Mapping[str, Sequence[str]]:
@@ -161,7 +168,10 @@ class TaggedMemory:
     search_type: str = "tags"
     limit: int = 10_000
 
-    capabilities: ClassVar[Capabilities] = Capabilities(exact_key=False, complete_list=False, atomic_update=True)
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the server can be relied on to do."""
+        return Capabilities(exact_key=False, complete_list=False, atomic_update=True)
 
     @property
     def tools(self) -> Mapping[str, Sequence[str]]:
@@ -193,17 +203,17 @@ class TaggedMemory:
 
     def list(self, call: Call, following: str | None) -> Page:
         """All entries that a search for anything finds; those of other programs under a name made of their content."""
-        newest: dict[str, tuple[int, bool, str]] = {}
+        newest: dict[str, _Version] = {}
         for content, tags in self._found(call, "", ()):
             name = _tag(tags, "key") or f"memory:{digest(content)[:32]}"
             newest[name] = max(newest.get(name, (-1, False, "")), _version(content, tags))
         return Page(tuple(Item(name, each[2]) for name, each in newest.items() if not each[1]), None)
 
-    def _versions(self, call: Call, name: str) -> list[tuple[int, bool, str]]:
+    def _versions(self, call: Call, name: str) -> Sequence[_Version]:
         key = f"key={name}"
         return [_version(content, tags) for content, tags in self._found(call, key, (key,)) if key in tags]
 
-    def _store(self, call: Call, name: str, content: str, versions: list[tuple[int, bool, str]], *more: str) -> None:
+    def _store(self, call: Call, name: str, content: str, versions: Sequence[_Version], *more: str) -> None:
         number = max(versions)[0] + 1 if versions else 1
         tags = [f"key={name}", f"version={number}", f"digest={digest(content)}", *more]
         call(self.store, {"content": content, "domain": self.domain, "importance": self.importance, "tags": tags})
@@ -218,7 +228,7 @@ class TaggedMemory:
             yield memory["content"], [str(tag) for tag in held]
 
 
-def _version(content: str, tags: Sequence[str]) -> tuple[int, bool, str]:
+def _version(content: str, tags: Sequence[str]) -> _Version:
     """The version of a text, whether it says that the entry was deleted, and the text."""
     number = _tag(tags, "version")
     return int(number) if number is not None and number.isdecimal() else 0, "deleted" in tags, content

@@ -74,7 +74,7 @@ _RENEW = (
 
 def imported(uow: Transaction, sink: str) -> dict[str, str]:
     """The names of the entries that came in, each with the digest of its content."""
-    return dict(uow._rows(_IMPORTED, {"of_sink": sink}))  # type: ignore[arg-type]  # two columns
+    return dict(uow._rows(_IMPORTED, {"of_sink": sink}))
 
 
 def renew(uow: Transaction, sink: str, item: str, content: str) -> None:

@@ -18,7 +18,7 @@ from consensus_orm.external.sink import Capabilities, Page
 from consensus_orm.settings import Settings
 
 if TYPE_CHECKING:
-    from anyio.abc import BlockingPortal
+    from anyio.from_thread import BlockingPortal
     from mcp import Client
     from mcp.types import CallToolResult
 

@@ -149,7 +149,8 @@ def due(uow: Transaction, sink: str, size: int) -> list[Entry]:
 
 def of_row(uow: Transaction, sink: str, pair: str, key: Key) -> list[tuple[int, int, int]]:
     """Number, tries and time of each waiting entry of a row, oldest first."""
-    return [(*row,) for row in uow._rows(_OF_ROW, {"of_sink": sink, "pair": pair, "key": key})]  # type: ignore[misc]
+    found = uow._rows(_OF_ROW, {"of_sink": sink, "pair": pair, "key": key})
+    return [(number, tries, at) for number, tries, at in found]
 
 
 _BY_NUMBER = in_keys(table_of(OutboxEntry).c.id)

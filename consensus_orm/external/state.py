@@ -25,13 +25,13 @@ class State(NamedTuple):
     stage: int
     epoch: int
     since: int
-    soak: int | None
-    imported_at: int | None
-    exported_at: int | None
-    paused: bool
-    holder: str | None
-    lease_until: int | None
-    alarmed_at: int | None
+    soak: int | None = None
+    imported_at: int | None = None
+    exported_at: int | None = None
+    paused: bool = False
+    holder: str | None = None
+    lease_until: int | None = None
+    alarmed_at: int | None = None
 
     @property
     def at(self) -> Stage:
@@ -75,7 +75,7 @@ def every(uow: Transaction) -> list[State]:
 def get(uow: Transaction, sink: str) -> State:
     """What the database knows of an external store; at OFF where it knows nothing."""
     rows = uow._rows(_GET, {"of_sink": sink})
-    return State(*rows[0]) if rows else State(sink, Stage.OFF, 0, 0, *[None] * 3, False, *[None] * 3)
+    return State(*rows[0]) if rows else State(sink, Stage.OFF.value, 0, 0)
 
 
 def put(uow: Transaction, sink: str, **values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -102,10 +103,8 @@ def test_killed_at_random(
         change(store, chance)
         time.sleep(chance.random() * 3)
         if victim == "server" and (tmp_path / "pid").exists():
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it was not started again yet
                 memory_servers.kill(tmp_path)
-            except ProcessLookupError:
-                pass  # it was not started again yet
             change(store, chance)
             time.sleep(chance.random())
         process.send_signal(signal.SIGKILL)

@@ -120,9 +120,10 @@ def test_the_soak_is_stored_when_it_begins(new_database: Database) -> None:
         store.upgrade()
         ready(store)
     with ConsensusStore.open(new_database.where, settings=SETTINGS.model_copy(update={"clock": clock})) as store:
-        mirror = Mirror(store, MemorySink())
+        sink = MemorySink()
+        mirror = Mirror(store, sink)
         clock.now += timedelta(days=6)
-        mirror.sink.items.update(_items(store))
+        sink.items.update(_items(store))
         mirror.verify()
         with pytest.raises(GateClosedError, match="soak of 7 days"):
             mirror.advance()

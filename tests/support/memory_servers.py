@@ -1,4 +1,4 @@
-"""Real memory servers for tests: the npm package @modelcontextprotocol/server-memory, and a small legacy one in Python."""
+"""Real memory servers for tests: the npm package @modelcontextprotocol/server-memory, and a legacy one in Python."""
 
 from __future__ import annotations
 

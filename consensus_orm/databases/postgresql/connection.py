@@ -319,7 +319,7 @@ class ServerConnection(psycopg.Connection[Any]):
         self.order("RELEASE SAVEPOINT consensus_orm")
 
     def together(self, *statements: tuple[str, Parameters]) -> list[Any]:
-        """Run several statements with one trip, or none of them; the first row of each that returns rows."""
+        """Run several statements with one trip to the server, or none of them; each one's first row."""
         # The first statements of a unit of work need no savepoint (45 us): after an error the unit begins again.
         fresh = self._fresh
         try:
