@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import textwrap
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.support import oracle
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-USE_IT, ASYNCIO, DECLARATION, OWN_TABLES, INCLUDE_NAME, TESTING, OBSERVING = EXAMPLES
+USE_IT, ASYNCIO, DECLARATION, OWN_TABLES, ENV_LINES, TESTING, OBSERVING = EXAMPLES
 
 
 def run(code: str, folder: Path) -> str:
@@ -117,12 +118,11 @@ ENVIRONMENT = """
 from alembic import context
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, create_engine
 
-metadata = MetaData()
-Table("agent_outputs", metadata, Column("id", Integer, primary_key=True), info={"of": "consensus_orm"})
-Table("notes", metadata, Column("id", Integer, primary_key=True), Column("output", ForeignKey("agent_outputs.id")))
+MOVES, target_metadata = None, MetaData()
+notes = Column("id", Integer, primary_key=True), Column("output", ForeignKey("agent_outputs.id"))
+Table("notes", target_metadata, *notes)
 with create_engine("sqlite:///app.db").begin() as connection:
-    context.configure(connection=connection, target_metadata=metadata, include_name=include_name,
-                      include_object=lambda item, *_: not item.info)
+{readme}
     context.run_migrations()
 """
 REVISION = """
@@ -145,7 +145,9 @@ def test_revisions_of_others_live_beside_ours(tmp_path: Path) -> None:
     # In a checkout the migrations lie elsewhere; tests/packaging runs them from where they are in a wheel.
     ini = ini.replace("consensus_orm:_alembic", str(revisions.script_location()))
     (tmp_path / "alembic.ini").write_text(ini, encoding="utf-8")
-    (tmp_path / "migrations" / "env.py").write_text(INCLUDE_NAME + ENVIRONMENT, encoding="utf-8")
+    (tmp_path / "migrations" / "env.py").write_text(
+        ENVIRONMENT.format(readme=textwrap.indent(ENV_LINES, "    ")), encoding="utf-8"
+    )
     (tmp_path / "migrations" / "versions" / "notes.py").write_text(REVISION, encoding="utf-8")
     shell([*commands("alembic -n"), "alembic check", "consensus-orm --url app.db upgrade"], tmp_path)
     assert {"notes", "agent_outputs", "alembic_version", "consensus_orm_version"} <= set(

@@ -77,6 +77,7 @@ def lifespan(
 
     @asynccontextmanager
     async def opened(app: FastAPI) -> AsyncIterator[None]:
+        """The store, as long as the application runs."""
         async with await AsyncConsensusStore.open(url, settings=settings, moves=moves) as store:
             app.state.consensus_store = store
             yield

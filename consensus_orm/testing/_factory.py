@@ -54,7 +54,7 @@ def seed(number: int) -> None:
     Args:
         number: The seed; print it where a test fails.
     """
-    random.reseed_random(number)
+    random.reseed_random(number)  # type: ignore[no-untyped-call]  # untyped there
 
 
 def _any_of(shapes: Mapping[str, Any], *, plain: bool = False) -> Any:

@@ -79,7 +79,7 @@ def test_the_newest_run_is_the_first_of_all(every_phase: ConsensusStore, field: 
 
 def test_of_runs_that_began_together_the_one_with_the_newest_row_is_the_newest(every_phase: ConsensusStore) -> None:
     """Whichever was there first: by its newest output, and where no output decides, by its newest synthesis."""
-    stage = {"spec_id": "SPEC-NEW", "stage": "spec-plan"}
+    stage: dict[str, Any] = {"spec_id": "SPEC-NEW", "stage": "spec-plan"}
     with every_phase.unit_of_work() as uow:
         for run_id in ("first", "second", "first"):
             uow.artifacts.add(**artifact_values(**stage, run_id=run_id, created_at=SECOND))
