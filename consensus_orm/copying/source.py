@@ -286,7 +286,7 @@ def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
         source: Source = ServerSource(units)
         connections: Any = source_of(engine)
         with translated(engine), contextlib.closing(connections.connect()) as connection:
-            connection.execute("SET default_transaction_read_only = on; SET row_security = off")
+            connection.execute("SET default_transaction_read_only = on; SET row_security = off; SET jit = off")
             source._driver = connection
             before = _reads(source)
             yield source
