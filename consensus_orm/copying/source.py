@@ -287,7 +287,7 @@ def opened(units: UnitOfWorkFactory[Any]) -> Iterator[Source]:
         connections: Any = source_of(engine)
         with translated(engine), contextlib.closing(connections.connect()) as connection:
             if not connections.transaction_settings:  # a pooler would keep it for other clients
-                connection.execute("SET default_transaction_read_only = on; SET row_security = off")
+                connection.execute("SET default_transaction_read_only = on; SET row_security = off; SET jit = off")
             source._driver = connection
             before = _reads(source)
             yield source

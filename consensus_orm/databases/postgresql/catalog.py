@@ -121,6 +121,8 @@ class PostgresCatalog(Catalog):
     def reads(self, uow: Transaction) -> list[ReadCounter]:
         """How often each legacy table was read, with its partitions, whoever read it."""
         names = [pair.legacy_name for pair in uow.statements.mapping]
+        if uow._connected.in_transaction:
+            uow._execute("SET LOCAL jit = off")
         return [ReadCounter(*row) for row in uow._rows(READS, {"names": names})]
 
     def own_reads(self, uow: Transaction) -> dict[str, int]:
@@ -143,7 +145,7 @@ class PostgresCatalog(Catalog):
 
     def require_whole(self, uow: Transaction) -> None:
         """Switch row security off, so that a read that it would filter is an error; as pg_dump does."""
-        uow._execute("SET LOCAL row_security = off")
+        uow._execute("SET LOCAL row_security = off; SET LOCAL jit = off")  # catalog queries were compiled for seconds
 
     def unseen(self, uow: Transaction) -> Iterator[str]:
         """Tables whose row security applies to this role, or that have columns which it may not read."""
