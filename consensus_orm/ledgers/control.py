@@ -85,7 +85,10 @@ def put(uow: Transaction, action: str, name: str, value: int | None, reason: str
         What is told now.
     """
     uow._execute(_put(name), {name: value, "by": audit.whoami(), "reason": reason})
-    audit.add(uow, action, reason=reason, **({"rows_per_second": value} if name == "throttle" else {}))
+    if name == "throttle":
+        audit.add(uow, action, reason=reason, rows_per_second=value)
+    else:
+        audit.add(uow, action, reason=reason)
     return read(uow)
 
 

@@ -104,7 +104,7 @@ def test_while_a_hold_stands_no_phase_changes(store: ConsensusStore, database: D
     assert status.gate == ["changes of phase are on hold: release freeze; run: consensus-orm hold --release"]
     assert status.next_command == "consensus-orm hold --release"
     for refused in (
-        store.migration.advance,
+        lambda: store.migration.advance(),
         lambda: store.migration.advance(force=True, reason="now"),
         store.migration.rollback,
     ):
