@@ -118,7 +118,7 @@ def test_less_later_opens_no_gate(open_store: Open, database: Database, clock: C
     hasty.migration.advance(force=True, reason="hurry")
     reason, forced, facts = last_step(database)
     assert (reason, forced) == ("hurry", True)
-    assert [text.startswith("the soak of DUAL_WRITE lasts 7 days") for text in facts["skipped"]] == [True]
+    assert [text.startswith("the soak of DUAL_WRITE lasts 7 d") for text in facts["skipped"]] == [True]
 
 
 def test_less_in_the_environment_opens_no_gate(database: Database, tmp_path: Path) -> None:
@@ -147,14 +147,12 @@ def test_the_age_of_a_certificate_is_stored_too(open_store: Open, database: Data
     """An older certificate later opens nothing; a fresher one that the settings ask for counts."""
     carried(open_store(soak_dual_write=timedelta(0)))
     clock.now += timedelta(hours=20)
-    assert "20:00:00 old" in refused(open_store(certificate_max_age=timedelta(hours=19), soak_dual_write=0))
+    assert "20 h old" in refused(open_store(certificate_max_age=timedelta(hours=19), soak_dual_write=0))
     clock.now += timedelta(hours=5)
     lenient = open_store(certificate_max_age=timedelta(days=365), soak_dual_write=0)
-    assert "1 day, 1:00:00 old; run: consensus-orm verify" in refused(lenient)
+    assert "1 d 1 h old; run: consensus-orm verify" in refused(lenient)
     lenient.migration.advance(force=True, reason="known")
-    assert last_step(database)[2]["skipped"] == [
-        "the last clean verify is 1 day, 1:00:00 old; run: consensus-orm verify"
-    ]
+    assert last_step(database)[2]["skipped"] == ["the last clean verify is 1 d 1 h old; run: consensus-orm verify"]
 
 
 def test_a_soak_that_was_skipped_is_audited(open_store: Open, database: Database, clock: Clock) -> None:
