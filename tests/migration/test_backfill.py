@@ -19,6 +19,7 @@ from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.postgresql.catalog import PostgresCatalog
 from consensus_orm.databases.sqlite.catalog import SQLiteCatalog
 from consensus_orm.errors import DatabaseBusyError, WrongPhaseError
+from consensus_orm.ledgers import control
 from consensus_orm.migration import pace
 from consensus_orm.migration.backfill import _Chunks
 from consensus_orm.migration.pace import Pace
@@ -180,7 +181,7 @@ def steps(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     clock = Clock()
     store = open_store(chunk_rows=100, chunk_pause=timedelta(milliseconds=8))
     monkeypatch.setattr(pace, "time", clock)
-    monkeypatch.setattr(pace.control, "read", lambda _: pace.control.FREE)  # the driver of a step answers nothing
+    monkeypatch.setattr(control, "read", lambda _: control.FREE)  # the driver of a step answers nothing
     with store.unit_of_work() as uow:
         monkeypatch.setattr(type(uow.catalog), "longest_chunk", (GOAL, 3))
         yield lambda most=None, *, others: Steps(Transactions(store._units), uow, clock, most, others)
