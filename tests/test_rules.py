@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.consensus.models.normalized import AgentOutput
@@ -196,6 +196,8 @@ def test_rule_10_a_session_cannot_write_one_side(store: ConsensusStore, database
 
     with store.unit_of_work() as uow:
         uow.artifacts.add(**ROW)
+    with pytest.raises(WrongPhaseError), store.unit_of_work() as uow:
+        uow.session.execute(text(FOUNDING[0]))
     store.migration.migrate(Phase.CUTOVER)
     with store.unit_of_work() as uow:
         uow.session.scalars(

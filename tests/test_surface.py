@@ -52,7 +52,7 @@ STORE = {
 SURFACE: dict[type, dict[str, str]] = {
     Store: {"open": "url, *, moves, settings=None, echo=False, password=None", **STORE},
     ConsensusStore: {"open": "url=None, *, settings=None, echo=False, moves=", **STORE},
-    ConsensusUnitOfWork: {"on_commit": "callback", "repository": "move"},
+    ConsensusUnitOfWork: {"on_commit": "callback", "model": "move", "repository": "move"},
     # Their repositories, migration and maintenance have the methods written below: see tests/asyncio.
     AsyncConsensusStore: {
         "open": "url=None, *, settings=None, echo=False, moves=",

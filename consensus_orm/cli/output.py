@@ -248,9 +248,10 @@ class Bars:
 
     def __init__(self, label: str, *, quiet: bool = False) -> None:
         self._label = label
-        self._shown = not quiet and (console := _console(stderr=True)).is_terminal
-        if self._shown:
-            self._console = console
+        self._shown = False
+        if not quiet:
+            self._console = _console(stderr=True)
+            self._shown = self._console.is_terminal
         self._lock = threading.Lock()
         self._progress: rich.progress.Progress | None = None
         self._task: tuple[str, rich.progress.TaskID] | None = None

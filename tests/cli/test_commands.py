@@ -99,7 +99,9 @@ def test_commands_are_those_of_the_design() -> None:
             assert told.exit_code == 0, name
             assert f"{name} {sentence}" in whole
             assert f"Examples:\n  consensus-orm {name}" in told.stdout
-            doc = inspect.cleandoc(main.get_command(Context(main), name).help).partition("\n\n")[0]
+            command = main.get_command(Context(main), name)
+            assert command is not None
+            doc = inspect.cleandoc(command.help or "").partition("\n\n")[0]
             assert " ".join(doc.split()) in (sentence, sentence.replace("; writes nothing", "")), name
 
 
@@ -392,9 +394,9 @@ def test_contract_shows_its_backup_and_what_it_empties(path: Path, run: Run) -> 
     out, seen = on_a_terminal(["--url", str(path), "advance"], **NO_SOAK, **SLOW)
     assert b"emptying consensus_artifacts" in seen
     assert b"rows" in seen
-    told = out.decode().splitlines()
-    assert told[0].startswith(f"backup: {path}.before-contract-")
-    assert told[1].startswith("the phase is CONTRACT: NORMALIZED -> CONTRACT in ")
+    lines = out.decode().splitlines()
+    assert lines[0].startswith(f"backup: {path}.before-contract-")
+    assert lines[1].startswith("the phase is CONTRACT: NORMALIZED -> CONTRACT in ")
 
     told: list[Progress] = []
     with ConsensusStore.open(path) as store:

@@ -60,6 +60,6 @@ def test_plan_prints_the_statements(new_database: Database) -> None:
     assert "-- backfill in DUAL_WRITE" in printed
     carries = printed.partition("-- backfill in DUAL_WRITE")[2].partition("-- ")[0]
     assert "INSERT" in carries
-    assert "agent_outputs" in carries
+    assert "consensus_runs" in carries
     assert "-- verify in DUAL_WRITE" in printed
     assert "advance normalized" not in printed

@@ -19,9 +19,11 @@ from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.postgresql.catalog import PostgresCatalog
 from consensus_orm.databases.sqlite.catalog import SQLiteCatalog
 from consensus_orm.errors import DatabaseBusyError, WrongPhaseError
+from consensus_orm.ledgers import control
 from consensus_orm.migration import pace
 from consensus_orm.migration.backfill import _Chunks
 from consensus_orm.migration.pace import Pace
+from consensus_orm.migration.transactions import Transactions
 from consensus_orm.settings import Settings
 from consensus_orm.unit_of_work.unit import UnitOfWork
 from tests.support.databases import Database, build_legacy
@@ -149,8 +151,10 @@ class Clock:
 class Steps:
     """Transactions of a step at a pace, on a database of each kind."""
 
-    def __init__(self, uow: ConsensusUnitOfWork, clock: Clock, most: int | None, others: list[bool]) -> None:
-        self.uow, self.clock, self.pace = uow, clock, Pace(most)
+    def __init__(
+        self, reading: Transactions, uow: ConsensusUnitOfWork, clock: Clock, most: int | None, others: list[bool]
+    ) -> None:
+        self.uow, self.clock, self.pace = uow, clock, Pace(reading, most)
         self._driver, self._others = uow._driver, iter(others)
 
     def take(self, seconds: float, *, behind: bool = False, after: float = 0.0) -> int:
@@ -177,9 +181,10 @@ def steps(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     clock = Clock()
     store = open_store(chunk_rows=100, chunk_pause=timedelta(milliseconds=8))
     monkeypatch.setattr(pace, "time", clock)
+    monkeypatch.setattr(control, "read", lambda _: control.FREE)  # the driver of a step answers nothing
     with store.unit_of_work() as uow:
         monkeypatch.setattr(type(uow.catalog), "longest_chunk", (GOAL, 3))
-        yield lambda most=None, *, others: Steps(uow, clock, most, others)
+        yield lambda most=None, *, others: Steps(Transactions(store._units), uow, clock, most, others)
 
 
 @pytest.mark.parametrize(
