@@ -17,7 +17,9 @@ from consensus_orm._version import __version__
 from consensus_orm.errors import *  # noqa: F403 - all of them, by their own list
 
 if TYPE_CHECKING:
-    from consensus_orm.asyncio.store import AsyncConsensusStore, AsyncConsensusUnitOfWork
+    from consensus_orm.asyncio.consensus import AsyncConsensusStore, AsyncConsensusUnitOfWork
+    from consensus_orm.asyncio.store import AsyncStore
+    from consensus_orm.asyncio.unit_of_work import AsyncUnitOfWork
     from consensus_orm.consensus.programs import declare_tables, include_object, owns
     from consensus_orm.consensus.records import AgentOutput, Artifact, Execution, Run, Synthesis
     from consensus_orm.consensus.restoration import restore
@@ -36,6 +38,8 @@ __all__ = [
     "Artifact",
     "AsyncConsensusStore",
     "AsyncConsensusUnitOfWork",
+    "AsyncStore",
+    "AsyncUnitOfWork",
     "Computed",
     "ConsensusStore",
     "ConsensusUnitOfWork",
@@ -71,7 +75,9 @@ __all__ = [
 __all__ += errors.__all__
 
 _HOME = {
-    "asyncio.store": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
+    "asyncio.consensus": ("AsyncConsensusStore", "AsyncConsensusUnitOfWork"),
+    "asyncio.store": ("AsyncStore",),
+    "asyncio.unit_of_work": ("AsyncUnitOfWork",),
     "declaration.move": ("Move",),
     "declaration.moves": ("Moves",),
     "declaration.parts": ("JsonItems", "Many", "Parent", "Part", "Split"),

@@ -27,8 +27,9 @@ from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.migration import Migration
 
 NAMES = (
-    "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork Computed ConsensusStore"
-    " ConsensusUnitOfWork Convert Default Earliest EnumMap Execution ExecutionTracker Explode JsonItems Latest Many"
+    "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork AsyncStore AsyncUnitOfWork Computed"
+    " ConsensusStore ConsensusUnitOfWork Convert Default Earliest EnumMap Execution ExecutionTracker Explode JsonItems"
+    " Latest Many"
     " Move Moves OnMismatch Parent Part Phase Run Settings Side Split Store Synthesis __version__"
     " declare_tables include_object original owns restore"
 )
@@ -66,6 +67,7 @@ SURFACE: dict[type, dict[str, str]] = {
         "close": "",
     },
     AsyncConsensusUnitOfWork: {
+        "model": "move",
         "on_commit": "callback",
         "repository": "move",
         "run_sync": "fn, args, kwargs",

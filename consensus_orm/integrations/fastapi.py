@@ -31,7 +31,7 @@ from typing import Annotated, TypeVar
 from sqlalchemy import URL
 
 from consensus_orm import errors
-from consensus_orm.asyncio.store import AsyncConsensusStore, AsyncConsensusUnitOfWork
+from consensus_orm.asyncio.consensus import AsyncConsensusStore, AsyncConsensusUnitOfWork
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.declaration.moves import Moves

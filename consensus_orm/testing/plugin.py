@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from consensus_orm.asyncio.store import AsyncConsensusStore
+    from consensus_orm.asyncio.consensus import AsyncConsensusStore
     from consensus_orm.consensus.store import ConsensusStore
     from consensus_orm.migration.rehearsal_report import RehearsalReport
     from consensus_orm.phase import Phase
@@ -164,7 +164,7 @@ def every_phase_async(every_phase: ConsensusStore) -> Iterator[AsyncConsensusSto
 
 
 def _asynchronous(store: ConsensusStore) -> Iterator[AsyncConsensusStore]:
-    from consensus_orm.asyncio.store import AsyncConsensusStore
+    from consensus_orm.asyncio.consensus import AsyncConsensusStore
 
     awaited = AsyncConsensusStore(store)
     yield awaited

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, assert_type
 
 import pytest
+from sqlalchemy import create_engine, func, select
 
 from consensus_orm import (
     Artifact,
@@ -24,16 +25,22 @@ from consensus_orm import (
     Phase,
     errors,
 )
-from consensus_orm.asyncio import store
+from consensus_orm.asyncio import consensus
+from consensus_orm.asyncio.store import AsyncMaintenance, AsyncMigration, AsyncStore
+from consensus_orm.asyncio.unit_of_work import AsyncRepository
 from consensus_orm.consensus.artifacts import Artifacts
 from consensus_orm.consensus.executions import Executions
 from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.databases.opening import parse_url
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.repository.repository import Repository
+from consensus_orm.settings import Settings
+from consensus_orm.store import RepositoryUnitOfWork
 from tests.asyncio.tasks import ROW, SYNTHESIS, opened, stored, until
+from tests.declaration.gallery.cases import CASES
 from tests.support.databases import Database
 
 
@@ -87,13 +94,13 @@ class TestSameAsTheSynchronousStore:
     @pytest.mark.parametrize(
         ("ours", "theirs"),
         [
-            (store.AsyncArtifacts, Artifacts),
-            (store.AsyncSyntheses, Syntheses),
-            (store.AsyncRuns, Runs),
-            (store.AsyncExecutions, Executions),
-            (store.AsyncRepository, Repository),
-            (store.AsyncMigration, Migration),
-            (store.AsyncMaintenance, Maintenance),
+            (consensus.AsyncArtifacts, Artifacts),
+            (consensus.AsyncSyntheses, Syntheses),
+            (consensus.AsyncRuns, Runs),
+            (consensus.AsyncExecutions, Executions),
+            (AsyncRepository, Repository),
+            (AsyncMigration, Migration),
+            (AsyncMaintenance, Maintenance),
         ],
         ids=lambda owner: owner.__name__,
     )
@@ -398,3 +405,30 @@ class TestRun:
 
         asyncio.run(main())
         assert stored(database) == ["D", "D"]
+
+
+def test_a_store_of_any_moves(new_database: Database) -> None:
+    """Repositories, the session and the class of the truth, from coroutines, in the phases of both sides."""
+    case = CASES["rename"]()
+    (move,) = case.moves
+    engine = create_engine(parse_url(new_database.where))
+    case.metadata.create_all(engine)
+    engine.dispose()
+
+    def counted(uow: RepositoryUnitOfWork, counting: Any) -> Any:
+        return uow.session.scalar(counting)
+
+    async def work() -> list[Any]:
+        seen: list[Any] = []
+        settings = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0)
+        async with await AsyncStore.open(new_database.where, moves=case.moves, settings=settings) as store:
+            for phase in (Phase.EXPAND, Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED):
+                await (store.upgrade() if phase is Phase.EXPAND else store.migration.migrate(phase, soak=False))
+                async with store.unit_of_work() as uow:
+                    key = await uow.repository(move).add({"vorname": phase.name, "ort": None})
+                    counting = select(func.count()).select_from(uow.model(move))
+                    seen.append(await uow.run_sync(counted, counting))
+                    assert await uow.repository(move).exists(key)
+            return seen
+
+    assert asyncio.run(work()) == [1, 2, 3, 4]

@@ -46,7 +46,7 @@ def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 FAILING: dict[str, tuple[list[str], str, int]] = {
     "no such command": (["frobnicate", "--json"], "UsageError", 2),
     "no such option": (["status", "--json", "--frobnicate"], "UsageError", 2),
-    "an option of other commands": (["mismatches", "accept", "1", "--reason", "x", "--json"], "UsageError", 2),
+    "an option of other commands": (["status", "--json", "--writers", "2"], "UsageError", 2),
     "a missing argument": (["backup", "--json"], "UsageError", 2),
     "no such phase": (["advance", "sideways", "--json"], "InvalidValueError", 2),
     "force without a reason": (["advance", "--force", "--json"], "InvalidValueError", 2),
@@ -215,14 +215,19 @@ main()
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("module", ["consensus_orm.cli.commands", "click", "pydantic", "sqlalchemy", "rich.console"])
+@pytest.mark.parametrize("module", ["consensus_orm.cli.app", "click", "pydantic", "sqlalchemy"])
 def test_interrupted_while_it_is_imported(module: str, number: int, tmp_path: Path) -> None:
-    """A signal in the half second of imports ends the command at once: exit code 130, one line, one document."""
+    """A signal in the half second of imports ends the command at once: exit code 130, one sentence, one document.
+
+    What the command alone needs is imported when it has begun; nothing is made before that.
+    """
     words = [sys.executable, "-c", INTERRUPT_AT_IMPORT, module, str(int(number))]
     words += ["--url", str(tmp_path / "new.db"), "upgrade", "--create", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 130
-    assert done.stderr == "consensus-orm: interrupted before the command began\n"
+    began = "before the command began" not in done.stderr
+    assert began is (module in ("pydantic", "sqlalchemy"))
+    assert done.stderr.lstrip("\n").startswith("consensus-orm: interrupted")
     assert document(done)["error"]["class"] == "Interrupted"
     assert list(tmp_path.iterdir()) == []
 
