@@ -236,7 +236,6 @@ def _on_parents(sql: ParentStatements) -> TableStatements:
 def _look_through(uow: UnitOfWork, tables: _Tables, readers: Readers, seen: Seen, progress: Watch) -> None:
     for pair in tables.pairs:
         _compare(tables, readers, pair, seen, progress)
-        uow._tell(ComparisonEvent(pair.name, "verify", seen.counted[pair.name, Side.LEGACY].looked_at))
     for name, ranges in tables.parents.items():
         seen.parents[name] = [key for wrong, _ in readers.compare(ranges) for key in wrong]
         seen.counted[name] = ranges.counted
@@ -284,6 +283,9 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
     if since == seen.last_reject:  # otherwise another process rejected a row meanwhile, which this scan did not see
         seen.last_reject = rejects.newest(uow)
+    for pair in mapping:
+        if (counted := seen.counted.get((pair.name, Side.LEGACY))) is not None:
+            uow._tell(ComparisonEvent(pair.name, "verify", counted.looked_at - len(not_carried[pair.name])))
     legacy = seen.of(mapping, Side.LEGACY)
     normalized = seen.of(mapping, Side.NORMALIZED)
     report = VerifyReport(

@@ -256,11 +256,15 @@ def test_writers_that_are_faster_do_not_keep_a_step_from_its_end(
         store.migration.migrate("normalized", soak=False)
         rows = [{"spec_id": "NEW", "stage": "s", "agent_name": "a", "content_json": "{}"}] * 12
 
+        @dataclass(frozen=True)
         class Writing:
             """Units of work, before each of which somebody writes."""
 
+            read_only: bool = False
+
             def run(self, work: Callable[[Any], Any]) -> Any:
-                store.run(lambda uow: uow.artifacts.add_many(rows))
+                if not self.read_only:
+                    store.run(lambda uow: uow.artifacts.add_many(rows))
                 return store.migration._writing.run(work)
 
         def carry(uow: ConsensusUnitOfWork, limit: int) -> Drained:
