@@ -48,6 +48,7 @@ def asynchronous(method: _Method[P, T]) -> _AsyncMethod[P, T]:
 
     @functools.wraps(method)
     async def call(self: Asynchronous, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The method, awaited."""
         answer: T = await self._call(lambda: method(self._original(), *args, **kwargs))
         return answer
 
@@ -102,6 +103,7 @@ def streamed(method: _Method[P, Iterator[T]]) -> Callable[Concatenate[Asynchrono
 
     @functools.wraps(method)
     async def iterate(self: Asynchronous, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        """What the method gives, asked for some at a time."""
         found: Iterator[T] = await self._call(lambda: method(self._original(), *args, **kwargs))
         while some := await self._call(lambda: [*islice(found, STREAMED)]):
             for each in some:
