@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +332,10 @@ def test_an_odd_argument_is_refused_clearly(
     wrong: list[str] = []
     refused = 0
     for (name, argument), odd_calls in itertools.groupby(calls_of(owner, store), key=lambda found: found[:2]):
-        take_to(store, phase)  # an argument that was taken may have led on, or back
+        # An argument that was taken may have stopped the steps, or led on, or back.
+        for let_go in (store.migration.resume, store.migration.release, partial(store.migration.throttle, None)):
+            let_go()
+        take_to(store, phase)
         before = new_database.everything()
         for *_, what, call in odd_calls:
             try:
