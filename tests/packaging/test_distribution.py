@@ -171,6 +171,7 @@ for module in pkgutil.walk_packages(consensus_orm.__path__, "consensus_orm."):
 """
 BEHIND_AN_EXTRA = {
     "consensus_orm.databases.postgresql.": "psycopg",
+    "consensus_orm.integrations.fastapi": "consensus-orm[fastapi]",
     "consensus_orm.telemetry.opentelemetry": "opentelemetry",
     "consensus_orm.telemetry.prometheus": "prometheus_client",
     "consensus_orm.testing.plugin": "pytest",  # whoever loads it
@@ -188,6 +189,7 @@ def test_modules_without_the_extras(installed: Installed) -> None:
 
 
 MISSING = {
+    "fastapi": "import consensus_orm.integrations.fastapi",
     "observability": "from consensus_orm import ConsensusStore, telemetry; telemetry.report_to_prometheus(None)",
     "postgres": "from consensus_orm import ConsensusStore; ConsensusStore.open('postgresql://host/database')",
     "report": "from consensus_orm import ConsensusStore, report; report.write(ConsensusStore.open(':memory:'), 'r')",
