@@ -255,14 +255,17 @@ def test_a_lock_that_is_never_free_is_an_error(new_database: Database) -> None:
 
 
 def test_commands_wait_for_a_lock(new_database: Database) -> None:
-    """So do the commands, which print what they always print."""
+    """So do the commands; on a server a change of the phase names who blocks it, and nothing else is printed."""
     build_legacy(new_database.where)
     for words in (["upgrade"], ["advance"], ["backfill"], ["verify"], ["vacuum", "--full"], ["rollback"]):
         with held(new_database, expired(1.0)):
             done = CliRunner().invoke(
                 main, ["--url", str(new_database.where), *words], env={"CONSENSUS_ORM_BUSY_TIMEOUT": "0.05"}
             )
-        assert (done.exit_code, done.stderr) == (0, ""), words
+        blocked = {line.split(" pid ")[0] for line in done.stderr.splitlines()}
+        named = {"consensus-orm: the change of the phase waits for"} if new_database.kind == "postgresql" else set()
+        assert done.exit_code == 0, words
+        assert blocked <= named, words
     if isinstance(new_database.where, Path):
         with oracle.reading(new_database.where) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
