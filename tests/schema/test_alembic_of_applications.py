@@ -1,4 +1,4 @@
-"""alembic in an application of its own: with the env.py of `alembic init` and the lines of the page, and without any."""
+"""alembic in an application of its own: with the env.py of `alembic init` and the lines of a page, and without any."""
 
 from __future__ import annotations
 
