@@ -104,7 +104,7 @@ def _conclude(report: DemoReport) -> None:
         f" all in {duration(report.seconds)}"
     )
     if report.ok:
-        say("next, with a copy of a file of yours: consensus-orm rehearse --url COPY.db; then: consensus-orm docs tutorial")
+        say("next, with a copy of your file: consensus-orm rehearse --url COPY.db; then: consensus-orm docs tutorial")
 
 
 def _writes(leg: Leg) -> str:
