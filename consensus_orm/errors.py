@@ -108,7 +108,7 @@ def _rebuilt(kind: type[ConsensusError], args: tuple[Any, ...]) -> ConsensusErro
 class ConfigurationError(ConsensusError):
     """A setting or URL cannot be used."""
 
-    hint = "correct the setting or the URL that is named; the README lists all settings"
+    hint = "correct the setting or the URL that is named; consensus-orm docs settings lists all of them"
     exit_code = 2
     package: str | None = None
     table: str | None = None
@@ -159,6 +159,7 @@ class ReadOnlyDatabaseError(StorageError):
 class DatabaseBusyError(StorageError):
     """Another process or thread holds the lock.
 
+    It did not become free within `BUSY_TIMEOUT`; a long transaction is the usual cause.
     `retry_after`, where given, is how long to wait before the next try. `blockers` are the sessions of a server for
     which a change of the phase waited in vain: `pid`, `application`, `role` and `since` of each.
     """
@@ -200,7 +201,10 @@ class OutOfMemoryError(StorageError):
 
 
 class TableMissingError(StorageError):
-    """A table was dropped or renamed by another program."""
+    """A table was dropped or renamed by another program.
+
+    `status` names the command that makes it again from the other side.
+    """
 
     hint = "nothing of this unit of work was kept; run: consensus-orm status"
     table: str = ""
@@ -263,13 +267,19 @@ class BackupError(StorageError):
 
 
 class RestoreError(StorageError):
-    """The backup was not restored."""
+    """The backup was not restored.
+
+    It does not verify, or the database cannot be replaced.
+    """
 
     hint = "the database is what it was; check the space and the permissions of its folder"
 
 
 class CopyError(StorageError):
-    """The copy was not made."""
+    """The copy was not made.
+
+    The target is not empty, the source is in the middle of a step, or a row came out different.
+    """
 
     hint = "the source is untouched"
     table: str | None = None
@@ -279,7 +289,7 @@ class CopyError(StorageError):
 class CopyRefusedError(CopyError):
     """Some rows cannot be stored in the target.
 
-    `rows` lists each of them: table, key, column and reason.
+    `rows` lists each of them: table, key, column and reason. None was copied.
     """
 
     hint = "correct the rows that are listed, or leave them behind as rejects: --reject"
@@ -361,7 +371,11 @@ class GateClosedError(MigrationError):
 
 
 class WrongPhaseError(MigrationError):
-    """This cannot be done in the phase the database is in."""
+    """This cannot be done in the phase the database is in.
+
+    A step does not begin in this phase, or a session used a class whose side is not written in it: `uow.model(MOVE)` is
+    the class to use.
+    """
 
     hint = "see: consensus-orm status, which names the phase and the next command"
 
@@ -384,7 +398,10 @@ class GuardsBrokenError(MigrationError):
 
 
 class MismatchError(ConsensusError):
-    """The stored row differs from the given one, so the unit of work was rolled back."""
+    """The stored row differs from the given one, so the unit of work was rolled back.
+
+    A trigger of another program may have changed the row.
+    """
 
     hint = "see `consensus-orm mismatches`; CONSENSUS_ORM_ON_MISMATCH=record keeps such writes"
     pair: str | None = None
@@ -393,7 +410,10 @@ class MismatchError(ConsensusError):
 
 
 class UnmirroredWriteError(ConsensusError):
-    """This write would change only one side of the migration."""
+    """This write would change only one side of the migration.
+
+    A statement through `uow.session` sends no events, changes a table, or adds a parent without a row.
+    """
 
     hint = "use the repositories of the unit of work (uow.artifacts, uow.syntheses ...)"
     table: str | None = None
@@ -403,6 +423,7 @@ class SinkError(ConsensusError):
     """The external store refused a call, or did not keep what it was given.
 
     `sink` is the name of the external store, `item` that of the entry, `tool` the tool that was called.
+    `consensus-orm external findings` lists what it did not keep; `external repair` sends it again.
     """
 
     hint = "nothing was lost, the outbox keeps the entry; see: consensus-orm relay status"

@@ -83,7 +83,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str | None = Field(default=None, repr=False)
-    """The database that is opened if a call names none: any SQLAlchemy URL, or a path."""
+    """The database that is opened if a call names none: any SQLAlchemy URL, or a path.
+
+    `~/.code/consensus_artifacts.db` where neither names one.
+    """
 
     read_url: str | None = Field(default=None, repr=False)
     """A PostgreSQL replica of `url`, for read-only units of work."""
@@ -102,13 +105,13 @@ class Settings(BaseSettings):
     busy_timeout: Wait = timedelta(seconds=5)
     """How long one statement waits for the lock of another process."""
     synchronous: str = Field(default="NORMAL", pattern="^(OFF|NORMAL|FULL|EXTRA)$")
-    """PRAGMA synchronous."""
+    """PRAGMA synchronous: OFF, NORMAL, FULL or EXTRA."""
     cache_size: int = Field(default=-16384, ge=-INT, le=INT)
     """PRAGMA cache_size; negative numbers are KiB."""
     mmap_size: int = Field(default=256 * 1024 * 1024, ge=0, lt=2**63)
     """PRAGMA mmap_size in bytes."""
     temp_store: str = Field(default="MEMORY", pattern="^(DEFAULT|FILE|MEMORY)$")
-    """PRAGMA temp_store."""
+    """PRAGMA temp_store: DEFAULT, FILE or MEMORY."""
     wal_autocheckpoint: int = Field(default=1000, ge=0, le=INT)
     """PRAGMA wal_autocheckpoint in pages."""
     trusted_schema: bool = False
@@ -121,10 +124,11 @@ class Settings(BaseSettings):
     """Whether an upgrade sets the user_version of a file of consensus data to 3, which the founding builds refuse."""
 
     isolation: Isolation = Isolation.READ_COMMITTED
-    """PostgreSQL's isolation of units of work that write; read-only ones always see one snapshot."""
+    """PostgreSQL's isolation of units of work that write: read_committed or serializable; read-only ones always see one
+    snapshot."""
 
     on_mismatch: OnMismatch = OnMismatch.RECORD
-    """Whether a differing write is kept and recorded, or rolled back."""
+    """Whether a differing write is kept and listed (record), or rolled back (raise)."""
     shadow_reads: Share = 0.0
     """Share of reads in phases 2 and 3 that are made on both sides and compared."""
     mismatch_cap: int = Field(default=1000, ge=1)
@@ -138,13 +142,13 @@ class Settings(BaseSettings):
     """Whether an alarm in phase CUTOVER rolls back to DUAL_WRITE automatically."""
 
     soak_dual_write: Duration = timedelta(days=7)
-    """How long DUAL_WRITE lasts before CUTOVER opens."""
+    """How long DUAL_WRITE lasts before CUTOVER opens; stored when the phase begins, like the other soaks."""
     soak_cutover: Duration = timedelta(days=7)
     """How long CUTOVER lasts before NORMALIZED opens."""
     soak_normalized: Duration = timedelta(days=14)
     """How long NORMALIZED lasts before CONTRACT opens."""
     certificate_max_age: Duration = timedelta(days=1)
-    """The age up to which a clean verify opens a gate."""
+    """The age up to which a clean verify opens a gate; stored when the phase begins."""
     backup_dir: Path | None = None
     """The folder of the migration's own backups; beside the database if not given."""
 

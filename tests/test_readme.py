@@ -1,27 +1,35 @@
-"""The README is kept: what it shows runs as it stands there."""
+"""The README and the pages of the documentation are kept: what they show runs as it stands, what they name exists."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from datetime import timedelta
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from consensus_orm import Settings, errors
+from consensus_orm import Settings
+from consensus_orm.cli.app import main
+from consensus_orm.cli.reference import REFERENCES
 from consensus_orm.schema import revisions
+from tests.declaration.gallery import cases
 from tests.field import builders
 from tests.support import oracle
+from tests.support.documentation import PAGES, ROOT, TEXTS, block, blocks, commands
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-USE_IT, ASYNCIO, DECLARATION, OWN_TABLES, ENV_LINES, TESTING, OBSERVING = EXAMPLES
+DECLARATION = block("own-tables", "python", "class CustomerFlat")
 
 
 def run(code: str, folder: Path) -> str:
@@ -34,20 +42,25 @@ def run(code: str, folder: Path) -> str:
 
 def test_the_example_runs_and_says_what_it_stored(tmp_path: Path) -> None:
     """The first example of the README runs in an empty folder and reads back what it wrote."""
-    assert run(USE_IT, tmp_path) == "run_1 ['gemini'] # Plan\n"
+    assert run(block("README", "python", "ConsensusStore"), tmp_path) == "run_1 ['gemini'] # Plan\n"
     with sqlite3.connect(tmp_path / "artifacts.db") as raw:
         stored = raw.execute("SELECT typeof(content), hex(content) FROM agent_outputs").fetchall()
     raw.close()
     assert stored == [("text", b'{"ok": true}'.hex().upper())]
 
 
+def test_the_example_of_the_store_runs(tmp_path: Path) -> None:
+    """The page of the store counts what it added."""
+    assert run(block("store", "python"), tmp_path) == "1\n1\n"
+
+
 def test_coroutines_write_and_read(tmp_path: Path) -> None:
-    """The asyncio example of the README writes from a hundred tasks and counts what it wrote."""
-    assert run(ASYNCIO, tmp_path) == "101 CONTRACT\n"
+    """The asyncio example writes from a hundred tasks and counts what it wrote."""
+    assert run(block("asyncio", "python"), tmp_path) == "101 CONTRACT\n"
 
 
 def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:
-    """The declaration of the README takes a file with such tables to CUTOVER and writes both sides."""
+    """The declaration of the page takes a file with such tables to CUTOVER and writes both sides."""
     raw = sqlite3.connect(tmp_path / "customers.db")
     raw.executescript("""
         CREATE TABLE customers_flat
@@ -59,7 +72,7 @@ def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:
         INSERT INTO customers_flat VALUES (1, 'Bob', '2 Side St', 'Springfield');
         INSERT INTO customers_flat VALUES (2, 'Eve', '2 Side St', 'Springfield');
     """)
-    run(DECLARATION + OWN_TABLES, tmp_path)
+    run(DECLARATION + block("own-tables", "python", "Store.open"), tmp_path)
     assert raw.execute("SELECT name, street FROM customers_flat ORDER BY id").fetchall() == [
         ("Bob", "2 Side St"),
         ("Eve", "2 Side St"),
@@ -69,31 +82,59 @@ def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:
     raw.close()
 
 
+def test_the_readme_shows_the_declaration_that_is_tested() -> None:
+    """The teaser of the README is the end of the page's declaration."""
+    assert DECLARATION.endswith(block("README", "python", "Move("))
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_the_gallery_shows_the_declarations_that_are_tested(name: str) -> None:
+    """Each case of the gallery stands in the page with its tables and its declaration as it is tested."""
+    (section,) = re.findall(
+        rf"^### {name[0].upper()}{name[1:]}\n(.*?)(?=^###|\Z)", TEXTS["own-tables"], re.DOTALL | re.MULTILINE
+    )
+    (shown,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    source = ast.parse((Path(cases.__file__)).read_text(encoding="utf-8"))
+    made = next(node for node in source.body if getattr(node, "name", "") == cases.CASES[name].__name__)
+    assert isinstance(made, ast.FunctionDef)
+    declared = [ast.dump(node) for node in made.body if isinstance(node, ast.Assign)]
+    assert [ast.dump(node) for node in ast.parse(shown).body] == declared
+    for table in cases.CASES[name]().metadata.tables.values():
+        assert f"`{table.name}({', '.join(column.name for column in table.columns)})`" in section.replace("\n", " ")
+
+
 def test_an_application_is_tested_in_five_phases(tmp_path: Path) -> None:
-    """The test of the README runs with nothing but the installed plugin, once in each phase."""
-    (tmp_path / "test_application.py").write_text(TESTING, encoding="utf-8")
+    """The test of the page runs with nothing but the installed plugin, once in each phase."""
+    (tmp_path / "test_application.py").write_text(block("testing", "python", "def remember"), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "5 passed" in done.stdout, done.stdout
 
 
 def test_listeners_are_switched_on_by_one_call_each(tmp_path: Path) -> None:
-    """The listeners of the README can be switched on together, and each hears of a unit of work."""
+    """The listeners of the page can be switched on together, and each hears of a unit of work."""
     for library in ("prometheus_client", "opentelemetry", "structlog"):
         pytest.importorskip(library)
     work = "with store.unit_of_work() as uow: uow.artifacts.count()"
     scrape = "import prometheus_client; print(prometheus_client.generate_latest().decode())"
-    told = run("\n".join([OBSERVING, work, scrape]), tmp_path)
+    told = run("\n".join([block("observability", "python"), work, scrape]), tmp_path)
     assert 'consensus_orm_unit_of_work_duration_seconds_count{consensus_orm_outcome="committed"' in told
     assert "unit of work in contract: committed after" in told  # printed
     assert re.search(r"\[debug +] *consensus_orm\.unit_of_work", re.sub(r"\x1b\[\d*m", "", told))  # of structlog
 
 
-def commands(first: str) -> list[str]:
-    """The commands of a console block, by how its first one begins."""
-    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
-    (found,) = (block for block in blocks if block.startswith(f"$ {first}"))
-    return [line.removeprefix("$ ").partition("  #")[0] for line in found.splitlines()]
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_example_is_python(page: str) -> None:
+    """Each Python block parses; what it imports from this package is there."""
+    for code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("consensus_orm"):
+                module = importlib.import_module(node.module or "")
+                for name in (alias.name for alias in node.names):
+                    assert hasattr(module, name) or find_spec(f"{module.__name__}.{name}"), name
+
+
+# Commands -------------------------------------------------------------------------------------------------
 
 
 def shell(lines: list[str], folder: Path) -> None:
@@ -109,10 +150,63 @@ def test_a_copy_goes_all_the_way_and_back(tmp_path: Path) -> None:
     """The commands that the README gives to try out end where they began, with every legacy row as it was."""
     builders.odd_legacy(tmp_path / "copy.db")
     before = oracle.image(tmp_path / "copy.db", *oracle.LEGACY)[1]
-    shell(commands("pip install '.[report")[1:], tmp_path)
+    shell(commands("README", "rehearse"), tmp_path)
     assert oracle.image(tmp_path / "copy.db", *oracle.LEGACY)[1] == before
     assert "CONTRACT" in (tmp_path / "migration.html").read_text(encoding="utf-8")
 
+
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, in order, end with the exit codes that it tells, and every legacy row comes back as it was."""
+    monkeypatch.chdir(tmp_path)
+    before: Any = None
+    shown = [line for each in blocks("tutorial", "console") for line in re.findall(r"^\$ (.*)$", each, re.MULTILINE)]
+    for line in shown:
+        command, _, comment = line.partition("  #")
+        name, *words = shlex.split(command)
+        if name == "export":
+            monkeypatch.setenv(*words[0].split("=", 1))
+            before = oracle.image(tmp_path / "tutorial.db", *oracle.LEGACY)[1]
+        elif name == "consensus-orm":  # in this process, because most of a command's time is its imports
+            result = CliRunner().invoke(main, words)
+            assert result.exit_code == (comment == " exit code 1"), (line, result.output)
+        else:
+            done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+            assert done.returncode == (comment == " exit code 1"), (line, done.stderr)
+    assert len(shown) > 20
+    assert oracle.image(tmp_path / "tutorial.db", *oracle.LEGACY)[1] == before
+
+
+def calls() -> Iterator[tuple[str, list[str]]]:
+    """The commands of this package in the console blocks of all pages, in words, each with its page."""
+    for page in TEXTS:
+        for shown in blocks(page, "console"):
+            for line in re.findall(r"^\$ (.*)$", shown, re.MULTILINE):
+                for call in re.split(r"&&", line.partition("  #")[0]):
+                    words = re.findall(r"'[^']*'|\"[^\"]*\"|\S+", call)
+                    if words and words[0].endswith("consensus-orm"):
+                        yield page, words[1:]
+
+
+def test_every_command_that_is_shown_exists() -> None:
+    """Each command in a console block has a name and options that there are."""
+    seen = 0
+    for page, words in calls():
+        command: click.Command = main
+        context = click.Context(main, info_name="consensus-orm")
+        rest = list(words)
+        while True:
+            _, rest, _ = command.make_parser(context).parse_args(rest)
+            if not isinstance(command, click.Group) or not rest:
+                break
+            inner = command.get_command(context, rest[0])
+            assert inner is not None, (page, words)
+            command, rest = inner, rest[1:]
+            context = click.Context(command, context)
+        seen += 1
+    assert seen > 40
+
+
+# Revisions ------------------------------------------------------------------------------------------------
 
 ENVIRONMENT = """
 from alembic import context
@@ -122,7 +216,7 @@ MOVES, target_metadata = None, MetaData()
 notes = Column("id", Integer, primary_key=True), Column("output", ForeignKey("agent_outputs.id"))
 Table("notes", target_metadata, *notes)
 with create_engine("sqlite:///app.db").begin() as connection:
-{readme}
+{lines}
     context.run_migrations()
 """
 REVISION = """
@@ -139,47 +233,81 @@ def upgrade():
 
 
 def test_revisions_of_others_live_beside_ours(tmp_path: Path) -> None:
-    """With the README's ini both histories run, one table refers to another, and autogenerate finds nothing to do."""
-    (ini,) = re.findall(r"```ini\n(.*?)```", README, flags=re.DOTALL)
+    """With the page's ini both histories run, one table refers to another, and autogenerate finds nothing to do."""
     (tmp_path / "migrations" / "versions").mkdir(parents=True)
     # In a checkout the migrations lie elsewhere; tests/packaging runs them from where they are in a wheel.
-    ini = ini.replace("consensus_orm:_alembic", str(revisions.script_location()))
+    ini = block("own-revisions", "ini").replace("consensus_orm:_alembic", str(revisions.script_location()))
     (tmp_path / "alembic.ini").write_text(ini, encoding="utf-8")
-    (tmp_path / "migrations" / "env.py").write_text(
-        ENVIRONMENT.format(readme=textwrap.indent(ENV_LINES, "    ")), encoding="utf-8"
-    )
+    lines = textwrap.indent(block("own-revisions", "python"), "    ")
+    (tmp_path / "migrations" / "env.py").write_text(ENVIRONMENT.format(lines=lines), encoding="utf-8")
     (tmp_path / "migrations" / "versions" / "notes.py").write_text(REVISION, encoding="utf-8")
-    shell([*commands("alembic -n"), "alembic check", "consensus-orm --url app.db upgrade"], tmp_path)
+    both = commands("own-revisions", "alembic -n")
+    shell([*both, "alembic check", "consensus-orm --url app.db upgrade"], tmp_path)
     assert {"notes", "agent_outputs", "alembic_version", "consensus_orm_version"} <= set(
         oracle.tables(tmp_path / "app.db")
     )
 
 
-def spelled(default: object) -> str:
-    """A default as the README gives it."""
-    if isinstance(default, timedelta):
-        for unit, size in (("d", timedelta(days=1)), ("s", timedelta(seconds=1))):
-            if not default % size:
-                return f"{default // size} {unit}"
-        return f"{default // timedelta(milliseconds=1)} ms"
-    return str(default).lower() if default is None or isinstance(default, bool) else str(default)
+# What pages name ------------------------------------------------------------------------------------------
 
 
-def test_every_setting_is_listed_with_its_default() -> None:
-    """The table of settings is complete, and each default is the one in force."""
-    listed = dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", README, flags=re.MULTILINE))
-    fields = {name.upper(): spelled(field.default) for name, field in Settings.model_fields.items()}
-    del fields["CLOCK"]  # tests set it, nobody else
-    assert listed == fields
+def test_every_setting_is_listed_with_its_default_and_its_meaning() -> None:
+    """The table of settings is complete but for functions, and spells defaults as people do."""
+    page = "\n".join(REFERENCES["settings"]())
+    listed = {name: rest for name, *rest in re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)}
+    assert set(listed) == {name.upper() for name in Settings.model_fields} - {"CLOCK", "PASSWORD"}
+    defaults = {name: default for name, (default, _) in listed.items()}
+    assert [defaults[name] for name in ("URL", "PROTECT", "SYNCHRONOUS", "POOL_SIZE")] == [
+        "none",
+        "true",
+        "NORMAL",
+        "10",
+    ]
+    assert [defaults[name] for name in ("SOAK_DUAL_WRITE", "POOL_TIMEOUT", "CHUNK_PAUSE")] == ["7 d", "30 s", "2 ms"]
 
 
-def test_every_error_is_explained() -> None:
-    """The runbook names each error there is."""
-    missing = [name for name in errors.__all__ if f"`{name}`" not in README]
-    assert missing == []
+def test_every_command_is_listed_with_its_help() -> None:
+    """The page of commands shows what each command prints, those of groups included."""
+    page = "\n".join(REFERENCES["commands"]())
+    assert "### contract finish\n```text\nUsage: consensus-orm contract finish [OPTIONS]\n" in page
+    assert "--keep-tables" in page
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(tests/[\w/]+(?:\.py)?)/?`", README))))
-def test_every_test_that_the_readme_names_exists(name: str) -> None:
-    """A promise of the README points at tests that are there."""
-    assert (Path(__file__).parent.parent / name).exists()
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub and mkdocs make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each relative link of a page is a file that is there, and its anchor a heading of it."""
+    text = re.sub(r"^```.*?^```$", "", TEXTS[page.stem], flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.is_file(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
+def test_the_index_names_every_page() -> None:
+    """The index links each page, and the README each page or the index."""
+    pages = {page.name for page in PAGES if page.parent != ROOT} - {"index.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", TEXTS["index"])) == pages
+
+
+NAMED = sorted({name for text in TEXTS.values() for name in re.findall(r"`(tests/[\w/.*-]+)`", text)})
+
+
+def test_promises_name_tests() -> None:
+    """The page of guarantees has at least as many tests as the promises that were made so far."""
+    assert len(set(re.findall(r"`(tests/[\w/.*-]+)`", TEXTS["guarantees"]))) >= 28
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_test_that_is_named_exists(name: str) -> None:
+    """A promise points at tests that are there."""
+    assert list(ROOT.glob(name.rstrip("/")))

@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "advance": ("steps", "Go to the next phase, or to PHASE; each gate must be open."),
         "rollback": ("steps", "Go back one phase, or to PHASE; nothing is lost on the way."),
         "migrate": ("steps", "Take every step, up to the first gate that refuses."),
+        "contract": ("steps", "Remove for good what CONTRACT has put away: `contract finish`."),
     },
     "Steer a step that runs, from any terminal or machine": {
         "pause": ("control", "Stop long steps after their current chunk, until `resume`."),

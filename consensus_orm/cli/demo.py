@@ -103,6 +103,8 @@ def _conclude(report: DemoReport) -> None:
         f" {report.rejects} rejects, {report.writes:,} writes by others, the slowest {duration(slowest)},"
         f" all in {duration(report.seconds)}"
     )
+    if report.ok:
+        say("next, with a copy of your file: consensus-orm rehearse --url COPY.db; then: consensus-orm docs tutorial")
 
 
 def _writes(leg: Leg) -> str:

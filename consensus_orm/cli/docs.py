@@ -9,14 +9,11 @@ from importlib import resources
 import click
 
 from consensus_orm.cli.app import json_option, main
-from consensus_orm.cli.explain import kinds, meaning
 from consensus_orm.cli.output import say, show_json
+from consensus_orm.cli.reference import REFERENCES
 from consensus_orm.errors import InvalidValueError
 
 __all__: list[str] = []
-
-TROUBLESHOOT = "troubleshoot"
-"""The page that is made from the errors."""
 
 
 @main.command(shared=[], examples=["docs", "docs phases", "docs troubleshoot"])
@@ -28,7 +25,7 @@ def docs(topic: str | None, as_json: bool) -> None:
     The pages are Markdown: formatted on a terminal, as they are in a pipe or file.
     """
     if topic is None:
-        titles = {name: _page(name).partition("\n")[0].lstrip("# ") for name in _topics()}
+        titles = {name: _text(name).partition("\n")[0].lstrip("# ") for name in _topics()}
         if as_json:
             show_json([{"topic": name, "title": title} for name, title in titles.items()])
             return
@@ -44,7 +41,7 @@ def docs(topic: str | None, as_json: bool) -> None:
 
 def _topics() -> list[str]:
     pages = resources.files("consensus_orm.docs").iterdir()
-    return sorted([TROUBLESHOOT, *(page.name.removesuffix(".md") for page in pages if page.name.endswith(".md"))])
+    return sorted(page.name.removesuffix(".md") for page in pages if page.name.endswith(".md"))
 
 
 def _known(topic: str) -> str:
@@ -60,22 +57,14 @@ def _known(topic: str) -> str:
     raise InvalidValueError(f"there is no page {topic!r:.40}", hint=f"{near}see: consensus-orm docs", field="topic")
 
 
-def _page(name: str) -> str:
-    if name == TROUBLESHOOT:
-        return _troubleshoot()
+def _text(name: str) -> str:
     return resources.files("consensus_orm.docs").joinpath(f"{name}.md").read_text(encoding="utf-8")
 
 
-def _troubleshoot() -> str:
-    """Every error with what it means and what to do, from its class."""
-    lines = [
-        "# Troubleshooting",
-        "",
-        "A command prints the code of an error in parentheses at its end. Each code, its meaning, and what to do:",
-    ]
-    for code, kind in sorted(kinds().items()):
-        lines += ["", f"## {code}", "", *meaning(kind), "", f"What to do: {kind.hint or 'see the text of the error'}."]
-    return "\n".join([*lines, ""])
+def _page(name: str) -> str:
+    """The text of a page, and what is made from the code for it."""
+    made = REFERENCES[name]() if name in REFERENCES else ()
+    return "\n\n".join([_text(name).rstrip("\n"), *made]) + "\n"
 
 
 def _show(text: str) -> None:

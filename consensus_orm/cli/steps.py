@@ -257,9 +257,9 @@ def rollback(app: App, phase: Phase | None, reason: str | None, yes: bool, as_js
     _move(app, as_json, "rollback", work)
 
 
-@main.group()
+@main.group(examples=["contract finish --reason 'no way back is needed any more'"])
 def contract() -> None:
-    """What CONTRACT has put away."""
+    """Remove for good what CONTRACT has put away."""
 
 
 @contract.command()

@@ -44,8 +44,9 @@ def test_demo_shows_the_whole_way_there_and_back(tmp_path: Path) -> None:
     counts = re.search(r"([\d,]+) of ([\d,]+) legacy rows are what they were", back)
     assert counts is not None
     assert counts[1] == counts[2] != "0"
-    last = done.stdout.splitlines()[-1]
-    assert last.startswith("OK: 0 mismatches, 0 rejects, ")
+    verdict, hint = done.stdout.splitlines()[-2:]
+    assert verdict.startswith("OK: 0 mismatches, 0 rejects, ")
+    assert "consensus-orm rehearse --url COPY.db" in hint
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import oracle
-from tests.test_readme import TESTING
+from tests.support.documentation import TEXTS, block
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
 
@@ -160,6 +160,14 @@ def test_demo(installed: Installed) -> None:
     assert "\nOK: 0 mismatches, 0 rejects" in installed.call("consensus-orm", "demo")
 
 
+def test_pages_are_shipped(installed: Installed) -> None:
+    """Every page of the documentation is shown, with what is made from the code."""
+    listed = {line.split()[0] for line in installed.call("consensus-orm", "docs").splitlines()}
+    assert listed == set(TEXTS) - {"README"}
+    assert installed.call("consensus-orm", "docs", "guarantees").strip() == TEXTS["guarantees"].strip()
+    assert "| `POOL_SIZE` | 10 |" in installed.call("consensus-orm", "docs", "settings")
+
+
 EVERY_MODULE = """
 import importlib, pkgutil
 import consensus_orm
@@ -204,9 +212,9 @@ def test_missing_extra_is_named(installed: Installed, extra: str) -> None:
 
 
 def test_testing_kit_and_report(built: Built, tmp_path: Path) -> None:
-    """With their extras, the README's test of an application passes and a report is written."""
+    """With their extras, the documentation's test of an application passes and a report is written."""
     made = environment(Path(sys.executable), tmp_path, f"{built.wheel}[testing,report]", "pytest")
-    (made.folder / "test_application.py").write_text(TESTING, encoding="utf-8")
+    (made.folder / "test_application.py").write_text(block("testing", "python", "def remember"), encoding="utf-8")
     assert "5 passed" in made.call("python", "-m", "pytest", "-q")
     made.call("consensus-orm", "--url", "artifacts.db", "upgrade", "--create")
     made.call("consensus-orm", "--url", "artifacts.db", "report", "report.html")

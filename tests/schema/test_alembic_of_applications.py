@@ -1,4 +1,4 @@
-"""alembic in an application of its own: with the env.py of `alembic init` and the README's lines, and without any."""
+"""alembic in an application of its own: with the env.py of `alembic init` and the lines of a page, and without any."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from consensus_orm.schema.revisions import head
 from consensus_orm.settings import Settings
 from consensus_orm.testing import legacy_history, take_to
 from tests.support.databases import Database
+from tests.support.documentation import block
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_pause=0)
@@ -68,7 +69,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, new_database: Database) -> Project:
-    """What `alembic init` makes, with the lines of the README."""
+    """What `alembic init` makes, with the lines of the documentation."""
     made = Project(tmp_path, new_database)
     made.alembic("init", "migrations")
     url = parse_url(new_database.where).render_as_string(hide_password=False).replace("%", "%%")
@@ -76,9 +77,8 @@ def project(tmp_path: Path, new_database: Database) -> Project:
     section = f"\n[consensus_orm]\nscript_location = {revisions.script_location()}\n"
     ini.write_text(re.sub(r"(?m)^sqlalchemy.url = .*$", lambda _: f"sqlalchemy.url = {url}", ini.read_text()) + section)
     (tmp_path / "models.py").write_text(MODELS)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (recipe,) = re.findall(
-        r"```python\n(from consensus_orm import declare_tables.*?)\n\n(declare.*?)\n", readme, re.DOTALL
+        r"(from consensus_orm import declare_tables.*?)\n\n(declare.*?)\n", block("own-revisions", "python"), re.DOTALL
     )
     env = tmp_path / "migrations" / "env.py"
     text = env.read_text()

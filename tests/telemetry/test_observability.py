@@ -16,6 +16,7 @@ from consensus_orm import ConsensusStore, ConsensusUnitOfWork, errors, telemetry
 from consensus_orm.telemetry.instruments import INSTRUMENTS
 from consensus_orm.telemetry.readings import READINGS
 from tests.support.databases import Database
+from tests.support.documentation import TEXTS
 from tests.telemetry.published import (
     ROW,
     UNIT,
@@ -244,9 +245,9 @@ class TestPromises:
         assert all(name in attributes or name.startswith("consensus_orm.") for name in each.attributes)
 
     def test_names_are_documented(self) -> None:
-        """The README tells each metric."""
-        readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-        assert [each.name for each in (*INSTRUMENTS, *READINGS) if f"`{each.name}`" not in readme] == []
+        """The page of the documentation tells each metric."""
+        page = TEXTS["observability"]
+        assert [each.name for each in (*INSTRUMENTS, *READINGS) if f"`{each.name}`" not in page] == []
 
 
 POOL = "db_client_connection_pool_name"
