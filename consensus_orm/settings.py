@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     url: str | None = Field(default=None, repr=False)
     """The database that is opened if a call names none: any SQLAlchemy URL, or a path.
 
-    `~/.code/consensus_artifacts.db` where neither names one.
+    The file of the tool in `~/.code` where neither names one.
     """
 
     read_url: str | None = Field(default=None, repr=False)

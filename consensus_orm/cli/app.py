@@ -242,6 +242,7 @@ class _SubGroup(_Command, click.Group):
     """A command with commands of its own."""
 
     command_class = _Command
+    group_class = type  # its own class: groups within it are like it
 
 
 class _Group(click.Group):

@@ -11,10 +11,13 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "check": ("dependencies", "Name what will keep a gate shut on the way, before anything is written."),
         "health": ("health", "Check whether the database can be served, for load balancers and systemd."),
         "docs": ("docs", "Show a page of the documentation, or list the pages."),
-        "explain": ("explain", "Explain an error by its CODE; list all codes without one."),
+        "explain": ("explain", "Explain an error by its CODE, such as GATE_CLOSED; list all codes without one."),
     },
     "Move": {
-        "rehearse": ("rehearsal", "Migrate a copy through all phases and back, and check that nothing changed."),
+        "rehearse": (
+            "rehearsal",
+            "Migrate a copy through all phases and back, and check that its rows come out unchanged.",
+        ),
         "plan": ("plan", "Show the steps ahead, what each does, and how long it took in the rehearsal."),
         "upgrade": ("steps", "Bring the schema to the newest revision; safe at any time."),
         "backfill": ("steps", "Carry the existing rows; continues where it stopped."),
@@ -22,7 +25,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "advance": ("steps", "Go to the next phase, or to PHASE; each gate must be open."),
         "rollback": ("steps", "Go back one phase, or to PHASE; nothing is lost on the way."),
         "migrate": ("steps", "Take every step, up to the first gate that refuses."),
-        "contract": ("steps", "Remove for good what CONTRACT has put away: `contract finish`."),
+        "contract": ("steps", "Remove for good what CONTRACT has put away."),
     },
     "Steer a step that runs, from any terminal or machine": {
         "pause": ("control", "Stop long steps after their current chunk, until `resume`."),
@@ -31,24 +34,33 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "hold": ("control", "Refuse every change of phase, until `hold --release`."),
     },
     "Decide": {
-        "mismatches": ("rows", "List differences between the sides, show one, or accept some."),
-        "rejects": ("rows", "List rows that cannot be carried, show one, or decide on some."),
-        "images": ("rows", "List rows that were kept before they were overwritten, or put some back."),
-        "dependencies": ("dependencies", "List what others use of the legacy tables, or accept some."),
+        "mismatches": ("rows", "List differences between the sides, or accept one."),
+        "rejects": ("rows", "List rows that cannot be carried, or decide on one."),
+        "images": ("rows", "List rows that were kept before they were overwritten or deleted, or put one back."),
+        "dependencies": ("dependencies", "List what others use of the legacy tables, or accept that it breaks."),
         "reconcile": ("steps", "Make both sides equal, or only the rows of some mismatches or of a table."),
-        "history": ("status", "List every change of phase and every repair."),
+        "history": ("status", "List every change of phase and every repair; writes nothing."),
         "report": ("rehearsal", "Write a report on the migration to one page, FILE.html."),
     },
     "Leave an external store": {
-        "external": ("external", "Import, mirror, compare and leave a store that is no SQL database."),
-        "relay": ("external", "Send what was written to an external store, and check that it arrived."),
+        "external": (
+            "external",
+            "Import, mirror and leave an external store: stages OFF, IMPORT, MIRROR and DETACHED.",
+        ),
+        "relay": ("external", "Send what was written to the external store, outside of every request."),
     },
     "Upkeep": {
-        "stats": ("maintenance", "Show the settings in force and the space on disk."),
+        "stats": ("maintenance", "Show the settings in force and the space on disk; writes nothing."),
         "vacuum": ("maintenance", "Return the space of deleted rows to the file system, in small steps."),
         "backup": ("maintenance", "Copy the database to PATH, verified, while writers go on."),
-        "restore": ("maintenance", "Replace a SQLite database that no process has open with BACKUP."),
-        "alembic": ("revisions", "Run alembic on the revisions of this package, without an ini file."),
+        "restore": (
+            "maintenance",
+            "Replace a SQLite database that no process has open with BACKUP, or fill an empty database of a server.",
+        ),
+        "alembic": (
+            "revisions",
+            "Run a command of alembic on the revisions of this package; no alembic.ini is needed.",
+        ),
         "copy": ("copying", "Copy a store to another database, in any phase."),
     },
 }

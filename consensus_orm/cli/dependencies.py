@@ -12,7 +12,7 @@ from consensus_orm.formats import moment
 __all__: list[str] = []
 
 
-@main.command()
+@main.command(examples=["check --url postgresql://app@db/consensus"])
 @json_option
 @app_command
 def check(app: App, as_json: bool) -> None:
@@ -31,7 +31,10 @@ def check(app: App, as_json: bool) -> None:
     exit_with(found)
 
 
-@main.group(invoke_without_command=True)
+@main.group(
+    invoke_without_command=True,
+    examples=["dependencies", "dependencies accept 'view berliners' --reason 'the report is gone by then'"],
+)
 @json_option
 @app_command
 @click.pass_context
@@ -57,11 +60,12 @@ def dependencies(ctx: click.Context, app: App, as_json: bool) -> None:
     exit_with(any(entry.accepted is None for entry in entries))
 
 
-@dependencies.command("accept")
+@dependencies.command("accept", examples=["dependencies accept 'view berliners' --reason 'the report is gone by then'"])
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @reason_required
+@json_option
 @app_command
-def accept_dependencies(app: App, names: tuple[str, ...], reason: str) -> None:
+def accept_dependencies(app: App, names: tuple[str, ...], reason: str, as_json: bool) -> None:
     """Let the gates open although these depend on the legacy tables.
 
     A NAME is as listed, or with its kind before it. Either all of them are accepted or none. Reads are accepted up to
@@ -69,5 +73,8 @@ def accept_dependencies(app: App, names: tuple[str, ...], reason: str) -> None:
     """
     with app.store() as store:
         accepted = store.migration.accept_dependencies(names, reason=reason)
+    if as_json:
+        show_json({"accepted": accepted})
+        return
     for each in accepted:
         say(f"{each.kind} {each.name} is accepted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -50,12 +51,12 @@ def _mirror(app: App, sink: str | None) -> Iterator[Mirror]:
 # The relay ------------------------------------------------------------------------------------------------
 
 
-@main.group()
+@main.group(examples=["relay run", "relay status"])
 def relay() -> None:
     """Send what was written to the external store, outside of every request."""
 
 
-@relay.command("run")
+@relay.command("run", examples=["relay run"])
 @click.option("--until-empty", is_flag=True, help="Stop when nothing is left to send.")
 @sink_option
 @json_option
@@ -82,7 +83,7 @@ def relay_run(app: App, until_empty: bool, sink: str | None, as_json: bool) -> N
     exit_with(report.rejected)
 
 
-@relay.command("status")
+@relay.command("status", examples=["relay status"])
 @sink_option
 @json_option
 @app_command
@@ -114,37 +115,39 @@ def _relay_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
     yield "rejects", f"{found.rejects:,} open"
 
 
-@relay.command("pause")
+@relay.command("pause", examples=["relay pause --reason 'the server moves'"])
 @reason_option
 @sink_option
+@json_option
 @app_command
-def relay_pause(app: App, reason: str | None, sink: str | None) -> None:
+def relay_pause(app: App, reason: str | None, sink: str | None, as_json: bool) -> None:
     """Stop sending, wherever the relay runs; the outbox goes on filling."""
     with _mirror(app, sink) as mirror:
         mirror.pause(reason=reason)
-    say("the relay is paused")
+    _tell({"paused": True}, "the relay is paused", as_json=as_json)
 
 
-@relay.command("resume")
+@relay.command("resume", examples=["relay resume"])
 @reason_option
 @sink_option
+@json_option
 @app_command
-def relay_resume(app: App, reason: str | None, sink: str | None) -> None:
+def relay_resume(app: App, reason: str | None, sink: str | None, as_json: bool) -> None:
     """Send again after a pause."""
     with _mirror(app, sink) as mirror:
         mirror.resume(reason=reason)
-    say("the relay goes on")
+    _tell({"paused": False}, "the relay goes on", as_json=as_json)
 
 
 # The stages -----------------------------------------------------------------------------------------------
 
 
-@main.group()
+@main.group(examples=["external status", "external advance import"])
 def external() -> None:
     """Import, mirror and leave an external store: stages OFF, IMPORT, MIRROR and DETACHED."""
 
 
-@external.command("status")
+@external.command("status", examples=["external status"])
 @sink_option
 @json_option
 @app_command
@@ -173,7 +176,7 @@ def _stage_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
     yield "provable", "yes" if found.provable else "no: the store is declared without exact keys or a complete list"
 
 
-@external.command("import")
+@external.command("import", examples=["external import"])
 @click.option("--own", is_flag=True, help="Take in entries, too, that are named as rows which this database lacks.")
 @sink_option
 @json_option
@@ -196,17 +199,18 @@ def external_import(app: App, own: bool, sink: str | None, as_json: bool) -> Non
     exit_with(rejects)
 
 
-@external.command("export")
+@external.command("export", examples=["external export"])
 @sink_option
+@json_option
 @app_command
-def external_export(app: App, sink: str | None) -> None:
+def external_export(app: App, sink: str | None, as_json: bool) -> None:
     """Put all rows into the outbox again; the relay sends them."""
     with _mirror(app, sink) as mirror:
         count = mirror.export()
-    say(f"{count:,} rows are in the outbox")
+    _tell({"rows": count}, f"{count:,} rows are in the outbox", as_json=as_json)
 
 
-@external.command("verify")
+@external.command("verify", examples=["external verify"])
 @sink_option
 @json_option
 @app_command
@@ -233,18 +237,20 @@ def external_verify(app: App, sink: str | None, as_json: bool) -> None:
     exit_with(not report.clean)
 
 
-@external.command("repair")
+@external.command("repair", examples=["external repair --reason 'ours is right'"])
 @reason_option
 @sink_option
+@json_option
 @app_command
-def external_repair(app: App, reason: str | None, sink: str | None) -> None:
+def external_repair(app: App, reason: str | None, sink: str | None, as_json: bool) -> None:
     """Send the rows of all open findings again; what the external store held is kept."""
     with _mirror(app, sink) as mirror:
         count = mirror.repair(reason=reason)
-    say(f"{count:,} findings are settled, their rows are in the outbox")
+    told = f"{count:,} findings are settled, their rows are in the outbox"
+    _tell({"settled": count}, told, as_json=as_json)
 
 
-@external.command("advance")
+@external.command("advance", examples=["external advance mirror"])
 @stage_argument
 @reason_option
 @click.option("--force", is_flag=True, help="Skip waiting, never another gate.")
@@ -265,7 +271,7 @@ def external_advance(
     _tell_stage(reached, as_json)
 
 
-@external.command("rollback")
+@external.command("rollback", examples=["external rollback import"])
 @stage_argument
 @reason_option
 @sink_option
@@ -278,6 +284,13 @@ def external_rollback(app: App, stage: str | None, reason: str | None, sink: str
     _tell_stage(reached, as_json)
 
 
+def _tell(document: dict[str, Any], sentence: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json(document)
+    else:
+        say(sentence)
+
+
 def _tell_stage(reached: Stage, as_json: bool) -> None:
     if as_json:
         show_json({"stage": reached.name})
@@ -285,7 +298,7 @@ def _tell_stage(reached: Stage, as_json: bool) -> None:
         say(f"the stage is {reached.name}")
 
 
-@external.group("findings", invoke_without_command=True)
+@external.group("findings", invoke_without_command=True, examples=["external findings --all"])
 @click.option("--all", "everything", is_flag=True, help="Those that are settled, too.")
 @sink_option
 @json_option
@@ -307,24 +320,26 @@ def _finding(found: Finding) -> tuple[Any, ...]:
     return (found.id, found.kind, found.item, *of)
 
 
-@external_findings.command("accept")
+@external_findings.command("accept", examples=["external findings accept 3 --reason 'known'"])
 @number_argument
 @click.option("--reason", metavar="TEXT", required=True, help="Why, for the audit.")
 @sink_option
+@json_option
 @app_command
-def accept_finding(app: App, number: int, reason: str, sink: str | None) -> None:
+def accept_finding(app: App, number: int, reason: str, sink: str | None, as_json: bool) -> None:
     """Leave finding ID as it is."""
     with _mirror(app, sink) as mirror:
         mirror.accept(number, reason=reason)
-    say(f"finding {number} is accepted")
+    _tell({"accepted": [number]}, f"finding {number} is accepted", as_json=as_json)
 
 
-@external_findings.command("show")
+@external_findings.command("show", examples=["external findings show 3"])
 @number_argument
 @sink_option
+@json_option
 @app_command
-def show_finding(app: App, number: int, sink: str | None) -> None:
+def show_finding(app: App, number: int, sink: str | None, as_json: bool) -> None:
     """Print what the external store held when finding ID was made, as JSON: the only command that shows contents."""
     with _mirror(app, sink) as mirror:
         kept = mirror.kept(number)
-    say("null" if kept is None else kept)
+    _tell({"kept": None if kept is None else json.loads(kept)}, "null" if kept is None else kept, as_json=as_json)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+
 import click
 
 from consensus_orm.cli.app import App, app_command, create_option, main
+from consensus_orm.cli.output import say
 from consensus_orm.errors import ConfigurationError, ConsensusError, SchemaError
 
 __all__: list[str] = []
 
 
-@main.command("alembic", context_settings={"ignore_unknown_options": True})
+@main.command(
+    "alembic",
+    context_settings={"ignore_unknown_options": True},
+    examples=["alembic current", "alembic upgrade head", "alembic downgrade -- -1"],
+)
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
 @create_option
 @app_command
@@ -38,10 +45,13 @@ def run_alembic(app: App, words: tuple[str, ...]) -> None:
         url = store.path or store.engine.url.render_as_string(hide_password=False)
     options.x = [*(options.x or []), f"url={url}"]
     config = revisions.configuration()
-    config.cmd_opts = options
+    config.cmd_opts, config.stdout = options, io.StringIO()
     try:
         line.run_cmd(config, options)
     except util.CommandError as error:
         if isinstance(error.__cause__, ConsensusError):
             raise error.__cause__ from error
         raise SchemaError(str(error), hint="see: consensus-orm alembic --help") from error
+    finally:
+        if told := config.stdout.getvalue().rstrip("\n"):
+            say(told)

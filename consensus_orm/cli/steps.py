@@ -262,7 +262,7 @@ def contract() -> None:
     """Remove for good what CONTRACT has put away."""
 
 
-@contract.command()
+@contract.command(examples=["contract finish --reason 'no way back is needed any more'"])
 @click.option("--reason", required=True, metavar="TEXT", help="Why, for the audit.")
 @json_option
 @app_command

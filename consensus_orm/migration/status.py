@@ -76,7 +76,7 @@ class MigrationStatus(BaseModel):
     pairs: list[PairStatus]
     parents: dict[str, int]
     other_tables: dict[str, int]
-    """Rows of the tables of the application that no move has, such as agent_executions."""
+    """Rows of the tables of the application that no move has."""
     certificate: CertificateStatus | None
     mismatches: int
     rejects: int
