@@ -55,14 +55,17 @@ class RepositoryUnitOfWork(UnitOfWork):
     """A unit of work with a repository for each move."""
 
     def _open_to_session(self) -> tuple[Side, ...]:
-        return tuple(side for side, is_open in self.phase.sides if is_open)
+        # A database that is not prepared has no phase, and its mapped tables are only read.
+        return tuple(side for side, is_open in self.phase.sides if is_open) if self.prepared else ()
 
     def _new_session(self, connection: Connection, guard: SessionGuard) -> Session:
-        return CarryingSession(connection, self, guard)
+        return CarryingSession(connection, self, guard) if self.prepared else super()._new_session(connection, guard)
 
     def _end_session(self, session: Session) -> None:
-        assert isinstance(session, CarryingSession)
-        session.end()
+        if isinstance(session, CarryingSession):
+            session.end()
+        else:
+            super()._end_session(session)
 
     def model(self, move: Move[Any]) -> type[DeclarativeBase]:
         """The class of the side that is the truth in this phase.

@@ -28,7 +28,7 @@ from consensus_orm.errors import (
 )
 from consensus_orm.testing import artifact_values, synthesis_values
 from consensus_orm.testing.plugin import QueryCounter
-from tests.support.databases import behind
+from tests.support.databases import Database, behind, build_legacy
 
 Raw = Callable[..., list[tuple[Any, ...]]]
 
@@ -282,6 +282,15 @@ def test_tables_spelled_in_other_letters_are_guarded(tmp_path: Path) -> None:
         store.migration.migrate(Phase.NORMALIZED, soak=False)
         with store.unit_of_work() as uow, pytest.raises(WrongPhaseError):
             uow.session.execute(text("INSERT INTO consensus_artifacts (spec_id) VALUES ('x')"))
+
+
+def test_a_session_on_a_database_that_is_not_prepared(new_database: Database) -> None:
+    """It reads what is there, and writes no mapped table: there is no phase to say where to."""
+    build_legacy(new_database.where)
+    with ConsensusStore.open(new_database.where) as store, store.unit_of_work(read_only=True) as uow:
+        assert not uow.prepared
+        rows = uow.session.scalars(select(legacy().ConsensusArtifact)).all()
+        assert len(rows) == new_database.scalar("SELECT count(*) FROM consensus_artifacts") > 0
 
 
 def test_mapped_entities_can_be_queried(store: ConsensusStore) -> None:
