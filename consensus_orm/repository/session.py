@@ -131,6 +131,10 @@ class CarryingSession(Session):
         finally:
             self._in_flush = False
 
+    def _rolled_back(self) -> None:
+        self._in_flush = False  # a flush that failed has no end
+        self._expire()
+
     def _before(self, context: Any) -> None:
         if not self._in_flush and _may_write(context):
             self._mark, self._foreign = self._uow.catalog.session_mark(self._uow)
@@ -353,7 +357,8 @@ class CarryingSession(Session):
     def _keys_of(self, entity: Any) -> Iterator[tuple[Any, Key]]:
         """The moves and sides of which an entity is a row, each with its key there; None where it is not loaded."""
         for move in self._uow.statements.mapping:
-            for side in Side:
+            # A side that is not written has no entities here, and the legacy class may be gone.
+            for side in (side for side, is_open in self._uow.phase.sides if is_open):
                 if isinstance(entity, model := _model(move, side) or ()):
                     yield (move.name, side), inspect(entity).dict.get(_key_attribute(move, side, model))
 
@@ -409,4 +414,4 @@ event.listen(CarryingSession, "do_orm_execute", lambda state: state.session._ref
 event.listen(CarryingSession, "before_flush", lambda session, *_: session._begin_flush())
 event.listen(CarryingSession, "after_flush", lambda session, _: session._end_flush())
 event.listen(CarryingSession, "after_flush_postexec", lambda session, _: session._expire())
-event.listen(CarryingSession, "after_soft_rollback", lambda session, _: session._expire())
+event.listen(CarryingSession, "after_soft_rollback", lambda session, _: session._rolled_back())

@@ -25,6 +25,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -521,3 +522,44 @@ def test_an_application_goes_through_all_phases_with_plain_sessions(begun: World
 
     assert {name for _, name, *_ in begun.database.rows_of(OLD[0])} == expected
     assert {what for *_, what in begun.database.rows_of(OLD[1])} == {"tea", "ink", "cup"} | (expected - {"Ada", "Bob"})
+
+
+def test_a_failed_flush_leaves_later_statements_carried(world: World) -> None:
+    """After an error of a flush and its rollback, a statement outside of a flush is carried as before."""
+    with world.store.unit_of_work() as uow:
+        uow.session.add(Order(person_id=1, what=None))
+        with pytest.raises(IntegrityError):
+            uow.session.flush()
+        uow.session.rollback()
+        uow.session.execute(update(Order).where(Order.id == 1).values(what="coffee"))
+        assert uow.session.scalar(select(Purchase.item).where(Purchase.id == 1)) == "coffee"
+
+    assert world.same()[1][0] == (1, 1, "coffee")
+
+
+def test_the_legacy_class_is_not_imported_any_more(new_database: Database, tmp_path: Path) -> None:
+    """At CONTRACT the module of a legacy class that is given by name may be gone; the session goes on."""
+    settings = SETTINGS.model_copy(update={"backup_dir": tmp_path})
+    engine = create_engine(parse_url(new_database.where))
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    with Store.open(new_database.where, moves=MOVES, settings=settings) as store:
+        store.upgrade()
+        store.migration.migrate(Phase.CONTRACT, soak=False)
+    gone = Move(
+        "persons=nowhere.at.all:Person",
+        Citizen,
+        name="persons",
+        key={"id": Citizen.id},
+        columns={Citizen.full_name: "name", Citizen.version: "version"},
+        parts=[Parent(City, link=Citizen.city_id, by={City.name: "city"})],
+    )
+    with Store.open(new_database.where, moves=Moves(gone), settings=settings) as store, store.unit_of_work() as uow:
+        citizen = Citizen(full_name="Cyd", city=City(name="Chur"))
+        uow.session.add(citizen)
+        uow.session.flush()
+        citizen.full_name = "Sid"
+        uow.session.flush()
+        assert uow.model(gone) is Citizen
+
+    assert new_database.rows_of(NEW[0])[0][1:] == ("Sid", "Chur", 2)
