@@ -111,6 +111,11 @@ class Parent:
         return tuple(column_of(attribute) for attribute in self.by)
 
     @cached_property
+    def tells_nulls_apart(self) -> bool:
+        """Whether its unique index takes NULLs for different, where NULLs are one value here."""
+        return any(of.nullable for of in self.identity)
+
+    @cached_property
     def derived_columns(self) -> dict[Column[Any], Earliest | Latest]:
         """What is derived, by column."""
         return {column_of(attribute): rule for attribute, rule in self.derived.items()}
@@ -387,6 +392,11 @@ class Move(Generic[R]):
     def link(self) -> Column[Any] | None:
         """The column that refers to the parent."""
         return None if self.parent is None else column_of(self.parent.link)
+
+    @property
+    def may_be_orphan(self) -> bool:
+        """Whether a row without any value of its parent has none: its link can be NULL."""
+        return self.link is not None and bool(self.link.nullable)
 
     @cached_property
     def kept(self) -> tuple[Column[Any], ...]:

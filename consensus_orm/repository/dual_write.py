@@ -213,6 +213,11 @@ class DualWrite(RoutedReads):
             self.uow._execute(statement, {**parameters, "_key": key})
 
     def _find_parent(self, parameters: Values) -> Any:
+        has_parent = self.sql.has_parent
+        if has_parent is not None and not self.uow._execute(has_parent, parameters).fetchone()[0]:
+            return None
+        for statement in self.sql.make_parents_alone:
+            self.uow._execute(statement, parameters)
         found = self.uow._execute(self.sql.find_parent, parameters).fetchone()
         if found is None:
             return self._insert(self.sql.insert_parent, parameters)

@@ -11,10 +11,13 @@ from sqlalchemy import (
     Integer,
     SelectBase,
     Table,
+    alias,
     and_,
     delete,
+    exists,
     func,
     literal_column,
+    not_,
     select,
     update,
 )
@@ -40,7 +43,19 @@ class CarryStatements(PairRows):
         # What is derived stands until the refresh only: reading every row's time for it would cost a third more.
         values |= {c.name: literal_column("0") for c in self._derived_numbers}
         rows = select(*values.values()).distinct().select_from(source).where(criterion)
+        if self.pair.may_be_orphan:
+            rows = rows.where(self.needs_parent(row))
+        if self.pair.parent.tells_nulls_apart:
+            there = alias(self.pair.parent.table)
+            known = exists(literal_column("1")).select_from(there).where(self._identity(row, there))
+            rows = rows.where(not_(known.correlate_except(there)))
         return self.render(self.rendering.making(self.pair.parent.table, list(values), rows))
+
+    @property
+    def make_parents_alone(self) -> tuple[str, ...]:
+        """What keeps others from making parents until the end of the transaction, where no unique index does."""
+        assert self.pair.parent is not None
+        return self.rendering.alone(self.pair.parent) if self.pair.parent.tells_nulls_apart else ()
 
     @property
     def _derived_numbers(self) -> list[Any]:
@@ -55,8 +70,7 @@ class CarryStatements(PairRows):
         values |= self.marked
         source: FromClause = legacy
         if self.pair.parent is not None:
-            parent = self.pair.parent.table
-            source = legacy.join(parent, self._identity(row, parent))
+            source = self._with_parent(legacy, row)
             values[link(self.pair)] = self.pair.parent.key
         rows = select(*values.values()).select_from(source).where(criterion)
         return self._insert_from(self.pair.table, values, rows, self.pair.key.key, overwrite=overwrite)
@@ -81,6 +95,7 @@ class CarryStatements(PairRows):
     def _carry_with_parents(self, criterion: ColumnElement[bool], *, overwrite: bool) -> tuple[str, ...]:
         steps = self.carry_originals(criterion)
         if self.pair.parent is not None:
+            steps += self.make_parents_alone
             steps += (self.carry_parents(criterion, self.legacy_row(), self.pair.legacy_table),)
         return (*steps, self.carry_to_normalized(criterion, overwrite=overwrite))
 
@@ -162,6 +177,7 @@ class CarryStatements(PairRows):
             steps.append(self.render(update(table).values(values).where(in_keys(self.pair.key))))
         if self.pair.parent is not None:
             source = self._joined(table, self.pair.parent.table)
+            steps += self.make_parents_alone
             steps.append(self.carry_parents(in_keys(self.pair.key), row, source))
             # A row whose parent is gone has no right one: it stays as it is, to be rejected.
             moves = table.c[link(self.pair)] != self._right_parent()
@@ -179,7 +195,7 @@ class CarryStatements(PairRows):
         """The parents that are there for the legacy rows in `_keys`, whether these have a normalized row or not."""
         assert self.pair.parent is not None
         parent, row = self.pair.parent.table, self.legacy_row()
-        there = self.pair.legacy_table.join(parent, self._identity(row, parent))
+        there = self.pair.legacy_table.join(parent, and_(self._identity(row, parent), self.needs_parent(row)))
         return self.render(select(self.pair.parent.key).distinct().select_from(there).where(in_keys(self.legacy_key)))
 
     @cached_property

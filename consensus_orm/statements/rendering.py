@@ -40,7 +40,7 @@ from sqlalchemy.types import TypeEngine
 
 from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.keys import in_order, usable
-from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.errors import ConfigurationError
 
 __all__ = [
@@ -185,6 +185,10 @@ class Rendering(ABC):
     @abstractmethod
     def next_key(self, pair: Move) -> str:
         """The next id, above whatever either side has or has ever given (rule 3)."""
+
+    @abstractmethod
+    def alone(self, parent: Parent) -> tuple[str, ...]:
+        """The statements that let one transaction at a time make parents that no unique index tells apart."""
 
     @abstractmethod
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:

@@ -134,9 +134,34 @@ class PairRows:
         return self.pair.filled_above(row)
 
     def _identity(self, row: Row, parent: FromClause) -> ColumnElement[bool]:
+        """Whether a parent is that of a row: NULLs are equal; only a column that can be NULL pays for that."""
         assert self.pair.parent is not None
         values = self.parent_values(row)
-        return and_(*(parent.c[of.key] == values[of.key] for of in self.pair.parent.identity))
+        return and_(
+            *(
+                _null_safe(parent.c[of.key], values[of.key]) if of.nullable else parent.c[of.key] == values[of.key]
+                for of in self.pair.parent.identity
+            )
+        )
+
+    def needs_parent(self, row: Row) -> ColumnElement[bool]:
+        """Whether a row has a parent: one whose values are all NULL has none, where its link can be NULL."""
+        assert self.pair.parent is not None
+        if not self.pair.may_be_orphan:
+            return TRUE
+        values = self.parent_values(row)
+        return or_(FALSE, *(values[of.key].is_not(None) for of in self.pair.parent.identity))
+
+    def _with_parent(self, source: FromClause, row: Row) -> FromClause:
+        """Rows with the parents that their values name."""
+        assert self.pair.parent is not None
+        parent = self.pair.parent
+        meant = self._identity(row, parent.table)
+        if parent.tells_nulls_apart:  # another program may have made two of the same values
+            each = alias(parent.table)
+            first = select(func.min(each.c[parent.key.name])).where(self._identity(row, each))
+            meant = parent.key == first.correlate(source).scalar_subquery()
+        return source.join(parent.table, and_(meant, self.needs_parent(row)), isouter=self.pair.may_be_orphan)
 
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
         table_ = table
@@ -144,7 +169,8 @@ class PairRows:
             table_ = table.outerjoin(originals, originals.c.key == table.c[self.pair.key.key])
         if parent is None or self.pair.parent is None:
             return table_
-        return table_.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
+        linked = parent.c[self.pair.parent.key.name] == table.c[link(self.pair)]
+        return table_.join(parent, linked, isouter=self.pair.may_be_orphan)
 
     def whole(self) -> FromClause:
         """The normalized table with what belongs to its rows, where there is any: a row may have lost its parent."""
@@ -215,7 +241,8 @@ class PairRows:
         compared = list(self.agreement(self.legacy_row(), own).values())
         if self.pair.parent is not None:
             parent = self.pair.parent.table
-            source = source.join(parent, self.pair.parent.key == own.c[link(self.pair)])
+            linked = self.pair.parent.key == own.c[link(self.pair)]
+            source = source.join(parent, linked, isouter=self.pair.may_be_orphan)
         if (originals := self.pair.originals) is not None:
             source = source.outerjoin(originals, originals.c.key == own.c[self.pair.key.key])
         return exists(literal_column("1")).select_from(source).where(self.legacy_key == key, *compared)
@@ -259,7 +286,7 @@ class PairRows:
             alias(self.pair.parent.table),
         )
         return (
-            select(right.c[key])
+            select(func.min(right.c[key]) if self.pair.parent.tells_nulls_apart else right.c[key])
             .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
             .join(right, self._identity(self.normalized_row(own, linked), right))
             .where(own.c[self.pair.key.key] == self.pair.key)
@@ -282,3 +309,8 @@ class PairRows:
             for of, rule in self.pair.computed.items()
         ]
         return or_(FALSE, *replaced)
+
+
+def _null_safe(a: ColumnElement[Any], b: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether two values are equal or both NULL, as an index can find it: IS NOT DISTINCT FROM uses none."""
+    return or_(a == b, and_(a.is_(None), b.is_(None)))

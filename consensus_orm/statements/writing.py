@@ -11,6 +11,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     select,
     update,
 )
@@ -111,6 +112,11 @@ class WriteStatements(PairRows):
         return self.render(update(self.pair.table).values(values).where(self.pair.key == bindparam("_key")))
 
     @cached_property
+    def has_parent(self) -> str | None:
+        """Whether a row as meant has a parent; None where every row has one."""
+        return self.render(select(self.needs_parent(self.bound))) if self.pair.may_be_orphan else None
+
+    @cached_property
     def find_parent(self) -> str:
         """The parent of a row as meant, and whether the row is earlier than any it has."""
         assert self.pair.parent is not None
@@ -118,6 +124,8 @@ class WriteStatements(PairRows):
         earliest = self.earliest_column
         earlier = FALSE if earliest is None else table.c[earliest] > self._newest_value(self.bound)
         found = select(self.pair.parent.key, earlier).where(self._identity(self.bound, table))
+        if self.pair.parent.tells_nulls_apart:
+            found = found.order_by(self.pair.parent.key).limit(literal_column("1"))
         return self.rendering.find_parent(found, self)
 
     @cached_property

@@ -30,7 +30,7 @@ from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.rules import Latest
-from consensus_orm.statements.rendering import constant, overwriting, quoted
+from consensus_orm.statements.rendering import Statement, constant, literal, overwriting, quoted
 from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["PostgresRendering"]
@@ -94,7 +94,8 @@ class PostgresRendering(PairRendering):
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
-        if declared.originals is not None:
+        by_value = declared.parent is not None and (declared.parent.tells_nulls_apart or declared.may_be_orphan)
+        if declared.originals is not None or by_value:
             return None
         values = pair.normalized_values()
         parent = None
@@ -118,7 +119,7 @@ class PostgresRendering(PairRendering):
         written a second time.
         """
         declared, parent, link = pair.pair, pair.pair.parent, pair.pair.link
-        if parent is None or link is None:
+        if parent is None or link is None or parent.tells_nulls_apart or declared.may_be_orphan:
             return None
         row = pair.legacy_row()
         own = pair.own_values(row)
@@ -157,7 +158,9 @@ class PostgresRendering(PairRendering):
     def find_parent(self, found: SelectBase, pair: PairRows) -> str:
         """The parent of a row, inserted if there is none, and locked until the end of the transaction."""
         parent = pair.pair.parent
-        return self.render(found if parent is None else self._upsert(pair, parent).returning(parent.key, false()))
+        if parent is None or parent.tells_nulls_apart:
+            return self.render(found.with_for_update() if isinstance(found, Select) else found)
+        return self.render(self._upsert(pair, parent).returning(parent.key, false()))
 
     def _upsert(self, pair: PairRows, parent: Parent) -> Insert:
         return self._on_conflict(pair, parent, insert(parent.table).values(pair.new_parent(pair.bound)))
@@ -168,6 +171,12 @@ class PostgresRendering(PairRendering):
         new = statement.excluded[kept]
         value = new if earliest is None else func.least(parent.table.c[kept], new)
         return statement.on_conflict_do_update(index_elements=[of.name for of in parent.identity], set_={kept: value})
+
+    def alone(self, parent: Parent) -> tuple[str, ...]:
+        """An advisory lock: a unique index takes NULLs for different, so ON CONFLICT does not see them."""
+        name = literal(f"consensus_orm parents {parent.table.name}")
+        lock = f"DO $$BEGIN PERFORM pg_advisory_xact_lock(hashtextextended({name}, 0)); END$$"
+        return (Statement(lock, writes=True),)
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Lock parents before they are read.

@@ -28,7 +28,7 @@ from sqlalchemy.types import TypeEngine
 from consensus_orm.databases.sqlite import expressions
 from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.keys import usable
-from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.statements.rendering import overwriting
 from consensus_orm.statements.rows import PairRendering, PairRows
 
@@ -105,6 +105,10 @@ class SQLiteRendering(PairRendering):
     def carry_new(self, pair: PairRows, criterion: ColumnElement[bool]) -> str | None:
         """None: one statement instead of two would save no round trip."""
         return None
+
+    def alone(self, parent: Parent) -> tuple[str, ...]:
+        """Nothing: the write lock is held by one transaction."""
+        return ()
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Nothing: the write lock protects parents until the end of the transaction."""

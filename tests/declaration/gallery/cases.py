@@ -30,6 +30,7 @@ class Case:
         new: A row for the repository; `{n}` in a text, and `...` as a key, are replaced by a number that goes up.
         foreign: Statements of another program, by side: what it writes on the one that it knows.
         rejected: How many of the rows cannot be carried.
+        judged: What queries of another program give in phases that write a side.
     """
 
     moves: Moves
@@ -38,6 +39,7 @@ class Case:
     new: dict[str, Any]
     foreign: dict[str, Sequence[str]] = field(default_factory=dict)
     rejected: int = 0
+    judged: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def renamed_columns() -> Case:
@@ -139,6 +141,74 @@ def shared_parent() -> Case:
             ],
         },
     )
+
+
+def shared_parent_with_nulls() -> Case:
+    """An address may lack a part, and then equals others that lack it; a row without any has no address."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class GuestFlat(Base):
+        __tablename__ = "guests_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        street: Mapped[str | None] = mapped_column(Text)
+        city: Mapped[str | None] = mapped_column(Text)
+
+    class Address(Base):
+        __tablename__ = "addresses"
+        __table_args__ = (UniqueConstraint("street", "city"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        street: Mapped[str | None] = mapped_column(Text)
+        city: Mapped[str | None] = mapped_column(Text)
+
+    class Guest(Base):
+        __tablename__ = "guests"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        address_id: Mapped[int | None] = mapped_column(ForeignKey("addresses.id"), index=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    by = {Address.street: GuestFlat.street, Address.city: GuestFlat.city}
+    move = Move(
+        GuestFlat,
+        Guest,
+        name="guests",
+        key={GuestFlat.id: Guest.id},
+        columns={Guest.name: GuestFlat.name},
+        parts=[Parent(Address, link=Guest.address_id, by=by)],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"name": "Ada", "street": "Way 1", "city": "Bern"}, {"name": "Bob", "street": None, "city": "Bern"},
+            {"name": "Cyd", "street": None, "city": "Bern"}, {"name": "Dan", "street": None, "city": None},
+            {"name": "Eve", "street": None, "city": None}, {"name": "Fay", "street": "", "city": None},
+        ],
+        {"name": "new {n}", "street": None, "city": "Bern"},
+        {
+            "legacy": [
+                "INSERT INTO guests_flat (name, street, city) VALUES ('foreign', NULL, 'Bern')",
+                "UPDATE guests_flat SET city = NULL WHERE name = 'Bob'",
+                "UPDATE guests_flat SET city = 'Bern' WHERE name = 'Dan'",
+                "INSERT INTO guests_flat (name, street, city) VALUES ('nowhere', NULL, NULL)",
+            ],
+            "normalized": [
+                "UPDATE guests SET address_id = NULL WHERE name = 'Ada'",
+                "UPDATE guests SET name = 'Robert' WHERE name = 'Bob'",
+                "INSERT INTO guests (name, address_id) SELECT 'other', min(id) FROM addresses WHERE street IS NULL",
+                "DELETE FROM guests WHERE name = 'foreign'",
+            ],
+        },
+        judged={
+            "normalized": {
+                # As many addresses as there are different ones, and none that lacks both parts.
+                "SELECT count(*) FROM addresses WHERE street IS NULL AND city IS NULL": 0,
+                "SELECT count(*) FROM addresses WHERE street IS NULL AND city = 'Bern'": 1,
+            },
+        },
+    )  # fmt: skip
 
 
 def states() -> Case:
@@ -278,6 +348,7 @@ def text_key() -> Case:
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
+    "shared parent with NULLs": shared_parent_with_nulls,
     "values": states,
     "kept values": defaults,
     "text key": text_key,

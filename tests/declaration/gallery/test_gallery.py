@@ -78,11 +78,17 @@ def test_there_and_back(new_database: Database, case: Case, tmp_path: Path) -> N
                 left_out = rejected(store) if phase.truth is Side.NORMALIZED else set()
                 assert len(left_out) == (case.rejected if phase.truth is Side.NORMALIZED else 0)
                 assert read(store, move.name) == from_legacy(new_database, case, left_out)
+                judge(new_database, case, "normalized")
             elif phase is Phase.NORMALIZED:
                 assert store.migration.verify().clean
         assert store.migration.phase is Phase.EXPAND
         assert before
         assert len(read(store, move.name)) == len(new_database.rows(move.legacy_name))
+
+
+def judge(database: Database, case: Case, side: str) -> None:
+    for query, right in case.judged.get(side, {}).items():
+        assert database.scalar(query) == right, query
 
 
 def read(store: Store, name: str) -> list[Any]:
