@@ -15,6 +15,7 @@ from sqlalchemy.sql.functions import FunctionElement
 __all__ = [
     "AlwaysText",
     "Condition",
+    "NeverNull",
     "arguments",
     "exact_hex",
     "holds",
@@ -27,6 +28,10 @@ __all__ = [
 
 class AlwaysText(Text):
     """The type of an expression that gives a text or NULL, and never bytes, whatever it is given."""
+
+
+class NeverNull:
+    """What marks an expression that is never NULL, whatever it is given."""
 
 
 class Condition(FunctionElement[bool]):

@@ -8,20 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as Dict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic
 
 import typing_extensions
-from sqlalchemy import Column, ColumnElement, MetaData, Table, and_, case, column, inspect, not_, true
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Uuid,
+    and_,
+    case,
+    column,
+    inspect,
+    not_,
+    true,
+)
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.sql.elements import ColumnClause
 from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm import errors
-from consensus_orm.declaration.expressions import holds
+from consensus_orm.declaration.expressions import NeverNull, holds
+from consensus_orm.declaration.row_keys import decoded, encoded, row_key
 from consensus_orm.declaration.rules import (
     Computed,
     Convert,
@@ -34,7 +49,6 @@ from consensus_orm.declaration.rules import (
     Row,
     columns_of,
     expression,
-    is_text,
     on,
 )
 from consensus_orm.declaration.stored_types import storing_differently
@@ -113,7 +127,7 @@ class Parent:
     @cached_property
     def tells_nulls_apart(self) -> bool:
         """Whether its unique index takes NULLs for different, where NULLs are one value here."""
-        return any(of.nullable for of in self.identity)
+        return any(column_of(of).nullable and not _is_never_null(rule) for of, rule in self.by.items())
 
     @cached_property
     def derived_columns(self) -> dict[Column[Any], Earliest | Latest]:
@@ -123,6 +137,10 @@ class Parent:
     def depends_on(self, move: Move) -> bool:
         """Whether something is derived from the newest row of a move."""
         return any(isinstance(rule, Latest) and rule.move == move.name for rule in self.derived.values())
+
+
+def _is_never_null(rule: Named | Computed) -> bool:
+    return isinstance(rule, Computed) and isinstance(rule.up, NeverNull)
 
 
 R = typing_extensions.TypeVar("R", default=Any)
@@ -136,7 +154,8 @@ class Move(Generic[R]):
             attributes are then names. The name of its table may precede it ("table=module:Class"), so that it is known
             without an import.
         normalized: The normalized class.
-        key: The legacy primary key and the column that holds it on the normalized side.
+        key: The columns of the legacy primary key, and those that hold them on the normalized side, where they are
+            unique together. Rows are ordered by them in the order of this declaration.
         columns: Normalized columns, or several of them together, and what they hold: a legacy column, carried in type
             and bytes, or a rule. Columns that are not named are those of the normalized side alone: rows are written
             with their default, and the way back leaves them standing.
@@ -177,7 +196,7 @@ class Move(Generic[R]):
         self.parent = parts[0] if parts else None
         self.newest = None if newest is None else column_of(newest)
         self.marker = None if marker is None else column_of(marker)
-        self.legacy_key, self.key = self._declared_key(key)
+        self.legacy_keys, self.keys = self._declared_key(key)
         self.without = {self._name(given_up): why for given_up, why in (without or {}).items()}
         self.carried: dict[str, Column[Any]] = {}
         """Legacy column to the normalized one, of the model or a parent, that holds its value in type and bytes."""
@@ -199,15 +218,14 @@ class Move(Generic[R]):
 
     # What is declared -----------------------------------------------------------------------------------
 
-    def _declared_key(self, key: Dict[Any, Attribute]) -> tuple[str, Column[Any]]:
-        if len(key) != 1:
+    def _declared_key(self, key: Dict[Any, Attribute]) -> tuple[tuple[str, ...], tuple[Column[Any], ...]]:
+        if not key:
             raise errors.ConfigurationError(
-                f"move {self.name!r}: the key is declared as {len(key)} columns; rows are told apart by one column",
-                hint="declare one column as primary key: a number or a text that is unique in the table",
+                f"move {self.name!r}: no key is declared, by which rows are told apart",
+                hint="declare the columns of the legacy primary key: key={Legacy.id: New.id}",
                 table=self.table.name,
             )
-        ((legacy, own),) = key.items()
-        return self._name(legacy), column_of(own)
+        return tuple(map(self._name, key)), tuple(map(column_of, key.values()))
 
     def _declare(self, columns: Dict[Any, Rule]) -> None:
         for targets, rule in columns.items():
@@ -304,15 +322,19 @@ class Move(Generic[R]):
         assert self.legacy_table is not None
 
     def _require_same_key(self, table: Table) -> None:
-        key = single_key(table)
-        if key.name != self.legacy_key or is_text(key) != is_text(self.key):
+        primary = {of.name: of for of in table.primary_key.columns}
+        declared = dict(zip(self.legacy_keys, self.keys, strict=True))
+        alike = primary.keys() == declared.keys() and all(
+            _kind(of) is _kind(declared[name]) for name, of in primary.items()
+        )
+        if not alike:
             raise errors.ConfigurationError(
-                f"move {self.name!r}: the key of {table.name} is declared as {key.name} {key.type!r}, that of"
-                f" {self.table.name} as {self.key.name} {self.key.type!r}",
-                hint="declare the primary key of the legacy table as key of the move, and a column of the same type"
+                f"move {self.name!r}: the key of {table.name} is declared as {_told(primary.values())}, that of"
+                f" {self.table.name} as {_told(self.keys)}",
+                hint="declare the primary key of the legacy table as key of the move, and columns of the same types"
                 " on the normalized side",
                 table=table.name,
-                column=key.name,
+                column=next(iter(primary), None),
             )
 
     def _require_all_moved(self, table: Table) -> None:
@@ -358,9 +380,52 @@ class Move(Generic[R]):
         """The name of the table of a side."""
         return self.legacy_name if side is Side.LEGACY else self.table.name
 
-    def key_name(self, side: Side) -> str:
-        """The name of the key column of a side."""
-        return self.legacy_key if side is Side.LEGACY else self.key.name
+    # Its key --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def key(self) -> ColumnElement[Any]:
+        """The key of the normalized table."""
+        return row_key(self.keys)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether its key is one whole number, of which a database can give the next."""
+        return len(self.keys) == 1 and isinstance(self.keys[0].type, Integer)
+
+    def key_names(self, side: Side) -> tuple[str, ...]:
+        """The names of the key columns of a side."""
+        return self.legacy_keys if side is Side.LEGACY else tuple(of.name for of in self.keys)
+
+    def key_in(self, table: Any, side: Side) -> ColumnElement[Any]:
+        """The key of the rows of a side in what stands for its table.
+
+        Args:
+            table: It has the columns of the table.
+            side: The side.
+        """
+        return row_key([table.c[name] for name in self.key_names(side)])
+
+    def key_from(self, values: Dict[str, Any]) -> Any:
+        """The key of a row as one value, from its values under legacy names; None where a part is missing."""
+        return encoded([values.get(name) for name in self.legacy_keys])
+
+    def key_of_row(self, row: Sequence[Any]) -> Any:
+        """The key of a row in the order of `fields` as one value."""
+        return encoded(row[: len(self.keys)])
+
+    def key_values(self, key: Any) -> dict[str, Any]:
+        """A key as values under legacy names, as the database stores them.
+
+        Raises:
+            InvalidValueError: It is not the key of such a row.
+        """
+        if (values := decoded(key, self.keys)) is None:
+            raise errors.InvalidValueError(
+                f"the key of a row of {self.name} has {len(self.keys)} parts: {', '.join(self.legacy_keys)}",
+                hint="give them as a tuple, in this order",
+                field=self.legacy_keys[0],
+            )
+        return dict(zip(self.legacy_keys, values, strict=True))
 
     # Its columns ----------------------------------------------------------------------------------------
 
@@ -382,6 +447,8 @@ class Move(Generic[R]):
         """The column whose default holds for a field: of the legacy class where it is at hand, else what carries it."""
         if self.knows_legacy and name in self.legacy_table.c:
             return self.legacy_table.c[name]
+        if name in self.legacy_keys:
+            return self.keys[self.legacy_keys.index(name)]
         return self.carried.get(name) if name in self.carried else self.table.c.get(name)
 
     def is_own(self, of: Column[Any]) -> bool:
@@ -401,7 +468,7 @@ class Move(Generic[R]):
     @cached_property
     def kept(self) -> tuple[Column[Any], ...]:
         """Columns that only the normalized side has; the way back leaves them standing."""
-        filled = {self.key, self.marker, self.link, *self.carried.values(), *self.computed}
+        filled = {*self.keys, self.marker, self.link, *self.carried.values(), *self.computed}
         return tuple(of for of in self.table.columns if of not in filled and of.computed is None)
 
     @cached_property
@@ -420,13 +487,21 @@ class Move(Generic[R]):
         if not self.lossy:
             return None
         columns = [Column(name, self.type_of(name)) for name in self.lossy_columns]
-        key = Column("key", self.key.type, primary_key=True, autoincrement=False)
-        return Table(originals_name(self.name), MetaData(), key, *columns)
+        key = [
+            Column(name, of.type, primary_key=True, autoincrement=False)
+            for name, of in zip(self.originals_key, self.keys, strict=True)
+        ]
+        return Table(originals_name(self.name), MetaData(), *key, *columns)
+
+    @property
+    def originals_key(self) -> tuple[str, ...]:
+        """The names of the key columns of the originals."""
+        return ("key", *(f"key_{place}" for place in range(2, len(self.keys) + 1)))
 
     @cached_property
     def legacy_columns(self) -> tuple[str, ...]:
         """All columns of the legacy table that are moved, the key first."""
-        return (self.legacy_key, *self.columns)
+        return (*self.legacy_keys, *self.columns)
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
@@ -487,6 +562,15 @@ class Move(Generic[R]):
         filled = self.filled(row)
         back = self.restored_from(Row({of.name: filled[of.key] for of in self.table.columns if of.key in filled}))
         return not_(and_(true(), *(holds(row[name], back[name]) for name in self.lossy_columns)))
+
+
+def _kind(key: Column[Any]) -> type[TypeEngine[Any]]:
+    """What the keys of a column are: numbers, texts, UUIDs, or something that no key can be."""
+    return next((kind for kind in (Integer, String, Uuid) if isinstance(key.type, kind)), type(key.type))
+
+
+def _told(key: Iterable[Column[Any]]) -> str:
+    return ", ".join(f"{of.name} {of.type!r}" for of in key) or "no column"
 
 
 def originals_name(move: str) -> str:

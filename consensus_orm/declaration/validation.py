@@ -31,16 +31,32 @@ def validate(moves: Sequence[Move]) -> None:
     """
     _names(moves)
     for move in moves:
+        _key(move)
         _rules(move)
         if move.parent is not None:
             _parent(move, move.parent)
         _filled(move)
         if move.knows_legacy:
             move.require_legacy()
+        _references(move)
     _shared(moves)
 
 
 # One declaration ------------------------------------------------------------------------------------------
+
+
+def _references(move: Move) -> None:
+    """Refuse a table that refers to itself: ranges of keys are carried in order, each in a transaction of its own."""
+    for table in [move.table, *([move.legacy_table] if move.knows_legacy else [])]:
+        for key in table.foreign_key_constraints:
+            if key.referred_table is table:
+                names = ", ".join(key.column_keys)
+                raise move.fault(
+                    key.column_keys[0],
+                    f"{names} of {table.name} refers to {table.name} itself, and a row may be carried before the one"
+                    " that it refers to",
+                    "leave this foreign key out until CONTRACT, and add it then",
+                )
 
 
 def _names(moves: Sequence[Move]) -> None:
@@ -80,10 +96,26 @@ def _rules(move: Move) -> None:
             )
 
 
+def _key(move: Move) -> None:
+    """Refuse a key whose image tells no rows apart."""
+    wanted = {of.name for of in move.keys}
+    if any(of.table is not move.table for of in move.keys):
+        raise move.fault(
+            move.keys[0].name, f"its key is not in {move.table.name}", "declare columns of the normalized class"
+        )
+    if not any(wanted == {of.name for of in columns} for columns in _unique(move.table)):
+        names = ", ".join(of.name for of in move.keys)
+        raise move.fault(
+            move.keys[0].name,
+            f"{names} of {move.table.name}, the image of its key, is not declared unique",
+            "declare it as primary key, or a UniqueConstraint of exactly these columns",
+        )
+
+
 def _filled(move: Move) -> None:
     """Refuse a table with a column that must hold a value, and that nothing fills."""
     parent = move.parent
-    filled = {move.key, move.link, move.marker, *move.carried.values(), *move.computed, *move.above}
+    filled = {*move.keys, move.link, move.marker, *move.carried.values(), *move.computed, *move.above}
     tables = [move.table] if parent is None else [move.table, parent.table]
     derived = set() if parent is None else {parent.key, *parent.derived_columns}
     for of in (of for table in tables for of in table.columns):

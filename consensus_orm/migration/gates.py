@@ -14,9 +14,7 @@ from typing import Any
 from sqlalchemy import Column, func, select
 
 from consensus_orm.databases import guard_record
-from consensus_orm.declaration.keys import LARGEST, usable
-from consensus_orm.declaration.move import single_key
-from consensus_orm.declaration.rules import is_text
+from consensus_orm.declaration.keys import LARGEST, is_word, usable
 from consensus_orm.ledgers import backfill_progress, certificates, changes, guards, mismatches, rejects
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.migration.demands import Demands, began_in_future, in_force, soak_left
@@ -100,14 +98,16 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
 def _unfit_keys(uow: UnitOfWork) -> Iterator[Obstacle]:
     """Keys that do not identify rows, cannot be ordered or stored, or have reached the largest number."""
     mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
-    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
-    tables += [pair.legacy_table for pair in mapping if uow.phase.has_legacy]
-    for key in (single_key(table) for table in tables if table.name.lower() in there):
+    keys = [(parent.key,) for parent in mapping.parents] + [pair.keys for pair in mapping]
+    legacy = (pair for pair in mapping if uow.phase.has_legacy)
+    keys += [tuple(pair.legacy_table.c[name] for name in pair.legacy_keys) for pair in legacy]
+    for columns in (columns for columns in keys if columns[0].table.name.lower() in there):
+        faults = [*uow.catalog.key_faults(uow, columns)]
+        for column, fault in faults:
+            yield Obstacle(f"column {column} of {columns[0].table.name} cannot be the key of this move: it {fault}")
+        key = columns[0]
         name = f"column {key.name} of {key.table.name}"
-        faults = list(uow.catalog.key_faults(uow, key.table.name, key))
-        for fault in faults:
-            yield Obstacle(f"{name} cannot be the key of this move: it {fault}")
-        if not faults and not is_text(key) and _highest(uow, key) >= LARGEST:
+        if not faults and len(columns) == 1 and not is_word(key) and _highest(uow, key) >= LARGEST:
             yield Obstacle(
                 f"{name} has reached {LARGEST}, the largest number there is, so no row can be added; give that row"
                 " another id, and set the sequence of the table to the highest one that is left"

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 from sqlalchemy import bindparam, select
 
+from consensus_orm.declaration.keys import is_word
 from consensus_orm.declaration.move import Move
-from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import changes, rejects
 from consensus_orm.ledgers.binding import keys_of
 from consensus_orm.models.control import Reject
@@ -55,7 +55,7 @@ def reject(uow: UnitOfWork, pair: Move, side: Side) -> int:
         if kept[(told := json.dumps(image))] > 0:
             kept[told] -= 1
             continue
-        rejects.keep(uow, pair, None, side, _reason(pair, image[pair.legacy_key][0]), image)
+        rejects.keep(uow, pair, None, side, _reason(pair, image), image)
         new += 1
     return new
 
@@ -83,8 +83,10 @@ def _kept(uow: UnitOfWork, pair: Move, side: Side) -> list[str]:
     return keys_of(uow, _KEPT, {"pair": pair.name, "table_name": pair.table_name(side)})
 
 
-def _reason(pair: Move, kind: str) -> str:
-    wanted = "text" if is_text(pair.key) else "integer"
+def _reason(pair: Move, image: rejects.Image) -> str:
+    key = zip(pair.legacy_keys, pair.keys, strict=True)
+    kinds = [(image[name][0], "text" if is_word(of) else "integer") for name, of in key]
+    kind, wanted = next((each for each in kinds if each[0] != each[1]), kinds[0])
     if kind == wanted:
         return f"{REASON}a text with a NUL character, or that is not valid UTF-8"
     return f"{REASON}NULL" if kind == "null" else f"{REASON}stored as {kind}, not as {wanted}"

@@ -55,7 +55,7 @@ class DualWrite(RoutedReads):
         """
         phase = self.uow.phase
         check.row(values, self.pair.fields)
-        parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
+        parameters = self._parameters(values)
         require_usable(self.pair, parameters["_key"])
         self.uow._connected.check(parameters)
         self.uow._refuse_to_read_only()
@@ -64,6 +64,11 @@ class DualWrite(RoutedReads):
         if not phase.writes_legacy:
             return self._insert_normalized(parameters)
         return self._insert_both(parameters)
+
+    def _parameters(self, values: Values) -> Values:
+        """What a statement on a row binds: its key as one value, and its fields."""
+        fields = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
+        return {"_key": self.pair.key_from(values)} | fields
 
     def check(self, values: Values) -> None:
         """Refuse values that the database cannot hold.
@@ -246,12 +251,12 @@ class DualWrite(RoutedReads):
         check.row(changed, self.pair.fields)
         self.uow._refuse_to_read_only()
         require_usable(self.pair, key)
-        self.uow._connected.check({**changed, self.pair.legacy_key: key})
+        self.uow._connected.check({**changed, "_key": key})
         present = self._present(key)
         if present is None:
             return False
         values = {name: storable(name, value) for name, value in present.items()} | changed
-        parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
+        parameters = self._parameters(values)
         if not phase.writes_normalized:
             return self._update_legacy(parameters)
         if not phase.writes_legacy:
@@ -371,7 +376,7 @@ class DualWrite(RoutedReads):
             StorageError: The source of truth could not be written.
         """
         self.uow._refuse_to_read_only()
-        keys = {values[self.pair.legacy_key]}
+        keys = {self.pair.key_from(values)}
         if self.uow.phase.compares:
             changes.forget(self.uow, changes.of_rows(self.uow, self.pair, keys).values())
             mismatches.settle(self.uow, self.pair, keys, "repaired", why)

@@ -7,6 +7,8 @@ side with the statements of the declaration and compared, in the same transactio
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sqlalchemy import Connection, UpdateBase, event, inspect
@@ -20,6 +22,7 @@ from consensus_orm.ledgers.binding import Key, among
 from consensus_orm.phase import Side
 from consensus_orm.repository.carrying import carry
 from consensus_orm.repository.dual_write import DualWrite
+from consensus_orm.repository.records import records_of
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CarryingSession"]
@@ -38,7 +41,7 @@ class CarryingSession(Session):
         self._uow = uow
         self._mark = 0
         self._in_flush = False
-        self._stale: list[tuple[Any, Key]] = []
+        self._stale: list[tuple[Any, tuple[Any, ...]]] = []
         self._left: dict[str, set[Any] | None] = {}
         """By move the parents that rows may have left; None where any may have lost its last row."""
         if uow.phase.compares:
@@ -94,7 +97,7 @@ class CarryingSession(Session):
                 keys = [key for key, of in rows.items() if of.ops[side]]
                 carry(uow, pair, keys, side.other, None)
                 self._compare(pair, keys)
-                self._stale += [(_model(pair, each), key) for each in Side for key in keys]
+                self._stale += _identities(uow, pair, keys)
             if any(of.ops[Side.NORMALIZED] for of in rows.values()):
                 self._settle_parents(pair)
 
@@ -129,8 +132,15 @@ class CarryingSession(Session):
                 self.expire(entity)
 
 
-def _model(pair: Move, side: Side) -> Any:
-    return pair.legacy_model if side is Side.LEGACY else pair.normalized
+def _identities(uow: UnitOfWork, pair: Move, keys: Iterable[Key]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The classes of both sides and the primary keys of rows, as a session knows its entities."""
+    records = records_of(pair, uow.statements.rendering.name)
+    for key, side in itertools.product(keys, Side):
+        told = dict(zip(pair.key_names(side), records.key_parts(key), strict=True))
+        model, table = (pair.legacy_model, pair.legacy_table) if side is Side.LEGACY else (pair.normalized, pair.table)
+        primary = [of.name for of in table.primary_key.columns]
+        if told.keys() >= set(primary):  # else no entity is known by the key of the move
+            yield model, tuple(told[name] for name in primary)
 
 
 def _links(entity: Any, link: str) -> set[Any]:

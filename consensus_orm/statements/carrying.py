@@ -19,10 +19,13 @@ from sqlalchemy import (
     literal_column,
     not_,
     select,
+    tuple_,
     update,
 )
 
+from consensus_orm.declaration.row_keys import parts
 from consensus_orm.declaration.rules import Row, on
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     in_keys,
     in_range,
@@ -66,25 +69,28 @@ class CarryStatements(PairRows):
         """Insert the normalized rows of legacy rows; rows that are there stand, or are overwritten."""
         legacy = self.pair.legacy_table
         row = self.legacy_row()
-        values: dict[str, ColumnElement[Any]] = {self.pair.key.key: self.legacy_key} | self.own_values(row)
+        values: dict[str, ColumnElement[Any]] = self.keyed(Side.NORMALIZED, self.legacy_key) | self.own_values(row)
         values |= self.marked
         source: FromClause = legacy
         if self.pair.parent is not None:
             source = self._with_parent(legacy, row)
             values[link(self.pair)] = self.pair.parent.key
         rows = select(*values.values()).select_from(source).where(criterion)
-        return self._insert_from(self.pair.table, values, rows, self.pair.key.key, overwrite=overwrite)
+        return self._insert_from(self.pair.table, values, rows, Side.NORMALIZED, overwrite=overwrite)
 
     def carry_to_legacy(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the legacy rows of normalized rows; rows that are there stand, or are overwritten."""
         row = self.normalized_row()
         parent = self.pair.parent.table if self.pair.parent else None
-        values: dict[str, Any] = {self.pair.legacy_key: self.pair.key} | {name: row[name] for name in row}
+        values: dict[str, Any] = self.keyed(Side.LEGACY, self.pair.key) | {name: row[name] for name in row}
         rows = select(*values.values()).select_from(self._joined(self.pair.table, parent)).where(criterion)
-        return self._insert_from(self.pair.legacy_table, values, rows, self.pair.legacy_key, overwrite=overwrite)
+        return self._insert_from(self.pair.legacy_table, values, rows, Side.LEGACY, overwrite=overwrite)
 
-    def _insert_from(self, table: Table, values: dict[str, Any], rows: SelectBase, key: str, *, overwrite: bool) -> str:
-        statement = self.rendering.ignoring(table, list(values), rows, unless=key if overwrite else None)
+    def _insert_from(
+        self, table: Table, values: dict[str, Any], rows: SelectBase, side: Side, *, overwrite: bool
+    ) -> str:
+        key = self.pair.key_names(side) if overwrite else ()
+        statement = self.rendering.ignoring(table, list(values), rows, unless=key)
         return self.render(statement)
 
     @cached_property
@@ -107,10 +113,12 @@ class CarryStatements(PairRows):
         if (originals := self.pair.originals) is None:
             return ()
         row, legacy = self.legacy_row(), self.pair.legacy_table
-        values = {"key": self.legacy_key} | {name: row[name] for name in self.pair.lossy_columns}
-        there = select(self.legacy_key).where(criterion)
+        key, (first, *others) = parts(self.legacy_key), parts(self._key_of_originals(originals))
+        values = dict(zip(self.pair.originals_key, key, strict=True))
+        values |= {name: row[name] for name in self.pair.lossy_columns}
+        there = select(*key).where(criterion)
         lost = select(*values.values()).select_from(legacy).where(criterion, self.pair.loses(row))
-        forget = delete(originals).where(originals.c.key.in_(there))
+        forget = delete(originals).where((tuple_(first, *others) if others else first).in_(there))
         return self.render(forget), self.render(self.rendering.ignoring(originals, list(values), lost))
 
     @cached_property
@@ -142,7 +150,7 @@ class CarryStatements(PairRows):
     @cached_property
     def mark(self) -> str:
         """Mark the normalized rows in `_keys` as known to both sides."""
-        marked = update(self.pair.table).values(self.marked or {self.pair.key.key: self.pair.key})
+        marked = update(self.pair.table).values(self.marked or self.keyed(Side.NORMALIZED, self.pair.key))
         return self.render(marked.where(in_keys(self.pair.key), self._unmarked))
 
     @cached_property

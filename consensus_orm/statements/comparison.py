@@ -19,6 +19,8 @@ from sqlalchemy import (
 )
 
 from consensus_orm.declaration.keys import usable
+from consensus_orm.declaration.row_keys import last, parts
+from consensus_orm.models.base import LedgerKey
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     TRUE,
@@ -47,7 +49,7 @@ class ComparisonStatements(PairRows):
         if parent is not None and self.pair.parent is not None:
             source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[link(self.pair)])
         if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+            source = source.outerjoin(originals, self._key_of_originals(originals) == self.pair.key)
         compared = self.agreement(self.legacy_row())
         present = [self.legacy_key.is_not(None), self.pair.key.is_not(None)]
         return tuple(compared), self.render(select(*present, *compared.values()).select_from(source))
@@ -66,7 +68,7 @@ class ComparisonStatements(PairRows):
                 self.pair.parent.table, self.pair.parent.key == self.pair.table.c[link(self.pair)]
             )
         if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+            source = source.outerjoin(originals, self._key_of_originals(originals) == self.pair.key)
         agree = [and_(TRUE, *found(row, None, None).values()) for found in (self._carried_agree, self._computed_agree)]
         both = select(self.legacy_key, self.pair.key.is_not(None), *agree).select_from(source)
         there = exists(literal_column("1")).where(self.legacy_key == self.pair.key).correlate(self.pair.table)
@@ -83,7 +85,14 @@ class ComparisonStatements(PairRows):
     def last_key(self, side: Side) -> str:
         """The last usable key of a side, in the order of the ranges."""
         key = self.key_of(side)
-        return self.render(select(func.max(key)).where(usable(key)))
+        return self.render(select(last(key, usable(key))))
+
+    @cached_property
+    def comes_after(self) -> str:
+        """Whether the legacy row under `_first` comes after the key `_until` in the order of keys: a row, or none."""
+        key = self.legacy_key
+        until = self.rendering.typed(bindparam("_until"), key.type)
+        return self.render(select(literal_column("1")).where(key == bindparam("_first"), key > until))
 
     @cache  # noqa: B019
     def all_rows(self, side: Side) -> str:
@@ -124,7 +133,8 @@ class ComparisonStatements(PairRows):
         return self._select_unequal(in_keys(self.legacy_key))
 
     def _select_unequal(self, criterion: ColumnElement[bool], *theirs: ColumnElement[bool]) -> str:
-        return self.render(select(self.legacy_key).where(criterion, self._unequal(*theirs)).order_by(self.legacy_key))
+        unequal = select(self.legacy_key).where(criterion, self._unequal(*theirs))
+        return self.render(unequal.order_by(*parts(self.legacy_key)))
 
     def _unequal(self, *theirs: ColumnElement[bool]) -> ColumnElement[bool]:
         equal = self.counterpart(self.legacy_row(), self.legacy_key).where(*theirs)
@@ -162,4 +172,4 @@ class ComparisonStatements(PairRows):
     def _unrecorded(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
         changes = table("consensus_orm_changes", column("pair"), column("key"))
         mine = changes.c.pair == self.pair.name
-        return not_(exists(literal_column("1")).select_from(changes).where(mine, changes.c.key == key))
+        return not_(exists(literal_column("1")).select_from(changes).where(mine, changes.c.key == LedgerKey(key)))

@@ -49,7 +49,7 @@ class Statements:
     """
 
     def __init__(self, mapping: Moves, rendering: PairRendering) -> None:
-        require_declared(mapping, rendering.name)
+        require_declared(mapping)
         self.mapping = mapping
         self.rendering = rendering
         self._pairs = {pair.name: PairStatements(pair, rendering) for pair in mapping}

@@ -41,7 +41,9 @@ from sqlalchemy.types import TypeEngine
 from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.keys import in_order, usable
 from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.row_keys import last, parts
 from consensus_orm.errors import ConfigurationError
+from consensus_orm.phase import Side
 
 __all__ = [
     "FALSE",
@@ -62,6 +64,7 @@ __all__ = [
     "overwriting",
     "parameter",
     "quoted",
+    "table_of",
 ]
 
 TRUE: ColumnElement[bool] = true()
@@ -150,14 +153,14 @@ class Rendering(ABC):
         """Text in the order of its bytes, whatever the collation of the database."""
 
     @abstractmethod
-    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: Collection[str] = ()) -> ClauseElement:
         """Insert rows, and leave out those that are there or cannot be taken.
 
         Args:
             into: Where to.
             names: The columns.
             rows: Their values.
-            unless: The key; a row that is there under it is overwritten instead.
+            unless: The columns of the key; a row that is there under it is overwritten instead.
         """
 
     @abstractmethod
@@ -200,10 +203,14 @@ def _writes(statement: ClauseElement) -> bool:
     return any(isinstance(part, UpdateBase) for part in visitors.iterate(statement))
 
 
-def overwriting(statement: Any, names: list[str], key: str) -> ClauseElement:
+def overwriting(statement: Any, names: list[str], key: Collection[str]) -> ClauseElement:
     """Let an insert overwrite the rows that are there under a key."""
-    new = {name: statement.excluded[name] for name in names if name != key}
-    overwrites: ClauseElement = statement.on_conflict_do_update(index_elements=[key], set_=new)
+    new = {name: statement.excluded[name] for name in names if name not in key}
+    overwrites: ClauseElement = (
+        statement.on_conflict_do_update(index_elements=list(key), set_=new)
+        if new
+        else statement.on_conflict_do_nothing(index_elements=list(key))
+    )
     return overwrites
 
 
@@ -228,17 +235,23 @@ def chunk_bounds(rendering: Rendering, key: ColumnElement[Any], *, first: bool) 
     """The first key, last key and number of rows of the next chunk of at most `_rows` rows after `_after`."""
     behind = [in_order(key)] if first else [in_order(key), key > bindparam("_after")]
     size, one = bindparam("_rows", type_=Integer), literal_column("1", Integer)
-    keys = select(key).where(*behind).order_by(key).limit(one)
+    keys = select(key).where(*behind).order_by(*parts(key)).limit(one)
     # Skipping to the last row of a full chunk costs a tenth of counting its rows (measured).
     ends = select(
         keys.scalar_subquery().label("first"),
         keys.offset(size - one).scalar_subquery().label("last"),
     ).subquery()
     is_full = ends.c.last.is_not(None)
-    rest = select(func.max(key)).where(in_order(key)).scalar_subquery()
-    count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
+    rest = last(key, in_order(key))
+    count = select(func.count()).select_from(table_of(key)).where(*behind).scalar_subquery()
     whole = case((is_full, size), else_=count)
     return rendering.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
+
+
+def table_of(key: ColumnElement[Any]) -> FromClause:
+    """Where the columns of a key stand."""
+    of: FromClause = key.table
+    return of
 
 
 def leads_an_index(value: ColumnElement[Any]) -> bool:
@@ -272,7 +285,7 @@ def link(pair: Move) -> str:
 def newest_first(pair: Move, of: FromClause) -> list[ColumnElement[Any]]:
     """The order of rows everywhere: newest first, ties by key, newest first."""
     newest = [] if pair.newest is None else [of.c[pair.newest.key].desc()]
-    return [*newest, of.c[pair.key.key].desc()]
+    return [*newest, *(each.desc() for each in parts(pair.key_in(of, Side.NORMALIZED)))]
 
 
 def quoted(*names: str) -> str:

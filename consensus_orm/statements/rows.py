@@ -27,6 +27,7 @@ from sqlalchemy.types import TypeEngine
 
 from consensus_orm.declaration.expressions import holds, same
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.row_keys import in_columns, row_key
 from consensus_orm.declaration.rules import Earliest, Row, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
@@ -103,9 +104,12 @@ class PairRows:
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        """The names of the fields of a row, and of the parameters that hold their values."""
-        key, *others = self.pair.fields
-        return {key: "_key"} | {name: parameter(name) for name in others}
+        """The names of the fields of a row but its key, and of the parameters that hold their values."""
+        return {name: parameter(name) for name in self.pair.fields[len(self.pair.keys) :]}
+
+    def keyed(self, side: Side, key: ColumnElement[Any]) -> dict[str, Any]:
+        """The key columns of a side, filled with a key: of the other side, or bound."""
+        return dict(zip(self.pair.key_names(side), in_columns(key, self.pair.key), strict=True))
 
     def _bind(self, name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
         value = bindparam(parameter(name), type_=type_)
@@ -136,13 +140,9 @@ class PairRows:
     def _identity(self, row: Row, parent: FromClause) -> ColumnElement[bool]:
         """Whether a parent is that of a row: NULLs are equal; only a column that can be NULL pays for that."""
         assert self.pair.parent is not None
-        values = self.parent_values(row)
-        return and_(
-            *(
-                _null_safe(parent.c[of.key], values[of.key]) if of.nullable else parent.c[of.key] == values[of.key]
-                for of in self.pair.parent.identity
-            )
-        )
+        values, apart = self.parent_values(row), self.pair.parent.tells_nulls_apart
+        pairs = ((of, parent.c[of.key], values[of.key]) for of in self.pair.parent.identity)
+        return and_(*(_null_safe(its, mine) if apart and of.nullable else its == mine for of, its, mine in pairs))
 
     def needs_parent(self, row: Row) -> ColumnElement[bool]:
         """Whether a row has a parent: one whose values are all NULL has none, where its link can be NULL."""
@@ -166,7 +166,9 @@ class PairRows:
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
         table_ = table
         if (originals := self.pair.originals) is not None:
-            table_ = table.outerjoin(originals, originals.c.key == table.c[self.pair.key.key])
+            table_ = table.outerjoin(
+                originals, self._key_of_originals(originals) == self.pair.key_in(table, Side.NORMALIZED)
+            )
         if parent is None or self.pair.parent is None:
             return table_
         linked = parent.c[self.pair.parent.key.name] == table.c[link(self.pair)]
@@ -176,7 +178,7 @@ class PairRows:
         """The normalized table with what belongs to its rows, where there is any: a row may have lost its parent."""
         source: FromClause = self.pair.table
         if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == self.pair.key)
+            source = source.outerjoin(originals, self._key_of_originals(originals) == self.pair.key)
         if (parent := self.pair.parent) is not None:
             source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
         return source
@@ -184,7 +186,10 @@ class PairRows:
     @cached_property
     def legacy_key(self) -> ColumnElement[Any]:
         """The key of the legacy table."""
-        return self.pair.legacy_table.c[self.pair.legacy_key]
+        return self.pair.key_in(self.pair.legacy_table, Side.LEGACY)
+
+    def _key_of_originals(self, originals: Table) -> ColumnElement[Any]:
+        return row_key([originals.c[name] for name in self.pair.originals_key])
 
     def table_of(self, side: Side) -> Table:
         """The table of a side."""
@@ -244,7 +249,9 @@ class PairRows:
             linked = self.pair.parent.key == own.c[link(self.pair)]
             source = source.join(parent, linked, isouter=self.pair.may_be_orphan)
         if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == own.c[self.pair.key.key])
+            source = source.outerjoin(
+                originals, self._key_of_originals(originals) == self.pair.key_in(own, Side.NORMALIZED)
+            )
         return exists(literal_column("1")).select_from(source).where(self.legacy_key == key, *compared)
 
     def normalized_values(self) -> dict[str, Any]:
@@ -289,7 +296,7 @@ class PairRows:
             select(func.min(right.c[key]) if self.pair.parent.tells_nulls_apart else right.c[key])
             .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
             .join(right, self._identity(self.normalized_row(own, linked), right))
-            .where(own.c[self.pair.key.key] == self.pair.key)
+            .where(self.pair.key_in(own, Side.NORMALIZED) == self.pair.key)
             .correlate(self.pair.table)
             .scalar_subquery()
         )

@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 
 from consensus_orm.declaration.expressions import holds, same
+from consensus_orm.declaration.row_keys import in_columns
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     FALSE,
@@ -62,10 +63,11 @@ class WriteStatements(PairRows):
         if (originals := self.pair.originals) is None:
             return ()
         names = self.pair.lossy_columns
-        key = self.rendering.typed(bindparam("_key"), self.pair.key.type)
-        lost = select(key, *(self.bound[name] for name in names)).where(self.pair.loses(self.bound))
-        forget = delete(originals).where(originals.c.key == bindparam("_key"))
-        return self.render(forget), self.render(insert(originals).from_select(["key", *names], lost))
+        key = in_columns(self.rendering.typed(bindparam("_key"), self.pair.key.type), self.pair.key)
+        lost = select(*key, *(self.bound[name] for name in names)).where(self.pair.loses(self.bound))
+        forget = delete(originals).where(self._key_of_originals(originals) == bindparam("_key"))
+        kept = insert(originals).from_select([*self.pair.originals_key, *names], lost)
+        return self.render(forget), self.render(kept)
 
     @cached_property
     def given_back(self) -> str | None:
@@ -86,13 +88,13 @@ class WriteStatements(PairRows):
     def insert_legacy(self, *, keyed: bool) -> str:
         """Insert a row as meant, with its key, or with one that the database gives."""
         values: dict[str, Any] = {name: self.bound[name] for name in self.pair.columns}
-        values |= {self.pair.legacy_key: bindparam("_key")} if keyed else {}
+        values |= self.keyed(Side.LEGACY, bindparam("_key")) if keyed else {}
         return self.render(insert(self.pair.legacy_table).values(values).returning(self.legacy_key))
 
     @cache  # noqa: B019
     def insert_normalized(self, *, keyed: bool) -> str:
         """Insert a row as meant under `_parent`, with its key, or with one that the database gives."""
-        values = self.normalized_values() | ({self.pair.key.key: bindparam("_key")} if keyed else {})
+        values = self.normalized_values() | (self.keyed(Side.NORMALIZED, bindparam("_key")) if keyed else {})
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
         return self.render(insert(self.pair.table).values(values).returning(self.pair.key))
@@ -101,6 +103,7 @@ class WriteStatements(PairRows):
     def update_legacy(self) -> str:
         """Let the legacy row under `_key` hold a row as meant."""
         values = {name: self.bound[name] for name in self.pair.columns}
+        values = values or self.keyed(Side.LEGACY, self.legacy_key)
         return self.render(update(self.pair.legacy_table).values(values).where(self.legacy_key == bindparam("_key")))
 
     @cached_property
@@ -109,6 +112,7 @@ class WriteStatements(PairRows):
         values = self.normalized_values()
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
+        values = values or self.keyed(Side.NORMALIZED, self.pair.key)
         return self.render(update(self.pair.table).values(values).where(self.pair.key == bindparam("_key")))
 
     @cached_property

@@ -90,7 +90,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "2 values for 1 columns",
     ),
     "one value for two": (lambda: move({New.cents: EnumMap(Old.price, {1: 1, 2: 1})}), "no way back"),
-    "a key of several columns": (lambda: move(key={Old.id: New.id, Old.name: New.name}), "declared as 2 columns"),
+    "no key": (lambda: move(key={}), "no key is declared"),
+    "a key whose image is not unique": (
+        lambda: move(key={Old.id: New.id, Old.name: New.name}),
+        "id, name of new, the image of its key, is not declared unique",
+    ),
     "another key": (lambda: move(key={Old.name: New.id}), "the key of old is declared as id"),
     "an attribute that is none": (lambda: move({New.cents: func.length(Old.name)}), "is no mapped column"),
     "a parent without a unique index": (

@@ -171,9 +171,11 @@ class PostgresCatalog(Catalog):
     def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
         """Have ids assigned above those assigned before, although the sequence was dropped with its legacy table."""
         for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in tables):
-            own, key, there = pair.table.name, pair.key.name, pair.legacy_name in self.tables(uow)
+            own, key, there = pair.table.name, pair.keys[0].name, pair.legacy_name in self.tables(uow)
+            if not pair.is_numbered:
+                continue
             # Of the table created in its place.
-            if there and self._sequence_of(uow, pair.legacy_name, pair.legacy_key) is not None:
+            if there and self._sequence_of(uow, pair.legacy_name, pair.legacy_keys[0]) is not None:
                 self._level(uow, pair)
             elif self._has_default(uow, own, key):
                 continue
@@ -228,19 +230,19 @@ class PostgresCatalog(Catalog):
     def level_sequences(self, uow: Transaction) -> None:
         """Have both sides take ids from the sequence of the legacy table, above the highest id of either (rule 3)."""
         for pair in uow.statements.mapping:
-            self._level(uow, pair)
+            if pair.is_numbered:  # other keys are not generated
+                self._level(uow, pair)
 
     def _level(self, uow: Transaction, pair: Move) -> None:
-        legacy, own, key = pair.legacy_name, pair.table.name, pair.key.name
-        shared = self._sequence_of(uow, legacy, pair.legacy_key)
+        legacy, own, key, legacy_key = pair.legacy_name, pair.table.name, pair.keys[0].name, pair.legacy_keys[0]
+        shared = self._sequence_of(uow, legacy, legacy_key)
         if shared is None:
             raise errors.MigrationError(
-                f"column {pair.legacy_key} of {legacy} has no sequence to draw ids from",
-                hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{pair.legacy_key}, and give the column its"
-                " default",
+                f"column {legacy_key} of {legacy} has no sequence to draw ids from",
+                hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{legacy_key}, and give the column its default",
             )
         given = [self.sequence(uow, legacy), self.sequence(uow, own)]
-        keys = ((pair.key_name(side), pair.table_name(side)) for side in Side)
+        keys = ((*pair.key_names(side), pair.table_name(side)) for side in Side)
         given += [uow._rows(f"SELECT max({quoted(of)}) FROM {quoted(table)}")[0][0] for of, table in keys]
         highest = max((value for value in given if value is not None), default=None)
         if highest is not None and highest > 0:  # a sequence begins at 1
@@ -271,7 +273,7 @@ class PostgresCatalog(Catalog):
         if rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", (table,)):
             return int(rows[0][0])
         uow._execute("SELECT pg_advisory_xact_lock(hashtext('consensus_orm_next_key'))")
-        highest = uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(table)}")[0][0]
+        highest = uow._rows(f"SELECT max({quoted(*pair.key_names(side))}) FROM {quoted(table)}")[0][0]
         return max(highest or 0, self.sequence(uow, pair.table.name) or 0) + 1
 
     def free_key(self, uow: Transaction, pair: Move) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
@@ -29,8 +30,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
 from consensus_orm.declaration.move import Move, Parent
+from consensus_orm.declaration.row_keys import RowKey, parts
 from consensus_orm.declaration.rules import Latest
-from consensus_orm.statements.rendering import Statement, constant, literal, overwriting, quoted
+from consensus_orm.statements.rendering import Statement, constant, literal, overwriting, quoted, table_of
 from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["PostgresRendering"]
@@ -68,10 +70,10 @@ class PostgresRendering(PairRendering):
         """Text in the order of its bytes, whatever the collation of the database."""
         return text.collate("C") if isinstance(sql_type(text.type), Text) else text
 
-    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: str | None = None) -> ClauseElement:
+    def ignoring(self, into: Table, names: list[str], rows: SelectBase, unless: Collection[str] = ()) -> ClauseElement:
         """Insert rows, and skip or overwrite those that exist."""
         statement = insert(into).from_select(names, rows)
-        return statement.on_conflict_do_nothing() if unless is None else overwriting(statement, names, unless)
+        return overwriting(statement, names, unless) if unless else statement.on_conflict_do_nothing()
 
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
         """Insert the parents that rows need, and return them: a row may be deleted before it is carried."""
@@ -82,20 +84,20 @@ class PostgresRendering(PairRendering):
         self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
     ) -> Select[Any]:
         """The number of rows, and the keys of the wrong ones as a JSON array."""
-        count = select(func.count()).select_from(key.table).where(within).scalar_subquery()
-        listed = select(key.label("key")).where(within, wrong).order_by(key).subquery()
+        count = select(func.count()).select_from(table_of(key)).where(within).scalar_subquery()
+        listed = select(key.label("key")).where(within, wrong).order_by(*parts(key)).subquery()
         return select(count, select(cast(func.json_agg(listed.c.key), Text)).scalar_subquery())  # pyright: ignore[reportReturnType] # two columns
 
     def next_key(self, pair: Move) -> str:
         """The next id, from the sequence of the legacy table, which both sides use while both are written."""
-        sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.legacy_key)
+        sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.legacy_keys[0])
         return f"SELECT {self.render(func.nextval(sequence))}"
 
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
         by_value = declared.parent is not None and (declared.parent.tells_nulls_apart or declared.may_be_orphan)
-        if declared.originals is not None or by_value:
+        if declared.originals is not None or by_value or not declared.is_numbered:
             return None
         values = pair.normalized_values()
         parent = None
@@ -104,7 +106,7 @@ class PostgresRendering(PairRendering):
             values[declared.link.key] = parent.c.id
         rows = select(*values.values())
         own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
-        carried = {declared.legacy_key: own.c.id} | {name: pair.bound[name] for name in pair.bound}
+        carried = {declared.legacy_keys[0]: own.c.id} | {name: pair.bound[name] for name in pair.bound}
         other = insert(legacy).from_select(list(carried), select(*carried.values()))
         written = other.returning(pair.legacy_key.label("id")).cte("other")
         # A trigger may skip a row without an error; then the division by 0 fails the whole statement.
@@ -119,7 +121,9 @@ class PostgresRendering(PairRendering):
         written a second time.
         """
         declared, parent, link = pair.pair, pair.pair.parent, pair.pair.link
-        if parent is None or link is None or parent.tells_nulls_apart or declared.may_be_orphan:
+        if parent is None or link is None or isinstance(declared.key, RowKey):
+            return None
+        if parent.tells_nulls_apart or declared.may_be_orphan:
             return None
         row = pair.legacy_row()
         own = pair.own_values(row)
@@ -142,7 +146,7 @@ class PostgresRendering(PairRendering):
         upsert = self._on_conflict(pair, parent, insert(parent.table).from_select(list(made), rows))
         parents = upsert.returning(parent.key, *(parent.table.c[name] for name in identity)).cte("parent")
 
-        values = {declared.key.key: pair.legacy_key} | written | pair.marked
+        values = {declared.keys[0].key: pair.legacy_key} | written | pair.marked
         values[link.key] = parents.c[parent.key.name]
         is_theirs = and_(*(parents.c[name] == value for name, value in identity.items()))
         source = declared.legacy_table.join(seen, seen.c.seen == pair.legacy_key).join(parents, is_theirs)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import Table
+from sqlalchemy import Table, literal_column
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
+from consensus_orm.databases.postgresql.rendering import PostgresRendering
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.row_keys import row_key
+from consensus_orm.models.base import LedgerKey
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import fitting, literal, quoted
@@ -87,11 +90,12 @@ def _log(pair: Move, key: str, side: Side, op: str) -> str:
 
 def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool = False) -> Trigger:
     """Record the rows of one side that are written under a condition."""
-    key = quoted(pair.key_name(side))
-    old, new = f"OLD.{key}", f"NEW.{key}"
+    old, new = (_key(pair, side, row) for row in ("OLD", "NEW"))
     own = quoted(pair.table.name)
     table = pair.legacy_table if side is Side.LEGACY else pair.table
-    carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {quoted(pair.key.name)} = {old})" if carried_only else ""
+    names = zip(pair.key_names(Side.NORMALIZED), pair.key_names(side), strict=True)
+    same = " AND ".join(f"{quoted(its)} = OLD.{quoted(mine)}" for its, mine in names)
+    carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {same})" if carried_only else ""
     # A body that reads a table which another program has dropped would fail each write.
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
     moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
@@ -101,6 +105,15 @@ def _note(pair: Move, side: Side, event: str, when: str, *, carried_only: bool =
         f" IF TG_OP <> 'DELETE' THEN {_log(pair, new, side, did)}{carried}; END IF; RETURN NULL;"
     )
     return _trigger(f"{pair.name}_{side}", f"AFTER {event}", table, when, body)
+
+
+def _key(pair: Move, side: Side, row: str) -> str:
+    """The key of a row of a trigger, as a ledger stores it."""
+    names = [f"{row}.{quoted(name)}" for name in pair.key_names(side)]
+    if pair.is_numbered:
+        return names[0]
+    key = row_key([literal_column(name, of.type) for name, of in zip(names, pair.keys, strict=True)])
+    return str(PostgresRendering().render(LedgerKey(key)))
 
 
 def _freeze(pair: Move) -> Iterator[Trigger]:
@@ -122,7 +135,7 @@ def _note_members(parent: Parent, mapping: Moves) -> Trigger:
     """Record writes of parents that change the values of their rows; derived columns may change."""
     key = quoted(parent.key.name)
     body = " ".join(
-        _log(pair, quoted("t", pair.key.name), Side.NORMALIZED, literal("update"))
+        _log(pair, _key(pair, Side.NORMALIZED, quoted("t")), Side.NORMALIZED, literal("update"))
         + f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.name)} = OLD.{key};"
         for pair in mapping.members(parent)
         if pair.link is not None

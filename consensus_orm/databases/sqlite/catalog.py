@@ -164,7 +164,7 @@ class SQLiteCatalog(Catalog):
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id if the table of the other side is gone: above every id that this side has, or ever assigned."""
         table = pair.legacy_name if side is Side.LEGACY else pair.table.name
-        highest = uow._rows(f"SELECT max({quoted(pair.key_name(side))}) FROM {quoted(table)}")[0][0]
+        highest = uow._rows(f"SELECT max({quoted(*pair.key_names(side))}) FROM {quoted(table)}")[0][0]
         given = (self.sequence(uow, name) for name in (pair.legacy_name, pair.table.name))
         return max(value or 0 for value in (highest, *given)) + 1
 

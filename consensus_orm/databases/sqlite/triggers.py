@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, exists, literal_column, not_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
+from consensus_orm.databases.sqlite.expressions import in_triggers
 from consensus_orm.databases.sqlite.rendering import SQLiteRendering
 from consensus_orm.declaration.move import Move, Parent
 from consensus_orm.declaration.moves import Moves
@@ -55,15 +56,15 @@ NOT_CARRYING: ColumnElement[bool] = literal_column("(SELECT carrying FROM consen
 """That no transaction of this package carries rows past the triggers."""
 
 
-class _New:
-    """The NEW row of a trigger, with columns like a table; a real table of that name would be added to the FROM."""
+class _RowOf:
+    """A row of a trigger, with columns like a table; a real table of that name would be added to the FROM."""
 
-    def __init__(self, table_: Table) -> None:
-        self.c: dict[str, Any] = {c.name: literal_column(f"NEW.{quoted(c.name)}", c.type) for c in table_.columns}
+    def __init__(self, name: str, table_: Table) -> None:
+        self.c: dict[str, Any] = {c.name: literal_column(f"{name}.{quoted(c.name)}", c.type) for c in table_.columns}
 
 
 def _new(table_: Table) -> Any:  # takes the place of a FromClause, for its columns
-    return _New(table_)
+    return _RowOf("NEW", table_)
 
 
 def _trigger(name: str, event: str, table_: Table, condition: ColumnElement[bool] | None, *body: str) -> Trigger:
@@ -93,7 +94,7 @@ class _Triggers:
 
     def notice_carried_legacy(self) -> Iterator[Trigger]:
         """Record changes of legacy rows that were carried."""
-        carried = exists(literal_column("1")).where(self.pair.key == literal_column(self._old(Side.LEGACY)))
+        carried = exists(literal_column("1")).where(self.pair.key == self._key("OLD", Side.LEGACY))
         changed = self._unequal_legacy | self._moved(Side.LEGACY)
         yield self._notice(Side.LEGACY, "update", carried & changed)
         yield self._notice_delete(Side.LEGACY, self.pair.key)
@@ -101,7 +102,7 @@ class _Triggers:
     def notice_normalized(self) -> Iterator[Trigger]:
         """Record writes of normalized rows by a program that does not write the legacy side."""
         own, new, marker = self.pair.table, _new(self.pair.table), self.pair.marker
-        unequal: ColumnElement[bool] = not_(self.statements.legacy_counterpart(new, new.c[self.pair.key.key]))
+        unequal: ColumnElement[bool] = not_(self.statements.legacy_counterpart(new, self._key("NEW", Side.NORMALIZED)))
         # A unit of work writes this side first: only a mark, of the row or of the transaction, tells it from others.
         foreign = unequal & NOT_CARRYING
         if marker is not None:
@@ -140,15 +141,19 @@ class _Triggers:
     def _notice_delete(self, side: Side, other: ColumnElement[Any] | None) -> Trigger:
         """Record deletes; where the key of the other side is given, only of rows that it has."""
         old = self._old(side)
-        when = None if other is None else exists(literal_column("1")).where(other == literal_column(old))
+        when = None if other is None else exists(literal_column("1")).where(other == self._key("OLD", side))
         body = _log(self.pair, old, side, "delete")
         return _trigger(f"{self.pair.name}_{side}_delete", "AFTER DELETE", self.statements.table_of(side), when, body)
 
+    def _key(self, row: str, side: Side) -> ColumnElement[Any]:
+        of: ColumnElement[Any] = self.pair.key_in(_RowOf(row, self.statements.table_of(side)), side)
+        return of
+
     def _old(self, side: Side) -> str:
-        return f"OLD.{quoted(self.pair.key_name(side))}"
+        return in_triggers(self._key("OLD", side), SQLiteRendering().render)
 
     def _new(self, side: Side) -> str:
-        return f"NEW.{quoted(self.pair.key_name(side))}"
+        return in_triggers(self._key("NEW", side), SQLiteRendering().render)
 
     def _moved(self, side: Side) -> ColumnElement[bool]:
         return literal_column(self._old(side)).is_distinct_from(literal_column(self._new(side)))
@@ -157,7 +162,7 @@ class _Triggers:
     def _unequal_legacy(self) -> ColumnElement[bool]:
         """Whether the legacy row that is written has no equal on the normalized side."""
         new = _new(self.pair.legacy_table)
-        equal = self.statements.counterpart(self.statements.legacy_row(new), new.c[self.pair.legacy_key])
+        equal = self.statements.counterpart(self.statements.legacy_row(new), self._key("NEW", Side.LEGACY))
         unequal: ColumnElement[bool] = not_(equal)
         return unequal
 
@@ -178,4 +183,5 @@ def _note_members(parent: Parent, mapping: Moves, *keys: str) -> Iterator[str]:
     for pair in mapping.members(parent):
         if pair.link is not None:
             rows = f" FROM {quoted(pair.table.name)} WHERE {quoted(pair.link.name)} IN ({', '.join(keys)})"
-            yield _log(pair, quoted(pair.table.name, pair.key.name), Side.NORMALIZED, "update", rows)
+            key = pair.key_in(_RowOf(quoted(pair.table.name), pair.table), Side.NORMALIZED)
+            yield _log(pair, in_triggers(key, SQLiteRendering().render), Side.NORMALIZED, "update", rows)

@@ -8,8 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID, uuid4
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Integer, MetaData, String, Text, UniqueConstraint, cast, func
+from sqlalchemy import (
+    BigInteger,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    cast,
+    func,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Convert, Default, EnumMap, Move, Moves, Parent
@@ -345,6 +358,149 @@ def text_key() -> Case:
     )
 
 
+def composite_key() -> Case:
+    """Lines of an order, told apart by the order and a place in it; the place is a text, and comes first there."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class LineOld(Base):
+        __tablename__ = "lines_old"
+        order_nr: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        place: Mapped[str] = mapped_column(Text, primary_key=True)
+        amount: Mapped[int | None] = mapped_column(BIG)
+        unit: Mapped[str | None] = mapped_column(Text)
+
+    class Line(Base):
+        __tablename__ = "lines"
+        line: Mapped[str] = mapped_column(Text, primary_key=True)
+        order_id: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        quantity: Mapped[int | None] = mapped_column(BIG)
+        unit: Mapped[str] = mapped_column(Text)
+        note: Mapped[str | None] = mapped_column(Text)
+
+    move = Move(
+        LineOld,
+        Line,
+        name="lines",
+        key={LineOld.order_nr: Line.order_id, LineOld.place: Line.line},
+        columns={Line.quantity: LineOld.amount, Line.unit: Default(LineOld.unit, "piece")},
+    )
+    places = ["a", "B", "é", '"', "\\", "[1]", "a b", "'", "", "\n", "\U0001f600", "10", "9"]
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"order_nr": number, "place": place, "amount": number, "unit": None if number == 9 else "kg"}
+            for number in (-1, 9, 10, 2**63 - 1)
+            for place in places
+        ],
+        {"order_nr": 10, "place": "new {n}", "amount": 1, "unit": None},
+        {
+            "legacy": [
+                "INSERT INTO lines_old VALUES (5, '\"', 5, NULL)",
+                "UPDATE lines_old SET amount = 77 WHERE order_nr = 9 AND place = '10'",
+                "UPDATE lines_old SET place = 'moved' WHERE order_nr = 9 AND place = 'B'",
+                "DELETE FROM lines_old WHERE order_nr = 10 AND place = '[1]'",
+            ],
+            "normalized": [
+                "INSERT INTO lines (order_id, line, quantity, unit) VALUES (5, '', 5, 'box')",
+                "UPDATE lines SET quantity = 78, unit = 'kg' WHERE order_id = 9 AND line = '10'",
+                "UPDATE lines SET order_id = 11 WHERE order_id = 10 AND line = 'é'",
+                "DELETE FROM lines WHERE order_id = 9 AND line = 'moved'",
+            ],
+        },
+    )
+
+
+def association() -> Case:
+    """A table of nothing but its key."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class PlaylistTrack(Base):
+        __tablename__ = "PlaylistTrack"
+        playlist_id: Mapped[int] = mapped_column("PlaylistId", Integer, primary_key=True)
+        track_id: Mapped[int] = mapped_column("TrackId", Integer, primary_key=True)
+
+    class Entry(Base):
+        __tablename__ = "playlist_entries"
+        playlist_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+        track_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+
+    move = Move(
+        PlaylistTrack,
+        Entry,
+        key={PlaylistTrack.playlist_id: Entry.playlist_id, PlaylistTrack.track_id: Entry.track_id},
+        columns={},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"PlaylistId": 1, "TrackId": 10}, {"PlaylistId": 1, "TrackId": 9}, {"PlaylistId": 2, "TrackId": 9}],
+        {"playlist_id": 3, "track_id": ...},
+        {
+            "legacy": [
+                'INSERT INTO "PlaylistTrack" VALUES (4, 1)',
+                'UPDATE "PlaylistTrack" SET "TrackId" = 8 WHERE "PlaylistId" = 2',
+                'DELETE FROM "PlaylistTrack" WHERE "TrackId" = 10',
+            ],
+            "normalized": [
+                "INSERT INTO playlist_entries VALUES (4, 2)",
+                "UPDATE playlist_entries SET playlist_id = 5 WHERE playlist_id = 2",
+                "DELETE FROM playlist_entries WHERE track_id = 1",
+            ],
+        },
+    )
+
+
+def uuid_key() -> Case:
+    """A key that the application makes."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class TokenOld(Base):
+        __tablename__ = "tokens_old"
+        uid: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+        holder: Mapped[str | None] = mapped_column(Text)
+        price: Mapped[float | None] = mapped_column(Float)
+
+    class Token(Base):
+        __tablename__ = "tokens"
+        id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+        owner: Mapped[str | None] = mapped_column(Text)
+        cents: Mapped[int | None] = mapped_column(BIG)
+
+    cents = cast(func.round(TokenOld.price * 100), BIG)
+    move = Move(
+        TokenOld,
+        Token,
+        name="tokens",
+        key={TokenOld.uid: Token.id},
+        columns={
+            Token.owner: TokenOld.holder,
+            Token.cents: Convert(TokenOld.price, up=cents, down=cast(Token.cents, Float) / 100.0, keep=True),
+        },
+    )
+    one, two, three = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"uid": each, "holder": str(n), "price": 0.007 * n} for n, each in enumerate((one, two, three, UUID(int=0)))],
+        {"holder": "new {n}", "price": 1.5},
+        {
+            "legacy": ["UPDATE tokens_old SET price = 0.333 WHERE holder = '1'"],
+            "normalized": [
+                "UPDATE tokens SET cents = 5 WHERE owner = '2'",
+                "DELETE FROM tokens WHERE owner = '3'",
+                "INSERT INTO tokens (id, owner, cents) VALUES ('0123456789abcdef0123456789abcdef', 'other', 7)",
+            ],
+        },
+    )
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
@@ -352,5 +508,8 @@ CASES = {
     "values": states,
     "kept values": defaults,
     "text key": text_key,
+    "composite key": composite_key,
+    "association": association,
+    "uuid key": uuid_key,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""

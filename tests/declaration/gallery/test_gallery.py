@@ -5,8 +5,10 @@ Units of work and another program write on the way; what the tables hold is judg
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import create_engine, insert
@@ -21,10 +23,8 @@ SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_
 
 
 @pytest.fixture(params=list(CASES))
-def case(request: pytest.FixtureRequest, kind: str) -> Case:
-    made = CASES[request.param]()
-    if kind == "postgresql" and request.param == "text key":
-        pytest.skip("keys of text are not supported on PostgreSQL: the gate of EXPAND says so")
+def case(request: pytest.FixtureRequest) -> Case:
+    made: Case = CASES[request.param]()
     return made
 
 
@@ -43,7 +43,8 @@ def legacy(database: Database, case: Case) -> list[list[Any]]:
 
 
 def new(case: Case, n: int) -> dict[str, Any]:
-    return {name: value.format(n=n) if isinstance(value, str) else value for name, value in case.new.items()}
+    made = {name: value.format(n=n) if isinstance(value, str) else value for name, value in case.new.items()}
+    return {name: n if value is ... else value for name, value in made.items()}
 
 
 def settle(store: Store) -> None:
@@ -77,7 +78,7 @@ def test_there_and_back(new_database: Database, case: Case, tmp_path: Path) -> N
                 before = legacy(new_database, case)
                 left_out = rejected(store) if phase.truth is Side.NORMALIZED else set()
                 assert len(left_out) == (case.rejected if phase.truth is Side.NORMALIZED else 0)
-                assert read(store, move.name) == from_legacy(new_database, case, left_out)
+                assert stored(read(store, move.name)) == from_legacy(new_database, case, left_out)
                 judge(new_database, case, "normalized")
             elif phase is Phase.NORMALIZED:
                 assert store.migration.verify().clean
@@ -107,7 +108,12 @@ def from_legacy(database: Database, case: Case, left_out: set[Any]) -> list[Any]
     names = ", ".join(f'"{name}"' for name in move.legacy_columns)
     kept = tuple(None for _ in move.kept)
     rows = database.rows_of(f'SELECT {names} FROM "{move.legacy_name}"')
-    return sorted((row + kept for row in rows if row[0] not in left_out), key=repr)
+    return stored(row + kept for row in rows if row[0] not in left_out)
+
+
+def stored(rows: Iterable[Any]) -> list[Any]:
+    """Rows with what every kind of database can hold of their values, in one order."""
+    return sorted((tuple(v.hex if isinstance(v, UUID) else v for v in row) for row in rows), key=repr)
 
 
 def write_foreign(database: Database, case: Case, phase: Phase, count: int) -> None:
