@@ -29,8 +29,8 @@ from consensus_orm.migration import Migration
 NAMES = (
     "AgentOutput Artifact AsyncConsensusStore AsyncConsensusUnitOfWork Computed ConsensusStore"
     " ConsensusUnitOfWork Convert Default Earliest EnumMap Execution ExecutionTracker Explode JsonItems Latest Many"
-    " Move Moves OnMismatch Parent Part Phase Run Settings Side Split Store Synthesis __version__ declare_tables include_object"
-    " original owns restore"
+    " Move Moves OnMismatch Parent Part Phase Run Settings Side Split Store Synthesis __version__ declare_tables"
+    " include_object original owns restore"
 )
 
 SYNTHESIS = (

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, insert, select
 
 from consensus_orm._version import __version__
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external import findings, importing, outbox, rows, state
 from consensus_orm.external.canonical import digest, name_of, row_named
 from consensus_orm.external.findings import ascii_name

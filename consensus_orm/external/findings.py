@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, func, insert, select, update
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external.canonical import digest
 from consensus_orm.ledgers.binding import bound, milliseconds
 from consensus_orm.models.external import SinkFinding

@@ -160,8 +160,8 @@ def _read(store: Store[Any], sink: Sink, read: Read, item: Item, *, own: bool) -
     row = read_own(item) if named is not None else read(item)
     if row is None or row.pair not in moves:
         raise errors.InvalidValueError("its content is no row", field="item")
-    key = moves[row.pair].legacy_key
-    values = {name: value for name, value in row.values.items() if name != key or named is not None}
+    keys = moves[row.pair].legacy_keys
+    values = {name: value for name, value in row.values.items() if name not in keys or named is not None}
     return Row(row.pair, values)
 
 

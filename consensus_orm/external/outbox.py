@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Integer, and_, bindparam, delete, exists, func, insert, literal_column, or_, select, update
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external import rows
 from consensus_orm.external.canonical import digest
 from consensus_orm.external.stage import Stage

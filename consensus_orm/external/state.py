@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Update, bindparam, insert, or_, select, update
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.move import table_of
+from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external.stage import Stage
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.models.external import SinkState

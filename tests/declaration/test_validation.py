@@ -252,7 +252,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "2 values for 1 columns",
     ),
     "one value for two": (lambda: move({New.cents: EnumMap(Old.price, {1: 1, 2: 1})}), "no way back"),
-    "a key of several columns": (lambda: move(key={Old.id: New.id, Old.name: New.name}), "declared as 2 columns"),
+    "no key": (lambda: move(key={}), "no key is declared"),
+    "a key whose image is not unique": (
+        lambda: move(key={Old.id: New.id, Old.name: New.name}),
+        "id, name of new, the image of its key, is not declared unique",
+    ),
     "another key": (lambda: move(key={Old.name: New.id}), "the key of old is declared as id"),
     "an attribute that is none": (lambda: move({New.cents: func.length(Old.name)}), "is no mapped column"),
     "a parent without a unique index": (
@@ -301,7 +305,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "an image of the key that is not unique": (
         lambda: flagged("a", key={Flagged.id: Kind.former}, columns={Kind.name: Flagged.name}),
-        "kinds.former is the image of the key, and is not unique",
+        "former of kinds, the image of its key, is not declared unique",
     ),
     "a constant that is filled, too": (
         lambda: flagged("a", columns={Kind.name: Flagged.name, Kind.kind: Computed(Flagged.id)}),
