@@ -273,9 +273,9 @@ def _require_equal(uow: UnitOfWork, saved: SavedRow) -> None:
 
 
 def _read(kind: str, digits: str) -> Any:
-    """A cell of a key; None where that is NULL."""
+    """A cell of a key; None where that is neither a number nor a text, so that no row is named by it."""
     data = bytes.fromhex(digits)
-    return int(data) if kind == "integer" else None if kind == "null" else data.decode(errors="surrogateescape")
+    return int(data) if kind == "integer" else data.decode(errors="surrogateescape") if kind == "text" else None
 
 
 def _same(saved: tuple[str, ...], now: tuple[str, ...]) -> bool:

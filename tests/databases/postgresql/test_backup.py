@@ -38,7 +38,8 @@ import consensus_orm
 import consensus_orm.consensus.restoration
 from consensus_orm import Phase, Side, Store
 from consensus_orm.databases.base import SavedRow
-from consensus_orm.declaration.move import Move, table_of
+from consensus_orm.declaration.attributes import table_of
+from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.errors import BackupError, RestoreError
 from consensus_orm.ledgers.rejects import as_image
