@@ -161,6 +161,32 @@ def test_a_key_that_is_none_is_refused(store: Store) -> None:
             seats.update(KEYS[0], {"hall": 77})
 
 
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda phase: phase.name)
+def test_a_session_carries_rows_of_any_key(store: Store, new_database: Database, phase: Phase) -> None:
+    """What it adds, changes and deletes with the classes of either side is on the other one after the flush."""
+    in_phase(store, phase)
+    store.migration.backfill()
+    with store.unit_of_work() as uow:
+        session = uow.session
+        seat, token = Seat(event_id=ONE, hall_id=1, name="new", by="x"), TicketOld(uid=UUID(int=5), said="new")
+        session.add_all([seat, token])
+        session.flush()
+        old = session.get_one(SeatOld, (ONE, 1, "new"))
+        assert old.taken == "x"
+        old.taken = "y"
+        session.get_one(Ticket, UUID(int=5)).said = "again"
+        session.flush()
+        assert seat.by == "y"
+        assert token.said == "again"
+        session.delete(session.get_one(Seat, {"event_id": TWO, "hall_id": 9, "name": "B"}))
+        session.delete(session.get_one(TicketOld, TWO))
+    wanted = "SELECT taken FROM seats_old WHERE hall = 1"
+    assert new_database.rows_of(wanted) == [("y",)]
+    assert new_database.scalar("SELECT count(*) FROM seats_old WHERE name = 'B'") == 5
+    assert sorted(new_database.rows_of("SELECT said FROM tickets")) == [("again",), ("one",)]
+    assert store.migration.verify().clean
+
+
 def test_every_maker_of_a_key_makes_the_same_text(store: Store, new_database: Database) -> None:
     """A trigger of a foreign write, a statement and Python: a row is found in the ledgers whoever put it there."""
     in_phase(store, Phase.DUAL_WRITE)

@@ -116,6 +116,7 @@ class Extra(Base):
 
 class Loose(Base):
     __tablename__ = "loose"
+    __table_args__ = (UniqueConstraint("id", "main_id"),)
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     main_id: Mapped[int] = mapped_column(ForeignKey("main.id"))
     note: Mapped[str | None] = mapped_column(Text)
@@ -279,6 +280,16 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "a separator of letters": (lambda: Split(Wide.note, "and"), "cannot separate items"),
     "no separator": (lambda: Split(Wide.note, ""), "cannot separate items"),
+    "a part of rows with a key of two columns": (
+        lambda: Move(
+            Wide,
+            Loose,
+            key={Wide.id: Loose.id, Wide.name: Loose.main_id},
+            columns={Loose.note: Wide.note},
+            parts=[Part(Extra, by=Extra.main_id, columns={Extra.note: Wide.note})],
+        ),
+        "it has parts, which refer to their row by one column, and a key of 2",
+    ),
     "a second parent": (lambda: move(parts=[parent(), parent()]), "they can have one"),
     "what is no part": (lambda: move(parts=[parent(), Place]), "is no part"),
     "a part by another column": (lambda: split(by=Extra.note), "extras.note does not refer to main.id"),

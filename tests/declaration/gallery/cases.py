@@ -27,7 +27,20 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Convert, Default, EnumMap, Explode, JsonItems, Many, Move, Moves, Parent, Part, Split
+from consensus_orm import (
+    Computed,
+    Convert,
+    Default,
+    EnumMap,
+    Explode,
+    JsonItems,
+    Many,
+    Move,
+    Moves,
+    Parent,
+    Part,
+    Split,
+)
 
 __all__ = ["CASES", "Case"]
 
@@ -1044,6 +1057,143 @@ def uuid_key() -> Case:
     )
 
 
+def uuid_key_with_parts() -> Case:
+    """A key that the application makes, to which a part and a table of items refer."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class DeviceOld(Base):
+        __tablename__ = "devices_old"
+        uid: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+        name: Mapped[str] = mapped_column(Text)
+        room: Mapped[str | None] = mapped_column(Text)
+        labels: Mapped[str | None] = mapped_column(Text)
+
+    class Device(Base):
+        __tablename__ = "devices"
+        id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Location(Base):
+        __tablename__ = "locations"
+        device_id: Mapped[UUID] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+        room: Mapped[str | None] = mapped_column(Text)
+        letters: Mapped[int | None] = mapped_column(BIG)
+
+    class Label(Base):
+        __tablename__ = "labels"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        device_id: Mapped[UUID] = mapped_column(ForeignKey("devices.id"), index=True)
+        position: Mapped[int] = mapped_column(Integer)
+        text: Mapped[str] = mapped_column(Text)
+
+    move = Move(
+        DeviceOld,
+        Device,
+        name="devices",
+        key={DeviceOld.uid: Device.id},
+        columns={Device.name: DeviceOld.name},
+        parts=[
+            Part(
+                Location,
+                by=Location.device_id,
+                columns={Location.room: DeviceOld.room, Location.letters: Computed(func.length(DeviceOld.room))},
+            ),
+            Many(Label, by=Label.device_id, position=Label.position, item=Label.text, items=Split(DeviceOld.labels)),
+        ],
+    )
+    one, two, three = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"uid": one, "name": "a", "room": "hall", "labels": "x,y"}, {"uid": two, "name": "b", "room": None},
+            {"uid": three, "name": "c", "room": "", "labels": "z"},
+        ],
+        {"name": "new {n}", "room": "r", "labels": "n,{n}"},
+        {
+            "legacy": [
+                "UPDATE devices_old SET room = NULL, labels = 'y,z' WHERE name = 'a'",
+                "UPDATE devices_old SET room = 'attic' WHERE name = 'b'",
+                "DELETE FROM devices_old WHERE name = 'c'",
+            ],
+            "normalized": [
+                "UPDATE locations SET room = 'cellar' WHERE room = 'attic'",
+                "INSERT INTO locations (device_id, room) SELECT id, 'first' FROM devices WHERE name = 'a'",
+                "UPDATE labels SET text = 'w' WHERE text = 'z'",
+                "INSERT INTO devices (id, name) VALUES ('0123456789abcdef0123456789abcdef', 'other')",
+                """INSERT INTO labels (id, device_id, position, text)
+                VALUES (900, '0123456789abcdef0123456789abcdef', 0, 'alone')""",
+            ],
+        },
+    )  # fmt: skip
+
+
+def composite_keys_into_one() -> Case:
+    """Two tables whose keys have two columns become one, which tells them apart by a constant."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Sale(Base):
+        __tablename__ = "sales"
+        shop: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        number: Mapped[str] = mapped_column(Text, primary_key=True)
+        amount: Mapped[int | None] = mapped_column(BIG)
+
+    class Refund(Base):
+        __tablename__ = "refunds"
+        shop: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        number: Mapped[str] = mapped_column(Text, primary_key=True)
+        amount: Mapped[int | None] = mapped_column(BIG)
+
+    class Booking(Base):
+        __tablename__ = "bookings"
+        __table_args__ = (UniqueConstraint("kind", "shop_id", "number"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(String(10))
+        shop_id: Mapped[int] = mapped_column(BIG)
+        number: Mapped[str] = mapped_column(Text)
+        amount: Mapped[int | None] = mapped_column(BIG)
+
+    sales, refunds = (
+        Move(
+            model,
+            Booking,
+            key={model.shop: Booking.shop_id, model.number: Booking.number},
+            columns={Booking.amount: model.amount},
+            only={Booking.kind: model.__tablename__},
+        )
+        for model in (Sale, Refund)
+    )
+    return Case(
+        Moves(sales, refunds),
+        Base.metadata,
+        {
+            "sales": [{"shop": 1, "number": "a", "amount": 1}, {"shop": 1, "number": "b"}, {"shop": 2, "number": "a"}],
+            "refunds": [{"shop": 1, "number": "a", "amount": 2}, {"shop": 10, "number": "", "amount": 3}],
+        },
+        {
+            "sales": {"shop": 9, "number": "new {n}", "amount": 4},
+            "refunds": {"shop": 9, "number": "new {n}", "amount": 5},
+        },
+        {
+            "legacy": [
+                "UPDATE sales SET amount = 7 WHERE number = 'b'",
+                "UPDATE refunds SET number = 'moved' WHERE shop = 10",
+                "INSERT INTO refunds VALUES (3, 'foreign', NULL)",
+                "DELETE FROM sales WHERE shop = 2",
+            ],
+            "normalized": [
+                "INSERT INTO bookings (kind, shop_id, number, amount) VALUES ('sales', 3, 'foreign', 8)",
+                "UPDATE bookings SET amount = 9 WHERE kind = 'refunds' AND number = 'a'",
+                "DELETE FROM bookings WHERE kind = 'refunds' AND number = 'moved'",
+            ],
+        },
+    )
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
@@ -1062,5 +1212,7 @@ CASES = {
     "composite key": composite_key,
     "association": association,
     "uuid key": uuid_key,
+    "uuid key with parts": uuid_key_with_parts,
+    "composite keys into one": composite_keys_into_one,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""
