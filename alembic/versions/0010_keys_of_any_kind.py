@@ -24,6 +24,9 @@ KEYS = {
     "consensus_orm_rejects": "key",
     "consensus_orm_images": "key",
     "consensus_orm_changes": "key",
+    "consensus_orm_outbox": "key",
+    "consensus_orm_sink_findings": "key",
+    "consensus_orm_sink_imports": "key",
     "consensus_orm_backfill": "last_key",
 }
 """The ledgers, and their columns of keys."""

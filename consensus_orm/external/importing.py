@@ -16,7 +16,7 @@ from consensus_orm.external import findings, outbox, rows, state
 from consensus_orm.external.canonical import digest, parse, row_named
 from consensus_orm.external.findings import ascii_name
 from consensus_orm.external.sink import Item, Sink
-from consensus_orm.ledgers.binding import bound, milliseconds
+from consensus_orm.ledgers.binding import bound, milliseconds, stored
 from consensus_orm.models.external import SinkImport
 from consensus_orm.repository.dual_write import DualWrite
 from consensus_orm.store import Store
@@ -170,7 +170,7 @@ def _add(uow: UnitOfWork, sink: str, item: Item, row: Row) -> str:
     if _is_known(uow, sink, item.name):
         return "known"
     key = DualWrite(uow, uow.statements.mapping[row.pair]).add(dict(row.values))
-    facts = {"sink": sink, "item": named, "pair": row.pair, "key": key, "digest": digest(item.content)}
+    facts = {"sink": sink, "item": named, "pair": row.pair, "key": stored(uow, key), "digest": digest(item.content)}
     uow._execute(_ADD, {**facts, "at": milliseconds(uow)})
     findings.settle_items(uow, sink, [item.name], "it came in")
     return "imported"

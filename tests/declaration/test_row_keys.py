@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -15,7 +16,9 @@ from consensus_orm import Move, Moves, Phase, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.declaration.row_keys import encoded
 from consensus_orm.errors import ConfigurationError, InvalidValueError, MismatchError
+from consensus_orm.external import Mirror, Stage
 from consensus_orm.settings import Settings
+from consensus_orm.testing.sinks import MemorySink
 from tests.support.databases import Database, at
 
 BIG = BigInteger().with_variant(Integer(), "sqlite")
@@ -185,6 +188,27 @@ def test_a_session_carries_rows_of_any_key(store: Store, new_database: Database,
     assert new_database.scalar("SELECT count(*) FROM seats_old WHERE name = 'B'") == 5
     assert sorted(new_database.rows_of("SELECT said FROM tickets")) == [("again",), ("one",)]
     assert store.migration.verify().clean
+
+
+def test_an_external_store_mirrors_rows_of_any_key(store: Store) -> None:
+    """Each entry is named by the key of its row, what a unit of work writes is sent, and all rows are compared."""
+    sink = MemorySink()
+    mirror = Mirror(store, sink)
+    mirror.advance(Stage.IMPORT)
+    mirror.import_entries()
+    mirror.advance(Stage.MIRROR)
+    mirror.export()
+    with store.unit_of_work() as uow:
+        uow.repository(SEATS).update((TWO, 9, '"'), {"taken": "sent"})
+        uow.repository(TICKETS).delete(key=ONE)
+        uow.repository(TICKETS).add({"uid": UUID(int=7), "said": "new"})
+    mirror.relay.run(until_empty=True)
+    names = {f"tickets:{json.dumps(key.hex)}" for key in (TWO, UUID(int=7))}
+    names |= {f"seats:{json.dumps(encoded(key))}" for key in KEYS}
+    assert sink.items.keys() == names
+    changed = json.dumps(encoded((TWO, 9, '"')))
+    assert '"taken":"sent"' in sink.items[f"seats:{changed}"]
+    assert mirror.verify().clean
 
 
 def test_every_maker_of_a_key_makes_the_same_text(store: Store, new_database: Database) -> None:

@@ -94,9 +94,9 @@ def project(tmp_path: Path, new_database: Database) -> Project:
 def test_an_env_of_its_own(project: Project, new_database: Database) -> None:
     """A string foreign key finds our tables, autogenerate makes none of them, and checks stay clean to CONTRACT."""
     legacy_history(new_database.where)
-    assert "at revision 0005, upgrade of 0001, 0002" in project.ours("upgrade", "head")
+    assert "at revision 0010, upgrade of 0001, 0002" in project.ours("upgrade", "head")
     said = project.alembic("-n", "consensus_orm", "-x", f"url={project.url}", "upgrade", "head")
-    assert "at revision 0005, already there" in said
+    assert "at revision 0010, already there" in said
     project.alembic("revision", "--autogenerate", "-m", "reviews")
     (revision,) = (project.folder / "migrations" / "versions").glob("*.py")
     made = re.findall(r"op\.(\w+)\('(\w+)'", revision.read_text())
@@ -116,10 +116,10 @@ def test_the_command_of_ours(project: Project, new_database: Database) -> None:
         assert "does not exist" in project.ours("upgrade", "head", code=1)
         assert not Path(new_database.where).exists()
     project.ours("upgrade", "head", "--create")
-    assert "0005 (head)" in project.ours("current")
+    assert "0010 (head)" in project.ours("current")
     assert "Create the normalized tables" in project.ours("history")
-    assert "downgrade of 0005" in project.ours("downgrade", "--", "-1")
-    assert "at revision 0005, upgrade of 0005" in project.ours("upgrade", "head")
+    assert "downgrade of 0010" in project.ours("downgrade", "--", "-1")
+    assert "at revision 0010, upgrade of 0010" in project.ours("upgrade", "head")
     wrong = project.ours("upgrade", "nonesuch", code=1).strip().splitlines()
     assert len(wrong) == 1
     assert "nonesuch" in wrong[0]
