@@ -47,8 +47,8 @@ MUTATIONS = (
     Mutation(
         "3 ids come from the normalized side alone",
         "databases/sqlite/rendering.py",
-        "keys = (pair.legacy_table.c[pair.legacy_key], pair.key)",
-        "keys = (pair.key,)",
+        "keys = (pair.legacy_table.c[pair.legacy_keys[0]], pair.keys[0])",
+        "keys = (pair.keys[0],)",
         "rule_3",
     ),
     Mutation(

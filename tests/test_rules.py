@@ -191,7 +191,7 @@ def test_rule_9_the_database_first_memory_second(store: ConsensusStore) -> None:
 
 
 def test_rule_10_a_session_cannot_write_one_side(store: ConsensusStore, database: Database) -> None:
-    """What a session writes to one side is on both; a side that is written no more is refused."""
+    """What a session writes to one side is on both where both are written; one that is written no more is refused."""
     from consensus_orm.consensus.models.legacy import ConsensusArtifact
 
     with store.unit_of_work() as uow:

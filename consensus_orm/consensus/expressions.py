@@ -11,7 +11,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from consensus_orm.databases.sqlite.expressions import is_well_formed
-from consensus_orm.declaration.expressions import AlwaysText, Condition, arguments
+from consensus_orm.declaration.expressions import AlwaysText, Condition, NeverNull, arguments
 
 __all__ = ["SYNTHESIS_FIELDS", "flagged", "run_key", "run_key_of", "says", "synthesis_json"]
 
@@ -20,7 +20,7 @@ SYNTHESIS_FIELDS = ("output_markdown", "output_path", "status", "artifacts_count
 """The fields of a synthesis in `synthesis_json`, in order."""
 
 
-class run_key(FunctionElement[str]):
+class run_key(NeverNull, FunctionElement[str]):
     """The identity of a run within spec and stage: its run id, else the second of created_at (rule 4)."""
 
     name = "run_key"

@@ -21,8 +21,9 @@ from consensus_orm.databases.saved_rows import IMAGE, ROWS, cells, dropped
 from consensus_orm.databases.saved_rows import image as image_of
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import make
+from consensus_orm.declaration.row_keys import encoded
 from consensus_orm.ledgers import audit, rejects, signs
-from consensus_orm.ledgers.binding import bound, milliseconds
+from consensus_orm.ledgers.binding import among, bound, milliseconds, stored
 from consensus_orm.models.control import MigrationState, Reject
 from consensus_orm.phase import Side
 from consensus_orm.schema.application import Protection
@@ -74,7 +75,7 @@ def remainder(
 
 def _sequences(source: Source, state: State, tables: list[Copied], saved: list[Entry]) -> dict[str, int]:
     """The highest id that each table has given; the same for both sides where these share a sequence."""
-    names = [table.name for table in tables if not table.text_key]
+    names = [table.name for table in tables if table.is_numbered]
     given = {name: source.catalog.sequence(source, name) for name in names}
     kept = {entry.name: entry.sequence for entry in saved if entry.sequence is not None}
     for pair in source.statements.mapping if state.phase.writes_normalized else ():
@@ -159,7 +160,7 @@ def _reject(uow: UnitOfWork, rest: Remainder) -> Iterator[Unfit]:
     """Record the rows that were left behind as rejects, with their images."""
     number = max(rejects.newest(uow), rest.sequences.get("consensus_orm_rejects", 0))
     for odd, image in rest.left_behind:
-        key = odd.key if _is_pairs_key(uow, odd) else None
+        key = stored(uow, _pairs_key(uow, odd))
         if key is not None and uow._rows(_KNOWN, {"pair": odd.pair, "key": key, "table_name": odd.table}):
             continue  # it is a reject already
         number += 1
@@ -171,9 +172,17 @@ def _reject(uow: UnitOfWork, rest: Remainder) -> Iterator[Unfit]:
         uow.catalog.set_sequence(uow, "consensus_orm_rejects", number)
 
 
-def _is_pairs_key(uow: UnitOfWork, odd: Unfit) -> bool:
+def _pairs_key(uow: UnitOfWork, odd: Unfit) -> Any:
+    """The key of a row of a pair, as its ledgers have it; None of a row of another table."""
     pair = uow.statements.mapping[odd.pair]
-    return odd.table in (pair.table.name, pair.legacy_name)
+    for side in Side:
+        if odd.table == pair.table_name(side) and odd.key is not None:
+            if len(pair.keys) == 1:
+                return odd.key
+            table = pair.legacy_table if side is Side.LEGACY else pair.table
+            values = dict(zip((of.name for of in table.primary_key.columns), odd.key, strict=True))
+            return encoded([values[name] for name in pair.key_names(side)])
+    return None
 
 
 def _derive_again(uow: UnitOfWork, rest: Remainder, tables: list[Copied]) -> None:
@@ -236,7 +245,7 @@ def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, Cells]]:
     """The images of rows that stand on the legacy side alone."""
     for name, key, table, kept in uow._rows(SAVED_ROWS):
         pair = uow.statements.mapping[name]
-        if table != pair.legacy_name or uow._rows(uow.statements[pair].present(Side.NORMALIZED), {"_keys": f"[{key}]"}):
+        if table != pair.legacy_name or uow._rows(uow.statements[pair].present(Side.NORMALIZED), among([key])):
             continue
         wanted = {*pair.legacy_columns, *pair.only[Side.LEGACY]}
         row = {column: cell for column, cell in cells(IMAGE, table, kept).items() if column in wanted}

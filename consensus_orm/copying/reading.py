@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from consensus_orm.copying.tables import Copied
-from consensus_orm.copying.values import Values, escaped, plain
+from consensus_orm.copying.values import Field, Held, Values, escaped, plain
 from consensus_orm.databases.sqlite.expressions import is_well_formed
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["bound", "has_place", "in_utf16", "rows_between", "rows_of"]
+__all__ = ["compared", "has_place", "in_utf16", "parameters_of", "rows_between", "rows_of"]
+
+WORDS = {Held.TEXT, Held.UUID}
+"""What keys are that are texts on SQLite."""
 
 
 def in_utf16(uow: UnitOfWork) -> bool:
@@ -20,10 +23,14 @@ def in_utf16(uow: UnitOfWork) -> bool:
 
 def has_place(table: Copied, uow: UnitOfWork) -> str:
     """The condition that a row has a place in the order of keys: a key that is not NULL, of the type of the others."""
-    key = quoted(table.key)
+    return " AND ".join(_has_place(field, uow) for field in table.key)
+
+
+def _has_place(field: Field, uow: UnitOfWork) -> str:
+    key = quoted(field.name)
     if uow.statements.rendering.name == "postgresql":
         return f"{key} IS NOT NULL"
-    if not table.text_key:
+    if field.held not in WORDS:
         return f"typeof({key}) = 'integer'"
     return f"typeof({key}) = 'text'" + (f" AND {is_well_formed(key)}" if in_utf16(uow) else "")
 
@@ -38,21 +45,52 @@ def rows_between(uow: UnitOfWork, table: Copied, after: Any, upto: Any, limit: i
         upto: The last key of the range; None for the end of the table.
         limit: The highest number of rows.
     """
-    # In the order of their bytes in UTF-8, whatever the collation, so that ranges are the same everywhere.
-    own = quoted(table.key)
-    key = f"{own} COLLATE {quoted(_order(uow))}" if table.text_key else own
-    conditions = [has_place(table, uow)]
-    conditions += [f"{key} > {bound(table, uow, '_after')}"] if after is not None else []
-    conditions += [f"{key} <= {bound(table, uow, '_upto')}"] if upto is not None else []
+    conditions, parameters = [has_place(table, uow)], dict[str, Any]()
+    for name, operator, key in (("_after", ">", after), ("_upto", "<=", upto)):
+        if key is not None:
+            conditions.append(compared(table, uow, operator, name))
+            parameters |= parameters_of(table, name, key)
     most = f" LIMIT {limit}" if limit is not None else ""
-    rest = f"WHERE {' AND '.join(conditions)} ORDER BY {key}{most}"
-    return rows_of(uow, table, rest, {"_after": after, "_upto": upto})
+    order = ", ".join(_ordered(table, uow))
+    return rows_of(uow, table, f"WHERE {' AND '.join(conditions)} ORDER BY {order}{most}", parameters)
 
 
-def bound(table: Copied, uow: UnitOfWork, name: str) -> str:
-    """The SQL of a key that `rows_of` binds; in UTF-16 as its bytes, since SQLite binds U+FFFF as U+FFFD."""
-    if not table.text_key:
+def compared(table: Copied, uow: UnitOfWork, operator: str, name: str) -> str:
+    """The condition that a key equals a bound one, or comes before or after it.
+
+    Args:
+        table: The table.
+        uow: Reads it.
+        operator: How they compare.
+        name: How `parameters_of` names the parameters.
+    """
+    own = _ordered(table, uow)
+    given = [_bound(field, uow, f"{name}{place}") for place, field in enumerate(table.key)]
+    if len(own) == 1:
+        return f"{own[0]} {operator} {given[0]}"
+    return f"({', '.join(own)}) {operator} ({', '.join(given)})"
+
+
+def parameters_of(table: Copied, name: str, key: Any) -> dict[str, Any]:
+    """The parameters of such a condition."""
+    return {f"{name}{place}": value for place, value in enumerate(table.key_values(key))}
+
+
+def _ordered(table: Copied, uow: UnitOfWork) -> list[str]:
+    """The columns of a key in the order of their bytes in UTF-8, so that ranges are the same everywhere."""
+    collated = {Held.TEXT} if uow.statements.rendering.name == "postgresql" else WORDS
+    return [
+        quoted(field.name) + (f" COLLATE {quoted(_order(uow))}" if field.held in collated else "")
+        for field in table.key
+    ]
+
+
+def _bound(field: Field, uow: UnitOfWork, name: str) -> str:
+    """A part of a key that `rows_of` binds; in UTF-16 as its bytes, since SQLite binds U+FFFF as U+FFFD."""
+    if field.held not in WORDS:
         return f":{name}"
+    if field.held is Held.UUID and uow.statements.rendering.name == "postgresql":
+        return f"CAST(:{name} AS UUID)"
     return f"CAST(x'' || :{name} AS TEXT)" if in_utf16(uow) else f"CAST(:{name} AS TEXT)"
 
 
@@ -74,10 +112,11 @@ def rows_of(uow: UnitOfWork, table: Copied, rest: str, parameters: dict[str, Any
         parameters: The keys that it binds.
     """
     origin = f"FROM {quoted(table.name)} {rest}"
+    if uow.statements.rendering.name == "postgresql":
+        columns = ", ".join(map(_read, table.fields))
+        return [plain(row) for row in uow._rows(f"SELECT {columns} {origin}", parameters)]
     if not in_utf16(uow):
-        kind = uow.statements.rendering.name
-        found = uow._rows(f"SELECT {table.read_from(kind)} {origin}", parameters)
-        return [plain(row) for row in found] if kind == "postgresql" else found
+        return uow._rows(f"SELECT {table.columns} {origin}", parameters)
     encoding, width = uow.catalog.text_encoding(uow), len(table.fields)
     malformed = ", ".join(
         f"CASE WHEN typeof({name}) = 'text' AND NOT {is_well_formed(name)} THEN CAST({name} AS BLOB) END"
@@ -91,3 +130,11 @@ def rows_of(uow: UnitOfWork, table: Copied, rest: str, parameters: dict[str, Any
         )
         for row in uow._rows(f"SELECT {table.columns}, {malformed} {origin}", keys)
     ]
+
+
+def _read(field: Field) -> str:
+    """A column of a server: keys in ledgers stand there as JSON, and the driver would read other JSON into objects."""
+    name = quoted(field.name)
+    if field.held is Held.KEY:
+        return f"CAST({name} AS JSONB)"
+    return f"CAST({name} AS TEXT)" if field.json else name

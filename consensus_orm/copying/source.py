@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from consensus_orm import errors
-from consensus_orm.copying.reading import bound, has_place, rows_of
+from consensus_orm.copying.reading import compared, has_place, parameters_of, rows_of
 from consensus_orm.copying.tables import Copied
 from consensus_orm.copying.values import cell
 from consensus_orm.databases import saved_schema, state
@@ -169,11 +169,12 @@ class Source(UnitOfWork):
 
     def images(self, table: Copied, key: Any) -> list[str]:
         """The image of a row as JSON, type and bytes of each column; for None, of all rows without a place."""
-        own = quoted(table.key)
-        where = f"{own} = {bound(table, self, '_key')}"
+        parameters: dict[str, Any] = {}
         if key is None:
             where = f"NOT ({has_place(table, self)})"
-        rows = rows_of(self, table, f"WHERE {where}", {"_key": key})
+        else:
+            where, parameters = compared(table, self, "=", "_key"), parameters_of(table, "_key", key)
+        rows = rows_of(self, table, f"WHERE {where}", parameters)
         names = [field.name for field in table.fields]
         return [json.dumps(dict(zip(names, map(cell, row), strict=True))) for row in rows]
 

@@ -91,7 +91,7 @@ class Sieve:
         if not odd:
             return rows, ()
         keys = {found.key for found in odd}
-        return [row for row in rows if row[0] not in keys], tuple(odd)
+        return [row for row in rows if self.table.key_of(row) not in keys], tuple(odd)
 
     def _unfit(self, row: Values) -> Unfit | None:
         for place, check in self.checks:
@@ -107,7 +107,8 @@ class Sieve:
 
     def _said(self, row: Values, place: int, reason: str) -> Unfit:
         parent = None if self.table.link is None else row[self.table.link]
-        return Unfit(self.table.name, row[0], self.table.fields[place].name, reason, self.table.pair, parent)
+        key, column = self.table.key_of(row), self.table.fields[place].name
+        return Unfit(self.table.name, key, column, reason, self.table.pair, parent)
 
 
 def _size(value: Any) -> int:
@@ -182,8 +183,8 @@ class Passes:
     def _strange(self, table: Copied) -> Iterator[Range]:
         """Rows without a place in the order of keys, if any, as a range of which the target holds none."""
         if count := self.source.strange_keys(table):
-            kind = "text" if table.text_key else "whole number"
-            odd = Unfit(table.name, None, table.key, f"{count} keys that are no {kind}", table.pair)
+            kind = "whole number" if table.is_numbered else "text" if table.width == 1 else "key of texts and numbers"
+            odd = Unfit(table.name, None, table.key[0].name, f"{count} keys that are no {kind}", table.pair)
             yield Range(count=count, seen=b"strange", kept=b"", unfit=(odd,))
 
     def _ranges(self, table: Copied, sieve: Sieve, target: Target | None, tally: Tally) -> Iterator[Range]:
@@ -193,7 +194,7 @@ class Passes:
             while True:
                 limit = size + was.count
                 rows = rows_between(self.source, table, after, was.upto, limit)
-                upto = rows[-1][0] if len(rows) == limit else was.upto
+                upto = table.key_of(rows[-1]) if len(rows) == limit else was.upto
                 yield self._settled(Range(after, upto, len(rows), digest(rows)), rows, was, sieve, target)
                 tally.add(len(rows))
                 size = self._fitting(rows, size)

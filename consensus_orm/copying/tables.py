@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Table
 
 from consensus_orm import errors
-from consensus_orm.copying.values import Field, Held, field_of
+from consensus_orm.copying.values import Field, Held, Values, field_of
 from consensus_orm.databases.guard_record import normalized_tables
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.move import Move
@@ -40,8 +41,9 @@ class Copied:
 
     Attributes:
         name: Its name.
-        fields: Its columns, the key first.
+        fields: Its columns, those of the key first.
         pair: The pair under which its rejects are listed.
+        width: How many columns the key has.
         link: The index of the column that refers to a parent.
         parent: The table that it refers to.
     """
@@ -49,33 +51,32 @@ class Copied:
     name: str
     fields: tuple[Field, ...]
     pair: str
+    width: int = 1
     link: int | None = None
     parent: str | None = None
 
     @property
-    def key(self) -> str:
-        """The name of the key."""
-        return self.fields[0].name
+    def key(self) -> tuple[Field, ...]:
+        """The columns of the key."""
+        return self.fields[: self.width]
 
     @property
-    def text_key(self) -> bool:
-        """Whether the key is a text."""
-        return self.fields[0].held is Held.TEXT
+    def is_numbered(self) -> bool:
+        """Whether the key is a number, of which a table gives the next."""
+        return self.width == 1 and self.fields[0].held is Held.INTEGER
+
+    def key_of(self, row: Values) -> Any:
+        """The key of a row: its value, or several as a tuple."""
+        return row[0] if self.width == 1 else row[: self.width]
+
+    def key_values(self, key: Any) -> tuple[Any, ...]:
+        """The values of the columns of a key."""
+        return (key,) if self.width == 1 else tuple(key)
 
     @property
     def columns(self) -> str:
         """The quoted columns, separated by commas."""
         return ", ".join(quoted(field.name) for field in self.fields)
-
-    def read_from(self, kind: str) -> str:
-        """The columns as a kind of database gives their values: the driver of a server would read JSON into objects.
-
-        Args:
-            kind: The kind of the database.
-        """
-        is_server = kind == "postgresql"
-        names = ((quoted(field.name), field.json and is_server) for field in self.fields)
-        return ", ".join(f"CAST({name} AS TEXT)" if is_object else name for name, is_object in names)
 
 
 def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], extras: bool) -> list[Copied]:
@@ -102,12 +103,12 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
     for pair in mapping.of_tables(Side.LEGACY) if source.phase.has_legacy else ():
         if pair.legacy_name.lower() in there:
             fields = _fields_there(source, pair.legacy_table, extras=extras)
-            found.append(Copied(pair.legacy_name, fields, pair.name))
+            found.append(Copied(pair.legacy_name, fields, pair.name, _width(pair.legacy_table)))
     for table in (table for table in unmapped if table.name in there):
         fields = _fields_there(source, table, extras=extras, unused=False)
-        found.append(_listed_under_first(mapping, table.name, fields))
+        found.append(_listed_under_first(mapping, table, fields))
     if prepared:
-        found += [_listed_under_first(mapping, t.name, _fields(t)) for t in map(table_of, LEDGERS)]
+        found += [_listed_under_first(mapping, t, _fields(t)) for t in map(table_of, LEDGERS)]
     return found
 
 
@@ -121,8 +122,13 @@ def made_elsewhere(application: Application, mapping: Moves) -> list[Table]:
     return [*application.unmapped, *(() if application.is_known_to_revisions else normalized(mapping))]
 
 
-def _listed_under_first(mapping: Moves, name: str, fields: tuple[Field, ...]) -> Copied:
-    return Copied(name, fields, next(iter(mapping)).name)
+def _listed_under_first(mapping: Moves, table: Table, fields: tuple[Field, ...]) -> Copied:
+    return Copied(table.name, fields, next(iter(mapping)).name, _width(table))
+
+
+def _width(table: Table) -> int:
+    """How many columns tell the rows of a table apart, which come first."""
+    return max(1, len(table.primary_key.columns))
 
 
 def _parents_table(parent: Parent, mapping: Moves) -> Copied:
@@ -130,16 +136,16 @@ def _parents_table(parent: Parent, mapping: Moves) -> Copied:
 
 
 def _originals_of(pair: Move, table: Table) -> Copied:
-    return Copied(table.name, _fields(table), pair.name)
+    return Copied(table.name, _fields(table), pair.name, _width(table))
 
 
 def _pairs_table(pair: Move) -> Copied:
     fields = _fields(pair.table)
     if pair.link is None or pair.parent is None:
-        return Copied(pair.table.name, fields, pair.name)
+        return Copied(pair.table.name, fields, pair.name, _width(pair.table))
     place = [field.name for field in fields].index(pair.link.key)
     parent = pair.parent.table.name
-    return Copied(pair.table.name, fields, pair.name, link=place, parent=parent)
+    return Copied(pair.table.name, fields, pair.name, _width(pair.table), link=place, parent=parent)
 
 
 def _fields(table: Table) -> tuple[Field, ...]:

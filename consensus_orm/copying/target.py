@@ -20,7 +20,7 @@ from consensus_orm import errors
 from consensus_orm.copying import foreign_keys
 from consensus_orm.copying.definitions import Definition
 from consensus_orm.copying.foreign_keys import ForeignKey
-from consensus_orm.copying.reading import rows_between
+from consensus_orm.copying.reading import compared, parameters_of, rows_between
 from consensus_orm.copying.source import State
 from consensus_orm.copying.tables import Copied, made_elsewhere, normalized
 from consensus_orm.copying.values import Held, Values, is_encodable
@@ -250,36 +250,37 @@ class Target:
     def _settle(self, table: Copied, after: Any, upto: Any, rows: list[Values]) -> tuple[int, int]:
         with self.unit() as uow:
             known = uow._rows(f"SELECT last_key FROM {CHECKPOINTS} WHERE name = ?", (table.name,))
-            last = json.loads(known[0][0]) if known else None
+            last = _key(json.loads(known[0][0])) if known and known[0][0] is not None else None
             behind = last is None or last == after
-            theirs = {} if behind else {row[0]: row for row in rows_between(uow, table, after, upto)}
-            wanted = {row[0]: row for row in rows}
+            theirs = {} if behind else {table.key_of(row): row for row in rows_between(uow, table, after, upto)}
+            wanted = {table.key_of(row): row for row in rows}
             stale = [key for key, row in theirs.items() if key not in wanted or repr(row) != repr(wanted[key])]
             new = [row for key, row in wanted.items() if key not in theirs or repr(theirs[key]) != repr(row)]
             self._delete(uow, table, stale)
             self._insert(uow, table, new)
-            if rows and (last is None or _order(rows[-1][0]) > _order(last)):
+            if rows and (last is None or _order(table.key_of(rows[-1])) > _order(last)):
                 uow._execute(
                     f"INSERT INTO {CHECKPOINTS} (name, last_key) VALUES (:name, :key)"
                     " ON CONFLICT (name) DO UPDATE SET last_key = :key",
-                    {"name": table.name, "key": json.dumps(rows[-1][0])},
+                    {"name": table.name, "key": json.dumps(table.key_of(rows[-1]))},
                 )
         return len(new), len(set(stale) - wanted.keys())
 
     def _delete(self, uow: UnitOfWork, table: Copied, keys: list[Any]) -> None:
         for key in keys:
-            bound = "CAST(:key AS TEXT)" if table.text_key else ":key"
-            uow._execute(f"DELETE FROM {quoted(table.name)} WHERE {quoted(table.key)} = {bound}", {"key": key})
+            where = compared(table, uow, "=", "key")
+            uow._execute(f"DELETE FROM {quoted(table.name)} WHERE {where}", parameters_of(table, "key", key))
 
     def _insert(self, uow: UnitOfWork, table: Copied, rows: list[Values]) -> None:
         driver: Any = uow._connected
         if not rows:
             return
         if self.kind == "postgresql":
-            truths = [place for place, field in enumerate(table.fields) if field.held is Held.BOOLEAN]
+            places = [(place, field.held) for place, field in enumerate(table.fields)]
+            typed = [(place, _GIVEN[held]) for place, held in places if held in _GIVEN]
             with driver.cursor().copy(f"COPY {quoted(table.name)} ({table.columns}) FROM STDIN") as stream:
                 for row in rows:
-                    stream.write_row(_with_truths(row, truths) if truths else row)
+                    stream.write_row(_with_types(row, typed) if typed else row)
             return
         marks = ", ".join("?" * len(table.fields))
         sql = f"INSERT INTO {quoted(table.name)} ({table.columns}) VALUES ({marks})"
@@ -339,12 +340,26 @@ def _create(connection: Connection, made: Sequence[Definition], names: set[str])
                 make(driver, kind, definition.table, definition.sql)
 
 
+def _key(read: Any) -> Any:
+    """A key of a checkpoint: several values are a tuple."""
+    return tuple(read) if isinstance(read, list) else read
+
+
 def _order(key: Any) -> Any:
+    if isinstance(key, tuple):
+        return tuple(map(_order, key))
     return key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
 
 
-def _with_truths(row: Values, places: list[int]) -> list[Any]:
+_GIVEN: dict[Held, Callable[[Any], Any]] = {
+    Held.BOOLEAN: bool,
+    Held.KEY: partial(json.dumps, ensure_ascii=False),
+}
+"""What a server takes for values that it stores in another form."""
+
+
+def _with_types(row: Values, places: list[tuple[int, Callable[[Any], Any]]]) -> list[Any]:
     values = list(row)
-    for place in places:
-        values[place] = None if row[place] is None else bool(row[place])
+    for place, given in places:
+        values[place] = None if row[place] is None else given(row[place])
     return values

@@ -1,7 +1,7 @@
 """Values that are copied between kinds of databases: what each can hold, and when two values are equal.
 
 A value has one of SQLite's types: None, int, float, str (with surrogates for bytes that are not UTF-8) or bytes. A
-boolean is the number that SQLite stores.
+boolean is the number that SQLite stores, and a UUID the text; the key of a row in a ledger is a number or a text.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import JSON, Boolean, Column, Float, Integer, LargeBinary, Text
+from sqlalchemy import JSON, Boolean, Column, Float, Integer, LargeBinary, Text, Uuid
 from sqlalchemy.types import String, TypeEngine
 
 from consensus_orm import errors
-from consensus_orm.models.base import Verbatim
+from consensus_orm.models.base import Key, Verbatim
 
 __all__ = ["Cell", "Field", "Held", "cell", "checker", "digest", "escaped", "field_of", "is_encodable", "plain"]
 
@@ -28,6 +29,9 @@ Cell = tuple[str, str]
 
 _NUMBER = re.compile(r"[ \t\n\v\f\r]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t\n\v\f\r]*")
 """Text that SQLite converts to a number in a numeric column (sqlite.org/datatype3.html, 3)."""
+
+_UUID = re.compile("[0-9a-f]{32}")
+"""A UUID as SQLAlchemy stores it on SQLite."""
 
 _WORDS = {int: "an integer", float: "a real number", str: "text", bytes: "a blob", type(None): "NULL"}
 
@@ -40,6 +44,8 @@ class Held(StrEnum):
     BOOLEAN = "booleans"
     REAL = "real numbers"
     BLOB = "blobs"
+    UUID = "UUIDs"
+    KEY = "keys"
     ANYTHING = "anything"
 
 
@@ -49,6 +55,8 @@ _TYPES: dict[Held, tuple[type, ...]] = {
     Held.BOOLEAN: (int,),
     Held.REAL: (float,),
     Held.BLOB: (bytes,),
+    Held.UUID: (str,),
+    Held.KEY: (int, str),
     Held.ANYTHING: (int, float, str, bytes),
 }
 
@@ -84,6 +92,8 @@ def field_of(column: Column[Any]) -> Field:
 
 
 def _held(type_: TypeEngine[Any], column: Column[Any]) -> Held:
+    if isinstance(type_, Key):
+        return Held.KEY
     if isinstance(type_, Verbatim):
         return Held.TEXT if type_.name == "TIMESTAMP" else Held.INTEGER
     for known, held in (
@@ -94,6 +104,7 @@ def _held(type_: TypeEngine[Any], column: Column[Any]) -> Held:
         (Integer, Held.INTEGER),
         (Float, Held.REAL),
         (LargeBinary, Held.BLOB),
+        (Uuid, Held.UUID),
     ):
         if isinstance(type_, known):
             return held
@@ -155,6 +166,8 @@ def _typed(field: Field) -> Checker:
             return "NULL where a value is required" if required else None
         if type(value) not in types:
             return f"{_WORDS[type(value)]} in a column of {held.value}"
+        if held is Held.UUID and _UUID.fullmatch(value) is None:
+            return "text that is not a UUID of 32 small digits"
         if held is Held.BOOLEAN and value not in (0, 1):
             return "a number other than 0 and 1 in a column of booleans"
         return None
@@ -183,7 +196,10 @@ def is_encodable(value: Any) -> bool:
 
 def plain(row: Iterable[Any]) -> Values:
     """A row of any driver in the values of this module."""
-    return tuple(int(value) if value is True or value is False else value for value in row)
+    return tuple(
+        int(value) if value is True or value is False else value.hex if isinstance(value, UUID) else value
+        for value in row
+    )
 
 
 def escaped(raw: bytes, encoding: str) -> str:

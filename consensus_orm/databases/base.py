@@ -475,14 +475,16 @@ class Catalog(ABC):
 
     @staticmethod
     @abstractmethod
-    def key_faults(uow: Transaction, table: str, key: Column[Any], unique: Sequence[str]) -> Iterator[str]:
-        """What makes a column unfit as the key of a move, each fault with its remedy; nothing if it is fit.
+    def key_faults(uow: Transaction, key: Sequence[Column[Any]], unique: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """What makes columns unfit as the key of a move; nothing if they are fit.
 
         Args:
-            uow: Sees the table.
-            table: The name of the table, which exists.
-            key: The column as it is declared.
-            unique: The columns that have to be unique together, the key among them.
+            uow: Sees the table, which exists.
+            key: The columns as they are declared.
+            unique: The columns that have to be unique together, those of the key among them.
+
+        Returns:
+            The name of a column, and its fault with the remedy.
         """
 
     @abstractmethod

@@ -17,6 +17,7 @@ from sqlalchemy.types import TypeEngine
 __all__ = [
     "AlwaysText",
     "Condition",
+    "NeverNull",
     "arguments",
     "exact_hex",
     "holds",
@@ -36,6 +37,10 @@ __all__ = [
 
 class AlwaysText(Text):
     """The type of an expression that gives a text or NULL, and never bytes, whatever it is given."""
+
+
+class NeverNull:
+    """What marks an expression that is never NULL, whatever it is given."""
 
 
 class Condition(FunctionElement[bool]):

@@ -41,7 +41,7 @@ def _move(move: Move) -> dict[str, Any]:
         "name": move.name,
         "legacy": move.legacy_name,
         "normalized": move.table.name,
-        "key": _column(move.key),
+        "key": _column(move.keys[0]),
         "carried": {name: _column(of) for name, of in move.carried.items()},
         "computed": {of.key: spelled(on(rule, _row(move))) for of, rule in move.computed.items()},
         "adopted": {name: spelled(rule) for name, rule in move.adopted.items()},
@@ -53,7 +53,8 @@ def _move(move: Move) -> dict[str, Any]:
     }
     # What a declaration does not use is left out, so that one that was hashed before it could be said keeps its hash.
     more = {
-        "legacy_key": move.legacy_key if move.legacy_key != move.key.name else None,
+        "legacy_key": move.legacy_keys[0] if move.legacy_keys[0] != move.keys[0].name else None,
+        "further_keys": [[name, *_column(of)] for name, of in zip(move.legacy_keys[1:], move.keys[1:], strict=True)],
         "restored": {name: spelled(rule) for name, rule in move.restored.items()},
         "without": sorted(move.without),
         "parts": {part.table.name: _part(part, move) for part in move.parts},

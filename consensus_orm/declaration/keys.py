@@ -1,4 +1,4 @@
-"""What a key must be, in one place: one column, a whole number or a text, in one order, the same on both sides.
+"""What a key must be, in one place: columns of numbers, texts or UUIDs, in one order, the same on both sides.
 
 Statements name rows by their keys, ranges of rows by two of them, and ledgers keep them. So a table whose key cannot
 do that is refused by name before the first row is carried: what is declared when a store is opened, what the database
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Integer
+from sqlalchemy import Column, ColumnElement, Integer, String, Uuid, and_
 
 from consensus_orm import errors
 from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
-from consensus_orm.declaration.rules import is_text
+from consensus_orm.declaration.row_keys import decoded, parts
 
 __all__ = [
     "LARGEST",
@@ -24,6 +24,7 @@ __all__ = [
     "Usable",
     "in_order",
     "is_usable",
+    "is_word",
     "require_declared",
     "require_usable",
     "usable",
@@ -46,7 +47,7 @@ def usable(key: ColumnElement[Any]) -> ColumnElement[bool]:
     Args:
         key: A column of keys.
     """
-    return Usable(key)
+    return and_(*map(Usable, parts(key)))
 
 
 class InOrder(Condition):
@@ -62,7 +63,7 @@ def in_order(key: ColumnElement[Any]) -> ColumnElement[bool]:
     Args:
         key: A column of keys.
     """
-    return InOrder(key)
+    return and_(*map(InOrder, parts(key)))
 
 
 def is_usable(pair: Move, key: Any) -> bool:
@@ -72,9 +73,19 @@ def is_usable(pair: Move, key: Any) -> bool:
         pair: The pair of the row.
         key: The key as the driver gives it.
     """
-    if not is_text(pair.key):
-        return isinstance(key, int) and -LARGEST - 1 <= key <= LARGEST
-    return isinstance(key, str) and "\0" not in key and not any("\ud800" <= c <= "\udfff" for c in key)
+    values = decoded(key, pair.keys)
+    return values is not None and all(map(_is_usable, pair.keys, values))
+
+
+def _is_usable(of: Column[Any], value: Any) -> bool:
+    if not is_word(of):
+        return isinstance(value, int) and -LARGEST - 1 <= value <= LARGEST
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def is_word(of: ColumnElement[Any]) -> bool:
+    """Whether a column of keys holds texts on SQLite: UUIDs are such."""
+    return isinstance(of.type, String | Uuid)
 
 
 def require_usable(pair: Move, key: Any) -> None:
@@ -85,42 +96,46 @@ def require_usable(pair: Move, key: Any) -> None:
         key: The key; None has the database give one.
 
     Raises:
-        InvalidValueError: It is another kind of value, or None where the key is a text.
+        InvalidValueError: It is another kind of value, or None where the database gives no key.
     """
-    if is_usable(pair, key) or (key is None and not is_text(pair.key)):
+    if is_usable(pair, key) or (key is None and pair.is_numbered):
         return
-    wanted = "text without NUL characters and lone surrogates" if is_text(pair.key) else "a whole number of 64 bits"
-    given = "was left out" if key is None else f"is not that, but {type(key).__name__}"
-    if type(key) in (int, str):
+    values = decoded(key, pair.keys) or [key]
+    unusable = (n for n, (of, value) in enumerate(zip(pair.keys, values, strict=False)) if not _is_usable(of, value))
+    at = next(unusable, 0)
+    word, number = "text without NUL characters and lone surrogates", "a whole number of 64 bits"
+    wanted = word if is_word(pair.keys[at]) else number
+    given = "was left out" if key is None else f"is not that, but {type(values[at]).__name__}"
+    if type(values[at]) in (int, str):
         given = "is none"
     raise errors.InvalidValueError(
-        f"the key of a row of {pair.name} has to be {wanted}; this one {given}", field=pair.legacy_key
+        f"the key of a row of {pair.name} has to be {wanted}; this one {given}", field=pair.legacy_keys[at]
     )
 
 
 # What is declared -----------------------------------------------------------------------------------------
 
 
-def require_declared(mapping: Moves, database: str) -> None:
+def require_declared(mapping: Moves) -> None:
     """Refuse a declaration whose keys cannot be kept apart, put in order and written into the ledgers.
 
     Args:
         mapping: The declaration.
-        database: The kind of database it is for: sqlite or postgresql.
 
     Raises:
-        ConfigurationError: A key is of more columns than one, or of a type that is not supported.
+        ConfigurationError: A key is of a type that is not supported.
     """
     for parent in mapping.parents:
-        _require_type(parent.key, "the parent table", texts=False)
+        _require_type(parent.key, "the parent table", words=False)
     for pair in mapping:
-        _require_type(pair.key, f"move {pair.name!r}", texts=database == "sqlite")
+        for key in pair.keys:
+            _require_type(key, f"move {pair.name!r}", words=True)
 
 
-def _require_type(key: Column[Any], what: str, *, texts: bool) -> None:
-    if isinstance(key.type, Integer) or (texts and is_text(key)):
+def _require_type(key: Column[Any], what: str, *, words: bool) -> None:
+    if isinstance(key.type, Integer) or (words and is_word(key)):
         return
-    wanted = "Integer, BigInteger, String or Text" if texts else "Integer or BigInteger"
+    wanted = "Integer, BigInteger, String, Text or Uuid" if words else "Integer or BigInteger"
     raise errors.ConfigurationError(
         f"{what}: the key {key.table.name}.{key.name} is declared as {type(key.type).__name__}; it has to be {wanted}",
         hint="declare a key of such a type; this move cannot be made with another one",

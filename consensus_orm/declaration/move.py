@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +18,12 @@ import typing_extensions
 from sqlalchemy import (
     Column,
     ColumnElement,
+    Integer,
     MetaData,
     Null,
+    String,
     Table,
+    Uuid,
     and_,
     case,
     cast,
@@ -42,9 +45,10 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm import errors
-from consensus_orm.declaration.attributes import column_of, single_key, table_of, unique_sets
+from consensus_orm.declaration.attributes import column_of, table_of, unique_sets
 from consensus_orm.declaration.expressions import holds, json_from, same
 from consensus_orm.declaration.parts import Many, Parent, Part
+from consensus_orm.declaration.row_keys import decoded, encoded, row_key
 from consensus_orm.declaration.rules import (
     Computed,
     Convert,
@@ -56,7 +60,6 @@ from consensus_orm.declaration.rules import (
     Row,
     columns_of,
     expression,
-    is_text,
     on,
     original_name,
 )
@@ -97,7 +100,8 @@ class Move(Generic[R]):
             attributes are then names. The name of its table may precede it ("table=module:Class"), so that it is known
             without an import.
         normalized: The normalized class.
-        key: The legacy primary key and the column that holds it on the normalized side.
+        key: The columns of the legacy primary key, and those that hold them on the normalized side, where they are
+            unique together. Rows are ordered by them in the order of this declaration.
         columns: Normalized columns, or several of them together, and what they hold: a legacy column, carried in type
             and bytes, or a rule. Columns that are not named are those of the normalized side alone: rows are written
             with their default, and the way back leaves them standing.
@@ -147,7 +151,7 @@ class Move(Generic[R]):
         self.children: tuple[Many, ...] = tuple(part for part in parts if isinstance(part, Many))
         self.newest = None if newest is None else column_of(newest)
         self.marker = None if marker is None else column_of(marker)
-        self.legacy_key, self.key = self._declared_key(key)
+        self.legacy_keys, self.keys = self._declared_key(key)
         self._require_known(parts)
         self.without = {self._name(given_up): why for given_up, why in (without or {}).items()}
         self.only = self._declared_constants(only or {})
@@ -186,17 +190,16 @@ class Move(Generic[R]):
             )
         for part in parts:
             if not isinstance(part, Parent | Part | Many):
-                raise self.fault(self.key.name, f"{part!r:.60} is no part", "give Parent, Part and Many in `parts`")
+                raise self.fault(self.keys[0].name, f"{part!r:.60} is no part", "give Parent, Part and Many in `parts`")
 
-    def _declared_key(self, key: Dict[Any, Attribute]) -> tuple[str, Column[Any]]:
-        if len(key) != 1:
+    def _declared_key(self, key: Dict[Any, Attribute]) -> tuple[tuple[str, ...], tuple[Column[Any], ...]]:
+        if not key:
             raise errors.ConfigurationError(
-                f"move {self.name!r}: the key is declared as {len(key)} columns; rows are told apart by one column",
-                hint="declare one column as primary key: a number or a text that is unique in the table",
+                f"move {self.name!r}: no key is declared, by which rows are told apart",
+                hint="declare the columns of the legacy primary key: key={Legacy.id: New.id}",
                 table=self.table.name,
             )
-        ((legacy, own),) = key.items()
-        return self._name(legacy), column_of(own)
+        return tuple(map(self._name, key)), tuple(map(column_of, key.values()))
 
     def _declared_constants(self, only: Dict[Any, Any]) -> dict[Side, dict[str, ColumnElement[Any]]]:
         found: dict[Side, dict[str, ColumnElement[Any]]] = {side: {} for side in Side}
@@ -328,15 +331,19 @@ class Move(Generic[R]):
         return table
 
     def _require_same_key(self, table: Table) -> None:
-        key = single_key(table)
-        if key.name != self.legacy_key or is_text(key) != is_text(self.key):
+        primary = {of.name: of for of in table.primary_key.columns}
+        declared = dict(zip(self.legacy_keys, self.keys, strict=True))
+        alike = primary.keys() == declared.keys() and all(
+            _kind(of) is _kind(declared[name]) for name, of in primary.items()
+        )
+        if not alike:
             raise errors.ConfigurationError(
-                f"move {self.name!r}: the key of {table.name} is declared as {key.name} {key.type!r}, that of"
-                f" {self.table.name} as {self.key.name} {self.key.type!r}",
-                hint="declare the primary key of the legacy table as key of the move, and a column of the same type"
+                f"move {self.name!r}: the key of {table.name} is declared as {_told(primary.values())}, that of"
+                f" {self.table.name} as {_told(self.keys)}",
+                hint="declare the primary key of the legacy table as key of the move, and columns of the same types"
                 " on the normalized side",
                 table=table.name,
-                column=key.name,
+                column=next(iter(primary), None),
             )
 
     def _require_all_moved(self, table: Table) -> None:
@@ -390,9 +397,52 @@ class Move(Generic[R]):
         """The name of the table of a side."""
         return self.legacy_name if side is Side.LEGACY else self.table.name
 
-    def key_name(self, side: Side) -> str:
-        """The name of the key column of a side."""
-        return self.legacy_key if side is Side.LEGACY else self.key.name
+    # Its key --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def key(self) -> ColumnElement[Any]:
+        """The key of the normalized table."""
+        return row_key(self.keys)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether its key is one whole number, of which a database can give the next."""
+        return len(self.keys) == 1 and isinstance(self.keys[0].type, Integer)
+
+    def key_names(self, side: Side) -> tuple[str, ...]:
+        """The names of the key columns of a side."""
+        return self.legacy_keys if side is Side.LEGACY else tuple(of.name for of in self.keys)
+
+    def key_in(self, table: Any, side: Side) -> ColumnElement[Any]:
+        """The key of the rows of a side in what stands for its table.
+
+        Args:
+            table: It has the columns of the table.
+            side: The side.
+        """
+        return row_key([table.c[name] for name in self.key_names(side)])
+
+    def key_from(self, values: Dict[str, Any]) -> Any:
+        """The key of a row as one value, from its values under legacy names; None where a part is missing."""
+        return encoded([values.get(name) for name in self.legacy_keys])
+
+    def key_of_row(self, row: Sequence[Any]) -> Any:
+        """The key of a row in the order of `fields` as one value."""
+        return encoded(row[: len(self.keys)])
+
+    def key_values(self, key: Any) -> dict[str, Any]:
+        """A key as values under legacy names, as the database stores them.
+
+        Raises:
+            InvalidValueError: It is not the key of such a row.
+        """
+        if (values := decoded(key, self.keys)) is None:
+            raise errors.InvalidValueError(
+                f"the key of a row of {self.name} has {len(self.keys)} parts: {', '.join(self.legacy_keys)}",
+                hint="give them as a tuple, in this order",
+                field=self.legacy_keys[0],
+            )
+        return dict(zip(self.legacy_keys, values, strict=True))
 
     # Its columns ----------------------------------------------------------------------------------------
 
@@ -414,6 +464,8 @@ class Move(Generic[R]):
         """The column whose default holds for a field: of the legacy class where it is at hand, else what carries it."""
         if self.knows_legacy and name in self.legacy_table.c:
             return self.legacy_table.c[name]
+        if name in self.legacy_keys:
+            return self.keys[self.legacy_keys.index(name)]
         return self.carried.get(name) if name in self.carried else self.table.c.get(name)
 
     def is_own(self, of: Column[Any]) -> bool:
@@ -439,10 +491,15 @@ class Move(Generic[R]):
         in_part = any(of.table is part.table for part in self.parts)
         return of if in_part or parent is None else parent.c[of.key]
 
+    @property
+    def may_be_orphan(self) -> bool:
+        """Whether a row without any value of its parent has none: its link can be NULL."""
+        return self.link is not None and bool(self.link.nullable)
+
     @cached_property
     def kept(self) -> tuple[Column[Any], ...]:
         """Columns that only the normalized side has; the way back leaves them standing."""
-        filled = {self.key, self.marker, self.link, self.own_id, *self.carried.values(), *self.computed}
+        filled = {*self.keys, self.marker, self.link, self.own_id, *self.carried.values(), *self.computed}
         constant = self.only[Side.NORMALIZED]
         return tuple(
             of for of in self.table.columns if of not in filled and of.computed is None and of.name not in constant
@@ -451,24 +508,22 @@ class Move(Generic[R]):
     @cached_property
     def unique(self) -> tuple[str, ...]:
         """The normalized columns that tell the rows of the move apart: the key, and constants where it needs them."""
-        constant = self.only[Side.NORMALIZED]
+        key = {of.name for of in self.keys}
         found = (tuple(of.name for of in columns) for columns in unique_sets(self.table))
-        return min(
-            (names for names in found if self.key.name in names and {*names} <= {*constant, self.key.name}),
-            key=len,
-            default=(),
-        )
+        fitting = (names for names in found if key <= {*names} <= {*self.only[Side.NORMALIZED], *key})
+        return min(fitting, key=len, default=())
 
     @cached_property
     def own_id(self) -> Column[Any] | None:
         """A number that the database gives to normalized rows, where the key of the move is another column."""
         found = self.table.autoincrement_column
-        return None if found is self.key else found
+        return None if any(found is of for of in self.keys) else found
 
     @cached_property
     def columns(self) -> dict[str, ColumnElement[Any]]:
         """The legacy columns but the key, each as the normalized side gives it back."""
-        key = literal_column(f"{_quoted(self.table.name)}.{_quoted(self.key.name)}", self.key.type)
+        own = self.keys[0]  # the only one, where there are items
+        key = literal_column(f"{_quoted(self.table.name)}.{_quoted(own.name)}", own.type)
         items = {name: many.given_back(key, self.type_of(name)) for name, many in self.listed.items()}
         return {**self.carried, **self.restored, **items}
 
@@ -515,13 +570,21 @@ class Move(Generic[R]):
         if not self.lossy_columns:
             return None
         columns = [Column(name, self.type_of(name)) for name in self.lossy_columns]
-        key = Column("key", self.key.type, primary_key=True, autoincrement=False)
-        return Table(originals_name(self.name), MetaData(), key, *columns)
+        key = [
+            Column(name, of.type, primary_key=True, autoincrement=False)
+            for name, of in zip(self.originals_key, self.keys, strict=True)
+        ]
+        return Table(originals_name(self.name), MetaData(), *key, *columns)
+
+    @property
+    def originals_key(self) -> tuple[str, ...]:
+        """The names of the key columns of the originals."""
+        return ("key", *(f"key_{place}" for place in range(2, len(self.keys) + 1)))
 
     @cached_property
     def legacy_columns(self) -> tuple[str, ...]:
         """All columns of the legacy table that are moved, the key first."""
-        return (self.legacy_key, *self.columns)
+        return (*self.legacy_keys, *self.columns)
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
@@ -583,7 +646,7 @@ class Move(Generic[R]):
         )
         beside = {_qualified(of): of for part in self.parts for of in part.table.columns}
         restored = self.restored_from(Row({of.name: own.c[of.key] for of in self.table.columns} | originals | beside))
-        key = own.c[self.key.key]
+        key = own.c[self.keys[0].key]
         restored |= {name: many.given_back(key, self.type_of(name)) for name, many in self.listed.items()}
         if self.originals is not None:
             original = Row({of.name: of for of in self.originals.columns})
@@ -626,6 +689,15 @@ class Move(Generic[R]):
 
 def _constant(value: Any, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     return null() if value is None else literal(value, None if isinstance(type_, NullType) else type_)
+
+
+def _kind(key: Column[Any]) -> type[TypeEngine[Any]]:
+    """What the keys of a column are: numbers, texts, UUIDs, or something that no key can be."""
+    return next((kind for kind in (Integer, String, Uuid) if isinstance(key.type, kind)), type(key.type))
+
+
+def _told(key: Iterable[Column[Any]]) -> str:
+    return ", ".join(f"{of.name} {of.type!r}" for of in key) or "no column"
 
 
 def _is(of: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:

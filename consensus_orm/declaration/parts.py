@@ -13,7 +13,14 @@ from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 
 from consensus_orm import errors
 from consensus_orm.declaration.attributes import column_of, single_key, table_of
-from consensus_orm.declaration.expressions import json_from, json_listed, json_of_array, json_split, text_joined
+from consensus_orm.declaration.expressions import (
+    NeverNull,
+    json_from,
+    json_listed,
+    json_of_array,
+    json_split,
+    text_joined,
+)
 from consensus_orm.declaration.rules import Computed, Earliest, Expression, Latest, Named
 
 __all__ = ["JsonItems", "Many", "Parent", "Part", "Split"]
@@ -69,6 +76,11 @@ class Parent:
         return tuple(column_of(attribute) for attribute in self.by)
 
     @cached_property
+    def tells_nulls_apart(self) -> bool:
+        """Whether its unique index takes NULLs for different, where NULLs are one value here."""
+        return any(column_of(of).nullable and not _is_never_null(rule) for of, rule in self.by.items())
+
+    @cached_property
     def derived_columns(self) -> dict[Column[Any], Earliest | Latest]:
         """What is derived, by column."""
         return {column_of(attribute): rule for attribute, rule in self.derived.items()}
@@ -76,6 +88,10 @@ class Parent:
     def depends_on(self, move: str) -> bool:
         """Whether something is derived from the newest row of a move."""
         return any(isinstance(rule, Latest) and rule.move == move for rule in self.derived.values())
+
+
+def _is_never_null(rule: Named | Computed) -> bool:
+    return isinstance(rule, Computed) and isinstance(rule.up, NeverNull)
 
 
 class Part:

@@ -44,6 +44,7 @@ def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
         )
     _names(moves)
     for move in moves:
+        _key(move)
         _constants(move)
         _parts(move)
         _items(move)
@@ -52,15 +53,29 @@ def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
             _parent(move, move.parent)
         _filled(move)
         _ordered(move)
-        _key(move)
         _json(move, dialects)
         if move.knows_legacy:
             _ = move.legacy_table  # which is checked where it is first asked for
+        _references(move)
     _shared(moves)
     _order(moves)
 
 
 # One declaration ------------------------------------------------------------------------------------------
+
+
+def _references(move: Move) -> None:
+    """Refuse a table that refers to itself: ranges of keys are carried in order, each in a transaction of its own."""
+    for table in [move.table, *([move.legacy_table] if move.knows_legacy else [])]:
+        for key in table.foreign_key_constraints:
+            if key.referred_table is table:
+                names = ", ".join(key.column_keys)
+                raise move.fault(
+                    key.column_keys[0],
+                    f"{names} of {table.name} refers to {table.name} itself, and a row may be carried before the one"
+                    " that it refers to",
+                    "leave this foreign key out until CONTRACT, and add it then",
+                )
 
 
 def _names(moves: Sequence[Move]) -> None:
@@ -90,7 +105,7 @@ def _constants(move: Move) -> None:
     own, legacy = move.only[Side.NORMALIZED], move.only[Side.LEGACY]
     rules = (*move.computed.values(), *move.above.values(), *move.beside.values())
     spoken = {of.name for rule in rules for of in columns_of(rule)}
-    filled = {of.name for of in (move.key, *move.carried.values(), *move.computed) if of.table is move.table}
+    filled = {of.name for of in (*move.keys, *move.carried.values(), *move.computed) if of.table is move.table}
     for name in own:
         if name in filled:
             raise move.fault(name, f"{move.table.name}.{name} is both in `only` and filled", "name it in one place")
@@ -105,12 +120,22 @@ def _constants(move: Move) -> None:
 
 def _key(move: Move) -> None:
     """Refuse a key whose image may name several rows."""
+    first = move.keys[0].name
+    if any(of.table is not move.table for of in move.keys):
+        raise move.fault(first, f"its key is not in {move.table.name}", "declare columns of the normalized class")
     if not move.unique:
-        names = sorted({move.key.name, *move.only[Side.NORMALIZED]})
+        names = ", ".join(of.name for of in move.keys)
+        wanted = ", ".join([names, *sorted(move.only[Side.NORMALIZED])])
         raise move.fault(
-            move.key.name,
-            f"{move.table.name}.{move.key.name} is the image of the key, and is not unique in the rows of the move",
-            f"declare a UniqueConstraint of {', '.join(names)}",
+            first,
+            f"{names} of {move.table.name}, the image of its key, is not declared unique",
+            f"declare it as primary key, or a UniqueConstraint of exactly these columns: {wanted}",
+        )
+    if move.beside_rows and len(move.keys) > 1:
+        raise move.fault(
+            first,
+            f"it has parts, which refer to their row by one column, and a key of {len(move.keys)}",
+            "let its rows have a key of one column, or carry these columns in the table itself",
         )
 
 
@@ -149,10 +174,10 @@ def _rules(move: Move) -> None:
 def _parts(move: Move) -> None:
     """Refuse parts that are not found by the key of their row, or that fill columns of another table."""
     for part in move.parts:
-        name, key = part.by.name, f"{move.table.name}.{move.key.name}"
+        name, key = part.by.name, f"{move.table.name}.{move.keys[0].name}"
         if part.by.table is not part.table:
             raise move.fault(name, f"{part.by} is no column of {part.table.name}", "name one of its own in `by`")
-        if not any(each.column is move.key for each in part.by.foreign_keys):
+        if not any(each.column is move.keys[0] for each in part.by.foreign_keys):
             raise move.fault(
                 name,
                 f"{part.table.name}.{name} does not refer to {key}, the key of its row",
@@ -196,8 +221,8 @@ def _json(move: Move, dialects: Sequence[str]) -> None:
 def _items(move: Move) -> None:
     """Refuse tables of items that cannot be found by the key of their row, or hold no texts in an order."""
     for source, many in move.listed.items():
-        name, key = many.by.name, f"{move.table.name}.{move.key.name}"
-        if many.by.table is not many.table or not any(each.column is move.key for each in many.by.foreign_keys):
+        name, key = many.by.name, f"{move.table.name}.{move.keys[0].name}"
+        if many.by.table is not many.table or not any(each.column is move.keys[0] for each in many.by.foreign_keys):
             raise move.fault(
                 name,
                 f"{many.by} is no column of {many.table.name} that refers to {key}, the key of its row",
@@ -246,7 +271,7 @@ def _item(move: Move, source: str, many: Many) -> None:
 def _filled(move: Move) -> None:
     """Refuse a table with a column that must hold a value, and that nothing fills."""
     parent = move.parent
-    filled = {move.key, move.link, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
+    filled = {*move.keys, move.link, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
     filled |= {move.table.c[name] for name in move.only[Side.NORMALIZED]}
     filled |= {*move.beside, *(part.by for part in move.beside_rows)}
     filled |= {of for many in move.children for of in (many.position, many.item, many.link)}
@@ -352,10 +377,12 @@ def _told_apart(one: Move, other: Move, side: Side) -> None:
             hint="give both `only` with the column whose value does, or declare one move for it",
             table=table,
         )
-    if side is Side.NORMALIZED and one.legacy_name != other.legacy_name and _is_unique(one.table, {one.key.name}):
+    key = {of.name for of in one.keys}
+    if side is Side.NORMALIZED and one.legacy_name != other.legacy_name and _is_unique(one.table, key):
+        names = ", ".join(of.name for of in one.keys)
         raise one.fault(
-            one.key.name,
-            f"{table}.{one.key.name} holds keys of {one.legacy_name} and of {other.legacy_name}, which may be equal",
+            one.keys[0].name,
+            f"{table}.{names} holds keys of {one.legacy_name} and of {other.legacy_name}, which may be equal",
             f"let another column hold them, with a UniqueConstraint of it and {', '.join(sorted(differ))}",
         )
 

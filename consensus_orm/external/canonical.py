@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move
@@ -92,6 +93,8 @@ def _cell(value: Any) -> Any:
             return value if math.isfinite(value) else {"$number": repr(value)}
         case bytes() | bytearray() | memoryview():
             return {"$bytes": bytes(value).hex()}
+        case UUID():
+            return value.hex  # as a file stores it
         case dict() | list():
             return {"$json": value}  # psycopg reads JSON into objects
     return {"$text": str(value)}

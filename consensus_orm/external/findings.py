@@ -14,7 +14,7 @@ from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external.canonical import digest
-from consensus_orm.ledgers.binding import bound, milliseconds
+from consensus_orm.ledgers.binding import bound, milliseconds, stored
 from consensus_orm.models.external import SinkFinding
 from consensus_orm.times import when
 
@@ -114,7 +114,7 @@ def add(
     named = ascii_name(item)
     if uow._rows(_KNOWN, {"of_sink": sink, "item": named, "kind": kind}):
         return False
-    facts = {"sink": sink, "kind": kind, "pair": pair, "key": key, "item": named, "reason": reason}
+    facts = {"sink": sink, "kind": kind, "pair": pair, "key": stored(uow, key), "item": named, "reason": reason}
     kept = None if content is None else json.dumps({"name": item, "content": content})
     uow._execute(_ADD, {**facts, "content": kept, "found_at": milliseconds(uow)})
     return True

@@ -16,7 +16,7 @@ from consensus_orm.external import findings, outbox, rows, state
 from consensus_orm.external.canonical import digest, parse, row_named
 from consensus_orm.external.findings import ascii_name
 from consensus_orm.external.sink import Item, Sink
-from consensus_orm.ledgers.binding import bound, milliseconds
+from consensus_orm.ledgers.binding import bound, milliseconds, stored
 from consensus_orm.models.external import SinkImport
 from consensus_orm.repository.dual_write import DualWrite
 from consensus_orm.store import Store
@@ -160,8 +160,8 @@ def _read(store: Store[Any], sink: Sink, read: Read, item: Item, *, own: bool) -
     row = read_own(item) if named is not None else read(item)
     if row is None or row.pair not in moves:
         raise errors.InvalidValueError("its content is no row", field="item")
-    key = moves[row.pair].legacy_key
-    values = {name: value for name, value in row.values.items() if name != key or named is not None}
+    keys = moves[row.pair].legacy_keys
+    values = {name: value for name, value in row.values.items() if name not in keys or named is not None}
     return Row(row.pair, values)
 
 
@@ -170,7 +170,7 @@ def _add(uow: UnitOfWork, sink: str, item: Item, row: Row) -> str:
     if _is_known(uow, sink, item.name):
         return "known"
     key = DualWrite(uow, uow.statements.mapping[row.pair]).add(dict(row.values))
-    facts = {"sink": sink, "item": named, "pair": row.pair, "key": key, "digest": digest(item.content)}
+    facts = {"sink": sink, "item": named, "pair": row.pair, "key": stored(uow, key), "digest": digest(item.content)}
     uow._execute(_ADD, {**facts, "at": milliseconds(uow)})
     findings.settle_items(uow, sink, [item.name], "it came in")
     return "imported"

@@ -17,7 +17,7 @@ from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external import rows
 from consensus_orm.external.canonical import digest
 from consensus_orm.external.stage import Stage
-from consensus_orm.ledgers.binding import Key, bound, milliseconds
+from consensus_orm.ledgers.binding import Key, bound, milliseconds, stored
 from consensus_orm.models.external import OutboxEntry, SinkFinding, SinkState
 from consensus_orm.statements.rendering import in_keys
 from consensus_orm.store import Store
@@ -81,28 +81,22 @@ def record(uow: UnitOfWork, written: Written) -> None:
         for key in keys:
             content = there.get(key)
             op, hashed = ("delete", None) if content is None else ("put", digest(content))
-            entries.append({"pair": name, "key": key, "op": op, "digest": hashed, "at": at})
+            entries.append({"pair": name, "key": stored(uow, key), "op": op, "digest": hashed, "at": at})
     statement = uow._printed(_RECORD)
     if len(entries) == 1 or uow._together(*((statement, entry) for entry in entries)) is None:
         for entry in entries:
             uow._execute(statement, entry)
 
 
-_ENQUEUE = (
-    insert(OutboxEntry)
-    .inline()
-    .values(
-        **bound("sink", "pair", "op", "at"),
-        key=bindparam("key", type_=Integer()),
-    )
-)
+_ENQUEUE = insert(OutboxEntry).inline().values(**bound("sink", "pair", "key", "op", "at"))
 
 
 def enqueue(uow: Transaction, sink: str, pair: str, keys: Iterable[Key], op: str) -> int:
     """Put rows into the outbox of one external store, as they are; returns how many."""
     count = 0
     for key in keys:
-        uow._execute(_ENQUEUE, {"sink": sink, "pair": pair, "key": key, "op": op, "at": milliseconds(uow)})
+        facts = {"sink": sink, "pair": pair, "key": stored(uow, key), "op": op}
+        uow._execute(_ENQUEUE, {**facts, "at": milliseconds(uow)})
         count += 1
     return count
 
@@ -136,7 +130,7 @@ _DUE = (
 )
 _OF_ROW = (
     select(OutboxEntry.id, OutboxEntry.tries, OutboxEntry.at)
-    .where(_IS_WAITING, OutboxEntry.pair == bindparam("pair"), OutboxEntry.key == bindparam("key", type_=Integer()))
+    .where(_IS_WAITING, OutboxEntry.pair == bindparam("pair"), OutboxEntry.key == bindparam("key"))
     .order_by(OutboxEntry.id)
 )
 
@@ -149,7 +143,7 @@ def due(uow: Transaction, sink: str, size: int) -> list[Entry]:
 
 def of_row(uow: Transaction, sink: str, pair: str, key: Key) -> list[tuple[int, int, int]]:
     """Number, tries and time of each waiting entry of a row, oldest first."""
-    found = uow._rows(_OF_ROW, {"of_sink": sink, "pair": pair, "key": key})
+    found = uow._rows(_OF_ROW, {"of_sink": sink, "pair": pair, "key": stored(uow, key)})
     return [(number, tries, at) for number, tries, at in found]
 
 

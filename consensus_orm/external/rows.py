@@ -11,6 +11,7 @@ from sqlalchemy import Integer, bindparam, select
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.keys import in_order
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.row_keys import parts
 from consensus_orm.external.canonical import content_of
 from consensus_orm.ledgers.binding import among
 from consensus_orm.phase import Side
@@ -35,7 +36,7 @@ def contents(uow: Transaction, pair: Move, keys: Iterable[Key]) -> dict[Key, str
         rows = uow._rows(sql.get(truth), {"_key": wanted[0]})
     else:
         rows = uow._rows(sql.get_many(truth), among(wanted))
-    return {row[0]: content_of(pair, row) for row in rows}
+    return {pair.key_of_row(row): content_of(pair, row) for row in rows}
 
 
 def page(uow: Transaction, pair: Move, after: Key | None, size: int) -> list[Read]:
@@ -48,7 +49,9 @@ def page(uow: Transaction, pair: Move, after: Key | None, size: int) -> list[Rea
         size: At most so many.
     """
     sql = _page(uow.statements[pair], uow.phase.truth, after is None)
-    return [Read(row[0], content_of(pair, row)) for row in uow._rows(sql, {"_after": after, "_rows": size})]
+    return [
+        Read(pair.key_of_row(row), content_of(pair, row)) for row in uow._rows(sql, {"_after": after, "_rows": size})
+    ]
 
 
 def page_of_keys(uow: Transaction, pair: Move, after: Key | None, size: int) -> list[Key]:
@@ -61,7 +64,7 @@ def page_of_keys(uow: Transaction, pair: Move, after: Key | None, size: int) -> 
 def _page(sql: PairStatements, side: Side, first: bool, keys_alone: bool = False) -> str:
     pair, key = sql.pair, sql.key_of(side)
     statement, names = sql.projection(side)
-    columns = [names[name].label(name) for name in ((pair.legacy_key,) if keys_alone else pair.legacy_columns)]
+    columns = [names[name].label(name) for name in pair.legacy_columns]
     statement = select(key) if keys_alone else statement.with_only_columns(*columns)
     behind = [in_order(key)] if first else [in_order(key), key > sql.rendering.typed(bindparam("_after"), key.type)]
-    return sql.render(statement.where(*behind).order_by(key).limit(bindparam("_rows", type_=Integer)))
+    return sql.render(statement.where(*behind).order_by(*parts(key)).limit(bindparam("_rows", type_=Integer)))

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers.binding import Key, bound, milliseconds
+from consensus_orm.ledgers.binding import Key, bound, milliseconds, stored
 from consensus_orm.models.control import BackfillCheckpoint
 
 __all__ = ["NOT_BEGUN", "BackfillProgress", "forget", "move", "of"]
@@ -52,7 +52,7 @@ def of(uow: Transaction, pair: Move) -> BackfillProgress:
 def move(uow: Transaction, pair: Move, last_key: Key, rows: int, *, finished: bool) -> None:
     """Move the checkpoint of a pair behind `last_key`, with so many rows carried, under the write lock."""
     at = milliseconds(uow)
-    facts = {"pair": pair.name, "last_key": last_key, "rows": rows, "finished": finished}
+    facts = {"pair": pair.name, "last_key": stored(uow, last_key), "rows": rows, "finished": finished}
     uow._execute(_MOVE, {**facts, "started_at": at, "updated_at": at})
 
 

@@ -6,17 +6,25 @@ import json
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from sqlalchemy import BindParameter, ClauseElement, Integer, bindparam, column
+from sqlalchemy import BindParameter, ClauseElement, bindparam, column
 
 from consensus_orm.databases.base import Transaction
+from consensus_orm.models.base import Key as KeyType
 
-__all__ = ["KEY", "Key", "among", "bound", "keys_of", "milliseconds"]
+__all__ = ["KEY", "Key", "among", "bound", "keys_of", "milliseconds", "stored"]
 
 Key: TypeAlias = int | str | None
 """The primary key of a row of a pair; None where a row cannot be named by it."""
 
-KEY = column("key", Integer())
-"""The key of a row in a control table, which has no type there; typed, so that a statement can compare it."""
+KEY = column("key", KeyType())
+"""The key of a row in a control table."""
+
+
+def stored(uow: Transaction, key: Key) -> Key:
+    """The key of a row as a parameter of a statement on a control table."""
+    if uow.statements.rendering.name == "sqlite" or not isinstance(key, str):
+        return key
+    return json.dumps(key, ensure_ascii=False)
 
 
 def milliseconds(uow: Transaction) -> int:

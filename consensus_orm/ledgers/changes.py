@@ -12,14 +12,31 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from operator import itemgetter
+from typing import Any
 
-from sqlalchemy import Delete, Integer, Select, Update, bindparam, column, delete, exists, func, not_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Integer,
+    Select,
+    Update,
+    bindparam,
+    column,
+    delete,
+    exists,
+    func,
+    not_,
+    select,
+    update,
+)
 from sqlalchemy.orm import aliased
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.row_keys import RowKey, in_columns
 from consensus_orm.ledgers.binding import KEY, Key, among, keys_of
+from consensus_orm.models.base import Told
 from consensus_orm.models.control import UNDECIDED, Change
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import in_keys, in_range
@@ -77,7 +94,7 @@ _WAITING = (
     .order_by(Change.id)
     .limit(bindparam("limit", type_=Integer))
 )
-_KEYS = select(Change.key).where(_OF_PAIR).distinct().order_by(Change.key)
+_KEYS = select(Change.key).where(_OF_PAIR).distinct()
 _AMONG = select(Change.key).where(*_OF_KEYS)
 _OF_ROWS = select(Change.key, Change.id, Change.side, Change.op, Change.undecided).where(*_OF_KEYS)
 _FORGET = delete(Change).where(in_keys(ID))
@@ -102,7 +119,6 @@ _DELETED = (
     .distinct()
 )
 _DELETED_AMONG = _DELETED.where(in_keys(KEY))
-_DELETED_BETWEEN = _DELETED.where(in_range(KEY))
 
 
 @contextlib.contextmanager
@@ -160,9 +176,20 @@ def of_rows(uow: Transaction, pair: Move, keys: Iterable[Key]) -> dict[Key, Writ
     return found
 
 
+def _in_ledger(pair: Move) -> ColumnElement[Any]:
+    """The key of a pair as a ledger has it, to be compared and put in order like that of a row."""
+    given = Told(KEY, pair.key.type)
+    return RowKey(*in_columns(given, pair.key)) if isinstance(pair.key, RowKey) else given
+
+
+@cache
+def _deleted_between(pair: Move) -> Select[Any]:
+    return _DELETED.where(in_range(_in_ledger(pair)))
+
+
 @cache
 def _of_unnamed(pair: Move) -> Select[int, str, str, bool]:
-    named = usable(column("key", pair.key.type))
+    named = usable(_in_ledger(pair))
     return select(Change.id, Change.side, Change.op, Change.undecided).where(_OF_PAIR, not_(named))
 
 
@@ -181,7 +208,7 @@ def deleted_among(uow: Transaction, pair: Move, side: Side, keys: Iterable[Key])
 
 def deleted_between(uow: Transaction, pair: Move, side: Side, first: Key, last: Key) -> list[Key]:
     """Keys of the rows of a side, in a range of keys, that another program has deleted last."""
-    return keys_of(uow, _DELETED_BETWEEN, {"pair": pair.name, "side": side.value, "_first": first, "_last": last})
+    return keys_of(uow, _deleted_between(pair), {"pair": pair.name, "side": side.value, "_first": first, "_last": last})
 
 
 def forget(uow: Transaction, settled: Iterable[Written]) -> int:

@@ -33,8 +33,10 @@ from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.expressions import exact_hex, type_name
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.row_keys import parts
 from consensus_orm.ledgers import audit
 from consensus_orm.ledgers.binding import Key, among, milliseconds
+from consensus_orm.models.base import LedgerKey
 from consensus_orm.models.control import RowImage
 from consensus_orm.phase import Side
 from consensus_orm.statements.pairs import PairStatements
@@ -144,7 +146,7 @@ def _facts(rendering: Rendering, key: ColumnElement[Any], columns: dict[str, Col
         return rendering.typed(bindparam(name, type_=type_), type_)
 
     text, number = Text(), Integer()
-    before = [bound("pair", text), key, bound("side", text), bound("table", text)]
+    before: list[Any] = [bound("pair", text), LedgerKey(key), bound("side", text), bound("table", text)]
     after = [bound("cause", text), bound("at", number), bound("by", text)]
     return select(*before, _image(rendering, columns), *after)
 
@@ -186,7 +188,7 @@ def _columns(
     """
     pair, of = sql.pair, _table(sql.pair, side)
     row = sql.legacy_row() if side is Side.LEGACY else sql.normalized_row()
-    columns: dict[str, ColumnElement[Any]] = {pair.legacy_key: sql.key_of(side)} | {name: row[name] for name in row}
+    columns = dict(zip(pair.legacy_keys, parts(sql.key_of(side)), strict=True)) | {name: row[name] for name in row}
     source: FromClause = of
     if side is Side.NORMALIZED:
         columns |= {kept.key: kept for kept in pair.kept}

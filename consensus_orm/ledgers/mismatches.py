@@ -15,7 +15,7 @@ from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import Move
 from consensus_orm.events import AlarmEvent, MismatchEvent
 from consensus_orm.ledgers import audit
-from consensus_orm.ledgers.binding import KEY, Key, among, bound, keys_of, milliseconds
+from consensus_orm.ledgers.binding import KEY, Key, among, bound, keys_of, milliseconds, stored
 from consensus_orm.models.control import Mismatch, PhaseChange
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import in_keys
@@ -96,18 +96,19 @@ def record(uow: Transaction, pair: Move, key: Key, column: str | None, kind: str
         kind: What is wrong with it.
         found_by: What found it: write, shadow_read, verify.
     """
-    facts = {"pair": pair.name, "key": key, "column_name": column, "kind": kind}
-    again = bool(uow._execute(_SEEN_AGAIN, facts).rowcount)
+    facts = {"pair": pair.name, "key": stored(uow, key), "column_name": column, "kind": kind}
+    of, again = key, bool(uow._execute(_SEEN_AGAIN, facts).rowcount)
     # Of rows that this package deleted each key must be known, or a repair would bring them back.
     if not again and kind != NOT_DELETED and not _room(uow, pair, column):
-        facts["key"], facts["kind"] = None, "storm"
+        key = facts["key"] = None
+        facts["kind"] = "storm"
         again = bool(uow._execute(_SEEN_AGAIN, facts).rowcount)
     if again:
-        uow._tell(MismatchEvent(pair.name, key, column, kind, found_by, recorded=False))
+        uow._tell(MismatchEvent(pair.name, of, column, kind, found_by, recorded=False))
         return
     uow._execute(_FOUND, {**facts, "found_by": found_by, "found_at": milliseconds(uow)})
     _alarm(uow)
-    uow._tell(MismatchEvent(pair.name, facts["key"], column, str(facts["kind"]), found_by, recorded=True))
+    uow._tell(MismatchEvent(pair.name, key, column, str(facts["kind"]), found_by, recorded=True))
 
 
 _CONFIRMED = select(func.count()).where(

@@ -13,7 +13,7 @@ from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import Move
 from consensus_orm.events import RejectEvent
 from consensus_orm.ledgers import mismatches
-from consensus_orm.ledgers.binding import Key, bound, keys_of, milliseconds
+from consensus_orm.ledgers.binding import Key, bound, keys_of, milliseconds, stored
 from consensus_orm.models.control import Reject
 from consensus_orm.phase import Side
 
@@ -65,7 +65,7 @@ class OpenReject(NamedTuple):
 
 def reject(uow: Transaction, pair: Move, key: Key, side: Side, reason: str) -> bool:
     """Keep a whole row of a side that cannot be carried, once, with a reason without contents; whether it is new."""
-    if uow._execute(_REJECTED, {"pair": pair.name, "key": key}).fetchone():
+    if uow._execute(_REJECTED, {"pair": pair.name, "key": stored(uow, key)}).fetchone():
         return False
     for where in (side, side.other):  # a row that was deleted on its side may be kept by the other one
         names, sql = uow.statements[pair].image(where)
@@ -82,7 +82,7 @@ def as_image(names: Sequence[str], parts: Sequence[str]) -> Image:
 
 def keep(uow: Transaction, pair: Move, key: Key, side: Side, reason: str, image: Image) -> None:
     """Add a reject; its key is None where the row cannot be named by it."""
-    facts = {"pair": pair.name, "key": key, "table_name": pair.table_name(side), "reason": reason}
+    facts = {"pair": pair.name, "key": stored(uow, key), "table_name": pair.table_name(side), "reason": reason}
     uow._execute(_KEEP, {**facts, "image": json.dumps(image), "found_at": milliseconds(uow)})
     uow._tell(RejectEvent(pair.name, key, reason))
 

@@ -229,7 +229,8 @@ class _Chunks:
         if state.until is None:
             state = replace(state, until=uow._rows(uow.statements[self.pair].last_key(Side.LEGACY))[0][0])
         found = None
-        if (of := next_range(uow, self.pair, Side.LEGACY, start, self.pace.size)) and not _is_newer(uow, of, state):
+        of = next_range(uow, self.pair, Side.LEGACY, start, self.pace.size)
+        if of is not None and not _is_newer(uow, self.pair, of, state):
             found = _Chunk(start, of)
             carry_range(uow, self.pair, of)
             state = replace(state, unsettled=(*state.unsettled, found))
@@ -288,13 +289,13 @@ class _Chunks:
             self.progress(Progress(self.pair.name, min(done, self.total), self.total, rate))
 
 
-def _is_newer(uow: UnitOfWork, of: Range, state: _State) -> bool:
+def _is_newer(uow: UnitOfWork, pair: Move, of: Range, state: _State) -> bool:
     """Whether the rows of a range were written since the run began: on both sides, or recorded.
 
     Without this, writers that are faster than the backfill would keep it from its end.
     """
-    # The database compares: ranges follow its order of texts, which is not always that of Python.
-    return bool(uow._rows("SELECT :first > :until", {"first": of.first, "until": state.until})[0][0])
+    # The database compares: ranges follow the order of its keys, which is not always that of Python.
+    return bool(uow._rows(uow.statements[pair].comes_after, {"_first": of.first, "_until": state.until}))
 
 
 def _settle(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> int:

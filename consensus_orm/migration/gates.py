@@ -15,9 +15,7 @@ from typing import Any
 from sqlalchemy import Column, func, select
 
 from consensus_orm.databases import guard_record
-from consensus_orm.declaration.attributes import single_key
-from consensus_orm.declaration.keys import LARGEST, usable
-from consensus_orm.declaration.rules import is_text
+from consensus_orm.declaration.keys import LARGEST, is_word, usable
 from consensus_orm.formats import duration
 from consensus_orm.ledgers import (
     audit,
@@ -128,20 +126,23 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
 def _unfit_keys(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
     """Keys that do not identify rows, cannot be ordered or stored, or have reached the largest number."""
     mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
-    keys = [(parent.key, [parent.key.name]) for parent in mapping.parents]
-    keys += [(pair.key, list(pair.unique)) for pair in mapping.of_tables(Side.NORMALIZED)]
+    keys: list[tuple[tuple[Column[Any], ...], list[str]]]
+    keys = [((parent.key,), [parent.key.name]) for parent in mapping.parents]
+    keys += [(pair.keys, [*pair.unique]) for pair in mapping.of_tables(Side.NORMALIZED)]
     legacy = mapping.of_tables(Side.LEGACY) if phase.has_legacy else ()
-    keys += [(single_key(pair.legacy_table), [pair.legacy_key]) for pair in legacy]
+    keys += [(tuple(pair.legacy_table.c[name] for name in pair.legacy_keys), [*pair.legacy_keys]) for pair in legacy]
     frozen_tables = {pair.legacy_table for pair in legacy}
-    for key, unique in keys:
+    for columns, unique in keys:
+        key = columns[0]
         if key.table.name.lower() not in there:
             continue
+        faults = [*uow.catalog.key_faults(uow, columns, unique)]
+        for column, fault in faults:
+            yield Obstacle(f"column {column} of {key.table.name} cannot be the key of this move: it {fault}")
         name = f"column {key.name} of {key.table.name}"
-        faults = list(uow.catalog.key_faults(uow, key.table.name, key, unique))
-        for fault in faults:
-            yield Obstacle(f"{name} cannot be the key of this move: it {fault}")
         frozen = phase.freezes_legacy and key.table in frozen_tables  # no row is added to it, and a look would count
-        if not faults and not frozen and not is_text(key) and _highest(uow, key) >= LARGEST:
+        is_number = len(columns) == 1 and not is_word(key)
+        if not faults and not frozen and is_number and _highest(uow, key) >= LARGEST:
             yield Obstacle(
                 f"{name} has reached {LARGEST}, the largest number there is, so no row can be added; give that row"
                 " another id, and set the sequence of the table to the highest one that is left"

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sqlalchemy import bindparam, or_, select
 
-from consensus_orm.declaration.keys import is_usable
+from consensus_orm.declaration.keys import is_usable, is_word
 from consensus_orm.declaration.move import Move
-from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import changes, rejects
 from consensus_orm.ledgers.binding import keys_of
 from consensus_orm.ledgers.images import value_of
@@ -60,7 +59,7 @@ def reject(uow: UnitOfWork, pair: Move, side: Side) -> int:
         if kept[(told := json.dumps(image))] > 0:
             kept[told] -= 1
             continue
-        rejects.keep(uow, pair, None, side, _reason(uow, pair, image[pair.legacy_key]), image)
+        rejects.keep(uow, pair, None, side, _reason(uow, pair, image), image)
         new += 1
     return new
 
@@ -88,9 +87,13 @@ def _kept(uow: UnitOfWork, pair: Move, side: Side) -> list[str]:
     return keys_of(uow, _KEPT, {"pair": pair.name, "table_name": pair.table_name(side)})
 
 
-def _reason(uow: UnitOfWork, pair: Move, key: Sequence[str]) -> str:
-    (kind, digits), wanted = key, "text" if is_text(pair.key) else "integer"
-    if kind == wanted and is_usable(pair, value_of(kind, digits, uow.catalog.text_encoding(uow))):
+def _reason(uow: UnitOfWork, pair: Move, image: rejects.Image) -> str:
+    key = zip(pair.legacy_keys, pair.keys, strict=True)
+    kinds = [(image[name][0], "text" if is_word(of) else "integer") for name, of in key]
+    kind, wanted = next((each for each in kinds if each[0] != each[1]), kinds[0])
+    encoding = uow.catalog.text_encoding(uow)
+    values = {name: value_of(image[name][0], image[name][1], encoding) for name in pair.legacy_keys}
+    if kind == wanted and is_usable(pair, pair.key_from(values)):
         return OF_NO_MOVE
     if kind == wanted:
         return f"{REASON}a text with a NUL character, or that is not valid UTF-8"

@@ -26,7 +26,6 @@ from sqlalchemy import select
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.declaration.move import Move
-from consensus_orm.declaration.rules import is_text
 from consensus_orm.ledgers import audit, backfill_progress, changes, guards, images, rejects
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.migration.carrying import ID_TAKEN_TWICE, adopt_range, carry_range, reject_unequal
@@ -167,8 +166,8 @@ def _carries(uow: UnitOfWork, plan: _Plan) -> bool:
 
 
 def highest_given(uow: UnitOfWork, pair: Move, side: Side) -> int:
-    """The highest id that a side has, or has ever given; 0 for keys that are texts, which are not generated."""
-    if is_text(pair.key):
+    """The highest id that a side has, or has ever given; 0 for other keys, which are not generated."""
+    if not pair.is_numbered:
         return 0
     found = uow._rows(uow.statements[pair].last_key(side))[0][0]
     return max(int(found or 0), uow.catalog.sequence(uow, pair.table_name(side)) or 0)
@@ -311,11 +310,11 @@ class Ids(NamedTuple):
 
 
 def with_ids_of_their_own(uow: UnitOfWork, pair: Move, keys: list[Key], side: Side, given: int) -> Ids:
-    """Give new ids to rows whose ids the other side has, or has given before; reject them where keys are texts."""
+    """Give new ids to rows whose ids the other side has, or has given before; reject those with other keys."""
     there = set(keys_of(uow, uow.statements[pair].present(side.other), among(keys)))
     taken = [key for key in keys if key in there or (isinstance(key, int) and key <= given)]
     free = [key for key in keys if key not in taken]
-    if is_text(pair.key):  # there is no next one
+    if not pair.is_numbered:  # there is no next one
         return Ids(free, [], taken, sum(rejects.reject(uow, pair, key, side, ID_TAKEN_TWICE) for key in taken))
     return Ids(free, _renumber(uow, pair, taken, side), [], 0)
 

@@ -74,4 +74,4 @@ def _values(uow: UnitOfWork, pair: Move, image: Image) -> dict[str, Any]:
         now = images.now(uow, pair, image.key, Side.NORMALIZED) or {}
         found |= {of.key: now[of.key] for of in pair.kept if of.key in now}
     values = {name: images.value_of(*found[name], encoding) for name in pair.fields if name in found}
-    return values | {pair.legacy_key: image.key}
+    return values | pair.key_values(image.key)

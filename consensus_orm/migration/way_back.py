@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from typing import Any
 
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, saved_schema, state
@@ -256,11 +257,7 @@ def _require_equal(uow: UnitOfWork, saved: SavedRow) -> None:
         MigrationError: The table has changed it.
     """
     pair = next(pair for pair in uow.statements.mapping if pair.legacy_name == saved.table)
-    kind, digits = saved.cells.get(pair.legacy_key, ("null", ""))
-    if kind not in ("integer", "text"):
-        return  # a row that cannot be named by its key
-    data = bytes.fromhex(digits)
-    key: Key = int(data) if kind == "integer" else data.decode(errors="surrogateescape")
+    key: Key = pair.key_from({name: _read(*saved.cells[name]) for name in pair.legacy_keys if name in saved.cells})
     names, sql = uow.statements[pair].image(Side.LEGACY)
     if not is_usable(pair, key) or (found := uow._execute(sql, {"_key": key}).fetchone()) is None:
         return
@@ -273,6 +270,12 @@ def _require_equal(uow: UnitOfWork, saved: SavedRow) -> None:
             table=saved.table,
             key=key,
         )
+
+
+def _read(kind: str, digits: str) -> Any:
+    """A cell of a key; None where that is neither a number nor a text, so that no row is named by it."""
+    data = bytes.fromhex(digits)
+    return int(data) if kind == "integer" else data.decode(errors="surrogateescape") if kind == "text" else None
 
 
 def _same(saved: tuple[str, ...], now: tuple[str, ...]) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Text, UserDefinedType
 
-__all__ = ["BIG", "NAMING", "Base", "Verbatim", "current_second"]
+__all__ = ["BIG", "NAMING", "Base", "BoundKey", "Key", "LedgerKey", "StoredKey", "Told", "Verbatim", "current_second"]
 
 BIG = BigInteger().with_variant(Integer(), "sqlite")
 """Integers of 64 bits; in SQLite all are, and only INTEGER is the rowid."""
@@ -57,6 +57,61 @@ class Verbatim(UserDefinedType[Any]):
     def get_col_spec(self, **_: Any) -> str:
         """The type as SQLite's DDL declares it."""
         return self.name
+
+
+class Key(Verbatim):
+    """The key of a row in a ledger: a number or a text, as it is in SQLite; in PostgreSQL as JSON, in a column of text.
+
+    So `12` and `"12"` are two keys in one column, and a number stands there as a trigger of any release stored it.
+    """
+
+    cache_ok = True
+
+    def bind_expression(self, bindvalue: Any) -> Any:
+        """A parameter as the column stores it; `ledgers.binding.stored` makes its value."""
+        return BoundKey(bindvalue)
+
+    def column_expression(self, colexpr: Any) -> Any:
+        """A key as a number or a text."""
+        return StoredKey(colexpr)
+
+
+class _OfKey(FunctionElement[Any]):
+    type = Verbatim()
+    inherit_cache = True
+
+
+class LedgerKey(_OfKey):
+    """The key of a row, as a ledger stores it."""
+
+    name = "ledger_key"
+
+
+class StoredKey(_OfKey):
+    """A key in a ledger, as a number or a text."""
+
+    name = "stored_key"
+
+
+class Told(_OfKey):
+    """A key in a ledger, as a value of the type that the keys of its rows have."""
+
+    name = "told"
+
+    def __init__(self, key: Any, type_: Any) -> None:
+        super().__init__(key)
+        self.type = type_
+
+
+class BoundKey(_OfKey):
+    """A parameter that is stored in a ledger."""
+
+    name = "bound_key"
+
+
+@compiles(Key, "postgresql")
+def _key_on_postgresql(_type: Key, _compiler: Any, **_: Any) -> str:
+    return "TEXT"
 
 
 @compiles(Verbatim, "postgresql")

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Boolean, CheckConstraint, Index, Text, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from consensus_orm.models.base import BIG, Base, Verbatim
+from consensus_orm.models.base import BIG, Base, Key
 
 __all__ = [
     "REPLACEABLE",
@@ -106,7 +106,7 @@ class Mismatch(Base):
 
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     pair: Mapped[str] = mapped_column(Text)
-    key: Mapped[Any | None] = mapped_column(Verbatim())
+    key: Mapped[Any | None] = mapped_column(Key())
     column_name: Mapped[str | None] = mapped_column(Text)
     kind: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)
@@ -129,7 +129,7 @@ class Reject(Base):
 
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     pair: Mapped[str] = mapped_column(Text)
-    key: Mapped[Any | None] = mapped_column(Verbatim())
+    key: Mapped[Any | None] = mapped_column(Key())
     table_name: Mapped[str] = mapped_column(Text)
     reason: Mapped[str] = mapped_column(Text)
     image: Mapped[str] = mapped_column(Text)
@@ -151,7 +151,7 @@ class RowImage(Base):
 
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     pair: Mapped[str] = mapped_column(Text)
-    key: Mapped[Any | None] = mapped_column(Verbatim())
+    key: Mapped[Any | None] = mapped_column(Key())
     side: Mapped[str] = mapped_column(Text)
     table_name: Mapped[str] = mapped_column(Text)
     image: Mapped[str] = mapped_column(Text)
@@ -168,7 +168,7 @@ class BackfillCheckpoint(Base):
     __tablename__ = "consensus_orm_backfill"
 
     pair: Mapped[str] = mapped_column(Text, primary_key=True)
-    last_key: Mapped[Any | None] = mapped_column(Verbatim())
+    last_key: Mapped[Any | None] = mapped_column(Key())
     rows: Mapped[int] = mapped_column(BIG, server_default=text("0"))
     finished: Mapped[bool] = mapped_column(Boolean, server_default=false())
     started_at: Mapped[int] = mapped_column(BIG)
@@ -245,7 +245,7 @@ class Change(Base):
 
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     pair: Mapped[str] = mapped_column(Text)
-    key: Mapped[Any | None] = mapped_column(Verbatim())
+    key: Mapped[Any | None] = mapped_column(Key())
     side: Mapped[str] = mapped_column(Text)
     op: Mapped[str] = mapped_column(Text)
     """insert, update, delete, or move: an update that gave a row this key."""

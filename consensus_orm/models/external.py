@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Boolean, CheckConstraint, Index, Text, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from consensus_orm.models.base import BIG, Base, Verbatim
+from consensus_orm.models.base import BIG, Base, Key
 
 __all__ = ["OutboxEntry", "SinkCertificate", "SinkFinding", "SinkImport", "SinkState"]
 
@@ -62,7 +62,7 @@ class OutboxEntry(Base):
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     sink: Mapped[str] = mapped_column(Text)
     pair: Mapped[str] = mapped_column(Text)
-    key: Mapped[Any | None] = mapped_column(Verbatim())
+    key: Mapped[Any | None] = mapped_column(Key())
     op: Mapped[str] = mapped_column(Text)
     """put or delete, as of the commit; export for a row that was there before."""
     digest: Mapped[str | None] = mapped_column(Text)
@@ -89,7 +89,7 @@ class SinkFinding(Base):
     kind: Mapped[str] = mapped_column(Text)
     """unsent, unreadable, missing, different, surplus, duplicate, changed or not_imported."""
     pair: Mapped[str | None] = mapped_column(Text)
-    key: Mapped[Any | None] = mapped_column(Verbatim())
+    key: Mapped[Any | None] = mapped_column(Key())
     item: Mapped[str] = mapped_column(Text)
     """The name of the entry in the external store."""
     reason: Mapped[str] = mapped_column(Text)
@@ -110,7 +110,7 @@ class SinkImport(Base):
     sink: Mapped[str] = mapped_column(Text, primary_key=True)
     item: Mapped[str] = mapped_column(Text, primary_key=True)
     pair: Mapped[str] = mapped_column(Text)
-    key: Mapped[Any | None] = mapped_column(Verbatim())
+    key: Mapped[Any | None] = mapped_column(Key())
     digest: Mapped[str] = mapped_column(Text)
     at: Mapped[int] = mapped_column(BIG)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from sqlalchemy import literal_column
 
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.declaration.row_keys import in_columns, row_key
 from consensus_orm.migration.rehearsal_report import Identity
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal.raw_sql import Look, SchemaObject
@@ -80,9 +81,9 @@ def take(
     columns = list(_columns(look, pair, side, undeclared=undeclared).values())
     if not columns:
         return Image()
-    cells = ", ".join(map(look.cell, columns))
-    where = _where(look, pair, side, None if until is None else f"{columns[0]} <= {look.parameter}")
-    sql = f"SELECT {columns[0]}, {cells} FROM {_source(pair, side)}{where} ORDER BY {columns[0]}"
+    cells, key = ", ".join(map(look.cell, columns)), _KeySQL.of(look, pair, columns)
+    where = _where(look, pair, side, None if until is None else key.compared("<="))
+    sql = f"SELECT {key.told}, {cells} FROM {_source(pair, side)}{where} ORDER BY {key.order}"
     return digested(look.stream(sql, until), skip)
 
 
@@ -110,10 +111,44 @@ def select(look: Look, pair: Move, side: Side, column: str, *, after: Any) -> di
     columns = _columns(look, pair, side)
     if not columns:
         return {}
-    key = columns[pair.legacy_key]
-    where = _where(look, pair, side, None if after is None else f"{key} > {look.parameter}")
-    sql = f"SELECT {key}, {columns[column]} FROM {_source(pair, side)}{where}"
+    key = _KeySQL.of(look, pair, list(columns.values()))
+    where = _where(look, pair, side, None if after is None else key.compared(">"))
+    sql = f"SELECT {key.told}, {columns[column]} FROM {_source(pair, side)}{where}"
     return {_key(own): _key(value) for own, value in look.stream(sql, after)}
+
+
+@dataclass(frozen=True)
+class _KeySQL:
+    """The key of a row in SQL.
+
+    Attributes:
+        told: As one value, that of the ledgers.
+        columns: Its columns.
+        given: The columns of a key that is given as one value.
+    """
+
+    told: str
+    columns: tuple[str, ...]
+    given: tuple[str, ...]
+
+    @classmethod
+    def of(cls, look: Look, pair: Move, columns: Sequence[str]) -> _KeySQL:
+        """The key of a pair whose columns come first among these."""
+        own = columns[: len(pair.keys)]
+        key = row_key([literal_column(name, of.type) for name, of in zip(own, pair.keys, strict=True)])
+        given = map(look.spelled, in_columns(literal_column(look.parameter), key))
+        return cls(look.spelled(key), tuple(own), tuple(given))
+
+    @property
+    def order(self) -> str:
+        """What rows are put in order by."""
+        return ", ".join(self.columns)
+
+    def compared(self, operator: str) -> str:
+        """The condition that a key comes before a given one, or after it."""
+        if len(self.columns) == 1:
+            return f"{self.columns[0]} {operator} {self.given[0]}"
+        return f"({self.order}) {operator} ({', '.join(self.given)})"
 
 
 def _columns(look: Look, pair: Move, side: Side, *, undeclared: bool = False) -> dict[str, str]:
@@ -123,7 +158,7 @@ def _columns(look: Look, pair: Move, side: Side, *, undeclared: bool = False) ->
     if not there:
         return {}
     if side is Side.NORMALIZED:
-        columns = {pair.legacy_key: pair.key} | pair.columns
+        columns = dict(zip(pair.legacy_keys, pair.keys, strict=True)) | pair.columns
         return {name: look.spelled(of) for name, of in columns.items()}
     names = list(pair.legacy_columns)
     more = sorted(there.keys() - {name.lower() for name in names}) if undeclared else []
@@ -147,7 +182,7 @@ def _source(pair: Move, side: Side) -> str:
         on = f"{quoted(parent.table.name, parent.key.name)} = {quoted(pair.table.name, link.name)}"
         source += f" LEFT JOIN {quoted(parent.table.name)} ON {on}"
     for part in pair.parts:
-        on = f"{quoted(part.table.name, part.by.name)} = {quoted(pair.table.name, pair.key.name)}"
+        on = f"{quoted(part.table.name, part.by.name)} = {quoted(pair.table.name, pair.keys[0].name)}"
         source += f" LEFT JOIN {quoted(part.table.name)} ON {on}"
     return source
 

@@ -330,7 +330,7 @@ class _Course:
         unexplained = missing = 0
         for pair in self.mapping:
             wrote = additions.acknowledged.get(pair.name, {})
-            column = additions.columns[pair.name] if wrote else pair.legacy_key
+            column = additions.columns[pair.name] if wrote else pair.legacy_keys[0]
             found = digest.select(look, pair, self.now.truth, column, after=self.wanted[pair.name].last)
             unexplained += sum(str(key) not in self.left_out[pair.name] for key in found.keys() - wrote.keys())
             missing += sum(found.get(key) != text for key, text in wrote.items())
@@ -364,6 +364,7 @@ def _rejected(look: Look, pair: Move) -> set[str]:
     """Keys of unresolved rejects: their rows stand on the legacy side alone."""
     if "consensus_orm_rejects" not in look.tables():
         return set()
-    rejects = look.rows("SELECT pair, lower(table_name), CAST(key AS TEXT), state FROM consensus_orm_rejects")
+    key = "key" if look.dialect == "sqlite" else "CAST(key AS JSONB)"
+    rejects = look.rows(f"SELECT pair, lower(table_name), {key}, state FROM consensus_orm_rejects")
     mine = (pair.name, pair.legacy_name.lower())
-    return {key for name, table, key, state in rejects if (name, table) == mine and state != "resolved"}
+    return {str(key) for name, table, key, state in rejects if (name, table) == mine and state != "resolved"}

@@ -177,11 +177,12 @@ def _comparable(uow: UnitOfWork, pair: Move) -> bool:
 
 
 def _sample(uow: UnitOfWork, pair: Move) -> list[Any]:
-    key, legacy = quoted(pair.legacy_key), quoted(pair.legacy_name)
+    legacy, key = quoted(pair.legacy_name), ", ".join(map(quoted, pair.legacy_keys))
+    told = uow.statements.rendering.render(pair.key_in(pair.legacy_table, Side.LEGACY))
     total = uow._rows(f"SELECT count(*) FROM {legacy}")[0][0]
     every = max(total // SAMPLES, 1)
-    numbered = f"SELECT {key}, row_number() OVER (ORDER BY {key}) AS n FROM {legacy}"
-    sql = f"SELECT {key} FROM ({numbered}) AS numbered WHERE n % ? = 0 LIMIT ?"
+    numbered = f"SELECT {told} AS k, row_number() OVER (ORDER BY {key}) AS n FROM {legacy}"
+    sql = f"SELECT k FROM ({numbered}) AS numbered WHERE n % ? = 0 LIMIT ?"
     keys = [found for (found,) in uow._rows(sql, (every, SAMPLES))]
     # Few rows are read repeatedly: the cache is warm in any case.
     return (keys * SAMPLES)[:SAMPLES]

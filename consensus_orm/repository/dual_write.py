@@ -55,7 +55,7 @@ class DualWrite(RoutedReads):
         """
         phase = self.uow.phase
         check.row(values, self.pair.fields)
-        parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
+        parameters = self._parameters(values)
         require_usable(self.pair, parameters["_key"])
         self.uow._connected.check(parameters)
         self.uow._refuse_to_read_only()
@@ -69,6 +69,11 @@ class DualWrite(RoutedReads):
             key = self._insert_both(parameters)
         self.uow._note_written(self.pair, (key,))
         return key
+
+    def _parameters(self, values: Values) -> Values:
+        """What a statement on a row binds: its key as one value, and its fields."""
+        fields = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
+        return {"_key": self.pair.key_from(values)} | fields
 
     def check(self, values: Values) -> None:
         """Refuse values that the database cannot hold.
@@ -227,6 +232,11 @@ class DualWrite(RoutedReads):
             self.uow._execute(statement, {**parameters, "_key": key})
 
     def _find_parent(self, parameters: Values) -> Any:
+        has_parent = self.sql.has_parent
+        if has_parent is not None and not self.uow._execute(has_parent, parameters).fetchone()[0]:
+            return None
+        for statement in self.sql.make_parents_alone:
+            self.uow._execute(statement, parameters)
         found = self.uow._execute(self.sql.find_parent, parameters).fetchone()
         if found is None:
             return self._insert(self.sql.insert_parent, parameters)
@@ -254,7 +264,7 @@ class DualWrite(RoutedReads):
         check.row(changed, self.pair.fields)
         self.uow._refuse_to_read_only()
         require_usable(self.pair, key)
-        self.uow._connected.check({**changed, self.pair.legacy_key: key})
+        self.uow._connected.check({**changed, "_key": key})
         self._lock(key)
         present = self._present(key)
         if present is None:
@@ -265,7 +275,7 @@ class DualWrite(RoutedReads):
 
     def _change(self, key: Any, values: Values) -> bool:
         phase = self.uow.phase
-        parameters = {bound: values.get(name) for name, bound in self.sql.parameters.items()}
+        parameters = self._parameters(values)
         if not phase.writes_normalized:
             return self._update_legacy(parameters)
         if not phase.writes_legacy:
@@ -285,8 +295,9 @@ class DualWrite(RoutedReads):
     def _lock(self, key: Any) -> None:
         """Keep others from changing a row before it is read: what they write meanwhile would be overwritten."""
         if self.uow.catalog.others_write_meanwhile:
-            name = self.pair.legacy_key
-            self.uow._rows(self.sql.keys(self.uow.phase.truth, (name,)), {parameter(name): key})
+            values = self.pair.key_values(key)
+            locked = self.sql.keys(self.uow.phase.truth, tuple(values))
+            self.uow._rows(locked, {parameter(name): value for name, value in values.items()})
 
     def _present(self, key: Any) -> Values | None:
         """The row as the truth has it, with what the normalized side alone keeps."""
@@ -392,7 +403,7 @@ class DualWrite(RoutedReads):
             StorageError: The source of truth could not be written.
         """
         self.uow._refuse_to_read_only()
-        keys = {values[self.pair.legacy_key]}
+        keys = {self.pair.key_from(values)}
         if self.uow.phase.compares:
             changes.forget(self.uow, changes.of_rows(self.uow, self.pair, keys).values())
             mismatches.settle(self.uow, self.pair, keys, "repaired", why)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel
-from sqlalchemy import JSON, Dialect, Float
+from sqlalchemy import JSON, Dialect, Float, Uuid
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm import errors
 from consensus_orm.declaration.keys import require_usable
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.row_keys import encoded
 
-__all__ = ["Records"]
+__all__ = ["Records", "records_of"]
 
 FLOAT8, NUMERIC = 701, 1700
 """The numbers of these types in pg_type."""
@@ -37,7 +39,11 @@ class Records:
     def __init__(self, move: Move, database: str) -> None:
         self.move = move
         dialect = _dialect(database)
-        types = [move.key.type, *(move.type_of(name) for name in move.columns), *(of.type for of in move.kept)]
+        types = [
+            *(of.type for of in move.keys),
+            *(move.type_of(name) for name in move.columns),
+            *(of.type for of in move.kept),
+        ]
         self.names = tuple(move.attributes.get(name, name) for name in move.fields)
         self._columns = dict(zip(self.names, move.fields, strict=True))
         self._bind = dict(zip(move.fields, (_bind(type_, dialect) for type_ in types), strict=True))
@@ -47,6 +53,11 @@ class Records:
             name for name, type_ in zip(move.fields, types, strict=True) if decoded and isinstance(type_, JSON)
         }
         self._plain = not any(self._results)
+        self._uuids: dict[str, Callable[[str], Any]] = {
+            name: UUID if of.type.as_uuid else lambda digits: str(UUID(digits))
+            for name, of in zip(move.legacy_keys, move.keys, strict=True)
+            if isinstance(of.type, Uuid)
+        }
         self._make = _maker(move, self.names)
 
     def columns_of(self, values: Any) -> dict[str, Any]:
@@ -81,11 +92,40 @@ class Records:
         Raises:
             InvalidValueError: It is none that a row can have.
         """
-        stored = self.bound(self.move.legacy_key, key)
+        stored = self.stored_key(key)
         if stored is None:
             raise errors.InvalidValueError("the key of a row is missing", hint="give its key", field="key")
         require_usable(self.move, stored)
         return stored
+
+    def stored_key(self, key: Any) -> Any:
+        """A key as one value, unchecked: of several columns from a tuple, or from their values by name."""
+        names = self.move.legacy_keys
+        if len(names) == 1:
+            return encoded([self.bound(names[0], key)])
+        if isinstance(key, Mapping):
+            return self.move.key_from(self.columns_of(key))
+        if not isinstance(key, Sequence) or isinstance(key, str | bytes) or len(key) != len(names):
+            raise errors.InvalidValueError(
+                f"the key of a row of {self.move.name} has {len(names)} parts: {', '.join(self.names[: len(names)])}",
+                hint="give them as a tuple, in this order",
+                field="key",
+            )
+        return encoded([self.bound(name, part) for name, part in zip(names, key, strict=True)])
+
+    def told_key(self, key: Any) -> Any:
+        """A key that was written, in the types of the application: of several columns as a tuple."""
+        if self.move.is_numbered:
+            return key
+        first, *others = self.key_parts(key)
+        return (first, *others) if others else first
+
+    def key_parts(self, key: Any) -> tuple[Any, ...]:
+        """The columns of a key, in the types of the application."""
+        return tuple(
+            self._uuids[name](value) if name in self._uuids else self.value(name, value)
+            for name, value in self.move.key_values(key).items()
+        )
 
     def storable(self, column: str, read: Any) -> Any:
         """A value that was read from one column, as it is written again: psycopg reads JSON into objects."""
@@ -188,3 +228,9 @@ def _bind(type_: TypeEngine[Any], dialect: Dialect) -> Process:
 def _result(type_: TypeEngine[Any], dialect: Dialect) -> Process:
     # psycopg tells the kinds of numbers apart by the number of their type.
     return type_.dialect_impl(dialect).result_processor(dialect, FLOAT8 if isinstance(type_, Float) else NUMERIC)
+
+
+@cache
+def records_of(move: Move[Any], database: str) -> Records:
+    """How rows of a move become records on a kind of database."""
+    return Records(move, database)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import Any, Generic
 
 import typing_extensions
@@ -11,7 +10,7 @@ import typing_extensions
 from consensus_orm import validation as check
 from consensus_orm.declaration.move import Move
 from consensus_orm.repository.dual_write import DualWrite, Values
-from consensus_orm.repository.records import Records
+from consensus_orm.repository.records import records_of
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Repository"]
@@ -32,7 +31,7 @@ class Repository(Generic[R]):
 
     def __init__(self, uow: UnitOfWork, move: Move[R]) -> None:
         self._rows = DualWrite(uow, move)
-        self._records = _records(move, uow.statements.rendering.name)
+        self._records = records_of(move, uow.statements.rendering.name)
 
     def add(self, row: Any) -> Any:
         """Write one row, and compare the sides where there are two.
@@ -48,7 +47,7 @@ class Repository(Generic[R]):
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
             StorageError: The source of truth could not be written.
         """
-        return self._rows.add(self._with_defaults(self._records.columns_of(row)))
+        return self._records.told_key(self._rows.add(self._with_defaults(self._records.columns_of(row))))
 
     def _with_defaults(self, values: Values) -> Values:
         """A row whose fields that were left out hold the default of their column."""
@@ -93,7 +92,7 @@ class Repository(Generic[R]):
         """
         changed = self._records.columns_of(values)
         stored = self._records.key_of(key)
-        if changed.get(self._rows.pair.legacy_key, stored) != stored:
+        if self._rows.pair.key_from(self._rows.pair.key_values(stored) | changed) != stored:
             raise check.invalid(self._records.names[0], "is the key of the row, which stays", "add a row instead")
         return self._rows.update(stored, changed, self._records.storable)
 
@@ -112,10 +111,10 @@ class Repository(Generic[R]):
             StorageError: The source of truth could not be written.
         """
         values = self._records.columns_of(row)
-        key = values.get(self._rows.pair.legacy_key)
-        if key is not None and self._rows.update(key, values, self._records.storable):
-            return key
-        return self._rows.add(self._with_defaults(values))
+        key = self._rows.pair.key_from(values)
+        if key is None or not self._rows.update(key, values, self._records.storable):
+            key = self._rows.add(self._with_defaults(values))
+        return self._records.told_key(key)
 
     def delete(self, filters: Any = None, *, key: Any = None) -> int:
         """Delete rows from both sides: one by its key, or all that have some values.
@@ -132,7 +131,7 @@ class Repository(Generic[R]):
         """
         wanted = self._records.columns_of({} if filters is None else filters)
         if key is not None:
-            wanted[self._rows.pair.legacy_key] = self._records.key_of(key)
+            wanted |= self._rows.pair.key_values(self._records.key_of(key))
         if not wanted:
             raise check.invalid("filters", "must say which rows to delete", "give a key, or fields and their values")
         return self._rows.delete(wanted)
@@ -217,8 +216,3 @@ class Repository(Generic[R]):
         """The values of a field, each once, in order."""
         column = self._records.column_of(check.identifier("field", field))
         return [self._records.value(column, value) for value in self._rows.distinct(column)]
-
-
-@cache
-def _records(move: Move[Any], database: str) -> Records:
-    return Records(move, database)

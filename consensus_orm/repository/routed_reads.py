@@ -93,7 +93,9 @@ class RoutedReads:
 
     def many(self, keys: Sequence[Any]) -> list[tuple[Any, ...]]:
         """The rows under some keys, in the order of the keys; those that are not there are left out."""
-        found = {row[0]: row for row in self._read(self.sql.get_many, {"_keys": json.dumps(list(keys))})}
+        found = {
+            self.pair.key_of_row(row): row for row in self._read(self.sql.get_many, {"_keys": json.dumps(list(keys))})
+        }
         return [found[key] for key in dict.fromkeys(keys) if key in found]
 
     def exists(self, key: Any) -> bool:
@@ -166,8 +168,9 @@ class RoutedReads:
     def _shadow_read(self, rows: list[tuple[Any, ...]], shadow: list[tuple[Any, ...]]) -> None:
         """Compare a read of both sides; what differs is confirmed under the lock after this unit of work."""
         self.uow._tell(ComparisonEvent(self.pair.name, "shadow_read", len(rows)))
-        width = len(self.pair.legacy_columns)  # what is kept on one side only has no counterpart
-        seen, other = ({row[0]: row[:width] for row in side} for side in (rows, shadow))
+        width, key = len(self.pair.legacy_columns), self.pair.key_of_row
+        # What is kept on one side only has no counterpart.
+        seen, other = ({key(row): row[:width] for row in side} for side in (rows, shadow))
         doubtful = {key for key in seen.keys() | other.keys() if seen.get(key) != other.get(key)}
         if doubtful and self._is_being_carried():
             doubtful &= other.keys()  # what the backfill has not come to yet is no mismatch

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, cast
 
-from sqlalchemy import ClauseElement, Connection, Integer, Table, UpdateBase, event, inspect
+from sqlalchemy import ClauseElement, Connection, Table, UpdateBase, event, inspect
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import TextClause
@@ -27,6 +27,7 @@ from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
 from consensus_orm.repository.carrying import adopt, carry, follow
+from consensus_orm.repository.records import records_of
 from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -177,7 +178,7 @@ class CarryingSession(Session):
             return []
         found = [each for each in self.deleted if isinstance(each, model)]
         found += [each for each in self.dirty if isinstance(each, model) and self.is_modified(each)]
-        keys: list[Any] = [_key(move, side, each) for each in found]
+        keys: list[Any] = [self._key(move, side, each) for each in found]
         return sorted(keys)
 
     def _ready(self, move: Move) -> None:
@@ -200,15 +201,16 @@ class CarryingSession(Session):
 
     def _give_keys(self, move: Move) -> None:
         """Give new rows of a file ids that neither side has ever given; on a server both draw from one sequence."""
-        if not isinstance(move.key.type, Integer):
+        if not move.is_numbered:
             return
         for side in Side:
             model = _model(move, side)
-            new = [each for each in self.new if isinstance(each, model or ()) and _key(move, side, each) is None]
+            new = [each for each in self.new if isinstance(each, model or ()) and self._key(move, side, each) is None]
             if new:
                 ((first,),) = self._uow._rows(self._uow.statements[move].next_key)
+                (name,) = _key_attributes(move, side, model)
                 for key, each in enumerate(sorted(new, key=_order_of_adding), first):
-                    setattr(each, _key_attribute(move, side, model), key)
+                    setattr(each, name, key)
 
     def _note_parents(self, move: Move) -> None:
         assert move.parent is not None
@@ -304,7 +306,7 @@ class CarryingSession(Session):
             model = _model(move, side)
             entities = [each for each in (*self.new, *self.dirty, *self.deleted) if isinstance(each, model)]
             if entities:
-                self._uow._note_written(move, [_key(move, side, each) for each in entities])
+                self._uow._note_written(move, [self._key(move, side, each) for each in entities])
 
     def _complete(self) -> None:
         """Complete rows where the normalized side alone is written: what is computed, their mark and their parent."""
@@ -313,7 +315,7 @@ class CarryingSession(Session):
             for move in uow.statements.mapping:
                 model = move.normalized
                 entities = [each for each in (*self.new, *self.dirty) if isinstance(each, model)]
-                keys = [_key(move, Side.NORMALIZED, each) for each in entities]
+                keys = [self._key(move, Side.NORMALIZED, each) for each in entities]
                 if keys:
                     adopt(uow, move, keys, None)
                     self._carried.update(((move.name, Side.NORMALIZED), key) for key in keys)
@@ -360,7 +362,23 @@ class CarryingSession(Session):
             # A side that is not written has no entities here, and the legacy class may be gone.
             for side in (side for side, is_open in self._uow.phase.sides if is_open):
                 if isinstance(entity, model := _model(move, side) or ()):
-                    yield (move.name, side), inspect(entity).dict.get(_key_attribute(move, side, model))
+                    loaded = inspect(entity).dict
+                    yield (move.name, side), self._stored(move, map(loaded.get, _key_attributes(move, side, model)))
+
+    def _key(self, move: Move, side: Side, entity: Any) -> Key:
+        """The key of a row; within a flush, also that of a row that was just added."""
+        names = _key_attributes(move, side, _model(move, side))
+        return self._stored(move, (getattr(entity, name) for name in names))
+
+    def _stored(self, move: Move, values: Iterable[Any]) -> Key:
+        """The key that entities hold in some values, as the ledgers have it; None where one is missing."""
+        first, *others = values
+        if move.is_numbered:
+            key: Key = first
+            return key
+        records = records_of(move, self._uow.statements.rendering.name)
+        found: Key = records.stored_key((first, *others) if others else first)
+        return found
 
 
 def _model(move: Move, side: Side) -> Any:
@@ -368,16 +386,10 @@ def _model(move: Move, side: Side) -> Any:
 
 
 @cache
-def _key_attribute(move: Move, side: Side, model: Any) -> str:
-    """The name of the attribute that holds the key of a row of a side."""
-    column = move.legacy_table.c[move.legacy_key] if side is Side.LEGACY else move.key
-    return str(inspect(model).get_property_by_column(column).key)
-
-
-def _key(move: Move, side: Side, entity: Any) -> Key:
-    """The key of a row; within a flush, also that of a row that was just added."""
-    key: Key = getattr(entity, _key_attribute(move, side, _model(move, side)))
-    return key
+def _key_attributes(move: Move, side: Side, model: Any) -> tuple[str, ...]:
+    """The names of the attributes that hold the key of a row of a side."""
+    columns = [move.legacy_table.c[name] for name in move.legacy_keys] if side is Side.LEGACY else move.keys
+    return tuple(str(inspect(model).get_property_by_column(column).key) for column in columns)
 
 
 def _primary_key(entity: Any) -> Any:

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, cast
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     FromClause,
     Integer,
@@ -14,18 +13,21 @@ from sqlalchemy import (
     alias,
     and_,
     delete,
+    exists,
     func,
     literal_column,
     not_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.sql.util import ClauseAdapter
 
 from consensus_orm.declaration.parts import Part
+from consensus_orm.declaration.row_keys import parts, row_key
 from consensus_orm.declaration.rules import Row, on
 from consensus_orm.phase import Side
-from consensus_orm.statements.rendering import Overwritten, link
+from consensus_orm.statements.rendering import Overwritten, link, table_of
 from consensus_orm.statements.rows import PairRows
 
 __all__ = ["CarryStatements"]
@@ -41,7 +43,19 @@ class CarryStatements(PairRows):
         # What is derived stands until the refresh only: reading every row's time for it would cost a third more.
         values |= {c.name: literal_column("0") for c in self._derived_numbers}
         rows = select(*values.values()).distinct().select_from(source).where(criterion)
+        if self.pair.may_be_orphan:
+            rows = rows.where(self.needs_parent(row))
+        if self.pair.parent.tells_nulls_apart:
+            there = alias(self.pair.parent.table)
+            known = exists(literal_column("1")).select_from(there).where(self._identity(row, there))
+            rows = rows.where(not_(known.correlate_except(there)))
         return self.render(self.rendering.making(self.pair.parent.table, list(values), rows))
+
+    @property
+    def make_parents_alone(self) -> tuple[str, ...]:
+        """What keeps others from making parents until the end of the transaction, where no unique index does."""
+        assert self.pair.parent is not None
+        return self.rendering.alone(self.pair.parent) if self.pair.parent.tells_nulls_apart else ()
 
     @property
     def _derived_numbers(self) -> list[Any]:
@@ -52,12 +66,11 @@ class CarryStatements(PairRows):
         """Insert the normalized rows of legacy rows; rows that are there stand, or are overwritten."""
         legacy = self.pair.legacy_table
         row = self.legacy_row()
-        values: dict[str, ColumnElement[Any]] = {self.pair.key.key: self.legacy_key} | self.own_values(row)
+        values: dict[str, ColumnElement[Any]] = self.keyed(Side.NORMALIZED, self.legacy_key) | self.own_values(row)
         values |= self.marked
         source: FromClause = legacy
         if self.pair.parent is not None:
-            parent = self.pair.parent.table
-            source = legacy.join(parent, self._identity(row, parent))
+            source = self._with_parent(legacy, row)
             values[link(self.pair)] = self.pair.parent.key
         rows = select(*values.values()).select_from(source).where(criterion)
         return self._insert_from(Side.NORMALIZED, values, rows, self.pair.unique, overwrite=overwrite)
@@ -66,10 +79,10 @@ class CarryStatements(PairRows):
         """Insert the legacy rows of normalized rows; rows that are there stand, or are overwritten."""
         row = self.normalized_row()
         parent = self.pair.parent.table if self.pair.parent else None
-        values: dict[str, Any] = {self.pair.legacy_key: self.pair.key} | {name: row[name] for name in row}
+        values: dict[str, Any] = self.keyed(Side.LEGACY, self.pair.key) | {name: row[name] for name in row}
         values |= self.legacy_constants
         rows = select(*values.values()).select_from(self._joined(self.pair.table, parent)).where(criterion)
-        return self._insert_from(Side.LEGACY, values, rows, (self.pair.legacy_key,), overwrite=overwrite)
+        return self._insert_from(Side.LEGACY, values, rows, self.pair.legacy_keys, overwrite=overwrite)
 
     def _insert_from(
         self, side: Side, values: dict[str, Any], rows: SelectBase, key: tuple[str, ...], *, overwrite: bool
@@ -86,6 +99,7 @@ class CarryStatements(PairRows):
     def _carry_with_parents(self, criterion: ColumnElement[bool], *, overwrite: bool) -> tuple[str, ...]:
         steps = self.carry_originals(criterion)
         if self.pair.parent is not None:
+            steps += self.make_parents_alone
             steps += (self.carry_parents(criterion, self.legacy_row(), self.pair.legacy_table),)
         steps += (self.carry_to_normalized(criterion, overwrite=overwrite),)
         steps += tuple(step for part in self.pair.parts for step in self.carry_part(part, criterion))
@@ -96,18 +110,19 @@ class CarryStatements(PairRows):
         many, own = self.pair.listed[name], self.pair.table
         there = and_(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))
         rows, listed = self.pair.legacy_table.join(own, there), many.items.listed(self.legacy_row()[name])
-        differs = listed.is_distinct_from(many.listed(self.legacy_key))
-        others = select(self.legacy_key).select_from(rows).where(criterion, differs)
-        written = self.item_rows(many, self.legacy_key, listed, criterion, source=rows)
+        key = self.in_column(self.legacy_key)
+        differs = listed.is_distinct_from(many.listed(key))
+        others = select(key).select_from(rows).where(criterion, differs)
+        written = self.item_rows(many, key, listed, criterion, source=rows)
         return (self.render(delete(many.table).where(many.by.in_(others))), *map(self.render, written))
 
     def carry_part(self, part: Part, criterion: ColumnElement[bool]) -> tuple[str, ...]:
         """Write the part of legacy rows whose normalized row is there, and delete it from those that have none."""
-        row, own = self.legacy_row(), self.pair.table
+        row, own, key = self.legacy_row(), self.pair.table, self.in_column(self.legacy_key)
         has = self.pair.has_part(part, row)
         there = and_(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))
-        without = select(self.legacy_key).where(criterion, not_(has))
-        values = {part.by.key: self.legacy_key} | self.pair.filled_in(part, row)
+        without = select(key).where(criterion, not_(has))
+        values = {part.by.key: key} | self.pair.filled_in(part, row)
         rows = select(*values.values()).select_from(self.pair.legacy_table.join(own, there)).where(criterion, has)
         written = self.rendering.ignoring(part.table, list(values), rows, unless=Overwritten((part.by.name,)))
         return self.render(delete(part.table).where(part.by.in_(without))), self.render(written)
@@ -120,10 +135,12 @@ class CarryStatements(PairRows):
         if (originals := self.pair.originals) is None:
             return ()
         row, legacy = self.legacy_row(), self.pair.legacy_table
-        values = {"key": self.legacy_key} | {name: row[name] for name in self.pair.lossy_columns}
-        there = select(self.legacy_key).where(criterion)
+        key, (first, *others) = parts(self.legacy_key), parts(self._key_of_originals(originals))
+        values = dict(zip(self.pair.originals_key, key, strict=True))
+        values |= {name: row[name] for name in self.pair.lossy_columns}
+        there = select(*key).where(criterion)
         lost = select(*values.values()).select_from(legacy).where(criterion, self.pair.loses(row))
-        forget = delete(originals).where(originals.c.key.in_(there))
+        forget = delete(originals).where((tuple_(first, *others) if others else first).in_(there))
         return self.render(forget), self.render(self.rendering.ignoring(originals, list(values), lost))
 
     @cached_property
@@ -155,7 +172,7 @@ class CarryStatements(PairRows):
     @cached_property
     def mark(self) -> str:
         """Mark the normalized rows in `_keys` as known to both sides."""
-        marked = update(self.pair.table).values(self.marked or {self.pair.key.key: self.pair.key})
+        marked = update(self.pair.table).values(self.marked or self.keyed(Side.NORMALIZED, self.pair.key))
         return self.render(marked.where(self.in_keys(Side.NORMALIZED), self._unmarked))
 
     @cached_property
@@ -190,12 +207,13 @@ class CarryStatements(PairRows):
             steps.append(self.render(update(table).values(values).where(self.in_keys(Side.NORMALIZED))))
         for part in self.pair.parts:
             rules = {of.key: rule for of, rule in self.pair.beside.items() if of.table is part.table}
-            derived = {name: self._derived(rule, part.by) for name, rule in rules.items()}
+            derived = {name: self._derived(rule, row_key([part.by])) for name, rule in rules.items()}
             if derived:
-                mine = select(self.pair.key).where(self.in_keys(Side.NORMALIZED))
+                mine = select(*self.pair.keys).where(self.in_keys(Side.NORMALIZED))
                 steps.append(self.render(update(part.table).values(derived).where(part.by.in_(mine))))
         if self.pair.parent is not None:
             source = self._joined(table, self.pair.parent.table)
+            steps += self.make_parents_alone
             steps.append(self.carry_parents(self.in_keys(Side.NORMALIZED), row, source))
             # A row whose parent is gone has no right one: it stays as it is, to be rejected.
             moves = table.c[link(self.pair)] != self._right_parent()
@@ -203,7 +221,7 @@ class CarryStatements(PairRows):
             steps.append(self.render(moved.where(self.in_keys(Side.NORMALIZED), moves)))
         return tuple(steps)
 
-    def _derived(self, rule: ColumnElement[Any], of: Column[Any] | None = None) -> ColumnElement[Any]:
+    def _derived(self, rule: ColumnElement[Any], of: ColumnElement[Any] | None = None) -> ColumnElement[Any]:
         """A computed value of a normalized row from what it gives back; what stands beside it is looked up."""
         if not self.pair.parts and self.pair.originals is None:
             return on(rule, self.normalized_row())
@@ -212,15 +230,15 @@ class CarryStatements(PairRows):
         parent = None if self.pair.parent is None else alias(self.pair.parent.table)
         value, source = on(rule, self.normalized_row(own, parent)), cast("FromClause", own)
         if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == own.c[self.pair.key.key])
+            source = source.outerjoin(originals, self._has_original(originals, own))
         if parent is not None and self.pair.parent is not None:
             source = source.outerjoin(parent, parent.c[self.pair.parent.key.name] == own.c[link(self.pair)])
         for part in self.pair.parts:
             beside = alias(part.table)
-            source = source.outerjoin(beside, beside.c[part.by.name] == own.c[self.pair.key.key])
+            source = source.outerjoin(beside, beside.c[part.by.name] == own.c[self.pair.keys[0].key])
             value = ClauseAdapter(beside).traverse(value)
-        mine = [own.c[self.pair.key.key] == key, *self.selected(Side.NORMALIZED, own)]
-        return select(value).select_from(source).where(*mine).correlate(key.table).scalar_subquery()
+        mine = [self.pair.key_in(own, Side.NORMALIZED) == key, *self.selected(Side.NORMALIZED, own)]
+        return select(value).select_from(source).where(*mine).correlate(table_of(key)).scalar_subquery()
 
     @cached_property
     def parents_of(self) -> str:
@@ -232,7 +250,7 @@ class CarryStatements(PairRows):
         """The parents that are there for the legacy rows in `_keys`, whether these have a normalized row or not."""
         assert self.pair.parent is not None
         parent, row = self.pair.parent.table, self.legacy_row()
-        there = self.pair.legacy_table.join(parent, self._identity(row, parent))
+        there = self.pair.legacy_table.join(parent, and_(self._identity(row, parent), self.needs_parent(row)))
         return self.render(select(self.pair.parent.key).distinct().select_from(there).where(self.in_keys(Side.LEGACY)))
 
     @cached_property

@@ -21,6 +21,8 @@ from sqlalchemy import (
 )
 
 from consensus_orm.declaration.keys import usable
+from consensus_orm.declaration.row_keys import last, parts
+from consensus_orm.models.base import LedgerKey
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     TRUE,
@@ -84,7 +86,14 @@ class ComparisonStatements(PairRows):
     def last_key(self, side: Side) -> str:
         """The last usable key of a side, in the order of the ranges."""
         key = self.key_of(side)
-        return self.render(select(func.max(key)).where(usable(key), *self.selected(side)))
+        return self.render(select(last(key, usable(key), *self.selected(side))))
+
+    @cached_property
+    def comes_after(self) -> str:
+        """Whether the legacy row under `_first` comes after the key `_until` in the order of keys: a row, or none."""
+        key = self.legacy_key
+        until = self.rendering.typed(bindparam("_until"), key.type)
+        return self.render(select(literal_column("1")).where(key == bindparam("_first"), key > until))
 
     @cache  # noqa: B019
     def all_rows(self, side: Side) -> str:
@@ -143,7 +152,8 @@ class ComparisonStatements(PairRows):
         return self.render(select(self.legacy_key).where(self.in_keys(Side.LEGACY), missing, *behind))
 
     def _select_unequal(self, criterion: ColumnElement[bool], *theirs: ColumnElement[bool]) -> str:
-        return self.render(select(self.legacy_key).where(criterion, self._unequal(*theirs)).order_by(self.legacy_key))
+        unequal = select(self.legacy_key).where(criterion, self._unequal(*theirs))
+        return self.render(unequal.order_by(*parts(self.legacy_key)))
 
     def _unequal(self, *theirs: ColumnElement[bool]) -> ColumnElement[bool]:
         equal = self.counterpart(self.legacy_row(), self.legacy_key).where(*theirs)
@@ -183,4 +193,4 @@ class ComparisonStatements(PairRows):
     def _unrecorded(self, key: ColumnElement[Any]) -> ColumnElement[bool]:
         changes = table("consensus_orm_changes", column("pair"), column("key"))
         mine = changes.c.pair == self.pair.name
-        return not_(exists(literal_column("1")).select_from(changes).where(mine, changes.c.key == key))
+        return not_(exists(literal_column("1")).select_from(changes).where(mine, changes.c.key == LedgerKey(key)))

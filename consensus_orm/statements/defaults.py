@@ -21,6 +21,8 @@ class DefaultStatements(PairRows):
     def defaults(self) -> dict[str, Callable[[], Any] | str]:
         """For each field with a default, what gives its value: a function, or a statement."""
         names = [*self.pair.columns, *(of.key for of in self.pair.kept)]
+        if not self.pair.is_numbered:  # numbers are the database's to give
+            names += self.pair.legacy_keys
         found = {name: self._default(of) for name in names if (of := self.pair.declared(name)) is not None}
         return {name: given for name, given in found.items() if given is not None}
 

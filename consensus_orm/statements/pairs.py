@@ -56,7 +56,7 @@ class Statements:
                 f"these moves are declared for {', '.join(mapping.dialects)}, and not for {rendering.name}",
                 hint="name that database, too: Moves(..., dialects=...)",
             )
-        require_declared(mapping, rendering.name)
+        require_declared(mapping)
         self.mapping = mapping
         self.rendering = rendering
         self._pairs = {pair.name: PairStatements(pair, rendering, mapping) for pair in mapping}

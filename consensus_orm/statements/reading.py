@@ -22,6 +22,7 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.attributes import leads_an_index
 from consensus_orm.declaration.expressions import exact_hex, type_name
+from consensus_orm.declaration.row_keys import parts
 from consensus_orm.declaration.rules import Latest, Row, expression, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
@@ -51,7 +52,7 @@ class ReadStatements(PairRows):
         """
         if side is Side.LEGACY:
             row = self.legacy_row()
-            names: dict[str, ColumnElement[Any]] = {self.pair.legacy_key: self.legacy_key}
+            names: dict[str, ColumnElement[Any]] = self._key_columns(side)
             names |= {name: row[name] for name in row}
             names |= {of.key: null() for of in self.pair.kept}
             above = self.parent_values(row)
@@ -59,7 +60,7 @@ class ReadStatements(PairRows):
         else:
             row = self.normalized_row()
             parent = self.pair.parent.table if self.pair.parent else None
-            names = {self.pair.legacy_key: self.pair.key} | {name: row[name] for name in row}
+            names = self._key_columns(side) | {name: row[name] for name in row}
             names |= {of.key: of for of in self.pair.kept}
             above = {} if parent is None else {c.name: c for c in parent.columns}
             source = self._joined(self.pair.table, parent)
@@ -68,6 +69,9 @@ class ReadStatements(PairRows):
             names[NEWEST] = self.own_values(row)[self.pair.newest.key] if side is Side.LEGACY else self.pair.newest
         statement = select(*(value.label(name) for name, value in names.items())).select_from(source)
         return statement.where(*self.selected(side)), names
+
+    def _key_columns(self, side: Side) -> dict[str, ColumnElement[Any]]:
+        return dict(zip(self.pair.legacy_keys, parts(self.key_of(side)), strict=True))
 
     def _latest(self, name: str, row: Row) -> ColumnElement[Any]:
         assert self.pair.parent is not None
@@ -103,23 +107,23 @@ class ReadStatements(PairRows):
         """
         statement, names = self.projection(side, *more)
         if keys_alone:
-            statement = statement.with_only_columns(names[self.pair.legacy_key])
-        order = [*([names[NEWEST]] if NEWEST in names else []), names[self.pair.legacy_key]]
+            statement = statement.with_only_columns(self.key_of(side))
+        order = [*([names[NEWEST]] if NEWEST in names else []), *parts(self.key_of(side))]
         statement = statement.where(*self._filter(names, filters, empty))
         if behind:
-            statement = statement.where(self._behind(side, order, oldest_first=oldest_first))
+            statement = statement.where(self._behind(side, oldest_first=oldest_first))
         statement = statement.order_by(*(value if oldest_first else value.desc() for value in order))
         return self.render(statement.limit(bindparam("_limit")) if limited else statement)
 
-    def _behind(self, side: Side, order: list[ColumnElement[Any]], *, oldest_first: bool) -> ColumnElement[bool]:
+    def _behind(self, side: Side, *, oldest_first: bool) -> ColumnElement[bool]:
         """Whether a row comes behind the one under `_after`, in the order of their values and then of their keys."""
-        *newest, key = order
+        key = self.key_of(side)
         after = self.rendering.typed(bindparam("_after"), key.type)
-        if not newest:
-            return key > after if oldest_first else key < after
         statement, names = self.projection(side)
-        mark = statement.with_only_columns(names[NEWEST]).where(names[self.pair.legacy_key] == after).subquery()
-        value, at = newest[0], select(mark.c[0]).scalar_subquery()
+        if NEWEST not in names:
+            return key > after if oldest_first else key < after
+        mark = statement.with_only_columns(names[NEWEST]).where(key == after).subquery()
+        value, at = names[NEWEST], select(mark.c[0]).scalar_subquery()
         further = value > at if oldest_first else value < at
         return or_(further, and_(value == at, key > after if oldest_first else key < after))
 
@@ -129,7 +133,7 @@ class ReadStatements(PairRows):
         statement, names = self.projection(side)
         names.pop(NEWEST, None)
         columns = (value.label(name) for name, value in names.items())
-        return self.render(statement.with_only_columns(*columns).where(in_keys(names[self.pair.legacy_key])))
+        return self.render(statement.with_only_columns(*columns).where(in_keys(self.key_of(side))))
 
     @cache  # noqa: B019
     def get(self, side: Side) -> str:
@@ -137,9 +141,7 @@ class ReadStatements(PairRows):
         statement, names = self.projection(side)
         names.pop(NEWEST, None)  # one row needs no order
         columns = (value.label(name) for name, value in names.items())
-        return self.render(
-            statement.with_only_columns(*columns).where(names[self.pair.legacy_key] == bindparam("_key"))
-        )
+        return self.render(statement.with_only_columns(*columns).where(self.key_of(side) == bindparam("_key")))
 
     @cache  # noqa: B019
     def count(self, side: Side, filters: tuple[str, ...], empty: frozenset[str] = frozenset()) -> str:
@@ -165,7 +167,7 @@ class ReadStatements(PairRows):
     def keys(self, side: Side, filters: tuple[str, ...], empty: frozenset[str] = frozenset()) -> str:
         """Keys of the rows of a side that equal the bound values of some columns; nobody else changes those then."""
         statement, names = self.projection(side)
-        statement = statement.with_only_columns(names[self.pair.legacy_key]).where(*self._filter(names, filters, empty))
+        statement = statement.with_only_columns(self.key_of(side)).where(*self._filter(names, filters, empty))
         table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
         return self.render(statement.with_for_update(of=table))
 
@@ -227,7 +229,7 @@ class ReadStatements(PairRows):
     def hold(self, side: Side) -> str:
         """Those of `_keys` that a side has, in order; nobody else changes these rows then."""
         key = self.key_of(side)
-        return self.render(select(key).where(in_keys(key)).order_by(key).with_for_update())
+        return self.render(select(key).where(in_keys(key)).order_by(*parts(key)).with_for_update())
 
     @cache  # noqa: B019
     def present(self, side: Side) -> str:

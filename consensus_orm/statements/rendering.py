@@ -40,7 +40,10 @@ from sqlalchemy.types import TypeEngine
 from consensus_orm.declaration.expressions import Condition
 from consensus_orm.declaration.keys import in_order, usable
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.parts import Parent
+from consensus_orm.declaration.row_keys import last, parts
 from consensus_orm.errors import ConfigurationError
+from consensus_orm.phase import Side
 
 __all__ = [
     "FALSE",
@@ -62,6 +65,7 @@ __all__ = [
     "overwriting",
     "parameter",
     "quoted",
+    "table_of",
 ]
 
 TRUE: ColumnElement[bool] = true()
@@ -189,6 +193,10 @@ class Rendering(ABC):
         """The next id, above whatever either side has or has ever given (rule 3)."""
 
     @abstractmethod
+    def alone(self, parent: Parent) -> tuple[str, ...]:
+        """The statements that let one transaction at a time make parents that no unique index tells apart."""
+
+    @abstractmethod
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """The statements that keep parents from being changed by others until the end of the transaction."""
 
@@ -215,7 +223,11 @@ def overwriting(statement: Any, names: list[str], unless: Overwritten) -> Clause
     """Let an insert overwrite rows that are there."""
     new = {name: statement.excluded[name] for name in names if name not in unless.key}
     where = and_(*unless.where) if unless.where else None
-    overwrites: ClauseElement = statement.on_conflict_do_update(index_elements=[*unless.key], set_=new, where=where)
+    overwrites: ClauseElement = (
+        statement.on_conflict_do_update(index_elements=[*unless.key], set_=new, where=where)
+        if new
+        else statement.on_conflict_do_nothing(index_elements=[*unless.key])
+    )
     return overwrites
 
 
@@ -242,17 +254,23 @@ def chunk_bounds(
     """The first key, last key and number of rows of the next chunk of at most `_rows` rows after `_after`."""
     behind = [in_order(key), *where] if first else [in_order(key), *where, key > bindparam("_after")]
     size, one = bindparam("_rows", type_=Integer), literal_column("1", Integer)
-    keys = select(key).where(*behind).order_by(key).limit(one)
+    keys = select(key).where(*behind).order_by(*parts(key)).limit(one)
     # Skipping to the last row of a full chunk costs a tenth of counting its rows (measured).
     ends = select(
         keys.scalar_subquery().label("first"),
         keys.offset(size - one).scalar_subquery().label("last"),
     ).subquery()
     is_full = ends.c.last.is_not(None)
-    rest = select(func.max(key)).where(in_order(key), *where).scalar_subquery()
-    count = select(func.count()).select_from(key.table).where(*behind).scalar_subquery()
+    rest = last(key, in_order(key), *where)
+    count = select(func.count()).select_from(table_of(key)).where(*behind).scalar_subquery()
     whole = case((is_full, size), else_=count)
     return rendering.render(select(ends.c.first, func.coalesce(ends.c.last, rest), whole))
+
+
+def table_of(key: ColumnElement[Any]) -> FromClause:
+    """Where the columns of a key stand."""
+    of: FromClause = key.table
+    return of
 
 
 def each_value(column: ColumnElement[Any]) -> CTE:
@@ -276,7 +294,7 @@ def link(pair: Move) -> str:
 def newest_first(pair: Move, of: FromClause) -> list[ColumnElement[Any]]:
     """The order of rows everywhere: newest first, ties by key, newest first."""
     newest = [] if pair.newest is None else [of.c[pair.newest.key].desc()]
-    return [*newest, of.c[pair.key.key].desc()]
+    return [*newest, *(each.desc() for each in parts(pair.key_in(of, Side.NORMALIZED)))]
 
 
 def quoted(*names: str) -> str:

@@ -33,6 +33,7 @@ from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.parts import Many
+from consensus_orm.declaration.row_keys import in_columns, row_key
 from consensus_orm.declaration.rules import Earliest, Row, on
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
@@ -126,9 +127,17 @@ class PairRows:
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        """The names of the fields of a row, and of the parameters that hold their values."""
-        key, *others = self.pair.fields
-        return {key: "_key"} | {name: parameter(name) for name in others}
+        """The names of the fields of a row but its key, and of the parameters that hold their values."""
+        return {name: parameter(name) for name in self.pair.fields[len(self.pair.keys) :]}
+
+    def keyed(self, side: Side, key: ColumnElement[Any]) -> dict[str, Any]:
+        """The key columns of a side, filled with a key: of the other side, or bound."""
+        return dict(zip(self.pair.key_names(side), in_columns(key, self.pair.key), strict=True))
+
+    def in_column(self, key: ColumnElement[Any]) -> ColumnElement[Any]:
+        """A key of one column as a value of it, as parts and items refer to it."""
+        value: ColumnElement[Any] = in_columns(key, self.pair.key)[0]
+        return value
 
     def _bind(self, name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
         value = bindparam(parameter(name), type_=type_)
@@ -163,15 +172,37 @@ class PairRows:
         return self.pair.filled_above(row)
 
     def _identity(self, row: Row, parent: FromClause) -> ColumnElement[bool]:
+        """Whether a parent is that of a row: NULLs are equal; only a column that can be NULL pays for that."""
         assert self.pair.parent is not None
+        values, apart = self.parent_values(row), self.pair.parent.tells_nulls_apart
+        pairs = ((of, parent.c[of.key], values[of.key]) for of in self.pair.parent.identity)
+        return and_(*(_null_safe(its, mine) if apart and of.nullable else its == mine for of, its, mine in pairs))
+
+    def needs_parent(self, row: Row) -> ColumnElement[bool]:
+        """Whether a row has a parent: one whose values are all NULL has none, where its link can be NULL."""
+        assert self.pair.parent is not None
+        if not self.pair.may_be_orphan:
+            return TRUE
         values = self.parent_values(row)
-        return and_(*(parent.c[of.key] == values[of.key] for of in self.pair.parent.identity))
+        return or_(FALSE, *(values[of.key].is_not(None) for of in self.pair.parent.identity))
+
+    def _with_parent(self, source: FromClause, row: Row) -> FromClause:
+        """Rows with the parents that their values name."""
+        assert self.pair.parent is not None
+        parent = self.pair.parent
+        meant = self._identity(row, parent.table)
+        if parent.tells_nulls_apart:  # another program may have made two of the same values
+            each = alias(parent.table)
+            first = select(func.min(each.c[parent.key.name])).where(self._identity(row, each))
+            meant = parent.key == first.correlate(source).scalar_subquery()
+        return source.join(parent.table, and_(meant, self.needs_parent(row)), isouter=self.pair.may_be_orphan)
 
     def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
         table_ = self.with_beside(table, table)
         if parent is None or self.pair.parent is None:
             return table_
-        return table_.join(parent, parent.c[self.pair.parent.key.name] == table.c[link(self.pair)])
+        linked = parent.c[self.pair.parent.key.name] == table.c[link(self.pair)]
+        return table_.join(parent, linked, isouter=self.pair.may_be_orphan)
 
     def with_beside(self, source: FromClause, own: Any) -> FromClause:
         """Join with normalized rows what stands beside them, in none or one row: kept originals, and parts.
@@ -180,11 +211,10 @@ class PairRows:
             source: Where the rows come from.
             own: The normalized table in it, or what stands for it.
         """
-        key = own.c[self.pair.key.key]
         if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == key)
+            source = source.outerjoin(originals, self._has_original(originals, own))
         for part in self.pair.parts:
-            source = source.outerjoin(part.table, part.by == key)
+            source = source.outerjoin(part.table, part.by == own.c[self.pair.keys[0].key])
         return source
 
     def item_rows(
@@ -199,7 +229,7 @@ class PairRows:
 
         Args:
             many: Where the items stand.
-            key: The key of the rows.
+            key: The one column of the key of the rows.
             listed: Their items.
             *where: Which rows.
             source: Where the rows come from; None for one that is bound.
@@ -235,7 +265,13 @@ class PairRows:
     @cached_property
     def legacy_key(self) -> ColumnElement[Any]:
         """The key of the legacy table."""
-        return self.pair.legacy_table.c[self.pair.legacy_key]
+        return self.pair.key_in(self.pair.legacy_table, Side.LEGACY)
+
+    def _key_of_originals(self, originals: Table) -> ColumnElement[Any]:
+        return row_key([originals.c[name] for name in self.pair.originals_key])
+
+    def _has_original(self, originals: Table, own: Any) -> ColumnElement[bool]:
+        return self._key_of_originals(originals) == self.pair.key_in(own, Side.NORMALIZED)
 
     def table_of(self, side: Side) -> Table:
         """The table of a side."""
@@ -291,7 +327,7 @@ class PairRows:
             is_there = case((self.pair.has_part(part, row), part.by.is_not(None)), else_=part.by.is_(None))
             found[f"{part.table.name}.{part.by.key}"] = is_there
         for name, many in self.pair.listed.items():
-            equal = many.items.listed(row[name]).is_not_distinct_from(many.listed(own.c[self.pair.key.key]))
+            equal = many.items.listed(row[name]).is_not_distinct_from(many.listed(own.c[self.pair.keys[0].key]))
             found[f"{many.table.name}.{many.item.key}"] = equal
         names = (*self.pair.restored, *self.pair.listed)
         back = self.normalized_row(own, parent) if names else row
@@ -323,9 +359,10 @@ class PairRows:
         compared = list(self.agreement(self.legacy_row(), own).values())
         if self.pair.parent is not None:
             parent = self.pair.parent.table
-            source = source.join(parent, self.pair.parent.key == own.c[link(self.pair)])
+            linked = self.pair.parent.key == own.c[link(self.pair)]
+            source = source.join(parent, linked, isouter=self.pair.may_be_orphan)
         if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, originals.c.key == own.c[self.pair.key.key])
+            source = source.outerjoin(originals, self._has_original(originals, own))
         return (
             exists(literal_column("1"))
             .select_from(source)
@@ -371,10 +408,10 @@ class PairRows:
             alias(self.pair.parent.table),
         )
         return (
-            select(right.c[key])
+            select(func.min(right.c[key]) if self.pair.parent.tells_nulls_apart else right.c[key])
             .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
             .join(right, self._identity(self.normalized_row(own, linked), right))
-            .where(own.c[self.pair.key.key] == self.pair.key, *self.selected(Side.NORMALIZED, own))
+            .where(self.pair.key_in(own, Side.NORMALIZED) == self.pair.key, *self.selected(Side.NORMALIZED, own))
             .correlate(self.pair.table)
             .scalar_subquery()
         )
@@ -394,3 +431,8 @@ class PairRows:
             for of, rule in self.pair.computed.items()
         ]
         return or_(FALSE, *replaced)
+
+
+def _null_safe(a: ColumnElement[Any], b: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether two values are equal or both NULL, as an index can find it: IS NOT DISTINCT FROM uses none."""
+    return or_(a == b, and_(a.is_(None), b.is_(None)))

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from consensus_orm.declaration.expressions import holds, same
+from consensus_orm.declaration.row_keys import in_columns
 from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import FALSE
 from consensus_orm.statements.rows import PairRows
@@ -63,10 +64,11 @@ class WriteStatements(PairRows):
         if (originals := self.pair.originals) is None:
             return ()
         names = self.pair.lossy_columns
-        key = self.rendering.typed(bindparam("_key"), self.pair.key.type)
-        lost = select(key, *(self.bound[name] for name in names)).where(self.pair.loses(self.bound))
-        forget = delete(originals).where(originals.c.key == bindparam("_key"))
-        return self.render(forget), self.render(insert(originals).from_select(["key", *names], lost))
+        key = in_columns(self.rendering.typed(bindparam("_key"), self.pair.key.type), self.pair.key)
+        lost = select(*key, *(self.bound[name] for name in names)).where(self.pair.loses(self.bound))
+        forget = delete(originals).where(self._key_of_originals(originals) == bindparam("_key"))
+        kept = insert(originals).from_select([*self.pair.originals_key, *names], lost)
+        return self.render(forget), self.render(kept)
 
     @cached_property
     def given_back(self) -> str | None:
@@ -87,13 +89,13 @@ class WriteStatements(PairRows):
     def insert_legacy(self, *, keyed: bool) -> str:
         """Insert a row as meant, with its key, or with one that the database gives."""
         values: dict[str, Any] = {name: self.bound[name] for name in self.pair.columns}
-        values |= self.legacy_constants | ({self.pair.legacy_key: bindparam("_key")} if keyed else {})
+        values |= self.legacy_constants | (self.keyed(Side.LEGACY, bindparam("_key")) if keyed else {})
         return self.render(insert(self.pair.legacy_table).values(values).returning(self.legacy_key))
 
     @cache  # noqa: B019
     def insert_normalized(self, *, keyed: bool) -> str:
         """Insert a row as meant under `_parent`, with its key, or with one that the database gives."""
-        values = self.normalized_values() | ({self.pair.key.key: bindparam("_key")} if keyed else {})
+        values = self.normalized_values() | (self.keyed(Side.NORMALIZED, bindparam("_key")) if keyed else {})
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
         return self.render(insert(self.pair.table).values(values).returning(self.pair.key))
@@ -102,6 +104,7 @@ class WriteStatements(PairRows):
     def update_legacy(self) -> str:
         """Let the legacy row under `_key` hold a row as meant."""
         values = {name: self.bound[name] for name in self.pair.columns}
+        values = values or self.keyed(Side.LEGACY, self.legacy_key)
         return self.render(update(self.pair.legacy_table).values(values).where(*self._under_key(Side.LEGACY)))
 
     @cached_property
@@ -110,16 +113,22 @@ class WriteStatements(PairRows):
         values = self.normalized_values()
         if self.pair.link is not None:
             values[self.pair.link.key] = bindparam("_parent")
+        values = values or self.keyed(Side.NORMALIZED, self.pair.key)
         return self.render(update(self.pair.table).values(values).where(*self._under_key(Side.NORMALIZED)))
 
     @cache  # noqa: B019
     def renumber(self, side: Side) -> str:
         """Let the row of a side under `_key` have the key `_new`."""
-        new: dict[str, Any] = {self.key_of(side).name: bindparam("_new")}
+        new = self.keyed(side, bindparam("_new"))
         return self.render(update(self.table_of(side)).values(new).where(*self._under_key(side)))
 
     def _under_key(self, side: Side) -> list[ColumnElement[bool]]:
         return [self.key_of(side) == bindparam("_key"), *self.selected(side)]
+
+    @cached_property
+    def has_parent(self) -> str | None:
+        """Whether a row as meant has a parent; None where every row has one."""
+        return self.render(select(self.needs_parent(self.bound))) if self.pair.may_be_orphan else None
 
     @cached_property
     def find_parent(self) -> str:
@@ -129,6 +138,8 @@ class WriteStatements(PairRows):
         earliest = self.earliest_column
         earlier = FALSE if earliest is None else table.c[earliest] > self._newest_value(self.bound)
         found = select(self.pair.parent.key, earlier).where(self._identity(self.bound, table))
+        if self.pair.parent.tells_nulls_apart:
+            found = found.order_by(self.pair.parent.key).limit(literal_column("1"))
         return self.rendering.find_parent(found, self)
 
     @cached_property
@@ -151,7 +162,7 @@ class WriteStatements(PairRows):
     def delete(self, side: Side) -> tuple[str, ...]:
         """Delete the rows in `_keys` from a side, and their parts first."""
         rows = self.render(delete(self.table_of(side)).where(self.in_keys(side)))
-        mine = select(self.pair.key).where(self.in_keys(side))
+        mine = select(*self.pair.keys).where(self.in_keys(side))
         parts = self.pair.beside_rows if side is Side.NORMALIZED else ()
         return (*(self.render(delete(part.table).where(part.by.in_(mine))) for part in parts), rows)
 
@@ -159,10 +170,11 @@ class WriteStatements(PairRows):
     def write_parts(self) -> tuple[str, ...]:
         """Let the row under `_key` have the parts and items of the row as it is meant, and no others."""
         steps: list[str] = []
-        key = self.rendering.typed(bindparam("_key"), self.pair.key.type)
+        key = self.in_column(self.rendering.typed(bindparam("_key"), self.pair.key.type))
+        under_key = self.in_column(bindparam("_key"))
         for part in self.pair.parts:
             of, has, values = part.table, self.pair.has_part(part, self.bound), self.pair.filled_in(part, self.bound)
-            mine = part.by == bindparam("_key")
+            mine = part.by == under_key
             there = exists(literal_column("1")).where(alias(of).c[part.by.name] == key)
             new = select(key, *values.values()).where(has, not_(there))
             steps.append(self.render(delete(of).where(mine, not_(has))))
@@ -170,7 +182,7 @@ class WriteStatements(PairRows):
             steps.append(self.render(insert(of).from_select([part.by.key, *values], new)))
         for name, many in self.pair.listed.items():
             listed = many.items.listed(self.bound[name])
-            others = and_(many.by == bindparam("_key"), listed.is_distinct_from(many.listed(key)))
+            others = and_(many.by == under_key, listed.is_distinct_from(many.listed(key)))
             steps += [self.render(delete(many.table).where(others))]
             steps += map(self.render, self.item_rows(many, key, listed))
         return tuple(steps)

@@ -167,7 +167,7 @@ def test_a_row_changed_after_it_was_adopted_is_no_reject(url: str, store: Consen
     store.migration.backfill()
     program(url, insert)
     change = "UPDATE consensus_artifacts SET content_json = 'two' WHERE spec_id = 'LATE'"
-    before("SELECT DISTINCT consensus_orm_changes.key", lambda: program(url, change))
+    before("SELECT DISTINCT CAST(consensus_orm_changes.key", lambda: program(url, change))
     store.migration.backfill()
     finish(store, url)
     assert query(url, "SELECT content FROM agent_outputs WHERE agent_name = 'a'") == [("two",)]

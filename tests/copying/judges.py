@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Callable
 from datetime import timedelta
@@ -91,7 +92,17 @@ def cells_of_server(url: str, table: str) -> list[dict[str, oracle.Cell]]:
     with oracle_of_servers.reading(url) as connection:
         columns = [name.strip('"') for name in oracle_of_servers.columns(connection, table)]
     found = [dict(zip(columns, row, strict=True)) for row in oracle_of_servers.rows(url, table)]
-    return [{column: _plain(cell) for column, cell in row.items()} for row in found]
+    keys = {"key", "last_key"} if table.startswith("consensus_orm_") else set()
+    return [{column: _key(cell) if column in keys else _plain(cell) for column, cell in row.items()} for row in found]
+
+
+def _key(cell: oracle.Cell) -> oracle.Cell:
+    """The key of a row in a ledger, which a server keeps as JSON."""
+    kind, digits = cell
+    if kind != "text":
+        return _plain(cell)
+    key = json.loads(bytes.fromhex(digits))
+    return ("text" if isinstance(key, str) else "integer"), str(key).encode().hex()
 
 
 def _plain(cell: oracle.Cell) -> oracle.Cell:

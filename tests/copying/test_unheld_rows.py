@@ -49,7 +49,8 @@ def test_rows_that_are_left_behind_become_rejects(tmp_path: Path, url: str) -> N
         kept = [row for row in cells_of_file(source, table) if (table, _id(row)) not in wanted]
         assert sorted(cells_of_server(url, table), key=_id) == sorted(kept, key=_id)
     with psycopg.connect(url) as connection:
-        listed = connection.execute("SELECT table_name, key, image::json, state FROM consensus_orm_rejects").fetchall()
+        told = "SELECT table_name, key::jsonb, image::json, state FROM consensus_orm_rejects"
+        listed = connection.execute(told).fetchall()
     images = {(table, key): image for table, key, image, _ in listed}
     assert {state for *_, state in listed} == {"open"}
     assert images.keys() == wanted

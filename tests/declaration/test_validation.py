@@ -116,6 +116,7 @@ class Extra(Base):
 
 class Loose(Base):
     __tablename__ = "loose"
+    __table_args__ = (UniqueConstraint("id", "main_id"),)
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     main_id: Mapped[int] = mapped_column(ForeignKey("main.id"))
     note: Mapped[str | None] = mapped_column(Text)
@@ -200,7 +201,7 @@ def test_a_part_stands_for_one_row() -> None:
 class Doc(Base):
     __tablename__ = "docs"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    body: Mapped[Any] = mapped_column(JSON)
+    body: Mapped[Any | None] = mapped_column(JSON)
     note: Mapped[str | None] = mapped_column(Text)
 
 
@@ -237,7 +238,6 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda: only({New.name: Old.name, New.price: Convert(Old.price, up=Old.price, down=Old.price)}),
         "the way back of price speaks of price",
     ),
-    "two parts": (lambda: move(parts=[parent(), parent()]), "one Parent is supported"),
     "one value for two columns": (lambda: move({(New.cents, New.price): Old.price}), "one value is declared for 2"),
     "an order by what no legacy column fills": (lambda: move(newest=New.cents), "rows are ordered by new.cents"),
     "an adoption of what is not carried": (lambda: move(adopted={New.cents: New.price}), "carries no legacy column"),
@@ -252,7 +252,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "2 values for 1 columns",
     ),
     "one value for two": (lambda: move({New.cents: EnumMap(Old.price, {1: 1, 2: 1})}), "no way back"),
-    "a key of several columns": (lambda: move(key={Old.id: New.id, Old.name: New.name}), "declared as 2 columns"),
+    "no key": (lambda: move(key={}), "no key is declared"),
+    "a key whose image is not unique": (
+        lambda: move(key={Old.id: New.id, Old.name: New.name}),
+        "id, name of new, the image of its key, is not declared unique",
+    ),
     "another key": (lambda: move(key={Old.name: New.id}), "the key of old is declared as id"),
     "an attribute that is none": (lambda: move({New.cents: func.length(Old.name)}), "is no mapped column"),
     "a parent without a unique index": (
@@ -276,6 +280,16 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "a separator of letters": (lambda: Split(Wide.note, "and"), "cannot separate items"),
     "no separator": (lambda: Split(Wide.note, ""), "cannot separate items"),
+    "a part of rows with a key of two columns": (
+        lambda: Move(
+            Wide,
+            Loose,
+            key={Wide.id: Loose.id, Wide.name: Loose.main_id},
+            columns={Loose.note: Wide.note},
+            parts=[Part(Extra, by=Extra.main_id, columns={Extra.note: Wide.note})],
+        ),
+        "it has parts, which refer to their row by one column, and a key of 2",
+    ),
     "a second parent": (lambda: move(parts=[parent(), parent()]), "they can have one"),
     "what is no part": (lambda: move(parts=[parent(), Place]), "is no part"),
     "a part by another column": (lambda: split(by=Extra.note), "extras.note does not refer to main.id"),
@@ -301,7 +315,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "an image of the key that is not unique": (
         lambda: flagged("a", key={Flagged.id: Kind.former}, columns={Kind.name: Flagged.name}),
-        "kinds.former is the image of the key, and is not unique",
+        "former of kinds, the image of its key, is not declared unique",
     ),
     "a constant that is filled, too": (
         lambda: flagged("a", columns={Kind.name: Flagged.name, Kind.kind: Computed(Flagged.id)}),

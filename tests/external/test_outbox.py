@@ -16,7 +16,7 @@ from consensus_orm.testing.sinks import MemorySink
 from tests.external.conftest import SETTINGS, add, mirrored
 from tests.support.databases import Database, build_legacy
 
-ENTRIES = "SELECT pair, key, op, digest FROM consensus_orm_outbox WHERE op <> 'export' ORDER BY id"
+ENTRIES = "SELECT pair, CAST(key AS INTEGER), op, digest FROM consensus_orm_outbox WHERE op <> 'export' ORDER BY id"
 
 
 def test_each_written_row_is_named_once_with_its_digest(store: ConsensusStore, new_database: Database) -> None:

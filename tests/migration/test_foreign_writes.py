@@ -413,11 +413,11 @@ def test_what_putting_back_replaces_is_kept(store: ConsensusStore, database: Dat
     for sides in ([truth, shadow], [truth]):
         before = [(image["id"], image["side"]) for image in images(database)]
         store.migration.restore_image(number, reason="a test")
-        kept = "SELECT key, side, cause FROM consensus_orm_images WHERE id > ? ORDER BY id"
+        kept = f"SELECT {database.key}, side, cause FROM consensus_orm_images WHERE id > ? ORDER BY id"
         assert database.rows_of(kept, before[-1][0]) == [(1, side.value, cause) for side in sides]
         for of, its in ARTIFACTS.values():
             assert database.scalar(f"SELECT {its} FROM {of} WHERE id = 1") == "theirs"
-    found = database.rows_of("SELECT key, state FROM consensus_orm_mismatches WHERE note = ?", cause)
+    found = database.rows_of(f"SELECT {database.key}, state FROM consensus_orm_mismatches WHERE note = ?", cause)
     assert found == [(1, "repaired")]
     told = store.migration.history()[-1]
     assert (told.action, told.reason) == ("restore image", "a test")

@@ -43,6 +43,8 @@ class Database(ABC):
     kind: str
     Error: type[Exception]
     """What the driver raises."""
+    key = "key"
+    """The key of a row in a ledger, as a number or a text."""
 
     @abstractmethod
     def rows_of(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -199,6 +201,7 @@ class ServerDatabase(Database):
 
     where: str
     kind = "postgresql"
+    key = "CAST(key AS JSONB)"
     judge = oracle_of_servers
     Error = psycopg.Error
 

@@ -16,7 +16,7 @@ COLUMNS = {"artifacts": ARTIFACTS, "syntheses": SYNTHESES}
 
 def images(database: Database) -> list[dict[str, Any]]:
     """The images there are, oldest first; the row of each as `column -> (type, digits)`."""
-    found = database.rows_of("SELECT id, pair, key, side, image FROM consensus_orm_images ORDER BY id")
+    found = database.rows_of(f"SELECT id, pair, {database.key}, side, image FROM consensus_orm_images ORDER BY id")
     return [
         {"id": number, "pair": pair, "key": key, "side": side, "row": {n: tuple(c) for n, c in json.loads(row).items()}}
         for number, pair, key, side, row in found

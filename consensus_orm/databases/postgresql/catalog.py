@@ -257,11 +257,11 @@ class PostgresCatalog(Catalog):
     def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
         """Have ids assigned above those assigned before, although the sequence was dropped with its legacy table."""
         for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in tables):
-            own, key, there = pair.table.name, pair.key.name, pair.legacy_name in self.tables(uow)
-            # Of the table created in its place.
-            if pair.own_id is not None:
+            own, key, there = pair.table.name, pair.keys[0].name, pair.legacy_name in self.tables(uow)
+            if not pair.is_numbered or pair.own_id is not None:
                 continue
-            if there and self._sequence_of(uow, pair.legacy_name, pair.legacy_key) is not None:
+            # Of the table created in its place.
+            if there and self._sequence_of(uow, pair.legacy_name, pair.legacy_keys[0]) is not None:
                 self._level(uow, pair)
             elif self._has_default(uow, own, key):
                 continue
@@ -270,7 +270,7 @@ class PostgresCatalog(Catalog):
 
     def draw_from_own(self, uow: Transaction, pair: Move, *, above: int = 1) -> None:
         """Have the normalized table take its ids from its own sequence, if it has one, above all that were given."""
-        own, key = pair.table.name, pair.key.name
+        own, key = pair.table.name, pair.keys[0].name
         if (sequence := self._sequence_of(uow, own, key)) is not None:
             highest = uow._rows(f"SELECT max({quoted(key)}) FROM {quoted(own)}")[0][0]
             self.set_sequence(uow, own, max(highest or 1, self.sequence(uow, own) or 1, above))
@@ -341,19 +341,19 @@ class PostgresCatalog(Catalog):
     def level_sequences(self, uow: Transaction) -> None:
         """Have both sides take ids from the sequence of the legacy table, above the highest id of either (rule 3)."""
         for pair in uow.statements.mapping:
-            self._level(uow, pair)
+            if pair.is_numbered:  # other keys are not generated
+                self._level(uow, pair)
 
     def _level(self, uow: Transaction, pair: Move) -> None:
-        legacy, own, key = pair.legacy_name, pair.table.name, pair.key.name
-        shared = self._sequence_of(uow, legacy, pair.legacy_key)
+        legacy, own, key, legacy_key = pair.legacy_name, pair.table.name, pair.keys[0].name, pair.legacy_keys[0]
+        shared = self._sequence_of(uow, legacy, legacy_key)
         if shared is None:
             raise errors.MigrationError(
-                f"column {pair.legacy_key} of {legacy} has no sequence to draw ids from",
-                hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{pair.legacy_key}, and give the column its"
-                " default",
+                f"column {legacy_key} of {legacy} has no sequence to draw ids from",
+                hint=f"make one: CREATE SEQUENCE ... OWNED BY {legacy}.{legacy_key}, and give the column its default",
             )
         given = [self.sequence(uow, legacy), *([self.sequence(uow, own)] if pair.own_id is None else [])]
-        keys = ((pair.key_name(side), pair.table_name(side)) for side in Side)
+        keys = ((*pair.key_names(side), pair.table_name(side)) for side in Side)
         given += [uow._rows(f"SELECT max({quoted(of)}) FROM {quoted(table)}")[0][0] for of, table in keys]
         highest = max((value for value in given if value is not None), default=None)
         if highest is not None and highest > 0:  # a sequence begins at 1
@@ -390,7 +390,7 @@ class PostgresCatalog(Catalog):
         found: list[int | None] = []
         for each in sharing:
             table = quoted(each.table_name(side))
-            found.append(uow._rows(f"SELECT max({quoted(each.key_name(side))}) FROM {table}")[0][0])
+            found.append(uow._rows(f"SELECT max({quoted(*each.key_names(side))}) FROM {table}")[0][0])
             found += [self.sequence(uow, each.table.name)] if each.own_id is None else []
         key = max(value or 0 for value in found) + 1
         for each in sharing if not alone else ():  # what other programs write takes its ids from these

@@ -21,6 +21,7 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
+    Uuid,
     cast,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -43,7 +44,8 @@ from consensus_orm.declaration.expressions import (
     type_name,
 )
 from consensus_orm.declaration.keys import InOrder, Usable
-from consensus_orm.models.base import Verbatim
+from consensus_orm.declaration.row_keys import KeyPart, RowKey, parts
+from consensus_orm.models.base import BoundKey, Key, LedgerKey, StoredKey, Told, Verbatim
 from consensus_orm.statements.rendering import InKeys, literal
 
 __all__: list[str] = []
@@ -264,10 +266,69 @@ def _text_joined(element: Any, compiler: Any, **kw: Any) -> str:
 
 @compiles(InKeys, "postgresql")
 def _in_keys(element: Any, compiler: Any, **kw: Any) -> str:
-    column, keys = arguments(element, compiler, **kw)
-    (first, _) = element.clauses
-    kind = compiler.dialect.type_compiler_instance.process(sql_type(first.type))
-    return f"{column} = ANY (ARRAY(SELECT CAST(value AS {kind}) FROM json_array_elements_text(CAST({keys} AS JSON))))"
+    (first, bound) = element.clauses
+    keys = compiler.process(bound, **kw)
+    if isinstance(first.type, Key):
+        texts = f"SELECT CAST(value AS TEXT) FROM jsonb_array_elements(CAST({keys} AS JSONB))"
+        return f"{compiler.process(first, **kw)} = ANY (ARRAY({texts}))"
+    columns = [(compiler.process(of, **kw), _kind(of, compiler)) for of in parts(first)]
+    values = f"json_array_elements_text(CAST({keys} AS JSON))"
+    if len(columns) == 1:
+        ((column, kind),) = columns
+        return f"{column} = ANY (ARRAY(SELECT CAST(value AS {kind}) FROM {values}))"
+    named, kinds = zip(*columns, strict=True)
+    each = (f"CAST(CAST(value AS JSON) ->> {n} AS {kind})" for n, kind in enumerate(kinds))
+    return f"({', '.join(named)}) IN (SELECT {', '.join(each)} FROM {values})"
+
+
+def _kind(of: Any, compiler: Any) -> str:
+    return str(compiler.dialect.type_compiler_instance.process(sql_type(of.type)))
+
+
+@compiles(RowKey, "postgresql")
+def _row_key(element: Any, compiler: Any, **kw: Any) -> str:
+    """Not a jsonb, whose text has blanks: it is the text that SQLite and Python make."""
+    columns = [_digits(compiler.process(of, **kw), of.type) for of in element.parts]
+    if len(columns) == 1:
+        return columns[0]
+    return "('[' || " + " || ',' || ".join(f"CAST(to_json({of}) AS TEXT)" for of in columns) + " || ']')"
+
+
+def _digits(column: str, type_: TypeEngine[Any]) -> str:
+    return f"replace(CAST({column} AS TEXT), '-', '')" if isinstance(type_, Uuid) else column
+
+
+@compiles(KeyPart, "postgresql")
+def _key_part(element: Any, compiler: Any, **kw: Any) -> str:
+    (text,) = arguments(element, compiler, **kw)
+    value = text if element.is_alone else f"CAST({text} AS JSON) ->> {element.number}"
+    return f"CAST({value} AS {_kind(element, compiler)})"
+
+
+@compiles(LedgerKey, "postgresql")
+def _ledger_key(element: Any, compiler: Any, **kw: Any) -> str:
+    (key,) = arguments(element, compiler, **kw)
+    (of,) = element.clauses
+    return f"CAST({key} AS TEXT)" if isinstance(of.type, Integer) else f"CAST(to_json(CAST({key} AS TEXT)) AS TEXT)"
+
+
+@compiles(StoredKey, "postgresql")
+def _stored_key(element: Any, compiler: Any, **kw: Any) -> str:
+    (key,) = arguments(element, compiler, **kw)
+    return f"CAST({key} AS JSONB)"
+
+
+@compiles(Told, "postgresql")
+def _told(element: Any, compiler: Any, **kw: Any) -> str:
+    (key,) = arguments(element, compiler, **kw)
+    kind = _kind(element, compiler)
+    return f"CAST({key} AS {kind})" if isinstance(element.type, Integer) else f"(CAST({key} AS JSONB) #>> '{{}}')"
+
+
+@compiles(BoundKey, "postgresql")
+def _bound_key(element: Any, compiler: Any, **kw: Any) -> str:
+    (key,) = arguments(element, compiler, **kw)
+    return f"CAST({key} AS TEXT)"
 
 
 @compiles(InOrder, "postgresql")

@@ -105,14 +105,14 @@ class PostgresLegacyTables(LegacyTables):
         """
         for sequence, movable in uow._rows(_SHARED, (pair.table.name, table)):
             if movable:
-                uow._execute(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(pair.table.name, pair.key.name)}")
+                uow._execute(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(pair.table.name, pair.keys[0].name)}")
             else:
                 uow.catalog.draw_from_own(uow, pair, above=uow.catalog.sequence(uow, table) or 1)
 
     def _take_sequence_back(self, uow: Transaction, pair: Move) -> None:
         """Have a table own the sequence again that was moved at CONTRACT."""
-        for (sequence,) in uow._rows(_MOVED, (pair.legacy_name, pair.legacy_key, pair.table.name)):
-            uow._execute(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(pair.legacy_name, pair.legacy_key)}")
+        for (sequence,) in uow._rows(_MOVED, (pair.legacy_name, pair.legacy_keys[0], pair.table.name)):
+            uow._execute(f"ALTER SEQUENCE {sequence} OWNED BY {quoted(pair.legacy_name, pair.legacy_keys[0])}")
 
     def away(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and still have rows."""

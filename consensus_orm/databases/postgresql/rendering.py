@@ -32,8 +32,17 @@ from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.parts import Parent
+from consensus_orm.declaration.row_keys import RowKey, parts
 from consensus_orm.declaration.rules import Latest
-from consensus_orm.statements.rendering import Overwritten, constant, overwriting, quoted
+from consensus_orm.statements.rendering import (
+    Overwritten,
+    Statement,
+    constant,
+    literal,
+    overwriting,
+    quoted,
+    table_of,
+)
 from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["PostgresRendering"]
@@ -76,7 +85,7 @@ class PostgresRendering(PairRendering):
     ) -> ClauseElement:
         """Insert rows, and skip or overwrite those that exist."""
         statement = insert(into).from_select(names, rows)
-        return statement.on_conflict_do_nothing() if unless is None else overwriting(statement, names, unless)
+        return overwriting(statement, names, unless) if unless else statement.on_conflict_do_nothing()
 
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
         """Insert the parents that rows need, and return them: a row may be deleted before it is carried."""
@@ -87,19 +96,21 @@ class PostgresRendering(PairRendering):
         self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
     ) -> Select[Any]:
         """The number of rows, and the keys of the wrong ones as a JSON array."""
-        count = select(func.count()).select_from(key.table).where(within).scalar_subquery()
-        listed = select(key.label("key")).where(within, wrong).order_by(key).subquery()
+        count = select(func.count()).select_from(table_of(key)).where(within).scalar_subquery()
+        listed = select(key.label("key")).where(within, wrong).order_by(*parts(key)).subquery()
         return select(count, select(cast(func.json_agg(listed.c.key), Text)).scalar_subquery())  # pyright: ignore[reportReturnType] # two columns
 
     def next_key(self, pair: Move) -> str:
         """The next id, from the sequence of the legacy table, which both sides use while both are written."""
-        sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.legacy_key)
+        sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.legacy_keys[0])
         return f"SELECT {self.render(func.nextval(sequence))}"
 
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
-        if declared.originals is not None or declared.own_id is not None or declared.tables_beside:
+        by_value = declared.parent is not None and (declared.parent.tells_nulls_apart or declared.may_be_orphan)
+        is_simple = declared.is_numbered and declared.own_id is None and not declared.tables_beside
+        if declared.originals is not None or by_value or not is_simple:
             return None
         values = pair.normalized_values()
         parent = None
@@ -108,7 +119,7 @@ class PostgresRendering(PairRendering):
             values[declared.link.key] = parent.c.id
         rows = select(*values.values())
         own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
-        carried = {declared.legacy_key: own.c.id} | {name: pair.bound[name] for name in pair.bound}
+        carried = {declared.legacy_keys[0]: own.c.id} | {name: pair.bound[name] for name in pair.bound}
         carried |= pair.legacy_constants
         other = insert(legacy).from_select(list(carried), select(*carried.values()))
         written = other.returning(pair.legacy_key.label("id")).cte("other")
@@ -124,7 +135,9 @@ class PostgresRendering(PairRendering):
         written a second time.
         """
         declared, parent, link = pair.pair, pair.pair.parent, pair.pair.link
-        if parent is None or link is None:
+        if parent is None or link is None or isinstance(declared.key, RowKey):
+            return None
+        if parent.tells_nulls_apart or declared.may_be_orphan:
             return None
         row = pair.legacy_row()
         own = pair.own_values(row)
@@ -147,7 +160,7 @@ class PostgresRendering(PairRendering):
         upsert = self._on_conflict(pair, parent, insert(parent.table).from_select(list(made), rows))
         parents = upsert.returning(parent.key, *(parent.table.c[name] for name in identity)).cte("parent")
 
-        values = {declared.key.key: pair.legacy_key} | written | pair.marked
+        values = {declared.keys[0].key: pair.legacy_key} | written | pair.marked
         values[link.key] = parents.c[parent.key.name]
         is_theirs = and_(*(parents.c[name] == value for name, value in identity.items()))
         source = declared.legacy_table.join(seen, seen.c.seen == pair.legacy_key).join(parents, is_theirs)
@@ -163,7 +176,9 @@ class PostgresRendering(PairRendering):
     def find_parent(self, found: SelectBase, pair: PairRows) -> str:
         """The parent of a row, inserted if there is none, and locked until the end of the transaction."""
         parent = pair.pair.parent
-        return self.render(found if parent is None else self._upsert(pair, parent).returning(parent.key, false()))
+        if parent is None or parent.tells_nulls_apart:
+            return self.render(found.with_for_update() if isinstance(found, Select) else found)
+        return self.render(self._upsert(pair, parent).returning(parent.key, false()))
 
     def _upsert(self, pair: PairRows, parent: Parent) -> Insert:
         return self._on_conflict(pair, parent, insert(parent.table).values(pair.new_parent(pair.bound)))
@@ -180,6 +195,12 @@ class PostgresRendering(PairRendering):
         array = cast(case((listed.like("[%"), listed)), JSON)
         found = func.json_array_elements_text(array).table_valued("value", with_ordinality="place").render_derived()
         return found, found.c.place - literal_column("1", Integer), found.c.value
+
+    def alone(self, parent: Parent) -> tuple[str, ...]:
+        """An advisory lock: a unique index takes NULLs for different, so ON CONFLICT does not see them."""
+        name = literal(f"consensus_orm parents {parent.table.name}")
+        lock = f"DO $$BEGIN PERFORM pg_advisory_xact_lock(hashtextextended({name}, 0)); END$$"
+        return (Statement(lock, writes=True),)
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Lock parents before they are read.

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Table, or_
+from sqlalchemy import Table, literal_column, or_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
 from consensus_orm.databases.guard_record import normalized_tables
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
+from consensus_orm.databases.postgresql.rendering import PostgresRendering
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.parts import Parent
+from consensus_orm.declaration.row_keys import row_key
+from consensus_orm.models.base import LedgerKey
 from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import PairStatements, Statements
 from consensus_orm.statements.rendering import Fired, fitting, literal, quoted
@@ -111,11 +114,12 @@ def _note(
 ) -> Trigger:
     """Record the rows of one side that are written under a condition."""
     pair = sql.pair
-    key = quoted(pair.key_name(side))
-    old, new = f"OLD.{key}", f"NEW.{key}"
+    old, new = (_key(pair, side, row) for row in ("OLD", "NEW"))
     own = quoted(pair.table.name)
     table = pair.legacy_table if side is Side.LEGACY else pair.table
-    carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {quoted(pair.key.name)} = {old})" if carried_only else ""
+    names = zip(pair.key_names(Side.NORMALIZED), pair.key_names(side), strict=True)
+    same = " AND ".join(f"{quoted(its)} = OLD.{quoted(mine)}" for its, mine in names)
+    carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {same})" if carried_only else ""
     # A body that reads a table which another program has dropped would fail each write.
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
     moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
@@ -135,8 +139,7 @@ def _note(
 
 def _noted(pair: Move, side: Side, was: str, is_now: str, carried: str, *, of_sessions: bool) -> str:
     """Record rows of a move that shares its table: an update may make a row one of another move."""
-    key = quoted(pair.key_name(side))
-    old, new = f"OLD.{key}", f"NEW.{key}"
+    old, new = (_key(pair, side, row) for row in ("OLD", "NEW"))
     stays = f"{old} IS NOT DISTINCT FROM {new} AND {was} AND {is_now}"
 
     def log(row: str, op: str) -> str:
@@ -161,6 +164,19 @@ def _selected(sql: PairStatements, side: Side, row: str) -> str | None:
     return f"coalesce({sql.render(mine)}, false)"
 
 
+def _key(pair: Move, side: Side, row: str) -> str:
+    """The key of a row of a trigger, as a ledger stores it."""
+    return _as_stored(pair, *(f"{row}.{quoted(name)}" for name in pair.key_names(side)))
+
+
+def _as_stored(pair: Move, *columns: str) -> str:
+    """The columns of a key as a ledger stores them."""
+    if pair.is_numbered:
+        return columns[0]
+    key = row_key([literal_column(name, of.type) for name, of in zip(columns, pair.keys, strict=True)])
+    return str(PostgresRendering().render(LedgerKey(key)))
+
+
 def _freeze(pair: Move) -> Iterator[Trigger]:
     body = f"RAISE EXCEPTION {literal(FROZEN)};"
     refused = f"{BY} NOT IN ('carrier', 'session')"  # a session is refused by a trigger of its own, which says more
@@ -181,10 +197,10 @@ def _refuse_sessions(table: Table, *, is_open: bool) -> Iterator[Trigger]:
 def _note_parts(pair: Move, when: str, *, of_sessions: bool) -> Iterator[Trigger]:
     """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
     for part in pair.beside_rows:
-        by, key = quoted(part.by.name), quoted(pair.key.name)
-        rows = f" FROM {quoted(pair.table.name)} WHERE {key}"
+        by, key = quoted(part.by.name), quoted(pair.keys[0].name)
+        rows, stored = f" FROM {quoted(pair.table.name)} WHERE {key}", _as_stored(pair, key)
         of_old, of_new = (
-            _log(pair, key, Side.NORMALIZED, literal("update"), f"{rows} = {row}.{by}", of_sessions=of_sessions)
+            _log(pair, stored, Side.NORMALIZED, literal("update"), f"{rows} = {row}.{by}", of_sessions=of_sessions)
             for row in ("OLD", "NEW")
         )
         body = (
@@ -201,7 +217,8 @@ def _note_items(pair: Move, when: str, *, of_sessions: bool) -> Iterator[Trigger
             continue
         above, key = many.parent.table, quoted(many.parent.key.name)
         rows = f" FROM {quoted(many.table.name)} WHERE {quoted(many.link.name)} IN (OLD.{key}, NEW.{key})"
-        log = _log(pair, quoted(many.by.name), Side.NORMALIZED, literal("update"), rows, of_sessions=of_sessions)
+        row = _as_stored(pair, quoted(many.by.name))
+        log = _log(pair, row, Side.NORMALIZED, literal("update"), rows, of_sessions=of_sessions)
         body = f"{log} RETURN NULL;"
         yield _trigger(f"{pair.name}_{above.name}_item", "AFTER UPDATE", above, when, body)
 
@@ -212,7 +229,7 @@ def _note_members(parent: Parent, mapping: Moves, *, of_sessions: bool) -> Trigg
     body = " ".join(
         _log(
             pair,
-            quoted("t", pair.key.name),
+            _key(pair, Side.NORMALIZED, quoted("t")),
             Side.NORMALIZED,
             literal("update"),
             f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.name)} = OLD.{key}",

@@ -199,7 +199,7 @@ class SQLiteCatalog(Catalog):
         found: list[int | None] = []
         for each in uow.statements.mapping.sharing(pair, Side.LEGACY):
             table = each.table_name(side)
-            found.append(uow._rows(f"SELECT max({quoted(each.key_name(side))}) FROM {quoted(table)}")[0][0])
+            found.append(uow._rows(f"SELECT max({quoted(*each.key_names(side))}) FROM {quoted(table)}")[0][0])
             given = (each.legacy_name, *([each.table.name] if each.own_id is None else []))
             found += [self.sequence(uow, name) for name in given]
         return max(value or 0 for value in found) + 1

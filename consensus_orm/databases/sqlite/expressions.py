@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Float, Integer, LargeBinary, String
+from sqlalchemy import JSON, Boolean, ColumnElement, Float, Integer, LargeBinary, String
 from sqlalchemy.ext.compiler import compiles
 
 from consensus_orm.declaration.expressions import (
@@ -24,11 +25,12 @@ from consensus_orm.declaration.expressions import (
     time_from,
     type_name,
 )
-from consensus_orm.declaration.keys import LARGEST, InOrder, Usable
-from consensus_orm.declaration.rules import is_text
+from consensus_orm.declaration.keys import LARGEST, InOrder, Usable, is_word
+from consensus_orm.declaration.row_keys import KeyPart, RowKey, parts
+from consensus_orm.models.base import BoundKey, LedgerKey, StoredKey, Told
 from consensus_orm.statements.rendering import InKeys, literal
 
-__all__ = ["is_well_formed"]
+__all__ = ["in_triggers", "is_well_formed"]
 
 
 def is_well_formed(x: str) -> str:
@@ -209,7 +211,7 @@ def _text_joined(element: Any, compiler: Any, **kw: Any) -> str:
 def _usable(element: Any, compiler: Any, **kw: Any) -> str:
     (key,) = arguments(element, compiler, **kw)
     (column,) = element.clauses
-    if not is_text(column):
+    if not is_word(column):
         return f"(typeof({key}) = 'integer')"
     return f"(typeof({key}) = 'text' AND instr({key}, char(0)) = 0 AND {is_well_formed(key)})"
 
@@ -222,10 +224,70 @@ def _in_order(element: Any, compiler: Any, **kw: Any) -> str:
     """
     (key,) = arguments(element, compiler, **kw)
     (column,) = element.clauses
-    return _usable(element, compiler, **kw) if is_text(column) else f"({key} <= {LARGEST})"
+    return _usable(element, compiler, **kw) if is_word(column) else f"({key} <= {LARGEST})"
 
 
 @compiles(InKeys, "sqlite")
 def _in_json(element: Any, compiler: Any, **kw: Any) -> str:
-    column, keys = arguments(element, compiler, **kw)
-    return f"{column} IN (SELECT value FROM json_each({keys}))"
+    (first, bound) = element.clauses
+    keys = compiler.process(bound, **kw)
+    columns = [compiler.process(of, **kw) for of in parts(first)]
+    if len(columns) == 1:
+        return f"{columns[0]} IN (SELECT value FROM json_each({keys}))"
+    values = (f"json_extract(value, '$[{n}]')" for n in range(len(columns)))
+    return f"({', '.join(columns)}) IN (SELECT {', '.join(values)} FROM json_each({keys}))"
+
+
+@compiles(RowKey, "sqlite")
+def _row_key(element: Any, compiler: Any, **kw: Any) -> str:
+    """A trigger must not fail the write of another program, and JSON holds no blobs: such a key is not usable."""
+    columns = [str(compiler.process(of, **kw)) for of in element.parts]
+    if len(columns) == 1:
+        return columns[0]
+    safe = (f"CASE typeof({x}) WHEN 'blob' THEN NULL ELSE {x} END" for x in columns)
+    return f"(json_array({', '.join(safe)}) || '')"  # a text: json_group_array would take it for an array
+
+
+def in_triggers(key: ColumnElement[Any], compiler: Any) -> str:
+    """The text of a key in a trigger: a schema that is not trusted calls no JSON functions (before SQLite 3.42).
+
+    Args:
+        key: The key.
+        compiler: Renders its columns.
+    """
+    columns = [compiler(of) for of in parts(key)]
+    if len(columns) == 1:
+        return str(columns[0])
+    return "'[' || " + " || ',' || ".join(map(_in_json_text, columns)) + " || ']'"
+
+
+def _in_json_text(x: str) -> str:
+    """A number or a text as JSON, whose letters with a sign of their own are the same in every program."""
+    plain = f"replace(replace({x}, '\\', '\\\\'), '\"', '\\\"')"
+    short = " ".join(f"WHEN {ord(sign)} THEN '{json.dumps(sign)[1:-1]}'" for sign in "\b\t\n\f\r")
+    escaped = (
+        f"(WITH RECURSIVE told (n, x) AS (SELECT 1, {plain} UNION ALL SELECT n + 1, replace(x, char(n),"
+        f" CASE n {short} ELSE printf('\\u%04x', n) END) FROM told WHERE n < 32) SELECT x FROM told WHERE n = 32)"
+    )
+    odd = f"{x} GLOB '*[' || char(1) || '-' || char(31) || ']*'"
+    text = f"typeof({x}) = 'text' AND instr({x}, char(0)) = 0"
+    return (
+        f"CASE WHEN typeof({x}) = 'integer' THEN CAST({x} AS TEXT) WHEN {text} THEN"
+        f" '\"' || (CASE WHEN {odd} THEN {escaped} ELSE {plain} END) || '\"' ELSE 'null' END"
+    )
+
+
+@compiles(KeyPart, "sqlite")
+def _key_part(element: Any, compiler: Any, **kw: Any) -> str:
+    (text,) = arguments(element, compiler, **kw)
+    return text if element.is_alone else f"json_extract({text}, '$[{element.number}]')"
+
+
+@compiles(LedgerKey, "sqlite")
+@compiles(StoredKey, "sqlite")
+@compiles(Told, "sqlite")
+@compiles(BoundKey, "sqlite")
+def _as_it_is(element: Any, compiler: Any, **kw: Any) -> str:
+    """A column of a ledger has no type."""
+    (key,) = arguments(element, compiler, **kw)
+    return key

@@ -9,7 +9,7 @@ from sqlalchemy import Column
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.rules import is_text
+from consensus_orm.declaration.keys import is_word
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["key_faults"]
@@ -33,30 +33,39 @@ AFFINITIES = {
 """The affinity of a declared type, by the first of these parts in it (sqlite.org/datatype3.html, 3.1)."""
 
 
-def key_faults(uow: Transaction, table: str, key: Column[Any], unique: Sequence[str]) -> Iterator[str]:
-    """What makes a column unfit as the key of a move, each fault with its remedy."""
-    if not (found := uow._rows(DECLARED, {"table": table, "key": key.name})):
-        yield "does not exist; declare the key that the table has"
+def key_faults(uow: Transaction, key: Sequence[Column[Any]], unique: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What makes columns unfit as the key of a move: the name of one, and its fault with the remedy."""
+    table, is_rowid = key[0].table.name, False
+    for of in key:
+        if not (found := uow._rows(DECLARED, {"table": table, "key": of.name})):
+            yield of.name, "does not exist; declare the key that the table has"
+            return
+        ((declared, alone),) = found
+        is_rowid = alone and declared.upper() == "INTEGER"  # which needs no index
+        wanted = ("TEXT",) if is_word(of) else ("INTEGER", "NUMERIC")
+        if (affinity := _affinity(declared)) not in wanted:
+            stored = "any type" if affinity == "BLOB" else affinity
+            told = f"is declared {declared or 'without a type'} and stores {stored}"
+            yield of.name, f"{told}; make a table with a key of {wanted[0]}"
+    names = {name.lower() for name in unique}
+    indexes = [each for each in _unique(uow, table) if each.keys() == names]
+    if not indexes and not is_rowid:
+        alone = "of its own" if len(unique) == 1 else f"of {', '.join(unique)} alone"
+        yield key[0].name, f"has no unique index {alone}; remove duplicates, then CREATE UNIQUE INDEX"
         return
-    ((declared, alone),) = found
-    wanted = ("TEXT",) if is_text(key) else ("INTEGER", "NUMERIC")
-    if (affinity := _affinity(declared)) not in wanted:
-        stored = "any type" if affinity == "BLOB" else affinity
-        yield f"is declared {declared or 'without a type'} and stores {stored}; make a table with a key of {wanted[0]}"
-    collations = _collations(uow, table, key, {name.lower() for name in unique})
-    is_rowid = alone and declared.upper() == "INTEGER"  # which needs no index
-    if not collations and not is_rowid:
-        yield "has no unique index of its own; remove duplicates, then CREATE UNIQUE INDEX"
-    elif is_text(key) and ("BINARY" not in collations or not _compares_bytes(uow, table, key.name)):
-        yield "has a collation by which different keys can be equal; make a table with a key of COLLATE BINARY"
+    for of in (of for of in key if is_word(of)):
+        exact = any(each[of.name.lower()] == "BINARY" for each in indexes)
+        if not exact or not _compares_bytes(uow, table, of.name):
+            fault = "has a collation by which different keys can be equal"
+            yield of.name, f"{fault}; make a table with a key of COLLATE BINARY"
 
 
-def _collations(uow: Transaction, table: str, key: Column[Any], wanted: set[str]) -> list[str]:
-    """The collations of a column in the unique indexes of exactly some columns."""
-    indexes: dict[str, dict[str, str]] = {}
+def _unique(uow: Transaction, table: str) -> list[dict[str, str]]:
+    """The unique indexes of a table: the collation of each of their columns."""
+    found: dict[str, dict[str, str]] = {}
     for index, name, collation in uow._rows(UNIQUE, {"table": table}):
-        indexes.setdefault(index, {})[name] = collation
-    return [columns[key.name.lower()] for columns in indexes.values() if columns.keys() == wanted]
+        found.setdefault(index, {})[name] = collation
+    return list(found.values())
 
 
 def _affinity(declared: str) -> str:

@@ -31,7 +31,8 @@ from consensus_orm.databases.sqlite import expressions
 from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
-from consensus_orm.statements.rendering import Overwritten, overwriting
+from consensus_orm.declaration.parts import Parent
+from consensus_orm.statements.rendering import Overwritten, overwriting, table_of
 from consensus_orm.statements.rows import PairRendering, PairRows
 
 __all__ = ["SQLiteRendering"]
@@ -71,7 +72,7 @@ class SQLiteRendering(PairRendering):
     ) -> ClauseElement:
         """Insert rows, without those that exist or violate a constraint."""
         statement = insert(into).prefix_with("OR IGNORE").from_select(names, rows)
-        return statement if unless is None else overwriting(statement, names, unless)
+        return overwriting(statement, names, unless) if unless else statement
 
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
         """Insert the parents that rows need, without those that exist."""
@@ -82,12 +83,12 @@ class SQLiteRendering(PairRendering):
     ) -> Select[Any]:
         """The number of rows, and the keys of the wrong ones as a JSON array, in one scan."""
         listed = func.json_group_array(key).filter(wrong)
-        counted = select(func.count(), listed).select_from(key.table)
+        counted = select(func.count(), listed).select_from(table_of(key))
         return counted.where(within)  # pyright: ignore[reportReturnType] # two columns
 
     def next_key(self, pair: Move) -> str:
         """The next id, above every id that either side has or ever assigned (rule 3)."""
-        keys = (pair.legacy_table.c[pair.legacy_key], pair.key)
+        keys = (pair.legacy_table.c[pair.legacy_keys[0]], pair.keys[0])
         names = [key.table.name for key in keys if key.primary_key]
         given: Select[Any] = select(func.max(cast(literal_column("seq"), Integer))).select_from(
             table("sqlite_sequence")
@@ -114,6 +115,10 @@ class SQLiteRendering(PairRendering):
         """The items of a JSON array as rows."""
         found = func.json_each(case((listed.like("[%"), listed))).table_valued("key", "value")
         return found, found.c.key, found.c.value
+
+    def alone(self, parent: Parent) -> tuple[str, ...]:
+        """Nothing: the write lock is held by one transaction."""
+        return ()
 
     def lock(self, keys: Select[Any]) -> tuple[str, ...]:
         """Nothing: the write lock protects parents until the end of the transaction."""

@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, exists, false, func, literal_column, not_, or_
 
 from consensus_orm.databases.base import FROZEN, PREFIX, Trigger
+from consensus_orm.databases.sqlite.expressions import in_triggers
 from consensus_orm.databases.sqlite.rendering import SQLiteRendering
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
@@ -94,7 +95,7 @@ class _Triggers:
     def notice_carried_legacy(self) -> Iterator[Trigger]:
         """Record changes of legacy rows that were carried."""
         carried = exists(literal_column("1")).where(
-            self.pair.key == literal_column(self._old(Side.LEGACY)), *self.statements.selected(Side.NORMALIZED)
+            self.pair.key == self._key("OLD", Side.LEGACY), *self.statements.selected(Side.NORMALIZED)
         )
         changed = NOT_CARRYING if self.pair.is_recorded_blindly else self._unequal_legacy | self._moved(Side.LEGACY)
         yield self._notice(Side.LEGACY, "update", carried & changed)
@@ -106,7 +107,7 @@ class _Triggers:
             yield from self._notice_all(Side.NORMALIZED)
             return
         own, new, marker = self.pair.table, _new(self.pair.table), self.pair.marker
-        unequal: ColumnElement[bool] = not_(self.statements.legacy_counterpart(new, new.c[self.pair.key.key]))
+        unequal: ColumnElement[bool] = not_(self.statements.legacy_counterpart(new, self._key("NEW", Side.NORMALIZED)))
         unequal = self._of_move(Side.NORMALIZED, "NEW", unequal)
         # A unit of work writes this side first: only a mark, of the row or of the transaction, tells it from others.
         foreign: ColumnElement[bool] = unequal & NOT_CARRYING
@@ -163,17 +164,21 @@ class _Triggers:
         when = self._selected(side, "OLD")
         if other is not None:
             there = exists(literal_column("1")).where(
-                other == literal_column(old), *self.statements.selected(side.other)
+                other == self._key("OLD", side), *self.statements.selected(side.other)
             )
             when = self._of_move(side, "OLD", there)
         body = _log(self.pair, old, side, "delete")
         return _trigger(f"{self.pair.name}_{side}_delete", "AFTER DELETE", self.statements.table_of(side), when, body)
 
+    def _key(self, row: str, side: Side) -> ColumnElement[Any]:
+        of: ColumnElement[Any] = self.pair.key_in(Fired(row, self.statements.table_of(side)), side)
+        return of
+
     def _old(self, side: Side) -> str:
-        return f"OLD.{quoted(self.pair.key_name(side))}"
+        return in_triggers(self._key("OLD", side), SQLiteRendering().render)
 
     def _new(self, side: Side) -> str:
-        return f"NEW.{quoted(self.pair.key_name(side))}"
+        return in_triggers(self._key("NEW", side), SQLiteRendering().render)
 
     def _moved(self, side: Side) -> ColumnElement[bool]:
         moved = literal_column(self._old(side)).is_distinct_from(literal_column(self._new(side)))
@@ -205,7 +210,7 @@ class _Triggers:
     def _unequal_legacy(self) -> ColumnElement[bool]:
         """Whether the legacy row that is written has no equal on the normalized side."""
         new = _new(self.pair.legacy_table)
-        equal = self.statements.counterpart(self.statements.legacy_row(new), new.c[self.pair.legacy_key])
+        equal = self.statements.counterpart(self.statements.legacy_row(new), self._key("NEW", Side.LEGACY))
         return self._of_move(Side.LEGACY, "NEW", not_(equal))
 
 
@@ -224,7 +229,7 @@ def _parent_triggers(mapping: Moves) -> Iterator[Trigger]:
 def _part_triggers(pair: Move, when: ColumnElement[bool] | None) -> Iterator[Trigger]:
     """Record writes of parts as changes of their row; where that is gone, its own delete is recorded."""
     for part in pair.beside_rows:
-        by, own, key = quoted(part.by.name), quoted(pair.table.name), quoted(pair.key.name)
+        by, own, key = quoted(part.by.name), quoted(pair.table.name), quoted(pair.keys[0].name)
         for op, rows in (("insert", ["NEW"]), ("update", ["OLD", "NEW"]), ("delete", ["OLD"])):
             places = ", ".join(f"{row}.{by}" for row in rows)
             changed = _log(pair, key, Side.NORMALIZED, "update", f" FROM {own} WHERE {key} IN ({places})")
@@ -247,4 +252,5 @@ def _note_members(parent: Parent, mapping: Moves, *keys: str) -> Iterator[str]:
     for pair in mapping.members(parent):
         if pair.link is not None:
             rows = f" FROM {quoted(pair.table.name)} WHERE {quoted(pair.link.name)} IN ({', '.join(keys)})"
-            yield _log(pair, quoted(pair.table.name, pair.key.name), Side.NORMALIZED, "update", rows)
+            key = pair.key_in(Fired(quoted(pair.table.name), pair.table), Side.NORMALIZED)
+            yield _log(pair, in_triggers(key, SQLiteRendering().render), Side.NORMALIZED, "update", rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID, uuid4
 
 from sqlalchemy import (
     JSON,
@@ -20,12 +21,26 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    Uuid,
     cast,
     func,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import Convert, Default, EnumMap, Explode, JsonItems, Many, Move, Moves, Parent, Part, Split
+from consensus_orm import (
+    Computed,
+    Convert,
+    Default,
+    EnumMap,
+    Explode,
+    JsonItems,
+    Many,
+    Move,
+    Moves,
+    Parent,
+    Part,
+    Split,
+)
 
 __all__ = ["CASES", "Case"]
 
@@ -40,10 +55,11 @@ class Case:
         moves: Its declaration.
         metadata: The tables of both sides.
         rows: Rows of each legacy table, by column, as any program may have written them; a list where there is one.
-        new: A row for the repository of each move, of one where there is one; `{n}` in a text is replaced by a number
-            that goes up.
+        new: A row for the repository of each move, of one where there is one; `{n}` in a text, and `...`, become a
+            number that goes up.
         foreign: Statements of another program, by side: what it writes on the one that it knows.
         rejected: How many of the rows of each move cannot be carried.
+        judged: What queries of another program give in phases that write a side.
     """
 
     moves: Moves
@@ -52,6 +68,7 @@ class Case:
     new: dict[str, Any]
     foreign: dict[str, Sequence[str]] = field(default_factory=dict)
     rejected: Any = 0
+    judged: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def rows_of(self, table: str) -> Sequence[dict[str, Any]]:
         """The rows of a legacy table."""
@@ -61,7 +78,8 @@ class Case:
     def new_in(self, move: str, n: int) -> dict[str, Any]:
         """The nth row for a repository."""
         row = self.new[move] if len(self.moves) > 1 else self.new
-        return {name: value.format(n=n) if isinstance(value, str) else value for name, value in row.items()}
+        made = {name: value.format(n=n) if isinstance(value, str) else value for name, value in row.items()}
+        return {name: n if value is ... else value for name, value in made.items()}
 
     def rejected_of(self, move: str) -> int:
         """How many of the rows of a move cannot be carried."""
@@ -168,6 +186,74 @@ def shared_parent() -> Case:
             ],
         },
     )
+
+
+def shared_parent_with_nulls() -> Case:
+    """An address may lack a part, and then equals others that lack it; a row without any has no address."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class GuestFlat(Base):
+        __tablename__ = "guests_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        street: Mapped[str | None] = mapped_column(Text)
+        city: Mapped[str | None] = mapped_column(Text)
+
+    class Address(Base):
+        __tablename__ = "addresses"
+        __table_args__ = (UniqueConstraint("street", "city"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        street: Mapped[str | None] = mapped_column(Text)
+        city: Mapped[str | None] = mapped_column(Text)
+
+    class Guest(Base):
+        __tablename__ = "guests"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        address_id: Mapped[int | None] = mapped_column(ForeignKey("addresses.id"), index=True)
+        name: Mapped[str] = mapped_column(Text)
+
+    by = {Address.street: GuestFlat.street, Address.city: GuestFlat.city}
+    move = Move(
+        GuestFlat,
+        Guest,
+        name="guests",
+        key={GuestFlat.id: Guest.id},
+        columns={Guest.name: GuestFlat.name},
+        parts=[Parent(Address, link=Guest.address_id, by=by)],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"name": "Ada", "street": "Way 1", "city": "Bern"}, {"name": "Bob", "street": None, "city": "Bern"},
+            {"name": "Cyd", "street": None, "city": "Bern"}, {"name": "Dan", "street": None, "city": None},
+            {"name": "Eve", "street": None, "city": None}, {"name": "Fay", "street": "", "city": None},
+        ],
+        {"name": "new {n}", "street": None, "city": "Bern"},
+        {
+            "legacy": [
+                "INSERT INTO guests_flat (name, street, city) VALUES ('foreign', NULL, 'Bern')",
+                "UPDATE guests_flat SET city = NULL WHERE name = 'Bob'",
+                "UPDATE guests_flat SET city = 'Bern' WHERE name = 'Dan'",
+                "INSERT INTO guests_flat (name, street, city) VALUES ('nowhere', NULL, NULL)",
+            ],
+            "normalized": [
+                "UPDATE guests SET address_id = NULL WHERE name = 'Ada'",
+                "UPDATE guests SET name = 'Robert' WHERE name = 'Bob'",
+                "INSERT INTO guests (name, address_id) SELECT 'other', min(id) FROM addresses WHERE street IS NULL",
+                "DELETE FROM guests WHERE name = 'foreign'",
+            ],
+        },
+        judged={
+            "normalized": {
+                # As many addresses as there are different ones, and none that lacks both parts.
+                "SELECT count(*) FROM addresses WHERE street IS NULL AND city IS NULL": 0,
+                "SELECT count(*) FROM addresses WHERE street IS NULL AND city = 'Bern'": 1,
+            },
+        },
+    )  # fmt: skip
 
 
 def states() -> Case:
@@ -828,9 +914,290 @@ def list_to_tags() -> Case:
     )  # fmt: skip
 
 
+def composite_key() -> Case:
+    """Lines of an order, told apart by the order and a place in it; the place is a text, and comes first there."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class LineOld(Base):
+        __tablename__ = "lines_old"
+        order_nr: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        place: Mapped[str] = mapped_column(Text, primary_key=True)
+        amount: Mapped[int | None] = mapped_column(BIG)
+        unit: Mapped[str | None] = mapped_column(Text)
+
+    class Line(Base):
+        __tablename__ = "lines"
+        line: Mapped[str] = mapped_column(Text, primary_key=True)
+        order_id: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        quantity: Mapped[int | None] = mapped_column(BIG)
+        unit: Mapped[str] = mapped_column(Text)
+        note: Mapped[str | None] = mapped_column(Text)
+
+    move = Move(
+        LineOld,
+        Line,
+        name="lines",
+        key={LineOld.order_nr: Line.order_id, LineOld.place: Line.line},
+        columns={Line.quantity: LineOld.amount, Line.unit: Default(LineOld.unit, "piece")},
+    )
+    places = ["a", "B", "é", '"', "\\", "[1]", "a b", "'", "", "\n", "\U0001f600", "10", "9"]
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"order_nr": number, "place": place, "amount": number, "unit": None if number == 9 else "kg"}
+            for number in (-1, 9, 10, 2**63 - 1)
+            for place in places
+        ],
+        {"order_nr": 10, "place": "new {n}", "amount": 1, "unit": None},
+        {
+            "legacy": [
+                "INSERT INTO lines_old VALUES (5, '\"', 5, NULL)",
+                "UPDATE lines_old SET amount = 77 WHERE order_nr = 9 AND place = '10'",
+                "UPDATE lines_old SET place = 'moved' WHERE order_nr = 9 AND place = 'B'",
+                "DELETE FROM lines_old WHERE order_nr = 10 AND place = '[1]'",
+            ],
+            "normalized": [
+                "INSERT INTO lines (order_id, line, quantity, unit) VALUES (5, '', 5, 'box')",
+                "UPDATE lines SET quantity = 78, unit = 'kg' WHERE order_id = 9 AND line = '10'",
+                "UPDATE lines SET order_id = 11 WHERE order_id = 10 AND line = 'é'",
+                "DELETE FROM lines WHERE order_id = 9 AND line = 'moved'",
+            ],
+        },
+    )
+
+
+def association() -> Case:
+    """A table of nothing but its key."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class PlaylistTrack(Base):
+        __tablename__ = "PlaylistTrack"
+        playlist_id: Mapped[int] = mapped_column("PlaylistId", Integer, primary_key=True)
+        track_id: Mapped[int] = mapped_column("TrackId", Integer, primary_key=True)
+
+    class Entry(Base):
+        __tablename__ = "playlist_entries"
+        playlist_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+        track_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+
+    move = Move(
+        PlaylistTrack,
+        Entry,
+        key={PlaylistTrack.playlist_id: Entry.playlist_id, PlaylistTrack.track_id: Entry.track_id},
+        columns={},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"PlaylistId": 1, "TrackId": 10}, {"PlaylistId": 1, "TrackId": 9}, {"PlaylistId": 2, "TrackId": 9}],
+        {"playlist_id": 3, "track_id": ...},
+        {
+            "legacy": [
+                'INSERT INTO "PlaylistTrack" VALUES (4, 1)',
+                'UPDATE "PlaylistTrack" SET "TrackId" = 8 WHERE "PlaylistId" = 2',
+                'DELETE FROM "PlaylistTrack" WHERE "TrackId" = 10',
+            ],
+            "normalized": [
+                "INSERT INTO playlist_entries VALUES (4, 2)",
+                "UPDATE playlist_entries SET playlist_id = 5 WHERE playlist_id = 2",
+                "DELETE FROM playlist_entries WHERE track_id = 1",
+            ],
+        },
+    )
+
+
+def uuid_key() -> Case:
+    """A key that the application makes."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class TokenOld(Base):
+        __tablename__ = "tokens_old"
+        uid: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+        holder: Mapped[str | None] = mapped_column(Text)
+        price: Mapped[float | None] = mapped_column(Float)
+
+    class Token(Base):
+        __tablename__ = "tokens"
+        id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+        owner: Mapped[str | None] = mapped_column(Text)
+        cents: Mapped[int | None] = mapped_column(BIG)
+
+    cents = cast(func.round(TokenOld.price * 100), BIG)
+    move = Move(
+        TokenOld,
+        Token,
+        name="tokens",
+        key={TokenOld.uid: Token.id},
+        columns={
+            Token.owner: TokenOld.holder,
+            Token.cents: Convert(TokenOld.price, up=cents, down=cast(Token.cents, Float) / 100.0, keep=True),
+        },
+    )
+    one, two, three = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"uid": each, "holder": str(n), "price": 0.007 * n} for n, each in enumerate((one, two, three, UUID(int=0)))],
+        {"holder": "new {n}", "price": 1.5},
+        {
+            "legacy": ["UPDATE tokens_old SET price = 0.333 WHERE holder = '1'"],
+            "normalized": [
+                "UPDATE tokens SET cents = 5 WHERE owner = '2'",
+                "DELETE FROM tokens WHERE owner = '3'",
+                "INSERT INTO tokens (id, owner, cents) VALUES ('0123456789abcdef0123456789abcdef', 'other', 7)",
+            ],
+        },
+    )
+
+
+def uuid_key_with_parts() -> Case:
+    """A key that the application makes, to which a part and a table of items refer."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class DeviceOld(Base):
+        __tablename__ = "devices_old"
+        uid: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+        name: Mapped[str] = mapped_column(Text)
+        room: Mapped[str | None] = mapped_column(Text)
+        labels: Mapped[str | None] = mapped_column(Text)
+
+    class Device(Base):
+        __tablename__ = "devices"
+        id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Location(Base):
+        __tablename__ = "locations"
+        device_id: Mapped[UUID] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+        room: Mapped[str | None] = mapped_column(Text)
+        letters: Mapped[int | None] = mapped_column(BIG)
+
+    class Label(Base):
+        __tablename__ = "labels"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        device_id: Mapped[UUID] = mapped_column(ForeignKey("devices.id"), index=True)
+        position: Mapped[int] = mapped_column(Integer)
+        text: Mapped[str] = mapped_column(Text)
+
+    move = Move(
+        DeviceOld,
+        Device,
+        name="devices",
+        key={DeviceOld.uid: Device.id},
+        columns={Device.name: DeviceOld.name},
+        parts=[
+            Part(
+                Location,
+                by=Location.device_id,
+                columns={Location.room: DeviceOld.room, Location.letters: Computed(func.length(DeviceOld.room))},
+            ),
+            Many(Label, by=Label.device_id, position=Label.position, item=Label.text, items=Split(DeviceOld.labels)),
+        ],
+    )
+    one, two, three = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"uid": one, "name": "a", "room": "hall", "labels": "x,y"}, {"uid": two, "name": "b", "room": None},
+            {"uid": three, "name": "c", "room": "", "labels": "z"},
+        ],
+        {"name": "new {n}", "room": "r", "labels": "n,{n}"},
+        {
+            "legacy": [
+                "UPDATE devices_old SET room = NULL, labels = 'y,z' WHERE name = 'a'",
+                "UPDATE devices_old SET room = 'attic' WHERE name = 'b'",
+                "DELETE FROM devices_old WHERE name = 'c'",
+            ],
+            "normalized": [
+                "UPDATE locations SET room = 'cellar' WHERE room = 'attic'",
+                "INSERT INTO locations (device_id, room) SELECT id, 'first' FROM devices WHERE name = 'a'",
+                "UPDATE labels SET text = 'w' WHERE text = 'z'",
+                "INSERT INTO devices (id, name) VALUES ('0123456789abcdef0123456789abcdef', 'other')",
+                """INSERT INTO labels (id, device_id, position, text)
+                VALUES (900, '0123456789abcdef0123456789abcdef', 0, 'alone')""",
+            ],
+        },
+    )  # fmt: skip
+
+
+def composite_keys_into_one() -> Case:
+    """Two tables whose keys have two columns become one, which tells them apart by a constant."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Sale(Base):
+        __tablename__ = "sales"
+        shop: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        number: Mapped[str] = mapped_column(Text, primary_key=True)
+        amount: Mapped[int | None] = mapped_column(BIG)
+
+    class Refund(Base):
+        __tablename__ = "refunds"
+        shop: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        number: Mapped[str] = mapped_column(Text, primary_key=True)
+        amount: Mapped[int | None] = mapped_column(BIG)
+
+    class Booking(Base):
+        __tablename__ = "bookings"
+        __table_args__ = (UniqueConstraint("kind", "shop_id", "number"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(String(10))
+        shop_id: Mapped[int] = mapped_column(BIG)
+        number: Mapped[str] = mapped_column(Text)
+        amount: Mapped[int | None] = mapped_column(BIG)
+
+    sales, refunds = (
+        Move(
+            model,
+            Booking,
+            key={model.shop: Booking.shop_id, model.number: Booking.number},
+            columns={Booking.amount: model.amount},
+            only={Booking.kind: model.__tablename__},
+        )
+        for model in (Sale, Refund)
+    )
+    return Case(
+        Moves(sales, refunds),
+        Base.metadata,
+        {
+            "sales": [{"shop": 1, "number": "a", "amount": 1}, {"shop": 1, "number": "b"}, {"shop": 2, "number": "a"}],
+            "refunds": [{"shop": 1, "number": "a", "amount": 2}, {"shop": 10, "number": "", "amount": 3}],
+        },
+        {
+            "sales": {"shop": 9, "number": "new {n}", "amount": 4},
+            "refunds": {"shop": 9, "number": "new {n}", "amount": 5},
+        },
+        {
+            "legacy": [
+                "UPDATE sales SET amount = 7 WHERE number = 'b'",
+                "UPDATE refunds SET number = 'moved' WHERE shop = 10",
+                "INSERT INTO refunds VALUES (3, 'foreign', NULL)",
+                "DELETE FROM sales WHERE shop = 2",
+            ],
+            "normalized": [
+                "INSERT INTO bookings (kind, shop_id, number, amount) VALUES ('sales', 3, 'foreign', 8)",
+                "UPDATE bookings SET amount = 9 WHERE kind = 'refunds' AND number = 'a'",
+                "DELETE FROM bookings WHERE kind = 'refunds' AND number = 'moved'",
+            ],
+        },
+    )
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
+    "shared parent with NULLs": shared_parent_with_nulls,
     "values": states,
     "kept values": defaults,
     "text key": text_key,
@@ -842,5 +1209,10 @@ CASES = {
     "joined subclass": joined_subclass,
     "list to children": list_to_children,
     "list to tags": list_to_tags,
+    "composite key": composite_key,
+    "association": association,
+    "uuid key": uuid_key,
+    "uuid key with parts": uuid_key_with_parts,
+    "composite keys into one": composite_keys_into_one,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""
