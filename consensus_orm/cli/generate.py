@@ -28,9 +28,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--moves", metavar="FILE", type=FILE, help="Write the declaration to FILE, which does not exist yet.")
 @click.option("--revision", metavar="FILE", type=FILE, help="Write the revision to FILE, which does not exist yet.")
 @click.option("--revises", metavar="REVISION", help="The revision of yours that the new one follows.")
-def generate(
-    legacy: str, normalized: str, moves: Path | None, revision: Path | None, revises: str | None
-) -> None:
+def generate(legacy: str, normalized: str, moves: Path | None, revision: Path | None, revises: str | None) -> None:
     """Draft the move between two mapped classes, and the revision of the new tables.
 
     Columns are matched by name and type. Each decision that is left open is a comment that begins with "# open:", and

@@ -207,7 +207,9 @@ class Draft:
             yield _Line(what, is_open=True)
             yield _Line(f"{target}: {self._converted(of, source)},", is_drafted=True)
         elif source.nullable and not of.nullable:
-            yield _Line(f"{legacy} may be NULL, {target} may not: say what NULL becomes, or declare it so", is_open=True)
+            yield _Line(
+                f"{legacy} may be NULL, {target} may not: say what NULL becomes, or declare it so", is_open=True
+            )
             value = self._value(of)
             yield _Line(f"{target}: {self._use('Default')}({legacy}, {value}),", is_drafted=True)
         else:

@@ -54,7 +54,9 @@ def revision_of(tables: Sequence[Table], *, revises: str | None = None) -> str:
     made: list[Any] = []
     for table in tables:
         made.append(ops.CreateTableOp.from_table(table))
-        made += [ops.CreateIndexOp.from_index(index) for index in sorted(table.indexes, key=lambda each: str(each.name))]
+        made += [
+            ops.CreateIndexOp.from_index(index) for index in sorted(table.indexes, key=lambda each: str(each.name))
+        ]
     upgrade = ops.UpgradeOps(made)
     imports: set[str] = set()
     return _REVISION.format(
