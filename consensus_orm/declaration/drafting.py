@@ -166,7 +166,7 @@ class Draft:
             )
         fitting = [of for of in alone if is_text(of) == is_text(self._legacy_key)]
         named = self._own.named_as(self._legacy, self._legacy_key)
-        found = named if named in {*fitting} else (fitting or alone)[0]  # a list would compare in SQL
+        found = named if named is not None and named in fitting else (fitting or alone)[0]
         others = ", ".join(self._own[of] for of in fitting if of is not found)
         if not fitting:
             self._arguments.key.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Enum, Table
 
@@ -53,10 +53,8 @@ def revision_of(tables: Sequence[Table], *, revises: str | None = None) -> str:
 
     made: list[Any] = []
     for table in tables:
-        made.append(ops.CreateTableOp.from_table(table))
-        made += [
-            ops.CreateIndexOp.from_index(index) for index in sorted(table.indexes, key=lambda each: str(each.name))
-        ]
+        indexes = sorted(table.indexes, key=lambda each: str(each.name))
+        made += [ops.CreateTableOp.from_table(table), *map(ops.CreateIndexOp.from_index, indexes)]
     upgrade = ops.UpgradeOps(made)
     imports: set[str] = set()
     return _REVISION.format(
@@ -90,7 +88,7 @@ def _rendered(operations: Any, imports: set[str]) -> str:
     from alembic.autogenerate.api import AutogenContext
     from alembic.runtime.migration import MigrationContext
 
-    def note(kind: str, item: Any, context: AutogenContext) -> bool:
+    def note(kind: str, item: Any, context: AutogenContext) -> Literal[False]:
         """Let alembic render an item, and note the module of a type that is neither its own nor SQLAlchemy's."""
         module = type(item).__module__
         if kind == "type" and not module.startswith("sqlalchemy."):

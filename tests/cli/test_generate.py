@@ -1,4 +1,4 @@
-"""The command generate: a draft that is code where names and types say what becomes of a column, and comments elsewhere."""
+"""The command generate: a draft that is code where names and types say what becomes of a column, else a comment."""
 
 from __future__ import annotations
 
