@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from consensus_orm.cli.app import main
+from consensus_orm.cli.app import json_option, main
 from consensus_orm.cli.mapping import class_named
-from consensus_orm.cli.output import say
+from consensus_orm.cli.output import say, show_json
 from consensus_orm.errors import OutputError
 
 __all__: list[str] = []
@@ -28,7 +28,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--moves", metavar="FILE", type=FILE, help="Write the declaration to FILE, which does not exist yet.")
 @click.option("--revision", metavar="FILE", type=FILE, help="Write the revision to FILE, which does not exist yet.")
 @click.option("--revises", metavar="REVISION", help="The revision of yours that the new one follows.")
-def generate(legacy: str, normalized: str, moves: Path | None, revision: Path | None, revises: str | None) -> None:
+@json_option
+def generate(
+    legacy: str, normalized: str, moves: Path | None, revision: Path | None, revises: str | None, as_json: bool
+) -> None:
     """Draft the move between two mapped classes, and the revision of the new tables.
 
     Columns are matched by name and type. Each decision that is left open is a comment that begins with "# open:", and
@@ -42,21 +45,24 @@ def generate(legacy: str, normalized: str, moves: Path | None, revision: Path | 
 
     of, to = class_named(legacy), class_named(normalized)
     draft = Draft(of, to)
-    _give(f"{draft}\n", moves)
-    _give(revision_of(new_tables(of[2], to[2]), revises=revises), revision)
+    texts = {"moves": f"{draft}\n", "revision": revision_of(new_tables(of[2], to[2]), revises=revises)}
     decisions = draft.open + (revises is None)
+    for text, file in zip(texts.values(), (moves, revision), strict=True):
+        if file is not None:
+            _write(file, text)
+        elif not as_json:
+            say(text)
+    if as_json:
+        show_json({**texts, "open": decisions})
     click.echo(f"consensus-orm: {decisions} decision{'' if decisions == 1 else 's'} left open", err=True)
 
 
-def _give(text: str, file: Path | None) -> None:
-    """Print a text, or write it to a file.
+def _write(file: Path, text: str) -> None:
+    """Write a text to a file that does not exist yet.
 
     Raises:
-        OutputError: The file exists, or cannot be written.
+        OutputError: It exists, or cannot be written.
     """
-    if file is None:
-        say(text)
-        return
     try:
         with file.open("x", encoding="utf-8") as out:
             out.write(text)

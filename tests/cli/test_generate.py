@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -210,6 +211,13 @@ def test_both_are_printed_and_can_be_run(folder: Path) -> None:
     assert f"{len(DECISIONS) + 1} decisions left open" in done.stderr
     assert "# open: the revision of yours that it follows" in done.stdout
     assert re.findall(r"create_table\('(\w+)'", done.stdout) == ["addresses", "members"]
+
+
+def test_a_program_gets_one_document(folder: Path) -> None:
+    """Both texts, and how many decisions are open."""
+    told = json.loads(call(*RICH_CALL, "--json", "--revises", "abc").stdout)
+    assert told["open"] == len(DECISIONS) == told["moves"].count("# open: ")
+    assert "down_revision = 'abc'" in told["revision"]
 
 
 def test_classes_of_one_name_are_told_apart(folder: Path) -> None:
