@@ -24,6 +24,8 @@ __all__ = ["Draft", "new_tables"]
 OPEN = "# open: "
 """How the comment of a decision begins; the lines of code in comments below it are what it may become."""
 
+_BRACES = ("{", "}")
+
 VALUES: dict[type, str] = {int: "0", float: "0.0", str: "''", bool: "False", bytes: "b''"}
 """Values that stand for one of a type until somebody decides."""
 
@@ -143,7 +145,7 @@ class Draft:
         yield f"{self.name} = Move("
         yield f"    {self._legacy.name},"
         yield f"    {self._own.name},"
-        for name, (begin, end) in {"key": "{}", "columns": "{}", "parts": "[]", "without": "{}"}.items():
+        for name, begin, end in (("key", *_BRACES), ("columns", *_BRACES), ("parts", "[", "]"), ("without", *_BRACES)):
             lines: list[_Line] = getattr(self._arguments, name)
             if lines or name == "columns":
                 yield f"    {name}={begin}"
