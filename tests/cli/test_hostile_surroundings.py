@@ -89,6 +89,10 @@ def commands() -> list[list[str]]:
     return [[name, *wanting.get(name, [])] for name in main.list_commands(None) if name != "demo"]  # type: ignore[arg-type]
 
 
+ELSEWHERE = ("explain", "generate")
+"""Commands that open no database."""
+
+
 def on(path: Path, words: list[str]) -> list[str]:
     return ["--url", str(path), *(word.replace("FILE", str(path)) for word in words)]
 
@@ -119,7 +123,7 @@ def test_every_command_without_a_stdout(words: list[str], spoil: Callable[[], No
 
 
 @pytest.mark.skipif(os.getuid() == 0 and sys.platform != "linux", reason="root may enter any folder")
-@pytest.mark.parametrize("words", [w for w in commands() if w[0] not in ("explain", "generate")], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [w for w in commands() if w[0] not in ELSEWHERE], ids=lambda words: words[0])
 def test_every_command_in_a_folder_one_may_not_enter(words: list[str], path: Path) -> None:
     """One line that names the path and a way out, and an exit code; no traceback."""
     shut = path.parent / "shut"
