@@ -30,6 +30,7 @@ from consensus_orm.errors import (
     GateClosedError,
     OutOfMemoryError,
     OutputError,
+    SchemaError,
     StorageError,
     UnexpectedError,
 )
@@ -62,6 +63,12 @@ URL_VARIABLE = "CONSENSUS_ORM_URL"
 
 MISSING = "check the URL; `consensus-orm upgrade --create` makes a new database"
 """The hint where there is no database."""
+
+FOREIGN = (
+    "nothing was changed; name its moves: --mapping package.module:MOVES; or have the consensus tables made beside its"
+    " own: consensus-orm upgrade --create"
+)
+"""The hint where a database was never one of the consensus data."""
 
 
 class App:
@@ -103,6 +110,8 @@ class App:
             outbox.attach(store)  # a command may write rows, too
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
+            if not self.create and self.is_foreign(store):
+                raise SchemaError(f"{store.name} holds tables, and none of the consensus data", hint=FOREIGN)
             store.telemetry.add_hook(_show_blockers)
             if self.on_event is None:
                 yield store
@@ -112,6 +121,19 @@ class App:
 
                 listen(store, self._notifier.hear)
                 yield store
+
+    @staticmethod
+    def is_foreign(store: ConsensusStore) -> bool:
+        """Whether a database that is taken for one of the consensus data, for want of --mapping, is another one.
+
+        To make the consensus tables in it would keep its own moves out of it.
+        """
+        from consensus_orm.consensus.application import APPLICATION
+        from consensus_orm.schema import revisions
+
+        if store.application is not APPLICATION or (store.path is not None and not store.path.exists()):
+            return False
+        return revisions.inspect(store.engine, store.application).is_foreign
 
     def tell(self, event: str, **facts: object) -> None:
         """Have the command of --on-event run, if there is one; see `Notifier.tell`."""
@@ -466,7 +488,8 @@ create_option: Option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_let_create,
-    help="Create the database if it does not exist; otherwise a missing file is an error.",
+    help="Create the database if it does not exist, or the consensus tables in one that holds other tables; otherwise"
+    " that is an error.",
 )
 
 

@@ -14,6 +14,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "explain": ("explain", "Explain an error by its CODE, such as GATE_CLOSED; list all codes without one."),
     },
     "Move": {
+        "generate": ("generate", "Draft the move between two mapped classes, and the revision of the new tables."),
         "rehearse": (
             "rehearsal",
             "Migrate a copy through all phases and back, and check that its rows come out unchanged.",

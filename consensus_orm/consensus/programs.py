@@ -93,13 +93,16 @@ def identify(connection: Any) -> Identity:
 
     Raises:
         UnknownSchemaError: A table has a name of this application and other columns.
+        SchemaError: It moves other tables.
         SchemaTooNewError: Its revision is not known to this program.
         sqlite3.Error, psycopg.Error: It cannot be read; `engine.translated` says why.
     """
-    tables = inspection.tables(connection, inspection.relations(connection), owns, LEGACY)
+    there = inspection.relations(connection)
+    tables = inspection.tables(connection, there, owns, LEGACY)
     version = inspection.revision(connection, tables)
     legacy = {name: tables[name] for name in LEGACY if name in tables}
     founding = {name: tables[name] for name in FOUNDING if name in tables}
+    inspection.refuse_another_move(connection, tables, (*LEGACY, *(table.name for table in NORMALIZED)))
     current = version == inspection.REVISIONS[-1]
     for name, columns in legacy.items() if not current else ():  # there `status` names what is missing
         inspection.check_table(name, columns, LEGACY[name])
@@ -122,6 +125,7 @@ def identify(connection: Any) -> Identity:
         inspection.user_version(connection),
         rewritten=tuple(FOUNDING) if kind in PROGRAMS else (),
         made_by=PROGRAMS.get(kind),
+        is_foreign=kind is Program.NEW and bool(inspection.table_names(there)),
     )
 
 

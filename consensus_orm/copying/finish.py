@@ -21,6 +21,7 @@ from consensus_orm.databases.saved_rows import IMAGE, ROWS, cells, dropped
 from consensus_orm.databases.saved_rows import image as image_of
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.databases.sqlite.saved_schema import make
+from consensus_orm.databases.state import moved
 from consensus_orm.declaration.row_keys import encoded
 from consensus_orm.ledgers import audit, rejects, signs
 from consensus_orm.ledgers.binding import among, bound, milliseconds, stored
@@ -124,7 +125,7 @@ def _user_version(uow: UnitOfWork, state: State, protection: Protection | None) 
 _BEGIN = (
     insert(MigrationState)
     .inline()
-    .values(**bound("id", "phase", "epoch", "since", "mapping", "soak", "certificate_max_age", "user_version"))
+    .values(**bound("id", "phase", "epoch", "since", "mapping", "soak", "certificate_max_age", "user_version", "moves"))
 )
 
 
@@ -139,6 +140,7 @@ def set_phase(uow: UnitOfWork, state: State, user_version: int | None = None) ->
         "soak": state.soak,
         "certificate_max_age": state.certificate_max_age,
         "user_version": user_version,
+        "moves": moved(uow),
     }
     uow._execute(_BEGIN, facts)
 

@@ -11,7 +11,7 @@ from consensus_orm.databases.base import Transaction
 from consensus_orm.models.control import MigrationState
 from consensus_orm.phase import Side
 
-__all__ = ["EMPTYING", "EXPANDING", "get", "put", "put_step", "rebuilding", "step", "turn_epoch"]
+__all__ = ["EMPTYING", "EXPANDING", "get", "moved", "put", "put_step", "rebuilding", "step", "turn_epoch"]
 
 EMPTYING = "empty"
 """The step in which the legacy tables that CONTRACT has put away are emptied."""
@@ -45,6 +45,11 @@ def put(uow: Transaction, **values: object) -> None:
         **values: The columns.
     """
     uow._execute(_written(tuple(values)), values)
+
+
+def moved(uow: Transaction) -> str:
+    """The legacy tables of the moves, as the state records them."""
+    return "\n".join(sorted(uow.statements.mapping.tables(Side.LEGACY)))
 
 
 def step(uow: Transaction) -> str:

@@ -24,7 +24,7 @@ from consensus_orm.declaration.rules import Latest, columns_of, expression, orig
 from consensus_orm.declaration.stored_types import DIALECTS
 from consensus_orm.phase import Side
 
-__all__ = ["validate"]
+__all__ = ["has_value", "validate"]
 
 
 def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
@@ -279,7 +279,7 @@ def _filled(move: Move) -> None:
     tables = [move.table, *move.tables_beside, *([] if parent is None else [parent.table])]
     derived = set() if parent is None else {parent.key, *parent.derived_columns}
     for of in (of for table in tables for of in table.columns):
-        if of in filled or of in derived or of.nullable or _has_value(of):
+        if of in filled or of in derived or of.nullable or has_value(of):
             continue
         raise move.fault(
             of.name,
@@ -288,7 +288,7 @@ def _filled(move: Move) -> None:
         )
 
 
-def _has_value(of: Column[Any]) -> bool:
+def has_value(of: Column[Any]) -> bool:
     """Whether a column holds a value that nobody gives."""
     is_constant = of.default is not None and of.default.is_scalar
     return is_constant or of.server_default is not None or of.computed is not None

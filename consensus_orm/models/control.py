@@ -60,6 +60,8 @@ class MigrationState(Base):
     """SQLite's counter of schema changes when the guards were last found in place; it changes with any DDL."""
     user_version: Mapped[int | None] = mapped_column(BIG)
     """SQLite's `user_version` before an upgrade protected the file; NULL where it was left alone."""
+    moves: Mapped[str | None] = mapped_column(Text)
+    """The legacy tables of the moves, one a line; moves of none of them are refused."""
 
 
 class GuardRecord(Base):

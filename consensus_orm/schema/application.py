@@ -38,6 +38,7 @@ class Identity:
         user_version: SQLite's number of that name; None on a server.
         rewritten: The tables that an upgrade makes anew.
         made_by: The name of the program that made these, and fails on them after that.
+        is_foreign: Whether it holds tables, and none of the application.
     """
 
     kind: StrEnum
@@ -46,6 +47,7 @@ class Identity:
     user_version: int | None = field(default=None, compare=False)
     rewritten: tuple[str, ...] = ()
     made_by: str | None = None
+    is_foreign: bool = False
 
     @property
     def is_new(self) -> bool:

@@ -36,7 +36,7 @@ __all__ = [
 VERSION_TABLE = f"{PREFIX}version"
 """A name of our own: another program that shares the file may have an alembic_version."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
 """The revisions this program knows, oldest first: a store opens without importing alembic."""
 
 KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}
@@ -216,20 +216,29 @@ def refuse_stray_tables(found: Tables, others: Collection[str] = ()) -> None:
 
 
 def refuse_another_move(connection: Any, found: Tables, legacy: Iterable[str]) -> None:
-    """Refuse a database that moves other tables: from DUAL_WRITE on it records which ones it moves.
+    """Refuse a database that moves other tables: from its first upgrade on it records which ones it moves.
 
     Raises:
         SchemaError: It moves other tables.
     """
-    if "consensus_orm_guards" not in found:
-        return
-    rows = connection.execute("SELECT table_name FROM consensus_orm_guards WHERE kind IN ('table', 'view')").fetchall()
-    recorded = {name.lower() for (name,) in rows}
+    recorded = _moved(connection, found)
     if recorded and recorded.isdisjoint(map(str.lower, legacy)):
         raise errors.SchemaError(
             f"this database moves other tables ({', '.join(sorted(recorded))}), and a database holds one move",
-            hint="use a database for each mapping",
+            hint="nothing was changed; name the moves of this database (--mapping), or use a database for each",
         )
+
+
+def _moved(connection: Any, found: Tables) -> set[str]:
+    """The legacy tables that a database moves; before revision 0011 the tables that its guards name."""
+    if "moves" in found.get("consensus_orm_state", ()):
+        rows = connection.execute("SELECT moves FROM consensus_orm_state WHERE moves <> ''").fetchall()
+        if rows:  # none where a copy is not finished, or an older backup was restored
+            return set(str(rows[0][0]).split("\n"))
+    if "consensus_orm_guards" not in found:
+        return set()
+    rows = connection.execute("SELECT table_name FROM consensus_orm_guards WHERE kind IN ('table', 'view')").fetchall()
+    return {str(name).lower() for (name,) in rows}
 
 
 def check_managed(found: Tables, others: Iterable[Table] = ()) -> None:

@@ -123,6 +123,7 @@ def upgrade(
                 application, connection=connection, applied=applied, clock=settings.clock, rewrite=rewrite
             )
             command.upgrade(context, head())
+            application.identify(_driver(connection))  # a revision may have found that it moves other tables
         if protection is not None:
             protect(connection, protection)
     return applied

@@ -116,11 +116,18 @@ class Upgrade:
 
     def _renew_triggers(self) -> None:
         with self._units.bare(read_only=True) as uow:
-            stale = _stale_triggers(uow)
+            stale = _stale_triggers(uow) or _stale_moves(uow)
         if stale:
             with self._units.bare(lock=Lock.FLIP) as uow:
+                if _stale_moves(uow):
+                    state.put(uow, moves=state.moved(uow))
                 if _stale_triggers(uow):
                     _install_triggers(uow)
+
+
+def _stale_moves(uow: UnitOfWork) -> bool:
+    """Whether the state names other legacy tables: some were added to the moves, or taken from them."""
+    return state.get(uow, "moves") != (state.moved(uow),)
 
 
 def _stale_triggers(uow: UnitOfWork) -> bool:

@@ -86,7 +86,13 @@ def commands() -> list[list[str]]:
     wanting = {"backup": ["new.db"], "restore": ["backup.db"], "copy": ["FILE", "new.db"], "report": ["page.html"]}
     wanting |= {"contract": ["finish", "--reason", "x"], "throttle": ["off"], "alembic": ["history"]}
     wanting |= {"external": ["status"], "relay": ["status"]}
+    models = "consensus_orm.consensus.models"
+    wanting["generate"] = [f"{models}.legacy:ConsensusArtifact", f"{models}.normalized:AgentOutput"]
     return [[name, *wanting.get(name, [])] for name in main.list_commands(None) if name != "demo"]  # type: ignore[arg-type]
+
+
+ELSEWHERE = ("docs", "explain", "generate")
+"""Commands that open no database."""
 
 
 def on(path: Path, words: list[str]) -> list[str]:
@@ -119,9 +125,7 @@ def test_every_command_without_a_stdout(words: list[str], spoil: Callable[[], No
 
 
 @pytest.mark.skipif(os.getuid() == 0 and sys.platform != "linux", reason="root may enter any folder")
-@pytest.mark.parametrize(
-    "words", [w for w in commands() if w[0] not in ("docs", "explain")], ids=lambda words: words[0]
-)
+@pytest.mark.parametrize("words", [w for w in commands() if w[0] not in ELSEWHERE], ids=lambda words: words[0])
 def test_every_command_in_a_folder_one_may_not_enter(words: list[str], path: Path) -> None:
     """One line that names the path and a way out, and an exit code; no traceback."""
     shut = path.parent / "shut"

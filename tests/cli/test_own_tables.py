@@ -78,6 +78,27 @@ def test_the_project_names_the_moves(shop: Path) -> None:
     assert "consensus-orm --url shop.db advance" in told
 
 
+@pytest.mark.parametrize("upgraded", [False, True], ids=["never", "upgraded"])
+@pytest.mark.parametrize("words", [["upgrade"], ["migrate"], ["status"], ["reconcile", "--rebuild", "normalized"]])
+def test_without_their_name_nothing_is_done(words: list[str], upgraded: bool, shop: Path) -> None:
+    """No consensus table is made in a database of other tables, which would keep its own moves out."""
+    if upgraded:
+        assert call(shop, *MAPPING, "upgrade").returncode == 0
+    before = (shop / "shop.db").read_bytes()
+    done = call(shop, *words)
+    assert done.returncode == 1, done.stdout
+    assert "--mapping" in done.stderr
+    assert (shop / "shop.db").read_bytes() == before
+    assert call(shop, *MAPPING, "migrate", "--no-soak").returncode == 0
+
+
+def test_the_consensus_tables_are_made_beside_others_where_that_is_asked_for(shop: Path) -> None:
+    """An application that embeds the consensus data in its database says so once."""
+    assert call(shop, "upgrade", "--create").returncode == 0
+    assert "consensus_runs" in oracle.tables(shop / "shop.db")
+    assert call(shop, "status").returncode == 0
+
+
 @pytest.mark.parametrize("name", ["shop_moves:NOTHING", "shop_moves:MISSING", "no_module:MOVES", "shop_moves", ""])
 def test_a_name_that_names_no_moves_is_refused(shop: Path, name: str) -> None:
     """With the form that is wanted, and nothing is written."""

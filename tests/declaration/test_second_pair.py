@@ -21,7 +21,7 @@ import consensus_orm
 from consensus_orm import Phase, Store
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.errors import GateClosedError, SchemaError
-from consensus_orm.schema import inspection
+from consensus_orm.schema import inspection, revisions
 from consensus_orm.telemetry import Event, StatementEvent, listen
 from tests.field import builders
 from tests.support import oracle
@@ -320,10 +320,11 @@ def test_a_file_holds_one_move(path: Path, tmp_path: Path) -> None:
     assert oracle.sha256(theirs) == before
 
 
-@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED, Phase.CONTRACT])
+@pytest.mark.parametrize("phase", Phase)
 def test_a_database_keeps_to_its_move(phase: Phase, path: Path) -> None:
-    """From DUAL_WRITE on a file says which tables it moves: a moves of others is refused, and nothing is written."""
+    """From the first upgrade on a file says which tables it moves: moves of others are refused, untouched."""
     with opened(path) as store:
+        store.upgrade()
         forward(store, phase)
     before = oracle.sha256(path)
     from consensus_orm.consensus.declaration import CONSENSUS  # another test sees that nothing else loads it
@@ -332,6 +333,36 @@ def test_a_database_keeps_to_its_move(phase: Phase, path: Path) -> None:
         Store.open(path, settings=SETTINGS, moves=CONSENSUS)
     assert oracle.sha256(path) == before
     with Store.open(path, settings=SETTINGS, moves=MOVES) as again:
+        assert again.migration.phase is phase
+
+
+def test_moves_that_change_are_taken_over(path: Path) -> None:
+    """Where some of the tables stay, a file takes over what is added to its moves or taken from them."""
+    orders = Moves(MOVES["orders"])
+    for moves, names in ((orders, "orders_old"), (MOVES, "customers_flat\norders_old"), (orders, "orders_old")):
+        with opened(path, moves) as store:
+            store.upgrade()
+        with oracle.reading(path) as connection:
+            assert connection.execute("SELECT moves FROM consensus_orm_state").fetchall() == [(names,)]
+    with pytest.raises(SchemaError, match=r"orders_old.*one move"), opened(path, Moves(MOVES["customers"])):
+        pass
+
+
+@pytest.mark.parametrize("phase", [Phase.EXPAND, Phase.DUAL_WRITE, Phase.CONTRACT])
+def test_a_database_of_an_earlier_release_keeps_to_its_move(phase: Phase, path: Path) -> None:
+    """It did not say so at EXPAND: the tables that it began with do, and the upgrade by another program is undone."""
+    with opened(path) as store:
+        store.upgrade()
+        forward(store, phase)
+        with builders.writing(path) as connection:
+            connection.execute("DROP VIEW berliners")  # broken at CONTRACT; SQLite drops no column beside it
+        revisions.downgrade(store.engine, "0009", store.application)
+    before = oracle.everything(path)
+    with pytest.raises(SchemaError, match=r"customers_flat.*one move"):
+        consensus_orm.ConsensusStore.open(path, settings=SETTINGS).upgrade()
+    assert oracle.everything(path) == before
+    with opened(path) as again:
+        assert "0011" in again.upgrade()
         assert again.migration.phase is phase
 
 

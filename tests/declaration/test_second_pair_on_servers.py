@@ -22,7 +22,8 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.rules import Computed, Latest
-from consensus_orm.errors import GateClosedError
+from consensus_orm.errors import GateClosedError, SchemaError
+from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests.declaration.test_second_pair import NAMES, words
 from tests.support.databases import Database
@@ -252,6 +253,25 @@ def test_writes_of_programs_that_know_one_side_are_adopted(database: Database, t
 
 
 MODULES = sorted((Path(consensus_orm.__file__).parent / "databases" / "postgresql").glob("*.py"))
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["this release", "an earlier one"])
+@pytest.mark.parametrize("phase", [Phase.EXPAND, Phase.DUAL_WRITE, Phase.CONTRACT])
+def test_a_database_keeps_to_its_move(database: Database, tmp_path: Path, phase: Phase, earlier: bool) -> None:
+    """From the first upgrade on; what an earlier release has not recorded, the audit and the guards tell."""
+    with opened(database, tmp_path) as store:
+        store.upgrade()
+        forward(store, phase)
+        if earlier:
+            revisions.downgrade(store.engine, "0009", store.application)
+    before = database.everything()
+    with pytest.raises(SchemaError, match=r"orders_old.*one move"):
+        ConsensusStore.open(database.where).upgrade()
+    assert database.everything() == before
+    with opened(database, tmp_path) as again:
+        again.upgrade()
+        assert again.migration.phase is phase
+    assert database.scalar("SELECT moves FROM consensus_orm_state") == "customers flat\norders_old"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
