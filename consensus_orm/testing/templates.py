@@ -142,7 +142,9 @@ class _Server:
 
     def create(self, name: str, source: str | None) -> None:
         template = "template0" if source is None else make_url(source).database
-        self._admin.execute(f'CREATE DATABASE "{make_url(name).database}" TEMPLATE "{template}"'.encode())
+        # As files: for a database of some megabytes twice as fast as through the log of the server, where both were timed.
+        sql = f'CREATE DATABASE "{make_url(name).database}" TEMPLATE "{template}" STRATEGY FILE_COPY'
+        self._admin.execute(sql.encode())
 
     def remove(self, name: str) -> None:
         self._admin.execute(f'DROP DATABASE IF EXISTS "{make_url(name).database}" WITH (FORCE)'.encode())

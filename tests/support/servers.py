@@ -311,7 +311,7 @@ def database(template: str | None = None) -> Iterator[str]:
     """
     url, _ = shared()
     name = PREFIX + uuid.uuid4().hex[:8]
-    _execute(url, f'CREATE DATABASE "{name}" TEMPLATE "{template or "template0"}"')
+    _execute(url, f'CREATE DATABASE "{name}" TEMPLATE "{template or "template0"}" STRATEGY FILE_COPY')
     try:
         yield _with_database(url, name)
     finally:
