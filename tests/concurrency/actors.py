@@ -46,7 +46,7 @@ def note(uow: ConsensusUnitOfWork, pair: str, key: int, op: str, spec: str, agen
     if not uow.phase.has_legacy:
         return
     facts = {"pair": pair, "key": key, "op": op, "spec": spec, "agent": agent}
-    uow.session.execute(NOTE, facts | {"phase": uow.phase.value, "epoch": uow.epoch})
+    uow._execute(NOTE, facts | {"phase": uow.phase.value, "epoch": uow.epoch})
 
 
 def write(pipe: Connection, path: Path, name: str) -> None:

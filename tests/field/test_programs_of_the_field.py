@@ -309,5 +309,5 @@ def test_many_rejects_are_accepted_at_once(path: Path) -> None:
     assert reason not in {each["reason"] for each in left}
     entries = [e for e in json.loads(call(path, "history", "--json").stdout) if e["action"] == "accept rejects"]
     assert [e["reason"] for e in entries] == ["known", "seen"]
-    assert entries[0]["detail"] == {"numbers": [second, third], "all_of": None}
+    assert entries[0]["detail"] == {"numbers": [second, third], "table": None, "all_of": None}
     assert entries[1]["detail"]["all_of"] == reason

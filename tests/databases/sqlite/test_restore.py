@@ -185,7 +185,7 @@ def fifo(source: Path) -> None:
         (empty, "none of the tables"),
         (of_another_program, "none of the tables"),
         (newer, "9999"),
-        (folder, "not a regular file"),
+        (folder, "is a folder, and the database is a file"),
         (fifo, "not a regular file"),
     ],
 )
