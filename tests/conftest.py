@@ -2,6 +2,9 @@
 
 A test that asks for a database by one of the fixtures runs on SQLite and on PostgreSQL, unless its mark (`sqlite`,
 `postgresql`) says that what it is about is of one of them only. A server that does not start is an error.
+
+Without the long tests a test of PostgreSQL runs once, with the first of its cases or in DUAL_WRITE, and only
+where it is about statements (`IN_SHORT`): a database of a server costs ten times what a file costs.
 """
 
 from __future__ import annotations
@@ -24,6 +27,10 @@ pytest_plugins = ["pytester"]
 
 KINDS = ("sqlite", "postgresql")
 SETTINGS = Settings()
+IN_SHORT = tuple(
+    f"tests/{name}/" for name in ("consensus", "databases", "declaration", "repository", "statements", "unit_of_work")
+)
+"""Where the tests of PostgreSQL are that run without the long ones."""
 
 
 class Open(Protocol):
@@ -39,15 +46,37 @@ def kind(request: pytest.FixtureRequest) -> str:
     return kind
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what a mark, of a module, a test or one of its parameters, says is not of a kind of database."""
+    """Leave out what a mark, of a module, a test or one of its parameters, says is not of a kind of database.
+
+    What is left on PostgreSQL is marked as long, but for one case of a test that is about statements.
+    """
     items[:] = [item for item in items if _exists(item)]
+    once = set[str]()
+    for item in sorted(items, key=lambda item: "dual_write" not in item.name.lower()):
+        if _is_on_a_server(item):
+            test = item.nodeid.partition("[")[0]
+            if test in once or not item.nodeid.startswith(IN_SHORT):
+                item.add_marker("long")
+            once.add(test)
 
 
 def _exists(item: pytest.Item) -> bool:
-    kind = getattr(item, "callspec", None) and item.callspec.params.get("kind")  # type: ignore[attr-defined]
+    kind = _kind(item)
     only = {mark.name for mark in item.iter_markers()} & set(KINDS)
     return not (kind and only) or kind in only
+
+
+def _kind(item: pytest.Item) -> str | None:
+    """The kind of database that a parameter says; None for a test that asks for none."""
+    callspec = getattr(item, "callspec", None)
+    kind: str | None = callspec and callspec.params.get("kind")
+    return kind
+
+
+def _is_on_a_server(item: pytest.Item) -> bool:
+    return _kind(item) == "postgresql" or (_kind(item) is None and item.get_closest_marker("postgresql") is not None)
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.migration import Migration
 
+pytestmark = pytest.mark.long
+
 
 def measured(seconds: dict[str, list[float]], *targets: Target) -> Measured:
     group = Group("work", unit="row", count=1, baseline="raw", targets=targets)

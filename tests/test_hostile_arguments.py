@@ -20,6 +20,8 @@ from consensus_orm.testing import artifact_values, spawn_values, synthesis_value
 from tests.support.databases import Database, build_legacy
 from tests.test_surface import SURFACE
 
+pytestmark = pytest.mark.long
+
 ODD: dict[str, Any] = {
     "None": None,
     "True": True,

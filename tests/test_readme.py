@@ -147,6 +147,7 @@ def shell(lines: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("pygal") is None, reason="pygal draws the report")  # imported, it leaves traces
 def test_a_copy_goes_all_the_way_and_back(tmp_path: Path) -> None:
     """The commands that the README gives to try out end where they began, with every legacy row as it was."""
@@ -157,6 +158,7 @@ def test_a_copy_goes_all_the_way_and_back(tmp_path: Path) -> None:
     assert "CONTRACT" in (tmp_path / "migration.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands, in order, end with the exit codes that it tells, and every legacy row comes back as it was."""
     monkeypatch.chdir(tmp_path)

@@ -52,6 +52,7 @@ def refused(store: ConsensusStore, call: Callable[[ConsensusUnitOfWork], object]
     return raised.value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrong", WRONG_NAMES)
 def test_wrong_names_are_refused_in_every_phase(every_phase: ConsensusStore, wrong: str) -> None:
     """An empty, over-long, odd or missing identifier is named by its field; the error does not repeat it."""

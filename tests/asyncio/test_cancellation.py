@@ -28,6 +28,8 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 from tests.asyncio.tasks import ROW, SLOW, cancelled, eventually, opened, ours, pool_of, stored, until
 from tests.support.databases import Database, build_legacy
 
+pytestmark = pytest.mark.long
+
 
 async def write_and_wait(store: AsyncConsensusStore, written: asyncio.Event) -> None:
     """Write a row, and never come to the end."""

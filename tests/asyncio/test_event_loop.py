@@ -24,6 +24,8 @@ from tests.asyncio.tasks import ROW, SLOW, eventually, opened, ours, pool_of, st
 from tests.support.databases import Database
 from tests.support.timing import assert_typical
 
+pytestmark = pytest.mark.long
+
 
 async def measure_lag(stop: asyncio.Event) -> float:
     """The longest time in seconds that the loop came late to something that was due."""

@@ -371,6 +371,7 @@ def _rows_on_their_way_out(path: Path) -> int:
         return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in names)
 
 
+@pytest.mark.long
 def test_ctrl_c_while_legacy_tables_are_emptied(path: Path, run: Run) -> None:
     """The phase is CONTRACT by then: the command that goes on names it, empties the rest, and all can go back."""
     _dual_write_with_rows(path, 300)
@@ -386,6 +387,7 @@ def test_ctrl_c_while_legacy_tables_are_emptied(path: Path, run: Run) -> None:
     assert oracle.image(path, *oracle.LEGACY)[1] == before
 
 
+@pytest.mark.long
 def test_contract_shows_its_backup_and_what_it_empties(path: Path, run: Run) -> None:
     """The last step tells how far its backup and each table on its way out are."""
     _dual_write_with_rows(path, 60)

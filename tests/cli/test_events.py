@@ -17,6 +17,8 @@ from tests.migration.steps import BASE
 from tests.support.commands import without_settings
 from tests.support.databases import Database, build_legacy
 
+pytestmark = pytest.mark.long
+
 KEEP = "import os, sys; open(sys.argv[1], 'a').write(os.environ['CONSENSUS_ORM_EVENT'] + ' ' + sys.stdin.read())"
 
 

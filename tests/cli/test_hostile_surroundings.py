@@ -20,6 +20,8 @@ from tests.field import builders
 from tests.support import oracle
 from tests.support.commands import SCRIPT, forked, give_up_powers, without_settings
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ from tests.field import builders
 from tests.support.commands import NO_SOAK, SCRIPT, without_settings
 from tests.support.databases import Database, build_legacy
 
+pytestmark = pytest.mark.long
+
 SIZE = 60_000_000
 """Bytes of the file: so many that a copy of it takes a while."""
 

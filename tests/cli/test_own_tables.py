@@ -11,7 +11,7 @@ from tests.field import builders
 from tests.support import oracle
 from tests.support.commands import SCRIPT
 
-pytestmark = pytest.mark.sqlite
+pytestmark = [pytest.mark.sqlite, pytest.mark.long]
 
 SHOP = """
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column

@@ -15,6 +15,8 @@ from tests.migration.steps import BASE
 from tests.support.commands import without_settings
 from tests.support.databases import Database, build_legacy
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_ctrl_c_after_a_flip_takes_no_second_step(database: Database, run: Run) 
     assert json.loads(run("status", "--json").stdout)["phase"] == "NORMALIZED"
 
 
+@pytest.mark.long
 def test_progress_is_shown_on_a_terminal_only(database: Database) -> None:
     """A bar with rate and time left on stderr; never with --json, never in what stdout holds."""
     waiting_rows(database, 60)

@@ -19,6 +19,8 @@ from tests.support import oracle
 from tests.support.commands import SCRIPT, SLOW_ALONE, add_waiting_rows, interrupted, without_settings
 from tests.support.databases import Database, File, build_legacy
 
+pytestmark = pytest.mark.long
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 

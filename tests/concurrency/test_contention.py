@@ -21,6 +21,8 @@ from tests.concurrency.files import Files, assert_sides_agree, assert_sound, kep
 from tests.concurrency.processes import start
 from tests.concurrency.steps import verified
 
+pytestmark = pytest.mark.long
+
 PROCESSES, THREADS, UNITS = 4, 10, 25
 IMPATIENT = Settings(busy_timeout=timedelta(milliseconds=400))
 """The default policy of retries, above a busy timeout that the locks outlast."""

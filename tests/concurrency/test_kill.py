@@ -49,6 +49,8 @@ SOAK = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "0")
 STATEMENTS_IN_CI = 16
 BYTES_IN_CI = 5
 RANDOM_KILLS_IN_CI = 60
+FEW = ("flip_1_2", "rebuild")
+"""The steps that are killed without the long tests, too: the first into the way, and the longest way back."""
 
 
 @dataclass
@@ -140,7 +142,7 @@ def boundaries(run: Undisturbed) -> list[int]:
 
 
 @pytest.mark.timeout(3600 if SOAK else 120)
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in STEPS])
 def test_a_kill_between_two_statements_loses_nothing(files: Files, tmp_path: Path, name: str) -> None:
     """Killed before any statement, a step leaves the truth as it was, and done again it comes to its end."""
     run = undisturbed(files, tmp_path, name)
@@ -148,6 +150,7 @@ def test_a_kill_between_two_statements_loses_nothing(files: Files, tmp_path: Pat
         interrupt_and_resume(run, tmp_path / f"{boundary}", run_and_be_killed, boundary)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600 if SOAK else 120)
 @pytest.mark.parametrize("wal", [True, False], ids=["wal", "journal"])
 @pytest.mark.parametrize(
@@ -163,6 +166,7 @@ def test_a_kill_within_a_commit_loses_nothing(files: Files, tmp_path: Path, name
         interrupt_and_resume(run, tmp_path / f"{size}", run_and_run_out_of_bytes, size)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600 if SOAK else 180)
 def test_processes_killed_at_random_lose_nothing_they_acknowledged(files: Files, path: Path) -> None:
     """Writers and whoever moves the phase are killed at random and started again, through all five phases."""

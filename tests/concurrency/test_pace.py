@@ -24,6 +24,8 @@ from consensus_orm.settings import Settings
 from tests.concurrency.processes import Child, start
 from tests.support.databases import Database, at, build_legacy
 
+pytestmark = pytest.mark.long
+
 ROWS, CHANGES = 4000, {"sqlite": 2500, "postgresql": 500}
 SHARE = 0.12
 """Of the turns a writer gets without a step it gets this share beside one. Measured: 0.2 to 0.7, and 0.03 to 0.11 where

@@ -29,6 +29,8 @@ from tests.concurrency.databases import (
 )
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.long
+
 Before = Callable[[str, Callable[[], object]], None]
 
 

@@ -18,6 +18,8 @@ from tests.concurrency import clients
 from tests.concurrency.databases import made, query
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.long
+
 PATIENT = Settings(retry_attempts=12, retry_budget=timedelta(seconds=60))
 
 

@@ -13,6 +13,8 @@ from tests.concurrency.databases import SETTINGS, assert_sides_agree, in_phase, 
 from tests.concurrency.test_postgresql_fence import ready
 from tests.support.engines import TABLE_LOCKS_AND_NUMBERS, lacking
 
+pytestmark = pytest.mark.long
+
 
 def test_an_engine_that_only_locks_rows_is_asked_for_nothing_else_again() -> None:
     """It refuses a lock on a table once for each strength, and then no unit of work sends what it does not have."""

@@ -35,6 +35,8 @@ from tests.concurrency.databases import (
 from tests.concurrency.processes import Child, start
 from tests.support.engines import TABLE_LOCKS_AND_NUMBERS
 
+pytestmark = pytest.mark.long
+
 InPhase = Callable[..., contextlib.AbstractContextManager[str]]
 
 INSERT = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('RAW', 's', 'raw', %s)"

@@ -26,6 +26,8 @@ from tests.concurrency.databases import (
 )
 from tests.support.engines import TABLE_LOCKS_AND_NUMBERS
 
+pytestmark = pytest.mark.long
+
 LEVELS = ["read_committed", "serializable"]
 START = datetime(2025, 11, 4, 2, 23, 58, tzinfo=UTC)
 

@@ -23,6 +23,8 @@ from tests.concurrency.processes import start
 from tests.concurrency.steps_on_servers import STEPS, Judge, template
 from tests.support import servers
 
+pytestmark = pytest.mark.long
+
 SOAK = "CONSENSUS_ORM_TEST_SOAK" in os.environ
 POINTS_IN_CI = 6
 

@@ -26,6 +26,8 @@ from tests.concurrency.steps_on_servers import STEPS, Judge, template
 from tests.support import servers
 from tests.support.engines import Losable, losable
 
+pytestmark = pytest.mark.long
+
 SOAK = "CONSENSUS_ORM_TEST_SOAK" in os.environ
 POINTS_IN_CI = 4
 

@@ -19,6 +19,8 @@ from tests.concurrency.processes import acknowledged, start, wait_for
 from tests.support.engines import TABLE_LOCKS_AND_NUMBERS, lacking
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.long
+
 SECONDS = float(os.environ.get("CONSENSUS_ORM_TEST_SOAK") or "20")
 WRITERS = ["w0", "w1", "w2", "w3"]
 PROGRAMS = {"legacy": clients.know_legacy_only, "normalized": clients.know_normalized_only}

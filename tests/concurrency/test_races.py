@@ -45,6 +45,7 @@ def verified_with_journal(path: Path) -> None:
     verified(path)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(SECONDS * 3 + 120)
 @pytest.mark.parametrize(("wal", "names", "share"), [(True, WRITERS, 1.0), (False, WRITERS[:2], 0.2)], ids=MODES)
 def test_writers_and_readers_while_the_phase_goes_back_and_forth(
@@ -130,6 +131,7 @@ def flipper(path: Path, method: str, **settings: str) -> Child:
     return child
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("phase", "method"),
     [
@@ -207,6 +209,7 @@ def test_what_is_written_just_before_the_way_back_is_carried(
     assert_sides_agree(path)
 
 
+@pytest.mark.long
 def test_a_flip_gives_up_after_the_busy_timeout(files: Files, path: Path) -> None:
     """Against a transaction that does not end, a try of the flip fails in bounded time and changes nothing."""
     files.copy(path, Phase.DUAL_WRITE, small_file, change=verified_with_journal)
@@ -230,6 +233,7 @@ def test_a_flip_gives_up_after_the_busy_timeout(files: Files, path: Path) -> Non
 # Processes that sleep ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", [Phase.CUTOVER, Phase.NORMALIZED, Phase.CONTRACT])
 def test_a_process_sleeps_through_flips(files: Files, path: Path, target: Phase) -> None:
     """Its old snapshot goes on saying what it said and cannot write; its next unit of work is of the new phase."""
@@ -257,6 +261,7 @@ def test_a_process_sleeps_through_flips(files: Files, path: Path, target: Phase)
     assert_sound(path)
 
 
+@pytest.mark.long
 def test_a_stopped_writer_keeps_the_phase_from_changing(files: Files, path: Path) -> None:
     """SIGSTOP within a unit of work: two flips are refused while it sleeps, and its write is of the phase it saw."""
     files.copy(path, Phase.DUAL_WRITE, small_file, change=verified_with_journal)
@@ -294,6 +299,7 @@ def test_a_killed_writer_lets_the_phase_change(files: Files, path: Path) -> None
     assert_sides_agree(path)
 
 
+@pytest.mark.long
 def test_a_raw_lock_in_the_way_of_a_reader_is_none(files: Files, path: Path) -> None:
     """Read-only units of work take no lock: a writer of another program keeps them from nothing."""
     files.copy(path, Phase.DUAL_WRITE, small_file, change=verified)

@@ -23,6 +23,8 @@ from consensus_orm.consensus.demo.writers import OldProgram, Writer
 from tests.field import builders
 from tests.support import oracle
 
+pytestmark = pytest.mark.long
+
 SCRIPT = Path(sys.executable).parent / "consensus-orm"
 
 

@@ -40,6 +40,7 @@ from tests.support import oracle, oracle_of_servers, servers, shop
 # There and back ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.name.lower())
 def test_a_copy_holds_what_its_source_held_and_goes_back(
     sources: Sources, url: str, tmp_path: Path, phase: Phase
@@ -76,6 +77,7 @@ def test_a_copy_holds_what_its_source_held_and_goes_back(
     assert oracle.sha256(source) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.name.lower())
 def test_the_phases_go_on_behind_a_copy(sources: Sources, url: str, tmp_path: Path, phase: Phase) -> None:
     """From any phase the server goes to CONTRACT and back to EXPAND, and a file made of it has the legacy rows."""
@@ -92,6 +94,7 @@ def test_the_phases_go_on_behind_a_copy(sources: Sources, url: str, tmp_path: Pa
     assert foreign_definitions(tmp_path / "back.db", *LEGACY) == foreign_definitions(original, *LEGACY)
 
 
+@pytest.mark.long
 def test_the_way_back_from_contract_survives_a_copy(sources: Sources, url: str, tmp_path: Path) -> None:
     """A file at CONTRACT that went over a server rolls back to the legacy tables it once had, sequences and all."""
     original = sources(fitting_history, Phase.EXPAND)
@@ -105,6 +108,7 @@ def test_the_way_back_from_contract_survives_a_copy(sources: Sources, url: str, 
     assert {t: given[t] for t in LEGACY} == {t: oracle.sequences(original)[t] for t in LEGACY}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.name.lower())
 def test_no_id_is_given_twice(sources: Sources, url: str, phase: Phase) -> None:
     """What is written after a copy has an id that no row ever had, deleted ones of the source included."""
@@ -145,6 +149,7 @@ def take_to_expand(path: Path) -> None:
         take_to(store, Phase.EXPAND)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CONTRACT], ids=lambda phase: phase.name.lower())
 def test_server_to_server(sources: Sources, url: str, tmp_path: Path, phase: Phase) -> None:
     """A copy from server to server is equal, and goes on to be a store that rolls back."""
@@ -158,6 +163,7 @@ def test_server_to_server(sources: Sources, url: str, tmp_path: Path, phase: Pha
         assert_same_rows(sources(fitting_history, Phase.EXPAND), other, *LEGACY)
 
 
+@pytest.mark.long
 def test_what_is_pending_goes_on_behind_a_copy(sources: Sources, url: str, tmp_path: Path) -> None:
     """Half a backfill, writes of other programs that nobody has adopted, open mismatches and rejects come along."""
     source = _copied(sources(fitting_history, Phase.EXPAND), tmp_path / "source.db")
@@ -196,6 +202,7 @@ def _stop(seen: Progress) -> None:
         raise RuntimeError
 
 
+@pytest.mark.long
 def test_changes_since_the_freeze_are_carried_back_behind_a_copy(sources: Sources, url: str, tmp_path: Path) -> None:
     """What was written in NORMALIZED before a copy reaches the legacy tables by a rollback after it."""
     source = _copied(sources(fitting_history, Phase.NORMALIZED), tmp_path / "source.db")
@@ -208,6 +215,7 @@ def test_changes_since_the_freeze_are_carried_back_behind_a_copy(sources: Source
     assert added.id in {_id(row) for row in cells_of_server(url, LEGACY[0])}
 
 
+@pytest.mark.long
 def test_databases_in_memory(sources: Sources, tmp_path: Path) -> None:
     """A database in memory is a source and a target like any other."""
     source = sources(fitting_history, Phase.DUAL_WRITE)
@@ -223,6 +231,7 @@ def test_databases_in_memory(sources: Sources, tmp_path: Path) -> None:
         assert oracle.rows(tmp_path / "there.db", table) == oracle.rows(source, table)
 
 
+@pytest.mark.long
 def test_other_programs_are_noticed_behind_a_copy(sources: Sources, url: str) -> None:
     """The server does in the phase of a copy what it does in that phase: it notes foreign writes, or refuses them."""
     write = f"INSERT INTO {LEGACY[0]} (spec_id, stage, agent_name, content_json) VALUES ('S', 's', 'a', '{{}}')"
@@ -236,6 +245,7 @@ def test_other_programs_are_noticed_behind_a_copy(sources: Sources, url: str) ->
             connection.execute(write.encode())
 
 
+@pytest.mark.long
 def test_a_store_that_was_born_on_a_server_gets_a_file(url: str, tmp_path: Path) -> None:
     """Where no SQLite file ever was, the legacy tables of a copy are those of the models."""
     with psycopg.connect(url) as connection:
@@ -257,6 +267,7 @@ def test_a_store_that_was_born_on_a_server_gets_a_file(url: str, tmp_path: Path)
     assert all(sql.startswith(f"CREATE INDEX {name} ") for name, sql in saved)
 
 
+@pytest.mark.long
 def test_another_mapping(path: Path, tmp_path: Path) -> None:
     """The copy knows no table by name: another move goes along with its definitions, triggers and sequences."""
     shop.build(path)
@@ -315,6 +326,7 @@ CUSTOMERS = Move(
 OTHER = Moves(CUSTOMERS)
 
 
+@pytest.mark.long
 def test_another_mapping_on_a_server(url: str, tmp_path: Path) -> None:
     """On a server the tables of another move are made by its models, and come back as they were defined in the file."""
     source = tmp_path / "source.db"
@@ -346,6 +358,7 @@ def test_another_mapping_on_a_server(url: str, tmp_path: Path) -> None:
 # The command, and the backup --------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_command(sources: Sources, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`copy` ends with 0 where all is there, 1 where rows are listed or left behind, 2 where it was used wrongly."""
     odd = tmp_path / "odd.db"
@@ -373,6 +386,7 @@ def test_the_command(sources: Sources, url: str, tmp_path: Path, monkeypatch: py
     assert run(str(good))[0] == 2
 
 
+@pytest.mark.long
 def test_a_server_is_backed_up_before_contract(
     sources: Sources, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +413,7 @@ def test_a_server_is_backed_up_before_contract(
             assert oracle.rows(tmp_path / "back.db", table) == oracle.rows(source, table)
 
 
+@pytest.mark.long
 def test_nothing_of_the_copy_is_left(sources: Sources, url: str, tmp_path: Path) -> None:
     """A finished target has no table of the copy, and the constraints that a store has."""
     moved(sources(fitting_history, Phase.CUTOVER), url)

@@ -24,6 +24,8 @@ from tests.copying.judges import (
 )
 from tests.support import oracle, servers
 
+pytestmark = pytest.mark.long
+
 KILLED = """
 import os, sys
 from datetime import timedelta

@@ -26,6 +26,8 @@ from tests.copying.judges import (
 from tests.field import builders
 from tests.support import oracle, oracle_of_servers, servers
 
+pytestmark = pytest.mark.long
+
 
 def test_a_target_that_is_not_empty(sources: Sources, url: str, tmp_path: Path) -> None:
     """A target with rows or tables of ours is refused, and stays as it is."""

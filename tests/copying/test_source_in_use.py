@@ -31,6 +31,8 @@ from tests.copying.judges import (
 from tests.field import builders, rows
 from tests.support import oracle
 
+pytestmark = pytest.mark.long
+
 
 class Meddler:
     """Writes to a source at chosen moments of a copy: between its chunks."""

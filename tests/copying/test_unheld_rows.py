@@ -23,6 +23,8 @@ from tests.copying.judges import (
 from tests.field import builders, rows, server
 from tests.support import oracle, oracle_of_servers
 
+pytestmark = pytest.mark.long
+
 
 def test_every_odd_row_is_copied_or_listed(tmp_path: Path, url: str) -> None:
     """All rows that a server cannot hold are listed, without contents, before anything is written."""

@@ -20,7 +20,7 @@ from tests.support import memory_servers
 from tests.support.databases import Database
 from tests.support.memory_servers import graph_sink
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.long]
 
 RELAY = """
 import sys

@@ -28,7 +28,7 @@ from tests.support import memory_servers
 from tests.support.memory_servers import graph_sink, tagged_sink
 
 pytest.importorskip("mcp")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

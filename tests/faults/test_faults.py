@@ -43,6 +43,8 @@ from tests.concurrency.files import (
 from tests.concurrency.processes import start
 from tests.concurrency.steps import STEPS, bytes_at_most, verified, write
 
+pytestmark = pytest.mark.long
+
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may mount, and be somebody else")
 
 

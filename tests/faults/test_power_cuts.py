@@ -19,6 +19,8 @@ from tests.support.databases import build_legacy
 from tests.support.file_states import damaged, in_wal_without_a_log, with_a_hot_journal, with_a_log
 from tests.support.power_cuts import record
 
+pytestmark = pytest.mark.long
+
 SEED = int(os.environ.get("POWER_CUT_SEED", "1"))
 IMAGES = int(os.environ.get("POWER_CUT_IMAGES", "60"))
 """Cuts at random moments; there is one behind each acknowledgement, too."""

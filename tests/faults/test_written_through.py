@@ -12,6 +12,8 @@ import pytest
 from consensus_orm import ConsensusStore, files
 from tests.field import builders
 
+pytestmark = pytest.mark.long
+
 
 class Disk:
     """What was written through, in order: the inode, and whether a path had its name by then.

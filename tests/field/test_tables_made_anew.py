@@ -21,7 +21,7 @@ from tests.support import oracle
 from tests.support.commands import SCRIPT, one_line_of, without_settings
 from tests.support.oracle import untouched
 
-pytestmark = pytest.mark.sqlite
+pytestmark = [pytest.mark.sqlite, pytest.mark.long]
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from consensus_orm.ledgers import guards
 from consensus_orm.settings import Settings
 from tests.support.databases import Database, File, build_legacy
 
+pytestmark = pytest.mark.long
+
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_pause=0, synchronous="OFF")
 ROW: dict[str, Any] = {"spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "c"}
 AGAIN = "was dropped and made again by another program"

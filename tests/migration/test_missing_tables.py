@@ -18,6 +18,8 @@ from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from tests.support.databases import Database, build_legacy
 
+pytestmark = pytest.mark.long
+
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_pause=0, synchronous="OFF")
 GUARDED = (Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED)
 ROW: dict[str, Any] = {"spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "c"}

@@ -26,6 +26,8 @@ from tests.support import oracle
 from tests.support.commands import without_settings
 from tests.support.databases import Database, build_legacy
 
+pytestmark = pytest.mark.long
+
 SETTINGS = Settings(
     busy_timeout=timedelta(milliseconds=50),
     soak_dual_write=timedelta(0),

@@ -19,6 +19,8 @@ from consensus_orm.ledgers.control import FREE
 from tests.migration.steps import BASE, forward, ready
 from tests.support.databases import Database
 
+pytestmark = pytest.mark.long
+
 ROWS = 120
 
 

@@ -51,6 +51,8 @@ from tests.property.model import (
 from tests.property.test_state_machine import Machine
 from tests.support import servers
 
+pytestmark = pytest.mark.long
+
 CONTENTS = ("{}", "", "é – \U0001f600", "[" * 50)
 TIMES = (None, "", "not a date", "1762743600", "2025-11-04 02:23:58.9999", "now")
 ODD = sorted(name for name, columns in ODD_ARTIFACTS.items() if field.fits(columns) and name not in ("big", "long"))

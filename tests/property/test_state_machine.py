@@ -54,6 +54,8 @@ from tests.property.model import (
 )
 from tests.property.other_programs import OtherPrograms
 
+pytestmark = pytest.mark.long
+
 
 class Machine(OtherPrograms):
     """Everybody who touches a file, one step at a time."""

@@ -18,6 +18,8 @@ from consensus_orm.testing.phases import take_to
 from tests.rehearsal.test_rehearsal import FAULTS
 from tests.support.databases import Database
 
+pytestmark = pytest.mark.long
+
 
 def run(database: Database, *words: str) -> Result:
     return CliRunner().invoke(main, ["--url", str(database.where), *words])

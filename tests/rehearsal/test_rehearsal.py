@@ -36,6 +36,7 @@ def contents(folder: Path) -> dict[str, str]:
 # What it proves -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_from_every_phase(every_phase: ConsensusStore) -> None:
     """From whatever phase it begins in, the copy goes to both ends, and every row comes out as it went in."""
     began = every_phase.migration.phase
@@ -50,6 +51,7 @@ def test_from_every_phase(every_phase: ConsensusStore) -> None:
     assert every_phase.migration.phase is began
 
 
+@pytest.mark.long
 def test_rows_of_the_kept_copy_by_another_sql(legacy: Database, tmp_path: Path) -> None:
     """What the proof calls equal is equal for a judge that shares no code with it."""
     before = legacy.legacy()
@@ -60,6 +62,7 @@ def test_rows_of_the_kept_copy_by_another_sql(legacy: Database, tmp_path: Path) 
         assert copy.legacy() == before != {}
 
 
+@pytest.mark.long
 @pytest.mark.postgresql
 def test_copies_that_stayed_on_a_server_are_named(legacy: Database, tmp_path: Path) -> None:
     """A rehearsal that was killed leaves a database there, of which the next one tells; so does one that is kept."""
@@ -105,6 +108,7 @@ ONLY_FILES = ("a type", "a real's last digits")
 """A column of a server has one type."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault", [pytest.param(f, marks=[pytest.mark.sqlite] if f in ONLY_FILES else []) for f in FAULTS]
 )
@@ -145,6 +149,7 @@ def test_image_is_of_types_and_bytes() -> None:
 # Writers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_writers(store: ConsensusStore) -> None:
     """With writers, the original rows are as they were, and each row a writer was told of is there at the end."""
     report = store.migration.rehearse(writers=3)
@@ -156,6 +161,7 @@ def test_writers(store: ConsensusStore) -> None:
     assert all(0 < each.median <= each.p99 <= each.longest for each in report.writers.latency.values())
 
 
+@pytest.mark.long
 def test_writers_in_empty_tables(empty: Database) -> None:
     """Rows of writers in a table that was empty are theirs, not a difference; a row of nobody is one."""
     with ConsensusStore.open(empty.where) as store:
@@ -166,6 +172,7 @@ def test_writers_in_empty_tables(empty: Database) -> None:
     assert report.writers.rows > 0
 
 
+@pytest.mark.long
 def test_notices_a_row_of_nobody(empty: Database, at_the_end: Callable[[str], None]) -> None:
     """A row in a table that was empty, and that no writer wrote, does not pass."""
     at_the_end(FAULTS["a row more"])
@@ -187,6 +194,7 @@ def test_notices_a_lost_write(store: ConsensusStore, at_the_end: Callable[[str],
     assert not report.passed
 
 
+@pytest.mark.long
 def test_writers_of_another_mapping(new_database: Database) -> None:
     """Writers know the consensus tables; with another mapping they are refused before anything is copied."""
     other = type(CONSENSUS)(*CONSENSUS)
@@ -200,6 +208,7 @@ def test_writers_of_another_mapping(new_database: Database) -> None:
 # What it leaves alone -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_writes_nothing_into_the_original(mode: str, path: Path, tmp_path: Path, scratch: Path) -> None:
     """The file is the same, byte for byte; beside it stands the evidence and nothing else, and no copy is left."""
@@ -216,6 +225,7 @@ def test_writes_nothing_into_the_original(mode: str, path: Path, tmp_path: Path,
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.long
 def test_writes_nothing_into_a_server(legacy: Database, scratch: Path) -> None:
     """Every table is what it was, no database is left beside it, and no file but the evidence."""
     if legacy.kind == "sqlite":
@@ -232,6 +242,7 @@ def test_writes_nothing_into_a_server(legacy: Database, scratch: Path) -> None:
     assert list(Path.cwd().iterdir()) == [evidence]
 
 
+@pytest.mark.long
 @pytest.mark.postgresql
 def test_a_role_that_may_not_make_a_database(legacy: Database) -> None:
     """It is told what to allow, or what to do instead; nothing is written."""
@@ -250,6 +261,7 @@ def test_a_role_that_may_not_make_a_database(legacy: Database) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.long
 def test_backups_of_the_copy_stay_with_the_copy(legacy: Database, tmp_path: Path) -> None:
     """The backup before CONTRACT is the copy's, so it does not go to where backups of the database go."""
     backups = tmp_path / "backups"
@@ -261,6 +273,7 @@ def test_backups_of_the_copy_stay_with_the_copy(legacy: Database, tmp_path: Path
     assert [each.suffix for each in backups.iterdir()] == ([".json"] if legacy.kind == "postgresql" else [])
 
 
+@pytest.mark.long
 def test_interrupted(store: ConsensusStore, legacy: Database, tmp_path: Path, scratch: Path) -> None:
     """Ctrl-C leaves no copy, no thread, no evidence, and the database as it was."""
     before = legacy.everything()
@@ -278,6 +291,7 @@ def test_interrupted(store: ConsensusStore, legacy: Database, tmp_path: Path, sc
     assert legacy.everything() == before
 
 
+@pytest.mark.long
 def test_interrupted_while_writers_start(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C between the start of two writers stops the first, so that the program ends."""
     real = threading.Thread.start
@@ -297,6 +311,7 @@ def test_interrupted_while_writers_start(store: ConsensusStore, monkeypatch: pyt
     assert [thread.is_alive() for thread in started] == [False]
 
 
+@pytest.mark.long
 def test_no_room(store: ConsensusStore, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the copy would not fit, nothing is copied, and the error says what would help."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
@@ -310,6 +325,7 @@ def test_no_room(store: ConsensusStore, scratch: Path, monkeypatch: pytest.Monke
 # Where it stops -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_gate_that_refuses(path: Path) -> None:
     """A gate that refuses on the copy ends the way forward; its reasons are told, and the rows still come back."""
     with builders.writing(path) as connection:
@@ -324,6 +340,7 @@ def test_gate_that_refuses(path: Path) -> None:
     assert any("mood" in reason for reason in report.refused)
 
 
+@pytest.mark.long
 def test_undeclared_columns_are_proved_too(path: Path, at_the_end: Callable[[str], None]) -> None:
     """A value in a legacy column that no mapping knows is part of the row that has to come back."""
     with builders.writing(path) as connection:
@@ -333,6 +350,7 @@ def test_undeclared_columns_are_proved_too(path: Path, at_the_end: Callable[[str
         assert not store.migration.rehearse().equal
 
 
+@pytest.mark.long
 def test_pending_writes_of_other_programs_are_adopted_first(legacy: Database) -> None:
     """In DUAL_WRITE, what another program wrote to one side is adopted, as the gate asks; then all is proved."""
     with ConsensusStore.open(legacy.where) as store:
@@ -345,6 +363,7 @@ def test_pending_writes_of_other_programs_are_adopted_first(legacy: Database) ->
     assert report.passed, report
 
 
+@pytest.mark.long
 def test_what_waits_for_a_choice_stops_a_rehearsal_too(legacy: Database) -> None:
     """What another program changed where nobody reads stops the real migration, so it does not pass; and says why."""
     with ConsensusStore.open(legacy.where) as store:
@@ -376,6 +395,7 @@ def test_no_rows(empty: Database) -> None:
 # What it measures -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_longest_lock(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that keeps the write lock is seen to, and no other step is blamed for it."""
     import time
@@ -397,6 +417,7 @@ def test_longest_lock(store: ConsensusStore, monkeypatch: pytest.MonkeyPatch) ->
     assert all(step.longest_lock <= step.seconds for step in steps)
 
 
+@pytest.mark.long
 def test_estimate(store: ConsensusStore) -> None:
     """Work and room grow with the rows there are by then, locks do not; soak times are as set."""
     report = store.migration.rehearse()

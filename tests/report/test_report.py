@@ -340,6 +340,7 @@ def pixels(png: Path) -> tuple[tuple[int, ...], set[bytes]]:
     return tuple(raw[1:4]), {raw[line : line + step] for line in range(0, len(raw), step)}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     CHROMIUM is None, reason="NO CHROMIUM: the report was not looked at in a browser (apt install chromium)"
 )

@@ -25,6 +25,8 @@ from consensus_orm.testing import legacy_history, take_to
 from tests.support.databases import Database
 from tests.support.documentation import block
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_pause=0)
 MAIN = "import sys; from consensus_orm.cli import main; main(sys.argv[1:])"

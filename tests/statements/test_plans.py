@@ -217,6 +217,7 @@ def _flat(value: object) -> Iterator[str]:
         yield value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every_phase", ["CUTOVER"], indirect=True)
 def test_no_statement_of_the_mapping_reads_a_table_where_keys_are_given(every_phase: ConsensusStore) -> None:
     """By one key, by many, by a range of them, by a parent: whatever of this is given, is looked up."""

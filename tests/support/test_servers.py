@@ -19,6 +19,8 @@ import pytest
 from tests.support import servers
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.long
+
 CHECKOUT = Path(__file__).parents[2]
 
 ASK_AND_LEAVE = """

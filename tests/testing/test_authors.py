@@ -33,6 +33,8 @@ from consensus_orm.testing import (
 from consensus_orm.testing._factory import Factory
 from tests.support.databases import Database
 
+pytestmark = pytest.mark.long
+
 PAGE = (Path(consensus_orm.__file__).parent / "docs" / "testing.md").read_text(encoding="utf-8")
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_pause=0)
 FEW = hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))

@@ -24,7 +24,7 @@ from tests.field import server as field
 from tests.support import poolers, servers
 from tests.support.poolers import Pooler, pooled
 
-pytestmark = pytest.mark.postgresql
+pytestmark = [pytest.mark.postgresql, pytest.mark.long]
 
 PATIENT = Settings(retry_attempts=20, retry_budget=timedelta(seconds=60), chunk_rows=16, chunk_pause=timedelta(0))
 

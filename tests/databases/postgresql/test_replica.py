@@ -26,6 +26,8 @@ from consensus_orm.telemetry.instruments import measure
 from consensus_orm.testing import artifact_values
 from tests.support.servers import Server
 
+pytestmark = pytest.mark.long
+
 NOW = timedelta(0)
 WAY = (*Phase, Phase.NORMALIZED, Phase.CUTOVER, Phase.DUAL_WRITE, Phase.EXPAND)
 """Every flip, there and back."""

@@ -18,7 +18,7 @@ from consensus_orm.errors import ConfigurationError, GuardsBrokenError, UnknownS
 from consensus_orm.settings import Settings
 from tests.support import servers
 
-pytestmark = pytest.mark.postgresql
+pytestmark = [pytest.mark.postgresql, pytest.mark.long]
 
 OLD, NEW = "Old Data", "New"
 

@@ -18,7 +18,7 @@ from tests.field import builders
 
 ROWS = 6000
 MEGABYTE = 2**20
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"), pytest.mark.long]
 QUICK = Settings(soak_dual_write="0", chunk_rows=200, chunk_pause="0")
 
 

@@ -20,6 +20,8 @@ from consensus_orm.testing.plugin import NO_TIME
 from tests.field import builders
 from tests.support import oracle
 
+pytestmark = pytest.mark.long
+
 ENCODINGS = ["UTF-16le", "UTF-16be"]
 LOST = {
     "lone surrogate": "x\ud800y",
