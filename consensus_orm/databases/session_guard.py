@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
+from itertools import count
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -66,11 +67,12 @@ class SessionGuard(ABC):
         self.undone = False
         """Whether the session rolled back rows that the repositories had written."""
         self._info: dict[Any, Any] = {}
+        self._unnamed = count(1)
         self._savepoints: list[str | None] = []
         self._dirty: set[str | None] = set()
 
     def watch(self, connection: Connection) -> None:
-        """Listen to the errors of a session's connection."""
+        """Listen to the errors of a session's connection, and to its savepoints."""
         self._info = connection.info
         self._info[__name__] = self
         if connection.engine not in _HEARD:  # once: to listen to each connection costs more than a statement
@@ -78,6 +80,9 @@ class SessionGuard(ABC):
             event.listen(connection.engine, "before_cursor_execute", _before)
             event.listen(connection.engine, "after_cursor_execute", _after)
             event.listen(connection.engine, "handle_error", _explain, retval=True)
+            event.listen(connection.engine, "savepoint", lambda of, name: _follow(of, "BEGIN", name))
+            event.listen(connection.engine, "rollback_savepoint", lambda of, name, _: _follow(of, "ROLLBACK", name))
+            event.listen(connection.engine, "release_savepoint", lambda of, name, _: _follow(of, "RELEASE", name))
 
     @contextlib.contextmanager
     def carrying(self) -> Iterator[None]:
@@ -138,10 +143,10 @@ class SessionGuard(ABC):
 
         Args:
             what: BEGIN, ROLLBACK or RELEASE.
-            name: The savepoint.
+            name: The savepoint; None for the next one to which SQLAlchemy gives a number.
         """
         if what == "BEGIN":
-            self._savepoints.append(name)
+            self._savepoints.append(name or f"sa_savepoint_{next(self._unnamed)}")
             return
         at = self._savepoints.index(name) if name in self._savepoints else 0
         inner = self._savepoints[at:]
@@ -174,6 +179,12 @@ def _after(connection: Connection, _: Any, __: Any, ___: Any, context: Any, *___
     guard = connection.info.get(__name__)
     if isinstance(guard, SessionGuard):
         guard.after(context)
+
+
+def _follow(connection: Connection, what: str, name: str | None) -> None:
+    guard = connection.info.get(__name__)
+    if isinstance(guard, SessionGuard):
+        guard.follow(what, name)
 
 
 def _explain(context: ExceptionContext) -> BaseException | None:

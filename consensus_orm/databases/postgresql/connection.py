@@ -383,6 +383,10 @@ class ServerConnection(psycopg.Connection[Any]):
         """Refuse statements of a session that would write a mapped table; the triggers of the tables do it."""
         return PostgresSessionGuard(mapping, self, sides, read_only=read_only)
 
+    def savepoint(self, sql: str) -> None:
+        """Execute a command on a savepoint of SQLAlchemy."""
+        self.execute(sql)
+
     def check(self, values: Mapping[str, object]) -> None:
         """Refuse values that the server cannot store.
 

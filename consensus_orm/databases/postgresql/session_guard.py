@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from itertools import count
 from typing import Any, Protocol, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, event
-
 from consensus_orm import errors
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
 from consensus_orm.databases.session_guard import SessionGuard
@@ -48,17 +45,6 @@ class PostgresSessionGuard(SessionGuard):
         super().__init__(mapping, sides, read_only=read_only)
         self._connection = driver
         self._ours = self._say("session")
-
-    def watch(self, connection: Connection) -> None:
-        """Listen to the errors of a session's connection, and to its savepoints."""
-        super().watch(connection)
-        # SQLAlchemy tells of a savepoint before it has a name, and numbers those of a connection from 1 on.
-        numbers = count(1)
-        event.listen(
-            connection, "savepoint", lambda _, name: self.follow("BEGIN", name or f"sa_savepoint_{next(numbers)}")
-        )
-        event.listen(connection, "rollback_savepoint", lambda _, name, __: self.follow("ROLLBACK", name))
-        event.listen(connection, "release_savepoint", lambda _, name, __: self.follow("RELEASE", name))
 
     @contextlib.contextmanager
     def carrying(self) -> Iterator[None]:
