@@ -5,15 +5,15 @@ The modules of PostgreSQL need psycopg, and are imported when a URL names such a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection
-from functools import cache, partial
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import URL, Connection, Engine, create_engine, exc, make_url
+from sqlalchemy import URL, Engine, create_engine, exc, make_url
 
 from consensus_orm import errors, files
+from consensus_orm.databases import session_guard
 from consensus_orm.databases.base import Catalog
 from consensus_orm.databases.engine import MEMORY, pool_of
 from consensus_orm.databases.pool import Pool, close_before_fork
@@ -140,12 +140,8 @@ def create(url: str | Path | URL, settings: Settings, *, echo: bool = False) -> 
     engine = create_engine(parsed, echo=echo, hide_parameters=True, pool=pool)
     # An event listener would cost 26 us a transaction, this costs 2 (both measured). Sessions and alembic take the
     # write lock at once; a unit of work has begun its transaction already.
-    dialect: Any = engine.dialect  # this one, not its class
-    dialect.do_begin = _begin_if_needed
-    # SQLAlchemy would compile each of them, 0.1 ms.
-    dialect.do_savepoint = partial(_on_savepoint, "SAVEPOINT", dialect.do_savepoint)
-    dialect.do_release_savepoint = partial(_on_savepoint, "RELEASE SAVEPOINT", dialect.do_release_savepoint)
-    dialect.do_rollback_to_savepoint = partial(_on_savepoint, "ROLLBACK TO SAVEPOINT", dialect.do_rollback_to_savepoint)
+    engine.dialect.do_begin = _begin_if_needed  # type: ignore[assignment, method-assign] # one dialect, not its class
+    session_guard.listen(engine)
     close_before_fork(engine)
     return engine
 
@@ -214,16 +210,6 @@ def _server_pool(url: URL, settings: Settings) -> Pool:
 def _begin_if_needed(connection: Any) -> None:
     if not connection.in_transaction:
         connection.begin(write=True)
-
-
-def _on_savepoint(command: str, compiled: Callable[[Connection, str], object], connection: Connection, name: str) -> None:
-    """Send a command on a savepoint; SQLAlchemy sends it where it fails, and explains the error."""
-    driver: Any = connection.connection.driver_connection
-    if driver.in_transaction:
-        with contextlib.suppress(driver.Error):
-            driver.savepoint(f"{command} {name}")
-            return
-    compiled(connection, name)
 
 
 @cache

@@ -244,7 +244,6 @@ class UnitOfWork(Transaction):
         connection = Connection(self.engine, connection=self._pooled)
         connection.begin()
         self._guard = self._connected.guard(self.statements.mapping, self._open_to_session(), read_only=self.read_only)
-        self._guard.watch(connection)
         return self._new_session(connection, self._guard)
 
     def _end_session(self, session: Session) -> None:

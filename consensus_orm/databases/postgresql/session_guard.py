@@ -42,8 +42,7 @@ class PostgresSessionGuard(SessionGuard):
     """
 
     def __init__(self, mapping: Moves, driver: _Server, sides: Collection[Side], *, read_only: bool) -> None:
-        super().__init__(mapping, sides, read_only=read_only)
-        self._connection = driver
+        super().__init__(mapping, driver, sides, read_only=read_only)
         self._ours = self._say("session")
 
     @contextlib.contextmanager
@@ -54,7 +53,7 @@ class PostgresSessionGuard(SessionGuard):
             try:
                 yield
             finally:
-                if self._connection.in_transaction:
+                if self._driver.in_transaction:
                     self._say("session")
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
@@ -65,13 +64,9 @@ class PostgresSessionGuard(SessionGuard):
         try:
             return call()
         finally:
-            if self._connection.in_transaction:  # after an error the server refuses every statement
+            if self._driver.in_transaction:  # after an error the server refuses every statement
                 self._say("session")
             self.wrote(writes)
-
-    def lift(self) -> None:
-        """Nothing but the errors: the setting ends with the transaction."""
-        self.forget()
 
     def error(self, original: BaseException) -> errors.ConsensusError | None:
         """The error of this package for a refused statement; None for any other error."""
@@ -83,7 +78,7 @@ class PostgresSessionGuard(SessionGuard):
 
     def _say(self, by: str) -> str:
         """Set whose statements follow, and return whose they were before."""
-        row: Any = self._connection.order(
+        row: Any = self._driver.order(
             "SELECT current_setting('consensus_orm.by', true), set_config('consensus_orm.by', ?, true)", (by,)
         ).fetchone()
         return row[0] or ""

@@ -61,7 +61,7 @@ class DriverConnection(ConfiguredConnection):
     identity: FileId | None = None
     log_identity: FileId | None = None
     turn: Turn | None = None
-    session_guard: SQLiteSessionGuard | None = None
+    session_guard: SessionGuard | None = None
     """The guard of the session that uses it."""
     authorizer: Callable[..., int] | None = None
     """The authorizer that is set."""
@@ -255,7 +255,8 @@ class DriverConnection(ConfiguredConnection):
 
     def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
         """Refuse statements of a session that would write a mapped table, until the guard is lifted."""
-        return SQLiteSessionGuard(mapping, self, sides, read_only=read_only)
+        self.session_guard = SQLiteSessionGuard(mapping, self, sides, read_only=read_only)
+        return self.session_guard
 
     def set_authorizer(self, authorizer: Callable[..., int] | None, /) -> None:
         """Set an authorizer, or none; SQLite prepares every statement again after one was set."""

@@ -64,7 +64,6 @@ class _Authorized(Protocol):
     """What the guard needs of a connection."""
 
     authorizer: Callable[..., int] | None
-    session_guard: SQLiteSessionGuard | None
 
     def execute(self, sql: str, /) -> Any: ...
     def pragma(self, name: str, /) -> Any: ...
@@ -124,17 +123,16 @@ class SQLiteSessionGuard(SessionGuard):
     """
 
     def __init__(self, mapping: Moves, driver: _Authorized, sides: Collection[Side], *, read_only: bool) -> None:
-        super().__init__(mapping, sides, read_only=read_only)
+        super().__init__(mapping, driver, sides, read_only=read_only)
         # A row in sqlite_sequence that a session changes could let an id be assigned twice.
         self._tables = {*mapping.tables(Side.LEGACY), *mapping.tables(Side.NORMALIZED), "sqlite_sequence"}
-        self._driver = driver
         self.ours = False
         """Whether a statement of this package is being executed."""
         self._refused: str | None = None
         self._refused_rows = False
         self._names_savepoint = False
         self._authorizer = self._set_authorizer()
-        self._authorizer.guard = driver.session_guard = self
+        self._authorizer.guard = self
         vars(driver)["cursor"] = partial(sqlite3.Connection.cursor, driver, SessionCursor)
 
     def _set_authorizer(self) -> _Authorizer:
@@ -159,9 +157,9 @@ class SQLiteSessionGuard(SessionGuard):
 
     def lift(self) -> None:
         """Accept every statement again."""
-        self._authorizer.guard = self._driver.session_guard = None
+        self._authorizer.guard = None
         vars(self._driver).pop("cursor", None)
-        self.forget()
+        super().lift()
 
     def executed(self) -> None:
         """Have a text that names a savepoint prepared again each time: that is when the guard learns of it."""
