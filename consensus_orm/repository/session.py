@@ -47,7 +47,7 @@ class CarryingSession(Session):
     """
 
     def __init__(self, connection: Connection, uow: UnitOfWork, guard: SessionGuard) -> None:
-        super().__init__(bind=connection, join_transaction_mode="create_savepoint")
+        super().__init__(bind=connection)
         self._uow = uow
         self._unit_guard = guard
         self._carries = uow.phase.compares and not uow.read_only

@@ -242,7 +242,6 @@ class UnitOfWork(Transaction):
         refused. Its commit and rollback reach as far as a savepoint; the unit of work itself ends with its block.
         """
         connection = Connection(self.engine, connection=self._pooled)
-        connection.begin()
         self._guard = self._connected.guard(self.statements.mapping, self._open_to_session(), read_only=self.read_only)
         return self._new_session(connection, self._guard)
 
@@ -254,4 +253,4 @@ class UnitOfWork(Transaction):
         return ()
 
     def _new_session(self, connection: Connection, guard: SessionGuard) -> Session:
-        return Session(bind=connection, join_transaction_mode="create_savepoint")
+        return Session(bind=connection)
