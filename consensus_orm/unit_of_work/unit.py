@@ -210,9 +210,14 @@ class UnitOfWork(Transaction):
                 # The unit of work is over; an error raised now would say that it failed.
                 log.exception("a callback failed after the unit of work had ended")
 
+    @property
+    def tells_written(self) -> bool:
+        """Whether it tells a hook which rows it wrote."""
+        return self._hooks.committing is not None
+
     def _note_written(self, pair: Move, keys: Iterable[Any]) -> None:
         """Tell the hook before the commit of rows whose source of truth was written."""
-        if self._hooks.committing is not None:
+        if self.tells_written:
             self._written.setdefault(pair.name, {}).update(dict.fromkeys(keys))
 
     # What a unit of work knows --------------------------------------------------------------------------
