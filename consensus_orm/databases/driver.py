@@ -132,6 +132,10 @@ class Driver(Protocol):
         """Refuse statements of a session that would write a mapped table, until the guard is lifted."""
         ...
 
+    def savepoint(self, sql: str) -> None:
+        """Run a command of SQLAlchemy on a savepoint."""
+        ...
+
     def commit(self) -> None:
         """Commit the transaction."""
         ...

@@ -13,6 +13,7 @@ from typing import Any, cast
 from sqlalchemy import URL, Engine, create_engine, exc, make_url
 
 from consensus_orm import errors, files
+from consensus_orm.databases import session_guard
 from consensus_orm.databases.base import Catalog
 from consensus_orm.databases.engine import MEMORY, pool_of
 from consensus_orm.databases.pool import Pool, close_before_fork
@@ -140,6 +141,7 @@ def create(url: str | Path | URL, settings: Settings, *, echo: bool = False) -> 
     # An event listener would cost 26 us a transaction, this costs 2 (both measured). Sessions and alembic take the
     # write lock at once; a unit of work has begun its transaction already.
     engine.dialect.do_begin = _begin_if_needed  # type: ignore[assignment, method-assign] # one dialect, not its class
+    session_guard.listen(engine)
     close_before_fork(engine)
     return engine
 

@@ -28,7 +28,6 @@ from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
 from consensus_orm.repository.carrying import adopt, carry, follow
 from consensus_orm.repository.records import records_of
-from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CarryingSession"]
@@ -47,7 +46,7 @@ class CarryingSession(Session):
     """
 
     def __init__(self, connection: Connection, uow: UnitOfWork, guard: SessionGuard) -> None:
-        super().__init__(bind=connection, join_transaction_mode="create_savepoint")
+        super().__init__(bind=connection)
         self._uow = uow
         self._unit_guard = guard
         self._carries = uow.phase.compares and not uow.read_only
@@ -75,7 +74,7 @@ class CarryingSession(Session):
         if self._carries:
             if self._uow.catalog.others_write_meanwhile:
                 self._carry()  # what was sent past SQLAlchemy; in a file it counts as another program's
-            for parent in self._parents():
+            for parent in self._uow.statements.parents.values():
                 made = self._made.get(parent.parent.table.name)
                 if made and keys_of(self._uow, parent.without_rows, among(made)):
                     name = parent.parent.table.name
@@ -104,17 +103,18 @@ class CarryingSession(Session):
     # When -----------------------------------------------------------------------------------------------
 
     def _begin_flush(self) -> None:
+        new, changed = [*self.new], [*self.dirty, *self.deleted]  # each call makes another set
         if self._unit_guard.hidden:
-            self._refuse_entities()
+            self._refuse_entities({type(each) for each in (*new, *changed)})
         if self._uow.read_only:
             return
         uow, self._in_flush = self._uow, True
         self._left = {}
         for move in uow.statements.mapping:
             if self._carries:
-                self._ready(move)
+                self._ready(move, new, changed)
             if move.parent is not None and uow.phase.writes_normalized:
-                self._note_parents(move)
+                self._note_parents(move, changed)
         if self._carries:
             self._mark, self._foreign = uow.catalog.session_mark(uow)
 
@@ -159,35 +159,33 @@ class CarryingSession(Session):
             if isinstance(table, Table) and table.name.lower() in self._unit_guard.hidden:
                 raise self._unit_guard.refusal(table.name)
 
-    def _refuse_entities(self) -> None:
+    def _refuse_entities(self, models: Iterable[Any]) -> None:
         """Refuse to write entities of a side that is not written in this phase.
 
         Raises:
             WrongPhaseError: There is one.
         """
-        for entity in (*self.new, *self.dirty, *self.deleted):
-            for table in inspect(entity).mapper.tables:
+        for model in models:
+            for table in inspect(model).tables:
                 if table.name.lower() in self._unit_guard.hidden:
                     raise self._unit_guard.refusal(table.name)
 
     # Before a flush -------------------------------------------------------------------------------------
 
-    def _keys_to_change(self, move: Move, side: Side) -> list[Key]:
-        model = _model(move, side)
-        if model is None:
-            return []
-        found = [each for each in self.deleted if isinstance(each, model)]
-        found += [each for each in self.dirty if isinstance(each, model) and self.is_modified(each)]
-        keys: list[Any] = [self._key(move, side, each) for each in found]
+    def _keys_to_change(self, move: Move, side: Side, changed: list[Any]) -> list[Key]:
+        found = [each for each in changed if isinstance(each, _model(move, side) or ())]
+        keys: list[Any] = [
+            self._key(move, side, each) for each in found if each in self.deleted or self.is_modified(each)
+        ]
         return sorted(keys)
 
-    def _ready(self, move: Move) -> None:
+    def _ready(self, move: Move, new: list[Any], changed: list[Any]) -> None:
         """Lock rows that a flush will write, and carry first what another program wrote to their other side."""
         uow, sql = self._uow, self._uow.statements[move]
         if not uow.catalog.others_write_meanwhile:
-            self._give_keys(move)
+            self._give_keys(move, new)
         for side in Side:
-            if not (keys := self._keys_to_change(move, side)):
+            if not (keys := self._keys_to_change(move, side, changed)):
                 continue
             if uow.catalog.others_write_meanwhile:
                 uow._rows(sql.hold(uow.phase.truth), among(keys))
@@ -199,34 +197,30 @@ class CarryingSession(Session):
                 changes.forget(uow, (written[key] for key in foreign))
                 mismatches.settle(uow, move, foreign, "repaired", "a session changed it")
 
-    def _give_keys(self, move: Move) -> None:
+    def _give_keys(self, move: Move, added: list[Any]) -> None:
         """Give new rows of a file ids that neither side has ever given; on a server both draw from one sequence."""
         if not move.is_numbered:
             return
         for side in Side:
             model = _model(move, side)
-            new = [each for each in self.new if isinstance(each, model or ()) and self._key(move, side, each) is None]
+            new = [each for each in added if isinstance(each, model or ()) and self._key(move, side, each) is None]
             if new:
                 ((first,),) = self._uow._rows(self._uow.statements[move].next_key)
                 (name,) = _key_attributes(move, side, model)
                 for key, each in enumerate(sorted(new, key=_order_of_adding), first):
                     setattr(each, name, key)
 
-    def _note_parents(self, move: Move) -> None:
+    def _note_parents(self, move: Move, changed: list[Any]) -> None:
         assert move.parent is not None
-        rows = [each for each in (*self.deleted, *self.dirty) if isinstance(each, move.normalized)]
+        rows = [each for each in changed if isinstance(each, move.normalized)]
         if rows:
             self._left[move.name] = {key for each in rows for key in _links(each, move.parent.link.key)}
 
     def _note_new_parents(self) -> None:
-        for parent in self._parents():
+        for parent in self._uow.statements.parents.values():
             table = parent.parent.table
             new = {_primary_key(each) for each in self.new if inspect(each).mapper.local_table is table}
             self._made.setdefault(table.name, set()).update(new)
-
-    def _parents(self) -> list[ParentStatements]:
-        found = map(self._uow.statements.of_parent, self._uow.statements.mapping)
-        return list({each.parent.table.name: each for each in found if each is not None}.values())
 
     # What -----------------------------------------------------------------------------------------------
 
@@ -239,26 +233,27 @@ class CarryingSession(Session):
         Raises:
             MismatchError: A row does not come out equal on the other side, or both sides of it were written.
         """
-        uow, moves = self._uow, list(self._uow.statements.mapping)
+        uow = self._uow
         with self._unit_guard.carrying():
             written = changes.written_since(uow, self._mark)
             if not written:
                 return
+            moves = [move for move in uow.statements.mapping if move.name in written]
             # Rows of a later move may refer to rows of an earlier one: they come after them, and go before them.
             for move in moves:
                 self._make_way(move, written)
-                self._carry_move(move, written.get(move.name, {}), deleted=False)
+                self._carry_move(move, written[move.name], deleted=False)
             for move in reversed(moves):
-                self._carry_move(move, written.get(move.name, {}), deleted=True)
+                self._carry_move(move, written[move.name], deleted=True)
             for move in moves:
-                of_normalized = [ops for of in written.get(move.name, {}).values() if (ops := of.ops[Side.NORMALIZED])]
+                of_normalized = [ops for of in written[move.name].values() if (ops := of.ops[Side.NORMALIZED])]
                 if any(set(ops) != NEW for ops in of_normalized):
                     self._settle_parents(move, whole=whole)
             uow.catalog.forget_changes(uow, after=self._mark)
 
     def _make_way(self, move: Move, written: dict[str, dict[Key, changes.Written]]) -> None:
         """Delete rows that were of another move of the same table and are of this one now."""
-        mine = written.get(move.name, {})
+        mine = written[move.name]
         for side in Side:
             for other in self._uow.statements.mapping.sharing(move, side):
                 theirs = written.get(other.name, {}) if other is not move else {}
@@ -301,6 +296,8 @@ class CarryingSession(Session):
 
     def _note_written(self) -> None:
         """Tell the unit of work which rows a flush has written where one side alone is written."""
+        if not self._uow.tells_written:
+            return
         for move in self._uow.statements.mapping:
             side = self._uow.phase.truth
             model = _model(move, side)
@@ -311,11 +308,12 @@ class CarryingSession(Session):
     def _complete(self) -> None:
         """Complete rows where the normalized side alone is written: what is computed, their mark and their parent."""
         uow = self._uow
+        written = [*self.new, *self.dirty]
         with self._unit_guard.carrying():
             for move in uow.statements.mapping:
-                model = move.normalized
-                entities = [each for each in (*self.new, *self.dirty) if isinstance(each, model)]
-                keys = [self._key(move, Side.NORMALIZED, each) for each in entities]
+                if not uow.statements[move].adopt:
+                    continue
+                keys = [self._key(move, Side.NORMALIZED, each) for each in written if isinstance(each, move.normalized)]
                 if keys:
                     adopt(uow, move, keys, None)
                     self._carried.update(((move.name, Side.NORMALIZED), key) for key in keys)

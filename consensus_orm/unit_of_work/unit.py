@@ -210,9 +210,14 @@ class UnitOfWork(Transaction):
                 # The unit of work is over; an error raised now would say that it failed.
                 log.exception("a callback failed after the unit of work had ended")
 
+    @property
+    def tells_written(self) -> bool:
+        """Whether it tells a hook which rows it wrote."""
+        return self._hooks.committing is not None
+
     def _note_written(self, pair: Move, keys: Iterable[Any]) -> None:
         """Tell the hook before the commit of rows whose source of truth was written."""
-        if self._hooks.committing is not None:
+        if self.tells_written:
             self._written.setdefault(pair.name, {}).update(dict.fromkeys(keys))
 
     # What a unit of work knows --------------------------------------------------------------------------
@@ -242,9 +247,7 @@ class UnitOfWork(Transaction):
         refused. Its commit and rollback reach as far as a savepoint; the unit of work itself ends with its block.
         """
         connection = Connection(self.engine, connection=self._pooled)
-        connection.begin()
         self._guard = self._connected.guard(self.statements.mapping, self._open_to_session(), read_only=self.read_only)
-        self._guard.watch(connection)
         return self._new_session(connection, self._guard)
 
     def _end_session(self, session: Session) -> None:
@@ -255,4 +258,4 @@ class UnitOfWork(Transaction):
         return ()
 
     def _new_session(self, connection: Connection, guard: SessionGuard) -> Session:
-        return Session(bind=connection, join_transaction_mode="create_savepoint")
+        return Session(bind=connection)

@@ -491,8 +491,8 @@ def test_an_engine_in_the_place_of_an_earlier_one_is_explained_too(tmp_path: Pat
         with ConsensusStore.open(tmp_path / "consensus.db") as store:
             again += id(store.engine) in places
             places.add(id(store.engine))
-            with pytest.raises(WrongPhaseError), store.unit_of_work() as uow:
-                uow.session.execute(text("DELETE FROM agent_outputs"))
+            with pytest.raises(UnmirroredWriteError), store.unit_of_work() as uow:
+                uow.session.execute(text("DELETE FROM consensus_orm_state"))
             kept.append(store.engine.dialect.dispatch.handle_error)
         del store, uow
         if number % 3 == 0:

@@ -31,6 +31,7 @@ from consensus_orm.databases.postgresql.login import Login
 from consensus_orm.databases.postgresql.parameters import bindable, spelled
 from consensus_orm.databases.postgresql.session_guard import PostgresSessionGuard
 from consensus_orm.databases.postgresql.triggers import INSTALLED
+from consensus_orm.databases.session_guard import SessionGuard
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
@@ -100,6 +101,8 @@ class ServerConnection(psycopg.Connection[Any]):
     _durable = False
     schemas: tuple[str, ...] = ()
     """The schemas that it was told to look in."""
+    session_guard: SessionGuard | None = None
+    """The guard of the session that uses it."""
     _fresh = False
     """Whether no statement was sent since the unit of work began."""
 
@@ -379,9 +382,14 @@ class ServerConnection(psycopg.Connection[Any]):
         """Nothing: the server stores valid UTF-8 only."""
         return contextlib.nullcontext()
 
-    def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> PostgresSessionGuard:
+    def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
         """Refuse statements of a session that would write a mapped table; the triggers of the tables do it."""
-        return PostgresSessionGuard(mapping, self, sides, read_only=read_only)
+        self.session_guard = PostgresSessionGuard(mapping, self, sides, read_only=read_only)
+        return self.session_guard
+
+    def savepoint(self, sql: str) -> None:
+        """Execute a command on a savepoint of SQLAlchemy."""
+        self.execute(sql)
 
     def check(self, values: Mapping[str, object]) -> None:
         """Refuse values that the server cannot store.

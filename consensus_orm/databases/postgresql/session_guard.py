@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from itertools import count
 from typing import Any, Protocol, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, event
-
 from consensus_orm import errors
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
 from consensus_orm.databases.session_guard import SessionGuard
@@ -45,20 +42,8 @@ class PostgresSessionGuard(SessionGuard):
     """
 
     def __init__(self, mapping: Moves, driver: _Server, sides: Collection[Side], *, read_only: bool) -> None:
-        super().__init__(mapping, sides, read_only=read_only)
-        self._connection = driver
+        super().__init__(mapping, driver, sides, read_only=read_only)
         self._ours = self._say("session")
-
-    def watch(self, connection: Connection) -> None:
-        """Listen to the errors of a session's connection, and to its savepoints."""
-        super().watch(connection)
-        # SQLAlchemy tells of a savepoint before it has a name, and numbers those of a connection from 1 on.
-        numbers = count(1)
-        event.listen(
-            connection, "savepoint", lambda _, name: self.follow("BEGIN", name or f"sa_savepoint_{next(numbers)}")
-        )
-        event.listen(connection, "rollback_savepoint", lambda _, name, __: self.follow("ROLLBACK", name))
-        event.listen(connection, "release_savepoint", lambda _, name, __: self.follow("RELEASE", name))
 
     @contextlib.contextmanager
     def carrying(self) -> Iterator[None]:
@@ -68,7 +53,7 @@ class PostgresSessionGuard(SessionGuard):
             try:
                 yield
             finally:
-                if self._connection.in_transaction:
+                if self._driver.in_transaction:
                     self._say("session")
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
@@ -79,13 +64,9 @@ class PostgresSessionGuard(SessionGuard):
         try:
             return call()
         finally:
-            if self._connection.in_transaction:  # after an error the server refuses every statement
+            if self._driver.in_transaction:  # after an error the server refuses every statement
                 self._say("session")
             self.wrote(writes)
-
-    def lift(self) -> None:
-        """Nothing but the errors: the setting ends with the transaction."""
-        self.forget()
 
     def error(self, original: BaseException) -> errors.ConsensusError | None:
         """The error of this package for a refused statement; None for any other error."""
@@ -97,7 +78,7 @@ class PostgresSessionGuard(SessionGuard):
 
     def _say(self, by: str) -> str:
         """Set whose statements follow, and return whose they were before."""
-        row: Any = self._connection.order(
+        row: Any = self._driver.order(
             "SELECT current_setting('consensus_orm.by', true), set_config('consensus_orm.by', ?, true)", (by,)
         ).fetchone()
         return row[0] or ""

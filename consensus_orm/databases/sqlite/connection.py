@@ -6,8 +6,8 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class DriverConnection(ConfiguredConnection):
     identity: FileId | None = None
     log_identity: FileId | None = None
     turn: Turn | None = None
+    session_guard: SessionGuard | None = None
+    """The guard of the session that uses it."""
+    authorizer: Callable[..., int] | None = None
+    """The authorizer that is set."""
     _inherited = False
     _seen: tuple[int, int] | None = None
 
@@ -251,7 +255,20 @@ class DriverConnection(ConfiguredConnection):
 
     def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
         """Refuse statements of a session that would write a mapped table, until the guard is lifted."""
-        return SQLiteSessionGuard(mapping, self, sides, read_only=read_only)
+        self.session_guard = SQLiteSessionGuard(mapping, self, sides, read_only=read_only)
+        return self.session_guard
+
+    def set_authorizer(self, authorizer: Callable[..., int] | None, /) -> None:
+        """Set an authorizer, or none; SQLite prepares every statement again after one was set."""
+        super().set_authorizer(authorizer)
+        self.authorizer = authorizer
+
+    def savepoint(self, sql: str) -> None:
+        """Execute a command on a savepoint of SQLAlchemy, of which its events tell a guard."""
+        if self.session_guard is None:
+            self.execute(sql)
+        else:
+            self.session_guard.let(partial(self.execute, sql), writes=False)
 
     @cached_property
     def writes_utf16(self) -> bool:

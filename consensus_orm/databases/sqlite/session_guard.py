@@ -1,12 +1,17 @@
 """The guard of a session on SQLite: an authorizer, which SQLite calls for each action of a statement it prepares.
 
 So the guard depends on the tables that a statement would write, not on how it was made: by the ORM, Core or text.
+
+SQLite keeps prepared statements, and prepares all of them again after an authorizer is set. So a connection keeps its
+authorizer from session to session, as long as what it forbids stays the same. A statement that was prepared without a
+guard is not used for a session: those of a session begin with a mark, which makes their text another one.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from consensus_orm import errors
@@ -51,11 +56,60 @@ _PRAGMAS = {"query_only", "writable_schema", "foreign_keys", "ignore_check_const
 """Pragmas on whose values the unit of work depends."""
 
 
+_MARK = "\f"
+"""What the text of a session's statement begins with: white space that SQLite leaves out of what it stores."""
+
+
 class _Authorized(Protocol):
     """What the guard needs of a connection."""
 
+    authorizer: Callable[..., int] | None
+
     def execute(self, sql: str, /) -> Any: ...
+    def pragma(self, name: str, /) -> Any: ...
     def set_authorizer(self, authorizer: Callable[..., int] | None, /) -> None: ...
+
+
+class SessionCursor(sqlite3.Cursor):
+    """A cursor of a connection with a guard: it marks the statements of the session."""
+
+    connection: Any
+
+    def execute(self, sql: str, parameters: Any = (), /) -> SessionCursor:
+        """Execute a statement."""
+        guard = self.connection.session_guard
+        if guard.ours:
+            return super().execute(sql, parameters)
+        try:
+            return super().execute(_MARK + sql, parameters)
+        finally:
+            guard.executed()
+
+    def executemany(self, sql: str, parameters: Any, /) -> SessionCursor:
+        """Execute a statement with several rows."""
+        return super().executemany(sql if self.connection.session_guard.ours else _MARK + sql, parameters)
+
+
+class _Authorizer:
+    """The authorizer of a connection: it asks the guard of the session in use.
+
+    Args:
+        tables: The tables that its guards know; the statements of sessions that are prepared depend on them.
+        cookie: SQLite's counter of changes of the schema.
+        triggers: The names of the package's own triggers, which may write what a session may not.
+    """
+
+    def __init__(self, tables: object, cookie: int, triggers: Collection[str]) -> None:
+        self.tables = tables
+        self.cookie = cookie
+        self.triggers = triggers
+        self.guard: SQLiteSessionGuard | None = None
+
+    def __call__(self, action: int, first: str | None, second: str | None, _: str | None, trigger: str | None) -> int:
+        guard = self.guard
+        if guard is None or guard.ours or trigger in self.triggers:
+            return sqlite3.SQLITE_OK
+        return guard.authorize(action, first, second)
 
 
 class SQLiteSessionGuard(SessionGuard):
@@ -69,30 +123,49 @@ class SQLiteSessionGuard(SessionGuard):
     """
 
     def __init__(self, mapping: Moves, driver: _Authorized, sides: Collection[Side], *, read_only: bool) -> None:
-        super().__init__(mapping, sides, read_only=read_only)
+        super().__init__(mapping, driver, sides, read_only=read_only)
         # A row in sqlite_sequence that a session changes could let an id be assigned twice.
         self._tables = {*mapping.tables(Side.LEGACY), *mapping.tables(Side.NORMALIZED), "sqlite_sequence"}
-        self._driver = driver
-        prepared = driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone()
-        self._triggers = {name for (name,) in driver.execute(_TRIGGERS)} if prepared else set()
-        self._ours = False
+        self.ours = False
+        """Whether a statement of this package is being executed."""
         self._refused: str | None = None
         self._refused_rows = False
-        driver.set_authorizer(self._authorize)
+        self._names_savepoint = False
+        self._authorizer = self._set_authorizer()
+        self._authorizer.guard = self
+        vars(driver)["cursor"] = partial(sqlite3.Connection.cursor, driver, SessionCursor)
+
+    def _set_authorizer(self) -> _Authorizer:
+        """Keep the authorizer of the connection, or set another one, so that SQLite prepares every statement again."""
+        driver, tables = self._driver, (self._tables, self.written, self.hidden)
+        kept, cookie = driver.authorizer, driver.pragma("schema_version")
+        if isinstance(kept, _Authorizer) and kept.tables == tables and kept.cookie == cookie:
+            return kept
+        prepared = driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone()
+        made = _Authorizer(tables, cookie, {name for (name,) in driver.execute(_TRIGGERS)} if prepared else ())
+        driver.set_authorizer(made)
+        return made
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
         """Make a call that executes a statement of this package."""
-        self._ours = True
+        self.ours = True
         try:
             return call()
         finally:
-            self._ours = False
+            self.ours = False
             self.wrote(writes)
 
     def lift(self) -> None:
         """Accept every statement again."""
-        self._driver.set_authorizer(None)
-        self.forget()
+        self._authorizer.guard = None
+        vars(self._driver).pop("cursor", None)
+        super().lift()
+
+    def executed(self) -> None:
+        """Have a text that names a savepoint prepared again each time: that is when the guard learns of it."""
+        if self._names_savepoint:
+            self._names_savepoint = False
+            self._driver.set_authorizer(self._authorizer)
 
     def error(self, original: BaseException) -> errors.ConsensusError | None:
         """The error of this package for a refused statement; None for any other error."""
@@ -101,12 +174,10 @@ class SQLiteSessionGuard(SessionGuard):
             return self.refusal(str(self._refused), of_rows=self._refused_rows)
         return errors.ReadOnlyUnitOfWorkError() if self.read_only and code == sqlite3.SQLITE_READONLY else None
 
-    def _authorize(
-        self, action: int, first: str | None, second: str | None, _database: str | None, trigger: str | None
-    ) -> int:
-        if self._ours or trigger in self._triggers:
-            return sqlite3.SQLITE_OK
+    def authorize(self, action: int, first: str | None, second: str | None) -> int:
+        """Accept or deny an action of a statement of the session that is being prepared."""
         if action == sqlite3.SQLITE_SAVEPOINT:
+            self._names_savepoint = True
             self.follow(first, second)
         refused = self._forbidden(action, first, second)
         if refused is None:
