@@ -44,6 +44,8 @@ from consensus_orm import (
 
 __all__ = ["CASES", "Case"]
 
+ONE, TWO, THREE = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
+PLACES = ["a", "B", "é", '"', "\\", "[1]", "a b", "'", "", "\n", "\U0001f600", "10", "9"]
 BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -254,6 +256,88 @@ def shared_parent_with_nulls() -> Case:
             },
         },
     )  # fmt: skip
+
+
+def several_parents() -> Case:
+    """Two addresses of an order become references to one table, its customer one to another."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class OrderFlat(Base):
+        __tablename__ = "orders_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        customer: Mapped[str] = mapped_column(Text)
+        street: Mapped[str] = mapped_column(Text)
+        city: Mapped[str] = mapped_column(Text)
+        ship_street: Mapped[str | None] = mapped_column(Text)
+        ship_city: Mapped[str | None] = mapped_column(Text)
+
+    class Address(Base):
+        __tablename__ = "addresses"
+        __table_args__ = (UniqueConstraint("street", "city"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        street: Mapped[str | None] = mapped_column(Text)
+        city: Mapped[str | None] = mapped_column(Text)
+
+    class Customer(Base):
+        __tablename__ = "customers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text, unique=True)
+
+    class Order(Base):
+        __tablename__ = "orders"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        customer_id: Mapped[int] = mapped_column(ForeignKey("customers.id"), index=True)
+        billed_to: Mapped[int] = mapped_column(ForeignKey("addresses.id"), index=True)
+        sent_to: Mapped[int | None] = mapped_column(ForeignKey("addresses.id"), index=True)
+
+    sent_to = {Address.street: OrderFlat.ship_street, Address.city: OrderFlat.ship_city}
+    move = Move(
+        OrderFlat,
+        Order,
+        name="orders",
+        key={OrderFlat.id: Order.id},
+        columns={},
+        parts=[
+            Parent(Customer, link=Order.customer_id, by={Customer.name: OrderFlat.customer}),
+            Parent(Address, link=Order.billed_to, by={Address.street: OrderFlat.street, Address.city: OrderFlat.city}),
+            Parent(Address, link=Order.sent_to, by=sent_to),
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"customer": "Ada", "street": "Way 1", "city": "Bern", "ship_street": "Way 1", "ship_city": "Bern"},
+            {"customer": "Bob", "street": "Way 2", "city": "Thun", "ship_street": "Way 1", "ship_city": "Bern"},
+            {"customer": "Ada", "street": "Way 2", "city": "Bern", "ship_street": None, "ship_city": None},
+        ],
+        {"customer": "Cyd", "street": "Way {n}", "city": "Bern", "ship_street": "Way 2", "ship_city": None},
+        {
+            "legacy": [
+                "INSERT INTO orders_flat (customer, street, city) VALUES ('Dan', 'Way 9', 'Chur')",
+                "UPDATE orders_flat SET ship_street = street, ship_city = city WHERE customer = 'Dan'",
+                "UPDATE orders_flat SET ship_city = 'Thun', customer = 'Eve' WHERE customer = 'Bob'",
+                "UPDATE orders_flat SET ship_street = 'Way 8' WHERE ship_street IS NULL",
+            ],
+            "normalized": [
+                "UPDATE addresses SET city = 'Sion' WHERE city = 'Chur'",
+                "UPDATE orders SET sent_to = billed_to WHERE sent_to IS NULL",
+                "DELETE FROM orders WHERE customer_id = (SELECT id FROM customers WHERE name = 'Eve')",
+                "UPDATE customers SET name = 'Danny' WHERE name = 'Dan'",
+            ],
+        },
+        judged={
+            "normalized": {
+                # Each value once, and none without a row: whichever of the links leads to it.
+                "SELECT count(*) FROM addresses WHERE street = 'Way 1' AND city = 'Bern'": 1,
+                """SELECT count(*) FROM addresses WHERE id NOT IN (SELECT billed_to FROM orders UNION
+                SELECT sent_to FROM orders WHERE sent_to IS NOT NULL)""": 0,
+                "SELECT count(*) FROM customers WHERE id NOT IN (SELECT customer_id FROM orders)": 0,
+            },
+        },
+    )
 
 
 def states() -> Case:
@@ -942,14 +1026,13 @@ def composite_key() -> Case:
         key={LineOld.order_nr: Line.order_id, LineOld.place: Line.line},
         columns={Line.quantity: LineOld.amount, Line.unit: Default(LineOld.unit, "piece")},
     )
-    places = ["a", "B", "é", '"', "\\", "[1]", "a b", "'", "", "\n", "\U0001f600", "10", "9"]
     return Case(
         Moves(move),
         Base.metadata,
         [
             {"order_nr": number, "place": place, "amount": number, "unit": None if number == 9 else "kg"}
             for number in (-1, 9, 10, 2**63 - 1)
-            for place in places
+            for place in PLACES
         ],
         {"order_nr": 10, "place": "new {n}", "amount": 1, "unit": None},
         {
@@ -1040,11 +1123,10 @@ def uuid_key() -> Case:
             Token.cents: Convert(TokenOld.price, up=cents, down=cast(Token.cents, Float) / 100.0, keep=True),
         },
     )
-    one, two, three = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
     return Case(
         Moves(move),
         Base.metadata,
-        [{"uid": each, "holder": str(n), "price": 0.007 * n} for n, each in enumerate((one, two, three, UUID(int=0)))],
+        [{"uid": each, "holder": str(n), "price": 0.007 * n} for n, each in enumerate((ONE, TWO, THREE, UUID(int=0)))],
         {"holder": "new {n}", "price": 1.5},
         {
             "legacy": ["UPDATE tokens_old SET price = 0.333 WHERE holder = '1'"],
@@ -1103,13 +1185,12 @@ def uuid_key_with_parts() -> Case:
             Many(Label, by=Label.device_id, position=Label.position, item=Label.text, items=Split(DeviceOld.labels)),
         ],
     )
-    one, two, three = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
     return Case(
         Moves(move),
         Base.metadata,
         [
-            {"uid": one, "name": "a", "room": "hall", "labels": "x,y"}, {"uid": two, "name": "b", "room": None},
-            {"uid": three, "name": "c", "room": "", "labels": "z"},
+            {"uid": ONE, "name": "a", "room": "hall", "labels": "x,y"}, {"uid": TWO, "name": "b", "room": None},
+            {"uid": THREE, "name": "c", "room": "", "labels": "z"},
         ],
         {"name": "new {n}", "room": "r", "labels": "n,{n}"},
         {
@@ -1198,6 +1279,7 @@ CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
     "shared parent with NULLs": shared_parent_with_nulls,
+    "several parents": several_parents,
     "values": states,
     "kept values": defaults,
     "text key": text_key,
@@ -1211,8 +1293,8 @@ CASES = {
     "list to tags": list_to_tags,
     "composite key": composite_key,
     "association": association,
-    "uuid key": uuid_key,
-    "uuid key with parts": uuid_key_with_parts,
+    "UUID key": uuid_key,
+    "UUID key with parts": uuid_key_with_parts,
     "composite keys into one": composite_keys_into_one,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""

@@ -193,9 +193,10 @@ def test_an_item_with_the_separator_in_it_is_a_reject(new_database: Database) ->
         assert new_database.rows_of("SELECT steps FROM recipes WHERE id = 77") == [("x",)]
 
 
-def test_a_copy_takes_the_originals_along(new_database: Database, tmp_path: Path) -> None:
-    """What a rule cannot give back goes with the rows into another database, and comes back there."""
-    case = CASES["kept values"]()
+@pytest.mark.parametrize("name", ["kept values", "several parents"])
+def test_a_copy_takes_along_what_belongs_to_a_row(new_database: Database, tmp_path: Path, name: str) -> None:
+    """What a rule cannot give back, and all parents, go with the rows into another database."""
+    case = CASES[name]()
     prepared(new_database, case)
     (move,) = case.moves
     target = tmp_path / "copy.db"
@@ -207,3 +208,38 @@ def test_a_copy_takes_the_originals_along(new_database: Database, tmp_path: Path
             assert store.copy_to(copy).finished
             assert read(copy, move.name) == seen
             assert copy.migration.verify().clean
+
+
+def test_a_session_carries_several_parents(new_database: Database) -> None:
+    """Each link of a row follows its own values, and a parent stays as long as any link of any row leads to it."""
+    case = CASES["several parents"]()
+    prepared(new_database, case)
+    (move,) = case.moves
+    models: Any = [move.legacy_model, move.normalized, *(parent.model for parent in move.parents)]
+    flat, order, customer, address, _ = models
+    kept = "SELECT customer, city, ship_city FROM orders_flat WHERE id = 99"
+    cities = "SELECT count(*) FROM addresses WHERE city IN ('Genf', 'Zug')"
+    with Store.open(new_database.where, moves=case.moves, settings=SETTINGS) as store:
+        store.upgrade()
+        store.migration.migrate(Phase.DUAL_WRITE, soak=False)
+        store.migration.backfill()
+        with store.unit_of_work() as uow:
+            ada = uow.session.query(customer).filter_by(name="Ada").one()
+            genf = address(street="Way 5", city="Genf")
+            uow.session.add(genf)
+            uow.session.flush()
+            uow.session.add(order(id=99, customer_id=ada.id, billed_to=genf.id, sent_to=genf.id))
+        assert new_database.rows_of(kept) == [("Ada", "Genf", "Genf")]
+        with store.unit_of_work() as uow:
+            uow.session.get_one(flat, 99).city = "Zug"
+        assert new_database.scalar(cities) == 2
+        with store.unit_of_work() as uow:
+            entity = uow.session.get_one(order, 99)
+            entity.sent_to = entity.billed_to
+        assert new_database.rows_of(kept) == [("Ada", "Zug", "Zug")]
+        assert new_database.scalar(cities) == 1
+        with store.unit_of_work() as uow:
+            uow.session.delete(uow.session.get_one(flat, 99))
+        assert new_database.scalar(cities) == 0
+        report = store.migration.verify()
+        assert report.clean, report
