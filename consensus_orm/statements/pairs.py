@@ -2,8 +2,8 @@
 
 Built with SQLAlchemy, rendered once, and run on the driver's connection with named parameters: that costs
 what raw SQL costs, where a `select()` built for each call costs 35 to 53 us more (measured). `sql.parameter`
-names the parameter of each legacy column; `_key`, `_keys` (a JSON array), `_first` and `_last` (a range of keys), and one
-for each link to a parent are the others.
+names the parameter of each legacy column; `_key`, `_keys` (a JSON array), `_first` and `_last` (a range of keys),
+and one for each link to a parent are the others.
 """
 
 from __future__ import annotations
