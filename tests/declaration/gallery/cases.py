@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,17 +16,26 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    Date,
+    DateTime,
+    Enum,
     Float,
     ForeignKey,
     Integer,
+    Interval,
+    LargeBinary,
     MetaData,
+    Numeric,
     String,
     Text,
     UniqueConstraint,
     Uuid,
+    case,
     cast,
     func,
 )
+from sqlalchemy import Computed as Generated
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import (
@@ -42,7 +53,7 @@ from consensus_orm import (
     Split,
 )
 
-__all__ = ["CASES", "Case"]
+__all__ = ["CASES", "Case", "column_types"]
 
 ONE, TWO, THREE = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
 PLACES = ["a", "B", "é", '"', "\\", "[1]", "a b", "'", "", "\n", "\U0001f600", "10", "9"]
@@ -1275,6 +1286,140 @@ def composite_keys_into_one() -> Case:
     )
 
 
+def single_table_child() -> Case:
+    """A column that only one kind of row has belongs to a subclass in the same table."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class StaffFlat(Base):
+        __tablename__ = "staff_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        role: Mapped[str] = mapped_column(Text)
+        name: Mapped[str] = mapped_column(Text)
+        budget: Mapped[int | None] = mapped_column(BIG)
+
+    class Employee(Base):
+        __tablename__ = "staff"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "employee"}  # noqa: RUF012 - SQLAlchemy's
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(Text)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Manager(Employee):
+        __mapper_args__ = {"polymorphic_identity": "manager"}  # noqa: RUF012
+        budget: Mapped[int | None] = mapped_column(BIG)
+
+    move = Move(
+        StaffFlat,
+        Employee,
+        name="staff",
+        key={StaffFlat.id: Employee.id},
+        columns={Employee.kind: StaffFlat.role, Employee.name: StaffFlat.name, Manager.budget: StaffFlat.budget},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"role": "manager", "name": "Ada", "budget": 9}, {"role": "employee", "name": "Bob"}],
+        {"role": "manager", "name": "new {n}", "budget": ...},
+        {
+            "legacy": ["UPDATE staff_flat SET role = 'manager', budget = 1 WHERE name = 'Bob'"],
+            "normalized": [
+                "INSERT INTO staff (kind, name) VALUES ('employee', 'other')",
+                "DELETE FROM staff WHERE id = 1",
+            ],
+        },
+    )
+
+
+def text_date_to_date() -> Case:
+    """A date that was written as a text becomes a date; a text that is none is kept, and has no date."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class BillOld(Base):
+        __tablename__ = "bills_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        due: Mapped[str | None] = mapped_column(Text)
+
+    class Bill(Base):
+        __tablename__ = "bills"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        due_on: Mapped[date | None]
+
+    due_on = case((BillOld.due.like("____-__-__"), func.date(BillOld.due, type_=Date)), else_=None)
+    move = Move(
+        BillOld,
+        Bill,
+        name="bills",
+        key={BillOld.id: Bill.id},
+        columns={Bill.due_on: Convert(BillOld.due, up=due_on, down=cast(Bill.due_on, Text), keep=True)},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"due": "2026-02-28"}, {"due": None}, {"due": "soon"}, {"due": ""}, {"due": "2026-12-1"}],
+        {"due": "2026-11-1{n}"},
+        {
+            "legacy": ["UPDATE bills_old SET due = '2026-03-01' WHERE due = 'soon'"],
+            "normalized": ["UPDATE bills SET due_on = '2027-01-01' WHERE due_on = '2026-02-28'"],
+        },
+        judged={"normalized": {"SELECT count(*) FROM bills WHERE due_on IS NULL AND id = 5": 1}},
+    )
+
+
+def column_types() -> Case:
+    """Columns of all types, a default of the server, and generated columns on either side."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Sample:
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        price: Mapped[Decimal | None] = mapped_column(Numeric(10, 2))
+        day: Mapped[date | None]
+        at: Mapped[datetime | None] = mapped_column(DateTime)
+        instant: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+        clock: Mapped[time | None]
+        lasts: Mapped[timedelta | None] = mapped_column(Interval)
+        code: Mapped[UUID | None]
+        done: Mapped[bool | None]
+        content: Mapped[bytes | None] = mapped_column(LargeBinary)
+        facts: Mapped[Any] = mapped_column(JSON, nullable=True)
+        more: Mapped[Any] = mapped_column(JSON().with_variant(JSONB(), "postgresql"), nullable=True)
+        places: Mapped[Any] = mapped_column(JSON().with_variant(ARRAY(Integer), "postgresql"), nullable=True)
+        color: Mapped[str | None] = mapped_column(Enum("red", "green", name="colors", native_enum=False))
+        state: Mapped[str] = mapped_column(Text, server_default="new")
+
+    class SampleOld(Sample, Base):
+        __tablename__ = "samples_old"
+        cents: Mapped[int | None] = mapped_column(BIG, Generated("price * 100"))
+
+    class SampleNew(Sample, Base):
+        __tablename__ = "samples"
+        letters: Mapped[int | None] = mapped_column(Integer, Generated("length(state)"))
+        note: Mapped[str] = mapped_column(Text, server_default="-")
+
+    carried = [of.name for of in SampleOld.__table__.c if of.name not in {"id", "cents"}]
+    move = Move(
+        SampleOld,
+        SampleNew,
+        name="samples",
+        key={SampleOld.id: SampleNew.id},
+        columns={getattr(SampleNew, name): getattr(SampleOld, name) for name in carried},
+        without={SampleOld.cents: "the database computes it"},
+    )
+    noon = datetime(2026, 3, 29, 12, 0, 0, 7)
+    full = {
+        "price": Decimal("20.25"), "day": noon.date(), "at": noon, "instant": noon.replace(tzinfo=UTC),
+        "clock": noon.time(), "lasts": timedelta(days=-1, microseconds=3), "code": ONE,
+        "done": False, "content": b"\x00\xff", "facts": {"b": [1.5, None], "a": "é"}, "more": {"k": []},
+        "places": [3, 1], "color": "green",
+    }  # fmt: skip
+    return Case(Moves(move), Base.metadata, [full, dict.fromkeys(full)], full | {"state": "made"})
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
@@ -1293,6 +1438,8 @@ CASES = {
     "list to tags": list_to_tags,
     "composite key": composite_key,
     "association": association,
+    "single-table child": single_table_child,
+    "text date to date": text_date_to_date,
     "UUID key": uuid_key,
     "UUID key with parts": uuid_key_with_parts,
     "composite keys into one": composite_keys_into_one,
