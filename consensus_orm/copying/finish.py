@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +26,7 @@ from consensus_orm.ledgers import audit, rejects, signs
 from consensus_orm.ledgers.binding import among, bound, milliseconds, stored
 from consensus_orm.models.control import MigrationState, Reject
 from consensus_orm.phase import Side
+from consensus_orm.repository.carrying import settle
 from consensus_orm.schema.application import Protection
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -95,7 +95,7 @@ def finish(target: Target, source: Source, rest: Remainder, tables: list[Copied]
         restored = target.restored(uow)
         set_phase(uow, state, _user_version(uow, state, target.units.application.protection))
         rejected = list(_reject(uow, rest))
-        _derive_again(uow, rest, tables)
+        _derive_again(uow, rest)
         _keep_definitions(uow, target, source, rest)
         for statement in restored:
             uow._execute(statement)
@@ -187,17 +187,12 @@ def _pairs_key(uow: UnitOfWork, odd: Unfit) -> Any:
     return None
 
 
-def _derive_again(uow: UnitOfWork, rest: Remainder, tables: list[Copied]) -> None:
+def _derive_again(uow: UnitOfWork, rest: Remainder) -> None:
     """Derive the parents of rows that were left behind again, from the rows that are there."""
     if not rest.state.prepared:
         return
-    linked = {table.name for table in tables if table.link is not None}
-    for pair in uow.statements.mapping:
-        parent = uow.statements.of_parent(pair)
-        keys = {odd.parent for odd, _ in rest.left_behind if odd.table == pair.table.name and odd.table in linked}
-        if parent is not None and keys:
-            for statement in parent.settle:
-                uow._execute(statement, {"_keys": json.dumps(sorted(keys))})
+    left = {parent for odd, _ in rest.left_behind for parent in odd.parents}
+    settle(uow, uow.statements.parents.values(), left)
 
 
 # Saved definitions ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class Unfit:
         column: The column that cannot be held.
         reason: Why.
         pair: The pair its reject is listed under.
-        parent: The key that its link refers to, if it has one.
+        parents: The tables and keys of the parents that it refers to.
     """
 
     table: str
@@ -28,7 +28,7 @@ class Unfit:
     column: str
     reason: str
     pair: str
-    parent: Any = None
+    parents: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

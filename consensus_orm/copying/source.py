@@ -155,14 +155,14 @@ class Source(UnitOfWork):
         where = f"NOT ({has_place(table, self)})"
         return int(self._rows(f"SELECT count(*) FROM {quoted(table.name)} WHERE {where}")[0][0])
 
-    def orphans(self, table: Copied) -> frozenset[Any]:
-        """The keys of missing parents that rows of a table refer to."""
-        if table.link is None:
-            return frozenset()
-        link = quoted(table.fields[table.link].name)
-        parent = next(p for p in self.statements.mapping.parents if p.table.name == table.parent)
+    def orphans(self, table: Copied) -> dict[int, frozenset[Any]]:
+        """For each link of a table the keys of missing parents that its rows refer to."""
+        return {place: self._orphans(table, place, parent) for place, parent in table.links}
+
+    def _orphans(self, table: Copied, place: int, of: str) -> frozenset[Any]:
+        link, parent = quoted(table.fields[place].name), self.statements.parents[of].parent
         sql = (
-            f"SELECT DISTINCT {link} FROM {quoted(table.name)} AS t WHERE NOT EXISTS"
+            f"SELECT DISTINCT {link} FROM {quoted(table.name)} AS t WHERE {link} IS NOT NULL AND NOT EXISTS"
             f" (SELECT 1 FROM {quoted(parent.table.name)} AS p WHERE {quoted('p', parent.key.name)} = t.{link})"
         )
         return frozenset(key for (key,) in self._rows(sql))

@@ -55,6 +55,10 @@ class Range:
     unfit: tuple[Unfit, ...] = ()
 
 
+Missing = dict[int, frozenset[Any]]
+"""For each link of a table the keys of parents that it refers to, and that are not there."""
+
+
 class Sieve:
     """Separates the rows of a table that the target can hold from the others.
 
@@ -63,7 +67,7 @@ class Sieve:
         source: The kind of database it comes from.
         target: The kind of database it goes to.
         indexes: Columns that are indexed together.
-        missing: Keys of parents that are not in the target.
+        missing: For each link of the table the keys of parents that are not in the target.
         utf16: Whether the source stores text in UTF-16.
     """
 
@@ -73,7 +77,7 @@ class Sieve:
         source: str,
         target: str,
         indexes: list[frozenset[str]],
-        missing: frozenset[Any],
+        missing: Missing,
         *,
         utf16: bool = False,
     ) -> None:
@@ -101,14 +105,15 @@ class Sieve:
             if sum(_size(row[place]) for place in places) > INDEXED_BYTES:
                 longest = max(places, key=lambda place: _size(row[place]))
                 return self._said(row, longest, "longer than an index of PostgreSQL may take")
-        if self.table.link is not None and row[self.table.link] in self.missing:
-            return self._said(row, self.table.link, f"its row in {self.table.parent} is not there, or is not copied")
+        for place, parent in self.table.links:
+            if row[place] in self.missing[place]:
+                return self._said(row, place, f"its row in {parent} is not there, or is not copied")
         return None
 
     def _said(self, row: Values, place: int, reason: str) -> Unfit:
-        parent = None if self.table.link is None else row[self.table.link]
+        parents = tuple((parent, row[link]) for link, parent in self.table.links if row[link] is not None)
         key, column = self.table.key_of(row), self.table.fields[place].name
-        return Unfit(self.table.name, key, column, reason, self.table.pair, parent)
+        return Unfit(self.table.name, key, column, reason, self.table.pair, parents)
 
 
 def _size(value: Any) -> int:
@@ -142,7 +147,7 @@ class Passes:
         self.known: dict[str, list[Range]] = {}
         self.written = dict.fromkeys((table.name for table in tables), 0)
         self.deleted = dict(self.written)
-        self.missing: dict[str, frozenset[Any]] = {}
+        self.missing: dict[str, Missing] = {}
         self.postponed = False
         self.changed = 0
         self.done = 0
@@ -171,7 +176,8 @@ class Passes:
         missing: dict[str, frozenset[Any]] = {}
         utf16 = in_utf16(self.source)
         for table in self.tables:
-            gone = missing.get(table.parent or "", frozenset()) | self.source.orphans(table)
+            orphans = self.source.orphans(table)
+            gone = {place: missing.get(parent, frozenset()) | orphans[place] for place, parent in table.links}
             sieve = Sieve(table, self.source.kind, self.kind, self.indexes.get(table.name, []), gone, utf16=utf16)
             tally = Tally(self.progress, f"{what}{table.name}")
             tally.expect(lambda: self.source.count(table))  # noqa: B023 - called at once

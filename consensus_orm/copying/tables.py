@@ -44,16 +44,14 @@ class Copied:
         fields: Its columns, those of the key first.
         pair: The pair under which its rejects are listed.
         width: How many columns the key has.
-        link: The index of the column that refers to a parent.
-        parent: The table that it refers to.
+        links: The indexes of the columns that refer to parents, each with the table that it refers to.
     """
 
     name: str
     fields: tuple[Field, ...]
     pair: str
     width: int = 1
-    link: int | None = None
-    parent: str | None = None
+    links: tuple[tuple[int, str], ...] = ()
 
     @property
     def key(self) -> tuple[Field, ...]:
@@ -141,11 +139,9 @@ def _originals_of(pair: Move, table: Table) -> Copied:
 
 def _pairs_table(pair: Move) -> Copied:
     fields = _fields(pair.table)
-    if pair.link is None or pair.parent is None:
-        return Copied(pair.table.name, fields, pair.name, _width(pair.table))
-    place = [field.name for field in fields].index(pair.link.key)
-    parent = pair.parent.table.name
-    return Copied(pair.table.name, fields, pair.name, _width(pair.table), link=place, parent=parent)
+    places = {field.name: place for place, field in enumerate(fields)}
+    links = tuple((places[parent.refers.name], parent.table.name) for parent in pair.parents)
+    return Copied(pair.table.name, fields, pair.name, _width(pair.table), links=links)
 
 
 def _fields(table: Table) -> tuple[Field, ...]:

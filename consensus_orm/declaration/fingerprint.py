@@ -46,8 +46,8 @@ def _move(move: Move) -> dict[str, Any]:
         "computed": {of.key: spelled(on(rule, _row(move))) for of, rule in move.computed.items()},
         "adopted": {name: spelled(rule) for name, rule in move.adopted.items()},
         "kept": [of.key for of in move.kept],
-        "parent": None if move.parent is None else move.parent.table.name,
-        "link": None if move.link is None else move.link.key,
+        "parent": move.parents[0].table.name if move.parents else None,
+        "link": move.links[0].key if move.parents else None,
         "marker": None if move.marker is None else move.marker.key,
         "newest": None if move.newest is None else move.newest.key,
     }
@@ -55,6 +55,7 @@ def _move(move: Move) -> dict[str, Any]:
     more = {
         "legacy_key": move.legacy_keys[0] if move.legacy_keys[0] != move.keys[0].name else None,
         "further_keys": [[name, *_column(of)] for name, of in zip(move.legacy_keys[1:], move.keys[1:], strict=True)],
+        "further_parents": [[parent.table.name, parent.refers.key] for parent in move.parents[1:]],
         "restored": {name: spelled(rule) for name, rule in move.restored.items()},
         "without": sorted(move.without),
         "parts": {part.table.name: _part(part, move) for part in move.parts},
@@ -86,6 +87,7 @@ def _many(many: Many) -> dict[str, Any]:
 
 def _parent(parent: Parent, moves: Moves) -> dict[str, Any]:
     first = moves.members(parent)[0]
+    above = ((of, rule) for of, rule in first.above.items() if of.table is parent.at)
     derived: dict[str, Any] = {}
     for of, rule in parent.derived_columns.items():
         if isinstance(rule, Latest):
@@ -97,7 +99,7 @@ def _parent(parent: Parent, moves: Moves) -> dict[str, Any]:
         "table": parent.table.name,
         "key": _column(parent.key),
         "identity": sorted(of.key for of in parent.identity),
-        "computed": {of.key: spelled(on(rule, _row(first))) for of, rule in first.above.items()},
+        "computed": {of.key: spelled(on(rule, _row(first))) for of, rule in above},
         "derived": derived,
     }
 

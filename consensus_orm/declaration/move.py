@@ -145,8 +145,9 @@ class Move(Generic[R]):
         self.normalized = normalized
         self.record = record
         self.name = name or self.legacy_name
-        parents = [part for part in parts if isinstance(part, Parent)]
-        self.parent = parents[0] if parents else None
+        self.parents: tuple[Parent, ...] = ()
+        for part in parts:
+            self.parents += (part.beside(self.parents),) if isinstance(part, Parent) else ()
         self.parts: tuple[Part, ...] = tuple(part for part in parts if isinstance(part, Part))
         self.children: tuple[Many, ...] = tuple(part for part in parts if isinstance(part, Many))
         self.newest = None if newest is None else column_of(newest)
@@ -167,7 +168,7 @@ class Move(Generic[R]):
         self.lossy: list[Lossy] = []
         """The rules whose originals are kept."""
         self.above: dict[Column[Any], ColumnElement[Any]] = {}
-        """Columns of the parent whose value follows from legacy columns, by a rule."""
+        """Columns of parents whose value follows from legacy columns, by a rule."""
         self.beside: dict[Column[Any], ColumnElement[Any]] = {}
         """Columns of parts whose value follows from legacy columns, by a rule."""
         self.listed: dict[str, Many] = {}
@@ -181,13 +182,6 @@ class Move(Generic[R]):
     # What is declared -----------------------------------------------------------------------------------
 
     def _require_known(self, parts: Sequence[Any]) -> None:
-        parents = [part for part in parts if isinstance(part, Parent)]
-        if len(parents) > 1:
-            raise self.fault(
-                parents[1].link.key,
-                f"its rows have the parents {parents[0].table.name} and {parents[1].table.name}; they can have one",
-                "declare one Parent",
-            )
         for part in parts:
             if not isinstance(part, Parent | Part | Many):
                 raise self.fault(self.keys[0].name, f"{part!r:.60} is no part", "give Parent, Part and Many in `parts`")
@@ -229,9 +223,9 @@ class Move(Generic[R]):
             source = self._expression(many.items.source)
             self.listed[source.name] = many
             self.types |= {} if isinstance(source.type, NullType) else {source.name: source.type}
-        if self.parent is not None:
-            for target, rule in (self.parent.by | self.parent.columns).items():
-                self._fill((column_of(target),), rule, self.above)
+        for parent in self.parents:
+            for target, rule in (parent.by | parent.columns).items():
+                self._fill((parent.standing(column_of(target)),), rule, self.above)
 
     def _fill(
         self, targets: tuple[Column[Any], ...], rule: Rule, computed: dict[Column[Any], ColumnElement[Any]]
@@ -469,37 +463,28 @@ class Move(Generic[R]):
         return self.carried.get(name) if name in self.carried else self.table.c.get(name)
 
     def is_own(self, of: Column[Any]) -> bool:
-        """Whether a column is one of the normalized table itself, and not of a parent."""
+        """Whether a column is one of the normalized table itself, and not of a parent or part."""
         return of.table is self.table
 
     @cached_property
-    def link(self) -> Column[Any] | None:
-        """The column that refers to the parent."""
-        return None if self.parent is None else column_of(self.parent.link)
+    def links(self) -> tuple[Column[Any], ...]:
+        """The columns that refer to parents."""
+        return tuple(parent.refers for parent in self.parents)
 
-    def standing(self, of: Column[Any], own: Any, parent: Any) -> ColumnElement[Any]:
-        """A normalized column where its row stands: in the table, in that of a part, or in the parent.
+    def standing(self, of: Column[Any], own: Any) -> ColumnElement[Any]:
+        """A normalized column where its row stands: in the table, in that of a part, or in a parent.
 
         Args:
             of: The column.
-            own: The normalized table, or what stands for it; parts are joined with it as they are.
-            parent: The table of the parent, or what stands for it.
+            own: The normalized table, or what stands for it; parts and parents are joined with it as they are.
         """
-        if self.is_own(of):
-            found: ColumnElement[Any] = own.c[of.key]
-            return found
-        in_part = any(of.table is part.table for part in self.parts)
-        return of if in_part or parent is None else parent.c[of.key]
-
-    @property
-    def may_be_orphan(self) -> bool:
-        """Whether a row without any value of its parent has none: its link can be NULL."""
-        return self.link is not None and bool(self.link.nullable)
+        found: ColumnElement[Any] = own.c[of.key] if self.is_own(of) else of
+        return found
 
     @cached_property
     def kept(self) -> tuple[Column[Any], ...]:
         """Columns that only the normalized side has; the way back leaves them standing."""
-        filled = {*self.keys, self.marker, self.link, self.own_id, *self.carried.values(), *self.computed}
+        filled = {*self.keys, self.marker, *self.links, self.own_id, *self.carried.values(), *self.computed}
         constant = self.only[Side.NORMALIZED]
         return tuple(
             of for of in self.table.columns if of not in filled and of.computed is None and of.name not in constant
@@ -600,15 +585,15 @@ class Move(Generic[R]):
         carried = {of.key: row[name] for name, of in self.carried.items() if self.is_own(of)}
         return carried | {of.key: on(rule, row) for of, rule in self.computed.items()}
 
-    def filled_above(self, row: Row) -> dict[str, ColumnElement[Any]]:
-        """What the parent holds for a legacy row; without its key and what is derived.
+    def filled_above(self, parent: Parent, row: Row) -> dict[str, ColumnElement[Any]]:
+        """What a parent holds for a legacy row; without its key and what is derived.
 
         Args:
+            parent: The parent.
             row: The legacy row.
         """
-        parent = None if self.parent is None else self.parent.table
-        carried = {of.key: row[name] for name, of in self.carried.items() if of.table is parent}
-        return carried | {of.key: on(rule, row) for of, rule in self.above.items()}
+        carried = {of.key: row[name] for name, of in self.carried.items() if of.table is parent.at}
+        return carried | {of.key: on(rule, row) for of, rule in self.above.items() if of.table is parent.at}
 
     def filled_in(self, part: Part, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the table of a part holds for a legacy row; without its key.
@@ -631,14 +616,13 @@ class Move(Generic[R]):
             return func.coalesce(on(expression(part.when), row), false())
         return or_(false(), *(value.is_not(None) for value in self.filled_in(part, row).values()))
 
-    def given_back(self, own: Any, parent: Any) -> Row:
-        """The legacy row that a normalized row and its parent stand for; without its key.
+    def given_back(self, own: Any) -> Row:
+        """The legacy row that a normalized row and its parents stand for; without its key.
 
         Args:
-            own: The normalized table, or what stands for it; the originals are joined with it where there are some.
-            parent: The table of the parent, or what stands for it; None where the move has none.
+            own: The normalized table, or what stands for it; what belongs to its rows is joined with it as it is.
         """
-        carried = {name: self.standing(of, own, parent) for name, of in self.carried.items()}
+        carried = {name: self.standing(of, own) for name, of in self.carried.items()}
         if not (self.restored or self.listed):
             return Row(carried)
         originals = (
@@ -652,7 +636,7 @@ class Move(Generic[R]):
             original = Row({of.name: of for of in self.originals.columns})
             for rule in self.lossy:
                 filled = zip(rule.targets, rule.up, strict=True)
-                follows = [holds(self.standing(of, own, parent), on(up, original)) for of, up in filled]
+                follows = [holds(self.standing(of, own), on(up, original)) for of, up in filled]
                 counts = and_(original["key"].is_not(None), *follows)
                 restored |= {name: case((counts, original[name]), else_=restored[name]) for name in rule.sources}
             for name, many in ((name, many) for name, many in self.listed.items() if many.items.keeps):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, false, func, not_, or_
+from sqlalchemy import Column, ColumnElement, Table, false, func, not_, or_
 
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move
@@ -64,8 +64,8 @@ class Moves:
         """The parents, each table once."""
         found: dict[str, Parent] = {}
         for move in self:
-            if move.parent is not None:
-                found.setdefault(move.parent.table.name, move.parent)
+            for parent in move.parents:
+                found.setdefault(parent.table.name, parent)
         return tuple(found.values())
 
     @cached_property
@@ -115,7 +115,11 @@ class Moves:
 
     def members(self, parent: Parent) -> tuple[Move, ...]:
         """The moves whose rows belong to a parent."""
-        return tuple(move for move in self._moves if move.parent is not None and move.parent.table is parent.table)
+        return tuple(dict.fromkeys(move for move, _ in self.links(parent)))
+
+    def links(self, parent: Parent) -> tuple[tuple[Move, Column[Any]], ...]:
+        """The moves whose rows belong to a parent, each with the column by which they do; with each of several."""
+        return tuple((move, of.refers) for move in self for of in move.parents if of.table is parent.table)
 
     def tables(self, side: Side) -> frozenset[str]:
         """The names of the tables of a side, parents included, in small letters."""
@@ -130,6 +134,11 @@ class Moves:
 
     def said_by(self, parent: Parent) -> list[str]:
         """Columns of a parent that say something of its rows, in order; what is derived follows from them instead."""
-        members = self.members(parent)
-        said = {of.key for move in members for of in (*move.carried.values(), *move.above) if of.table is parent.table}
-        return sorted({parent.key.name, *said})
+        told = {
+            of.key
+            for move in self.members(parent)
+            for each in move.parents
+            for of in (*move.carried.values(), *move.above)
+            if each.table is parent.table and of.table is each.at
+        }
+        return sorted({parent.key.name, *told})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +70,58 @@ class Parent:
     def key(self) -> Column[Any]:
         """The primary key column."""
         return single_key(self.table)
+
+    @cached_property
+    def at(self) -> FromClause:
+        """What stands for the table beside the rows of a move."""
+        return self.table
+
+    @cached_property
+    def name_at(self) -> str:
+        """The name of that."""
+        return self.table.name
+
+    @cached_property
+    def key_at(self) -> ColumnElement[Any]:
+        """The primary key beside the rows of a move."""
+        return self.standing(self.key)
+
+    @cached_property
+    def refers(self) -> Column[Any]:
+        """The column of the moved rows that refers to it."""
+        return column_of(self.link)
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether a row without any value of it has none: the link can be NULL."""
+        return bool(self.refers.nullable)
+
+    def beside(self, others: Sequence[Parent]) -> Parent:
+        """The same as one of several parents of a move: under a name of its own where the table is theirs, too.
+
+        Args:
+            others: The parents before it.
+        """
+        if all(other.table is not self.table for other in others):
+            return self
+        again = copy.copy(self)
+        again.name_at = f"{self.table.name}_{self.refers.name}"
+        again.at = self.table.alias(again.name_at)
+        return again
+
+    def standing(self, of: Column[Any]) -> Column[Any]:
+        """A column of the table beside the rows of a move."""
+        found: Any = self.at.c[of.key] if of.table is self.table else of
+        return found
+
+    def of(self, own: Any) -> ColumnElement[bool]:
+        """Whether it is the one that a row refers to.
+
+        Args:
+            own: The normalized table, or what stands for it.
+        """
+        refers: ColumnElement[bool] = self.key_at == own.c[self.refers.key]
+        return refers
 
     @cached_property
     def identity(self) -> tuple[Column[Any], ...]:

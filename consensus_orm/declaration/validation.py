@@ -49,8 +49,8 @@ def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
         _parts(move)
         _items(move)
         _rules(move)
-        if move.parent is not None:
-            _parent(move, move.parent)
+        for parent in move.parents:
+            _parent(move, parent)
         _filled(move)
         _ordered(move)
         _json(move, dialects)
@@ -141,9 +141,9 @@ def _key(move: Move) -> None:
 
 def _rules(move: Move) -> None:
     """Refuse rules that speak of the wrong side."""
-    parent = None if move.parent is None else move.parent.table
+    parents = [parent.at for parent in move.parents]
     parts = [part.table for part in move.parts]
-    ours = {table.name for table in (move.table, parent, *parts) if table is not None}
+    ours = {table.name for table in (move.table, *(parent.table for parent in move.parents), *parts)}
     conditions = [(part.by, expression(part.when)) for part in move.parts if part.when is not None]
     for target, rule in (*move.computed.items(), *move.above.items(), *move.beside.items(), *conditions):
         for of in columns_of(rule):
@@ -163,10 +163,10 @@ def _rules(move: Move) -> None:
                     "say with normalized attributes what a legacy column holds",
                 )
     for target in (*move.computed, *move.carried.values(), *move.above, *move.beside):
-        if target.table not in (move.table, parent, *parts):
+        if target.table not in (move.table, *parents, *parts):
             raise move.fault(
                 target.name,
-                f"{target.table.name}.{target.name} is no column of {move.table.name}, its parent or its parts",
+                f"{target.table.name}.{target.name} is no column of {move.table.name}, its parents or its parts",
                 "fill columns of the normalized class in `columns`, and those of a parent or a part there",
             )
 
@@ -270,16 +270,17 @@ def _item(move: Move, source: str, many: Many) -> None:
 
 def _filled(move: Move) -> None:
     """Refuse a table with a column that must hold a value, and that nothing fills."""
-    parent = move.parent
-    filled = {*move.keys, move.link, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
+    filled = {*move.keys, *move.links, move.marker, move.own_id, *move.carried.values(), *move.computed, *move.above}
     filled |= {move.table.c[name] for name in move.only[Side.NORMALIZED]}
     filled |= {*move.beside, *(part.by for part in move.beside_rows)}
     filled |= {of for many in move.children for of in (many.position, many.item, many.link)}
     filled |= {table.autoincrement_column for table in move.tables_beside}
-    tables = [move.table, *move.tables_beside, *([] if parent is None else [parent.table])]
-    derived = set() if parent is None else {parent.key, *parent.derived_columns}
-    for of in (of for table in tables for of in table.columns):
-        if of in filled or of in derived or of.nullable or has_value(of):
+    wanted = [of for table in (move.table, *move.tables_beside) for of in table.columns if of not in filled]
+    for parent in move.parents:
+        made = {parent.key, *parent.derived_columns}
+        wanted += [of for of in parent.table.columns if of not in made and parent.standing(of) not in filled]
+    for of in wanted:
+        if of.nullable or has_value(of):
             continue
         raise move.fault(
             of.name,
@@ -306,10 +307,12 @@ def _ordered(move: Move) -> None:
 
 
 def _parent(move: Move, parent: Parent) -> None:
-    if move.link is None or move.link.table is not move.table:
+    if parent.refers.table is not move.table:
         raise move.fault(
             parent.link.key, f"{parent.link} is no column of {move.table.name}", "link a column of the move"
         )
+    if move.links.count(parent.refers) > 1:
+        raise move.fault(parent.link.key, f"{parent.link} refers to two parents", "give each parent a link of its own")
     wanted = {of.name for of in parent.identity}
     if not _is_unique(parent.table, wanted):
         raise move.fault(
@@ -326,14 +329,14 @@ def _shared(moves: Sequence[Move]) -> None:
             if one.table_name(side) == other.table_name(side):
                 _told_apart(one, other, side)
     for move in moves:
-        if move.legacy_name in (move.table.name, move.parent and move.parent.table.name):
+        if move.legacy_name in (move.table.name, *(parent.table.name for parent in move.parents)):
             raise errors.ConfigurationError(
                 f"both sides of {move.name!r} have a table {move.legacy_name}, which schemas do not tell apart",
                 hint="give the normalized table a name of its own",
                 table=move.legacy_name,
             )
     tables = Counter(part.table.name for move in moves for part in move.beside_rows)
-    tables.update({move.table.name for move in moves} | {m.parent.table.name for m in moves if m.parent is not None})
+    tables.update({move.table.name for move in moves} | {of.table.name for move in moves for of in move.parents})
     for owner, part in ((move, part) for move in moves for part in move.beside_rows):
         if tables[part.table.name] > 1:
             raise owner.fault(
@@ -342,19 +345,18 @@ def _shared(moves: Sequence[Move]) -> None:
                 "let each part have a table of its own",
             )
     seen: dict[str, tuple[Move, Any]] = {}
-    for move in moves:
-        if move.parent is None:
-            continue
-        first, said = seen.setdefault(move.parent.table.name, (move, _said(move.parent)))
-        if said != _said(move.parent):
+    parents = [(move, parent) for move in moves for parent in move.parents]
+    for move, parent in parents:
+        first, said = seen.setdefault(parent.table.name, (move, _said(parent)))
+        if said != _said(parent):
             raise errors.ConfigurationError(
-                f"moves {first.name!r} and {move.name!r} share the parent {move.parent.table.name} and say different"
+                f"moves {first.name!r} and {move.name!r} share the parent {parent.table.name} and say different"
                 " things of it",
                 hint="let both tell its rows apart by the same columns, and derive the same columns",
-                table=move.parent.table.name,
+                table=parent.table.name,
             )
     names = {move.name for move in moves}
-    for move, parent in ((move, move.parent) for move in moves if move.parent is not None):
+    for move, parent in parents:
         for of, rule in parent.derived_columns.items():
             if isinstance(rule, Latest) and rule.move not in names:
                 raise move.fault(

@@ -100,12 +100,12 @@ def keep_parents(uow: Transaction, parent: ParentStatements, keys: Iterable[Key]
     return _run(uow, _kept_parents(parent), wanted, of.name, Side.NORMALIZED, of, cause)
 
 
-def print_statements(sql: PairStatements, parent: ParentStatements | None) -> None:
+def print_statements(sql: PairStatements, parents: Iterable[ParentStatements]) -> None:
     """Compile the statements that keep images before a lock is taken."""
     for side in Side:
         _kept(sql, side, "keep", ())
     _kept(sql, Side.NORMALIZED, "complete", ())
-    if parent is not None:
+    for parent in parents:
         _kept_parents(parent)
 
 
@@ -196,9 +196,7 @@ def _columns(
         columns |= {f"{of.name}.{c.name}": c for c in of.columns if id(c) not in shown}
         columns |= {f"{c.table.name}.{c.name}": c for p in pair.parts for c in p.table.columns if id(c) not in shown}
         source = sql.whole()
-        if pair.parent is not None:
-            above = pair.parent.table
-            columns |= {f"{above.name}.{said.key}": said for said in pair.above}
+        columns |= {f"{above.table.name}.{above.key}": above for above in pair.above}
     columns |= {name: of.c[name] for name in pair.only[Side.LEGACY]} if side is Side.LEGACY else {}
     columns |= {f"{of.name}.{name}": literal_column(quoted(of.name, name), Text()) for name in unknown}
     return columns, source

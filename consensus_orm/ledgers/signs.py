@@ -46,7 +46,7 @@ def _sign(place: str, moves: Sequence[Move]) -> str:
     tables: list[str] = []
     for pair in moves:
         tables += [pair.table.name, *(table.name for table in pair.tables_beside)]
-        tables += [] if pair.parent is None else [pair.parent.table.name]
+        tables += [parent.table.name for parent in pair.parents]
     where = " and ".join(dict.fromkeys(tables))
     told = f"consensus_orm: these rows are in {where}; read and write them through consensus_orm"
     return f"CREATE VIEW {place} AS SELECT {literal(told)} AS {SIGN}"

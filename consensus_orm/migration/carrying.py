@@ -42,15 +42,15 @@ ID_TAKEN_TWICE = "both sides gave its id to different rows"
 
 def carry_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
     """Carry the legacy rows of a range of keys that have no normalized row."""
-    sql, parent = uow.statements[pair], uow.statements.of_parent(pair)
+    sql, parents = uow.statements[pair], uow.statements.of_parents(pair)
     # A trigger of another program may have changed a row meanwhile; no such write is adopted: the legacy side decides.
     with changes.not_recorded(uow):
-        if parent is not None and sql.carry_new is not None:
-            ((doubtful,),) = uow._rows(sql.carry_new, of.bounds)
+        if sql.carry_new is not None:
+            (parent,), ((doubtful,),) = parents, uow._rows(sql.carry_new, of.bounds)
             for statement in () if doubtful is None else parent.settle:
                 uow._execute(statement, {"_keys": doubtful})
         else:
-            refresh = [parent.refresh_in_range(sql.pair)] if parent and parent.refresh else []
+            refresh = [parent.refresh_in_range(sql.pair) for parent in parents if parent.refresh]
             for statement in (*sql.backfill, *refresh):
                 uow._execute(statement, of.bounds)
         deleted = changes.deleted_between(uow, pair, Side.NORMALIZED, of.first, of.last)
@@ -86,8 +86,9 @@ def reject_unequal(uow: UnitOfWork, pair: Move, keys: Iterable[Key], source: Sid
         with changes.not_recorded(uow), parents_settled(uow, pair, unequal, None) as touched:
             for statement in sql.delete(Side.NORMALIZED):
                 uow._execute(statement, among(unequal))
-            if pair.parent is not None:  # one may have been made for a row that is now rejected
-                touched |= set(keys_of(uow, sql.parents_meant, among(unequal)))
+            for parent in pair.parents:  # one may have been made for a row that is now rejected
+                meant = keys_of(uow, sql.parents_meant(parent), among(unequal))
+                touched |= {(parent.table.name, key) for key in meant}
     return rejected
 
 
@@ -131,11 +132,13 @@ def carry_reject(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
 def print_statements(statements: Statements) -> None:
     """Compile all statements that carry rows by key before a lock is taken: compiling them would keep writers out."""
     for pair in statements.mapping:
-        sql, parent = statements[pair], statements.of_parent(pair)
+        sql, parents = statements[pair], statements.of_parents(pair)
         _ = sql.both_sides, sql.foreign_in_keys, sql.mark, sql.adopt
         _ = sql.overwrite_normalized, sql.insert_normalized_rows, sql.overwrite_legacy, sql.insert_legacy_rows
         for side in Side:
             _ = sql.present(side), sql.delete(side)
-        if parent is not None:
-            _ = sql.parents_of, sql.parents_meant, parent.settle
-        images.print_statements(sql, parent)
+        for of in pair.parents:
+            _ = sql.parents_of(of), sql.parents_meant(of)
+        for parent in parents:
+            _ = parent.settle
+        images.print_statements(sql, parents)

@@ -77,7 +77,7 @@ class _Plan:
     def concerns(self, pair: Move) -> bool:
         """Whether rows of a pair stand in what was lost."""
         tables = {pair.legacy_name, pair.table.name, *(table.name for table in pair.tables_beside)}
-        tables |= set() if pair.parent is None else {pair.parent.table.name}
+        tables |= {parent.table.name for parent in pair.parents}
         return not tables.isdisjoint(self.tables)
 
     def came_later(self, pair: Move) -> bool:

@@ -177,10 +177,9 @@ def _source(pair: Move, side: Side) -> str:
     if side is Side.LEGACY:
         return quoted(pair.legacy_name)
     source = quoted(pair.table.name)
-    if pair.parent is not None and pair.link is not None:
-        parent, link = pair.parent, pair.link
-        on = f"{quoted(parent.table.name, parent.key.name)} = {quoted(pair.table.name, link.name)}"
-        source += f" LEFT JOIN {quoted(parent.table.name)} ON {on}"
+    for parent in pair.parents:
+        on = f"{quoted(parent.name_at, parent.key.name)} = {quoted(pair.table.name, parent.refers.name)}"
+        source += f" LEFT JOIN {quoted(parent.table.name)} AS {quoted(parent.name_at)} ON {on}"
     for part in pair.parts:
         on = f"{quoted(part.table.name, part.by.name)} = {quoted(pair.table.name, pair.keys[0].name)}"
         source += f" LEFT JOIN {quoted(part.table.name)} ON {on}"

@@ -189,10 +189,9 @@ def _sample(uow: UnitOfWork, pair: Move) -> list[Any]:
 
 
 def _shared(pair: Move) -> tuple[str, ...]:
-    """The legacy columns that all rows of a parent share, by which lists are filtered."""
-    if pair.parent is None:
-        return ()
-    return tuple(name for name, of in pair.carried.items() if of in {*pair.parent.identity})
+    """The legacy columns that all rows of the first parent share, by which lists are filtered."""
+    identity = {parent.standing(of) for parent in pair.parents[:1] for of in parent.identity}
+    return tuple(name for name, of in pair.carried.items() if of in identity)
 
 
 def _filters(uow: UnitOfWork, pair: Move, keys: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:

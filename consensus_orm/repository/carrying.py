@@ -10,9 +10,21 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, images
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
+from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["adopt", "carry", "derive", "follow", "follow_deletes", "mark_known", "parents_settled"]
+__all__ = [
+    "ParentKey",
+    "adopt",
+    "carry",
+    "derive",
+    "follow",
+    "follow_deletes",
+    "mark_known",
+    "parents_of",
+    "parents_settled",
+    "settle",
+]
 
 
 def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) -> int:
@@ -125,13 +137,17 @@ def _complete(uow: Transaction, pair: Move, keys: list[Key], why: str | None) ->
         touched |= _run(uow, uow.statements[pair].adopt, keys)
 
 
-def _run(uow: Transaction, statements: Iterable[str], keys: Collection[Key]) -> set[Key]:
-    """Run statements on some rows; returns the keys of the parents that they made, where they return them."""
-    made: set[Key] = set()
+ParentKey = tuple[str, Key]
+"""A parent: its table, and its key."""
+
+
+def _run(uow: Transaction, statements: Iterable[str], keys: Collection[Key]) -> set[ParentKey]:
+    """Run statements on some rows; returns the parents that they made, where they return them."""
+    made: set[ParentKey] = set()
     for statement in statements if keys else ():
         cursor = uow._execute(statement, among(keys))
         if cursor.description is not None:
-            made |= {key for (key,) in cursor.fetchall()}
+            made |= {(table, key) for table, key in cursor.fetchall()}
     return made
 
 
@@ -148,20 +164,34 @@ def follow_deletes(uow: Transaction, pair: Move, side: Side, deleted: list[Key])
 
 
 @contextlib.contextmanager
-def parents_settled(uow: Transaction, pair: Move, keys: Iterable[Key], why: str | None) -> Iterator[set[Key]]:
+def parents_settled(uow: Transaction, pair: Move, keys: Iterable[Key], why: str | None) -> Iterator[set[ParentKey]]:
     """Derive again, or remove, the parents that rows have before or after the block, and those that it adds.
 
     Parents that hold values other than those derived from their rows are imaged first, where there is a cause to name.
     """
-    parent = uow.statements.of_parent(pair)
-    if parent is None:
-        yield set()
-        return
-    sql, parameters = uow.statements[pair].parents_of, among(keys)
-    touched = set(keys_of(uow, sql, parameters))
+    parents, wanted = uow.statements.of_parents(pair), list(keys)
+    touched = parents_of(uow, pair, wanted)
     if why is not None:
-        images.keep_parents(uow, parent, touched, why)
+        for parent in parents:
+            images.keep_parents(uow, parent, _keys(parent, touched), why)
     yield touched
-    touched |= set(keys_of(uow, sql, parameters))
-    for statement in parent.settle:
-        uow._execute(statement, among(touched))
+    touched |= parents_of(uow, pair, wanted)
+    settle(uow, parents, touched)
+
+
+def parents_of(uow: Transaction, pair: Move, keys: list[Key]) -> set[ParentKey]:
+    """The parents that normalized rows refer to."""
+    sql, wanted = uow.statements[pair], among(keys)
+    found = ((of.table.name, uow._rows(sql.parents_of(of), wanted)) for of in pair.parents)
+    return {(table, key) for table, rows in found for (key,) in rows if key is not None}
+
+
+def settle(uow: Transaction, parents: Iterable[ParentStatements], touched: set[ParentKey]) -> None:
+    """Remove those of some parents that no row belongs to, and derive the others again."""
+    for parent in parents:
+        for statement in parent.settle if (keys := _keys(parent, touched)) else ():
+            uow._execute(statement, among(keys))
+
+
+def _keys(parent: ParentStatements, touched: set[ParentKey]) -> list[Key]:
+    return [key for table, key in touched if table == parent.parent.table.name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,16 @@ from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases.lock import Lock
 from consensus_orm.declaration.keys import is_usable, require_usable
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.events import MismatchEvent
 from consensus_orm.ledgers import changes, images, mismatches
+from consensus_orm.ledgers.binding import among
 from consensus_orm.phase import Side
+from consensus_orm.repository.carrying import ParentKey, parents_of, settle
 from consensus_orm.repository.routed_reads import NOT_THE_SHADOWS_FAULT, RoutedReads, Values
 from consensus_orm.settings import Isolation, OnMismatch
-from consensus_orm.statements.rendering import parameter
+from consensus_orm.statements.parents import ParentStatements
+from consensus_orm.statements.rendering import parameter, parent_parameter
 
 __all__ = ["DualWrite", "Values"]
 
@@ -140,8 +144,8 @@ class DualWrite(RoutedReads):
             return None
         (key, parent, _), (agreeing,) = together
         parameters["_key"] = key
-        if self._parent is not None and self._parent.parent.depends_on(self.pair.name):
-            refresh = partial(self._execute_on_parents, self._parent.refresh, [parent])
+        if any(of.depends_on(self.pair.name) for of in self.pair.parents):
+            refresh = partial(self._refresh, {(of.table.name, parent) for of in self.pair.parents})
             if not self._write(Side.NORMALIZED, key, refresh):  # somebody took away what it follows from
                 return key
         # A trigger may have drawn an id meanwhile: then it was another row that was compared.
@@ -186,20 +190,14 @@ class DualWrite(RoutedReads):
 
     def _insert_normalized(self, parameters: Values) -> Any:
         insert = self.sql.insert_normalized(keyed=parameters["_key"] is not None)
-        if self._parent is None:
-            key = self._insert(insert, parameters)
-            self._write_beside(key, parameters)
-            self._require_given_back(key, parameters)
-            return key
-        parameters["_parent"] = parent = self._find_parent(parameters)
+        parents = self._find_parents(parameters)
         try:
             key = self._insert(insert, parameters)
         except errors.StorageError:
             if self.uow._connected.in_transaction:  # a parent lives only as long as it has a row
-                self._execute_on_parents(self._parent.prune, [parent])
+                self._execute_on_parents(lambda of: of.prune, parents)
             raise
-        if self._parent.parent.depends_on(self.pair.name):
-            self._execute_on_parents(self._parent.refresh, [parent])
+        self._refresh(parents)
         self._write_beside(key, parameters)
         self._require_given_back(key, parameters)
         return key
@@ -231,19 +229,27 @@ class DualWrite(RoutedReads):
         for statement in (*self.sql.keep_original, *self.sql.write_parts):
             self.uow._execute(statement, {**parameters, "_key": key})
 
-    def _find_parent(self, parameters: Values) -> Any:
-        has_parent = self.sql.has_parent
+    def _find_parents(self, parameters: Values) -> set[ParentKey]:
+        """Find or make the parents of a row, and bind their keys."""
+        found: set[ParentKey] = set()
+        for parent in self.pair.parents:
+            parameters[parent_parameter(parent)] = key = self._find_parent(parent, parameters)
+            found |= set() if key is None else {(parent.table.name, key)}
+        return found
+
+    def _find_parent(self, parent: Parent, parameters: Values) -> Any:
+        has_parent = self.sql.has_parent(parent)
         if has_parent is not None and not self.uow._execute(has_parent, parameters).fetchone()[0]:
             return None
-        for statement in self.sql.make_parents_alone:
+        for statement in self.sql.make_parents_alone(parent):
             self.uow._execute(statement, parameters)
-        found = self.uow._execute(self.sql.find_parent, parameters).fetchone()
+        found = self.uow._execute(self.sql.find_parent(parent), parameters).fetchone()
         if found is None:
-            return self._insert(self.sql.insert_parent, parameters)
-        parent, earlier = found
+            return self._insert(self.sql.insert_parent(parent), parameters)
+        key, earlier = found
         if earlier:
-            self.uow._execute(self.sql.make_earlier, {**parameters, "_parent": parent})
-        return parent
+            self.uow._execute(self.sql.make_earlier(parent), {**parameters, parent_parameter(parent): key})
+        return key
 
     def update(self, key: Any, changed: Values, storable: Callable[[str, Any], Any] = lambda _, value: value) -> bool:
         """Let a row that is there hold other values, on the sides of the phase, and compare them.
@@ -320,19 +326,16 @@ class DualWrite(RoutedReads):
 
     def _update_normalized(self, parameters: Values) -> bool:
         """Change the normalized row; one that the backfill has not come to is left to it."""
-        key, former = parameters["_key"], []
-        if self._parent is not None:
-            former = [of for (of,) in self.uow._rows(self.sql.parents_of, {"_keys": json.dumps([key])})]
-            if not former:
+        key, parents = parameters["_key"], set[ParentKey]()
+        if self.pair.parents:
+            if not self.uow._rows(self.sql.present(Side.NORMALIZED), among([key])):
                 return False
-            parameters["_parent"] = self._find_parent(parameters)
+            parents = parents_of(self.uow, self.pair, [key]) | self._find_parents(parameters)
         is_there = self.uow._execute(self.sql.update_normalized, parameters).rowcount == 1
         if is_there:
             self._write_beside(key, parameters)
             self._require_given_back(key, parameters)
-        if self._parent is not None:
-            for statement in self._parent.settle:
-                self._execute_on_parents(statement, [*former, parameters["_parent"]])
+        settle(self.uow, self._parents, parents)
         return is_there
 
     def delete(self, filters: Values) -> int:
@@ -475,20 +478,27 @@ class DualWrite(RoutedReads):
         found[side] = {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters), empty), parameters)}
 
     def _delete_normalized(self, keys: str) -> None:
-        if self._parent is None:
-            self._delete_rows(Side.NORMALIZED, keys)
-            return
-        parents = [key for (key,) in self.uow._rows(self.sql.parents_of, {"_keys": keys})]
+        parents = parents_of(self.uow, self.pair, json.loads(keys))
         self._delete_rows(Side.NORMALIZED, keys)
-        for statement in self._parent.settle:
-            self._execute_on_parents(statement, parents)
+        settle(self.uow, self._parents, parents)
 
     def _delete_rows(self, side: Side, keys: str) -> None:
         for statement in self.sql.delete(side):
             self.uow._execute(statement, {"_keys": keys})
 
-    def _execute_on_parents(self, sql: str, parents: Sequence[Any]) -> None:
-        self.uow._execute(sql, {"_keys": json.dumps(parents)})
+    @property
+    def _parents(self) -> tuple[ParentStatements, ...]:
+        return self.uow.statements.of_parents(self.pair)
+
+    def _refresh(self, parents: set[ParentKey]) -> None:
+        """Derive again what follows from the newest row of some parents."""
+        self._execute_on_parents(lambda of: of.refresh if of.parent.depends_on(self.pair.name) else "", parents)
+
+    def _execute_on_parents(self, sql: Callable[[ParentStatements], str], parents: set[ParentKey]) -> None:
+        for of in self._parents if parents else ():
+            keys = [key for table, key in parents if table == of.parent.table.name]
+            if keys and (statement := sql(of)):
+                self.uow._execute(statement, among(keys))
 
     # Mismatches -----------------------------------------------------------------------------------------
 

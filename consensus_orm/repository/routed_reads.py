@@ -48,7 +48,6 @@ class RoutedReads:
         self.uow = uow
         self.pair = pair
         self.sql = uow.statements[pair]
-        self._parent = uow.statements.of_parent(pair)
 
     def get(self, key: Any) -> tuple[Any, ...] | None:
         """The row under a key, in the order of `pair.fields`; None where there is none."""
@@ -69,7 +68,7 @@ class RoutedReads:
         Args:
             filters: Legacy column names and the values that the rows have.
             limit: At most so many.
-            more: Columns of the parent to read as well, after the fields.
+            more: Columns of the parents to read as well, after the fields.
             oldest_first: In the other order.
             after: The key of a row; rows that come behind it in that order.
 
@@ -138,10 +137,10 @@ class RoutedReads:
             limit: At most so many.
             **options: Those of `Statements.parents_by_age`.
         """
-        assert self.pair.parent is not None
+        (parent,) = self.pair.parents
         parameters = {parameter(name): value for name, value in filters.items()}
         sql = self.uow.statements.parents_by_age(
-            self.pair.parent, self._truth, tuple(filters), limited=limit is not None, **options
+            parent, self._truth, tuple(filters), limited=limit is not None, **options
         )
         return self.uow._rows(sql, parameters | {"_limit": limit})
 

@@ -26,7 +26,7 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
-from consensus_orm.repository.carrying import adopt, carry, follow
+from consensus_orm.repository.carrying import ParentKey, adopt, carry, follow, settle
 from consensus_orm.repository.records import records_of
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -54,8 +54,8 @@ class CarryingSession(Session):
         self._foreign = True
         """Whether there may be records of other programs."""
         self._in_flush = False
-        self._left: dict[str, set[Any]] = {}
-        """By move the parents that rows of this flush belonged to before and after."""
+        self._left: set[ParentKey] = set()
+        """The parents that rows of this flush belonged to before and after."""
         self._made: dict[str, set[Any]] = {}
         """By table the parents that this session made, which must have a row in the end."""
         self._carried: set[tuple[tuple[str, Side], Key]] = set()
@@ -109,11 +109,11 @@ class CarryingSession(Session):
         if self._uow.read_only:
             return
         uow, self._in_flush = self._uow, True
-        self._left = {}
+        self._left = set()
         for move in uow.statements.mapping:
             if self._carries:
                 self._ready(move, new, changed)
-            if move.parent is not None and uow.phase.writes_normalized:
+            if move.parents and uow.phase.writes_normalized:
                 self._note_parents(move, changed)
         if self._carries:
             self._mark, self._foreign = uow.catalog.session_mark(uow)
@@ -211,10 +211,9 @@ class CarryingSession(Session):
                     setattr(each, name, key)
 
     def _note_parents(self, move: Move, changed: list[Any]) -> None:
-        assert move.parent is not None
         rows = [each for each in changed if isinstance(each, move.normalized)]
-        if rows:
-            self._left[move.name] = {key for each in rows for key in _links(each, move.parent.link.key)}
+        for parent in move.parents:
+            self._left |= {(parent.table.name, key) for each in rows for key in _links(each, parent.link.key)}
 
     def _note_new_parents(self) -> None:
         for parent in self._uow.statements.parents.values():
@@ -245,10 +244,8 @@ class CarryingSession(Session):
                 self._carry_move(move, written[move.name], deleted=False)
             for move in reversed(moves):
                 self._carry_move(move, written[move.name], deleted=True)
-            for move in moves:
-                of_normalized = [ops for of in written[move.name].values() if (ops := of.ops[Side.NORMALIZED])]
-                if any(set(ops) != NEW for ops in of_normalized):
-                    self._settle_parents(move, whole=whole)
+            changed = {name for name, rows in written.items() if any(map(_left_a_parent, rows.values()))}
+            self._settle_parents([move for move in moves if move.name in changed], whole=whole)
             uow.catalog.forget_changes(uow, after=self._mark)
 
     def _make_way(self, move: Move, written: dict[str, dict[Key, changes.Written]]) -> None:
@@ -317,18 +314,16 @@ class CarryingSession(Session):
                 if keys:
                     adopt(uow, move, keys, None)
                     self._carried.update(((move.name, Side.NORMALIZED), key) for key in keys)
-                self._settle_parents(move, whole=False)
+            self._settle_parents(list(uow.statements.mapping), whole=False)
 
-    def _settle_parents(self, move: Move, *, whole: bool) -> None:
+    def _settle_parents(self, moves: list[Move], *, whole: bool) -> None:
         """Remove parents that have lost their last row, and derive the others again."""
-        uow, parent = self._uow, self._uow.statements.of_parent(move)
-        if parent is None:
-            return
-        made = self._made.get(parent.parent.table.name, set())
-        left = set(keys_of(uow, parent.all_without_rows, {})) if whole else self._left.get(move.name, set())
-        if left - made:
-            for statement in parent.settle:
-                uow._execute(statement, among(left - made))
+        uow, left = self._uow, self._left
+        parents = dict.fromkeys(of for move in moves for of in uow.statements.of_parents(move))
+        if whole:
+            empty = ((of.parent.table.name, keys_of(uow, of.all_without_rows, {})) for of in parents)
+            left = {(table, key) for table, keys in empty for key in keys}
+        settle(uow, parents, {(table, key) for table, key in left if key not in self._made.get(table, ())})
 
     def _compare(self, move: Move, keys: list[Key]) -> None:
         both, lone = self._uow.statements[move].both_sides
@@ -397,6 +392,12 @@ def _primary_key(entity: Any) -> Any:
 def _order_of_adding(entity: Any) -> int:
     order: int = inspect(entity).insert_order
     return order
+
+
+def _left_a_parent(row: changes.Written) -> bool:
+    """Whether a normalized row was there before, so that it may have left a parent."""
+    ops = row.ops[Side.NORMALIZED]
+    return bool(ops) and set(ops) != NEW
 
 
 def _links(entity: Any, link: str) -> Iterable[Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any, cast
+from functools import cache, cached_property
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -21,13 +21,12 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.sql.util import ClauseAdapter
 
-from consensus_orm.declaration.parts import Part
+from consensus_orm.declaration.parts import Parent, Part
 from consensus_orm.declaration.row_keys import parts, row_key
-from consensus_orm.declaration.rules import Row, on
+from consensus_orm.declaration.rules import Row, columns_of, on
 from consensus_orm.phase import Side
-from consensus_orm.statements.rendering import Overwritten, link, table_of
+from consensus_orm.statements.rendering import Overwritten, table_of
 from consensus_orm.statements.rows import PairRows
 
 __all__ = ["CarryStatements"]
@@ -36,31 +35,26 @@ __all__ = ["CarryStatements"]
 class CarryStatements(PairRows):
     """Many rows, from one side to the other."""
 
-    def carry_parents(self, criterion: ColumnElement[bool], row: Row, source: FromClause) -> str:
+    def carry_parents(
+        self, parent: Parent, criterion: ColumnElement[bool], row: Row, source: FromClause
+    ) -> tuple[str, ...]:
         """Insert the parents that rows need and that are not there."""
-        assert self.pair.parent is not None
-        values = self.new_parent(row)
+        values = self.new_parent(parent, row)
         # What is derived stands until the refresh only: reading every row's time for it would cost a third more.
-        values |= {c.name: literal_column("0") for c in self._derived_numbers}
+        values |= {c.name: literal_column("0") for c in parent.derived_columns if isinstance(c.type, Integer)}
         rows = select(*values.values()).distinct().select_from(source).where(criterion)
-        if self.pair.may_be_orphan:
-            rows = rows.where(self.needs_parent(row))
-        if self.pair.parent.tells_nulls_apart:
-            there = alias(self.pair.parent.table)
-            known = exists(literal_column("1")).select_from(there).where(self._identity(row, there))
+        if parent.is_optional:
+            rows = rows.where(self.needs_parent(parent, row))
+        if parent.tells_nulls_apart:
+            there = alias(parent.table)
+            known = exists(literal_column("1")).select_from(there).where(self._identity(parent, row, there))
             rows = rows.where(not_(known.correlate_except(there)))
-        return self.render(self.rendering.making(self.pair.parent.table, list(values), rows))
+        made = self.render(self.rendering.making(parent.table, list(values), rows))
+        return (*self.make_parents_alone(parent), made)
 
-    @property
-    def make_parents_alone(self) -> tuple[str, ...]:
+    def make_parents_alone(self, parent: Parent) -> tuple[str, ...]:
         """What keeps others from making parents until the end of the transaction, where no unique index does."""
-        assert self.pair.parent is not None
-        return self.rendering.alone(self.pair.parent) if self.pair.parent.tells_nulls_apart else ()
-
-    @property
-    def _derived_numbers(self) -> list[Any]:
-        assert self.pair.parent is not None
-        return [c for c in self.pair.parent.derived_columns if isinstance(c.type, Integer)]
+        return self.rendering.alone(parent) if parent.tells_nulls_apart else ()
 
     def carry_to_normalized(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the normalized rows of legacy rows; rows that are there stand, or are overwritten."""
@@ -68,20 +62,16 @@ class CarryStatements(PairRows):
         row = self.legacy_row()
         values: dict[str, ColumnElement[Any]] = self.keyed(Side.NORMALIZED, self.legacy_key) | self.own_values(row)
         values |= self.marked
-        source: FromClause = legacy
-        if self.pair.parent is not None:
-            source = self._with_parent(legacy, row)
-            values[link(self.pair)] = self.pair.parent.key
-        rows = select(*values.values()).select_from(source).where(criterion)
+        values |= {parent.refers.key: parent.key_at for parent in self.pair.parents}
+        rows = select(*values.values()).select_from(self._with_parents(legacy, row)).where(criterion)
         return self._insert_from(Side.NORMALIZED, values, rows, self.pair.unique, overwrite=overwrite)
 
     def carry_to_legacy(self, criterion: ColumnElement[bool], *, overwrite: bool) -> str:
         """Insert the legacy rows of normalized rows; rows that are there stand, or are overwritten."""
         row = self.normalized_row()
-        parent = self.pair.parent.table if self.pair.parent else None
         values: dict[str, Any] = self.keyed(Side.LEGACY, self.pair.key) | {name: row[name] for name in row}
         values |= self.legacy_constants
-        rows = select(*values.values()).select_from(self._joined(self.pair.table, parent)).where(criterion)
+        rows = select(*values.values()).select_from(self._joined(self.pair.table)).where(criterion)
         return self._insert_from(Side.LEGACY, values, rows, self.pair.legacy_keys, overwrite=overwrite)
 
     def _insert_from(
@@ -98,9 +88,8 @@ class CarryStatements(PairRows):
 
     def _carry_with_parents(self, criterion: ColumnElement[bool], *, overwrite: bool) -> tuple[str, ...]:
         steps = self.carry_originals(criterion)
-        if self.pair.parent is not None:
-            steps += self.make_parents_alone
-            steps += (self.carry_parents(criterion, self.legacy_row(), self.pair.legacy_table),)
+        for parent in self.pair.parents:
+            steps += self.carry_parents(parent, criterion, self.legacy_row(), self.pair.legacy_table)
         steps += (self.carry_to_normalized(criterion, overwrite=overwrite),)
         steps += tuple(step for part in self.pair.parts for step in self.carry_part(part, criterion))
         return (*steps, *(step for name in self.pair.listed for step in self.carry_items(name, criterion)))
@@ -146,7 +135,7 @@ class CarryStatements(PairRows):
     @cached_property
     def carry_new(self) -> str | None:
         """What `backfill` does, and more, with one statement, where the database saves work by that."""
-        alone = self.pair.parent is None or self.pair.originals is not None or bool(self.pair.tables_beside)
+        alone = len(self.pair.parents) != 1 or self.pair.originals is not None or bool(self.pair.tables_beside)
         return None if alone else self.rendering.carry_new(self, self.in_range(Side.LEGACY))
 
     @cached_property
@@ -211,47 +200,37 @@ class CarryStatements(PairRows):
             if derived:
                 mine = select(*self.pair.keys).where(self.in_keys(Side.NORMALIZED))
                 steps.append(self.render(update(part.table).values(derived).where(part.by.in_(mine))))
-        if self.pair.parent is not None:
-            source = self._joined(table, self.pair.parent.table)
-            steps += self.make_parents_alone
-            steps.append(self.carry_parents(self.in_keys(Side.NORMALIZED), row, source))
+        for parent in self.pair.parents:
+            steps += self.carry_parents(parent, self.in_keys(Side.NORMALIZED), row, self._joined(table))
             # A row whose parent is gone has no right one: it stays as it is, to be rejected.
-            moves = table.c[link(self.pair)] != self._right_parent()
-            moved = update(table).values({link(self.pair): self._right_parent()})
-            steps.append(self.render(moved.where(self.in_keys(Side.NORMALIZED), moves)))
+            right = self._right_parent(parent)
+            moved = update(table).values({parent.refers.key: right})
+            steps.append(self.render(moved.where(self.in_keys(Side.NORMALIZED), parent.refers != right)))
         return tuple(steps)
 
     def _derived(self, rule: ColumnElement[Any], of: ColumnElement[Any] | None = None) -> ColumnElement[Any]:
         """A computed value of a normalized row from what it gives back; what stands beside it is looked up."""
-        if not self.pair.parts and self.pair.originals is None:
-            return on(rule, self.normalized_row())
+        value = on(rule, self.normalized_row())
+        if all(column.table is self.pair.table for column in columns_of(value)) and not self.pair.listed:
+            return value
         key = self.pair.key if of is None else of
-        own = alias(self.pair.table)
-        parent = None if self.pair.parent is None else alias(self.pair.parent.table)
-        value, source = on(rule, self.normalized_row(own, parent)), cast("FromClause", own)
-        if (originals := self.pair.originals) is not None:
-            source = source.outerjoin(originals, self._has_original(originals, own))
-        if parent is not None and self.pair.parent is not None:
-            source = source.outerjoin(parent, parent.c[self.pair.parent.key.name] == own.c[link(self.pair)])
-        for part in self.pair.parts:
-            beside = alias(part.table)
-            source = source.outerjoin(beside, beside.c[part.by.name] == own.c[self.pair.keys[0].key])
-            value = ClauseAdapter(beside).traverse(value)
+        own, source, moved = self._once_more()
+        value = moved(on(rule, self.normalized_row(own)))
         mine = [self.pair.key_in(own, Side.NORMALIZED) == key, *self.selected(Side.NORMALIZED, own)]
         return select(value).select_from(source).where(*mine).correlate(table_of(key)).scalar_subquery()
 
-    @cached_property
-    def parents_of(self) -> str:
-        """The parents of the normalized rows in `_keys`."""
-        return self.render(select(self.pair.table.c[link(self.pair)]).distinct().where(self.in_keys(Side.NORMALIZED)))
+    @cache  # noqa: B019
+    def parents_of(self, parent: Parent) -> str:
+        """The keys of a parent that the normalized rows in `_keys` refer to."""
+        return self.render(select(parent.refers).distinct().where(self.in_keys(Side.NORMALIZED)))
 
-    @cached_property
-    def parents_meant(self) -> str:
+    @cache  # noqa: B019
+    def parents_meant(self, parent: Parent) -> str:
         """The parents that are there for the legacy rows in `_keys`, whether these have a normalized row or not."""
-        assert self.pair.parent is not None
-        parent, row = self.pair.parent.table, self.legacy_row()
-        there = self.pair.legacy_table.join(parent, and_(self._identity(row, parent), self.needs_parent(row)))
-        return self.render(select(self.pair.parent.key).distinct().select_from(there).where(self.in_keys(Side.LEGACY)))
+        table, row = parent.table, self.legacy_row()
+        meant = and_(self._identity(parent, row, table), self.needs_parent(parent, row))
+        there = self.pair.legacy_table.join(table, meant)
+        return self.render(select(parent.key).distinct().select_from(there).where(self.in_keys(Side.LEGACY)))
 
     @cached_property
     def foreign_in_keys(self) -> str:

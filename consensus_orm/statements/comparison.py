@@ -27,7 +27,6 @@ from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     TRUE,
     chunk_bounds,
-    link,
 )
 from consensus_orm.statements.rows import PairRows
 
@@ -41,14 +40,11 @@ class ComparisonStatements(PairRows):
     def columns_differing(self) -> tuple[tuple[str, ...], str]:
         """Names of what is compared, and for the row under `_key`: on which sides it is, and each comparison."""
         legacy = self.pair.legacy_table
-        parent = self.pair.parent.table if self.pair.parent else None
         only = select(self.rendering.typed(bindparam("_key"), self.pair.key.type).label("k")).subquery()
         source: FromClause = only.outerjoin(legacy, and_(self.legacy_key == only.c.k, *self.selected(Side.LEGACY)))
         own = and_(self.pair.key == only.c.k, *self.selected(Side.NORMALIZED))
         source = source.outerjoin(self.pair.table, own)
-        if parent is not None and self.pair.parent is not None:
-            source = source.outerjoin(parent, self.pair.parent.key == self.pair.table.c[link(self.pair)])
-        source = self.with_beside(source, self.pair.table)
+        source = self.with_beside(self.with_parents(source, self.pair.table), self.pair.table)
         compared = self.agreement(self.legacy_row())
         present = [self.legacy_key.is_not(None), self.pair.key.is_not(None)]
         return tuple(compared), self.render(select(*present, *compared.values()).select_from(source))
@@ -63,12 +59,8 @@ class ComparisonStatements(PairRows):
         legacy, row = self.pair.legacy_table, self.legacy_row()
         own = and_(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))
         source: FromClause = legacy.outerjoin(self.pair.table, own)
-        if self.pair.parent is not None:
-            source = source.outerjoin(
-                self.pair.parent.table, self.pair.parent.key == self.pair.table.c[link(self.pair)]
-            )
-        source = self.with_beside(source, self.pair.table)
-        agree = [and_(TRUE, *found(row, None, None).values()) for found in (self._carried_agree, self._computed_agree)]
+        source = self.with_beside(self.with_parents(source, self.pair.table), self.pair.table)
+        agree = [and_(TRUE, *found(row).values()) for found in (self._carried_agree, self._computed_agree)]
         both = select(self.legacy_key, self.pair.key.is_not(None), *agree).select_from(source)
         there = exists(literal_column("1")).where(self.legacy_key == self.pair.key, *self.selected(Side.LEGACY))
         there = there.correlate(self.pair.table)
@@ -122,9 +114,8 @@ class ComparisonStatements(PairRows):
 
     @cached_property
     def readable_rows(self) -> str:
-        """How many normalized rows can be read: they have a usable key, and a parent where they need one."""
-        parent = self.pair.parent.table if self.pair.parent else None
-        source = self._joined(self.pair.table, parent)
+        """How many normalized rows can be read: they have a usable key, and the parents that they need."""
+        source = self._joined(self.pair.table)
         mine = self.selected(Side.NORMALIZED)
         return self.render(select(func.count()).select_from(source).where(usable(self.pair.key), *mine))
 

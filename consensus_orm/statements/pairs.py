@@ -2,8 +2,8 @@
 
 Built with SQLAlchemy, rendered once, and run on the driver's connection with named parameters: that costs
 what raw SQL costs, where a `select()` built for each call costs 35 to 53 us more (measured). `sql.parameter`
-names the parameter of each legacy column; `_key`, `_parent`, `_keys` (a JSON array), `_first` and `_last` (a range of
-keys) are the others.
+names the parameter of each legacy column; `_key`, `_keys` (a JSON array), `_first` and `_last` (a range of keys),
+and one for each link to a parent are the others.
 """
 
 from __future__ import annotations
@@ -69,11 +69,10 @@ class Statements:
     def __getitem__(self, pair: Move) -> PairStatements:
         return self._pairs[pair.name]
 
-    def of_parent(self, pair: Move) -> ParentStatements | None:
-        """The statements on the parent of a pair, if it has one."""
-        return None if pair.parent is None else self.parents[pair.parent.table.name]
+    def of_parents(self, pair: Move) -> tuple[ParentStatements, ...]:
+        """The statements on the parents of a pair, of each table once."""
+        return tuple(dict.fromkeys(self.parents[parent.table.name] for parent in pair.parents))
 
-    @cache  # noqa: B019
     @cache  # noqa: B019
     def parents_by_age(
         self,
@@ -113,7 +112,7 @@ class Statements:
     def _legacy_by_age(
         parent: Parent, filters: tuple[str, ...], pairs: list[PairStatements], with_row_of: str | None
     ) -> AgedParents:
-        rows = union_all(*(each.ages(filters, pairs) for each in pairs)).subquery()
+        rows = union_all(*(each.ages(parent, filters, pairs) for each in pairs)).subquery()
         identity = [rows.c[of.key] for of in parent.identity]
         newest = {each.pair.name: func.max(rows.c[each.pair.name]) for each in pairs}
         found = select(*identity, *newest.values()).group_by(*identity)

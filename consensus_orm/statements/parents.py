@@ -31,7 +31,7 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.rules import Earliest, Latest, Row, expression, on
-from consensus_orm.statements.rendering import Rendering, chunk_bounds, constant, in_keys, in_range, link, newest_first
+from consensus_orm.statements.rendering import Rendering, chunk_bounds, constant, in_keys, in_range, newest_first
 
 __all__ = ["AgedParents", "ParentStatements"]
 
@@ -61,7 +61,7 @@ class ParentStatements:
         self.parent = parent
         self.rendering = rendering
         self.render = rendering.render
-        self.members = mapping.members(parent)
+        self.links = mapping.links(parent)
 
     def check(self) -> None:
         """Refuse rules that cannot be said in SQL, before a statement is made of them.
@@ -81,17 +81,15 @@ class ParentStatements:
 
     def _earliest(self, key: ColumnElement[Any]) -> ColumnElement[Any]:
         newest = [
-            select(func.min(pair.table.c[pair.newest.key]).label("t"))
-            .where(pair.table.c[link(pair)] == key)
-            .correlate(key.table)
-            for pair in self.members
+            select(func.min(pair.table.c[pair.newest.key]).label("t")).where(link == key).correlate(key.table)
+            for pair, link in self.links
             if pair.newest is not None
         ]
         rows = union_all(*newest).subquery()
         return select(func.min(rows.c.t)).scalar_subquery()
 
     def _latest(self, rule: Latest, of: Column[Any], key: ColumnElement[Any]) -> ColumnElement[Any]:
-        pair = next((pair for pair in self.members if pair.name == rule.move), None)
+        pair = next((pair for pair, _ in self.links if pair.name == rule.move), None)
         if pair is None:
             raise errors.ConfigurationError(
                 f"a column of {self.parent.table.name} is derived from the move {rule.move!r}, which is not declared",
@@ -100,7 +98,7 @@ class ParentStatements:
         row = Row({name: of for name, of in pair.carried.items() if pair.is_own(of)})
         value = (
             select(on(expression(rule.value), row))
-            .where(pair.table.c[link(pair)] == key)
+            .where(or_(*(link == key for of, link in self.links if of is pair)))
             .order_by(*newest_first(pair, pair.table))
             .limit(literal_column("1"))
             .correlate(key.table)
@@ -116,8 +114,7 @@ class ParentStatements:
         PostgreSQL would look through all rows for each chunk of parents otherwise.
         """
         found = []
-        for pair in self.members if members is None else members:
-            of = pair.table.c[link(pair)]
+        for of in (link for pair, link in self.links if members is None or pair in members):
             found.append(exists().where(of == key, *([in_range(of)] if in_range_too else [])).correlate(key.table))
         return or_(false(), *found)
 
@@ -131,10 +128,10 @@ class ParentStatements:
         table, key = self.parent.table, self.parent.key
         began = next(of for of, rule in self.parent.derived_columns.items() if isinstance(rule, Earliest))
         rows = [
-            select(func.max(pair.key)).where(pair.table.c[link(pair)] == key).correlate(table).scalar_subquery()
-            for pair in self.members
+            select(func.max(pair.key)).where(link == key).correlate(table).scalar_subquery()
+            for pair, link in self.links
         ]
-        wanted = [pair for pair in self.members if with_row_of in (None, pair.name)]
+        wanted = [pair for pair, _ in self.links if with_row_of in (None, pair.name)]
         found = select(*self.parent.identity, *rows).where(*criterion, self._has_rows(key, members=wanted))
         return AgedParents(found, [began, *(func.coalesce(row, literal_column("0")) for row in rows)])
 
@@ -154,8 +151,8 @@ class ParentStatements:
         return self.render(update(table).values(self.derived(table)).where(self._of_range(pair)))
 
     def _of_range(self, pair: Move) -> ColumnElement[bool]:
-        rows = select(pair.table.c[link(pair)]).where(in_range(pair.key))
-        return self.parent.key.in_(rows)
+        rows = (select(link).where(in_range(pair.key)) for of, link in self.links if of is pair)
+        return or_(*(self.parent.key.in_(of) for of in rows))
 
     def _lock(self, which: ColumnElement[bool]) -> tuple[str, ...]:
         return self.rendering.lock(select(self.parent.key).where(which).order_by(self.parent.key))

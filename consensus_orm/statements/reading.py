@@ -22,6 +22,7 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.attributes import leads_an_index
 from consensus_orm.declaration.expressions import exact_hex, type_name
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.row_keys import parts
 from consensus_orm.declaration.rules import Latest, Row, expression, on
 from consensus_orm.phase import Side
@@ -55,15 +56,14 @@ class ReadStatements(PairRows):
             names: dict[str, ColumnElement[Any]] = self._key_columns(side)
             names |= {name: row[name] for name in row}
             names |= {of.key: null() for of in self.pair.kept}
-            above = self.parent_values(row)
+            above = {n: of for parent in self.pair.parents for n, of in self.pair.filled_above(parent, row).items()}
             source: FromClause = self.pair.legacy_table
         else:
             row = self.normalized_row()
-            parent = self.pair.parent.table if self.pair.parent else None
             names = self._key_columns(side) | {name: row[name] for name in row}
             names |= {of.key: of for of in self.pair.kept}
-            above = {} if parent is None else {c.name: c for c in parent.columns}
-            source = self._joined(self.pair.table, parent)
+            above = {c.name: c for parent in self.pair.parents for c in parent.at.columns}
+            source = self._joined(self.pair.table)
         names |= {name: above[name] if name in above else self._latest(name, row) for name in more}
         if self.pair.newest is not None:
             names[NEWEST] = self.own_values(row)[self.pair.newest.key] if side is Side.LEGACY else self.pair.newest
@@ -74,8 +74,8 @@ class ReadStatements(PairRows):
         return dict(zip(self.pair.legacy_keys, parts(self.key_of(side)), strict=True))
 
     def _latest(self, name: str, row: Row) -> ColumnElement[Any]:
-        assert self.pair.parent is not None
-        rules = {f"latest_{of.key}": rule for of, rule in self.pair.parent.derived_columns.items()}
+        derived = (each for parent in self.pair.parents for each in parent.derived_columns.items())
+        rules = {f"latest_{of.key}": rule for of, rule in derived}
         rule = rules[name]
         assert isinstance(rule, Latest)
         return on(expression(rule.value), row)
@@ -171,17 +171,18 @@ class ReadStatements(PairRows):
         table = self.pair.legacy_table if side is Side.LEGACY else self.pair.table
         return self.render(statement.with_for_update(of=table))
 
-    def ages(self, filters: tuple[str, ...], members: Sequence[PairRows]) -> Select[Any]:
+    def ages(self, parent: Parent, filters: tuple[str, ...], members: Sequence[PairRows]) -> Select[Any]:
         """What tells how new the parents of legacy rows are: their identity, when each row was, and its key.
 
         Args:
+            parent: Which parents.
             filters: The rows equal the bound values of these columns.
             members: The pairs whose rows have such parents; each has a column for its keys, NULL in rows of others.
         """
-        assert self.pair.parent is not None
         row = self.legacy_row()
-        values = self.parent_values(row)
-        identity = [values[of.key].label(of.key) for of in self.pair.parent.identity]
+        (mine,) = (each for each in self.pair.parents if each.table is parent.table)
+        values = self.pair.filled_above(mine, row)
+        identity = [values[of.key].label(of.key) for of in mine.identity]
         keys = [
             (self.legacy_key if of is self else cast(null(), of.legacy_key.type)).label(of.pair.name) for of in members
         ]

@@ -59,11 +59,11 @@ __all__ = [
     "fitting",
     "in_keys",
     "in_range",
-    "link",
     "literal",
     "newest_first",
     "overwriting",
     "parameter",
+    "parent_parameter",
     "quoted",
     "table_of",
 ]
@@ -168,7 +168,7 @@ class Rendering(ABC):
 
     @abstractmethod
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
-        """Insert the parents that rows need, and leave out those that are there.
+        """Insert the parents that rows need, and leave out those that are there; on a server, return those it made.
 
         Args:
             parents: Where to.
@@ -285,12 +285,6 @@ def constant(value: Any, of: Column[Any]) -> ColumnElement[Any]:
     return null() if value is None else sql_literal(value, of.type)
 
 
-def link(pair: Move) -> str:
-    """The name of the column by which a pair refers to its parent."""
-    assert pair.link is not None
-    return pair.link.key
-
-
 def newest_first(pair: Move, of: FromClause) -> list[ColumnElement[Any]]:
     """The order of rows everywhere: newest first, ties by key, newest first."""
     newest = [] if pair.newest is None else [of.c[pair.newest.key].desc()]
@@ -305,6 +299,11 @@ def quoted(*names: str) -> str:
 def parameter(column: str) -> str:
     """The parameter that holds the value of a column; no column makes it one of ours, which begin with `_`."""
     return f"c_{column}" if re.fullmatch(r"\w+", column, re.ASCII) else f"x_{column.encode().hex()}"
+
+
+def parent_parameter(parent: Parent) -> str:
+    """The parameter that holds the key of a parent of a row."""
+    return f"_parent_{parameter(parent.refers.key)}"
 
 
 class Fired:

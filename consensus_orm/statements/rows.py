@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.types import TypeEngine
 
@@ -32,7 +33,7 @@ from consensus_orm.declaration.expressions import holds, same
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
-from consensus_orm.declaration.parts import Many
+from consensus_orm.declaration.parts import Many, Parent
 from consensus_orm.declaration.row_keys import in_columns, row_key
 from consensus_orm.declaration.rules import Earliest, Row, on
 from consensus_orm.phase import Side
@@ -43,7 +44,6 @@ from consensus_orm.statements.rendering import (
     constant,
     in_keys,
     in_range,
-    link,
     parameter,
 )
 
@@ -54,10 +54,11 @@ class PairRendering(Rendering):
     """How statements on the two tables of a pair are printed, where a database can do several with one."""
 
     @abstractmethod
-    def find_parent(self, found: SelectBase, pair: PairRows) -> str:
+    def find_parent(self, parent: Parent, found: SelectBase, pair: PairRows) -> str:
         """The parent of a row as meant, and whether the row is earlier than any it has.
 
         Args:
+            parent: Which parent.
             found: Says so; it gives no row where there is no parent.
             pair: What a database needs that makes the parent with the same statement.
         """
@@ -113,7 +114,9 @@ class PairRows:
         Raises:
             ConfigurationError: There is one.
         """
-        rules = [*self.own_values(self.bound).values(), *self.parent_values(self.bound).values()]
+        rules = [*self.own_values(self.bound).values()]
+        for parent in self.pair.parents:
+            rules += self.pair.filled_above(parent, self.bound).values()
         for part in self.pair.parts:
             rules += [*self.pair.filled_in(part, self.bound).values(), self.pair.has_part(part, self.bound)]
         rules += [many.items.listed(self.bound[name]) for name, many in self.pair.listed.items()]
@@ -151,11 +154,9 @@ class PairRows:
         table = self.pair.legacy_table if table is None else table
         return Row({name: table.c[name] for name in self.pair.columns})
 
-    def normalized_row(self, table: FromClause | None = None, parent: FromClause | None = None) -> Row:
-        """The row as the normalized table and its parent hold it, under its legacy names."""
-        own = self.pair.table if table is None else table
-        above = parent if parent is not None or self.pair.parent is None else self.pair.parent.table
-        return self.pair.given_back(own, above)
+    def normalized_row(self, table: FromClause | None = None) -> Row:
+        """The row as the normalized table and its parents hold it, under its legacy names."""
+        return self.pair.given_back(self.pair.table if table is None else table)
 
     def own_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
         """What the normalized table must hold for a row; without key, link, marker and what is kept."""
@@ -167,42 +168,37 @@ class PairRows:
         """What every legacy row of the move holds."""
         return self.pair.only[Side.LEGACY]
 
-    def parent_values(self, row: Row) -> dict[str, ColumnElement[Any]]:
-        """What the parent table must hold for a row; without key and derived columns."""
-        return self.pair.filled_above(row)
-
-    def _identity(self, row: Row, parent: FromClause) -> ColumnElement[bool]:
+    def _identity(self, parent: Parent, row: Row, table: FromClause) -> ColumnElement[bool]:
         """Whether a parent is that of a row: NULLs are equal; only a column that can be NULL pays for that."""
-        assert self.pair.parent is not None
-        values, apart = self.parent_values(row), self.pair.parent.tells_nulls_apart
-        pairs = ((of, parent.c[of.key], values[of.key]) for of in self.pair.parent.identity)
+        values, apart = self.pair.filled_above(parent, row), parent.tells_nulls_apart
+        pairs = ((of, table.c[of.key], values[of.key]) for of in parent.identity)
         return and_(*(_null_safe(its, mine) if apart and of.nullable else its == mine for of, its, mine in pairs))
 
-    def needs_parent(self, row: Row) -> ColumnElement[bool]:
+    def needs_parent(self, parent: Parent, row: Row) -> ColumnElement[bool]:
         """Whether a row has a parent: one whose values are all NULL has none, where its link can be NULL."""
-        assert self.pair.parent is not None
-        if not self.pair.may_be_orphan:
+        if not parent.is_optional:
             return TRUE
-        values = self.parent_values(row)
-        return or_(FALSE, *(values[of.key].is_not(None) for of in self.pair.parent.identity))
+        values = self.pair.filled_above(parent, row)
+        return or_(FALSE, *(values[of.key].is_not(None) for of in parent.identity))
 
-    def _with_parent(self, source: FromClause, row: Row) -> FromClause:
+    def _with_parents(self, source: FromClause, row: Row) -> FromClause:
         """Rows with the parents that their values name."""
-        assert self.pair.parent is not None
-        parent = self.pair.parent
-        meant = self._identity(row, parent.table)
-        if parent.tells_nulls_apart:  # another program may have made two of the same values
-            each = alias(parent.table)
-            first = select(func.min(each.c[parent.key.name])).where(self._identity(row, each))
-            meant = parent.key == first.correlate(source).scalar_subquery()
-        return source.join(parent.table, and_(meant, self.needs_parent(row)), isouter=self.pair.may_be_orphan)
+        rows = source
+        for parent in self.pair.parents:
+            meant = self._identity(parent, row, parent.at)
+            if parent.tells_nulls_apart:  # another program may have made two of the same values
+                each = alias(parent.table)
+                first = select(func.min(each.c[parent.key.key])).where(self._identity(parent, row, each))
+                meant = parent.key_at == first.correlate(rows).scalar_subquery()
+            source = source.join(parent.at, and_(meant, self.needs_parent(parent, row)), isouter=parent.is_optional)
+        return source
 
-    def _joined(self, table: FromClause, parent: FromClause | None) -> FromClause:
-        table_ = self.with_beside(table, table)
-        if parent is None or self.pair.parent is None:
-            return table_
-        linked = parent.c[self.pair.parent.key.name] == table.c[link(self.pair)]
-        return table_.join(parent, linked, isouter=self.pair.may_be_orphan)
+    def _joined(self, table: FromClause) -> FromClause:
+        """Normalized rows with all that belongs to them; without those that lack a parent."""
+        source = self.with_beside(table, table)
+        for parent in self.pair.parents:
+            source = source.join(parent.at, parent.of(table), isouter=parent.is_optional)
+        return source
 
     def with_beside(self, source: FromClause, own: Any) -> FromClause:
         """Join with normalized rows what stands beside them, in none or one row: kept originals, and parts.
@@ -257,9 +253,17 @@ class PairRows:
 
     def whole(self) -> FromClause:
         """The normalized table with what belongs to its rows, where there is any: a row may have lost its parent."""
-        source = self.with_beside(self.pair.table, self.pair.table)
-        if (parent := self.pair.parent) is not None:
-            source = source.outerjoin(parent.table, parent.key == self.pair.table.c[link(self.pair)])
+        return self.with_parents(self.with_beside(self.pair.table, self.pair.table), self.pair.table)
+
+    def with_parents(self, source: FromClause, own: Any) -> FromClause:
+        """Join with normalized rows their parents, where they are there.
+
+        Args:
+            source: Where the rows come from.
+            own: The normalized table in it, or what stands for it.
+        """
+        for parent in self.pair.parents:
+            source = source.outerjoin(parent.at, parent.of(own))
         return source
 
     @cached_property
@@ -309,20 +313,16 @@ class PairRows:
         """Whether a row of a side is one of this move, with its key between `_first` and `_last`."""
         return and_(in_range(self.key_of(side)), *self.selected(side))
 
-    def agreement(
-        self, row: Row, table: FromClause | None = None, parent: FromClause | None = None
-    ) -> dict[str, ColumnElement[bool]]:
+    def agreement(self, row: Row, table: FromClause | None = None) -> dict[str, ColumnElement[bool]]:
         """For each normalized column, whether it holds what a row demands: the comparison, in one place."""
-        return self._carried_agree(row, table, parent) | self._computed_agree(row, table, parent)
+        return self._carried_agree(row, table) | self._computed_agree(row, table)
 
-    def _carried_agree(
-        self, row: Row, table: FromClause | None, parent: FromClause | None
-    ) -> dict[str, ColumnElement[bool]]:
+    def _carried_agree(self, row: Row, table: FromClause | None = None) -> dict[str, ColumnElement[bool]]:
         own = self.pair.table if table is None else table
         found: dict[str, ColumnElement[bool]] = {}
         for name, of in self.pair.carried.items():
             label = of.key if self.pair.is_own(of) else f"{of.table.name}.{of.key}"
-            found[label] = same(self.pair.standing(of, own, parent), row[name])
+            found[label] = same(self.pair.standing(of, own), row[name])
         for part in self.pair.parts:
             is_there = case((self.pair.has_part(part, row), part.by.is_not(None)), else_=part.by.is_(None))
             found[f"{part.table.name}.{part.by.key}"] = is_there
@@ -330,26 +330,23 @@ class PairRows:
             equal = many.items.listed(row[name]).is_not_distinct_from(many.listed(own.c[self.pair.keys[0].key]))
             found[f"{many.table.name}.{many.item.key}"] = equal
         names = (*self.pair.restored, *self.pair.listed)
-        back = self.normalized_row(own, parent) if names else row
+        back = self.normalized_row(own) if names else row
         return found | {name: holds(row[name], back[name]) for name in names}
 
-    def _computed_agree(
-        self, row: Row, table: FromClause | None, parent: FromClause | None
-    ) -> dict[str, ColumnElement[bool]]:
+    def _computed_agree(self, row: Row, table: FromClause | None = None) -> dict[str, ColumnElement[bool]]:
         own = self.pair.table if table is None else table
         found: dict[str, ColumnElement[bool]] = {
             of.key: holds(own.c[of.key], on(rule, row)) for of, rule in self.pair.computed.items()
         }
         for of, rule in (*self.pair.above.items(), *self.pair.beside.items()):
-            found[f"{of.table.name}.{of.key}"] = holds(self.pair.standing(of, own, parent), on(rule, row))
+            found[f"{of.table.name}.{of.key}"] = holds(self.pair.standing(of, own), on(rule, row))
         return found
 
     def counterpart(self, row: Row, key: ColumnElement[Any]) -> Any:
         """Whether the normalized side holds an equal of a legacy row."""
-        parent = self.pair.parent.table if self.pair.parent else None
         return (
             exists(literal_column("1"))
-            .select_from(self._joined(self.pair.table, parent))
+            .select_from(self._joined(self.pair.table))
             .where(self.pair.key == key, *self.selected(Side.NORMALIZED), *self.agreement(row).values())
         )
 
@@ -357,10 +354,8 @@ class PairRows:
         """Whether the legacy side holds an equal of a normalized row."""
         source: FromClause = self.pair.legacy_table
         compared = list(self.agreement(self.legacy_row(), own).values())
-        if self.pair.parent is not None:
-            parent = self.pair.parent.table
-            linked = self.pair.parent.key == own.c[link(self.pair)]
-            source = source.join(parent, linked, isouter=self.pair.may_be_orphan)
+        for parent in self.pair.parents:
+            source = source.join(parent.at, parent.of(own), isouter=parent.is_optional)
         if (originals := self.pair.originals) is not None:
             source = source.outerjoin(originals, self._has_original(originals, own))
         return (
@@ -379,39 +374,60 @@ class PairRows:
         """What tells a row of ours, where the declaration has a column for it."""
         return {} if self.pair.marker is None else {self.pair.marker.key: TRUE}
 
-    @property
-    def earliest_column(self) -> str | None:
-        """The column of the parent that follows its earliest row, if there is one."""
-        assert self.pair.parent is not None
-        derived = self.pair.parent.derived_columns.items()
+    @staticmethod
+    def earliest_column(parent: Parent) -> str | None:
+        """The column of a parent that follows its earliest row, if there is one."""
+        derived = parent.derived_columns.items()
         return next((of.key for of, rule in derived if isinstance(rule, Earliest)), None)
 
     def _newest_value(self, row: Row) -> ColumnElement[Any]:
         assert self.pair.newest is not None
         return self.own_values(row)[self.pair.newest.key]
 
-    def new_parent(self, row: Row) -> dict[str, ColumnElement[Any]]:
+    def new_parent(self, parent: Parent, row: Row) -> dict[str, ColumnElement[Any]]:
         """What a parent holds whose first row this is; without its key."""
-        assert self.pair.parent is not None
-        values = self.parent_values(row)
-        for of, rule in self.pair.parent.derived_columns.items():
+        values = self.pair.filled_above(parent, row)
+        for of, rule in parent.derived_columns.items():
             values[of.key] = self._newest_value(row) if isinstance(rule, Earliest) else constant(rule.otherwise, of)
         return values
 
-    def _right_parent(self) -> ColumnElement[Any]:
+    def _once_more(self) -> tuple[FromClause, FromClause, Callable[[Any], Any]]:
+        """Normalized rows with all that belongs to them, as a subquery on rows of the same tables needs them.
+
+        Returns:
+            What stands for the normalized table, where its rows come from, and what moves an expression there.
+        """
+        own = alias(self.pair.table)
+        source: FromClause = own
+        there: dict[Any, ColumnElement[Any]] = {}
+        if (originals := self.pair.originals) is not None:
+            source = source.outerjoin(originals, self._has_original(originals, own))
+        for parent in self.pair.parents:
+            above = alias(parent.table)
+            source = source.outerjoin(above, above.c[parent.key.key] == own.c[parent.refers.key])
+            there |= {parent.standing(of): above.c[of.key] for of in parent.table.columns}
+        for part in self.pair.parts:
+            beside = alias(part.table)
+            source = source.outerjoin(beside, beside.c[part.by.name] == own.c[self.pair.keys[0].key])
+            there |= {of: beside.c[of.key] for of in part.table.columns}
+
+        def replace(element: Any, **_: Any) -> Any:
+            return there.get(element)
+
+        return own, source, lambda value: visitors.replacement_traverse(value, {}, replace)
+
+    def _right_parent(self, parent: Parent) -> ColumnElement[Any]:
         """The parent a normalized row belongs to by its identity, whichever it is linked to."""
-        assert self.pair.parent is not None
-        key = self.pair.parent.key.name
-        own, linked, right = (
-            alias(self.pair.table),
-            alias(self.pair.parent.table),
-            alias(self.pair.parent.table),
-        )
+        own, source, moved = self._once_more()
+        row = self.normalized_row(own)
+        right, key = alias(parent.table), parent.key.key
+        meant = moved(self._identity(parent, Row({name: row[name] for name in row}), right))
         return (
-            select(func.min(right.c[key]) if self.pair.parent.tells_nulls_apart else right.c[key])
-            .select_from(own.join(linked, linked.c[key] == own.c[link(self.pair)]))
-            .join(right, self._identity(self.normalized_row(own, linked), right))
+            select(func.min(right.c[key]) if parent.tells_nulls_apart else right.c[key])
+            .select_from(source)
+            .join(right, meant)
             .where(self.pair.key_in(own, Side.NORMALIZED) == self.pair.key, *self.selected(Side.NORMALIZED, own))
+            .where(moved(parent.key_at).is_not(None))
             .correlate(self.pair.table)
             .scalar_subquery()
         )

@@ -21,9 +21,10 @@ from sqlalchemy import (
 )
 
 from consensus_orm.declaration.expressions import holds, same
+from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.row_keys import in_columns
 from consensus_orm.phase import Side
-from consensus_orm.statements.rendering import FALSE
+from consensus_orm.statements.rendering import FALSE, parent_parameter
 from consensus_orm.statements.rows import PairRows
 
 __all__ = ["WriteStatements"]
@@ -49,9 +50,8 @@ class WriteStatements(PairRows):
         return self._compare(bindparam("_key"))
 
     def _compare(self, key: ColumnElement[Any]) -> str:
-        parent = self.pair.parent.table if self.pair.parent else None
         legacy = self.pair.legacy_table
-        source = self._joined(self.pair.table, parent).join(legacy, self.legacy_key == self.pair.key)
+        source = self._joined(self.pair.table).join(legacy, self.legacy_key == self.pair.key)
         meant: list[ColumnElement[bool]] = [same(legacy.c[name], self.bound[name]) for name in self.pair.columns]
         meant += self.agreement(self.bound).values()
         meant += [same(of, self._kept_bind(of)) for of in self.pair.kept]
@@ -77,7 +77,7 @@ class WriteStatements(PairRows):
             return None
         back = self.normalized_row()
         agree = [holds(self.bound[name], back[name]) for name in self.pair.given_back_names]
-        source = self._joined(self.pair.table, None)
+        source = self.with_beside(self.pair.table, self.pair.table)
         return self.render(select(*agree).select_from(source).where(*self._under_key(Side.NORMALIZED)))
 
     @cached_property
@@ -94,10 +94,9 @@ class WriteStatements(PairRows):
 
     @cache  # noqa: B019
     def insert_normalized(self, *, keyed: bool) -> str:
-        """Insert a row as meant under `_parent`, with its key, or with one that the database gives."""
+        """Insert a row as meant under its parents, with its key, or with one that the database gives."""
         values = self.normalized_values() | (self.keyed(Side.NORMALIZED, bindparam("_key")) if keyed else {})
-        if self.pair.link is not None:
-            values[self.pair.link.key] = bindparam("_parent")
+        values |= {parent.refers.key: bindparam(parent_parameter(parent)) for parent in self.pair.parents}
         return self.render(insert(self.pair.table).values(values).returning(self.pair.key))
 
     @cached_property
@@ -109,10 +108,9 @@ class WriteStatements(PairRows):
 
     @cached_property
     def update_normalized(self) -> str:
-        """Let the normalized row under `_key` hold a row as meant, under `_parent`."""
+        """Let the normalized row under `_key` hold a row as meant, under its parents."""
         values = self.normalized_values()
-        if self.pair.link is not None:
-            values[self.pair.link.key] = bindparam("_parent")
+        values |= {parent.refers.key: bindparam(parent_parameter(parent)) for parent in self.pair.parents}
         values = values or self.keyed(Side.NORMALIZED, self.pair.key)
         return self.render(update(self.pair.table).values(values).where(*self._under_key(Side.NORMALIZED)))
 
@@ -125,38 +123,33 @@ class WriteStatements(PairRows):
     def _under_key(self, side: Side) -> list[ColumnElement[bool]]:
         return [self.key_of(side) == bindparam("_key"), *self.selected(side)]
 
-    @cached_property
-    def has_parent(self) -> str | None:
+    @cache  # noqa: B019
+    def has_parent(self, parent: Parent) -> str | None:
         """Whether a row as meant has a parent; None where every row has one."""
-        return self.render(select(self.needs_parent(self.bound))) if self.pair.may_be_orphan else None
+        return self.render(select(self.needs_parent(parent, self.bound))) if parent.is_optional else None
 
-    @cached_property
-    def find_parent(self) -> str:
+    @cache  # noqa: B019
+    def find_parent(self, parent: Parent) -> str:
         """The parent of a row as meant, and whether the row is earlier than any it has."""
-        assert self.pair.parent is not None
-        table = self.pair.parent.table
-        earliest = self.earliest_column
-        earlier = FALSE if earliest is None else table.c[earliest] > self._newest_value(self.bound)
-        found = select(self.pair.parent.key, earlier).where(self._identity(self.bound, table))
-        if self.pair.parent.tells_nulls_apart:
-            found = found.order_by(self.pair.parent.key).limit(literal_column("1"))
-        return self.rendering.find_parent(found, self)
+        earliest = self.earliest_column(parent)
+        earlier = FALSE if earliest is None else parent.table.c[earliest] > self._newest_value(self.bound)
+        found = select(parent.key, earlier).where(self._identity(parent, self.bound, parent.table))
+        if parent.tells_nulls_apart:
+            found = found.order_by(parent.key).limit(literal_column("1"))
+        return self.rendering.find_parent(parent, found, self)
 
-    @cached_property
-    def insert_parent(self) -> str:
+    @cache  # noqa: B019
+    def insert_parent(self, parent: Parent) -> str:
         """Insert the parent of a row as meant, which is its first."""
-        assert self.pair.parent is not None
-        statement = insert(self.pair.parent.table).values(self.new_parent(self.bound))
-        return self.render(statement.returning(self.pair.parent.key))
+        statement = insert(parent.table).values(self.new_parent(parent, self.bound))
+        return self.render(statement.returning(parent.key))
 
-    @cached_property
-    def make_earlier(self) -> str:
-        """Let the parent `_parent` begin with a row as meant."""
-        assert self.pair.parent is not None
-        values = {self.earliest_column: self._newest_value(self.bound)}
-        return self.render(
-            update(self.pair.parent.table).values(values).where(self.pair.parent.key == bindparam("_parent"))
-        )
+    @cache  # noqa: B019
+    def make_earlier(self, parent: Parent) -> str:
+        """Let a parent begin with a row as meant."""
+        values = {self.earliest_column(parent): self._newest_value(self.bound)}
+        meant = parent.key == bindparam(parent_parameter(parent))
+        return self.render(update(parent.table).values(values).where(meant))
 
     @cache  # noqa: B019
     def delete(self, side: Side) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ class _Server:
 
     def create(self, name: str, source: str | None) -> None:
         template = "template0" if source is None else make_url(source).database
-        # As files: some megabytes take half the time that they take through the log of the server, where both were timed.
+        # As files: some megabytes take half the time that they take through the log of the server (both were timed).
         sql = f'CREATE DATABASE "{make_url(name).database}" TEMPLATE "{template}" STRATEGY FILE_COPY'
         self._admin.execute(sql.encode())
 

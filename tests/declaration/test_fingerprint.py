@@ -88,15 +88,14 @@ def _artifacts(
         **(said | more),
     )
     syntheses = copy.copy(SYNTHESES)
-    syntheses.parent = copy.copy(SYNTHESES.parent)
-    assert syntheses.parent is not None
-    syntheses.parent.__dict__ |= {"derived": runs.derived, "derived_columns": runs.derived_columns}
+    (parent,) = map(copy.copy, SYNTHESES.parents)
+    parent.__dict__ |= {"derived": runs.derived, "derived_columns": runs.derived_columns}
+    syntheses.parents = (parent,)
     return Moves(artifacts, syntheses)
 
 
 def _derived() -> dict[Any, Any]:
-    assert SYNTHESES.parent is not None
-    return SYNTHESES.parent.derived
+    return SYNTHESES.parents[0].derived
 
 
 def _consensus_ok(rule: Latest) -> dict[Any, Any]:

@@ -290,7 +290,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
         ),
         "it has parts, which refer to their row by one column, and a key of 2",
     ),
-    "a second parent": (lambda: move(parts=[parent(), parent()]), "they can have one"),
+    "two parents by one link": (lambda: move(parts=[parent(), parent()]), "refers to two parents"),
     "what is no part": (lambda: move(parts=[parent(), Place]), "is no part"),
     "a part by another column": (lambda: split(by=Extra.note), "extras.note does not refer to main.id"),
     "a part by a column of another table": (lambda: split(by=Main.id), "is no column of extras"),

@@ -194,8 +194,7 @@ class PostgresCatalog(Catalog):
 
     def analyze(self, uow: Transaction, pair: Move) -> None:
         """Run ANALYZE on the normalized side: a plan from the time when it was empty would scan all of it."""
-        tables = [pair.table] if pair.parent is None else [pair.table, pair.parent.table]
-        for table in (*tables, *pair.tables_beside):
+        for table in dict.fromkeys((pair.table, *(parent.table for parent in pair.parents), *pair.tables_beside)):
             uow._execute(f"ANALYZE {quoted(table.name)}")
 
     def text_encoding(self, uow: Transaction) -> str:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     null,
     select,
 )
+from sqlalchemy import literal as sql_literal
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect
 from sqlalchemy.sql.expression import ClauseElement
@@ -90,7 +91,7 @@ class PostgresRendering(PairRendering):
     def making(self, parents: Table, names: list[str], rows: Select[Any]) -> ClauseElement:
         """Insert the parents that rows need, and return them: a row may be deleted before it is carried."""
         statement = insert(parents).from_select(names, rows).on_conflict_do_nothing()
-        return statement.returning(*parents.primary_key)
+        return statement.returning(sql_literal(parents.name, Text), *parents.primary_key)
 
     def count_and_list(
         self, key: ColumnElement[Any], within: ColumnElement[bool], wrong: ColumnElement[bool]
@@ -108,15 +109,15 @@ class PostgresRendering(PairRendering):
     def write_both(self, pair: PairRows) -> str | None:
         """Write a row and its parent to both sides with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
-        by_value = declared.parent is not None and (declared.parent.tells_nulls_apart or declared.may_be_orphan)
+        by_value = any(parent.tells_nulls_apart or parent.is_optional for parent in declared.parents)
         is_simple = declared.is_numbered and declared.own_id is None and not declared.tables_beside
-        if declared.originals is not None or by_value or not is_simple:
+        if declared.originals is not None or by_value or not is_simple or len(declared.parents) > 1:
             return None
         values = pair.normalized_values()
         parent = None
-        if declared.parent is not None and declared.link is not None:
-            parent = self._upsert(pair, declared.parent).returning(declared.parent.key.label("id")).cte("parent")
-            values[declared.link.key] = parent.c.id
+        for of in declared.parents:
+            parent = self._upsert(pair, of).returning(of.key.label("id")).cte("parent")
+            values[of.refers.key] = parent.c.id
         rows = select(*values.values())
         own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
         carried = {declared.legacy_keys[0]: own.c.id} | {name: pair.bound[name] for name in pair.bound}
@@ -134,15 +135,13 @@ class PostgresRendering(PairRendering):
         A parent is inserted with the values derived from its earliest row. So if all rows were new, no parent has to be
         written a second time.
         """
-        declared, parent, link = pair.pair, pair.pair.parent, pair.pair.link
-        if parent is None or link is None or isinstance(declared.key, RowKey):
-            return None
-        if parent.tells_nulls_apart or declared.may_be_orphan:
+        declared, (parent,) = pair.pair, pair.pair.parents
+        if parent.tells_nulls_apart or parent.is_optional or isinstance(declared.key, RowKey):
             return None
         row = pair.legacy_row()
         own = pair.own_values(row)
         # Computed values are computed once; values that are only carried are not read before they are written.
-        above = {name: value.label(f"parent_{name}") for name, value in pair.parent_values(row).items()}
+        above = {name: value.label(f"parent_{name}") for name, value in declared.filled_above(parent, row).items()}
         derived = [*declared.computed, *([] if declared.newest is None else [declared.newest])]
         computed = {of.key: own[of.key].label(f"own_{of.key}") for of in derived}
         key = pair.legacy_key.label("seen")
@@ -161,7 +160,7 @@ class PostgresRendering(PairRendering):
         parents = upsert.returning(parent.key, *(parent.table.c[name] for name in identity)).cte("parent")
 
         values = {declared.keys[0].key: pair.legacy_key} | written | pair.marked
-        values[link.key] = parents.c[parent.key.name]
+        values[parent.refers.key] = parents.c[parent.key.name]
         is_theirs = and_(*(parents.c[name] == value for name, value in identity.items()))
         source = declared.legacy_table.join(seen, seen.c.seen == pair.legacy_key).join(parents, is_theirs)
         rows = select(*values.values()).select_from(source).where(criterion)
@@ -173,18 +172,17 @@ class PostgresRendering(PairRendering):
         doubtful = keys if parent.depends_on(declared.name) else case((new == all_, null()), else_=keys)
         return self.render(select(doubtful).add_cte(parents, carried))
 
-    def find_parent(self, found: SelectBase, pair: PairRows) -> str:
+    def find_parent(self, parent: Parent, found: SelectBase, pair: PairRows) -> str:
         """The parent of a row, inserted if there is none, and locked until the end of the transaction."""
-        parent = pair.pair.parent
-        if parent is None or parent.tells_nulls_apart:
+        if parent.tells_nulls_apart:
             return self.render(found.with_for_update() if isinstance(found, Select) else found)
         return self.render(self._upsert(pair, parent).returning(parent.key, false()))
 
     def _upsert(self, pair: PairRows, parent: Parent) -> Insert:
-        return self._on_conflict(pair, parent, insert(parent.table).values(pair.new_parent(pair.bound)))
+        return self._on_conflict(pair, parent, insert(parent.table).values(pair.new_parent(parent, pair.bound)))
 
     def _on_conflict(self, pair: PairRows, parent: Parent, statement: Insert) -> Insert:
-        earliest = pair.earliest_column
+        earliest = pair.earliest_column(parent)
         kept = parent.identity[0].key if earliest is None else earliest
         new = statement.excluded[kept]
         value = new if earliest is None else func.least(parent.table.c[kept], new)

@@ -232,11 +232,10 @@ def _note_members(parent: Parent, mapping: Moves, *, of_sessions: bool) -> Trigg
             _key(pair, Side.NORMALIZED, quoted("t")),
             Side.NORMALIZED,
             literal("update"),
-            f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', pair.link.name)} = OLD.{key}",
+            f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', link.name)} = OLD.{key}",
             of_sessions=of_sessions,
         )
-        for pair in mapping.members(parent)
-        if pair.link is not None
+        for pair, link in mapping.links(parent)
     )
     columns = ", ".join(map(quoted, mapping.said_by(parent)))
     event = f"AFTER DELETE OR UPDATE OF {columns}"

@@ -99,7 +99,7 @@ class SQLiteRendering(PairRendering):
         largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))
         return self.render(select(largest + literal_column("1")))
 
-    def find_parent(self, found: SelectBase, pair: PairRows) -> str:
+    def find_parent(self, parent: Parent, found: SelectBase, pair: PairRows) -> str:
         """The parent of a row, and whether the row is earlier than those it has."""
         return self.render(found)
 

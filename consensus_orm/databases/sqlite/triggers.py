@@ -249,8 +249,7 @@ def _item_triggers(pair: Move, when: ColumnElement[bool] | None) -> Iterator[Tri
 
 
 def _note_members(parent: Parent, mapping: Moves, *keys: str) -> Iterator[str]:
-    for pair in mapping.members(parent):
-        if pair.link is not None:
-            rows = f" FROM {quoted(pair.table.name)} WHERE {quoted(pair.link.name)} IN ({', '.join(keys)})"
-            key = pair.key_in(Fired(quoted(pair.table.name), pair.table), Side.NORMALIZED)
-            yield _log(pair, in_triggers(key, SQLiteRendering().render), Side.NORMALIZED, "update", rows)
+    for pair, link in mapping.links(parent):
+        rows = f" FROM {quoted(pair.table.name)} WHERE {quoted(link.name)} IN ({', '.join(keys)})"
+        key = pair.key_in(Fired(quoted(pair.table.name), pair.table), Side.NORMALIZED)
+        yield _log(pair, in_triggers(key, SQLiteRendering().render), Side.NORMALIZED, "update", rows)

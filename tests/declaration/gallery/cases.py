@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,17 +16,26 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    Date,
+    DateTime,
+    Enum,
     Float,
     ForeignKey,
     Integer,
+    Interval,
+    LargeBinary,
     MetaData,
+    Numeric,
     String,
     Text,
     UniqueConstraint,
     Uuid,
+    case,
     cast,
     func,
 )
+from sqlalchemy import Computed as Generated
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import (
@@ -42,8 +53,10 @@ from consensus_orm import (
     Split,
 )
 
-__all__ = ["CASES", "Case"]
+__all__ = ["CASES", "Case", "column_types"]
 
+ONE, TWO, THREE = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
+PLACES = ["a", "B", "é", '"', "\\", "[1]", "a b", "'", "", "\n", "\U0001f600", "10", "9"]
 BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -254,6 +267,88 @@ def shared_parent_with_nulls() -> Case:
             },
         },
     )  # fmt: skip
+
+
+def several_parents() -> Case:
+    """Two addresses of an order become references to one table, its customer one to another."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class OrderFlat(Base):
+        __tablename__ = "orders_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        customer: Mapped[str] = mapped_column(Text)
+        street: Mapped[str] = mapped_column(Text)
+        city: Mapped[str] = mapped_column(Text)
+        ship_street: Mapped[str | None] = mapped_column(Text)
+        ship_city: Mapped[str | None] = mapped_column(Text)
+
+    class Address(Base):
+        __tablename__ = "addresses"
+        __table_args__ = (UniqueConstraint("street", "city"),)
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        street: Mapped[str | None] = mapped_column(Text)
+        city: Mapped[str | None] = mapped_column(Text)
+
+    class Customer(Base):
+        __tablename__ = "customers"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text, unique=True)
+
+    class Order(Base):
+        __tablename__ = "orders"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        customer_id: Mapped[int] = mapped_column(ForeignKey("customers.id"), index=True)
+        billed_to: Mapped[int] = mapped_column(ForeignKey("addresses.id"), index=True)
+        sent_to: Mapped[int | None] = mapped_column(ForeignKey("addresses.id"), index=True)
+
+    sent_to = {Address.street: OrderFlat.ship_street, Address.city: OrderFlat.ship_city}
+    move = Move(
+        OrderFlat,
+        Order,
+        name="orders",
+        key={OrderFlat.id: Order.id},
+        columns={},
+        parts=[
+            Parent(Customer, link=Order.customer_id, by={Customer.name: OrderFlat.customer}),
+            Parent(Address, link=Order.billed_to, by={Address.street: OrderFlat.street, Address.city: OrderFlat.city}),
+            Parent(Address, link=Order.sent_to, by=sent_to),
+        ],
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [
+            {"customer": "Ada", "street": "Way 1", "city": "Bern", "ship_street": "Way 1", "ship_city": "Bern"},
+            {"customer": "Bob", "street": "Way 2", "city": "Thun", "ship_street": "Way 1", "ship_city": "Bern"},
+            {"customer": "Ada", "street": "Way 2", "city": "Bern", "ship_street": None, "ship_city": None},
+        ],
+        {"customer": "Cyd", "street": "Way {n}", "city": "Bern", "ship_street": "Way 2", "ship_city": None},
+        {
+            "legacy": [
+                "INSERT INTO orders_flat (customer, street, city) VALUES ('Dan', 'Way 9', 'Chur')",
+                "UPDATE orders_flat SET ship_street = street, ship_city = city WHERE customer = 'Dan'",
+                "UPDATE orders_flat SET ship_city = 'Thun', customer = 'Eve' WHERE customer = 'Bob'",
+                "UPDATE orders_flat SET ship_street = 'Way 8' WHERE ship_street IS NULL",
+            ],
+            "normalized": [
+                "UPDATE addresses SET city = 'Sion' WHERE city = 'Chur'",
+                "UPDATE orders SET sent_to = billed_to WHERE sent_to IS NULL",
+                "DELETE FROM orders WHERE customer_id = (SELECT id FROM customers WHERE name = 'Eve')",
+                "UPDATE customers SET name = 'Danny' WHERE name = 'Dan'",
+            ],
+        },
+        judged={
+            "normalized": {
+                # Each value once, and none without a row: whichever of the links leads to it.
+                "SELECT count(*) FROM addresses WHERE street = 'Way 1' AND city = 'Bern'": 1,
+                """SELECT count(*) FROM addresses WHERE id NOT IN (SELECT billed_to FROM orders UNION
+                SELECT sent_to FROM orders WHERE sent_to IS NOT NULL)""": 0,
+                "SELECT count(*) FROM customers WHERE id NOT IN (SELECT customer_id FROM orders)": 0,
+            },
+        },
+    )
 
 
 def states() -> Case:
@@ -942,14 +1037,13 @@ def composite_key() -> Case:
         key={LineOld.order_nr: Line.order_id, LineOld.place: Line.line},
         columns={Line.quantity: LineOld.amount, Line.unit: Default(LineOld.unit, "piece")},
     )
-    places = ["a", "B", "é", '"', "\\", "[1]", "a b", "'", "", "\n", "\U0001f600", "10", "9"]
     return Case(
         Moves(move),
         Base.metadata,
         [
             {"order_nr": number, "place": place, "amount": number, "unit": None if number == 9 else "kg"}
             for number in (-1, 9, 10, 2**63 - 1)
-            for place in places
+            for place in PLACES
         ],
         {"order_nr": 10, "place": "new {n}", "amount": 1, "unit": None},
         {
@@ -1040,11 +1134,10 @@ def uuid_key() -> Case:
             Token.cents: Convert(TokenOld.price, up=cents, down=cast(Token.cents, Float) / 100.0, keep=True),
         },
     )
-    one, two, three = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
     return Case(
         Moves(move),
         Base.metadata,
-        [{"uid": each, "holder": str(n), "price": 0.007 * n} for n, each in enumerate((one, two, three, UUID(int=0)))],
+        [{"uid": each, "holder": str(n), "price": 0.007 * n} for n, each in enumerate((ONE, TWO, THREE, UUID(int=0)))],
         {"holder": "new {n}", "price": 1.5},
         {
             "legacy": ["UPDATE tokens_old SET price = 0.333 WHERE holder = '1'"],
@@ -1103,13 +1196,12 @@ def uuid_key_with_parts() -> Case:
             Many(Label, by=Label.device_id, position=Label.position, item=Label.text, items=Split(DeviceOld.labels)),
         ],
     )
-    one, two, three = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
     return Case(
         Moves(move),
         Base.metadata,
         [
-            {"uid": one, "name": "a", "room": "hall", "labels": "x,y"}, {"uid": two, "name": "b", "room": None},
-            {"uid": three, "name": "c", "room": "", "labels": "z"},
+            {"uid": ONE, "name": "a", "room": "hall", "labels": "x,y"}, {"uid": TWO, "name": "b", "room": None},
+            {"uid": THREE, "name": "c", "room": "", "labels": "z"},
         ],
         {"name": "new {n}", "room": "r", "labels": "n,{n}"},
         {
@@ -1194,10 +1286,145 @@ def composite_keys_into_one() -> Case:
     )
 
 
+def single_table_child() -> Case:
+    """A column that only one kind of row has belongs to a subclass in the same table."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class StaffFlat(Base):
+        __tablename__ = "staff_flat"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        role: Mapped[str] = mapped_column(Text)
+        name: Mapped[str] = mapped_column(Text)
+        budget: Mapped[int | None] = mapped_column(BIG)
+
+    class Employee(Base):
+        __tablename__ = "staff"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "employee"}  # noqa: RUF012 - SQLAlchemy's
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        kind: Mapped[str] = mapped_column(Text)
+        name: Mapped[str] = mapped_column(Text)
+
+    class Manager(Employee):
+        __mapper_args__ = {"polymorphic_identity": "manager"}  # noqa: RUF012
+        budget: Mapped[int | None] = mapped_column(BIG)
+
+    move = Move(
+        StaffFlat,
+        Employee,
+        name="staff",
+        key={StaffFlat.id: Employee.id},
+        columns={Employee.kind: StaffFlat.role, Employee.name: StaffFlat.name, Manager.budget: StaffFlat.budget},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"role": "manager", "name": "Ada", "budget": 9}, {"role": "employee", "name": "Bob"}],
+        {"role": "manager", "name": "new {n}", "budget": ...},
+        {
+            "legacy": ["UPDATE staff_flat SET role = 'manager', budget = 1 WHERE name = 'Bob'"],
+            "normalized": [
+                "INSERT INTO staff (kind, name) VALUES ('employee', 'other')",
+                "DELETE FROM staff WHERE id = 1",
+            ],
+        },
+    )
+
+
+def text_date_to_date() -> Case:
+    """A date that was written as a text becomes a date; a text that is none is kept, and has no date."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class BillOld(Base):
+        __tablename__ = "bills_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        due: Mapped[str | None] = mapped_column(Text)
+
+    class Bill(Base):
+        __tablename__ = "bills"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        due_on: Mapped[date | None]
+
+    due_on = case((BillOld.due.like("____-__-__"), func.date(BillOld.due, type_=Date)), else_=None)
+    move = Move(
+        BillOld,
+        Bill,
+        name="bills",
+        key={BillOld.id: Bill.id},
+        columns={Bill.due_on: Convert(BillOld.due, up=due_on, down=cast(Bill.due_on, Text), keep=True)},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"due": "2026-02-28"}, {"due": None}, {"due": "soon"}, {"due": ""}, {"due": "2026-12-1"}],
+        {"due": "2026-11-1{n}"},
+        {
+            "legacy": ["UPDATE bills_old SET due = '2026-03-01' WHERE due = 'soon'"],
+            "normalized": ["UPDATE bills SET due_on = '2027-01-01' WHERE due_on = '2026-02-28'"],
+        },
+        judged={"normalized": {"SELECT count(*) FROM bills WHERE due_on IS NULL AND id = 5": 1}},
+    )
+
+
+def column_types() -> Case:
+    """Columns of all types, a default of the server, and generated columns on either side."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Sample:
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        price: Mapped[Decimal | None] = mapped_column(Numeric(10, 2))
+        day: Mapped[date | None]
+        at: Mapped[datetime | None] = mapped_column(DateTime)
+        instant: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+        clock: Mapped[time | None]
+        lasts: Mapped[timedelta | None] = mapped_column(Interval)
+        code: Mapped[UUID | None]
+        done: Mapped[bool | None]
+        content: Mapped[bytes | None] = mapped_column(LargeBinary)
+        facts: Mapped[Any] = mapped_column(JSON, nullable=True)
+        more: Mapped[Any] = mapped_column(JSON().with_variant(JSONB(), "postgresql"), nullable=True)
+        places: Mapped[Any] = mapped_column(JSON().with_variant(ARRAY(Integer), "postgresql"), nullable=True)
+        color: Mapped[str | None] = mapped_column(Enum("red", "green", name="colors", native_enum=False))
+        state: Mapped[str] = mapped_column(Text, server_default="new")
+
+    class SampleOld(Sample, Base):
+        __tablename__ = "samples_old"
+        cents: Mapped[int | None] = mapped_column(BIG, Generated("price * 100"))
+
+    class SampleNew(Sample, Base):
+        __tablename__ = "samples"
+        letters: Mapped[int | None] = mapped_column(Integer, Generated("length(state)"))
+        note: Mapped[str] = mapped_column(Text, server_default="-")
+
+    carried = [of.name for of in SampleOld.__table__.c if of.name not in {"id", "cents"}]
+    move = Move(
+        SampleOld,
+        SampleNew,
+        name="samples",
+        key={SampleOld.id: SampleNew.id},
+        columns={getattr(SampleNew, name): getattr(SampleOld, name) for name in carried},
+        without={SampleOld.cents: "the database computes it"},
+    )
+    noon = datetime(2026, 3, 29, 12, 0, 0, 7)
+    full = {
+        "price": Decimal("20.25"), "day": noon.date(), "at": noon, "instant": noon.replace(tzinfo=UTC),
+        "clock": noon.time(), "lasts": timedelta(days=-1, microseconds=3), "code": ONE,
+        "done": False, "content": b"\x00\xff", "facts": {"b": [1.5, None], "a": "é"}, "more": {"k": []},
+        "places": [3, 1], "color": "green",
+    }  # fmt: skip
+    return Case(Moves(move), Base.metadata, [full, dict.fromkeys(full)], full | {"state": "made"})
+
+
 CASES = {
     "rename": renamed_columns,
     "shared parent": shared_parent,
     "shared parent with NULLs": shared_parent_with_nulls,
+    "several parents": several_parents,
     "values": states,
     "kept values": defaults,
     "text key": text_key,
@@ -1211,8 +1438,10 @@ CASES = {
     "list to tags": list_to_tags,
     "composite key": composite_key,
     "association": association,
-    "uuid key": uuid_key,
-    "uuid key with parts": uuid_key_with_parts,
+    "single-table child": single_table_child,
+    "text date to date": text_date_to_date,
+    "UUID key": uuid_key,
+    "UUID key with parts": uuid_key_with_parts,
     "composite keys into one": composite_keys_into_one,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""
