@@ -20,7 +20,7 @@ from consensus_orm.declaration.keys import is_usable, require_usable
 from consensus_orm.events import MismatchEvent
 from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.phase import Side
-from consensus_orm.repository.routed_reads import NOT_THE_SHADOWS_FAULT, RoutedReads, Values
+from consensus_orm.repository.routed_reads import RoutedReads, Values, is_of_the_whole
 from consensus_orm.settings import Isolation, OnMismatch
 from consensus_orm.statements.rendering import parameter
 
@@ -126,7 +126,7 @@ class DualWrite(RoutedReads):
             with self.uow._connected.attempt():
                 key = self.uow._execute(self.sql.next_key).fetchone()[0]
         except errors.StorageError as error:
-            if isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction:
+            if is_of_the_whole(error) or not self.uow._connected.in_transaction:
                 raise
             key = self.uow.catalog.next_key_of(self.uow, self.pair, self.uow.phase.truth)
         if not is_usable(self.pair, key):  # above the largest integer SQLite goes on with a float
@@ -160,7 +160,7 @@ class DualWrite(RoutedReads):
         except errors.StorageError as error:
             if not self.uow.phase.compares:
                 raise
-            whole = isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction
+            whole = is_of_the_whole(error) or not self.uow._connected.in_transaction
             if side is self.uow.phase.truth or whole:
                 self.uow._doom(error)  # the other side may have taken its half
                 raise
@@ -467,7 +467,7 @@ class DualWrite(RoutedReads):
                     for statement in statements:
                         self.uow._execute(statement, {"_keys": json.dumps(list(missing))})
             except errors.StorageError as error:
-                if isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction:
+                if is_of_the_whole(error) or not self.uow._connected.in_transaction:
                     raise
 
     def _find(self, found: dict[Side, set[Any]], side: Side, filters: Values, parameters: Values) -> None:
