@@ -159,8 +159,9 @@ class ServerConnection(psycopg.Connection[Any]):
         fence, entry = self.source.fence, entry or self._entry(lock)
         if lock is Lock.FLIP:
             self._watch = Watch(self.source.login, self.source.name_flip(), self.source.tell)
+        begin = self.source.begin_with(lock, entry)
         try:
-            result = self._send(begin := self.source.begin_with(lock, entry))
+            result = self._send(begin)
         except psycopg.errors.UndefinedTable:
             self.rollback()
             if entry is not Entry.BARE:  # only the record of the guards may be missing

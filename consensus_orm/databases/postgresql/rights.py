@@ -182,6 +182,8 @@ def _needs(mapping: Moves) -> Iterator[_Need]:
             # A right on one of the two is one on the other: the legacy table may have been made again.
             moved = {legacy: (held,), own: (held,), **dict.fromkeys(beside, _BESIDE[held])}
             yield from _on(source, held, moved | _CONTROL[held])
+            if held == "SELECT":
+                yield _Need(source, held, "SEQUENCE", "consensus_orm_changes", "SELECT")  # the counter of such writes
             if held == "INSERT" and len(mapping.sharing(pair, Side.LEGACY)) > 1:
                 yield _Need(source, held, "SEQUENCE", own, "UPDATE")  # it follows the ids that the others give
 
