@@ -18,8 +18,8 @@ __all__: list[str] = []
 def check(app: App, as_json: bool) -> None:
     """Name what will keep a gate shut on the way, before anything is written.
 
-    What others use of the legacy tables, keys that do not identify rows, columns that no move speaks of, rows and
-    columns that this role does not see. The exit code is 1 where there is any.
+    What others use of the legacy tables, roles that lack rights, keys that do not identify rows, columns that no move
+    speaks of, rows and columns that this role does not see. The exit code is 1 where there is any.
     """
     with app.store() as store:
         found = [app.spelled(text) for text in store.migration.check()]
@@ -41,8 +41,9 @@ def check(app: App, as_json: bool) -> None:
 def dependencies(ctx: click.Context, app: App, as_json: bool) -> None:
     """List what others use of the legacy tables, or accept that it breaks.
 
-    Views, rules, functions, publications and the like, as the catalog of the database has them; and, once the tables
-    are frozen, reads by other programs, as a server counts them. SQLite does not count reads.
+    Views, rules, functions, publications and the like, as the catalog of the database has them; roles that would be cut
+    off, with the GRANTs that they lack; and, once the tables are frozen, reads by other programs, as a server counts
+    them. SQLite does not count reads.
 
     Writes nothing. The exit code is 1 while something is neither gone nor accepted.
     """
@@ -54,7 +55,15 @@ def dependencies(ctx: click.Context, app: App, as_json: bool) -> None:
         entries,
         "nothing depends on the legacy tables",
         ("kind", "name", "table", "reads", "last read", "shuts", "accepted"),
-        lambda d: (d.kind, d.name, d.table, d.reads or None, moment(d.last_read), d.shuts.name, d.accepted or d.remedy),
+        lambda d: (
+            d.kind,
+            d.name,
+            d.table,
+            d.reads or None,
+            moment(d.last_read),
+            d.shuts.name,
+            d.accepted or d.remedy or "; ".join(d.grants),
+        ),
         as_json=as_json,
     )
     exit_with(any(entry.accepted is None for entry in entries))

@@ -66,6 +66,9 @@ def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
 
     In a file of the dual-write or the final build, the tables of that program are recreated: this needs --yes, or an
     answer on a terminal. The user_version of the file becomes 3, which those programs refuse.
+
+    On a server, roles that may use the legacy tables are given the rights that they need besides; what this role may
+    not give is printed.
     """
     with app.store() as store:
         rewrite = store.pending_rewrite()
@@ -77,14 +80,20 @@ def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
         version = None if store.path is None else store.maintenance.stats().user_version
         backup = None if rewrite is None else _newest_backup(store)
         is_told = version is not None and store.application.protection is not None
+        grants = [grant for each in store.migration.dependencies() for grant in each.grants]
     if as_json:
-        show_json({"applied": applied, "phase": phase, "user_version": version, "backup": backup})
+        found = {"applied": applied, "phase": phase, "user_version": version, "backup": backup, "grants": grants}
+        show_json(found)
         return
     say(f"{_told(applied)}, in {duration(time.monotonic() - started)}; the phase is {phase.name}")
     if backup is not None:
         say(f"backup: {backup}")
     if is_told and version is not None:
         say(f"user_version: {_protection(version)}")
+    if grants:
+        say("roles would be cut off; as the owner of the tables, run:")
+    for grant in grants:
+        say(f"  {grant};")
 
 
 def _newest_backup(store: ConsensusStore) -> str | None:

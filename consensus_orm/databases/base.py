@@ -33,6 +33,7 @@ from consensus_orm.statements.rendering import Statement
 from consensus_orm.times import time_text
 
 __all__ = [
+    "FENCE",
     "FROZEN",
     "PREFIX",
     "Catalog",
@@ -52,6 +53,9 @@ PREFIX = "consensus_orm_"
 
 MARK = f"{PREFIX}guarded"
 """A view that is created when the triggers of a file are recorded: triggers created again later are younger."""
+
+FENCE = f"{PREFIX}fence"
+"""A view of a server whose lock is the fence: it locks the table of the phase, on which a role needs no right then."""
 
 SIGN = "moved"
 """The only column of the view that takes the place of a legacy table."""
@@ -133,6 +137,7 @@ class Dependency(NamedTuple):
         table: The legacy table.
         shuts: It keeps the gate to this phase shut, and those to the phases after it.
         remedy: What has to be done about it where it cannot be accepted; empty where it can.
+        grants: For a role, the statements that give it the rights that it lacks.
     """
 
     kind: str
@@ -140,6 +145,7 @@ class Dependency(NamedTuple):
     table: str
     shuts: Phase = Phase.CONTRACT
     remedy: str = ""
+    grants: tuple[str, ...] = ()
 
 
 class ReadCounter(NamedTuple):
@@ -473,6 +479,22 @@ class Catalog(ABC):
     def unseen(self, uow: Transaction) -> Iterator[str]:
         """Why this connection does not see all rows of a table that this package reads, for each such table."""
 
+    @abstractmethod
+    def lacking_rights(self, uow: Transaction) -> list[str]:
+        """The GRANTs with which each role that may use tables of one side may use this package, too."""
+
+    @abstractmethod
+    def give_rights(self, uow: Transaction, tables: Collection[str] | None = None) -> list[str]:
+        """Give the rights that roles lack, as far as the role of this connection can.
+
+        Args:
+            uow: May write.
+            tables: Those whose rights are given; those of all tables where left out.
+
+        Returns:
+            The GRANTs that were executed.
+        """
+
     @staticmethod
     @abstractmethod
     def key_faults(uow: Transaction, key: Sequence[Column[Any]], unique: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -660,6 +682,10 @@ class LegacyTables(ABC):
     @abstractmethod
     def old_place(self, uow: Transaction, pair: Move) -> str:
         """The quoted name of a table that was put away, with the schema in which it was on a server."""
+
+    def show_sign(self, uow: Transaction, place: str) -> None:
+        """Let every role read the view that stands where a legacy table was; a file has no roles."""
+        return
 
     @abstractmethod
     def kept(self, uow: Transaction) -> list[str]:

@@ -43,6 +43,8 @@ class DependencyEntry(BaseModel):
     """It keeps the gate to this phase shut, and those to the phases after it, until it is gone or accepted."""
     remedy: str = ""
     """What has to be done about it where it cannot be accepted."""
+    grants: tuple[str, ...] = ()
+    """For a role, the statements that give it the rights that it lacks."""
     reads: int = 0
     """How often the table was read by others since it was frozen."""
     last_read: datetime | None = None
@@ -55,6 +57,8 @@ class DependencyEntry(BaseModel):
     @property
     def told(self) -> str:
         """What it is, in words."""
+        if self.grants:
+            return f"role {self.name} may use {self.table}, and lacks rights besides: {'; '.join(self.grants)}"
         if self.kind != READS:
             return f"{self.kind} {self.name} depends on {self.table}"
         last = "" if self.last_read is None else f", last at {self.last_read:%Y-%m-%d %H:%M:%S} UTC"

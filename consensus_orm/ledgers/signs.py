@@ -32,7 +32,9 @@ def put_up(uow: Transaction) -> None:
         name = pair.legacy_name
         if name.lower() not in taken:
             moves = uow.statements.mapping.sharing(pair, Side.LEGACY)
-            uow._execute(_sign(uow.catalog.legacy.old_place(uow, pair), moves))
+            place = uow.catalog.legacy.old_place(uow, pair)
+            uow._execute(_sign(place, moves))
+            uow.catalog.legacy.show_sign(uow, place)
             uow._execute(_FORGET_VIEW, {"view": name})
             signs.add(("view", name.lower(), name.lower()))
         elif uow.catalog.columns(uow, name) == {SIGN}:  # ours, and the record of it was dropped

@@ -233,5 +233,8 @@ def _dependencies(uow: UnitOfWork, following: Phase | None) -> Iterator[Obstacle
         if following is None or each.shuts > following or each.accepted is not None:
             continue
         name = shlex.quote(f"{each.kind} {each.name}")
-        command = "" if each.remedy else f"consensus-orm dependencies accept {name} --reason TEXT"
-        yield Obstacle(f"{each.told}: {each.remedy or 'remove it, or accept it'}", command)
+        accept = f"consensus-orm dependencies accept {name} --reason TEXT"
+        if each.grants:
+            yield Obstacle(f"{each.told} (or accept that it is cut off: {accept})", "consensus-orm upgrade")
+        else:
+            yield Obstacle(f"{each.told}: {each.remedy or 'remove it, or accept it'}", "" if each.remedy else accept)

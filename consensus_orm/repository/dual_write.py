@@ -23,7 +23,7 @@ from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.ledgers.binding import among
 from consensus_orm.phase import Side
 from consensus_orm.repository.carrying import ParentKey, parents_of, settle
-from consensus_orm.repository.routed_reads import NOT_THE_SHADOWS_FAULT, RoutedReads, Values
+from consensus_orm.repository.routed_reads import RoutedReads, Values, is_of_the_whole
 from consensus_orm.settings import Isolation, OnMismatch
 from consensus_orm.statements.parents import ParentStatements
 from consensus_orm.statements.rendering import parameter, parent_parameter
@@ -130,7 +130,7 @@ class DualWrite(RoutedReads):
             with self.uow._connected.attempt():
                 key = self.uow._execute(self.sql.next_key).fetchone()[0]
         except errors.StorageError as error:
-            if isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction:
+            if is_of_the_whole(error) or not self.uow._connected.in_transaction:
                 raise
             key = self.uow.catalog.next_key_of(self.uow, self.pair, self.uow.phase.truth)
         if not is_usable(self.pair, key):  # above the largest integer SQLite goes on with a float
@@ -164,7 +164,7 @@ class DualWrite(RoutedReads):
         except errors.StorageError as error:
             if not self.uow.phase.compares:
                 raise
-            whole = isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction
+            whole = is_of_the_whole(error) or not self.uow._connected.in_transaction
             if side is self.uow.phase.truth or whole:
                 self.uow._doom(error)  # the other side may have taken its half
                 raise
@@ -470,7 +470,7 @@ class DualWrite(RoutedReads):
                     for statement in statements:
                         self.uow._execute(statement, {"_keys": json.dumps(list(missing))})
             except errors.StorageError as error:
-                if isinstance(error, NOT_THE_SHADOWS_FAULT) or not self.uow._connected.in_transaction:
+                if is_of_the_whole(error) or not self.uow._connected.in_transaction:
                     raise
 
     def _find(self, found: dict[Side, set[Any]], side: Side, filters: Values, parameters: Values) -> None:

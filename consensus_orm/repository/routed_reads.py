@@ -17,12 +17,12 @@ from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import parameter
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["NOT_THE_SHADOWS_FAULT", "RoutedReads", "Values"]
+__all__ = ["RoutedReads", "Values", "is_of_the_whole"]
 
 Values = dict[str, Any]
 """A row under its legacy column names."""
 
-NOT_THE_SHADOWS_FAULT = (
+_OF_THE_WHOLE = (
     errors.DatabaseBusyError,
     errors.DatabaseFullError,
     errors.KeysUsedUpError,
@@ -30,6 +30,14 @@ NOT_THE_SHADOWS_FAULT = (
     errors.ReadOnlyDatabaseError,
 )
 """Failures of the database as a whole: the unit of work fails, whichever side it was writing."""
+
+INSUFFICIENT_PRIVILEGE = "42501"
+"""The SQLSTATE of a role that lacks a right, perhaps on one side alone."""
+
+
+def is_of_the_whole(error: errors.StorageError) -> bool:
+    """Whether a failure is one of the database as a whole, so that the unit of work fails, whichever side it wrote."""
+    return isinstance(error, _OF_THE_WHOLE) and getattr(error, "sqlstate", None) != INSUFFICIENT_PRIVILEGE
 
 
 STREAMED = 200
@@ -158,7 +166,7 @@ class RoutedReads:
                 with self.uow._connected.attempt():
                     shadow = self.uow._rows(statement(truth.other), parameters)
             except errors.StorageError as error:
-                if isinstance(error, NOT_THE_SHADOWS_FAULT):
+                if is_of_the_whole(error):
                     raise
                 return rows  # status names it, and each write keeps a mismatch of it
             self._shadow_read(rows, shadow)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Table
 
 from consensus_orm import errors
-from consensus_orm.databases.base import MARK, PREFIX, SIGN, ColumnFacts
+from consensus_orm.databases.base import FENCE, MARK, PREFIX, SIGN, ColumnFacts
 
 __all__ = [
     "REVISIONS",
@@ -36,7 +36,7 @@ __all__ = [
 VERSION_TABLE = f"{PREFIX}version"
 """A name of our own: another program that shares the file may have an alembic_version."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012")
 """The revisions this program knows, oldest first: a store opens without importing alembic."""
 
 KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}
@@ -96,7 +96,7 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], si
     found: dict[str, Mapping[str, ColumnFacts]] = {}
     for spelled, (kind, columns) in there.items():
         name = spelled.lower()
-        if not is_ours(name) or (kind == "view" and name == MARK):
+        if not is_ours(name) or (kind == "view" and name in (FENCE, MARK)):
             continue
         if kind == "view" and name in signs and _is_sign(connection, spelled, columns):
             continue

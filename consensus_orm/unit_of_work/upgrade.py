@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -82,6 +83,7 @@ class Upgrade:
         if facts:
             repeat(lambda: self._audit_backup(facts))
         repeat(self._renew_triggers)
+        repeat(self._give_rights)
         return applied
 
     def run_if_needed(self, progress: Watch = None) -> list[str]:
@@ -113,6 +115,16 @@ class Upgrade:
     def _audit_backup(self, facts: dict[str, Any]) -> None:
         with self._units.bare() as uow:
             audit.add(uow, "backup", **facts)
+
+    def _give_rights(self) -> None:
+        """Give each role that may use the legacy tables of a server the rights on what was put beside them."""
+        with self._units.bare(read_only=True) as uow:
+            lacking = uow.catalog.lacking_rights(uow)
+        if lacking:
+            # Who may not write here may not give rights either; the gates name what is left.
+            with contextlib.suppress(errors.ReadOnlyDatabaseError), self._units.bare(lock=Lock.CARRY) as uow:
+                if given := uow.catalog.give_rights(uow):
+                    audit.add(uow, "grant", given=given)
 
     def _renew_triggers(self) -> None:
         with self._units.bare(read_only=True) as uow:

@@ -115,7 +115,7 @@ def test_a_unit_of_work_on_a_server_itself(
     with query_counter(every_phase) as queries, every_phase.unit_of_work(read_only=read_only):
         pass
     assert queries.verbs == ["BEGIN", "COMMIT"]
-    assert ("LOCK TABLE consensus_orm_state IN ROW SHARE MODE" in queries[0]) is not read_only
+    assert ("LOCK TABLE consensus_orm_fence IN ROW SHARE MODE" in queries[0]) is not read_only
     assert ("SELECT phase" if read_only else "EXECUTE consensus_orm_enter") in queries[0]
 
 

@@ -12,11 +12,20 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import Table, delete
 
 from consensus_orm import errors
-from consensus_orm.databases.base import PREFIX, Catalog, ColumnFacts, ReadCounter, Standing, Transaction, Trigger
-from consensus_orm.databases.postgresql import triggers
+from consensus_orm.databases.base import (
+    PREFIX,
+    Catalog,
+    ColumnFacts,
+    Dependency,
+    ReadCounter,
+    Standing,
+    Transaction,
+    Trigger,
+)
+from consensus_orm.databases.postgresql import rights, triggers
 from consensus_orm.databases.postgresql.dependencies import dependencies
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
@@ -98,7 +107,26 @@ class PostgresCatalog(Catalog):
     longest_chunk = (0.3, 20)
     legacy = PostgresLegacyTables()
     key_faults = staticmethod(key_faults)
-    dependencies = staticmethod(dependencies)
+
+    @staticmethod
+    def dependencies(uow: Transaction) -> Iterator[Dependency]:
+        """What other programs have made upon the legacy tables, and the roles that would be cut off."""
+        yield from dependencies(uow)
+        yield from rights.dependencies(uow)
+
+    def lacking_rights(self, uow: Transaction) -> list[str]:
+        """The GRANTs with which each role that may use tables of one side may use this package, too."""
+        return rights.grants(rights.lacking(uow))
+
+    def give_rights(self, uow: Transaction, tables: Collection[str] | None = None) -> list[str]:
+        """Give the rights that roles lack, as far as the role of this connection can."""
+        return rights.give(uow, tables)
+
+    def create(self, uow: Transaction, tables: Collection[Table]) -> None:
+        """Create tables as their models declare them, for the roles that have rights on the other side."""
+        super().create(uow, tables)
+        if tables:
+            rights.give(uow, {table.name for table in tables})
 
     def tables(self, uow: Transaction) -> set[str]:
         """Names of the tables."""

@@ -162,8 +162,9 @@ class ServerConnection(psycopg.Connection[Any]):
         fence, entry = self.source.fence, entry or self._entry(lock)
         if lock is Lock.FLIP:
             self._watch = Watch(self.source.login, self.source.name_flip(), self.source.tell)
+        begin = self.source.begin_with(lock, entry)
         try:
-            result = self._send(self.source.begin_with(lock, entry))
+            result = self._send(begin)
         except psycopg.errors.UndefinedTable:
             self.rollback()
             if entry is not Entry.BARE:  # only the record of the guards may be missing
@@ -171,9 +172,11 @@ class ServerConnection(psycopg.Connection[Any]):
                 return
             self.begin(write=lock is not Lock.NONE)
             return
-        except NOT_READABLE:
+        except NOT_READABLE as error:
             self.rollback()
             if entry is Entry.BARE:
+                if isinstance(error, psycopg.errors.InsufficientPrivilege):
+                    raise self.source.name_privilege(error, begin.decode()) from None
                 raise
             self.source.entry = entry.next
             self._begin_locked(lock)

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import psycopg
 
+from consensus_orm.databases.base import FENCE
 from consensus_orm.databases.lock import Lock
 from consensus_orm.settings import Isolation
 from consensus_orm.statements.rendering import quoted
@@ -134,6 +135,8 @@ class _Tables(Fence):
     """Table locks (postgresql.org/docs/current/explicit-locking.html).
 
     SHARE UPDATE EXCLUSIVE conflicts with itself, not with ROW SHARE; EXCLUSIVE conflicts with every mode of a writer.
+    The view is locked, and with it the table of the phase: before version 16 every one of these modes asks for a right
+    with which a role could change the phase.
     """
 
     statement = "consensus_orm_enter"
@@ -146,7 +149,7 @@ class _Tables(Fence):
     }
 
     def hold(self, lock: Lock) -> str:
-        return f"LOCK TABLE consensus_orm_state IN {self._modes[lock]} MODE"
+        return f"LOCK TABLE {FENCE} IN {self._modes[lock]} MODE"
 
     def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"LOCK TABLE {', '.join(map(quoted, sorted(tables)))} IN SHARE ROW EXCLUSIVE MODE"

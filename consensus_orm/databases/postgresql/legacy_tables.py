@@ -124,6 +124,10 @@ class PostgresLegacyTables(LegacyTables):
         found = uow._rows(f"{schema} WHERE oid = to_regclass(quote_ident(?))", (dropped(pair.legacy_name),))
         return f"{found[0][0]}.{quoted(pair.legacy_name)}" if found else quoted(pair.legacy_name)
 
+    def show_sign(self, uow: Transaction, place: str) -> None:
+        """Let every role read the view that stands where a legacy table was."""
+        uow._execute(f"GRANT SELECT ON {place} TO PUBLIC")
+
     def kept(self, uow: Transaction) -> list[str]:
         """Names of the tables that were renamed and are still there."""
         there = uow.catalog.tables(uow)
@@ -166,6 +170,7 @@ class PostgresLegacyTables(LegacyTables):
             uow._execute(f"ALTER TABLE {quoted(dropped(name))} RENAME TO {quoted(name)}")
             self._take_sequence_back(uow, pair)
             self._silence(uow, name)  # those that are there since then, or were left on by an earlier release
+        uow.catalog.give_rights(uow, [pair.legacy_name for pair in uow.statements.mapping])  # roles may be newer
 
     def drop_again(self, uow: Transaction, pair: Move) -> None:
         """Undo `bring_back`, with whatever rows the table has."""

@@ -91,7 +91,9 @@ def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each:
         f"CREATE OR REPLACE TRIGGER {own} {event} ON {quoted(table.name)} FOR EACH {each} WHEN ({when})"
         f" EXECUTE FUNCTION {own}()"
     )
-    return Trigger(fitting(PREFIX + name), table.name, (function, trigger))
+    # Another role could make it a trigger of its own table, and have it record what it likes.
+    private = f"REVOKE EXECUTE ON FUNCTION {own}() FROM PUBLIC"
+    return Trigger(fitting(PREFIX + name), table.name, (function, private, trigger))
 
 
 def _log(pair: Move, key: str, side: Side, op: str, condition: str = "", *, of_sessions: bool = False) -> str:

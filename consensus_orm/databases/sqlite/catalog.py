@@ -97,6 +97,14 @@ class SQLiteCatalog(Catalog):
         """Nothing: SQLite hides no rows."""
         yield from ()
 
+    def lacking_rights(self, uow: Transaction) -> list[str]:
+        """Nothing: a file has no roles."""
+        return []
+
+    def give_rights(self, uow: Transaction, tables: Collection[str] | None = None) -> list[str]:
+        """Nothing: a file has no roles."""
+        return []
+
     def keeps_writers_waiting(self, uow: Transaction) -> bool:
         """Whether writers cannot commit during a read, as without a write-ahead log."""
         return uow._rows("PRAGMA journal_mode")[0][0] not in ("wal", "memory")
