@@ -56,12 +56,21 @@ class Backfilled:
     finished: bool
     started: datetime
     updated: datetime
+    of: int | None
+    """The legacy rows there are now; None where their table does not exist."""
 
     @property
     def rate(self) -> float | None:
         """Rows per second from the first chunk to the last; None if both have the same time."""
         seconds = (self.updated - self.started).total_seconds()
         return self.rows / seconds if seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at this rate; None where that is not known."""
+        if self.finished or self.of is None or not self.rate:
+            return None
+        return max(self.of - self.rows, 0) / self.rate
 
 
 @dataclass(frozen=True)
@@ -102,17 +111,18 @@ def collect(store: Store) -> Facts:
 
 
 def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: Evidence | None) -> Facts:
+    status = collect_status(uow, store.initial_phase)
     return Facts(
         database=store.name,
         at=uow.now,
         mapping=uow.statements.fingerprint,
-        status=collect_status(uow, store.initial_phase),
+        status=status,
         stats=stats,
         tables=list(_tables(uow)),
         history=entries.history(uow),
         mismatches=entries.mismatches(uow, everything=True),
         rejects=entries.rejects(uow, everything=True),
-        backfills=_backfills(uow),
+        backfills=_backfills(uow, {pair.name: pair.legacy_rows for pair in status.pairs}),
         certificates=certificates.every(uow),
         reads=[times for pair in uow.statements.mapping for times in _time_reads(uow, pair)],
         evidence=evidence,
@@ -135,9 +145,9 @@ def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
 _BACKFILLS = select(table_of(BackfillCheckpoint)).order_by(BackfillCheckpoint.pair)
 
 
-def _backfills(uow: UnitOfWork) -> list[Backfilled]:
-    entries = uow._rows(_BACKFILLS)
-    return [Backfilled(pair, count, bool(done), when(a), when(b)) for pair, _, count, done, a, b in entries]
+def _backfills(uow: UnitOfWork, rows: dict[str, int | None]) -> list[Backfilled]:
+    found = uow._rows(_BACKFILLS)
+    return [Backfilled(pair, n, bool(done), when(a), when(b), rows.get(pair)) for pair, _, n, done, a, b in found]
 
 
 # Reads, timed now -----------------------------------------------------------------------------------------
