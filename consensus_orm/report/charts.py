@@ -135,9 +135,11 @@ def over_time(label: str, lines: Mapping[str, Series], **options: Any) -> Html:
                 width=pixels,
                 x_labels=[first + (last - first) * tick / (ticks - 1) for tick in range(ticks)],
                 x_value_formatter=lambda at, shape=shape: datetime.fromtimestamp(at, UTC).strftime(shape),
-                show_dots=False,
+                show_dots=any(len(series) == 1 for series in lines.values()),  # a line needs two points
                 # The last label is centred at the end of the axis.
                 margin_right=12 + 4 * len(datetime.now(UTC).strftime(shape)),
+                include_x_axis=True,
+                value_formatter=number,
                 **options,
             )
         )

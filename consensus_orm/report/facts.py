@@ -13,12 +13,12 @@ from sqlalchemy import select
 from consensus_orm.databases.statistics import DatabaseStats
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import certificates, entries
+from consensus_orm.ledgers import certificates, entries, samples
 from consensus_orm.ledgers.certificates import Seen
 from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
-from consensus_orm.models.control import BackfillCheckpoint
+from consensus_orm.models.control import BackfillCheckpoint, Sample
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, Latency, find
 from consensus_orm.statements.rendering import parameter, quoted
@@ -99,18 +99,28 @@ class Facts:
     backfills: list[Backfilled]
     certificates: list[Seen]
     reads: list[ReadTimes]
+    """Empty where they were not timed."""
+    samples: list[samples.Entry]
     evidence: Evidence | None
 
 
-def collect(store: Store) -> Facts:
-    """Read the facts of a store; writes nothing."""
+def collect(store: Store, *, timed: bool = True) -> Facts:
+    """Read the facts of a store; writes nothing.
+
+    Args:
+        store: The store.
+        timed: Whether to time reads, too, which takes about a second.
+    """
     exists = store.path is None or store.path.exists()
     evidence = find(store._units)
     stats = store.maintenance.stats() if exists and store.path is not None else None
-    return store._units.look(lambda uow: _seen(uow, store, stats, evidence))
+    return store._units.look(lambda uow: _seen(uow, store, stats, evidence, timed=timed))
 
 
-def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: Evidence | None) -> Facts:
+def _seen(
+    uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: Evidence | None, *, timed: bool
+) -> Facts:
+    there = uow.catalog.tables(uow)
     status = collect_status(uow, store.initial_phase)
     return Facts(
         database=store.name,
@@ -124,7 +134,8 @@ def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: 
         rejects=entries.rejects(uow, everything=True),
         backfills=_backfills(uow, {pair.name: pair.legacy_rows for pair in status.pairs}),
         certificates=certificates.every(uow),
-        reads=[times for pair in uow.statements.mapping for times in _time_reads(uow, pair)],
+        reads=[times for pair in uow.statements.mapping if timed for times in _time_reads(uow, pair)],
+        samples=samples.listed(uow) if table_of(Sample).name in there else [],
         evidence=evidence,
     )
 

@@ -71,8 +71,8 @@ if (refresh) {
     if (document.hidden || button.getAttribute("aria-pressed") === "true") return;
     try {
       const answer = await fetch(location.pathname, { cache: "no-store" });
-      if (!answer.ok) throw new Error(String(answer.status));
-      tell(update(new DOMParser().parseFromString(await answer.text(), "text/html")));
+      const next = new DOMParser().parseFromString(await answer.text(), "text/html");
+      tell(answer.ok ? update(next) : next.querySelector("main p").textContent);
     } catch {
       tell("The dashboard does not answer; what is shown is old.");
     }

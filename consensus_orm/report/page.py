@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from importlib import resources
 from typing import TypeAlias
 
 from consensus_orm._version import __version__
 from consensus_orm.formats import duration, moment, size
+from consensus_orm.ledgers import samples
 from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import Evidence, RehearsalReport
 from consensus_orm.report import charts
@@ -72,10 +73,11 @@ def page(facts: Facts, place: Place = STANDALONE) -> str:
         place: Where it is shown.
     """
     parts = sections(facts, place)
+    live = [_live(facts, place)] if place.refresh else []
     links = [tag("li", tag("a", title, href=f"#{anchor(title)}")) for title in parts]
     contents = tag("nav", tag("ul", *links), aria_label="Sections")
     body = [_section(title, each, place.link) for title, each in parts.items()]
-    header = tag("header", tag("h1", _title(facts)), *([_live(facts, place)] if place.refresh else []))
+    header = tag("header", tag("h1", _title(facts)), *live)
     return document(_title(facts), header, contents, tag("main", *body, id="content"), _footer(facts), place=place)
 
 
@@ -88,6 +90,9 @@ def document(title: str, *body: Html, place: Place = STANDALONE) -> str:
     )
     skip = tag("a", "Skip to the content", href="#content", class_="skip")
     script = f"<script>{_resource('page.js')}</script>"
+    if place.refresh:
+        seconds = max(round(place.refresh), 1)
+        head += f'<noscript><meta http-equiv="refresh" content="{seconds}"></noscript>'
     refresh = f' data-refresh="{place.refresh:g}"' if place.refresh else ""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}{tag("title", title)}<style>{_resource("style.css")}</style>'
@@ -123,7 +128,8 @@ def sections(facts: Facts, place: Place = STANDALONE) -> Sections:
         "Mismatches and repairs": _mismatches(facts, place),
         "Rejects": _rejects(facts),
         "Reads: legacy against normalized": _reads(facts),
-        "Writes by phase": _writes(facts.evidence),
+        "Writes": _writes(facts),
+        "Writes in the rehearsal": _rehearsed_writes(facts.evidence),
         "Rehearsal": _rehearsal(facts.evidence),
     }
     return {title: list(parts) for title, parts in found.items()}
@@ -256,7 +262,11 @@ def _backfill(facts: Facts) -> Iterator[Html | Table]:
         ("pair", "rows", "of", "finished", "first chunk", "last chunk", "rows a second"),
         [(b.pair, b.rows, b.of, b.finished, b.started, b.updated, b.rate) for b in facts.backfills],
     )
-    yield note(NOT_STORED, "the rate of each chunk. What is shown is the average, pauses and interruptions included.")
+    carried = _by_minute(facts, samples.BACKFILL, lambda each: f"{each.name}")
+    if carried:
+        lines = {name: [(at, n / 60) for at, (n, _) in minutes.items()] for name, minutes in carried.items()}
+        yield charts.over_time("Rows a second that were carried in each minute of the last day", lines)
+    yield note("The rate of the table is the average, pauses and interruptions included.")
 
 
 def _left(b: Backfilled) -> str:
@@ -334,7 +344,7 @@ def _rejects(facts: Facts) -> Iterator[Html | Table]:
 
 def _reads(facts: Facts) -> Iterator[Html | Table]:
     if not facts.reads:
-        yield note("Not measured: there are no two sides with rows to compare.")
+        yield note("Not measured: there are no two sides with rows to compare, or this page is live.")
         return
     by_name: dict[str, dict[Side, ReadTimes]] = {}
     for times in facts.reads:
@@ -362,13 +372,65 @@ def _reads(facts: Facts) -> Iterator[Html | Table]:
     yield note(NOT_STORED, "the reads of the application.")
 
 
-def _writes(evidence: Evidence | None) -> Iterator[Html | Table]:
-    if evidence is None or evidence.report.writers is None:
+Minutes: TypeAlias = dict[datetime, tuple[int, float]]
+"""What was done in each minute: how much, and in how many seconds altogether."""
+
+
+def _by_minute(facts: Facts, kind: str, name: Callable[[samples.Entry], str]) -> dict[str, Minutes]:
+    """The samples of a kind, added up for each name and minute."""
+    found: dict[str, Minutes] = {}
+    for each in (each for each in facts.samples if each.kind == kind):
+        minutes = found.setdefault(name(each), {})
+        amount, took = minutes.get(each.at, (0, 0.0))
+        minutes[each.at] = amount + each.amount, took + each.took
+    return found
+
+
+def _written(phase: str) -> str:
+    """The sides that are written in a phase, as it is called in samples."""
+    known = Phase.__members__.get(phase.upper())
+    if known is None:
+        return "not prepared"
+    sides = [Side.LEGACY.value] * known.writes_legacy + [Side.NORMALIZED.value] * known.writes_normalized
+    return " and ".join(sides)
+
+
+def _writes(facts: Facts) -> Iterator[Html | Table]:
+    """How long writes take by the sides they write, and who writes."""
+    minutes = _by_minute(facts, samples.WRITE, lambda each: _written(each.name))
+    if minutes:
+        lines = {name: [(at, _ms(s / n)) for at, (n, s) in each.items()] for name, each in minutes.items()}
+        yield charts.over_time("Mean time of a unit of work that writes, by the sides it writes, in ms", lines)
+    else:
         yield note(
             NOT_STORED,
-            "how long writes take; and none are made for a report. Measure them on a copy: ",
-            tag("code", "consensus-orm rehearse --writers 4"),
+            "the writes of applications, until one of them calls ",
+            tag("code", "telemetry.report_to_dashboard(store)"),
         )
+    writers: dict[tuple[str, ...], list[samples.Entry]] = {}
+    for each in (each for each in facts.samples if each.kind == samples.WRITE):
+        key = (each.application, f"consensus_orm {each.build}", each.process, _written(each.name))
+        writers.setdefault(key, []).append(each)
+    if writers:
+        rows = [(*key, *_of_writer(found)) for key, found in writers.items()]
+        names = ("application", "build", "process", "writes", "units of work", "mean ms", "longest ms", "last seen")
+        yield Table("Writers of the last day", names, rows)
+    status = facts.status
+    undecided = f", {status.undecided:,} rows wait for a choice" if status.undecided else ""
+    yield note(f"Foreign programs: {status.foreign_writes:,} writes of one side alone are noticed{undecided}.")
+    for dependency in status.dependencies:
+        yield note(dependency.told, "" if dependency.accepted is None else f", accepted: {dependency.accepted}")
+
+
+def _of_writer(found: list[samples.Entry]) -> tuple[int, float, float, datetime]:
+    count = sum(each.amount for each in found)
+    mean = sum(each.took for each in found) / max(count, 1)
+    return count, _ms(mean), _ms(max(each.longest for each in found)), max(each.at for each in found)
+
+
+def _rehearsed_writes(evidence: Evidence | None) -> Iterator[Html | Table]:
+    if evidence is None or evidence.report.writers is None:
+        yield note("Not measured. Measure them on a copy: ", tag("code", "consensus-orm rehearse --writers 4"))
         return
     latency = evidence.report.writers.latency
     medians = [_ms(each.median) for each in latency.values()]

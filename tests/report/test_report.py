@@ -44,7 +44,7 @@ WIDTHS = (390, 768, 1100)
 """A phone, a tablet, a desk."""
 SECTIONS = [
     *("Now", "Timeline", "Rows and bytes", "Backfill", "Certificates", "Mismatches and repairs", "Rejects"),
-    *("Reads: legacy against normalized", "Writes by phase", "Rehearsal"),
+    *("Reads: legacy against normalized", "Writes", "Writes in the rehearsal", "Rehearsal"),
 ]
 
 
