@@ -22,6 +22,7 @@ __all__ = [
     "flag",
     "identifier",
     "instance",
+    "interval",
     "invalid",
     "key",
     "limit",
@@ -229,7 +230,12 @@ def row(values: object, names: Collection[str]) -> None:
             raise invalid("values", f"has a column {name!r:.40} that is not declared")
 
 
-def _interval(field: str, value: object) -> timedelta:
+def interval(field: str, value: object) -> timedelta:
+    """Check the time between two steps.
+
+    Raises:
+        InvalidValueError: It is no duration, or not longer than nothing.
+    """
     given = instance(field, value, timedelta)
     if not timedelta(0) < given <= LONGEST_INTERVAL:
         raise invalid(field, f"must be longer than nothing, and at most {LONGEST_INTERVAL.days} days")
@@ -257,7 +263,7 @@ _BY_NAME: dict[str, Callable[[str, Any], Any]] = {
     "step": identifier,
     "path": path,
     "keep": partial(path, optional=True),
-    "interval": _interval,
+    "interval": interval,
     "wait": _wait,
 }
 """The check of each argument by its name, which means the same in every method."""

@@ -9,6 +9,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("demo", "Show a legacy file going through all phases and back."),
         "status": ("status", "Show where the migration stands, and the next command."),
         "check": ("dependencies", "Name what will keep a gate shut on the way, before anything is written."),
+        "dashboard": ("dashboard", "Serve a live page on the migration to a browser of this machine; it cannot write."),
         "health": ("health", "Check whether the database can be served, for load balancers and systemd."),
         "docs": ("docs", "Show a page of the documentation, or list the pages."),
         "explain": ("explain", "Explain an error by its CODE, such as GATE_CLOSED; list all codes without one."),

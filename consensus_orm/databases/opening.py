@@ -23,8 +23,8 @@ from consensus_orm.settings import Settings
 from consensus_orm.statements.rows import PairRendering
 
 __all__ = [
-    "backup", "catalog", "collect", "create", "has_secret", "look_in", "parse_url", "rendering", "vacuum",
-    "without_secrets",
+    "backup", "catalog", "collect", "create", "forbid_writing", "has_secret", "look_in", "parse_url", "rendering",
+    "vacuum", "without_secrets",
 ]  # fmt: skip
 
 
@@ -186,6 +186,16 @@ def look_in(engine: Engine, schemas: tuple[str, ...]) -> None:
         )
     source = pool_of(engine).source
     source.schemas = tuple(dict.fromkeys([*source.schemas, *schemas]))
+
+
+def forbid_writing(engine: Engine) -> None:
+    """Have the connections of an engine unable to write from now on; those that are open are closed.
+
+    Args:
+        engine: The engine of a store.
+    """
+    pool_of(engine).source.reads_only = True
+    engine.dispose()
 
 
 def _pool(url: URL, settings: Settings) -> Pool:

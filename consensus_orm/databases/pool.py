@@ -56,6 +56,8 @@ class ConnectionSource(ABC, Generic[C]):
         """Called with the events of connections."""
         self.own_reads: Counter[str] = Counter()
         """Reads of frozen legacy tables that are not recorded yet, as what made them could not write."""
+        self.reads_only = False
+        """Whether new connections cannot write."""
         self.schemas: tuple[str, ...] = ()
         """Schemas of a server in which tables are looked for, after those that its role looks in."""
 

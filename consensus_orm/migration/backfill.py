@@ -20,7 +20,7 @@ from consensus_orm.databases.sqlite import checkpoints
 from consensus_orm.databases.sqlite.checkpoints import Checkpoints
 from consensus_orm.declaration.move import Move
 from consensus_orm.events import BackfillEvent
-from consensus_orm.ledgers import backfill_progress, changes, guards, rejects
+from consensus_orm.ledgers import backfill_progress, changes, guards, rejects, samples
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.migration import keyless
 from consensus_orm.migration.carrying import carry_range, reject_unequal
@@ -233,6 +233,7 @@ class _Chunks:
         if of is not None and not _is_newer(uow, self.pair, of, state):
             found = _Chunk(start, of)
             carry_range(uow, self.pair, of)
+            samples.add(uow, samples.BACKFILL, self.pair.name, of.rows)
             state = replace(state, unsettled=(*state.unsettled, found))
         carried = done + sum(chunk.of.rows for chunk in state.unsettled)
         if found is not None and carried > state.analyze_at:

@@ -28,6 +28,7 @@ __all__ = [
     "ReadCount",
     "Reject",
     "RowImage",
+    "Sample",
     "SavedSchema",
 ]
 
@@ -306,5 +307,33 @@ class ReadCount(Base):
     """When another program read it last, ms; NULL where the server does not tell."""
 
 
-REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint, Acceptance, ReadCount, ControlRow)
+class Sample(Base):
+    """How much was done in one minute, and how long it took: writes of an application, or chunks of a backfill.
+
+    Kept for a day (`ledgers.samples`).
+    """
+
+    __tablename__ = "consensus_orm_samples"
+
+    minute: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+    """When the minute began, ms."""
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    """write or backfill."""
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    """Of writes the phase, of a backfill the pair."""
+    application: Mapped[str] = mapped_column(Text, primary_key=True)
+    """What the application calls itself, with its version."""
+    process: Mapped[str] = mapped_column(Text, primary_key=True)
+    """User, host and process id."""
+    build: Mapped[str] = mapped_column(Text)
+    """The version of this package."""
+    amount: Mapped[int] = mapped_column(BIG)
+    """Units of work, or rows."""
+    took: Mapped[int] = mapped_column(BIG)
+    """How long all of them took together, in microseconds; 0 where that was not measured."""
+    longest: Mapped[int] = mapped_column(BIG)
+    """How long the longest took, in microseconds."""
+
+
+REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint, Acceptance, ReadCount, ControlRow, Sample)
 """Those that an upgrade makes again, empty, after another program dropped them: no other row refers to theirs."""

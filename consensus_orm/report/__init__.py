@@ -1,8 +1,9 @@
 """The report: one self-contained HTML page about a migration.
 
-It needs no network and no script, suits light and dark mode, and can be printed. It says what is not stored instead of
-drawing it. It holds no contents of rows; names and reasons that people wrote are escaped. pygal, of the extra `report`,
-draws the charts, and is imported when a page is made.
+It needs no network, and a script only to sort its tables; it suits phones, light and dark mode, screen readers and
+paper. Each table can be downloaded as CSV and as JSON. It says what is not stored instead of drawing it, and holds no
+contents of rows; names and reasons that people wrote are escaped. pygal, of the extra `report`, draws the charts, and
+is imported when a page is made.
 """
 
 from __future__ import annotations

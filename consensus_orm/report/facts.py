@@ -13,12 +13,12 @@ from sqlalchemy import select
 from consensus_orm.databases.statistics import DatabaseStats
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import certificates, entries
+from consensus_orm.ledgers import certificates, entries, samples
 from consensus_orm.ledgers.certificates import Seen
 from consensus_orm.ledgers.entries import HistoryEntry, MismatchEntry, RejectEntry
 from consensus_orm.migration.status import MigrationStatus
 from consensus_orm.migration.status import collect as collect_status
-from consensus_orm.models.control import BackfillCheckpoint
+from consensus_orm.models.control import BackfillCheckpoint, Sample
 from consensus_orm.phase import Side
 from consensus_orm.rehearsal import Evidence, Latency, find
 from consensus_orm.statements.rendering import parameter, quoted
@@ -56,12 +56,21 @@ class Backfilled:
     finished: bool
     started: datetime
     updated: datetime
+    of: int | None
+    """The legacy rows there are now; None where their table does not exist."""
 
     @property
     def rate(self) -> float | None:
         """Rows per second from the first chunk to the last; None if both have the same time."""
         seconds = (self.updated - self.started).total_seconds()
         return self.rows / seconds if seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at this rate; None where that is not known."""
+        if self.finished or self.of is None or not self.rate:
+            return None
+        return max(self.of - self.rows, 0) / self.rate
 
 
 @dataclass(frozen=True)
@@ -90,31 +99,43 @@ class Facts:
     backfills: list[Backfilled]
     certificates: list[Seen]
     reads: list[ReadTimes]
+    """Empty where they were not timed."""
+    samples: list[samples.Entry]
     evidence: Evidence | None
 
 
-def collect(store: Store) -> Facts:
-    """Read the facts of a store; writes nothing."""
+def collect(store: Store, *, timed: bool = True) -> Facts:
+    """Read the facts of a store; writes nothing.
+
+    Args:
+        store: The store.
+        timed: Whether to time reads, too, which takes about a second.
+    """
     exists = store.path is None or store.path.exists()
     evidence = find(store._units)
     stats = store.maintenance.stats() if exists and store.path is not None else None
-    return store._units.look(lambda uow: _seen(uow, store, stats, evidence))
+    return store._units.look(lambda uow: _seen(uow, store, stats, evidence, timed=timed))
 
 
-def _seen(uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: Evidence | None) -> Facts:
+def _seen(
+    uow: UnitOfWork, store: Store, stats: DatabaseStats | None, evidence: Evidence | None, *, timed: bool
+) -> Facts:
+    there = uow.catalog.tables(uow)
+    status = collect_status(uow, store.initial_phase)
     return Facts(
         database=store.name,
         at=uow.now,
         mapping=uow.statements.fingerprint,
-        status=collect_status(uow, store.initial_phase),
+        status=status,
         stats=stats,
         tables=list(_tables(uow)),
         history=entries.history(uow),
         mismatches=entries.mismatches(uow, everything=True),
         rejects=entries.rejects(uow, everything=True),
-        backfills=_backfills(uow),
+        backfills=_backfills(uow, {pair.name: pair.legacy_rows for pair in status.pairs}),
         certificates=certificates.every(uow),
-        reads=[times for pair in uow.statements.mapping for times in _time_reads(uow, pair)],
+        reads=[times for pair in uow.statements.mapping if timed for times in _time_reads(uow, pair)],
+        samples=samples.listed(uow) if table_of(Sample).name in there else [],
         evidence=evidence,
     )
 
@@ -135,9 +156,9 @@ def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
 _BACKFILLS = select(table_of(BackfillCheckpoint)).order_by(BackfillCheckpoint.pair)
 
 
-def _backfills(uow: UnitOfWork) -> list[Backfilled]:
-    entries = uow._rows(_BACKFILLS)
-    return [Backfilled(pair, count, bool(done), when(a), when(b)) for pair, _, count, done, a, b in entries]
+def _backfills(uow: UnitOfWork, rows: dict[str, int | None]) -> list[Backfilled]:
+    found = uow._rows(_BACKFILLS)
+    return [Backfilled(pair, n, bool(done), when(a), when(b), rows.get(pair)) for pair, _, n, done, a, b in found]
 
 
 # Reads, timed now -----------------------------------------------------------------------------------------

@@ -1,84 +1,144 @@
-"""The HTML of the report; `tag` escapes every value of the database."""
+"""The HTML of the report and of the dashboard: one page, of one set of facts."""
 
 from __future__ import annotations
 
-import html
+import base64
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
 from importlib import resources
+from typing import TypeAlias
 
 from consensus_orm._version import __version__
-from consensus_orm.formats import duration, moment
+from consensus_orm.formats import duration, moment, size
+from consensus_orm.ledgers import samples
 from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import Evidence, RehearsalReport
 from consensus_orm.report import charts
-from consensus_orm.report.facts import Facts, ReadTimes
+from consensus_orm.report.facts import Backfilled, Facts, ReadTimes
+from consensus_orm.report.html import Child, Html, anchor, joined, note, tag
+from consensus_orm.report.tables import Bytes, Link, Table, as_data, number
 from consensus_orm.times import when
 
-__all__ = ["page"]
-
-LISTED = 200
-"""Entries of a table before the rest is only counted."""
+__all__ = ["STANDALONE", "Place", "Sections", "document", "page", "policy", "sections"]
 
 NOT_STORED = "Not stored: "
 
-
-class Html(str):
-    """Text that is HTML, and not escaped again."""
-
-    __slots__ = ()
+Sections: TypeAlias = dict[str, list[Html | Table]]
+"""The parts of a page by their titles."""
 
 
-Child = object
+@dataclass(frozen=True)
+class Place:
+    """Where a page is shown.
+
+    Attributes:
+        link: Where its tables can be downloaded.
+        mismatches: The address of a page about a mismatch, without its number; empty where there is none.
+        refresh: Seconds after which it asks for itself again; 0 for a page that stays as it is.
+    """
+
+    link: Link = as_data
+    mismatches: str = ""
+    refresh: float = 0
 
 
-def tag(name: str, *children: Child, **attributes: str) -> Html:
-    """An element with attributes (`class_` for `class`); its children are escaped unless they are HTML."""
-    given = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{given}>{_joined(children)}</{name}>")
+STANDALONE = Place()
+"""A file."""
 
 
-def _joined(children: Iterable[Child]) -> str:
-    return "".join(child if isinstance(child, Html) else html.escape(_visible(child)) for child in children)
+@cache
+def _resource(name: str) -> str:
+    return resources.files("consensus_orm.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _visible(value: Child) -> str:
-    """A value as text, without control characters; None is a dash."""
-    text = "–" if value is None else str(value)
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+@cache
+def policy() -> str:
+    """What a page may load: its own style, its own script, and itself again."""
+    script = base64.b64encode(hashlib.sha256(_resource("page.js").encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'"
+    )
 
 
-def page(facts: Facts) -> str:
-    """The page for the facts of a store."""
-    style = resources.files("consensus_orm.report").joinpath("style.css").read_text(encoding="utf-8")
-    title = f"Migration of {facts.database.rpartition('/')[2]}"
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+def page(facts: Facts, place: Place = STANDALONE) -> str:
+    """The page for the facts of a store.
+
+    Args:
+        facts: The facts.
+        place: Where it is shown.
+    """
+    parts = sections(facts, place)
+    live = [_live(facts, place)] if place.refresh else []
+    links = [tag("li", tag("a", title, href=f"#{anchor(title)}")) for title in parts]
+    contents = tag("nav", tag("ul", *links), aria_label="Sections")
+    body = [_section(title, each, place.link) for title, each in parts.items()]
+    header = tag("header", tag("h1", _title(facts)), *live)
+    return document(_title(facts), header, contents, tag("main", *body, id="content"), _footer(facts), place=place)
+
+
+def document(title: str, *body: Html, place: Place = STANDALONE) -> str:
+    """A whole document with the style and the script of the pages."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
+        '<meta name="color-scheme" content="light dark">'
     )
-    body = tag("header", tag("h1", title), _summary(facts)) + tag("main", *_sections(facts)) + _footer(facts)
+    skip = tag("a", "Skip to the content", href="#content", class_="skip")
+    script = f"<script>{_resource('page.js')}</script>"
+    if place.refresh:
+        seconds = max(round(place.refresh), 1)
+        head += f'<noscript><meta http-equiv="refresh" content="{seconds}"></noscript>'
+    refresh = f' data-refresh="{place.refresh:g}"' if place.refresh else ""
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head>{head}{tag("title", title)}<style>{style}</style></head>'
-        f"<body>{body}</body></html>\n"
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}{tag("title", title)}<style>{_resource("style.css")}</style>'
+        f"</head><body{refresh}>{skip}{joined(body)}{script}</body></html>\n"
     )
 
 
-def _sections(facts: Facts) -> Iterator[Html]:
-    yield _section("Timeline", _timeline(facts))
-    yield _section("Rows and bytes", _sizes(facts))
-    yield _section("Backfill", _backfill(facts))
-    yield _section("Certificates", _certificates(facts))
-    yield _section("Mismatches and repairs", _mismatches(facts))
-    yield _section("Rejects", _rejects(facts))
-    yield _section("Reads: legacy against normalized", _reads(facts))
-    yield _section("Writes by phase", _writes(facts.evidence))
-    yield _section("Rehearsal", _rehearsal(facts.evidence))
+def _title(facts: Facts) -> str:
+    return f"Migration of {facts.database.rpartition('/')[2]}"
 
 
-def _section(title: str, parts: Iterable[Html]) -> Html:
-    return tag("section", tag("h2", title), *parts)
+def _live(facts: Facts, place: Place) -> Html:
+    """When the facts were read, what a screen reader is told of changes, and the button that stops them."""
+    read = tag("span", f"Read {moment(facts.at)}, again every {duration(place.refresh)}. ", id="read")
+    news = tag("span", role="status", id="news")
+    button = tag("button", "Pause", type="button", id="pause", aria_pressed="false", hidden="")
+    return tag("p", read, button, " ", news, class_="note")
+
+
+def sections(facts: Facts, place: Place = STANDALONE) -> Sections:
+    """The sections of a page.
+
+    Args:
+        facts: The facts.
+        place: Where the page is shown.
+    """
+    found = {
+        "Now": _summary(facts),
+        "Timeline": _timeline(facts),
+        "Rows and bytes": _sizes(facts),
+        "Backfill": _backfill(facts),
+        "Certificates": _certificates(facts),
+        "Mismatches and repairs": _mismatches(facts, place),
+        "Rejects": _rejects(facts),
+        "Reads: legacy against normalized": _reads(facts),
+        "Writes": _writes(facts),
+        "Writes in the rehearsal": _rehearsed_writes(facts.evidence),
+        "Rehearsal": _rehearsal(facts.evidence),
+    }
+    return {title: list(parts) for title, parts in found.items()}
+
+
+def _section(title: str, parts: Iterable[Html | Table], link: Link) -> Html:
+    name = anchor(title)
+    body = [part.html(link) if isinstance(part, Table) else part for part in parts]
+    return tag("section", tag("h2", title, id=f"{name}-title"), *body, id=name, aria_labelledby=f"{name}-title")
 
 
 def _footer(facts: Facts) -> Html:
@@ -90,44 +150,6 @@ def _footer(facts: Facts) -> Html:
     )
 
 
-# Pieces ---------------------------------------------------------------------------------------------------
-
-
-def _note(*children: Child) -> Html:
-    return tag("p", *children, class_="note")
-
-
-def _chart(svg: str) -> Html:
-    return tag("figure", Html(svg))
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Child]]) -> Html:
-    shown = rows[-LISTED:]
-    numeric = [all(_is_number(row[at]) for row in shown) for at in range(len(headings))]
-    classes = ["number" if each else "text" for each in numeric]
-    head = tag("tr", *(tag("th", text, class_=c, scope="col") for text, c in zip(headings, classes, strict=True)))
-    body = [
-        tag("tr", *(tag("td", _cell(cell), class_=c) for cell, c in zip(row, classes, strict=True))) for row in shown
-    ]
-    made = tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="table")
-    left_out = len(rows) - len(shown)
-    return Html(made + _note(f"and {left_out:,} earlier ones")) if left_out else made
-
-
-def _is_number(value: Child) -> bool:
-    return isinstance(value, int | float | None) and not isinstance(value, bool)
-
-
-def _cell(value: Child) -> Child:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: None}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.3f}"
-    return moment(value) if isinstance(value, datetime) else value
-
-
 def _ms(seconds: float) -> float:
     return seconds * 1000
 
@@ -135,7 +157,7 @@ def _ms(seconds: float) -> float:
 # Summary and timeline -------------------------------------------------------------------------------------
 
 
-def _summary(facts: Facts) -> Html:
+def _summary(facts: Facts) -> Iterator[Html | Table]:
     status = facts.status
     since = f", since {moment(status.since)} ({duration(facts.at - status.since)})" if status.since else ""
     prepared = "" if status.prepared else ", not prepared yet"
@@ -148,15 +170,27 @@ def _summary(facts: Facts) -> Html:
             "open",
             f"{status.mismatches:,} mismatches, {status.rejects:,} rejects, {status.foreign_writes:,} foreign writes",
         ),
-        ("soak", f"{duration(status.soak_left)} left" if status.soak_left else "over"),
+        ("soak", _soak(facts)),
     ]
+    entries += [("paused", f"long steps wait since {moment(at)}") for at in [status.control.paused_at] if at]
+    entries += [("hold", f"no phase changes since {moment(at)}") for at in [status.control.held_at] if at]
     if facts.stats is not None:
-        entries.append(("on disk", f"{facts.stats.disk.total:,} bytes, journal mode {facts.stats.journal_mode}"))
+        entries.append(("on disk", f"{size(facts.stats.disk.total)}, journal mode {facts.stats.journal_mode}"))
     if status.next_command:
         entries.append(("next", tag("code", status.next_command)))
-    track = tag("ol", *(_station(phase, status.phase) for phase in Phase), class_="track")
-    gate = _gate(facts)
-    return Html(track + tag("dl", *(Html(tag("dt", name) + tag("dd", value)) for name, value in entries)) + gate)
+    yield tag("ol", *(_station(phase, status.phase) for phase in Phase), class_="track", aria_label="Phases")
+    yield tag("dl", *(joined([tag("dt", name), tag("dd", value)]) for name, value in entries))
+    yield _gate(facts)
+
+
+def _soak(facts: Facts) -> Child:
+    status = facts.status
+    if not status.soak_left or status.since is None:
+        return "over"
+    lasted = max(facts.at - status.since, timedelta())
+    text = f"{duration(status.soak_left)} left"
+    seconds = lasted.total_seconds()
+    return charts.progress("Soak", seconds, seconds + status.soak_left.total_seconds(), text)
 
 
 def _station(phase: Phase, now: Phase) -> Html:
@@ -166,33 +200,35 @@ def _station(phase: Phase, now: Phase) -> Html:
 
 
 def _gate(facts: Facts) -> Html:
-    if not facts.status.gate or facts.status.phase.next is None:
+    if facts.status.phase.next is None:
         return Html("")
+    if not facts.status.gate:
+        return tag("p", f"The gate to {facts.status.phase.next.name} is open.")
     reasons = tag("ul", *(tag("li", reason) for reason in facts.status.gate))
-    return Html(tag("p", f"The gate to {facts.status.phase.next.name} is shut:") + reasons)
+    return joined([tag("p", f"The gate to {facts.status.phase.next.name} is shut:"), reasons])
 
 
-def _timeline(facts: Facts) -> Iterator[Html]:
+def _timeline(facts: Facts) -> Iterator[Html | Table]:
     if not facts.history:
-        yield _note("Nothing has happened yet.")
+        yield note("Nothing has happened yet.")
         return
     changes = [(entry.at, float(entry.to_phase)) for entry in facts.history if entry.to_phase is not None]
     if changes:
-        yield _chart(charts.phases("The phase over time", [*changes, (facts.at, changes[-1][1])]))
+        yield charts.phases("The phase over time", [*changes, (facts.at, changes[-1][1])])
     rows = []
     for entry in facts.history:
         names = " → ".join(phase.name for phase in (entry.from_phase, entry.to_phase) if phase is not None)
         why = (entry.reason or "") + (" (forced)" if entry.forced else "")
         rows.append((entry.at, entry.action, names, entry.by, why))
-    yield _table(("when", "what", "phase", "who", "why"), rows)
+    yield Table("Changes and repairs", ("when", "what", "phase", "who", "why"), rows)
 
 
 # What is where --------------------------------------------------------------------------------------------
 
 
-def _sizes(facts: Facts) -> Iterator[Html]:
+def _sizes(facts: Facts) -> Iterator[Html | Table]:
     if not facts.tables:
-        yield _note("There is no table of this move.")
+        yield note("There is no table of this move.")
         return
     names = [table.name for table in facts.tables]
     for unit in ("rows", "bytes"):
@@ -202,33 +238,49 @@ def _sizes(facts: Facts) -> Iterator[Html]:
         }
         if any(value is not None for values in groups.values() for value in values):
             shown = {name: values for name, values in groups.items() if any(v is not None for v in values)}
-            yield _chart(charts.bars(f"{unit.capitalize()} of each table", names, shown, unit=unit, stacked=True))
-    yield _table(
+            yield charts.bars(f"{unit.capitalize()} of each table", names, shown, unit=unit)
+    yield Table(
+        "Tables",
         ("table", "side", "rows", "bytes"),
-        [(table.name, table.side.value, table.rows, table.bytes) for table in facts.tables],
+        [(t.name, t.side.value, t.rows, None if t.bytes is None else Bytes(t.bytes)) for t in facts.tables],
     )
     if all(table.bytes is None for table in facts.tables):
-        yield _note("Bytes of single tables are not known: this SQLite is built without dbstat.")
+        yield note("Bytes of single tables are not known: this SQLite is built without dbstat.")
     else:
-        yield _note("Bytes are of whole pages, those of indexes included.")
+        yield note("Bytes are of whole pages, those of indexes included.")
 
 
-def _backfill(facts: Facts) -> Iterator[Html]:
+def _backfill(facts: Facts) -> Iterator[Html | Table]:
     if not facts.backfills:
-        yield _note("No backfill is on record; a rollback to EXPAND forgets it.")
+        yield note("No backfill is on record; a rollback to EXPAND forgets it.")
         return
-    yield _table(
-        ("pair", "rows", "finished", "first chunk", "last chunk", "rows a second"),
-        [(b.pair, b.rows, b.finished, b.started, b.updated, b.rate) for b in facts.backfills],
+    for b in facts.backfills:
+        if not b.finished and b.of:
+            yield charts.progress(f"Backfill of {b.pair}", b.rows, b.of, _left(b))
+    yield Table(
+        "Backfill of each pair",
+        ("pair", "rows", "of", "finished", "first chunk", "last chunk", "rows a second"),
+        [(b.pair, b.rows, b.of, b.finished, b.started, b.updated, b.rate) for b in facts.backfills],
     )
-    yield _note(NOT_STORED, "the rate of each chunk. What is shown is the average, pauses and interruptions included.")
+    carried = _by_minute(facts, samples.BACKFILL, lambda each: f"{each.name}")
+    if carried:
+        lines = {name: [(at, n / 60) for at, (n, _) in minutes.items()] for name, minutes in carried.items()}
+        yield charts.over_time("Rows a second that were carried in each minute of the last day", lines)
+    yield note("The rate of the table is the average, pauses and interruptions included.")
 
 
-def _certificates(facts: Facts) -> Iterator[Html]:
+def _left(b: Backfilled) -> str:
+    """How far a backfill has come, and how long the rest takes at its rate."""
+    left = "" if b.seconds_left is None else f", {duration(b.seconds_left)} left at {number(b.rate or 0)} rows a second"
+    return f"{b.pair}: {b.rows:,} of {b.of:,} rows{left}"
+
+
+def _certificates(facts: Facts) -> Iterator[Html | Table]:
     if not facts.certificates:
-        yield _note("Nothing was verified yet.")
+        yield note("Nothing was verified yet.")
         return
-    yield _table(
+    yield Table(
+        "Verified",
         ("no.", "when", "build", "mapping", "legacy", "normalized", "compared", "differences", "rejects"),
         [
             (
@@ -247,38 +299,41 @@ def _certificates(facts: Facts) -> Iterator[Html]:
     )
 
 
-def _mismatches(facts: Facts) -> Iterator[Html]:
+def _mismatches(facts: Facts, place: Place) -> Iterator[Html | Table]:
     if not facts.mismatches:
-        yield _note("No mismatch was ever confirmed.")
+        yield note("No mismatch was ever confirmed.")
         return
     found = sorted(entry.found_at for entry in facts.mismatches)
     settled = sorted(entry.settled_at for entry in facts.mismatches if entry.settled_at is not None)
-    lines = {"found": _cumulated(found, found[0], facts.at), "settled": _cumulated(settled, found[0], facts.at)}
-    yield _chart(charts.over_time("Mismatches found and settled, added up", lines))
+    moments = {"found": found, "settled": settled}
+    yield charts.counts("Mismatches found and settled, added up", moments, found[0], facts.at)
     groups = Counter((m.pair, m.column or "whole row", m.kind, m.state, m.found_by) for m in facts.mismatches)
     seen: Counter[tuple[str, ...]] = Counter()
     for m in facts.mismatches:
         seen[m.pair, m.column or "whole row", m.kind, m.state, m.found_by] += m.seen
-    yield _table(
+    yield Table(
+        "Kinds of mismatches",
         ("pair", "column", "kind", "state", "found by", "entries", "times seen"),
         [(*group, count, seen[group]) for group, count in sorted(groups.items())],
     )
-    yield _note(NOT_STORED, "when a mismatch was seen again; it is counted, and drawn once, where it was found.")
+    yield Table(
+        "Mismatches",
+        ("no.", "pair", "key", "column", "kind", "state", "found by", "found", "settled", "note"),
+        [
+            (m.id, m.pair, str(m.key), m.column, m.kind, m.state, m.found_by, m.found_at, m.settled_at, m.note)
+            for m in facts.mismatches
+        ],
+        pages=place.mismatches,
+    )
+    yield note(NOT_STORED, "when a mismatch was seen again; it is counted, and drawn once, where it was found.")
 
 
-def _cumulated(moments: list[datetime], start: datetime, end: datetime) -> list[tuple[datetime, float]]:
-    """The cumulated number of moments, in steps."""
-    steps: list[tuple[datetime, float]] = [(start, 0.0)]
-    for number, at in enumerate(moments, 1):
-        steps += [(at, number - 1.0), (at, float(number))]
-    return [*steps, (end, float(len(moments)))]
-
-
-def _rejects(facts: Facts) -> Iterator[Html]:
+def _rejects(facts: Facts) -> Iterator[Html | Table]:
     if not facts.rejects:
-        yield _note("Every row could be carried.")
+        yield note("Every row could be carried.")
         return
-    yield _table(
+    yield Table(
+        "Rejected rows",
         ("no.", "table", "key", "reason", "state", "found", "settled", "note"),
         [(r.id, r.table, str(r.key), r.reason, r.state, r.found_at, r.settled_at, r.note) for r in facts.rejects],
     )
@@ -287,9 +342,9 @@ def _rejects(facts: Facts) -> Iterator[Html]:
 # How fast -------------------------------------------------------------------------------------------------
 
 
-def _reads(facts: Facts) -> Iterator[Html]:
+def _reads(facts: Facts) -> Iterator[Html | Table]:
     if not facts.reads:
-        yield _note("Not measured: there are no two sides with rows to compare.")
+        yield note("Not measured: there are no two sides with rows to compare, or this page is live.")
         return
     by_name: dict[str, dict[Side, ReadTimes]] = {}
     for times in facts.reads:
@@ -298,8 +353,9 @@ def _reads(facts: Facts) -> Iterator[Html]:
         side.value: [_ms(sides[side].latency.median) if side in sides else None for sides in by_name.values()]
         for side in Side
     }
-    yield _chart(charts.bars("Median time of a read", list(by_name), groups, unit="ms"))
-    yield _table(
+    yield charts.bars("Median time of a read", list(by_name), groups, unit="ms")
+    yield Table(
+        "Timed reads",
         ("pair", "read", "side", "reads", "median ms", "p99 ms", "longest ms"),
         [
             (
@@ -312,28 +368,79 @@ def _reads(facts: Facts) -> Iterator[Html]:
             for t in facts.reads
         ],
     )
-    yield _note("Measured while this page was made, on this machine, in a read-only unit of work, both sides in turn.")
-    yield _note(NOT_STORED, "the reads of the application.")
+    yield note("Measured while this page was made, on this machine, in a read-only unit of work, both sides in turn.")
+    yield note(NOT_STORED, "the reads of the application.")
 
 
-def _writes(evidence: Evidence | None) -> Iterator[Html]:
-    if evidence is None or evidence.report.writers is None:
-        yield _note(
+Minutes: TypeAlias = dict[datetime, tuple[int, float]]
+"""What was done in each minute: how much, and in how many seconds altogether."""
+
+
+def _by_minute(facts: Facts, kind: str, name: Callable[[samples.Entry], str]) -> dict[str, Minutes]:
+    """The samples of a kind, added up for each name and minute."""
+    found: dict[str, Minutes] = {}
+    for each in (each for each in facts.samples if each.kind == kind):
+        minutes = found.setdefault(name(each), {})
+        amount, took = minutes.get(each.at, (0, 0.0))
+        minutes[each.at] = amount + each.amount, took + each.took
+    return found
+
+
+def _written(phase: str) -> str:
+    """The sides that are written in a phase, as it is called in samples."""
+    known = Phase.__members__.get(phase.upper())
+    if known is None:
+        return "not prepared"
+    sides = [Side.LEGACY.value] * known.writes_legacy + [Side.NORMALIZED.value] * known.writes_normalized
+    return " and ".join(sides)
+
+
+def _writes(facts: Facts) -> Iterator[Html | Table]:
+    """How long writes take by the sides they write, and who writes."""
+    minutes = _by_minute(facts, samples.WRITE, lambda each: _written(each.name))
+    if minutes:
+        lines = {name: [(at, _ms(s / n)) for at, (n, s) in each.items()] for name, each in minutes.items()}
+        yield charts.over_time("Mean time of a unit of work that writes, by the sides it writes, in ms", lines)
+    else:
+        yield note(
             NOT_STORED,
-            "how long writes take; and none are made for a report. Measure them on a copy: ",
-            tag("code", "consensus-orm rehearse --writers 4"),
+            "the writes of applications, until one of them calls ",
+            tag("code", "telemetry.report_to_dashboard(store)"),
         )
+    writers: dict[tuple[str, ...], list[samples.Entry]] = {}
+    for each in (each for each in facts.samples if each.kind == samples.WRITE):
+        key = (each.application, f"consensus_orm {each.build}", each.process, _written(each.name))
+        writers.setdefault(key, []).append(each)
+    if writers:
+        rows = [(*key, *_of_writer(found)) for key, found in writers.items()]
+        names = ("application", "build", "process", "writes", "units of work", "mean ms", "longest ms", "last seen")
+        yield Table("Writers of the last day", names, rows)
+    status = facts.status
+    undecided = f", {status.undecided:,} rows wait for a choice" if status.undecided else ""
+    yield note(f"Foreign programs: {status.foreign_writes:,} writes of one side alone are noticed{undecided}.")
+    for dependency in status.dependencies:
+        yield note(dependency.told, "" if dependency.accepted is None else f", accepted: {dependency.accepted}")
+
+
+def _of_writer(found: list[samples.Entry]) -> tuple[int, float, float, datetime]:
+    count = sum(each.amount for each in found)
+    mean = sum(each.took for each in found) / max(count, 1)
+    return count, _ms(mean), _ms(max(each.longest for each in found)), max(each.at for each in found)
+
+
+def _rehearsed_writes(evidence: Evidence | None) -> Iterator[Html | Table]:
+    if evidence is None or evidence.report.writers is None:
+        yield note("Not measured. Measure them on a copy: ", tag("code", "consensus-orm rehearse --writers 4"))
         return
     latency = evidence.report.writers.latency
     medians = [_ms(each.median) for each in latency.values()]
-    yield _chart(
-        charts.bars("Median time of a unit of work that writes", list(latency), {"median": medians}, unit="ms")
-    )
-    yield _table(
+    yield charts.bars("Median time of a unit of work that writes", list(latency), {"median": medians}, unit="ms")
+    yield Table(
+        "Writes of the rehearsal",
         ("phase", "units of work", "median ms", "p99 ms", "longest ms"),
         [(name, each.count, *map(_ms, (each.median, each.p99, each.longest))) for name, each in latency.items()],
     )
-    yield _note(
+    yield note(
         f"Measured in the rehearsal of {moment(evidence.report.at)} on a copy, while it was moved, with"
         f" {evidence.report.writers.threads} writers at a time. EXPAND writes legacy alone, CONTRACT normalized alone."
     )
@@ -342,13 +449,13 @@ def _writes(evidence: Evidence | None) -> Iterator[Html]:
 # Rehearsal ------------------------------------------------------------------------------------------------
 
 
-def _rehearsal(evidence: Evidence | None) -> Iterator[Html]:
+def _rehearsal(evidence: Evidence | None) -> Iterator[Html | Table]:
     if evidence is None:
-        yield _note("None is on record beside the database. Run: ", tag("code", "consensus-orm rehearse"))
+        yield note("None is on record beside the database. Run: ", tag("code", "consensus-orm rehearse"))
         return
     report = evidence.report
     if evidence.stale:
-        yield _note(f"It says nothing about this database any more: {evidence.stale}.")
+        yield note(f"It says nothing about this database any more: {evidence.stale}.")
     yield tag("p", *_verdict(report))
     if report.refused:
         yield tag("ul", *(tag("li", reason) for reason in report.refused))
@@ -357,20 +464,22 @@ def _rehearsal(evidence: Evidence | None) -> Iterator[Html]:
         "whole step": [step.seconds * 1000 for step in report.steps],
         "longest lock": [step.longest_lock * 1000 for step in report.steps],
     }
-    yield _chart(charts.bars("Time of each step of the rehearsal", names, groups, unit="ms"))
-    yield _table(
+    yield charts.bars("Time of each step of the rehearsal", names, groups, unit="ms")
+    yield Table(
+        "Steps of the rehearsal",
         ("step", "from", "to", "rows", "seconds", "longest lock ms", "bytes on disk"),
         [
-            (s.action, s.before.name, s.after.name, s.rows, s.seconds, _ms(s.longest_lock), s.bytes)
+            (s.action, s.before.name, s.after.name, s.rows, s.seconds, _ms(s.longest_lock), Bytes(s.bytes))
             for s in report.steps
         ],
     )
-    yield _table(
+    yield Table(
+        "Proofs of the rehearsal",
         ("proved at", "table", "rows", "SHA-256 of types and bytes", "as it was"),
         [(p.phase.name, p.table, p.rows, p.digest, p.difference or True) for p in report.proofs],
     )
-    for note in report.notes:
-        yield _note(note)
+    for each in report.notes:
+        yield note(each)
 
 
 def _verdict(report: RehearsalReport) -> Iterator[Child]:

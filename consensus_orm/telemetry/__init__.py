@@ -11,6 +11,7 @@ always logged by the standard library. Metrics are declared in `telemetry.instru
 from __future__ import annotations
 
 import importlib
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from consensus_orm import events
@@ -28,6 +29,7 @@ __all__ = [
     "Totals",
     "listen",
     "log_event",
+    "report_to_dashboard",
     "report_to_opentelemetry",
     "report_to_prometheus",
     "report_to_structlog",
@@ -47,6 +49,25 @@ def listen(store: Store, *hooks: Hook) -> None:
     for hook in hooks:
         store.telemetry.add_hook(hook)
     store._units.new_unit = observing(store._units.unit_type, store.telemetry)
+
+
+def report_to_dashboard(store: Store, application: str = "", *, interval: timedelta = timedelta(minutes=1)) -> None:
+    """Keep samples of the writes of this process in the database, for `consensus-orm dashboard` and `report`.
+
+    A daemon thread adds them up, and writes a row for each phase in a unit of work of its own, so that no write of the
+    application waits; it ends with the store. Rows are kept for a day. What was written since the last row is lost when
+    the process ends.
+
+    Args:
+        store: The store.
+        application: The name and version of the application, as they are shown; the name of the program where left out.
+        interval: Time between two rows.
+    """
+    from consensus_orm.telemetry.sampling import Sampler
+
+    sampler = Sampler(store, application, interval)
+    listen(store, sampler.hear)
+    sampler.start()
 
 
 def report_to_structlog(store: Store, *, log: Any = None) -> None:

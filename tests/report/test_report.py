@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,29 +14,37 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
 
 from consensus_orm import ConsensusStore, Phase, errors, report
 from consensus_orm.cli import main
+from consensus_orm.ledgers.entries import HistoryEntry
 from consensus_orm.rehearsal.evidence import evidence_path
 from consensus_orm.settings import Settings
 from consensus_orm.testing.phases import take_to
 from tests.field import builders
-from tests.support.databases import Database, build_legacy, odd_history
+from tests.support.databases import Database, build_legacy, made, odd_history
 
 CHROMIUM = shutil.which("chromium")
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+FORMULA = "=1+1"
+"""What a spreadsheet would run."""
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e"
+WIDTHS = (390, 768, 1100)
+"""A phone, a tablet, a desk."""
 SECTIONS = [
-    *("Timeline", "Rows and bytes", "Backfill", "Certificates", "Mismatches and repairs", "Rejects"),
-    *("Reads: legacy against normalized", "Writes by phase", "Rehearsal"),
+    *("Now", "Timeline", "Rows and bytes", "Backfill", "Certificates", "Mismatches and repairs", "Rejects"),
+    *("Reads: legacy against normalized", "Writes", "Writes in the rehearsal", "Rehearsal"),
 ]
 
 
@@ -60,7 +71,7 @@ class Page(HTMLParser):
             pass
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
+        if not {"style", "script"} & {*self._open}:
             self.texts.append(data)
         if self._open[-1:] == ["h2"]:
             self.headings.append(data)
@@ -89,29 +100,54 @@ def legacy(new_database: Database) -> Database:
     return new_database
 
 
+def happen(store: ConsensusStore, legacy: Database) -> None:
+    """Let everything happen to a store that a report speaks of."""
+    migration = store.migration
+    migration.rehearse(writers=2)
+    migration.upgrade()
+    migration.advance(reason=HOSTILE)
+    migration.backfill()
+    legacy.unnoticed(
+        "UPDATE agent_outputs SET content = 'SECRET ONE' WHERE id = 1;"
+        " UPDATE consensus_artifacts SET content_json = 'SECRET TWO' WHERE id = 2"
+    )
+    legacy.rows_of(
+        "INSERT INTO consensus_orm_rejects (pair, key, table_name, reason, image, state, found_at)"
+        " VALUES ('artifacts', '7', 'consensus_artifacts', ?, 'SECRET THREE', 'open', 1762222238000)",
+        HOSTILE,
+    )
+    migration.verify()
+    migration.accept_mismatch(1, reason=HOSTILE)
+    migration.reconcile()
+    migration.verify()
+    migration.pause(reason=FORMULA)
+
+
 @pytest.fixture
 def eventful(legacy: Database) -> Iterator[ConsensusStore]:
     """A store to which everything has happened that a report speaks of."""
     with ConsensusStore.open(legacy.where) as store:
-        migration = store.migration
-        migration.rehearse(writers=2)
-        migration.upgrade()
-        migration.advance(reason=HOSTILE)
-        migration.backfill()
-        legacy.unnoticed(
-            "UPDATE agent_outputs SET content = 'SECRET ONE' WHERE id = 1;"
-            " UPDATE consensus_artifacts SET content_json = 'SECRET TWO' WHERE id = 2"
-        )
-        legacy.rows_of(
-            "INSERT INTO consensus_orm_rejects (pair, key, table_name, reason, image, state, found_at)"
-            " VALUES ('artifacts', '7', 'consensus_artifacts', ?, 'SECRET THREE', 'open', 1762222238000)",
-            HOSTILE,
-        )
-        migration.verify()
-        migration.accept_mismatch(1, reason=HOSTILE)
-        migration.reconcile()
-        migration.verify()
+        happen(store, legacy)
         yield store
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The report of such a store on SQLite, made once."""
+
+    text: str
+    history: list[HistoryEntry]
+    contents: list[object]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    path = tmp_path_factory.mktemp("shown") / "artifacts.db"
+    with made("sqlite", odd_history, path) as legacy, ConsensusStore.open(legacy.where) as store:
+        happen(store, legacy)
+        with store.unit_of_work(read_only=True) as uow:
+            contents: list[object] = [artifact.content_json for artifact in uow.artifacts.list()]
+        return Shown(report.render(store), store.migration.history(), contents)
 
 
 # What is in it --------------------------------------------------------------------------------------------
@@ -193,10 +229,10 @@ def test_reads_of_both_sides_are_timed(eventful: ConsensusStore) -> None:
     assert all(t.latency.median > 0 for t in reads)
 
 
-def test_charts(eventful: ConsensusStore) -> None:
-    """Phases, rows, bytes, mismatches, reads, writes and the rehearsal are drawn, each with a name to be read."""
-    text = report.render(eventful)
-    assert re.findall(r'<svg role="img" aria-label="([^"]+)"', text) == [
+def test_charts(shown: Shown) -> None:
+    """What can be drawn is drawn; lines over time are pictures with a name to be read, once for each of two widths."""
+    text = shown.text
+    assert re.findall(r"<figcaption>([^<]+)", text) == [
         "The phase over time",
         "Rows of each table",
         "Bytes of each table",
@@ -205,27 +241,73 @@ def test_charts(eventful: ConsensusStore) -> None:
         "Median time of a unit of work that writes",
         "Time of each step of the rehearsal",
     ]
+    lines = ["The phase over time", "Mismatches found and settled, added up"]
+    assert sorted(re.findall(r'<svg role="img" aria-label="([^"]+)"', text)) == sorted(lines * 2)
+
+
+def test_numbers_are_rounded(shown: Shown) -> None:
+    """No number of a table has more than three significant digits behind a point, and sizes have units."""
+    cells = re.findall(r'<td class="number"[^>]*>([^<]*)</td>', shown.text)
+    assert not [cell for cell in cells if re.fullmatch(r"[\d,]*\d{3}\.\d+|\d*\.\d{6,}", cell)]
+    assert any(cell.endswith(" kB") for cell in cells)
+
+
+def test_downloads(shown: Shown) -> None:
+    """Each table can be downloaded from the page itself; a spreadsheet runs none of its texts."""
+    downloads = {}
+    for address, name in re.findall(r'<a href="(data:[^"]+)" download="([^"]+)"', shown.text):
+        downloads[name] = unquote(address.partition(",")[2])
+    names = {name.rpartition(".")[0] for name in downloads}
+
+    assert len(downloads) == 2 * len(names)
+    assert {"changes-and-repairs", "tables", "verified", "mismatches", "rejected-rows", "timed-reads"} <= names
+    rows = json.loads(downloads["changes-and-repairs.json"])
+    assert [(row["when"], row["what"], row["who"]) for row in rows] == [
+        (entry.at.isoformat(), entry.action, entry.by) for entry in shown.history
+    ]
+    table = list(csv.DictReader(io.StringIO(downloads["changes-and-repairs.csv"])))
+    assert [row["what"] for row in table] == [entry.action for entry in shown.history]
+    assert table[-1]["why"] == f"'{FORMULA}"
 
 
 # What is not in it ----------------------------------------------------------------------------------------
 
 
-def test_self_contained(eventful: ConsensusStore) -> None:
-    """No script, no network: nothing on the page loads anything, and the browser is told to refuse it."""
-    text = report.render(eventful)
+def test_self_contained(shown: Shown) -> None:
+    """Nothing on the page loads anything, and the browser is told to refuse it, and every script but one."""
+    text = shown.text
     page = Page(text)
 
-    assert not {"script", "link", "img", "iframe", "object", "embed", "image", "use", "a"} & set(page.tags)
-    assert not [a for a in page.attributes if a[0] in ("src", "href", "xlink:href") or a[0].startswith("on")]
+    assert not {"link", "img", "iframe", "object", "embed", "image", "use", "form"} & set(page.tags)
+    assert not [a for a in page.attributes if a[0] in ("src", "xlink:href") or a[0].startswith("on")]
+    assert {value.partition(":")[0][:1] for name, value in page.attributes if name == "href"} == {"#", "d"}
     assert not re.findall(r"url\(|@import|<\?xml-stylesheet", text)
     assert "default-src 'none'" in text
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in text
 
 
-def test_escapes(eventful: ConsensusStore) -> None:
+def test_can_be_heard_and_steered_by_keys(shown: Shown) -> None:
+    """The page has landmarks, one main heading and a name for each part; what can be scrolled can have the focus."""
+    page = Page(shown.text)
+    named = [value for name, value in page.attributes if name == "aria-labelledby"]
+    ids = [value for name, value in page.attributes if name == "id"]
+
+    assert [page.tags.count(tag) for tag in ("header", "nav", "main", "footer", "h1")] == [1] * 5
+    assert len(named) == page.tags.count("section") == len(SECTIONS)
+    assert set(named) <= set(ids)
+    assert page.tags.count("caption") == page.tags.count("table") == page.attributes.count(("tabindex", "0"))
+    assert page.tags.count("th") == page.attributes.count(("scope", "col"))
+    assert len(ids) == len(set(ids))
+    anchors = {value[1:] for name, value in page.attributes if name == "href" and value.startswith("#")}
+    assert anchors <= set(ids)
+
+
+def test_escapes(shown: Shown) -> None:
     """What people wrote is shown as they wrote it, does nothing, and cannot turn the text around."""
-    text = report.render(eventful)
+    text = shown.text
 
-    assert "<script" not in text
+    assert text.count("<script") == 1  # its own
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert Page(text).text.count("<script>alert(1)</script>") >= 2  # the reason of a phase, that of a reject
@@ -246,13 +328,14 @@ def test_name_of_the_file_is_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;&amp;\ufffd.db" in text
 
 
-def test_no_contents_of_rows(eventful: ConsensusStore) -> None:
+def test_no_contents_of_rows(shown: Shown) -> None:
     """No content of any row is on the page, of a mismatch or a reject neither."""
-    text = report.render(eventful)
+    text = shown.text
     assert "SECRET" not in text
-    with eventful.unit_of_work(read_only=True) as uow:
-        contents = [a.content_json for a in uow.artifacts.list()]
-    assert not [c for c in contents if isinstance(c, str) and len(c) > 8 and c in text]
+    text = Page(shown.text).text + "".join(
+        unquote(value) for name, value in Page(shown.text).attributes if name == "href"
+    )
+    assert not [c for c in shown.contents if isinstance(c, str) and len(c) > 8 and c in text]
 
 
 # What it does ---------------------------------------------------------------------------------------------
@@ -344,18 +427,15 @@ def pixels(png: Path) -> tuple[tuple[int, ...], set[bytes]]:
 @pytest.mark.skipif(
     CHROMIUM is None, reason="NO CHROMIUM: the report was not looked at in a browser (apt install chromium)"
 )
-def test_in_a_browser(eventful: ConsensusStore, tmp_path: Path) -> None:
+def test_in_a_browser(shown: Shown, tmp_path: Path) -> None:
     """Chromium shows the page with its charts, in light and in dark, and prints it."""
-    page = report.write(eventful, tmp_path / "page.html")
-
-    shown = browse(page, tmp_path / "profile", "--dump-dom")
-    assert Page(shown).headings == SECTIONS
-    assert shown.count("<svg ") == report.render(eventful).count("<svg ")
+    page = tmp_path / "page.html"
+    page.write_text(shown.text, encoding="utf-8")
 
     pictures = {}
-    for scheme, number in (("dark", 0), ("light", 1)):
+    for scheme, number, width in (("dark", 0, WIDTHS[0]), ("light", 1, WIDTHS[-1])):
         png = tmp_path / f"{scheme}.png"
-        size = ("--window-size=1100,5200", f"--screenshot={png}")
+        size = (f"--window-size={width},5200", f"--screenshot={png}")
         browse(page, tmp_path / f"profile-{scheme}", *size, f"--blink-settings=preferredColorScheme={number}")
         pictures[scheme] = pixels(png)
     assert min(pictures["light"][0]) > 240
@@ -367,6 +447,44 @@ def test_in_a_browser(eventful: ConsensusStore, tmp_path: Path) -> None:
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
+MEASURE = """
+const parts = [...document.querySelectorAll("figure, dl, .bar")];
+const texts = [...document.querySelectorAll("figure svg.chart text")];
+const letters = texts.map((each) => each.getBoundingClientRect().height);
+const head = document.querySelector("#timeline th");
+head.firstChild.click();
+head.firstChild.click();
+document.title = JSON.stringify({
+  width: document.documentElement.scrollWidth,
+  cut: parts.filter((each) => each.scrollWidth > each.clientWidth + 1).length,
+  small: letters.filter((height) => height > 0 && height < 9).length,
+  sorted: head.getAttribute("aria-sort"),
+  first: head.closest("table").tBodies[0].rows[0].cells[0].dataset.key,
+});
+"""
+COLLECT = """
+onload = () => { document.title = [...Array(frames.length).keys()].map((at) => frames[at].document.title).join(" "); };
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: the report was not measured in a browser")
+def test_fits_each_width(shown: Shown, tmp_path: Path) -> None:
+    """At each width nothing reaches out of the page, charts can be read, and a heading sorts its table when pressed."""
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", shown.text)
+    measured = escape(text.replace("</body>", f"<script>{MEASURE}</script></body>"))
+    frames = [f'<iframe style="width: {width}px; border: 0" srcdoc="{measured}"></iframe>' for width in WIDTHS]
+    (tmp_path / "frames.html").write_text(
+        f"<!DOCTYPE html><title></title>{''.join(frames)}<script>{COLLECT}</script>", encoding="utf-8"
+    )
+
+    dumped = browse(tmp_path / "frames.html", tmp_path / "profile", "--dump-dom")
+
+    newest = max(entry.at for entry in shown.history).isoformat()
+    assert [json.loads(each) for each in re.findall("{[^}]*}", unescape(dumped.partition("</title>")[0]))] == [
+        {"width": width, "cut": 0, "small": 0, "sorted": "descending", "first": newest} for width in WIDTHS
+    ]
+
+
 def test_evidence_with_odd_names(eventful: ConsensusStore) -> None:
     """The evidence is a file that others can write: what it says is escaped like everything else."""
     place = evidence_path(eventful._units)
@@ -374,5 +492,5 @@ def test_evidence_with_odd_names(eventful: ConsensusStore) -> None:
     place.write_text(json.dumps({**json.loads(place.read_text()), "notes": [HOSTILE], "refused": [HOSTILE]}))
 
     text = report.render(eventful)
-    assert "<script" not in text
+    assert text.count("<script") == 1
     assert Page(text).text.count("<script>alert(1)</script>") >= 4

@@ -554,6 +554,8 @@ class ServerSource(ConnectionSource[ServerConnection]):
         else:
             connection.prepared_max = PREPARED
             connection.execute(session.session_settings(patience, self.schemas))
+            if self.reads_only:
+                connection.execute("SET default_transaction_read_only = on")
 
     def _require_transactions(self, connection: ServerConnection) -> None:
         """Refuse a connection pooler that keeps no transactions, also on a second try: a server may just have crashed.

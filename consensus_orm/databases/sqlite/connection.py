@@ -360,7 +360,8 @@ class Source(ConnectionSource[DriverConnection]):
         if self.path is not None:
             self._identity = file.find(self.path, self._identity)
         connection = sqlite3.connect(
-            ":memory:" if self.path is None else self.path,
+            self._name,
+            uri=self.reads_only,
             timeout=self.patience,
             isolation_level=None,
             check_same_thread=False,
@@ -376,6 +377,13 @@ class Source(ConnectionSource[DriverConnection]):
             connection.close()
             raise
         return connection
+
+    @property
+    def _name(self) -> str | Path:
+        """What SQLite opens: a path, or a URI of it where connections cannot write."""
+        if self.path is None:
+            return ":memory:"
+        return f"{self.path.as_uri()}?mode=ro" if self.reads_only else self.path
 
     def is_healthy(self, connection: DriverConnection) -> bool:
         """Whether a connection is open, is of the file at its path, and answers."""
