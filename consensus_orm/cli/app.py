@@ -89,12 +89,13 @@ class App:
         self._notifier: Notifier | None = None
 
     @contextlib.contextmanager
-    def store(self, *, replica: bool = True, missing: str = MISSING) -> Iterator[ConsensusStore]:
+    def store(self, *, replica: bool = True, missing: str = MISSING, **given: Any) -> Iterator[ConsensusStore]:
         """Open the database until the block ends.
 
         Args:
             missing: The hint if it does not exist.
             replica: Whether the read replica of the settings belongs to this database.
+            **given: Settings that the command takes as options.
 
         Raises:
             StorageError: There is no such file, or it cannot be read.
@@ -104,7 +105,7 @@ class App:
         from consensus_orm.external import outbox
         from consensus_orm.settings import Settings
 
-        settings = Settings() if replica else Settings().model_copy(update={"read_url": None})
+        settings = Settings().model_copy(update=given if replica else {**given, "read_url": None})
         moves = moves_named(self.mapping if self.mapping is not None else of_project())
         with ConsensusStore.open(self.url, settings=settings, moves=moves) as store, translated(store.engine):
             outbox.attach(store)  # a command may write rows, too

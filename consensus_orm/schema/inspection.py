@@ -36,7 +36,7 @@ __all__ = [
 VERSION_TABLE = f"{PREFIX}version"
 """A name of our own: another program that shares the file may have an alembic_version."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0014")
 """The revisions this program knows, oldest first: a store opens without importing alembic."""
 
 KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}

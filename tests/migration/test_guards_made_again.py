@@ -34,6 +34,7 @@ REPLACEABLE = (
     "consensus_orm_certificates",
     "consensus_orm_backfill",
     "consensus_orm_control",
+    "consensus_orm_keeper",
 )
 
 
