@@ -25,6 +25,7 @@ __all__ = [
     "GateClosedError",
     "GuardsBrokenError",
     "InvalidValueError",
+    "KeeperLeaseError",
     "KeysUsedUpError",
     "MigrationError",
     "MismatchError",
@@ -395,6 +396,13 @@ class GuardsBrokenError(MigrationError):
 
     hint = "run: consensus-orm status"
     reasons: Sequence[str] = ()
+
+
+class KeeperLeaseError(MigrationError):
+    """Another keeper acts for this database."""
+
+    hint = "one keeper acts at a time; without --once, the others stand by to take over"
+    holder: str | None = None
 
 
 class MismatchError(ConsensusError):

@@ -399,10 +399,10 @@ class MismatchEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class AlarmEvent(Event):
-    """Confirmed mismatches passed the rate of the settings.
+    """Confirmed mismatches passed the rate of the settings, or a relay or keeper found what an operator must see.
 
     Args:
-        reason: Their number and the time.
+        reason: What happened; of mismatches, their number and the time.
     """
 
     title: ClassVar[str] = "consensus_orm.alarm"

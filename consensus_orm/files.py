@@ -33,6 +33,7 @@ __all__ = [
     "of_uri",
     "own_folder",
     "put_in_place",
+    "remove",
     "require_usable",
     "resolved",
     "write_names_through",
@@ -212,6 +213,16 @@ def write_whole(path: Path, text: str) -> None:
         part.touch(FILE_MODE)
         part.write_text(text, encoding="utf-8")
         put_in_place(part, path, overwrite=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with its contents; the name is gone at once, whatever happens then.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    with own_folder(path.parent, "removed") as folder:
+        path.rename(folder / "removed")
 
 
 # Folders and locks of our own -------------------------------------------------------------------------------

@@ -50,6 +50,15 @@ class Isolation(StrEnum):
         return self.name.replace("_", " ")
 
 
+class Reconciling(StrEnum):
+    """What a keeper does about differences that a verify found."""
+
+    NONE = "none"
+    SETTLE = "settle"
+    ADOPT = "adopt"
+    REPAIR = "repair"
+
+
 def _seconds(value: object) -> object:
     """Parse a plain number of seconds as text ("604800"), which pydantic refuses."""
     if isinstance(value, str):
@@ -201,6 +210,21 @@ class Settings(BaseSettings):
     """The highest p99 of the time from commit to read-back with which DETACHED opens."""
     soak_mirror: Duration = timedelta(days=7)
     """How long MIRROR lasts before DETACHED opens."""
+
+    keep_verify: Duration = timedelta(hours=12)
+    """How often `consensus-orm keep` verifies; 0 never. Less than `certificate_max_age`, gates find a fresh verify."""
+    keep_reconcile: Reconciling = Reconciling.NONE
+    """What the keeper does about differences: none; settle, what needs no choice; adopt or repair the others, too."""
+    keep_backup: Duration = timedelta(days=1)
+    """How often the keeper makes a verified backup in `backup_dir`; 0 never."""
+    keep_backups: int = Field(default=7, ge=1)
+    """Backups of the keeper that are kept; older ones of the same database in this folder are removed."""
+    keep_vacuum: Duration = timedelta(days=7)
+    """How often the keeper vacuums; 0 never."""
+    keep_health: Duration = timedelta(minutes=1)
+    """How often the keeper checks the health of the database, and whether it is paused."""
+    keep_lease: Wait = timedelta(minutes=2)
+    """How long a keeper that was killed keeps others out."""
 
     clock: Callable[[], datetime] = Field(default=utc_now, exclude=True, repr=False)
     """Gives the time; for tests."""

@@ -93,9 +93,9 @@ class App:
         """Open the database until the block ends.
 
         Args:
-            **changed: Settings that are others for this command.
             missing: The hint if it does not exist.
             replica: Whether the read replica of the settings belongs to this database.
+            **changed: Settings that are others for this command, or that it takes as options.
 
         Raises:
             StorageError: There is no such file, or it cannot be read.

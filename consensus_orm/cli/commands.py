@@ -52,6 +52,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "relay": ("external", "Send what was written to the external store, outside of every request."),
     },
     "Upkeep": {
+        "keep": ("keep", "Look after the database between two changes of phase: verify, back up, vacuum, watch."),
         "stats": ("maintenance", "Show the settings in force and the space on disk; writes nothing."),
         "vacuum": ("maintenance", "Return the space of deleted rows to the file system, in small steps."),
         "backup": ("maintenance", "Copy the database to PATH, verified, while writers go on."),

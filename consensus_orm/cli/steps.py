@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from consensus_orm.migration.steps import Step
     from consensus_orm.migration.verify import VerifyReport
 
-__all__: list[str] = []
+__all__ = ["told"]
 
 LISTED = 20
 """Rows listed before the rest is only counted."""
@@ -85,7 +85,7 @@ def upgrade(app: App, yes: bool, no_protect: bool, as_json: bool) -> None:
         found = {"applied": applied, "phase": phase, "user_version": version, "backup": backup, "grants": grants}
         show_json(found)
         return
-    say(f"{_told(applied)}, in {duration(time.monotonic() - started)}; the phase is {phase.name}")
+    say(f"{told(applied)}, in {duration(time.monotonic() - started)}; the phase is {phase.name}")
     if backup is not None:
         say(f"backup: {backup}")
     if is_told and version is not None:
@@ -120,11 +120,11 @@ def backfill(app: App, as_json: bool) -> None:
     with app.store() as store, Bars("backfill", quiet=as_json) as bars:
         report = store.migration.backfill(bars.rows)
         open_rejects = len(store.migration.rejects())
-        app.tell("step_done", action="backfill", told=_told(report), seconds=report.seconds)
+        app.tell("step_done", action="backfill", told=told(report), seconds=report.seconds)
     if as_json:
         show_json({**plain(report), "open_rejects": open_rejects})
     else:
-        say(f"backfill: {_told(report)}, in {duration(report.seconds)}")
+        say(f"backfill: {told(report)}, in {duration(report.seconds)}")
         if open_rejects:
             say(app.spelled(f"{count(open_rejects, 'reject')} open; see: consensus-orm rejects"))
     exit_with(open_rejects)
@@ -138,11 +138,11 @@ def verify(app: App, as_json: bool) -> None:
     """Compare all rows of both sides, and write a certificate."""
     with app.store() as store, Bars("verify", quiet=as_json) as bars:
         report = store.migration.verify(bars.rows)
-        app.tell("step_done", action="verify", told=_told(report), clean=report.clean, seconds=report.seconds)
+        app.tell("step_done", action="verify", told=told(report), clean=report.clean, seconds=report.seconds)
     if as_json:
         show_json({**plain(report), "clean": report.clean})
     else:
-        say(f"verify: {_told(report)}, in {duration(report.seconds)}; certificate no. {report.certificate}")
+        say(f"verify: {told(report)}, in {duration(report.seconds)}; certificate no. {report.certificate}")
         _list_differences(app, report)
     exit_with(not report.clean or report.rejects)
 
@@ -329,9 +329,9 @@ def migrate(
             taken.append(step)
             bars.clear()
             if step.action != "advance":
-                app.tell("step_done", action=step.action, told=_told(step.result), seconds=step.seconds)
+                app.tell("step_done", action=step.action, told=told(step.result), seconds=step.seconds)
             if not as_json:
-                say(f"{step.phase.name:<10}  {step.action:<8}  {_told(step.result)}, in {duration(step.seconds)}")
+                say(f"{step.phase.name:<10}  {step.action:<8}  {told(step.result)}, in {duration(step.seconds)}")
 
         with bars.aside():
             confirm(partial(_before_contract, migration, to), yes=yes, as_json=as_json)
@@ -494,7 +494,7 @@ def _tell_reconciled(app: App, report: ReconcileReport, seconds: float) -> None:
         say(app.spelled("take over: consensus-orm reconcile --adopt; put back: consensus-orm reconcile --repair"))
 
 
-def _told(result: object) -> str:
+def told(result: object) -> str:
     """The result of a step in words."""
     from consensus_orm.migration.backfill import BackfillReport
     from consensus_orm.migration.verify import VerifyReport

@@ -38,10 +38,14 @@ class StepBackups:
             step: The step.
             time: The time of the backup, for its name.
         """
+        return self.path(f".before-{step}-{time}")
+
+    def path(self, suffix: str) -> Path:
+        """The path of a backup whose name ends so."""
         path = database_path(self._engine)
         folder = files.resolved(self._settings.backup_dir or (Path.cwd() if path is None else path.parent))
         database = path or Path(str(self._engine.url.database).replace("/", "_"))
-        return files.derived(database, f".before-{step}-{time}", folder=folder)
+        return files.derived(database, suffix, folder=folder)
 
     def take(self, step: str, progress: Watch = None) -> dict[str, Any]:
         """Back up the database before a step.

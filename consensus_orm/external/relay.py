@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,10 +21,12 @@ from consensus_orm.external.canonical import digest, name_of
 from consensus_orm.external.outbox import Entry
 from consensus_orm.external.sink import Sink
 from consensus_orm.ledgers import audit
+from consensus_orm.models.external import SinkState
 from consensus_orm.retrying.circuit_breaker import CircuitBreaker
 from consensus_orm.retrying.retrier import Retrier, RetryPolicy
 from consensus_orm.store import Store
 from consensus_orm.times import milliseconds
+from consensus_orm.unit_of_work.lease import Lease
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Relay", "RelayReport"]
@@ -79,12 +79,11 @@ class Relay:
         self._units = store._units
         self._sink = sink
         self._settings = store.settings
-        self._holder = f"{audit.whoami()} {uuid.uuid4().hex[:8]}"
-        self._lease = max(self._settings.relay_lease, CALLS * self._settings.sink_timeout)
-        self._held_until = 0.0
+        length = max(self._settings.relay_lease, CALLS * self._settings.sink_timeout)
+        self._lease = Lease(SinkState, sink.name, length)
         self._report = RelayReport()
         self._retrier = Retrier(
-            replace(RetryPolicy.from_settings(self._settings), budget=self._lease / CALLS),
+            replace(RetryPolicy.from_settings(self._settings), budget=length / CALLS),
             telemetry=store.telemetry,
             breaker=CircuitBreaker.from_settings(self._settings),
         )
@@ -118,7 +117,7 @@ class Relay:
                     stop.wait(POLL.total_seconds())
             return replace(self._report, waiting=self._look(lambda uow: outbox.backlog(uow, self._sink.name)).entries)
         finally:
-            self._write(lambda uow: state.release(uow, self._sink.name, self._holder))
+            self._write(self._lease.release)
 
     def _send_due(self, stop: threading.Event, *, until_empty: bool) -> bool:
         """Send the entries that may be sent now, oldest first; whether there was one."""
@@ -141,7 +140,7 @@ class Relay:
                 if until_empty:
                     raise
                 wait = getattr(error, "retry_after", None) or self._settings.retry_max
-                stop.wait(min(wait, self._lease / CALLS).total_seconds())
+                stop.wait(min(wait, self._lease.length / CALLS).total_seconds())
                 return True
         return bool(found) and not here.paused
 
@@ -232,26 +231,21 @@ class Relay:
         def take(uow: UnitOfWork) -> None:
             found = state.get(uow, self._sink.name)
             self._require_stage(found)
-            if not state.take_lease(uow, self._sink.name, self._holder, milliseconds(self._lease)):
+            if not self._lease.take(uow):
                 raise errors.SinkLeaseError(f"{found.holder} sends to {self._sink.name}", sink=self._sink.name)
 
         self._write(take)
-        self._held_until = time.monotonic() + self._lease.total_seconds()
 
     def _hold_lease(self) -> None:
         """Prolong the lease where less of it is left than the calls of an entry and their retries may take."""
-        if self._held_until - time.monotonic() < self._lease.total_seconds() * (CALLS - 1) / CALLS:
+        if self._lease.left < self._lease.length * (CALLS - 1) / CALLS:
             self._write(self._prolong)
 
     def _prolong(self, uow: UnitOfWork) -> None:
         """Prolong the lease within a unit of work, which fails where another relay has taken it."""
-        found = state.get(uow, self._sink.name)
-        begun = time.monotonic()
-        if found.holder != self._holder or not state.take_lease(
-            uow, self._sink.name, self._holder, milliseconds(self._lease)
-        ):
-            raise errors.SinkLeaseError(f"{found.holder} has taken over {self._sink.name}", sink=self._sink.name)
-        uow.on_commit(partial(setattr, self, "_held_until", begun + self._lease.total_seconds()))
+        if not self._lease.prolong(uow):
+            taker = self._lease.holder(uow)
+            raise errors.SinkLeaseError(f"{taker} has taken over {self._sink.name}", sink=self._sink.name)
 
     def _require_stage(self, found: state.State) -> None:
         if not found.at.records:

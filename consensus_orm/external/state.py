@@ -1,4 +1,4 @@
-"""What the database knows of an external store: its stage, its pause, and the lease of its relay."""
+"""What the database knows of an external store: its stage, its pause, and which relay holds its lease."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Update, bindparam, insert, or_, select, update
+from sqlalchemy import Update, bindparam, insert, select, update
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
@@ -15,7 +15,7 @@ from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.models.external import SinkState
 from consensus_orm.times import when
 
-__all__ = ["State", "every", "get", "put", "release", "take_lease"]
+__all__ = ["State", "every", "get", "put"]
 
 
 class State(NamedTuple):
@@ -48,23 +48,6 @@ _COLUMNS = [table_of(SinkState).c[name] for name in State._fields]
 _EVERY = select(*_COLUMNS).order_by(SinkState.name)
 _GET = select(*_COLUMNS).where(SinkState.name == bindparam("of_sink"))
 _ADD = insert(SinkState).inline().values({name: bindparam(name) for name in ("name", "stage", "epoch", "since")})
-_TAKE = (
-    update(SinkState)
-    .where(
-        SinkState.name == bindparam("of_sink"),
-        or_(
-            SinkState.holder.is_(None),
-            SinkState.holder == bindparam("me"),
-            SinkState.lease_until < bindparam("now"),
-        ),
-    )
-    .values(holder=bindparam("me"), lease_until=bindparam("until"))
-)
-_RELEASE = (
-    update(SinkState)
-    .where(SinkState.name == bindparam("of_sink"), SinkState.holder == bindparam("me"))
-    .values(holder=None, lease_until=None)
-)
 
 
 def every(uow: Transaction) -> list[State]:
@@ -94,15 +77,3 @@ def put(uow: Transaction, sink: str, **values: Any) -> None:
 @cache
 def _written(names: tuple[str, ...]) -> Update:
     return update(SinkState).where(SinkState.name == bindparam("of_sink")).values({n: bindparam(n) for n in names})
-
-
-def take_lease(uow: Transaction, sink: str, holder: str, milliseconds_long: int) -> bool:
-    """Take the lease of an external store, or prolong it; whether that succeeded."""
-    now = milliseconds(uow)
-    facts = {"of_sink": sink, "me": holder, "now": now, "until": now + milliseconds_long}
-    return bool(uow._execute(_TAKE, facts).rowcount)
-
-
-def release(uow: Transaction, sink: str, holder: str) -> None:
-    """Give a lease back, if this relay still holds it."""
-    uow._execute(_RELEASE, {"of_sink": sink, "me": holder})

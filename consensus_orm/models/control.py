@@ -22,6 +22,7 @@ __all__ = [
     "Change",
     "ControlRow",
     "GuardRecord",
+    "KeeperState",
     "MigrationState",
     "Mismatch",
     "PhaseChange",
@@ -222,6 +223,20 @@ class ControlRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
 
 
+class KeeperState(Base):
+    """The keeper: which process holds its lease, and when it last did each of its duties, in one row."""
+
+    __tablename__ = "consensus_orm_keeper"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+    id: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+    holder: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[int | None] = mapped_column(BIG)
+    verified_at: Mapped[int | None] = mapped_column(BIG)
+    backed_up_at: Mapped[int | None] = mapped_column(BIG)
+    vacuumed_at: Mapped[int | None] = mapped_column(BIG)
+
+
 UNDECIDED = text("undecided")
 """The predicate of the partial index, to the letter: SQLite does not use the index for `undecided = 1`."""
 
@@ -335,5 +350,8 @@ class Sample(Base):
     """How long the longest took, in microseconds."""
 
 
-REPLACEABLE = (GuardRecord, RowImage, Certificate, BackfillCheckpoint, Acceptance, ReadCount, ControlRow, Sample)
+REPLACEABLE = (
+    *(GuardRecord, RowImage, Certificate, BackfillCheckpoint),
+    *(Acceptance, ReadCount, ControlRow, Sample, KeeperState),
+)
 """Those that an upgrade makes again, empty, after another program dropped them: no other row refers to theirs."""

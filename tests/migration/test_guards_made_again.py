@@ -37,6 +37,7 @@ REPLACEABLE = (
     "consensus_orm_backfill",
     "consensus_orm_control",
     "consensus_orm_samples",
+    "consensus_orm_keeper",
 )
 
 

@@ -86,7 +86,7 @@ NOT_ROWS = (
         " pg_",
     ),
     *("consensus_orm_state", "consensus_orm_version", "consensus_orm_guards", "consensus_orm_saved_schema"),
-    *("consensus_orm_control", "consensus_orm_reads", "consensus_orm_acceptances"),
+    *("consensus_orm_control", "consensus_orm_keeper", "consensus_orm_reads", "consensus_orm_acceptances"),
 )
 """What may be read whole: a value that is given, a catalog, a table of one row or of one for each legacy table."""
 
