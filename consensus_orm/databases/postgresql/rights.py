@@ -71,6 +71,7 @@ _TO_WRITE: dict[str, tuple[str, ...]] = {
     "consensus_orm_images": ("INSERT",),
     "consensus_orm_rejects": ("INSERT",),
     "consensus_orm_outbox": ("INSERT",),
+    "consensus_orm_samples": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 _CONTROL: dict[str, dict[str, tuple[str, ...]]] = {
     "SELECT": {
@@ -176,7 +177,7 @@ def _needs(mapping: Moves) -> Iterator[_Need]:
     """What follows from rights on the tables of either side."""
     for pair in mapping:
         legacy, own = pair.legacy_name, pair.table.name
-        beside = [] if pair.parent is None else [pair.parent.table.name]
+        beside = [parent.table.name for parent in pair.parents]
         beside += [table.name for table in (*pair.tables_beside, pair.originals) if table is not None]
         for source, held in product((legacy, own), ALL):
             # A right on one of the two is one on the other: the legacy table may have been made again.
