@@ -22,6 +22,7 @@ NAMES = (
     "vacuum",
     "growth",
     "imports",
+    "outbox",
     "postgresql",
 )
 """In the order in which they run."""

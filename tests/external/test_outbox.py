@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Any
 
 import pytest
@@ -109,26 +107,6 @@ def test_two_units_of_work_for_a_row_are_two_entries(store: ConsensusStore, new_
     with store.unit_of_work() as uow:
         uow.artifacts.delete(spec_id="S")
     assert [(k, op) for _, k, op, _ in new_database.rows_of(ENTRIES)] == [(key, "put"), (key, "put"), (key, "delete")]
-
-
-@pytest.mark.soak
-def test_price_of_the_outbox(new_database: Database) -> None:
-    """A compared write with the outbox takes at most 1.25 times as long as one without (measured alone)."""
-    build_legacy(new_database.where)
-    times: dict[bool, list[float]] = {True: [], False: []}
-    with (
-        ConsensusStore.open(new_database.where, settings=SETTINGS) as plain,
-        ConsensusStore.open(new_database.where, settings=SETTINGS) as attached,
-    ):
-        take_to(plain, Phase.DUAL_WRITE)
-        mirrored(attached, MemorySink())
-        for _ in range(2000):
-            for store in (plain, attached):
-                started = time.perf_counter()
-                add(store)
-                times[store is attached].append(time.perf_counter() - started)
-    ratio = statistics.median(times[True]) / statistics.median(times[False])
-    assert ratio <= 1.25, f"{ratio:.3f}"
 
 
 def test_every_entry_names_no_contents(store: ConsensusStore, new_database: Database) -> None:

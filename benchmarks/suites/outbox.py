@@ -1,0 +1,50 @@
+"""What an external store costs its writers: a compared write with the outbox of a mirror, and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.data import artifact, store_in
+from benchmarks.harness import Bench, Group, Target, Work
+from consensus_orm import ConsensusStore, Phase
+from consensus_orm.external import Mirror, Stage
+from consensus_orm.external.artifacts import read_artifact
+from consensus_orm.testing.sinks import MemorySink
+
+COUNT = 200
+
+PRICE = Group(
+    "one artifact in phase 2, its own transaction",
+    unit="write",
+    count=COUNT,
+    baseline="without",
+    targets=(Target("compared write with an outbox, to one without", "with_an_outbox", 1.25, than="without"),),
+)
+GROUPS = (PRICE,)
+
+
+def _writes(bench: Bench, store: ConsensusStore) -> Work:
+    def work(round_: int) -> None:
+        for number in range(bench.times(COUNT)):
+            with store.unit_of_work() as uow:
+                uow.artifacts.add(**artifact(round_ + number))
+
+    return work
+
+
+@PRICE.case()
+def without(bench: Bench) -> Iterator[Work]:
+    """no external store"""
+    with store_in(bench.file("without"), Phase.DUAL_WRITE) as store:
+        yield _writes(bench, store)
+
+
+@PRICE.case()
+def with_an_outbox(bench: Bench) -> Iterator[Work]:
+    """the outbox of a store in memory"""
+    with store_in(bench.file("outbox"), Phase.DUAL_WRITE) as store:
+        mirror = Mirror(store, MemorySink(), read=read_artifact)
+        mirror.advance(Stage.IMPORT)
+        mirror.import_entries()
+        mirror.advance(Stage.MIRROR)
+        yield _writes(bench, store)
