@@ -154,7 +154,11 @@ def test_what_names_and_types_say_is_a_move_that_goes_all_the_way(
     assert revision.down_revision == "abc"
     (move,) = moves.MOVES
     assert isinstance(move, Move)
-    assert (move.legacy_keys, [key.name for key in move.keys], {*move.carried}) == (("nr",), ["id"], {"user_name", "ort"})
+    assert (move.legacy_keys, [key.name for key in move.keys], {*move.carried}) == (
+        ("nr",),
+        ["id"],
+        {"user_name", "ort"},
+    )
 
     engine = open_engine(new_database.where)
     with engine.begin() as connection:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, TypeVar
 
 import psycopg
+
 from consensus_orm import errors
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
 from consensus_orm.databases.session_guard import SessionGuard
