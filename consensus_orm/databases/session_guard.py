@@ -111,6 +111,17 @@ class SessionGuard(ABC):
             f"a statement of the session would write {table} past the repositories", table=table
         )
 
+    def execute(self, execute: Callable[..., None], cursor: Any, statement: str, *others: Any) -> None:
+        """Execute a statement of the session.
+
+        Args:
+            execute: The method of the dialect that does it.
+            cursor: The first argument of the method.
+            statement: The second one.
+            *others: The other ones.
+        """
+        execute(cursor, statement, *others)
+
     @abstractmethod
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
         """Make a call that executes a statement of this package, which may write mapped tables.
@@ -187,12 +198,12 @@ def _execute(execute: Callable[..., None], cursor: Any, *what: Any) -> bool:
     guard: SessionGuard | None = cursor.connection.session_guard
     if guard is None:
         return False
-    statement, *_, context = what
+    statement, context = what[0], what[-1]
     # On a server a failed statement ends the transaction until the session rolls back to a savepoint.
     if not (statement.startswith("ROLLBACK TO") and context.dialect.name == "postgresql"):
         require_transaction(cursor.connection)
     guard.before(context)
-    execute(cursor, *what)
+    guard.execute(execute, cursor, *what)
     guard.after(context)
     return True
 

@@ -305,12 +305,15 @@ class CarryingSession(Session):
     def _complete(self) -> None:
         """Complete rows where the normalized side alone is written: what is computed, their mark and their parent."""
         uow = self._uow
-        written = [*self.new, *self.dirty]
+        entities, written = [*self.new, *self.dirty], {}
+        for move in uow.statements.mapping:
+            if uow.statements[move].adopt:
+                of_move = [each for each in entities if isinstance(each, move.normalized)]
+                written[move] = [self._key(move, Side.NORMALIZED, each) for each in of_move]
+        if not any(keys or self._left.get(move.name) for move, keys in written.items()):
+            return
         with self._unit_guard.carrying():
-            for move in uow.statements.mapping:
-                if not uow.statements[move].adopt:
-                    continue
-                keys = [self._key(move, Side.NORMALIZED, each) for each in written if isinstance(each, move.normalized)]
+            for move, keys in written.items():
                 if keys:
                     adopt(uow, move, keys, None)
                     self._carried.update(((move.name, Side.NORMALIZED), key) for key in keys)

@@ -109,7 +109,7 @@ class _FileWatch:
             self._log(sql)
 
     def _log(self, sql: str) -> None:
-        self.log._sent.append(sql.strip(" ;\n"))
+        self.log._sent.append(sql.strip(" ;\n\f"))
 
     def stop(self) -> None:
         with suppress(sqlite3.ProgrammingError):  # it may be closed

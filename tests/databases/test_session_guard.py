@@ -27,6 +27,7 @@ from consensus_orm.errors import (
     WrongPhaseError,
 )
 from consensus_orm.testing import artifact_values, synthesis_values
+from consensus_orm.testing.phases import take_to
 from consensus_orm.testing.plugin import QueryCounter
 from tests.support.databases import Database, behind, build_legacy
 
@@ -441,6 +442,51 @@ def test_the_guard_ends_with_the_unit_of_work(consensus_store: ConsensusStore) -
         uow.session.execute(text("SELECT 1"))
     with consensus_store.engine.begin() as connection:
         connection.execute(text("UPDATE consensus_orm_state SET phase = phase"))
+
+
+@pytest.mark.sqlite  # which keeps prepared statements from loan to loan
+@pytest.mark.parametrize("every_phase", ["EXPAND"], indirect=True)
+def test_a_session_gets_no_statement_that_was_prepared_without_its_guard(every_phase: ConsensusStore) -> None:
+    """What the engine has prepared, or a session of another phase, is refused to a session as if it were new."""
+    state, legacy_rows = text("UPDATE consensus_orm_state SET phase = phase"), text("DELETE FROM consensus_artifacts")
+    for _ in range(2):
+        with every_phase.engine.begin() as connection:
+            connection.execute(state)
+        with every_phase.unit_of_work() as uow, pytest.raises(UnmirroredWriteError):
+            uow.session.execute(state)
+    with every_phase.unit_of_work() as uow:
+        uow.session.execute(legacy_rows)
+    take_to(every_phase, Phase.NORMALIZED)
+    with every_phase.unit_of_work() as uow, pytest.raises(WrongPhaseError):
+        uow.session.execute(legacy_rows)
+
+
+@pytest.mark.sqlite  # which prepares every statement again after an authorizer is set
+@pytest.mark.parametrize("every_phase", ["EXPAND"], indirect=True)
+def test_sessions_of_a_connection_share_its_authorizer(every_phase: ConsensusStore) -> None:
+    """Nothing is prepared again for the next session, unless what it may write has changed."""
+
+    def authorizer() -> object:
+        with every_phase.unit_of_work() as uow:
+            uow.session.execute(text("SELECT 1"))
+            connection: Any = uow._connected
+        return connection.authorizer
+
+    first = authorizer()
+    assert authorizer() is first
+    take_to(every_phase, Phase.DUAL_WRITE)
+    assert authorizer() is not first
+
+
+@pytest.mark.sqlite  # on a server, triggers see no savepoint of a text
+def test_a_text_that_names_a_savepoint_is_followed_each_time(consensus_store: ConsensusStore) -> None:
+    """A rollback to a savepoint of the user's own takes back no row of a repository without an error."""
+    for _ in range(2):
+        with pytest.raises(StorageError, match="rollback of the session"), consensus_store.unit_of_work() as uow:
+            uow.session.execute(text("SAVEPOINT own"))
+            uow.session.execute(text("ROLLBACK TO own"))
+            uow.artifacts.add(**artifact_values())
+            uow.session.execute(text("ROLLBACK TO own"))
 
 
 @pytest.mark.sqlite  # which a pragma could turn off

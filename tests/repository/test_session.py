@@ -33,6 +33,7 @@ from consensus_orm import Move, Moves, Parent, Phase, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import MismatchError, UnmirroredWriteError, WrongPhaseError
 from consensus_orm.settings import Settings
+from consensus_orm.testing.plugin import QueryCounter
 from tests.support.databases import Database
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0)
@@ -522,6 +523,25 @@ def test_an_application_goes_through_all_phases_with_plain_sessions(begun: World
 
     assert {name for _, name, *_ in begun.database.rows_of(OLD[0])} == expected
     assert {what for *_, what in begun.database.rows_of(OLD[1])} == {"tea", "ink", "cup"} | (expected - {"Ada", "Bob"})
+
+
+def test_how_many_statements_a_session_sends(begun: World, query_counter: QueryCounter) -> None:
+    """A unit of work that adds rows of a simple move sends these statements at most, whether one row or 100."""
+    sent: dict[Phase, int] = {}
+    for phase in (Phase.EXPAND, Phase.DUAL_WRITE, Phase.CONTRACT):
+        begun.store.migration.migrate(phase, soak=False)
+        if phase.compares:
+            begun.store.migration.backfill()
+        for count in (1, 1, 100) if phase.compares else (1, 1):  # the first one reads the names of triggers, too
+            with query_counter(begun.store) as queries, begun.store.unit_of_work() as uow:
+                if uow.model(ORDERS) is Order:
+                    uow.session.add_all(Order(person_id=1, what=str(number)) for number in range(count))
+                else:
+                    uow.session.add_all(Purchase(citizen_id=1, item=str(number)) for number in range(count))
+        sent[phase] = len(queries)
+
+    single = 9 if begun.database.kind == "sqlite" else 6
+    assert sent == {Phase.EXPAND: single, Phase.DUAL_WRITE: 16, Phase.CONTRACT: single}
 
 
 def test_a_failed_flush_leaves_later_statements_carried(world: World) -> None:

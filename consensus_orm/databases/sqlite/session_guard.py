@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from consensus_orm import errors
@@ -70,26 +69,6 @@ class _Authorized(Protocol):
     def set_authorizer(self, authorizer: Callable[..., int] | None, /) -> None: ...
 
 
-class SessionCursor(sqlite3.Cursor):
-    """A cursor of a connection with a guard: it marks the statements of the session."""
-
-    connection: Any
-
-    def execute(self, sql: str, parameters: Any = (), /) -> SessionCursor:
-        """Execute a statement."""
-        guard = self.connection.session_guard
-        if guard.ours:
-            return super().execute(sql, parameters)
-        try:
-            return super().execute(_MARK + sql, parameters)
-        finally:
-            guard.executed()
-
-    def executemany(self, sql: str, parameters: Any, /) -> SessionCursor:
-        """Execute a statement with several rows."""
-        return super().executemany(sql if self.connection.session_guard.ours else _MARK + sql, parameters)
-
-
 class _Authorizer:
     """The authorizer of a connection: it asks the guard of the session in use.
 
@@ -133,7 +112,6 @@ class SQLiteSessionGuard(SessionGuard):
         self._names_savepoint = False
         self._authorizer = self._set_authorizer()
         self._authorizer.guard = self
-        vars(driver)["cursor"] = partial(sqlite3.Connection.cursor, driver, SessionCursor)
 
     def _set_authorizer(self) -> _Authorizer:
         """Keep the authorizer of the connection, or set another one, so that SQLite prepares every statement again."""
@@ -155,17 +133,24 @@ class SQLiteSessionGuard(SessionGuard):
             self.ours = False
             self.wrote(writes)
 
-    def lift(self) -> None:
-        """Accept every statement again."""
-        self._authorizer.guard = None
-        vars(self._driver).pop("cursor", None)
-        super().lift()
+    def execute(self, execute: Callable[..., None], cursor: Any, statement: str, *others: Any) -> None:
+        """Execute a statement of the session."""
+        try:
+            execute(cursor, _MARK + statement, *others)
+        finally:
+            self._prepare_savepoints()
 
-    def executed(self) -> None:
-        """Have a text that names a savepoint prepared again each time: that is when the guard learns of it."""
+    def _prepare_savepoints(self) -> None:
+        """Have a text that names a savepoint prepared again each time: only then does the guard learn of it."""
         if self._names_savepoint:
             self._names_savepoint = False
             self._driver.set_authorizer(self._authorizer)
+
+    def lift(self) -> None:
+        """Accept every statement again."""
+        self._prepare_savepoints()
+        self._authorizer.guard = None
+        super().lift()
 
     def error(self, original: BaseException) -> errors.ConsensusError | None:
         """The error of this package for a refused statement; None for any other error."""
