@@ -84,7 +84,7 @@ def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:
 
 
 def test_an_application_moves_to_its_new_classes(tmp_path: Path) -> None:
-    """The story of the page, run word for word, loses no write, and the way back gives the legacy tables all of them."""
+    """The story of the page, run word for word, loses no write, and the way back has all of them in legacy tables."""
     parts = [block("own-tables", "python", text) for text in ("def sell", "class Buyer(Base)", "def run")]
     back = "store.migration.rollback(Phase.EXPAND); run(OLD, 'Cyd', 'back')"
     assert run("\n".join([*parts, back]), tmp_path) == block("own-tables", "text", "Ada")
