@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import os
 import re
@@ -80,6 +81,25 @@ def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:
     ]
     assert raw.execute("SELECT count(*) FROM addresses").fetchall() == [(2,)]
     raw.close()
+
+
+def test_an_application_moves_to_its_new_classes(tmp_path: Path) -> None:
+    """The story of the page, run word for word, loses no write, and the way back has all of them in legacy tables."""
+    parts = [block("own-tables", "python", text) for text in ("def sell", "class Buyer(Base)", "def run")]
+    back = "store.migration.rollback(Phase.EXPAND); run(OLD, 'Cyd', 'back')"
+    assert run("\n".join([*parts, back]), tmp_path) == block("own-tables", "text", "Ada")
+    sold = "SELECT b.artikel, b.menge, k.name FROM bestellungen AS b JOIN kunden AS k ON k.nr = b.kunde ORDER BY b.nr"
+    with contextlib.closing(sqlite3.connect(tmp_path / "shop.db")) as raw:
+        assert raw.execute(sold).fetchall() == [
+            ("expand", None, "Ada"),
+            ("dual write", None, "Bob"),
+            ("cutover, old code", None, "Ada"),
+            ("cutover, new code", 1, "Ada"),
+            ("cutover, old code again", None, "Bob"),
+            ("normalized", 1, "Bob"),
+            ("contract", 1, "Cyd"),
+            ("back", None, "Cyd"),
+        ]
 
 
 def test_the_readme_shows_the_declaration_that_is_tested() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Column, ColumnElement, FromClause, Table, literal, select
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
@@ -111,8 +111,7 @@ class Parent:
 
     def standing(self, of: Column[Any]) -> Column[Any]:
         """A column of the table beside the rows of a move."""
-        found: Any = self.at.c[of.key] if of.table is self.table else of
-        return found
+        return cast("Column[Any]", self.at.c[of.key]) if of.table is self.table else of
 
     def of(self, own: Any) -> ColumnElement[bool]:
         """Whether it is the one that a row refers to.

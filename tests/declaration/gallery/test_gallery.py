@@ -220,6 +220,7 @@ def test_a_session_carries_several_parents(new_database: Database) -> None:
     flat, order, customer, address, _ = models
     kept = "SELECT customer, city, ship_city FROM orders_flat WHERE id = 99"
     cities = "SELECT count(*) FROM addresses WHERE city IN ('Genf', 'Zug')"
+    zoe = "SELECT count(*) FROM customers WHERE name = 'Zoe'"
     with Store.open(new_database.where, moves=case.moves, settings=SETTINGS) as store:
         store.upgrade()
         store.migration.migrate(Phase.DUAL_WRITE, soak=False)
@@ -240,8 +241,16 @@ def test_a_session_carries_several_parents(new_database: Database) -> None:
         assert new_database.rows_of(kept) == [("Ada", "Zug", "Zug")]
         assert new_database.scalar(cities) == 1
         with store.unit_of_work() as uow:
+            assert uow.repository(move).update(99, {"city": "Genf", "customer": "Zoe"})
+        assert new_database.rows_of(kept) == [("Zoe", "Genf", "Zug")]
+        assert (new_database.scalar(cities), new_database.scalar(zoe)) == (2, 1)
+        with store.unit_of_work() as uow:
             uow.session.delete(uow.session.get_one(flat, 99))
-        assert new_database.scalar(cities) == 0
+        assert (new_database.scalar(cities), new_database.scalar(zoe)) == (0, 0)
+        with store.unit_of_work() as uow:
+            key = uow.repository(move).add({"customer": "Zoe", "street": "s", "city": "Genf"})
+            assert uow.repository(move).delete({"id": key}) == 1
+        assert (new_database.scalar(cities), new_database.scalar(zoe)) == (0, 0)
         report = store.migration.verify()
         assert report.clean, report
 
