@@ -60,7 +60,7 @@ def views(database: Database) -> list[str]:
     sql = {
         "sqlite": "SELECT name FROM sqlite_master WHERE type = 'view' AND name <> 'consensus_orm_guarded' ORDER BY 1",
         "postgresql": "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
-        " ORDER BY 1",
+        " AND relname <> 'consensus_orm_fence' ORDER BY 1",
     }[database.kind]
     return [name for (name,) in database.rows_of(sql)]
 

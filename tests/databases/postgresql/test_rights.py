@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import make_url, select
 
 from consensus_orm import ConsensusStore, Phase, errors
+from consensus_orm.cli import main
 from tests.migration.steps import BASE, forward
 from tests.support import servers
 from tests.support.databases import ServerDatabase, build_legacy
@@ -303,6 +305,9 @@ def test_what_upgrade_may_not_give_is_printed(roles: Roles, tmp_path: Path) -> N
         left = {each.name: each.grants for each in store.migration.dependencies()}
         grant = "GRANT USAGE ON SEQUENCE public.consensus_artifacts_id_seq TO"
         assert left == {role: (f"{grant} {role}",) for role in (name(roles.owner), newcomer)}
+    told = CliRunner().invoke(main, ["--url", roles.owner.where, "upgrade"])
+    assert told.exit_code == 0, told.output
+    assert f"  {grant} {newcomer};" in told.output.splitlines()
     with opened(roles.app) as store:  # who may give nothing may still ask
         assert store.migration.upgrade() == []
         assert {each.name for each in store.migration.dependencies()} == left.keys()
