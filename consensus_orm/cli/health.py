@@ -43,6 +43,7 @@ def health(app: App, quiet: bool, as_json: bool) -> None:
                 ("pool", f"{pool.lent} of {pool.size} connections in use, {pool.waiting} waiting" if pool else None),
                 ("log", None if found.log_bytes is None else size(found.log_bytes)),
                 ("verified", moment(found.certificate_at) or "never"),
+                *(("external store", State(each.told, not each.late)) for each in found.outboxes),
                 *(("problem", problem) for problem in problems),
             ]
         )

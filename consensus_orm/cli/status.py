@@ -157,6 +157,8 @@ def _facts(
     undecided = f", {found.undecided:,} rows undecided" if found.undecided else ""
     yield "foreign writes", f"{found.foreign_writes:,} noticed{undecided}"
     yield from _dependencies(found)
+    for outbox in found.outboxes:
+        yield "external store", State(outbox.told, not outbox.late)
     if found.images:
         yield "images", f"{found.images:,} kept"
     soaks = phase.writes_normalized and phase.next is not None

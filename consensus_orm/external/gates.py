@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from consensus_orm.databases.base import Transaction
-from consensus_orm.external import findings, outbox, state
+from consensus_orm.external import findings, state
 from consensus_orm.external.comparison import Certificate, newest_certificate
 from consensus_orm.external.sink import Capabilities
 from consensus_orm.external.stage import Stage
+from consensus_orm.ledgers import outboxes
 from consensus_orm.times import credible, when
 
 __all__ = ["Obstacle", "obstacles"]
@@ -60,7 +61,7 @@ def _of_mirror(uow: Transaction, found: state.State, capabilities: Capabilities)
     demanded = max(uow.settings.soak_mirror, timedelta(milliseconds=found.soak or 0))
     if not credible(found.since, now) or now - found.begun < demanded:
         yield Obstacle(f"the soak of {demanded} is not over", waiting=True)
-    lag = outbox.lag(uow, sink, int((now - demanded).timestamp() * 1000))
+    lag = outboxes.lag(uow, sink, int((now - demanded).timestamp() * 1000))
     limit = uow.settings.relay_lag_limit
     if lag.p99 is not None and timedelta(milliseconds=lag.p99) > limit:
         yield Obstacle(f"the p99 of the lag is {timedelta(milliseconds=lag.p99)}, and may be {limit}", waiting=True)
@@ -79,5 +80,5 @@ def _of_certificate(uow: Transaction, certificate: Certificate) -> Iterator[Obst
     age = uow.now - when(certificate.at)
     if not credible(certificate.at, uow.now) or age > uow.settings.certificate_max_age:
         yield Obstacle(f"the newest comparison is {age} old; {again}", waiting=True)
-    if waiting := outbox.backlog(uow, certificate.sink, up_to=certificate.sequence).entries:
+    if waiting := outboxes.backlog(uow, certificate.sink, up_to=certificate.sequence).entries:
         yield Obstacle(f"{waiting} entries that are older than the comparison wait; run: consensus-orm relay run")

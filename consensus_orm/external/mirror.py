@@ -19,7 +19,7 @@ from consensus_orm.external.outbox import attach
 from consensus_orm.external.relay import Relay
 from consensus_orm.external.sink import Sink
 from consensus_orm.external.stage import Stage
-from consensus_orm.ledgers import audit
+from consensus_orm.ledgers import audit, outboxes
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.store import Store
 from consensus_orm.times import milliseconds as in_milliseconds
@@ -348,10 +348,7 @@ class Mirror:
 
 def _status(uow: UnitOfWork, sink: str, gate: Any) -> MirrorStatus:
     found = state.get(uow, sink)
-    settings, now = uow.settings, uow.now
-    waiting = outbox.backlog(uow, sink)
-    oldest = None if waiting.oldest is None else max(now - when(waiting.oldest), timedelta())
-    lag = outbox.lag(uow, sink, found.since)
+    behind = outboxes.of(uow, sink, found.since, paused=bool(found.paused))
     listed = findings.listed(uow, sink)
     certificate: Certificate | None = comparison.newest_certificate(uow, sink)
     provable, reasons = gate(uow)
@@ -360,13 +357,7 @@ def _status(uow: UnitOfWork, sink: str, gate: Any) -> MirrorStatus:
         stage=found.at,
         since=None if not found.since else found.begun,
         provable=provable,
-        waiting=waiting.entries,
-        oldest=oldest,
-        late=waiting.entries > settings.relay_alarm_entries
-        or (oldest is not None and oldest > settings.relay_alarm_age),
-        sent=lag.sent,
-        lag_p99=None if lag.p99 is None else timedelta(milliseconds=lag.p99),
-        paused=bool(found.paused),
+        **behind.model_dump(exclude={"sink"}),
         relay=found.holder if (found.lease_until or 0) >= milliseconds(uow) else None,
         rejects=sum(each.is_reject for each in listed),
         mismatches=sum(not each.is_reject for each in listed),

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, and_, bindparam, delete, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import Integer, bindparam, delete, exists, func, insert, literal_column, or_, select, update
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
@@ -18,20 +18,17 @@ from consensus_orm.external import rows
 from consensus_orm.external.canonical import digest
 from consensus_orm.external.stage import Stage
 from consensus_orm.ledgers.binding import Key, bound, milliseconds, stored
+from consensus_orm.ledgers.outboxes import IS_WAITING
 from consensus_orm.models.external import OutboxEntry, SinkFinding, SinkState
 from consensus_orm.statements.rendering import in_keys
 from consensus_orm.store import Store
 from consensus_orm.unit_of_work.unit import UnitOfWork, Written
 
 __all__ = [
-    "Backlog",
     "Entry",
-    "Lag",
     "attach",
-    "backlog",
     "due",
     "enqueue",
-    "lag",
     "newest",
     "of_row",
     "postpone",
@@ -114,7 +111,6 @@ class Entry(NamedTuple):
     at: int
 
 
-_IS_WAITING = and_(OutboxEntry.sink == bindparam("of_sink"), OutboxEntry.settled_at.is_(None))
 _IS_STOPPED = exists().where(
     SinkFinding.sink == OutboxEntry.sink,
     SinkFinding.state == "open",
@@ -124,13 +120,13 @@ _IS_STOPPED = exists().where(
 )
 _DUE = (
     select(OutboxEntry.id, OutboxEntry.pair, OutboxEntry.key, OutboxEntry.tries, OutboxEntry.at)
-    .where(_IS_WAITING, or_(OutboxEntry.retry_at.is_(None), OutboxEntry.retry_at <= bindparam("now")), ~_IS_STOPPED)
+    .where(IS_WAITING, or_(OutboxEntry.retry_at.is_(None), OutboxEntry.retry_at <= bindparam("now")), ~_IS_STOPPED)
     .order_by(OutboxEntry.id)
     .limit(bindparam("_rows", type_=Integer))
 )
 _OF_ROW = (
     select(OutboxEntry.id, OutboxEntry.tries, OutboxEntry.at)
-    .where(_IS_WAITING, OutboxEntry.pair == bindparam("pair"), OutboxEntry.key == bindparam("key"))
+    .where(IS_WAITING, OutboxEntry.pair == bindparam("pair"), OutboxEntry.key == bindparam("key"))
     .order_by(OutboxEntry.id)
 )
 
@@ -175,32 +171,7 @@ def prune(uow: Transaction, sink: str, before: int) -> int:
 # Looked at ------------------------------------------------------------------------------------------------
 
 
-class Backlog(NamedTuple):
-    """What waits in the outbox: how many entries, and when the oldest was written, in ms since 1970 UTC."""
-
-    entries: int
-    oldest: int | None
-
-
-class Lag(NamedTuple):
-    """The time from commit to read-back, in ms: how many entries were sent, and the 99th percentile."""
-
-    sent: int
-    p99: int | None
-
-
-_BACKLOG = select(func.count(), func.min(OutboxEntry.at)).where(_IS_WAITING)
-_BACKLOG_UP_TO = _BACKLOG.where(OutboxEntry.id <= bindparam("sequence"))
 _NEWEST = select(func.coalesce(func.max(OutboxEntry.id), 0)).where(OutboxEntry.sink == bindparam("of_sink"))
-_TOOK = OutboxEntry.settled_at - OutboxEntry.at
-_SENT = and_(
-    OutboxEntry.sink == bindparam("of_sink"),
-    OutboxEntry.outcome == "sent",
-    OutboxEntry.op != "export",
-    OutboxEntry.settled_at >= bindparam("since"),
-)
-_COUNT_SENT = select(func.count()).where(_SENT)
-_RANKED = select(_TOOK).where(_SENT).order_by(_TOOK).limit(1).offset(bindparam("rank", type_=Integer))
 _TOUCHED = (
     select(OutboxEntry.pair, OutboxEntry.key)
     .where(
@@ -211,25 +182,9 @@ _TOUCHED = (
 )
 
 
-def backlog(uow: Transaction, sink: str, *, up_to: int | None = None) -> Backlog:
-    """What waits in the outbox of an external store, up to an entry if one is given."""
-    statement = _BACKLOG if up_to is None else _BACKLOG_UP_TO
-    return Backlog(*uow._rows(statement, {"of_sink": sink, "sequence": up_to})[0])
-
-
 def newest(uow: Transaction, sink: str) -> int:
     """The number of the newest entry; 0 where there never was one."""
     return int(uow._rows(_NEWEST, {"of_sink": sink})[0][0])
-
-
-def lag(uow: Transaction, sink: str, since: int) -> Lag:
-    """How long entries took that were sent since a time in ms; exported rows do not count."""
-    facts: dict[str, Any] = {"of_sink": sink, "since": since}
-    sent = int(uow._rows(_COUNT_SENT, facts)[0][0])
-    if not sent:
-        return Lag(0, None)
-    rank = min(sent - 1, (sent * 99) // 100)
-    return Lag(sent, int(uow._rows(_RANKED, {**facts, "rank": rank})[0][0]))
 
 
 def touched(uow: Transaction, sink: str, sequence: int) -> set[tuple[str, Key]]:

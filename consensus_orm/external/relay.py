@@ -20,7 +20,7 @@ from consensus_orm.external import findings, outbox, rows, state
 from consensus_orm.external.canonical import digest, name_of
 from consensus_orm.external.outbox import Entry
 from consensus_orm.external.sink import Sink
-from consensus_orm.ledgers import audit
+from consensus_orm.ledgers import audit, outboxes
 from consensus_orm.models.external import SinkState
 from consensus_orm.retrying.circuit_breaker import CircuitBreaker
 from consensus_orm.retrying.retrier import Retrier, RetryPolicy
@@ -115,7 +115,7 @@ class Relay:
                     if until_empty:
                         break
                     stop.wait(POLL.total_seconds())
-            return replace(self._report, waiting=self._look(lambda uow: outbox.backlog(uow, self._sink.name)).entries)
+            return replace(self._report, waiting=self._look(lambda uow: outboxes.backlog(uow, self._sink.name)).entries)
         finally:
             self._write(self._lease.release)
 
@@ -258,7 +258,7 @@ class Relay:
 
     def _watch_backlog(self) -> int:
         """Sound the alarm where too much waits, or for too long; returns how many entries wait."""
-        found = self._look(lambda uow: outbox.backlog(uow, self._sink.name))
+        found = self._look(lambda uow: outboxes.backlog(uow, self._sink.name))
         now = self._settings.clock().timestamp() * 1000
         age = timedelta(milliseconds=0 if found.oldest is None else max(now - found.oldest, 0))
         if found.entries > self._settings.relay_alarm_entries or age > self._settings.relay_alarm_age:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from consensus_orm.errors import InvalidValueError
+from consensus_orm.models import external
 
 __all__ = ["Stage"]
 
@@ -17,7 +18,7 @@ class Stage(IntEnum):
 
     OFF = 0
     IMPORT = 1
-    MIRROR = 2
+    MIRROR = external.MIRROR
     DETACHED = 3
 
     @property

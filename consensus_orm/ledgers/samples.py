@@ -91,6 +91,6 @@ def add(
 def listed(uow: Transaction) -> list[Entry]:
     """All samples, oldest first."""
     return [
-        Entry(when(minute), *known, int(amount), took / 1e6, longest / 1e6)
-        for minute, *known, amount, took, longest in uow._rows(_LISTED)
+        Entry(when(minute), kind, name, application, process, build, int(amount), took / 1e6, longest / 1e6)
+        for minute, kind, name, application, process, build, amount, took, longest in uow._rows(_LISTED)
     ]

@@ -11,7 +11,8 @@ from consensus_orm import errors
 from consensus_orm.databases.engine import pool_of
 from consensus_orm.databases.sqlite.statistics import disk_use
 from consensus_orm.databases.statistics import PoolUse
-from consensus_orm.ledgers import certificates
+from consensus_orm.ledgers import certificates, outboxes
+from consensus_orm.ledgers.outboxes import OutboxStatus
 from consensus_orm.phase import Phase
 from consensus_orm.times import when
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
@@ -32,6 +33,7 @@ class Health(BaseModel):
         pool: The use of the connections of this process; None where the database did not answer.
         log_bytes: The size of SQLite's write-ahead log; None on a server.
         certificate_at: When both sides were last verified, UTC; None where they never were.
+        outboxes: How far each external store is behind that is mirrored now, without the lag of what was sent.
         problems: Why it is not healthy, each with what to do.
     """
 
@@ -44,6 +46,7 @@ class Health(BaseModel):
     pool: PoolUse | None = None
     log_bytes: int | None = None
     certificate_at: datetime | None = None
+    outboxes: tuple[OutboxStatus, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
@@ -70,6 +73,7 @@ def look(units: UnitOfWorkFactory[Any]) -> Health:
             prepared = bool(uow.prepared)
             current = prepared and not identity.needs_upgrade
             newest = certificates.newest(uow) if current else None
+            behind = outboxes.look(uow, lag=False) if current else []
             phase = uow.phase if prepared else units.initial_phase
     except errors.ConsensusError as error:
         return Health.unreachable(units.name, error, **facts)
@@ -79,12 +83,14 @@ def look(units: UnitOfWorkFactory[Any]) -> Health:
         problems.append(f"the schema {which}; {UPGRADE}")
     if use.waiting:
         problems.append(f"{use.waiting} threads wait for one of {use.size} connections; raise CONSENSUS_ORM_POOL_SIZE")
+    problems += [f"{each.told}; run: consensus-orm relay run" for each in behind if each.late]
     return Health(
         database=units.name,
         reachable=True,
         schema_current=current,
         phase=phase,
         certificate_at=None if newest is None else when(newest.at),
+        outboxes=tuple(behind),
         problems=tuple(problems),
         **facts,
     )

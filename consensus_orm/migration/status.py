@@ -19,10 +19,12 @@ from consensus_orm.ledgers import (
     guards,
     images,
     mismatches,
+    outboxes,
     rejects,
 )
 from consensus_orm.ledgers.control import Control
 from consensus_orm.ledgers.dependencies import DependencyEntry
+from consensus_orm.ledgers.outboxes import OutboxStatus
 from consensus_orm.migration import demands, gates
 from consensus_orm.migration.gates import Obstacle
 from consensus_orm.phase import Phase, Side
@@ -95,6 +97,8 @@ class MigrationStatus(BaseModel):
     soak_left: timedelta
     control: Control
     """What an operator has told the migration: pause, throttle, hold."""
+    outboxes: list[OutboxStatus] = []
+    """How far each external store is behind that is mirrored now."""
     clock_set_back: bool
     """Whether the phase or its certificate has a date in the future: it counts from now, or not at all."""
     rewrite: str | None = None
@@ -160,6 +164,7 @@ def collect(
         soak_left=demands.soak_left(uow) if uow.prepared else timedelta(0),
         rewrite=rewrite,
         control=control.read(uow) if current and "consensus_orm_control" in there else control.FREE,
+        outboxes=outboxes.look(uow) if current else [],
         clock_set_back=current and demands.clock_set_back(uow),
         gate=[obstacle.text for obstacle in obstacles] if phase.next else [],
         next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),

@@ -13,7 +13,11 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from consensus_orm.models.base import BIG, Base, Key
 
-__all__ = ["OutboxEntry", "SinkCertificate", "SinkFinding", "SinkImport", "SinkState"]
+__all__ = ["MIRROR", "OutboxEntry", "SinkCertificate", "SinkFinding", "SinkImport", "SinkState"]
+
+
+MIRROR = 2
+"""The stage in which units of work write the outbox (`external.stage`)."""
 
 
 class SinkState(Base):

@@ -174,6 +174,7 @@ def _summary(facts: Facts) -> Iterator[Html | Table]:
     ]
     entries += [("paused", f"long steps wait since {moment(at)}") for at in [status.control.paused_at] if at]
     entries += [("hold", f"no phase changes since {moment(at)}") for at in [status.control.held_at] if at]
+    entries += [("external store", f"{each.told}{' (ALARM)' if each.late else ''}") for each in status.outboxes]
     if facts.stats is not None:
         entries.append(("on disk", f"{size(facts.stats.disk.total)}, journal mode {facts.stats.journal_mode}"))
     if status.next_command:

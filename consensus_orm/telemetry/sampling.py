@@ -100,5 +100,12 @@ class Sampler:
 
     def _add(self, uow: UnitOfWork, sums: dict[str, _Sum]) -> None:
         for phase, each in sums.items():
-            facts = {"application": self._application, "took": each.took, "longest": each.longest}
-            samples.add(uow, samples.WRITE, phase, each.count, **facts)
+            samples.add(
+                uow,
+                samples.WRITE,
+                phase,
+                each.count,
+                application=self._application,
+                took=each.took,
+                longest=each.longest,
+            )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from starlette.testclient import TestClient
 
 from consensus_orm import ConsensusStore
 from consensus_orm.cli import main
 from consensus_orm.external import FileSink, attach
+from consensus_orm.report.dashboard import Dashboard
 from consensus_orm.testing.sinks import MemorySink
 from tests.external.conftest import add
 from tests.support.commands import one_line_of, without_settings
@@ -116,3 +119,38 @@ def test_a_program_that_is_missing_is_told(call: Any) -> None:
     """A server that does not start is one line with the command's name."""
     pytest.importorskip("mcp")
     assert "no program" in one_line_of(call("external advance import --sink graph:/no/such/program", 1))
+
+
+def test_the_lag_is_shown_everywhere(
+    call: Any, new_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status, health, report and dashboard tell how far an external store is behind; at OFF nothing is told."""
+    assert (
+        json.loads(call("status --json").stdout)["outboxes"]
+        == json.loads(call("health --json").stdout)["outboxes"]
+        == []
+    )
+    call("external advance import")
+    call("external import")
+    call("external advance mirror")
+    written(new_database, 1)
+    call("relay run --until-empty")
+    written(new_database, 2)
+
+    (outbox,) = json.loads(call("status --json").stdout)["outboxes"]
+    assert (outbox["waiting"], outbox["sent"], outbox["late"]) == (2, 1, False)
+    assert outbox["lag_p99"] is not None
+    (cheap,) = json.loads(call("health --json").stdout)["outboxes"]
+    assert (cheap["waiting"], cheap["lag_p99"]) == (2, None)
+    for command in ("status", "health"):
+        assert f"{outbox['sink']}: 2 entries wait, the oldest for" in " ".join(call(command).stdout.split())
+
+    monkeypatch.setenv("CONSENSUS_ORM_RELAY_ALARM_ENTRIES", "1")
+    assert "relay run" in json.loads(call("health --json", 1).stdout)["problems"][0]
+    call(f"report {tmp_path / 'page.html'}")
+    with ConsensusStore.open(new_database.where) as store:
+        dashboard = Dashboard(store)
+        dashboard.read()
+        live = TestClient(dashboard.application(), base_url="http://127.0.0.1").get("/").text
+    for page in ((tmp_path / "page.html").read_text(encoding="utf-8"), live):
+        assert re.search(r"2 entries wait, the oldest for [^<]*\(ALARM\)", page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from consensus_orm.settings import Settings
 from consensus_orm.telemetry.sampling import Sampler
 from tests.support.databases import Database
 
-ROW = {"spec_id": "S", "stage": "plan", "agent_name": "a", "content_json": "{}"}
+ROW: dict[str, Any] = {"spec_id": "S", "stage": "plan", "agent_name": "a", "content_json": "{}"}
 
 
 class Clock:
