@@ -80,13 +80,14 @@ def _help(command: click.Command, parent: click.Context, name: str) -> Iterator[
 
 def _metrics() -> Iterator[str]:
     """Every metric with its kind, unit and attributes, from the instruments."""
-    from consensus_orm.telemetry.instruments import INSTRUMENTS  # here, because it takes a while
-    from consensus_orm.telemetry.readings import READINGS
+    from consensus_orm.telemetry.instruments import INSTRUMENTS, Instrument  # here, because it takes a while
+    from consensus_orm.telemetry.readings import READINGS, Reading
 
+    every: list[Instrument | Reading] = [*INSTRUMENTS, *READINGS]
     rows = [
         f"| `{each.name}` | {each.kind}, {each.unit} | {each.description}"
         f" | {', '.join(f'`{name}`' for name in each.attributes)} |"
-        for each in sorted((*INSTRUMENTS, *READINGS), key=lambda each: each.name)
+        for each in sorted(every, key=lambda each: each.name)
     ]
     yield "\n".join(["| metric | kind, unit | what it measures | attributes |", "|---|---|---|---|", *rows])
 
