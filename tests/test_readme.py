@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import inspect
 import os
 import re
 import shlex
@@ -21,9 +22,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from consensus_orm import Settings
+import consensus_orm
+from consensus_orm import ConsensusStore, Settings
 from consensus_orm.cli.app import main
 from consensus_orm.cli.reference import REFERENCES
+from consensus_orm.databases.maintenance import Maintenance
+from consensus_orm.migration import Migration
 from consensus_orm.schema import revisions
 from tests.declaration.gallery import cases
 from tests.field import builders
@@ -295,6 +299,20 @@ def test_every_command_is_listed_with_its_help() -> None:
     page = "\n".join(REFERENCES["commands"]())
     assert "### contract finish\n```text\nUsage: consensus-orm contract finish [OPTIONS]\n" in page
     assert "--keep-tables" in page
+
+
+def test_every_class_and_function_is_listed_with_its_docstring() -> None:
+    """The page of the API has each name that the package exports but errors, and each method of what a store gives."""
+    page = "\n".join(REFERENCES["api"]())
+    names = set(consensus_orm.__all__) - set(consensus_orm.errors.__all__) - {"__version__"}
+    assert {name for name in names if f"### {name}\n" not in page} == set()
+    for kind in (ConsensusStore, Migration, Maintenance):
+        (shown,) = re.findall(rf"^### {kind.__name__}\n```text\n(.*?)\n```", page, re.DOTALL | re.MULTILINE)
+        for name in (each for each in dir(kind) if not each.startswith("_")):
+            first = (inspect.getdoc(inspect.getattr_static(kind, name)) or "").partition("\n")[0]
+            assert re.search(rf"^{name}\b.*\n    {re.escape(first)}$", shown, re.MULTILINE), name
+    assert "advance(to: Phase | str | int | None = None, *, reason: str | None = None" in page
+    assert not re.search(r" at 0x|/site-packages/", page)
 
 
 def slug(heading: str) -> str:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from consensus_orm.consensus.store import ConsensusStore
     from consensus_orm.events import Event
+    from consensus_orm.unit_of_work.unit import UnitOfWork, Written
 
 __all__ = [
     "App",
@@ -102,13 +103,12 @@ class App:
         """
         from consensus_orm.consensus.store import ConsensusStore  # here, because it takes a while
         from consensus_orm.databases.engine import translated
-        from consensus_orm.external import outbox
         from consensus_orm.settings import Settings
 
         settings = Settings().model_copy(update=changed if replica else {"read_url": None} | changed)
         moves = moves_named(self.mapping if self.mapping is not None else of_project())
         with ConsensusStore.open(self.url, settings=settings, moves=moves) as store, translated(store.engine):
-            outbox.attach(store)  # a command may write rows, too
+            store._units.before_commit(_record)  # a command may write rows, too
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
             if not self.create and self.is_foreign(store):
@@ -175,6 +175,13 @@ class App:
                     f" the URL from {URL_VARIABLE} instead: export it"
                 )
         return None
+
+
+def _record(uow: UnitOfWork, written: Written) -> None:
+    """Write the outbox of external stores; what that takes is imported when a command writes rows."""
+    from consensus_orm.external.outbox import record
+
+    record(uow, written)
 
 
 def _show_blockers(event: Event) -> None:

@@ -78,8 +78,31 @@ def _help(command: click.Command, parent: click.Context, name: str) -> Iterator[
                 yield from _help(inner, context, each)
 
 
+def _metrics() -> Iterator[str]:
+    """Every metric with its kind, unit and attributes, from the instruments."""
+    from consensus_orm.telemetry.instruments import INSTRUMENTS, Instrument  # here, because it takes a while
+    from consensus_orm.telemetry.readings import READINGS, Reading
+
+    every: list[Instrument | Reading] = [*INSTRUMENTS, *READINGS]
+    rows = [
+        f"| `{each.name}` | {each.kind}, {each.unit} | {each.description}"
+        f" | {', '.join(f'`{name}`' for name in each.attributes)} |"
+        for each in sorted(every, key=lambda each: each.name)
+    ]
+    yield "\n".join(["| metric | kind, unit | what it measures | attributes |", "|---|---|---|---|", *rows])
+
+
+def _api() -> Iterator[str]:
+    """Every public class and function."""
+    from consensus_orm.cli.api_reference import api  # here, because it imports all of the package
+
+    yield from api()
+
+
 REFERENCES: dict[str, Callable[[], Iterator[str]]] = {
+    "api": _api,
     "commands": _commands,
+    "metrics": _metrics,
     "settings": _settings,
     "troubleshoot": _errors,
 }

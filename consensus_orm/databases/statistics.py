@@ -12,7 +12,7 @@ __all__ = ["BackupReport", "DatabaseStats", "DiskUse", "PoolUse", "VacuumReport"
 class DiskUse(BaseModel):
     """Bytes on disk, as the file system counts them; 0 for a file that does not exist."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     database: int = 0
     wal: int = 0
@@ -30,7 +30,7 @@ class PoolUse(BaseModel):
     `size` is the limit, `open` counts the open ones, `lent` those in use, `waiting` the threads that wait for one.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     size: int
     open: int
@@ -45,7 +45,7 @@ class DatabaseStats(BaseModel):
     KiB. `notes` are sentences about what is not as it should be, each with its remedy.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     path: Path | None
     sqlite_version: str
@@ -75,7 +75,7 @@ class BackupReport(BaseModel):
     `user_version` are those of the copy, and the original has the same `foreign_key_violations`.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     path: Path
     bytes: int
@@ -93,7 +93,7 @@ class VacuumReport(BaseModel):
     write lock. `notes` say what was not done, and why.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     path: Path | None = None
     before: DiskUse = DiskUse()

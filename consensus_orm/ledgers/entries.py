@@ -34,7 +34,7 @@ __all__ = [
 class HistoryEntry(BaseModel):
     """Who did what to the migration, when and why."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     id: int
     action: str
@@ -50,7 +50,7 @@ class HistoryEntry(BaseModel):
 class MismatchEntry(BaseModel):
     """A difference between the sides, and what became of it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     id: int
     pair: str
@@ -72,7 +72,7 @@ class RejectEntry(BaseModel):
     of the parent in ms.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     id: int
     pair: str
@@ -89,7 +89,7 @@ class RejectEntry(BaseModel):
 class ImageEntry(BaseModel):
     """A row that was overwritten or deleted; it is kept whole in the database, and can be put back."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     id: int
     pair: str

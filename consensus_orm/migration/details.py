@@ -32,7 +32,7 @@ class Cell(BaseModel):
         value: The value itself, where contents were requested; a blob in hexadecimal digits.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     type: str
     bytes: int
@@ -50,7 +50,7 @@ class ColumnDetail(BaseModel):
         differs: Whether the sides differ in it now.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     legacy: Cell | None
@@ -68,7 +68,7 @@ class RowDetail(BaseModel):
         columns: Its columns; none for an entry that stands for many rows.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     entry: MismatchEntry | RejectEntry | ImageEntry
     on: tuple[Side, ...]

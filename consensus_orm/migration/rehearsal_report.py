@@ -17,7 +17,7 @@ PhaseName = Annotated[Phase, BeforeValidator(Phase.parse), PlainSerializer(lambd
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class Identity(_Record):

@@ -162,7 +162,12 @@ INSTRUMENTS = (
         MismatchEvent,
         (PAIR, "consensus_orm.column", "consensus_orm.kind", FOUND_BY),
     ),
-    Instrument("consensus_orm.alarms", "{alarm}", "Times that mismatches passed the rate of alarm.", AlarmEvent),
+    Instrument(
+        "consensus_orm.alarms",
+        "{alarm}",
+        "Times that mismatches passed their rate, or that a relay or keeper found what an operator must see.",
+        AlarmEvent,
+    ),
     Instrument("consensus_orm.rejects", "{row}", "Rows found that cannot be carried.", RejectEvent, (PAIR,)),
     Instrument(
         "consensus_orm.replica.fallbacks",

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import text
 
 from consensus_orm import ConsensusStore, ConsensusUnitOfWork, errors, telemetry
+from consensus_orm.cli.reference import REFERENCES
 from consensus_orm.telemetry.instruments import INSTRUMENTS
 from consensus_orm.telemetry.readings import READINGS
 from tests.support.databases import Database
-from tests.support.documentation import TEXTS
 from tests.telemetry.published import (
     ROW,
     UNIT,
@@ -246,7 +246,7 @@ class TestPromises:
 
     def test_names_are_documented(self) -> None:
         """The page of the documentation tells each metric."""
-        page = TEXTS["observability"]
+        page = "\n".join(REFERENCES["metrics"]())
         assert [each.name for each in (*INSTRUMENTS, *READINGS) if f"`{each.name}`" not in page] == []
 
 
