@@ -310,7 +310,7 @@ class CarryingSession(Session):
             if uow.statements[move].adopt:
                 of_move = [each for each in entities if isinstance(each, move.normalized)]
                 written[move] = [self._key(move, Side.NORMALIZED, each) for each in of_move]
-        if not any(keys or self._left.get(move.name) for move, keys in written.items()):
+        if not (self._left or any(written.values())):
             return
         with self._unit_guard.carrying():
             for move, keys in written.items():
