@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from consensus_orm.migration.rehearsal_report import RehearsalReport
     from consensus_orm.phase import Phase
     from consensus_orm.settings import Settings
+    from consensus_orm.store import Store
     from consensus_orm.testing.queries import QueryLog
     from consensus_orm.testing.templates import Templates
     from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -48,7 +49,7 @@ __all__ = ["Flip", "History", "QueryCounter"]
 History = Callable[[Any], object]
 """Makes a legacy database at the path or URL of `consensus_url`."""
 
-QueryCounter = Callable[["ConsensusStore | UnitOfWork"], AbstractContextManager["QueryLog"]]
+QueryCounter = Callable[["Store[Any] | UnitOfWork"], AbstractContextManager["QueryLog"]]
 """Lists the statements sent while its block lasts."""
 
 NO_TIME = timedelta(0)

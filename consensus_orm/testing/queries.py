@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from sqlalchemy import event
 
 if TYPE_CHECKING:
-    from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.store import Store
     from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["QueryLog", "count_queries"]
@@ -157,7 +157,7 @@ class _ServerWatch:
 
 
 @contextmanager
-def count_queries(target: ConsensusStore | UnitOfWork) -> Iterator[QueryLog]:
+def count_queries(target: Store[Any] | UnitOfWork) -> Iterator[QueryLog]:
     """List the statements that a store (on all its connections), or a unit of work that has begun, sends.
 
     Yields:
