@@ -236,12 +236,17 @@ def test_charts(shown: Shown) -> None:
         "The phase over time",
         "Rows of each table",
         "Bytes of each table",
+        "Rows a second that were carried in each minute of the last day",
         "Mismatches found and settled, added up",
         "Median time of a read",
         "Median time of a unit of work that writes",
         "Time of each step of the rehearsal",
     ]
-    lines = ["The phase over time", "Mismatches found and settled, added up"]
+    lines = [
+        "The phase over time",
+        "Rows a second that were carried in each minute of the last day",
+        "Mismatches found and settled, added up",
+    ]
     assert sorted(re.findall(r'<svg role="img" aria-label="([^"]+)"', text)) == sorted(lines * 2)
 
 
