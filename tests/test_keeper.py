@@ -25,6 +25,7 @@ from consensus_orm.cli.output import plain
 from consensus_orm.errors import KeeperLeaseError
 from consensus_orm.events import AlarmEvent
 from consensus_orm.keeper import Keeper, KeeperReport, Kept
+from consensus_orm.settings import Reconciling
 from tests.migration.steps import BASE, ready
 from tests.support.commands import SCRIPT, without_settings
 from tests.support.databases import Database, build_legacy
@@ -130,7 +131,8 @@ def test_differences_are_reconciled_by_the_policy(store: ConsensusStore, new_dat
             keys = [uow.artifacts.add(**values).id for _ in range(2)]
         new_database.rows_of("UPDATE consensus_artifacts SET content_json = 'theirs' WHERE id = ?", keys[0])
         new_database.unnoticed(f"UPDATE consensus_artifacts SET content_json = 'damaged' WHERE id = {keys[1]}")
-        settings = store.settings.model_copy(update={"keep_reconcile": policy})
+        changed = {"keep_reconcile": Reconciling(policy), "keep_verify": timedelta(milliseconds=1)}  # due each time
+        settings = store.settings.model_copy(update=changed)
         with ConsensusStore.open(new_database.where, settings=settings) as other:
             report = Keeper(other).run(once=True)
         named = f"id IN ({keys[0]}, {keys[1]}) ORDER BY id"

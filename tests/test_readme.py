@@ -143,7 +143,7 @@ def test_listeners_are_switched_on_by_one_call_each(tmp_path: Path) -> None:
         pytest.importorskip(library)
     work = "with store.unit_of_work() as uow: uow.artifacts.count()"
     scrape = "import prometheus_client; print(prometheus_client.generate_latest().decode())"
-    told = run("\n".join([block("observability", "python"), work, scrape]), tmp_path)
+    told = run("\n".join([block("observability", "python", "report_to_prometheus"), work, scrape]), tmp_path)
     assert 'consensus_orm_unit_of_work_duration_seconds_count{consensus_orm_outcome="committed"' in told
     assert "unit of work in contract: committed after" in told  # printed
     assert re.search(r"\[debug +] *consensus_orm\.unit_of_work", re.sub(r"\x1b\[\d*m", "", told))  # of structlog

@@ -293,7 +293,7 @@ class CarryingSession(Session):
 
     def _note_written(self) -> None:
         """Tell the unit of work which rows a flush has written where one side alone is written."""
-        if not self._uow.tells_written:
+        if not self._uow._tells_written:
             return
         for move in self._uow.statements.mapping:
             side = self._uow.phase.truth

@@ -211,13 +211,13 @@ class UnitOfWork(Transaction):
                 log.exception("a callback failed after the unit of work had ended")
 
     @property
-    def tells_written(self) -> bool:
+    def _tells_written(self) -> bool:
         """Whether it tells a hook which rows it wrote."""
         return self._hooks.committing is not None
 
     def _note_written(self, pair: Move, keys: Iterable[Any]) -> None:
         """Tell the hook before the commit of rows whose source of truth was written."""
-        if self.tells_written:
+        if self._tells_written:
             self._written.setdefault(pair.name, {}).update(dict.fromkeys(keys))
 
     # What a unit of work knows --------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     real = sqlite3.connect
 
     def connect(database: object, **options: object) -> object:
-        return real(f"file:{database}?vfs=unix-dotfile", uri=True, **options)  # type: ignore[call-overload]
+        return real(f"file:{database}?vfs=unix-dotfile", **options | {"uri": True})  # type: ignore[call-overload]
 
     monkeypatch.setattr(sqlite3, "connect", connect)
 

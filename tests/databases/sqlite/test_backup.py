@@ -202,14 +202,6 @@ def test_a_target_that_cannot_be_is_refused(
         assert target.read_text() == "precious"
 
 
-def test_a_server_is_refused(target: Path, open_engine: Callable[[Path | str], Engine]) -> None:
-    """A database on a server is none to copy pages of: that is said, with what to do instead, and nothing is made."""
-    with pytest.raises(errors.BackupError, match="a server is backed up by its own means") as caught:
-        backup(open_engine("postgresql://nowhere/nothing"), target)
-    assert caught.value.hint == "or take a copy in a SQLite file, with the command copy"
-    assert os.listdir(target.parent) == []  # noqa: PTH208
-
-
 def test_overwriting_replaces_the_file_at_once(engine: Engine, path: Path, target: Path) -> None:
     """Asked to, a backup takes the place of what was there; an open handle still reads the old one."""
     target.write_text("precious")
