@@ -27,8 +27,10 @@ pytest_plugins = ["pytester"]
 
 KINDS = ("sqlite", "postgresql")
 SETTINGS = Settings()
-IN_SHORT = tuple(
-    f"tests/{name}/" for name in ("consensus", "databases", "declaration", "repository", "statements", "unit_of_work")
+IN_SHORT = (
+    *(f"tests/{name}/" for name in ("consensus", "declaration", "repository", "statements", "unit_of_work")),
+    "tests/databases/test_",
+    "tests/test_acceptance",
 )
 """Where the tests of PostgreSQL are that run without the long ones."""
 

@@ -264,6 +264,7 @@ def test_neither_backup_nor_report_replaces_a_file_of_the_database(
 # A file that is replaced ----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_store_whose_file_was_replaced_writes_to_neither(store: ConsensusStore, real: Path, tmp_path: Path) -> None:
     """It refuses, also to read, until it is opened again."""
     with ConsensusStore.open(tmp_path / "new.db") as other:
@@ -294,6 +295,7 @@ WRITE = (
 )
 
 
+@pytest.mark.long
 def test_closing_a_replaced_file_leaves_the_log_of_the_new_one(store: ConsensusStore, real: Path) -> None:
     """SQLite removes a log by its name: what another program has committed to its own log would be lost with it."""
     for suffix in ("", "-wal", "-shm"):
@@ -315,6 +317,7 @@ def test_closing_a_replaced_file_leaves_the_log_of_the_new_one(store: ConsensusS
 # Long names -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [200, 228, 240, 247])
 def test_long_names_work_to_the_end(tmp_path: Path, size: int) -> None:
     """Whatever is named after a file finds a name that fits: backups, evidence, the lock of a vacuum, copies."""

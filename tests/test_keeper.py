@@ -98,6 +98,7 @@ def process(database: Database, *words: str, **env: str) -> subprocess.Popen[str
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.long
 def test_each_duty_is_done_at_its_interval_and_backups_rotate(
     store: ConsensusStore, new_database: Database, backups: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_differences_are_reconciled_by_the_policy(store: ConsensusStore, new_dat
         store.migration.reconcile(foreign="repair")
 
 
+@pytest.mark.long
 def test_one_acts_and_a_killed_one_loses_its_lease(
     store: ConsensusStore, new_database: Database, backups: Path
 ) -> None:
@@ -175,6 +177,7 @@ def test_one_acts_and_a_killed_one_loses_its_lease(
     assert len([each for each in backups.iterdir() if ".kept-" in each.name]) == 2
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 def test_it_is_paused_and_stopped_and_goes_on_where_it_was(
     store: ConsensusStore, new_database: Database, backups: Path

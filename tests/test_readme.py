@@ -45,6 +45,7 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_the_example_runs_and_says_what_it_stored(tmp_path: Path) -> None:
     """The first example of the README runs in an empty folder and reads back what it wrote."""
     assert run(block("README", "python", "ConsensusStore"), tmp_path) == "run_1 ['gemini'] # Plan\n"
@@ -54,16 +55,19 @@ def test_the_example_runs_and_says_what_it_stored(tmp_path: Path) -> None:
     assert stored == [("text", b'{"ok": true}'.hex().upper())]
 
 
+@pytest.mark.long
 def test_the_example_of_the_store_runs(tmp_path: Path) -> None:
     """The page of the store counts what it added."""
     assert run(block("store", "python"), tmp_path) == "1\n1\n"
 
 
+@pytest.mark.long
 def test_coroutines_write_and_read(tmp_path: Path) -> None:
     """The asyncio example writes from a hundred tasks and counts what it wrote."""
     assert run(block("asyncio", "python"), tmp_path) == "101 CONTRACT\n"
 
 
+@pytest.mark.long
 def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:
     """The declaration of the page takes a file with such tables to CUTOVER and writes both sides."""
     raw = sqlite3.connect(tmp_path / "customers.db")
@@ -87,6 +91,7 @@ def test_own_tables_need_nothing_but_the_declaration(tmp_path: Path) -> None:
     raw.close()
 
 
+@pytest.mark.long
 def test_an_application_moves_to_its_new_classes(tmp_path: Path) -> None:
     """The story of the page, run word for word, loses no write, and the way back has all of them in legacy tables."""
     parts = [block("own-tables", "python", text) for text in ("def sell", "class Buyer(Base)", "def run")]
@@ -129,6 +134,7 @@ def test_the_gallery_shows_the_declarations_that_are_tested(name: str) -> None:
         assert f"`{table.name}({', '.join(column.name for column in table.columns)})`" in section.replace("\n", " ")
 
 
+@pytest.mark.long
 def test_an_application_is_tested_in_five_phases(tmp_path: Path) -> None:
     """The test of the page runs with nothing but the installed plugin, once in each phase."""
     (tmp_path / "test_application.py").write_text(block("testing", "python", "def remember"), encoding="utf-8")
@@ -260,6 +266,7 @@ def upgrade():
 """
 
 
+@pytest.mark.long
 def test_revisions_of_others_live_beside_ours(tmp_path: Path) -> None:
     """With the page's ini both histories run, one table refers to another, and autogenerate finds nothing to do."""
     (tmp_path / "migrations" / "versions").mkdir(parents=True)

@@ -56,6 +56,7 @@ def ours(modules: set[str]) -> set[str]:
 COMMAND = "from consensus_orm.cli import main; main()"
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 def test_a_command_imports_what_it_needs(tmp_path: Path) -> None:
     """--version and --help import no database library; a status neither alembic nor a command besides its own."""
@@ -75,6 +76,7 @@ def test_a_command_imports_what_it_needs(tmp_path: Path) -> None:
         assert len(ours(found)) <= 170, words
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 def test_an_application_imports_what_it_needs(tmp_path: Path) -> None:
     """The store comes without the migration, the command line, the reports and what they stand on."""

@@ -124,6 +124,7 @@ STATES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("command", ["status", "stats", "history", "mismatches", "rejects"])
 def test_reading_writes_nothing(command: str, state: str, path: Path, run: Run) -> None:
@@ -137,6 +138,7 @@ def test_reading_writes_nothing(command: str, state: str, path: Path, run: Run) 
     json.loads(document.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["legacy", "final_build", "dual_write_build", "empty"])
 def test_next_commands_lead_to_the_end(kind: str, path: Path, run: Run) -> None:
     """Doing what `status` says, again and again, ends at CONTRACT; each command works as it is printed."""
@@ -208,6 +210,7 @@ EVERY_COMMAND = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BAD_FILES)
 def test_bad_files_are_refused_in_one_line(kind: str, path: Path, run: Run, tmp_path: Path) -> None:
     """Every command refuses a file it cannot work with: one line, no traceback, the file untouched."""
@@ -328,6 +331,7 @@ print(*(call("--url", sys.argv[2], *words.split()) for words in sys.argv[3:]))
 """
 
 
+@pytest.mark.long
 def test_read_only_file(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What only reads works on a file that cannot be written; what writes says so in one line."""
     folder = Path("/tmp") / f"consensus_orm-read-only-{os.getpid()}"

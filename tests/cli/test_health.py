@@ -31,6 +31,7 @@ def call(*words: str, code: int = 0) -> Result:
     return result
 
 
+@pytest.mark.long
 def test_health_follows_the_database(new_database: Database) -> None:
     """Not healthy before the upgrade, healthy after it with phase and certificate; nothing is written."""
     url = str(new_database.where)

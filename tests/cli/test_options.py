@@ -140,6 +140,7 @@ ASKED: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ASKED)
 def test_on_a_terminal_a_command_that_overwrites_asks_first(name: str, path: Path) -> None:
     """It says what will happen; a no changes nothing, and a yes, or --yes without a question, does it."""
@@ -157,6 +158,7 @@ def test_on_a_terminal_a_command_that_overwrites_asks_first(name: str, path: Pat
     assert (code, "[y/N]" in seen, bool(out)) == (0, False, True), seen
 
 
+@pytest.mark.long
 def test_times_are_not_broken_on_a_narrow_terminal(path: Path) -> None:
     """At 80 columns every time stands whole in its line."""
     taken(path, Phase.CONTRACT)

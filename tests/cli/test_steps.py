@@ -127,6 +127,7 @@ def test_force_needs_a_reason_and_opens_no_gate_behind_which_rows_would_be_lost(
     assert "hurry (forced, skipped: the soak of DUAL_WRITE" in run("history").stdout
 
 
+@pytest.mark.long
 def test_mismatch_is_told_repaired_and_accepted(database: Database, run: Run) -> None:
     """A difference makes verify, mismatches, status and the dry run end with 1; reconcile repairs it."""
     taken(database, Phase.DUAL_WRITE)
@@ -183,6 +184,7 @@ def test_reject_is_told_resolved_and_accepted(database: Database, run: Run) -> N
     assert database.rows("consensus_artifacts") == before
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_the_last_finished_chunk_and_says_how_to_go_on(database: Database, run: Run) -> None:
     """Interrupted, the backfill ends with 130 and one line; the command that line names finishes it."""
     waiting_rows(database, 300)
@@ -192,6 +194,7 @@ def test_ctrl_c_leaves_the_last_finished_chunk_and_says_how_to_go_on(database: D
     run("verify", code=0)
 
 
+@pytest.mark.long
 def test_ctrl_c_after_a_flip_takes_no_second_step(database: Database, run: Run) -> None:
     """A rollback interrupted while it rebuilds is gone on with to its own goal, not to one step behind it."""
     waiting_rows(database, 100)

@@ -57,6 +57,7 @@ def image(database: Database) -> tuple[Any, ...]:
     return ([entry for entry in definitions if not entry[1].startswith("consensus_orm_")], *found)
 
 
+@pytest.mark.long
 def test_the_whole_way_and_back(url: str, new_database: Database) -> None:
     """Status, upgrade, each step by command, and rollback: the legacy tables are what they were, byte for byte."""
     before = image(new_database)
@@ -79,6 +80,7 @@ def test_the_whole_way_and_back(url: str, new_database: Database) -> None:
     assert len([move for move in moves if move[0] != move[1]]) == 8
 
 
+@pytest.mark.long
 def test_migrate_and_rollback(url: str, new_database: Database) -> None:
     """`migrate` carries everything to CONTRACT; `rollback expand` gives the legacy tables back exactly."""
     before = image(new_database)
@@ -106,6 +108,7 @@ def test_migrate_and_rollback(url: str, new_database: Database) -> None:
     assert "look" in call(url, "history").stdout
 
 
+@pytest.mark.long
 def test_what_was_found_is_told_and_repaired(url: str, new_database: Database) -> None:
     """A damaged row makes verify and status end with 1, and reconcile repairs it."""
     call(url, "migrate", "--to", "cutover", "--no-soak")

@@ -162,6 +162,7 @@ def test_of_two_flippers_one_wins(files: Files, path: Path, phase: Phase, method
         assert_sides_agree(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [Phase.EXPAND, Phase.DUAL_WRITE, Phase.CUTOVER])
 def test_a_flip_waits_for_a_long_transaction(files: Files, path: Path, phase: Phase) -> None:
     """A unit of work that began before the flip ends under its own phase, and the flip comes after it."""

@@ -132,6 +132,7 @@ def test_a_round_goes_on_after_a_crash(example: Any, consensus_store: ConsensusS
     assert (asked, len(run.outputs), run.consensus_ok) == (["a", "b", "b"], 2, True)
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 def test_the_example_as_a_program(tmp_path: Path) -> None:
     """It runs from a shell, on a file that is not there yet."""

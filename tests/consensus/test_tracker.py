@@ -143,6 +143,7 @@ raise SystemExit("still alive")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("moment", "completed"), [("before", set()), ("between", {"a"})])
 def test_memory_is_rebuilt_after_a_kill(new_database: Database, moment: str, completed: set[str]) -> None:
     """Kill -9 between commit and memory loses nothing: resync finds the completion. Before the commit there is none."""

@@ -126,6 +126,7 @@ def test_no_id_is_given_twice(sources: Sources, url: str, phase: Phase) -> None:
     assert synthesis.id > max(given["consensus_synthesis"], given["consensus_syntheses"], saved.get(LEGACY[1]) or 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.name.lower())
 def test_file_to_file(sources: Sources, tmp_path: Path, phase: Phase) -> None:
     """A copy of the same kind is equal in everything, whatever odd rows there are."""

@@ -47,6 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 # Waiting for the write lock
 
 
+@pytest.mark.long
 def test_another_processs_lock_is_waited_for_and_no_longer_than_asked(engine: Engine, path: Path) -> None:
     """A lock held by another process gives DatabaseBusyError after the busy timeout, which stays in force."""
 
@@ -65,6 +66,7 @@ def test_another_processs_lock_is_waited_for_and_no_longer_than_asked(engine: En
     assert rows(engine) == [2]
 
 
+@pytest.mark.long
 def test_a_lock_given_back_is_noticed_within_milliseconds(engine: Engine, path: Path) -> None:
     """Half a second into a wait SQLite would sleep 100 ms; the lock is taken sooner than that."""
     engine.dispose()
@@ -91,6 +93,7 @@ def test_a_lock_given_back_is_noticed_within_milliseconds(engine: Engine, path: 
     patient.dispose()
 
 
+@pytest.mark.long
 def test_a_thread_in_its_own_way_is_told(engine: Engine) -> None:
     """A second writing unit of work on one thread ends in bounded time, and says that this was the reason."""
     said: list[str] = []
@@ -150,6 +153,7 @@ def end_by_detaching(pooled: object) -> None:
     pooled.detach()  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "end",
     [
@@ -198,6 +202,7 @@ def test_a_refused_commit_keeps_the_turn(path: Path, open_engine: Open) -> None:
     assert rows(engine) == ["legacy", "mine"]
 
 
+@pytest.mark.long
 def test_a_hundred_threads_on_ten_connections_are_all_served_alike(engine: Engine) -> None:
     """Nobody starves: of 100 threads that write all the time, each gets its share.
 
@@ -224,6 +229,7 @@ def test_a_hundred_threads_on_ten_connections_are_all_served_alike(engine: Engin
     assert min(since) > 0.5 * max(since)
 
 
+@pytest.mark.long
 def test_no_connection_in_time_is_an_error_that_says_what_to_do(engine: Engine) -> None:
     """The eleventh connection is refused after the pool timeout with a hint, and comes when one is free."""
     with contextlib.ExitStack() as stack:
@@ -403,6 +409,7 @@ def test_a_forked_child_keeps_its_rows_when_the_parent_closes(engine: Engine, pa
     assert rows(engine) == ["parent", "child", "late"]
 
 
+@pytest.mark.long
 def test_a_fork_waits_for_units_of_work_of_other_threads(engine: Engine) -> None:
     """A child forked while other threads write can write itself, and nothing is lost or done twice."""
     stop = threading.Event()
@@ -476,6 +483,7 @@ def test_the_pool_says_who_waits(engine: Engine) -> None:
     assert pool.waiting == 0
 
 
+@pytest.mark.long
 def test_a_place_lost_with_an_interrupted_thread_is_replaced(path: Path, open_engine: Callable[..., Engine]) -> None:
     """A thread that is interrupted with the only place of a pool in hand costs a connection, and blocks no thread."""
     engine = open_engine(path, QUICK.model_copy(update={"pool_size": 1}))

@@ -39,6 +39,7 @@ def literal(kind: str, type_: str, digits: str) -> str:
     return bytes.fromhex(digits).decode()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("earlier", [False, True], ids=["image", "statement"])
 def test_a_row_of_the_legacy_side_alone_comes_back(database: Database, earlier: bool) -> None:
     """It is kept by value, in type and bytes; one that was kept as a statement comes back by its literals."""
@@ -90,6 +91,7 @@ WORDS = ("a word", "another word")
 """Values on a server, which reads them as text of the column's type."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind_of_row", "name"),
     [pytest.param("row", n, marks=[pytest.mark.sqlite] if n in WORDS else []) for n in STATEMENTS]

@@ -125,6 +125,7 @@ HARMFUL: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 @pytest.mark.parametrize("name", HARMFUL)
 def test_only_what_makes_the_legacy_side_is_run(name: str, path: Path, victim: Path) -> None:
@@ -204,6 +205,7 @@ def copied(source: Path | str, target: Path | str) -> None:
         one.copy_to(other)
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 def test_a_copy_makes_nothing_but_the_tables_it_copies(path: Path, tmp_path: Path, victim: Path) -> None:
     """What is saved in a file goes along as it is, and is not run there either."""

@@ -528,6 +528,7 @@ def test_a_unit_without_a_session_is_not_slowed_by_a_guard(
     assert not queries.mentioning("savepoint")
 
 
+@pytest.mark.long
 def test_an_engine_in_the_place_of_an_earlier_one_is_explained_too(tmp_path: Path) -> None:
     """Events are told apart by the address of their engine, which a later one may have again."""
     places: set[int] = set()

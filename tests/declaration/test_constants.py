@@ -315,6 +315,7 @@ def forward(store: ConsensusStore, to: Phase) -> None:
         store.migration.advance()
 
 
+@pytest.mark.long
 def test_rules_full_of_constants_go_through_all_phases_and_back(database: Database, tmp_path: Path) -> None:
     """Rows are written, carried and compared by the same constants, and the legacy table ends with each of them."""
     rows = list(ROWS)
@@ -364,6 +365,7 @@ DAMAGE = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 def test_what_differs_from_a_rule_is_found_and_repaired(database: Database, tmp_path: Path) -> None:
     """Whichever computed column is damaged: verify sees it, and reconcile makes of it what the rule says."""
     with opened(database, tmp_path) as store:

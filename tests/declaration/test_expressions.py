@@ -208,6 +208,7 @@ run_ids = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(value=stored_times)
 def test_milliseconds_of_anything(database: sqlite3.Connection, value: Any) -> None:
@@ -226,6 +227,7 @@ def identities(database: sqlite3.Connection, run: Any, at: Any) -> tuple[str, tu
     return key, python_identity(cell(database, "run"), cell(database, "at"))
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(
     run_a=run_ids, run_b=run_ids, at_a=stored_times, at_b=stored_times, same_run=st.booleans(), same_at=st.booleans()
@@ -293,6 +295,7 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("type_", [Text(), TIMESTAMP, BOOLEAN, Integer(), Boolean()], ids=lambda t: type(t).__name__)
 @pytest.mark.parametrize("name", ["run", "at", "flag", "words", "any"])
 def test_same_means_the_same_type_and_bytes(database: sqlite3.Connection, name: str, type_: Any) -> None:

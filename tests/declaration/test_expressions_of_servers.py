@@ -133,6 +133,7 @@ def test_milliseconds_are_lexical(database: psycopg.Connection[Any], value: str 
     check_milliseconds(database, value)
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(value=stored_times)
 def test_milliseconds_of_anything(database: psycopg.Connection[Any], value: str | None) -> None:
@@ -149,6 +150,7 @@ def identities(database: psycopg.Connection[Any], run: str | None, at: str | Non
     return key, python_identity(kind(run), kind(at))
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(run_a=run_ids, run_b=run_ids, at_a=stored_times, at_b=stored_times, one_run=st.booleans(), one_at=st.booleans())
 def test_two_rows_share_a_run_exactly_when_rule_4_says_so(
@@ -161,6 +163,7 @@ def test_two_rows_share_a_run_exactly_when_rule_4_says_so(
     assert (key_a == key_b) == (identity_a == identity_b)
 
 
+@pytest.mark.long
 def test_run_keys_of_all_odd_times_differ(database: psycopg.Connection[Any]) -> None:
     """Among the odd times of the field and more, keys tell apart exactly what differs in second or bytes."""
     found = [identities(database, run, at) for run in (None, "", "now", "at:2025-11-04 02:23:58") for at in TIMES]
@@ -169,6 +172,7 @@ def test_run_keys_of_all_odd_times_differ(database: psycopg.Connection[Any]) -> 
     assert len(set(found)) == len({key for key, _ in found})
 
 
+@pytest.mark.long
 def test_run_keys_are_those_of_sqlite(database: psycopg.Connection[Any]) -> None:
     """A row has the same run key on both kinds of database, so that a copy needs none made anew."""
     expression = run_key(typed("r", Text()), typed("a", TIMESTAMP))
@@ -180,6 +184,7 @@ def test_run_keys_are_those_of_sqlite(database: psycopg.Connection[Any]) -> None
                 assert evaluate(database, expression, run="", bound_r=run, bound_a=at) == key, (run, at)
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(ms=st.one_of(st.integers(-62135596800000, 253402300799999), st.integers(-(2**62), 2**62)))
 def test_a_time_made_from_milliseconds_gives_them_back(database: psycopg.Connection[Any], ms: int) -> None:

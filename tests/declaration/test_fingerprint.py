@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from sqlalchemy import Text, case, cast, column, func, literal
 
 from consensus_orm import Computed, Convert, Latest, Move, Moves, Parent
@@ -28,6 +29,7 @@ def test_the_consensus_declaration_is_the_one_that_certificates_speak_of() -> No
     assert {Statements(CONSENSUS, rendering(kind)).fingerprint for kind in ("sqlite", "postgresql")} == {RELEASED}
 
 
+@pytest.mark.long
 def test_it_needs_no_legacy_model() -> None:
     """A program at CONTRACT tells the fingerprint without importing what it left behind."""
     code = (

@@ -211,6 +211,7 @@ def test_an_external_store_mirrors_rows_of_any_key(store: Store) -> None:
     assert mirror.verify().clean
 
 
+@pytest.mark.long
 def test_every_maker_of_a_key_makes_the_same_text(store: Store, new_database: Database) -> None:
     """A trigger of a foreign write, a statement and Python: a row is found in the ledgers whoever put it there."""
     in_phase(store, Phase.DUAL_WRITE)
@@ -314,12 +315,14 @@ def test_a_lost_side_is_made_again(store: Store, new_database: Database) -> None
     assert store.migration.verify().clean
 
 
+@pytest.mark.long
 def test_a_rehearsal_proves_that_every_row_comes_back(store: Store) -> None:
     """The copy is moved to CONTRACT and back; its rows are compared in the order of their keys."""
     report = store.migration.rehearse()
     assert report.passed, report
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 def test_a_copy_to_a_server_and_back_has_the_same_rows(store: Store, new_database: Database, tmp_path: Path) -> None:
     """Ledgers included, in which keys of both kinds of database are the same."""

@@ -55,6 +55,7 @@ def path(tmp_path: Path) -> Path:
 # The walk -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moves", [MOVES, PLAIN], ids=["derived", "plain"])
 def test_an_unrelated_pair_goes_through_all_phases_and_back(path: Path, moves: Moves) -> None:
     """Reads stay the same in all five phases and on the way back, and the legacy tables end as they began.
@@ -86,6 +87,7 @@ def test_an_unrelated_pair_goes_through_all_phases_and_back(path: Path, moves: M
     assert image(path) == before
 
 
+@pytest.mark.long
 def test_writes_of_every_phase_are_there_at_the_end(path: Path) -> None:
     """Rows added, and one deleted, in each phase forth and back.
 
@@ -391,6 +393,7 @@ print(sorted(name for name in sys.modules if name.startswith("consensus_orm.cons
 """
 
 
+@pytest.mark.long
 def test_nothing_of_the_consensus_data_is_loaded(path: Path) -> None:
     """All phases, a rehearsal, the way back and a copy of other tables import no module of the consensus data."""
     words = [sys.executable, "-c", WITHOUT_CONSENSUS, str(path)]

@@ -47,6 +47,7 @@ def written(database: Database, count: int) -> list[int]:
         return add(store, count)
 
 
+@pytest.mark.long
 def test_the_whole_way(call: Any, new_database: Database, tmp_path: Path) -> None:
     """From OFF to DETACHED and back by commands alone, a difference on the way; exit codes say what was found."""
     sink = FileSink(tmp_path / "sink")
@@ -121,6 +122,7 @@ def test_a_program_that_is_missing_is_told(call: Any) -> None:
     assert "no program" in one_line_of(call("external advance import --sink graph:/no/such/program", 1))
 
 
+@pytest.mark.long
 def test_the_lag_is_shown_everywhere(
     call: Any, new_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

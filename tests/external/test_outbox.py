@@ -64,6 +64,7 @@ def test_a_row_whose_entry_cannot_be_written_is_not_committed(store: ConsensusSt
     assert new_database.scalar("SELECT count(*) FROM agent_outputs") == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", list(Phase))
 def test_the_entry_is_the_same_in_every_phase(new_database: Database, phase: Phase) -> None:
     """A row has one digest, whichever side is the truth; and one that is put back or adopted has an entry, too."""

@@ -174,6 +174,7 @@ def test_a_lease_ends_by_itself_and_the_former_holder_notices(store: ConsensusSt
         mirror.relay.run(until_empty=True)
 
 
+@pytest.mark.long
 def test_a_paused_relay_sends_nothing(store: ConsensusStore) -> None:
     """The outbox fills; a relay that runs goes on after the pause."""
     sink = MemorySink()

@@ -57,6 +57,7 @@ def test_tables_of_the_field_stay_byte_for_byte(name: str, path: Path, open_engi
     assert oracle.image(path, *tables) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", builders.KINDS)
 def test_upgrade_reaches_the_head_once(name: str, path: Path, open_engine: Open) -> None:
     """Every kind of file reaches the newest revision in its phase, and a second upgrade does nothing."""

@@ -96,6 +96,7 @@ def test_in_no_phase_does_a_later_build_touch_the_file(
         program(path).store_artifact("S", "plan", "gemini", "{}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("name", ["first_version", "build_legacy", "executions_only", "dual_write_build"])
 def test_what_the_number_was_comes_back(name: str, version: int, path: Path, open_engine: Open) -> None:
@@ -163,6 +164,7 @@ def test_the_first_unit_that_writes_protects_too(path: Path) -> None:
         assert oracle.user_version(file) == version
 
 
+@pytest.mark.long
 def test_no_protect_is_a_choice_that_later_steps_keep(path: Path) -> None:
     """A file left unprotected stays so in every step, and becomes protected by the next plain upgrade."""
     builders.first_version(path)
@@ -245,6 +247,7 @@ def test_copies_and_backups_are_protected_as_their_source(path: Path, open_engin
     assert oracle.user_version(Path(f"{raw}.copy")) == 3
 
 
+@pytest.mark.long
 def test_a_rehearsal_leaves_the_number(path: Path) -> None:
     """It protects its copy, not the file."""
     builders.first_version(path)

@@ -121,6 +121,7 @@ def test_what_is_answered_is_kept(client: TestClient, database: Database, prefix
     assert client.get(f"{prefix}/artifacts").json() == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/artifacts", "/sync/artifacts"])
 def test_the_commit_comes_before_the_answer(database: Database, consensus_settings: Settings, path: str) -> None:
     """When the first byte of the answer leaves, other connections see the row."""

@@ -136,6 +136,7 @@ def test_the_commit_comes_before_the_answer(
     assert seen == [1]
 
 
+@pytest.mark.long
 def test_a_worker(database: Database, tmp_path: Path) -> None:
     """Each line that it confirms is kept, one that is refused stops nothing, and SIGTERM ends it without an error."""
     script = tmp_path / "worker.py"

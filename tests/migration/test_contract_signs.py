@@ -159,6 +159,7 @@ def test_a_view_of_somebody_else_is_refused(database: Database, tmp_path: Path, 
         ConsensusStore.open(database.where, settings=settings(tmp_path))
 
 
+@pytest.mark.long
 def test_everything_else_copes_with_the_views(store: ConsensusStore, database: Database, tmp_path: Path) -> None:
     """A copy, a backup, a report, a rehearsal, and the check of alembic, at CONTRACT."""
     store.migration.migrate(Phase.CONTRACT)

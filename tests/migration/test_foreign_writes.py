@@ -175,6 +175,7 @@ def write(request: pytest.FixtureRequest, store: ConsensusStore, database: Datab
     return write
 
 
+@pytest.mark.long
 def test_a_write_where_nobody_reads_waits_for_a_choice(write: Write, store: ConsensusStore, database: Database) -> None:
     """Neither side is changed, the rows are listed by key, every flip is refused, and a second look changes nothing."""
     truth = write.phase.truth
@@ -199,6 +200,7 @@ def test_a_write_where_nobody_reads_waits_for_a_choice(write: Write, store: Cons
     assert rows(database, truth) == before
 
 
+@pytest.mark.long
 def test_adopted_it_is_on_both_sides_and_what_was_read_is_kept(
     write: Write, store: ConsensusStore, database: Database
 ) -> None:
@@ -220,6 +222,7 @@ def test_adopted_it_is_on_both_sides_and_what_was_read_is_kept(
         assert [row for row in before[pair] if row not in found] == []
 
 
+@pytest.mark.long
 def test_repaired_it_is_as_it_was_read_and_what_was_written_is_kept(
     write: Write, store: ConsensusStore, database: Database
 ) -> None:

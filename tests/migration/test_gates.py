@@ -34,6 +34,7 @@ def test_the_gate_wants_the_backfill_to_be_complete(store: ConsensusStore) -> No
     assert store.migration.advance() is Phase.CUTOVER
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["at its lock", "after its commit"])
 def test_the_backfill_counts_rows_once(open_store: Open, database: Database, where: str) -> None:
     """Rows of a chunk that met a transient error are carried again, and are not more rows for that."""
@@ -83,6 +84,7 @@ def test_a_certificate_is_void_when_the_mapping_changes(store: ConsensusStore, d
     refused(store, "the mapping has changed since the last verify", **FORCED)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", BOTH, ids=lambda p: p.name)
 @pytest.mark.parametrize(
     "script",
@@ -141,6 +143,7 @@ def test_a_certificate_is_void_after_a_mismatch_or_reject(store: ConsensusStore,
     assert store.migration.advance() is Phase.CUTOVER
 
 
+@pytest.mark.long
 def test_a_certificate_grows_old(store: ConsensusStore, clock: Clock) -> None:
     """After certificate_max_age the gate shuts; it is a mere wait, so force with a reason opens it."""
     ready(store, Phase.DUAL_WRITE)

@@ -270,6 +270,7 @@ def test_a_row_under_no_parent_is_missed_where_there_is_no_other_side(new_databa
 # What callers give ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 @pytest.mark.parametrize("phase", list(Phase), ids=lambda phase: phase.name)
 @pytest.mark.parametrize("key", [None, 1, b"k", "a\0b", "\ud800", "a\udcff"])

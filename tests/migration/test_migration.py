@@ -75,6 +75,7 @@ OBJECTS_OF_OTHERS = {
 }
 
 
+@pytest.mark.long
 def test_legacy_objects_of_others_come_back_as_they_were(store: ConsensusStore, database: Database) -> None:
     """DDL with its comments, indexes, triggers and views of others, column order and sequence: all as before."""
     database.script(OBJECTS_OF_OTHERS[database.kind])
@@ -92,6 +93,7 @@ def test_legacy_objects_of_others_come_back_as_they_were(store: ConsensusStore, 
     assert write(store, "next") == 5002
 
 
+@pytest.mark.long
 def test_every_odd_row_goes_through_all_phases_and_back(new_database: Database, tmp_path: Path) -> None:
     """LEGACY section 4: reads equal in all five phases, no reject, and the legacy tables byte for byte."""
     odd_history(new_database.where)
@@ -134,6 +136,7 @@ def test_the_frozen_tables_say_so(store: ConsensusStore, database: Database) -> 
     database.script("DELETE FROM consensus_artifacts WHERE id = 1")
 
 
+@pytest.mark.long
 def test_changes_since_the_freeze_are_carried_back(store: ConsensusStore, database: Database) -> None:
     """In NORMALIZED legacy rows stand still.
 
@@ -171,6 +174,7 @@ def _given(database: Database, key: int) -> tuple[Any, ...]:
 # Interrupted steps ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_an_interrupted_rebuild_goes_on(store: ConsensusStore, database: Database) -> None:
     """A rollback from CONTRACT that stops after a chunk changes no phase.
 
@@ -210,6 +214,7 @@ def on_their_way_out(database: Database) -> list[str]:
     return [table for table in away if database.kind == "sqlite" or database.scalar(f'SELECT count(*) FROM "{table}"')]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("then", ["advance", "rollback"])
 def test_an_interrupted_emptying_is_finished(
     store: ConsensusStore, database: Database, monkeypatch: pytest.MonkeyPatch, then: str
@@ -235,6 +240,7 @@ def test_an_interrupted_emptying_is_finished(
 # Ids ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_no_id_is_given_twice_after_deletes_and_flips(store: ConsensusStore, database: Database) -> None:
     """The newest row is deleted before each flip, so only the sequence knows its id; the next one is higher."""
     highest = 0

@@ -179,6 +179,7 @@ DAMAGE = [
 """What is done behind the triggers, the pair or parent it is done to, and the column or kind that verify tells."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("damage", "pair", "told"), DAMAGE)
 def test_verify_names_what_differs(
     store: ConsensusStore, database: Database, damage: str, pair: str, told: str

@@ -187,6 +187,7 @@ def test_a_role_for_which_no_trigger_fires_is_named(store: ConsensusStore, datab
     assert store.migration.advance() is Phase.CUTOVER
 
 
+@pytest.mark.long
 def test_triggers_of_expand_are_looked_after_too(store: ConsensusStore, database: Database) -> None:
     """After a way back they notice changes of rows that were carried before."""
     ready(store, Phase.DUAL_WRITE)

@@ -97,6 +97,7 @@ def whole(store: ConsensusStore, database: Database) -> None:
     assert database.legacy() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["drop", "rename"])
 @pytest.mark.parametrize("phase", [Phase.EXPAND, *GUARDED], ids=lambda p: p.name)
 def test_a_legacy_table_comes_back_exactly(store: ConsensusStore, database: Database, phase: Phase, how: str) -> None:
@@ -129,6 +130,7 @@ def test_a_legacy_table_comes_back_exactly(store: ConsensusStore, database: Data
         assert write(store, "next") > highest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tables", [("agent_outputs",), ("consensus_runs",), NORMALIZED], ids=len)
 @pytest.mark.parametrize("phase", GUARDED, ids=lambda p: p.name)
 def test_normalized_tables_come_back(
@@ -153,6 +155,7 @@ def test_normalized_tables_come_back(
     whole(store, database)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [Phase.EXPAND, *GUARDED], ids=lambda p: p.name)
 def test_rows_of_a_table_that_was_made_again_stay(store: ConsensusStore, database: Database, phase: Phase) -> None:
     """The old rows come back under their ids; those written since have new ids, and an image of what they were."""
@@ -181,6 +184,7 @@ def test_rows_of_a_table_that_was_made_again_stay(store: ConsensusStore, databas
     whole(store, database)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [Phase.EXPAND, *GUARDED], ids=lambda p: p.name)
 def test_or_the_rows_of_the_new_table_win(store: ConsensusStore, database: Database, phase: Phase) -> None:
     """Then the other side is made again, and each row that goes is kept as an image, whole."""
@@ -214,6 +218,7 @@ def test_ids_go_on_above_those_given_while_the_table_is_another_one(
     assert write(store, "second") > highest + 1
 
 
+@pytest.mark.long
 def test_what_was_interrupted_is_taken_up(store: ConsensusStore, database: Database, tmp_path: Path) -> None:
     """After an error in the middle status names the command, and the same call ends it, with every row once."""
     in_phase(store, Phase.CUTOVER)
@@ -245,6 +250,7 @@ def test_what_was_interrupted_is_taken_up(store: ConsensusStore, database: Datab
 # What is refused ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_nothing_is_made_again_without_need(store: ConsensusStore, database: Database) -> None:
     """Tables that are in place stay, and so do rows of the side that alone has them."""
     in_phase(store, Phase.CUTOVER)
@@ -269,6 +275,7 @@ def test_nothing_is_made_again_without_need(store: ConsensusStore, database: Dat
         store.migration.reconcile(rebuild="legacy")
 
 
+@pytest.mark.long
 def test_a_table_of_another_shape_is_refused_by_name(store: ConsensusStore, database: Database) -> None:
     """What cannot hold the rows stays as its program made it, and the columns that it lacks are named."""
     in_phase(store, Phase.DUAL_WRITE)
@@ -303,6 +310,7 @@ def test_a_definition_that_says_something_else_is_not_run(
     assert store.migration.status().guards != []
 
 
+@pytest.mark.long
 def test_the_command(store: ConsensusStore, database: Database) -> None:
     """It says how many rows were carried and renumbered, and ends with 0; without the choice with 1, and names it."""
     in_phase(store, Phase.CUTOVER)

@@ -79,6 +79,7 @@ ODD_CELLS = {
 }
 
 
+@pytest.mark.long
 def test_a_rejected_row_is_rebuilt_with_its_table(store: ConsensusStore, database: Database) -> None:
     """A row that stands on the legacy side alone comes back after CONTRACT, exactly.
 
@@ -121,6 +122,7 @@ def test_a_mended_reject_is_resolved(store: ConsensusStore, database: Database, 
     assert database.legacy() == database.normalized()
 
 
+@pytest.mark.long
 def test_an_id_taken_twice_keeps_both_rows(store: ConsensusStore, database: Database) -> None:
     """Two programs give one id to different rows.
 

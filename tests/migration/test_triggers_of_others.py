@@ -45,6 +45,7 @@ def switches(database: Database) -> list[tuple[Any, ...]]:
     return database.rows_of(SWITCHES) if database.kind == "postgresql" else []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interrupted", [False, True], ids=["at once", "interrupted"])
 def test_what_comes_back_is_not_what_triggers_make_of_it(
     store: ConsensusStore, database: Database, interrupted: bool

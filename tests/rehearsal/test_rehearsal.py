@@ -183,6 +183,7 @@ def test_notices_a_row_of_nobody(empty: Database, at_the_end: Callable[[str], No
     assert not report.passed
 
 
+@pytest.mark.long
 def test_notices_a_lost_write(store: ConsensusStore, at_the_end: Callable[[str], None]) -> None:
     """A row that a writer was told of and that is gone at the end, is missing, and the rehearsal does not pass."""
     at_the_end("DELETE FROM consensus_artifacts WHERE id = (SELECT max(id) FROM consensus_artifacts) - 1")
@@ -383,6 +384,7 @@ def test_nothing_to_rehearse(consensus_store: ConsensusStore) -> None:
         consensus_store.migration.rehearse()
 
 
+@pytest.mark.long
 def test_no_rows(empty: Database) -> None:
     """A rehearsal without rows says that it proved nothing about rows."""
     with ConsensusStore.open(empty.where) as store:

@@ -92,6 +92,7 @@ def locked(database: Database) -> Iterator[None]:
         other.rollback()
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 def test_the_command_serves_this_machine_alone(tmp_path: Path) -> None:
     """Pages are served on 127.0.0.1, to its own name, for reading; Ctrl-C ends it with 0, and the file is the same."""
@@ -157,6 +158,7 @@ def test_cannot_write(database: Database) -> None:
     assert database.scalar("SELECT count(*) FROM consensus_artifacts") > 0
 
 
+@pytest.mark.long
 def test_a_request_waits_for_no_lock(database: Database) -> None:
     """While the reading of the facts waits for a lock, requests are answered with what was read before."""
     if database.kind == "sqlite":  # with a log, readers never wait
@@ -221,6 +223,7 @@ document.title = JSON.stringify({
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: no update of the dashboard was looked at in a browser")
 @pytest.mark.sqlite
 def test_a_browser_keeps_its_place(tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def test_a_report_is_written_in_every_phase(new_database: Database, tmp_path: Pa
     assert "s3cret" not in page
 
 
+@pytest.mark.long
 def test_tells_what_is_stored(eventful: ConsensusStore) -> None:
     """Each phase change with who and why, each certificate, mismatch, reject and row count is on the page."""
     text = Page(report.render(eventful)).text
@@ -215,6 +216,7 @@ def test_tells_what_is_stored(eventful: ConsensusStore) -> None:
     assert "2 writers at a time" in text
 
 
+@pytest.mark.long
 def test_reads_of_both_sides_are_timed(eventful: ConsensusStore) -> None:
     """Legacy and normalized are timed with the same reads, as many on either side."""
     from consensus_orm.report.facts import collect
@@ -229,6 +231,7 @@ def test_reads_of_both_sides_are_timed(eventful: ConsensusStore) -> None:
     assert all(t.latency.median > 0 for t in reads)
 
 
+@pytest.mark.long
 def test_charts(shown: Shown) -> None:
     """What can be drawn is drawn; lines over time are pictures with a name to be read, once for each of two widths."""
     text = shown.text
@@ -346,6 +349,7 @@ def test_no_contents_of_rows(shown: Shown) -> None:
 # What it does ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [Phase.EXPAND, Phase.CUTOVER, Phase.CONTRACT])
 def test_writes_nothing_into_the_database(phase: Phase, path: Path, tmp_path: Path) -> None:
     """The file is the same, byte for byte, and beside it stands the page alone."""
@@ -386,6 +390,7 @@ def test_without_the_extra(legacy: Database, tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.long
 def test_pygal_is_imported_when_a_page_is_made() -> None:
     """Neither the package nor the command line needs the extra."""
     code = "import sys, consensus_orm, consensus_orm.cli, consensus_orm.report; sys.exit('pygal' in sys.modules)"
@@ -472,6 +477,7 @@ onload = () => { document.title = [...Array(frames.length).keys()].map((at) => f
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: the report was not measured in a browser")
 def test_fits_each_width(shown: Shown, tmp_path: Path) -> None:
     """At each width nothing reaches out of the page, charts can be read, and a heading sorts its table when pressed."""
@@ -490,6 +496,7 @@ def test_fits_each_width(shown: Shown, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.long
 def test_evidence_with_odd_names(eventful: ConsensusStore) -> None:
     """The evidence is a file that others can write: what it says is escaped like everything else."""
     place = evidence_path(eventful._units)

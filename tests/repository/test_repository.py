@@ -155,6 +155,7 @@ def to_phase(store: Store, phase: Phase) -> None:
     store.migration.migrate(phase, soak=False)
 
 
+@pytest.mark.long
 def test_what_is_written_in_any_phase_is_on_each_side(new_database: Database, store: Store) -> None:
     """Rows are added, changed, put and deleted in all five phases, and read back in the types of the model."""
     for phase in Phase:
@@ -196,6 +197,7 @@ def test_what_repositories_write_is_no_foreign_write(new_database: Database, sto
         store.migration.advance(soak=False)  # on the certificate from before
 
 
+@pytest.mark.long
 def test_what_is_left_out_takes_its_default(new_database: Database, store: Store) -> None:
     """Of the model or of the database, in every phase and on both sides."""
     for phase in Phase:
@@ -286,6 +288,7 @@ def test_names_and_values_of_others_are_refused(store: Store) -> None:
         assert products.count() == 3
 
 
+@pytest.mark.long
 def test_changes_of_two_units_to_one_row_are_both_kept(store: Store) -> None:
     """A unit that changes a field waits for one that changes another field of the row, and keeps what it wrote."""
     for phase in (Phase.EXPAND, Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED):

@@ -273,6 +273,7 @@ WRITES: dict[str, tuple[Callable[[Session], None], Callable[[Session], None], li
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("side", [0, 1], ids=["legacy", "normalized"])
 @pytest.mark.parametrize("name", list(WRITES))
 def test_what_is_written_to_one_side_is_on_both(world: World, name: str, side: int) -> None:
@@ -500,6 +501,7 @@ def test_a_side_that_is_not_written_is_not_read_either(begun: World, phase: Phas
         uow.session.add(stale(id=9))
 
 
+@pytest.mark.long
 def test_an_application_goes_through_all_phases_with_plain_sessions(begun: World) -> None:
     """It uses the class of the phase, and no write is lost on the way there or back."""
     expected = {"Ada", "Bob"}

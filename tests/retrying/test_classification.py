@@ -359,6 +359,7 @@ class TestHttp:
         found = classify(ResponseError(429, {"Retry-After": value}))
         assert found == Classification(ErrorKind.RETRYABLE, "HTTP 429")
 
+    @pytest.mark.long
     @given(st.text())
     def test_retry_after_never_raises(self, value: str) -> None:
         """Whatever an agent writes into Retry-After, classifying does not fail, nor is a wait negative."""

@@ -256,6 +256,7 @@ def test_a_failing_revision_leaves_nothing_behind(
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.long
 def test_a_revision_that_breaks_references_is_undone(
     path: Path, open_engine: Open, own_revisions: Callable[[str], None]
 ) -> None:
@@ -310,6 +311,7 @@ engine.dispose()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["new", "odd_final_build"])
 def test_two_processes_upgrade_at_once(name: str, path: Path) -> None:
     """Of processes that upgrade the same file at the same time, one does it and the others find it done."""
@@ -351,6 +353,7 @@ def alembic(*arguments: str, url: str | None = None) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.long
 def test_alembic_command_line_upgrades_from_the_checkout(path: Path, open_engine: Open) -> None:
     """`alembic upgrade head` does what the package does, with the URL from -x or from the settings."""
     builders.odd_legacy(path)
@@ -365,6 +368,7 @@ def test_alembic_command_line_upgrades_from_the_checkout(path: Path, open_engine
     assert "No new upgrade operations detected" in checked.stdout
 
 
+@pytest.mark.long
 def test_alembic_command_line_says_errors_in_one_line(path: Path) -> None:
     """What cannot be adopted is refused by alembic in one line, without a traceback, the file untouched."""
     builders.damaged(path)
@@ -391,6 +395,7 @@ def test_migrations_are_found_without_a_checkout(tmp_path: Path, monkeypatch: py
     assert revisions.script_location() == package / "_alembic"
 
 
+@pytest.mark.long
 def test_a_current_file_opens_without_alembic(path: Path, open_engine: Open) -> None:
     """An upgrade that has nothing to do does not pay for importing alembic."""
     revisions.upgrade(open_engine(path), SETTINGS, APPLICATION, rewrite=True)

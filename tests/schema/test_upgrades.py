@@ -66,6 +66,7 @@ def engine(new_database: Database, open_engine: Open) -> Engine:
     return open_engine(new_database.where)
 
 
+@pytest.mark.long
 @builds(*FILES)
 def test_alembic_finds_nothing_to_change(build: Build, new_database: Database, engine: Engine) -> None:
     """After the upgrade of any database, autogenerate sees no difference between models and tables."""
@@ -92,6 +93,7 @@ def test_an_upgrade_leaves_what_it_found(build: Build, new_database: Database, e
     assert {table: new_database.image(table) for table in found} == found
 
 
+@pytest.mark.long
 @builds(*EMPTY)
 def test_up_and_down_step_by_step(build: Build, new_database: Database, engine: Engine) -> None:
     """Each revision can be taken back where it holds no row, and base is the database as it was found."""
@@ -159,6 +161,7 @@ def test_tables_of_others_are_refused_untouched(new_database: Database) -> None:
     assert (new_database.image("consensus_artifacts"), new_database.tables()) == before
 
 
+@pytest.mark.long
 def test_alembic_command_line_upgrades_from_the_checkout(new_database: Database) -> None:
     """`alembic upgrade head` does what `consensus-orm upgrade` does, from any state, and repeated."""
     databases.build_legacy(new_database.where)

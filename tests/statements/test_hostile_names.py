@@ -212,6 +212,7 @@ def normalized(database: Database) -> list[list[tuple[Any, ...]]]:
     ]
 
 
+@pytest.mark.long
 def test_names_of_a_move_may_hold_anything(database: Database) -> None:
     """All phases and back: rows of every phase are on both sides, found by their values, and nothing else is hit."""
     run(database, f"CREATE VIEW {q(VIEW)} AS SELECT {q(NAME)} FROM {q(FLAT)}")

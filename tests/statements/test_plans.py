@@ -283,6 +283,7 @@ READS_LEGACY_WHOLE = ("list_run",)
 """What reads a legacy table whole: it has no index for that, and gets none from us."""
 
 
+@pytest.mark.long
 def test_no_operation_of_a_repository_reads_a_table(every_phase: ConsensusStore, query_counter: QueryCounter) -> None:
     """In every phase an operation on some rows looks these up, its own SQL as text included."""
     planner = Planner(every_phase, small=True)
@@ -302,6 +303,7 @@ CONSENSUS_TABLES = {name for name in Base.metadata.tables if not name.startswith
 FEW, MANY = 4_000, 32_000
 
 
+@pytest.mark.long
 @pytest.mark.sqlite
 def test_no_operation_does_more_in_a_larger_table(tmp_path: Path, consensus_settings: Settings) -> None:
     """With eight times the rows, an operation takes as many steps of SQLite's machine: time would tell less.

@@ -35,6 +35,7 @@ def test_more_than_half_of_the_runs_are_short(times: list[float], passes: bool, 
     assert passes or "3 of " in said
 
 
+@pytest.mark.long
 def test_a_machine_that_is_late_is_seen() -> None:
     """Where others keep the processors busy, the same work takes longer, and that much is allowed."""
     with lateness() as calm:

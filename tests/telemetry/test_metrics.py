@@ -65,7 +65,7 @@ class TestMetrics:
         assert read.points("consensus_orm.lock.wait_time") == [({"db_system_name": every_phase.engine.dialect.name}, 2)]
 
     def test_statements(self, every_phase: ConsensusStore, backend: Backend) -> None:
-        """Each statement is measured once, those of a session too but its savepoints; those that fail, by their error."""
+        """Each statement is measured once, of a session too but its savepoints; those that fail, by their error."""
         read = backend(every_phase)
         with every_phase.unit_of_work(read_only=True) as uow:
             uow.artifacts.count()  # fetched by the same call

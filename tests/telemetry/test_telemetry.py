@@ -173,6 +173,7 @@ class TestLibraries:
         )
         assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         ("library", "package"),
         [

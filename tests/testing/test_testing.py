@@ -240,6 +240,7 @@ def test_every_factory_is_exported() -> None:
         testing.NoSuchThing  # noqa: B018
 
 
+@pytest.mark.long
 def test_a_missing_extra_is_named() -> None:
     """Without factory-boy the plugin still loads, and a factory says what to install."""
     code = (

@@ -50,6 +50,7 @@ def test_writers_of_one_thread_do_not_know_each_other(consensus_store: Consensus
         assert uow.artifacts.specs() == ["SPEC-INNER"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("session", [False, True], ids=["repositories", "session"])
 def test_a_unit_that_nobody_ends_ends_by_itself(new_database: Database, session: bool) -> None:
     """Forgotten, or within a generator that is collected as garbage, it rolls back and gives its connection back."""
@@ -78,6 +79,7 @@ def test_a_unit_that_nobody_ends_ends_by_itself(new_database: Database, session:
             assert uow.artifacts.count() == 1
 
 
+@pytest.mark.long
 def test_garbage_does_not_end_the_unit_of_somebody_else(new_database: Database) -> None:
     """The connection of a generator that is collected is lent again when its blocks have ended, and not before."""
     with ConsensusStore.open(new_database.where, settings=Settings(pool_size=1)) as store:
@@ -106,6 +108,7 @@ def test_garbage_does_not_end_the_unit_of_somebody_else(new_database: Database) 
             assert uow.artifacts.specs() == ["SPEC-OTHER"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["commit", "failure", "collection"])
 @pytest.mark.parametrize("read_only", [False, True])
 def test_nothing_is_kept_of_a_unit_that_has_ended(consensus_store: ConsensusStore, end: str, read_only: bool) -> None:

@@ -423,6 +423,7 @@ assert "alembic" not in sys.modules
 """
 
 
+@pytest.mark.long
 def test_at_contract_nothing_touches_legacy(new_database: Database, tmp_path: Path) -> None:
     """Writes, reads and deletes at CONTRACT send no statement to a legacy table and import no legacy module."""
     build_legacy(new_database.where)

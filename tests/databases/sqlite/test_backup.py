@@ -80,6 +80,7 @@ def test_a_backup_has_everything(engine: Engine, path: Path, target: Path) -> No
     assert len(told) > 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 def test_a_backup_under_a_steady_writer_ends_and_is_one_moment(
     tmp_path: Path, target: Path, open_engine: Open, journal_mode: str
@@ -257,6 +258,7 @@ def test_orphans_that_were_there_are_copied_and_counted(engine: Engine, path: Pa
     assert backup(engine, target).foreign_key_violations == 1
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_nothing(path: Path, target: Path) -> None:
     """With no room at the target the error says so, and neither half a copy nor a temporary file stays."""
     code = (
@@ -275,6 +277,7 @@ def test_a_full_disk_leaves_nothing(path: Path, target: Path) -> None:
     assert os.listdir(target.parent) == []  # noqa: PTH208
 
 
+@pytest.mark.long
 def test_killed_on_the_way_nothing_stands_at_the_target(path: Path, target: Path) -> None:
     """A process killed in the middle of a backup leaves no file under the name of the backup."""
     code = (

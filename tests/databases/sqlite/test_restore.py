@@ -138,6 +138,7 @@ def test_a_link_stays_and_the_file_it_leads_to_is_replaced(path: Path, backup: P
 # Backups that are none ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_log_beside_the_backup_belongs_to_it(path: Path, tmp_path: Path) -> None:
     """A database that was copied with its log, or in the middle of a transaction, is restored as SQLite reads it."""
     in_wal_without_a_log(path)
@@ -251,6 +252,7 @@ def program(code: str, path: Path) -> Iterator[None]:
         child.communicate("\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seen", [True, False], ids=["with /proc", "by locks alone"])
 @pytest.mark.parametrize("code", [IDLE, READING, WRITING], ids=["idle", "reading", "writing"])
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
@@ -372,6 +374,7 @@ print(json.dumps({"seen": seen, "steps": at}))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [with_a_log, with_a_hot_journal, damaged_with_a_log, with_a_log_of_another])
 def test_killed_at_any_step_it_is_the_old_or_the_new(
     make: Callable[[Path], list[str] | None], path: Path, backup: Path, tmp_path: Path
@@ -410,6 +413,7 @@ def run(path: Path) -> Callable[..., Result]:
     return call
 
 
+@pytest.mark.long
 def test_the_command(path: Path, tmp_path: Path, run: Callable[..., Result]) -> None:
     """A step that was not wanted is undone with the backup that it made; text and JSON name what is kept."""
     builders.odd_legacy(path)

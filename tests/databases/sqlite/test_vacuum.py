@@ -41,6 +41,7 @@ def check(path: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("journal_mode", ["wal", "delete"])
 @pytest.mark.parametrize("auto_vacuum", [2, 0])
 def test_the_production_file_becomes_small_under_a_live_writer(
@@ -86,6 +87,7 @@ def _made_small(path: Path, open_engine: Open, auto_vacuum: int, journal_mode: s
     return report, writer["longest"]
 
 
+@pytest.mark.long
 def test_threads_of_the_same_store_write_on(tmp_path: Path, open_engine: Open) -> None:
     """Writers of the same engine wait for a step at most."""
     runs = itertools.count()
@@ -116,6 +118,7 @@ def test_threads_of_the_same_store_write_on(tmp_path: Path, open_engine: Open) -
     assert_typical(measure, below=0.1, disk=True)
 
 
+@pytest.mark.long
 def test_progress_is_told_and_the_file_shrinks_as_it_goes(path: Path, open_engine: Open) -> None:
     """Progress grows up to the pages there were to free, and no step leaves the cutting of the file to the end."""
     told: list[tuple[int, int]] = []
@@ -133,6 +136,7 @@ def test_progress_is_told_and_the_file_shrinks_as_it_goes(path: Path, open_engin
     assert sizes[-1] < sizes[1] < sizes[0]
 
 
+@pytest.mark.long
 def test_a_cancelled_vacuum_ends_after_its_step_and_the_next_goes_on(path: Path, open_engine: Open) -> None:
     """Cancelling leaves a sound file that the next vacuum finishes."""
     engine = open_engine(make_bloated(path, pages=10_000, auto_vacuum=2, journal_mode="wal"))
@@ -144,6 +148,7 @@ def test_a_cancelled_vacuum_ends_after_its_step_and_the_next_goes_on(path: Path,
     assert vacuum(engine).after.database < MEGABYTE
 
 
+@pytest.mark.long
 def test_a_reader_delays_the_shrinking_and_is_waited_for(tmp_path: Path, open_engine: Open) -> None:
     """With an old snapshot open the file cannot shrink; it does as soon as the reader is done."""
     runs = itertools.count()
@@ -166,6 +171,7 @@ def test_a_reader_delays_the_shrinking_and_is_waited_for(tmp_path: Path, open_en
     assert_typical(measure, below=0.05, disk=True)
 
 
+@pytest.mark.long
 def test_a_reader_that_stays_is_reported(tmp_path: Path, open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience ends, the report says why the file is still large, and no writer waited for the reader."""
     monkeypatch.setattr(vacuum_module, "SHRINK_PATIENCE", 0.3)
@@ -216,6 +222,7 @@ def test_a_refused_conversion_leaves_everything_as_it_was(path: Path, tmp_path: 
     assert (found["integrity_check"], found["auto_vacuum"], found["kept"]) == ("ok", 0, 2)
 
 
+@pytest.mark.long
 def test_one_vacuum_at_a_time_across_processes(path: Path, open_engine: Open) -> None:
     """While another process vacuums this file a second vacuum is refused; its lock ends with it."""
     engine = open_engine(make_bloated(path, pages=500, auto_vacuum=2, journal_mode="wal"))
