@@ -179,7 +179,9 @@ def _source(pair: Move, side: Side) -> str:
     source = quoted(pair.table.name)
     for parent in pair.parents:
         on = f"{quoted(parent.name_at, parent.key.name)} = {quoted(pair.table.name, parent.refers.name)}"
-        source += f" LEFT JOIN {quoted(parent.table.name)} AS {quoted(parent.name_at)} ON {on}"
+        # An alias would hide the name with its schema, by which rules refer to the table.
+        alias = "" if parent.name_at == parent.table.name else f" AS {quoted(parent.name_at)}"
+        source += f" LEFT JOIN {quoted(parent.table.name)}{alias} ON {on}"
     for part in pair.parts:
         on = f"{quoted(part.table.name, part.by.name)} = {quoted(pair.table.name, pair.keys[0].name)}"
         source += f" LEFT JOIN {quoted(part.table.name)} ON {on}"
