@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -146,9 +146,9 @@ def _facts(rendering: Rendering, key: ColumnElement[Any], columns: dict[str, Col
         return rendering.typed(bindparam(name, type_=type_), type_)
 
     text, number = Text(), Integer()
-    before: list[Any] = [bound("pair", text), LedgerKey(key), bound("side", text), bound("table", text)]
-    after = [bound("cause", text), bound("at", number), bound("by", text)]
-    return select(*before, _image(rendering, columns), *after)
+    facts: list[Any] = [bound("pair", text), LedgerKey(key), bound("side", text), bound("table", text)]
+    facts += [_image(rendering, columns), bound("cause", text), bound("at", number), bound("by", text)]
+    return cast("Select[Any]", select(*facts))
 
 
 def _keeping(rendering: Rendering, rows: Select[Any], columns: dict[str, ColumnElement[Any]]) -> _Statement:

@@ -258,10 +258,10 @@ class DriverConnection(ConfiguredConnection):
         self.session_guard = SQLiteSessionGuard(mapping, self, sides, read_only=read_only)
         return self.session_guard
 
-    def set_authorizer(self, authorizer: Callable[..., int] | None, /) -> None:
+    def set_authorizer(self, authorizer_callback: Callable[..., int] | None) -> None:
         """Set an authorizer, or none; SQLite prepares every statement again after one was set."""
-        super().set_authorizer(authorizer)
-        self.authorizer = authorizer
+        super().set_authorizer(authorizer_callback)
+        self.authorizer = authorizer_callback
 
     def savepoint(self, sql: str) -> None:
         """Execute a command on a savepoint of SQLAlchemy, of which its events tell a guard."""
