@@ -42,7 +42,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).parent.parent
 COPIED = ("consensus_orm", "alembic", "tests", "benchmarks", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")
-QUIETLY = ("-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no")
+QUIETLY = ("-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-m", "not packaging and not soak")
 SELECTED = ("-k", "test_postgresql_fence or not (postgresql or servers)")
 """Tests of files: those of servers take several times as long, and find the same in what both share."""
 

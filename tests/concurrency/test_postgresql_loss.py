@@ -12,6 +12,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from sqlalchemy import text
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.copying.source import opened
 from consensus_orm.errors import DatabaseUnavailableError, StorageError
+from consensus_orm.testing import artifact_values
 from tests.concurrency.databases import assert_sound, in_phase, settings, truth
+from tests.concurrency.processes import start
 from tests.concurrency.steps_on_servers import STEPS, Judge, template
 from tests.support import servers
 from tests.support.engines import Losable, losable
@@ -198,3 +201,19 @@ def test_who_only_looks_at_a_server_that_is_lost(tmp_path: Path, name: str) -> N
             work(store)
         assert_sound(url)
         assert truth(url) == before
+
+
+def back_up(pipe: Connection, url: str, path: Path) -> None:
+    """Back a server up through an engine that is a thread of the same process."""
+    with losable(url) as (_, through), ConsensusStore.open(through, settings=settings(path.parent)) as store:
+        pipe.send(store.maintenance.backup(path).bytes)
+
+
+def test_a_backup_that_waits_for_its_server_lets_other_threads_go_on(tmp_path: Path) -> None:
+    """The engine is one of them: without its turns the server's answer, more than any buffer holds, never comes."""
+    with in_phase(Phase.CUTOVER) as url:
+        with ConsensusStore.open(url, settings=settings(tmp_path)) as store, store.unit_of_work() as uow:
+            uow.artifacts.add(**artifact_values(content_json="x" * 20_000_000))
+        child = start(back_up, url, tmp_path / "backup")
+        assert child.hear(60) > 20_000_000
+        assert child.join() == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import selectors
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -275,15 +276,21 @@ class ServerConnection(psycopg.Connection[Any]):
         self._send(query.encode())
         block, rows, total = bytearray(), 0, 0
         try:
-            while (found := self.pgconn.get_copy_data(0))[0] > 0:
-                block += found[1]
-                rows += 1
-                if len(block) > COPY_BLOCK:
-                    yield rows, bytes(block)
-                    block, rows, total = bytearray(), 0, total + rows
-            result = self.pgconn.get_result()
-            while self.pgconn.get_result() is not None:
-                pass
+            with selectors.DefaultSelector() as arriving:
+                arriving.register(self.pgconn.socket, selectors.EVENT_READ)
+                # libpq itself would wait with Python's lock held: no thread goes on, and Ctrl-C is not heard.
+                while (found := self.pgconn.get_copy_data(1))[0] >= 0:
+                    if not found[0]:
+                        self._receive(arriving)
+                        continue
+                    block += found[1]
+                    rows += 1
+                    if len(block) > COPY_BLOCK:
+                        yield rows, bytes(block)
+                        block, rows, total = bytearray(), 0, total + rows
+                result = self._result(arriving)
+                while self._result(arriving) is not None:
+                    pass
         except BaseException:
             self.close()  # the rest of the rows would be taken for the answer to the next statement
             raise
@@ -296,6 +303,15 @@ class ServerConnection(psycopg.Connection[Any]):
             )
         if result.command_tuples != total + rows:
             raise psycopg.DataError(f"COPY counts {result.command_tuples} rows, and sent {total + rows}")
+
+    def _receive(self, arriving: selectors.BaseSelector) -> None:
+        arriving.select()
+        self.pgconn.consume_input()
+
+    def _result(self, arriving: selectors.BaseSelector) -> PGresult | None:
+        while self.pgconn.is_busy():
+            self._receive(arriving)
+        return self.pgconn.get_result()
 
     def read_phase(self) -> tuple[Any, ...] | None:
         """Phase and epoch, and the cookies of the guards, as read at the begin."""
