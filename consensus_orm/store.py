@@ -67,13 +67,17 @@ class RepositoryUnitOfWork(UnitOfWork):
         else:
             super()._end_session(session)
 
-    def model(self, move: Move[Any]) -> type[DeclarativeBase]:
+    def model(self, move: Move[Any] | str) -> type[DeclarativeBase]:
         """The class of the side that is the truth in this phase.
 
         Args:
-            move: The move.
+            move: The move, or its name.
+
+        Raises:
+            InvalidValueError: The store was opened with other moves.
         """
-        return move.legacy_model if self.phase.truth is Side.LEGACY else move.normalized
+        known = self._known(move)
+        return known.legacy_model if self.phase.truth is Side.LEGACY else known.normalized
 
     @overload
     def repository(self, move: Move[R]) -> Repository[R]: ...
@@ -88,11 +92,14 @@ class RepositoryUnitOfWork(UnitOfWork):
         Raises:
             InvalidValueError: The store was opened with other moves.
         """
-        known = self.statements.mapping
+        return Repository(self, self._known(move))
+
+    def _known(self, move: Move[Any] | str) -> Move[Any]:
+        moves = self.statements.mapping
         name = move.name if isinstance(move, Move) else check.identifier("move", move)
-        if isinstance(move, Move) and not any(move is each for each in known):
+        if isinstance(move, Move) and not any(move is each for each in moves):
             raise check.invalid("move", f"{name!r:.60} is none of the moves that this store was opened with")
-        return Repository(self, known[name])
+        return moves[name]
 
 
 U = typing_extensions.TypeVar("U", bound=RepositoryUnitOfWork, default=RepositoryUnitOfWork, covariant=True)

@@ -67,11 +67,11 @@ def test_targets_speak_of_cases_that_are_there(suite: str) -> None:
         assert len({case.label for case in group.cases}) == len(names) == len(group.cases)
 
 
-STEPS = {"migrate", "rehearse", "backup_before"}
+STEPS = {"migrate", "rehearse", "backup_before", "finish_contract"}
 """Of the migration: these do what others do, on all rows; the suites backfill, verify and flips tell more of them."""
 
 OF_AN_ENTRY = {"mismatch", "reject", "image", "accept_reject", "accept_rejects", "resolve_reject", "restore_image"}
-OF_AN_ENTRY |= {"accept_mismatch"}
+OF_AN_ENTRY |= {"accept_mismatch", "accept_mismatches", "accept_dependencies"}
 """These look at entries of a ledger, which do not become more with the rows."""
 
 

@@ -137,7 +137,11 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
         "count": {"filters": {"spec_id": "S"}},
         "distinct": {"field": "agent_name"},
     },
-    "ConsensusUnitOfWork": {"on_commit": {"callback": lambda: None}, "repository": {"move": "artifacts"}},
+    "ConsensusUnitOfWork": {
+        "on_commit": {"callback": lambda: None},
+        "repository": {"move": "artifacts"},
+        "model": {"move": "artifacts"},
+    },
     "ExecutionTracker": {
         "spawn": AGENT | {"phase_type": "p", "agent_name": "a", "branch_id": "b"},
         "complete": AGENT | {"response_text": "{}"},

@@ -124,6 +124,15 @@ def _add_synthesis(uow: ConsensusUnitOfWork, _row: int, new: int) -> object:
     return uow.syntheses.add(**synthesis(new) | {"spec_id": f"NEW-{new}"})
 
 
+def _put_synthesis(uow: ConsensusUnitOfWork, _row: int, new: int) -> object:
+    return uow.syntheses.put(**synthesis(new) | {"spec_id": f"NEW-{new}"})
+
+
+def _of_run(row: int) -> int:
+    """The synthesis of about the same time: each twelfth artifact has one."""
+    return row // 12 + 1
+
+
 def _whole(_result: object, rows: int) -> int:
     return rows
 
@@ -136,6 +145,11 @@ OPERATIONS: dict[str, Operation] = {
         lambda uow, _, new: uow.artifacts.delete(spec_id=f"NEW-{new}"),
         lambda uow, _, new: uow.artifacts.add(**_new(new)),
     ),
+    "artifacts.update": _write(lambda uow, row, new: uow.artifacts.update(row, agent_name=f"agent {new}")),
+    "artifacts.exists": _read(lambda uow, row, _: uow.artifacts.exists(row)),
+    "artifacts.get_many": _read(lambda uow, row, _: uow.artifacts.get_many([row, row - 1])),
+    "artifacts.iterate": _read(lambda uow, row, _: [*uow.artifacts.iterate(**_spec(row))]),
+    "artifacts.list_and_count": _read(lambda uow, row, _: uow.artifacts.list_and_count(**_spec(row), limit=3)),
     "artifacts.get": _read(lambda uow, row, _: uow.artifacts.get(row)),
     "artifacts.list of a spec": _read(lambda uow, row, _: uow.artifacts.list(**_spec(row))),
     "artifacts.list of an agent": _read(
@@ -146,9 +160,18 @@ OPERATIONS: dict[str, Operation] = {
     "artifacts.specs": _read(lambda uow, _row, _: uow.artifacts.specs(), times=5, of=lambda found, _: len(found)),
     "syntheses.add": _write(_add_synthesis),
     "syntheses.delete": _write(lambda uow, _, new: uow.syntheses.delete(spec_id=f"NEW-{new}"), _add_synthesis),
+    "syntheses.put": _write(_put_synthesis),
+    "syntheses.update": _write(lambda uow, row, new: uow.syntheses.update(_of_run(row), status=f"ok {new}")),
+    "syntheses.get": _read(lambda uow, row, _: uow.syntheses.get(_of_run(row))),
+    "syntheses.exists": _read(lambda uow, row, _: uow.syntheses.exists(_of_run(row))),
+    "syntheses.get_many": _read(lambda uow, row, _: uow.syntheses.get_many([_of_run(row)])),
+    "syntheses.iterate": _read(lambda uow, row, _: [*uow.syntheses.iterate(**_spec(row))]),
+    "syntheses.list_and_count": _read(lambda uow, row, _: uow.syntheses.list_and_count(**_spec(row), limit=3)),
+    "syntheses.count": _read(lambda uow, row, _: uow.syntheses.count(**_spec(row))),
     "syntheses.latest": _read(lambda uow, row, _: uow.syntheses.latest(**_stage(row))),
     "syntheses.list": _read(lambda uow, row, _: uow.syntheses.list(**_spec(row))),
     "runs.list": _read(lambda uow, row, _: uow.runs.list(**_spec(row)), times=5),
+    "runs.iterate": _read(lambda uow, row, _: [*uow.runs.iterate(**_spec(row))], times=5),
     "runs.latest": _read(lambda uow, row, _: uow.runs.latest(**_stage(row))),
     "executions.record_spawn": _write(_spawn),
     "executions.record_completion": _write(
@@ -157,6 +180,12 @@ OPERATIONS: dict[str, Operation] = {
     "executions.record_extraction_failure": _write(
         lambda uow, _, new: uow.executions.record_extraction_failure(f"new-{new}", TEXT, "none"), _spawn
     ),
+    "executions.delete": _write(lambda uow, _, new: uow.executions.delete(f"new-{new}"), _spawn),
+    "executions.exists": _read(lambda uow, row, _: uow.executions.exists(f"agent-{row // 3}")),
+    "executions.get_many": _read(lambda uow, row, _: uow.executions.get_many([f"agent-{row // 3}"])),
+    "executions.iterate": _read(lambda uow, row, _: [*uow.executions.iterate(**_spec(row))]),
+    "executions.list_and_count": _read(lambda uow, row, _: uow.executions.list_and_count(**_spec(row), limit=3)),
+    "executions.count": _read(lambda uow, row, _: uow.executions.count(**_spec(row))),
     "executions.get": _read(lambda uow, row, _: uow.executions.get(f"agent-{row // 3}")),
     "executions.in_flight": _read(lambda uow, _row, _: uow.executions.in_flight()),
     "executions.list": _read(lambda uow, row, _: uow.executions.list(run_id=artifact(row)["run_id"])),
@@ -169,6 +198,14 @@ OPERATIONS: dict[str, Operation] = {
     "migration.rejects": _migration(lambda migration: migration.rejects()),
     "migration.images": _migration(lambda migration: migration.images()),
     "migration.history": _migration(lambda migration: migration.history()),
+    "migration.control": _migration(lambda migration: migration.control()),
+    "migration.dependencies": _migration(lambda migration: migration.dependencies()),
+    "migration.pause": _migration(lambda migration: migration.pause()),
+    "migration.resume": _migration(lambda migration: migration.resume()),
+    "migration.throttle": _migration(lambda migration: migration.throttle(None)),
+    "migration.hold": _migration(lambda migration: migration.hold()),
+    "migration.release": _migration(lambda migration: migration.release()),
+    "migration.check, a row": _migration(lambda migration: migration.check(), times=1, of=_whole),
     "migration.reconcile of none": _migration(lambda migration: migration.reconcile()),
     "migration.status, a row": _migration(lambda migration: migration.status(), times=1, of=_whole),
     "migration.backfill, a row": _migration(lambda migration: migration.backfill(), times=1, of=_whole),

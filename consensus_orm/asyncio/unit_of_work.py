@@ -196,11 +196,11 @@ class AsyncUnitOfWork(Generic[U]):
         """
         return AsyncRepository(lambda: self._sync.repository(move), self._call)
 
-    def model(self, move: Move[Any]) -> type[DeclarativeBase]:
+    def model(self, move: Move[Any] | str) -> type[DeclarativeBase]:
         """The class of the side that is the truth in this phase.
 
         Args:
-            move: The move.
+            move: The move, or its name.
         """
         return self._sync.model(move)
 
