@@ -78,7 +78,8 @@ def _kind(item: pytest.Item) -> str | None:
 
 
 def _is_on_a_server(item: pytest.Item) -> bool:
-    return _kind(item) == "postgresql" or (_kind(item) is None and item.get_closest_marker("postgresql") is not None)
+    of_servers = item.get_closest_marker("postgresql") is not None or "/postgresql/" in item.nodeid
+    return _kind(item) == "postgresql" or (_kind(item) is None and of_servers)
 
 
 @pytest.fixture
