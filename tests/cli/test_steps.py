@@ -200,7 +200,8 @@ def test_ctrl_c_after_a_flip_takes_no_second_step(database: Database, run: Run) 
     waiting_rows(database, 100)
     run("migrate", "--no-soak", code=0)
     ready = lambda: "consensus_artifacts" in database.tables()  # noqa: E731
-    again = interrupted(["--url", str(database.where), "rollback", "--reason", "no good"], ready, **SLOW)
+    with in_company(database):
+        again = interrupted(["--url", str(database.where), "rollback", "--reason", "no good"], ready, **SLOW)
     assert again[2:] == ["rollback", "--reason", "no good", "normalized"]
     for _ in range(2):
         assert CliRunner().invoke(main, again).exit_code == 0
