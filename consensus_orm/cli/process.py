@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 _owned = False
 """Whether this process is a command, not a program that calls one."""
+_received = int(signal.SIGINT)
+"""The signal that interrupted the step under way."""
 
 
 def own() -> None:
@@ -45,10 +48,12 @@ def interruptible() -> Iterator[None]:
         yield
         return
     _handle_with(_interrupt)
+    sys.unraisablehook = _interrupt_again
     try:
         yield
     finally:
         _handle_with(_leave)
+        sys.unraisablehook = sys.__unraisablehook__
 
 
 def _handle_with(handler: Callable[[int, object], None]) -> None:
@@ -59,10 +64,22 @@ def _handle_with(handler: Callable[[int, object], None]) -> None:
             signal.signal(number, handler)
 
 
-def _interrupt(_number: int, _frame: object) -> None:
+def _interrupt(number: int, _frame: object) -> None:
+    global _received
+    _received = number
     # Another signal would end the clean-up and leave copies behind: a closed session sends SIGTERM and SIGHUP.
     _handle_with(_pass_over)
     raise KeyboardInterrupt
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Send the signal again: in a destructor or the callback of a weak reference Python drops what a handler raises."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+        return
+    _handle_with(_interrupt)
+    # Once the callback is over; to this thread, so that whatever it waits for is interrupted.
+    threading.Timer(0.01, signal.pthread_kill, [threading.get_ident(), _received]).start()
 
 
 def _pass_over(_number: int, _frame: object) -> None:

@@ -269,3 +269,29 @@ def in_dual_write(path: Path, rows: int = 200) -> None:
 def carried(path: Path) -> int:
     with oracle.reading(path) as connection:
         return int(connection.execute("SELECT coalesce(sum(rows), 0) FROM consensus_orm_backfill").fetchone()[0])
+
+
+IN_A_CALLBACK = """
+import os, signal, time, weakref
+from consensus_orm.cli import process
+
+class Dropped: pass
+
+process.own()
+try:
+    with process.interruptible():
+        dropped = Dropped()
+        reference = weakref.ref(dropped, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        del dropped
+        time.sleep(20)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_in_a_callback_of_python_is_not_lost() -> None:
+    """Python drops what is raised within the callback of a weak reference; the step is interrupted all the same."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_CALLBACK], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
