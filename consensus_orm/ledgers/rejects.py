@@ -106,7 +106,11 @@ def open_of(uow: Transaction, pair: Move, side: Side) -> Iterator[OpenReject]:
 
 def on_one_side(uow: Transaction, pair: Move, side: Side) -> set[Key]:
     """Keys of the rejects, open or accepted, whose rows stand on this side alone: there is nothing to compare."""
-    return {key for key in unresolved(uow, pair, side) if mismatches.differences(uow, pair, key) == [(None, f"missing_{side.other}")]}
+    return {
+        key
+        for key in unresolved(uow, pair, side)
+        if mismatches.differences(uow, pair, key) == [(None, f"missing_{side.other}")]
+    }
 
 
 def unresolved(uow: Transaction, pair: Move, side: Side) -> set[Key]:

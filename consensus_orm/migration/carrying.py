@@ -105,8 +105,10 @@ def _dependent(
     there = set(keys_of(uow, uow.statements[pair].present(source.other), among(keys)))
     gone = {*keys} - there | (unequal if source is Side.LEGACY else set())
     found = keys_of(uow, dependents, among(gone)) if gone else []
-    return set(found) - changes.recorded_among(uow, pair, found) if source is Side.LEGACY else unequal_among(
-        uow, pair, found
+    return (
+        set(found) - changes.recorded_among(uow, pair, found)
+        if source is Side.LEGACY
+        else unequal_among(uow, pair, found)
     )
 
 

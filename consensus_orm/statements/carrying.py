@@ -137,7 +137,11 @@ class CarryStatements(ReferenceStatements):
     def carry_new(self) -> str | None:
         """What `backfill` does, and more, with one statement, where the database saves work by that."""
         alone = len(self.pair.parents) != 1 or self.pair.originals is not None or bool(self.pair.tables_beside)
-        return None if alone or self.pair.references(Side.NORMALIZED) else self.rendering.carry_new(self, self.in_range(Side.LEGACY))
+        return (
+            None
+            if alone or self.pair.references(Side.NORMALIZED)
+            else self.rendering.carry_new(self, self.in_range(Side.LEGACY))
+        )
 
     @cached_property
     def overwrite_normalized(self) -> tuple[str, ...]:

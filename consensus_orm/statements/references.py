@@ -10,7 +10,20 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, alias, and_, case, exists, literal_column, not_, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    alias,
+    and_,
+    case,
+    exists,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.references import Reference

@@ -1,4 +1,4 @@
-"""Columns of the two sides may have one name and hold different things: every comparison counts, whatever it is called."""
+"""Columns of the two sides may have one name and hold different things: every comparison counts."""
 
 from __future__ import annotations
 

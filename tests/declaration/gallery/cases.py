@@ -1402,8 +1402,8 @@ def self_reference() -> Case:
         {"name": "new {n}", "manager_id": 6},
         {
             "before": [
-                "UPDATE employees_old SET manager_id = CASE name WHEN 'Ada' THEN 1 WHEN 'Bob' THEN 6 WHEN 'Cyd' THEN 2"
-                " WHEN 'Dan' THEN 5 WHEN 'Eve' THEN 4 WHEN 'Fay' THEN 7 END"
+                "UPDATE employees_old SET manager_id = CASE id WHEN 6 THEN 7 WHEN 5 THEN 4 WHEN 4 THEN 5 END",
+                "UPDATE employees_old SET manager_id = CASE id WHEN 1 THEN 1 WHEN 2 THEN 6 ELSE 2 END WHERE id < 4",
             ],
             "legacy": [
                 "INSERT INTO employees_old (name, manager_id) VALUES ('foreign', 2)",
