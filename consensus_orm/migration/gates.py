@@ -153,9 +153,9 @@ def _unfit_keys(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
 
 def _undeclared_references(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
     """Foreign keys of a table to itself that its class does not declare: rows are carried without regard to them."""
-    mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
+    moves, there = uow.statements.moves, {name.lower() for name in uow.catalog.tables(uow)}
     sides = [side for side in Side if side is Side.NORMALIZED or phase.has_legacy]
-    for at, pair in ((side, pair) for side in sides for pair in mapping.of_tables(side)):
+    for at, pair in ((side, pair) for side in sides for pair in moves.of_tables(side)):
         if (name := pair.table_name(at)).lower() not in there:
             continue
         known = {(frozenset(map(str.lower, of.columns[at])), of.on_delete) for of in pair.references(at)}

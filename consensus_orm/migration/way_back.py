@@ -247,7 +247,7 @@ def _finish_expansion(uow: UnitOfWork, *, reason: str | None) -> None:
     _require_carried_back(uow, Phase.NORMALIZED)
     saved = saved_schema.entries(uow)
     with uow.catalog.legacy_unfrozen(uow):
-        for row in _referred_to_first(uow.statements.mapping, saved_rows(uow)):
+        for row in _referred_to_first(uow.statements.moves, saved_rows(uow)):
             if uow.catalog.legacy.put_back(uow, row):
                 _require_equal(uow, row)
     for each in saved:
@@ -256,9 +256,9 @@ def _finish_expansion(uow: UnitOfWork, *, reason: str | None) -> None:
     flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
 
 
-def _referred_to_first(mapping: Moves, saved: Iterable[SavedRow]) -> list[SavedRow]:
+def _referred_to_first(moves: Moves, saved: Iterable[SavedRow]) -> list[SavedRow]:
     """Saved rows in an order in which each comes after those of its table that it refers to."""
-    tables = {pair.legacy_name: pair for pair in mapping.of_tables(Side.LEGACY)}
+    tables = {pair.legacy_name: pair for pair in moves.of_tables(Side.LEGACY)}
 
     def cells(row: SavedRow, names: tuple[str, ...]) -> tuple[object, ...]:
         return (row.table, *(row.cells.get(name) for name in names))
