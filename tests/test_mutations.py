@@ -92,7 +92,7 @@ MUTATIONS = (
     Mutation(
         "7 a row that cannot be carried is passed over",
         "migration/carrying.py",
-        "sum(rejects.reject(uow, pair, key, source, reason) for key in keys)",
+        "sum(rejects.reject(uow, pair, key, source, reasons.get(key, reason)) for key in keys)",
         "0",
         "rule_7",
     ),

@@ -509,6 +509,16 @@ class Catalog(ABC):
             The name of a column, and its fault with the remedy.
         """
 
+    @staticmethod
+    @abstractmethod
+    def references(uow: Transaction, table: str) -> list[tuple[frozenset[str], str]]:
+        """The foreign keys of a table to itself: the names of their columns in small letters, and their ON DELETE.
+
+        Args:
+            uow: Sees the table.
+            table: Its name.
+        """
+
     @abstractmethod
     def keeps_writers_waiting(self, uow: Transaction) -> bool:
         """Whether writers cannot commit during a read, as without a write-ahead log."""

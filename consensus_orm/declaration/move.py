@@ -11,13 +11,14 @@ import importlib
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Generic
+from functools import cache, cached_property
+from typing import Any, Generic, NoReturn
 
 import typing_extensions
 from sqlalchemy import (
     Column,
     ColumnElement,
+    ForeignKeyConstraint,
     Integer,
     MetaData,
     Null,
@@ -48,6 +49,7 @@ from consensus_orm import errors
 from consensus_orm.declaration.attributes import column_of, table_of, unique_sets
 from consensus_orm.declaration.expressions import holds, json_from, same
 from consensus_orm.declaration.parts import Many, Parent, Part
+from consensus_orm.declaration.references import Reference
 from consensus_orm.declaration.row_keys import decoded, encoded, row_key
 from consensus_orm.declaration.rules import (
     Computed,
@@ -437,6 +439,51 @@ class Move(Generic[R]):
                 field=self.legacy_keys[0],
             )
         return dict(zip(self.legacy_keys, values, strict=True))
+
+    # Its references -------------------------------------------------------------------------------------
+
+    @cache  # noqa: B019 - a move lives as long as the process
+    def references(self, side: Side) -> tuple[Reference, ...]:
+        """The foreign keys of the table of a side to itself.
+
+        Args:
+            side: The side.
+
+        Raises:
+            ConfigurationError: Rows that refer to each other by one of them cannot be carried.
+        """
+        table = self.legacy_table if side is Side.LEGACY else self.table
+        keys = sorted(table.foreign_key_constraints, key=lambda key: key.column_keys)
+        return tuple(self._reference(key, side) for key in keys if key.referred_table is table)
+
+    def _reference(self, key: ForeignKeyConstraint, side: Side) -> Reference:
+        holding = {each.column.name: each.parent.name for each in key.elements}
+        names = tuple(holding.get(name, "") for name in self.key_names(side))
+        carried = [(name, of.name) for name, of in self.carried.items() if of.table is self.table]
+        alike = dict((*zip(self.legacy_keys, self.key_names(Side.NORMALIZED), strict=True), *carried))
+        if side is Side.NORMALIZED:
+            alike = {own: legacy for legacy, own in alike.items()}
+        if self.only[side]:
+            self._refuse(key, "and its rows are selected by a constant")
+        if len(holding) != len(names) or not all(names):
+            self._refuse(key, f"by other columns than the key of the move: {', '.join(self.key_names(side))}")
+        if changed := [name for name in names if name not in alike]:
+            self._refuse(key, f"and {changed[0]} is not carried as it is")
+        emptied = tuple(name for name in names if key.table.c[name].nullable and name not in self.key_names(side))
+        if not emptied:
+            self._refuse(key, "and cannot be NULL: a row may be carried before the one that it refers to")
+        if key.ondelete == "RESTRICT" and "sqlite" in self.dialects:
+            self._refuse(key, "ON DELETE RESTRICT, which SQLite checks row by row; NO ACTION refuses the same deletes")
+        columns = {side: names, side.other: tuple(alike[name] for name in names)}
+        return Reference(columns, emptied, key.ondelete or "NO ACTION", key.onupdate or "NO ACTION")
+
+    def _refuse(self, key: ForeignKeyConstraint, why: str) -> NoReturn:
+        names, table = ", ".join(key.column_keys), key.table.name
+        raise self.fault(
+            key.column_keys[0],
+            f"{names} of {table} refers to {table} itself, {why}",
+            "leave this foreign key out until CONTRACT, and add it then",
+        )
 
     # Its columns ----------------------------------------------------------------------------------------
 

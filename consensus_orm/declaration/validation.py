@@ -65,17 +65,31 @@ def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
 
 
 def _references(move: Move) -> None:
-    """Refuse a table that refers to itself: ranges of keys are carried in order, each in a transaction of its own."""
-    for table in [move.table, *([move.legacy_table] if move.knows_legacy else [])]:
-        for key in table.foreign_key_constraints:
-            if key.referred_table is table:
-                names = ", ".join(key.column_keys)
+    """Refuse references of rows to others of their table that cannot be carried, or not back."""
+    found = {side: {of.columns[side]: of for of in move.references(side)} for side in Side if _knows(move, side)}
+    for side in found:
+        for names, of in found[side].items():
+            other = found.get(side.other, {}).get(of.columns[side.other])
+            theirs = ("NO ACTION", "NO ACTION") if other is None else (other.on_delete, other.on_update)
+            if side.other in found and (of.on_delete, of.on_update) != theirs:
                 raise move.fault(
-                    key.column_keys[0],
-                    f"{names} of {table.name} refers to {table.name} itself, and a row may be carried before the one"
-                    " that it refers to",
+                    names[0],
+                    f"a row that {', '.join(names)} of {move.table_name(side)} refers to is deleted or gets another key"
+                    f" with another effect than on the {side.other} side",
+                    "declare one ON DELETE and one ON UPDATE on both sides",
+                )
+    for part in move.parts:
+        for key in part.table.foreign_keys:
+            if key.column.table is move.table and key.parent is not part.by:
+                raise move.fault(
+                    key.parent.name,
+                    f"{key.parent} of a part refers to other rows of {move.table.name}, which may be carried later",
                     "leave this foreign key out until CONTRACT, and add it then",
                 )
+
+
+def _knows(move: Move, side: Side) -> bool:
+    return side is Side.NORMALIZED or move.knows_legacy
 
 
 def _names(moves: Sequence[Move]) -> None:

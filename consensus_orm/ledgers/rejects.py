@@ -30,6 +30,7 @@ __all__ = [
     "reject",
     "resolve",
     "take",
+    "unresolved",
 ]
 
 Image = dict[str, list[str]]
@@ -105,8 +106,16 @@ def open_of(uow: Transaction, pair: Move, side: Side) -> Iterator[OpenReject]:
 
 def on_one_side(uow: Transaction, pair: Move, side: Side) -> set[Key]:
     """Keys of the rejects, open or accepted, whose rows stand on this side alone: there is nothing to compare."""
-    keys = set(keys_of(uow, _UNRESOLVED, {"pair": pair.name, "table_name": pair.table_name(side)}))
-    return {key for key in keys if mismatches.differences(uow, pair, key) == [(None, f"missing_{side.other}")]}
+    return {
+        key
+        for key in unresolved(uow, pair, side)
+        if mismatches.differences(uow, pair, key) == [(None, f"missing_{side.other}")]
+    }
+
+
+def unresolved(uow: Transaction, pair: Move, side: Side) -> set[Key]:
+    """Keys of the rejects of rows of one side, open or accepted, wherever these rows stand by now."""
+    return set(keys_of(uow, _UNRESOLVED, {"pair": pair.name, "table_name": pair.table_name(side)}))
 
 
 def take(uow: Transaction, number: int) -> OpenReject:

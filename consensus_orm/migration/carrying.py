@@ -17,7 +17,7 @@ from consensus_orm.migration import keyless
 from consensus_orm.migration.planning import differing
 from consensus_orm.migration.ranges import Range
 from consensus_orm.phase import Side
-from consensus_orm.repository.carrying import adopt, carry, follow_deletes, parents_settled
+from consensus_orm.repository.carrying import adopt, carry, follow_deletes, linked_range, parents_settled
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -30,10 +30,12 @@ __all__ = [
     "print_statements",
     "reject",
     "reject_unequal",
+    "rejected_dependents",
     "unequal_among",
 ]
 
 NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
+REFERS_TO_NONE = "it refers to row {key}, which is not on the {side} side"
 ID_TAKEN_TWICE = "both sides gave its id to different rows"
 
 
@@ -51,8 +53,9 @@ def carry_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
                 uow._execute(statement, {"_keys": doubtful})
         else:
             refresh = [parent.refresh_in_range(sql.pair) for parent in parents if parent.refresh]
-            for statement in (*sql.backfill, *refresh):
-                uow._execute(statement, of.bounds)
+            with linked_range(uow, pair, of.bounds, Side.NORMALIZED):
+                for statement in (*sql.backfill, *refresh):
+                    uow._execute(statement, of.bounds)
         deleted = changes.deleted_between(uow, pair, Side.NORMALIZED, of.first, of.last)
         follow_deletes(uow, pair, Side.NORMALIZED, deleted)
 
@@ -77,19 +80,44 @@ class Rejected(NamedTuple):
 def reject_unequal(uow: UnitOfWork, pair: Move, keys: Iterable[Key], source: Side) -> Rejected:
     """Reject those of some carried rows that did not come out equal, unless another program wrote them since.
 
-    They stay on the source, and are deleted from the normalized side where that is the other one.
+    They stay on the source, and are deleted from the normalized side where that is the other one. So are the rows that
+    refer to them.
     """
-    unequal = unequal_among(uow, pair, keys)
+    sql, wanted = uow.statements[pair], list(keys)
+    unequal = unequal_among(uow, pair, wanted)
+    if wanted and (dependents := sql.dependents(source.other)) is not None:
+        unequal |= _dependent(uow, pair, dependents, wanted, unequal, source)
     rejected = reject(uow, pair, unequal, source)
     if unequal and source is Side.LEGACY:
-        sql = uow.statements[pair]
         with changes.not_recorded(uow), parents_settled(uow, pair, unequal, None) as touched:
-            for statement in sql.delete(Side.NORMALIZED):
+            for statement in (*sql.unlink(Side.NORMALIZED), *sql.delete(Side.NORMALIZED)):
                 uow._execute(statement, among(unequal))
             for parent in pair.parents:  # one may have been made for a row that is now rejected
                 meant = keys_of(uow, sql.parents_meant(parent), among(unequal))
                 touched |= {(parent.table.name, key) for key in meant}
     return rejected
+
+
+def _dependent(
+    uow: UnitOfWork, pair: Move, dependents: str, keys: list[Key], unequal: set[Key], source: Side
+) -> set[Key]:
+    """The rows that refer to some that the other side does not have, or will not keep, directly or through others."""
+    there = set(keys_of(uow, uow.statements[pair].present(source.other), among(keys)))
+    gone = {*keys} - there | (unequal if source is Side.LEGACY else set())
+    found = keys_of(uow, dependents, among(gone)) if gone else []
+    return (
+        set(found) - changes.recorded_among(uow, pair, found)
+        if source is Side.LEGACY
+        else unequal_among(uow, pair, found)
+    )
+
+
+def rejected_dependents(uow: UnitOfWork, pair: Move, keys: list[Key], side: Side) -> list[Key]:
+    """The rejects among the rows that refer to some rows, directly or through others; they may be carried by now."""
+    dependents = uow.statements[pair].dependents(side.other)
+    if dependents is None or not (known := rejects.unresolved(uow, pair, side)):
+        return []
+    return [key for key in keys_of(uow, dependents, among(keys)) if key in known]
 
 
 def unequal_among(uow: UnitOfWork, pair: Move, keys: Iterable[Key]) -> set[Key]:
@@ -103,8 +131,11 @@ def unequal_among(uow: UnitOfWork, pair: Move, keys: Iterable[Key]) -> set[Key]:
 
 def reject(uow: UnitOfWork, pair: Move, keys: set[Key], source: Side) -> Rejected:
     """Reject rows that stand on the source and do not come out equal on the other side."""
+    unheld = uow.statements[pair].unheld(source.other) if keys else ()
+    missing = {key: named for sql in unheld for key, named in uow._rows(sql, among(keys))}
     reason = NOT_EXACT.format(side=source.other)
-    return Rejected(keys, sum(rejects.reject(uow, pair, key, source, reason) for key in keys))
+    reasons = {key: REFERS_TO_NONE.format(key=named, side=source.other) for key, named in missing.items()}
+    return Rejected(keys, sum(rejects.reject(uow, pair, key, source, reasons.get(key, reason)) for key in keys))
 
 
 def carry_reject(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
@@ -124,8 +155,9 @@ def carry_reject(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
         raise errors.InvalidValueError(
             "nothing is left to carry of this reject", hint="its image is kept; accept it with a reason", field="id"
         )
-    carry(uow, pair, [key], side.other, "a reject was resolved")
-    reject_unequal(uow, pair, [key], side)
+    keys = [key, *rejected_dependents(uow, pair, [key], side)]
+    carry(uow, pair, keys, side.other, "a reject was resolved")
+    reject_unequal(uow, pair, keys, side)
     return not differing(uow, pair, [key])
 
 

@@ -81,6 +81,7 @@ def obstacles(uow: UnitOfWork, flaws: list[guards.Flaw] | None = None) -> list[O
         found += _unsettled(uow)  # before a verify, which would find the same again
         found += _uncertified(uow, demanded)
     found += _unfit_keys(uow, phase)
+    found += _undeclared_references(uow, phase)
     if phase.freezes_legacy:
         found += _unknown_columns(uow)
     found += _dependencies(uow, phase.next)
@@ -98,6 +99,7 @@ def known_from_the_start(uow: UnitOfWork, phase: Phase) -> list[Obstacle]:
         return hidden
     found = [Obstacle(text) for text in uow.catalog.muted(uow)]
     found += _unfit_keys(uow, phase)
+    found += _undeclared_references(uow, phase)
     if phase.has_legacy:
         found += _unknown_columns(uow)
     return [*found, *_dependencies(uow, Phase.CONTRACT)]
@@ -147,6 +149,22 @@ def _unfit_keys(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
                 f"{name} has reached {LARGEST}, the largest number there is, so no row can be added; give that row"
                 " another id, and set the sequence of the table to the highest one that is left"
             )
+
+
+def _undeclared_references(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
+    """Foreign keys of a table to itself that its class does not declare: rows are carried without regard to them."""
+    moves, there = uow.statements.moves, {name.lower() for name in uow.catalog.tables(uow)}
+    sides = [side for side in Side if side is Side.NORMALIZED or phase.has_legacy]
+    for at, pair in ((side, pair) for side in sides for pair in moves.of_tables(side)):
+        if (name := pair.table_name(at)).lower() not in there:
+            continue
+        known = {(frozenset(map(str.lower, of.columns[at])), of.on_delete) for of in pair.references(at)}
+        for columns, on_delete in uow.catalog.references(uow, name):
+            if (columns, on_delete) not in known:
+                yield Obstacle(
+                    f"{', '.join(sorted(columns))} of {name} refers to {name} itself ON DELETE {on_delete}, which its"
+                    " class does not declare; declare this foreign key, or drop it"
+                )
 
 
 def _highest(uow: UnitOfWork, key: Column[Any]) -> int:

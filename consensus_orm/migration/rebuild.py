@@ -35,7 +35,7 @@ from consensus_orm.migration.transactions import Transactions
 from consensus_orm.models.control import PhaseChange
 from consensus_orm.phase import Side
 from consensus_orm.progress import Tally, Watch
-from consensus_orm.repository.carrying import carry
+from consensus_orm.repository.carrying import carry, linked_range
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["Rebuilt", "highest_given", "rebuild", "unequal_in", "with_ids_of_their_own"]
@@ -314,7 +314,7 @@ def with_ids_of_their_own(uow: UnitOfWork, pair: Move, keys: list[Key], side: Si
     there = set(keys_of(uow, uow.statements[pair].present(side.other), among(keys)))
     taken = [key for key in keys if key in there or (isinstance(key, int) and key <= given)]
     free = [key for key in keys if key not in taken]
-    if not pair.is_numbered:  # there is no next one
+    if not pair.is_numbered or pair.references(side):  # there is no next one, or other rows may refer to this one
         return Ids(free, [], taken, sum(rejects.reject(uow, pair, key, side, ID_TAKEN_TWICE) for key in taken))
     return Ids(free, _renumber(uow, pair, taken, side), [], 0)
 
@@ -354,7 +354,7 @@ def _fill(uow: UnitOfWork, of: Range, *, pair: Move, to: Side) -> int:
         carry_range(uow, pair, of)
         return len(before) - len(reject_unequal(uow, pair, before, Side.LEGACY).keys)
     adopt_range(uow, pair, of)
-    with changes.not_recorded(uow):
+    with changes.not_recorded(uow), linked_range(uow, pair, of.bounds, to):
         return int(uow._execute(uow.statements[pair].fill_legacy, of.bounds).rowcount)
 
 

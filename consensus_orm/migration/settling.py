@@ -12,7 +12,14 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, mismatches, rejects
 from consensus_orm.ledgers.binding import Key
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import ID_TAKEN_TWICE, Rejected, reject, reject_unequal, unequal_among
+from consensus_orm.migration.carrying import (
+    ID_TAKEN_TWICE,
+    Rejected,
+    reject,
+    reject_unequal,
+    rejected_dependents,
+    unequal_among,
+)
 from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, plan_rows
 from consensus_orm.phase import Side
 from consensus_orm.repository.carrying import carry, derive, mark_known
@@ -91,6 +98,8 @@ def settle_open(uow: UnitOfWork) -> Outcome:
 def settle_rows(uow: UnitOfWork, pair: Move, keys: Iterable[Key], choice: Choice) -> Outcome:
     """Do what is planned for some rows, under the write lock, and settle what was found of them before."""
     wanted = list(keys)
+    for side in Side if wanted else ():
+        wanted += rejected_dependents(uow, pair, wanted, side)
     plan = plan_rows(uow, pair, wanted, choice)
     may_be_nameless = any(pair.only.values()) or not all(is_usable(pair, key) for key in wanted)
     new_rejects = keyless.settle(uow, pair) if wanted and may_be_nameless else 0
@@ -149,11 +158,13 @@ def _act(uow: UnitOfWork, pair: Move, keys: list[Key], derives: bool, side: Side
 
 def _take_over(uow: UnitOfWork, pair: Move, keys: list[Key], to: Side, why: Why) -> tuple[int, Rejected]:
     """Carry rows to the side that reads are answered from, each exactly or not at all."""
+    left, unequal = list(keys), set[Key]()
     uow._execute("SAVEPOINT taken_over")
-    kept = carry(uow, pair, keys, to, why)
-    unequal = unequal_among(uow, pair, keys)
-    if unequal:
+    kept = carry(uow, pair, left, to, why)
+    while found := unequal_among(uow, pair, left):  # again, because others may refer to those that are left out
+        unequal |= found
+        left = [key for key in left if key not in found]
         uow._execute("ROLLBACK TO SAVEPOINT taken_over")
-        kept = carry(uow, pair, [key for key in keys if key not in unequal], to, why)
+        kept = carry(uow, pair, left, to, why)
     uow._execute("RELEASE SAVEPOINT taken_over")
     return kept, reject(uow, pair, unequal, to.other)

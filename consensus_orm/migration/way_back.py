@@ -7,6 +7,7 @@ legacy tables are made again first, from their saved definitions. The next call 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from consensus_orm.migration.settling import Drained, drain, settle_open
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Tally, Watch
+from consensus_orm.repository.carrying import linked_range
 from consensus_orm.statements.pairs import PairStatements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -192,24 +194,28 @@ def _try_out(uow: UnitOfWork) -> None:
 
 
 def _fill(writing: Transactions, pair: Move, progress: Watch) -> None:
-    """Carry the rows of a pair in chunks, from behind the highest key that is there already."""
-    tally = Tally(progress, pair.name)
+    """Carry the rows of a pair in chunks, from behind the highest key that is there already.
 
-    def chunk(uow: UnitOfWork, size: int) -> tuple[None, int] | None:
+    That key says nothing where rows go ahead of others that refer to them: then each call begins anew.
+    """
+    tally = Tally(progress, pair.name)
+    goes_ahead, after = bool(pair.references(Side.LEGACY)), None
+
+    def chunk(uow: UnitOfWork, size: int) -> tuple[Key, int] | None:
         _expect_expansion(uow)
         sql = uow.statements[pair]
-        after = uow._rows(sql.last_key(Side.LEGACY))[0][0]
-        if (of := next_range(uow, pair, Side.NORMALIZED, after, size)) is None:
+        behind = after if goes_ahead else uow._rows(sql.last_key(Side.LEGACY))[0][0]
+        if (of := next_range(uow, pair, Side.NORMALIZED, behind, size)) is None:
             return None
         tally.expect(lambda: _to_fill(uow, sql))
         adopt_range(uow, pair, of)
-        with uow.catalog.legacy_unfrozen(uow):
+        with uow.catalog.legacy_unfrozen(uow), linked_range(uow, pair, of.bounds, Side.LEGACY):
             uow._execute(sql.rebuild_legacy, of.bounds)
         _reject_unequal(uow, pair, of)
-        return None, of.rows
+        return of.last, of.rows
 
-    for _ in in_chunks(writing, tally, chunk):
-        pass
+    for last in in_chunks(writing, tally, chunk):
+        after = last
 
 
 def _reject_unequal(uow: UnitOfWork, pair: Move, of: Range) -> None:
@@ -241,13 +247,34 @@ def _finish_expansion(uow: UnitOfWork, *, reason: str | None) -> None:
     _require_carried_back(uow, Phase.NORMALIZED)
     saved = saved_schema.entries(uow)
     with uow.catalog.legacy_unfrozen(uow):
-        for row in saved_rows(uow):
+        for row in _referred_to_first(uow.statements.moves, saved_rows(uow)):
             if uow.catalog.legacy.put_back(uow, row):
                 _require_equal(uow, row)
     for each in saved:
         uow.catalog.legacy.complete(uow, each.type, each.name, each.table, each.sql, each.sequence)
     saved_schema.forget(uow)
     flip(uow, Phase.NORMALIZED, action="rollback", reason=reason)
+
+
+def _referred_to_first(moves: Moves, saved: Iterable[SavedRow]) -> list[SavedRow]:
+    """Saved rows in an order in which each comes after those of its table that it refers to."""
+    tables = {pair.legacy_name: pair for pair in moves.of_tables(Side.LEGACY)}
+
+    def cells(row: SavedRow, names: tuple[str, ...]) -> tuple[object, ...]:
+        return (row.table, *(row.cells.get(name) for name in names))
+
+    def waits(row: SavedRow) -> bool:
+        pair = tables[row.table]
+        named = {cells(row, of.columns[Side.LEGACY]) for of in pair.references(Side.LEGACY)}
+        return not named.isdisjoint(keys - {cells(row, pair.legacy_keys)})
+
+    ordered, left = list[SavedRow](), list(saved)
+    while left:
+        keys = {cells(row, tables[row.table].legacy_keys) for row in left}
+        waiting = [row for row in left if waits(row)]
+        ready = [row for row in left if row not in waiting] or left  # in a circle there is no first one
+        ordered, left = ordered + ready, [row for row in left if row not in ready]
+    return ordered
 
 
 def _require_equal(uow: UnitOfWork, saved: SavedRow) -> None:

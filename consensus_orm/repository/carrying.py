@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.move import Move
-from consensus_orm.ledgers import changes, images
+from consensus_orm.ledgers import changes, images, rejects
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
 from consensus_orm.statements.parents import ParentStatements
@@ -20,6 +21,8 @@ __all__ = [
     "derive",
     "follow",
     "follow_deletes",
+    "go_ahead",
+    "linked_range",
     "mark_known",
     "parents_of",
     "parents_settled",
@@ -52,7 +55,11 @@ def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) 
         _make_way(uow, pair, wanted, to, why)
         kept = images.keep(uow, pair, wanted, to, why)
         there = _there(uow, pair, wanted, to.other)
-        _make_alike(uow, pair, to, why, gone=kept - there, there_too=kept & there, new=there - kept)
+        gone = kept - there
+        if to is uow.phase.truth:
+            gone -= _referred(uow, pair, gone, to)
+        _run(uow, uow.statements[pair].unlink(to), gone)
+        _make_alike(uow, pair, to, why, gone=gone, there_too=kept & there, new=there - kept)
         follow_deletes(uow, pair, to, changes.deleted_among(uow, pair, to, wanted))
     return len(kept)
 
@@ -80,8 +87,11 @@ def follow(uow: UnitOfWork, pair: Move, keys: list[Key], to: Side, *, new: bool)
 def _make_alike(
     uow: Transaction, pair: Move, to: Side, why: str | None, *, gone: set[Key], there_too: set[Key], new: set[Key]
 ) -> None:
-    """Delete, overwrite and insert rows of a side."""
-    sql, wanted = uow.statements[pair], [*gone, *there_too, *new]
+    """Delete, overwrite and insert rows of a side; what they refer to goes ahead of them."""
+    sql = uow.statements[pair]
+    if (ahead := sql.ahead(to)) is not None:
+        new = new | _lacking(uow, pair, ahead, among([*there_too, *new]), to)
+    wanted = [*gone, *there_too, *new]
     if to is Side.NORMALIZED:
         with parents_settled(uow, pair, wanted, why) as touched:
             _run(uow, sql.delete(to), gone)
@@ -92,6 +102,48 @@ def _make_alike(
         _run(uow, sql.delete(to), gone)
         _run(uow, [sql.overwrite_legacy], there_too)
         _run(uow, [sql.insert_legacy_rows], new)
+    _run(uow, sql.link(to), there_too | new)
+
+
+def _lacking(uow: Transaction, pair: Move, ahead: str, rows: dict[str, Any], to: Side) -> set[Key]:
+    """The rows that some rows refer to and a side does not have, less those rejected, and those deleted there."""
+    found = set(keys_of(uow, ahead, rows))
+    if found:
+        found -= rejects.unresolved(uow, pair, to.other)
+        found -= set(changes.deleted_among(uow, pair, to, found))
+    return found
+
+
+def go_ahead(uow: Transaction, pair: Move, keys: Iterable[Key], to: Side) -> None:
+    """Carry those of some rows that a side does not have, because another row is about to refer to them.
+
+    Args:
+        uow: Holds the write lock.
+        pair: The move of the rows.
+        keys: Their keys.
+        to: The side.
+    """
+    new = set(keys)
+    if new := new - _there(uow, pair, [*new], to) - rejects.unresolved(uow, pair, to.other):
+        with changes.not_recorded(uow):
+            _make_alike(uow, pair, to, None, gone=set(), there_too=set(), new=new)
+
+
+@contextlib.contextmanager
+def linked_range(uow: Transaction, pair: Move, bounds: dict[str, Any], to: Side) -> Iterator[None]:
+    """Let the rows of a range that the block carries refer to others: these go ahead, wherever they are."""
+    sql = uow.statements[pair]
+    if (ahead := sql.ahead_of_range(to)) is not None:
+        go_ahead(uow, pair, _lacking(uow, pair, ahead, bounds, to), to)
+    yield
+    for statement in sql.link_range(to):
+        uow._execute(statement, bounds)
+
+
+def _referred(uow: Transaction, pair: Move, keys: set[Key], side: Side) -> set[Key]:
+    """Those of some rows that rows of the same side refer to which are not among them."""
+    rows = [row for sql in uow.statements[pair].referring(side) if keys for row in uow._rows(sql, among(keys))]
+    return {named for key, named in rows if key not in keys}
 
 
 def _make_way(uow: Transaction, pair: Move, keys: list[Key], to: Side, why: str | None) -> None:
@@ -160,6 +212,7 @@ def follow_deletes(uow: Transaction, pair: Move, side: Side, deleted: list[Key])
     if deleted:
         of_normalized = side is Side.NORMALIZED
         with parents_settled(uow, pair, deleted, None) if of_normalized else contextlib.nullcontext():
+            _run(uow, uow.statements[pair].unlink(side), deleted)
             _run(uow, uow.statements[pair].delete(side), deleted)
 
 

@@ -18,11 +18,12 @@ from consensus_orm import validation as check
 from consensus_orm.databases.lock import Lock
 from consensus_orm.declaration.keys import is_usable, require_usable
 from consensus_orm.declaration.parts import Parent
+from consensus_orm.declaration.row_keys import encoded
 from consensus_orm.events import MismatchEvent
 from consensus_orm.ledgers import changes, images, mismatches
-from consensus_orm.ledgers.binding import among
+from consensus_orm.ledgers.binding import among, keys_of
 from consensus_orm.phase import Side
-from consensus_orm.repository.carrying import ParentKey, parents_of, settle
+from consensus_orm.repository.carrying import ParentKey, go_ahead, parents_of, settle
 from consensus_orm.repository.routed_reads import RoutedReads, Values, is_of_the_whole
 from consensus_orm.settings import Isolation, OnMismatch
 from consensus_orm.statements.parents import ParentStatements
@@ -102,6 +103,7 @@ class DualWrite(RoutedReads):
         return [self.add(row) for row in check.several("rows", rows)]
 
     def _insert_both(self, parameters: Values) -> Any:
+        self._go_ahead(parameters)
         if parameters["_key"] is None and self.sql.write_both is not None:
             written = self._insert_together(self.sql.write_both, parameters)
             if written is not None:
@@ -118,6 +120,16 @@ class DualWrite(RoutedReads):
         elif self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
         return key
+
+    def _go_ahead(self, parameters: Values) -> None:
+        """Let the shadow have the rows that a row refers to, where the backfill has not come to them."""
+        shadow = self.uow.phase.truth.other
+        for of in self.pair.references(shadow):
+            fields = {name: parameters[bound] for name, bound in self.sql.parameters.items()}
+            fields |= self.pair.key_values(parameters["_key"]) if parameters["_key"] is not None else {}
+            named = encoded([fields.get(name) for name in of.columns[Side.LEGACY]])
+            if is_usable(self.pair, named) and named != parameters["_key"]:
+                self._write(shadow, parameters["_key"], partial(go_ahead, self.uow, self.pair, [named], shadow))
 
     @property
     def _draws_its_keys(self) -> bool:
@@ -287,6 +299,7 @@ class DualWrite(RoutedReads):
         if not phase.writes_legacy:
             return self._update_normalized(parameters)
         self.keep_foreign({key}, "a unit of work changed it")
+        self._go_ahead(parameters)
         mark = self.uow.catalog.last_change(self.uow)
         found: dict[Side, bool] = {}
         for side, update in ((Side.NORMALIZED, self._update_normalized), (Side.LEGACY, self._update_legacy)):
@@ -411,6 +424,12 @@ class DualWrite(RoutedReads):
             changes.forget(self.uow, changes.of_rows(self.uow, self.pair, keys).values())
             mismatches.settle(self.uow, self.pair, keys, "repaired", why)
         self._keep_both(keys, why)
+        key = self.pair.key_from(values)
+        if self.pair.references(self.uow.phase.truth) and self.uow._rows(
+            self.sql.present(self.uow.phase.truth), among(keys)
+        ):  # other rows may refer to the one that is there
+            self._storing(values)._change(key, values)
+            return
         self._delete_keys(keys, self._written_sides())
         self._storing(values).add(values)
 
@@ -476,6 +495,8 @@ class DualWrite(RoutedReads):
     def _find(self, found: dict[Side, set[Any]], side: Side, filters: Values, parameters: Values) -> None:
         empty = frozenset(name for name, value in filters.items() if value is None)
         found[side] = {key for (key,) in self.uow._rows(self.sql.keys(side, tuple(filters), empty), parameters)}
+        if found[side] and (cascaded := self.sql.cascaded(side)) is not None:
+            found[side] |= set(keys_of(self.uow, cascaded, among(found[side])))
 
     def _delete_normalized(self, keys: str) -> None:
         parents = parents_of(self.uow, self.pair, json.loads(keys))

@@ -26,13 +26,13 @@ from consensus_orm.declaration.parts import Parent, Part
 from consensus_orm.declaration.row_keys import parts, row_key
 from consensus_orm.declaration.rules import Row, columns_of, on
 from consensus_orm.phase import Side
+from consensus_orm.statements.references import ReferenceStatements
 from consensus_orm.statements.rendering import Overwritten, table_of
-from consensus_orm.statements.rows import PairRows
 
 __all__ = ["CarryStatements"]
 
 
-class CarryStatements(PairRows):
+class CarryStatements(ReferenceStatements):
     """Many rows, from one side to the other."""
 
     def carry_parents(
@@ -63,6 +63,7 @@ class CarryStatements(PairRows):
         values: dict[str, ColumnElement[Any]] = self.keyed(Side.NORMALIZED, self.legacy_key) | self.own_values(row)
         values |= self.marked
         values |= {parent.refers.key: parent.key_at for parent in self.pair.parents}
+        values = self.held(Side.NORMALIZED, values)
         rows = select(*values.values()).select_from(self._with_parents(legacy, row)).where(criterion)
         return self._insert_from(Side.NORMALIZED, values, rows, self.pair.unique, overwrite=overwrite)
 
@@ -70,7 +71,7 @@ class CarryStatements(PairRows):
         """Insert the legacy rows of normalized rows; rows that are there stand, or are overwritten."""
         row = self.normalized_row()
         values: dict[str, Any] = self.keyed(Side.LEGACY, self.pair.key) | {name: row[name] for name in row}
-        values |= self.legacy_constants
+        values = self.held(Side.LEGACY, values | self.legacy_constants)
         rows = select(*values.values()).select_from(self._joined(self.pair.table)).where(criterion)
         return self._insert_from(Side.LEGACY, values, rows, self.pair.legacy_keys, overwrite=overwrite)
 
@@ -136,7 +137,11 @@ class CarryStatements(PairRows):
     def carry_new(self) -> str | None:
         """What `backfill` does, and more, with one statement, where the database saves work by that."""
         alone = len(self.pair.parents) != 1 or self.pair.originals is not None or bool(self.pair.tables_beside)
-        return None if alone else self.rendering.carry_new(self, self.in_range(Side.LEGACY))
+        return (
+            None
+            if alone or self.pair.references(Side.NORMALIZED)
+            else self.rendering.carry_new(self, self.in_range(Side.LEGACY))
+        )
 
     @cached_property
     def overwrite_normalized(self) -> tuple[str, ...]:

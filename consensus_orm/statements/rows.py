@@ -315,7 +315,7 @@ class PairRows:
 
     def agreement(self, row: Row, table: FromClause | None = None) -> dict[str, ColumnElement[bool]]:
         """For each normalized column, whether it holds what a row demands: the comparison, in one place."""
-        return self._carried_agree(row, table) | self._computed_agree(row, table)
+        return _merged(self._carried_agree(row, table), self._computed_agree(row, table))
 
     def _carried_agree(self, row: Row, table: FromClause | None = None) -> dict[str, ColumnElement[bool]]:
         own = self.pair.table if table is None else table
@@ -331,7 +331,7 @@ class PairRows:
             found[f"{many.table.name}.{many.item.key}"] = equal
         names = (*self.pair.restored, *self.pair.listed)
         back = self.normalized_row(own) if names else row
-        return found | {name: holds(row[name], back[name]) for name in names}
+        return _merged(found, {name: holds(row[name], back[name]) for name in names})
 
     def _computed_agree(self, row: Row, table: FromClause | None = None) -> dict[str, ColumnElement[bool]]:
         own = self.pair.table if table is None else table
@@ -447,6 +447,13 @@ class PairRows:
             for of, rule in self.pair.computed.items()
         ]
         return or_(FALSE, *replaced)
+
+
+def _merged(
+    one: dict[str, ColumnElement[bool]], other: dict[str, ColumnElement[bool]]
+) -> dict[str, ColumnElement[bool]]:
+    """The comparisons of both; columns of either side may have one name."""
+    return one | {name: and_(one[name], agrees) if name in one else agrees for name, agrees in other.items()}
 
 
 def _null_safe(a: ColumnElement[Any], b: ColumnElement[Any]) -> ColumnElement[bool]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import BigInteger, ForeignKey, Integer, Text, Uuid, create_engine, insert
+from sqlalchemy import BigInteger, Integer, Text, Uuid, create_engine, insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Move, Moves, Phase, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.declaration.row_keys import encoded
-from consensus_orm.errors import ConfigurationError, InvalidValueError, MismatchError
+from consensus_orm.errors import InvalidValueError, MismatchError
 from consensus_orm.external import Mirror, Stage
 from consensus_orm.settings import Settings
 from consensus_orm.testing.sinks import MemorySink
@@ -278,26 +278,6 @@ def test_a_mismatch_names_the_key(store: Store, new_database: Database) -> None:
     ):
         uow.repository(SEATS).add({"uid": ONE, "hall": 77, "name": "n", "taken": "yes"})
     assert raised.value.key == encoded([ONE, 77, "n"])
-
-
-def test_a_reference_to_the_own_table_is_refused() -> None:
-    """A row could be carried before the one that it refers to."""
-
-    class Own(DeclarativeBase):
-        pass
-
-    class Old(Own):
-        __tablename__ = "old"
-        id: Mapped[int] = mapped_column(BIG, primary_key=True)
-        boss: Mapped[int | None] = mapped_column(BIG)
-
-    class New(Own):
-        __tablename__ = "new"
-        id: Mapped[int] = mapped_column(BIG, primary_key=True)
-        boss_id: Mapped[int | None] = mapped_column(ForeignKey("new.id"))
-
-    with pytest.raises(ConfigurationError, match="boss_id of new refers to new itself"):
-        Moves(Move(Old, New, key={Old.id: New.id}, columns={New.boss_id: Old.boss}))
 
 
 def test_a_lost_side_is_made_again(store: Store, new_database: Database) -> None:

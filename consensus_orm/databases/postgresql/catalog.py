@@ -30,6 +30,7 @@ from consensus_orm.databases.postgresql.dependencies import dependencies
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
 from consensus_orm.databases.postgresql.legacy_tables import PostgresLegacyTables
+from consensus_orm.databases.postgresql.references import references
 from consensus_orm.declaration.move import Move
 from consensus_orm.models.control import Change, GuardRecord
 from consensus_orm.phase import Phase, Side
@@ -107,6 +108,7 @@ class PostgresCatalog(Catalog):
     longest_chunk = (0.3, 20)
     legacy = PostgresLegacyTables()
     key_faults = staticmethod(key_faults)
+    references = staticmethod(references)
 
     @staticmethod
     def dependencies(uow: Transaction) -> Iterator[Dependency]:

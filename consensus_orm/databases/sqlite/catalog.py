@@ -18,6 +18,7 @@ from consensus_orm.databases.sqlite.dependencies import dependencies
 from consensus_orm.databases.sqlite.key_faults import key_faults
 from consensus_orm.databases.sqlite.legacy_tables import SQLiteLegacyTables
 from consensus_orm.databases.sqlite.parameters import codec
+from consensus_orm.databases.sqlite.references import references
 from consensus_orm.databases.sqlite.triggers import for_phase
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.keys import LARGEST
@@ -53,6 +54,7 @@ class SQLiteCatalog(Catalog):
     longest_chunk = (0.025, 1)
     legacy = SQLiteLegacyTables()
     key_faults = staticmethod(key_faults)
+    references = staticmethod(references)
     dependencies = staticmethod(dependencies)
 
     def tables(self, uow: Transaction) -> set[str]:

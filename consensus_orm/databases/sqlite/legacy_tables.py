@@ -67,6 +67,13 @@ def _number(kind: str, table: str, sequence: object) -> int | None:
     raise unsafe(kind, table)
 
 
+_REFERENCES = (
+    'SELECT DISTINCT f."from" FROM pragma_foreign_key_list(:name) AS f JOIN pragma_table_info(:name) AS c'
+    ' ON c.name = f."from" COLLATE NOCASE WHERE f."table" = :name COLLATE NOCASE AND c.pk = 0 AND c."notnull" = 0'
+)
+"""The columns of a table that refer to other rows of it, and can be NULL."""
+
+
 class SQLiteLegacyTables(LegacyTables):
     """Drops the legacy tables of a SQLite file, and brings them back."""
 
@@ -137,8 +144,16 @@ class SQLiteLegacyTables(LegacyTables):
         operations(uow).drop_table(name)
 
     def empty(self, uow: Transaction, name: str, rows: int) -> int:
-        """Delete at most so many rows of a renamed table, and drop the table if it has none."""
+        """Delete at most so many rows of a renamed table, and drop the table if it has none.
+
+        Where rows refer to other rows of the table, these references are emptied first.
+        """
         row = ", ".join(self._row_identity(uow, name))
+        for (column,) in uow._rows(_REFERENCES, {"name": name}):
+            referring = f"SELECT {row} FROM {quoted(name)} WHERE {quoted(column)} IS NOT NULL LIMIT ?"
+            empty = f"UPDATE {quoted(name)} SET {quoted(column)} = NULL WHERE ({row}) IN ({referring})"
+            if emptied := uow._execute(empty, (rows,)).rowcount:
+                return int(emptied)
         chunk = f"SELECT {row} FROM {quoted(name)} LIMIT ?"
         deleted = uow._execute(f"DELETE FROM {quoted(name)} WHERE ({row}) IN ({chunk})", (rows,)).rowcount
         if not deleted:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Enum,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Integer,
     Interval,
     LargeBinary,
@@ -70,7 +71,7 @@ class Case:
         rows: Rows of each legacy table, by column, as any program may have written them; a list where there is one.
         new: A row for the repository of each move, of one where there is one; `{n}` in a text, and `...`, become a
             number that goes up.
-        foreign: Statements of another program, by side: what it writes on the one that it knows.
+        foreign: Statements of another program, by side: what it writes on the one that it knows; and `before` all.
         rejected: How many of the rows of each move cannot be carried.
         judged: What queries of another program give in phases that write a side.
     """
@@ -1369,6 +1370,115 @@ def text_date_to_date() -> Case:
     )
 
 
+def self_reference() -> Case:
+    """Rows refer to others of their table: to later ones, in a circle, and to themselves."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class EmployeeOld(Base):
+        __tablename__ = "employees_old"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        name: Mapped[str] = mapped_column(Text)
+        manager_id: Mapped[int | None] = mapped_column(ForeignKey("employees_old.id"), index=True)
+
+    class Employee(Base):
+        __tablename__ = "employees"
+        id: Mapped[int] = mapped_column(BIG, primary_key=True)
+        full_name: Mapped[str] = mapped_column(Text)
+        boss_id: Mapped[int | None] = mapped_column(ForeignKey("employees.id"), index=True)
+
+    move = Move(
+        EmployeeOld,
+        Employee,
+        name="employees",
+        key={EmployeeOld.id: Employee.id},
+        columns={Employee.full_name: EmployeeOld.name, Employee.boss_id: EmployeeOld.manager_id},
+    )
+    return Case(
+        Moves(move),
+        Base.metadata,
+        [{"name": name} for name in ("Ada", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus")],
+        {"name": "new {n}", "manager_id": 6},
+        {
+            "before": [
+                "UPDATE employees_old SET manager_id = CASE id WHEN 6 THEN 7 WHEN 5 THEN 4 WHEN 4 THEN 5 END",
+                "UPDATE employees_old SET manager_id = CASE id WHEN 1 THEN 1 WHEN 2 THEN 6 ELSE 2 END WHERE id < 4",
+            ],
+            "legacy": [
+                "INSERT INTO employees_old (name, manager_id) VALUES ('foreign', 2)",
+                "UPDATE employees_old SET manager_id = 6 WHERE name = 'Ada'",
+                "UPDATE employees_old SET manager_id = NULL WHERE name = 'Eve'",
+                "DELETE FROM employees_old WHERE name IN ('Cyd', 'Dan')",
+            ],
+            "normalized": [
+                "INSERT INTO employees (full_name, boss_id) VALUES ('other', 5)",
+                "UPDATE employees SET boss_id = 1 WHERE full_name = 'Gus'",
+                "DELETE FROM employees WHERE full_name = 'foreign'",
+            ],
+        },
+        judged={"normalized": {"SELECT count(*) FROM employees WHERE boss_id = 6 AND full_name IN ('Ada', 'Bob')": 2}},
+    )
+
+
+def composite_self_reference() -> Case:
+    """Answers refer to comments of their page, by both columns of the key, and go with them."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class CommentOld(Base):
+        __tablename__ = "comments_old"
+        __table_args__ = (
+            ForeignKeyConstraint(["page", "answers"], ["comments_old.page", "comments_old.nr"], ondelete="CASCADE"),
+        )
+        page: Mapped[str] = mapped_column(Text, primary_key=True)
+        nr: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        answers: Mapped[int | None] = mapped_column(BIG)
+        text: Mapped[str | None] = mapped_column(Text)
+
+    class Comment(Base):
+        __tablename__ = "comments"
+        __table_args__ = (
+            ForeignKeyConstraint(["page", "parent"], ["comments.page", "comments.number"], ondelete="CASCADE"),
+        )
+        number: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+        page: Mapped[str] = mapped_column(Text, primary_key=True)
+        parent: Mapped[int | None] = mapped_column(BIG)
+        text: Mapped[str] = mapped_column(Text)
+
+    move = Move(
+        CommentOld,
+        Comment,
+        name="comments",
+        key={CommentOld.page: Comment.page, CommentOld.nr: Comment.number},
+        columns={Comment.parent: CommentOld.answers, Comment.text: Default(CommentOld.text, "-")},
+    )
+    rows = [{"page": page, "nr": nr} for page in ("a", "b") for nr in range(1, 5)]
+    return Case(
+        Moves(move),
+        Base.metadata,
+        rows,
+        {"page": "a", "nr": ..., "answers": 104, "text": "new"},
+        {
+            "before": [
+                "UPDATE comments_old SET nr = nr + 100",
+                "UPDATE comments_old SET answers = CASE nr WHEN 101 THEN 104 WHEN 104 THEN 103 WHEN 102 THEN 101 END",
+            ],
+            "legacy": [
+                "INSERT INTO comments_old VALUES ('b', 1, 102, 'foreign')",
+                "UPDATE comments_old SET answers = 104 WHERE page = 'b' AND nr = 102",
+            ],
+            "normalized": [
+                "INSERT INTO comments (page, number, parent, text) VALUES ('b', 2, 1, 'other')",
+                "DELETE FROM comments WHERE page = 'a' AND number = 102",
+                "UPDATE comments SET parent = NULL WHERE parent = 103",
+            ],
+        },
+        judged={"normalized": {"SELECT count(*) FROM comments WHERE page = 'b' AND parent = 104": 2}},
+    )
+
+
 def column_types() -> Case:
     """Columns of all types, a default of the server, and generated columns on either side."""
 
@@ -1443,5 +1553,7 @@ CASES = {
     "UUID key": uuid_key,
     "UUID key with parts": uuid_key_with_parts,
     "composite keys into one": composite_keys_into_one,
+    "self-reference": self_reference,
+    "self-reference by a composite key": composite_self_reference,
 }
 """What makes each case: its tables are declared anew, so that no two tests share a class."""

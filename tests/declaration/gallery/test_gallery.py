@@ -39,6 +39,8 @@ def prepared(database: Database, case: Case) -> None:
             for row in case.rows_of(move.legacy_name):
                 connection.execute(insert(move.legacy_table), row)
     engine.dispose()
+    for statement in case.foreign.get("before", ()):
+        database.script(statement)
 
 
 def legacy(database: Database, case: Case) -> list[list[Any]]:
