@@ -35,6 +35,7 @@ REPLACEABLE = (
     "consensus_orm_images",
     "consensus_orm_certificates",
     "consensus_orm_backfill",
+    "consensus_orm_ranges",
     "consensus_orm_control",
     "consensus_orm_samples",
     "consensus_orm_keeper",
