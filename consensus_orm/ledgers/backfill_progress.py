@@ -12,7 +12,7 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers.binding import Key, bound, milliseconds, stored
 from consensus_orm.models.control import BackfillCheckpoint, BackfillRange
 
-__all__ = ["NOT_BEGUN", "BackfillProgress", "forget", "hold", "move", "of"]
+__all__ = ["NOT_BEGUN", "BackfillProgress", "forget", "forget_ranges", "hold", "move", "of"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ _MOVE = _BEGIN.on_conflict_do_update(  # SQLite has the same syntax
 )
 _BEGIN_ONCE = _BEGIN.on_conflict_do_nothing()
 _HOLD = _OF.with_for_update()
-_FORGET = (delete(BackfillCheckpoint), delete(BackfillRange))
-_FORGET_RANGES = delete(BackfillRange).where(BackfillRange.pair == bindparam("pair"))
+_FORGET = delete(BackfillCheckpoint)
+_FORGET_RANGES = delete(BackfillRange)
+_FORGET_RANGES_OF = _FORGET_RANGES.where(BackfillRange.pair == bindparam("pair"))
 
 
 def of(uow: Transaction, pair: Move) -> BackfillProgress:
@@ -67,10 +68,15 @@ def move(uow: Transaction, pair: Move, last_key: Key, rows: int, *, finished: bo
     facts = {"pair": pair.name, "last_key": stored(uow, last_key), "rows": rows, "finished": finished}
     uow._execute(_MOVE, {**facts, "started_at": at, "updated_at": at})
     if finished:
-        uow._execute(_FORGET_RANGES, {"pair": pair.name})
+        uow._execute(_FORGET_RANGES_OF, {"pair": pair.name})
 
 
 def forget(uow: Transaction) -> None:
     """Have the backfill of every pair start from the beginning."""
-    for statement in _FORGET:
-        uow._execute(statement)
+    uow._execute(_FORGET)
+    forget_ranges(uow)
+
+
+def forget_ranges(uow: Transaction) -> None:
+    """Have the backfill go on from the checkpoints alone, whatever ranges workers have cut behind them."""
+    uow._execute(_FORGET_RANGES)

@@ -63,6 +63,7 @@ def backfill(
             new_rejects += carried.rejects + _reject_keyless(reading, writing, pair)
         adopted += catch_up(writing, _drain)
         return BackfillReport(rows, new_rejects, adopted, time.monotonic() - started)
+    writing.run(backfill_progress.forget_ranges)
     with checkpoints.beside(engine) as log, second_thread as comparing:
         for pair in statements.mapping:
             _print_statements(statements, pair)
