@@ -24,6 +24,7 @@ __all__ = [
     "check_managed",
     "check_table",
     "is_control",
+    "lost",
     "refuse_another_move",
     "refuse_stray_tables",
     "relations",
@@ -149,6 +150,15 @@ def user_version(connection: Any) -> int | None:
     if not isinstance(connection, sqlite3.Connection):
         return None
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def lost(connection: Any, version: str | None) -> tuple[str, ...]:
+    """What revisions have made besides tables, and another program has dropped: of a server at the newest revision."""
+    if version != REVISIONS[-1] or isinstance(connection, sqlite3.Connection):
+        return ()
+    from consensus_orm.databases.postgresql import access
+
+    return access.missing(connection)
 
 
 # Checks ---------------------------------------------------------------------------------------------------
