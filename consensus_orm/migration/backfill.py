@@ -56,7 +56,7 @@ def backfill(
     engine, statements, second_thread = writing.run(_begin)
     if workers is not None and writing.run(partial(may_share, workers=workers)):
         claiming = replace(writing, lock=Lock.RANGE)
-        for pair in statements.mapping:
+        for pair in statements.moves:
             _print_statements(statements, pair)
             carried = carry_together(reading, claiming, pair, workers, progress)
             rows += carried.rows

@@ -144,7 +144,7 @@ class ParentStatements:
         statement = update(table).values(self.derived(table)).where(in_keys(self.parent.key))
         return self.render(statement)
 
-    @cache  # noqa: B019 - lives as long as the mapping does
+    @cache  # noqa: B019 - lives as long as the declaration does
     def refresh_in_range(self, pair: Move) -> tuple[str, ...]:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
         if not self.refresh:

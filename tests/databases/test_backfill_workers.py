@@ -21,7 +21,7 @@ def test_two_claimants_get_disjoint_ranges(every_phase: ConsensusStore) -> None:
     """At the same time; what one of them gives up is free for the next, and a third waits for neither."""
     claiming, pair = (
         Transactions(every_phase._units, lock=Lock.RANGE),
-        every_phase._units.statements.mapping["artifacts"],
+        every_phase._units.statements.moves["artifacts"],
     )
     with claiming() as uow:
         for first in (1, 11):
