@@ -167,6 +167,10 @@ class Settings(BaseSettings):
     """The shortest pause between two chunks; a quarter of it while no other process writes. While others write to a
     file, the pause lasts as long as the lock was held."""
 
+    max_lag: Duration | None = None
+    """How far a streaming replica of a server may be behind while a step carries rows: the step waits between chunks
+    while one is further behind. Not looked at where not given; needs the rights of pg_read_all_stats."""
+
     retry_attempts: int = Field(default=6, ge=1)
     """Tries of a unit of work, the first included."""
     retry_initial: Wait = timedelta(milliseconds=100)

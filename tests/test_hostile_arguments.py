@@ -151,7 +151,7 @@ VALID: dict[str, dict[str, dict[str, Any]]] = {
     "Migration": {
         "status": {},
         "upgrade": {"progress": None, "rewrite": False, "protect": None},
-        "backfill": {"progress": None},
+        "backfill": {"progress": None, "workers": None},
         "verify": {"progress": None},
         "advance": {
             "to": "cutover",

@@ -128,7 +128,7 @@ SURFACE: dict[type, dict[str, str]] = {
     Migration: {
         "status": "",
         "upgrade": "progress=None, *, rewrite=False, protect=None",
-        "backfill": "progress=None",
+        "backfill": "progress=None, *, workers=None",
         "verify": "progress=None",
         "advance": "to=None, *, reason=None, force=False, soak=True, wait=None, keep_tables=False, progress=None",
         "rollback": "to=None, *, reason=None, progress=None",

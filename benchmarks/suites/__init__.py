@@ -24,6 +24,7 @@ NAMES = (
     "imports",
     "outbox",
     "postgresql",
+    "workers",
 )
 """In the order in which they run."""
 

@@ -161,7 +161,7 @@ EXCEPT_ALL = f"SELECT count(*) FROM (({_HERE} EXCEPT ALL {_THERE}) UNION ALL ({_
 
 
 @contextmanager
-def _database(template: str | None = None) -> Iterator[str]:
+def database(template: str | None = None) -> Iterator[str]:
     """An empty database, or a clone of one."""
     if (url := os.environ.get("CONSENSUS_ORM_BENCH_POSTGRES")) is not None:
         os.environ["CONSENSUS_ORM_TEST_POSTGRES"] = url
@@ -208,13 +208,13 @@ def _take(url: str, phase: Phase) -> None:
 
 @contextmanager
 def _store(phase: Phase, rows: int) -> Iterator[ConsensusStore]:
-    with _filled(phase, rows) as url, ConsensusStore.open(url) as store:
+    with filled(phase, rows) as url, ConsensusStore.open(url) as store:
         yield store
 
 
 @contextmanager
-def _filled(phase: Phase, rows: int, text: str | None = None) -> Iterator[str]:
-    with _database() as url:
+def filled(phase: Phase, rows: int, text: str | None = None) -> Iterator[str]:
+    with database() as url:
         _fill(url, rows, text)
         _take(url, phase)
         yield url
@@ -246,7 +246,7 @@ def _rows_of(bench: Bench, round_: int) -> Iterator[dict[str, Any]]:
 @WRITES.case()
 def raw_four(bench: Bench) -> Iterator[Work]:
     """psycopg: artifact, run, its id, output; uncompared"""
-    with _filled(Phase.DUAL_WRITE, bench.times(ROWS)) as url, _raw(url) as connection:
+    with filled(Phase.DUAL_WRITE, bench.times(ROWS)) as url, _raw(url) as connection:
         connection.execute("SET consensus_orm.by = 'repository'")  # no trigger notes what is written
 
         def work(round_: int) -> None:
@@ -283,7 +283,7 @@ def through_pgbouncer(bench: Bench) -> Iterator[Work]:
     from tests.support import poolers
 
     with (
-        _filled(Phase.DUAL_WRITE, bench.times(ROWS)) as url,
+        filled(Phase.DUAL_WRITE, bench.times(ROWS)) as url,
         poolers.pooled(url, "transaction") as pooler,
         ConsensusStore.open(pooler.url(url)) as store,
     ):
@@ -300,7 +300,7 @@ def _ids(bench: Bench, round_: int) -> list[int]:
 @contextmanager
 def _raw_reads(bench: Bench, side: Side) -> Iterator[tuple[psycopg.Connection[Any], bytes]]:
     phase = Phase.DUAL_WRITE if side is Side.LEGACY else Phase.CUTOVER
-    with _filled(phase, bench.times(ROWS)) as url, _raw(url) as connection:
+    with filled(phase, bench.times(ROWS)) as url, _raw(url) as connection:
         yield connection, BY_ID[side].encode()
 
 
@@ -361,9 +361,9 @@ def own(bench: Bench, phase: Phase) -> Iterator[Work]:
 
 
 @contextmanager
-def _template(bench: Bench, phase: Phase) -> Iterator[str]:
+def uncarried(bench: Bench, phase: Phase) -> Iterator[str]:
     """The name of a database to clone: rows that nobody carried yet."""
-    with _database() as url:
+    with database() as url:
         _fill(url, bench.rows, TEXT)
         with ConsensusStore.open(url) as store:
             store.migration.upgrade()
@@ -375,10 +375,10 @@ def _template(bench: Bench, phase: Phase) -> Iterator[str]:
 @BACKFILL.case()
 def raw_chunks(bench: Bench) -> Iterator[Work]:
     """psycopg, the same set-based SQL in chunks of 20,000, uncompared"""
-    with _template(bench, Phase.EXPAND) as template:
+    with uncarried(bench, Phase.EXPAND) as template:
 
         def work(round_: int) -> dict[str, float]:
-            with _database(template) as url, _raw(url) as connection:
+            with database(template) as url, _raw(url) as connection:
                 started = time.perf_counter()
                 for first in range(1, bench.rows + 1, CHUNK):
                     with connection.transaction():
@@ -404,10 +404,10 @@ def _backfilled(url: str, rows: int, **settings: Any) -> dict[str, float]:
 @BACKFILL.case(1000, 20_000)
 def our_chunks(bench: Bench, chunk: int) -> Iterator[Work]:
     """consensus_orm, compared, CHUNK_ROWS={}, of which alone 20 times as many may go in one transaction"""
-    with _template(bench, Phase.DUAL_WRITE) as template:
+    with uncarried(bench, Phase.DUAL_WRITE) as template:
 
         def work(round_: int) -> dict[str, float]:
-            with _database(template) as url:
+            with database(template) as url:
                 return _backfilled(url, bench.rows, chunk_rows=chunk)
 
         yield work
@@ -416,10 +416,10 @@ def our_chunks(bench: Bench, chunk: int) -> Iterator[Work]:
 @BACKFILL.case()
 def beside_a_writer(bench: Bench) -> Iterator[Work]:
     """consensus_orm, beside a process that writes an artifact every 2 ms"""
-    with _template(bench, Phase.DUAL_WRITE) as template:
+    with uncarried(bench, Phase.DUAL_WRITE) as template:
 
         def work(round_: int) -> dict[str, float]:
-            with _database(template) as url:
+            with database(template) as url:
                 with live_writer(url) as waited:
                     found = _backfilled(url, bench.rows)
                 return found | waited
@@ -428,7 +428,7 @@ def beside_a_writer(bench: Bench) -> Iterator[Work]:
 
 
 def _asked(bench: Bench, question: str) -> Iterator[Work]:
-    with _filled(Phase.CUTOVER, bench.rows, TEXT) as url, _raw(url) as connection:
+    with filled(Phase.CUTOVER, bench.rows, TEXT) as url, _raw(url) as connection:
 
         def work(round_: int) -> None:
             assert connection.execute(question.encode()).fetchone() == (0,)
@@ -451,7 +451,7 @@ def raw_except_all(bench: Bench) -> Iterator[Work]:
 @VERIFY.case()
 def our_verify(bench: Bench) -> Iterator[Work]:
     """consensus_orm, with its certificate"""
-    with _filled(Phase.CUTOVER, bench.rows, TEXT) as url, ConsensusStore.open(url) as store:
+    with filled(Phase.CUTOVER, bench.rows, TEXT) as url, ConsensusStore.open(url) as store:
 
         def work(round_: int) -> None:
             report = store.migration.verify()

@@ -111,14 +111,20 @@ def _protection(version: int) -> str:
     return f"{version}, which is another application's, and stays"
 
 
-@main.command(examples=["backfill"])
+@main.command(examples=["backfill", "backfill --workers 4 --url postgresql://app@db/consensus"])
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="On a server: carry with N workers, which share the rows with those of other processes and hosts.",
+)
 @on_event_option
 @json_option
 @app_command
-def backfill(app: App, as_json: bool) -> None:
+def backfill(app: App, workers: int | None, as_json: bool) -> None:
     """Carry the existing rows; continues where it stopped."""
     with app.store() as store, Bars("backfill", quiet=as_json) as bars:
-        report = store.migration.backfill(bars.rows)
+        report = store.migration.backfill(bars.rows, workers=workers)
         open_rejects = len(store.migration.rejects())
         app.tell("step_done", action="backfill", told=told(report), seconds=report.seconds)
     if as_json:

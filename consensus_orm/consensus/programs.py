@@ -126,6 +126,7 @@ def identify(connection: Any) -> Identity:
         rewritten=tuple(FOUNDING) if kind in PROGRAMS else (),
         made_by=PROGRAMS.get(kind),
         is_foreign=kind is Program.NEW and bool(inspection.table_names(there)),
+        lost=inspection.lost(connection, version),
     )
 
 

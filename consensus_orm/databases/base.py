@@ -475,6 +475,18 @@ class Catalog(ABC):
     def require_whole(self, uow: Transaction) -> None:
         """Have a statement of this transaction fail where the row security of a server would leave rows out."""
 
+    def replication(self, uow: Transaction) -> tuple[int, int, float] | None:
+        """How far the replicas are that follow this database; None where there are none, as of a file.
+
+        Returns:
+            The position up to which the write-ahead log was written; that up to which every replica has replayed it;
+            and the longest lag that the server reports, in seconds.
+
+        Raises:
+            ConfigurationError: The role may not see it.
+        """
+        return None
+
     @abstractmethod
     def unseen(self, uow: Transaction) -> Iterator[str]:
         """Why this connection does not see all rows of a table that this package reads, for each such table."""

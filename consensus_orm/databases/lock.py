@@ -18,14 +18,17 @@ class Lock(IntEnum):
     """Reads one snapshot, without any lock."""
     WRITE = 1
     """Writes rows, at the same time as other writers."""
-    CARRY = 2
+    RANGE = 2
+    """Carries rows of a range that no other unit carries: excludes what CARRY excludes, but not others of its kind. At
+    READ COMMITTED on a server, whatever the settings say: units that share rows of parents would fail otherwise."""
+    CARRY = 3
     """Carries rows from one side to the other: excludes other units that carry or delete rows, not those that add."""
-    ALONE = 3
+    ALONE = 4
     """Writes rows while no other unit of work writes: excludes every other writer."""
-    FLIP = 4
+    FLIP = 5
     """Changes the phase: excludes every other writer."""
 
     @property
     def carries(self) -> bool:
         """Whether a unit of work moves rows or phases, and does not write for the application."""
-        return self in (Lock.CARRY, Lock.FLIP)
+        return self in (Lock.RANGE, Lock.CARRY, Lock.FLIP)

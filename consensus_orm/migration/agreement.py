@@ -10,7 +10,8 @@ from consensus_orm import validation as check
 from consensus_orm.ledgers import guards, signs
 from consensus_orm.ledgers.selection import Selection
 from consensus_orm.migration import demands
-from consensus_orm.migration.backfill import BackfillReport, backfill, require_dual_write
+from consensus_orm.migration.backfill import BackfillReport, backfill
+from consensus_orm.migration.carrying import require_dual_write
 from consensus_orm.migration.planning import Choice
 from consensus_orm.migration.rebuild import rebuild as rebuild_side
 from consensus_orm.migration.reconcile import ReconcileReport, reconcile
@@ -28,20 +29,27 @@ __all__ = ["Agreement"]
 class Agreement(MigrationRecords):
     """Makes both sides equal, and certifies that they are."""
 
-    def backfill(self, progress: Watch = None) -> BackfillReport:
+    def backfill(self, progress: Watch = None, *, workers: int | None = None) -> BackfillReport:
         """Carry the rows that were there before the dual write; continues where an earlier run stopped.
 
         Args:
             progress: Called after each chunk.
+            workers: On a server, how many workers carry rows at the same time; each takes a connection of the pool.
+                They share the ranges of keys with the workers of every other process and host that was given a number,
+                1 included, and a throttle limits all of them together. Where left out, this process carries all rows.
 
         Returns:
-            What was done.
+            What was done, by the workers of this process.
 
         Raises:
             WrongPhaseError: Both sides are not being written.
+            InvalidValueError: More than one worker for a file, or more than the pool has connections.
+            ConfigurationError: `MAX_LAG` is set, and the role may not see how far the replicas are behind.
         """
+        if workers is not None and check.position("workers", workers) < 1:
+            raise check.invalid("workers", "must be above 0")
         require_dual_write(self.phase)  # before a writing unit of work would prepare the file
-        return backfill(self._reading, self._writing, progress)
+        return backfill(self._reading, self._writing, progress, workers=workers)
 
     def verify(self, progress: Watch = None) -> VerifyReport:
         """Compare both sides whole and certify what was seen.

@@ -12,29 +12,30 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sqlalchemy import Engine
 
-from consensus_orm import errors
+from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.sqlite import checkpoints
 from consensus_orm.databases.sqlite.checkpoints import Checkpoints
 from consensus_orm.declaration.move import Move
 from consensus_orm.events import BackfillEvent
-from consensus_orm.ledgers import backfill_progress, changes, guards, rejects, samples
-from consensus_orm.ledgers.binding import Key, among, keys_of
+from consensus_orm.ledgers import backfill_progress, changes, guards, samples
+from consensus_orm.ledgers.binding import Key, keys_of
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import carry_range, reject_unequal
+from consensus_orm.migration.carrying import carry_range, is_newer, require_dual_write, settle_unequal
 from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.ranges import Range, next_range
 from consensus_orm.migration.settling import CHANGES_IN_ONE_TRANSACTION, Drained, drain
 from consensus_orm.migration.transactions import Transactions, connections
-from consensus_orm.phase import Phase, Side
+from consensus_orm.migration.workers import carry_together, may_share
+from consensus_orm.phase import Side
 from consensus_orm.progress import Progress, Watch
-from consensus_orm.repository.carrying import carry
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["BackfillReport", "backfill", "require_dual_write"]
+__all__ = ["BackfillReport", "backfill"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,22 @@ class BackfillReport:
     seconds: float
 
 
-def backfill(reading: Transactions, writing: Transactions, progress: Watch = None) -> BackfillReport:
+def backfill(
+    reading: Transactions, writing: Transactions, progress: Watch = None, *, workers: int | None = None
+) -> BackfillReport:
     """Carry every legacy row that the normalized side does not have; see `Migration.backfill`."""
     started, rows, new_rejects, adopted = time.monotonic(), 0, 0, 0
     engine, statements, second_thread = writing.run(_begin)
+    if workers is not None and writing.run(partial(may_share, workers=workers)):
+        claiming = replace(writing, lock=Lock.RANGE)
+        for pair in statements.moves:
+            _print_statements(statements, pair)
+            carried = carry_together(reading, claiming, pair, workers, progress)
+            rows += carried.rows
+            new_rejects += carried.rejects + _reject_keyless(reading, writing, pair)
+        adopted += catch_up(writing, _drain)
+        return BackfillReport(rows, new_rejects, adopted, time.monotonic() - started)
+    writing.run(backfill_progress.forget_ranges)
     with checkpoints.beside(engine) as log, second_thread as comparing:
         for pair in statements.moves:
             _print_statements(statements, pair)
@@ -61,17 +74,6 @@ def backfill(reading: Transactions, writing: Transactions, progress: Watch = Non
             new_rejects += chunks.state.rejects + _reject_keyless(reading, writing, pair)
     adopted += catch_up(writing, _drain)
     return BackfillReport(rows, new_rejects, adopted, time.monotonic() - started)
-
-
-def require_dual_write(phase: Phase) -> None:
-    """Refuse a phase in which rows would be missed, or have nowhere to go."""
-    if not phase.compares:
-        hint = "run: consensus-orm advance dual_write" if phase < Phase.DUAL_WRITE else "there is nothing to do"
-        raise errors.WrongPhaseError(
-            f"the backfill runs while both sides are written, and the phase is {phase.name}",
-            hint=hint,
-            phase=phase,
-        )
 
 
 def _begin(uow: UnitOfWork) -> tuple[Engine, Statements, AbstractContextManager[ThreadPoolExecutor | None]]:
@@ -91,7 +93,7 @@ def _print_statements(statements: Statements, pair: Move) -> None:
     sql = statements[pair]
     _ = sql.backfill, sql.carry_new, sql.next_chunk(Side.LEGACY), sql.unequal_in_range
     for parent in statements.of_parents(pair):
-        _ = parent.refresh and parent.refresh_in_range(sql.pair)
+        _ = parent.refresh_in_range(sql.pair)
 
 
 def _reject_keyless(reading: Transactions, writing: Transactions, pair: Move) -> int:
@@ -230,7 +232,7 @@ class _Chunks:
             state = replace(state, until=uow._rows(uow.statements[self.pair].last_key(Side.LEGACY))[0][0])
         found = None
         of = next_range(uow, self.pair, Side.LEGACY, start, self.pace.size)
-        if of is not None and not _is_newer(uow, self.pair, of, state):
+        if of is not None and not is_newer(uow, self.pair, of, state.until):
             found = _Chunk(start, of)
             carry_range(uow, self.pair, of)
             samples.add(uow, samples.BACKFILL, self.pair.name, of.rows)
@@ -251,7 +253,7 @@ class _Chunks:
             state = replace(
                 state,
                 unsettled=tuple(other for other in state.unsettled if other is not chunk),
-                rejects=state.rejects + _settle(uow, self.pair, chunk.unequal.result()),
+                rejects=state.rejects + settle_unequal(uow, self.pair, chunk.unequal.result()),
                 rows=state.rows + chunk.of.rows,
             )
             if chunk.after == after:  # otherwise another backfill has moved the checkpoint meanwhile
@@ -288,24 +290,3 @@ class _Chunks:
             rows = state.rows + sum(chunk.of.rows for chunk in state.unsettled)
             rate = rows / max(time.monotonic() - self.started, 1e-6)
             self.progress(Progress(self.pair.name, min(done, self.total), self.total, rate))
-
-
-def _is_newer(uow: UnitOfWork, pair: Move, of: Range, state: _State) -> bool:
-    """Whether the rows of a range were written since the run began: on both sides, or recorded.
-
-    Without this, writers that are faster than the backfill would keep it from its end.
-    """
-    # The database compares: ranges follow the order of its keys, which is not always that of Python.
-    return bool(uow._rows(uow.statements[pair].comes_after, {"_first": of.first, "_until": state.until}))
-
-
-def _settle(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> int:
-    """Carry rows that did not come out equal once more, and reject those that still do not; returns how many."""
-    if not doubtful:
-        return 0
-    unequal = keys_of(uow, uow.statements[pair].unequal_in_keys, among(doubtful))
-    # A row that another program wrote is carried later, with its change.
-    known = rejects.on_one_side(uow, pair, Side.LEGACY) | changes.recorded_among(uow, pair, unequal)
-    stale = [key for key in unequal if key not in known]
-    carry(uow, pair, stale, Side.NORMALIZED, "the backfill carried the legacy row")
-    return reject_unequal(uow, pair, stale, Side.LEGACY).new

@@ -16,7 +16,7 @@ from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.migration import keyless
 from consensus_orm.migration.planning import differing
 from consensus_orm.migration.ranges import Range
-from consensus_orm.phase import Side
+from consensus_orm.phase import Phase, Side
 from consensus_orm.repository.carrying import adopt, carry, follow_deletes, linked_range, parents_settled
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -27,16 +27,30 @@ __all__ = [
     "adopt_range",
     "carry_range",
     "carry_reject",
+    "is_newer",
     "print_statements",
     "reject",
     "reject_unequal",
     "rejected_dependents",
+    "require_dual_write",
+    "settle_unequal",
     "unequal_among",
 ]
 
 NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
 REFERS_TO_NONE = "it refers to row {key}, which is not on the {side} side"
 ID_TAKEN_TWICE = "both sides gave its id to different rows"
+
+
+def require_dual_write(phase: Phase) -> None:
+    """Refuse a phase in which rows would be missed, or have nowhere to go."""
+    if not phase.compares:
+        hint = "run: consensus-orm advance dual_write" if phase < Phase.DUAL_WRITE else "there is nothing to do"
+        raise errors.WrongPhaseError(
+            f"the backfill runs while both sides are written, and the phase is {phase.name}",
+            hint=hint,
+            phase=phase,
+        )
 
 
 # By ranges of keys ----------------------------------------------------------------------------------------
@@ -52,7 +66,7 @@ def carry_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
             for statement in () if doubtful is None else parent.settle:
                 uow._execute(statement, {"_keys": doubtful})
         else:
-            refresh = [parent.refresh_in_range(sql.pair) for parent in parents if parent.refresh]
+            refresh = [statement for parent in parents for statement in parent.refresh_in_range(sql.pair)]
             with linked_range(uow, pair, of.bounds, Side.NORMALIZED):
                 for statement in (*sql.backfill, *refresh):
                     uow._execute(statement, of.bounds)
@@ -65,6 +79,27 @@ def adopt_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
     if keys := keys_of(uow, uow.statements[pair].foreign_in_range, of.bounds):
         with changes.not_recorded(uow):
             adopt(uow, pair, keys, "adopted on the way back")
+
+
+def is_newer(uow: UnitOfWork, pair: Move, of: Range, until: Key) -> bool:
+    """Whether the rows of a range were written since the run began: on both sides, or recorded.
+
+    Without this, writers that are faster than the backfill would keep it from its end.
+    """
+    # The database compares: ranges follow the order of its keys, which is not always that of Python.
+    return bool(uow._rows(uow.statements[pair].comes_after, {"_first": of.first, "_until": until}))
+
+
+def settle_unequal(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> int:
+    """Carry rows that did not come out equal once more, and reject those that still do not; returns how many."""
+    if not doubtful:
+        return 0
+    unequal = keys_of(uow, uow.statements[pair].unequal_in_keys, among(doubtful))
+    # A row that another program wrote is carried later, with its change.
+    known = rejects.on_one_side(uow, pair, Side.LEGACY) | changes.recorded_among(uow, pair, unequal)
+    stale = [key for key in unequal if key not in known]
+    carry(uow, pair, stale, Side.NORMALIZED, "the backfill carried the legacy row")
+    return reject_unequal(uow, pair, stale, Side.LEGACY).new
 
 
 # Rejects --------------------------------------------------------------------------------------------------

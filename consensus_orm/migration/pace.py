@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from consensus_orm.ledgers import changes, control
+from consensus_orm.migration.lag import Lag
 from consensus_orm.migration.settling import CHANGES_IN_ONE_TRANSACTION, Drained
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.progress import Tally, Watch
@@ -35,20 +36,33 @@ class Pace:
     """The pace of one step: `begin` in each of its transactions, `end` after it, `rest` before the next.
 
     An operator steers it from any process by the control row: `rest` waits while steps are paused, and after as many
-    rows as a throttle allows.
+    rows as a throttle allows. It also waits while a replica is further behind than `MAX_LAG`.
 
     Args:
         reading: Opens a reading unit of work, to look at the control row while the step is paused.
         most: How much is done in one transaction at most, in rows or changes; `chunk_rows` where left out, of which a
             server takes several times as many where no other program writes.
+        shared: Whether other workers take the same step: they would be taken for company, and the throttle is kept by
+            all of them together, not here.
+        sleep: Waits so many seconds; `time.sleep` where left out.
 
     Attributes:
         size: How much this transaction does.
         in_company: Whether others wrote since the transaction before.
     """
 
-    def __init__(self, reading: Transactions, most: int | None = None) -> None:
+    def __init__(
+        self,
+        reading: Transactions,
+        most: int | None = None,
+        *,
+        shared: bool = False,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
         self._reading = replace(reading, read_only=True)
+        self._shared = shared
+        self._sleep = sleep or time.sleep
+        self._lag = Lag()
         self._control = control.FREE
         self._most = most
         self._next = most or 0
@@ -66,12 +80,19 @@ class Pace:
                 much, however long it takes, and no rest follows: otherwise the step would never come to its end.
         """
         self._uow, self._behind = uow, behind
-        self.in_company = uow._connected.others_wrote()
+        self.in_company = not self._shared and uow._connected.others_wrote()
         self._control = control.read(uow)
         self.size = (self._next or uow.settings.chunk_rows) * (2 if behind else 1)
         if self._control.throttle is not None:
             self.size = max(min(self.size, self._control.throttle), 1)  # at most a second's rows at once
+        if uow.settings.max_lag is not None:
+            self._lag.look(uow)
         self._begun = time.monotonic()
+
+    @property
+    def throttle(self) -> int | None:
+        """How many rows a second an operator allows."""
+        return self._control.throttle
 
     def end(self) -> None:
         """Fit the size of the next transaction to how long this one took, which is committed."""
@@ -88,13 +109,20 @@ class Pace:
     def rest(self) -> None:
         """Leave the database to writers; the time since `end` counts."""
         pause = self._uow.settings.chunk_pause.total_seconds()
-        throttled = self.size / self._control.throttle if self._control.throttle else 0.0
+        throttled = self.size / self._control.throttle if self._control.throttle and not self._shared else 0.0
         # Alone a little, too: a writer that never got the lock is not noticed.
         free_until = max(self._free_until, self._begun + throttled)
-        time.sleep(max(pause if self.in_company else pause / 4, free_until - time.monotonic()))
-        while self._control.paused_at is not None:
-            time.sleep(LOOK_AGAIN)
-            self._control = self._reading.run(control.read)
+        self._sleep(max(pause if self.in_company else pause / 4, free_until - time.monotonic()))
+        most = self._uow.settings.max_lag
+        while self._control.paused_at is not None or (most is not None and self._lag.seconds > most.total_seconds()):
+            self._sleep(LOOK_AGAIN)
+            self._reading.run(self._look)
+
+    def _look(self, uow: UnitOfWork) -> None:
+        """Look again what an operator says, and how far the replicas are behind."""
+        self._control = control.read(uow)
+        if uow.settings.max_lag is not None:
+            self._lag.look(uow)
 
     def _fitting(self, held: float) -> int:
         goal, times = self._uow.catalog.longest_chunk

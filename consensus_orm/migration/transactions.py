@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.pool import QueuePool
 
+from consensus_orm.databases.engine import pool_of
 from consensus_orm.databases.lock import Lock
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
@@ -72,4 +72,4 @@ class Transactions:
 
 def connections(engine: Engine) -> int:
     """How many connections the pool of an engine lends at a time."""
-    return engine.pool.size() if isinstance(engine.pool, QueuePool) else 1
+    return pool_of(engine).size()

@@ -18,6 +18,7 @@ __all__ = [
     "UNDECIDED",
     "Acceptance",
     "BackfillCheckpoint",
+    "BackfillRange",
     "Certificate",
     "Change",
     "ControlRow",
@@ -177,6 +178,23 @@ class BackfillCheckpoint(Base):
     finished: Mapped[bool] = mapped_column(Boolean, server_default=false())
     started_at: Mapped[int] = mapped_column(BIG)
     updated_at: Mapped[int] = mapped_column(BIG)
+
+
+class BackfillRange(Base):
+    """A range of keys that workers of a backfill share; its checkpoint moves behind the first ranges that are done."""
+
+    __tablename__ = "consensus_orm_ranges"
+
+    pair: Mapped[str] = mapped_column(Text, primary_key=True)
+    number: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
+    """Grows with the keys."""
+    first_key: Mapped[Any | None] = mapped_column(Key())
+    last_key: Mapped[Any | None] = mapped_column(Key())
+    rows: Mapped[int] = mapped_column(BIG)
+    begins_at: Mapped[int] = mapped_column(BIG)
+    """When a throttle lets it begin, in ms, by the clock of the server."""
+    state: Mapped[str] = mapped_column(Text)
+    """open, carried, or done: carried and compared."""
 
 
 class Certificate(Base):
@@ -351,7 +369,7 @@ class Sample(Base):
 
 
 REPLACEABLE = (
-    *(GuardRecord, RowImage, Certificate, BackfillCheckpoint),
+    *(GuardRecord, RowImage, Certificate, BackfillCheckpoint, BackfillRange),
     *(Acceptance, ReadCount, ControlRow, Sample, KeeperState),
 )
 """Those that an upgrade makes again, empty, after another program dropped them: no other row refers to theirs."""

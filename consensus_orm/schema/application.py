@@ -39,6 +39,7 @@ class Identity:
         rewritten: The tables that an upgrade makes anew.
         made_by: The name of the program that made these, and fails on them after that.
         is_foreign: Whether it holds tables, and none of the application.
+        lost: What revisions have made besides tables, and another program has dropped.
     """
 
     kind: StrEnum
@@ -48,6 +49,7 @@ class Identity:
     rewritten: tuple[str, ...] = ()
     made_by: str | None = None
     is_foreign: bool = False
+    lost: tuple[str, ...] = ()
 
     @property
     def is_new(self) -> bool:
@@ -56,8 +58,8 @@ class Identity:
 
     @property
     def needs_upgrade(self) -> bool:
-        """Whether a revision is still to be applied."""
-        return self.version != inspection.REVISIONS[-1]
+        """Whether a revision is still to be applied, or something that one has made was dropped."""
+        return self.version != inspection.REVISIONS[-1] or bool(self.lost)
 
     @property
     def is_readable(self) -> bool:
@@ -165,4 +167,5 @@ class Application:
             frozenset(name for name in self.legacy if name.lower() in names),
             version,
             inspection.user_version(connection),
+            lost=inspection.lost(connection, version),
         )

@@ -24,6 +24,7 @@ __all__ = [
     "check_managed",
     "check_table",
     "is_control",
+    "lost",
     "refuse_another_move",
     "refuse_stray_tables",
     "relations",
@@ -38,7 +39,7 @@ VERSION_TABLE = f"{PREFIX}version"
 
 REVISIONS = (
     "0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012", "0013",
-    "0014",
+    "0014", "0016",
 )  # fmt: skip
 """The revisions this program knows, oldest first: a store opens without importing alembic."""
 
@@ -149,6 +150,15 @@ def user_version(connection: Any) -> int | None:
     if not isinstance(connection, sqlite3.Connection):
         return None
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def lost(connection: Any, version: str | None) -> tuple[str, ...]:
+    """What revisions have made besides tables, and another program has dropped: of a server at the newest revision."""
+    if version != REVISIONS[-1] or isinstance(connection, sqlite3.Connection):
+        return ()
+    from consensus_orm.databases.postgresql import access
+
+    return access.missing(connection)
 
 
 # Checks ---------------------------------------------------------------------------------------------------

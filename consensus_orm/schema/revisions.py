@@ -118,7 +118,12 @@ def upgrade(
 
     with engines.translated(engine), changing(engine, application.tables) as connection:
         # Checked again under the lock: another process may have upgraded it.
-        if application.identify(_driver(connection)).needs_upgrade:
+        found = application.identify(_driver(connection))
+        if found.lost:
+            from consensus_orm.databases.postgresql import access
+
+            access.restore(_driver(connection))
+        elif found.needs_upgrade:
             context = configuration(
                 application, connection=connection, applied=applied, clock=settings.clock, rewrite=rewrite
             )

@@ -145,17 +145,20 @@ class ParentStatements:
         return self.render(statement)
 
     @cache  # noqa: B019 - lives as long as the declaration does
-    def refresh_in_range(self, pair: Move) -> str:
+    def refresh_in_range(self, pair: Move) -> tuple[str, ...]:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
-        table = self.parent.table
-        return self.render(update(table).values(self.derived(table)).where(self._of_range(pair)))
+        if not self.refresh:
+            return ()
+        table, of_range = self.parent.table, self._of_range(pair)
+        refresh = self.render(update(table).values(self.derived(table)).where(of_range))
+        return (*self._lock(of_range, removes=False), refresh)
 
     def _of_range(self, pair: Move) -> ColumnElement[bool]:
         rows = (select(link).where(in_range(pair.key)) for of, link in self.links if of is pair)
         return or_(*(self.parent.key.in_(of) for of in rows))
 
-    def _lock(self, which: ColumnElement[bool]) -> tuple[str, ...]:
-        return self.rendering.lock(select(self.parent.key).where(which).order_by(self.parent.key))
+    def _lock(self, which: ColumnElement[bool], *, removes: bool = True) -> tuple[str, ...]:
+        return self.rendering.lock(select(self.parent.key).where(which).order_by(self.parent.key), removes=removes)
 
     @cached_property
     def settle(self) -> tuple[str, ...]:

@@ -197,8 +197,13 @@ class Rendering(ABC):
         """The statements that let one transaction at a time make parents that no unique index tells apart."""
 
     @abstractmethod
-    def lock(self, keys: Select[Any]) -> tuple[str, ...]:
-        """The statements that keep parents from being changed by others until the end of the transaction."""
+    def lock(self, keys: Select[Any], *, removes: bool) -> tuple[str, ...]:
+        """The statements that keep parents from being changed by others until the end of the transaction.
+
+        Args:
+            keys: The query for their keys, in order.
+            removes: Whether some of them may be removed after it.
+        """
 
 
 def _writes(statement: ClauseElement) -> bool:

@@ -75,13 +75,15 @@ class Upgrade:
                 found = self.pending_rewrite()
                 raise errors.RewriteNotConfirmedError(str(found) if found else None, rewrite=found)
             facts = self._backups.take("upgrade", progress)
-        again = bool(units.identity.rewritten)
+        again, lost = bool(units.identity.rewritten), units.identity.lost
         applied = repeat(
             lambda: revisions.upgrade(units.engine, units.settings, units.application, rewrite=again, protected=protect)
         )
         units.identity = repeat(units.inspect)
         if facts:
             repeat(lambda: self._audit_backup(facts))
+        if lost:
+            repeat(lambda: self._note_restored(lost))
         repeat(self._renew_triggers)
         repeat(self._give_rights)
         return applied
@@ -102,7 +104,7 @@ class Upgrade:
         """
         units = self._units
         if units.engine.dialect.name != "sqlite":
-            if not self._prepared and units.inspect().needs_upgrade:
+            if not self._prepared and units.inspect().version != revisions.head():
                 raise errors.SchemaOutdatedError(f"{units.name} is not at revision {revisions.head()}")
             if not self._prepared:
                 self._renew_triggers()
@@ -115,6 +117,12 @@ class Upgrade:
     def _audit_backup(self, facts: dict[str, Any]) -> None:
         with self._units.bare() as uow:
             audit.add(uow, "backup", **facts)
+
+    def _note_restored(self, lost: tuple[str, ...]) -> None:
+        """Void every certificate: roles may have changed ledgers while what keeps them from it was gone."""
+        with self._units.bare(lock=Lock.FLIP) as uow:
+            audit.add(uow, "mend guards", found=[f"{name} was dropped" for name in lost])
+            guards.void(uow)
 
     def _give_rights(self) -> None:
         """Give each role that may use the legacy tables of a server the rights on what was put beside them."""

@@ -177,8 +177,9 @@ def assert_sound(url: str) -> None:
 NOT_COMPARED = {
     "consensus_orm_reads",  # counters of the server, and times
     "alembic_version", "consensus_orm_history", "consensus_orm_certificates", "consensus_orm_mismatches",
-    "consensus_orm_backfill", "consensus_orm_state", "consensus_orm_changes", "consensus_orm_saved_schema",
-    "consensus_orm_images", "consensus_orm_guards", "consensus_orm_samples", "consensus_orm_keeper",
+    "consensus_orm_backfill", "consensus_orm_ranges", "consensus_orm_state", "consensus_orm_changes",
+    "consensus_orm_saved_schema", "consensus_orm_images", "consensus_orm_guards", "consensus_orm_samples",
+    "consensus_orm_keeper",
 }  # fmt: skip
 """Tables that hold times, or may say twice what was done twice; what matters of them is told beside."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.errors import GateClosedError, GuardsBrokenError, TableMissingError
+from consensus_orm.errors import GateClosedError, GuardsBrokenError, SchemaOutdatedError, TableMissingError
 from consensus_orm.ledgers import guards
 from consensus_orm.settings import Settings
 from tests.support.databases import Database, File, build_legacy
@@ -35,6 +35,7 @@ REPLACEABLE = (
     "consensus_orm_images",
     "consensus_orm_certificates",
     "consensus_orm_backfill",
+    "consensus_orm_ranges",
     "consensus_orm_control",
     "consensus_orm_samples",
     "consensus_orm_keeper",
@@ -279,3 +280,37 @@ def test_at_contract_a_normalized_table_is_in_a_backup_alone(store: ConsensusSto
             step()
         assert "consensus_runs" in str(refused.value)
         assert "rebuild" not in str(refused.value)
+
+
+@pytest.mark.postgresql
+def test_what_lets_roles_write_is_made_again(store: ConsensusStore, database: Database) -> None:
+    """The view of the fence, and the triggers on ledgers: status names the command, and `upgrade` makes them again."""
+    ready(store, Phase.DUAL_WRITE)
+    database.script("CREATE ROLE fenced; GRANT SELECT, INSERT ON consensus_artifacts TO fenced")
+    store.migration.upgrade()
+    may_lock = "SELECT has_table_privilege('fenced', 'consensus_orm_fence', 'UPDATE')"
+    triggers = "SELECT count(*) FROM pg_trigger WHERE tgname = 'consensus_orm_allowed'"
+    try:
+        for loss in (
+            "DROP VIEW consensus_orm_fence",
+            "DROP FUNCTION consensus_orm_allow() CASCADE",
+            "ALTER TABLE consensus_orm_history DISABLE TRIGGER consensus_orm_allowed",
+        ):
+            database.script(loss)
+            with ConsensusStore.open(database.where, settings=SETTINGS) as again:
+                assert again.migration.status().next_command == "consensus-orm upgrade"
+                if "VIEW" in loss:
+                    with pytest.raises(SchemaOutdatedError, match="run: consensus-orm upgrade"):
+                        write(again)
+                else:
+                    assert write(again)
+                again.migration.upgrade()
+                assert write(again)
+                assert again.migration.status().guards == []
+                assert any("verified in this phase" in text for text in again.migration.status().gate)
+                assert again.migration.verify().clean
+            assert write(store)
+            assert (database.scalar(may_lock), database.scalar(triggers)) == (True, 3)
+    finally:
+        database.script("DROP OWNED BY fenced; DROP ROLE fenced")
+    assert store.migration.rollback() is Phase.EXPAND

@@ -92,6 +92,12 @@ READERS = (
     " AND s.query ~* ('(?<!\\w)' || regexp_replace(:table, '(\\W)', '\\\\\\1', 'g') || '(?!\\w)') ORDER BY 1"
 )
 
+_REPLICATION = (
+    "SELECT count(*) FILTER (WHERE state IS NULL), pg_current_wal_lsn() - '0/0', min(replay_lsn - '0/0') FILTER (WHERE"
+    " state IN ('streaming', 'catchup')), coalesce(extract(epoch FROM max(replay_lag)), 0) FROM pg_stat_replication"
+)
+"""What a role without the right sees of a replica has no state."""
+
 _FORGET_GUARDS = delete(GuardRecord)
 _TAKE_WRITTEN = (
     delete(Change).where(Change.id < 0).returning(Change.pair, Change.key, Change.id, Change.side, Change.op)
@@ -115,6 +121,16 @@ class PostgresCatalog(Catalog):
         """What other programs have made upon the legacy tables, and the roles that would be cut off."""
         yield from dependencies(uow)
         yield from rights.dependencies(uow)
+
+    def replication(self, uow: Transaction) -> tuple[int, int, float] | None:
+        """How far the replicas are that follow this server by streaming."""
+        hidden, written, replayed, reported = uow._rows(_REPLICATION)[0]
+        if hidden:
+            raise errors.ConfigurationError(
+                "MAX_LAG is set, and this role may not see how far the replicas are behind",
+                hint="GRANT pg_read_all_stats TO the role that runs this step, or unset CONSENSUS_ORM_MAX_LAG",
+            )
+        return None if replayed is None else (int(written), int(replayed), float(reported))
 
     def lacking_rights(self, uow: Transaction) -> list[str]:
         """The GRANTs with which each role that may use tables of one side may use this package, too."""

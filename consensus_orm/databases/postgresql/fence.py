@@ -125,7 +125,7 @@ class Fence(ABC):
         """
 
     def _isolation(self, lock: Lock, asked: Isolation) -> Isolation:
-        return asked
+        return Isolation.READ_COMMITTED if lock is Lock.RANGE else asked
 
     @abstractmethod
     def _enter(self, lock: Lock) -> str: ...
@@ -134,7 +134,8 @@ class Fence(ABC):
 class _Tables(Fence):
     """Table locks (postgresql.org/docs/current/explicit-locking.html).
 
-    SHARE UPDATE EXCLUSIVE conflicts with itself, not with ROW SHARE; EXCLUSIVE conflicts with every mode of a writer.
+    SHARE UPDATE EXCLUSIVE conflicts with itself, not with ROW SHARE; SHARE with it, not with itself; EXCLUSIVE
+    conflicts with every mode of a writer.
     The view is locked, and with it the table of the phase: before version 16 every one of these modes asks for a right
     with which a role could change the phase.
     """
@@ -143,6 +144,7 @@ class _Tables(Fence):
     number = "CAST(pg_current_xact_id() AS TEXT)"
     _modes: ClassVar = {
         Lock.WRITE: "ROW SHARE",
+        Lock.RANGE: "SHARE",
         Lock.CARRY: "SHARE UPDATE EXCLUSIVE",
         Lock.ALONE: "EXCLUSIVE",
         Lock.FLIP: "EXCLUSIVE",
@@ -170,6 +172,7 @@ class _Rows(Fence):
     number = "''"
     _modes: ClassVar = {
         Lock.WRITE: "KEY SHARE",
+        Lock.RANGE: "SHARE",
         Lock.CARRY: "NO KEY UPDATE",
         Lock.ALONE: "UPDATE",
         Lock.FLIP: "UPDATE",

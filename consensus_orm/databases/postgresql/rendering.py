@@ -200,13 +200,14 @@ class PostgresRendering(PairRendering):
         lock = f"DO $$BEGIN PERFORM pg_advisory_xact_lock(hashtextextended({name}, 0)); END$$"
         return (Statement(lock, writes=True),)
 
-    def lock(self, keys: Select[Any]) -> tuple[str, ...]:
+    def lock(self, keys: Select[Any], *, removes: bool) -> tuple[str, ...]:
         """Lock parents before they are read.
 
         A statement sees what was committed when it began. Without the lock it would wait for another writer of the
-        parent, and then decide by a snapshot from before the commit of that writer.
+        parent, and then decide by a snapshot from before the commit of that writer. Two transactions that both wrote
+        rows of a parent, and then wait for a lock with which it may be removed, would wait for each other.
         """
-        return (self.render(keys.with_for_update()),)
+        return (self.render(keys.with_for_update(key_share=not removes)),)
 
 
 def _any(value: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -120,6 +120,6 @@ class SQLiteRendering(PairRendering):
         """Nothing: the write lock is held by one transaction."""
         return ()
 
-    def lock(self, keys: Select[Any]) -> tuple[str, ...]:
+    def lock(self, keys: Select[Any], *, removes: bool) -> tuple[str, ...]:
         """Nothing: the write lock protects parents until the end of the transaction."""
         return ()
