@@ -95,7 +95,7 @@ class RepositoryUnitOfWork(UnitOfWork):
         return Repository(self, self._known(move))
 
     def _known(self, move: Move[Any] | str) -> Move[Any]:
-        moves = self.statements.mapping
+        moves = self.statements.moves
         name = move.name if isinstance(move, Move) else check.identifier("move", move)
         if isinstance(move, Move) and not any(move is each for each in moves):
             raise check.invalid("move", f"{name!r:.60} is none of the moves that this store was opened with")
@@ -324,7 +324,7 @@ class Store(Generic[U]):
     def _beside(self, where: Path | str, settings: Settings) -> Self:
         """Open a store of the same tables in another database, without a replica."""
         alone = settings.model_copy(update={"read_url": None})
-        return type(self).open(where, settings=alone, moves=self._units.statements.mapping)
+        return type(self).open(where, settings=alone, moves=self._units.statements.moves)
 
     @property
     def _rehearsed(self) -> Rehearsed | None:
@@ -406,7 +406,7 @@ class Store(Generic[U]):
 
     def _tables(self) -> list[str]:
         """The names of the tables of the moves, and of the other tables of the application."""
-        moves = self._units.statements.mapping
+        moves = self._units.statements.moves
         moved = [name for pair in moves for name in (pair.legacy_name, pair.table.name)]
         parents = [*(parent.table.name for parent in moves.parents), *(table.name for table in moves.tables_beside)]
         others = [table.name for table in (*moves.originals, *self.application.unmapped)]

@@ -43,7 +43,7 @@ stage_argument = click.argument(
 def _mirror(app: App, sink: str | None) -> Iterator[Mirror]:
     with app.store() as store:
         named = sink_named(sink, store.settings)
-        read = read_artifact if store._units.statements.mapping is CONSENSUS else read_own
+        read = read_artifact if store._units.statements.moves is CONSENSUS else read_own
         with contextlib.closing(named):
             yield Mirror(store, named, read=read)
 

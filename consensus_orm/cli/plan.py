@@ -129,7 +129,7 @@ def _step(
 
 def _sql(store: ConsensusStore, name: str) -> Iterator[str]:
     statements = store._units.statements
-    for pair in statements.mapping:
+    for pair in statements.moves:
         sql = statements[pair]
         if name == "backfill":
             yield from map(str, (sql.carry_new,) if sql.carry_new else sql.backfill)

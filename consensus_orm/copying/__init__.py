@@ -76,10 +76,10 @@ class _Copy:
         return Passes(self.source, self.target.kind, self.tables, indexes, self.progress)
 
     def _known_tables(self) -> list[Table]:
-        mapping = self.source.statements.mapping
+        moves = self.source.statements.moves
         return [
-            *normalized(mapping),
-            *(pair.legacy_table for pair in mapping.of_tables(Side.LEGACY)),
+            *normalized(moves),
+            *(pair.legacy_table for pair in moves.of_tables(Side.LEGACY)),
             *self.source.application.unmapped,
         ]
 

@@ -45,10 +45,10 @@ class Definition:
 
 def definitions(source: Source, state: State) -> list[Definition]:
     """SQLite's definitions of the tables of other programs in a source of any kind."""
-    legacy = [pair.legacy_table for pair in source.statements.mapping.of_tables(Side.LEGACY)]
+    legacy = [pair.legacy_table for pair in source.statements.moves.of_tables(Side.LEGACY)]
     wanted = legacy if state.phase.has_legacy or state.reversible else []
     # Revisions make the normalized tables of the consensus data; the program that declares others makes those.
-    others = made_elsewhere(source.application, source.statements.mapping)
+    others = made_elsewhere(source.application, source.statements.moves)
     entries = saved_schema.entries(source) if state.prepared else []
     saved = [Definition(each.type, each.name, each.table, each.sql) for each in entries]
     if source.kind == "sqlite":

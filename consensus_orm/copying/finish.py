@@ -79,7 +79,7 @@ def _sequences(source: Source, state: State, tables: list[Copied], saved: list[E
     names = [table.name for table in tables if table.is_numbered]
     given = {name: source.catalog.sequence(source, name) for name in names}
     kept = {entry.name: entry.sequence for entry in saved if entry.sequence is not None}
-    for pair in source.statements.mapping if state.phase.writes_normalized else ():
+    for pair in source.statements.moves if state.phase.writes_normalized else ():
         own, legacy = pair.table.name, pair.legacy_name
         others = [given.get(own), given.get(legacy), kept.get(legacy)]
         others.append(source.catalog.sequence(source, dropped(legacy)))
@@ -176,7 +176,7 @@ def _reject(uow: UnitOfWork, rest: Remainder) -> Iterator[Unfit]:
 
 def _pairs_key(uow: UnitOfWork, odd: Unfit) -> Any:
     """The key of a row of a pair, as its ledgers have it; None of a row of another table."""
-    pair = uow.statements.mapping[odd.pair]
+    pair = uow.statements.moves[odd.pair]
     for side in Side:
         if odd.table == pair.table_name(side) and odd.key is not None:
             if len(pair.keys) == 1:
@@ -216,7 +216,7 @@ def _own_definitions(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, ..
     """The entries for PostgreSQL, where the renamed tables serve as definitions."""
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
-    for pair in uow.statements.mapping.of_tables(Side.LEGACY):
+    for pair in uow.statements.moves.of_tables(Side.LEGACY):
         name = pair.legacy_name
         yield "table", name, name, quoted(dropped(name)), rest.sequences.get(name)
     for name, row in _rows_aside(uow):
@@ -227,7 +227,7 @@ def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, .
     """The entries for SQLite: the original definitions, with the highest ids of today."""
     if rest.state.phase.has_legacy or not rest.state.reversible:
         return
-    legacy = {pair.legacy_name for pair in uow.statements.mapping}
+    legacy = {pair.legacy_name for pair in uow.statements.moves}
     there: list[Cells] = []
     for d in (d for d in rest.definitions if d.table in legacy):
         if d.type in ROWS:
@@ -241,7 +241,7 @@ def _definitions_back(uow: UnitOfWork, rest: Remainder) -> Iterator[tuple[Any, .
 def _rows_aside(uow: UnitOfWork) -> Iterator[tuple[str, Cells]]:
     """The images of rows that stand on the legacy side alone."""
     for name, key, table, kept in uow._rows(SAVED_ROWS):
-        pair = uow.statements.mapping[name]
+        pair = uow.statements.moves[name]
         if table != pair.legacy_name or uow._rows(uow.statements[pair].present(Side.NORMALIZED), among([key])):
             continue
         wanted = {*pair.legacy_columns, *pair.only[Side.LEGACY]}
@@ -275,8 +275,8 @@ def _set_sequences(uow: UnitOfWork, target: Target, rest: Remainder) -> None:
 
 def _make_triggers(uow: UnitOfWork, rest: Remainder, unmapped: Iterable[Table]) -> None:
     """Recreate the triggers of other programs, now that all rows are there."""
-    live = {pair.legacy_name.lower() for pair in uow.statements.mapping} if rest.state.phase.has_legacy else set()
-    known = live | {table.name.lower() for table in (*unmapped, *normalized(uow.statements.mapping))}
+    live = {pair.legacy_name.lower() for pair in uow.statements.moves} if rest.state.phase.has_legacy else set()
+    known = live | {table.name.lower() for table in (*unmapped, *normalized(uow.statements.moves))}
     for d in rest.definitions:
         if d.type == "trigger" and d.table.lower() in known:
             with translated(uow.engine):

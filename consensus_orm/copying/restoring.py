@@ -106,7 +106,7 @@ def _with_place(uow: UnitOfWork, manifest: Manifest, folder: Path) -> Iterator[T
 def _level(uow: UnitOfWork, tables: list[TableFile]) -> None:
     """Have ids assigned above those that were ever given; both sides had them from one sequence."""
     given = {table.name: table.sequence or 0 for table in tables}
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.moves:
         names = (pair.table.name, pair.legacy_name, dropped(pair.legacy_name))
         given |= dict.fromkeys(given.keys() & names, max(given.get(name, 0) for name in names))
     for name, highest in given.items():

@@ -266,9 +266,9 @@ class ServerSource(Source):
         there = self.catalog.tables(self)
         if "consensus_orm_state" in there:
             other.hold(Lock.FLIP)
-        mapping = self.statements.mapping
-        names = {t.name for pair in mapping for t in (pair.table, pair.legacy_table)}
-        names |= {parent.table.name for parent in mapping.parents}
+        moves = self.statements.moves
+        names = {t.name for pair in moves for t in (pair.table, pair.legacy_table)}
+        names |= {parent.table.name for parent in moves.parents}
         names |= {table.name for table in self.application.unmapped}
         other.keep_out(names & there)
         release: Callable[[], object] = other.rollback

@@ -83,45 +83,45 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
     Args:
         source: Reads the catalog.
         prepared: Whether there are other tables than the legacy ones.
-        unmapped: The tables of the application that are not in the mapping.
+        unmapped: The tables of the application that are not in the moves.
         extras: Whether the target accepts unknown columns.
 
     Raises:
         CopyError: A column has no place in the target.
     """
-    mapping, there = source.statements.mapping, {name.lower() for name in source.catalog.tables(source)}
+    moves, there = source.statements.moves, {name.lower() for name in source.catalog.tables(source)}
     found: list[Copied] = []
     if prepared:
-        found += [_parents_table(parent, mapping) for parent in mapping.parents]
-        found += [_pairs_table(pair) for pair in mapping.of_tables(Side.NORMALIZED)]
-        beside = {table: pair.name for pair in mapping for table in pair.tables_beside}
+        found += [_parents_table(parent, moves) for parent in moves.parents]
+        found += [_pairs_table(pair) for pair in moves.of_tables(Side.NORMALIZED)]
+        beside = {table: pair.name for pair in moves for table in pair.tables_beside}
         found += [Copied(table.name, _fields(table), name) for table, name in beside.items()]
-        found += [_originals_of(pair, table) for pair in mapping if (table := pair.originals) is not None]
+        found += [_originals_of(pair, table) for pair in moves if (table := pair.originals) is not None]
         found = [table for table in found if table.name.lower() in there]
-    for pair in mapping.of_tables(Side.LEGACY) if source.phase.has_legacy else ():
+    for pair in moves.of_tables(Side.LEGACY) if source.phase.has_legacy else ():
         if pair.legacy_name.lower() in there:
             fields = _fields_there(source, pair.legacy_table, extras=extras)
             found.append(Copied(pair.legacy_name, fields, pair.name, _width(pair.legacy_table)))
     for table in (table for table in unmapped if table.name in there):
         fields = _fields_there(source, table, extras=extras, unused=False)
-        found.append(_listed_under_first(mapping, table, fields))
+        found.append(_listed_under_first(moves, table, fields))
     if prepared:
-        found += [_listed_under_first(mapping, t, _fields(t)) for t in map(table_of, LEDGERS)]
+        found += [_listed_under_first(moves, t, _fields(t)) for t in map(table_of, LEDGERS)]
     return found
 
 
-def normalized(mapping: Moves) -> list[Table]:
+def normalized(moves: Moves) -> list[Table]:
     """The normalized tables, parents first, and the originals that belong to their rows."""
-    return [*normalized_tables(mapping), *mapping.originals]
+    return [*normalized_tables(moves), *moves.originals]
 
 
-def made_elsewhere(application: Application, mapping: Moves) -> list[Table]:
+def made_elsewhere(application: Application, moves: Moves) -> list[Table]:
     """The tables beside the legacy ones that other programs make or alter, so that revisions do not define them."""
-    return [*application.unmapped, *(() if application.is_known_to_revisions else normalized(mapping))]
+    return [*application.unmapped, *(() if application.is_known_to_revisions else normalized(moves))]
 
 
-def _listed_under_first(mapping: Moves, table: Table, fields: tuple[Field, ...]) -> Copied:
-    return Copied(table.name, fields, next(iter(mapping)).name, _width(table))
+def _listed_under_first(moves: Moves, table: Table, fields: tuple[Field, ...]) -> Copied:
+    return Copied(table.name, fields, next(iter(moves)).name, _width(table))
 
 
 def _width(table: Table) -> int:
@@ -129,8 +129,8 @@ def _width(table: Table) -> int:
     return max(1, len(table.primary_key.columns))
 
 
-def _parents_table(parent: Parent, mapping: Moves) -> Copied:
-    return Copied(parent.table.name, _fields(parent.table), mapping.members(parent)[0].name)
+def _parents_table(parent: Parent, moves: Moves) -> Copied:
+    return Copied(parent.table.name, _fields(parent.table), moves.members(parent)[0].name)
 
 
 def _originals_of(pair: Move, table: Table) -> Copied:

@@ -154,8 +154,8 @@ class Target:
     def _require_empty(self, uow: UnitOfWork, there: set[str], *, is_new: bool) -> None:
         if not is_new:
             raise self._refusal("holds tables of ours already")
-        mapping = self.units.statements.mapping
-        for table in (*normalized(mapping), *(pair.legacy_table for pair in mapping.of_tables(Side.LEGACY))):
+        moves = self.units.statements.moves
+        for table in (*normalized(moves), *(pair.legacy_table for pair in moves.of_tables(Side.LEGACY))):
             if table.name.lower() in there and uow._rows(f"SELECT 1 FROM {quoted(table.name)} LIMIT 1"):
                 raise self._refusal(f"holds rows in {table.name} already")
 
@@ -172,7 +172,7 @@ class Target:
     def _make(self, shape: list[Any], made: Sequence[Definition]) -> None:
         engine, application = self.units.engine, self.units.application
         with engines.translated(engine), revisions.changing(engine, application.tables) as connection:
-            for schema in self.units.statements.mapping.schemas:
+            for schema in self.units.statements.moves.schemas:
                 connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
             if self.state.phase.has_legacy or self.state.reversible:
                 self._make_legacy(connection, made)
@@ -190,12 +190,12 @@ class Target:
                 connection.exec_driver_sql("DELETE FROM consensus_orm_history")
 
     def _make_legacy(self, connection: Connection, made: Sequence[Definition]) -> None:
-        names = {pair.legacy_name.lower() for pair in self.units.statements.mapping}
+        names = {pair.legacy_name.lower() for pair in self.units.statements.moves}
         if self.kind == "sqlite":
             if self.state.phase.has_legacy:
                 _create(connection, made, names)
             return
-        for pair in self.units.statements.mapping.of_tables(Side.LEGACY):
+        for pair in self.units.statements.moves.of_tables(Side.LEGACY):
             pair.legacy_table.create(connection, checkfirst=True)
             for column in pair.legacy_table.columns:
                 if (
@@ -210,7 +210,7 @@ class Target:
 
     def _make_others(self, connection: Connection, made: Sequence[Definition]) -> None:
         if self.kind == "sqlite":
-            others = made_elsewhere(self.units.application, self.units.statements.mapping)
+            others = made_elsewhere(self.units.application, self.units.statements.moves)
             _create(connection, made, {table.name.lower() for table in others})
 
     def _upgrade(self, connection: Connection) -> None:
@@ -220,11 +220,11 @@ class Target:
             self.units.application, connection=connection, applied=[], clock=self.units.settings.clock
         )
         command.upgrade(config, revisions.head())
-        mapping = self.units.statements.mapping
-        for table in normalized(mapping):
+        moves = self.units.statements.moves
+        for table in normalized(moves):
             table.create(connection, checkfirst=True)  # of another mapping: revisions make those of the consensus data
         if self.kind == "postgresql" and not self.state.phase.has_legacy and self.state.reversible:
-            for pair in mapping.of_tables(Side.LEGACY):
+            for pair in moves.of_tables(Side.LEGACY):
                 aside = quoted(dropped(pair.legacy_name))
                 connection.exec_driver_sql(f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {aside}")
 
@@ -232,7 +232,7 @@ class Target:
         """Drop the foreign keys of a server's tables until the copy is finished; in a file they are not enforced."""
         if self.kind != "postgresql":
             return []
-        keys = foreign_keys.of(connection, normalized(self.units.statements.mapping))
+        keys = foreign_keys.of(connection, normalized(self.units.statements.moves))
         for key in keys:
             connection.execute(DropConstraint(foreign_keys.constraint(key)))
         return keys
@@ -314,7 +314,7 @@ class Target:
         if self.kind != "postgresql":
             return []
         facts = json.loads(uow._rows(f"SELECT facts FROM {CHECKPOINTS} WHERE name = ''")[0][0])
-        tables = normalized(self.units.statements.mapping)
+        tables = normalized(self.units.statements.moves)
         constraints = [foreign_keys.constraint(foreign_keys.checked(key, tables)) for key in facts["foreign_keys"]]
         return [str(AddConstraint(each).compile(dialect=uow.engine.dialect)) for each in constraints]
 

@@ -169,7 +169,7 @@ class Transaction(ABC):
 
     Args:
         engine: The engine of the store.
-        statements: The statements of the mapping.
+        statements: The statements of the moves.
         settings: Policies and the clock.
         read_only: See one snapshot, take no lock, and let the database refuse writes.
         lock: The lock that a transaction that writes takes when it begins.

@@ -128,7 +128,7 @@ class Driver(Protocol):
         """
         ...
 
-    def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
+    def guard(self, moves: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
         """Refuse statements of a session that would write a mapped table, until the guard is lifted."""
         ...
 

@@ -110,16 +110,16 @@ def keep(uow: Transaction, guards: Iterable[Standing]) -> None:
 
 
 def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
-    mapping = uow.statements.mapping
-    yield from (table.name for table in normalized_tables(mapping))
+    moves = uow.statements.moves
+    yield from (table.name for table in normalized_tables(moves))
     if phase.has_legacy:
-        yield from (pair.legacy_name for pair in mapping.of_tables(Side.LEGACY))
+        yield from (pair.legacy_name for pair in moves.of_tables(Side.LEGACY))
 
 
-def normalized_tables(mapping: Moves) -> list[Table]:
+def normalized_tables(moves: Moves) -> list[Table]:
     """The normalized tables: parents first, parts last."""
-    moved = [*(pair.table for pair in mapping.of_tables(Side.NORMALIZED)), *mapping.tables_beside]
-    return [*(parent.table for parent in mapping.parents), *moved]
+    moved = [*(pair.table for pair in moves.of_tables(Side.NORMALIZED)), *moves.tables_beside]
+    return [*(parent.table for parent in moves.parents), *moved]
 
 
 def ours(uow: Transaction) -> list[Standing]:

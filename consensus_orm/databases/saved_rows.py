@@ -160,14 +160,14 @@ def own_name(uow: Transaction, table: str, kind: str) -> str:
     """The declared name of a legacy table.
 
     Args:
-        uow: Knows the mapping.
+        uow: Knows the moves.
         table: The saved name.
         kind: The kind of what was saved, for the error.
 
     Raises:
         UnsafeDefinitionError: No legacy table has that name.
     """
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.moves:
         if pair.legacy_name.lower() == str(table).lower():
             return pair.legacy_name
     raise unsafe(kind, str(table))

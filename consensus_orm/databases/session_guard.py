@@ -60,15 +60,15 @@ class SessionGuard(ABC):
     """Records the savepoints of a session, and gives the errors for refused statements.
 
     Args:
-        mapping: The moves, whose tables are guarded.
+        moves: The moves, whose tables are guarded.
         driver: The connection to guard.
         sides: The sides whose tables the session may write, because they are carried; it must not read the other one.
         read_only: Whether the unit of work refuses every write.
     """
 
-    def __init__(self, mapping: Moves, driver: Any, sides: Collection[Side], *, read_only: bool) -> None:
+    def __init__(self, moves: Moves, driver: Any, sides: Collection[Side], *, read_only: bool) -> None:
         self.read_only = read_only
-        self.written, self.hidden = _open_and_hidden(mapping, tuple(sides))
+        self.written, self.hidden = _open_and_hidden(moves, tuple(sides))
         """The tables that the session may write, in small letters, and those that it must not even read, because
         nothing writes them any more, or not yet."""
         self._instead = [*sides]
@@ -167,9 +167,9 @@ class SessionGuard(ABC):
 
 
 @cache
-def _open_and_hidden(mapping: Moves, sides: tuple[Side, ...]) -> tuple[frozenset[str], frozenset[str]]:
-    written = frozenset[str]().union(*(mapping.tables(side) for side in sides))
-    hidden = frozenset[str]().union(*(mapping.tables(side) for side in Side if sides and side not in sides))
+def _open_and_hidden(moves: Moves, sides: tuple[Side, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    written = frozenset[str]().union(*(moves.tables(side) for side in sides))
+    hidden = frozenset[str]().union(*(moves.tables(side) for side in Side if sides and side not in sides))
     return written, hidden
 
 

@@ -49,7 +49,7 @@ def put(uow: Transaction, **values: object) -> None:
 
 def moved(uow: Transaction) -> str:
     """The legacy tables of the moves, as the state records them."""
-    return "\n".join(sorted(uow.statements.mapping.tables(Side.LEGACY)))
+    return "\n".join(sorted(uow.statements.moves.tables(Side.LEGACY)))
 
 
 def step(uow: Transaction) -> str:

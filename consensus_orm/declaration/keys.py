@@ -116,18 +116,18 @@ def require_usable(pair: Move, key: Any) -> None:
 # What is declared -----------------------------------------------------------------------------------------
 
 
-def require_declared(mapping: Moves) -> None:
+def require_declared(moves: Moves) -> None:
     """Refuse a declaration whose keys cannot be kept apart, put in order and written into the ledgers.
 
     Args:
-        mapping: The declaration.
+        moves: The declaration.
 
     Raises:
         ConfigurationError: A key is of a type that is not supported.
     """
-    for parent in mapping.parents:
+    for parent in moves.parents:
         _require_type(parent.key, "the parent table", words=False)
-    for pair in mapping:
+    for pair in moves:
         for key in pair.keys:
             _require_type(key, f"move {pair.name!r}", words=True)
 

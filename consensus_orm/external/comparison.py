@@ -152,7 +152,7 @@ def _begin(uow: UnitOfWork, sink: str) -> _Begun:
 
 def _rows(store: Store[Any]) -> Iterator[tuple[str, str, Any, str]]:
     """Name of the entry, pair, key and text of all rows."""
-    for pair in store._units.statements.mapping:
+    for pair in store._units.statements.moves:
         after, size = None, store.settings.chunk_rows
         while page := store._units.look(partial(rows.page, pair=pair, after=after, size=size)):
             for key, content in page:
@@ -161,7 +161,7 @@ def _rows(store: Store[Any]) -> Iterator[tuple[str, str, Any, str]]:
 
 
 def _row(store: Store[Any], name: str) -> tuple[Any, Any] | None:
-    return row_named({pair.name: pair for pair in store._units.statements.mapping}, name)
+    return row_named({pair.name: pair for pair in store._units.statements.moves}, name)
 
 
 def _difference(store: Store[Any], kind: str, name: str) -> Difference:

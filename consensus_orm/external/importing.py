@@ -143,7 +143,7 @@ def _is_known(uow: UnitOfWork, sink: str, item: str) -> bool:
 
 
 def _moves(of: UnitOfWork | UnitOfWorkFactory[UnitOfWork]) -> dict[str, Move]:
-    return {pair.name: pair for pair in of.statements.mapping}
+    return {pair.name: pair for pair in of.statements.moves}
 
 
 def _read(store: Store[Any], sink: Sink, read: Read, item: Item, *, own: bool) -> Row:
@@ -169,7 +169,7 @@ def _add(uow: UnitOfWork, sink: str, item: Item, row: Row) -> str:
     named = ascii_name(item.name)
     if _is_known(uow, sink, item.name):
         return "known"
-    key = DualWrite(uow, uow.statements.mapping[row.pair]).add(dict(row.values))
+    key = DualWrite(uow, uow.statements.moves[row.pair]).add(dict(row.values))
     facts = {"sink": sink, "item": named, "pair": row.pair, "key": stored(uow, key), "digest": digest(item.content)}
     uow._execute(_ADD, {**facts, "at": milliseconds(uow)})
     findings.settle_items(uow, sink, [item.name], "it came in")

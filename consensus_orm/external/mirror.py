@@ -231,7 +231,7 @@ class Mirror:
             MigrationError: The stage is not MIRROR.
         """
         self._require("export", Stage.MIRROR)
-        count = sum(self._export(pair) for pair in self._units.statements.mapping)
+        count = sum(self._export(pair) for pair in self._units.statements.moves)
         self._store.run(lambda uow: state.put(uow, self.sink.name, exported_at=milliseconds(uow)))
         return count
 

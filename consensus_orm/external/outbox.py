@@ -74,7 +74,7 @@ def record(uow: UnitOfWork, written: Written) -> None:
     """
     at, entries = milliseconds(uow), []
     for name, keys in written.items():
-        there = rows.contents(uow, uow.statements.mapping[name], keys)
+        there = rows.contents(uow, uow.statements.moves[name], keys)
         for key in keys:
             content = there.get(key)
             op, hashed = ("delete", None) if content is None else ("put", digest(content))

@@ -153,7 +153,7 @@ class Relay:
             return  # an entry of the same row has covered it, or the relay is paused
         numbers = json.dumps([number for number, _, _ in covered])
         tries = max(tries for _, tries, _ in covered) + 1
-        name = name_of(self._units.statements.mapping[entry.pair], entry.key)
+        name = name_of(self._units.statements.moves[entry.pair], entry.key)
         try:
             self._call(partial(self._put, name, content))
         except (errors.SinkUnavailableError, errors.SinkContractError, errors.CircuitOpenError):
@@ -175,7 +175,7 @@ class Relay:
 
     def _read(self, uow: UnitOfWork, entry: Entry) -> tuple[list[tuple[int, int, int]], str | None]:
         """The waiting entries of a row, none while the relay is paused, and its text; both as of one moment."""
-        pair = uow.statements.mapping[entry.pair]
+        pair = uow.statements.moves[entry.pair]
         if state.get(uow, self._sink.name).paused:
             return [], None
         covered = outbox.of_row(uow, self._sink.name, entry.pair, entry.key)

@@ -174,7 +174,7 @@ def _parent(uow: Transaction, name: str, image: str | None) -> dict[str, Any]:
     """What identifies the parent of a row without a key, from the image of the row."""
     if image is None:
         return {}
-    pairs = [(pair, parent) for pair in uow.statements.mapping if pair.name == name for parent in pair.parents]
+    pairs = [(pair, parent) for pair in uow.statements.moves if pair.name == name for parent in pair.parents]
     columns = [of.key for pair, parent in pairs for of in parent.identity if parent.standing(of) not in pair.above]
     columns += [of.key for _, p in pairs for of, rule in p.derived_columns.items() if isinstance(rule, Earliest)]
     # The image may include the parent, whose columns have its name before theirs.

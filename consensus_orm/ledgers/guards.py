@@ -149,7 +149,7 @@ def _of_table(
     uow: Transaction, table: Standing, triggers: list[Standing], standing: dict[tuple[str, str, str], Standing]
 ) -> list[Flaw]:
     """What is wrong with one table: as a whole, or with the triggers on it."""
-    legacy = {pair.legacy_name.lower() for pair in uow.statements.mapping}
+    legacy = {pair.legacy_name.lower() for pair in uow.statements.moves}
     side = Side.LEGACY if table.name.lower() in legacy else Side.NORMALIZED
     # At CONTRACT there is no other side to make it from.
     rebuild = f"consensus-orm reconcile --rebuild {side}" if uow.phase.has_legacy else RESTORE
@@ -195,11 +195,11 @@ def _columns(uow: Transaction) -> Iterator[Flaw]:
 
 def lacking_columns(uow: Transaction, side: Side) -> dict[str, list[str]]:
     """The tables of a side that exist and lack columns which the statements need, with these columns."""
-    mapping = uow.statements.mapping
-    needed = {table.name: {c.name for c in table.columns} for table in normalized_tables(mapping)}
+    moves = uow.statements.moves
+    needed = {table.name: {c.name for c in table.columns} for table in normalized_tables(moves)}
     if side is Side.LEGACY:
         needed = {}
-        for pair in mapping:
+        for pair in moves:
             needed.setdefault(pair.legacy_name, set()).update(pair.legacy_columns, pair.only[side])
     there = uow.catalog.tables(uow)
     found = {}
@@ -265,9 +265,9 @@ def missing_table(uow: Transaction, error: Exception) -> errors.TableMissingErro
 
     The code of the driver's error says that a table is missing, and its message which one: neither is translated.
     """
-    mapping = uow.statements.mapping
-    sides = {pair.legacy_name: Side.LEGACY for pair in mapping}
-    sides |= {table.name: Side.NORMALIZED for table in normalized_tables(mapping)}
+    moves = uow.statements.moves
+    sides = {pair.legacy_name: Side.LEGACY for pair in moves}
+    sides |= {table.name: Side.NORMALIZED for table in normalized_tables(moves)}
     told = uow._connected.what_is_missing(error)
     named = [name for name in (*sides, *Base.metadata.tables) if name in told]
     if not named:

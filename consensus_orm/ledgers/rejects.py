@@ -120,7 +120,7 @@ def take(uow: Transaction, number: int) -> OpenReject:
         raise errors.InvalidValueError(
             f"there is no open reject {number}", hint="see: consensus-orm rejects", field="id"
         )
-    pair = uow.statements.mapping[row[0]]
+    pair = uow.statements.moves[row[0]]
     side = Side.LEGACY if row[3] == pair.legacy_name else Side.NORMALIZED
     return OpenReject(pair, row[1], side, *row[4:])
 

@@ -79,13 +79,13 @@ class Selection:
         Raises:
             InvalidValueError: No pair has such a table.
         """
-        mapping = uow.statements.mapping
+        moves = uow.statements.moves
         if self.table is None:
-            return [pair.name for pair in mapping]
+            return [pair.name for pair in moves]
         named = self.table.lower()
-        found = [p.name for p in mapping if named in (p.name.lower(), p.legacy_name.lower(), p.table.name.lower())]
+        found = [p.name for p in moves if named in (p.name.lower(), p.legacy_name.lower(), p.table.name.lower())]
         if not found:
-            known = ", ".join(pair.name for pair in mapping)
+            known = ", ".join(pair.name for pair in moves)
             raise errors.InvalidValueError(
                 f"no move has a table {self.table!r:.60}", hint=f"use one of: {known}", field="table"
             )

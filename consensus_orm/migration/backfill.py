@@ -52,7 +52,7 @@ def backfill(reading: Transactions, writing: Transactions, progress: Watch = Non
     started, rows, new_rejects, adopted = time.monotonic(), 0, 0, 0
     engine, statements, second_thread = writing.run(_begin)
     with checkpoints.beside(engine) as log, second_thread as comparing:
-        for pair in statements.mapping:
+        for pair in statements.moves:
             _print_statements(statements, pair)
             chunks = _Chunks(reading, writing, log, comparing, pair, progress)
             while writing.repeat(chunks.next):

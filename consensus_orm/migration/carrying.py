@@ -131,7 +131,7 @@ def carry_reject(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
 
 def print_statements(statements: Statements) -> None:
     """Compile all statements that carry rows by key before a lock is taken: compiling them would keep writers out."""
-    for pair in statements.mapping:
+    for pair in statements.moves:
         sql, parents = statements[pair], statements.of_parents(pair)
         _ = sql.both_sides, sql.foreign_in_keys, sql.mark, sql.adopt
         _ = sql.overwrite_normalized, sql.insert_normalized_rows, sql.overwrite_legacy, sql.insert_legacy_rows

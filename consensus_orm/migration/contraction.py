@@ -40,7 +40,7 @@ def contract(uow: UnitOfWork, *, reason: str | None, forced: bool, keep: bool = 
     """
     _save_schema(uow)
     flip(uow, Phase.CONTRACT, action="advance", reason=reason, forced=forced, **detail)
-    for pair in uow.statements.mapping.of_tables(Side.LEGACY):
+    for pair in uow.statements.moves.of_tables(Side.LEGACY):
         uow.catalog.legacy.put_away(uow, pair)
     signs.put_up(uow)
     # What was recorded for the way back has no legacy side to go to any more.
@@ -53,12 +53,12 @@ def _save_schema(uow: UnitOfWork) -> None:
     """Save the definitions and sequences of the legacy tables, and the rows that the normalized side does not have."""
     saved_schema.forget(uow)
     position = 0
-    mapping = uow.statements.mapping
-    for pair in mapping.of_tables(Side.LEGACY):
+    moves = uow.statements.moves
+    for pair in moves.of_tables(Side.LEGACY):
         table = pair.legacy_table.name
         saved: list[tuple[str, str, str, int | None]] = uow.catalog.legacy.save(uow, pair)
         saved += [
-            (IMAGE, table, row, None) for of in mapping.sharing(pair, Side.LEGACY) for row in _of_legacy_alone(uow, of)
+            (IMAGE, table, row, None) for of in moves.sharing(pair, Side.LEGACY) for row in _of_legacy_alone(uow, of)
         ]
         for kind, name, sql, sequence in saved:
             position += 1

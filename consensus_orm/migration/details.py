@@ -123,7 +123,7 @@ def _only(found: list[Entry], noun: str, command: str, number: int) -> Entry:
 def _detail(
     uow: UnitOfWork, entry: MismatchEntry | RejectEntry | ImageEntry, kept: Cells | None, contents: bool
 ) -> RowDetail:
-    pair = next((pair for pair in uow.statements.mapping if pair.name == entry.pair), None)
+    pair = next((pair for pair in uow.statements.moves if pair.name == entry.pair), None)
     now: dict[Side, Cells] = {}
     differing: set[str] = set()
     if pair is not None and entry.key is not None:

@@ -43,7 +43,7 @@ def flip(
     """
     if to.writes_normalized:
         there = uow.catalog.tables(uow)
-        uow.catalog.create(uow, [table for table in uow.statements.mapping.originals if table.name not in there])
+        uow.catalog.create(uow, [table for table in uow.statements.moves.originals if table.name not in there])
     guard_record.install(uow, to)
     _require_released(uow, to)
     if to.has_legacy:

@@ -117,7 +117,7 @@ def _soak(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
 def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
     known = {guard.name.lower() for guard in guard_record.recorded(uow)}  # of those the flaws have told
-    for table in guard_record.normalized_tables(uow.statements.mapping):
+    for table in guard_record.normalized_tables(uow.statements.moves):
         if table.name.lower() not in there | known:
             command = f"consensus-orm reconcile --rebuild {Side.NORMALIZED}"
             yield Obstacle(f"table {table.name} does not exist", command)
@@ -125,11 +125,11 @@ def _missing_tables(uow: UnitOfWork) -> Iterator[Obstacle]:
 
 def _unfit_keys(uow: UnitOfWork, phase: Phase) -> Iterator[Obstacle]:
     """Keys that do not identify rows, cannot be ordered or stored, or have reached the largest number."""
-    mapping, there = uow.statements.mapping, {name.lower() for name in uow.catalog.tables(uow)}
+    moves, there = uow.statements.moves, {name.lower() for name in uow.catalog.tables(uow)}
     keys: list[tuple[tuple[Column[Any], ...], list[str]]]
-    keys = [((parent.key,), [parent.key.name]) for parent in mapping.parents]
-    keys += [(pair.keys, [*pair.unique]) for pair in mapping.of_tables(Side.NORMALIZED)]
-    legacy = mapping.of_tables(Side.LEGACY) if phase.has_legacy else ()
+    keys = [((parent.key,), [parent.key.name]) for parent in moves.parents]
+    keys += [(pair.keys, [*pair.unique]) for pair in moves.of_tables(Side.NORMALIZED)]
+    legacy = moves.of_tables(Side.LEGACY) if phase.has_legacy else ()
     keys += [(tuple(pair.legacy_table.c[name] for name in pair.legacy_keys), [*pair.legacy_keys]) for pair in legacy]
     frozen_tables = {pair.legacy_table for pair in legacy}
     for columns, unique in keys:
@@ -157,7 +157,7 @@ def _highest(uow: UnitOfWork, key: Column[Any]) -> int:
 
 def _not_carried(uow: UnitOfWork) -> Iterator[Obstacle]:
     if uow.phase.compares and uow.phase.truth.other == "normalized":
-        for pair in uow.statements.mapping:
+        for pair in uow.statements.moves:
             if not backfill_progress.of(uow, pair).finished:
                 yield Obstacle(f"the backfill of {pair.name} is not complete", "consensus-orm backfill")
 
@@ -168,7 +168,7 @@ def _uncertified(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
         yield Obstacle("nothing was verified in this phase", verify)
         return
     if seen.mapping != uow.statements.fingerprint:
-        yield Obstacle("the mapping has changed since the last verify", verify)
+        yield Obstacle("the declaration has changed since the last verify", verify)
     if seen.differences:
         yield Obstacle(f"the last verify found {seen.differences} differing rows", _about_differences(uow, seen))
     if seen.missed or seen.missed is None:
@@ -218,7 +218,7 @@ def undecided_text(rows: int, phase: Phase) -> str:
 
 
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.moves:
         names = uow.catalog.columns(uow, pair.legacy_table.name)
         for name in sorted(names - {*pair.legacy_columns, *pair.without, *pair.only[Side.LEGACY]}):
             yield Obstacle(

@@ -94,7 +94,7 @@ def rebuild(writing: Transactions, flipping: Transactions, side: Side, progress:
     """
     plan = flipping.run(partial(_begin, side=side))
     done = Rebuilt(side, plan.tables)
-    for pair in writing.statements.mapping:
+    for pair in writing.statements.moves:
         if not (plan.carries and plan.concerns(pair)):
             continue
         later = plan.came_later(pair)
@@ -134,7 +134,7 @@ def _begin(uow: UnitOfWork, *, side: Side) -> _Plan:
         )
     plan = _planned(uow, side)
     uow.catalog.keep_out(uow)
-    given = {pair.name: highest_given(uow, pair, side.other) for pair in uow.statements.mapping}
+    given = {pair.name: highest_given(uow, pair, side.other) for pair in uow.statements.moves}
     plan = replace(plan, given=given, carries=_carries(uow, plan))
     aside = _set_aside(uow, side)
     made = list(_make_missing(uow, side))
@@ -216,35 +216,35 @@ def _set_aside(uow: UnitOfWork, side: Side) -> list[str]:
     broken = guards.lacking_columns(uow, side)
     return [
         uow.catalog.legacy.set_aside(uow, p)
-        for p in uow.statements.mapping.of_tables(Side.LEGACY)
+        for p in uow.statements.moves.of_tables(Side.LEGACY)
         if p.legacy_name in broken
     ]
 
 
 def _tables(uow: UnitOfWork, side: Side) -> list[str]:
-    mapping = uow.statements.mapping
+    moves = uow.statements.moves
     if side is Side.LEGACY:
-        return [pair.legacy_name for pair in mapping.of_tables(Side.LEGACY)]
-    return [table.name for table in guard_record.normalized_tables(mapping)]
+        return [pair.legacy_name for pair in moves.of_tables(Side.LEGACY)]
+    return [table.name for table in guard_record.normalized_tables(moves)]
 
 
 def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
     missing = {name for name in _tables(uow, side) if name.lower() not in there}
     if side is Side.LEGACY:
-        for pair in (p for p in uow.statements.mapping.of_tables(Side.LEGACY) if p.legacy_name in missing):
+        for pair in (p for p in uow.statements.moves.of_tables(Side.LEGACY) if p.legacy_name in missing):
             uow.catalog.legacy.make_again(uow, pair)
             yield pair.legacy_name
         return
-    tables = [table for table in guard_record.normalized_tables(uow.statements.mapping) if table.name in missing]
+    tables = [table for table in guard_record.normalized_tables(uow.statements.moves) if table.name in missing]
     uow.catalog.create(uow, tables)
     yield from (table.name for table in tables)
 
 
 def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
     """Refuse a table that another program made and that cannot hold what is carried to it."""
-    mapping = uow.statements.mapping
-    models = [pair.legacy_table for pair in mapping.of_tables(Side.LEGACY)] + guard_record.normalized_tables(mapping)
+    moves = uow.statements.moves
+    models = [pair.legacy_table for pair in moves.of_tables(Side.LEGACY)] + guard_record.normalized_tables(moves)
     for table in (table for table in models if table.name in plan.tables):
         there = {name.lower() for name in uow.catalog.columns(uow, table.name)}
         if missing := [c.name for c in table.columns if c.name.lower() not in there]:
@@ -360,7 +360,7 @@ def _fill(uow: UnitOfWork, of: Range, *, pair: Move, to: Side) -> int:
 
 def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
     if done.side is Side.LEGACY:
-        for pair in (p for p in uow.statements.mapping.of_tables(Side.LEGACY) if p.legacy_name in done.tables):
+        for pair in (p for p in uow.statements.moves.of_tables(Side.LEGACY) if p.legacy_name in done.tables):
             uow.catalog.legacy.complete_again(uow, pair)
     uow.catalog.level_sequences(uow)
     if done.side is Side.NORMALIZED and uow.phase.compares:
@@ -371,6 +371,6 @@ def _finish(uow: UnitOfWork, *, done: Rebuilt) -> None:
 
 def _set_backfilled(uow: UnitOfWork) -> None:
     """Mark the backfill as finished: every legacy row was carried just now."""
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.moves:
         if backfill_progress.of(uow, pair) == backfill_progress.NOT_BEGUN:
             backfill_progress.move(uow, pair, None, 0, finished=True)

@@ -108,7 +108,7 @@ def _look(reading: Transactions, selection: Selection, foreign: Choice, progress
     survey = _Survey(_selected(reading, selection) if selection.numbers else scan(reading, progress, selection))
     with reading() as uow:
         for name in selection.pairs(uow):
-            pair = uow.statements.mapping[name]
+            pair = uow.statements.moves[name]
             # In the other phases the records are of all writes, and wait for the way back.
             written = changes.recorded_keys(uow, pair) if uow.phase.compares and not selection.numbers else ()
             known = mismatches.open_keys(uow, pair) if selection.table is not None else ()
@@ -144,7 +144,7 @@ def _settled(writing: Transactions, survey: _Survey, foreign: Choice) -> Iterato
     def settle(uow: UnitOfWork, name: str, keys: list[Key]) -> Outcome:
         require_epoch(uow, survey.seen)
         pace.begin(uow)
-        return settle_rows(uow, uow.statements.mapping[name], keys[: pace.size], foreign)
+        return settle_rows(uow, uow.statements.moves[name], keys[: pace.size], foreign)
 
     for name, keys in survey.keys.items():
         left = keys
@@ -193,7 +193,7 @@ def _finish(
 def _settle_storms(uow: UnitOfWork, selection: Selection) -> None:
     """Close the entries that stand for many rows of a table, all of which were compared."""
     for name in selection.pairs(uow):
-        pair = uow.statements.mapping[name]
+        pair = uow.statements.moves[name]
         if not (uow.phase.compares and changes.some_undecided(uow, pair)):
             mismatches.settle_storms(uow, pair)
 

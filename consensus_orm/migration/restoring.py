@@ -39,7 +39,7 @@ def restore(uow: UnitOfWork, number: int, reason: str | None) -> Restored:
     The row that has its key now is kept as an image first, so that this can be undone, too.
     """
     image = images.take(uow, number)
-    pair = next((pair for pair in uow.statements.mapping if pair.name == image.pair), None)
+    pair = next((pair for pair in uow.statements.moves if pair.name == image.pair), None)
     if pair is None:
         raise errors.InvalidValueError(
             f"image {number} is of a row of {image.pair}, which follows from the rows of its pairs",

@@ -66,7 +66,7 @@ def drain(uow: UnitOfWork, *, limit: int = CHANGES_IN_ONE_TRANSACTION) -> Draine
         How many changes there were; none where all that are left wait for a choice.
     """
     waiting, looked_at = changes.waiting(uow, limit)
-    left = sum(settle_rows(uow, uow.statements.mapping[name], keys, None).left for name, keys in waiting.items())
+    left = sum(settle_rows(uow, uow.statements.moves[name], keys, None).left for name, keys in waiting.items())
     return Drained(looked_at, looked_at - left)
 
 
@@ -78,7 +78,7 @@ def settle_open(uow: UnitOfWork) -> Outcome:
     done = Outcome()
     compares = uow.phase.compares
     unseen = changes.waiting(uow, CHANGES_IN_ONE_TRANSACTION)[0] if compares else {}
-    for pair in uow.statements.mapping if uow.phase.has_legacy else ():
+    for pair in uow.statements.moves if uow.phase.has_legacy else ():
         found = mismatches.open_keys(uow, pair)
         waiting = changes.undecided_among(uow, pair, found) if compares else set()
         keys = dict.fromkeys((*unseen.get(pair.name, ()), *(key for key in found if key not in waiting)))

@@ -142,10 +142,10 @@ def collect(
         prepared=uow.prepared,
         writes=[*[Side.LEGACY] * phase.writes_legacy, *[Side.NORMALIZED] * phase.writes_normalized],
         reads=phase.truth,
-        pairs=[_pair(uow, pair, phase, there) for pair in uow.statements.mapping],
+        pairs=[_pair(uow, pair, phase, there) for pair in uow.statements.moves],
         parents={
             p.table.name: _count(uow, p.table.name, uow.statements.parents[p.table.name].all_rows, there) or 0
-            for p in uow.statements.mapping.parents
+            for p in uow.statements.moves.parents
         },
         other_tables={
             table.name: int(uow._rows(select(func.count()).select_from(table))[0][0])

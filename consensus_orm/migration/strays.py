@@ -63,7 +63,7 @@ def adopt_strays(writing: Transactions, flipping: Transactions, progress: Watch 
     """Carry the rows of legacy tables that exist at CONTRACT, drop the tables, and put up the views again."""
     done: list[Adopted] = []
     while names := writing.run(signs.strays):  # again, where its program goes on writing
-        for pair in (pair for pair in writing.statements.mapping if pair.legacy_name in names):
+        for pair in (pair for pair in writing.statements.moves if pair.legacy_name in names):
             adopted = Adopted(pair.legacy_name)
             for more in _emptied(writing, pair, progress):
                 adopted = adopted.plus(more)
@@ -119,9 +119,9 @@ def _drop_empty(uow: UnitOfWork) -> None:
     """Drop the tables that are empty, and put up views in their place, in one transaction."""
     uow.catalog.keep_out(uow)
     there = signs.strays(uow)
-    mapping = uow.statements.mapping
-    for pair in (pair for pair in mapping.of_tables(Side.LEGACY) if pair.legacy_name in there):
-        sharing = mapping.sharing(pair, Side.LEGACY)
+    moves = uow.statements.moves
+    for pair in (pair for pair in moves.of_tables(Side.LEGACY) if pair.legacy_name in there):
+        sharing = moves.sharing(pair, Side.LEGACY)
         if any(next_range(uow, each, Side.LEGACY, None, 1) for each in sharing):
             continue  # written since its rows were carried
         rejected = sum(keyless.reject(uow, each, Side.LEGACY) for each in sharing)

@@ -43,7 +43,7 @@ class Transactions:
 
     @property
     def statements(self) -> Statements:
-        """The statements of the mapping."""
+        """The statements of the moves."""
         return self.units.statements
 
     def __call__(self) -> UnitOfWork:

@@ -147,7 +147,7 @@ def scan(reading: Transactions, progress: Watch = None, selection: Selection | N
             last_mismatch=mismatches.newest(uow),
             last_reject=rejects.newest(uow),
         )
-        for pair in uow.statements.mapping:
+        for pair in uow.statements.moves:
             if uow.phase.has_legacy:
                 seen.aside[pair.name] = {side: rejects.on_one_side(uow, pair, side) for side in Side}
             else:
@@ -201,8 +201,8 @@ class _Tables:
     """Every table that is compared, as of one snapshot."""
 
     def __init__(self, uow: UnitOfWork, only: Sequence[str] | None = None) -> None:
-        mapping = uow.statements.mapping if uow.phase.has_legacy else ()
-        self.pairs = [pair for pair in mapping if only is None or pair.name in only]
+        moves = uow.statements.moves if uow.phase.has_legacy else ()
+        self.pairs = [pair for pair in moves if only is None or pair.name in only]
         frozen = uow.phase.freezes_legacy
         self.sides = {
             (pair.name, side): Ranges(uow._rows, _on_side(uow.statements[pair], side, frozen))
@@ -269,25 +269,25 @@ def _conclude(uow: UnitOfWork, seen: Seen, started: float) -> VerifyReport:
     """Read again under the lock what seemed to differ, record what still does, and certify."""
     guards.require(uow)
     require_epoch(uow, seen)
-    mapping = uow.statements.mapping
+    moves = uow.statements.moves
     since = rejects.newest(uow)
-    for pair in mapping:
+    for pair in moves:
         _reject_keyless(uow, pair, seen)
-    not_carried = {pair.name: _not_carried(uow, pair, seen.doubtful.get(pair.name, [])) for pair in mapping}
+    not_carried = {pair.name: _not_carried(uow, pair, seen.doubtful.get(pair.name, [])) for pair in moves}
     differences = [
         difference
-        for pair in mapping
+        for pair in moves
         for difference in _confirmed(uow, pair, seen.doubtful.get(pair.name, []), not_carried[pair.name])
     ]
-    for parent in mapping.parents:
+    for parent in moves.parents:
         differences += _confirmed_parents(uow, parent, seen.parents[parent.table.name])
     if since == seen.last_reject:  # otherwise another process rejected a row meanwhile, which this scan did not see
         seen.last_reject = rejects.newest(uow)
-    for pair in mapping:
+    for pair in moves:
         if (counted := seen.counted.get((pair.name, Side.LEGACY))) is not None:
             uow._tell(ComparisonEvent(pair.name, "verify", counted.looked_at - len(not_carried[pair.name])))
-    legacy = seen.of(mapping, Side.LEGACY)
-    normalized = seen.of(mapping, Side.NORMALIZED)
+    legacy = seen.of(moves, Side.LEGACY)
+    normalized = seen.of(moves, Side.NORMALIZED)
     report = VerifyReport(
         phase=uow.phase,
         legacy_rows=sum(table.rows for table in legacy),
@@ -326,8 +326,8 @@ def _certify(uow: UnitOfWork, seen: Seen, report: VerifyReport) -> int:
         build=__version__,
         mapping=uow.statements.fingerprint,
         epoch=uow.epoch,
-        legacy_rows=_named(seen.of(uow.statements.mapping, Side.LEGACY)),
-        normalized_rows=_named(seen.of(uow.statements.mapping, Side.NORMALIZED)),
+        legacy_rows=_named(seen.of(uow.statements.moves, Side.LEGACY)),
+        normalized_rows=_named(seen.of(uow.statements.moves, Side.NORMALIZED)),
         compared=report.compared,
         differences=len(report.differences),
         missed=sum(table.missed for table in report.missed) + report.not_carried,

@@ -91,7 +91,7 @@ def _require_carried_back(uow: UnitOfWork, to: Phase) -> None:
 
     Such a row is an open reject. One that an operator has accepted blocks neither direction.
     """
-    left = {pair: _left_behind(uow, pair) for pair in uow.statements.mapping}
+    left = {pair: _left_behind(uow, pair) for pair in uow.statements.moves}
     found = [
         Obstacle(
             f"{rows} rows of {pair.table.name} could not be carried back to {pair.legacy_name}, which does not hold"
@@ -149,7 +149,7 @@ def _begin_expansion(uow: UnitOfWork) -> Moves:
     if uow.phase.has_legacy:
         _expect_expansion(uow)
     if state.step(uow) == state.EXPANDING:
-        return uow.statements.mapping  # an earlier call was interrupted; its tables are filled further
+        return uow.statements.moves  # an earlier call was interrupted; its tables are filled further
     if not saved_schema.has_tables(uow):
         raise errors.MigrationError(
             "this database never had legacy tables, or they were removed for good, so there is nothing to go back to",
@@ -162,7 +162,7 @@ def _begin_expansion(uow: UnitOfWork) -> Moves:
     guard_record.install(uow, Phase.NORMALIZED)
     changes.forget_all(uow)
     state.put_step(uow, state.EXPANDING)
-    return uow.statements.mapping
+    return uow.statements.moves
 
 
 def _try_out(uow: UnitOfWork) -> None:
@@ -172,7 +172,7 @@ def _try_out(uow: UnitOfWork) -> None:
         UnsafeDefinitionError: A table lacks a column, or cannot take a row.
     """
     uow._execute("SAVEPOINT tried_out")
-    for pair in uow.statements.mapping:
+    for pair in uow.statements.moves:
         there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
         needed = {*pair.legacy_columns, *pair.only[Side.LEGACY]}
         needed |= {name for row in saved_rows(uow) if row.table == pair.legacy_name for name in row.cells}
@@ -256,7 +256,7 @@ def _require_equal(uow: UnitOfWork, saved: SavedRow) -> None:
     Raises:
         MigrationError: The table has changed it.
     """
-    pair = next(pair for pair in uow.statements.mapping if pair.legacy_name == saved.table)
+    pair = next(pair for pair in uow.statements.moves if pair.legacy_name == saved.table)
     key: Key = pair.key_from({name: _read(*saved.cells[name]) for name in pair.legacy_keys if name in saved.cells})
     names, sql = uow.statements[pair].image(Side.LEGACY)
     if not is_usable(pair, key) or (found := uow._execute(sql, {"_key": key}).fetchone()) is None:
@@ -290,7 +290,7 @@ def undo_expansion(uow: UnitOfWork) -> None:
     if state.step(uow) != state.EXPANDING:
         return
     guard_record.install(uow, Phase.CONTRACT)
-    for pair in reversed(uow.statements.mapping.of_tables(Side.LEGACY)):
+    for pair in reversed(uow.statements.moves.of_tables(Side.LEGACY)):
         uow.catalog.legacy.drop_again(uow, pair)
     signs.put_up(uow)
     changes.forget_all(uow)

@@ -175,7 +175,7 @@ def made(subject: Subject, folder: Path, *, keep: bool, progress: Watch) -> Iter
         yield FileCopy(path, folder, keep=keep)
         return
     _require(folder, subject.maintenance.stats().disk.database)
-    schemas = subject.units.statements.mapping.schemas
+    schemas = subject.units.statements.moves.schemas
     with _database(subject.units.engine, schemas, keep=keep) as (url, connect):
         _fill(subject, url, folder, progress)
         yield ServerCopy(url, folder, keep=keep, connect=connect)

@@ -1,7 +1,7 @@
 """Digests of the rows of a table in type and bytes, read with raw SQL.
 
-The mapping gives the names of columns and nothing else. There is a digest for each thousand rows, so that a difference
-can be located without keeping the rows.
+The declaration gives the names of columns and nothing else. There is a digest for each thousand rows, so that a
+difference can be located without keeping the rows.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def take(
         side: The side.
         skip: Keys to leave out, as text.
         until: The highest key to read; None reads all.
-        undeclared: Read legacy columns that the mapping does not know, too.
+        undeclared: Read legacy columns that the declaration does not know, too.
     """
     columns = list(_columns(look, pair, side, undeclared=undeclared).values())
     if not columns:
@@ -191,17 +191,17 @@ def _source(pair: Move, side: Side) -> str:
 # Identity of a database ---------------------------------------------------------------------------------------
 
 
-def schema_objects(look: Look, mapping: Moves) -> frozenset[SchemaObject]:
+def schema_objects(look: Look, moves: Moves) -> frozenset[SchemaObject]:
     """The definitions of the legacy tables and what belongs to them."""
-    return look.objects({pair.legacy_name.lower() for pair in mapping})
+    return look.objects({pair.legacy_name.lower() for pair in moves})
 
 
-def identity(look: Look, mapping: Moves) -> Identity:
+def identity(look: Look, moves: Moves) -> Identity:
     """What identifies a database: the definitions of its legacy tables, and its numbers of rows."""
-    objects = schema_objects(look, mapping)
+    objects = schema_objects(look, moves)
     spelled = json.dumps(sorted(objects))
     there = look.tables()
-    wanted = [pair.legacy_name for pair in mapping] + [pair.table.name for pair in mapping]
+    wanted = [pair.legacy_name for pair in moves] + [pair.table.name for pair in moves]
     counted = [there[name.lower()] for name in wanted if name.lower() in there]
     return Identity(
         schema_hash=hashlib.sha256(spelled.encode()).hexdigest()[:16] if objects else None,

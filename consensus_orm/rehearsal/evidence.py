@@ -89,10 +89,10 @@ def find(units: UnitOfWorkFactory[Any]) -> Evidence | None:
         return None  # of a database of the same name on another server
 
     def compare(uow: UnitOfWork) -> Evidence:
-        mapping = uow.statements.mapping
-        now = identity(look_of(units.engine.dialect.name, uow._rows), mapping)
-        legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in mapping)
-        normalized = sum(now.rows.get(pair.table.name, 0) for pair in mapping)
+        moves = uow.statements.moves
+        now = identity(look_of(units.engine.dialect.name, uow._rows), moves)
+        legacy = sum(now.rows.get(pair.legacy_name, 0) for pair in moves)
+        normalized = sum(now.rows.get(pair.table.name, 0) for pair in moves)
         return Evidence(path, report, now, uow.statements.fingerprint, max(legacy, normalized))
 
     return units.look(compare)

@@ -1,4 +1,4 @@
-"""Raw SQL that reads a database past the mapping and the store, for SQLite and for PostgreSQL.
+"""Raw SQL that reads a database past the moves and the store, for SQLite and for PostgreSQL.
 
 Values are read as type and bytes; the rest of a rehearsal does not depend on the kind of database.
 """

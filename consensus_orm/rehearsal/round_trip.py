@@ -87,12 +87,12 @@ def rehearse(
     """
     units = subject.units
     rewrite = subject.upgrade.pending_rewrite()
-    mapping = units.statements.mapping
+    moves = units.statements.moves
     if writers and subject.rehearsed is None:
         raise errors.InvalidValueError(
             "how these tables are written is not known", hint="rehearse without writers", field="writers"
         )
-    known = units.look(lambda uow: digest.identity(look_of(units.engine.dialect.name, uow._rows), mapping))
+    known = units.look(lambda uow: digest.identity(look_of(units.engine.dialect.name, uow._rows), moves))
     if known.schema_hash is None and rewrite is None:
         raise errors.MigrationError(
             "this database never had legacy tables, so there is nothing to rehearse", hint="it is where it ends"
@@ -100,7 +100,7 @@ def rehearse(
     with _folder(keep) as folder, copies.made(subject, folder, keep=keep is not None, progress=progress) as copy:
         settings = units.settings.model_copy(update={"backup_dir": folder, "alarm_falls_back": False})
         with subject.beside(copy.where, settings) as opened:
-            report = _Course(opened, copy, mapping, progress, tell).run(writers)
+            report = _Course(opened, copy, moves, progress, tell).run(writers)
         facts = {
             "database": units.name,
             "identity": report.identity.model_copy(update={"schema_hash": known.schema_hash}),
@@ -149,12 +149,12 @@ def _keep(report: RehearsalReport, units: UnitOfWorkFactory[Any], folder: Path |
 class _Course:
     """One rehearsal on one copy."""
 
-    def __init__(self, subject: Subject, copy: Copy, mapping: Moves, progress: Watch, tell: Tell | None) -> None:
+    def __init__(self, subject: Subject, copy: Copy, moves: Moves, progress: Watch, tell: Tell | None) -> None:
         self.units = subject.units
         self.migration = subject.migration
         self.rehearsed = subject.rehearsed
         self.copy = copy
-        self.mapping = mapping
+        self.moves = moves
         self.progress = progress
         self.tell = tell
         self.longest_lock = copy.watch(subject)
@@ -173,8 +173,8 @@ class _Course:
         """Migrate the copy there and back, and report."""
         at = self.units.settings.clock()
         with self.copy.look() as look:
-            before = digest.schema_objects(look, self.mapping)
-            known = digest.identity(look, self.mapping)
+            before = digest.schema_objects(look, self.moves)
+            known = digest.identity(look, self.moves)
         self._prepare()
         additions = Additions(self.rehearsed)
         with Writers(self.units, additions.rounds(threads)) as writers:
@@ -184,7 +184,7 @@ class _Course:
                 self._travel()
         with self.copy.look() as look:
             unexplained, missing = self._extra(look, additions)
-            schema_equal = before <= digest.schema_objects(look, self.mapping)
+            schema_equal = before <= digest.schema_objects(look, self.moves)
         settings = self.units.settings
         return RehearsalReport(
             at=at,
@@ -290,7 +290,7 @@ class _Course:
 
     def _remember(self, side: Side) -> None:
         with self.copy.look() as look:
-            for pair in self.mapping:
+            for pair in self.moves:
                 rejected = self.left_out[pair.name] = _rejected(look, pair)
                 self.wanted[pair.name] = digest.take(look, pair, side, skip=rejected)
                 if side is Side.LEGACY:
@@ -300,7 +300,7 @@ class _Course:
         """Compare the side that is the source of truth now with what was there at the beginning."""
         side = self.now.truth
         with self.copy.look() as look, look.snapshot():
-            for pair in self.mapping:
+            for pair in self.moves:
                 whole = side is Side.LEGACY and bool(self.whole)
                 wanted = (self.whole if whole else self.wanted)[pair.name]
                 # Columns of no pair, and accepted rejects, stand on the legacy side alone.
@@ -328,7 +328,7 @@ class _Course:
     def _extra(self, look: Look, additions: Additions) -> tuple[int, int]:
         """Count rows after those of the beginning: those that no writer added, and those of writers that are gone."""
         unexplained = missing = 0
-        for pair in self.mapping:
+        for pair in self.moves:
             wrote = additions.acknowledged.get(pair.name, {})
             column = additions.columns[pair.name] if wrote else pair.legacy_keys[0]
             found = digest.select(look, pair, self.now.truth, column, after=self.wanted[pair.name].last)

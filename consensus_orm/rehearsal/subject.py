@@ -27,7 +27,7 @@ class Subject:
         migration: Its way from phase to phase.
         upgrade: Brings its schema up to date.
         maintenance: Backs it up, and knows its size.
-        rehearsed: What is known about its tables besides the mapping, if anything.
+        rehearsed: What is known about its tables besides the moves, if anything.
         beside: Opens another database of the same tables, by its path or URL.
     """
 

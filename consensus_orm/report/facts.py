@@ -134,7 +134,7 @@ def _seen(
         rejects=entries.rejects(uow, everything=True),
         backfills=_backfills(uow, {pair.name: pair.legacy_rows for pair in status.pairs}),
         certificates=certificates.every(uow),
-        reads=[times for pair in uow.statements.mapping if timed for times in _time_reads(uow, pair)],
+        reads=[times for pair in uow.statements.moves if timed for times in _time_reads(uow, pair)],
         samples=samples.listed(uow) if table_of(Sample).name in there else [],
         evidence=evidence,
     )
@@ -143,9 +143,9 @@ def _seen(
 def _tables(uow: UnitOfWork) -> Iterator[TableUse]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
     sizes = uow.catalog.sizes(uow)
-    mapping = uow.statements.mapping
-    wanted = [(pair.legacy_name, Side.LEGACY) for pair in mapping]
-    tables = [parent.table for parent in mapping.parents] + [pair.table for pair in mapping]
+    moves = uow.statements.moves
+    wanted = [(pair.legacy_name, Side.LEGACY) for pair in moves]
+    tables = [parent.table for parent in moves.parents] + [pair.table for pair in moves]
     wanted += [(table.name, Side.NORMALIZED) for table in tables]
     for name, side in wanted:
         if name.lower() in there:

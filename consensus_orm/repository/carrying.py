@@ -98,7 +98,7 @@ def _make_way(uow: Transaction, pair: Move, keys: list[Key], to: Side, why: str 
     """Delete rows under the same keys that were of another move of the same table, and are of this one now."""
     if to is Side.NORMALIZED and {*pair.unique} != {of.name for of in pair.keys}:
         return  # rows of different moves may have the same key there
-    for other in uow.statements.mapping.sharing(pair, to):
+    for other in uow.statements.moves.sharing(pair, to):
         if other is pair or not (left := changes.deleted_among(uow, other, to.other, keys)):
             continue
         stale = _there(uow, other, left, to) - _there(uow, other, left, to.other)

@@ -53,7 +53,7 @@ class DualWrite(RoutedReads):
             Its key, the same on both sides.
 
         Raises:
-            InvalidValueError: It is no mapping, has a column that nobody declared, or a value that cannot be held.
+            InvalidValueError: It is no moves, has a column that nobody declared, or a value that cannot be held.
             MismatchError: The sides differ and `ON_MISMATCH` is raise.
             StorageError: The source of truth could not be written.
         """
@@ -122,7 +122,7 @@ class DualWrite(RoutedReads):
     @property
     def _draws_its_keys(self) -> bool:
         """Whether the normalized table gives keys by itself that no other move gives, too."""
-        return self.pair.own_id is None and len(self.uow.statements.mapping.sharing(self.pair, Side.LEGACY)) == 1
+        return self.pair.own_id is None and len(self.uow.statements.moves.sharing(self.pair, Side.LEGACY)) == 1
 
     def _next_key(self) -> Any:
         """The next id, above whatever either side has given; above the truth's where the other side is gone."""

@@ -64,7 +64,7 @@ class Records:
         """What is given under attribute names, under the names of columns and as the database stores it.
 
         Args:
-            values: A mapping, or a record.
+            values: A moves, or a record.
 
         Raises:
             InvalidValueError: It is something else, has a name that is not declared, or a value of the wrong type.

@@ -110,7 +110,7 @@ class CarryingSession(Session):
             return
         uow, self._in_flush = self._uow, True
         self._left = set()
-        for move in uow.statements.mapping:
+        for move in uow.statements.moves:
             if self._carries:
                 self._ready(move, new, changed)
             if move.parents and uow.phase.writes_normalized:
@@ -237,7 +237,7 @@ class CarryingSession(Session):
             written = changes.written_since(uow, self._mark)
             if not written:
                 return
-            moves = [move for move in uow.statements.mapping if move.name in written]
+            moves = [move for move in uow.statements.moves if move.name in written]
             # Rows of a later move may refer to rows of an earlier one: they come after them, and go before them.
             for move in moves:
                 self._make_way(move, written)
@@ -252,7 +252,7 @@ class CarryingSession(Session):
         """Delete rows that were of another move of the same table and are of this one now."""
         mine = written[move.name]
         for side in Side:
-            for other in self._uow.statements.mapping.sharing(move, side):
+            for other in self._uow.statements.moves.sharing(move, side):
                 theirs = written.get(other.name, {}) if other is not move else {}
                 left = {key: of for key, of in theirs.items() if key in mine and of.ops[side][-1:] == [GONE]}
                 self._carry_move(other, left, deleted=True)
@@ -295,7 +295,7 @@ class CarryingSession(Session):
         """Tell the unit of work which rows a flush has written where one side alone is written."""
         if not self._uow._tells_written:
             return
-        for move in self._uow.statements.mapping:
+        for move in self._uow.statements.moves:
             side = self._uow.phase.truth
             model = _model(move, side)
             entities = [each for each in (*self.new, *self.dirty, *self.deleted) if isinstance(each, model)]
@@ -306,7 +306,7 @@ class CarryingSession(Session):
         """Complete rows where the normalized side alone is written: what is computed, their mark and their parent."""
         uow = self._uow
         entities, written = [*self.new, *self.dirty], {}
-        for move in uow.statements.mapping:
+        for move in uow.statements.moves:
             if uow.statements[move].adopt:
                 of_move = [each for each in entities if isinstance(each, move.normalized)]
                 written[move] = [self._key(move, Side.NORMALIZED, each) for each in of_move]
@@ -317,7 +317,7 @@ class CarryingSession(Session):
                 if keys:
                     adopt(uow, move, keys, None)
                     self._carried.update(((move.name, Side.NORMALIZED), key) for key in keys)
-            self._settle_parents(list(uow.statements.mapping), whole=False)
+            self._settle_parents(list(uow.statements.moves), whole=False)
 
     def _settle_parents(self, moves: list[Move], *, whole: bool) -> None:
         """Remove parents that have lost their last row, and derive the others again."""
@@ -347,14 +347,14 @@ class CarryingSession(Session):
         """Let entities of both sides be read again: carrying, or its rollback, has changed what they stand for."""
         if not self._carried:
             return
-        parts = tuple(part.model for move in self._uow.statements.mapping for part in move.beside_rows)
+        parts = tuple(part.model for move in self._uow.statements.moves for part in move.beside_rows)
         for entity in list(self.identity_map.values()):
             if isinstance(entity, parts) or any((each, key) in self._carried for each, key in self._keys_of(entity)):
                 self.expire(entity)
 
     def _keys_of(self, entity: Any) -> Iterator[tuple[Any, Key]]:
         """The moves and sides of which an entity is a row, each with its key there; None where it is not loaded."""
-        for move in self._uow.statements.mapping:
+        for move in self._uow.statements.moves:
             # A side that is not written has no entities here, and the legacy class may be gone.
             for side in (side for side, is_open in self._uow.phase.sides if is_open):
                 if isinstance(entity, model := _model(move, side) or ()):

@@ -119,7 +119,7 @@ class Application:
 
     Attributes:
         tables: Its tables that the revisions create.
-        unmapped: Its tables that are in no mapping; a copy includes them.
+        unmapped: Its tables that are in no moves; a copy includes them.
         protection: What protects a file from its older programs.
     """
 

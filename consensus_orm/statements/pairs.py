@@ -1,4 +1,4 @@
-"""Every statement on the data, built once from the mapping.
+"""Every statement on the data, built once from the moves.
 
 Built with SQLAlchemy, rendered once, and run on the driver's connection with named parameters: that costs
 what raw SQL costs, where a `select()` built for each call costs 35 to 53 us more (measured). `sql.parameter`
@@ -40,27 +40,27 @@ class PairStatements(ReadStatements, WriteStatements, DefaultStatements, CarrySt
 
 
 class Statements:
-    """All statements of a mapping.
+    """All statements of the moves of a declaration.
 
     Args:
-        mapping: The declaration.
+        moves: The declaration.
         rendering: How they are printed for the kind of database.
 
     Raises:
         ConfigurationError: A rule of the declaration cannot be said in the SQL of that kind of database.
     """
 
-    def __init__(self, mapping: Moves, rendering: PairRendering) -> None:
-        if rendering.name not in mapping.dialects:
+    def __init__(self, moves: Moves, rendering: PairRendering) -> None:
+        if rendering.name not in moves.dialects:
             raise ConfigurationError(
-                f"these moves are declared for {', '.join(mapping.dialects)}, and not for {rendering.name}",
+                f"these moves are declared for {', '.join(moves.dialects)}, and not for {rendering.name}",
                 hint="name that database, too: Moves(..., dialects=...)",
             )
-        require_declared(mapping)
-        self.mapping = mapping
+        require_declared(moves)
+        self.moves = moves
         self.rendering = rendering
-        self._pairs = {pair.name: PairStatements(pair, rendering, mapping) for pair in mapping}
-        self.parents = {p.table.name: ParentStatements(p, mapping, rendering) for p in mapping.parents}
+        self._pairs = {pair.name: PairStatements(pair, rendering, moves) for pair in moves}
+        self.parents = {p.table.name: ParentStatements(p, moves, rendering) for p in moves.parents}
         for of_pair in self._pairs.values():
             of_pair.check()
         for of_parent in self.parents.values():
@@ -100,7 +100,7 @@ class Statements:
         Returns:
             A statement that gives their identity, and the key of the newest row of each move.
         """
-        pairs = [self[pair] for pair in self.mapping.members(parent)]
+        pairs = [self[pair] for pair in self.moves.members(parent)]
         if side is Side.NORMALIZED:
             meant = [pairs[0].pair.carried[name] == pairs[0].bound[name] for name in filters]
             aged = self.parents[parent.table.name].by_age(*meant, with_row_of=with_row_of)
@@ -124,4 +124,4 @@ class Statements:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the declaration: what a certificate speaks of."""
-        return fingerprint(self.mapping)
+        return fingerprint(self.moves)

@@ -1,4 +1,4 @@
-"""Every statement on a parent table, built once from the mapping: what follows from its rows, and their absence."""
+"""Every statement on a parent table, built once from the moves: what follows from its rows, and their absence."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ class ParentStatements:
 
     Args:
         parent: The declared parent.
-        mapping: The mapping it belongs to.
+        moves: The moves it belongs to.
         rendering: How statements are printed.
     """
 
-    def __init__(self, parent: Parent, mapping: Moves, rendering: Rendering) -> None:
+    def __init__(self, parent: Parent, moves: Moves, rendering: Rendering) -> None:
         self.parent = parent
         self.rendering = rendering
         self.render = rendering.render
-        self.links = mapping.links(parent)
+        self.links = moves.links(parent)
 
     def check(self) -> None:
         """Refuse rules that cannot be said in SQL, before a statement is made of them.
@@ -144,7 +144,7 @@ class ParentStatements:
         statement = update(table).values(self.derived(table)).where(in_keys(self.parent.key))
         return self.render(statement)
 
-    @cache  # noqa: B019 - lives as long as the mapping does
+    @cache  # noqa: B019 - lives as long as the declaration does
     def refresh_in_range(self, pair: Move) -> str:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
         table = self.parent.table

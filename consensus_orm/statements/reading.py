@@ -80,7 +80,7 @@ class ReadStatements(PairRows):
         assert isinstance(rule, Latest)
         return on(expression(rule.value), row)
 
-    @cache  # noqa: B019 - lives as long as the mapping does
+    @cache  # noqa: B019 - lives as long as the declaration does
     def read(
         self,
         side: Side,

@@ -113,8 +113,8 @@ class Rendering(ABC):
             return Statement(str(statement.compile(dialect=self.dialect)), writes=_writes(statement))
         except CompileError as error:
             raise ConfigurationError(
-                f"an expression of the mapping cannot be rendered as SQL for {self.name}: {error}",
-                hint="change that expression in the declaration of the mapping",
+                f"an expression of the moves cannot be rendered as SQL for {self.name}: {error}",
+                hint="change that expression in the declaration of the moves",
             ) from error
 
     @cache  # noqa: B019 - there is one rendering for each kind of database, and it lives as long as the process
@@ -137,8 +137,8 @@ class Rendering(ABC):
             for part in visitors.iterate(rule):
                 if isinstance(part, BindParameter) and part.required and part.key not in known:
                     raise ConfigurationError(
-                        f"an expression of the mapping has a parameter {part.key!r} without a value",
-                        hint="write its value in the declaration of the mapping",
+                        f"an expression of the declaration has a parameter {part.key!r} without a value",
+                        hint="write its value in the declaration of the moves",
                     )
 
     @abstractmethod

@@ -208,5 +208,5 @@ def _operation(sql: str) -> str:
 @cache
 def _comparing(statements: Statements) -> dict[str, str]:
     """The statements that compare a row just written, and the pair of each."""
-    each = [(statements[pair], pair.name) for pair in statements.mapping]
+    each = [(statements[pair], pair.name) for pair in statements.moves]
     return {sql: name for pair, name in each for sql in (pair.compare, pair.compare_written)}

@@ -161,7 +161,7 @@ class ConsensusSynthesisFactory(_SynthesisFactory[ConsensusSynthesis]):
 
 
 def _follows(rule: ColumnElement[Any], *columns: str) -> Any:
-    """A normalized column derived from a legacy row by the rule of the mapping."""
+    """A normalized column derived from a legacy row by the rule of the moves."""
 
     def value(o: Any) -> ColumnElement[Any]:
         given = {name: _expression(getattr(o, name)) for name in columns}

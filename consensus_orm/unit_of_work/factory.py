@@ -41,7 +41,7 @@ class UnitOfWorkFactory(Generic[U]):
     Args:
         engine: Where connections come from.
         settings: Policies and the clock.
-        statements: The statements of the mapping.
+        statements: The statements of the moves.
         application: Whose tables these are.
         unit_type: The class of the units.
 
@@ -213,7 +213,7 @@ class UnitOfWorkFactory(Generic[U]):
     def _confirm_once(self, doubtful: dict[str, set[Any]]) -> None:
         with self.bare(lock=Lock.CARRY) as uow:
             for name, keys in doubtful.items():
-                mismatches.confirm(uow, uow.statements.mapping[name], keys, found_by="shadow_read")
+                mismatches.confirm(uow, uow.statements.moves[name], keys, found_by="shadow_read")
 
     # Repetition -----------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class UnitOfWork(Transaction):
 
     Args:
         engine: Where connections come from.
-        statements: The statements of the mapping.
+        statements: The statements of the moves.
         settings: Policies and the clock.
         hooks: Called when it begins and when it has ended.
         read_only: See one snapshot, take no lock, and let the database refuse writes.
@@ -247,7 +247,7 @@ class UnitOfWork(Transaction):
         refused. Its commit and rollback reach as far as a savepoint; the unit of work itself ends with its block.
         """
         connection = Connection(self.engine, connection=self._pooled)
-        self._guard = self._connected.guard(self.statements.mapping, self._open_to_session(), read_only=self.read_only)
+        self._guard = self._connected.guard(self.statements.moves, self._open_to_session(), read_only=self.read_only)
         return self._new_session(connection, self._guard)
 
     def _end_session(self, session: Session) -> None:

@@ -1,4 +1,4 @@
-"""The upgrade of a database: its schema to the newest revision, and its triggers to those of the current mapping."""
+"""The upgrade of a database: its schema to the newest revision, and its triggers to those of the current moves."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
 
 
 def _install_triggers(uow: UnitOfWork) -> None:
-    """Install the triggers of the phase from the current mapping."""
+    """Install the triggers of the phase from the current moves."""
     found = [f"table {table.name} was dropped" for table in guard_record.lost(uow)]
     if not guard_record.recorded(uow):
         found += [f"trigger {name} is missing" for name in guards.not_installed(uow)]

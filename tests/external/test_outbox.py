@@ -27,7 +27,7 @@ def test_each_written_row_is_named_once_with_its_digest(store: ConsensusStore, n
         gone = rows.add({"spec_id": "S", "stage": "s", "agent_name": "b", "content_json": "3"})
         rows.delete(key=gone)
     with store.unit_of_work(read_only=True) as uow:
-        pair = uow.statements.mapping["artifacts"]
+        pair = uow.statements.moves["artifacts"]
         (row,) = uow._rows(uow.statements[pair].get(uow.phase.truth), {"_key": kept})
     assert new_database.rows_of(ENTRIES) == [
         ("artifacts", kept, "put", digest(content_of(pair, row))),

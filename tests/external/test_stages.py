@@ -145,7 +145,7 @@ def _items(store: ConsensusStore) -> dict[str, str]:
     from consensus_orm.external.canonical import name_of
 
     with store.unit_of_work(read_only=True) as uow:
-        pair = uow.statements.mapping["artifacts"]
+        pair = uow.statements.moves["artifacts"]
         return {name_of(pair, key): content for key, content in rows.page(uow, pair, None, 100)}
 
 

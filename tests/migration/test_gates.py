@@ -81,7 +81,7 @@ def test_a_certificate_is_void_when_the_mapping_changes(store: ConsensusStore, d
     """The certificate names the mapping it was made with; another one has to verify again."""
     ready(store, Phase.DUAL_WRITE)
     database.script("UPDATE consensus_orm_certificates SET mapping = 'another'")
-    refused(store, "the mapping has changed since the last verify", **FORCED)
+    refused(store, "the declaration has changed since the last verify", **FORCED)
 
 
 @pytest.mark.long

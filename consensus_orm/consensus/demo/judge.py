@@ -1,6 +1,6 @@
 """The judge of the demo: compares the rows of a file with what they were and were meant to be, in type and bytes.
 
-It reads with raw SQL, as a rehearsal does, and uses nothing of the mapping and the store, which could hide a mistake.
+It reads with raw SQL, as a rehearsal does, and uses nothing of the moves and the store, which could hide a mistake.
 """
 
 from __future__ import annotations

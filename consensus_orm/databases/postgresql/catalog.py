@@ -148,14 +148,14 @@ class PostgresCatalog(Catalog):
 
     def reads(self, uow: Transaction) -> list[ReadCounter]:
         """How often each legacy table was read, with its partitions, whoever read it."""
-        names = [pair.legacy_name for pair in uow.statements.mapping]
+        names = [pair.legacy_name for pair in uow.statements.moves]
         if uow._connected.in_transaction:
             uow._execute("SET LOCAL jit = off")
         return [ReadCounter(*row) for row in uow._rows(READS, {"names": names})]
 
     def own_reads(self, uow: Transaction) -> dict[str, int]:
         """How often this transaction has read each legacy table so far."""
-        names = [pair.legacy_name for pair in uow.statements.mapping]
+        names = [pair.legacy_name for pair in uow.statements.moves]
         uow._rows("SELECT pg_stat_force_next_flush()")
         return dict(uow._rows(OWN_READS, {"names": names}))
 
@@ -177,7 +177,7 @@ class PostgresCatalog(Catalog):
 
     def unseen(self, uow: Transaction) -> Iterator[str]:
         """Tables whose row security applies to this role, or that have columns which it may not read."""
-        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
+        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.moves)}
         for table, hides, role, unreadable in uow._rows(UNSEEN, {"names": sorted(names), "prefix": PREFIX}):
             if hides:
                 yield (
@@ -196,7 +196,7 @@ class PostgresCatalog(Catalog):
 
     def keep_out(self, uow: Transaction) -> None:
         """Block writers, those of other programs too, from the mapped tables until the end of this unit of work."""
-        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
+        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.moves)}
         connection: Any = uow._connected
         connection.keep_out(self.tables(uow) & names)
 
@@ -283,7 +283,7 @@ class PostgresCatalog(Catalog):
 
     def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
         """Have ids assigned above those assigned before, although the sequence was dropped with its legacy table."""
-        for pair in (pair for pair in uow.statements.mapping if pair.legacy_name in tables):
+        for pair in (pair for pair in uow.statements.moves if pair.legacy_name in tables):
             own, key, there = pair.table.name, pair.keys[0].name, pair.legacy_name in self.tables(uow)
             if not pair.is_numbered or pair.own_id is not None:
                 continue
@@ -334,7 +334,7 @@ class PostgresCatalog(Catalog):
             "SELECT CAST(relnamespace AS regnamespace) FROM pg_class WHERE oid = to_regclass(quote_ident(?))"
             " AND relnamespace <> CAST(quote_ident(?) AS regnamespace)"
         )
-        for table in triggers.tables(Phase.EXPAND, uow.statements.mapping):
+        for table in triggers.tables(Phase.EXPAND, uow.statements.moves):
             if table.schema and (found := uow._rows(sql, (table.name, table.schema))):
                 raise errors.UnknownSchemaError(
                     f"{table.name} is found in schema {found[0][0]}, and its model names schema {table.schema}",
@@ -349,7 +349,7 @@ class PostgresCatalog(Catalog):
         Raises:
             UnknownSchemaError: There is one.
         """
-        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.mapping)}
+        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.moves)}
         found = uow._rows(
             "SELECT c.relname, a.attname, l.collname FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid"
             " JOIN pg_collation AS l ON l.oid = a.attcollation WHERE NOT l.collisdeterministic"
@@ -367,7 +367,7 @@ class PostgresCatalog(Catalog):
 
     def level_sequences(self, uow: Transaction) -> None:
         """Have both sides take ids from the sequence of the legacy table, above the highest id of either (rule 3)."""
-        for pair in uow.statements.mapping:
+        for pair in uow.statements.moves:
             if pair.is_numbered:  # other keys are not generated
                 self._level(uow, pair)
 
@@ -408,7 +408,7 @@ class PostgresCatalog(Catalog):
 
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id if the table of the other side is gone, and with it the shared sequence."""
-        sharing = uow.statements.mapping.sharing(pair, Side.LEGACY)
+        sharing = uow.statements.moves.sharing(pair, Side.LEGACY)
         alone = len(sharing) == 1 and pair.own_id is None
         drawn = (pair.table_name(side),)
         if alone and (rows := uow._rows(f"SELECT nextval(CAST(s.oid AS regclass)) {DRAWN_FROM}", drawn)):

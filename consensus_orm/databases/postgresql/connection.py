@@ -401,9 +401,9 @@ class ServerConnection(psycopg.Connection[Any]):
         """Nothing: the server stores valid UTF-8 only."""
         return contextlib.nullcontext()
 
-    def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
+    def guard(self, moves: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
         """Refuse statements of a session that would write a mapped table; the triggers of the tables do it."""
-        self.session_guard = PostgresSessionGuard(mapping, self, sides, read_only=read_only)
+        self.session_guard = PostgresSessionGuard(moves, self, sides, read_only=read_only)
         return self.session_guard
 
     def savepoint(self, sql: str) -> None:

@@ -105,6 +105,6 @@ _REMEDIES = {
 def dependencies(uow: Transaction) -> Iterator[Dependency]:
     """What the catalog has, and functions whose text names a legacy table."""
     uow._execute("SET LOCAL jit = off")  # the planner cannot tell how little this reads, and compiled it for seconds
-    names = [pair.legacy_name for pair in uow.statements.mapping]
+    names = [pair.legacy_name for pair in uow.statements.moves]
     for kind, name, table in uow._rows(_QUERY, {"names": names, "prefix": PREFIX}):
         yield Dependency(kind, name, table, _SHUTS.get(kind, Phase.CONTRACT), _REMEDIES.get(kind, ""))

@@ -132,7 +132,7 @@ class PostgresLegacyTables(LegacyTables):
         """Names of the tables that were renamed and are still there."""
         there = uow.catalog.tables(uow)
         # A later one may refer to an earlier one, and goes before it.
-        names = [dropped(pair.legacy_name) for pair in reversed(list(uow.statements.mapping))]
+        names = [dropped(pair.legacy_name) for pair in reversed(list(uow.statements.moves))]
         return [name for name in names if name in there]
 
     def dependents(self, uow: Transaction, name: str) -> list[str]:
@@ -141,7 +141,7 @@ class PostgresLegacyTables(LegacyTables):
 
     def drop(self, uow: Transaction, name: str) -> None:
         """Drop a renamed table for good, without its sequence, which the normalized table uses."""
-        for pair in uow.statements.mapping:
+        for pair in uow.statements.moves:
             if dropped(pair.legacy_name) == name:  # an earlier release has left it the sequence
                 self._let_go_of_sequence(uow, pair, name)
         uow._execute(f"DROP TABLE {quoted(name)}")
@@ -159,7 +159,7 @@ class PostgresLegacyTables(LegacyTables):
             MigrationError: A name is taken, or a table was dropped for good.
         """
         there = uow.catalog.tables(uow)
-        for pair in uow.statements.mapping.of_tables(Side.LEGACY):
+        for pair in uow.statements.moves.of_tables(Side.LEGACY):
             name = pair.legacy_name
             if dropped(name) not in there or name in there:
                 raise errors.MigrationError(
@@ -170,7 +170,7 @@ class PostgresLegacyTables(LegacyTables):
             uow._execute(f"ALTER TABLE {quoted(dropped(name))} RENAME TO {quoted(name)}")
             self._take_sequence_back(uow, pair)
             self._silence(uow, name)  # those that are there since then, or were left on by an earlier release
-        uow.catalog.give_rights(uow, [pair.legacy_name for pair in uow.statements.mapping])  # roles may be newer
+        uow.catalog.give_rights(uow, [pair.legacy_name for pair in uow.statements.moves])  # roles may be newer
 
     def drop_again(self, uow: Transaction, pair: Move) -> None:
         """Undo `bring_back`, with whatever rows the table has."""

@@ -173,9 +173,9 @@ GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 """Rights on columns of the legacy tables, of roles that lack them on the whole table."""
 
 
-def _needs(mapping: Moves) -> Iterator[_Need]:
+def _needs(moves: Moves) -> Iterator[_Need]:
     """What follows from rights on the tables of either side."""
-    for pair in mapping:
+    for pair in moves:
         legacy, own = pair.legacy_name, pair.table.name
         beside = [parent.table.name for parent in pair.parents]
         beside += [table.name for table in (*pair.tables_beside, pair.originals) if table is not None]
@@ -185,7 +185,7 @@ def _needs(mapping: Moves) -> Iterator[_Need]:
             yield from _on(source, held, moved | _CONTROL[held])
             if held == "SELECT":
                 yield _Need(source, held, "SEQUENCE", "consensus_orm_changes", "SELECT")  # the counter of such writes
-            if held == "INSERT" and len(mapping.sharing(pair, Side.LEGACY)) > 1:
+            if held == "INSERT" and len(moves.sharing(pair, Side.LEGACY)) > 1:
                 yield _Need(source, held, "SEQUENCE", own, "UPDATE")  # it follows the ids that the others give
 
 
@@ -207,13 +207,13 @@ def lacking(uow: Transaction, tables: Collection[str] | None = None) -> list[Lac
         uow: Sees the catalog.
         tables: The tables on which rights are looked for, those just made; all where left out.
     """
-    mapping, there = uow.statements.mapping, uow.catalog.tables(uow)
-    legacy = {pair.legacy_name for pair in mapping}
+    moves, there = uow.statements.moves, uow.catalog.tables(uow)
+    legacy = {pair.legacy_name for pair in moves}
     made = legacy & set(tables or ())
-    sources = (legacy & there) - made or {pair.table.name for pair in mapping}
+    sources = (legacy & there) - made or {pair.table.name for pair in moves}
     if made:
-        sources |= {pair.table.name for pair in mapping}
-    needs = [need for need in dict.fromkeys(_needs(mapping)) if need.source in sources]
+        sources |= {pair.table.name for pair in moves}
+    needs = [need for need in dict.fromkeys(_needs(moves)) if need.source in sources]
     needs = [need for need in needs if (need.table not in legacy or need.kind == "SEQUENCE" or need.table in made)]
     if tables is not None:
         needs = [need for need in needs if need.table in tables]
@@ -268,6 +268,6 @@ def dependencies(uow: Transaction) -> Iterator[Dependency]:
         by_role.setdefault((lack.role, lack.source), []).append(lack)
     for (role, table), lacks in by_role.items():
         yield Dependency("role", role, table, Phase.DUAL_WRITE, grants=tuple(grants(lacks, merged=True)))
-    names = sorted({pair.legacy_name for pair in uow.statements.mapping})
+    names = sorted({pair.legacy_name for pair in uow.statements.moves})
     for table, role, right, columns in uow._rows(_PARTIAL, {"names": names}):
         yield Dependency("column right", f"{right} ({columns}) of {role}", table, Phase.CUTOVER)

@@ -36,14 +36,14 @@ class PostgresSessionGuard(SessionGuard):
     """Tells the server whose statements follow, while the session of a unit of work is in use.
 
     Args:
-        mapping: The moves, whose tables are guarded.
+        moves: The moves, whose tables are guarded.
         driver: The connection to guard.
         sides: The sides whose tables the session may write, because they are carried; it must not read the other one.
         read_only: Whether the unit of work refuses every write.
     """
 
-    def __init__(self, mapping: Moves, driver: _Server, sides: Collection[Side], *, read_only: bool) -> None:
-        super().__init__(mapping, driver, sides, read_only=read_only)
+    def __init__(self, moves: Moves, driver: _Server, sides: Collection[Side], *, read_only: bool) -> None:
+        super().__init__(moves, driver, sides, read_only=read_only)
         self._ours = self._say("session")
 
     @contextlib.contextmanager

@@ -46,10 +46,10 @@ WRITTEN_BY_SESSIONS = "consensus_orm_written"
 """The sequence that numbers what sessions write."""
 
 
-def tables(phase: Phase, mapping: Moves) -> list[Table]:
+def tables(phase: Phase, moves: Moves) -> list[Table]:
     """The mapped tables that exist in a phase."""
-    found = normalized_tables(mapping)
-    return found + [pair.legacy_table for pair in mapping.of_tables(Side.LEGACY)] if phase.has_legacy else found
+    found = normalized_tables(moves)
+    return found + [pair.legacy_table for pair in moves.of_tables(Side.LEGACY)] if phase.has_legacy else found
 
 
 def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
@@ -57,14 +57,14 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
 
     Args:
         phase: The phase to come.
-        statements: The statements of the mapping.
+        statements: The statements of the moves.
     """
-    mapping = statements.mapping
+    moves = statements.moves
     open_sides = [side for side, is_open in phase.sides if is_open]
-    is_open = frozenset[str]().union(*(mapping.tables(side) for side in open_sides))
-    for table in tables(phase, mapping):
+    is_open = frozenset[str]().union(*(moves.tables(side) for side in open_sides))
+    for table in tables(phase, moves):
         yield from _refuse_sessions(table, is_open=table.name.lower() in is_open)
-    for pair in mapping:
+    for pair in moves:
         if phase.compares:
             yield _note(statements[pair], Side.LEGACY, EACH, FOREIGN, of_sessions=True)
             yield _note(statements[pair], Side.NORMALIZED, EACH, FOREIGN, of_sessions=True)
@@ -74,11 +74,11 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
             yield from _freeze(pair)
             yield _note(statements[pair], Side.NORMALIZED, EACH, NOT_CARRIED)
     if phase.writes_normalized and phase.has_legacy:
-        for pair in mapping:
+        for pair in moves:
             yield from _note_parts(pair, FOREIGN if phase.compares else NOT_CARRIED, of_sessions=phase.compares)
             yield from _note_items(pair, FOREIGN if phase.compares else NOT_CARRIED, of_sessions=phase.compares)
-        for parent in mapping.parents:
-            yield _note_members(parent, mapping, of_sessions=phase.compares)
+        for parent in moves.parents:
+            yield _note_members(parent, moves, of_sessions=phase.compares)
 
 
 def _trigger(name: str, event: str, table: Table, when: str, body: str, *, each: str = "ROW") -> Trigger:
@@ -225,7 +225,7 @@ def _note_items(pair: Move, when: str, *, of_sessions: bool) -> Iterator[Trigger
         yield _trigger(f"{pair.name}_{above.name}_item", "AFTER UPDATE", above, when, body)
 
 
-def _note_members(parent: Parent, mapping: Moves, *, of_sessions: bool) -> Trigger:
+def _note_members(parent: Parent, moves: Moves, *, of_sessions: bool) -> Trigger:
     """Record writes of parents that change the values of their rows; derived columns may change."""
     key = quoted(parent.key.name)
     body = " ".join(
@@ -237,8 +237,8 @@ def _note_members(parent: Parent, mapping: Moves, *, of_sessions: bool) -> Trigg
             f" FROM {quoted(pair.table.name)} AS t WHERE {quoted('t', link.name)} = OLD.{key}",
             of_sessions=of_sessions,
         )
-        for pair, link in mapping.links(parent)
+        for pair, link in moves.links(parent)
     )
-    columns = ", ".join(map(quoted, mapping.said_by(parent)))
+    columns = ", ".join(map(quoted, moves.said_by(parent)))
     event = f"AFTER DELETE OR UPDATE OF {columns}"
     return _trigger(f"{parent.table.name}_said", event, parent.table, FOREIGN, f"{body} RETURN NULL;")

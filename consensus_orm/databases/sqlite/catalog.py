@@ -190,7 +190,7 @@ class SQLiteCatalog(Catalog):
 
     def level_sequences(self, uow: Transaction) -> None:
         """Have both sides assign ids above the highest that either has assigned (rule 3)."""
-        for pair in uow.statements.mapping:
+        for pair in uow.statements.moves:
             # A key that is no primary key is not given by the table, whose sequence counts something else.
             names = (pair.legacy_table.name, pair.table.name if pair.own_id is None else pair.legacy_table.name)
             given = dict(
@@ -205,7 +205,7 @@ class SQLiteCatalog(Catalog):
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
         """The next id if the table of the other side is gone: above every id that this side has, or ever assigned."""
         found: list[int | None] = []
-        for each in uow.statements.mapping.sharing(pair, Side.LEGACY):
+        for each in uow.statements.moves.sharing(pair, Side.LEGACY):
             table = each.table_name(side)
             found.append(uow._rows(f"SELECT max({quoted(*each.key_names(side))}) FROM {quoted(table)}")[0][0])
             given = (each.legacy_name, *([each.table.name] if each.own_id is None else []))
@@ -243,9 +243,9 @@ class SQLiteCatalog(Catalog):
 
         The failure may have ended the transaction.
         """
-        mapping = uow.statements.mapping
-        names = [parent.table.name for parent in mapping.parents]
-        names += [pair.table_name(side) for pair in mapping for side in Side]
+        moves = uow.statements.moves
+        names = [parent.table.name for parent in moves.parents]
+        names += [pair.table_name(side) for pair in moves for side in Side]
         given = "SELECT name FROM sqlite_sequence WHERE seq >= ? AND name IN (SELECT value FROM json_each(?))"
         found = uow._connected.execute(given, (LARGEST, json.dumps(names))).fetchone()
         return None if found is None else str(found[0])

@@ -253,9 +253,9 @@ class DriverConnection(ConfiguredConnection):
         finally:
             self.text_factory = str
 
-    def guard(self, mapping: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
+    def guard(self, moves: Moves, sides: Collection[Side], *, read_only: bool) -> SessionGuard:
         """Refuse statements of a session that would write a mapped table, until the guard is lifted."""
-        self.session_guard = SQLiteSessionGuard(mapping, self, sides, read_only=read_only)
+        self.session_guard = SQLiteSessionGuard(moves, self, sides, read_only=read_only)
         return self.session_guard
 
     def set_authorizer(self, authorizer_callback: Callable[..., int] | None) -> None:

@@ -24,10 +24,10 @@ _REFERRING = (
 
 def dependencies(uow: Transaction) -> Iterator[Dependency]:
     """Views and triggers of other tables whose text names a legacy table, views of these, and foreign keys."""
-    legacy = uow.statements.mapping.tables(Side.LEGACY)
+    legacy = uow.statements.moves.tables(Side.LEGACY)
     own = {MARK, *(trigger.name for trigger in ours(uow))}
     texts = [row for row in uow._rows(_TEXTS) if row[1] not in own]
-    for table in (pair.legacy_name for pair in uow.statements.mapping):
+    for table in (pair.legacy_name for pair in uow.statements.moves):
         names = [table]
         for name in names:  # grows by each view that uses one of them
             for kind, user, on, sql in texts:

@@ -125,7 +125,7 @@ class SQLiteLegacyTables(LegacyTables):
         """Names of the tables that were renamed and are still there: once emptied, they are dropped."""
         there = uow.catalog.tables(uow)
         # A later one may refer to an earlier one, and is emptied before it.
-        names = [dropped(pair.legacy_name) for pair in reversed(uow.statements.mapping.of_tables(Side.LEGACY))]
+        names = [dropped(pair.legacy_name) for pair in reversed(uow.statements.moves.of_tables(Side.LEGACY))]
         return [name for name in names if name.lower() in there]
 
     def dependents(self, uow: Transaction, name: str) -> list[str]:
@@ -177,7 +177,7 @@ class SQLiteLegacyTables(LegacyTables):
 
     def remember(self, uow: Transaction) -> None:
         """Save the definitions of the legacy tables as they are now, because another program may drop them."""
-        pairs = uow.statements.mapping.of_tables(Side.LEGACY)
+        pairs = uow.statements.moves.of_tables(Side.LEGACY)
         kept = {pair: self.save(uow, pair) if self._is_whole(uow, pair) else None for pair in pairs}
         saved = {pair: self._saved(uow, pair) if found is None else found for pair, found in kept.items()}
         saved_schema.forget(uow)

@@ -95,16 +95,16 @@ class SQLiteSessionGuard(SessionGuard):
     """SQLite's authorizer while the session of a unit of work is in use.
 
     Args:
-        mapping: The moves, whose tables are guarded.
+        moves: The moves, whose tables are guarded.
         driver: The connection to guard.
         sides: The sides whose tables the session may write, because they are carried; it must not read the other one.
         read_only: Whether the unit of work refuses every write.
     """
 
-    def __init__(self, mapping: Moves, driver: _Authorized, sides: Collection[Side], *, read_only: bool) -> None:
-        super().__init__(mapping, driver, sides, read_only=read_only)
+    def __init__(self, moves: Moves, driver: _Authorized, sides: Collection[Side], *, read_only: bool) -> None:
+        super().__init__(moves, driver, sides, read_only=read_only)
         # A row in sqlite_sequence that a session changes could let an id be assigned twice.
-        self._tables = {*mapping.tables(Side.LEGACY), *mapping.tables(Side.NORMALIZED), "sqlite_sequence"}
+        self._tables = {*moves.tables(Side.LEGACY), *moves.tables(Side.NORMALIZED), "sqlite_sequence"}
         self.ours = False
         """Whether a statement of this package is being executed."""
         self._refused: str | None = None

@@ -37,9 +37,9 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
 
     Args:
         phase: The phase to come.
-        statements: The statements of the mapping.
+        statements: The statements of the moves.
     """
-    for pair in statements.mapping:
+    for pair in statements.moves:
         printed = _Triggers(statements[pair])
         if phase.compares:
             yield from printed.notice_legacy()
@@ -50,8 +50,8 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
             yield from printed.freeze_legacy()
             yield from printed.record_normalized()
     if phase.writes_normalized and phase.has_legacy:
-        yield from _parent_triggers(statements.mapping)
-        for pair in statements.mapping:
+        yield from _parent_triggers(statements.moves)
+        for pair in statements.moves:
             yield from _part_triggers(pair, NOT_CARRYING if phase.compares else None)
             yield from _item_triggers(pair, NOT_CARRYING if phase.compares else None)
 
@@ -214,15 +214,15 @@ class _Triggers:
         return self._of_move(Side.LEGACY, "NEW", not_(equal))
 
 
-def _parent_triggers(mapping: Moves) -> Iterator[Trigger]:
+def _parent_triggers(moves: Moves) -> Iterator[Trigger]:
     """Record writes of parents that change the values of their rows; derived columns may change."""
-    for parent in mapping.parents:
+    for parent in moves.parents:
         key = quoted(parent.key.name)
-        event = f"AFTER UPDATE OF {', '.join(map(quoted, mapping.said_by(parent)))}"
-        moved = _note_members(parent, mapping, f"OLD.{key}", f"NEW.{key}")
+        event = f"AFTER UPDATE OF {', '.join(map(quoted, moves.said_by(parent)))}"
+        moved = _note_members(parent, moves, f"OLD.{key}", f"NEW.{key}")
         yield _trigger(f"{parent.table.name}_update", event, parent.table, None, *moved)
         # With foreign keys off, a program can delete a parent and leave its rows.
-        left = _note_members(parent, mapping, f"OLD.{key}")
+        left = _note_members(parent, moves, f"OLD.{key}")
         yield _trigger(f"{parent.table.name}_delete", "AFTER DELETE", parent.table, None, *left)
 
 
@@ -248,8 +248,8 @@ def _item_triggers(pair: Move, when: ColumnElement[bool] | None) -> Iterator[Tri
         yield _trigger(f"{pair.name}_{above.name}_item", event, above, when, changed)
 
 
-def _note_members(parent: Parent, mapping: Moves, *keys: str) -> Iterator[str]:
-    for pair, link in mapping.links(parent):
+def _note_members(parent: Parent, moves: Moves, *keys: str) -> Iterator[str]:
+    for pair, link in moves.links(parent):
         rows = f" FROM {quoted(pair.table.name)} WHERE {quoted(link.name)} IN ({', '.join(keys)})"
         key = pair.key_in(Fired(quoted(pair.table.name), pair.table), Side.NORMALIZED)
         yield _log(pair, in_triggers(key, SQLiteRendering().render), Side.NORMALIZED, "update", rows)

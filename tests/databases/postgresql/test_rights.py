@@ -94,7 +94,7 @@ def use(store: ConsensusStore) -> None:
         uow.artifacts.add_many([{**more, "agent_name": each} for each in ("claude", "gpt")])
         uow.syntheses.add(spec_id=spec, stage=stage, output_markdown="#", status="ok", run_id="r")
     with store.unit_of_work() as uow:
-        model: Any = uow.model(uow.statements.mapping["artifacts"])
+        model: Any = uow.model(uow.statements.moves["artifacts"])
         for row in uow.session.scalars(select(model).where(model.agent_name.in_(["gemini", "foreign"]))):
             row.agent_name = "changed"
     with store.unit_of_work() as uow:
