@@ -59,7 +59,7 @@ class SoleSide:
             changed: Entities that a flush changes or deletes, before it and after it.
         """
         entities = [*changed]
-        for move in self._uow.statements.mapping if self._side is Side.NORMALIZED else ():
+        for move in self._uow.statements.moves if self._side is Side.NORMALIZED else ():
             for parent, statement in _referring(move):
                 if keys := _held_by(entities, [(parent.model, parent.key)]):
                     rows = self._uow._rows(statement, among(keys))
@@ -72,7 +72,7 @@ class SoleSide:
             written: Its entities.
         """
         entities = [*written]
-        for move in self._uow.statements.mapping:
+        for move in self._uow.statements.moves:
             model = _model(move, self._side)
             names = [inspect(model).get_property_by_column(of).key for of in self._columns(move)]
             for each in (each for each in entities if isinstance(each, model)):
@@ -164,7 +164,7 @@ class SoleSide:
         return moves if moves and self._uow._is_followed else []
 
     def _reached_by(self, tables: set[str]) -> list[Move]:
-        return [each for each in self._uow.statements.mapping if not tables.isdisjoint(_tables(each, self._side))]
+        return [each for each in self._uow.statements.moves if not tables.isdisjoint(_tables(each, self._side))]
 
     def _digests(self, move: Move) -> dict[Key, bytes]:
         """The digests of all rows of a move, by their keys."""
