@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from consensus_orm.consensus.store import ConsensusStore
+    from consensus_orm.databases.base import Transaction
     from consensus_orm.events import Event
     from consensus_orm.unit_of_work.unit import UnitOfWork, Written
 
@@ -108,7 +109,7 @@ class App:
         settings = Settings().model_copy(update=changed if replica else {"read_url": None} | changed)
         moves = moves_named(self.mapping if self.mapping is not None else of_project())
         with ConsensusStore.open(self.url, settings=settings, moves=moves) as store, translated(store.engine):
-            store._units.before_commit(_record)  # a command may write rows, too
+            store._units.before_commit(_record, _is_mirrored)  # a command may write rows, too
             if not self.create and store.path is not None and not store.path.exists():
                 raise StorageError(f"{store.path} does not exist", hint=missing)
             if not self.create and self.is_foreign(store):
@@ -182,6 +183,13 @@ def _record(uow: UnitOfWork, written: Written) -> None:
     from consensus_orm.external.outbox import record
 
     record(uow, written)
+
+
+def _is_mirrored(uow: Transaction) -> bool:
+    """Whether there is an outbox to write."""
+    from consensus_orm.external.outbox import is_mirrored
+
+    return is_mirrored(uow)
 
 
 def _show_blockers(event: Event) -> None:

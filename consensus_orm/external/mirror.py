@@ -17,7 +17,7 @@ from consensus_orm.external.findings import Finding
 from consensus_orm.external.importing import ImportReport, Read, read_own
 from consensus_orm.external.outbox import attach
 from consensus_orm.external.relay import Relay
-from consensus_orm.external.sink import Sink
+from consensus_orm.external.sink import InTurn, Sink
 from consensus_orm.external.stage import Stage
 from consensus_orm.ledgers import audit, outboxes
 from consensus_orm.ledgers.binding import milliseconds
@@ -77,7 +77,8 @@ class Mirror:
         self.sink = check.instance("sink", sink, Sink)  # type: ignore[type-abstract]  # a protocol
         self._read = check.callback("read", read)
         attach(store)
-        self.relay = Relay(store, sink)
+        self._in_turn = InTurn(sink)
+        self.relay = Relay(store, self._in_turn)
 
     # Stages ---------------------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class Mirror:
             )
         for following in [stage for stage in Stage if now < stage <= target]:
             if following < Stage.DETACHED:
-                self.sink.list()  # a server that cannot be started is refused here, and nothing was changed
+                self._in_turn.list()  # a server that cannot be started is refused here, and nothing was changed
             self._flip(partial(self._pass_gate, force=force), now, following, "advance", reason, forced=force)
             now = following
             if now.records:
@@ -222,7 +223,7 @@ class Mirror:
             SinkError: The external store cannot be read; what came in stays.
         """
         self._require("import", Stage.IMPORT, Stage.MIRROR)
-        return importing.move_in(self._store, self.sink, self._read, importing.every_item(self.sink), own=own)
+        return importing.move_in(self._store, self._in_turn, self._read, importing.every_item(self._in_turn), own=own)
 
     def export(self) -> int:
         """Put all rows into the outbox, in chunks; returns how many. It may be repeated at any time.
@@ -252,7 +253,7 @@ class Mirror:
             SinkError: The external store cannot be read.
         """
         self._require("verify", Stage.MIRROR)
-        return comparison.compare(self._store, self.sink)
+        return comparison.compare(self._store, self._in_turn)
 
     def repair(self, *, reason: str | None = None) -> int:
         """Put the rows of all open findings into the outbox, so that the relay makes the external store equal.

@@ -29,6 +29,7 @@ __all__ = [
     "attach",
     "due",
     "enqueue",
+    "is_mirrored",
     "newest",
     "of_row",
     "postpone",
@@ -51,7 +52,17 @@ def attach(store: Store[Any]) -> None:
     Args:
         store: The store; one that is attached already stays so.
     """
-    store._units.before_commit(record)
+    store._units.before_commit(record, is_mirrored)
+
+
+_IS_MIRRORED = select(literal_column("1")).where(
+    exists().where(SinkState.stage == literal_column(str(Stage.MIRROR.value), Integer))
+)
+
+
+def is_mirrored(uow: Transaction) -> bool:
+    """Whether an external store is at MIRROR, so that rows that are written get entries."""
+    return bool(uow._rows(_IS_MIRRORED))
 
 
 _COLUMNS = ("pair", "key", "op", "digest", "at")

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, bindparam, select
-
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.keys import in_order
 from consensus_orm.declaration.move import Move
-from consensus_orm.declaration.row_keys import parts
 from consensus_orm.external.canonical import content_of
 from consensus_orm.ledgers.binding import among
-from consensus_orm.phase import Side
-from consensus_orm.statements.pairs import PairStatements
 
 __all__ = ["Key", "contents", "page", "page_of_keys"]
 
@@ -48,7 +41,7 @@ def page(uow: Transaction, pair: Move, after: Key | None, size: int) -> list[Rea
         after: The key; None begins with the first row.
         size: At most so many.
     """
-    sql = _page(uow.statements[pair], uow.phase.truth, after is None)
+    sql = uow.statements[pair].page(uow.phase.truth, first=after is None)
     return [
         Read(pair.key_of_row(row), content_of(pair, row)) for row in uow._rows(sql, {"_after": after, "_rows": size})
     ]
@@ -56,15 +49,5 @@ def page(uow: Transaction, pair: Move, after: Key | None, size: int) -> list[Rea
 
 def page_of_keys(uow: Transaction, pair: Move, after: Key | None, size: int) -> list[Key]:
     """The keys behind a key, in order, at most so many."""
-    sql = _page(uow.statements[pair], uow.phase.truth, after is None, True)
+    sql = uow.statements[pair].page(uow.phase.truth, first=after is None, keys_alone=True)
     return [key for (key,) in uow._rows(sql, {"_after": after, "_rows": size})]
-
-
-@cache
-def _page(sql: PairStatements, side: Side, first: bool, keys_alone: bool = False) -> str:
-    pair, key = sql.pair, sql.key_of(side)
-    statement, names = sql.projection(side)
-    columns = [names[name].label(name) for name in pair.legacy_columns]
-    statement = select(key) if keys_alone else statement.with_only_columns(*columns)
-    behind = [in_order(key)] if first else [in_order(key), key > sql.rendering.typed(bindparam("_after"), key.type)]
-    return sql.render(statement.where(*behind).order_by(*parts(key)).limit(bindparam("_rows", type_=Integer)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["Capabilities", "Item", "Page", "Sink"]
+__all__ = ["Capabilities", "InTurn", "Item", "Page", "Sink"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Page(NamedTuple):
 
 @runtime_checkable
 class Sink(Protocol):
-    """An external store. Used by one thread at a time, with one call in flight.
+    """An external store. One call is in flight at a time; a relay and a comparison may be two threads.
 
     A call that fails because the store is away raises `SinkUnavailableError`; one that the store refuses raises
     `SinkError`; a store that does not do what its declaration says raises `SinkContractError`.
@@ -103,3 +104,50 @@ class Sink(Protocol):
     def close(self) -> None:
         """Let go of processes and connections; a later call opens them again."""
         ...
+
+
+class InTurn:
+    """An external store whose calls take turns: a relay and a comparison may run in two threads.
+
+    Args:
+        sink: The external store.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._turn = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._sink.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can be relied on to do."""
+        return self._sink.capabilities
+
+    def put(self, name: str, content: str) -> None:
+        """Store an entry."""
+        with self._turn:
+            self._sink.put(name, content)
+
+    def get(self, name: str) -> str | None:
+        """The content of an entry; None where there is none."""
+        with self._turn:
+            return self._sink.get(name)
+
+    def delete(self, name: str) -> None:
+        """Delete an entry."""
+        with self._turn:
+            self._sink.delete(name)
+
+    def list(self, following: str | None = None) -> Page:
+        """A page of all entries."""
+        with self._turn:
+            return self._sink.list(following)
+
+    def close(self) -> None:
+        """Let go of processes and connections."""
+        with self._turn:
+            self._sink.close()

@@ -27,7 +27,7 @@ from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
 from consensus_orm.repository.carrying import ParentKey, adopt, carry, follow, settle
-from consensus_orm.repository.records import records_of
+from consensus_orm.repository.sole_side import SoleSide, key_of
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CarryingSession"]
@@ -62,6 +62,9 @@ class CarryingSession(Session):
         """The rows that carrying has changed since the session began, by move and side."""
         if self._carries:
             guard.before, guard.after = self._before, self._after
+        self._sole = SoleSide(self, uow) if uow._tells_written and not (uow.read_only or self._carries) else None
+        if self._sole is not None:
+            guard.before, guard.after = self._sole.before, self._sole.after
 
     def end(self) -> None:
         """Flush and carry what is left, and release the savepoint.
@@ -115,6 +118,8 @@ class CarryingSession(Session):
                 self._ready(move, new, changed)
             if move.parents and uow.phase.writes_normalized:
                 self._note_parents(move, changed)
+        if self._sole is not None:
+            self._sole.note_above(changed)
         if self._carries:
             self._mark, self._foreign = uow.catalog.session_mark(uow)
 
@@ -126,7 +131,9 @@ class CarryingSession(Session):
                 self._note_new_parents()
                 self._carry()
                 return
-            self._note_written()
+            if self._sole is not None:
+                self._sole.note_above((*self.dirty, *self.deleted))
+                self._sole.note_rows((*self.new, *self.dirty, *self.deleted))
             if self._uow.phase.writes_normalized:
                 self._complete()
         finally:
@@ -144,6 +151,11 @@ class CarryingSession(Session):
         if not self._in_flush and _may_write(context):
             self._carry(whole=True)
             self._expire()
+
+    def _on_execute(self, state: ORMExecuteState) -> Any:
+        """Look at a statement before it is executed; None leaves the execution to SQLAlchemy."""
+        self._refuse_reading(state)
+        return None if self._sole is None else self._sole.execute(state)
 
     def _refuse_reading(self, state: ORMExecuteState) -> None:
         """Refuse to read a side that is not written in this phase: its rows are stale.
@@ -291,17 +303,6 @@ class CarryingSession(Session):
             return found  # the records of this session have been taken
         return {key: of for key, of in found.items() if min(of.ids) <= self._mark}
 
-    def _note_written(self) -> None:
-        """Tell the unit of work which rows a flush has written where one side alone is written."""
-        if not self._uow._tells_written:
-            return
-        for move in self._uow.statements.moves:
-            side = self._uow.phase.truth
-            model = _model(move, side)
-            entities = [each for each in (*self.new, *self.dirty, *self.deleted) if isinstance(each, model)]
-            if entities:
-                self._uow._note_written(move, [self._key(move, side, each) for each in entities])
-
     def _complete(self) -> None:
         """Complete rows where the normalized side alone is written: what is computed, their mark and their parent."""
         uow = self._uow
@@ -359,22 +360,15 @@ class CarryingSession(Session):
             for side in (side for side, is_open in self._uow.phase.sides if is_open):
                 if isinstance(entity, model := _model(move, side) or ()):
                     loaded = inspect(entity).dict
-                    yield (move.name, side), self._stored(move, map(loaded.get, _key_attributes(move, side, model)))
+                    yield (
+                        (move.name, side),
+                        key_of(self._uow, move, map(loaded.get, _key_attributes(move, side, model))),
+                    )
 
     def _key(self, move: Move, side: Side, entity: Any) -> Key:
         """The key of a row; within a flush, also that of a row that was just added."""
         names = _key_attributes(move, side, _model(move, side))
-        return self._stored(move, (getattr(entity, name) for name in names))
-
-    def _stored(self, move: Move, values: Iterable[Any]) -> Key:
-        """The key that entities hold in some values, as the ledgers have it; None where one is missing."""
-        first, *others = values
-        if move.is_numbered:
-            key: Key = first
-            return key
-        records = records_of(move, self._uow.statements.rendering.name)
-        found: Key = records.stored_key((first, *others) if others else first)
-        return found
+        return key_of(self._uow, move, (getattr(entity, name) for name in names))
 
 
 def _model(move: Move, side: Side) -> Any:
@@ -424,7 +418,7 @@ def _bulk_refused() -> errors.UnmirroredWriteError:
 
 
 # Once for all sessions: to listen to each one costs more than a statement.
-event.listen(CarryingSession, "do_orm_execute", lambda state: state.session._refuse_reading(state))
+event.listen(CarryingSession, "do_orm_execute", lambda state: state.session._on_execute(state))
 event.listen(CarryingSession, "before_flush", lambda session, *_: session._begin_flush())
 event.listen(CarryingSession, "after_flush", lambda session, _: session._end_flush())
 event.listen(CarryingSession, "after_flush_postexec", lambda session, _: session._expire())

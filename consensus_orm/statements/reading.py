@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     FromClause,
+    Integer,
     Select,
     and_,
     bindparam,
@@ -22,6 +23,7 @@ from sqlalchemy import (
 
 from consensus_orm.declaration.attributes import leads_an_index
 from consensus_orm.declaration.expressions import exact_hex, type_name
+from consensus_orm.declaration.keys import in_order
 from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.row_keys import parts
 from consensus_orm.declaration.rules import Latest, Row, expression, on
@@ -142,6 +144,25 @@ class ReadStatements(PairRows):
         names.pop(NEWEST, None)  # one row needs no order
         columns = (value.label(name) for name, value in names.items())
         return self.render(statement.with_only_columns(*columns).where(self.key_of(side) == bindparam("_key")))
+
+    @cache  # noqa: B019
+    def page(self, side: Side, *, first: bool, keys_alone: bool = False) -> str:
+        """Some rows of a side behind the key `_after`, at most `_rows`, in the order of their keys.
+
+        Rows that have no usable key are left out.
+
+        Args:
+            side: The side to read.
+            first: Begin with the first row.
+            keys_alone: Only their keys.
+        """
+        key = self.key_of(side)
+        statement, names = self.projection(side)
+        columns = [names[name].label(name) for name in self.pair.legacy_columns]
+        statement = select(key) if keys_alone else statement.with_only_columns(*columns)
+        behind = [] if first else [key > self.rendering.typed(bindparam("_after"), key.type)]
+        statement = statement.where(in_order(key), *behind).order_by(*parts(key))
+        return self.render(statement.limit(bindparam("_rows", type_=Integer)))
 
     @cache  # noqa: B019
     def count(self, side: Side, filters: tuple[str, ...], empty: frozenset[str] = frozenset()) -> str:

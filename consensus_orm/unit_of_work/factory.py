@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases import opening
+from consensus_orm.databases.base import Transaction
 from consensus_orm.databases.engine import database_path, pool_of
 from consensus_orm.databases.lock import Lock
 from consensus_orm.hub import Telemetry
@@ -52,6 +53,7 @@ class UnitOfWorkFactory(Generic[U]):
         prepare: Called before a writing unit begins; brings the schema up to date where it is not.
         alarmed: Called with the reason after a unit has set off the alarm.
         committing: As `UnitHooks.committing`; set by `before_commit`.
+        following: As `UnitHooks.following`; set by it, too.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class UnitOfWorkFactory(Generic[U]):
         self.prepare: Callable[[], object] | None = None
         self.alarmed: Callable[[str], object] | None = None
         self.committing: Committing | None = None
+        self.following: Callable[[Transaction], bool] | None = None
         self.new_unit: Callable[..., U] = unit_type
         self.unit_type = unit_type
         self._closed = False
@@ -194,11 +197,22 @@ class UnitOfWorkFactory(Generic[U]):
 
     @cached_property
     def _hooks(self) -> UnitHooks:
-        return UnitHooks(committing=self.committing, prepare=self.prepare, alarmed=self.alarmed, doubted=self._confirm)
+        return UnitHooks(
+            committing=self.committing,
+            following=self.following,
+            prepare=self.prepare,
+            alarmed=self.alarmed,
+            doubted=self._confirm,
+        )
 
-    def before_commit(self, committing: Committing) -> None:
-        """Have later units call a function in their transaction before they commit what they wrote to rows."""
-        self.committing = committing
+    def before_commit(self, committing: Committing, following: Callable[[Transaction], bool]) -> None:
+        """Have later units call a function in their transaction before they commit what they wrote to rows.
+
+        Args:
+            committing: As `UnitHooks.committing`.
+            following: As `UnitHooks.following`.
+        """
+        self.committing, self.following = committing, following
         self.__dict__.pop("_hooks", None)
 
     def _nowhere(self) -> U:

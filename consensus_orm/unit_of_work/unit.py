@@ -51,6 +51,7 @@ class UnitHooks:
     Attributes:
         committing: Before the commit of a unit that wrote rows through the repositories, with the keys of these rows
             by the name of their pair; what it writes is part of the transaction, and its error rolls all of it back.
+        following: Whether that has something to do now, of which a unit asks where finding the rows takes long.
         prepare: Before a writing unit begins; brings the schema up to date where it is not.
         begin_elsewhere: Begins the unit on another server, and returns whether it has.
         released: When the unit has returned its connection, however it ended.
@@ -59,6 +60,7 @@ class UnitHooks:
     """
 
     committing: Committing | None = None
+    following: Callable[[Transaction], bool] | None = None
     prepare: Callable[[], object] | None = None
     begin_elsewhere: Callable[[Transaction], bool] | None = None
     released: Callable[[], object] | None = None
@@ -215,10 +217,15 @@ class UnitOfWork(Transaction):
         """Whether it tells a hook which rows it wrote."""
         return self._hooks.committing is not None
 
+    @cached_property
+    def _is_followed(self) -> bool:
+        """Whether that hook has something to do with the rows now."""
+        return self._hooks.following is not None and self._hooks.following(self)
+
     def _note_written(self, pair: Move, keys: Iterable[Any]) -> None:
         """Tell the hook before the commit of rows whose source of truth was written."""
-        if self._tells_written:
-            self._written.setdefault(pair.name, {}).update(dict.fromkeys(keys))
+        if self._tells_written and (written := dict.fromkeys(keys)):
+            self._written.setdefault(pair.name, {}).update(written)
 
     # What a unit of work knows --------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from consensus_orm import (
     errors,
 )
 from consensus_orm.asyncio import consensus
+from consensus_orm.asyncio.external import AsyncMirror
 from consensus_orm.asyncio.store import AsyncMaintenance, AsyncMigration, AsyncStore
 from consensus_orm.asyncio.unit_of_work import AsyncRepository
 from consensus_orm.consensus.artifacts import Artifacts
@@ -34,6 +35,7 @@ from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.databases.opening import parse_url
+from consensus_orm.external import Mirror
 from consensus_orm.migration import Migration
 from consensus_orm.migration.backfill import BackfillReport
 from consensus_orm.repository.repository import Repository
@@ -101,6 +103,7 @@ class TestSameAsTheSynchronousStore:
             (AsyncRepository, Repository),
             (AsyncMigration, Migration),
             (AsyncMaintenance, Maintenance),
+            (AsyncMirror, Mirror),
         ],
         ids=lambda owner: owner.__name__,
     )
@@ -108,7 +111,7 @@ class TestSameAsTheSynchronousStore:
         """Each public method has its counterpart under the same name, to be awaited, with the same arguments."""
         names = {name for name in dir(theirs) if not name.startswith("_")}
         assert {name for name in vars(ours) if not name.startswith("_")} == names
-        for name in names - {"phase"}:  # a property of the migration: `await store.migration.phase`
+        for name in names - {"phase", "stage"}:  # properties: `await store.migration.phase`
             awaited = inspect.isasyncgenfunction if name == "iterate" else inspect.iscoroutinefunction
             assert awaited(getattr(ours, name)), name
             assert inspect.signature(getattr(ours, name)) == inspect.signature(getattr(theirs, name))

@@ -6,6 +6,7 @@ both sides hold is judged by raw SQL.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Integer,
     Text,
     UniqueConstraint,
+    bindparam,
     create_engine,
     delete,
     insert,
@@ -32,8 +34,11 @@ from sqlalchemy.orm.exc import StaleDataError
 from consensus_orm import Move, Moves, Parent, Phase, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import MismatchError, UnmirroredWriteError, WrongPhaseError
+from consensus_orm.external import Mirror, Stage
+from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.testing.plugin import QueryCounter
+from consensus_orm.testing.sinks import MemorySink
 from tests.support.databases import Database
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0)
@@ -585,3 +590,94 @@ def test_the_legacy_class_is_not_imported_any_more(new_database: Database, tmp_p
         assert uow.model(gone) is Citizen
 
     assert new_database.rows_of(NEW[0])[0][1:] == ("Sid", "Chur", 2)
+
+
+def more_old(session: Session) -> None:
+    """Statements that tell their rows by conditions, parameters and keys, and some that tell none."""
+    table = Order.__table__
+    session.execute(update(Order), [{"id": 3, "what": "by key"}])
+    session.execute(update(Order).where(Order.id == bindparam("n")), {"n": 3, "what": "by a parameter"})
+    session.connection().execute(insert(table).values(id=90, person_id=2, what="Core"))
+    session.connection().execute(update(table).where(table.c.id == 90), {"what": "Core again"})
+    session.execute(insert(Order).values([{"person_id": 2, "what": "a"}, {"person_id": 2, "what": "b"}]))
+    session.execute(insert(Order), [{"id": number, "person_id": 1, "what": "with a key"} for number in (70, 700)])
+    session.execute(insert(Order).from_select(["person_id", "what"], select(Person.id, Person.name)))
+    session.execute(update(Order).where(Order.id == 70).values(id=80))
+    renamed = session.get_one(Order, 700)
+    renamed.id = 7000
+
+
+def more_new(session: Session) -> None:
+    table = Purchase.__table__
+    session.execute(update(Purchase), [{"id": 3, "item": "by key"}])
+    session.execute(update(Purchase).where(Purchase.id == bindparam("n")), {"n": 3, "item": "by a parameter"})
+    session.connection().execute(insert(table).values(id=90, citizen_id=2, item="Core"))
+    session.connection().execute(update(table).where(table.c.id == 90), {"item": "Core again"})
+    session.execute(insert(Purchase).values([{"citizen_id": 2, "item": "a"}, {"citizen_id": 2, "item": "b"}]))
+    session.execute(insert(Purchase), [{"id": number, "citizen_id": 1, "item": "with a key"} for number in (70, 700)])
+    session.execute(insert(Purchase).from_select(["citizen_id", "item"], select(Citizen.id, Citizen.full_name)))
+    session.execute(update(Purchase).where(Purchase.id == 70).values(id=80))
+    renamed = session.get_one(Purchase, 700)
+    renamed.id = 7000
+    session.scalars(select(City)).first().name = "a parent"
+
+
+def mirrored(begun: World, phase: Phase, sink: MemorySink) -> Mirror:
+    """An external store that holds all rows, in a phase."""
+    begun.store.migration.migrate(phase, soak=False)
+    if phase.compares:
+        begun.store.migration.backfill()
+    mirror = Mirror(begun.store, sink)
+    mirror.advance(Stage.IMPORT)
+    mirror.import_entries()
+    mirror.advance(Stage.MIRROR)
+    mirror.relay.run(until_empty=True)
+    return mirror
+
+
+@pytest.mark.parametrize("phase", list(Phase), ids=lambda phase: phase.name)
+def test_an_external_store_gets_what_a_session_writes_in_every_phase(begun: World, phase: Phase) -> None:
+    """Flushes, bulk statements, Core and text leave their entries where one side is written, too."""
+    sink = MemorySink()
+    mirror = mirrored(begun, phase, sink)
+    writes = [WRITES[name][:2] for name in ("add", "change", "bulk", "text")] + [
+        (more_old, more_new),
+        WRITES["exchange"][:2],
+    ]
+    sides = [of for of, is_open in enumerate((phase.writes_legacy, phase.writes_normalized)) if is_open]
+    for number, write in enumerate(writes):
+        with begun.store.unit_of_work() as uow:
+            write[sides[number % len(sides)]](uow.session)
+        mirror.relay.run(until_empty=True)
+        persons, orders = (begun.database.rows_of(sql) for sql in (OLD if phase.truth is Side.LEGACY else NEW))
+        wanted = {f"persons:{id_}": (name, city, version) for id_, name, city, version in persons}
+        wanted |= {f"orders:{id_}": (person, what) for id_, person, what in orders}
+        held = {name: json.loads(content)["row"] for name, content in sink.items.items()}
+        columns = {"persons": ("name", "city", "version"), "orders": ("person_id", "what")}
+        assert {n: tuple(row[c] for c in columns[n.split(":")[0]]) for n, row in held.items()} == wanted, write
+    assert mirror.verify().clean
+
+
+@pytest.mark.sqlite
+def test_a_statement_that_tells_its_rows_reads_no_others(begun: World, query_counter: QueryCounter) -> None:
+    """However many rows there are, it takes the same statements; one that tells none reads them before and after."""
+    mirrored(begun, Phase.EXPAND, MemorySink())
+    add_many = insert(Order), [{"person_id": 1, "what": "more"}] * 2 * begun.store.settings.chunk_rows
+    sent: list[list[int]] = []
+    for turn in (1, 2, 3):
+        statements: list[Any] = [
+            update(Order).where(Order.person_id == 2).values(what=f"x {turn}"),
+            delete(Order).where(Order.id == 10 + turn),
+            insert(Order).values(person_id=1, what="new"),
+            text("UPDATE orders SET what = :what WHERE id = 3").bindparams(what=f"text {turn}"),
+        ]
+        sent.append([])
+        for statement in statements:
+            with query_counter(begun.store) as queries, begun.store.unit_of_work() as uow:
+                uow.session.execute(statement)
+            sent[-1].append(len(queries))
+        with begun.store.unit_of_work() as uow:
+            uow.session.execute(*add_many)
+    _, some, more = sent  # the first session reads what is read once
+    assert some[:-1] == more[:-1]
+    assert more[-1] == some[-1] + 4
