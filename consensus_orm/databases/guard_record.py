@@ -111,9 +111,9 @@ def keep(uow: Transaction, guards: Iterable[Standing]) -> None:
 
 
 def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
-    yield from tables_of(uow.statements.mapping, Side.NORMALIZED)
+    yield from tables_of(uow.statements.moves, Side.NORMALIZED)
     if phase.has_legacy:
-        yield from tables_of(uow.statements.mapping, Side.LEGACY)
+        yield from tables_of(uow.statements.moves, Side.LEGACY)
 
 
 def normalized_tables(moves: Moves) -> list[Table]:
@@ -122,11 +122,11 @@ def normalized_tables(moves: Moves) -> list[Table]:
     return [*(parent.table for parent in moves.parents), *moved]
 
 
-def tables_of(mapping: Moves, side: Side) -> list[str]:
+def tables_of(moves: Moves, side: Side) -> list[str]:
     """The names of the tables of a side."""
     if side is Side.LEGACY:
-        return [pair.legacy_name for pair in mapping.of_tables(side)]
-    return [table.name for table in normalized_tables(mapping)]
+        return [pair.legacy_name for pair in moves.of_tables(side)]
+    return [table.name for table in normalized_tables(moves)]
 
 
 def ours(uow: Transaction) -> list[Standing]:

@@ -96,7 +96,7 @@ def _of_record(uow: Transaction) -> list[Flaw]:
         unknown = Flaw(f"what guards {uow.phase.name} was never recorded", UPGRADE)
         if installed and uow.phase.has_legacy:
             return [unknown]
-        names = tables_of(uow.statements.mapping, Side.LEGACY) if uow.phase.has_legacy else ()
+        names = tables_of(uow.statements.moves, Side.LEGACY) if uow.phase.has_legacy else ()
         missing = (_missing(uow, name, Side.LEGACY, standing) for name in names)
         return [*(flaw for flaw in missing if flaw is not None), *_of_signs(uow, known, standing)]
     flaws = [*_under_way(uow), *gone, *_of_signs(uow, known, standing)]
@@ -175,9 +175,7 @@ def _of_table(
     return flaws
 
 
-def _missing(
-    uow: Transaction, name: str, side: Side, standing: dict[tuple[str, str, str], Standing]
-) -> Flaw | None:
+def _missing(uow: Transaction, name: str, side: Side, standing: dict[tuple[str, str, str], Standing]) -> Flaw | None:
     found = _relation(standing, name)
     if found is not None and found.kind == "table":
         return None
@@ -342,7 +340,7 @@ def _require_tables_of_truth(uow: Transaction) -> None:
     SQLite (3.40) accepts an INSERT with RETURNING into a view, returns the row, and stores nothing.
     """
     standing = {s.place: s for s in uow.catalog.standing(uow)}
-    for name in tables_of(uow.statements.mapping, uow.phase.truth):
+    for name in tables_of(uow.statements.moves, uow.phase.truth):
         if _relation(standing, name) and (flaw := _missing(uow, name, uow.phase.truth, standing)):
             raise errors.TableMissingError(flaw.text, hint="nothing of this unit of work was kept", table=name)
 

@@ -28,7 +28,7 @@ def put_up(uow: Transaction) -> None:
     """Create a view where each legacy table was, unless another relation has its name."""
     signs = {r.place for r in recorded(uow) if r.kind == "view"}
     taken = _names(uow)
-    for pair in uow.statements.mapping.of_tables(Side.LEGACY):
+    for pair in uow.statements.moves.of_tables(Side.LEGACY):
         name = pair.legacy_name
         if name.lower() not in taken:
             moves = uow.statements.moves.sharing(pair, Side.LEGACY)
@@ -68,7 +68,7 @@ def are_missing(uow: Transaction) -> bool:
     if state.step(uow) == state.EXPANDING:
         return False
     there = _names(uow)
-    return any(pair.legacy_name.lower() not in there for pair in uow.statements.mapping)
+    return any(pair.legacy_name.lower() not in there for pair in uow.statements.moves)
 
 
 def strays(uow: Transaction) -> list[str]:
@@ -76,7 +76,7 @@ def strays(uow: Transaction) -> list[str]:
     if uow.phase.has_legacy or state.step(uow) == state.EXPANDING:
         return []
     there = uow.catalog.tables(uow)
-    legacy = uow.statements.mapping.of_tables(Side.LEGACY)
+    legacy = uow.statements.moves.of_tables(Side.LEGACY)
     return [pair.legacy_name for pair in legacy if pair.legacy_name.lower() in there]
 
 

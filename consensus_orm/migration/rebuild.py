@@ -189,7 +189,7 @@ def _planned(uow: UnitOfWork, side: Side) -> _Plan:
         return _Plan(side, lost[side], lost=True)
     if lost[side.other]:
         return _Plan(side, lost[side.other], lost=False)
-    unrecorded = [name for name in guard_record.tables_of(uow.statements.mapping, side) if name.lower() not in there]
+    unrecorded = [name for name in guard_record.tables_of(uow.statements.moves, side) if name.lower() not in there]
     if unrecorded:
         return _Plan(side, tuple(unrecorded), lost=True)
     raise errors.MigrationError(
@@ -223,7 +223,7 @@ def _set_aside(uow: UnitOfWork, side: Side) -> list[str]:
 
 def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
-    missing = {name for name in guard_record.tables_of(uow.statements.mapping, side) if name.lower() not in there}
+    missing = {name for name in guard_record.tables_of(uow.statements.moves, side) if name.lower() not in there}
     for name in sorted(missing):
         if uow.catalog.has_relation(uow, name):
             raise errors.MigrationError(
