@@ -98,7 +98,7 @@ def identify(connection: Any) -> Identity:
         sqlite3.Error, psycopg.Error: It cannot be read; `engine.translated` says why.
     """
     there = inspection.relations(connection)
-    tables = inspection.tables(connection, there, owns, LEGACY)
+    tables = inspection.tables(connection, there, owns)
     version = inspection.revision(connection, tables)
     legacy = {name: tables[name] for name in LEGACY if name in tables}
     founding = {name: tables[name] for name in FOUNDING if name in tables}
@@ -110,7 +110,7 @@ def identify(connection: Any) -> Identity:
         inspection.check_table(EXECUTIONS, tables[EXECUTIONS], EXECUTION_COLUMNS, key="agent_id", key_type="TEXT")
     if version is not None:
         if current:
-            inspection.check_managed(tables, NORMALIZED)
+            inspection.check_managed(tables)
         kind = Program.MANAGED
     else:
         for name, columns in founding.items():

@@ -54,6 +54,9 @@ PREFIX = "consensus_orm_"
 MARK = f"{PREFIX}guarded"
 """A view that is created when the triggers of a file are recorded: triggers created again later are younger."""
 
+KIND = "iif(type = 'table' AND ifnull(rootpage, 0) = 0, 'virtual table', type)"
+"""SQL: what an entry of the schema of a file is. A virtual table cannot have triggers or hold what a table holds."""
+
 FENCE = f"{PREFIX}fence"
 """A view of a server whose lock is the fence: it locks the table of the phase, on which a role needs no right then."""
 
@@ -284,7 +287,8 @@ class Transaction(ABC):
         if self._phase is None:
             raise errors.SchemaOutdatedError(
                 f"{self.engine.url.database} has not been prepared yet, or is a copy that is not finished",
-                hint="run: consensus-orm upgrade, or finish the copy",
+                hint="run: consensus-orm upgrade; where that does not help, finish the copy, or, where another program has"
+                " emptied consensus_orm_state, run: consensus-orm restore BACKUP",
             )
         return self._phase
 

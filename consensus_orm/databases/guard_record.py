@@ -28,6 +28,7 @@ __all__ = [
     "record",
     "recorded",
     "require_free",
+    "tables_of",
     "triggers",
 ]
 
@@ -110,16 +111,22 @@ def keep(uow: Transaction, guards: Iterable[Standing]) -> None:
 
 
 def _guarded_tables(uow: Transaction, phase: Phase) -> Iterator[str]:
-    moves = uow.statements.moves
-    yield from (table.name for table in normalized_tables(moves))
+    yield from tables_of(uow.statements.moves, Side.NORMALIZED)
     if phase.has_legacy:
-        yield from (pair.legacy_name for pair in moves.of_tables(Side.LEGACY))
+        yield from tables_of(uow.statements.moves, Side.LEGACY)
 
 
 def normalized_tables(moves: Moves) -> list[Table]:
     """The normalized tables: parents first, parts last."""
     moved = [*(pair.table for pair in moves.of_tables(Side.NORMALIZED)), *moves.tables_beside]
     return [*(parent.table for parent in moves.parents), *moved]
+
+
+def tables_of(moves: Moves, side: Side) -> list[str]:
+    """The names of the tables of a side."""
+    if side is Side.LEGACY:
+        return [pair.legacy_name for pair in moves.of_tables(side)]
+    return [table.name for table in normalized_tables(moves)]
 
 
 def ours(uow: Transaction) -> list[Standing]:

@@ -11,7 +11,10 @@ from consensus_orm.databases.base import Transaction
 from consensus_orm.models.control import MigrationState
 from consensus_orm.phase import Side
 
-__all__ = ["EMPTYING", "EXPANDING", "get", "moved", "put", "put_step", "rebuilding", "step", "turn_epoch"]
+__all__ = ["EMPTYING", "EXPANDING", "TABLE", "get", "moved", "put", "put_step", "rebuilding", "step", "turn_epoch"]
+
+TABLE = MigrationState.__tablename__
+"""The table of the state."""
 
 EMPTYING = "empty"
 """The step in which the legacy tables that CONTRACT has put away are emptied."""

@@ -16,7 +16,7 @@ from sqlalchemy import func, or_, select
 from consensus_orm import errors
 from consensus_orm.databases import guard_record, state
 from consensus_orm.databases.base import Standing, Transaction
-from consensus_orm.databases.guard_record import lost, normalized_tables, ours, recorded
+from consensus_orm.databases.guard_record import lost, normalized_tables, ours, recorded, tables_of
 from consensus_orm.ledgers import audit, certificates, signs
 from consensus_orm.models.base import Base
 from consensus_orm.models.control import REPLACEABLE, PhaseChange
@@ -94,7 +94,11 @@ def _of_record(uow: Transaction) -> list[Flaw]:
     if not known:
         installed = state.get(uow, "mapping") not in (None, (None,))
         unknown = Flaw(f"what guards {uow.phase.name} was never recorded", UPGRADE)
-        return [unknown] if installed and uow.phase.has_legacy else list(_of_signs(uow, known, standing))
+        if installed and uow.phase.has_legacy:
+            return [unknown]
+        names = tables_of(uow.statements.moves, Side.LEGACY) if uow.phase.has_legacy else ()
+        missing = (_missing(uow, name, Side.LEGACY, standing) for name in names)
+        return [*(flaw for flaw in missing if flaw is not None), *_of_signs(uow, known, standing)]
     flaws = [*_under_way(uow), *gone, *_of_signs(uow, known, standing)]
     for table in (r for r in known if r.kind == "table"):
         triggers = [r for r in known if r.kind == "trigger" and r.table.lower() == table.name.lower()]
@@ -120,10 +124,16 @@ def _of_signs(
     for name in there:
         yield Flaw(f"table {name} was made by another program, and nobody reads its rows", table=name)
     for view in (r for r in known if r.kind == "view" and r.name not in there):
-        if (found := standing.get(view.place)) is None:
+        if (found := _relation(standing, view.name)) is None:
             yield Flaw(f"the view {view.name}, which says where its rows are, was dropped", UPGRADE)
         elif not signs.same_definition(found.definition, view.definition):
-            yield Flaw(f"{view.name} is a view of another program; drop or rename it", command="")
+            yield Flaw(f"{view.name} is a {found.kind} of another program; drop or rename it", command="")
+
+
+def _relation(standing: dict[tuple[str, str, str], Standing], name: str) -> Standing | None:
+    """The table, view or virtual table of a name."""
+    found = (s for s in standing.values() if s.kind != "trigger" and s.name.lower() == name.lower())
+    return next(found, None)
 
 
 def _out_of_sight(uow: Transaction, table: Standing) -> Flaw | None:
@@ -151,21 +161,33 @@ def _of_table(
     """What is wrong with one table: as a whole, or with the triggers on it."""
     legacy = {pair.legacy_name.lower() for pair in uow.statements.moves}
     side = Side.LEGACY if table.name.lower() in legacy else Side.NORMALIZED
-    # At CONTRACT there is no other side to make it from.
-    rebuild = f"consensus-orm reconcile --rebuild {side}" if uow.phase.has_legacy else RESTORE
-    now = standing.get(table.place)
-    if now is None and (flaw := _out_of_sight(uow, table)) is not None:
-        return [flaw]
-    if now is None:
-        return [Flaw(f"table {table.name} was dropped or renamed by another program", rebuild, side, table.name)]
+    if (flaw := _missing(uow, table.name, side, standing)) is not None:
+        return [_out_of_sight(uow, table) or flaw]
+    now = standing[table.place]
     on_it = [standing.get(trigger.place) for trigger in triggers]
     if now.definition != table.definition and not any(on_it):
-        return [Flaw(f"table {table.name} was dropped and made again by another program", rebuild, side, table.name)]
+        text = f"table {table.name} was dropped and made again by another program"
+        return [Flaw(text, _rebuild(uow, side), side, table.name)]
     flaws = [] if now.definition == table.definition else [Flaw(f"table {table.name} was replaced by another program")]
     for trigger, found in zip(triggers, on_it, strict=True):
         if (wrong := _wrong(trigger, found)) is not None:
             flaws.append(Flaw(f"trigger {trigger.name} on {table.name} {wrong}"))
     return flaws
+
+
+def _missing(uow: Transaction, name: str, side: Side, standing: dict[tuple[str, str, str], Standing]) -> Flaw | None:
+    found = _relation(standing, name)
+    if found is not None and found.kind == "table":
+        return None
+    text = f"table {name} was dropped or renamed by another program"
+    if found is None:
+        return Flaw(text, _rebuild(uow, side), side, name)
+    return Flaw(f"{text}, and a {found.kind} has its name: drop or rename that {found.kind}", "", side, name)
+
+
+def _rebuild(uow: Transaction, side: Side) -> str:
+    # At CONTRACT there is no other side to make it from.
+    return f"consensus-orm reconcile --rebuild {side}" if uow.phase.has_legacy else RESTORE
 
 
 def _wrong(trigger: Standing, found: Standing | None) -> str | None:
@@ -183,14 +205,16 @@ def _wrong(trigger: Standing, found: Standing | None) -> str | None:
 
 
 def _columns(uow: Transaction) -> Iterator[Flaw]:
-    if not uow.phase.has_legacy:
-        return
-    for table, missing in lacking_columns(uow, Side.LEGACY).items():
-        text = f"column {', '.join(missing)} of table {table} was dropped or renamed by another program"
-        if uow.phase.truth is Side.LEGACY:  # no other side has its values
-            yield Flaw(f"{text}: give it its name again", RESTORE, Side.LEGACY, table)
-        else:
-            yield Flaw(text, f"consensus-orm reconcile --rebuild {Side.LEGACY}", Side.LEGACY, table)
+    for side in Side if uow.phase.has_legacy else (Side.NORMALIZED,):
+        rebuild = f"consensus-orm reconcile --rebuild {side}"
+        for table, missing in lacking_columns(uow, side).items():
+            text = f"column {', '.join(missing)} of table {table} was dropped or renamed by another program"
+            if uow.phase.truth is side:  # no other side has its values
+                yield Flaw(f"{text}: give it its name again", RESTORE, side, table)
+            elif side is Side.LEGACY:
+                yield Flaw(text, rebuild, side, table)
+            else:
+                yield Flaw(f"{text}: give it its name again; or drop the table, and run: {rebuild}", "", side, table)
 
 
 def lacking_columns(uow: Transaction, side: Side) -> dict[str, list[str]]:
@@ -291,7 +315,11 @@ def notice(uow: Transaction) -> None:
 
     A flaw voids the certificate for good: the epoch grows. A trigger that would fail every write because its table is
     gone is dropped. Then the version of the schema is stored, so that each change of it is looked at once.
+
+    Raises:
+        TableMissingError: A view stands where a table of the source of truth was.
     """
+    _require_tables_of_truth(uow)
     try:
         with uow._connected.attempt():
             if recorded(uow) or lost(uow):
@@ -304,6 +332,17 @@ def notice(uow: Transaction) -> None:
         log.warning("what guards the phase was looked at by a role that may not change it: %s", error)
     except errors.StorageError:
         log.exception("what guards the phase could not be looked at")
+
+
+def _require_tables_of_truth(uow: Transaction) -> None:
+    """Refuse to write where a view stands in place of a table that is read.
+
+    SQLite (3.40) accepts an INSERT with RETURNING into a view, returns the row, and stores nothing.
+    """
+    standing = {s.place: s for s in uow.catalog.standing(uow)}
+    for name in tables_of(uow.statements.moves, uow.phase.truth):
+        if _relation(standing, name) and (flaw := _missing(uow, name, uow.phase.truth, standing)):
+            raise errors.TableMissingError(flaw.text, hint="nothing of this unit of work was kept", table=name)
 
 
 def _note(uow: Transaction, flaws: list[Flaw]) -> None:

@@ -27,7 +27,7 @@ _FORGET_VIEW = _FORGET_VIEWS.where(GuardRecord.name == bindparam("view"))
 def put_up(uow: Transaction) -> None:
     """Create a view where each legacy table was, unless another relation has its name."""
     signs = {r.place for r in recorded(uow) if r.kind == "view"}
-    taken = _names(uow, "table", "view")
+    taken = _names(uow)
     for pair in uow.statements.moves.of_tables(Side.LEGACY):
         name = pair.legacy_name
         if name.lower() not in taken:
@@ -64,10 +64,10 @@ def take_down(uow: Transaction) -> None:
 
 
 def are_missing(uow: Transaction) -> bool:
-    """Whether neither a table nor a view stands where a legacy table was, so that a program could make it again."""
+    """Whether nothing stands where a legacy table was, so that a program could make it again."""
     if state.step(uow) == state.EXPANDING:
         return False
-    there = _names(uow, "table", "view")
+    there = _names(uow)
     return any(pair.legacy_name.lower() not in there for pair in uow.statements.moves)
 
 
@@ -75,13 +75,13 @@ def strays(uow: Transaction) -> list[str]:
     """Legacy tables at CONTRACT: another program has made them again, and writes rows that no reader sees."""
     if uow.phase.has_legacy or state.step(uow) == state.EXPANDING:
         return []
-    there = _names(uow, "table")
+    there = uow.catalog.tables(uow)
     legacy = uow.statements.moves.of_tables(Side.LEGACY)
     return [pair.legacy_name for pair in legacy if pair.legacy_name.lower() in there]
 
 
-def _names(uow: Transaction, *kinds: str) -> set[str]:
-    return {s.name.lower() for s in uow.catalog.standing(uow) if s.kind in kinds}
+def _names(uow: Transaction) -> set[str]:
+    return {s.name.lower() for s in uow.catalog.standing(uow) if s.kind != "trigger"}
 
 
 def same_definition(one: str, other: str) -> bool:

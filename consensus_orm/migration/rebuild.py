@@ -189,7 +189,7 @@ def _planned(uow: UnitOfWork, side: Side) -> _Plan:
         return _Plan(side, lost[side], lost=True)
     if lost[side.other]:
         return _Plan(side, lost[side.other], lost=False)
-    unrecorded = [name for name in _tables(uow, side) if name.lower() not in there]
+    unrecorded = [name for name in guard_record.tables_of(uow.statements.moves, side) if name.lower() not in there]
     if unrecorded:
         return _Plan(side, tuple(unrecorded), lost=True)
     raise errors.MigrationError(
@@ -221,16 +221,16 @@ def _set_aside(uow: UnitOfWork, side: Side) -> list[str]:
     ]
 
 
-def _tables(uow: UnitOfWork, side: Side) -> list[str]:
-    moves = uow.statements.moves
-    if side is Side.LEGACY:
-        return [pair.legacy_name for pair in moves.of_tables(Side.LEGACY)]
-    return [table.name for table in guard_record.normalized_tables(moves)]
-
-
 def _make_missing(uow: UnitOfWork, side: Side) -> Iterator[str]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
-    missing = {name for name in _tables(uow, side) if name.lower() not in there}
+    missing = {name for name in guard_record.tables_of(uow.statements.moves, side) if name.lower() not in there}
+    for name in sorted(missing):
+        if uow.catalog.has_relation(uow, name):
+            raise errors.MigrationError(
+                f"a view of another program, or the like, has the name of table {name}",
+                hint="nothing was changed; drop or rename it, then try again",
+                table=name,
+            )
     if side is Side.LEGACY:
         for pair in (p for p in uow.statements.moves.of_tables(Side.LEGACY) if p.legacy_name in missing):
             uow.catalog.legacy.make_again(uow, pair)

@@ -127,14 +127,18 @@ def collect(
     """
     phase = uow.phase if uow.prepared else initial
     current = uow.prepared and not outdated
+    there = uow.catalog.tables(uow)
     flaws = guards.look(uow) if current else []
+    if not uow.prepared and state.TABLE in there:
+        flaws = [
+            guards.Flaw(f"{state.TABLE} is empty: a copy is not finished, or a program deleted its row", guards.RESTORE)
+        ]
     # At CONTRACT there is no gate any more, but the phase still has guards.
     obstacles = [Obstacle(flaw.text, flaw.command) for flaw in flaws]
     if outdated:
         obstacles = [Obstacle("the schema is that of an earlier release", _upgrade(rewrite))]
     elif uow.prepared and phase.next is not None:
         obstacles = gates.obstacles(uow, flaws)
-    there = uow.catalog.tables(uow)
     since, step = state.get(uow, "since", "step") or (None, None)
     return MigrationStatus(
         phase=phase,
@@ -167,7 +171,7 @@ def collect(
         outboxes=outboxes.look(uow) if current else [],
         clock_set_back=current and demands.clock_set_back(uow),
         gate=[obstacle.text for obstacle in obstacles] if phase.next else [],
-        next_command=_upgrade(rewrite) if not uow.prepared else _next_command(phase, step, obstacles),
+        next_command=_next_command(phase, step, obstacles, flaws) if uow.prepared or flaws else _upgrade(rewrite),
     )
 
 
@@ -175,7 +179,9 @@ def _upgrade(rewrite: str | None) -> str:
     return "consensus-orm upgrade" + ("" if rewrite is None else " --yes")
 
 
-def _next_command(phase: Phase, step: str | None, obstacles: list[Obstacle]) -> str:
+def _next_command(phase: Phase, step: str | None, obstacles: list[Obstacle], flaws: list[guards.Flaw]) -> str:
+    if not all(flaw.command for flaw in flaws):
+        return ""  # every step is refused until someone has mended that by hand
     if step == state.EXPANDING:
         return "consensus-orm rollback normalized"
     if step == state.EMPTYING:

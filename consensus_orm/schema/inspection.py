@@ -10,10 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from sqlalchemy import Table
-
 from consensus_orm import errors
-from consensus_orm.databases.base import FENCE, MARK, PREFIX, SIGN, ColumnFacts
+from consensus_orm.databases.base import FENCE, KIND, MARK, PREFIX, ColumnFacts
 
 __all__ = [
     "REVISIONS",
@@ -47,7 +45,7 @@ KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}
 """Types that a key may have: INTEGER in SQLite is BIGINT on PostgreSQL."""
 
 Relations: TypeAlias = Mapping[str, tuple[str, Callable[[], Mapping[str, ColumnFacts]]]]
-"""Kind of each table and view, and a function that reads its columns."""
+"""Kind of each table, view and virtual table, and a function that reads its columns."""
 
 Tables: TypeAlias = Mapping[str, Mapping[str, ColumnFacts]]
 """Tables with their columns; names in lower case, as SQLite compares them."""
@@ -69,7 +67,7 @@ def relations(connection: Any) -> Relations:
         from consensus_orm.databases.postgresql import catalog
 
         return catalog.relations(connection)
-    there = connection.execute("SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    there = connection.execute(f"SELECT name, {KIND} FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
     return {name: (kind, partial(_columns, connection, name)) for name, kind in there}
 
 
@@ -85,46 +83,27 @@ def table_names(there: Relations) -> set[str]:
     return {name.lower() for name, (kind, _) in there.items() if kind == "table"}
 
 
-def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool], signs: Collection[str] = ()) -> Tables:
+def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool]) -> Tables:
     """The tables of our names with their columns.
+
+    Where a database has a revision, a view may stand where a table of the moves was: a sign of ours at CONTRACT, or one
+    of another program. The status names it, as it names a table that is missing (`ledgers.guards`).
 
     Args:
         connection: As for `relations`.
         there: What `relations` found.
         is_ours: Recognizes a name of ours, in lower case.
-        signs: Legacy tables, in whose place a view of ours may stand.
 
     Raises:
         UnknownSchemaError: One of them is a view of another program.
     """
-    found: dict[str, Mapping[str, ColumnFacts]] = {}
-    for spelled, (kind, columns) in there.items():
-        name = spelled.lower()
-        if not is_ours(name) or (kind == "view" and name in (FENCE, MARK)):
-            continue
-        if kind == "view" and name in signs and _is_sign(connection, spelled, columns):
-            continue
-        if kind == "view":
-            raise errors.UnknownSchemaError(f"{name} is a view, not a table", table=name)
-        found[name] = columns()
+    ours = {name.lower(): facts for name, facts in there.items() if is_ours(name.lower())}
+    found = {name: columns() for name, (kind, columns) in ours.items() if kind == "table"}
+    has_revision = revision(connection, found) is not None
+    for name in ours.keys() - found.keys() - {FENCE, MARK}:
+        if is_control(name) or not has_revision:
+            raise errors.UnknownSchemaError(f"{name} is a {ours[name][0]}, not a table", table=name)
     return found
-
-
-def _is_sign(connection: Any, name: str, columns: Callable[[], Mapping[str, ColumnFacts]]) -> bool:
-    """Whether a view is a sign of ours where a legacy table was: it is as recorded (`ledgers.signs`).
-
-    Where another program has dropped the record, it is recognized by its one column.
-    """
-    recorded = "SELECT 1 FROM consensus_orm_guards AS g"
-    if not isinstance(connection, sqlite3.Connection):
-        if not connection.execute("SELECT to_regclass('consensus_orm_guards')").fetchone()[0]:
-            return set(columns()) == {SIGN}
-        same = f"{recorded} WHERE g.kind = 'view' AND g.name = ? AND CAST(g.definition AS oid) = to_regclass(g.name)"
-        return connection.execute(same, (name,)).fetchone() is not None
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone():
-        return set(columns()) == {SIGN}
-    same = f"{recorded} JOIN sqlite_master AS m ON m.name = g.name AND m.sql = g.definition WHERE g.name = ?"
-    return connection.execute(f"{same} AND g.kind = 'view' AND m.type = 'view'", (name,)).fetchone() is not None
 
 
 def revision(connection: Any, found: Tables) -> str | None:
@@ -254,24 +233,23 @@ def _moved(connection: Any, found: Tables) -> set[str]:
     return {str(name).lower() for (name,) in rows}
 
 
-def check_managed(found: Tables, others: Iterable[Table] = ()) -> None:
-    """Compare a database at the newest revision with the models, so that damage is reported when it is opened.
+def check_managed(found: Tables) -> None:
+    """Compare the control tables of a database at the newest revision with the models when it is opened.
 
-    A missing table that holds rows of users is reported by the status (`ledgers.guards`): the database opens, and a
-    statement that needs the table says so.
+    A table that holds rows of users and is missing, or lacks a column, is reported by the status (`ledgers.guards`):
+    the database opens, and a statement that needs it says so.
 
     Raises:
-        UnknownSchemaError: A control table is missing that cannot be made again, or a table lacks a column.
+        UnknownSchemaError: A control table is missing that cannot be made again, or lacks a column.
     """
     from consensus_orm.models import control
     from consensus_orm.models.base import Base
 
-    own = [table for name, table in Base.metadata.tables.items() if is_control(name)]
     replaceable = [model.__table__ for model in control.REPLACEABLE]
-    for table in (*own, *others):
+    for table in (table for name, table in Base.metadata.tables.items() if is_control(name)):
         if table.name in found:
             check_columns(table.name, found[table.name], table.columns.keys())
-        elif table in own and table not in replaceable:
+        elif table not in replaceable:
             raise errors.UnknownSchemaError(
                 f"table {table.name} was dropped or renamed by another program",
                 hint="nothing was changed; run: consensus-orm restore BACKUP",

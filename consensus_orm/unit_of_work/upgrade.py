@@ -158,7 +158,8 @@ def _stale_triggers(uow: UnitOfWork) -> bool:
         return True
     if not uow.phase.has_legacy:
         # No trigger refers to the legacy side, whose models are not imported; views say where its rows are.
-        return (made_from is None and uow.catalog.needs_triggers) or signs.are_missing(uow)
+        recorded = bool(guard_record.recorded(uow)) or state.step(uow) == state.EXPANDING
+        return (made_from is None and uow.catalog.needs_triggers) or not recorded or signs.are_missing(uow)
     if made_from is None:
         return uow.catalog.needs_triggers
     recorded = bool(guard_record.recorded(uow))

@@ -138,11 +138,11 @@ def test_a_newer_schema_is_refused_untouched(path: Path, open_engine: Open) -> N
     "damage",
     [
         "DROP TABLE consensus_orm_history",
-        "ALTER TABLE agent_outputs DROP COLUMN model_version",
+        "ALTER TABLE consensus_orm_history DROP COLUMN reason",
     ],
 )
 def test_damage_to_a_managed_file_is_noticed(damage: str, path: Path, open_engine: Open) -> None:
-    """A file at the newest revision that lacks a table or column of it is refused when it is looked at."""
+    """A file at the newest revision that lacks a control table, or a column of one, is refused when it is looked at."""
     builders.build_legacy(path)
     engine = open_engine(path)
     revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)

@@ -16,8 +16,16 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.errors import GateClosedError, GuardsBrokenError
+from consensus_orm.errors import (
+    GateClosedError,
+    GuardsBrokenError,
+    MigrationError,
+    SchemaOutdatedError,
+    StorageError,
+    TableMissingError,
+)
 from consensus_orm.ledgers import guards
+from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.testing.plugin import QueryCounter
 from tests.field import builders
@@ -285,6 +293,104 @@ def test_a_table_that_was_renamed_and_named_back_is_the_same(store: ConsensusSto
     database.script("ALTER TABLE elsewhere RENAME TO consensus_artifacts")
     assert store.migration.status().guards == []
     assert store.migration.advance() is Phase.CUTOVER
+
+
+VIEWS = "ALTER TABLE {0} RENAME TO elsewhere; CREATE VIEW {0} AS SELECT * FROM elsewhere"
+BACK = "DROP VIEW {0}; ALTER TABLE elsewhere RENAME TO {0}"
+ALONE = {"sqlite": "PRAGMA legacy_alter_table = ON; ", "postgresql": ""}
+"""Renames a table as SQLite did before 3.25: triggers and views of others do not follow it."""
+
+
+@pytest.mark.parametrize("reopened", [True, False])
+def test_a_view_in_the_place_of_a_table(store: ConsensusStore, database: Database, reopened: bool) -> None:
+    """SQLite takes INSERT ... RETURNING into a view and stores nothing: a write to the truth is refused, not lost.
+
+    In the place of the other side it takes no write with it, and that side is made again once the view is gone.
+    """
+    ready(store, Phase.CUTOVER)
+    alone = ALONE[database.kind]
+    for table, is_read in (("agent_outputs", True), ("consensus_artifacts", False)):
+        database.script(alone + VIEWS.format(table))
+        before = database.rows("elsewhere")
+        with ConsensusStore.open(database.where, settings=SETTINGS) if reopened else contextlib.nullcontext(store) as s:
+            for _ in range(2):
+                with pytest.raises(TableMissingError) if is_read else contextlib.nullcontext():
+                    write(s)
+            assert any(f"{table} was dropped or renamed" in text for text in s.migration.status().guards)
+            assert s.migration.status().next_command == ""
+            with pytest.raises(GuardsBrokenError, match=f"{table} was dropped .* a view has its name"):
+                s.migration.verify()
+            with pytest.raises((TableMissingError, MigrationError), match=table):
+                s.migration.reconcile(rebuild="normalized" if is_read else "legacy")
+            assert database.rows("elsewhere") == before
+            if is_read:
+                database.script(alone + BACK.format(table))
+            else:
+                database.script(f"DROP VIEW {table}")
+                assert s.migration.status().next_command == "consensus-orm reconcile --rebuild legacy"
+                s.migration.reconcile(rebuild="legacy")
+            assert s.migration.verify().clean
+            write(s)
+    legacy, normalized = database.legacy()["artifacts"], database.normalized()["artifacts"]
+    assert len(legacy) == len(normalized) == len(before) + 3
+
+
+@pytest.mark.sqlite
+def test_other_things_in_the_place_of_a_table(store: ConsensusStore, database: Database) -> None:
+    """A virtual table holds no triggers; something in the place of our mark, or of the views at CONTRACT, is named."""
+    ready(store, Phase.CUTOVER)
+    database.script("DROP TABLE consensus_artifacts; CREATE VIRTUAL TABLE consensus_artifacts USING fts5(id)")
+    write(store)
+    assert "and a virtual table has its name" in store.migration.status().guards[0]
+    database.script(
+        "DROP TABLE consensus_artifacts; DROP VIEW consensus_orm_guarded; CREATE TABLE consensus_orm_guarded(n)"
+    )
+    with pytest.raises(MigrationError, match="has the name consensus_orm_guarded"):
+        store.migration.reconcile(rebuild="legacy")
+    database.script("DROP TABLE consensus_orm_guarded")
+    store.migration.reconcile(rebuild="legacy")
+    assert store.migration.status().guards == []
+
+
+def test_a_column_of_the_normalized_side_that_is_gone(store: ConsensusStore, database: Database) -> None:
+    """While the other side is read it takes no write with it; status names it in every phase, also when opened anew."""
+    for phase in (Phase.DUAL_WRITE, Phase.CUTOVER, Phase.CONTRACT):
+        store.migration.migrate(phase)
+        if phase.compares:
+            store.migration.backfill()
+            store.migration.verify()
+        database.script("ALTER TABLE agent_outputs RENAME COLUMN content TO text")
+        with ConsensusStore.open(database.where, settings=SETTINGS) as anew:
+            for each in (anew, store):
+                with contextlib.nullcontext() if phase.truth is Side.LEGACY else pytest.raises(StorageError):
+                    write(each)
+            found = "column content of table agent_outputs was dropped or renamed"
+            assert found in anew.migration.status().guards[0]
+            assert anew.migration.status().next_command in ("", "consensus-orm restore BACKUP")
+        database.script("ALTER TABLE agent_outputs RENAME COLUMN text TO content")
+        store.migration.reconcile()
+        assert store.migration.status().guards == []
+
+
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CONTRACT], ids=lambda p: p.name)
+def test_control_tables_that_were_emptied(store: ConsensusStore, database: Database, phase: Phase) -> None:
+    """Status names it, with a command that helps; without the record there is still a way back, and the signs go."""
+    store.migration.migrate(phase)
+    database.script("DELETE FROM consensus_orm_guards")
+    with ConsensusStore.open(database.where, settings=SETTINGS) as anew:
+        write(anew)
+        anew.migration.upgrade()
+        assert anew.migration.status().guards == []
+        anew.migration.rollback(Phase.EXPAND)
+        assert database.legacy()["artifacts"][-1][4] == ("text", b"c".hex())
+    database.script("DELETE FROM consensus_orm_state")
+    with ConsensusStore.open(database.where, settings=SETTINGS) as anew:
+        status = anew.migration.status()
+        assert status.guards == ["consensus_orm_state is empty: a copy is not finished, or a program deleted its row"]
+        assert status.next_command == "consensus-orm restore BACKUP"
+        for step in (lambda: write(anew), anew.migration.upgrade):
+            with pytest.raises(SchemaOutdatedError, match="restore BACKUP"):
+                step()
 
 
 # Units of work --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateTable
 
 from consensus_orm import errors
 from consensus_orm.databases import state
-from consensus_orm.databases.base import MARK, Catalog, ReadCounter, Standing, Transaction, Trigger
+from consensus_orm.databases.base import KIND, MARK, Catalog, ReadCounter, Standing, Transaction, Trigger
 from consensus_orm.databases.guard_record import GUARDS, ours
 from consensus_orm.databases.sqlite.dependencies import dependencies
 from consensus_orm.databases.sqlite.key_faults import key_faults
@@ -59,7 +59,7 @@ class SQLiteCatalog(Catalog):
 
     def tables(self, uow: Transaction) -> set[str]:
         """Names of the tables, in lower case."""
-        return {name for (name,) in uow._rows("SELECT lower(name) FROM sqlite_master WHERE type = 'table'")}
+        return {name for (name,) in uow._rows(f"SELECT lower(name) FROM sqlite_master WHERE {KIND} = 'table'")}
 
     def sizes(self, uow: Transaction) -> dict[str, int]:
         """Bytes of the tables with their indexes; empty if SQLite was built without dbstat."""
@@ -142,7 +142,7 @@ class SQLiteCatalog(Catalog):
         uow._execute(f"DROP TRIGGER {quoted(trigger.name)}")
 
     def standing(self, uow: Transaction) -> list[Standing]:
-        """All triggers, tables and views.
+        """All triggers, tables, views and virtual tables.
 
         A table that was created again is younger than the record, which is itself created again whenever guards are
         recorded; SQLite keeps the order of tables, also through VACUUM and a backup. A trigger that was created again
@@ -151,7 +151,7 @@ class SQLiteCatalog(Catalog):
         older = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'table' AND name = '{GUARDS}')"
         since = f"rowid < (SELECT rowid FROM sqlite_master WHERE type = 'view' AND name = '{MARK}')"
         found = uow._rows(
-            f"SELECT type, name, tbl_name, iif(type = 'table', iif({older}, 'older', 'younger'), sql),"
+            f"SELECT {KIND}, name, tbl_name, iif(type = 'table', iif({older}, 'older', 'younger'), sql),"
             f" iif(type = 'trigger', iif({since}, 'older', 'younger'), '')"
             " FROM sqlite_master WHERE type IN ('table', 'trigger', 'view') ORDER BY rowid"
         )
@@ -184,7 +184,17 @@ class SQLiteCatalog(Catalog):
         return rows[0][0] if rows else None
 
     def forget_guards(self, uow: Transaction) -> None:
-        """Create the record again, younger than every table, and the view `MARK`, younger than every trigger."""
+        """Create the record again, younger than every table, and the view `MARK`, younger than every trigger.
+
+        Raises:
+            MigrationError: Another program has made something else of that name.
+        """
+        if uow._rows("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE AND type <> 'view'", (MARK,)):
+            raise errors.MigrationError(
+                f"what another program made has the name {MARK}, which a view of this package needs",
+                hint="nothing was changed; drop it, or create it again under another name",
+                table=MARK,
+            )
         uow._execute(f"DROP TABLE IF EXISTS {GUARDS}")
         uow._execute(str(CreateTable(table_of(GuardRecord)).compile(dialect=uow.statements.rendering.dialect)))
         uow._execute(f"DROP VIEW IF EXISTS {MARK}")
