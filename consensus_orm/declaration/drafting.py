@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeEngine
 
 from consensus_orm import errors
-from consensus_orm.declaration.attributes import column_of, single_key, table_of, unique_sets
+from consensus_orm.declaration.attributes import column_of, table_of, unique_sets
 from consensus_orm.declaration.rules import is_text
 from consensus_orm.declaration.stored_types import DIALECTS, stored_differently
 from consensus_orm.declaration.validation import has_value
@@ -102,7 +102,7 @@ class Draft:
         normalized: Those of the normalized class.
 
     Raises:
-        ConfigurationError: The key of the legacy table is one that no move can have.
+        ConfigurationError: No columns of the normalized table can hold the key of the legacy table.
     """
 
     def __init__(
@@ -111,7 +111,6 @@ class Draft:
         self._legacy = _Class(legacy[2], legacy[0], legacy[1], legacy[1])
         alias = normalized[1] if normalized[1] != legacy[1] else f"New{normalized[1]}"
         self._own = _Class(normalized[2], normalized[0], normalized[1], alias)
-        self._legacy_key = single_key(self._legacy.table)
         self._needed: dict[str, set[str]] = {}
         self._further: list[_Class] = []
         self._arguments = _Arguments()
@@ -156,36 +155,62 @@ class Draft:
 
     # The key ------------------------------------------------------------------------------------------------
 
-    def _draft_key(self) -> Column[Any]:
-        """Find what holds the legacy key: the unique column of its name, else one of its type, the own key first."""
-        alone = [columns[0] for columns in reversed(unique_sets(self._own.table)) if len(columns) == 1]
-        alone = [of for of in dict.fromkeys(alone) if of in self._own.attributes]
-        if not alone:
+    def _draft_key(self) -> dict[Column[Any], Column[Any]]:
+        """Find what holds the legacy key: unique columns of its names, else some of its types, the own key first."""
+        wanted = [*self._legacy.table.primary_key.columns]
+        sets = [columns for columns in reversed(unique_sets(self._own.table)) if len(columns) == len(wanted)]
+        holding = [self._holding(wanted, of) for of in sets if {*of} <= {*self._own.attributes}]
+        if not holding:
+            name, count = self._own.table.name, len(wanted)
+            alone = f"column of {name} is unique alone"
+            few = alone if count == 1 else f"{count} columns of {name} are unique together"
             raise errors.ConfigurationError(
-                f"no column of {self._own.table.name} is unique alone, and one has to hold the legacy key",
-                hint="declare one column as primary key, or with unique=True",
-                table=self._own.table.name,
+                f"no {few}, to hold the key of {self._legacy.table.name}",
+                hint="declare them as primary key, or as unique",
+                table=name,
             )
-        fitting = [of for of in alone if is_text(of) == is_text(self._legacy_key)]
-        named = self._own.named_as(self._legacy, self._legacy_key)
-        found = named if named is not None and named in fitting else (fitting or alone)[0]
-        others = ", ".join(self._own[of] for of in fitting if of is not found)
-        if not fitting:
-            self._arguments.key.append(
-                _Line(f"{self._own[found]} is of another kind than {self._legacy[self._legacy_key]}", is_open=True)
-            )
-        elif found is not named and others:
+        fitting = [key for key in holding if all(is_text(of) == is_text(own) for of, own in key.items())]
+        named = {of: self._own.named_as(self._legacy, of) for of in wanted}
+        found = max(fitting or holding, key=lambda key: sum(own is named[of] for of, own in key.items()))
+        others = ", ".join(self._told([*key.values()]) for key in fitting if key is not found)
+        if found in fitting and others and found != named:
             self._arguments.key.append(_Line(f"or does {others} hold the legacy key?", is_open=True))
-        self._arguments.key.append(_Line(f"{self._legacy[self._legacy_key]}: {self._own[found]},"))
+        for of, own in found.items():
+            if is_text(of) != is_text(own):
+                what = f"{self._own[own]} is of another kind than {self._legacy[of]}"
+                self._arguments.key.append(_Line(what, is_open=True))
+            elif len(found) > 1 and own is not named[of]:
+                self._arguments.key.append(_Line(f"does {self._own[own]} hold {self._legacy[of]}?", is_open=True))
+            self._arguments.key.append(_Line(f"{self._legacy[of]}: {self._own[own]},"))
         return found
+
+    def _holding(self, wanted: list[Column[Any]], columns: list[Column[Any]]) -> dict[Column[Any], Column[Any]]:
+        """The legacy key columns, and which of some columns holds each: by name, else by type, else in their order."""
+
+        def by_type(of: Column[Any], own: Column[Any]) -> bool:
+            return is_text(own) == is_text(of)
+
+        def by_name(of: Column[Any], own: Column[Any]) -> bool:
+            return own is self._own.named_as(self._legacy, of) and by_type(of, own)
+
+        found: dict[Column[Any], Column[Any]] = {}
+        for fits in (by_name, by_type, None):
+            for of in (of for of in wanted if of not in found):
+                free = [own for own in columns if own not in {*found.values()} and (fits is None or fits(of, own))]
+                if free:
+                    found[of] = free[0]
+        return {of: found[of] for of in wanted}
+
+    def _told(self, columns: list[Column[Any]]) -> str:
+        return " with ".join(map(self._own.__getitem__, columns))
 
     # The columns --------------------------------------------------------------------------------------------
 
     def _draft_columns(self) -> None:
-        left = [of for of in self._legacy.attributes if of is not self._legacy_key]
+        left = [of for of in self._legacy.attributes if of not in self._key]
         unfilled: list[Column[Any]] = []
         for of in self._own.attributes:
-            if of is self._key:
+            if of in {*self._key.values()}:
                 continue
             source = self._legacy.named_as(self._own, of)
             if source is not None and source in left:

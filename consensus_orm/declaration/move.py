@@ -453,7 +453,7 @@ class Move(Generic[R]):
             ConfigurationError: Rows that refer to each other by one of them cannot be carried.
         """
         table = self.legacy_table if side is Side.LEGACY else self.table
-        keys = sorted(table.foreign_key_constraints, key=lambda key: key.column_keys)
+        keys = sorted(table.foreign_key_constraints, key=lambda key: [*key.column_keys])
         return tuple(self._reference(key, side) for key in keys if key.referred_table is table)
 
     def _reference(self, key: ForeignKeyConstraint, side: Side) -> Reference:

@@ -205,6 +205,26 @@ def test_each_decision_that_is_left_open_is_one_comment(folder: Path) -> None:
     assert {*move.restored} == {"price", "born", "state", "note"}
 
 
+def test_a_key_of_several_columns_is_drafted_by_names_and_types(folder: Path) -> None:
+    """In whatever order the new table has them; a column that only fits by its type is a decision left open."""
+    (folder / "drafted_lines.py").write_text(
+        HEADER + "class LineOld(Base):\n    __tablename__ = 'lines_old'\n"
+        "    order_nr: Mapped[int] = mapped_column(BIG, primary_key=True)\n"
+        "    place: Mapped[str] = mapped_column(Text, primary_key=True)\n    amount: Mapped[int | None]\n\n\n"
+        "class Line(Base):\n    __tablename__ = 'lines'\n    __table_args__ = (UniqueConstraint('amount'),)\n"
+        "    place: Mapped[str] = mapped_column(Text, primary_key=True)\n"
+        "    order_id: Mapped[int] = mapped_column(BIG, primary_key=True)\n    amount: Mapped[int | None]\n"
+    )
+    done = call("drafted_lines:LineOld", "drafted_lines:Line", "--moves", "drafted_moves.py", "--revises", "abc")
+    assert "1 decision left open" in done.stderr
+    text = (folder / "drafted_moves.py").read_text()
+    assert "# open: does Line.order_id hold LineOld.order_nr?" in text
+    (move,) = imported("drafted_moves").MOVES
+    assert (move.legacy_keys, [key.name for key in move.keys]) == (("order_nr", "place"), ["order_id", "place"])
+    refused = call("drafted_lines:LineOld", "drafted_plain:Customer")
+    assert "no 2 columns of customers are unique together" in refused.stderr
+
+
 def test_both_are_printed_and_can_be_run(folder: Path) -> None:
     """Without files; the revision makes the parent first, and waits for the one that it follows."""
     done = call(*RICH_CALL)

@@ -177,7 +177,8 @@ def test_units_of_work_write_references_in_any_order(store: Store, new_database:
     assert new_database.rows_of("SELECT up_id FROM twigs WHERE id IN (1, 4) ORDER BY id") == [(new,), (3,)]
     store.migration.backfill()
     agree(new_database)
-    for model in (TwigOld, Twig):
+    models: tuple[Any, ...] = (TwigOld, Twig)
+    for model in models:
         with store.unit_of_work() as uow:
             first, second = model(name="first"), model(name="second")
             first.up, second.up = second, first
