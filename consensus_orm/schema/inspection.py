@@ -191,7 +191,7 @@ def check_table(
     if key in keys and len(keys) > 1:
         raise errors.UnknownSchemaError(
             f"the primary key of table {name} is not {key} alone: it has {', '.join(keys)}",
-            hint=f"nothing was changed; partition the table by {key} (RANGE or HASH), which needs no other column in it",
+            hint=f"nothing was changed; partition the table by {key} (RANGE or HASH), which needs no other column",
             table=name,
             column=key,
         )

@@ -70,7 +70,8 @@ def test_there_and_back(by: str, tmp_path: Path) -> None:
             written = "SELECT agent_name FROM {} WHERE spec_id = 's' ORDER BY id"
             names = [(phase.name,) for phase in Phase]
             assert database.rows_of(written.format("consensus_artifacts")) == names
-            assert sorted(sum((database.rows_of(written.format(f"part_{n}")) for n in range(2)), [])) == sorted(names)
+            parts = [row for n in range(2) for row in database.rows_of(written.format(f"part_{n}"))]
+            assert sorted(parts) == sorted(names)
             forward(store, Phase.CONTRACT)
             store.migration.finish_contract(reason="it is over")
         left = "SELECT relname FROM pg_class WHERE relname LIKE 'part_%' OR relname LIKE '%dropped%'"
