@@ -258,7 +258,7 @@ class CarryingSession(Session):
         written = changes.written_since(uow, self._mark)
         if not written:
             return
-        moves = [move for move in uow.statements.mapping if move.name in written]
+        moves = [move for move in uow.statements.moves if move.name in written]
         # Rows of a later move may refer to rows of an earlier one: they come after them, and go before them.
         for move in moves:
             self._make_way(move, written)
