@@ -84,16 +84,23 @@ class SessionGuard(ABC):
         self._driver = driver
 
     @contextlib.contextmanager
-    def carrying(self) -> Iterator[None]:
+    def carrying(self, *, undoable: bool = False) -> Iterator[None]:
         """Execute statements of this package in a block that completes what the session itself has written.
 
         A rollback of the session takes them back together with its own statements, and nothing is lost by that.
+
+        Args:
+            undoable: Whether `undo_carrying` may be called in the block.
         """
         self._carrying = True
         try:
             yield
         finally:
             self._carrying = False
+
+    def undo_carrying(self) -> bool:
+        """Take back what the block has done so far, after a statement of it failed; whether that is possible."""
+        return False
 
     def refusal(self, table: str, *, of_rows: bool = True) -> errors.ConsensusError:
         """The error for a statement that would write a table, or read one that is not written in this phase.

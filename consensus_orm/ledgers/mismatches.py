@@ -45,6 +45,9 @@ OPEN = ("found", "confirmed")
 NOT_REPAIRED = (*OPEN, "accepted", "rejected")
 """Every state of a mismatch but repaired: a list of states lets the index of the open ones serve the others, too."""
 
+SHADOW_FAILED = "shadow_failed"
+"""What is wrong with a row that the truth has taken, and the other side has refused."""
+
 NOT_DELETED = "not_deleted"
 """What is wrong with a row that this package deleted and one side kept: it is no other program's row to adopt."""
 

@@ -180,7 +180,7 @@ class DualWrite(RoutedReads):
             if side is self.uow.phase.truth or whole:
                 self.uow._doom(error)  # the other side may have taken its half
                 raise
-            self._mismatch(key, [(None, "shadow_failed")], error)
+            self._mismatch(key, [(None, mismatches.SHADOW_FAILED)], error)
             return False
         return True
 

@@ -11,6 +11,7 @@ wrote to the other side of a row is carried first, or the row would be overwritt
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, cast
@@ -27,7 +28,9 @@ from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
 from consensus_orm.repository.carrying import ParentKey, adopt, carry, follow, settle
+from consensus_orm.repository.routed_reads import is_of_the_whole
 from consensus_orm.repository.sole_side import SoleSide, key_of
+from consensus_orm.settings import OnMismatch
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CarryingSession"]
@@ -54,6 +57,8 @@ class CarryingSession(Session):
         self._foreign = True
         """Whether there may be records of other programs."""
         self._in_flush = False
+        self._failed = False
+        """Whether carrying has failed in this flush, and is done once more."""
         self._left: set[ParentKey] = set()
         """The parents that rows of this flush belonged to before and after."""
         self._made: dict[str, set[Any]] = {}
@@ -238,27 +243,43 @@ class CarryingSession(Session):
     def _carry(self, *, whole: bool = False) -> None:
         """Carry what was recorded since the mark, and compare it.
 
+        On a server a failure of the side that is not the truth takes no write with it: all is carried once more, and a
+        row that fails again becomes a mismatch (rule 6).
+
         Args:
             whole: Whether any row may have been written, not only those that a flush knows.
 
         Raises:
             MismatchError: A row does not come out equal on the other side, or both sides of it were written.
         """
+        guard = self._unit_guard
+        with guard.carrying(undoable=True):
+            try:
+                self._carry_written(whole=whole)
+            except errors.StorageError as error:
+                if is_of_the_whole(error) or not guard.undo_carrying():
+                    raise
+                self._failed = True
+                try:
+                    self._carry_written(whole=whole)
+                finally:
+                    self._failed = False
+
+    def _carry_written(self, *, whole: bool) -> None:
         uow = self._uow
-        with self._unit_guard.carrying():
-            written = changes.written_since(uow, self._mark)
-            if not written:
-                return
-            moves = [move for move in uow.statements.moves if move.name in written]
-            # Rows of a later move may refer to rows of an earlier one: they come after them, and go before them.
-            for move in moves:
-                self._make_way(move, written)
-                self._carry_move(move, written[move.name], deleted=False)
-            for move in reversed(moves):
-                self._carry_move(move, written[move.name], deleted=True)
-            changed = {name for name, rows in written.items() if any(map(_left_a_parent, rows.values()))}
-            self._settle_parents([move for move in moves if move.name in changed], whole=whole)
-            uow.catalog.forget_changes(uow, after=self._mark)
+        written = changes.written_since(uow, self._mark)
+        if not written:
+            return
+        moves = [move for move in uow.statements.moves if move.name in written]
+        # Rows of a later move may refer to rows of an earlier one: they come after them, and go before them.
+        for move in moves:
+            self._make_way(move, written)
+            self._carry_move(move, written[move.name], deleted=False)
+        for move in reversed(moves):
+            self._carry_move(move, written[move.name], deleted=True)
+        changed = {name for name, rows in written.items() if any(map(_left_a_parent, rows.values()))}
+        self._settle_parents([move for move in moves if move.name in changed], whole=whole)
+        uow.catalog.forget_changes(uow, after=self._mark)
 
     def _make_way(self, move: Move, written: dict[str, dict[Key, changes.Written]]) -> None:
         """Delete rows that were of another move of the same table and are of this one now."""
@@ -277,12 +298,41 @@ class CarryingSession(Session):
                 key: set(ops) for key, of in rows.items() if (ops := of.ops[side]) and (ops[-1] == GONE) is deleted
             }
             new = [key for key, ops in found.items() if ops == NEW]
-            self._carry_from(side, move, new, new=True)
-            self._carry_from(side, move, [key for key, ops in found.items() if ops != NEW], new=False)
+            for keys, is_new in ((new, True), ([key for key, ops in found.items() if ops != NEW], False)):
+                if keys and side is self._uow.phase.truth:
+                    self._carry_from_truth(side, move, keys, new=is_new, deleted=deleted)
+                elif keys:
+                    self._carry_from(side, move, keys, new=is_new)
+
+    def _carry_from_truth(self, side: Side, move: Move, keys: list[Key], *, new: bool, deleted: bool) -> None:
+        """Carry rows that were written to the truth; after a failure each by itself, and another one is a mismatch.
+
+        Raises:
+            MismatchError: The other side could not be written, and `ON_MISMATCH` is raise.
+        """
+        uow = self._uow
+        try:
+            with uow._connected.attempt() if self._failed else contextlib.nullcontext():
+                self._carry_from(side, move, keys, new=new)
+        except errors.StorageError as error:
+            if not self._failed or is_of_the_whole(error) or not uow._connected.in_transaction:
+                raise
+            if len(keys) > 1:
+                for key in keys:
+                    self._carry_from_truth(side, move, [key], new=new, deleted=deleted)
+            else:
+                self._note_failed(move, keys[0], mismatches.NOT_DELETED if deleted else mismatches.SHADOW_FAILED, error)
+
+    def _note_failed(self, move: Move, key: Key, kind: str, error: errors.StorageError) -> None:
+        """Keep the write of the truth although the other side could not follow (rule 6)."""
+        if self._uow.settings.on_mismatch is OnMismatch.RAISE:
+            try:
+                self._fail(move, key, f"row {kind}")
+            except errors.MismatchError as mismatch:
+                raise mismatch from error
+        mismatches.record(self._uow, move, key, None, kind, found_by="write")
 
     def _carry_from(self, side: Side, move: Move, keys: list[Key], *, new: bool) -> None:
-        if not keys:
-            return
         uow = self._uow
         written = self._foreign_records(move, keys)
         foreign = [key for key, of in written.items() if of.ops[side.other]]

@@ -167,6 +167,13 @@ def check_table(
     """
     check_columns(name, columns, expected)
     keys = {column: facts.type for column, facts in columns.items() if facts.primary}
+    if key in keys and len(keys) > 1:
+        raise errors.UnknownSchemaError(
+            f"the primary key of table {name} is not {key} alone: it has {', '.join(keys)}",
+            hint=f"nothing was changed; partition the table by {key} (RANGE or HASH), which needs no other column",
+            table=name,
+            column=key,
+        )
     if list(keys) != [key] or keys[key] not in KEY_TYPES[key_type]:
         raise errors.UnknownSchemaError(
             f"the primary key of table {name} is not {key} {key_type}", table=name, column=key

@@ -23,12 +23,17 @@ __all__ = ["PostgresSessionGuard"]
 
 T = TypeVar("T")
 
+CARRYING = "consensus_orm_carrying"
+"""The savepoint before what a session has written is carried."""
+
 
 class _Server(Protocol):
     """What the guard needs of a connection."""
 
     @property
     def in_transaction(self) -> bool: ...
+    @property
+    def closed(self) -> bool: ...
     def order(self, sql: str, parameters: Any = ..., /) -> Any: ...
 
 
@@ -47,15 +52,29 @@ class PostgresSessionGuard(SessionGuard):
         self._ours = self._say("session")
 
     @contextlib.contextmanager
-    def carrying(self) -> Iterator[None]:
+    def carrying(self, *, undoable: bool = False) -> Iterator[None]:
         """Execute statements of this package in a block; the triggers record none of their writes."""
         with super().carrying():
-            self._say("carrier")
+            if undoable:  # in one message: a savepoint by itself would cost two more for each flush
+                self._driver.order(f"SAVEPOINT {CARRYING}; SELECT set_config('consensus_orm.by', 'carrier', true)")
+            else:
+                self._say("carrier")
             try:
                 yield
             finally:
-                if self._driver.in_transaction:
+                if self._driver.in_transaction and undoable:
+                    self._driver.order(
+                        f"RELEASE SAVEPOINT {CARRYING}; SELECT set_config('consensus_orm.by', 'session', true)"
+                    )
+                elif self._driver.in_transaction:
                     self._say("session")
+
+    def undo_carrying(self) -> bool:
+        """Take back what the block has done so far."""
+        if self._driver.closed:
+            return False
+        self._driver.order(f"ROLLBACK TO SAVEPOINT {CARRYING}; SELECT set_config('consensus_orm.by', 'carrier', true)")
+        return True
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
         """Make a call that executes a statement of this package."""

@@ -213,9 +213,19 @@ def test_where_the_shadow_alone_may_not_be_written_the_write_stands(roles: Roles
         with opened(roles.app, shadow_reads=1) as app:
             with app.unit_of_work() as uow:
                 added = uow.artifacts.add(spec_id="x", stage="s", agent_name="a", content_json="{}")
+            with app.unit_of_work() as uow:
+                row = {"spec_id": "x", "stage": "s", "agent_name": "session", "content_json": "{}"}
+                rows = [uow.model("artifacts")(**row) for _ in range(2)]
+                uow.session.add_all(rows)
+                uow.session.flush()
+                ids = {added.id, *(row.id for row in rows)}
+                rows[0].agent_name = "changed"
             read(app)
-        assert roles.admin.scalar(f"SELECT count(*) FROM consensus_artifacts WHERE id = {added.id}") == 1
-        assert {(found.key, found.kind) for found in store.migration.mismatches()} == {(added.id, "shadow_failed")}
+        there = f"SELECT agent_name FROM consensus_artifacts WHERE id IN ({', '.join(map(str, ids))}) ORDER BY 1"
+        assert [agent for (agent,) in roles.admin.rows_of(there)] == ["a", "changed", "session"]
+        assert {(found.key, found.kind) for found in store.migration.mismatches()} == {
+            (key, "shadow_failed") for key in ids
+        }
         store.migration.upgrade()
         store.migration.reconcile()
         with opened(roles.app) as app:
