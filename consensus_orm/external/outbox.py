@@ -6,7 +6,7 @@ twice, or late, leaves what the newest one leaves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from sqlalchemy import Integer, bindparam, delete, exists, func, insert, literal
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external import rows
-from consensus_orm.external.canonical import digest
+from consensus_orm.external.canonical import content_of, digest
 from consensus_orm.external.stage import Stage
 from consensus_orm.ledgers.binding import Key, bound, milliseconds, stored
 from consensus_orm.ledgers.outboxes import IS_WAITING
@@ -76,24 +76,33 @@ _RECORD = insert(OutboxEntry).from_select(
 )
 
 
-def record(uow: UnitOfWork, written: Written) -> None:
+def record(uow: UnitOfWork, written: Written) -> Sequence[tuple[str, Any]]:
     """Write the rows of a unit of work to the outbox of each external store that is at MIRROR; the hook of `attach`.
 
     Args:
         uow: Is about to commit.
         written: The rows that it wrote.
+
+    Returns:
+        The statement that is left, which is sent with the commit.
     """
     at, entries = milliseconds(uow), []
     for name, keys in written.items():
-        there = rows.contents(uow, uow.statements.mapping[name], keys)
+        pair = uow.statements.mapping[name]
+        there = {key: content_of(pair, row) for key, row in keys.items() if row is not None}
+        if unread := [key for key, row in keys.items() if row is None]:
+            there |= rows.contents(uow, pair, unread)
         for key in keys:
             content = there.get(key)
             op, hashed = ("delete", None) if content is None else ("put", digest(content))
             entries.append({"pair": name, "key": stored(uow, key), "op": op, "digest": hashed, "at": at})
     statement = uow._printed(_RECORD)
-    if len(entries) == 1 or uow._together(*((statement, entry) for entry in entries)) is None:
+    if len(entries) == 1:
+        return [(statement, entry) for entry in entries]
+    if uow._together(*((statement, entry) for entry in entries)) is None:
         for entry in entries:
             uow._execute(statement, entry)
+    return []
 
 
 _ENQUEUE = insert(OutboxEntry).inline().values(**bound("sink", "pair", "key", "op", "at"))
