@@ -22,6 +22,7 @@ from consensus_orm.ledgers.outboxes import IS_WAITING
 from consensus_orm.models.external import OutboxEntry, SinkFinding, SinkState
 from consensus_orm.statements.rendering import in_keys
 from consensus_orm.store import Store
+from consensus_orm.times import milliseconds as in_milliseconds
 from consensus_orm.unit_of_work.unit import UnitOfWork, Written
 
 __all__ = [
@@ -138,9 +139,11 @@ _IS_STOPPED = exists().where(
     SinkFinding.pair == OutboxEntry.pair,
     SinkFinding.key == OutboxEntry.key,
 )
+# A time that is further away than any wait was noted before the clock was set back.
+_WAITS = OutboxEntry.retry_at.between(bindparam("soon"), bindparam("latest"))
 _DUE = (
     select(OutboxEntry.id, OutboxEntry.pair, OutboxEntry.key, OutboxEntry.tries, OutboxEntry.at)
-    .where(IS_WAITING, or_(OutboxEntry.retry_at.is_(None), OutboxEntry.retry_at <= bindparam("now")), ~_IS_STOPPED)
+    .where(IS_WAITING, or_(OutboxEntry.retry_at.is_(None), ~_WAITS), ~_IS_STOPPED)
     .order_by(OutboxEntry.id)
     .limit(bindparam("_rows", type_=Integer))
 )
@@ -151,9 +154,15 @@ _OF_ROW = (
 )
 
 
+LONGEST_WAIT = timedelta(hours=1)
+"""An entry that failed waits no longer, nor is one postponed for longer."""
+
+
 def due(uow: Transaction, sink: str, size: int) -> list[Entry]:
     """The oldest entries that may be sent now; not those of rows that a reject has stopped."""
-    found = uow._rows(_DUE, {"of_sink": sink, "now": milliseconds(uow), "_rows": size})
+    now = milliseconds(uow)
+    times = {"soon": now + 1, "latest": now + in_milliseconds(LONGEST_WAIT)}
+    found = uow._rows(_DUE, {"of_sink": sink, "_rows": size, **times})
     return [Entry(*row) for row in found]
 
 
@@ -175,7 +184,8 @@ def settle(uow: Transaction, numbers: str, outcome: str) -> None:
 
 def postpone(uow: Transaction, numbers: str, wait: timedelta) -> None:
     """Count a failed try of entries, whose numbers are a JSON array, and let them wait."""
-    uow._execute(_POSTPONE, {"_keys": numbers, "retry_at": milliseconds(uow) + int(wait.total_seconds() * 1000)})
+    wait_ms = in_milliseconds(min(wait, LONGEST_WAIT))
+    uow._execute(_POSTPONE, {"_keys": numbers, "retry_at": milliseconds(uow) + wait_ms})
 
 
 _PRUNE = delete(OutboxEntry).where(
