@@ -95,7 +95,7 @@ def test_a_folder_keeps_names_apart_and_lists_them_in_pages(tmp_path: Path) -> N
 
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
-    """What is no entry of its name (damaged, copied, a link, a folder), and a folder that cannot be used, are errors."""
+    """What is no entry of its name (damaged, copied, a link, a folder) is an error, and so is a folder of no use."""
     sink = FileSink(tmp_path / "sink")
     sink.put("a:1", "x")
     (file,) = (tmp_path / "sink").glob("*.json")
