@@ -89,7 +89,7 @@ def record(uow: UnitOfWork, written: Written) -> Sequence[tuple[str, Any]]:
     """
     at, entries = milliseconds(uow), []
     for name, keys in written.items():
-        pair = uow.statements.mapping[name]
+        pair = uow.statements.moves[name]
         there = {key: content_of(pair, row) for key, row in keys.items() if row is not None}
         if unread := [key for key, row in keys.items() if row is None]:
             there |= rows.contents(uow, pair, unread)

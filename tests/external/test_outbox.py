@@ -120,7 +120,7 @@ def test_a_compared_write_makes_no_further_trip_for_its_entry(new_database: Data
                 (key,) = add(store)
             sent[is_mirrored] = len(queries), len(trips)
         with store.unit_of_work(read_only=True) as uow:
-            pair = uow.statements.mapping["artifacts"]
+            pair = uow.statements.moves["artifacts"]
             (row,) = uow._rows(uow.statements[pair].get(uow.phase.truth), {"_key": key})
     assert sent[True][0] <= sent[False][0] + 2 - on_a_server
     assert sent[True][1] <= sent[False][1] + (not on_a_server)
