@@ -178,11 +178,11 @@ class App:
         return None
 
 
-def _record(uow: UnitOfWork, written: Written) -> None:
+def _record(uow: UnitOfWork, written: Written) -> Sequence[tuple[str, Any]]:
     """Write the outbox of external stores; what that takes is imported when a command writes rows."""
     from consensus_orm.external.outbox import record
 
-    record(uow, written)
+    return record(uow, written)
 
 
 def _is_mirrored(uow: Transaction) -> bool:

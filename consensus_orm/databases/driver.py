@@ -136,8 +136,12 @@ class Driver(Protocol):
         """Run a command of SQLAlchemy on a savepoint."""
         ...
 
-    def commit(self) -> None:
-        """Commit the transaction."""
+    def commit(self, *last: tuple[str, Parameters]) -> None:
+        """Commit the transaction.
+
+        Args:
+            *last: Statements to run before, with no trip to a server of their own.
+        """
         ...
 
     def rollback(self) -> None:

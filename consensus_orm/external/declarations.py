@@ -134,9 +134,9 @@ class GraphMemory:
     def _entities(answer: Any) -> Iterator[tuple[str, Sequence[str]]]:
         for entity in _list(answer, "entities"):
             held = entity.get("observations") if isinstance(entity, Mapping) else None
-            if held is None or not isinstance(entity.get("name"), str) or not isinstance(held, Sequence):
+            if not _are_texts(held) or not isinstance(entity.get("name"), str):
                 raise errors.SinkContractError("an entity in the answer has no name or no observations")
-            yield entity["name"], [str(each) for each in held]
+            yield entity["name"], held
 
 
 def _text(observations: Sequence[str]) -> str:
@@ -222,10 +222,10 @@ class TaggedMemory:
         arguments = {"query": query, "limit": self.limit, "tags": list(tags), "search_type": self.search_type}
         for result in _list(call(self.search, arguments), "results"):
             memory = result.get("memory", result) if isinstance(result, Mapping) else None
-            if not isinstance(memory, Mapping) or not isinstance(memory.get("content"), str):
-                raise errors.SinkContractError("a memory in the answer has no content", tool=self.search)
-            held = memory.get("tags") or ()
-            yield memory["content"], [str(tag) for tag in held]
+            held = memory.get("tags") or () if isinstance(memory, Mapping) else None
+            if not _are_texts(held) or not isinstance(memory.get("content"), str):
+                raise errors.SinkContractError("a memory in the answer has no content, or no tags", tool=self.search)
+            yield memory["content"], held
 
 
 def _version(content: str, tags: Sequence[str]) -> _Version:
@@ -236,6 +236,10 @@ def _version(content: str, tags: Sequence[str]) -> _Version:
 
 def _tag(tags: Sequence[str], name: str) -> str | None:
     return next((tag.partition("=")[2] for tag in tags if tag.startswith(f"{name}=")), None)
+
+
+def _are_texts(held: Any) -> bool:
+    return isinstance(held, Sequence) and not isinstance(held, str) and all(isinstance(each, str) for each in held)
 
 
 def _list(answer: Any, name: str) -> Sequence[Any]:

@@ -43,8 +43,8 @@ class FileSink:
     def get(self, name: str) -> str | None:
         """The content of an entry; None where there is none."""
         with _translated(self.name):
-            file = self._file(name)
-            return self._read(file).content if file.exists() else None
+            found = self._read(self._file(name))
+            return None if found is None else found.content
 
     def delete(self, name: str) -> None:
         """Delete an entry; nothing happens where there is none."""
@@ -57,25 +57,37 @@ class FileSink:
             names = sorted(
                 file.name for file in self.folder.glob("*.json") if following is None or file.name > following
             )
-            items = tuple(self._read(self.folder / name) for name in names[:PAGE])
+            found = (self._read(self.folder / name) for name in names[:PAGE])
+            items = tuple(item for item in found if item is not None)
         return Page(items, names[PAGE - 1] if len(names) > PAGE else None)
 
     def close(self) -> None:
         """Nothing: no file stays open."""
 
     def _file(self, name: str) -> Path:
-        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
+        return self.folder / f"{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()}.json"
 
-    def _read(self, file: Path) -> Item:
+    def _read(self, file: Path) -> Item | None:
+        """The entry in a file; None where there is none, any more.
+
+        Raises:
+            SinkContractError: It is no file with an entry of this name: another program has put something there.
+        """
         try:
-            found = json.loads(file.read_bytes())
-            return Item(str(found["name"]), str(found["content"]))
-        except (ValueError, TypeError, LookupError) as error:
-            raise errors.SinkContractError(
-                f"{file.name} in the folder of {self.name} is no entry",
-                hint="remove or restore that file, then run the relay again",
-                sink=self.name,
-            ) from error
+            if not file.is_symlink():
+                found = json.loads(file.read_bytes())
+                name, content = found["name"], found["content"]
+                if isinstance(content, str) and self._file(name) == file:
+                    return Item(name, content)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, IsADirectoryError):
+            pass
+        raise errors.SinkContractError(
+            f"{file.name} in the folder of {self.name} is no entry",
+            hint="remove or restore that file, then run the relay again",
+            sink=self.name,
+        )
 
 
 class _translated:
@@ -90,5 +102,7 @@ class _translated:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, OSError):
             raise errors.SinkUnavailableError(
-                f"the folder of {self._sink} cannot be used: {error.strerror or type(error).__name__}", sink=self._sink
+                f"the folder of {self._sink} cannot be used: {error.strerror or type(error).__name__}",
+                hint="nothing was lost, the outbox keeps the entries; see to the folder, then run the relay again",
+                sink=self._sink,
             ) from error

@@ -26,6 +26,10 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 __all__ = ["ImportReport", "Read", "Row", "every_item", "imported", "move_in", "read_own", "renew"]
 
 
+LONGEST_PAUSE = 1000
+"""Pages in a row with nothing new, after which a listing is taken for one without an end."""
+
+
 class Row(NamedTuple):
     """A row that an entry becomes: the name of its pair, and its values under their legacy column names."""
 
@@ -87,15 +91,18 @@ def every_item(sink: Sink) -> Iterator[Item]:
     """All entries that an external store lists.
 
     Raises:
-        SinkContractError: Its pages have no end.
+        SinkContractError: Its pages have no end: one comes again, or many have nothing that was not listed before.
     """
-    following, seen = None, set()
+    following, seen, names, nothing_new = None, set[str](), set[str](), 0
     while True:
         page = sink.list(following)
         yield from page.items
         if page.following is None:
             return
-        if page.following in seen:
+        known = len(names)
+        names.update(item.name for item in page.items)
+        nothing_new = nothing_new + 1 if len(names) == known else 0
+        if page.following in seen or nothing_new == LONGEST_PAUSE:
             raise errors.SinkContractError(f"the listing of {sink.name} has no end", sink=sink.name)
         seen.add(page.following)
         following = page.following

@@ -6,7 +6,7 @@ twice, or late, leaves what the newest one leaves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -15,13 +15,14 @@ from sqlalchemy import Integer, bindparam, delete, exists, func, insert, literal
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external import rows
-from consensus_orm.external.canonical import digest
+from consensus_orm.external.canonical import content_of, digest
 from consensus_orm.external.stage import Stage
 from consensus_orm.ledgers.binding import Key, bound, milliseconds, stored
 from consensus_orm.ledgers.outboxes import IS_WAITING
 from consensus_orm.models.external import OutboxEntry, SinkFinding, SinkState
 from consensus_orm.statements.rendering import in_keys
 from consensus_orm.store import Store
+from consensus_orm.times import milliseconds as in_milliseconds
 from consensus_orm.unit_of_work.unit import UnitOfWork, Written
 
 __all__ = [
@@ -76,24 +77,33 @@ _RECORD = insert(OutboxEntry).from_select(
 )
 
 
-def record(uow: UnitOfWork, written: Written) -> None:
+def record(uow: UnitOfWork, written: Written) -> Sequence[tuple[str, Any]]:
     """Write the rows of a unit of work to the outbox of each external store that is at MIRROR; the hook of `attach`.
 
     Args:
         uow: Is about to commit.
         written: The rows that it wrote.
+
+    Returns:
+        The statement that is left, which is sent with the commit.
     """
     at, entries = milliseconds(uow), []
     for name, keys in written.items():
-        there = rows.contents(uow, uow.statements.moves[name], keys)
+        pair = uow.statements.moves[name]
+        there = {key: content_of(pair, row) for key, row in keys.items() if row is not None}
+        if unread := [key for key, row in keys.items() if row is None]:
+            there |= rows.contents(uow, pair, unread)
         for key in keys:
             content = there.get(key)
             op, hashed = ("delete", None) if content is None else ("put", digest(content))
             entries.append({"pair": name, "key": stored(uow, key), "op": op, "digest": hashed, "at": at})
     statement = uow._printed(_RECORD)
-    if len(entries) == 1 or uow._together(*((statement, entry) for entry in entries)) is None:
+    if len(entries) == 1:
+        return [(statement, entry) for entry in entries]
+    if uow._together(*((statement, entry) for entry in entries)) is None:
         for entry in entries:
             uow._execute(statement, entry)
+    return []
 
 
 _ENQUEUE = insert(OutboxEntry).inline().values(**bound("sink", "pair", "key", "op", "at"))
@@ -129,9 +139,11 @@ _IS_STOPPED = exists().where(
     SinkFinding.pair == OutboxEntry.pair,
     SinkFinding.key == OutboxEntry.key,
 )
+# A time that is further away than any wait was noted before the clock was set back.
+_WAITS = OutboxEntry.retry_at.between(bindparam("soon"), bindparam("latest"))
 _DUE = (
     select(OutboxEntry.id, OutboxEntry.pair, OutboxEntry.key, OutboxEntry.tries, OutboxEntry.at)
-    .where(IS_WAITING, or_(OutboxEntry.retry_at.is_(None), OutboxEntry.retry_at <= bindparam("now")), ~_IS_STOPPED)
+    .where(IS_WAITING, or_(OutboxEntry.retry_at.is_(None), ~_WAITS), ~_IS_STOPPED)
     .order_by(OutboxEntry.id)
     .limit(bindparam("_rows", type_=Integer))
 )
@@ -142,9 +154,15 @@ _OF_ROW = (
 )
 
 
+LONGEST_WAIT = timedelta(hours=1)
+"""An entry that failed waits no longer, nor is one postponed for longer."""
+
+
 def due(uow: Transaction, sink: str, size: int) -> list[Entry]:
     """The oldest entries that may be sent now; not those of rows that a reject has stopped."""
-    found = uow._rows(_DUE, {"of_sink": sink, "now": milliseconds(uow), "_rows": size})
+    now = milliseconds(uow)
+    times = {"soon": now + 1, "latest": now + in_milliseconds(LONGEST_WAIT)}
+    found = uow._rows(_DUE, {"of_sink": sink, "_rows": size, **times})
     return [Entry(*row) for row in found]
 
 
@@ -166,7 +184,8 @@ def settle(uow: Transaction, numbers: str, outcome: str) -> None:
 
 def postpone(uow: Transaction, numbers: str, wait: timedelta) -> None:
     """Count a failed try of entries, whose numbers are a JSON array, and let them wait."""
-    uow._execute(_POSTPONE, {"_keys": numbers, "retry_at": milliseconds(uow) + int(wait.total_seconds() * 1000)})
+    wait_ms = in_milliseconds(min(wait, LONGEST_WAIT))
+    uow._execute(_POSTPONE, {"_keys": numbers, "retry_at": milliseconds(uow) + wait_ms})
 
 
 _PRUNE = delete(OutboxEntry).where(

@@ -269,7 +269,7 @@ class Relay:
     def _alarm(self, uow: UnitOfWork, reason: str) -> None:
         now = int(uow.now.timestamp() * 1000)
         last = state.get(uow, self._sink.name).alarmed_at
-        if last is not None and now - last < milliseconds(self._settings.relay_alarm_age):
+        if last is not None and 0 <= now - last < milliseconds(self._settings.relay_alarm_age):
             return
         state.put(uow, self._sink.name, alarmed_at=now)
         audit.add(uow, "sink alarm", reason=reason, sink=self._sink.name)

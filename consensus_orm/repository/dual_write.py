@@ -72,7 +72,7 @@ class DualWrite(RoutedReads):
             key = self._insert_normalized(parameters)
         else:
             key = self._insert_both(parameters)
-        self.uow._note_written(self.pair, (key,))
+        self.uow._note_written(self.pair, (key,), parameters.get("_read"))
         return key
 
     def _parameters(self, values: Values) -> Values:
@@ -151,11 +151,13 @@ class DualWrite(RoutedReads):
 
     def _insert_together(self, write: str, parameters: Values) -> Any:
         """Write and compare with one trip to the server; None where that failed and left nothing behind."""
-        together = self.uow._together((write, parameters), (self.sql.compare_written, parameters))
+        reads = [(self.sql.read_written(self.uow.phase.truth), ())] if self.uow._tells_written else []
+        together = self.uow._together((write, parameters), (self.sql.compare_written, parameters), *reads)
         if together is None:
             return None
-        (key, parent, _), (agreeing,) = together
+        (key, parent, _), (agreeing,), *read = together
         parameters["_key"] = key
+        parameters["_read"] = next((row for row in read if row and self.pair.key_of_row(row) == key), None)
         if any(of.depends_on(self.pair.name) for of in self.pair.parents):
             refresh = partial(self._refresh, {(of.table.name, parent) for of in self.pair.parents})
             if not self._write(Side.NORMALIZED, key, refresh):  # somebody took away what it follows from

@@ -20,6 +20,10 @@ from consensus_orm.unit_of_work.unit import UnitOfWork
 __all__ = ["Lease"]
 
 
+CREDIBLE = timedelta(days=1)
+"""A lease that ends later was taken before the clock was set back: it counts as ended, or it would last as long."""
+
+
 class Lease:
     """The lease that a row of a control table holds in its columns `holder` and `lease_until`.
 
@@ -52,7 +56,8 @@ class Lease:
     def take(self, uow: UnitOfWork) -> bool:
         """Take the lease if it is free or has ended, or prolong it; whether that succeeded."""
         now, begun = milliseconds(uow), time.monotonic()
-        facts = {"of_row": self._key, "me": self.me, "now": now, "until": now + in_milliseconds(self.length)}
+        until, credible = (now + in_milliseconds(each) for each in (self.length, max(self.length, CREDIBLE)))
+        facts = {"of_row": self._key, "me": self.me, "now": now, "until": until, "credible": credible}
         taken = bool(uow._execute(_statements(self._model)[1], facts).rowcount)
         if taken:
             uow.on_commit(partial(setattr, self, "_held_until", begun + self.length.total_seconds()))
@@ -74,7 +79,7 @@ def _statements(model: type[Base]) -> tuple[ClauseElement, ClauseElement, Clause
     (key,) = table.primary_key
     row, holder, until = key == bindparam("of_row"), table.c.holder, table.c.lease_until
     me: BindParameter[str] = bindparam("me")
-    free = or_(holder.is_(None), holder == me, until < bindparam("now"))
+    free = or_(holder.is_(None), holder == me, until < bindparam("now"), until > bindparam("credible"))
     return (
         select(holder).where(row),
         update(table).where(row, free).values(holder=me, lease_until=bindparam("until")),

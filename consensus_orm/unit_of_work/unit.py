@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
@@ -38,10 +38,11 @@ __all__ = ["Committing", "UnitHooks", "UnitOfWork", "Written"]
 log = logging.getLogger("consensus_orm")
 
 
-Written: TypeAlias = dict[str, dict[Any, None]]
-"""Keys of rows in the order in which they were written, each once, by the name of their pair."""
+Written: TypeAlias = dict[str, dict[Any, tuple[Any, ...] | None]]
+"""Keys of rows in the order in which they were written, each once, by the name of their pair; each with the row as it
+is stored under its legacy names, where the write has read it."""
 
-Committing: TypeAlias = "Callable[[UnitOfWork, Written], object]"
+Committing: TypeAlias = "Callable[[UnitOfWork, Written], Sequence[tuple[str, Any]]]"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class UnitHooks:
     Attributes:
         committing: Before the commit of a unit that wrote rows through the repositories, with the keys of these rows
             by the name of their pair; what it writes is part of the transaction, and its error rolls all of it back.
+            The statements that it returns, with their parameters, are sent with the commit.
         following: Whether that has something to do now, of which a unit asks where finding the rows takes long.
         prepare: Before a writing unit begins; brings the schema up to date where it is not.
         begin_elsewhere: Begins the unit on another server, and returns whether it has.
@@ -162,15 +164,19 @@ class UnitOfWork(Transaction):
             self._commit_session(self._guard)
         driver = self._connected
         require_transaction(driver)
+        last: Sequence[tuple[str, Any]] = ()
         if self._written and self._hooks.committing is not None:
-            self._hooks.committing(self, self._written)
+            last = self._hooks.committing(self, self._written)
         if self._whole and self.catalog.counts_reads:
             reads.note(self)
         with translated(self.engine):
-            self._commit_transaction(driver)
+            try:
+                self._commit_transaction(driver, last)
+            except driver.Error as error:
+                raise (self._missing(error) or error) from error
 
-    def _commit_transaction(self, driver: Driver) -> None:
-        driver.commit()
+    def _commit_transaction(self, driver: Driver, last: Sequence[tuple[str, Any]]) -> None:
+        driver.commit(*last)
 
     def _commit_session(self, guard: SessionGuard) -> None:
         self._end_session(self.session)
@@ -222,9 +228,15 @@ class UnitOfWork(Transaction):
         """Whether that hook has something to do with the rows now."""
         return self._hooks.following is not None and self._hooks.following(self)
 
-    def _note_written(self, pair: Move, keys: Iterable[Any]) -> None:
-        """Tell the hook before the commit of rows whose source of truth was written."""
-        if self._tells_written and (written := dict.fromkeys(keys)):
+    def _note_written(self, pair: Move, keys: Iterable[Any], row: tuple[Any, ...] | None = None) -> None:
+        """Tell the hook before the commit of rows whose source of truth was written.
+
+        Args:
+            pair: Their pair.
+            keys: Their keys.
+            row: The only one, as it was read after the write.
+        """
+        if self._tells_written and (written := dict.fromkeys(keys, row)):
             self._written.setdefault(pair.name, {}).update(written)
 
     # What a unit of work knows --------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
-from consensus_orm.external import FileSink, Item, Stage
+from consensus_orm.errors import SinkContractError
+from consensus_orm.external import FileSink, Item, Page, Stage
 from consensus_orm.external.artifacts import read_artifact
 from consensus_orm.testing import take_to
 from consensus_orm.testing.sinks import MemorySink
@@ -117,6 +119,24 @@ def test_a_listing_that_is_not_what_get_says_is_a_reject(store: ConsensusStore) 
     sink.get = lambda name: None  # type: ignore[method-assign]
     mirror = mirrored(store, sink, Stage.IMPORT)
     assert mirror.import_entries().rejects == len(listed)
+
+
+@pytest.mark.sqlite
+def test_a_listing_in_pages_is_read_to_its_end(store: ConsensusStore) -> None:
+    """Pages of one entry and empty ones are no end; a page that comes again, or endless ones, are an error."""
+    sink = filled(4)
+    sink.page = 1
+    pages = sink.list
+    sink.list = lambda following=None: Page((), "") if following is None else pages(following)  # type: ignore[method-assign]
+    mirror = mirrored(store, sink, Stage.IMPORT)
+    assert mirror.import_entries().imported == 4
+    numbers = itertools.count()
+    for endless in (lambda _: Page((), "same"), lambda _: Page((Item("gate-0", "{}"),), str(next(numbers)))):
+        sink.list = endless  # type: ignore[method-assign,assignment]
+        with pytest.raises(SinkContractError, match="no end"):
+            mirror.import_entries()
+    sink.list = pages  # type: ignore[method-assign]
+    assert mirror.import_entries().imported == 0
 
 
 @pytest.mark.parametrize(

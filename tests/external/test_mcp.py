@@ -157,7 +157,33 @@ def misbehaving(tmp_path: Path) -> dict[str, tuple[McpSink, type[ConsensusError]
         "another kind of server": (McpSink(legacy, GraphMemory()), SinkContractError, "no tool"),
         "no JSON": (McpSink([*legacy, "no JSON"], tagged), SinkContractError, "no JSON"),
         "refuses": (McpSink([*legacy, "refuses"], tagged), SinkError, "refused"),
+        "answers too late": (
+            McpSink([*legacy, "is slow"], tagged, settings=SETTINGS),
+            SinkUnavailableError,
+            "did not answer search",
+        ),
     }
+
+
+TWICE = """
+import subprocess, sys
+server = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
+for line in server.stdout:
+    sys.stdout.buffer.write(line * 2)
+    sys.stdout.buffer.flush()
+"""
+"""Pass on what a server says, each answer twice."""
+
+
+def test_a_server_that_answers_twice_is_heard_once(tmp_path: Path) -> None:
+    """A second answer with the id of the first is not taken for that of the next call."""
+    script = str(Path(memory_servers.__file__).with_name("legacy_memory.py"))
+    command = [sys.executable, "-c", TWICE, sys.executable, script, str(tmp_path / "memories.jsonl")]
+    sink = McpSink(command, TaggedMemory(), settings=Settings(sink_timeout=20))
+    for number in range(5):
+        sink.put(f"a:{number}", str(number))
+    assert [sink.get(f"a:{number}") for number in range(6)] == ["0", "1", "2", "3", "4", None]
+    sink.close()
 
 
 class _OtherArguments(TaggedMemory):
@@ -178,6 +204,7 @@ class _OtherArguments(TaggedMemory):
         "another kind of server",
         "no JSON",
         "refuses",
+        "answers too late",
     ],
 )
 def test_a_server_that_misbehaves_is_one_clear_error(

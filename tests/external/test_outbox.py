@@ -9,6 +9,7 @@ import pytest
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.external import Stage, attach
 from consensus_orm.external.canonical import content_of, digest
+from consensus_orm.telemetry import Event, StatementEvent, listen
 from consensus_orm.testing import count_queries, take_to
 from consensus_orm.testing.sinks import MemorySink
 from tests.external.conftest import SETTINGS, add, mirrored
@@ -93,10 +94,38 @@ def test_a_store_without_a_sink_pays_nothing(store: ConsensusStore) -> None:
     attach(store)
     with count_queries(store) as attached:
         add(store)
+    on_a_server = store.engine.dialect.name == "postgresql"
     with ConsensusStore.open(store.engine.url, settings=SETTINGS) as other, other.unit_of_work() as uow:
         uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="1")
         assert uow._written == {}
-    assert len(attached) == len(plain) + 2  # the row is read, and its entry written
+    assert (
+        len(attached) == len(plain) + 2 - on_a_server
+    )  # the row is read, and its entry written, there with the commit
+
+
+def test_a_compared_write_makes_no_further_trip_for_its_entry(new_database: Database) -> None:
+    """On a server the row is read along with the comparison, and its entry is in one message with the commit."""
+    build_legacy(new_database.where)
+    on_a_server, trips = new_database.kind == "postgresql", list[Event]()
+    sent: dict[bool, tuple[int, int]] = {}
+    with ConsensusStore.open(new_database.where, settings=SETTINGS) as store:
+        take_to(store, Phase.DUAL_WRITE)
+        listen(store, lambda event: trips.append(event) if isinstance(event, StatementEvent) else None)
+        for is_mirrored in (False, True):
+            if is_mirrored:
+                mirrored(store, MemorySink())
+            add(store)
+            trips.clear()
+            with count_queries(store) as queries:
+                (key,) = add(store)
+            sent[is_mirrored] = len(queries), len(trips)
+        with store.unit_of_work(read_only=True) as uow:
+            pair = uow.statements.moves["artifacts"]
+            (row,) = uow._rows(uow.statements[pair].get(uow.phase.truth), {"_key": key})
+    assert sent[True][0] <= sent[False][0] + 2 - on_a_server
+    assert sent[True][1] <= sent[False][1] + (not on_a_server)
+    assert sent[False][1] > 0
+    assert new_database.rows_of(ENTRIES)[-1] == ("artifacts", key, "put", digest(content_of(pair, row)))
 
 
 def test_two_units_of_work_for_a_row_are_two_entries(store: ConsensusStore, new_database: Database) -> None:

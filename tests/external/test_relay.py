@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import random
+import resource
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from consensus_orm import ConsensusStore
-from consensus_orm.errors import InvalidValueError, MigrationError, SinkError, SinkLeaseError, SinkUnavailableError
+from consensus_orm.errors import (
+    InvalidValueError,
+    MigrationError,
+    SinkError,
+    SinkLeaseError,
+    SinkUnavailableError,
+    StorageError,
+)
 from consensus_orm.external import FileSink, Mirror, Relay, Stage
 from consensus_orm.telemetry import AlarmEvent, Event, RelayEvent
 from consensus_orm.testing.sinks import MemorySink
 from tests.external.conftest import SETTINGS, add, hurry, mirrored
 from tests.support.databases import Database, holds
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
 
 REPLAY = "UPDATE consensus_orm_outbox SET settled_at = NULL, outcome = NULL"
 
@@ -172,6 +189,71 @@ def test_a_lease_ends_by_itself_and_the_former_holder_notices(store: ConsensusSt
     sink.before = overtaken
     with pytest.raises(SinkLeaseError):
         mirror.relay.run(until_empty=True)
+
+
+@pytest.mark.sqlite
+def test_a_clock_that_is_set_back_stops_no_relay(new_database: Database) -> None:
+    """A time that lies too far ahead is none: that of a lease whose relay died, of the next try, of the last alarm."""
+    clock, heard = Clock(), list[Event]()
+    settings = SETTINGS.model_copy(update={"clock": clock, "relay_alarm_entries": 1, "relay_attempts": 9})
+    with ConsensusStore.open(new_database.where, settings=settings) as store:
+        store.upgrade()
+        store.telemetry.add_hook(heard.append)
+        sink = MemorySink()
+        mirror = mirrored(store, sink)
+        add(store, 2)
+
+        def refuse(call: str, name: str) -> None:
+            raise SinkError("no")
+
+        sink.before = refuse
+        assert mirror.relay.run(until_empty=True).postponed == 2
+        sink.before = lambda call, name: None
+        dead = Relay(store, sink)
+        dead._take_lease()
+        with pytest.raises(SinkLeaseError):
+            mirror.relay.run(until_empty=True)
+        clock.now -= timedelta(days=30)
+        assert mirror.relay.run(until_empty=True).sent == 2
+        assert sum(isinstance(event, AlarmEvent) for event in heard) == 2
+        assert mirror.verify().clean
+
+
+@pytest.mark.sqlite
+def test_a_database_that_is_lost_ends_the_relay(store: ConsensusStore, new_database: Database) -> None:
+    """One clear error, and nothing further is sent."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink)
+    add(store, 3)
+
+    def lose(call: str, name: str) -> None:
+        if call == "get":
+            Path(new_database.where).unlink(missing_ok=True)
+
+    sink.before = lose
+    with pytest.raises(StorageError, match="removed"):
+        mirror.relay.run(until_empty=True)
+    assert list(sink.items) == ["artifacts:1"]
+
+
+@pytest.mark.sqlite
+def test_a_full_disk_of_a_folder_loses_nothing(store: ConsensusStore, tmp_path: Path) -> None:
+    """A folder that takes no more is away: no part of an entry is left, and everything is sent when there is room."""
+    sink = FileSink(tmp_path / "sink")
+    mirror = mirrored(store, sink)
+    add(store, 1, content_json="x" * 100_000)
+    sink.put("a:1", "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(SinkUnavailableError, match="folder"):
+            sink.put("a:1", "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sink.get("a:1") == "old"
+    sink.delete("a:1")
+    assert mirror.relay.run(until_empty=True).sent == 1
+    assert mirror.verify().clean
 
 
 @pytest.mark.long

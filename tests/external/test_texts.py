@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -70,7 +69,17 @@ def test_a_folder_keeps_names_apart_and_lists_them_in_pages(tmp_path: Path) -> N
     sink = FileSink(tmp_path / "sink")
     assert isinstance(sink, Sink)
     assert (sink.get("a"), sink.list().items) == (None, ())
-    names = ["a:1", "A:1", "x" * 5000, "../../etc/passwd", "a/b", *(f"n:{number}" for number in range(PAGE))]
+    names = [
+        "a:1",
+        "A:1",
+        "x" * 5000,
+        "../../etc/passwd",
+        "..",
+        "a/b",
+        "",
+        "\ud800",
+        *(f"n:{number}" for number in range(PAGE)),
+    ]
     for name in names:
         sink.put(name, name[::-1])
     first = sink.list()
@@ -86,13 +95,32 @@ def test_a_folder_keeps_names_apart_and_lists_them_in_pages(tmp_path: Path) -> N
 
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
-    """A file that is no entry, and a folder that cannot be used, are different errors."""
+    """What is no entry of its name (damaged, copied, a link, a folder) is an error, and so is a folder of no use."""
     sink = FileSink(tmp_path / "sink")
     sink.put("a:1", "x")
     (file,) = (tmp_path / "sink").glob("*.json")
-    file.write_text(json.dumps({"name": "a:1"}))
-    with pytest.raises(SinkContractError, match=file.name):
-        sink.get("a:1")
+    other = FileSink(tmp_path / "other")
+    other.put("a:1", "of another folder")
+    (outside,) = (tmp_path / "other").glob("*.json")
+    texts = ["", "{}", "[]", "null", "[" * 100_000, '{"name": "a:1"}', '{"name": "a:1", "content": 5}']
+    contents = [text.encode() for text in [*texts, '{"name": "b:2", "content": "x"}', '{"name": 5, "content": "x"}']]
+    for content in [*contents, b'{"name": "a:1", "content": "\xff"}']:
+        file.write_bytes(content)
+        for read in (lambda: sink.get("a:1"), sink.list):
+            with pytest.raises(SinkContractError, match=file.name):
+                read()
+    for instead in (file.mkdir, lambda: file.symlink_to(outside), lambda: file.symlink_to("nowhere")):
+        file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink()
+        instead()
+        with pytest.raises(SinkContractError, match=file.name):
+            sink.list()
+    sink.put("a:1", "here again")
+    assert (sink.get("a:1"), other.get("a:1")) == ("here again", "of another folder")
+    second = file.with_name(f"{'0' * 64}.json")
+    second.write_bytes(file.read_bytes())  # the same entry twice
+    with pytest.raises(SinkContractError, match=second.name):
+        sink.list()
+    second.unlink()
     (tmp_path / "file").touch()
     with pytest.raises(SinkUnavailableError):
         FileSink(tmp_path / "file").put("a:1", "x")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ if MISBEHAVIOUR != "no search":
     @server.tool(structured_output=False)
     def search(query: str, limit: int = 10, tags: list[str] | None = None, search_type: str = "semantic") -> str:
         """Find texts that have all tags."""
+        if MISBEHAVIOUR == "is slow":
+            time.sleep(60)
         if MISBEHAVIOUR == "no JSON":
             return "I found nothing, sorry."
         found = [memory for memory in stored() if set(tags or ()) <= set(memory["tags"])]

@@ -419,14 +419,19 @@ class ServerConnection(psycopg.Connection[Any]):
         for value in values.values():
             bindable(value)
 
-    def commit(self) -> None:
+    def commit(self, *last: tuple[str, Parameters]) -> None:
         """Commit; if the connection is lost meanwhile, ask the server how the transaction ended.
+
+        Args:
+            *last: Statements that the same message runs before; after an error the server does not commit.
 
         Raises:
             CommitUncertainError: The server did not answer in time, or does not know.
         """
+        printed = psycopg.ClientCursor(self).mogrify if last else str
+        before = (printed(cast("Any", spelled(sql)), cast("Any", parameters)) for sql, parameters in last)
         try:
-            self._send(b"COMMIT")
+            self._send(";".join((*before, "COMMIT")).encode())
         except psycopg.OperationalError as error:
             # Without a SQLSTATE the server did not answer; libpq may still report the connection as good (an immediate
             # shutdown).

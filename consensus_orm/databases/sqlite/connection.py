@@ -172,10 +172,12 @@ class DriverConnection(ConfiguredConnection):
         if turn is not None:
             turn.end()
 
-    def commit(self) -> None:
-        """Commit, and end the turn; if SQLite refuses, the transaction and the turn stay."""
+    def commit(self, *last: tuple[str, Parameters]) -> None:
+        """Run the last statements, commit, and end the turn; if SQLite refuses, the transaction and the turn stay."""
         if self._inherited:
             raise forked()
+        for statement in last:
+            self.execute(*statement)
         super().commit()
         self.end_turn()
 
