@@ -192,24 +192,26 @@ def _try_out(uow: UnitOfWork) -> None:
 
 
 def _fill(writing: Transactions, pair: Move, progress: Watch) -> None:
-    """Carry the rows of a pair in chunks, from behind the highest key that is there already."""
+    """Carry the rows of a pair in chunks, from behind the highest key that an earlier call has carried."""
     tally = Tally(progress, pair.name)
+    after: Key = None
 
-    def chunk(uow: UnitOfWork, size: int) -> tuple[None, int] | None:
+    def chunk(uow: UnitOfWork, size: int) -> tuple[Key, int] | None:
         _expect_expansion(uow)
         sql = uow.statements[pair]
-        after = uow._rows(sql.last_key(Side.LEGACY))[0][0]
-        if (of := next_range(uow, pair, Side.NORMALIZED, after, size)) is None:
+        # The table may refuse each row of a chunk: then its highest key stays what it was.
+        behind = uow._rows(sql.last_key(Side.LEGACY))[0][0] if after is None else after
+        if (of := next_range(uow, pair, Side.NORMALIZED, behind, size)) is None:
             return None
         tally.expect(lambda: _to_fill(uow, sql))
         adopt_range(uow, pair, of)
         with uow.catalog.legacy_unfrozen(uow):
             uow._execute(sql.rebuild_legacy, of.bounds)
         _reject_unequal(uow, pair, of)
-        return None, of.rows
+        return of.last, of.rows
 
-    for _ in in_chunks(writing, tally, chunk):
-        pass
+    for last in in_chunks(writing, tally, chunk):
+        after = last
 
 
 def _reject_unequal(uow: UnitOfWork, pair: Move, of: Range) -> None:
@@ -218,7 +220,9 @@ def _reject_unequal(uow: UnitOfWork, pair: Move, of: Range) -> None:
     for side in Side:
         ((_, wrong),) = uow._rows(uow.statements[pair].compare_range(side, but_recorded=True), of.bounds)
         found.update(json.loads(wrong or "[]"))
-    unequal = [key for key in found if mismatches.differences(uow, pair, key)]
+    unequal = {key for key in found if mismatches.differences(uow, pair, key)}
+    if unequal:  # those that an earlier call has rejected may have been accepted since
+        unequal -= rejects.on_one_side(uow, pair, Side.NORMALIZED)
     reject_unequal(uow, pair, unequal, Side.NORMALIZED)
 
 
