@@ -6,6 +6,7 @@ SQLite finds the write-ahead log of a file by its name, so this package uses onl
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shlex
@@ -29,6 +30,7 @@ __all__ = [
     "exclusively",
     "identity",
     "is_part_of",
+    "is_special",
     "leftovers",
     "of_uri",
     "own_folder",
@@ -139,6 +141,15 @@ def is_part_of(path: Path, database: Path) -> bool:
     return path.exists() and database.exists() and path.samefile(database)
 
 
+def is_special(path: Path) -> bool:
+    """Whether a path is that of a device, a FIFO, a socket or a folder, which no file must replace."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISLNK(mode))
+
+
 def identity(path: Path | str) -> tuple[int, int]:
     """Device and inode of a file."""
     found = os.stat(path)  # noqa: PTH116 - also for a name that is made for this
@@ -180,8 +191,11 @@ def put_in_place(copy: Path, target: Path, *, overwrite: bool = False) -> None:
     """Move a finished file to its place on the same file system, flushed to the disk.
 
     Raises:
-        FileExistsError: There is a file, and `overwrite` is not set.
+        FileExistsError: There is a file, and `overwrite` is not set; or a device, a FIFO or the like, which as root
+            could be replaced, too.
     """
+    if is_special(target):
+        raise FileExistsError(errno.EEXIST, "it is not a regular file")
     write_through(copy)
     _move(copy, target, overwrite=overwrite)
     write_names_through(target.parent)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from consensus_orm import ConsensusStore, Phase, errors, files
+from consensus_orm import ConsensusStore, Phase, errors, files, restore
 from consensus_orm.databases.sqlite import vacuum as vacuum_module
 from tests.support import oracle
 from tests.support.databases import build_legacy
@@ -152,6 +152,7 @@ def test_a_link_to_a_file_that_is_not_there_makes_that_file(real: Path) -> None:
         ("file:/x.db?cache=shared", "sets cache"),
         ("file://server/x.db", "names no host"),
         ("nul\0.db", "null byte"),
+        ("sqlite+pysqlcipher:///x.db", "'pysqlcipher' are not supported"),
     ],
 )
 def test_a_path_or_parameter_that_cannot_be_is_refused(
@@ -259,6 +260,38 @@ def test_neither_backup_nor_report_replaces_a_file_of_the_database(
             store.maintenance.backup(target, overwrite=True)
     add(store, "more")
     assert contents(real) == ["row", "more"]
+
+
+def test_neither_backup_nor_report_replaces_what_is_not_a_file(store: ConsensusStore, tmp_path: Path) -> None:
+    """Root could: /dev/null would be a database from then on, also where a link leads to it."""
+    from consensus_orm import report
+
+    target, link = tmp_path / "fifo", tmp_path / "link"
+    link.symlink_to(target)
+    for make in (os.mkfifo, lock_socket, Path.mkdir):
+        make(target)
+        before = target.lstat()
+        for path in (target, link):
+            for overwrite in (True, False):
+                with pytest.raises(errors.BackupError):
+                    store.maintenance.backup(path, overwrite=overwrite)
+            with pytest.raises(errors.InvalidValueError, match="is not a regular file"):
+                report.write(store, path)
+            with pytest.raises(errors.RestoreError, match="is not a regular file"):
+                restore(store.maintenance.backup(tmp_path / "b.db", overwrite=True).path, path)
+        with pytest.raises(OSError, match="is not a regular file"):
+            files.write_whole(target, "text")
+        assert target.lstat() == before
+        target.rmdir() if target.is_dir() else target.unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.db", "link", "real"]
+
+
+def test_the_driver_of_a_url_does_not_matter(real: Path) -> None:
+    """Of a server neither does it: the package uses its own."""
+    for driver in ("", "+pysqlite", "+aiosqlite"):
+        with ConsensusStore.open(f"sqlite{driver}:///{real}") as store:
+            add(store, driver)
+    assert contents(real) == ["", "+pysqlite", "+aiosqlite"]
 
 
 # A file that is replaced ----------------------------------------------------------------------------------

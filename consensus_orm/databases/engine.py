@@ -132,7 +132,7 @@ def translate(error: BaseException, engine: Engine) -> errors.ConsensusError | N
         error = error.orig
     if isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError):
         return errors.ReadOnlyDatabaseError(f"{engine.url.database}: {error.strerror}", path=error.filename)
-    return pool_of(engine).source.translate(error, engine.url.database)
+    return pool_of(engine).source.translate(error, engine.url.database or "the server")
 
 
 @contextlib.contextmanager

@@ -34,6 +34,9 @@ FILE_URI = "file:"
 SERVERS = frozenset({"postgresql", "postgres"})
 """How a URL names a PostgreSQL server."""
 
+SQLITE_DRIVERS = frozenset({"pysqlite", "aiosqlite"})
+"""Drivers that a URL of a file may name; the package uses its own. That of SQLCipher would open another file."""
+
 SECRETS = frozenset({"password", "sslpassword"})
 """Parameters of such a URL that are passwords."""
 
@@ -117,7 +120,12 @@ def _file_url(url: URL) -> URL:
             f"the URL sets {', '.join(refused)}, which this package does not support",
             hint="leave it out; pragmas are settings, and reading alone is unit_of_work(read_only=True)",
         )
-    return url.set(database=path if path == MEMORY else str(files.resolved(path)), query={})
+    if (driver := url.drivername.partition("+")[2]) not in ("", *SQLITE_DRIVERS):
+        raise errors.ConfigurationError(
+            f"files of {driver!r:.40} are not supported", hint="give a path or sqlite:///PATH"
+        )
+    path = path if path == MEMORY else str(files.resolved(path))
+    return url.set(drivername="sqlite", database=path, query={})
 
 
 def create(url: str | Path | URL, settings: Settings, *, echo: bool = False) -> Engine:

@@ -194,17 +194,20 @@ def _try_out(uow: UnitOfWork) -> None:
 
 
 def _fill(writing: Transactions, pair: Move, progress: Watch) -> None:
-    """Carry the rows of a pair in chunks, from behind the highest key that is there already.
+    """Carry the rows of a pair in chunks, from behind the highest key that an earlier call has carried.
 
     That key says nothing where rows go ahead of others that refer to them: then each call begins anew.
     """
     tally = Tally(progress, pair.name)
-    goes_ahead, after = bool(pair.references(Side.LEGACY)), None
+    goes_ahead = bool(pair.references(Side.LEGACY))
+    after: Key = None
 
     def chunk(uow: UnitOfWork, size: int) -> tuple[Key, int] | None:
         _expect_expansion(uow)
         sql = uow.statements[pair]
-        behind = after if goes_ahead else uow._rows(sql.last_key(Side.LEGACY))[0][0]
+        # The table may refuse each row of a chunk: then its highest key stays what it was.
+        begun = goes_ahead or after is not None
+        behind = after if begun else uow._rows(sql.last_key(Side.LEGACY))[0][0]
         if (of := next_range(uow, pair, Side.NORMALIZED, behind, size)) is None:
             return None
         tally.expect(lambda: _to_fill(uow, sql))
@@ -224,7 +227,9 @@ def _reject_unequal(uow: UnitOfWork, pair: Move, of: Range) -> None:
     for side in Side:
         ((_, wrong),) = uow._rows(uow.statements[pair].compare_range(side, but_recorded=True), of.bounds)
         found.update(json.loads(wrong or "[]"))
-    unequal = [key for key in found if mismatches.differences(uow, pair, key)]
+    unequal = {key for key in found if mismatches.differences(uow, pair, key)}
+    if unequal:  # those that an earlier call has rejected may have been accepted since
+        unequal -= rejects.on_one_side(uow, pair, Side.NORMALIZED)
     reject_unequal(uow, pair, unequal, Side.NORMALIZED)
 
 

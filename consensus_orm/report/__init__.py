@@ -59,6 +59,8 @@ def write(store: Store, path: Path | str) -> Path:
         raise errors.InvalidValueError(
             f"{target} is the database itself, or a file of it", hint="give another path", field="path"
         )
+    if files.is_special(target):
+        raise errors.InvalidValueError(f"{target} is not a regular file", hint="give the path of a file", field="path")
     text = render(store)
     try:
         files.write_whole(target, text)

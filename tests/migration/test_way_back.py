@@ -12,6 +12,7 @@ import pytest
 
 from consensus_orm import ConsensusStore, Phase, errors
 from consensus_orm.phase import Side
+from consensus_orm.progress import Progress
 from consensus_orm.settings import Settings
 from tests.field import builders
 from tests.support.databases import IGNORE, Database, at, build_legacy
@@ -293,6 +294,29 @@ def test_a_table_that_stores_otherwise_shuts_the_way_back(file: Database) -> Non
         assert [reject.key for reject in store.migration.rejects()] == [1]
         store.migration.advance(Phase.CONTRACT)
     assert file.rows_of("SELECT type FROM sqlite_master WHERE name = 'consensus_artifacts'") == [("view",)]
+
+
+@pytest.mark.sqlite
+def test_a_way_back_ends_where_a_table_refuses_the_last_rows(file: Database) -> None:
+    """A constraint of the legacy table that the newest rows do not meet: they are rejects, and no chunk comes twice."""
+    end = "DEFAULT CURRENT_TIMESTAMP)"
+    file.script(f"UPDATE {SAVED} SET sql = replace(sql, '{end}', '{end[:-1]}, CHECK (spec_id <> ''new''))')")
+    with ConsensusStore.open(file.where, settings=SETTINGS) as store:
+        before = file.normalized()["artifacts"]
+        new = [write(store, "new") for _ in range(3)]
+        seen: list[int] = []
+
+        def watch(progress: Progress) -> None:
+            seen.append(progress.done)
+            assert len(seen) < 50, "the same chunk again and again"
+
+        with pytest.raises(errors.GateClosedError, match="3 rows of agent_outputs could not be carried back"):
+            store.migration.rollback(progress=watch)
+        assert [reject.key for reject in store.migration.rejects()] == new
+        assert file.legacy()["artifacts"] == before
+        store.migration.accept_rejects([range(1, 4)], reason="new ones stay")
+        store.migration.rollback(Phase.NORMALIZED)
+        assert file.legacy()["artifacts"] == before
 
 
 # Images ------------------------------------------------------------------------------------------------------

@@ -99,6 +99,8 @@ def _refuse_target(target: Path, source: Path | None, *, overwrite: bool, there:
         refuse("is the database itself, or a file of it", "give another path")
     if target.is_dir():
         refuse("is a folder", "give the path of a file in it")
+    if files.is_special(target):
+        refuse("is not a regular file", "give the path of a file")
     if not target.parent.is_dir():
         refuse("is in a folder that does not exist", "make the folder first")
     if there and not overwrite:
