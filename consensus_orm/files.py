@@ -348,7 +348,7 @@ class Leftover(BaseModel):
     tell; `remove` the command of the shell or in SQL that removes it.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     bytes: int | None

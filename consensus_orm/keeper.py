@@ -28,7 +28,6 @@ from consensus_orm.models.control import KeeperState
 from consensus_orm.phase import Phase
 from consensus_orm.settings import Reconciling
 from consensus_orm.store import Store
-from consensus_orm.times import credible, when
 from consensus_orm.unit_of_work.lease import Lease
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -245,7 +244,7 @@ class Keeper:
             return False
         if duty == "verify" and not (phase and phase.writes_normalized and phase.has_legacy):
             return False  # there are no two sides
-        return last is None or not credible(last, now) or when(last) + interval <= now
+        return keeping.due_at(last, interval, now) <= now
 
     def _idle(self) -> timedelta:
         """How long to wait before looking again: no longer than the shortest interval."""

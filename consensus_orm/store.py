@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from consensus_orm.databases.maintenance import Maintenance
     from consensus_orm.migration import Migration
     from consensus_orm.migration.health import Health
+    from consensus_orm.migration.records import MigrationRecords
     from consensus_orm.migration.rehearsal_report import RehearsalReport
     from consensus_orm.rehearsal.application import Rehearsed
     from consensus_orm.rehearsal.subject import Subject
@@ -49,6 +50,7 @@ __all__ = ["RepositoryUnitOfWork", "Store"]
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
+M = TypeVar("M", bound="MigrationRecords")
 
 
 class RepositoryUnitOfWork(UnitOfWork):
@@ -300,9 +302,19 @@ class Store(Generic[U]):
     @cached_property
     def migration(self) -> Migration:
         """The move from phase to phase; loaded when first asked for."""
-        from consensus_orm.migration import Migration
+        from consensus_orm.migration.migration import Migration
 
-        return Migration(self._units, self._upgrade, self._backups, self._rehearse)
+        return self._of_migration(Migration)
+
+    @cached_property
+    def _records(self) -> MigrationRecords:
+        """What can be read of the migration, without the modules of its steps, so that a status starts early."""
+        from consensus_orm.migration.records import MigrationRecords
+
+        return self._of_migration(MigrationRecords)
+
+    def _of_migration(self, part: type[M]) -> M:
+        return part(self._units, self._upgrade, self._backups, self._rehearse)
 
     def _rehearse(self, **options: Any) -> RehearsalReport:
         from consensus_orm.rehearsal.round_trip import rehearse

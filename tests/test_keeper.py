@@ -26,7 +26,12 @@ from consensus_orm.cli.output import plain
 from consensus_orm.errors import KeeperLeaseError
 from consensus_orm.events import AlarmEvent
 from consensus_orm.keeper import Keeper, KeeperReport, Kept
+from consensus_orm.ledgers import keeping
+from consensus_orm.ledgers.keeping import KeeperStatus
+from consensus_orm.models.control import KeeperState
+from consensus_orm.report import render
 from consensus_orm.settings import Reconciling
+from consensus_orm.unit_of_work.lease import Lease
 from tests.migration.steps import BASE, ready
 from tests.support.commands import SCRIPT, without_settings
 from tests.support.databases import Database, build_legacy
@@ -247,3 +252,36 @@ def test_a_round_by_the_command(store: ConsensusStore, new_database: Database, b
     new_database.rows_of("UPDATE consensus_orm_keeper SET backed_up_at = 0")
     failed = CliRunner().invoke(main, [*words[:-2]], env={"CONSENSUS_ORM_BACKUP_DIR": str(backups)})
     assert (failed.exit_code, json.loads(failed.stdout)["failures"]) == (1, 1)
+
+
+@pytest.mark.sqlite
+def test_the_status_says_who_keeps_and_what_is_due(store: ConsensusStore, new_database: Database) -> None:
+    """Between the flips a status names the process that acts, its last turns and the next, and what nobody does."""
+
+    def seen(of: ConsensusStore = store) -> KeeperStatus:
+        keeper = of.migration.status().keeper
+        assert keeper is not None
+        return keeper
+
+    duties = ["verify", "backup", "vacuum"]
+    assert (seen().holder, seen().done, seen().overdue) == (None, {}, duties)
+    settings = store.settings.model_copy(update={f"keep_{duty}": timedelta(hours=1) for duty in duties})
+    with ConsensusStore.open(new_database.where, settings=settings) as other:
+        Keeper(other).run(once=True)
+        assert (seen(other).holder, seen(other).overdue) == (None, [])
+        assert seen(other).due == {duty: at + timedelta(hours=1) for duty, at in seen(other).done.items()}
+        told = seen(other).told(settings.clock())
+        assert told.startswith("no process keeps this database; last verify ") and "; next verify in " in told
+    lease = Lease(KeeperState, keeping.ONLY, timedelta(minutes=1))
+    new_database.rows_of("UPDATE consensus_orm_keeper SET verified_at = 1")
+    assert store.run(lease.take)
+    assert (seen().holder, seen().overdue) == (lease.me, [])  # one acts: it will do what is due
+    new_database.rows_of("UPDATE consensus_orm_keeper SET lease_until = 1")
+    assert seen().holder is None and "verify" in seen().overdue
+    words = ["--url", str(new_database.where), "status"]
+    assert "due: verify; run: consensus-orm --url" in " ".join(CliRunner().invoke(main, words).stdout.split())
+    told_json = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    assert told_json["keeper"]["overdue"] == ["verify"]
+    assert "run: consensus-orm keep" in render(store)
+    new_database.rows_of("DELETE FROM consensus_orm_keeper")
+    assert store._units.look(lambda uow: keeping.look(uow, Phase.EXPAND)) is None

@@ -93,12 +93,12 @@ def _look(app: App, *, quiet: bool) -> _Seen:
 
     # Opened each time, so that a watch shows a file that was upgraded or replaced meanwhile.
     with app.store() as store, Bars("status", quiet=quiet):
-        found = store.migration.status()
+        found = store._records.status()
         return _Seen(
             database=store.name,
             now=store.settings.clock(),
             status=found,
-            mismatches=store.migration.mismatches() if found.mismatches else [],
+            mismatches=store._records.mismatches() if found.mismatches else [],
             evidence=find(store._units),
             leftovers=store.maintenance.leftovers(),
         )
@@ -171,6 +171,8 @@ def _facts(
         yield "throttle", f"{told.throttle:,} rows a second"
     if told.held_at is not None:
         yield "hold", State(f"no phase changes since {moment(told.held_at)}", None)
+    if found.keeper is not None:
+        yield "keeper", State(app.spelled(found.keeper.told(now)), None if found.keeper.overdue else True)
     if found.clock_set_back:
         yield "clock", "set back: a date of the phase or of its certificate lies in the future, and does not count"
 
@@ -247,7 +249,7 @@ def _gate(app: App, found: MigrationStatus) -> None:
 def history(app: App, as_json: bool) -> None:
     """List every change of phase and every repair; writes nothing."""
     with app.store() as store:
-        entries = store.migration.history()
+        entries = store._records.history()
     show_entries(entries, "nothing happened yet", ("when", "what", "phase", "who", "why"), _happened, as_json=as_json)
 
 
@@ -279,7 +281,7 @@ def mismatches(ctx: click.Context, app: App, everything: bool, as_json: bool) ->
     if ctx.invoked_subcommand is not None:
         return
     with app.store() as store:
-        entries = store.migration.mismatches(everything=everything)
+        entries = store._records.mismatches(everything=everything)
     show_entries(
         entries,
         "no mismatches",
@@ -336,7 +338,7 @@ def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> No
     if ctx.invoked_subcommand is not None:
         return
     with app.store() as store:
-        entries = store.migration.rejects(everything=everything)
+        entries = store._records.rejects(everything=everything)
     show_entries(
         entries,
         "no rejects",

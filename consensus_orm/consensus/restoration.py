@@ -50,7 +50,7 @@ class RestoreReport(BaseModel):
     restored database by table.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     path: Path | str
     backup: Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["BackupReport", "DatabaseStats", "DiskUse", "PoolUse", "VacuumReport"]
 
@@ -96,8 +96,8 @@ class VacuumReport(BaseModel):
     model_config = ConfigDict(frozen=True, defer_build=True)
 
     path: Path | None = None
-    before: DiskUse = DiskUse()
-    after: DiskUse = DiskUse()
+    before: DiskUse = Field(default_factory=DiskUse)
+    after: DiskUse = Field(default_factory=DiskUse)
     pages_freed: int = 0
     steps: int = 0
     converted: bool = False

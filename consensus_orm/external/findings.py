@@ -39,7 +39,7 @@ REJECTS = ("unsent", "unreadable")
 class Finding(BaseModel):
     """Something found in an external store, and what became of it; what the store held stays in the database."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     id: int
     sink: str

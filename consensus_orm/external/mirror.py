@@ -35,7 +35,7 @@ class MirrorStatus(BaseModel):
     `late` says that more waits, or for longer, than the settings allow without an alarm.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     sink: str
     stage: Stage

@@ -35,7 +35,7 @@ class Control(BaseModel):
         reason: Why.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     paused_at: datetime | None = None
     throttle: int | None = None

@@ -32,7 +32,7 @@ _ADD = insert(Acceptance).inline().values(**bound("kind", "name", "table_name", 
 class DependencyEntry(BaseModel):
     """What another program has made upon a legacy table, or that it reads one which is frozen."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     kind: str
     """view, rule, publication, ... as the manual of the database calls it; or reads."""

@@ -47,7 +47,7 @@ class OutboxStatus(BaseModel):
         lag_p99: The 99th percentile of the time from commit to read-back; None where it is not known.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     sink: str
     waiting: int

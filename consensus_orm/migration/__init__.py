@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from consensus_orm.migration.decisions import Decisions
-from consensus_orm.migration.steering import Steering
-from consensus_orm.migration.steps import Steps
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consensus_orm.migration.migration import Migration
 
 __all__ = ["Migration"]
 
 
-class Migration(Steps, Decisions, Steering):
-    """Moves a database from phase to phase; `store.migration` is one."""
+def __getattr__(name: str) -> Any:
+    if name == "Migration":  # imported when first used: a status and a health check take no step
+        from consensus_orm.migration.migration import Migration
+
+        return Migration
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

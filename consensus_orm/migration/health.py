@@ -37,7 +37,7 @@ class Health(BaseModel):
         problems: Why it is not healthy, each with what to do.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     database: str
     reachable: bool

@@ -18,12 +18,14 @@ from consensus_orm.ledgers import (
     dependencies,
     guards,
     images,
+    keeping,
     mismatches,
     outboxes,
     rejects,
 )
 from consensus_orm.ledgers.control import Control
 from consensus_orm.ledgers.dependencies import DependencyEntry
+from consensus_orm.ledgers.keeping import KeeperStatus
 from consensus_orm.ledgers.outboxes import OutboxStatus
 from consensus_orm.migration import demands, gates
 from consensus_orm.migration.gates import Obstacle
@@ -37,7 +39,7 @@ __all__ = ["CertificateStatus", "MigrationStatus", "PairStatus", "collect"]
 class PairStatus(BaseModel):
     """The rows of one pair."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     legacy_table: str
@@ -52,7 +54,7 @@ class PairStatus(BaseModel):
 class CertificateStatus(BaseModel):
     """The newest certificate."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     id: int
     at: datetime
@@ -66,7 +68,7 @@ class CertificateStatus(BaseModel):
 class MigrationStatus(BaseModel):
     """Everything there is to know before the next step."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     phase: Phase
     since: datetime | None
@@ -99,6 +101,8 @@ class MigrationStatus(BaseModel):
     """What an operator has told the migration: pause, throttle, hold."""
     outboxes: list[OutboxStatus] = []
     """How far each external store is behind that is mirrored now."""
+    keeper: KeeperStatus | None = None
+    """Which process of `consensus-orm keep` acts; None where none ever did, in a phase without two sides."""
     clock_set_back: bool
     """Whether the phase or its certificate has a date in the future: it counts from now, or not at all."""
     rewrite: str | None = None
@@ -169,6 +173,7 @@ def collect(
         rewrite=rewrite,
         control=control.read(uow) if current and "consensus_orm_control" in there else control.FREE,
         outboxes=outboxes.look(uow) if current else [],
+        keeper=keeping.look(uow, phase) if current else None,
         clock_set_back=current and demands.clock_set_back(uow),
         gate=[obstacle.text for obstacle in obstacles] if phase.next else [],
         next_command=_next_command(phase, step, obstacles, flaws) if uow.prepared or flaws else _upgrade(rewrite),

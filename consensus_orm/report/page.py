@@ -173,6 +173,7 @@ def _summary(facts: Facts) -> Iterator[Html | Table]:
         ("soak", _soak(facts)),
     ]
     entries += [("paused", f"long steps wait since {moment(at)}") for at in [status.control.paused_at] if at]
+    entries += [("keeper", each.told(facts.at)) for each in [status.keeper] if each]
     entries += [("hold", f"no phase changes since {moment(at)}") for at in [status.control.held_at] if at]
     entries += [("external store", f"{each.told}{' (ALARM)' if each.late else ''}") for each in status.outboxes]
     if facts.stats is not None:

@@ -71,7 +71,7 @@ _TABLES = (
 class TableFile(BaseModel):
     """A table in a backup: its columns, its file with its digest, and the highest id it had given, if any."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     columns: tuple[str, ...]
@@ -89,7 +89,7 @@ class Manifest(BaseModel):
     `phase` is None where the database was not prepared; `reversible` whether the legacy tables are put away in it.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     format: int = FORMAT
     build: str = __version__

@@ -23,7 +23,7 @@ __all__ = ["ServerStats", "TableStats", "collect", "rehearsals", "vacuum"]
 class TableStats(BaseModel):
     """The size of a table; `bytes` with its indexes, `rows` and `dead` as the server estimates them."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     rows: int
     dead: int
@@ -36,7 +36,7 @@ class ServerStats(BaseModel):
     `busy_timeout` is in milliseconds; `disk.database` is the whole database in bytes, with tables of other programs.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     path: None = None
     database: str
