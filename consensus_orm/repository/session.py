@@ -114,7 +114,7 @@ class CarryingSession(Session):
         if uow.read_only or not (self._carries or self._completes or uow._tells_written):
             return
         self._in_flush, self._left = True, set()
-        for move in uow.statements.mapping:
+        for move in uow.statements.moves:
             if self._carries:
                 self._ready(move, new, changed)
             if move.parents and uow.phase.writes_normalized:

@@ -72,7 +72,7 @@ class Statements:
     @cached_property
     def completes(self) -> bool:
         """Whether rows that the ORM alone has written to the normalized side lack something: a value, a parent."""
-        return any(pair.parents or self[pair].adopt for pair in self.mapping)
+        return any(pair.parents or self[pair].adopt for pair in self.moves)
 
     def of_parents(self, pair: Move) -> tuple[ParentStatements, ...]:
         """The statements on the parents of a pair, of each table once."""
