@@ -77,6 +77,8 @@ class SessionGuard(ABC):
         """Called with the context of a statement of the session before it is executed."""
         self.after: Callable[[Any], object] = _nothing
         """Called with it afterwards."""
+        self.ends = False
+        """Whether the unit of work commits next, which releases the savepoint of the session, too."""
         self.undone = False
         """Whether the session rolled back rows that the repositories had written."""
         self._savepoints: list[str | None] = []
@@ -232,15 +234,17 @@ def _on_savepoint(
 def _on_transaction(of_driver: Callable[[Any], object], of_session: tuple[str, ...], connection: Any) -> None:
     """Begin, commit or roll back the transaction of a session, or any other one."""
     driver = connection.driver_connection
-    if driver.session_guard is None:
+    guard: SessionGuard | None = driver.session_guard
+    if guard is None:
         of_driver(connection)
         return
     for name in of_session:
         what, command = _SAVEPOINTS[name]
         if what != "ROLLBACK":
             require_transaction(driver)
-        driver.session_guard.follow(what, SESSION)
-        driver.savepoint(f"{command} {SESSION}")
+        guard.follow(what, SESSION)
+        if not (what == "RELEASE" and guard.ends):
+            driver.savepoint(f"{command} {SESSION}")
 
 
 def _explain(context: ExceptionContext) -> BaseException | None:

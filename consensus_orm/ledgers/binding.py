@@ -39,7 +39,9 @@ def bound(*names: str) -> dict[str, BindParameter[Any]]:
 
 def among(keys: Iterable[object]) -> dict[str, str]:
     """The parameter of a statement on rows by their keys (`rendering.in_keys`)."""
-    return {"_keys": json.dumps(list(keys))}
+    wanted = list(keys)
+    numbers = all(type(key) is int for key in wanted)  # most are, and Python prints them as JSON does, at a third
+    return {"_keys": str(wanted) if numbers else json.dumps(wanted)}
 
 
 def keys_of(uow: Transaction, statement: str | ClauseElement, parameters: dict[str, Any]) -> list[Any]:

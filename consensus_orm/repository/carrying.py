@@ -222,6 +222,9 @@ def parents_settled(uow: Transaction, pair: Move, keys: Iterable[Key], why: str 
 
     Parents that hold values other than those derived from their rows are imaged first, where there is a cause to name.
     """
+    if not pair.parents:
+        yield set()
+        return
     parents, wanted = uow.statements.of_parents(pair), list(keys)
     touched = parents_of(uow, pair, wanted)
     if why is not None:

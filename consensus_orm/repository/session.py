@@ -14,10 +14,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import product
 from typing import Any, cast
 
 from sqlalchemy import ClauseElement, Connection, Table, UpdateBase, event, inspect
 from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import TextClause
 
@@ -53,6 +55,7 @@ class CarryingSession(Session):
         self._uow = uow
         self._unit_guard = guard
         self._carries = uow.phase.compares and not uow.read_only
+        self._completes = uow.phase.writes_normalized and uow.statements.completes
         self._mark = 0
         self._foreign = True
         """Whether there may be records of other programs."""
@@ -72,12 +75,13 @@ class CarryingSession(Session):
             guard.before, guard.after = self._sole.before, self._sole.after
 
     def end(self) -> None:
-        """Flush and carry what is left, and release the savepoint.
+        """Flush and carry what is left.
 
         Raises:
             MismatchError: A row does not come out equal on the other side.
             UnmirroredWriteError: A parent has no row, so that the legacy side cannot hold it.
         """
+        self._unit_guard.ends = True  # the commit of the unit releases the savepoint
         self.commit()
         if self._carries:
             if self._uow.catalog.others_write_meanwhile:
@@ -114,10 +118,10 @@ class CarryingSession(Session):
         new, changed = [*self.new], [*self.dirty, *self.deleted]  # each call makes another set
         if self._unit_guard.hidden:
             self._refuse_entities({type(each) for each in (*new, *changed)})
-        if self._uow.read_only:
+        uow = self._uow
+        if uow.read_only or not (self._carries or self._completes or uow._tells_written):
             return
-        uow, self._in_flush = self._uow, True
-        self._left = set()
+        self._in_flush, self._left = True, set()
         for move in uow.statements.moves:
             if self._carries:
                 self._ready(move, new, changed)
@@ -139,7 +143,7 @@ class CarryingSession(Session):
             if self._sole is not None:
                 self._sole.note_above((*self.dirty, *self.deleted))
                 self._sole.note_rows((*self.new, *self.dirty, *self.deleted))
-            if self._uow.phase.writes_normalized:
+            if self._completes:
                 self._complete()
         finally:
             self._in_flush = False
@@ -183,9 +187,9 @@ class CarryingSession(Session):
             WrongPhaseError: There is one.
         """
         for model in models:
-            for table in inspect(model).tables:
-                if table.name.lower() in self._unit_guard.hidden:
-                    raise self._unit_guard.refusal(table.name)
+            for name, in_small in _tables_of(model):
+                if in_small in self._unit_guard.hidden:
+                    raise self._unit_guard.refusal(name)
 
     # Before a flush -------------------------------------------------------------------------------------
 
@@ -273,7 +277,8 @@ class CarryingSession(Session):
         moves = [move for move in uow.statements.moves if move.name in written]
         # Rows of a later move may refer to rows of an earlier one: they come after them, and go before them.
         for move in moves:
-            self._make_way(move, written)
+            if len(moves) > 1:
+                self._make_way(move, written)
             self._carry_move(move, written[move.name], deleted=False)
         for move in reversed(moves):
             self._carry_move(move, written[move.name], deleted=True)
@@ -291,18 +296,19 @@ class CarryingSession(Session):
                 self._carry_move(other, left, deleted=True)
 
     def _carry_move(self, move: Move, rows: dict[Key, changes.Written], *, deleted: bool) -> None:
-        if both := [key for key, of in rows.items() if all(of.ops.values())]:
-            self._fail(move, both[0], "both sides of it were written in one flush")
-        for side in Side:
-            found = {
-                key: set(ops) for key, of in rows.items() if (ops := of.ops[side]) and (ops[-1] == GONE) is deleted
-            }
-            new = [key for key, ops in found.items() if ops == NEW]
-            for keys, is_new in ((new, True), ([key for key, ops in found.items() if ops != NEW], False)):
-                if keys and side is self._uow.phase.truth:
-                    self._carry_from_truth(side, move, keys, new=is_new, deleted=deleted)
-                elif keys:
-                    self._carry_from(side, move, keys, new=is_new)
+        found: dict[tuple[Side, bool], list[Key]] = {}
+        for key, of in rows.items():
+            if all(of.ops.values()):
+                self._fail(move, key, "both sides of it were written in one flush")
+            for side, ops in of.ops.items():
+                if ops and (ops[-1] == GONE) is deleted:
+                    found.setdefault((side, set(ops) == NEW), []).append(key)
+        for side, new in product(Side, (True, False)):
+            if keys := found.get((side, new)):
+                if side is self._uow.phase.truth:
+                    self._carry_from_truth(side, move, keys, new=new, deleted=deleted)
+                else:
+                    self._carry_from(side, move, keys, new=new)
 
     def _carry_from_truth(self, side: Side, move: Move, keys: list[Key], *, new: bool, deleted: bool) -> None:
         """Carry rows that were written to the truth; after a failure each by itself, and another one is a mismatch.
@@ -426,6 +432,12 @@ def _model(move: Move, side: Side) -> Any:
 
 
 @cache
+def _tables_of(model: Any) -> tuple[tuple[str, str], ...]:
+    """The names of the tables of a model, each beside its name in small letters."""
+    return tuple((table.name, table.name.lower()) for table in inspect(model).tables)
+
+
+@cache
 def _key_attributes(move: Move, side: Side, model: Any) -> tuple[str, ...]:
     """The names of the attributes that hold the key of a row of a side."""
     columns = [move.legacy_table.c[name] for name in move.legacy_keys] if side is Side.LEGACY else move.keys
@@ -437,7 +449,7 @@ def _primary_key(entity: Any) -> Any:
 
 
 def _order_of_adding(entity: Any) -> int:
-    order: int = inspect(entity).insert_order
+    order: int = instance_state(entity).insert_order
     return order
 
 

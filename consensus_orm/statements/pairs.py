@@ -69,6 +69,11 @@ class Statements:
     def __getitem__(self, pair: Move) -> PairStatements:
         return self._pairs[pair.name]
 
+    @cached_property
+    def completes(self) -> bool:
+        """Whether rows that the ORM alone has written to the normalized side lack something: a value, a parent."""
+        return any(pair.parents or self[pair].adopt for pair in self.moves)
+
     def of_parents(self, pair: Move) -> tuple[ParentStatements, ...]:
         """The statements on the parents of a pair, of each table once."""
         return tuple(dict.fromkeys(self.parents[parent.table.name] for parent in pair.parents))
