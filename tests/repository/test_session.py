@@ -364,6 +364,21 @@ def test_what_another_program_wrote_to_the_other_side_is_not_lost(world: World, 
     assert world.same()[0][1] == (2, "theirs", "Lyss", 2)
 
 
+def test_a_row_that_others_wrote_on_both_sides_is_decided_by_the_session(world: World) -> None:
+    """What the session leaves there is on both sides; the other row is kept, and what was open of it is settled."""
+    world.database.script(
+        "UPDATE citizens SET full_name = 'theirs' WHERE id = 2; UPDATE persons SET name = 'others' WHERE id = 2"
+    )
+    assert [row.key for row in world.store.migration.reconcile().undecided] == [2]
+    with world.store.unit_of_work() as uow:
+        uow.session.get_one(Person, 2).city = "Lyss"
+    assert world.same()[0][1] == (2, "others", "Lyss", 2)
+    settled = world.database.rows_of("SELECT state, note FROM consensus_orm_mismatches")
+    assert settled == [("repaired", "a session changed it")]
+    images = world.database.rows_of("SELECT side, cause FROM consensus_orm_images WHERE pair = 'persons'")
+    assert images == [("normalized", "a session changed it")]
+
+
 def test_the_repository_sees_what_the_session_wrote(world: World) -> None:
     """Both are in one transaction."""
     with world.store.unit_of_work() as uow:
