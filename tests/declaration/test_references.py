@@ -47,6 +47,7 @@ class TwigOld(Base):
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     name: Mapped[str | None] = mapped_column(Text)
     up_id: Mapped[int | None] = mapped_column(ForeignKey("twigs_old.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[int | None] = mapped_column(BIG)
     up: Mapped[TwigOld | None] = relationship(remote_side="TwigOld.id", post_update=True)
 
 
@@ -55,6 +56,7 @@ class Twig(Base):
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     name: Mapped[str | None] = mapped_column(Text)
     up_id: Mapped[int | None] = mapped_column(ForeignKey("twigs.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str | None] = mapped_column(Text)
     up: Mapped[Twig | None] = relationship(remote_side="Twig.id", post_update=True)
 
 
@@ -70,7 +72,7 @@ TWIGS = Move(
     Twig,
     name="twigs",
     key={TwigOld.id: Twig.id},
-    columns={Twig.name: TwigOld.name, Twig.up_id: TwigOld.up_id},
+    columns={Twig.name: TwigOld.name, Twig.up_id: TwigOld.up_id, Twig.kind: EnumMap(TwigOld.kind, {0: "a"})},
 )
 MOVES = Moves(NODES, TWIGS)
 KINDS = "INSERT INTO nodes_old (id, kind, up) VALUES "
@@ -163,6 +165,18 @@ def test_a_shadow_that_lost_a_row_is_adopted_or_repaired(store: Store, new_datab
     assert store.migration.verify().clean
 
 
+@pytest.mark.long
+def test_the_truth_does_not_lose_a_row_that_others_refer_to(store: Store, new_database: Database) -> None:
+    """Another program deleted it on the other side, where no foreign key is: adopted, it is a reject, and stays."""
+    store.migration.migrate(Phase.CUTOVER, soak=False)
+    new_database.script("INSERT INTO nodes (id, up_id) VALUES (1, NULL), (2, 1)")
+    store.migration.reconcile()
+    new_database.script("DELETE FROM nodes_old WHERE id = 1")
+    store.migration.reconcile(foreign="adopt")
+    assert nodes(new_database) == [(1, None), (2, 1)]
+    assert [*rejects(store)] == [1]
+
+
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda phase: phase.name)
 def test_units_of_work_write_references_in_any_order(store: Store, new_database: Database, phase: Phase) -> None:
     """By repository and session, before the backfill has come to a row, in circles, and with ON DELETE CASCADE."""
@@ -237,7 +251,8 @@ def test_an_image_is_put_back_under_the_rows_that_refer_to_it(store: Store, new_
 def test_rejects_that_refer_to_each_other_come_back_from_contract(store: Store, new_database: Database) -> None:
     """And the other rows, whatever their order."""
     new_database.script(ROWS.replace("(3, 0, 2)", "(8, 0, 2)"))
-    new_database.script(TREE)
+    new_database.script(f"{TREE}, (6, 'f', 8), (8, 'h', NULL)")
+    new_database.script("UPDATE twigs_old SET kind = 9 WHERE id = 8")
     before = new_database.rows("nodes_old"), new_database.rows("twigs_old")
     store.migration.advance()
     store.migration.backfill()
