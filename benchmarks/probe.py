@@ -48,8 +48,8 @@ def lock_times() -> Iterator[list[float]]:
         begin(self)
         since[id(self)] = time.perf_counter()
 
-    def timed_commit(self: DriverConnection) -> None:
-        commit(self)
+    def timed_commit(self: DriverConnection, *last: Any) -> None:
+        commit(self, *last)
         if (started := since.pop(id(self), None)) is not None:
             held.append(time.perf_counter() - started)
 

@@ -238,7 +238,7 @@ class Transaction(ABC):
         _lent.add(self._pooled)
 
     def _begin(self) -> None:
-        driver: Driver | None = self._pooled and self._pooled.driver_connection
+        driver: Driver | None = None if self._pooled is None else self._pooled.driver_connection
         if driver is None:
             raise errors.UnitOfWorkClosedError
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 from consensus_orm import errors
 from consensus_orm.external.canonical import digest
@@ -134,9 +134,9 @@ class GraphMemory:
     def _entities(answer: Any) -> Iterator[tuple[str, Sequence[str]]]:
         for entity in _list(answer, "entities"):
             held = entity.get("observations") if isinstance(entity, Mapping) else None
-            if not _are_texts(held) or not isinstance(entity.get("name"), str):
+            if not _are_texts(held) or not isinstance(name := entity.get("name"), str):
                 raise errors.SinkContractError("an entity in the answer has no name or no observations")
-            yield entity["name"], held
+            yield name, held
 
 
 def _text(observations: Sequence[str]) -> str:
@@ -222,10 +222,11 @@ class TaggedMemory:
         arguments = {"query": query, "limit": self.limit, "tags": list(tags), "search_type": self.search_type}
         for result in _list(call(self.search, arguments), "results"):
             memory = result.get("memory", result) if isinstance(result, Mapping) else None
-            held = memory.get("tags") or () if isinstance(memory, Mapping) else None
-            if not _are_texts(held) or not isinstance(memory.get("content"), str):
+            facts: Mapping[str, Any] = memory if isinstance(memory, Mapping) else {}
+            content, held = facts.get("content"), facts.get("tags") or ()
+            if not isinstance(content, str) or not _are_texts(held):
                 raise errors.SinkContractError("a memory in the answer has no content, or no tags", tool=self.search)
-            yield memory["content"], held
+            yield content, held
 
 
 def _version(content: str, tags: Sequence[str]) -> _Version:
@@ -238,7 +239,7 @@ def _tag(tags: Sequence[str], name: str) -> str | None:
     return next((tag.partition("=")[2] for tag in tags if tag.startswith(f"{name}=")), None)
 
 
-def _are_texts(held: Any) -> bool:
+def _are_texts(held: Any) -> TypeGuard[Sequence[str]]:
     return isinstance(held, Sequence) and not isinstance(held, str) and all(isinstance(each, str) for each in held)
 
 

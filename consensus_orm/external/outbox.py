@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, bindparam, delete, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import Integer, Select, bindparam, delete, exists, func, insert, literal_column, or_, select, update
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
@@ -56,7 +56,7 @@ def attach(store: Store[Any]) -> None:
     store._units.before_commit(record, is_mirrored)
 
 
-_IS_MIRRORED = select(literal_column("1")).where(
+_IS_MIRRORED: Select[Any] = select(literal_column("1")).where(
     exists().where(SinkState.stage == literal_column(str(Stage.MIRROR.value), Integer))
 )
 

@@ -151,7 +151,7 @@ class DualWrite(RoutedReads):
 
     def _insert_together(self, write: str, parameters: Values) -> Any:
         """Write and compare with one trip to the server; None where that failed and left nothing behind."""
-        reads = [(self.sql.read_written(self.uow.phase.truth), ())] if self.uow._tells_written else []
+        reads = [(self.sql.just_written(self.uow.phase.truth), ())] if self.uow._tells_written else []
         together = self.uow._together((write, parameters), (self.sql.compare_written, parameters), *reads)
         if together is None:
             return None

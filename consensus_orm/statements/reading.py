@@ -146,6 +146,14 @@ class ReadStatements(PairRows):
         return self.render(statement.with_only_columns(*columns).where(self.key_of(side) == bindparam("_key")))
 
     @cache  # noqa: B019
+    def just_written(self, side: Side) -> str:
+        """The row of a side whose key the last statement has drawn, on a server."""
+        statement, names = self.projection(side)
+        columns = [names[name].label(name) for name in self.pair.legacy_columns]
+        drawn = select(func.lastval()).scalar_subquery()  # or it would be asked again for every row
+        return self.render(statement.with_only_columns(*columns).where(self.key_of(side) == drawn))
+
+    @cache  # noqa: B019
     def page(self, side: Side, *, first: bool, keys_alone: bool = False) -> str:
         """Some rows of a side behind the key `_after`, at most `_rows`, in the order of their keys.
 

@@ -44,14 +44,6 @@ class WriteStatements(PairRows):
         # In a subquery, or it would be asked again for every row.
         return self._compare(select(func.lastval()).scalar_subquery())
 
-    @cache  # noqa: B019
-    def read_written(self, side: Side) -> str:
-        """The row of a side that `write_both` has just written."""
-        statement, names = self.projection(side)
-        columns = [names[name].label(name) for name in self.pair.legacy_columns]
-        of_it = self.key_of(side) == select(func.lastval()).scalar_subquery()
-        return self.render(statement.with_only_columns(*columns).where(of_it))
-
     @cached_property
     def compare(self) -> str:
         """Whether exactly one row stands on each side under `_key`, both as meant: gives 1, else 0."""

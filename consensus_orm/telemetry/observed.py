@@ -5,7 +5,7 @@ It overrides the steps of the plain unit of work, so that telemetry costs that o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, cached_property, lru_cache, partial
 from time import perf_counter
 from types import TracebackType
@@ -124,8 +124,8 @@ class ObservedUnitOfWork(UnitOfWork):
             raise
         self._outcome = UnitOutcome.COMMITTED
 
-    def _commit_transaction(self, driver: Any, last: Sequence[tuple[str, Any]]) -> None:
-        self._time(partial(super()._commit_transaction, driver, last), partial(StatementEvent, self, "COMMIT"))
+    def _commit_transaction(self, driver: Any, *last: tuple[str, Any]) -> None:
+        self._time(partial(super()._commit_transaction, driver, *last), partial(StatementEvent, self, "COMMIT"))
 
     def _release(self) -> None:
         try:

@@ -171,11 +171,11 @@ class UnitOfWork(Transaction):
             reads.note(self)
         with translated(self.engine):
             try:
-                self._commit_transaction(driver, last)
+                self._commit_transaction(driver, *last)
             except driver.Error as error:
                 raise (self._missing(error) or error) from error
 
-    def _commit_transaction(self, driver: Driver, last: Sequence[tuple[str, Any]]) -> None:
+    def _commit_transaction(self, driver: Driver, *last: tuple[str, Any]) -> None:
         driver.commit(*last)
 
     def _commit_session(self, guard: SessionGuard) -> None:

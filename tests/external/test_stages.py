@@ -201,3 +201,23 @@ def test_what_a_repair_overwrites_is_kept(store: ConsensusStore) -> None:
     mirror.relay.run(until_empty=True)
     assert mirror.verify().clean
     assert "mine" in str(mirror.kept(finding.id))
+
+
+def test_what_another_program_writes_to_the_database_is_found(store: ConsensusStore, new_database: Database) -> None:
+    """It leaves no entry in the outbox; a comparison finds it, and a repair sends it."""
+    sink = MemorySink()
+    mirror = ready(store, sink)
+    new_database.rows_of("UPDATE agent_outputs SET content = 'foreign' WHERE id = 1")
+    new_database.rows_of("DELETE FROM agent_outputs WHERE id = 2")
+    columns = ", ".join(name for name in new_database.columns("agent_outputs") if name != "id")
+    new_database.rows_of(
+        f"INSERT INTO agent_outputs (id, {columns}) SELECT 90, {columns} FROM agent_outputs WHERE id = 3"
+    )
+    assert mirror.status().waiting == 0
+    found = {each.item: each.kind for each in mirror.verify().differences}
+    assert found == {"artifacts:1": "different", "artifacts:2": "surplus", "artifacts:90": "missing"}
+    assert mirror.status().gate
+    mirror.repair()
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+    assert sorted(sink.items) == ["artifacts:1", "artifacts:3", "artifacts:90"]

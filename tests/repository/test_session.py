@@ -609,7 +609,7 @@ def test_the_legacy_class_is_not_imported_any_more(new_database: Database, tmp_p
 
 def more_old(session: Session) -> None:
     """Statements that tell their rows by conditions, parameters and keys, and some that tell none."""
-    table = Order.__table__
+    table: Any = Order.__table__
     session.execute(update(Order), [{"id": 3, "what": "by key"}])
     session.execute(update(Order).where(Order.id == bindparam("n")), {"n": 3, "what": "by a parameter"})
     session.connection().execute(insert(table).values(id=90, person_id=2, what="Core"))
@@ -623,7 +623,7 @@ def more_old(session: Session) -> None:
 
 
 def more_new(session: Session) -> None:
-    table = Purchase.__table__
+    table: Any = Purchase.__table__
     session.execute(update(Purchase), [{"id": 3, "item": "by key"}])
     session.execute(update(Purchase).where(Purchase.id == bindparam("n")), {"n": 3, "item": "by a parameter"})
     session.connection().execute(insert(table).values(id=90, citizen_id=2, item="Core"))
@@ -634,7 +634,7 @@ def more_new(session: Session) -> None:
     session.execute(update(Purchase).where(Purchase.id == 70).values(id=80))
     renamed = session.get_one(Purchase, 700)
     renamed.id = 7000
-    session.scalars(select(City)).first().name = "a parent"
+    session.scalars(select(City)).all()[0].name = "a parent"
 
 
 def mirrored(begun: World, phase: Phase, sink: MemorySink) -> Mirror:
@@ -665,7 +665,7 @@ def test_an_external_store_gets_what_a_session_writes_in_every_phase(begun: Worl
             write[sides[number % len(sides)]](uow.session)
         mirror.relay.run(until_empty=True)
         persons, orders = (begun.database.rows_of(sql) for sql in (OLD if phase.truth is Side.LEGACY else NEW))
-        wanted = {f"persons:{id_}": (name, city, version) for id_, name, city, version in persons}
+        wanted: dict[str, Any] = {f"persons:{id_}": (name, city, version) for id_, name, city, version in persons}
         wanted |= {f"orders:{id_}": (person, what) for id_, person, what in orders}
         held = {name: json.loads(content)["row"] for name, content in sink.items.items()}
         columns = {"persons": ("name", "city", "version"), "orders": ("person_id", "what")}
