@@ -23,14 +23,13 @@ from consensus_orm.events import BackfillEvent
 from consensus_orm.ledgers import backfill_progress, changes, guards, rejects, samples
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import carry_range, reject_unequal
+from consensus_orm.migration.carrying import carry_fitting, carry_range, reject_unequal
 from consensus_orm.migration.pace import Pace, catch_up
 from consensus_orm.migration.ranges import Range, next_range
 from consensus_orm.migration.settling import CHANGES_IN_ONE_TRANSACTION, Drained, drain
 from consensus_orm.migration.transactions import Transactions, connections
 from consensus_orm.phase import Phase, Side
 from consensus_orm.progress import Progress, Watch
-from consensus_orm.repository.carrying import carry
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -307,5 +306,5 @@ def _settle(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> int:
     # A row that another program wrote is carried later, with its change.
     known = rejects.on_one_side(uow, pair, Side.LEGACY) | changes.recorded_among(uow, pair, unequal)
     stale = [key for key in unequal if key not in known]
-    carry(uow, pair, stale, Side.NORMALIZED, "the backfill carried the legacy row")
+    carry_fitting(uow, pair, stale, Side.NORMALIZED, "the backfill carried the legacy row")
     return reject_unequal(uow, pair, stale, Side.LEGACY).new

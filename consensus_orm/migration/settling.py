@@ -12,10 +12,17 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import changes, mismatches, rejects
 from consensus_orm.ledgers.binding import Key
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import ID_TAKEN_TWICE, Rejected, reject, reject_unequal, unequal_among
+from consensus_orm.migration.carrying import (
+    ID_TAKEN_TWICE,
+    Rejected,
+    carry_fitting,
+    reject,
+    reject_unequal,
+    unequal_among,
+)
 from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, plan_rows
 from consensus_orm.phase import Side
-from consensus_orm.repository.carrying import carry, derive, mark_known
+from consensus_orm.repository.carrying import derive, mark_known
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CHANGES_IN_ONE_TRANSACTION", "Drained", "Outcome", "drain", "settle_open", "settle_rows"]
@@ -143,17 +150,17 @@ def _act(uow: UnitOfWork, pair: Move, keys: list[Key], derives: bool, side: Side
         return kept, reject_unequal(uow, pair, keys, truth)
     if side is truth:
         return _take_over(uow, pair, keys, side, why)
-    kept = carry(uow, pair, keys, side, why)
+    kept = carry_fitting(uow, pair, keys, side, why)
     return kept, reject_unequal(uow, pair, keys, side.other)
 
 
 def _take_over(uow: UnitOfWork, pair: Move, keys: list[Key], to: Side, why: Why) -> tuple[int, Rejected]:
     """Carry rows to the side that reads are answered from, each exactly or not at all."""
     uow._execute("SAVEPOINT taken_over")
-    kept = carry(uow, pair, keys, to, why)
+    kept = carry_fitting(uow, pair, keys, to, why)
     unequal = unequal_among(uow, pair, keys)
     if unequal:
         uow._execute("ROLLBACK TO SAVEPOINT taken_over")
-        kept = carry(uow, pair, [key for key in keys if key not in unequal], to, why)
+        kept = carry_fitting(uow, pair, [key for key in keys if key not in unequal], to, why)
     uow._execute("RELEASE SAVEPOINT taken_over")
     return kept, reject(uow, pair, unequal, to.other)

@@ -18,9 +18,9 @@ from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.ledgers import changes, guards, mismatches, rejects, signs
-from consensus_orm.ledgers.binding import Key
+from consensus_orm.ledgers.binding import Key, keys_of
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import adopt_range, reject_unequal
+from consensus_orm.migration.carrying import adopt_range, carry_fitting, reject_unequal, unless_refused
 from consensus_orm.migration.flip import expect, flip
 from consensus_orm.migration.gates import Obstacle, undecided_text
 from consensus_orm.migration.pace import catch_up, in_chunks
@@ -193,22 +193,25 @@ def _try_out(uow: UnitOfWork) -> None:
 
 def _fill(writing: Transactions, pair: Move, progress: Watch) -> None:
     """Carry the rows of a pair in chunks, from behind the highest key that is there already."""
-    tally = Tally(progress, pair.name)
+    tally, last = Tally(progress, pair.name), None
 
-    def chunk(uow: UnitOfWork, size: int) -> tuple[None, int] | None:
+    def chunk(uow: UnitOfWork, size: int) -> tuple[Key, int] | None:
         _expect_expansion(uow)
         sql = uow.statements[pair]
-        after = uow._rows(sql.last_key(Side.LEGACY))[0][0]
+        # The last row of a chunk may have been refused, and then is not in the table.
+        after = uow._rows(sql.last_key(Side.LEGACY))[0][0] if last is None else last
         if (of := next_range(uow, pair, Side.NORMALIZED, after, size)) is None:
             return None
         tally.expect(lambda: _to_fill(uow, sql))
         adopt_range(uow, pair, of)
         with uow.catalog.legacy_unfrozen(uow):
-            uow._execute(sql.rebuild_legacy, of.bounds)
+            if not unless_refused(uow, lambda: uow._execute(sql.rebuild_legacy, of.bounds)):
+                keys = keys_of(uow, sql.keys_in_range(Side.NORMALIZED), of.bounds)
+                carry_fitting(uow, pair, keys, Side.LEGACY, "the legacy table was made again")
         _reject_unequal(uow, pair, of)
-        return None, of.rows
+        return of.last, of.rows
 
-    for _ in in_chunks(writing, tally, chunk):
+    for last in in_chunks(writing, tally, chunk):  # noqa: B007 - the next chunk reads it
         pass
 
 
@@ -218,7 +221,9 @@ def _reject_unequal(uow: UnitOfWork, pair: Move, of: Range) -> None:
     for side in Side:
         ((_, wrong),) = uow._rows(uow.statements[pair].compare_range(side, but_recorded=True), of.bounds)
         found.update(json.loads(wrong or "[]"))
-    unequal = [key for key in found if mismatches.differences(uow, pair, key)]
+    unequal = {key for key in found if mismatches.differences(uow, pair, key)}
+    if unequal:  # an interrupted call may have rejected some of them, and an operator accepted these
+        unequal -= rejects.on_one_side(uow, pair, Side.NORMALIZED)
     reject_unequal(uow, pair, unequal, Side.NORMALIZED)
 
 

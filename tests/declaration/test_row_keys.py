@@ -287,16 +287,16 @@ def test_a_reference_to_the_own_table_is_refused() -> None:
         pass
 
     class Old(Own):
-        __tablename__ = "old"
+        __tablename__ = "staff_old"
         id: Mapped[int] = mapped_column(BIG, primary_key=True)
         boss: Mapped[int | None] = mapped_column(BIG)
 
     class New(Own):
-        __tablename__ = "new"
+        __tablename__ = "staff"
         id: Mapped[int] = mapped_column(BIG, primary_key=True)
-        boss_id: Mapped[int | None] = mapped_column(ForeignKey("new.id"))
+        boss_id: Mapped[int | None] = mapped_column(ForeignKey("staff.id"))
 
-    with pytest.raises(ConfigurationError, match="boss_id of new refers to new itself"):
+    with pytest.raises(ConfigurationError, match="boss_id of staff refers to staff itself"):
         Moves(Move(Old, New, key={Old.id: New.id}, columns={New.boss_id: Old.boss}))
 
 
