@@ -43,7 +43,7 @@ def flip(
     """
     if to.writes_normalized:
         there = {name.lower() for name in uow.catalog.tables(uow)}
-        missing = [table for table in uow.statements.mapping.originals if table.name.lower() not in there]
+        missing = [table for table in uow.statements.moves.originals if table.name.lower() not in there]
         uow.catalog.create(uow, missing)
     guard_record.install(uow, to)
     _require_released(uow, to)
