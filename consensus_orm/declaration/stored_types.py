@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Dialect
+from sqlalchemy import Column, Dialect, Interval
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import CompileError
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-__all__ = ["DIALECTS", "stored_differently"]
+__all__ = ["DIALECTS", "as_stored", "stored_differently"]
 
 DIALECTS = ("sqlite", "postgresql")
 """The kinds of databases, as SQLAlchemy calls them."""
 
 _SQLITE = sqlite.dialect()
 _POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy has not typed its dialects
+
+
+def as_stored(type_: TypeEngine[Any], kind: str) -> TypeEngine[Any]:
+    """The type that a kind of database has for a column: that below a TypeDecorator, or a variant.
+
+    Args:
+        type_: The type as the model declares it.
+        kind: The kind of database.
+    """
+    dialect = _SQLITE if kind == "sqlite" else _POSTGRESQL
+    stored = _variant(type_, kind)
+    while isinstance(stored, TypeDecorator) and not (isinstance(stored, Interval) and dialect is _POSTGRESQL):
+        stored = _variant(stored.load_dialect_impl(dialect), kind)
+    return stored
+
+
+def _variant(type_: TypeEngine[Any], kind: str) -> TypeEngine[Any]:
+    return type_._variant_mapping.get(kind, type_)
 
 
 def stored_differently(one: Column[Any], other: Column[Any], kind: str) -> bool:

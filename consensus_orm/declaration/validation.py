@@ -44,6 +44,7 @@ def validate(moves: Sequence[Move], dialects: Sequence[str]) -> None:
         )
     _names(moves)
     for move in moves:
+        _called(move)
         _key(move)
         _constants(move)
         _parts(move)
@@ -97,6 +98,16 @@ def _names(moves: Sequence[Move]) -> None:
         if times > 1:
             raise errors.ConfigurationError(
                 f"{times} moves are called {name!r}", hint="give each move a name of its own: Move(..., name=...)"
+            )
+
+
+def _called(move: Move) -> None:
+    """Refuse a table that is called what rows are called in a trigger or an upsert: there it would be taken for one."""
+    beside = [part.table.name for part in move.parts] + [many.table.name for many in move.children]
+    for name in (move.legacy_name, move.table.name, *(parent.table.name for parent in move.parents), *beside):
+        if name.lower() in ("new", "old", "excluded"):
+            raise move.fault(
+                "", f"SQL takes the name {name} for a row of a trigger or an upsert", "give that table another name"
             )
 
 

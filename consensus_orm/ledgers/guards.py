@@ -225,7 +225,7 @@ def lacking_columns(uow: Transaction, side: Side) -> dict[str, list[str]]:
         needed = {}
         for pair in moves:
             needed.setdefault(pair.legacy_name, set()).update(pair.legacy_columns, pair.only[side])
-    there = uow.catalog.tables(uow)
+    there = {name.lower() for name in uow.catalog.tables(uow)}
     found = {}
     for table in (table for table in needed if table.lower() in there):
         has = {name.lower() for name in uow.catalog.columns(uow, table)}

@@ -6,8 +6,8 @@ come out equal becomes a reject, and is not left half carried.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move
@@ -25,6 +25,7 @@ __all__ = [
     "ID_TAKEN_TWICE",
     "Rejected",
     "adopt_range",
+    "carry_fitting",
     "carry_range",
     "carry_reject",
     "is_newer",
@@ -35,7 +36,10 @@ __all__ = [
     "require_dual_write",
     "settle_unequal",
     "unequal_among",
+    "unless_refused",
 ]
+
+T = TypeVar("T")
 
 NOT_EXACT = "it does not come out equal in type and bytes on the {side} side"
 REFERS_TO_NONE = "it refers to row {key}, which is not on the {side} side"
@@ -57,7 +61,11 @@ def require_dual_write(phase: Phase) -> None:
 
 
 def carry_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
-    """Carry the legacy rows of a range of keys that have no normalized row."""
+    """Carry the legacy rows of a range of keys that have no normalized row; none where one of them is refused."""
+    unless_refused(uow, lambda: _carry_range(uow, pair, of))
+
+
+def _carry_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
     sql, parents = uow.statements[pair], uow.statements.of_parents(pair)
     # A trigger of another program may have changed a row meanwhile; no such write is adopted: the legacy side decides.
     with changes.not_recorded(uow):
@@ -72,6 +80,52 @@ def carry_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
                     uow._execute(statement, of.bounds)
         deleted = changes.deleted_between(uow, pair, Side.NORMALIZED, of.first, of.last)
         follow_deletes(uow, pair, Side.NORMALIZED, deleted)
+
+
+def carry_fitting(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) -> int:
+    """Carry rows by their keys as far as the other side takes them; the rows that it refuses stay unequal.
+
+    A constraint, a type or a trigger that refuses one row fails the statement for all of them. Where that happens the
+    rows are carried by halves, until those are found.
+
+    Returns:
+        How many rows there were on that side; each is kept as an image, also where its successor was refused.
+    """
+    wanted = list(keys)
+    if not wanted:
+        return 0
+    kept = unless_refused(uow, lambda: carry(uow, pair, wanted, to, why))
+    if kept is not None:
+        return kept
+    if len(wanted) == 1:
+        return len(images.keep(uow, pair, wanted, to, why))
+    half = len(wanted) // 2
+    return sum(carry_fitting(uow, pair, part, to, why) for part in (wanted[:half], wanted[half:]))
+
+
+def unless_refused(uow: UnitOfWork, work: Callable[[], T]) -> T | None:
+    """Do some work in a savepoint; None where the database refuses one of its rows, and then nothing was done."""
+    uow._execute("SAVEPOINT fitting")
+    done = None
+    try:
+        done = work()
+    except errors.ConsensusError as error:
+        if not _is_refusal(uow, error):
+            raise
+        try:
+            uow._connected.savepoint("ROLLBACK TO SAVEPOINT fitting")
+        except uow._connected.Error:  # a trigger has ended the whole transaction
+            raise error from None
+    uow._execute("RELEASE SAVEPOINT fitting")
+    return done
+
+
+def _is_refusal(uow: UnitOfWork, error: errors.ConsensusError) -> bool:
+    """Whether a database refused a row for its contents: by a constraint, a type, or an error that a trigger raises."""
+    driver, cause = uow.engine.dialect.loaded_dbapi, error.__cause__
+    is_raised = getattr(cause, "sqlstate", None) == "P0001"
+    refused = isinstance(cause, (driver.IntegrityError, driver.DataError))
+    return is_raised or (refused and not isinstance(error, errors.KeysUsedUpError))
 
 
 def adopt_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
@@ -98,7 +152,7 @@ def settle_unequal(uow: UnitOfWork, pair: Move, doubtful: list[Key]) -> int:
     # A row that another program wrote is carried later, with its change.
     known = rejects.on_one_side(uow, pair, Side.LEGACY) | changes.recorded_among(uow, pair, unequal)
     stale = [key for key in unequal if key not in known]
-    carry(uow, pair, stale, Side.NORMALIZED, "the backfill carried the legacy row")
+    carry_fitting(uow, pair, stale, Side.NORMALIZED, "the backfill carried the legacy row")
     return reject_unequal(uow, pair, stale, Side.LEGACY).new
 
 
@@ -191,7 +245,7 @@ def carry_reject(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
             "nothing is left to carry of this reject", hint="its image is kept; accept it with a reason", field="id"
         )
     keys = [key, *rejected_dependents(uow, pair, [key], side)]
-    carry(uow, pair, keys, side.other, "a reject was resolved")
+    carry_fitting(uow, pair, keys, side.other, "a reject was resolved")
     reject_unequal(uow, pair, keys, side)
     return not differing(uow, pair, [key])
 

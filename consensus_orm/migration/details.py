@@ -147,7 +147,8 @@ def _detail(
 
 
 def _now(uow: UnitOfWork, pair: Move, key: Key, side: Side) -> Cells | None:
-    return images.now(uow, pair, key, side) if pair.table_name(side).lower() in uow.catalog.tables(uow) else None
+    there = {name.lower() for name in uow.catalog.tables(uow)}
+    return images.now(uow, pair, key, side) if pair.table_name(side).lower() in there else None
 
 
 def _differing(uow: UnitOfWork, pair: Move, key: Key) -> set[str]:

@@ -42,8 +42,9 @@ def flip(
         GateClosedError: Changes of phase are on hold.
     """
     if to.writes_normalized:
-        there = uow.catalog.tables(uow)
-        uow.catalog.create(uow, [table for table in uow.statements.moves.originals if table.name not in there])
+        there = {name.lower() for name in uow.catalog.tables(uow)}
+        missing = [table for table in uow.statements.moves.originals if table.name.lower() not in there]
+        uow.catalog.create(uow, missing)
     guard_record.install(uow, to)
     _require_released(uow, to)
     if to.has_legacy:

@@ -15,6 +15,7 @@ from consensus_orm.migration import keyless
 from consensus_orm.migration.carrying import (
     ID_TAKEN_TWICE,
     Rejected,
+    carry_fitting,
     reject,
     reject_unequal,
     rejected_dependents,
@@ -22,7 +23,7 @@ from consensus_orm.migration.carrying import (
 )
 from consensus_orm.migration.planning import Action, Choice, Plan, Undecided, What, Why, plan_rows
 from consensus_orm.phase import Side
-from consensus_orm.repository.carrying import carry, derive, mark_known
+from consensus_orm.repository.carrying import derive, mark_known
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
 __all__ = ["CHANGES_IN_ONE_TRANSACTION", "Drained", "Outcome", "drain", "settle_open", "settle_rows"]
@@ -152,7 +153,7 @@ def _act(uow: UnitOfWork, pair: Move, keys: list[Key], derives: bool, side: Side
         return kept, reject_unequal(uow, pair, keys, truth)
     if side is truth:
         return _take_over(uow, pair, keys, side, why)
-    kept = carry(uow, pair, keys, side, why)
+    kept = carry_fitting(uow, pair, keys, side, why)
     return kept, reject_unequal(uow, pair, keys, side.other)
 
 
@@ -160,11 +161,11 @@ def _take_over(uow: UnitOfWork, pair: Move, keys: list[Key], to: Side, why: Why)
     """Carry rows to the side that reads are answered from, each exactly or not at all."""
     left, unequal = list(keys), set[Key]()
     uow._execute("SAVEPOINT taken_over")
-    kept = carry(uow, pair, left, to, why)
+    kept = carry_fitting(uow, pair, left, to, why)
     while found := unequal_among(uow, pair, left):  # again, because others may refer to those that are left out
         unequal |= found
         left = [key for key in left if key not in found]
         uow._execute("ROLLBACK TO SAVEPOINT taken_over")
-        kept = carry(uow, pair, left, to, why)
+        kept = carry_fitting(uow, pair, left, to, why)
     uow._execute("RELEASE SAVEPOINT taken_over")
     return kept, reject(uow, pair, unequal, to.other)

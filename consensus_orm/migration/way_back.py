@@ -19,9 +19,9 @@ from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.ledgers import changes, guards, mismatches, rejects, signs
-from consensus_orm.ledgers.binding import Key
+from consensus_orm.ledgers.binding import Key, keys_of
 from consensus_orm.migration import keyless
-from consensus_orm.migration.carrying import adopt_range, reject_unequal
+from consensus_orm.migration.carrying import adopt_range, carry_fitting, reject_unequal, unless_refused
 from consensus_orm.migration.flip import expect, flip
 from consensus_orm.migration.gates import Obstacle, undecided_text
 from consensus_orm.migration.pace import catch_up, in_chunks
@@ -212,13 +212,21 @@ def _fill(writing: Transactions, pair: Move, progress: Watch) -> None:
             return None
         tally.expect(lambda: _to_fill(uow, sql))
         adopt_range(uow, pair, of)
-        with uow.catalog.legacy_unfrozen(uow), linked_range(uow, pair, of.bounds, Side.LEGACY):
-            uow._execute(sql.rebuild_legacy, of.bounds)
+        with uow.catalog.legacy_unfrozen(uow):
+            if unless_refused(uow, lambda: _rebuild(uow, pair, of)) is None:
+                keys = keys_of(uow, sql.keys_in_range(Side.NORMALIZED), of.bounds)
+                carry_fitting(uow, pair, keys, Side.LEGACY, "the legacy table was made again")
         _reject_unequal(uow, pair, of)
         return of.last, of.rows
 
     for last in in_chunks(writing, tally, chunk):
         after = last
+
+
+def _rebuild(uow: UnitOfWork, pair: Move, of: Range) -> bool:
+    with linked_range(uow, pair, of.bounds, Side.LEGACY):
+        uow._execute(uow.statements[pair].rebuild_legacy, of.bounds)
+    return True
 
 
 def _reject_unequal(uow: UnitOfWork, pair: Move, of: Range) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Text
+from sqlalchemy import String
 
 from consensus_orm import errors
 from consensus_orm import validation as check
@@ -19,6 +19,7 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.declaration.keys import is_usable, require_usable
 from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.row_keys import encoded
+from consensus_orm.declaration.stored_types import as_stored
 from consensus_orm.events import MismatchEvent
 from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.ledgers.binding import among, keys_of
@@ -436,11 +437,21 @@ class DualWrite(RoutedReads):
         self._storing(values).add(values)
 
     def _storing(self, values: Values) -> DualWrite:
-        """The rows of this move, where a value of a row that is no text stays what it is in a column of texts."""
-        stored = {**self.pair.columns, **{of.key: of for of in self.pair.kept}}
-        texts = {name for name, of in stored.items() if isinstance(of.type, Text)}
+        """The rows of this move, where a value of a row stays a text, or none, whatever the type of its column is.
+
+        A text that is not valid UTF-8 is bound as bytes, and cast to text where it is stored.
+        """
+        types = {name: self.pair.type_of(name) for name in self.pair.columns}
+        types |= {of.key: of.type for of in self.pair.kept}
+        odd: dict[str, bool] = {}
+        for name, type_ in types.items():
+            value = values.get(name)
+            if isinstance(as_stored(type_, self.sql.rendering.name), String):
+                odd |= {} if isinstance(value, str | None) else {name: False}
+            elif _has_surrogates(value):
+                odd[name] = True
         exact = DualWrite(self.uow, self.pair)
-        exact.sql = self.sql.storing(name for name in texts if not isinstance(values.get(name), str | None))
+        exact.sql = self.sql.storing(odd)
         return exact
 
     def _keep_both(self, keys: set[Any], why: str) -> None:
@@ -545,6 +556,11 @@ class DualWrite(RoutedReads):
             raise error from cause
         for column, kind in found:
             mismatches.record(self.uow, self.pair, key, column, kind, found_by="write")
+
+
+def _has_surrogates(value: Any) -> bool:
+    """Whether a value is a text that UTF-8 cannot encode, so that it is bound as bytes."""
+    return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _sides(phase: Any) -> list[tuple[Side, bool]]:

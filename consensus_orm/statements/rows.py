@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from sqlalchemy import (
     Select,
     SelectBase,
     Table,
+    Text,
     alias,
     and_,
     bindparam,
@@ -91,22 +92,25 @@ class PairRows:
         pair: The declared pair.
         rendering: How statements are printed.
         moves: All moves of the database.
-        uncast: Legacy columns of text whose values are bound without a cast to text.
+        odd: Columns whose values are of another kind than the column, and whether they are texts.
     """
 
     def __init__(
-        self, pair: Move, rendering: PairRendering, moves: Moves, *, uncast: frozenset[str] = frozenset()
+        self, pair: Move, rendering: PairRendering, moves: Moves, *, odd: Mapping[str, bool] | None = None
     ) -> None:
         self.pair = pair
         self.moves = moves
         self.rendering = rendering
         self.render = rendering.render
-        self._uncast = uncast
+        self._odd = odd or {}
 
-    def storing(self, columns: Iterable[str]) -> Self:
-        """Statements that store the values of some text columns as they are bound: bytes stay bytes."""
-        uncast = frozenset(columns)
-        return type(self)(self.pair, self.rendering, self.moves, uncast=uncast) if uncast else self
+    def storing(self, odd: Mapping[str, bool]) -> Self:
+        """Statements that store values of another kind than their columns as that kind.
+
+        Args:
+            odd: These columns, and whether the value is a text; otherwise it is stored as it is bound.
+        """
+        return type(self)(self.pair, self.rendering, self.moves, odd=odd) if odd else self
 
     def check(self) -> None:
         """Refuse rules that cannot be said in SQL, before a statement is made of them.
@@ -144,7 +148,8 @@ class PairRows:
 
     def _bind(self, name: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
         value = bindparam(parameter(name), type_=type_)
-        return value if name in self._uncast else self.rendering.typed(value, type_)
+        is_text = self._odd.get(name)
+        return value if is_text is False else self.rendering.typed(value, Text() if is_text else type_)
 
     def _kept_bind(self, of: Column[Any]) -> ColumnElement[Any]:
         return self._bind(of.key, of.type)

@@ -32,7 +32,7 @@ class Base(DeclarativeBase):
 
 
 class Old(Base):
-    __tablename__ = "old"
+    __tablename__ = "olds"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     name: Mapped[str] = mapped_column(Text)
     city: Mapped[str | None] = mapped_column(Text)
@@ -48,7 +48,7 @@ class Place(Base):
 
 
 class New(Base):
-    __tablename__ = "new"
+    __tablename__ = "news"
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     place_id: Mapped[int] = mapped_column(ForeignKey("places.id"))
     name: Mapped[str] = mapped_column(Text)
@@ -224,14 +224,27 @@ def test_moves_are_declared_for_the_databases_that_they_are_for() -> None:
         Moves(exploded(Page.a, "a"), dialects=["mysql"])
 
 
+def called(table: str) -> Move[Any]:
+    class Own(DeclarativeBase):
+        pass
+
+    class Named(Own):
+        __tablename__ = table
+        id: Mapped[int] = mapped_column(Integer, primary_key=True)
+
+    return Move(Place, Named, key={Place.id: Named.id}, columns={}, without={Place.city: "no", Place.size: "no"})
+
+
 FAULTS: dict[str, tuple[Any, str]] = {
-    "a column that nobody carries": (lambda: only(without(New.price)), "nothing says where old.price goes"),
+    "a table with the name of a row of a trigger": (lambda: called("New"), "SQL takes the name New for a row"),
+    "a table with the name of a row of an upsert": (lambda: called("excluded"), "SQL takes the name excluded"),
+    "a column that nobody carries": (lambda: only(without(New.price)), "nothing says where olds.price goes"),
     "an unknown legacy column": (
         lambda: Move("places=tests.declaration.test_validation:Place", New, key={"id": New.id}, columns={}),
-        "nothing fills new.place_id",
+        "nothing fills news.place_id",
     ),
-    "a name that is no column": (lambda: move({New.cents: column("colour")}), "old has no column 'colour'"),
-    "a NOT NULL column that nothing fills": (lambda: only(without(New.name)), "nothing fills new.name"),
+    "a name that is no column": (lambda: move({New.cents: column("colour")}), "olds has no column 'colour'"),
+    "a NOT NULL column that nothing fills": (lambda: only(without(New.name)), "nothing fills news.name"),
     "another type": (lambda: only({New.name: Old.name, New.cents: Old.price}), "sqlite would store another value"),
     "a rule of the wrong side": (lambda: move({New.cents: Computed(New.price * 100)}), "is on the normalized side"),
     "a way back of the wrong side": (
@@ -239,13 +252,13 @@ FAULTS: dict[str, tuple[Any, str]] = {
         "the way back of price speaks of price",
     ),
     "one value for two columns": (lambda: move({(New.cents, New.price): Old.price}), "one value is declared for 2"),
-    "an order by what no legacy column fills": (lambda: move(newest=New.cents), "rows are ordered by new.cents"),
+    "an order by what no legacy column fills": (lambda: move(newest=New.cents), "rows are ordered by news.cents"),
     "an adoption of what is not carried": (lambda: move(adopted={New.cents: New.price}), "carries no legacy column"),
     "a column that must be there is given up": (
         lambda: Move(
             Old, Anything, name="rows", key={Old.id: Anything.id}, columns={}, without=dict.fromkeys(OTHERS, "x")
         ),
-        "old.name is given up and NOT NULL",
+        "olds.name is given up and NOT NULL",
     ),
     "too many values": (
         lambda: only({New.name: Old.name, New.price: Convert(Old.price, up=(Old.price, Old.price), down=New.price)}),
@@ -255,15 +268,15 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no key": (lambda: move(key={}), "no key is declared"),
     "a key whose image is not unique": (
         lambda: move(key={Old.id: New.id, Old.name: New.name}),
-        "id, name of new, the image of its key, is not declared unique",
+        "id, name of news, the image of its key, is not declared unique",
     ),
-    "another key": (lambda: move(key={Old.name: New.id}), "the key of old is declared as id"),
+    "another key": (lambda: move(key={Old.name: New.id}), "the key of olds is declared as id"),
     "an attribute that is none": (lambda: move({New.cents: func.length(Old.name)}), "is no mapped column"),
     "a parent without a unique index": (
         lambda: move(parts=[parent(by={Place.city: Old.city, Place.size: Computed(func.length(Old.city))})]),
         "places has no unique index",
     ),
-    "a link of another table": (lambda: move(parts=[parent(link=Place.size)]), "is no column of new"),
+    "a link of another table": (lambda: move(parts=[parent(link=Place.size)]), "is no column of news"),
     "items without an index": (lambda: listed(by=Item.main_id), "no index begins with items.main_id"),
     "items by another column": (lambda: listed(by=Item.place), "items.place is no column of items that refers to"),
     "items in no order": (lambda: listed(position=Item.text), "items.text is no number in items"),
@@ -329,7 +342,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda: flagged("a", only={"colour": 1, Flagged.flag: 1, Kind.kind: 1}),
         "flagged has no column 'colour'",
     ),
-    "a column of a stranger": (lambda: move({Two.a: Computed(func.length(Old.name))}), "two.a is no column of new"),
+    "a column of a stranger": (lambda: move({Two.a: Computed(func.length(Old.name))}), "two.a is no column of news"),
 }
 
 
@@ -390,8 +403,8 @@ def another(normalized: Any = Other, *, name: str = "other", **more: Any) -> Mov
 
 TOGETHER: dict[str, tuple[Any, str]] = {
     "one name": (lambda: (move(), another(name="rows")), "2 moves are called 'rows'"),
-    "one table": (lambda: (move(), another(New)), "moves .rows. and .other. have the normalized table new"),
-    "one legacy table": (lambda: (move(), move(name="again")), "have the legacy table old, and nothing tells"),
+    "one table": (lambda: (move(), another(New)), "moves .rows. and .other. have the normalized table news"),
+    "one legacy table": (lambda: (move(), move(name="again")), "have the legacy table olds, and nothing tells"),
     "one constant for both": (
         lambda: (flagged("a"), flagged("b", value=0)),
         "the legacy table flagged, and nothing",

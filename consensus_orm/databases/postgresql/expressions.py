@@ -9,23 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     JSON,
     BigInteger,
     Boolean,
+    Date,
+    DateTime,
     Enum,
+    Float,
     Integer,
-    Interval,
     LargeBinary,
-    Numeric,
     SmallInteger,
     String,
     Text,
+    Time,
     Uuid,
     cast,
 )
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm.declaration.expressions import (
     arguments,
@@ -45,6 +46,7 @@ from consensus_orm.declaration.expressions import (
 )
 from consensus_orm.declaration.keys import InOrder, Usable
 from consensus_orm.declaration.row_keys import KeyPart, RowKey, parts
+from consensus_orm.declaration.stored_types import as_stored
 from consensus_orm.models.base import BoundKey, Key, LedgerKey, StoredKey, Told, Verbatim
 from consensus_orm.statements.rendering import InKeys, literal
 
@@ -57,21 +59,28 @@ _POSSIBLE = (
 )
 
 
-LOOSE = (JSON, Numeric, Interval, ARRAY)
-"""Types whose `=` takes values for equal that are stored differently (1.1 and 1.10, 0.0 and -0.0, a day and 24 hours),
-or that have none (json): they are compared as texts."""
+EXACT = (Boolean, Date, DateTime, Integer, LargeBinary, NullType, Time, Uuid, Verbatim)
+"""Types whose values are stored alike where `=` takes them for equal. That of others does not tell 1.1 from 1.10, 0.0
+from -0.0, a day from 24 hours or boxes of one area apart, or they have none (json): they are compared as texts."""
 
 
-def is_text(type_: Any) -> bool:
+def is_text(type_: TypeEngine[Any]) -> bool:
     """Whether columns of a type are text on PostgreSQL."""
-    return isinstance(type_, String) or (isinstance(type_, Verbatim) and type_.name == "TIMESTAMP")
+    stored = as_stored(type_, "postgresql")
+    return isinstance(stored, String) or (isinstance(stored, Verbatim) and stored.name == "TIMESTAMP")
+
+
+def is_exact(type_: TypeEngine[Any]) -> bool:
+    """Whether values of a type that are equal are also stored alike."""
+    return isinstance(as_stored(type_, "postgresql"), EXACT) and not is_text(type_)
 
 
 def sql_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     """The type to which values of a column are cast, without its length, to which a cast would silently cut them."""
-    if is_text(type_) and not (isinstance(type_, Enum) and type_.native_enum):
+    stored = as_stored(type_, "postgresql")
+    if is_text(stored) and not (isinstance(stored, Enum) and stored.native_enum):
         return Text()
-    return BigInteger() if isinstance(type_, Integer | Verbatim) else type_
+    return BigInteger() if isinstance(stored, Integer | Verbatim) else stored
 
 
 def _equal(element: Any, compiler: Any, **kw: Any) -> str:
@@ -80,9 +89,9 @@ def _equal(element: Any, compiler: Any, **kw: Any) -> str:
     The cast removes the equality of another type, such as citext.
     """
     a, b = arguments(element, compiler, **kw)
-    if any(is_text(clause.type) or isinstance(clause.type, LOOSE) for clause in element.clauses):
-        return _as_text(a, b)
-    return f"({a} IS NOT DISTINCT FROM {b})"
+    if all(is_exact(clause.type) for clause in element.clauses):
+        return f"({a} IS NOT DISTINCT FROM {b})"
+    return _as_text(a, b)
 
 
 def _as_text(a: str, b: str) -> str:
@@ -101,9 +110,9 @@ def _holds(element: Any, compiler: Any, **kw: Any) -> str:
     if is_text(column.type) or isinstance(column.type, Boolean):
         return _equal(element, compiler, **kw)
     stored = compiler.process(cast(value, sql_type(column.type)), **kw)
-    if isinstance(column.type, LOOSE):
-        return _as_text(compiler.process(column, **kw), stored)
-    return f"({compiler.process(column, **kw)} IS NOT DISTINCT FROM {stored})"
+    if is_exact(column.type):
+        return f"({compiler.process(column, **kw)} IS NOT DISTINCT FROM {stored})"
+    return _as_text(compiler.process(column, **kw), stored)
 
 
 @compiles(milliseconds, "postgresql")
@@ -147,7 +156,7 @@ def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
 def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
     (x,) = arguments(element, compiler, **kw)
     (clause,) = element.clauses
-    names = ((Integer, "integer"), (Boolean, "integer"), (Numeric, "real"), (LargeBinary, "blob"))
+    names = ((Integer, "integer"), (Boolean, "integer"), (Float, "real"), (LargeBinary, "blob"))
     kind = next((name for type_, name in names if isinstance(sql_type(clause.type), type_)), "text")
     return f"(CASE WHEN {x} IS NULL THEN 'null' ELSE '{kind}' END)"
 
@@ -155,7 +164,9 @@ def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(exact_hex, "postgresql")
 def _exact_hex(element: Any, compiler: Any, **kw: Any) -> str:
     (x,) = arguments(element, compiler, **kw)
-    return f"coalesce(upper(encode(convert_to(CAST({x} AS TEXT), 'UTF8'), 'hex')), '')"
+    (clause,) = element.clauses
+    data = x if isinstance(sql_type(clause.type), LargeBinary) else f"convert_to(CAST({x} AS TEXT), 'UTF8')"
+    return f"coalesce(upper(encode({data}, 'hex')), '')"
 
 
 def _path(path: tuple[str, ...]) -> str:

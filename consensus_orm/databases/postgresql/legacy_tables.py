@@ -82,7 +82,7 @@ class PostgresLegacyTables(LegacyTables):
 
     def set_aside(self, uow: Transaction, pair: Move) -> str:
         """Rename a table that cannot be used any more, with its rows."""
-        name = aside(pair.legacy_name, uow.catalog.tables(uow))
+        name = aside(pair.legacy_name, {name.lower() for name in uow.catalog.tables(uow)})
         uow._execute(f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {quoted(name)}")
         return name
 

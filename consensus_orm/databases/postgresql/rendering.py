@@ -27,7 +27,7 @@ from sqlalchemy import literal as sql_literal
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect
 from sqlalchemy.sql.expression import ClauseElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeEngine
 
 from consensus_orm.databases.postgresql.expressions import sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
@@ -52,7 +52,7 @@ __all__ = ["PostgresRendering"]
 class _Compiler(Constants, PGCompiler):
     def with_type(self, written: str, type_: TypeEngine[Any]) -> str:
         """Cast a quoted literal that is not text: in a CASE it would count as text."""
-        stored = sql_type(type_.impl_instance if isinstance(type_, TypeDecorator) else type_)
+        stored = sql_type(type_)
         if isinstance(stored, Text) or not written.startswith("'"):
             return written
         return f"CAST({written} AS {self.dialect.type_compiler_instance.process(stored)})"

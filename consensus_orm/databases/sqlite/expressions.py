@@ -27,6 +27,7 @@ from consensus_orm.declaration.expressions import (
 )
 from consensus_orm.declaration.keys import LARGEST, InOrder, Usable, is_word
 from consensus_orm.declaration.row_keys import KeyPart, RowKey, parts
+from consensus_orm.declaration.stored_types import as_stored
 from consensus_orm.models.base import BoundKey, LedgerKey, StoredKey, Told
 from consensus_orm.statements.rendering import InKeys, literal
 
@@ -53,20 +54,21 @@ def _same(element: Any, compiler: Any, **kw: Any) -> str:
 def _holds(element: Any, compiler: Any, **kw: Any) -> str:
     column, value = arguments(element, compiler, **kw)
     (first, second) = element.clauses
-    if isinstance(first.type, String):
+    stored = as_stored(first.type, "sqlite")
+    if isinstance(stored, String):
         text = f"CAST({value} AS TEXT)"
         if not isinstance(second.type, AlwaysText):  # bytes stay bytes
             text = f"(CASE typeof({value}) WHEN 'blob' THEN {value} ELSE {text} END)"
         return f"(+{column} COLLATE BINARY IS +{text})"
-    if isinstance(first.type, LargeBinary):
+    if isinstance(stored, LargeBinary):
         return _same(element, compiler, **kw)
     if isinstance(second, milliseconds):
         return _holds_milliseconds(column, value, *arguments(second, compiler, **kw))
-    numbers = "'integer', 'null'" if isinstance(first.type, Integer | Boolean) else "'integer', 'real', 'null'"
-    as_stored = f"typeof({column}) IN ({numbers}) OR typeof({column}) = typeof({value})"
-    if isinstance(first.type, Float):
+    numbers = "'integer', 'null'" if isinstance(stored, Integer | Boolean) else "'integer', 'real', 'null'"
+    exactly = f"typeof({column}) IN ({numbers}) OR typeof({column}) = typeof({value})"
+    if isinstance(stored, Float):
         value = f"(CASE typeof({value}) WHEN 'integer' THEN CAST({value} AS REAL) ELSE {value} END)"
-    return f"({column} COLLATE BINARY IS {value} AND ({as_stored}))"
+    return f"({column} COLLATE BINARY IS {value} AND ({exactly}))"
 
 
 def _holds_milliseconds(column: str, value: str, time: str) -> str:

@@ -32,6 +32,7 @@ from consensus_orm.declaration.constants import ConstantsInSQLite, with_binary
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.parts import Parent
+from consensus_orm.declaration.stored_types import as_stored
 from consensus_orm.statements.rendering import Overwritten, overwriting, table_of
 from consensus_orm.statements.rows import PairRendering, PairRows
 
@@ -57,7 +58,7 @@ class SQLiteRendering(PairRendering):
 
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value of a column's type; text is cast, so that bytes that are not valid UTF-8 can be bound."""
-        return cast(value, Text) if isinstance(type_, String) else value
+        return cast(value, Text) if isinstance(as_stored(type_, self.name), String) else value
 
     def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """A column without its index, because SQLite does not know which of two indexes finds fewer rows."""
