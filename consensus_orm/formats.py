@@ -37,6 +37,6 @@ def moment(at: datetime | None) -> str:
     return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def count(number: int, noun: str) -> str:
-    """A number of things: `1 row`, `1,234 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: `1 row`, `1,234 rows`; with a plural where that has not just an s more."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 
 import click
 
 from consensus_orm.cli.app import json_option, main
-from consensus_orm.cli.output import say, show_json
+from consensus_orm.cli.output import exit_with, say, show_json
 from consensus_orm.cli.reference import REFERENCES
 from consensus_orm.errors import InvalidValueError
 
 __all__: list[str] = []
 
 
-@main.command(shared=[], examples=["docs", "docs phases", "docs troubleshoot"])
+MOST_FOUND = 12
+"""Sections that a search lists; `--json` lists all."""
+
+_WIDE = 76
+"""Characters of the line that a search shows of a section."""
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A section of a page that was found, and the line of it that has most of the words."""
+
+    topic: str
+    heading: str
+    line: str
+
+
+@main.command(shared=[], examples=["docs", "docs phases", "docs --search 'another program'"])
 @click.argument("topic", required=False)
+@click.option("--search", metavar="WORDS", help="List the sections that have all these words, titles first.")
 @json_option
-def docs(topic: str | None, as_json: bool) -> None:
+def docs(topic: str | None, search: str | None, as_json: bool) -> None:
     """Show a page of the documentation, or list the pages.
 
-    The pages are Markdown: formatted on a terminal, as they are in a pipe or file.
+    The pages are Markdown: formatted on a terminal, as they are in a pipe or file. The exit code is 1 where a search
+    finds nothing.
     """
+    if search is not None:
+        if topic is not None or not search.strip():
+            raise click.UsageError("give a TOPIC, or --search WORDS")
+        _show_found(_search(search.split()), search, as_json=as_json)
+        return
     if topic is None:
         titles = {name: _text(name).partition("\n")[0].lstrip("# ") for name in _topics()}
         if as_json:
@@ -37,6 +63,51 @@ def docs(topic: str | None, as_json: bool) -> None:
         show_json({"topic": name, "text": _page(name)})
     else:
         _show(_page(name))
+
+
+def _show_found(found: list[_Section], search: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json(found)
+    else:
+        for section in found[:MOST_FOUND]:
+            say(f"{section.topic:16}{section.heading}")
+            say(f"{'':16}{section.line[:_WIDE]}")
+        if len(found) > MOST_FOUND:
+            say(f"and {len(found) - MOST_FOUND} more; give more words")
+        say("see: consensus-orm docs TOPIC" if found else f"no section has all of: {search}")
+    exit_with(not found)
+
+
+def _search(words: list[str]) -> list[_Section]:
+    """The sections that have all words; first those with most of them in their heading, then those with most in all."""
+    wanted = [re.compile(rf"(?<!\w){re.escape(word)}", re.IGNORECASE) for word in words]
+
+    def held(text: str) -> int:
+        return sum(word.search(text) is not None for word in wanted)
+
+    found: list[tuple[int, int, _Section]] = []
+    for topic in _topics():
+        for heading, lines in _sections(_page(topic)):
+            text = "\n".join([topic, heading, *lines])
+            if held(text) == len(wanted):
+                best = max(lines, key=held, default="")  # the first of them
+                uses = sum(len(word.findall(text)) for word in wanted)
+                found.append((held(heading), uses, _Section(topic, heading, best.strip())))
+    return [section for *_, section in sorted(found, key=lambda each: each[:2], reverse=True)]
+
+
+def _sections(page: str) -> Iterator[tuple[str, list[str]]]:
+    """The headings of a page, each with its lines."""
+    heading, lines, in_code = "", list[str](), False
+    for line in page.splitlines():
+        in_code ^= line.lstrip().startswith("```")
+        if line.startswith("#") and not in_code:
+            if heading:
+                yield heading, lines
+            heading, lines = line.lstrip("# "), []
+        else:
+            lines.append(line)
+    yield heading, lines
 
 
 def _topics() -> list[str]:
@@ -54,7 +125,9 @@ def _known(topic: str) -> str:
     if wanted in topics:
         return wanted
     near = "".join(f"the nearest one is {each}; " for each in difflib.get_close_matches(wanted, topics, 1))
-    raise InvalidValueError(f"there is no page {topic!r:.40}", hint=f"{near}see: consensus-orm docs", field="topic")
+    raise InvalidValueError(
+        f"there is no page {topic!r:.40}", hint=f"{near}see: consensus-orm docs --search WORDS", field="topic"
+    )
 
 
 def _text(name: str) -> str:

@@ -11,6 +11,7 @@ from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.confirmation import confirm, yes_option
 from consensus_orm.cli.output import key, one_line, say, show_entries, show_json, table
 from consensus_orm.cli.status import LISTED, all_option, mismatches, number_argument, rejects
+from consensus_orm.formats import count
 
 if TYPE_CHECKING:
     from consensus_orm.migration import Migration
@@ -139,6 +140,6 @@ def _shown(cell: Cell | None, contents: bool) -> str | None:
     if cell.type == "null":
         return "null"
     if not contents or cell.value is None:
-        return f"{cell.type}, {cell.bytes:,} bytes"
+        return f"{cell.type}, {count(cell.bytes, 'byte')}"
     text = one_line(cell.value[: SHOWN + 1])
     return f"{cell.type} {text[:SHOWN]}" + (f"... ({cell.bytes:,} bytes)" if len(cell.value) > SHOWN else "")

@@ -14,6 +14,7 @@ from consensus_orm.databases import saved_schema, state
 from consensus_orm.databases.saved_rows import DROPPED, IMAGE
 from consensus_orm.databases.saved_schema import Entry
 from consensus_orm.declaration.move import Move
+from consensus_orm.formats import count
 from consensus_orm.ledgers import audit, changes, guards, rejects, signs
 from consensus_orm.migration import keyless
 from consensus_orm.migration.flip import flip
@@ -132,7 +133,7 @@ def _in_the_way(uow: UnitOfWork) -> Iterator[Obstacle]:
     for name in signs.strays(uow):
         yield Obstacle(f"another program has made {name} again", "consensus-orm reconcile")
     if open_rejects := rejects.count_open(uow):
-        yield Obstacle(f"{open_rejects} rejects are open", "consensus-orm rejects")
+        yield Obstacle(count(open_rejects, "reject is open", "rejects are open"), "consensus-orm rejects")
     for flaw in guards.look(uow):
         yield Obstacle(flaw.text, flaw.command)
     for name in uow.catalog.legacy.kept(uow):

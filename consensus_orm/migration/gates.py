@@ -16,7 +16,7 @@ from sqlalchemy import Column, func, select
 
 from consensus_orm.databases import guard_record
 from consensus_orm.declaration.keys import LARGEST, is_word, usable
-from consensus_orm.formats import duration
+from consensus_orm.formats import count, duration
 from consensus_orm.ledgers import (
     audit,
     backfill_progress,
@@ -188,7 +188,9 @@ def _uncertified(uow: UnitOfWork, demanded: Demands) -> Iterator[Obstacle]:
     if seen.mapping != uow.statements.fingerprint:
         yield Obstacle("the declaration has changed since the last verify", verify)
     if seen.differences:
-        yield Obstacle(f"the last verify found {seen.differences} differing rows", _about_differences(uow, seen))
+        yield Obstacle(
+            f"the last verify found {count(seen.differences, 'differing row')}", _about_differences(uow, seen)
+        )
     if seen.missed or seen.missed is None:
         yield Obstacle(
             f"the last verify cannot account for {seen.missed or 'all'} rows, which were not compared", verify
@@ -217,20 +219,23 @@ def _about_differences(uow: UnitOfWork, seen: certificates.Seen) -> str:
 
 def _unsettled(uow: UnitOfWork) -> Iterator[Obstacle]:
     if uow.phase.compares and (unseen := changes.count(uow, unseen=True)):
-        yield Obstacle(f"{unseen} writes of other programs are not adopted", "consensus-orm reconcile")
+        yield Obstacle(
+            count(unseen, "write of other programs is not adopted", "writes of other programs are not adopted"),
+            "consensus-orm reconcile",
+        )
     if uow.phase.compares and (undecided := changes.undecided(uow)):
         yield Obstacle(undecided_text(undecided, uow.phase), "consensus-orm reconcile --dry-run")
     if differing := mismatches.count_open(uow):
-        yield Obstacle(f"{differing} mismatches are open", "consensus-orm reconcile")
+        yield Obstacle(count(differing, "mismatch is open", "mismatches are open"), "consensus-orm reconcile")
     if rejected := rejects.count_open(uow):
-        yield Obstacle(f"{rejected} rejects are open", "consensus-orm rejects")
+        yield Obstacle(count(rejected, "reject is open", "rejects are open"), "consensus-orm rejects")
 
 
 def undecided_text(rows: int, phase: Phase) -> str:
     """The reason of an obstacle: rows that wait for a choice."""
     shadow = phase.truth.other
     return (
-        f"another program changed or deleted {rows} rows on the {shadow} side, which is not read:"
+        f"another program changed or deleted {count(rows, 'row')} on the {shadow} side, which is not read:"
         " take them over with reconcile --adopt, or put them back with reconcile --repair"
     )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from consensus_orm import errors
 from consensus_orm.databases import opening
-from consensus_orm.formats import moment
+from consensus_orm.formats import count, moment
 from consensus_orm.migration.details import Cell, RowDetail, of_mismatch
 from consensus_orm.report.charts import require_pygal
 from consensus_orm.report.facts import collect
@@ -205,7 +205,7 @@ def _cell(cell: Cell | None) -> str | None:
     """A value, or its type and size."""
     if cell is None:
         return None
-    return f"{cell.type}, {cell.bytes:,} bytes" if cell.value is None else cell.value
+    return f"{cell.type}, {count(cell.bytes, 'byte')}" if cell.value is None else cell.value
 
 
 # The server -----------------------------------------------------------------------------------------------

@@ -84,6 +84,26 @@ def test_every_page_is_shown_and_speaks_of_what_there_is() -> None:
     assert "the nearest one is phases" in one_line_of(call("docs", "phase", code=2))
 
 
+def test_a_search_finds_the_section_that_answers() -> None:
+    """Sections with all words are listed, titles first, also of what is made from the code; nothing found is exit 1."""
+    for words, topic, heading in (
+        ("rollback way back", "guarantees", "There is a way back from every step"),
+        ("gate_closed", "troubleshoot", "GATE_CLOSED"),
+        ("KEEP_VERIFY", "settings", "Settings"),
+        ("SOAK_DUAL_WRITE", "settings", "Settings"),
+    ):
+        found = json.loads(call("docs", "--search", words, "--json").stdout)
+        assert {"topic": topic, "heading": heading} in [{k: each[k] for k in ("topic", "heading")} for each in found]
+        text = call("docs", topic).stdout.lower()
+        assert all(each["line"].lower() in text for each in found if each["topic"] == topic), words
+    assert json.loads(call("docs", "--search", "gate_closed", "--json").stdout)[0]["heading"] == "GATE_CLOSED"
+    assert "back" in call("docs", "--search", "way back").stdout
+    assert json.loads(call("docs", "--search", "qwertz", "--json", code=1).stdout) == []
+    assert "no section has all of: qwertz" in call("docs", "--search", "qwertz", code=1).stdout
+    for wrong in (["phases", "--search", "gate"], ["--search", " "]):
+        call("docs", *wrong, code=2)
+
+
 def test_page_of_errors_has_every_error_with_its_remedy() -> None:
     """It is made from the errors themselves."""
     page = call("docs", "troubleshoot").stdout

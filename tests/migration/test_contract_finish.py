@@ -158,7 +158,7 @@ def test_an_open_reject_shuts_the_gate(store: ConsensusStore, database: Database
         "INSERT INTO consensus_orm_rejects (id, pair, key, table_name, reason, image, found_at, state)"
         " VALUES (900, 'artifacts', 900, 'consensus_artifacts', 'a test', '{}', 0, 'open')"
     )
-    with pytest.raises(GateClosedError, match="1 rejects are open"):
+    with pytest.raises(GateClosedError, match="1 reject is open"):
         store.migration.finish_contract(reason="a test")
 
 

@@ -131,13 +131,13 @@ def test_a_certificate_is_void_after_a_mismatch_or_reject(store: ConsensusStore,
     with store.unit_of_work() as uow:
         uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="c")
     database.heal()
-    refused(store, "1 mismatches are open; run: consensus-orm reconcile", **FORCED)
+    refused(store, "1 mismatch is open; run: consensus-orm reconcile", **FORCED)
     (found,) = store.migration.mismatches()
     store.migration.accept_mismatch(found.id, reason="known")
     refused(store, "a mismatch was found since the last verify", **FORCED)
     report = store.migration.verify()
     assert [(d.pair, d.key, d.kind) for d in report.differences] == [("artifacts", found.key, "missing_normalized")]
-    refused(store, "the last verify found 1 differing rows; run: consensus-orm reconcile", **FORCED)
+    refused(store, "the last verify found 1 differing row; run: consensus-orm reconcile", **FORCED)
     store.migration.reconcile()
     assert store.migration.verify().clean
     assert store.migration.advance() is Phase.CUTOVER

@@ -113,7 +113,7 @@ def test_one_that_arrives_later_is_a_reject_too(database: Database, side: Side, 
         assert report.compared == 3
         assert (report.differences, report.missed, report.rejects) == ((), (), 1)
         assert [(key, of) for key, of, _ in kept(database)] == [(None, table)]
-        with pytest.raises(GateClosedError, match="1 rejects are open"):
+        with pytest.raises(GateClosedError, match="1 reject is open"):
             store.migration.advance()
 
 
@@ -157,7 +157,7 @@ def test_a_key_of_another_kind_is_a_reject(new_database: Database, key: str) -> 
     new_database.script(TEXT_KEYS + rows)
     before = stored(new_database, "things_flat")
     with opened(new_database, BY_TEXT) as store:
-        with pytest.raises(GateClosedError, match="1 rejects are open"):
+        with pytest.raises(GateClosedError, match="1 reject is open"):
             store.migration.migrate(Phase.CONTRACT)
         assert len(stored(new_database, "things")) == 3
         accept(store)
@@ -173,7 +173,7 @@ def test_a_key_that_is_no_number_is_a_reject(new_database: Database, key: str) -
     new_database.script(NUMBERS["sqlite"] + f"INSERT INTO things_flat VALUES (1, 'a'), ({key}, 'b'), (2, 'c')")
     before = stored(new_database, "things_flat")
     with opened(new_database) as store:
-        with pytest.raises(GateClosedError, match="1 rejects are open"):
+        with pytest.raises(GateClosedError, match="1 reject is open"):
             store.migration.migrate(Phase.CONTRACT)
         with store.unit_of_work() as uow:
             assert uow.repository("things").add({"what": "d"}) == 3

@@ -11,6 +11,7 @@ from consensus_orm.errors import (
     InvalidValueError,
     MismatchError,
 )
+from consensus_orm.formats import count
 from consensus_orm.settings import OnMismatch
 from tests.migration.steps import BOTH, FORCED, Open, forward, ready, refused, write
 from tests.support.databases import FAIL, IGNORE, REFUSE, Database
@@ -188,9 +189,10 @@ def test_verify_names_what_differs(
     ready(store, Phase.DUAL_WRITE)
     before = database.legacy()
     database.unnoticed(damage)
-    (found,) = [d for d in store.migration.verify().differences if d.pair == pair]
+    differences = store.migration.verify().differences
+    (found,) = [d for d in differences if d.pair == pair]
     assert found.columns == (told,) if found.kind == "different" else (found.columns, found.kind) == ((), told)
-    refused(store, "differing rows; run: consensus-orm reconcile", **FORCED)
+    refused(store, f"{count(len(differences), 'differing row')}; run: consensus-orm reconcile", **FORCED)
     store.migration.reconcile()
     assert store.migration.verify().clean
     assert database.legacy() == database.normalized() == before

@@ -47,7 +47,7 @@ def test_a_row_that_cannot_be_carried_is_a_reject(
     (reject,) = store.migration.rejects()
     assert (reject.pair, reject.key, reject.table) == ("artifacts", integer_in_text, "consensus_artifacts")
     assert "type and bytes" in reject.reason
-    refused(store, "1 rejects are open; run: consensus-orm rejects", **FORCED)
+    refused(store, "1 reject is open; run: consensus-orm rejects", **FORCED)
     assert store.migration.resolve_reject(reject.id) is False
     with pytest.raises(InvalidValueError, match="reason"):
         store.migration.accept_reject(reject.id, reason=" ")

@@ -278,5 +278,5 @@ class Strict(Base):
 def test_rows_that_are_not_carried_are_named(check_moves: Callable[..., Any]) -> None:
     """A row that the normalized side cannot hold keeps a gate shut, which says why."""
     strict = Moves(Move(Flat, Strict, name="notes", key={Flat.id: Strict.id}, columns={Strict.text: Flat.body}))
-    with pytest.raises(AssertionError, match="the rows are not carried: 1 rejects are open"):
+    with pytest.raises(AssertionError, match="the rows are not carried: 1 reject is open"):
         check_moves(strict, fill=fill)
