@@ -56,8 +56,10 @@ def core(path: Path) -> Iterator[Write]:
 @contextmanager
 def core_both(path: Path) -> Iterator[Write]:
     """Both sides with Core in one transaction, the statements prebuilt, each row compared in type and value."""
-    old, run, new = ConsensusArtifact.__table__, ConsensusRun.__table__, AgentOutput.__table__
-    identity = {name: bindparam(name) for name in ("spec_id", "stage", "run_key")}
+    old: Any = ConsensusArtifact.__table__
+    run: Any = ConsensusRun.__table__
+    new: Any = AgentOutput.__table__
+    identity: dict[str, Any] = {name: bindparam(name) for name in ("spec_id", "stage", "run_key")}
     found = select(run.c.id).where(*(run.c[name] == value for name, value in identity.items())).scalar_subquery()
     add_run = insert_if_new(run).on_conflict_do_nothing()
     add_output = insert(new).values(run_id=found, output_timestamp=MILLISECONDS, created_at=CREATED, mirrored=True)
