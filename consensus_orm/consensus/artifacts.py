@@ -269,7 +269,7 @@ def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `add` in a row; inspect.Signature.bind takes 40 times as long for this (measured).
 
     Raises:
-        TypeError: It is no mapping, a field that is required is missing, or one is unknown.
+        TypeError: It is no moves, a field that is required is missing, or one is unknown.
     """
     given = dict(**row)
     if not _REQUIRED <= given.keys() <= _NAMES:
