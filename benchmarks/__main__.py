@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         report.plot(given.plot, [measured for _, measured in results])
     if given.check is None:
         return 0
-    lines = report.worse(found, json.loads(given.check.read_text(encoding="utf-8")))
+    lines = report.worse(found, json.loads(given.check.read_text(encoding="utf-8")), given.tolerance)
     print("\n" + ("\n".join(["Worse than before:", *lines]) if lines else "Nothing is worse than before."))
     return 1 if lines else 0
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="write what was measured to FILE", metavar="FILE")
     parser.add_argument("--plot", type=Path, help="draw the ratios to FILE (needs matplotlib)", metavar="FILE")
     parser.add_argument("--check", type=Path, help="fail where a ratio is worse than in FILE", metavar="FILE")
+    parser.add_argument("--tolerance", type=float, default=1.1, help="how much worse it may be (default %(default)s)")
     return parser
 
 

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ class Group:
         count: Operations in a round; None where each is the whole table.
         baseline: The case that is 1.0.
         targets: What is to be reached.
+        clock: What measures a round, in seconds: time, or the CPU time of this process.
     """
 
     title: str
@@ -147,6 +148,7 @@ class Group:
     count: int | None
     baseline: str
     targets: tuple[Target, ...] = ()
+    clock: Callable[[], float] = time.perf_counter
     cases: list[Case] = field(default_factory=list)
 
     def case(self, *parameters: Any) -> Callable[[Setup], Setup]:
@@ -166,6 +168,18 @@ class Group:
             return setup
 
         return register
+
+    def in_cpu_time(self, baseline: str, *names: str) -> Group:
+        """Some of the cases beside a baseline, measured by the CPU time of this process.
+
+        Other programs of the machine disturb it less than they disturb time. Their use of its caches still makes Python
+        slower than the copies of bytes that a raw driver spends its time on: compare Python with Python.
+        """
+        cases = [case for case in self.cases if case.name in (baseline, *names)]
+        there = {case.name for case in cases}
+        targets = tuple(each for each in self.targets if {each.case, each.than or each.case} <= there)
+        title = f"{self.title}, CPU time"
+        return replace(self, title=title, baseline=baseline, targets=targets, clock=time.process_time, cases=cases)
 
     def operations(self, bench: Bench) -> int:
         """Operations in one round."""
@@ -219,9 +233,9 @@ def run(group: Group, bench: Bench, rounds: int) -> Measured:
         for number in range(-1, rounds):
             for name, work in works.items():
                 gc.collect()
-                started = time.perf_counter()
+                started = group.clock()
                 extras = dict(work(number) or {})
-                seconds = extras.pop("seconds", time.perf_counter() - started)
+                seconds = extras.pop("seconds", group.clock() - started)
                 if number >= 0:
                     measured.seconds.setdefault(name, []).append(seconds / operations)
                     measured.extras.setdefault(name, []).append(extras)

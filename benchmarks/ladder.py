@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, bindparam, func, insert, select
+from sqlalchemy.dialects.sqlite import insert as insert_if_new
 from sqlalchemy.orm import Session
 
 from benchmarks.data import CREATED, MILLISECONDS, PRAGMAS, database, engine_on, filled
@@ -18,6 +19,7 @@ from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun
 __all__ = [
     "Write",
     "core",
+    "core_both",
     "django_orm",
     "laboratory_experiment",
     "launchdarkly_migrator",
@@ -47,6 +49,40 @@ def core(path: Path) -> Iterator[Write]:
         def write(rows: list[dict[str, Any]]) -> None:
             with engine.begin() as connection:
                 connection.execute(statement, [row | {"created_at": CREATED} for row in rows])
+
+        yield write
+
+
+@contextmanager
+def core_both(path: Path) -> Iterator[Write]:
+    """Both sides with Core in one transaction, the statements prebuilt, each row compared in type and value."""
+    old: Any = ConsensusArtifact.__table__
+    run: Any = ConsensusRun.__table__
+    new: Any = AgentOutput.__table__
+    identity: dict[str, Any] = {name: bindparam(name) for name in ("spec_id", "stage", "run_key")}
+    found = select(run.c.id).where(*(run.c[name] == value for name, value in identity.items())).scalar_subquery()
+    add_run = insert_if_new(run).on_conflict_do_nothing()
+    add_output = insert(new).values(run_id=found, output_timestamp=MILLISECONDS, created_at=CREATED, mirrored=True)
+    pairs = [(old.c[name], run.c[name]) for name in ("spec_id", "stage", "run_id")]
+    pairs += [(old.c[name], new.c[name]) for name in ("agent_name", "response_text", "created_at")]
+    pairs.append((old.c.content_json, new.c.content))
+    alike = [each for a, b in pairs for each in (func.typeof(a) == func.typeof(b), a.is_(b))]
+    compare = select(func.count()).select_from(new.join(run).join(old, old.c.id == new.c.id))
+    compare = compare.where(new.c.id == bindparam("key"), *alike)
+    with _engine(filled(path, Phase.EXPAND, 0)) as engine:
+
+        def write(rows: list[dict[str, Any]]) -> None:
+            with engine.begin() as connection:
+                for row in rows:
+                    given = {name: row[name] for name in ("spec_id", "stage")} | {"run_key": f"run:{row['run_id']}"}
+                    of_run = {"run_id": row["run_id"], "run_timestamp": MILLISECONDS, "consensus_ok": True}
+                    added = connection.execute(insert(old), row | {"created_at": CREATED})
+                    (key,) = added.inserted_primary_key or (None,)
+                    connection.execute(add_run, given | of_run | {"degraded": False})
+                    of_output = {"id": key, "agent_name": row["agent_name"], "content": row["content_json"]}
+                    connection.execute(add_output, given | of_output)
+                    if connection.scalar(compare, {"key": key}) != 1:
+                        raise AssertionError("the sides differ")
 
         yield write
 

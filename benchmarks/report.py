@@ -26,9 +26,6 @@ PACKAGES = (
     "Django",
     "sqlmodel",
 )
-TOLERANCE = 1.10
-"""A ratio may become so many times as large before it counts as worse."""
-
 OURS = (
     "ours",
     "own",
@@ -41,6 +38,9 @@ OURS = (
     "advance",
     "rollback",
     "write_",
+    "repository_",
+    "session_",
+    "telemetry",
     "read_",
     "memory",
 )
@@ -153,12 +153,13 @@ def as_json(results: list[tuple[str, Measured]], facts: dict[str, str], rows: in
     }
 
 
-def worse(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+def worse(now: dict[str, Any], before: dict[str, Any], tolerance: float) -> list[str]:
     """Our own cases whose ratio to the baseline is worse than in an earlier run, beyond tolerance and spread.
 
     Args:
         now: What `as_json` gives.
         before: What it gave earlier.
+        tolerance: A ratio may become so many times as large before it counts as worse.
 
     Returns:
         One line for each; groups and cases that only one run has are left out.
@@ -170,7 +171,7 @@ def worse(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
             if name == group["baseline"] or name not in earlier or not name.startswith(OURS):
                 continue
             new, old = Spread(**case["ratio"]), Spread(**earlier[name]["ratio"])
-            if new.median > old.median * TOLERANCE and new.low > old.high:
+            if new.median > old.median * tolerance and new.low > old.high:
                 found.append(f"{title}: {case['label']}: {_ratio(new).strip()}, was {_ratio(old).strip()}")
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,26 @@ def test_a_missing_peer_is_skipped_loudly(tmp_path: Path, capsys: pytest.Capture
 
 def test_worse_beyond_tolerance_and_spread_is_named() -> None:
     """A ratio half as large again counts as worse; so does only our own case, not that of a peer."""
-    (line,) = worse(found([1.5, 1.52, 1.54]), found([1.0, 1.01, 1.02]))
+    now, before = found([1.5, 1.52, 1.54]), found([1.0, 1.01, 1.02])
+    (line,) = worse(now, before, 1.1)
     assert "ours" in line
     assert "was" in line
+    assert worse(now, before, 1.6) == []
+
+
+def test_cpu_time_is_measured_of_the_cases_named(tmp_path: Path) -> None:
+    """A group in CPU time keeps its cases with the targets on them, beside another baseline; a wait costs nothing."""
+    group = measured({"raw": [], "ours": [], "peer": []}, Target("a", "ours", 1, "raw"), Target("b", "peer", 1, "raw"))
+
+    @group.group.case()
+    def waits(bench: Bench) -> Iterator[Work]:
+        """It waits."""
+        yield lambda round_: time.sleep(0.2)
+
+    chosen = group.group.in_cpu_time("peer", "waits")
+    assert ([case.name for case in chosen.cases], chosen.targets) == (["peer", "waits"], ())
+    assert [each.text for each in group.group.in_cpu_time("raw", "ours").targets] == ["a"]
+    assert run(chosen, Bench(tmp_path), rounds=1).seconds["waits"][0] < 0.1
 
 
 @pytest.mark.parametrize(
@@ -139,12 +157,12 @@ def test_worse_beyond_tolerance_and_spread_is_named() -> None:
 )
 def test_what_is_not_worse_passes(now: list[float], before: list[float]) -> None:
     """A ratio that moved less than tolerance or spread, or for the better, is no finding."""
-    assert worse(found(now), found(before)) == []
+    assert worse(found(now), found(before), 1.1) == []
 
 
 def test_cases_of_one_run_alone_are_left_out() -> None:
     """A case or group that the earlier run does not have is compared with nothing."""
-    assert worse(found([9.0, 9.0]), {"groups": {}}) == []
+    assert worse(found([9.0, 9.0]), {"groups": {}}, 1.1) == []
 
 
 def test_targets_compare_times_rates_and_extras() -> None:

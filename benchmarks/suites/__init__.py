@@ -23,6 +23,8 @@ NAMES = (
     "growth",
     "imports",
     "outbox",
+    "telemetry",
+    "ratios",
     "postgresql",
     "workers",
 )

@@ -20,11 +20,16 @@ WRITE = Group(
     count=WRITES,
     baseline="threads_1",
     targets=(
+        Target("one task that writes, to one thread", "tasks_1", 1.8, than="threads_1"),
         Target("longest the event loop came late while 100 tasks write, ms", "tasks_100", 20, extra="longest lag ms"),
     ),
 )
 READ = Group(
-    "reads of coroutines by id, phase 2, each in a unit of work", unit="read", count=READS, baseline="one_thread"
+    "reads of coroutines by id, phase 2, each in a unit of work",
+    unit="read",
+    count=READS,
+    baseline="one_thread",
+    targets=(Target("one task that reads, to one thread", "reading_tasks_1", 3.5, than="one_thread"),),
 )
 GROUPS = (WRITE, READ)
 

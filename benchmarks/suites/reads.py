@@ -68,10 +68,10 @@ OWN = Group(
         Target(
             "read by id, its own unit of work, to raw plus the record",
             "own_dual_write",
-            5,
+            3.5,
             than="raw_record_own_legacy",
         ),
-        Target("the same from the normalized side", "own_cutover", 5, than="raw_record_own_normalized"),
+        Target("the same from the normalized side", "own_cutover", 3.5, than="raw_record_own_normalized"),
     ),
 )
 LIST = Group(
@@ -88,6 +88,7 @@ LIST = Group(
             1.15,
             than="of_run_dual_write",
         ),
+        Target("list of a run in phase 1, to phase 4", "of_run_expand", 1.2, than="of_run_normalized"),
     ),
 )
 TWO = Group(

@@ -21,6 +21,9 @@ GROUP = Group(
     targets=(
         Target("compared write, phase 2, to a plain ORM write", "ours_dual_write", 1.3, than="plain_orm"),
         Target("compared write, phase 3, to a plain ORM write", "ours_cutover", 1.3, than="plain_orm"),
+        Target(
+            "compared write, phase 2, to prebuilt Core that compares, too", "ours_dual_write", 1.0, than="core_both"
+        ),
         Target("compared write, phase 2, to raw sqlite3 on both sides", "ours_dual_write", 2.5, than="raw_both"),
         Target("compared write, phase 3, to raw sqlite3 on both sides", "ours_cutover", 2.5, than="raw_both"),
     ),
@@ -74,6 +77,12 @@ def raw_both(bench: Bench) -> Iterator[Work]:
 def core(bench: Bench) -> Iterator[Work]:
     """SQLAlchemy Core, prebuilt, the legacy row"""
     yield from _each(bench, ladder.core, "core")
+
+
+@GROUP.case()
+def core_both(bench: Bench) -> Iterator[Work]:
+    """SQLAlchemy Core, prebuilt, both sides by hand, compared"""
+    yield from _each(bench, ladder.core_both, "core_both")
 
 
 @GROUP.case()

@@ -449,8 +449,7 @@ def _primary_key(entity: Any) -> Any:
 
 
 def _order_of_adding(entity: Any) -> int:
-    order: int = instance_state(entity).insert_order
-    return order
+    return instance_state(entity).insert_order or 0  # only what is not pending has none
 
 
 def _left_a_parent(row: changes.Written) -> bool:

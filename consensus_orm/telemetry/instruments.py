@@ -214,6 +214,10 @@ _OF: dict[type[Event], list[Instrument]] = {}
 for _instrument in INSTRUMENTS:
     _OF.setdefault(_instrument.of, []).append(_instrument)
 
+_FIELD_OF = {
+    name: FIELDS.get(name) or name.removeprefix("consensus_orm.") for i in INSTRUMENTS for name in i.attributes
+}
+
 
 def measure(event: Event, known: Attributes) -> Iterator[tuple[str, float, Attributes]]:
     """Measure an event.
@@ -232,7 +236,9 @@ def measure(event: Event, known: Attributes) -> Iterator[tuple[str, float, Attri
 
 
 def _field(event: Event, attribute: str) -> str:
-    value = getattr(event, FIELDS.get(attribute) or attribute.removeprefix("consensus_orm."))
+    value = getattr(event, _FIELD_OF[attribute])
+    if type(value) is str:
+        return value
     if isinstance(value, bool):
         return str(value).lower()
     return "" if value is None else str(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Histogram, Metric
@@ -32,13 +32,20 @@ class Metrics:
         self._store = store
         self._constants = constants(store.engine)
         self._metrics = {instrument.name: _metric(instrument) for instrument in INSTRUMENTS}
+        self._children: dict[tuple[str, ...], Callable[[float], object]] = {}
+        """What adds an amount, by instrument and values of attributes: `labels` checks them at each call."""
 
     def __call__(self, event: Event) -> None:
         """Measure an event."""
         for name, amount, attributes in measure(event, self._constants):
-            metric = self._metrics[name]
-            child = metric.labels(*attributes.values()) if attributes else metric
-            child.observe(amount) if isinstance(child, Histogram) else child.inc(amount)
+            key = (name, *attributes.values())
+            add = self._children.get(key) or self._children.setdefault(key, self._adding(*key))
+            add(amount)
+
+    def _adding(self, name: str, *values: str) -> Callable[[float], object]:
+        metric = self._metrics[name]
+        child = metric.labels(*values) if values else metric
+        return child.observe if isinstance(child, Histogram) else child.inc
 
     def describe(self) -> Iterator[Metric]:
         """List the metrics without reading any, so that a registry refuses two of the same name."""
