@@ -121,7 +121,9 @@ def _file_url(url: URL) -> URL:
             hint="leave it out; pragmas are settings, and reading alone is unit_of_work(read_only=True)",
         )
     if (driver := url.drivername.partition("+")[2]) not in ("", *SQLITE_DRIVERS):
-        raise errors.ConfigurationError(f"files of {driver!r:.40} are not supported", hint="give a path or sqlite:///PATH")
+        raise errors.ConfigurationError(
+            f"files of {driver!r:.40} are not supported", hint="give a path or sqlite:///PATH"
+        )
     path = path if path == MEMORY else str(files.resolved(path))
     return url.set(drivername="sqlite", database=path, query={})
 

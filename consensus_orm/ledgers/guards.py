@@ -175,9 +175,7 @@ def _of_table(
     return flaws
 
 
-def _missing(
-    uow: Transaction, name: str, side: Side, standing: dict[tuple[str, str, str], Standing]
-) -> Flaw | None:
+def _missing(uow: Transaction, name: str, side: Side, standing: dict[tuple[str, str, str], Standing]) -> Flaw | None:
     found = _relation(standing, name)
     if found is not None and found.kind == "table":
         return None

@@ -130,7 +130,9 @@ def collect(
     there = uow.catalog.tables(uow)
     flaws = guards.look(uow) if current else []
     if not uow.prepared and state.TABLE in there:
-        flaws = [guards.Flaw(f"{state.TABLE} is empty: a copy is not finished, or a program deleted its row", guards.RESTORE)]
+        flaws = [
+            guards.Flaw(f"{state.TABLE} is empty: a copy is not finished, or a program deleted its row", guards.RESTORE)
+        ]
     # At CONTRACT there is no gate any more, but the phase still has guards.
     obstacles = [Obstacle(flaw.text, flaw.command) for flaw in flaws]
     if outdated:

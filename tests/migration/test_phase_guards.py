@@ -342,7 +342,9 @@ def test_other_things_in_the_place_of_a_table(store: ConsensusStore, database: D
     database.script("DROP TABLE consensus_artifacts; CREATE VIRTUAL TABLE consensus_artifacts USING fts5(id)")
     write(store)
     assert "and a virtual table has its name" in store.migration.status().guards[0]
-    database.script("DROP TABLE consensus_artifacts; DROP VIEW consensus_orm_guarded; CREATE TABLE consensus_orm_guarded(n)")
+    database.script(
+        "DROP TABLE consensus_artifacts; DROP VIEW consensus_orm_guarded; CREATE TABLE consensus_orm_guarded(n)"
+    )
     with pytest.raises(MigrationError, match="has the name consensus_orm_guarded"):
         store.migration.reconcile(rebuild="legacy")
     database.script("DROP TABLE consensus_orm_guarded")
