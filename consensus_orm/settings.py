@@ -227,8 +227,8 @@ class Settings(BaseSettings):
     """How often the keeper vacuums; 0 never."""
     keep_health: Duration = timedelta(minutes=1)
     """How often the keeper checks the health of the database, and whether it is paused."""
-    keep_lease: Wait = timedelta(minutes=2)
-    """How long a keeper that was killed keeps others out."""
+    keep_lease: Annotated[Wait, Field(ge=timedelta(seconds=1))] = timedelta(minutes=2)
+    """How long a keeper that was killed keeps others out; a second or more, or two of them would act at once."""
 
     clock: Callable[[], datetime] = Field(default=utc_now, exclude=True, repr=False)
     """Gives the time; for tests."""

@@ -95,6 +95,7 @@ def test_a_wrong_value_is_one_clear_error(
 
 HOSTILE: list[dict[str, Any]] = [
     {"pool_size": 0},
+    {"keep_lease": 0},
     {"pool_size": "secret"},
     {"pool_sise": 3},
     {"clock": "secret"},

@@ -56,6 +56,7 @@ __all__ = [
     "on_event_option",
     "phase_argument",
     "table_option",
+    "whole_number",
     "without_password",
 ]
 
@@ -462,12 +463,18 @@ class NumbersType(click.ParamType):  # type: ignore[type-arg]  # as above
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | range:
         """Read a number or a range."""
-        first, dash, last = str(value).partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)) or int(first) < 1:
+        low, dash, high = str(value).partition("-")
+        first, last = whole_number(low), whole_number(high if dash else low)
+        if not first or last is None:
             self.fail(f"{value!r:.40} is neither a number nor a range such as 3-12", param, ctx)
-        if dash and int(last) < int(first):
+        if last < first:
             self.fail(f"{value!r:.40} ends before it begins", param, ctx)
-        return range(int(first), int(last) + 1) if dash else int(first)
+        return range(first, last + 1) if dash else first
+
+
+def whole_number(text: str) -> int | None:
+    """The number in a text; None where it is not one, or one that no database holds (`int` fails above 4300 digits)."""
+    return int(text) if text.isdecimal() and len(text) < len(str(2**63)) else None
 
 
 class WaitType(click.ParamType):  # type: ignore[type-arg]  # as above

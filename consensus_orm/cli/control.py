@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.app import App, app_command, json_option, main, whole_number
 from consensus_orm.cli.output import say, show_json
 from consensus_orm.formats import moment
 
@@ -51,9 +51,9 @@ class _Rate(click.ParamType):  # type: ignore[type-arg]  # older releases of cli
         """Read a rate; 0 is none."""
         if str(value).lower() == "off":
             return 0
-        if not str(value).isdecimal() or int(value) < 1:
+        if not (rate := whole_number(str(value))):
             self.fail(f"{value!r:.40} is neither a number of rows a second nor `off`", param, ctx)
-        return int(value)
+        return rate
 
 
 @main.command(examples=["throttle 500", "throttle off"])

@@ -287,7 +287,7 @@ class Transaction(ABC):
         if self._phase is None:
             raise errors.SchemaOutdatedError(
                 f"{self.engine.url.database} has not been prepared yet, or is a copy that is not finished",
-                hint="run: consensus-orm upgrade; where that does not help, finish the copy, or, where another program has"
+                hint="run: consensus-orm upgrade; where that does not help, finish the copy; where another program has"
                 " emptied consensus_orm_state, run: consensus-orm restore BACKUP",
             )
         return self._phase

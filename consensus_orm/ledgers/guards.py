@@ -96,8 +96,8 @@ def _of_record(uow: Transaction) -> list[Flaw]:
         unknown = Flaw(f"what guards {uow.phase.name} was never recorded", UPGRADE)
         if installed and uow.phase.has_legacy:
             return [unknown]
-        names = tables_of(uow.statements.moves, Side.LEGACY) if uow.phase.has_legacy else ()
-        missing = (_missing(uow, name, Side.LEGACY, standing) for name in names)
+        legacy = tables_of(uow.statements.moves, Side.LEGACY) if uow.phase.has_legacy else []
+        missing = (_missing(uow, name, Side.LEGACY, standing) for name in legacy)
         return [*(flaw for flaw in missing if flaw is not None), *_of_signs(uow, known, standing)]
     flaws = [*_under_way(uow), *gone, *_of_signs(uow, known, standing)]
     for table in (r for r in known if r.kind == "table"):
