@@ -143,6 +143,7 @@ def _campaign(asked: argparse.Namespace) -> int:
         files = [file for file in files if not LEFT_OUT.match(file)]
     marks = "not packaging and not soak" if asked.long else SHORT
     tests = _statistics(files, marks, asked.jobs)
+    _leave_alone()
     mutants = [one for path in _modules() for one in _mutants(path)]
     asked_for = [one for one in mutants if not asked.modules or one.module in asked.modules]
     sample = _sample(asked_for, asked.mutants, asked.seed)
@@ -153,6 +154,14 @@ def _campaign(asked: argparse.Namespace) -> int:
     _tell(asked_for, sample, judge.equivalent, judge.left)
     print(f"\n{share:.1%} of {len(sample)} are killed or equivalent")
     return 0 if share >= asked.share else 1
+
+
+def _leave_alone() -> None:
+    """Keep the package from checking the arguments of mutants: their names look like those of public methods."""
+    path, before = Path("consensus_orm/validation.py"), 'if not name.startswith("_")'
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, 'if not name.startswith(("_", "xǁ"))'), encoding="utf-8")
 
 
 def _modules() -> list[Path]:
