@@ -177,7 +177,9 @@ def _functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef, list[str]]]:
     text = path.read_text(encoding="utf-8")
     lines = text.split("\n")
     tree = ast.parse(text)
-    for parent in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))):
+    parents: list[ast.Module | ast.ClassDef] = [tree]
+    parents += [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for parent in parents:
         prefix = f"xǁ{parent.name}ǁ" if isinstance(parent, ast.ClassDef) else "x_"
         for node in parent.body:
             if isinstance(node, ast.FunctionDef):
@@ -245,7 +247,7 @@ class Lines:
     def __init__(self) -> None:
         self.coverage = coverage.Coverage(data_file=None, config_file=False, include=[*map(str, _modules())])
         self.coverage.start()
-        self.seconds: Counter[str] = Counter()
+        self.seconds = defaultdict[str, float](float)
         self.failed: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)

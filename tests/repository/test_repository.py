@@ -284,8 +284,9 @@ def test_names_and_values_of_others_are_refused(store: Store) -> None:
         assert refused.value.facts.get("field", *wrong) in wrong  # a server does not say which value it was
     with store.unit_of_work() as uow:
         products = uow.repository("products")
-        with pytest.raises(InvalidValueError, match="key of the row"):
+        with pytest.raises(InvalidValueError, match="key of the row") as changed:
             products.update(key, {"no": key + 1})
+        assert changed.value.facts["field"] == "no"
         with pytest.raises(InvalidValueError, match="which rows"):
             products.delete({})
         assert products.count() == 3
