@@ -143,6 +143,7 @@ def _campaign(asked: argparse.Namespace) -> int:
         files = [file for file in files if not LEFT_OUT.match(file)]
     marks = "not packaging and not soak" if asked.long else SHORT
     tests = _statistics(files, marks, asked.jobs)
+    _leave_alone()
     mutants = [one for path in _modules() for one in _mutants(path)]
     asked_for = [one for one in mutants if not asked.modules or one.module in asked.modules]
     sample = _sample(asked_for, asked.mutants, asked.seed)
@@ -153,6 +154,14 @@ def _campaign(asked: argparse.Namespace) -> int:
     _tell(asked_for, sample, judge.equivalent, judge.left)
     print(f"\n{share:.1%} of {len(sample)} are killed or equivalent")
     return 0 if share >= asked.share else 1
+
+
+def _leave_alone() -> None:
+    """Keep the package from checking the arguments of mutants: their names look like those of public methods."""
+    path, before = Path("consensus_orm/validation.py"), 'if not name.startswith("_")'
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, 'if not name.startswith(("_", "xǁ"))'), encoding="utf-8")
 
 
 def _modules() -> list[Path]:
@@ -168,7 +177,9 @@ def _functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef, list[str]]]:
     text = path.read_text(encoding="utf-8")
     lines = text.split("\n")
     tree = ast.parse(text)
-    for parent in (tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))):
+    parents: list[ast.Module | ast.ClassDef] = [tree]
+    parents += [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for parent in parents:
         prefix = f"xǁ{parent.name}ǁ" if isinstance(parent, ast.ClassDef) else "x_"
         for node in parent.body:
             if isinstance(node, ast.FunctionDef):
@@ -236,7 +247,7 @@ class Lines:
     def __init__(self) -> None:
         self.coverage = coverage.Coverage(data_file=None, config_file=False, include=[*map(str, _modules())])
         self.coverage.start()
-        self.seconds: Counter[str] = Counter()
+        self.seconds = defaultdict[str, float](float)
         self.failed: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)

@@ -63,9 +63,9 @@ def write_on(turns: Turns, until: Callable[[], bool]) -> int:
     raise AssertionError
 
 
-def taken_before_the_other(stint: float) -> int:
+def taken_before_the_other(*stint: float) -> int:
     """How often a thread that comes back at once takes the permit while another one waits for it."""
-    turns, served = Turns(1, stint), list[int]()
+    turns, served = Turns(1, *stint), list[int]()
     write_on(turns, iter([False, True]).__next__)  # it is known by now for one that comes back
     assert turns.acquire(0)
     threads = start_waiting(turns, 1, served)
@@ -78,7 +78,7 @@ def taken_before_the_other(stint: float) -> int:
 def test_a_thread_that_comes_back_at_once_goes_on_for_a_stint(monkeypatch: pytest.MonkeyPatch) -> None:
     """While another one waits it is served several times, and then the other one is; without a stint it is not."""
     monkeypatch.setattr("consensus_orm.databases.fair_queue.AT_ONCE", 60)
-    assert {taken_before_the_other(0) for _ in range(10)} == {0}
+    assert {taken_before_the_other() for _ in range(10)} == {0}
     started = time.monotonic()
     assert max(taken_before_the_other(0.5) for _ in range(10)) > 1
     assert time.monotonic() - started < 30, "the other one waits no longer than the stint"

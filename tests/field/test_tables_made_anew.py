@@ -87,6 +87,9 @@ def test_a_backup_is_made_first_and_named(name: str, path: Path) -> None:
     (backup,) = path.parent.glob("*.before-upgrade-*")
     assert f"backup: {backup}" in told.splitlines()
     assert (oracle.everything(backup), oracle.user_version(backup)) == before
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        audited = connection.execute("SELECT detail FROM consensus_orm_history WHERE action = 'backup'").fetchall()
+    assert [str(backup) in detail for (detail,) in audited] == [True]
     with pytest.raises(NewerDatabaseError):
         FinalBuild(path).store_artifact("S", "plan", "gemini", "{}")
     assert json.loads(call(path, "upgrade", "--yes", "--json").stdout)["backup"] is None

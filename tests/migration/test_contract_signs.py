@@ -215,6 +215,8 @@ def test_a_table_that_came_back_is_named_and_adopted(store: ConsensusStore, data
         assert json.loads(image)["id"][1] == str(key).encode().hex().upper()
         assert cause.startswith("its id was given before")
     assert views(database) == list(LEGACY)
+    told = database.rows_of("SELECT detail FROM consensus_orm_history WHERE action = 'adopt table'")
+    assert {json.loads(detail)["table"] for (detail,) in told} == {"consensus_artifacts"}
     assert store.migration.status().guards == []
     assert store.migration.verify().clean
     assert write(store, "next") > max(int(bytes.fromhex(row[0][1])) for row in database.normalized()["artifacts"][:-1])

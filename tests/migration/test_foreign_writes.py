@@ -428,6 +428,22 @@ def test_what_putting_back_replaces_is_kept(store: ConsensusStore, database: Dat
     assert [row.key for row in reconciled(store).undecided] == [2]
 
 
+def test_what_a_unit_of_work_deletes_is_kept_as_another_program_wrote_it(
+    store: ConsensusStore, database: Database
+) -> None:
+    """The unit of work decides: what the other program wrote is an image, and what was open of the row is settled."""
+    bring(store, Phase.DUAL_WRITE)
+    database.script("UPDATE agent_outputs SET content = 'theirs' WHERE id = 1")
+    assert [row.key for row in reconciled(store).undecided] == [1]
+    ((spec, stage),) = database.rows_of("SELECT spec_id, stage FROM consensus_artifacts WHERE id = 1")
+    with store.unit_of_work() as uow:
+        assert uow.artifacts.delete(spec_id=spec, stage=stage) > 0
+    cause = "a unit of work deleted it"
+    assert database.rows_of("SELECT state, note FROM consensus_orm_mismatches") == [("repaired", cause)]
+    kept = f"SELECT {database.key}, side, cause FROM consensus_orm_images"
+    assert database.rows_of(kept) == [(1, "normalized", cause)]
+
+
 def test_an_entry_shows_its_row_as_each_side_has_it(store: ConsensusStore, database: Database) -> None:
     """Columns that differ are marked, in their parents too, under the names of an image; contents only when asked."""
     bring(store, Phase.DUAL_WRITE)

@@ -98,6 +98,16 @@ def test_a_throttled_step_keeps_to_its_rate(running: ConsensusStore, database: D
     assert carried(database) >= ROWS
 
 
+def test_each_order_is_in_the_history(store: ConsensusStore, database: Database) -> None:
+    """What an operator asked for, with its value and its reason, in the words of the commands."""
+    store.migration.upgrade()
+    store.migration.pause(reason="lunch")
+    store.migration.throttle(7)
+    entries = database.rows_of("SELECT action, reason, detail FROM consensus_orm_history ORDER BY id")[-2:]
+    told = [(action, reason, json.loads(detail or "{}").get("rows_per_second")) for action, reason, detail in entries]
+    assert told == [("pause", "lunch", None), ("throttle", None, 7)]
+
+
 def test_while_a_hold_stands_no_phase_changes(store: ConsensusStore, database: Database) -> None:
     """Neither forward, not even by force, nor back; the gate says why and what releases it; then both go."""
     ready(store, Phase.DUAL_WRITE)

@@ -60,6 +60,26 @@ def test_progress_of_a_verify_is_that_of_each_pair(database: Database) -> None:
     assert sum(seen.total for seen in last.values()) == report.legacy_rows + report.normalized_rows
 
 
+def test_what_a_verify_finds_is_recorded_as_its_own(database: Database) -> None:
+    """A mismatch says what found it, so that an operator can tell a write that went wrong from one past the package."""
+    with ConsensusStore.open(database.where, settings=SETTINGS) as store:
+        store.migration.migrate(Phase.DUAL_WRITE)
+        store.migration.backfill()
+        database.unnoticed("UPDATE agent_outputs SET content = 'damaged' WHERE id = 1")
+        assert not store.migration.verify().clean
+    found = database.rows_of("SELECT column_name, state, found_by FROM consensus_orm_mismatches")
+    assert found == [("content", "confirmed", "verify")]
+
+
+def test_the_largest_number_there_is_shuts_the_gate(database: Database) -> None:
+    """No row could be added after such an id, whatever the phase: the gate names the column before a step is taken."""
+    database.script(FOREIGN.replace("(spec_id", "(id, spec_id").replace("('F'", f"({2**63 - 1}, 'F'"))
+    with ConsensusStore.open(database.where, settings=SETTINGS) as store:
+        store.migration.upgrade()
+        (why,) = [text for text in store.migration.status().gate if str(2**63 - 1) in text]
+    assert why.startswith("column id of consensus_artifacts has reached")
+
+
 def test_what_the_backfill_has_not_come_to_is_nobodys_mistake(database: Database) -> None:
     """A verify before the backfill is not clean, opens no gate, and leaves no mismatch behind."""
     with ConsensusStore.open(database.where, settings=SETTINGS) as store:

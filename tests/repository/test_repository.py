@@ -238,6 +238,9 @@ def test_pages_follow_each_other(new_database: Database, store: Store) -> None:
                     pages += [row.no for row in page]
                     after = pages[-1]
                 assert pages == (whole[::-1] if oldest_first else whole)
+            page, count = products.list_and_count({"size": None}, limit=2)
+            assert ([row.no for row in page], count) == (whole[:2], len(whole))
+            assert [row.no for row in products.iterate({"size": None}, oldest_first=True)] == whole[::-1]
             assert [row.no for row in products.get_many([keys[3], 10**6, keys[0]])] == [keys[3], keys[0]]
             assert products.count({"price": None}) == len(whole) - 1
             assert products.distinct("price") in ([None, Decimal("1.10")], [Decimal("1.10"), None])
@@ -281,8 +284,9 @@ def test_names_and_values_of_others_are_refused(store: Store) -> None:
         assert refused.value.facts.get("field", *wrong) in wrong  # a server does not say which value it was
     with store.unit_of_work() as uow:
         products = uow.repository("products")
-        with pytest.raises(InvalidValueError, match="key of the row"):
+        with pytest.raises(InvalidValueError, match="key of the row") as changed:
             products.update(key, {"no": key + 1})
+        assert changed.value.facts["field"] == "no"
         with pytest.raises(InvalidValueError, match="which rows"):
             products.delete({})
         assert products.count() == 3
