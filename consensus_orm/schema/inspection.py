@@ -37,7 +37,7 @@ VERSION_TABLE = f"{PREFIX}version"
 
 REVISIONS = (
     "0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012", "0013",
-    "0014", "0016",
+    "0014", "0015",
 )  # fmt: skip
 """The revisions this program knows, oldest first: a store opens without importing alembic."""
 
