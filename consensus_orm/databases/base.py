@@ -451,8 +451,14 @@ class Catalog(ABC):
         """Bytes of the tables with their indexes; empty if SQLite was built without dbstat."""
 
     @abstractmethod
-    def columns(self, uow: Transaction, table: str) -> set[str]:
-        """Names of the columns of a table."""
+    def columns(self, uow: Transaction, table: str, *, computed: bool = False) -> set[str]:
+        """Names of the columns of a table.
+
+        Args:
+            uow: Whose connection is asked.
+            table: The table.
+            computed: Columns that SQLite computes, too; a server names them in any case.
+        """
 
     @staticmethod
     @abstractmethod

@@ -228,7 +228,7 @@ def lacking_columns(uow: Transaction, side: Side) -> dict[str, list[str]]:
     there = {name.lower() for name in uow.catalog.tables(uow)}
     found = {}
     for table in (table for table in needed if table.lower() in there):
-        has = {name.lower() for name in uow.catalog.columns(uow, table)}
+        has = {name.lower() for name in uow.catalog.columns(uow, table, computed=True)}
         if missing := sorted(name for name in needed[table] if name.lower() not in has):
             found[table] = missing
     return found

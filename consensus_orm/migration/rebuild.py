@@ -246,7 +246,7 @@ def _require_columns(uow: UnitOfWork, plan: _Plan) -> None:
     moves = uow.statements.moves
     models = [pair.legacy_table for pair in moves.of_tables(Side.LEGACY)] + guard_record.normalized_tables(moves)
     for table in (table for table in models if table.name in plan.tables):
-        there = {name.lower() for name in uow.catalog.columns(uow, table.name)}
+        there = {name.lower() for name in uow.catalog.columns(uow, table.name, computed=True)}
         if missing := [c.name for c in table.columns if c.name.lower() not in there]:
             raise errors.MigrationError(
                 f"{table.name}, which another program made or changed, has no column {missing[0]!r:.60}",

@@ -175,7 +175,7 @@ def _try_out(uow: UnitOfWork) -> None:
     """
     uow._execute("SAVEPOINT tried_out")
     for pair in uow.statements.moves:
-        there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
+        there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name, computed=True)}
         needed = {*pair.legacy_columns, *pair.only[Side.LEGACY]}
         needed |= {name for row in saved_rows(uow) if row.table == pair.legacy_name for name in row.cells}
         if any(name.lower() not in there for name in needed):

@@ -18,7 +18,7 @@ class Base(DeclarativeBase):
 
 
 class Old(Base):
-    __tablename__ = "old"
+    __tablename__ = "olds"
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     kind: Mapped[int] = mapped_column(BIG)
     a: Mapped[int] = mapped_column(BIG)
@@ -26,7 +26,7 @@ class Old(Base):
 
 
 class New(Base):
-    __tablename__ = "new"
+    __tablename__ = "news"
     id: Mapped[int] = mapped_column(BIG, primary_key=True)
     kind: Mapped[str | None] = mapped_column(Text)
     a: Mapped[str] = mapped_column(Text)
@@ -49,11 +49,11 @@ def test_no_comparison_hides_another_one(new_database: Database) -> None:
     engine = create_engine(parse_url(new_database.where))
     Base.metadata.create_all(engine)
     engine.dispose()
-    new_database.script("INSERT INTO old VALUES (1, 9, 0, 't'), (2, 0, 9, 't'), (3, 0, 0, 't')")
+    new_database.script("INSERT INTO olds VALUES (1, 9, 0, 't'), (2, 0, 9, 't'), (3, 0, 0, 't')")
     with Store.open(new_database.where, moves=MOVES, settings=SETTINGS) as store:
         store.upgrade()
         store.migration.advance()
         store.migration.backfill()
         assert sorted(each.key for each in store.migration.rejects()) == [1, 2]
-        new_database.unnoticed("UPDATE new SET a = 'other' WHERE id = 3")
+        new_database.unnoticed("UPDATE news SET a = 'other' WHERE id = 3")
         assert [each.key for each in store.migration.verify().differences] == [3]

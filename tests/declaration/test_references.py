@@ -298,19 +298,19 @@ def declared(
 ) -> Moves:
     """Moves of two tables that refer to themselves."""
     action = dict(own)
-    to = action.pop("to", "new.id")
+    to = action.pop("to", "news.id")
 
     class Own(DeclarativeBase):
         pass
 
     class Old(Own):
-        __tablename__ = "old"
+        __tablename__ = "olds"
         id: Mapped[int] = mapped_column(BIG, primary_key=True)
-        up: Mapped[int | None] = mapped_column(ForeignKey("old.id", **legacy))
+        up: Mapped[int | None] = mapped_column(ForeignKey("olds.id", **legacy))
         by: Mapped[int | None] = mapped_column(BIG)
 
     class New(Own):
-        __tablename__ = "new"
+        __tablename__ = "news"
         id: Mapped[int] = mapped_column(BIG, primary_key=True)
         code: Mapped[int | None] = mapped_column(BIG, unique=True)
         kind: Mapped[str | None] = mapped_column(Text)
@@ -318,8 +318,8 @@ def declared(
 
     class Beside(Own):
         __tablename__ = "beside"
-        id: Mapped[int] = mapped_column(ForeignKey("new.id"), primary_key=True)
-        by: Mapped[int | None] = mapped_column(ForeignKey("new.id") if part else BIG)
+        id: Mapped[int] = mapped_column(ForeignKey("news.id"), primary_key=True)
+        by: Mapped[int | None] = mapped_column(ForeignKey("news.id") if part else BIG)
 
     parts = [Part(Beside, by=Beside.id, columns={Beside.by: Old.by})]
     constants = {New.kind: "a"} if only else {}
@@ -330,13 +330,13 @@ def declared(
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "up of new refers to new itself, by other columns than the key of the move: id": {"own": {"to": "new.code"}},
-    "up of old refers to old itself, and up is not carried as it is": {"rule": lambda up: Default(up, 0)},
-    "up of new refers to new itself, and cannot be NULL": {"other": {"nullable": False}},
-    "up of new refers to new itself, and its rows are selected by a constant": {"only": True},
-    "up of old refers to old itself, ON DELETE RESTRICT": {"legacy": {"ondelete": "RESTRICT"}},
-    "up of old refers to is deleted or gets another key with another effect": {"own": {"ondelete": "CASCADE"}},
-    "beside.by of a part refers to other rows of new": {"part": True},
+    "up of news refers to news itself, by other columns than the key of the move: id": {"own": {"to": "news.code"}},
+    "up of olds refers to olds itself, and up is not carried as it is": {"rule": lambda up: Default(up, 0)},
+    "up of news refers to news itself, and cannot be NULL": {"other": {"nullable": False}},
+    "up of news refers to news itself, and its rows are selected by a constant": {"only": True},
+    "up of olds refers to olds itself, ON DELETE RESTRICT": {"legacy": {"ondelete": "RESTRICT"}},
+    "up of olds refers to is deleted or gets another key with another effect": {"own": {"ondelete": "CASCADE"}},
+    "beside.by of a part refers to other rows of news": {"part": True},
 }
 
 

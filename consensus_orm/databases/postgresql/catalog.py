@@ -156,7 +156,7 @@ class PostgresCatalog(Catalog):
         sql = "SELECT lower(relname), pg_total_relation_size(oid) FROM pg_class WHERE relkind = 'r'"
         return dict(uow._rows(f"{sql} AND pg_table_is_visible(oid)"))
 
-    def columns(self, uow: Transaction, table: str) -> set[str]:
+    def columns(self, uow: Transaction, table: str, *, computed: bool = False) -> set[str]:
         """Names of the columns of a table."""
         sql = (
             "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(:name))"

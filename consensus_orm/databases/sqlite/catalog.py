@@ -72,9 +72,10 @@ class SQLiteCatalog(Catalog):
         except errors.StorageError:
             return {}
 
-    def columns(self, uow: Transaction, table: str) -> set[str]:
+    def columns(self, uow: Transaction, table: str, *, computed: bool = False) -> set[str]:
         """Names of the columns of a table."""
-        return {name for (name,) in uow._rows("SELECT name FROM pragma_table_info(?)", (table,))}
+        every = "SELECT name FROM pragma_table_xinfo(?) WHERE hidden <> 1"  # 1 are those of a virtual table
+        return {name for (name,) in uow._rows(every if computed else "SELECT name FROM pragma_table_info(?)", (table,))}
 
     def reads(self, uow: Transaction) -> list[ReadCounter]:
         """Nothing: SQLite does not count."""

@@ -204,7 +204,7 @@ class SQLiteLegacyTables(LegacyTables):
 
     def _is_whole(self, uow: Transaction, pair: Move) -> bool:
         """Whether a table has its declared columns; if another program dropped one, the saved definition is better."""
-        there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name)}
+        there = {name.lower() for name in uow.catalog.columns(uow, pair.legacy_name, computed=True)}
         return there.issuperset(name.lower() for name in pair.legacy_columns)
 
     def make_again(self, uow: Transaction, pair: Move) -> None:
