@@ -28,8 +28,11 @@ pytest_plugins = ["pytester"]
 KINDS = ("sqlite", "postgresql")
 SETTINGS = Settings()
 IN_SHORT = (
-    *(f"tests/{name}/" for name in ("consensus", "declaration", "repository", "statements", "unit_of_work")),
+    *(f"tests/{name}/" for name in ("declaration/gallery", "repository", "statements", "unit_of_work")),
+    "tests/consensus/test_artifacts",
+    "tests/consensus/test_syntheses",
     "tests/databases/test_",
+    "tests/declaration/test_constants",
     "tests/test_acceptance",
 )
 """Where the tests of PostgreSQL are that run without the long ones."""

@@ -218,6 +218,15 @@ def test_a_side_that_is_written_no_more_is_refused(store: ConsensusStore, name: 
 
 
 @pytest.mark.parametrize(
+    "every_phase",
+    [
+        "DUAL_WRITE",
+        "NORMALIZED",
+        *(pytest.param(of, marks=pytest.mark.long) for of in ("EXPAND", "CUTOVER", "CONTRACT")),
+    ],
+    indirect=True,
+)
+@pytest.mark.parametrize(
     "name",
     [
         "bulk_save",

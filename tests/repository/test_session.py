@@ -6,9 +6,11 @@ both sides hold is judged by raw SQL.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from consensus_orm.testing.plugin import QueryCounter
 from consensus_orm.testing.sinks import MemorySink
+from tests.support import databases
 from tests.support.databases import Database
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0)
@@ -154,27 +157,46 @@ class World:
         return old
 
 
-@pytest.fixture
-def begun(new_database: Database, tmp_path: Path) -> Iterator[World]:
-    """Two persons with orders, at EXPAND; the last ids stay in use, as nobody's autoincrement would keep them."""
-    engine = create_engine(parse_url(new_database.where))
+def at_a_phase(where: str | Path, phase: Phase) -> None:
+    """Two persons with orders; the last ids stay in use, as nobody's autoincrement would keep them."""
+    engine = create_engine(parse_url(where))
     Base.metadata.create_all(engine)
     with Session(engine) as session, session.begin():
         session.add(Person(name="Ada", city="Bern", orders=[Order(what="tea"), Order(what="ink")]))
         session.add(Person(name="Bob", city="Bern", orders=[Order(what="cup")]))
     engine.dispose()
-    settings = SETTINGS.model_copy(update={"backup_dir": tmp_path})
-    with Store.open(new_database.where, moves=MOVES, settings=settings) as store:
+    with Store.open(where, moves=MOVES, settings=SETTINGS) as store:
         store.upgrade()
-        yield World(store, new_database)
+        store.migration.migrate(phase, soak=False)
+        if phase.compares:
+            store.migration.backfill()
+
+
+@contextlib.contextmanager
+def world_in(phase: Phase, kind: str, tmp_path: Path, templates: pytest.TempPathFactory) -> Iterator[World]:
+    settings = SETTINGS.model_copy(update={"backup_dir": tmp_path})
+    name, build = f"persons_{phase.name.lower()}", partial(at_a_phase, phase=phase)
+    with (
+        databases.copied(kind, name, build, tmp_path / "new.db", templates.getbasetemp()) as database,
+        Store.open(database.where, moves=MOVES, settings=settings) as store,
+    ):
+        yield World(store, database)
+
+
+@pytest.fixture
+def begun(kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Two persons with orders, at EXPAND."""
+    with world_in(Phase.EXPAND, kind, tmp_path, tmp_path_factory) as world:
+        yield world
 
 
 @pytest.fixture(params=[Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda phase: phase.name)
-def world(begun: World, request: pytest.FixtureRequest) -> World:
+def world(
+    kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[World]:
     """The same where both sides are written."""
-    begun.store.migration.migrate(request.param, soak=False)
-    begun.store.migration.backfill()
-    return begun
+    with world_in(request.param, kind, tmp_path, tmp_path_factory) as world:
+        yield world
 
 
 def add_old(session: Session) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sqlite3
 import threading
 import time
@@ -26,8 +27,8 @@ from tests.support import oracle, oracle_of_servers
 from tests.support.oracle import Row
 
 __all__ = [
-    "FAIL", "IGNORE", "REFUSE", "Database", "File", "ServerDatabase", "at", "behind", "build_legacy", "holds",
-    "made",
+    "FAIL", "IGNORE", "REFUSE", "Database", "File", "ServerDatabase", "at", "behind", "build_legacy", "copied",
+    "holds", "made",
     "odd_history", "odd_rows",
 ]  # fmt: skip
 
@@ -255,6 +256,29 @@ def made(kind: str, build: Callable[[Any], object], path: Path) -> Iterator[Data
 
     with servers.database() as url:
         build(url)
+        yield ServerDatabase(url)
+
+
+@contextlib.contextmanager
+def copied(kind: str, name: str, build: Callable[[Any], object], path: Path, templates: Path) -> Iterator[Database]:
+    """A database of a kind, a copy of the one that a function makes once; gone when the block ends.
+
+    Args:
+        kind: Its kind.
+        name: What that one is known by.
+        build: Takes the path or URL of that one, and closes its connections.
+        path: Where a file is copied to.
+        templates: The folder of the files that are copied.
+    """
+    if kind == "sqlite":
+        if not (template := templates / f"{name}.db").exists():
+            build(template)
+        shutil.copyfile(template, path)
+        yield File(path)
+        return
+    from tests.support import servers
+
+    with servers.database(servers.template(name, build)) as url:
         yield ServerDatabase(url)
 
 

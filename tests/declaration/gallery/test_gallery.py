@@ -25,7 +25,14 @@ from tests.support.databases import Database
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0)
 
 
-@pytest.fixture(params=list(CASES))
+LONG = {
+    "shared parent with NULLs", "text key", "one table into two", "kept values", "joined subclass", "list to children",
+    "association", "text date to date", "UUID key", "composite keys into one", "self-reference by a composite key",
+}  # fmt: skip
+"""Those that differ little from another one."""
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     made: Case = CASES[request.param]()
     return made
