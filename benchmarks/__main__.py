@@ -25,7 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0; with `--check`, 1 where a ratio is worse than before.
     """
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    for suite in given.suite:
+        if suite not in NAMES:
+            parser.error(f"there is no suite {suite!r}; there are {', '.join(NAMES)}")
     if given.url:
         os.environ["CONSENSUS_ORM_BENCH_POSTGRES"] = given.url
     facts = report.machine()
