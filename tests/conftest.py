@@ -4,11 +4,13 @@ A test that asks for a database by one of the fixtures runs on SQLite and on Pos
 `postgresql`) says that what it is about is of one of them only. A server that does not start is an error.
 
 Without the long tests a test of PostgreSQL runs once, with the first of its cases or in DUAL_WRITE, and only
-where it is about statements (`IN_SHORT`): a database of a server costs ten times what a file costs.
+where it is about statements (`IN_SHORT`): a database of a server costs ten times what a file costs. Modules that are
+long as a whole are not even imported then, since each worker reads all others, too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +38,7 @@ IN_SHORT = (
     "tests/test_acceptance",
 )
 """Where the tests of PostgreSQL are that run without the long ones."""
+LONG_MODULE = re.compile(r"^pytestmark = .*\blong\b", re.MULTILINE)
 
 
 class Open(Protocol):
@@ -49,6 +52,13 @@ def kind(request: pytest.FixtureRequest) -> str:
     """The kind of database a test runs on."""
     kind: str = request.param
     return kind
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out, without the long tests, the modules that have no other."""
+    if collection_path.suffix != ".py" or not str(config.option.markexpr).startswith("not long"):
+        return None
+    return bool(LONG_MODULE.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 @pytest.hookimpl(tryfirst=True)
