@@ -245,7 +245,7 @@ def test_a_program_that_has_written_keeps_the_flip_waiting(
         assert child.join() == 0
         assert told[0] in ("ok", "GateClosedError"), told
         if told[0] == "GateClosedError":  # it was noted after the certificate, and is adopted first
-            assert "writes of other programs" in told[1]
+            assert "of other programs" in told[1]
         carried_and_verified(url)
         assert "before the flip" in [row[4] for row in legacy(url)["artifacts"]]
 
