@@ -15,7 +15,6 @@ import typing_extensions
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases import opening
 from consensus_orm.databases.opening import rendering
@@ -407,13 +406,7 @@ class Store(Generic[U]):
             self.settings,
             tables=self._tables(),
             repeat=self._repeated,
-            after_backup=self._note_reads,
         )
-
-    def _note_reads(self) -> None:
-        """Keep that the reads of a backup were our own: its process may end before another one looks."""
-        with contextlib.suppress(errors.StorageError):  # a role may have no right to write
-            self.migration._note_reads()
 
     def _repeated(self, work: Callable[[], T]) -> T:
         self._units.require_open()

@@ -32,23 +32,15 @@ class Maintenance:
         settings: The settings of the store.
         tables: The names of the tables of a server to be maintained and backed up, besides the control tables.
         repeat: Repeats a step after a transient error, as the retrier of the store does; by default never.
-        after_backup: Called after each backup.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        settings: Settings,
-        *,
-        tables: Collection[str] = (),
-        repeat: Repeat = once,
-        after_backup: Callable[[], object] | None = None,
+        self, engine: Engine, settings: Settings, *, tables: Collection[str] = (), repeat: Repeat = once
     ) -> None:
         self.engine = engine
         self.settings = settings
         self.tables = tables
         self._repeat = repeat
-        self._after_backup = after_backup
         self._scheduler: VacuumScheduler | None = None
         self._lock = threading.Lock()
 
@@ -113,10 +105,7 @@ class Maintenance:
             BackupError: The target cannot be used, or the copy could not be made or did not verify.
         """
         how = {"overwrite": overwrite, "progress": progress}
-        report = self._repeat(lambda: opening.backup(self.engine, path, self.tables, **how))
-        if self._after_backup is not None:
-            self._after_backup()
-        return report
+        return self._repeat(lambda: opening.backup(self.engine, path, self.tables, **how))
 
     def leftovers(self) -> list[Leftover]:
         """Find copies that killed processes left behind and no process uses.

@@ -85,8 +85,8 @@ def _carry_range(uow: UnitOfWork, pair: Move, of: Range) -> None:
 def carry_fitting(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) -> int:
     """Carry rows by their keys as far as the other side takes them; the rows that it refuses stay unequal.
 
-    A constraint, a type or a trigger that refuses one row fails the statement for all of them. Where that happens the
-    rows are carried by halves, until those are found.
+    A constraint or a type that refuses one row fails the statement for all of them. Where that happens the rows are
+    carried by halves, until those are found.
 
     Returns:
         How many rows there were on that side; each is kept as an image, also where its successor was refused.
@@ -121,11 +121,14 @@ def unless_refused(uow: UnitOfWork, work: Callable[[], T]) -> T | None:
 
 
 def _is_refusal(uow: UnitOfWork, error: errors.ConsensusError) -> bool:
-    """Whether a database refused a row for its contents: by a constraint, a type, or an error that a trigger raises."""
+    """Whether a database refused a row for its contents: by a constraint or a type.
+
+    An error that a trigger raises may say anything, of every row of the table: the step ends, and the operator looks.
+    """
     driver, cause = uow.engine.dialect.loaded_dbapi, error.__cause__
-    is_raised = getattr(cause, "sqlstate", None) == "P0001"
-    refused = isinstance(cause, (driver.IntegrityError, driver.DataError))
-    return is_raised or (refused and not isinstance(error, errors.KeysUsedUpError))
+    if getattr(cause, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER" or isinstance(error, errors.KeysUsedUpError):
+        return False
+    return isinstance(cause, (driver.IntegrityError, driver.DataError))
 
 
 def adopt_range(uow: UnitOfWork, pair: Move, of: Range) -> None:

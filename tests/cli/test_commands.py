@@ -327,7 +327,8 @@ def call(*words):
         main(list(words))
     except SystemExit as end:
         return end.code
-call("--url", sys.argv[1], "upgrade")  # imports everything while it still can
+for words in sys.argv[3:]:
+    call("--url", sys.argv[1], *words.split())  # imports everything while it still can
 if os.geteuid() == 0:
     os.setegid(65534); os.seteuid(65534)
 print(*(call("--url", sys.argv[2], *words.split()) for words in sys.argv[3:]))

@@ -21,8 +21,7 @@ from sqlalchemy import Engine
 from consensus_orm import errors, files
 from consensus_orm._version import __version__
 from consensus_orm.databases.base import Transaction
-from consensus_orm.databases.engine import checkout, driver, pool_of, translated
-from consensus_orm.databases.postgresql.catalog import OWN_READS
+from consensus_orm.databases.engine import checkout, driver, translated
 from consensus_orm.databases.saved_rows import dropped
 from consensus_orm.databases.statistics import BackupReport
 from consensus_orm.statements.rendering import quoted
@@ -183,9 +182,6 @@ def _write(engine: Engine, folder: Path, tables: Collection[str], progress: Call
             reversible=any(dropped(name) in there for name in tables),
             tables=tuple(_copied(connection, folder, found, progress)),
         )
-        # The server counts COPY as a read, which would be taken for that of another program.
-        connection.execute("SELECT pg_stat_force_next_flush()")
-        pool_of(engine).source.own_reads.update(dict(connection.execute(OWN_READS, {"names": [*tables]}).fetchall()))
         connection.rollback()
     with files.created(folder / MANIFEST) as out:
         out.write(manifest.model_dump_json(indent=1).encode())

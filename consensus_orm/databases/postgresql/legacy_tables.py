@@ -314,5 +314,5 @@ _VALUES: dict[str, Callable[[bytes], str | None]] = {
     "integer": _number,
     "real": _number,
     "text": bytes.decode,
-    "blob": bytes.decode,  # as the server prints it
+    "blob": lambda data: f"\\x{data.hex()}",  # as the server reads it
 }

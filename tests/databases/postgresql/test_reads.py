@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -129,15 +128,3 @@ def test_a_file_has_no_counters(tmp_path: Path) -> None:
     with ConsensusStore.open(tmp_path / "file.db", settings=BASE) as store:
         assert not catalog("sqlite").counts_reads
         assert not store.migration.status().reads_counted
-
-
-@pytest.mark.long
-def test_a_backup_is_no_read_by_others(store: ConsensusStore, tmp_path: Path) -> None:
-    """The server counts what was read with COPY once its connection is idle, and the gate takes it for our own."""
-    for number in range(2):
-        store.maintenance.backup(tmp_path / str(number))
-        time.sleep(1.5)  # a connection reports by itself after a second
-        store.migration._note_reads()
-        time.sleep(1.5)
-    assert seen(store) == {}
-    assert store.migration.advance(soak=False) is Phase.CONTRACT
