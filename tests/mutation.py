@@ -44,7 +44,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import coverage
+import coverage  # pyright: ignore[reportMissingImports] # an extra
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 
 import pytest
 
 from consensus_orm import ConsensusStore, Phase, errors
+from consensus_orm.consensus.store import ConsensusUnitOfWork
 from tests.concurrency.databases import SETTINGS, assert_sides_agree, assert_sound, made, query
 from tests.concurrency.processes import start
 from tests.support import servers
@@ -20,6 +23,10 @@ WRITERS = 4
 PATIENT = SETTINGS.model_copy(update={"retry_attempts": 60, "retry_budget": timedelta(seconds=60)})
 
 
+def add(uow: ConsensusUnitOfWork, content: str) -> None:
+    uow.artifacts.add(spec_id="failover", stage="plan", agent_name="a", content_json=content, run_id=content[0])
+
+
 def write_on(pipe: Connection, url: str, writer: int) -> None:
     """Write until told to stop; tell what was acknowledged, what is uncertain, and the longest wait for one write."""
     acknowledged, uncertain, longest = list[str](), list[str](), 0.0
@@ -27,11 +34,7 @@ def write_on(pipe: Connection, url: str, writer: int) -> None:
         while not pipe.poll():
             content, asked = f"{writer} {len(acknowledged) + len(uncertain)}", time.monotonic()
             try:
-                store.run(
-                    lambda uow, content=content: uow.artifacts.add(
-                        spec_id="failover", stage="plan", agent_name="a", content_json=content, run_id=content[0]
-                    )
-                )
+                store.run(partial(add, content=content))
             except errors.CommitUncertainError:
                 uncertain.append(content)
             else:
@@ -43,7 +46,7 @@ def write_on(pipe: Connection, url: str, writer: int) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_failover_loses_no_acknowledged_write(record_property: pytest.RecordProperty) -> None:
+def test_a_failover_loses_no_acknowledged_write(record_property: Callable[[str, object], None]) -> None:
     """By a URL of both hosts every writer goes on at the new primary; what it was told is there once, on both sides."""
     synchronous = {"synchronous_standby_names": "*", "synchronous_commit": "on"}
     with Server() as first, servers.replica_of(first) as second:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 
 import pytest
@@ -55,6 +56,10 @@ def carry(pipe: Connection, url: str, workers: int) -> None:
         pipe.send(store.migration.backfill(workers=workers))
 
 
+def has_carried(url: str, least: float) -> bool:
+    return bool(query(url, "SELECT count(*) FROM agent_outputs")[0][0] > least)
+
+
 def assert_carried(url: str) -> None:
     assert_sides_agree(url)
     assert_sound(url)
@@ -73,9 +78,7 @@ def test_what_a_killed_worker_leaves_others_carry(url: str) -> None:
     for child in children:
         child.tell()
     for victim, share in zip(children[:2], (0.1, 0.3), strict=True):
-        servers.until(
-            lambda least=ROWS * share: query(url, "SELECT count(*) FROM agent_outputs")[0][0] > least, "carry", "they"
-        )
+        servers.until(partial(has_carried, url, ROWS * share), "carry", "they")
         assert query(url, "SELECT count(*) FROM consensus_orm_backfill WHERE finished") == [(0,)]
         victim.kill()
         assert victim.was_killed

@@ -215,7 +215,8 @@ def test_where_the_shadow_alone_may_not_be_written_the_write_stands(roles: Roles
                 added = uow.artifacts.add(spec_id="x", stage="s", agent_name="a", content_json="{}")
             with app.unit_of_work() as uow:
                 row = {"spec_id": "x", "stage": "s", "agent_name": "session", "content_json": "{}"}
-                rows = [uow.model("artifacts")(**row) for _ in range(2)]
+                model: Any = uow.model("artifacts")
+                rows = [model(**row) for _ in range(2)]
                 uow.session.add_all(rows)
                 uow.session.flush()
                 ids = {added.id, *(row.id for row in rows)}
