@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -19,8 +19,9 @@ from consensus_orm import errors
 from consensus_orm.declaration.keys import require_usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.row_keys import encoded
+from consensus_orm.ledgers.binding import Key
 
-__all__ = ["Records", "records_of"]
+__all__ = ["Records", "key_from", "records_of"]
 
 FLOAT8, NUMERIC = 701, 1700
 """The numbers of these types in pg_type."""
@@ -234,3 +235,19 @@ def _result(type_: TypeEngine[Any], dialect: Dialect) -> Process:
 def records_of(move: Move[Any], database: str) -> Records:
     """How rows of a move become records on a kind of database."""
     return Records(move, database)
+
+
+def key_from(move: Move[Any], database: str, values: Iterable[Any]) -> Key:
+    """The key of a row whose entity holds some values in its key columns, as the ledgers have it.
+
+    Args:
+        move: The move.
+        database: The kind of database.
+        values: In the order of the columns; the key is None where one is missing.
+    """
+    first, *others = values
+    if move.is_numbered:
+        key: Key = first
+        return key
+    found: Key = records_of(move, database).stored_key((first, *others) if others else first)
+    return found

@@ -30,8 +30,8 @@ from consensus_orm.ledgers import changes, images, mismatches
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.phase import Side
 from consensus_orm.repository.carrying import ParentKey, adopt, carry, follow, settle
+from consensus_orm.repository.records import key_from
 from consensus_orm.repository.routed_reads import is_of_the_whole
-from consensus_orm.repository.sole_side import SoleSide, key_of
 from consensus_orm.settings import OnMismatch
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
@@ -54,6 +54,7 @@ class CarryingSession(Session):
         super().__init__(bind=connection)
         self._uow = uow
         self._unit_guard = guard
+        self._database = uow.statements.rendering.name
         self._carries = uow.phase.compares and not uow.read_only
         self._completes = uow.phase.writes_normalized and uow.statements.completes
         self._mark = 0
@@ -70,8 +71,11 @@ class CarryingSession(Session):
         """The rows that carrying has changed since the session began, by move and side."""
         if self._carries:
             guard.before, guard.after = self._before, self._after
-        self._sole = SoleSide(self, uow) if uow._tells_written and not (uow.read_only or self._carries) else None
-        if self._sole is not None:
+        self._sole = None
+        if uow._tells_written and not (uow.read_only or self._carries):
+            from consensus_orm.repository.sole_side import SoleSide  # most applications have no external store
+
+            self._sole = SoleSide(self, uow)
             guard.before, guard.after = self._sole.before, self._sole.after
 
     def end(self) -> None:
@@ -418,13 +422,13 @@ class CarryingSession(Session):
                     loaded = inspect(entity).dict
                     yield (
                         (move.name, side),
-                        key_of(self._uow, move, map(loaded.get, _key_attributes(move, side, model))),
+                        key_from(move, self._database, map(loaded.get, _key_attributes(move, side, model))),
                     )
 
     def _key(self, move: Move, side: Side, entity: Any) -> Key:
         """The key of a row; within a flush, also that of a row that was just added."""
         names = _key_attributes(move, side, _model(move, side))
-        return key_of(self._uow, move, (getattr(entity, name) for name in names))
+        return key_from(move, self._database, (getattr(entity, name) for name in names))
 
 
 def _model(move: Move, side: Side) -> Any:

@@ -24,11 +24,11 @@ from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.parts import Parent
 from consensus_orm.ledgers.binding import Key, among
 from consensus_orm.phase import Side
-from consensus_orm.repository.records import records_of
+from consensus_orm.repository.records import key_from
 from consensus_orm.statements.rendering import in_keys
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["SoleSide", "held", "key_of"]
+__all__ = ["SoleSide"]
 
 MAY_WRITE = re.compile(r"\b(insert|update|delete|replace|merge|copy)\b", re.IGNORECASE)
 """What a text holds that writes rows."""
@@ -196,22 +196,11 @@ class SoleSide:
         return None if None in values else self._stored(move, values)
 
     def _stored(self, move: Move, values: Iterable[Any]) -> Key:
-        return key_of(self._uow, move, values)
+        return key_from(move, self._uow.statements.rendering.name, values)
 
 
 def _model(move: Move, side: Side) -> Any:
     return move.legacy_model if side is Side.LEGACY else move.normalized
-
-
-def key_of(uow: UnitOfWork, move: Move, values: Iterable[Any]) -> Key:
-    """The key of a row that entities hold in some values, as the ledgers have it; None where one is missing."""
-    first, *others = values
-    if move.is_numbered:
-        key: Key = first
-        return key
-    records = records_of(move, uow.statements.rendering.name)
-    found: Key = records.stored_key((first, *others) if others else first)
-    return found
 
 
 def held(entity: Any, name: str) -> set[Any]:

@@ -290,6 +290,12 @@ def test_what_lets_roles_write_is_made_again(store: ConsensusStore, database: Da
     store.migration.upgrade()
     may_lock = "SELECT has_table_privilege('fenced', 'consensus_orm_fence', 'UPDATE')"
     triggers = "SELECT count(*) FROM pg_trigger WHERE tgname = 'consensus_orm_allowed'"
+    defined = (
+        "SELECT pg_get_viewdef('consensus_orm_fence'::regclass)",
+        "SELECT pg_get_functiondef(oid), proacl::text FROM pg_proc WHERE proname = 'consensus_orm_allow'",
+        "SELECT pg_get_triggerdef(oid), tgenabled FROM pg_trigger WHERE tgname = 'consensus_orm_allowed' ORDER BY 1",
+    )
+    by_revision = [database.rows_of(sql) for sql in defined]
     try:
         for loss in (
             "DROP VIEW consensus_orm_fence",
@@ -311,6 +317,7 @@ def test_what_lets_roles_write_is_made_again(store: ConsensusStore, database: Da
                 assert again.migration.verify().clean
             assert write(store)
             assert (database.scalar(may_lock), database.scalar(triggers)) == (True, 3)
+            assert [database.rows_of(sql) for sql in defined] == by_revision
     finally:
         database.script("DROP OWNED BY fenced; DROP ROLE fenced")
     assert store.migration.rollback() is Phase.EXPAND
