@@ -126,11 +126,9 @@ def _is_refusal(uow: UnitOfWork, error: errors.ConsensusError) -> bool:
     An error that a trigger raises may say anything, of every row of the table: the step ends, and the operator looks.
     """
     driver, cause = uow.engine.dialect.loaded_dbapi, error.__cause__
-    if getattr(cause, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER" or isinstance(
-        error, errors.KeysUsedUpError
-    ):
-        return False
-    return isinstance(cause, (driver.IntegrityError, driver.DataError))
+    is_raised = getattr(cause, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER"
+    of_values = isinstance(cause, (driver.IntegrityError, driver.DataError))
+    return of_values and not is_raised and not isinstance(error, errors.KeysUsedUpError)
 
 
 def adopt_range(uow: UnitOfWork, pair: Move, of: Range) -> None:

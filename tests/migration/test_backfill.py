@@ -18,7 +18,7 @@ from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.postgresql.catalog import PostgresCatalog
 from consensus_orm.databases.sqlite.catalog import SQLiteCatalog
-from consensus_orm.errors import DatabaseBusyError, WrongPhaseError
+from consensus_orm.errors import DatabaseBusyError, StorageError, WrongPhaseError
 from consensus_orm.ledgers import control
 from consensus_orm.migration import pace
 from consensus_orm.migration.backfill import _Chunks
@@ -26,7 +26,7 @@ from consensus_orm.migration.pace import Pace
 from consensus_orm.migration.transactions import Transactions
 from consensus_orm.settings import Settings
 from consensus_orm.unit_of_work.unit import UnitOfWork
-from tests.support.databases import Database, build_legacy
+from tests.support.databases import REFUSE, Database, build_legacy
 
 NO_TIME = timedelta(0)
 CARRIED = ("consensus_artifacts", "consensus_synthesis")
@@ -275,3 +275,17 @@ def test_a_phase_without_two_sides_is_refused(open_store: Open, phase: Phase, hi
     with pytest.raises(WrongPhaseError, match=f"the phase is {phase.name}") as refused:
         store.migration.backfill()
     assert refused.value.hint == hint
+
+
+def test_an_error_that_a_trigger_raises_makes_no_rejects(open_store: Open, new_database: Database) -> None:
+    """It may say anything of every row of the table: the step ends, nothing is rejected, and it goes on afterwards."""
+    store = open_store()
+    new_database.fault("BEFORE INSERT", "agent_outputs", REFUSE)
+    for step in (store.migration.backfill, store.migration.reconcile):
+        with pytest.raises(StorageError):
+            step()
+        assert store.migration.rejects() == []
+    new_database.heal()
+    store.migration.backfill()
+    assert store.migration.verify().clean
+    assert store.migration.rejects() == []
