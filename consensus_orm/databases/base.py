@@ -474,6 +474,10 @@ class Catalog(ABC):
         """How often this transaction has read each legacy table so far; those of it count at once when it has ended."""
 
     @abstractmethod
+    def expect_reads(self, uow: Transaction, own: Mapping[str, int]) -> None:
+        """Have reads of this transaction, before it ends, taken off what the database will count."""
+
+    @abstractmethod
     def readers(self, uow: Transaction, table: str) -> str:
         """The roles of others whose queries name a table; empty where the database does not know."""
 

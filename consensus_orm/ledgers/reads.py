@@ -21,7 +21,7 @@ from consensus_orm.ledgers.binding import bound
 from consensus_orm.models.control import ReadCount
 from consensus_orm.phase import Phase, Side
 
-__all__ = ["Reads", "begin", "look", "note"]
+__all__ = ["Reads", "begin", "expect", "look", "note"]
 
 GRACE = 12_000
 """Milliseconds for which the server may learn of reads from before the tables were frozen: a connection that is idle
@@ -77,24 +77,27 @@ def look(uow: Transaction) -> list[Reads]:
 
 
 def note(uow: Transaction) -> None:
-    """Keep the reads up to now, and take those of this transaction off what the server will count.
-
-    Of a transaction that only reads, its own reads are kept in memory, for the next one that writes.
-    """
+    """Keep the reads up to now, and take those of this transaction off what the server will count."""
     if not (uow.prepared and uow.phase.has_legacy and uow.phase.truth is Side.NORMALIZED):
         return
     own = uow.catalog.own_reads(uow)  # has them reported at once, also before the tables are frozen
     if not uow.phase.freezes_legacy:
         return
-    pending = source_of(uow.engine).own_reads
     if uow.read_only:
-        pending.update(own)
+        uow.catalog.expect_reads(uow, own)
         return
+    pending = source_of(uow.engine).own_reads
     for kept, counter in _counted(uow):
         more = own.get(counter.table, 0)
         found = _grown(kept, counter, pending.pop(counter.table, 0))
         at = max(found.at, counter.now + MARGIN * bool(more))
         _keep(uow, found._replace(counted=counter.scans, own=found.own + more, at=at))
+
+
+def expect(uow: Transaction) -> None:
+    """Take the reads of a transaction that will be rolled back off what the server will count."""
+    if uow.prepared and uow.phase.freezes_legacy:
+        uow.catalog.expect_reads(uow, uow.catalog.own_reads(uow))
 
 
 def _counted(uow: Transaction) -> list[tuple[_Kept, ReadCounter]]:

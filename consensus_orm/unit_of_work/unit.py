@@ -143,6 +143,9 @@ class UnitOfWork(Transaction):
             if error is None:
                 self._commit()
                 committed = True
+            elif self._counts_reads and self._driver is not None and self._driver.in_transaction:
+                with contextlib.suppress(errors.StorageError):  # the connection may be what failed
+                    reads.expect(self)
         finally:
             self._release()
             if self._hooks.released is not None:
@@ -157,6 +160,11 @@ class UnitOfWork(Transaction):
         if self._doubtful and self._hooks.doubted is not None:
             self._run([partial(self._hooks.doubted, self._doubtful)])
 
+    @property
+    def _counts_reads(self) -> bool:
+        """Whether it may read frozen tables, in a database that counts who reads them."""
+        return self._whole and self.catalog.counts_reads
+
     def _commit(self) -> None:
         if self._doomed is not None:
             raise self._doomed  # the caller caught it; committing now would keep half of a write
@@ -167,7 +175,7 @@ class UnitOfWork(Transaction):
         last: Sequence[tuple[str, Any]] = ()
         if self._written and self._hooks.committing is not None:
             last = self._hooks.committing(self, self._written)
-        if self._whole and self.catalog.counts_reads:
+        if self._counts_reads:
             reads.note(self)
         with translated(self.engine):
             try:

@@ -151,6 +151,8 @@ def nobody_is_left(url: str) -> None:
 class Judge:
     """Says of a step that was interrupted whether all is well: made before the step, shown its end once.
 
+    It reads clones until the step has ended: the server counts reads of frozen tables, which shut the gate to CONTRACT.
+
     Args:
         step: The step.
         url: The database before it.
@@ -158,7 +160,8 @@ class Judge:
 
     def __init__(self, step: Step, url: str) -> None:
         self.step = step
-        self.before, self.truth_before = image(url), truth(url)
+        with servers.twin(url) as twin:
+            self.before, self.truth_before = image(twin), truth(twin)
 
     def see_end(self, url: str) -> None:
         """Remember what there is after a step that nobody interrupted."""
@@ -175,7 +178,8 @@ class Judge:
             what: Where; said where something is wrong.
         """
         nobody_is_left(url)
-        self._assert_nothing_is_lost(url)
+        with servers.twin(url) as twin:
+            self._assert_nothing_is_lost(twin)
         with ConsensusStore.open(url, settings=settings(folder)) as store:
             self.step.work(store)
             if not self.step.writes:

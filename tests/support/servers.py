@@ -32,7 +32,7 @@ import psutil
 import psycopg
 from sqlalchemy import URL, make_url
 
-__all__ = ["Server", "database", "folder", "replica_of", "shared", "spawned", "template", "until", "unused"]
+__all__ = ["Server", "database", "folder", "replica_of", "shared", "spawned", "template", "twin", "until", "unused"]
 
 VERSION = os.environ.get("PGSERVER_POSTGRES_VERSION", "18")
 USER = "pgserver"
@@ -316,6 +316,18 @@ def database(template: str | None = None) -> Iterator[str]:
         yield _with_database(url, name)
     finally:
         _execute(url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@contextlib.contextmanager
+def twin(url: str) -> Iterator[str]:
+    """A clone of a database that nobody uses, on its server, gone when the block ends: what is read there is unseen."""
+    name, admin = PREFIX + uuid.uuid4().hex[:8], _with_database(url, "postgres")
+    of = str(make_url(url).database)
+    _execute(admin, f'CREATE DATABASE "{name}" TEMPLATE "{of}" STRATEGY FILE_COPY')
+    try:
+        yield _with_database(url, name)
+    finally:
+        _execute(admin, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 def _execute(url: str, sql: str) -> None:

@@ -22,8 +22,11 @@ from consensus_orm import errors, files
 from consensus_orm._version import __version__
 from consensus_orm.databases.base import Transaction
 from consensus_orm.databases.engine import checkout, driver, translated
+from consensus_orm.databases.postgresql.own_reads import expected
 from consensus_orm.databases.saved_rows import dropped
 from consensus_orm.databases.statistics import BackupReport
+from consensus_orm.declaration.attributes import table_of
+from consensus_orm.models.control import ReadCount
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["MANIFEST", "Manifest", "TableFile", "backup", "is_backup", "load", "read"]
@@ -180,7 +183,7 @@ def _write(engine: Engine, folder: Path, tables: Collection[str], progress: Call
             server=connection.execute("SELECT current_setting('server_version')").fetchone()[0],
             phase=_phase(connection) if STATE in there else None,
             reversible=any(dropped(name) in there for name in tables),
-            tables=tuple(_copied(connection, folder, found, progress)),
+            tables=tuple(_copied(engine, connection, folder, found, progress)),
         )
         connection.rollback()
     with files.created(folder / MANIFEST) as out:
@@ -196,12 +199,18 @@ def _phase(connection: Any) -> int:
 
 
 def _copied(
-    connection: Any, folder: Path, found: list[tuple[Any, ...]], progress: Callable[[int, int], object]
+    engine: Engine,
+    connection: Any,
+    folder: Path,
+    found: list[tuple[Any, ...]],
+    progress: Callable[[int, int], object],
 ) -> Iterator[TableFile]:
     total, done = sum(size for _, _, size, *_ in found), 0
+    counted = table_of(ReadCount).name in {name for name, *_ in found}
     for number, (name, is_partitioned, _, columns, sequence) in enumerate(found, 1):
         tally, file = _Tally(), folder / f"{number:02}.copy"
-        with files.created(file) as out, _readable(connection, name):
+        told = expected(engine, connection, name) if counted else contextlib.nullcontext()
+        with told, files.created(file) as out, _readable(connection, name):
             for rows, block in connection.copy_out(_copy_out(name, columns, is_partitioned=is_partitioned)):
                 out.write(block)
                 tally.add(rows, block)

@@ -7,7 +7,7 @@ fire for these, so nothing has to be deleted afterwards.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -25,7 +25,7 @@ from consensus_orm.databases.base import (
     Transaction,
     Trigger,
 )
-from consensus_orm.databases.postgresql import rights, triggers
+from consensus_orm.databases.postgresql import own_reads, rights, triggers
 from consensus_orm.databases.postgresql.dependencies import dependencies
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
@@ -70,21 +70,14 @@ UNSEEN = (
 )
 """Whether rows or columns of the tables that this package reads are hidden from the role of this connection."""
 
-_SCANS = (
-    "CAST(sum(s.seq_scan + coalesce(s.idx_scan, 0)) AS BIGINT){times} FROM unnest(CAST(:names AS TEXT[])) AS n(name)"
-    " JOIN {view} AS s ON s.relid = to_regclass(quote_ident(n.name))"
-    " OR s.relid IN (SELECT p.relid FROM pg_partition_tree(to_regclass(quote_ident(n.name))) AS p)"
-    " GROUP BY n.name ORDER BY n.name"
-)
 # As JSON, because a server before version 16 lacks these columns.
 _LAST = (
     "max(greatest(CAST(to_jsonb(s) ->> 'last_seq_scan' AS TIMESTAMPTZ),"
     " CAST(to_jsonb(s) ->> 'last_idx_scan' AS TIMESTAMPTZ)))"
 )
 _TIMES = "".join(f", CAST(extract(epoch FROM {time}) * 1000 AS BIGINT)" for time in (_LAST, "clock_timestamp()"))
-READS = f"SELECT n.name, {_SCANS.format(times=_TIMES, view='pg_stat_user_tables')}"
-OWN_READS = f"SELECT n.name, {_SCANS.format(times='', view='pg_stat_xact_user_tables')}"
-"""The scans of the legacy tables and their indexes: by anybody, and by this transaction."""
+READS = f"SELECT n.name, {own_reads.SCANS.format(times=_TIMES, view='pg_stat_user_tables')}"
+"""The scans of the legacy tables and their indexes, by anybody."""
 
 READERS = (
     "SELECT DISTINCT CAST(r.rolname AS TEXT) FROM pg_stat_statements AS s JOIN pg_roles AS r ON r.oid = s.userid"
@@ -175,7 +168,11 @@ class PostgresCatalog(Catalog):
         """How often this transaction has read each legacy table so far."""
         names = [pair.legacy_name for pair in uow.statements.moves]
         uow._rows("SELECT pg_stat_force_next_flush()")
-        return dict(uow._rows(OWN_READS, {"names": names}))
+        return dict(uow._rows(own_reads.OWN_READS, {"names": names}))
+
+    def expect_reads(self, uow: Transaction, own: Mapping[str, int]) -> None:
+        """Have reads of this transaction, before it ends, taken off what the server will count."""
+        own_reads.expect(uow.engine, own)
 
     def readers(self, uow: Transaction, table: str) -> str:
         """The roles, other than that of this connection, whose queries in pg_stat_statements name a table."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, delete, select
@@ -84,6 +84,9 @@ class SQLiteCatalog(Catalog):
     def own_reads(self, uow: Transaction) -> dict[str, int]:
         """Nothing: SQLite does not count."""
         return {}
+
+    def expect_reads(self, uow: Transaction, own: Mapping[str, int]) -> None:
+        """Nothing: SQLite does not count."""
 
     def readers(self, uow: Transaction, table: str) -> str:
         """Nothing: SQLite keeps no queries."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases.engine import source_of
 from consensus_orm.databases.opening import catalog
 from consensus_orm.ledgers import reads
+from tests.concurrency.processes import start
 from tests.migration.steps import BASE, forward, refused
 from tests.support import servers
 from tests.support.databases import ServerDatabase, build_legacy
@@ -87,6 +91,50 @@ def test_reads_of_this_package_are_not_those_of_others(store: ConsensusStore, da
     with ConsensusStore.open(database.where, settings=store.settings) as another:  # which knows nothing of that
         assert seen(another) == {}
     assert store.migration.advance() is Phase.CONTRACT
+
+
+@pytest.mark.parametrize("what", ["backup", "verify", "verify that fails"])
+def test_another_process_never_takes_them_for_reads_of_others(
+    store: ConsensusStore, database: ServerDatabase, tmp_path: Path, what: str
+) -> None:
+    """It looks after the server has counted them, before the first one has looked or written again."""
+    if what == "backup":
+        store.maintenance.backup(tmp_path / "backup")
+    elif what == "verify":
+        store.migration.verify()
+    else:
+        with pytest.raises(ZeroDivisionError):
+            store.migration.verify(progress=lambda *_: 1 / 0)
+    flush(store)
+    with ConsensusStore.open(database.where, settings=store.settings) as another:
+        assert seen(another) == {}
+        assert another.migration.advance(soak=False) is Phase.CONTRACT
+
+
+def be_killed_in_a_backup(_pipe: Connection, url: str, folder: Path) -> None:
+    """Take a backup, and be killed once the legacy tables are copied."""
+    with ConsensusStore.open(url, settings=BASE) as store:
+        store.maintenance.backup(
+            folder / "backup", progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL) if _has_read(folder) else None
+        )
+
+
+def _has_read(folder: Path) -> bool:
+    """Whether the backup has come to the tables behind the legacy ones, in the order of their names."""
+    return any(int(file.stem) > 3 for file in folder.rglob("*.copy"))
+
+
+def test_reads_of_a_backup_that_is_killed_are_not_those_of_others(
+    store: ConsensusStore, database: ServerDatabase, tmp_path: Path
+) -> None:
+    """The server counts them when it finds that the process is gone."""
+    counted = "SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname LIKE 'consensus_artifacts'"
+    before = database.scalar(counted)
+    child = start(be_killed_in_a_backup, database.where, tmp_path)
+    child.join()
+    assert child.was_killed
+    servers.until(lambda: database.scalar(counted) > before, "count them", "the server")
+    assert seen(store) == {}
 
 
 def test_a_status_reads_no_frozen_table(store: ConsensusStore, database: ServerDatabase) -> None:
