@@ -11,6 +11,7 @@ from consensus_orm import errors
 from consensus_orm.consensus import programs
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.models.executions import AgentExecution
+from consensus_orm.databases.opening import catalog_behind
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.schema import inspection
@@ -47,7 +48,7 @@ class _Other(Application):
         """
         identity = super().identify(connection)
         foreign = {*programs.FOUNDING, *((*programs.LEGACY, programs.EXECUTIONS) if identity.is_new else ())}
-        if foreign & inspection.table_names(inspection.relations(connection)):
+        if foreign & inspection.table_names(catalog_behind(connection).relations(connection)):
             raise errors.SchemaError(
                 "this file holds the consensus tables, and a file holds one move", hint="use a file for each"
             )

@@ -14,6 +14,7 @@ from sqlalchemy import MetaData
 
 from consensus_orm.consensus.declaration import CONSENSUS
 from consensus_orm.consensus.models.normalized import AgentOutput, ConsensusRun, ConsensusSynthesisRecord
+from consensus_orm.databases.opening import catalog_behind
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.schema import inspection
@@ -97,7 +98,8 @@ def identify(connection: Any) -> Identity:
         SchemaTooNewError: Its revision is not known to this program.
         sqlite3.Error, psycopg.Error: It cannot be read; `engine.translated` says why.
     """
-    there = inspection.relations(connection)
+    catalog = catalog_behind(connection)
+    there = catalog.relations(connection)
     tables = inspection.tables(connection, there, owns)
     version = inspection.revision(connection, tables)
     legacy = {name: tables[name] for name in LEGACY if name in tables}
@@ -122,7 +124,7 @@ def identify(connection: Any) -> Identity:
         kind,
         frozenset(legacy),
         version,
-        inspection.user_version(connection),
+        catalog.user_version(connection),
         rewritten=tuple(FOUNDING) if kind in PROGRAMS else (),
         made_by=PROGRAMS.get(kind),
         is_foreign=kind is Program.NEW and bool(inspection.table_names(there)),

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Column, Dialect, Engine, MetaData, Table
 from sqlalchemy.pool import PoolProxiedConnection
@@ -42,6 +42,7 @@ __all__ = [
     "Dependency",
     "LegacyTables",
     "ReadCounter",
+    "Relations",
     "SavedRow",
     "Standing",
     "Transaction",
@@ -121,6 +122,10 @@ class ColumnFacts:
     required: bool
     """NOT NULL without a default: a program that does not know the column cannot insert a row."""
     primary: bool
+
+
+Relations: TypeAlias = Mapping[str, tuple[str, Callable[[], Mapping[str, ColumnFacts]]]]
+"""By name the kind of each table, view and virtual table, and a function that reads its columns."""
 
 
 class SavedRow(NamedTuple):
@@ -423,7 +428,8 @@ class Transaction(ABC):
 class Catalog(ABC):
     """The questions that only the catalog of a database answers, and the actions that each kind does by its own means.
 
-    All of them take place in a transaction.
+    All of them take place in a transaction. Those that identify a database have no unit of work yet: they take a
+    connection of the driver.
     """
 
     needs_triggers: bool
@@ -441,6 +447,39 @@ class Catalog(ABC):
 
     legacy: LegacyTables
     """Drops the legacy tables at CONTRACT, and brings them back."""
+
+    @staticmethod
+    @abstractmethod
+    def relations(connection: Any) -> Relations:
+        """Kind and columns of each table and view, by which the program that made a database is identified.
+
+        Args:
+            connection: A connection of the driver, in a transaction: several statements are sent, and another process
+                might change the schema between two of them.
+        """
+
+    @staticmethod
+    def user_version(connection: Any) -> int | None:
+        """SQLite's number of that name; None on a server."""
+        return None
+
+    @staticmethod
+    def missing_objects(connection: Any) -> tuple[str, ...]:
+        """What revisions have made besides tables, and another program has dropped or disabled; none of a file.
+
+        Args:
+            connection: A connection of the driver, to a database at the newest revision.
+        """
+        return ()
+
+    @staticmethod
+    def restore_objects(connection: Any) -> None:
+        """Make again what `missing_objects` finds.
+
+        Args:
+            connection: A connection of the driver, in a transaction of the owner of the tables.
+        """
+        return
 
     @abstractmethod
     def tables(self, uow: Transaction) -> set[str]:

@@ -5,6 +5,7 @@ The modules of PostgreSQL need psycopg, and are imported when a URL names such a
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -23,8 +24,8 @@ from consensus_orm.settings import Settings
 from consensus_orm.statements.rows import PairRendering
 
 __all__ = [
-    "backup", "catalog", "collect", "create", "forbid_writing", "has_secret", "look_in", "parse_url", "rendering",
-    "vacuum", "without_secrets",
+    "backup", "catalog", "catalog_behind", "collect", "create", "forbid_writing", "has_secret", "look_in", "parse_url",
+    "rendering", "vacuum", "without_secrets",
 ]  # fmt: skip
 
 
@@ -260,6 +261,11 @@ def catalog(name: str) -> Catalog:
     from consensus_orm.databases.sqlite.catalog import SQLiteCatalog
 
     return SQLiteCatalog()
+
+
+def catalog_behind(connection: Any) -> Catalog:
+    """The catalog of the database behind a connection of the driver."""
+    return catalog("sqlite" if isinstance(connection, sqlite3.Connection) else "postgresql")
 
 
 def collect(engine: Engine, tables: Collection[str] = ()) -> DatabaseStats:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Table
 
+from consensus_orm.databases.opening import catalog_behind
 from consensus_orm.schema import inspection
 
 __all__ = ["Application", "Identity", "Origin", "Protection", "Rewrite"]
@@ -153,7 +154,8 @@ class Application:
             SchemaTooNewError: Its revision is not known to this program.
             sqlite3.Error, psycopg.Error: It cannot be read; `engine.translated` says why.
         """
-        there = inspection.relations(connection)
+        catalog = catalog_behind(connection)
+        there = catalog.relations(connection)
         found = inspection.tables(connection, there, inspection.is_control)
         version = inspection.revision(connection, found)
         if version is None:
@@ -166,6 +168,6 @@ class Application:
             Origin.NEW if version is None else Origin.MANAGED,
             frozenset(name for name in self.legacy if name.lower() in names),
             version,
-            inspection.user_version(connection),
+            catalog.user_version(connection),
             lost=inspection.lost(connection, version),
         )

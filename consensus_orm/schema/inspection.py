@@ -5,18 +5,16 @@ Nothing is written here; the revisions adopt what other programs made.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from typing import Any, TypeAlias
 
 from consensus_orm import errors
-from consensus_orm.databases.base import FENCE, KIND, MARK, PREFIX, ColumnFacts
+from consensus_orm.databases.base import FENCE, MARK, PREFIX, ColumnFacts, Relations
+from consensus_orm.databases.opening import catalog_behind
 
 __all__ = [
     "REVISIONS",
     "VERSION_TABLE",
-    "Relations",
     "Tables",
     "check_columns",
     "check_managed",
@@ -25,11 +23,9 @@ __all__ = [
     "lost",
     "refuse_another_move",
     "refuse_stray_tables",
-    "relations",
     "revision",
     "table_names",
     "tables",
-    "user_version",
 ]
 
 VERSION_TABLE = f"{PREFIX}version"
@@ -44,9 +40,6 @@ REVISIONS = (
 KEY_TYPES = {"INTEGER": ("INTEGER", "BIGINT"), "TEXT": ("TEXT",)}
 """Types that a key may have: INTEGER in SQLite is BIGINT on PostgreSQL."""
 
-Relations: TypeAlias = Mapping[str, tuple[str, Callable[[], Mapping[str, ColumnFacts]]]]
-"""Kind of each table, view and virtual table, and a function that reads its columns."""
-
 Tables: TypeAlias = Mapping[str, Mapping[str, ColumnFacts]]
 """Tables with their columns; names in lower case, as SQLite compares them."""
 
@@ -56,30 +49,8 @@ def is_control(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def relations(connection: Any) -> Relations:
-    """Kind and columns of each table and view.
-
-    Args:
-        connection: A connection of the driver. Several statements are sent: hold a transaction, or another
-            process may change the schema between two of them.
-    """
-    if not isinstance(connection, sqlite3.Connection):
-        from consensus_orm.databases.postgresql import catalog
-
-        return catalog.relations(connection)
-    there = connection.execute(f"SELECT name, {KIND} FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
-    return {name: (kind, partial(_columns, connection, name)) for name, kind in there}
-
-
-def _columns(connection: sqlite3.Connection, table: str) -> dict[str, ColumnFacts]:
-    rows = connection.execute(
-        'SELECT lower(name), upper(type), "notnull" AND dflt_value IS NULL, pk FROM pragma_table_info(?)', (table,)
-    )
-    return {column: ColumnFacts(type_, bool(needed), bool(pk)) for column, type_, needed, pk in rows}
-
-
 def table_names(there: Relations) -> set[str]:
-    """Names of all tables that `relations` found, in lower case."""
+    """Names of all tables that `Catalog.relations` found, in lower case."""
     return {name.lower() for name, (kind, _) in there.items() if kind == "table"}
 
 
@@ -90,8 +61,8 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool]) ->
     of another program. The status names it, as it names a table that is missing (`ledgers.guards`).
 
     Args:
-        connection: As for `relations`.
-        there: What `relations` found.
+        connection: A connection of the driver.
+        there: What `Catalog.relations` found.
         is_ours: Recognizes a name of ours, in lower case.
 
     Raises:
@@ -124,20 +95,9 @@ def revision(connection: Any, found: Tables) -> str | None:
     return max(versions, default=None)
 
 
-def user_version(connection: Any) -> int | None:
-    """SQLite's number of that name; None on a server."""
-    if not isinstance(connection, sqlite3.Connection):
-        return None
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
 def lost(connection: Any, version: str | None) -> tuple[str, ...]:
-    """What revisions have made besides tables, and another program has dropped: of a server at the newest revision."""
-    if version != REVISIONS[-1] or isinstance(connection, sqlite3.Connection):
-        return ()
-    from consensus_orm.databases.postgresql import access
-
-    return access.missing(connection)
+    """What revisions have made besides tables, and another program has dropped: of a database at the newest one."""
+    return catalog_behind(connection).missing_objects(connection) if version == REVISIONS[-1] else ()
 
 
 # Checks ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, Table
 
 from consensus_orm import errors
 from consensus_orm.databases import engine as engines
+from consensus_orm.databases.opening import catalog
 from consensus_orm.schema import inspection
 from consensus_orm.schema.application import Application, Identity, Protection
 from consensus_orm.settings import Settings
@@ -120,9 +121,7 @@ def upgrade(
         # Checked again under the lock: another process may have upgraded it.
         found = application.identify(_driver(connection))
         if found.lost:
-            from consensus_orm.databases.postgresql import access
-
-            access.restore(_driver(connection))
+            catalog(engine.dialect.name).restore_objects(_driver(connection))
         elif found.needs_upgrade:
             context = configuration(
                 application, connection=connection, applied=applied, clock=settings.clock, rewrite=rewrite

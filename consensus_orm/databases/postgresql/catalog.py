@@ -7,7 +7,7 @@ fire for these, so nothing has to be deleted afterwards.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -21,11 +21,12 @@ from consensus_orm.databases.base import (
     ColumnFacts,
     Dependency,
     ReadCounter,
+    Relations,
     Standing,
     Transaction,
     Trigger,
 )
-from consensus_orm.databases.postgresql import own_reads, rights, triggers
+from consensus_orm.databases.postgresql import access, own_reads, rights, triggers
 from consensus_orm.databases.postgresql.dependencies import dependencies
 from consensus_orm.databases.postgresql.fence import COOKIE
 from consensus_orm.databases.postgresql.key_faults import key_faults
@@ -37,7 +38,7 @@ from consensus_orm.phase import Phase, Side
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.statements.rendering import literal, quoted
 
-__all__ = ["PostgresCatalog", "relations"]
+__all__ = ["PostgresCatalog"]
 
 DRAWN_FROM = (
     "FROM pg_depend AS d JOIN pg_attrdef AS a ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid"
@@ -108,6 +109,26 @@ class PostgresCatalog(Catalog):
     legacy = PostgresLegacyTables()
     key_faults = staticmethod(key_faults)
     references = staticmethod(references)
+    missing_objects = staticmethod(access.missing)
+    restore_objects = staticmethod(access.restore)
+
+    @staticmethod
+    def relations(connection: Any) -> Relations:
+        """Kind and columns of each table and view that is visible without a schema name."""
+        sql = (
+            "SELECT c.relname, CASE WHEN c.relkind IN ('r', 'p') THEN 'table' ELSE 'view' END, a.attname,"
+            " upper(format_type(a.atttypid, NULL)), a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',"
+            " coalesce(a.attnum = ANY (i.indkey), FALSE)"
+            " FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+            " LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary"
+            " WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(c.oid)"
+            " AND c.relnamespace <> 'pg_catalog'::regnamespace AND c.relnamespace <> 'information_schema'::regnamespace"
+            " ORDER BY c.relname, a.attnum"
+        )
+        found: dict[str, tuple[str, dict[str, ColumnFacts]]] = {}
+        for name, kind, column, type_, required, primary in connection.execute(sql).fetchall():
+            found.setdefault(name, (kind, {}))[1][column] = ColumnFacts(type_, required, primary)
+        return {name: (kind, partial(dict, columns)) for name, (kind, columns) in found.items()}
 
     @staticmethod
     def dependencies(uow: Transaction) -> Iterator[Dependency]:
@@ -503,28 +524,3 @@ class PostgresCatalog(Catalog):
     def legacy_unfrozen(self, uow: Transaction) -> contextlib.AbstractContextManager[None]:
         """Nothing: a transaction that carries rows may write frozen tables all along."""
         return contextlib.nullcontext()
-
-
-def relations(connection: Any) -> dict[str, tuple[str, Callable[[], dict[str, ColumnFacts]]]]:
-    """Tables and views with their columns, by name, by which the program that made a database is identified.
-
-    Args:
-        connection: A connection of the driver, in a transaction.
-
-    Returns:
-        For each name its kind (table or view), and what gives its columns.
-    """
-    sql = (
-        "SELECT c.relname, CASE WHEN c.relkind IN ('r', 'p') THEN 'table' ELSE 'view' END, a.attname,"
-        " upper(format_type(a.atttypid, NULL)), a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',"
-        " coalesce(a.attnum = ANY (i.indkey), FALSE)"
-        " FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
-        " LEFT JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary"
-        " WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_table_is_visible(c.oid)"
-        " AND c.relnamespace <> 'pg_catalog'::regnamespace AND c.relnamespace <> 'information_schema'::regnamespace"
-        " ORDER BY c.relname, a.attnum"
-    )
-    found: dict[str, tuple[str, dict[str, ColumnFacts]]] = {}
-    for name, kind, column, type_, required, primary in connection.execute(sql).fetchall():
-        found.setdefault(name, (kind, {}))[1][column] = ColumnFacts(type_, required, primary)
-    return {name: (kind, partial(dict, columns)) for name, (kind, columns) in found.items()}

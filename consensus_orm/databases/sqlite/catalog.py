@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, delete, select
@@ -12,7 +14,17 @@ from sqlalchemy.schema import CreateTable
 
 from consensus_orm import errors
 from consensus_orm.databases import state
-from consensus_orm.databases.base import KIND, MARK, Catalog, ReadCounter, Standing, Transaction, Trigger
+from consensus_orm.databases.base import (
+    KIND,
+    MARK,
+    Catalog,
+    ColumnFacts,
+    ReadCounter,
+    Relations,
+    Standing,
+    Transaction,
+    Trigger,
+)
 from consensus_orm.databases.guard_record import GUARDS, ours
 from consensus_orm.databases.sqlite.dependencies import dependencies
 from consensus_orm.databases.sqlite.key_faults import key_faults
@@ -56,6 +68,17 @@ class SQLiteCatalog(Catalog):
     key_faults = staticmethod(key_faults)
     references = staticmethod(references)
     dependencies = staticmethod(dependencies)
+
+    @staticmethod
+    def relations(connection: sqlite3.Connection) -> Relations:
+        """Kind and columns of each table and view."""
+        rows = connection.execute(f"SELECT name, {KIND} FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+        return {name: (kind, partial(_column_facts, connection, name)) for name, kind in rows}
+
+    @staticmethod
+    def user_version(connection: sqlite3.Connection) -> int:
+        """The user_version of the file."""
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
     def tables(self, uow: Transaction) -> set[str]:
         """Names of the tables, in lower case."""
@@ -303,3 +326,10 @@ class SQLiteCatalog(Catalog):
         state.put(uow, carrying=True)
         yield  # after an error the transaction is rolled back, and the flag with it
         state.put(uow, carrying=False)
+
+
+def _column_facts(connection: sqlite3.Connection, table: str) -> dict[str, ColumnFacts]:
+    rows = connection.execute(
+        'SELECT lower(name), upper(type), "notnull" AND dflt_value IS NULL, pk FROM pragma_table_info(?)', (table,)
+    )
+    return {column: ColumnFacts(type_, bool(needed), bool(pk)) for column, type_, needed, pk in rows}
