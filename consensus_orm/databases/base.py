@@ -20,9 +20,9 @@ from sqlalchemy.sql.expression import ClauseElement
 
 from consensus_orm import errors
 from consensus_orm.databases.driver import Cursor, Driver, Parameters
-from consensus_orm.databases.engine import pool_of, translate, translated
+from consensus_orm.databases.engine import pool_of, translate
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.session_guard import SessionGuard, require_transaction
+from consensus_orm.databases.session_guard import SessionGuard, transaction_ended
 from consensus_orm.declaration.move import Move
 from consensus_orm.events import Event
 from consensus_orm.hub import log_event
@@ -222,16 +222,18 @@ class Transaction(ABC):
     # Begin and end --------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        with translated(self.engine):
+        try:
             self._borrow()
             self._begin()
-            try:
-                self._read_phase()
-                if self._whole:
-                    self.catalog.require_whole(self)
-            except BaseException:
-                self._release()
-                raise
+            self._read_phase()
+            if self._whole:
+                self.catalog.require_whole(self)
+        except BaseException as error:
+            self._release()
+            mine = None if isinstance(error, errors.ConsensusError) else translate(error, self.engine)
+            if mine is not None:
+                raise mine from error
+            raise
 
     def _close(self) -> None:
         """End the transaction, so that it can be opened again with another engine."""
@@ -246,11 +248,7 @@ class Transaction(ABC):
         driver: Driver | None = None if self._pooled is None else self._pooled.driver_connection
         if driver is None:
             raise errors.UnitOfWorkClosedError
-        try:
-            driver.begin_unit(self.lock, durable=self.durable)
-        except BaseException:
-            self._release()
-            raise
+        driver.begin_unit(self.lock, durable=self.durable)
         self._driver = driver
 
     def _read_phase(self) -> None:
@@ -367,7 +365,7 @@ class Transaction(ABC):
 
     def _execute_on(self, driver: Driver, sql: str, parameters: Parameters) -> Cursor:
         if not driver.in_transaction:
-            require_transaction(driver)  # raises
+            raise transaction_ended()
         try:
             return driver.execute(sql, parameters)
         except UnicodeEncodeError:
@@ -391,7 +389,8 @@ class Transaction(ABC):
         Returns:
             The first row of each; None if a statement failed, which leaves the transaction as it was before.
         """
-        require_transaction(self._connected)
+        if not self._connected.in_transaction:
+            raise transaction_ended()
         if self._guard is not None:
             return None  # the guard must know of each statement
         try:

@@ -18,7 +18,7 @@ from consensus_orm import errors
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Side
 
-__all__ = ["SessionGuard", "listen", "require_transaction"]
+__all__ = ["SessionGuard", "listen", "transaction_ended"]
 
 T = TypeVar("T")
 
@@ -40,20 +40,15 @@ _TRANSACTIONS = {
 """What a dialect does with transactions, and what that is for a session."""
 
 
-def require_transaction(driver: Any) -> None:
-    """Refuse to continue if the database has ended the transaction: later statements would be committed one by one.
+def transaction_ended() -> errors.StorageError:
+    """The error for a unit of work whose transaction the database has ended, or can only roll back.
 
-    Args:
-        driver: The connection of a unit of work.
-
-    Raises:
-        StorageError: The transaction has ended, or can only be rolled back.
+    Later statements would be committed one by one.
     """
-    if not driver.in_transaction:
-        raise errors.StorageError(
-            "the database ended the transaction of this unit of work",
-            hint="nothing of it was kept; RAISE(ROLLBACK) or a full disk does that, on a server any error",
-        )
+    return errors.StorageError(
+        "the database ended the transaction of this unit of work",
+        hint="nothing of it was kept; RAISE(ROLLBACK) or a full disk does that, on a server any error",
+    )
 
 
 class SessionGuard(ABC):
@@ -209,8 +204,9 @@ def _execute(execute: Callable[..., None], cursor: Any, *what: Any) -> bool:
         return False
     statement, context = what[0], what[-1]
     # On a server a failed statement ends the transaction until the session rolls back to a savepoint.
-    if not (statement.startswith("ROLLBACK TO") and context.dialect.name == "postgresql"):
-        require_transaction(cursor.connection)
+    ends_failure = statement.startswith("ROLLBACK TO") and context.dialect.name == "postgresql"
+    if not (ends_failure or cursor.connection.in_transaction):
+        raise transaction_ended()
     guard.before(context)
     guard.execute(execute, cursor, *what)
     guard.after(context)
@@ -240,8 +236,8 @@ def _on_transaction(of_driver: Callable[[Any], object], of_session: tuple[str, .
         return
     for name in of_session:
         what, command = _SAVEPOINTS[name]
-        if what != "ROLLBACK":
-            require_transaction(driver)
+        if what != "ROLLBACK" and not driver.in_transaction:
+            raise transaction_ended()
         guard.follow(what, SESSION)
         if not (what == "RELEASE" and guard.ends):
             driver.savepoint(f"{command} {SESSION}")

@@ -98,7 +98,7 @@ def require_usable(pair: Move, key: Any) -> None:
     Raises:
         InvalidValueError: It is another kind of value, or None where the database gives no key.
     """
-    if is_usable(pair, key) or (key is None and pair.is_numbered):
+    if (key is None and pair.is_numbered) or is_usable(pair, key):
         return
     values = decoded(key, pair.keys) or [key]
     unusable = (n for n, (of, value) in enumerate(zip(pair.keys, values, strict=False)) if not _is_usable(of, value))

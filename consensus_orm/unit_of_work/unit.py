@@ -23,10 +23,10 @@ from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases.base import Catalog, Transaction
 from consensus_orm.databases.driver import Driver
-from consensus_orm.databases.engine import translate, translated
+from consensus_orm.databases.engine import translate
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
-from consensus_orm.databases.session_guard import SessionGuard, require_transaction
+from consensus_orm.databases.session_guard import SessionGuard, transaction_ended
 from consensus_orm.declaration.move import Move
 from consensus_orm.ledgers import guards, reads
 from consensus_orm.phase import Side
@@ -171,17 +171,17 @@ class UnitOfWork(Transaction):
         if self._guard is not None:
             self._commit_session(self._guard)
         driver = self._connected
-        require_transaction(driver)
+        if not driver.in_transaction:
+            raise transaction_ended()
         last: Sequence[tuple[str, Any]] = ()
         if self._written and self._hooks.committing is not None:
             last = self._hooks.committing(self, self._written)
         if self._counts_reads:
             reads.note(self)
-        with translated(self.engine):
-            try:
-                self._commit_transaction(driver, *last)
-            except driver.Error as error:
-                raise (self._missing(error) or error) from error
+        try:
+            self._commit_transaction(driver, *last)
+        except driver.Error as error:
+            raise (self._missing(error) or translate(error, self.engine) or error) from error
 
     def _commit_transaction(self, driver: Driver, *last: tuple[str, Any]) -> None:
         driver.commit(*last)
