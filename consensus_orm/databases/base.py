@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -400,6 +400,13 @@ class Transaction(ABC):
                 return None
             raise (translate(error, self.engine) or error) from error
 
+    def _execute_each(self, statement: ClauseElement, rows: Collection[Mapping[str, Any]]) -> None:
+        """Run a statement with the parameters of each of several rows, with one round trip if all of them succeed."""
+        sql = self._printed(statement)
+        if len(rows) < 2 or self._together(*((sql, row) for row in rows)) is None:
+            for row in rows:
+                self._execute(sql, row)
+
     def _rows(self, statement: str | ClauseElement, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
         """The rows of a statement as stored, with the bytes of text that is not valid UTF-8 escaped.
 
@@ -592,6 +599,10 @@ class Catalog(ABC):
         """Block every other writer of the mapped tables until the end of this unit of work."""
 
     @abstractmethod
+    def end_vacuums(self, uow: Transaction) -> None:
+        """Have an autovacuum of the mapped tables give way before `keep_out` makes writers wait for it."""
+
+    @abstractmethod
     def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
         """Prepare read-only units of work for reading many rows, on a server all of them in one snapshot."""
 
@@ -617,13 +628,18 @@ class Catalog(ABC):
     def triggers(self, phase: Phase, statements: Statements) -> Iterator[Trigger]:
         """The triggers of a phase."""
 
+    def run(self, uow: Transaction, commands: Iterable[str]) -> None:
+        """Run commands without parameters, on a server with one round trip."""
+        for command in commands:
+            uow._execute(command)
+
     @abstractmethod
     def before_triggers(self, uow: Transaction) -> None:
         """Check that triggers can be installed, and block other writers meanwhile."""
 
     @abstractmethod
-    def silence(self, uow: Transaction, trigger: Standing) -> None:
-        """Drop or disable a trigger of this package."""
+    def silence(self, uow: Transaction, triggers: Iterable[Standing]) -> None:
+        """Drop or disable triggers of this package."""
 
     @abstractmethod
     def standing(self, uow: Transaction) -> list[Standing]:
@@ -646,8 +662,8 @@ class Catalog(ABC):
         """Repair triggers and sequences after another program has dropped tables that they use."""
 
     @abstractmethod
-    def name_taken(self, uow: Transaction, trigger: Trigger) -> str | None:
-        """The table on which another program has a trigger of this name; None if the name is free."""
+    def names_taken(self, uow: Transaction, triggers: Iterable[Trigger]) -> list[tuple[str, str]]:
+        """The triggers of other programs that have the name of one of these, with their tables."""
 
     @abstractmethod
     def forget_guards(self, uow: Transaction) -> None:

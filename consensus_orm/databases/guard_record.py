@@ -60,13 +60,10 @@ def install(uow: Transaction, phase: Phase) -> None:
     """
     uow.catalog.before_triggers(uow)
     uow.catalog.create(uow, lost(uow))
-    for old in ours(uow):
-        uow.catalog.silence(uow, old)
+    uow.catalog.silence(uow, ours(uow))
     new = triggers(uow.catalog, phase, uow.statements)
     require_free(uow, new)
-    for trigger in new:
-        for statement in trigger.statements:
-            uow._execute(statement)
+    uow.catalog.run(uow, (command for trigger in new for command in trigger.statements))
     record(uow, phase, new)
 
 
@@ -105,8 +102,7 @@ def record(uow: Transaction, phase: Phase, triggers: Iterable[Trigger]) -> None:
 
 def keep(uow: Transaction, guards: Iterable[Standing]) -> None:
     """Add to the record."""
-    for guard in guards:
-        uow._execute(_KEEP, dict(zip(_COLUMNS, guard[:5], strict=True)))
+    uow._execute_each(_KEEP, [dict(zip(_COLUMNS, guard[:5], strict=True)) for guard in guards])
     state.put(uow, schema_version=uow.catalog.cookie(uow))
 
 
@@ -149,14 +145,13 @@ def require_free(uow: Transaction, triggers: Iterable[Trigger]) -> None:
     Raises:
         MigrationError: There is one.
     """
-    for trigger in triggers:
-        if (table := uow.catalog.name_taken(uow, trigger)) is not None:
-            raise errors.MigrationError(
-                f"a trigger of another program on {table} has the name {trigger.name}, which ours needs",
-                hint="nothing was changed; drop it, or create it again under another name",
-                table=table,
-                trigger=trigger.name,
-            )
+    for name, table in uow.catalog.names_taken(uow, triggers):
+        raise errors.MigrationError(
+            f"a trigger of another program on {table} has the name {name}, which ours needs",
+            hint="nothing was changed; drop it, or create it again under another name",
+            table=table,
+            trigger=name,
+        )
 
 
 def _expected(uow: Transaction) -> Iterator[str]:

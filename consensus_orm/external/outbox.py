@@ -97,12 +97,9 @@ def record(uow: UnitOfWork, written: Written) -> Sequence[tuple[str, Any]]:
             content = there.get(key)
             op, hashed = ("delete", None) if content is None else ("put", digest(content))
             entries.append({"pair": name, "key": stored(uow, key), "op": op, "digest": hashed, "at": at})
-    statement = uow._printed(_RECORD)
     if len(entries) == 1:
-        return [(statement, entry) for entry in entries]
-    if uow._together(*((statement, entry) for entry in entries)) is None:
-        for entry in entries:
-            uow._execute(statement, entry)
+        return [(uow._printed(_RECORD), entry) for entry in entries]
+    uow._execute_each(_RECORD, entries)
     return []
 
 

@@ -7,7 +7,7 @@ fire for these, so nothing has to be deleted afterwards.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -232,9 +232,21 @@ class PostgresCatalog(Catalog):
 
     def keep_out(self, uow: Transaction) -> None:
         """Block writers, those of other programs too, from the mapped tables until the end of this unit of work."""
-        names = {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.moves)}
         connection: Any = uow._connected
-        connection.keep_out(self.tables(uow) & names)
+        connection.keep_out(self._mapped(uow))
+
+    def end_vacuums(self, uow: Transaction) -> None:
+        """Take the lock of a vacuum, which no writer waits for, and release it with this unit of work.
+
+        An autovacuum gives way to a transaction that has waited for deadlock_timeout (1 s). Had the flip waited itself,
+        writers would have waited behind it for as long. Others, as a VACUUM by hand, the flip meets and names.
+        """
+        if names := self._mapped(uow):
+            uow._execute(f"LOCK TABLE {', '.join(map(quoted, sorted(names)))} IN SHARE UPDATE EXCLUSIVE MODE")
+
+    def _mapped(self, uow: Transaction) -> set[str]:
+        """Names of the mapped tables that are there."""
+        return self.tables(uow) & {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.moves)}
 
     def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
         """Share the snapshot of a unit of work with others, and plan for ranges of many rows.
@@ -281,10 +293,15 @@ class PostgresCatalog(Catalog):
         self.keep_out(uow)
         self._require_exact(uow)
 
-    def silence(self, uow: Transaction, trigger: Standing) -> None:
-        """Disable a trigger of this package; DROP TRIGGER would wait for every reader of the table."""
-        if trigger.enabled:
-            uow._execute(f"ALTER TABLE {quoted(trigger.table)} DISABLE TRIGGER {quoted(trigger.name)}")
+    def run(self, uow: Transaction, commands: Iterable[str]) -> None:
+        """Run commands in one message: while a flip waits for each answer, writers wait for the flip."""
+        if message := "; ".join(commands):
+            uow._execute(message)
+
+    def silence(self, uow: Transaction, triggers: Iterable[Standing]) -> None:
+        """Disable triggers of this package; DROP TRIGGER would wait for every reader of the table."""
+        enabled = (trigger for trigger in triggers if trigger.enabled)
+        self.run(uow, (f"ALTER TABLE {quoted(t.table)} DISABLE TRIGGER {quoted(t.name)}" for t in enabled))
 
     def standing(self, uow: Transaction) -> list[Standing]:
         """The triggers of this package, each with its function, and the visible tables and views."""
@@ -347,14 +364,16 @@ class PostgresCatalog(Catalog):
         default = f"nextval(CAST({literal(sequence)} AS regclass))"
         uow._execute(f"ALTER TABLE {quoted(table)} ALTER COLUMN {quoted(key)} SET DEFAULT {default}")
 
-    def name_taken(self, uow: Transaction, trigger: Trigger) -> str | None:
-        """The table itself, if another program has a trigger of this name on it."""
+    def names_taken(self, uow: Transaction, triggers: Iterable[Trigger]) -> list[tuple[str, str]]:
+        """The triggers of other programs that have the name of one of these on its table, with the table."""
         sql = (
-            "SELECT CAST(t.tgrelid AS regclass)::text FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid"
-            " WHERE t.tgrelid = to_regclass(quote_ident(?)) AND t.tgname = ? AND p.proname <> t.tgname"
+            "SELECT t.tgname, CAST(t.tgrelid AS regclass)::text FROM pg_trigger AS t"
+            " JOIN pg_proc AS p ON p.oid = t.tgfoid JOIN unnest(CAST(? AS TEXT[]), CAST(? AS TEXT[])) AS n(place, name)"
+            " ON t.tgrelid = to_regclass(quote_ident(n.place)) AND t.tgname = n.name"
+            " WHERE p.proname <> t.tgname ORDER BY 2, 1"
         )
-        rows = uow._rows(sql, (trigger.table, trigger.name))
-        return rows[0][0] if rows else None
+        wanted = list(triggers)
+        return uow._rows(sql, ([t.table for t in wanted], [t.name for t in wanted]))
 
     def forget_guards(self, uow: Transaction) -> None:
         """Empty the record; `guard_record.install` has created it again if it was dropped."""

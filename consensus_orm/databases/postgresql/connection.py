@@ -47,8 +47,7 @@ FLIP_PATIENCE = 250
 """Longest wait of a flip for its lock in ms, because writers wait behind it; the flip is tried again after that."""
 
 MOST_PATIENCE = 2000
-"""Longest wait of its later tries, each twice as long as the one before: an autovacuum gives way only to a transaction
-that has waited for deadlock_timeout (1 s)."""
+"""Longest wait of its later tries, each twice as long as the one before, for writers that write for longer."""
 
 NOT_READABLE = (
     psycopg.errors.InvalidSqlStatementName,
@@ -324,8 +323,7 @@ class ServerConnection(psycopg.Connection[Any]):
     def keep_out(self, tables: Collection[str]) -> None:
         """Block writers, those of other programs too, from tables until the transaction ends."""
         if tables:
-            ours = self.execute(INSTALLED).fetchall()
-            for statement in self.source.fence.keep_out(tables, ours):
+            for statement in self.source.fence.keep_out(tables, lambda: self.execute(INSTALLED).fetchall()):
                 self.execute(statement)
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ the engine decides, so that all programs use the same fence.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import ClassVar
 
@@ -116,12 +116,12 @@ class Fence(ABC):
         """The statement that takes a stronger lock within a transaction."""
 
     @abstractmethod
-    def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
+    def keep_out(self, tables: Iterable[str], triggers: Callable[[], Iterable[tuple[str, str]]]) -> Iterator[str]:
         """The statements that block writers of other programs from tables, until the transaction ends.
 
         Args:
             tables: Their names; at least one.
-            triggers: Names of the enabled triggers of this package, and their quoted tables.
+            triggers: Asks for the names of the enabled triggers of this package, and their quoted tables.
         """
 
     def _isolation(self, lock: Lock, asked: Isolation) -> Isolation:
@@ -153,7 +153,7 @@ class _Tables(Fence):
     def hold(self, lock: Lock) -> str:
         return f"LOCK TABLE {FENCE} IN {self._modes[lock]} MODE"
 
-    def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
+    def keep_out(self, tables: Iterable[str], triggers: Callable[[], Iterable[tuple[str, str]]]) -> Iterator[str]:
         yield f"LOCK TABLE {', '.join(map(quoted, sorted(tables)))} IN SHARE ROW EXCLUSIVE MODE"
 
     def _enter(self, lock: Lock) -> str:
@@ -181,10 +181,10 @@ class _Rows(Fence):
     def hold(self, lock: Lock) -> str:
         return f"SELECT phase FROM consensus_orm_state WHERE id = 1 FOR {self._modes[lock]}"
 
-    def keep_out(self, tables: Iterable[str], triggers: Iterable[tuple[str, str]]) -> Iterator[str]:
+    def keep_out(self, tables: Iterable[str], triggers: Callable[[], Iterable[tuple[str, str]]]) -> Iterator[str]:
         """Enable enabled triggers: it changes nothing, and waits for every writer of the table."""
         wanted = {form for name in tables for form in (name, quoted(name))}
-        for trigger, table in sorted(triggers):
+        for trigger, table in sorted(triggers()):
             if table in wanted:
                 yield f"ALTER TABLE {table} ENABLE TRIGGER {quoted(trigger)}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -141,6 +141,9 @@ class SQLiteCatalog(Catalog):
     def keep_out(self, uow: Transaction) -> None:
         """Nothing: the write lock blocks every other writer."""
 
+    def end_vacuums(self, uow: Transaction) -> None:
+        """Nothing: the write lock excludes them."""
+
     def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
         """Nothing: plans do not need it, and connections cannot share a snapshot."""
 
@@ -164,9 +167,9 @@ class SQLiteCatalog(Catalog):
     def before_triggers(self, uow: Transaction) -> None:
         """Nothing: the write lock blocks every other writer."""
 
-    def silence(self, uow: Transaction, trigger: Standing) -> None:
-        """Drop a trigger of this package."""
-        uow._execute(f"DROP TRIGGER {quoted(trigger.name)}")
+    def silence(self, uow: Transaction, triggers: Iterable[Standing]) -> None:
+        """Drop triggers of this package."""
+        self.run(uow, (f"DROP TRIGGER {quoted(trigger.name)}" for trigger in triggers))
 
     def standing(self, uow: Transaction) -> list[Standing]:
         """All triggers, tables, views and virtual tables.
@@ -199,16 +202,14 @@ class SQLiteCatalog(Catalog):
     def go_on_without(self, uow: Transaction, tables: Collection[str]) -> None:
         """Drop the triggers that read tables which were dropped: with them each write of another table would fail."""
         there = self.tables(uow)
-        tables = [table for table in tables if table.lower() not in there]
-        for trigger in ours(uow):
-            if any(quoted(table) in trigger.definition or table in trigger.definition for table in tables):
-                self.silence(uow, trigger)
+        gone = [name for table in tables if table.lower() not in there for name in (quoted(table), table)]
+        self.silence(uow, [each for each in ours(uow) if any(name in each.definition for name in gone)])
 
-    def name_taken(self, uow: Transaction, trigger: Trigger) -> str | None:
-        """The table on which another program has a trigger of this name; None if the name is free."""
-        sql = "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' AND name = ? COLLATE NOCASE"
-        rows = uow._rows(sql, (trigger.name,))
-        return rows[0][0] if rows else None
+    def names_taken(self, uow: Transaction, triggers: Iterable[Trigger]) -> list[tuple[str, str]]:
+        """The triggers that have the name of one of these, whose own triggers are dropped, with their tables."""
+        wanted = {trigger.name.lower() for trigger in triggers}
+        standing = uow._rows("SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger'")
+        return [(name, table) for name, table in standing if name.lower() in wanted]
 
     def forget_guards(self, uow: Transaction) -> None:
         """Create the record again, younger than every table, and the view `MARK`, younger than every trigger.
