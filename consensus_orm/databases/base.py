@@ -351,7 +351,7 @@ class Transaction(ABC):
         writes = sql.writes if isinstance(sql, Statement) else None
         if writes:
             self._refuse_to_read_only()
-        if self._guard is not None:
+        if self._guard is not None and not self._guard.carries:
             return self._guard.let(partial(self._execute_on, driver, sql, parameters), writes=writes is not False)
         return self._execute_on(driver, sql, parameters)
 

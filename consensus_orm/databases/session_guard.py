@@ -25,6 +25,9 @@ T = TypeVar("T")
 SESSION = "consensus_orm_session"
 """The savepoint that is the transaction of a session."""
 
+CARRYING = "consensus_orm_carrying"
+"""The savepoint before what a session has written is carried."""
+
 _SAVEPOINTS = {
     "do_savepoint": ("BEGIN", "SAVEPOINT"),
     "do_rollback_to_savepoint": ("ROLLBACK", "ROLLBACK TO SAVEPOINT"),
@@ -67,7 +70,8 @@ class SessionGuard(ABC):
         """The tables that the session may write, in small letters, and those that it must not even read, because
         nothing writes them any more, or not yet."""
         self._instead = [*sides]
-        self._carrying = False
+        self.carries = False
+        """Whether statements of this package complete what the session itself has written."""
         self.before: Callable[[Any], object] = _nothing
         """Called with the context of a statement of the session before it is executed."""
         self.after: Callable[[Any], object] = _nothing
@@ -89,15 +93,20 @@ class SessionGuard(ABC):
         Args:
             undoable: Whether `undo_carrying` may be called in the block.
         """
-        self._carrying = True
+        self.carries = True
         try:
             yield
         finally:
-            self._carrying = False
+            self.carries = False
 
+    @abstractmethod
     def undo_carrying(self) -> bool:
         """Take back what the block has done so far, after a statement of it failed; whether that is possible."""
-        return False
+
+    def attempt(self) -> contextlib.AbstractContextManager[None]:
+        """Take back what a block has done if one of its statements fails."""
+        attempt: contextlib.AbstractContextManager[None] = self._driver.attempt()
+        return attempt
 
     def refusal(self, table: str, *, of_rows: bool = True) -> errors.ConsensusError:
         """The error for a statement that would write a table, or read one that is not written in this phase.
@@ -138,6 +147,7 @@ class SessionGuard(ABC):
     def lift(self) -> None:
         """Accept every statement again, because the unit of work ends its transaction."""
         self._driver.session_guard = None
+        self.before = self.after = _nothing  # they are methods of the session, which refers to its guard
 
     @abstractmethod
     def error(self, original: BaseException) -> errors.ConsensusError | None:
@@ -145,7 +155,7 @@ class SessionGuard(ABC):
 
     def wrote(self, writes: bool) -> None:
         """Remember that the repositories may have written within the innermost savepoint."""
-        if writes and self._savepoints and not self._carrying:
+        if writes and self._savepoints:
             self._dirty.add(self._savepoints[-1])
 
     def follow(self, what: str | None, name: str | None) -> None:

@@ -57,6 +57,8 @@ class CarryingSession(Session):
         self._database = uow.statements.rendering.name
         self._carries = uow.phase.compares and not uow.read_only
         self._completes = uow.phase.writes_normalized and uow.statements.completes
+        self._follows = not uow.read_only and (self._carries or self._completes or uow._tells_written)
+        """Whether something is to be done with what a flush writes."""
         self._mark = 0
         self._foreign = True
         """Whether there may be records of other programs."""
@@ -122,9 +124,9 @@ class CarryingSession(Session):
         new, changed = [*self.new], [*self.dirty, *self.deleted]  # each call makes another set
         if self._unit_guard.hidden:
             self._refuse_entities({type(each) for each in (*new, *changed)})
-        uow = self._uow
-        if uow.read_only or not (self._carries or self._completes or uow._tells_written):
+        if not self._follows:
             return
+        uow = self._uow
         self._in_flush, self._left = True, set()
         for move in uow.statements.moves:
             if self._carries:
@@ -251,8 +253,8 @@ class CarryingSession(Session):
     def _carry(self, *, whole: bool = False) -> None:
         """Carry what was recorded since the mark, and compare it.
 
-        On a server a failure of the side that is not the truth takes no write with it: all is carried once more, and a
-        row that fails again becomes a mismatch (rule 6).
+        A failure of the side that is not the truth takes no write with it: all is carried once more, and a row that
+        fails again becomes a mismatch (rule 6).
 
         Args:
             whole: Whether any row may have been written, not only those that a flush knows.
@@ -322,7 +324,7 @@ class CarryingSession(Session):
         """
         uow = self._uow
         try:
-            with uow._connected.attempt() if self._failed else contextlib.nullcontext():
+            with self._unit_guard.attempt() if self._failed else contextlib.nullcontext():
                 self._carry_from(side, move, keys, new=new)
         except errors.StorageError as error:
             if not self._failed or is_of_the_whole(error) or not uow._connected.in_transaction:
@@ -333,7 +335,7 @@ class CarryingSession(Session):
             else:
                 self._note_failed(move, keys[0], mismatches.NOT_DELETED if deleted else mismatches.SHADOW_FAILED, error)
 
-    def _note_failed(self, move: Move, key: Key, kind: str, error: errors.StorageError) -> None:
+    def _note_failed(self, move: Move, key: Key, kind: str, error: errors.StorageError | None = None) -> None:
         """Keep the write of the truth although the other side could not follow (rule 6)."""
         if self._uow.settings.on_mismatch is OnMismatch.RAISE:
             try:
@@ -351,7 +353,7 @@ class CarryingSession(Session):
         if changes.forget(uow, written.values()):
             mismatches.settle(uow, move, written, "repaired", "a session changed it")
         follow(uow, move, keys, side.other, new=new and not foreign)
-        self._compare(move, keys)
+        self._compare(side, move, keys)
         self._carried.update(((move.name, each), key) for each in Side for key in keys)
 
     def _foreign_records(self, move: Move, keys: list[Key]) -> dict[Key, changes.Written]:
@@ -389,12 +391,20 @@ class CarryingSession(Session):
             left = {(table, key) for table, keys in empty for key in keys}
         settle(uow, parents, {(table, key) for table, key in left if key not in self._made.get(table, ())})
 
-    def _compare(self, move: Move, keys: list[Key]) -> None:
+    def _compare(self, written: Side, move: Move, keys: list[Key]) -> None:
+        """Compare both sides of rows; a row that the side which is not the truth did not take is a mismatch (rule 6)."""
         both, lone = self._uow.statements[move].both_sides
         there = self._uow._rows(both, among(keys))
-        wrong = [key for key, *equal in there if not all(equal)]
-        if len(there) < len(keys):
-            wrong += keys_of(self._uow, lone, among(keys))
+        differing = {key: carried for key, carried, *equal in there if not (carried and all(equal))}
+        of_legacy = [key for key, carried in differing.items() if not carried]
+        of_normalized = keys_of(self._uow, lone, among(keys)) if len(there) < len(keys) else []
+        wrong = [*differing, *of_normalized]
+        if wrong and written is self._uow.phase.truth:
+            # Its constraint refused the row: the statements leave out what a side does not take.
+            refused = of_legacy if written is Side.LEGACY else of_normalized
+            for key in refused:
+                self._note_failed(move, key, mismatches.SHADOW_FAILED)
+            wrong = [key for key in wrong if key not in refused]
         if wrong:
             found = mismatches.differences(self._uow, move, wrong[0])
             self._fail(move, wrong[0], ", ".join(f"{column or 'row'} {kind}" for column, kind in found))

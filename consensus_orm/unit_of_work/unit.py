@@ -198,7 +198,8 @@ class UnitOfWork(Transaction):
     def _release(self) -> None:
         guard, driver = self._guard, self._driver
         try:
-            if (session := self.__dict__.get("session")) is not None:
+            # The session refers to the unit: without the way back, no cycle waits for the garbage collector.
+            if (session := self.__dict__.pop("session", None)) is not None:
                 with contextlib.suppress(DBAPIError):  # what it had not committed goes with the transaction
                     session.close()
             if guard is not None and driver is not None:
@@ -273,9 +274,9 @@ class UnitOfWork(Transaction):
         that the phase writes, and what it writes there is carried to the other side and compared; the other ones are
         refused. Its commit and rollback reach as far as a savepoint; the unit of work itself ends with its block.
         """
-        connection = Connection(self.engine, connection=self._pooled)
-        self._guard = self._connected.guard(self.statements.moves, self._open_to_session(), read_only=self.read_only)
-        return self._new_session(connection, self._guard)
+        driver = self._connected
+        self._guard = driver.guard(self.statements.moves, self._open_to_session(), read_only=self.read_only)
+        return self._new_session(Connection(self.engine, connection=self._pooled), self._guard)
 
     def _end_session(self, session: Session) -> None:
         session.commit()

@@ -15,17 +15,13 @@ import psycopg
 
 from consensus_orm import errors
 from consensus_orm.databases.postgresql.errors import UNMIRRORED
-from consensus_orm.databases.session_guard import SessionGuard
+from consensus_orm.databases.session_guard import CARRYING, SessionGuard
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Side
 
 __all__ = ["PostgresSessionGuard"]
 
 T = TypeVar("T")
-
-CARRYING = "consensus_orm_carrying"
-"""The savepoint before what a session has written is carried."""
-
 
 class _Server(Protocol):
     """What the guard needs of a connection."""
@@ -78,8 +74,6 @@ class PostgresSessionGuard(SessionGuard):
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
         """Make a call that executes a statement of this package."""
-        if self._carrying:
-            return call()
         self._say(self._ours)
         try:
             return call()

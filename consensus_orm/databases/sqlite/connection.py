@@ -65,6 +65,8 @@ class DriverConnection(ConfiguredConnection):
     """The guard of the session that uses it."""
     authorizer: Callable[..., int] | None = None
     """The authorizer that is set."""
+    cookie: int | None = None
+    """SQLite's counter of changes of the schema as this transaction has read it, if it writes."""
     _inherited = False
     _seen: tuple[int, int] | None = None
 
@@ -86,6 +88,7 @@ class DriverConnection(ConfiguredConnection):
             DatabaseBusyError: The write lock did not come in time.
         """
         self.allow_writes(write)
+        self.cookie = None
         if write:
             self.begin_writing()
         else:
@@ -209,11 +212,13 @@ class DriverConnection(ConfiguredConnection):
     def read_phase(self) -> tuple[Any, ...] | None:
         """Phase and epoch, and in a transaction that writes the cookies of the guards."""
         try:
-            row: tuple[Any, ...] = self.execute(READ_PHASE if self.query_only else ENTER).fetchone()
+            row: tuple[Any, ...] | None = self.execute(READ_PHASE if self.query_only else ENTER).fetchone()
         except sqlite3.OperationalError as error:
             if not self.is_missing_table(error):
                 raise
             return None
+        if row is not None and not self.query_only:
+            self.cookie = row[3]
         return row
 
     def hold(self, lock: Lock) -> None:

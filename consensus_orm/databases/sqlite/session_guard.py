@@ -9,18 +9,22 @@ guard is not used for a session: those of a session begin with a mark, which mak
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, TypeVar
 
 from consensus_orm import errors
-from consensus_orm.databases.session_guard import SessionGuard
+from consensus_orm.databases.session_guard import CARRYING, SessionGuard
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.phase import Side
 
 __all__ = ["SQLiteSessionGuard"]
 
 T = TypeVar("T")
+
+ATTEMPT = "consensus_orm_attempt"
+"""The savepoint before some rows are carried by themselves."""
 
 OURS = "consensus_orm_"
 """The prefix of the names of the package's own tables and triggers."""
@@ -63,7 +67,10 @@ class _Authorized(Protocol):
     """What the guard needs of a connection."""
 
     authorizer: Callable[..., int] | None
+    cookie: int | None
 
+    @property
+    def in_transaction(self) -> bool: ...
     def execute(self, sql: str, /) -> Any: ...
     def pragma(self, name: str, /) -> Any: ...
     def set_authorizer(self, authorizer: Callable[..., int] | None, /) -> None: ...
@@ -116,13 +123,51 @@ class SQLiteSessionGuard(SessionGuard):
     def _set_authorizer(self) -> _Authorizer:
         """Keep the authorizer of the connection, or set another one, so that SQLite prepares every statement again."""
         driver, tables = self._driver, (self._tables, self.written, self.hidden)
-        kept, cookie = driver.authorizer, driver.pragma("schema_version")
+        kept, cookie = driver.authorizer, driver.cookie or driver.pragma("schema_version")
         if isinstance(kept, _Authorizer) and kept.tables == tables and kept.cookie == cookie:
             return kept
         prepared = driver.execute("SELECT 1 FROM sqlite_master WHERE name = 'consensus_orm_guards'").fetchone()
         made = _Authorizer(tables, cookie, {name for (name,) in driver.execute(_TRIGGERS)} if prepared else ())
         driver.set_authorizer(made)
         return made
+
+    @contextlib.contextmanager
+    def carrying(self, *, undoable: bool = False) -> Iterator[None]:
+        """Execute statements of this package in a block."""
+        self.ours = True
+        try:
+            with super().carrying(), self._savepoint(CARRYING) if undoable else contextlib.nullcontext():
+                yield
+        finally:
+            self.ours = False
+
+    @contextlib.contextmanager
+    def _savepoint(self, name: str) -> Iterator[None]:
+        self._driver.execute(f"SAVEPOINT {name}")
+        try:
+            yield
+        finally:
+            if self._driver.in_transaction and not self.ends:  # else the commit releases it
+                self._driver.execute(f"RELEASE {name}")
+
+    def undo_carrying(self) -> bool:
+        """Take back what the block has done so far."""
+        return self._undo(CARRYING)
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Take back what a block has done if one of its statements fails: a file takes back the statement alone."""
+        with self._savepoint(ATTEMPT):
+            try:
+                yield
+            except errors.StorageError:
+                self._undo(ATTEMPT)
+                raise
+
+    def _undo(self, name: str) -> bool:
+        if self._driver.in_transaction:
+            self._driver.execute(f"ROLLBACK TO {name}")
+        return bool(self._driver.in_transaction)
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
         """Make a call that executes a statement of this package."""
