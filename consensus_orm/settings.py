@@ -129,6 +129,10 @@ class Settings(BaseSettings):
     A file with virtual tables is always trusted, since triggers that keep a full-text index would fail otherwise.
     """
 
+    max_row_bytes: int = Field(default=10**9, ge=2**20, le=10**9)
+    """The longest row that a repository writes, in bytes of its texts and blobs. SQLite refuses to read or write a row
+    of about twice as many, which is what an image of a row takes; a step needs up to 12 times the row in memory."""
+
     protect: bool = True
     """Whether an upgrade sets the user_version of a file of consensus data to 3, which the founding builds refuse."""
 
