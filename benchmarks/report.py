@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import sqlite3
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,7 @@ def machine() -> dict[str, str]:
     facts = {
         "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "commit": _commit(),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": str(os.cpu_count()),
@@ -66,6 +68,14 @@ def machine() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
     return facts
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _processor() -> str:

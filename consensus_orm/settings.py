@@ -130,8 +130,8 @@ class Settings(BaseSettings):
     """
 
     max_row_bytes: int = Field(default=10**9, ge=2**20, le=10**9)
-    """The longest row that a repository writes, in bytes of its texts and blobs. SQLite refuses to read or write a row
-    of about twice as many, which is what an image of a row takes; a step needs up to 12 times the row in memory."""
+    """The most bytes of texts and blobs that a repository is given for one row. SQLite reads and writes no row of more
+    than twice as many, which is what an image of one takes. A step may need 13 times the row in memory."""
 
     protect: bool = True
     """Whether an upgrade sets the user_version of a file of consensus data to 3, which the founding builds refuse."""
