@@ -22,6 +22,7 @@ from consensus_orm.consensus.executions import Executions
 from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.migration import Migration
+from tests.support.documentation import ROOT
 
 pytestmark = pytest.mark.long
 
@@ -141,10 +142,12 @@ def test_many_rounds_know_their_median_better_than_few() -> None:
 
 def test_ci_compares_every_case_of_ours_with_a_stored_ratio() -> None:
     """The stored ratios that CI compares with are those of the suite, measured with as many operations in a round."""
-    stored = json.loads((Path("benchmarks") / "results" / "ratios.json").read_text())
+    stored = json.loads((ROOT / "benchmarks" / "results" / "ratios.json").read_text())
     cases = {f"ratios: {group.title}": {case.name for case in group.cases} for group in groups_of("ratios")}
     assert {title: set(group["cases"]) for title, group in stored["groups"].items()} == cases
-    (check,) = (line for line in Path(".ci/run").read_text().splitlines() if "--check" in line and "benchmarks" in line)
+    (check,) = (
+        line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "--check" in line and "benchmarks" in line
+    )
     scale = "--scale 0.05"
     assert scale in check
     assert scale in stored["machine"]["command"]
