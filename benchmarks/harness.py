@@ -230,6 +230,8 @@ def run(group: Group, bench: Bench, rounds: int) -> Measured:
                 measured.skipped[case.name] = f"{error.name} is not installed; pip install 'consensus-orm[bench]'"
                 print(f"!!! SKIPPED {case.label}: {measured.skipped[case.name]}", file=sys.stderr)
         operations = group.operations(bench)
+        gc.freeze()  # what is there before the first round is not looked at between the rounds
+        stack.callback(gc.unfreeze)
         for number in range(-1, rounds):
             for name, work in works.items():
                 gc.collect()

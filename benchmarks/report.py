@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sqlite3
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +54,7 @@ def machine() -> dict[str, str]:
     facts = {
         "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "commit": _commit(),
         "system": platform.platform(),
         "processor": _processor(),
         "cores": str(os.cpu_count()),
@@ -65,6 +68,14 @@ def machine() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
     return facts
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _processor() -> str:
@@ -156,6 +167,9 @@ def as_json(results: list[tuple[str, Measured]], facts: dict[str, str], rows: in
 def worse(now: dict[str, Any], before: dict[str, Any], tolerance: float) -> list[str]:
     """Our own cases whose ratio to the baseline is worse than in an earlier run, beyond tolerance and spread.
 
+    Many rounds spread as wide as few and know their median better: 1.57 times the distance of the quartiles, by the
+    root of their number, is the notch of a box plot (McGill, Tukey and Larsen 1978).
+
     Args:
         now: What `as_json` gives.
         before: What it gave earlier.
@@ -171,9 +185,15 @@ def worse(now: dict[str, Any], before: dict[str, Any], tolerance: float) -> list
             if name == group["baseline"] or name not in earlier or not name.startswith(OURS):
                 continue
             new, old = Spread(**case["ratio"]), Spread(**earlier[name]["ratio"])
-            if new.median > old.median * tolerance and new.low > old.high:
+            notches = _notch(new, len(case["seconds"])) + _notch(old, len(earlier[name]["seconds"]))
+            if new.median > old.median * tolerance and new.median - old.median > notches:
                 found.append(f"{title}: {case['label']}: {_ratio(new).strip()}, was {_ratio(old).strip()}")
     return found
+
+
+def _notch(spread: Spread, rounds: int) -> float:
+    """How far the median of so many rounds may be from the true one."""
+    return 1.57 * (spread.high - spread.low) / math.sqrt(rounds)
 
 
 def save(path: Path, found: dict[str, Any]) -> None:

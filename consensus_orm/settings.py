@@ -129,6 +129,10 @@ class Settings(BaseSettings):
     A file with virtual tables is always trusted, since triggers that keep a full-text index would fail otherwise.
     """
 
+    max_row_bytes: int = Field(default=10**9, ge=2**20, le=10**9)
+    """The most bytes of texts and blobs that a repository is given for one row. SQLite reads and writes no row of more
+    than twice as many, which is what an image of one takes. A step may need 13 times the row in memory."""
+
     protect: bool = True
     """Whether an upgrade sets the user_version of a file of consensus data to 3, which the founding builds refuse."""
 

@@ -25,6 +25,7 @@ __all__ = [
     "interval",
     "invalid",
     "key",
+    "length",
     "limit",
     "moment",
     "number",
@@ -289,6 +290,23 @@ def _checking(method: Callable[..., Any], signature: inspect.Signature) -> Calla
         return method(*given.args, **given.kwargs)
 
     return call
+
+
+def length(values: Mapping[str, object], most: int) -> None:
+    """Check that a row has no more bytes of texts and blobs than the settings allow.
+
+    Raises:
+        InvalidValueError: It has more.
+    """
+    long = [value for value in values.values() if isinstance(value, (str, bytes))]
+    if 4 * sum(map(len, long)) <= most:  # no character has more bytes in UTF-8
+        return
+    found = sum(len(value if isinstance(value, bytes) else value.encode(errors="surrogatepass")) for value in long)
+    if found > most:
+        raise InvalidValueError(
+            f"a row of {found:,} bytes is longer than MAX_ROW_BYTES allows ({most:,})",
+            hint="nothing was written; set CONSENSUS_ORM_MAX_ROW_BYTES higher where there is memory for it",
+        )
 
 
 def _of_type(field: str, value: object, kind: Any, name: str, *, optional: bool = False) -> Any:

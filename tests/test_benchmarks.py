@@ -22,6 +22,7 @@ from consensus_orm.consensus.executions import Executions
 from consensus_orm.consensus.runs import Runs
 from consensus_orm.consensus.syntheses import Syntheses
 from consensus_orm.migration import Migration
+from tests.support.documentation import ROOT
 
 pytestmark = pytest.mark.long
 
@@ -130,6 +131,26 @@ def test_worse_beyond_tolerance_and_spread_is_named() -> None:
     assert "ours" in line
     assert "was" in line
     assert worse(now, before, 1.6) == []
+
+
+def test_many_rounds_know_their_median_better_than_few() -> None:
+    """What is a third worse within quartiles that are as wide is a finding after many rounds, and none after three."""
+    few, many = [0.8, 1.0, 1.2], [0.8, 1.0, 1.2] * 20
+    assert worse(found([1.3 * each for each in few]), found(few), 1.25) == []
+    assert len(worse(found([1.3 * each for each in many]), found(many), 1.25)) == 1
+
+
+def test_ci_compares_every_case_of_ours_with_a_stored_ratio() -> None:
+    """The stored ratios that CI compares with are those of the suite, measured with as many operations in a round."""
+    stored = json.loads((ROOT / "benchmarks" / "results" / "ratios.json").read_text())
+    cases = {f"ratios: {group.title}": {case.name for case in group.cases} for group in groups_of("ratios")}
+    assert {title: set(group["cases"]) for title, group in stored["groups"].items()} == cases
+    (check,) = (
+        line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "--check" in line and "benchmarks" in line
+    )
+    scale = "--scale 0.05"
+    assert scale in check
+    assert scale in stored["machine"]["command"]
 
 
 def test_cpu_time_is_measured_of_the_cases_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ reading of a time once in SQL and once in Python; a test holds them against each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Boolean, ColumnElement, Integer, Text, case, literal
@@ -19,6 +19,7 @@ __all__ = [
     "Condition",
     "NeverNull",
     "arguments",
+    "concatenated",
     "exact_hex",
     "holds",
     "json_at",
@@ -28,6 +29,7 @@ __all__ = [
     "json_patched",
     "json_split",
     "milliseconds",
+    "nested",
     "same",
     "text_joined",
     "time_from",
@@ -107,6 +109,14 @@ class type_name(FunctionElement[str]):
     """The type a value is stored with, in SQLite's words: null, integer, real, text or blob."""
 
     name = "type_name"
+    type = AlwaysText()
+    inherit_cache = True
+
+
+class concatenated(FunctionElement[str]):
+    """Texts put together at once: a chain of `||` keeps what each of its steps made of a long one until the last."""
+
+    name = "concatenated"
     type = AlwaysText()
     inherit_cache = True
 
@@ -238,3 +248,10 @@ class text_joined(FunctionElement[str]):
 def arguments(element: Any, compiler: Any, **kw: Any) -> list[str]:
     """The arguments of one of these functions, as SQL."""
     return [compiler.process(clause, **kw) for clause in element.clauses]
+
+
+def nested(call: Callable[[list[str]], str], texts: list[str]) -> str:
+    """SQL that puts many texts together by calls of a function, which takes at most a hundred arguments."""
+    while len(texts) > 1:
+        texts = [call(texts[at : at + 90]) for at in range(0, len(texts), 90)]
+    return texts[0]

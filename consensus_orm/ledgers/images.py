@@ -31,7 +31,7 @@ from sqlalchemy.types import TypeEngine
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
-from consensus_orm.declaration.expressions import exact_hex, type_name
+from consensus_orm.declaration.expressions import concatenated, exact_hex, type_name
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.row_keys import parts
 from consensus_orm.ledgers import audit
@@ -162,10 +162,10 @@ def _image(rendering: Rendering, columns: dict[str, ColumnElement[Any]]) -> Colu
     def piece(name: str) -> ColumnElement[Any]:
         return rendering.typed(bindparam(name, type_=Text()), Text())
 
-    whole = piece("_name0")
+    pieces = [piece("_name0")]
     for at, value in enumerate(columns.values()):
-        whole = whole + type_name(value) + piece("_between") + exact_hex(value) + piece(f"_name{at + 1}")
-    return whole
+        pieces += [type_name(value), piece("_between"), exact_hex(value), piece(f"_name{at + 1}")]
+    return concatenated(*pieces)
 
 
 def _names(columns: dict[str, ColumnElement[Any]]) -> dict[str, str]:

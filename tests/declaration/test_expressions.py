@@ -32,7 +32,7 @@ from sqlalchemy.sql.expression import ColumnElement
 
 from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
 from consensus_orm.databases.opening import rendering
-from consensus_orm.declaration.expressions import holds, milliseconds, same, time_from
+from consensus_orm.declaration.expressions import concatenated, holds, milliseconds, same, time_from
 from consensus_orm.models.base import Verbatim
 from consensus_orm.statements.rendering import in_keys
 from consensus_orm.times import time_of, time_text
@@ -179,6 +179,15 @@ def check_milliseconds(database: sqlite3.Connection, value: Any) -> None:
 def test_milliseconds_are_lexical(database: sqlite3.Connection, value: Any) -> None:
     """Only valid text of the shape gives milliseconds, truncated; in SQL (stored and bound) as in Python."""
     check_milliseconds(database, value)
+
+
+def test_many_texts_are_put_together(database: sqlite3.Connection) -> None:
+    """More texts than a function takes arguments follow each other in order, and a NULL is left out."""
+    store(database, words="\u00e9%s")
+    pieces = [bindparam(f"x{number}", type_=Text()) for number in range(200)]
+    bound: dict[str, Any] = {piece.key: f"{number} " for number, piece in enumerate(pieces)}
+    told = evaluate(database, concatenated(column("words", Text()), *pieces), **bound | {"x1": None})
+    assert told == "\u00e9%s" + "".join(f"{number} " for number in range(200) if number != 1)
 
 
 digits = st.text("0123456789", max_size=12)

@@ -45,7 +45,7 @@ from sqlalchemy.sql.expression import ColumnElement
 from consensus_orm.consensus.expressions import flagged, run_key, says, synthesis_json
 from consensus_orm.databases.opening import rendering
 from consensus_orm.databases.postgresql.parameters import spelled
-from consensus_orm.declaration.expressions import exact_hex, holds, milliseconds, same, time_from
+from consensus_orm.declaration.expressions import concatenated, exact_hex, holds, milliseconds, same, time_from
 from consensus_orm.times import time_of
 from tests.declaration.test_expressions import (
     ALL_TIMES,
@@ -224,6 +224,11 @@ def test_bytes_in_hexadecimal(database: psycopg.Connection[Any]) -> None:
     for text in (*TEXTS, "\\x41", "\\101", "a\\b", "\U0001f600"):
         expected = "" if text is None else text.encode().hex().upper()
         assert evaluate(database, exact_hex(column("words", Text())), words=text) == expected
+
+
+def test_many_texts_are_put_together(database: psycopg.Connection[Any]) -> None:
+    """More texts than a function takes arguments follow each other."""
+    assert evaluate(database, concatenated(*[column("words", Text())] * 200), words="\u00e9") == "\u00e9" * 200
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, False), (0, False), (1, True), (2, True), (-1, True)])

@@ -20,7 +20,7 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from sqlalchemy import URL
 
-from consensus_orm import errors
+from consensus_orm import errors, validation
 from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.pool import ConnectionSource
@@ -412,8 +412,9 @@ class ServerConnection(psycopg.Connection[Any]):
         """Refuse values that the server cannot store.
 
         Raises:
-            InvalidValueError: There is one.
+            InvalidValueError: There is one, or they are a row that is too long.
         """
+        validation.length(values, self.source.settings.max_row_bytes)
         for value in values.values():
             bindable(value)
 

@@ -30,6 +30,7 @@ from sqlalchemy.types import NullType, TypeEngine
 
 from consensus_orm.declaration.expressions import (
     arguments,
+    concatenated,
     exact_hex,
     holds,
     json_at,
@@ -39,6 +40,7 @@ from consensus_orm.declaration.expressions import (
     json_patched,
     json_split,
     milliseconds,
+    nested,
     same,
     text_joined,
     time_from,
@@ -159,6 +161,11 @@ def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
     names = ((Integer, "integer"), (Boolean, "integer"), (Float, "real"), (LargeBinary, "blob"))
     kind = next((name for type_, name in names if isinstance(sql_type(clause.type), type_)), "text")
     return f"(CASE WHEN {x} IS NULL THEN 'null' ELSE '{kind}' END)"
+
+
+@compiles(concatenated, "postgresql")
+def _concatenated(element: Any, compiler: Any, **kw: Any) -> str:
+    return nested(lambda texts: f"concat({', '.join(texts)})", arguments(element, compiler, **kw))
 
 
 @compiles(exact_hex, "postgresql")

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from consensus_orm import errors, files
+from consensus_orm import errors, files, validation
 from consensus_orm.databases.driver import Parameters
 from consensus_orm.databases.fair_queue import Turn, Turns
 from consensus_orm.databases.lock import Lock
@@ -286,8 +286,9 @@ class DriverConnection(ConfiguredConnection):
         """Refuse texts that the file cannot store: in UTF-8 it stores any text, in UTF-16 only valid ones.
 
         Raises:
-            InvalidValueError: There is one.
+            InvalidValueError: There is one, or they are a row that is too long.
         """
+        validation.length(values, self.settings.max_row_bytes)
         if self.writes_utf16:
             for value in values.values():
                 self.storable(value)

@@ -18,6 +18,11 @@ UNTRUSTED = (
     " another program has made a virtual table meanwhile, or set CONSENSUS_ORM_TRUSTED_SCHEMA=true"
 )
 
+TOO_BIG = (
+    "nothing of what failed was kept; a row, or the image that is kept of one, is longer than MAX_ROW_BYTES allows: set"
+    " CONSENSUS_ORM_MAX_ROW_BYTES higher where there is memory for it"
+)
+
 _BY_CODE: dict[int, type[errors.StorageError]] = {
     sqlite3.SQLITE_BUSY: errors.DatabaseBusyError,
     sqlite3.SQLITE_LOCKED: errors.DatabaseBusyError,
@@ -46,7 +51,7 @@ def translate(error: BaseException, database: str | None) -> errors.ConsensusErr
     if not isinstance(error, sqlite3.Error):
         return None
     code = _primary_code(error)
-    hint = BROKEN_DISK if code == sqlite3.SQLITE_IOERR else None
+    hint = {sqlite3.SQLITE_IOERR: BROKEN_DISK, sqlite3.SQLITE_TOOBIG: TOO_BIG}.get(code)
     if "unsafe use of" in str(error):  # SQLite has no code for it
         hint = UNTRUSTED
     kind = _BY_CODE.get(code, errors.StorageError)

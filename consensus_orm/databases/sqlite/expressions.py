@@ -11,6 +11,7 @@ from sqlalchemy.ext.compiler import compiles
 from consensus_orm.declaration.expressions import (
     AlwaysText,
     arguments,
+    concatenated,
     exact_hex,
     holds,
     json_at,
@@ -20,6 +21,7 @@ from consensus_orm.declaration.expressions import (
     json_patched,
     json_split,
     milliseconds,
+    nested,
     same,
     text_joined,
     time_from,
@@ -110,6 +112,14 @@ def _time_from(element: Any, compiler: Any, **kw: Any) -> str:
 def _type_name(element: Any, compiler: Any, **kw: Any) -> str:
     (x,) = arguments(element, compiler, **kw)
     return f"typeof({x})"
+
+
+@compiles(concatenated, "sqlite")
+def _concatenated(element: Any, compiler: Any, **kw: Any) -> str:
+    def call(texts: list[str]) -> str:
+        return f"printf('{'%s' * len(texts)}', {', '.join(texts)})"
+
+    return nested(call, arguments(element, compiler, **kw))
 
 
 @compiles(exact_hex, "sqlite")

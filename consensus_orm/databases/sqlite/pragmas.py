@@ -13,6 +13,9 @@ from consensus_orm.settings import Settings
 
 __all__ = ["ConfiguredConnection", "milliseconds"]
 
+_NAMES = 2**16
+"""Bytes for the names of columns in the image of a row, which holds two hexadecimal digits for each byte of it."""
+
 
 class ConfiguredConnection(sqlite3.Connection):
     """A connection with the pragmas of the settings."""
@@ -37,6 +40,7 @@ class ConfiguredConnection(sqlite3.Connection):
         }
         for name, value in asked.items():
             self.execute(f"PRAGMA {name} = {value}").close()
+        self.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * settings.max_row_bytes + _NAMES)
         self.trust_schema(trusted_schema)
         self.create_function("consensus_is_text", 2, parameters.is_text, deterministic=True)
         self.create_collation("consensus_code_points", parameters.by_code_points)
