@@ -211,8 +211,8 @@ def test_a_clean_write_leaves_no_trace(every_phase: ConsensusStore) -> None:
         uow.artifacts.add(**VALUES)
         uow.artifacts.add(**VALUES)
     key = "BIGSERIAL PRIMARY KEY" if database.kind == "postgresql" else "INTEGER PRIMARY KEY AUTOINCREMENT"
-    database.script(f"CREATE TABLE tickets (id {key})")
-    install(every_phase, "consensus_artifacts", "INSERT INTO tickets DEFAULT VALUES")
+    database.script(f"CREATE TABLE tickets (id {key}, of BIGINT)")
+    install(every_phase, "consensus_artifacts", "INSERT INTO tickets (of) VALUES (NEW.id)")
     with every_phase.unit_of_work() as uow:
         uow.artifacts.add(**VALUES)
 
