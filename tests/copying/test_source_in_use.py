@@ -170,9 +170,12 @@ def test_identities_that_move_from_row_to_row(sources: Sources, url: str, tmp_pa
                     uow.artifacts.delete(spec_id=f"SPEC-{n}")
                     uow.artifacts.add(spec_id=f"SPEC-{n}", stage="s", agent_name="a", content_json="{}", run_id="r")
 
-        report = moved(source, url, SMALL, progress=_Once("consensus_runs", 10, again))
-    assert report.finished
-    assert_same_rows(source, url, *sides(Phase.CONTRACT))
+        assert moved(source, url, SMALL, progress=_Once("consensus_runs", 10, again)).finished
+        assert_same_rows(source, url, *sides(Phase.CONTRACT))
+        file = tmp_path / "target.db"
+        assert moved(source, file, SMALL, progress=_Once("consensus_runs", 10, again)).finished
+    for table in sides(Phase.CONTRACT):
+        assert oracle.rows(file, table) == oracle.rows(source, table)
 
 
 @pytest.mark.parametrize("spec", ["SPEC-MENDED", "SPEC-\0"], ids=["mended", "spoiled"])

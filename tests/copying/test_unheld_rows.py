@@ -105,23 +105,29 @@ def test_text_that_looks_like_a_number(url: str, tmp_path: Path) -> None:
 
 
 def test_executions_that_cannot_be_held(tmp_path: Path, url: str) -> None:
-    """What an agent said with a NUL in it, and a row without a key, are listed and kept like any other row."""
+    """A NUL in what an agent said, a row without a key and one without a phase are listed and kept like any other."""
     source = tmp_path / "file.db"
     builders.build_legacy(source, columns=11)
     with builders.writing(source) as connection:
+        connection.executescript(
+            "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = replace(sql, 'phase_type TEXT NOT NULL',"
+            " 'phase_type TEXT') WHERE name = 'agent_executions'; PRAGMA writable_schema = RESET"
+        )
         connection.execute("UPDATE agent_executions SET response_text = 'a' || char(0) WHERE rowid = 1")
         connection.execute(
             "INSERT INTO agent_executions (agent_id, spec_id, stage, phase_type, agent_name, spawned_at)"
-            " VALUES (NULL, 'S', 's', 'p', 'a', 'now')"
+            " VALUES (NULL, 'S', 's', 'p', 'a', 'now'), ('early', 'S', 's', NULL, 'a', 'now')"
         )
     report = moved(source, url, reject=True)
-    assert [(odd.table, odd.column) for odd in report.unfit] == [
-        ("agent_executions", "agent_id"),
-        ("agent_executions", "response_text"),
+    assert {odd.table for odd in report.unfit} == {"agent_executions"}
+    assert sorted((odd.column, odd.reason) for odd in report.unfit) == [
+        ("agent_id", "1 keys that are no text"),
+        ("phase_type", "NULL where a value is required"),
+        ("response_text", "a NUL character in text"),
     ]
     with ConsensusStore.open(url, settings=SETTINGS) as store:
         listed = store.migration.rejects()
-        assert [reject.table for reject in listed] == ["agent_executions"] * 2
+        assert [(reject.table, reject.pair) for reject in listed] == [("agent_executions", "artifacts")] * 3
         store.migration.accept_reject(listed[0].id, reason="known")
         with store.unit_of_work(read_only=True) as uow:
             assert len(uow.executions.list()) == 2

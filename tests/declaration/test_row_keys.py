@@ -296,6 +296,28 @@ def test_a_lost_side_is_made_again(store: Store, new_database: Database) -> None
 
 
 @pytest.mark.long
+def test_a_row_of_a_table_that_was_made_again_keeps_its_key(store: Store, new_database: Database) -> None:
+    """One whose key the other side has is a reject, since there is no next one to give it; another one is carried."""
+    in_phase(store, Phase.CUTOVER)
+    new_database.script("DROP TABLE seats_old")
+    engine = create_engine(parse_url(new_database.where))
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        for uid, hall, name in (KEYS[0], (ONE, 7, "new")):
+            connection.execute(insert(SeatOld), {"uid": uid, "hall": hall, "name": name, "taken": "theirs"})
+    engine.dispose()
+
+    report = store.migration.reconcile(rebuild="legacy")
+
+    assert report.rebuilt is not None
+    assert report.rebuilt.renumbered == 0
+    assert [(r.key, r.table) for r in store.migration.rejects()] == [(encoded(KEYS[0]), "seats_old")]
+    for table, column in (("seats_old", "taken"), ("seats", "by")):
+        counted = f"SELECT count(*), count(CASE WHEN {column} = 'theirs' THEN 1 END) FROM {table}"
+        assert new_database.rows_of(counted) == [(len(KEYS) + 1, 1)], table
+
+
+@pytest.mark.long
 def test_a_rehearsal_proves_that_every_row_comes_back(store: Store) -> None:
     """The copy is moved to CONTRACT and back; its rows are compared in the order of their keys."""
     report = store.migration.rehearse()

@@ -151,9 +151,13 @@ def test_what_uses_a_table_shuts_the_gate(store: ConsensusStore, database: Datab
     store.migration.finish_contract(reason="a test")
 
 
-def test_an_open_reject_shuts_the_gate(store: ConsensusStore, database: Database) -> None:
-    """A row that only a reject knows is settled first."""
+def test_what_is_open_shuts_the_gate(store: ConsensusStore, database: Database) -> None:
+    """A row that only a reject knows is settled first, and what another program has put in the way is gone."""
     contracted(store)
+    database.script("DROP VIEW consensus_synthesis; CREATE VIEW consensus_synthesis AS SELECT 1 AS one")
+    with pytest.raises(GateClosedError, match="consensus_synthesis is a view of another program"):
+        store.migration.finish_contract(reason="a test")
+    database.script("DROP VIEW consensus_synthesis")
     database.rows_of(
         "INSERT INTO consensus_orm_rejects (id, pair, key, table_name, reason, image, found_at, state)"
         " VALUES (900, 'artifacts', 900, 'consensus_artifacts', 'a test', '{}', 0, 'open')"

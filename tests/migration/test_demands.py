@@ -167,6 +167,9 @@ def test_a_soak_that_was_skipped_is_audited(open_store: Open, database: Database
     store.migration.verify()
     store.migration.advance(soak=False)
     assert "skipped" not in last_step(database)[2]
+    store.migration.verify()
+    store.migration.advance(soak=False)
+    assert last_step(database)[2]["skipped"] == ["the soak of NORMALIZED lasts 14 d more"]
 
 
 @pytest.mark.parametrize("stored", ["NULL", "-1", "0"])

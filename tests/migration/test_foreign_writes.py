@@ -313,6 +313,8 @@ def test_what_was_changed_back_is_nothing(store: ConsensusStore, database: Datab
         assert rows(database, phase.truth) == before
         finish(store, database)
     assert images(database) == []
+    told = database.rows_of("SELECT DISTINCT state, note FROM consensus_orm_mismatches")
+    assert told == [("repaired", "both sides agree")]
 
 
 @pytest.mark.parametrize("choice", ["adopt", "repair"])
@@ -463,6 +465,12 @@ def test_an_entry_shows_its_row_as_each_side_has_it(store: ConsensusStore, datab
     (kept,) = [column.normalized for column in hidden.columns if column.name == "content_json"]
     assert kept is not None
     assert (kept.type, kept.bytes, kept.value) == ("text", 6, None)
+    reconciled(store, "repair")
+    (number,) = [found.id for found in store.migration.images() if (found.pair, found.key) == ("artifacts", 1)]
+    kept_whole = store.migration.image(number, contents=True)
+    assert (kept_whole.entry.id, kept_whole.on) == (number, (Side.LEGACY, Side.NORMALIZED))
+    (there,) = [column for column in kept_whole.columns if column.name == "content_json"]
+    assert [cell and cell.value for cell in (there.legacy, there.normalized, there.image)] == [*content * 2, "theirs"]
 
 
 def test_a_reject_shows_the_row_as_it_was_kept(store: ConsensusStore, database: Database) -> None:

@@ -22,6 +22,7 @@ from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.cli import main
 from consensus_orm.errors import DatabaseBusyError
 from consensus_orm.report import facts
+from consensus_orm.telemetry import RetryEvent, listen
 from tests.support import oracle
 from tests.support.commands import without_settings
 from tests.support.databases import Database, build_legacy
@@ -179,7 +180,7 @@ def until_tried_again(store: ConsensusStore, database: Database, how: str = "BEG
 
 
 def test_a_step_waits_for_a_lock(step: Step, new_database: Database, tmp_path: Path) -> None:
-    """Each step that meets the lock of another process is taken again until it is free."""
+    """Each step that meets the lock of another process is taken again until it is free, and told by its name."""
     if step.legacy:
         build_legacy(new_database.where)
     settings = SETTINGS.model_copy(update={"backup_dir": tmp_path})
@@ -188,8 +189,11 @@ def test_a_step_waits_for_a_lock(step: Step, new_database: Database, tmp_path: P
             store.migration.migrate(step.phase)
         step.before(store, tmp_path)
         store.engine.dispose()
+        retried: list[str] = []
+        listen(store, lambda event: retried.append(event.name) if isinstance(event, RetryEvent) else None)
         with until_tried_again(store, new_database):
             step.work(store, tmp_path)
+        assert "work" not in retried, "the name of what has none"
         if store.migration.phase.has_legacy and store.migration.phase.writes_normalized:
             assert not store.migration.mismatches()
 

@@ -196,6 +196,7 @@ def test_or_the_rows_of_the_new_table_win(store: ConsensusStore, database: Datab
 
     assert report.rebuilt is not None
     assert (report.rebuilt.carried, report.rebuilt.renumbered) == (0, 0)
+    assert [e.detail["lost"] for e in store.migration.history() if e.action == "rebuild"] == [False]
     assert contents(database.legacy()["artifacts"]) == THEIRS
     kept = {key for (key,) in database.rows_of("SELECT key FROM consensus_orm_images WHERE pair = 'artifacts'")}
     assert kept == {

@@ -173,6 +173,8 @@ def test_an_accepted_reject_hides_no_later_difference(store: ConsensusStore, dat
     )
     store.migration.reconcile()
     (reject,) = store.migration.rejects()
+    with pytest.raises(InvalidValueError, match="nothing is left to carry"):
+        store.migration.resolve_reject(reject.id)
     store.migration.accept_reject(reject.id, reason="by chance")
     assert store.migration.verify().clean
     database.unnoticed(f"UPDATE agent_outputs SET content = 'broken' WHERE id = {test_id}")

@@ -342,6 +342,21 @@ def test_gate_that_refuses(path: Path) -> None:
 
 
 @pytest.mark.long
+def test_the_first_gate_refuses(path: Path) -> None:
+    """Then no step was taken, so that there is nothing to estimate, and the report says why."""
+    with builders.writing(path) as connection:
+        connection.execute(f"UPDATE consensus_artifacts SET id = {2**63 - 1} WHERE id = 1")
+    with ConsensusStore.open(path) as store:
+        store.migration.upgrade()
+        report = store.migration.rehearse()
+
+    assert (report.steps, report.passed, report.equal) == ((), False, True)
+    assert any(str(2**63 - 1) in reason for reason in report.refused), report.refused
+    estimate = report.estimate()
+    assert (estimate.seconds, estimate.longest_lock) == (0, 0)
+
+
+@pytest.mark.long
 def test_undeclared_columns_are_proved_too(path: Path, at_the_end: Callable[[str], None]) -> None:
     """A value in a legacy column that no mapping knows is part of the row that has to come back."""
     with builders.writing(path) as connection:

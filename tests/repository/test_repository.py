@@ -241,6 +241,7 @@ def test_pages_follow_each_other(new_database: Database, store: Store) -> None:
             page, count = products.list_and_count({"size": None}, limit=2)
             assert ([row.no for row in page], count) == (whole[:2], len(whole))
             assert [row.no for row in products.iterate({"size": None}, oldest_first=True)] == whole[::-1]
+            assert [row.no for row in products.iterate({"price": None})] == whole[:-1]
             assert [row.no for row in products.get_many([keys[3], 10**6, keys[0]])] == [keys[3], keys[0]]
             assert products.count({"price": None}) == len(whole) - 1
             assert products.distinct("price") in ([None, Decimal("1.10")], [Decimal("1.10"), None])

@@ -15,6 +15,7 @@ from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases.engine import source_of
 from consensus_orm.databases.opening import catalog
 from consensus_orm.ledgers import reads
+from consensus_orm.testing.plugin import QueryCounter
 from tests.concurrency.processes import start
 from tests.migration.steps import BASE, forward, refused
 from tests.support import servers
@@ -168,6 +169,20 @@ def test_reads_before_the_tables_are_frozen_do_not_count(store: ConsensusStore, 
     forward(store, Phase.NORMALIZED)
     settle(store)
     assert seen(store) == {}
+
+
+def test_the_counters_are_not_asked_where_every_program_reads(
+    database: ServerDatabase, tmp_path: Path, query_counter: QueryCounter
+) -> None:
+    """Before the cutover nobody is to stop reading the legacy tables."""
+    settings = BASE.model_copy(update={"backup_dir": tmp_path})
+    with ConsensusStore.open(database.where, settings=settings) as store:
+        forward(store, Phase.DUAL_WRITE)
+        with query_counter(store) as queries:
+            store.migration.backfill()
+            assert store.migration.verify().clean
+    assert queries.mentioning("agent_outputs")
+    assert not queries.mentioning("pg_stat")
 
 
 def test_a_file_has_no_counters(tmp_path: Path) -> None:
