@@ -277,6 +277,7 @@ def test_the_status_says_who_keeps_and_what_is_due(store: ConsensusStore, new_da
     new_database.rows_of("UPDATE consensus_orm_keeper SET verified_at = 1")
     assert store.run(lease.take)
     assert (seen().holder, seen().overdue) == (lease.me, [])  # one acts: it will do what is due
+    assert seen().told(settings.clock()).startswith(f"{lease.me.rpartition(' ')[0]} acts; ")
     new_database.rows_of("UPDATE consensus_orm_keeper SET lease_until = 1")
     assert (seen().holder, "verify" in seen().overdue) == (None, True)
     words = ["--url", str(new_database.where), "status"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import psycopg
@@ -72,8 +73,10 @@ def test_a_copy_holds_what_its_source_held_and_goes_back(
         here, there = s.execute(told).fetchall(), b.execute(told).fetchall()
         saved = "SELECT type, name, table_name, sql FROM consensus_orm_saved_schema ORDER BY position"
         assert b.execute(saved).fetchall() == s.execute(saved).fetchall()
+        copied = b.execute("SELECT detail FROM consensus_orm_history WHERE action = 'copy' ORDER BY id").fetchall()
     assert there[: len(here)] == here
     assert [row[1] for row in there[len(here) :]] == ["copy", "copy"]
+    assert json.loads(copied[0][0])["from"] == str(source)
     assert oracle.sha256(source) == before
 
 

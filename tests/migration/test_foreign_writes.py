@@ -396,8 +396,9 @@ def test_what_nobody_noticed_is_repaired_and_kept(store: ConsensusStore, databas
 def test_there_are_two_choices(store: ConsensusStore) -> None:
     """Another one is refused by its name, before anything is looked at."""
     bring(store, Phase.DUAL_WRITE)
-    with pytest.raises(InvalidValueError, match="'both' is no choice"):
+    with pytest.raises(InvalidValueError, match="'both' is no choice") as refused:
         store.migration.reconcile(foreign="both")  # type: ignore[arg-type]
+    assert refused.value.field == "foreign"
 
 
 @pytest.mark.parametrize("phase", BOTH, ids=lambda p: p.name)
@@ -426,6 +427,7 @@ def test_what_putting_back_replaces_is_kept(store: ConsensusStore, database: Dat
     assert found == [(1, "repaired")]
     told = store.migration.history()[-1]
     assert (told.action, told.reason) == ("restore image", "a test")
+    assert (told.detail["number"], told.detail["pair"], told.detail["key"]) == (number, "artifacts", 1)
     assert [(mismatch.key, mismatch.kind) for mismatch in store.migration.mismatches()] == [(2, "foreign_update")]
     assert [row.key for row in reconciled(store).undecided] == [2]
 
@@ -471,6 +473,8 @@ def test_an_entry_shows_its_row_as_each_side_has_it(store: ConsensusStore, datab
     assert (kept_whole.entry.id, kept_whole.on) == (number, (Side.LEGACY, Side.NORMALIZED))
     (there,) = [column for column in kept_whole.columns if column.name == "content_json"]
     assert [cell and cell.value for cell in (there.legacy, there.normalized, there.image)] == [*content * 2, "theirs"]
+    with pytest.raises(InvalidValueError, match="there is no image 99: see: consensus-orm images --all"):
+        store.migration.image(99)
 
 
 def test_a_reject_shows_the_row_as_it_was_kept(store: ConsensusStore, database: Database) -> None:

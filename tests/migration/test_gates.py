@@ -240,7 +240,7 @@ def test_history_tells_every_change_of_phase(store: ConsensusStore) -> None:
 def test_a_phase_that_lies_the_other_way_is_refused(store: ConsensusStore) -> None:
     """Advance does not go back, rollback does not go forth, and before EXPAND there is nothing."""
     forward(store, Phase.CUTOVER)
-    with pytest.raises(InvalidValueError, match="lies behind"):
+    with pytest.raises(InvalidValueError, match="lies behind CUTOVER: run: consensus-orm rollback expand"):
         store.migration.advance("expand")
     with pytest.raises(InvalidValueError, match="lies ahead"):
         store.migration.rollback("contract")
