@@ -20,6 +20,7 @@ from sqlalchemy import create_engine
 from benchmarks.data import CREATED, MILLISECONDS, artifact
 from benchmarks.harness import Bench, Group, Target, Work
 from benchmarks.probe import live_writer
+from benchmarks.suites.outbox import mirror
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus.models.legacy import ConsensusArtifact, ConsensusSynthesis
 from consensus_orm.models.base import Base
@@ -51,6 +52,15 @@ POOLED = Group(
     count=COUNT,
     baseline="direct",
     targets=(Target("compared write through pgbouncer, to direct", "through_pgbouncer", 1.3, than="direct"),),
+)
+MIRRORED = Group(
+    "PostgreSQL: one artifact in phase 2, with an outbox",
+    unit="write",
+    count=COUNT,
+    baseline="without_an_outbox",
+    targets=(
+        Target("compared write with an outbox, to one without", "with_an_outbox", 1.25, than="without_an_outbox"),
+    ),
 )
 READS = Group(
     "PostgreSQL: read by id, within a unit of work",
@@ -91,7 +101,7 @@ VERIFY = Group(
     baseline="raw_full_join",
     targets=(Target("verify, to one FULL JOIN", "our_verify", 1.3, than="raw_full_join", rows=MILLION),),
 )
-GROUPS = (WRITES, *([POOLED] if shutil.which("pgbouncer") else ()), READS, OWN, BACKFILL, VERIFY)
+GROUPS = (WRITES, *([POOLED] if shutil.which("pgbouncer") else ()), MIRRORED, READS, OWN, BACKFILL, VERIFY)
 """Without pgbouncer there is nothing to measure through it."""
 
 _LEGACY = (
@@ -274,6 +284,21 @@ def _add(bench: Bench, store: ConsensusStore, round_: int) -> None:
 def direct(bench: Bench) -> Iterator[Work]:
     """consensus_orm, the server itself"""
     with _store(Phase.DUAL_WRITE, bench.times(ROWS)) as store:
+        yield partial(_add, bench, store)
+
+
+@MIRRORED.case()
+def without_an_outbox(bench: Bench) -> Iterator[Work]:
+    """no external store"""
+    with _store(Phase.DUAL_WRITE, bench.times(ROWS)) as store:
+        yield partial(_add, bench, store)
+
+
+@MIRRORED.case()
+def with_an_outbox(bench: Bench) -> Iterator[Work]:
+    """the outbox of a store in memory"""
+    with _store(Phase.DUAL_WRITE, bench.times(ROWS)) as store:
+        mirror(store)
         yield partial(_add, bench, store)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -26,11 +27,22 @@ def content_of(pair: Move, row: tuple[Any, ...]) -> str:
         pair: Its pair.
         row: Its values as stored, in the order of `pair.legacy_columns`.
     """
-    cells = {
-        name: value if type(value) in PLAIN else _cell(value)
-        for name, value in zip(pair.legacy_columns, row, strict=False)
-    }
-    return _json({"move": pair.name, "row": cells})
+    begin, cells = _layout(pair.name, pair.legacy_columns)
+    return f"{begin}{','.join([name + _printed(row[place]) for name, place in cells])}}}}}"
+
+
+@cache
+def _layout(pair: str, columns: tuple[str, ...]) -> tuple[str, tuple[tuple[str, int], ...]]:
+    """How the text of a row begins, and its cells in order: the name as it is printed, and the place of the value."""
+    cells = ((f"{_json(name)}:", columns.index(name)) for name in sorted(columns))
+    return f'{{"move":{_json(pair)},"row":{{', tuple(cells)
+
+
+def _printed(value: Any) -> str:
+    """A stored value as JSON; what most of them are without a call of the encoder, which costs as much as a row."""
+    if type(value) is int:
+        return str(value)
+    return "null" if value is None else _json(value if type(value) is str else _cell(value))
 
 
 def name_of(pair: Move, key: Any) -> str:
@@ -77,9 +89,6 @@ def parse(content: str) -> tuple[str, dict[str, Any]]:
             "this entry was not written by this package", hint="give a function that reads it", field="content"
         ) from error
 
-
-PLAIN = frozenset((str, int, bool, type(None)))
-"""Types of values that JSON has words for."""
 
 _json = json.JSONEncoder(ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 

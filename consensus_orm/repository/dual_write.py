@@ -120,7 +120,21 @@ class DualWrite(RoutedReads):
             self.uow.catalog.forget_row(self.uow, self.pair, key)  # a write of ours, which the truth alone has taken
         elif self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
+        else:
+            parameters["_read"] = self._as_meant(parameters)
         return key
+
+    def _as_meant(self, parameters: Values) -> tuple[Any, ...] | None:
+        """The row that a read gives where it stands as meant; None if it may give another, or if no hook wants it."""
+        row: list[Any] = []
+        if not self.uow._tells_written or self.pair.given_back_names:  # a rule may give back what is only equal
+            return None
+        for name, kinds in self.sql.read_as_bound:
+            value = parameters[name]
+            if value is not None and (type(value) not in kinds or _has_surrogates(value)):
+                return None
+            row.append(value)
+        return tuple(row)
 
     def _go_ahead(self, parameters: Values) -> None:
         """Let the shadow have the rows that a row refers to, where the backfill has not come to them."""
@@ -152,7 +166,8 @@ class DualWrite(RoutedReads):
 
     def _insert_together(self, write: str, parameters: Values) -> Any:
         """Write and compare with one trip to the server; None where that failed and left nothing behind."""
-        reads = [(self.sql.just_written(self.uow.phase.truth), ())] if self.uow._tells_written else []
+        meant, wanted = self._as_meant(parameters), self.uow._tells_written
+        reads = [(self.sql.just_written(self.uow.phase.truth), ())] if wanted and meant is None else []
         together = self.uow._together((write, parameters), (self.sql.compare_written, parameters), *reads)
         if together is None:
             return None
@@ -166,6 +181,8 @@ class DualWrite(RoutedReads):
         # A trigger may have drawn an id meanwhile: then it was another row that was compared.
         if agreeing != 1 and self.uow._execute(self.sql.compare, parameters).fetchone()[0] != 1:
             self._differs(key)
+        elif meant is not None:
+            parameters["_read"] = (key, *meant[1:])
         return key
 
     def _write(self, side: Side, key: Any, write: Callable[[], object]) -> bool:
@@ -560,7 +577,13 @@ class DualWrite(RoutedReads):
 
 def _has_surrogates(value: Any) -> bool:
     """Whether a value is a text that UTF-8 cannot encode, so that it is bound as bytes."""
-    return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _sides(phase: Any) -> list[tuple[Side, bool]]:

@@ -69,6 +69,10 @@ class PairRendering(Rendering):
         """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
 
     @abstractmethod
+    def read_as_bound(self, type_: TypeEngine[Any]) -> frozenset[type]:
+        """The types of values that a read gives as they were bound, where `same` has found the column to hold them."""
+
+    @abstractmethod
     def items(self, listed: ColumnElement[Any]) -> tuple[FromClause, ColumnElement[Any], ColumnElement[Any]]:
         """The items of a JSON array as rows: where from, the place of each from 0, and the item as a text.
 
@@ -136,6 +140,13 @@ class PairRows:
     def parameters(self) -> dict[str, str]:
         """The names of the fields of a row but its key, and of the parameters that hold their values."""
         return {name: parameter(name) for name in self.pair.fields[len(self.pair.keys) :]}
+
+    @cached_property
+    def read_as_bound(self) -> tuple[tuple[str, frozenset[type]], ...]:
+        """For each legacy column its parameter, and the types whose values are read as they were bound."""
+        key = frozenset([int] if self.pair.is_numbered else [])
+        types = ((parameter(name), self.pair.type_of(name)) for name in self.pair.columns)
+        return (("_key", key), *((bound, self.rendering.read_as_bound(type_)) for bound, type_ in types))
 
     def keyed(self, side: Side, key: ColumnElement[Any]) -> dict[str, Any]:
         """The key columns of a side, filled with a key: of the other side, or bound."""

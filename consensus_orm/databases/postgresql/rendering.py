@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    CHAR,
     JSON,
     ColumnElement,
     Dialect,
+    Enum,
     FromClause,
     Integer,
     Select,
@@ -29,12 +31,14 @@ from sqlalchemy.dialects.postgresql.base import PGCompiler, PGDialect
 from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.types import TypeEngine
 
-from consensus_orm.databases.postgresql.expressions import sql_type
+from consensus_orm.databases.postgresql.expressions import is_text, sql_type
 from consensus_orm.declaration.constants import Constants, with_binary
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.row_keys import RowKey, parts
 from consensus_orm.declaration.rules import Latest
+from consensus_orm.declaration.stored_types import as_stored
+from consensus_orm.models.base import Verbatim
 from consensus_orm.statements.rendering import (
     Overwritten,
     Statement,
@@ -72,6 +76,13 @@ class PostgresRendering(PairRendering):
     def typed(self, value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
         """A bound value, cast to the type of its column, which the server cannot always infer."""
         return cast(value, sql_type(type_))
+
+    def read_as_bound(self, type_: TypeEngine[Any]) -> frozenset[type]:
+        """Texts where no column pads them, and integers where no column makes other numbers of them."""
+        stored = as_stored(type_, self.name)
+        if is_text(stored) and not isinstance(stored, CHAR | Enum):
+            return frozenset([str])
+        return frozenset([int] if isinstance(stored, Integer | Verbatim) else [])
 
     def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """The column itself: the planner knows which index finds fewer rows."""

@@ -60,6 +60,10 @@ class SQLiteRendering(PairRendering):
         """A bound value of a column's type; text is cast, so that bytes that are not valid UTF-8 can be bound."""
         return cast(value, Text) if isinstance(as_stored(type_, self.name), String) else value
 
+    def read_as_bound(self, type_: TypeEngine[Any]) -> frozenset[type]:
+        """Texts, and integers that `typed` does not cast."""
+        return frozenset([str] if isinstance(as_stored(type_, self.name), String) else [str, int])
+
     def unindexed(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """A column without its index, because SQLite does not know which of two indexes finds fewer rows."""
         return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
