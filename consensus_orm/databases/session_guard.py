@@ -250,11 +250,12 @@ def _on_transaction(of_driver: Callable[[Any], object], of_session: tuple[str, .
         return
     for name in of_session:
         what, command = _SAVEPOINTS[name]
+        if what == "RELEASE" and guard.ends:
+            continue  # the commit of the unit of work does it
         if what != "ROLLBACK":
             require_transaction(driver)
         guard.follow(what, SESSION)
-        if not (what == "RELEASE" and guard.ends):
-            driver.savepoint(f"{command} {SESSION}")
+        driver.savepoint(f"{command} {SESSION}")
 
 
 def _explain(context: ExceptionContext) -> BaseException | None:

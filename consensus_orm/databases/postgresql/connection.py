@@ -615,7 +615,8 @@ class ServerSource(ConnectionSource[ServerConnection]):
         return error
 
     def take_back(self, connection: ServerConnection) -> None:
-        """Nothing: a connection that is idle and healthy can be lent."""
+        """Roll back what was not committed."""
+        connection.rollback()
 
     def has_committed(self, transaction: str, since: datetime | None, cause: BaseException) -> bool:
         """Ask the server whether a transaction was committed whose connection was lost at the commit.
