@@ -379,6 +379,11 @@ class ServerConnection(psycopg.Connection[Any]):
         self.begin(write=False)
 
     @staticmethod
+    def refers_to_missing(error: BaseException | None) -> bool:
+        """Whether a row refers to one that does not exist."""
+        return isinstance(error, psycopg.errors.ForeignKeyViolation)
+
+    @staticmethod
     def is_missing_table(error: BaseException) -> bool:
         """Whether one of the package's own statements failed because its table does not exist."""
         return getattr(error, "sqlstate", None) == psycopg.errors.UndefinedTable.sqlstate

@@ -71,6 +71,7 @@ class DriverConnection(ConfiguredConnection):
     _seen: tuple[int, int] | None = None
 
     is_missing_table = staticmethod(of_sqlite.is_missing_table)
+    refers_to_missing = staticmethod(of_sqlite.refers_to_missing)
     is_read_only = staticmethod(of_sqlite.is_read_only)
     cannot_decode = staticmethod(of_sqlite.cannot_decode)
 
