@@ -96,6 +96,10 @@ class Driver(Protocol):
         """Make the transaction usable for reads after a statement failed."""
         ...
 
+    def refers_to_missing(self, error: BaseException | None) -> bool:
+        """Whether a row refers to one that does not exist."""
+        ...
+
     def is_missing_table(self, error: BaseException) -> bool:
         """Whether one of the package's own statements failed because its table does not exist."""
         ...

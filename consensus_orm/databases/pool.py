@@ -114,7 +114,7 @@ class Pool(pool.Pool):
     """
 
     def __init__(self, source: ConnectionSource[Any], size: int, timeout: float) -> None:
-        super().__init__(source.connect)
+        super().__init__(source.connect, reset_on_return=None)  # the source does it, past three layers of SQLAlchemy
         self.source = source
         self._size = size
         self._timeout = timeout

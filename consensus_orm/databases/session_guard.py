@@ -246,11 +246,12 @@ def _on_transaction(of_driver: Callable[[Any], object], of_session: tuple[str, .
         return
     for name in of_session:
         what, command = _SAVEPOINTS[name]
+        if what == "RELEASE" and guard.ends:
+            continue  # the commit of the unit of work does it
         if what != "ROLLBACK" and not driver.in_transaction:
             raise transaction_ended()
         guard.follow(what, SESSION)
-        if not (what == "RELEASE" and guard.ends):
-            driver.savepoint(f"{command} {SESSION}")
+        driver.savepoint(f"{command} {SESSION}")
 
 
 def _explain(context: ExceptionContext) -> BaseException | None:

@@ -198,11 +198,12 @@ def _rules(move: Move) -> None:
 
 def _parts(move: Move) -> None:
     """Refuse parts that are not found by the key of their row, or that fill columns of another table."""
+    referred = [move.keys[0]]  # or the key of a part that is written before: classes may inherit in several levels
     for part in move.parts:
         name, key = part.by.name, f"{move.table.name}.{move.keys[0].name}"
         if part.by.table is not part.table:
             raise move.fault(name, f"{part.by} is no column of {part.table.name}", "name one of its own in `by`")
-        if not any(each.column is move.keys[0] for each in part.by.foreign_keys):
+        if not any(each.column is key_of for each in part.by.foreign_keys for key_of in referred):
             raise move.fault(
                 name,
                 f"{part.table.name}.{name} does not refer to {key}, the key of its row",
@@ -214,6 +215,7 @@ def _parts(move: Move) -> None:
                 f"{part.table.name}.{name} is not unique, so a row may have several of this part",
                 "make it the primary key, or declare it unique",
             )
+        referred.append(part.by)
         for targets in part.columns:
             for target in targets if isinstance(targets, tuple) else (targets,):
                 if (of := column_of(target)).table is not part.table or of is part.by:

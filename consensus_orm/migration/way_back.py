@@ -182,9 +182,12 @@ def _try_out(uow: UnitOfWork) -> None:
             raise unsafe("table", pair.legacy_name)
         try:
             if of := next_range(uow, pair, Side.NORMALIZED, None, 1):
-                adopt_range(uow, pair, of)
-                uow._execute(uow.statements[pair].rebuild_legacy, of.bounds)
+                with uow._connected.attempt():
+                    adopt_range(uow, pair, of)
+                    uow._execute(uow.statements[pair].rebuild_legacy, of.bounds)
         except errors.StorageError as error:
+            if uow._connected.refers_to_missing(error.__cause__):
+                continue  # the row that it refers to was not tried out, but is carried before it
             refusal = uow.engine.dialect.loaded_dbapi.IntegrityError
             if type(error) is errors.StorageError and not isinstance(error.__cause__, refusal):
                 raise unsafe("table", pair.legacy_name) from error

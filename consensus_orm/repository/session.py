@@ -229,11 +229,11 @@ class CarryingSession(Session):
         if not move.is_numbered:
             return
         for side in Side:
-            model = _model(move, side)
-            new = [each for each in added if isinstance(each, model or ()) and self._key(move, side, each) is None]
-            if new:
+            if (model := _model(move, side)) is None:
+                continue
+            (name,) = _key_attributes(move, side, model)
+            if new := [each for each in added if isinstance(each, model) and getattr(each, name) is None]:
                 ((first,),) = self._uow._rows(self._uow.statements[move].next_key)
-                (name,) = _key_attributes(move, side, model)
                 for key, each in enumerate(sorted(new, key=_order_of_adding), first):
                     setattr(each, name, key)
 

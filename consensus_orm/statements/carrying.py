@@ -92,7 +92,9 @@ class CarryStatements(ReferenceStatements):
         for parent in self.pair.parents:
             steps += self.carry_parents(parent, criterion, self.legacy_row(), self.pair.legacy_table)
         steps += (self.carry_to_normalized(criterion, overwrite=overwrite),)
-        steps += tuple(step for part in self.pair.parts for step in self.carry_part(part, criterion))
+        carried = [self.carry_part(part, criterion) for part in self.pair.parts]
+        # One part may refer to one before it: it goes first, and comes last.
+        steps += (*(gone for gone, _ in reversed(carried)), *(written for _, written in carried))
         return (*steps, *(step for name in self.pair.listed for step in self.carry_items(name, criterion)))
 
     def carry_items(self, name: str, criterion: ColumnElement[bool]) -> tuple[str, ...]:
@@ -106,8 +108,8 @@ class CarryStatements(ReferenceStatements):
         written = self.item_rows(many, key, listed, criterion, source=rows)
         return (self.render(delete(many.table).where(many.by.in_(others))), *map(self.render, written))
 
-    def carry_part(self, part: Part, criterion: ColumnElement[bool]) -> tuple[str, ...]:
-        """Write the part of legacy rows whose normalized row is there, and delete it from those that have none."""
+    def carry_part(self, part: Part, criterion: ColumnElement[bool]) -> tuple[str, str]:
+        """Delete the part of legacy rows that have none, and write it for the others whose normalized row is there."""
         row, own, key = self.legacy_row(), self.pair.table, self.in_column(self.legacy_key)
         has = self.pair.has_part(part, row)
         there = and_(self.pair.key == self.legacy_key, *self.selected(Side.NORMALIZED))

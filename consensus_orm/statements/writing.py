@@ -156,13 +156,14 @@ class WriteStatements(PairRows):
         """Delete the rows in `_keys` from a side, and their parts first."""
         rows = self.render(delete(self.table_of(side)).where(self.in_keys(side)))
         mine = select(*self.pair.keys).where(self.in_keys(side))
-        parts = self.pair.beside_rows if side is Side.NORMALIZED else ()
+        parts = self.pair.beside_rows[::-1] if side is Side.NORMALIZED else ()  # one may refer to one before it
         return (*(self.render(delete(part.table).where(part.by.in_(mine))) for part in parts), rows)
 
     @cached_property
     def write_parts(self) -> tuple[str, ...]:
         """Let the row under `_key` have the parts and items of the row as it is meant, and no others."""
         steps: list[str] = []
+        gone: list[str] = []
         key = self.in_column(self.rendering.typed(bindparam("_key"), self.pair.key.type))
         under_key = self.in_column(bindparam("_key"))
         for part in self.pair.parts:
@@ -170,7 +171,7 @@ class WriteStatements(PairRows):
             mine = part.by == under_key
             there = exists(literal_column("1")).where(alias(of).c[part.by.name] == key)
             new = select(key, *values.values()).where(has, not_(there))
-            steps.append(self.render(delete(of).where(mine, not_(has))))
+            gone.insert(0, self.render(delete(of).where(mine, not_(has))))
             steps += [self.render(update(of).values(values).where(mine))] if values else []
             steps.append(self.render(insert(of).from_select([part.by.key, *values], new)))
         for name, many in self.pair.listed.items():
@@ -178,4 +179,4 @@ class WriteStatements(PairRows):
             others = and_(many.by == under_key, listed.is_distinct_from(many.listed(key)))
             steps += [self.render(delete(many.table).where(others))]
             steps += map(self.render, self.item_rows(many, key, listed))
-        return tuple(steps)
+        return (*gone, *steps)

@@ -584,7 +584,7 @@ def test_how_many_statements_a_session_sends(begun: World, query_counter: QueryC
                     uow.session.add_all(Purchase(citizen_id=1, item=str(number)) for number in range(count))
         sent[phase] = len(queries)
 
-    single = 8 if begun.database.kind == "sqlite" else 5
+    single = 7 if begun.database.kind == "sqlite" else 5
     assert sent == {Phase.EXPAND: single, Phase.DUAL_WRITE: 15, Phase.CONTRACT: single}
 
 

@@ -14,7 +14,8 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from consensus_orm import Convert, Move, Moves, Phase, Store
 from consensus_orm.databases.opening import parse_url
-from consensus_orm.settings import Isolation, Settings
+from consensus_orm.errors import MismatchError
+from consensus_orm.settings import Isolation, OnMismatch, Settings
 from tests.support.databases import Database
 
 BIG = BigInteger().with_variant(Integer(), "sqlite")
@@ -141,3 +142,46 @@ def test_two_sessions_that_write_the_two_classes_of_one_row(
     if new_database.kind == "postgresql":
         sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         assert new_database.rows_of(sql) == [(0,)]
+
+
+@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda phase: phase.name)
+def test_a_shadow_that_refuses_rows_takes_no_write_with_it(
+    new_database: Database, tmp_path: Path, phase: Phase
+) -> None:
+    """Rule 6 in a session: of one flush the truth has all, the shadow what its constraints take; the rest heals."""
+    truth, shadow, on, attribute, hour = ("jobs", "hours"), ("tasks", "minutes / 60"), "tasks (minutes)", "hours", 1
+    if phase is Phase.CUTOVER:
+        truth, shadow, on, attribute, hour = shadow, truth, "jobs (hours)", "minutes", 60
+    tables = [f"SELECT id, {hours} FROM {name} ORDER BY id" for name, hours in (truth, shadow)]
+
+    def write(store: Store) -> None:
+        with store.unit_of_work() as uow:
+            model: Any = uow.model(MOVE)
+            new = [model(**{"id": key, "kind": "job", attribute: of * hour}) for key, of in ((3, 1), (4, 5), (5, 7))]
+            uow.session.add_all(new)  # the shadow refuses the first one
+            uow.session.delete(uow.session.get_one(model, 2))  # and this
+            uow.session.flush()
+            setattr(new[1], attribute, 7 * hour)  # and this
+
+    with opened(new_database, tmp_path, phase) as store:
+        new_database.script(
+            f"CREATE UNIQUE INDEX refuses ON {on}; CREATE TABLE refers (id BIGINT REFERENCES {shadow[0]} (id));"
+            " INSERT INTO refers VALUES (2)"
+        )
+        strict = store.settings.model_copy(update={"on_mismatch": OnMismatch.RAISE})
+        with Store.open(new_database.where, moves=Moves(MOVE), settings=strict) as other, pytest.raises(MismatchError):
+            write(other)
+        assert [new_database.rows_of(sql) for sql in tables] == [[(1, 1), (2, 2)]] * 2
+
+        write(store)
+
+        assert [new_database.rows_of(sql) for sql in tables] == [
+            [(1, 1), (3, 1), (4, 7), (5, 7)],
+            [(1, 1), (2, 2), (4, 5), (5, 7)],
+        ]
+        found = {(found.key, found.kind) for found in store.migration.mismatches()}
+        assert found == {(2, "not_deleted"), (3, "shadow_failed"), (4, "shadow_failed")}
+        new_database.script("DROP INDEX refuses; DROP TABLE refers")
+        store.migration.reconcile()
+        assert store.migration.mismatches() == []
+        assert new_database.rows_of(tables[0]) == new_database.rows_of(tables[1]) == [(1, 1), (3, 1), (4, 7), (5, 7)]

@@ -377,6 +377,11 @@ class ServerConnection(psycopg.Connection[Any]):
         self.begin(write=False)
 
     @staticmethod
+    def refers_to_missing(error: BaseException | None) -> bool:
+        """Whether a row refers to one that does not exist."""
+        return isinstance(error, psycopg.errors.ForeignKeyViolation)
+
+    @staticmethod
     def is_missing_table(error: BaseException) -> bool:
         """Whether one of the package's own statements failed because its table does not exist."""
         return getattr(error, "sqlstate", None) == psycopg.errors.UndefinedTable.sqlstate
@@ -614,7 +619,8 @@ class ServerSource(ConnectionSource[ServerConnection]):
         return error
 
     def take_back(self, connection: ServerConnection) -> None:
-        """Nothing: a connection that is idle and healthy can be lent."""
+        """Roll back what was not committed."""
+        connection.rollback()
 
     def has_committed(self, transaction: str, since: datetime | None, cause: BaseException) -> bool:
         """Ask the server whether a transaction was committed whose connection was lost at the commit.

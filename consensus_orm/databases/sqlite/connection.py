@@ -71,6 +71,7 @@ class DriverConnection(ConfiguredConnection):
     _seen: tuple[int, int] | None = None
 
     is_missing_table = staticmethod(of_sqlite.is_missing_table)
+    refers_to_missing = staticmethod(of_sqlite.refers_to_missing)
     is_read_only = staticmethod(of_sqlite.is_read_only)
     cannot_decode = staticmethod(of_sqlite.cannot_decode)
 
@@ -321,6 +322,7 @@ class Source(ConnectionSource[DriverConnection]):
     def __init__(self, path: Path | None, settings: Settings) -> None:
         super().__init__()
         self.path = path
+        self._file = str(path)  # to print a path takes as long as to look for the file
         self.in_memory = path is None
         self.settings = settings
         self.patience = settings.busy_timeout.total_seconds()
@@ -398,7 +400,7 @@ class Source(ConnectionSource[DriverConnection]):
         if self.path is None:
             return True
         try:
-            same = files.identity(self.path) == connection.identity
+            same = files.identity(self._file) == connection.identity
             if not same or connection.in_transaction or self._lost_log(connection):
                 return False
             if time.monotonic() - connection.last_used > IDLE:
@@ -413,6 +415,8 @@ class Source(ConnectionSource[DriverConnection]):
 
     def take_back(self, connection: DriverConnection) -> Turn | None:
         """Restore the settings of a connection, and remember when it came back and which log it used."""
+        if connection.in_transaction:
+            connection.rollback()
         connection.last_used = time.monotonic()
         connection.be_as_configured()
         if connection.log_identity is None and self.path is not None:
@@ -427,7 +431,7 @@ class Source(ConnectionSource[DriverConnection]):
         the log into the database (tried), so closing is all that helps, and loses nothing.
         """
         known = connection.log_identity
-        return known is not None and self.path is not None and file.log_of(self.path) != known
+        return known is not None and self.path is not None and file.log_of(self._file) != known
 
     def log_is_of_another_file(self, connection: DriverConnection) -> bool:
         """Whether another file is at the path now, and the log beside it is one that this connection never used."""

@@ -6,7 +6,7 @@ import sqlite3
 
 from consensus_orm import errors
 
-__all__ = ["cannot_decode", "is_busy", "is_missing_table", "is_read_only", "translate"]
+__all__ = ["cannot_decode", "is_busy", "is_missing_table", "is_read_only", "refers_to_missing", "translate"]
 
 BROKEN_DISK = (
     "nothing of this unit of work was kept; check the disk, and whether the -wal file was removed"
@@ -72,6 +72,11 @@ def is_missing_table(error: BaseException) -> bool:
     """Whether one of the package's own statements failed because its table does not exist."""
     # SQLite has no code of its own for it, and nothing else can be wrong with these statements.
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+
+
+def refers_to_missing(error: BaseException | None) -> bool:
+    """Whether a row refers to one that does not exist."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
 
 
 def is_read_only(error: BaseException) -> bool:

@@ -51,7 +51,7 @@ def find(path: Path, known: FileId | None) -> FileId:
     return identity
 
 
-def log_of(path: Path) -> FileId | None:
+def log_of(path: Path | str) -> FileId | None:
     """The write-ahead log beside a file; None if there is none."""
     try:
         return files.identity(f"{path}-wal")

@@ -114,6 +114,7 @@ class SQLiteSessionGuard(SessionGuard):
         self._tables = {*moves.tables(Side.LEGACY), *moves.tables(Side.NORMALIZED), "sqlite_sequence"}
         self.ours = False
         """Whether a statement of this package is being executed."""
+        self._undoable = False
         self._refused: str | None = None
         self._refused_rows = False
         self._names_savepoint = False
@@ -135,39 +136,45 @@ class SQLiteSessionGuard(SessionGuard):
     def carrying(self, *, undoable: bool = False) -> Iterator[None]:
         """Execute statements of this package in a block."""
         self.ours = True
+        self._undoable = undoable and self._set_savepoint()
         try:
-            with super().carrying(), self._savepoint(CARRYING) if undoable else contextlib.nullcontext():
+            with super().carrying():
                 yield
         finally:
-            self.ours = False
+            if self._undoable and self._driver.in_transaction and not self.ends:  # else the commit releases it
+                self._driver.execute(f"RELEASE {CARRYING}")
+            self.ours = self._undoable = False
 
-    @contextlib.contextmanager
-    def _savepoint(self, name: str) -> Iterator[None]:
-        self._driver.execute(f"SAVEPOINT {name}")
+    def _set_savepoint(self) -> bool:
+        """Set a savepoint; SQLite allows none while a statement with RETURNING has rows that were not fetched."""
         try:
-            yield
-        finally:
-            if self._driver.in_transaction and not self.ends:  # else the commit releases it
-                self._driver.execute(f"RELEASE {name}")
+            self._driver.execute(f"SAVEPOINT {CARRYING}")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        return True
 
     def undo_carrying(self) -> bool:
         """Take back what the block has done so far."""
-        return self._undo(CARRYING)
+        if not (self._undoable and self._driver.in_transaction):
+            return False
+        self._driver.execute(f"ROLLBACK TO {CARRYING}")
+        return True
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
         """Take back what a block has done if one of its statements fails: a file takes back the statement alone."""
-        with self._savepoint(ATTEMPT):
-            try:
-                yield
-            except errors.StorageError:
-                self._undo(ATTEMPT)
-                raise
-
-    def _undo(self, name: str) -> bool:
-        if self._driver.in_transaction:
-            self._driver.execute(f"ROLLBACK TO {name}")
-        return bool(self._driver.in_transaction)
+        self._driver.execute(f"SAVEPOINT {ATTEMPT}")
+        try:
+            yield
+        except errors.StorageError:
+            if self._driver.in_transaction:
+                self._driver.execute(f"ROLLBACK TO {ATTEMPT}")
+            raise
+        finally:
+            if self._driver.in_transaction:
+                self._driver.execute(f"RELEASE {ATTEMPT}")
 
     def let(self, call: Callable[[], T], *, writes: bool) -> T:
         """Make a call that executes a statement of this package."""
