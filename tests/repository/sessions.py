@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import (
-    BigInteger,
     ForeignKey,
-    Integer,
     Text,
     UniqueConstraint,
     create_engine,
@@ -26,12 +24,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from consensus_orm import Move, Moves, Parent, Phase, Store
 from consensus_orm.databases.opening import parse_url
+from consensus_orm.models.base import BIG
 from consensus_orm.settings import Settings
 from tests.support import databases
 from tests.support.databases import Database
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0)
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class Base(DeclarativeBase):

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, MetaData
+from sqlalchemy import MetaData
 
 from consensus_orm import Moves
 
 ONE, TWO, THREE = (UUID(int=number << 100) for number in (1, 0xABCDEF, 3))
 PLACES = ["a", "B", "é", '"', "\\", "[1]", "a b", "'", "", "\n", "\U0001f600", "10", "9"]
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
 @dataclass(frozen=True)

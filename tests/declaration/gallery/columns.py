@@ -29,7 +29,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Convert, Default, EnumMap, Explode, Move, Moves
-from tests.declaration.gallery.case import BIG, ONE, Case
+from consensus_orm.models.base import BIG
+from tests.declaration.gallery.case import ONE, Case
 
 
 def renamed_columns() -> Case:

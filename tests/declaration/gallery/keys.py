@@ -8,7 +8,8 @@ from sqlalchemy import Float, ForeignKey, Integer, Text, Uuid, cast, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Computed, Convert, Default, Many, Move, Moves, Part, Split
-from tests.declaration.gallery.case import BIG, ONE, PLACES, THREE, TWO, Case
+from consensus_orm.models.base import BIG
+from tests.declaration.gallery.case import ONE, PLACES, THREE, TWO, Case
 
 
 def text_key() -> Case:

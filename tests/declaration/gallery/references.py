@@ -8,7 +8,8 @@ from sqlalchemy import JSON, ForeignKey, ForeignKeyConstraint, Integer, Text, Un
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Default, JsonItems, Many, Move, Moves, Parent, Split
-from tests.declaration.gallery.case import BIG, Case
+from consensus_orm.models.base import BIG
+from tests.declaration.gallery.case import Case
 
 
 def shared_parent() -> Case:

@@ -6,7 +6,8 @@ from sqlalchemy import Boolean, Float, ForeignKey, String, Text, UniqueConstrain
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Convert, Move, Moves, Part
-from tests.declaration.gallery.case import BIG, Case
+from consensus_orm.models.base import BIG
+from tests.declaration.gallery.case import Case
 
 
 def one_of_two() -> Case:
