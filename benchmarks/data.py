@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,6 +105,17 @@ def store_in(path: Path, phase: Phase, **settings: Any) -> Iterator[ConsensusSto
         store.migration.upgrade()
         store.migration.migrate(phase, soak=False)
         yield store
+
+
+def writes_to(store: ConsensusStore, count: int) -> Callable[[int], None]:
+    """The work of a case: so many artifacts, each in a unit of work of its own."""
+
+    def work(round_: int) -> None:
+        for number in range(count):
+            with store.unit_of_work() as uow:
+                uow.artifacts.add(**artifact(round_ + number))
+
+    return work
 
 
 def filled(path: Path, phase: Phase, rows: int, text: str | None = None) -> Path:

@@ -29,7 +29,7 @@ from consensus_orm.cli.reference import REFERENCES
 from consensus_orm.databases.maintenance import Maintenance
 from consensus_orm.migration import Migration
 from consensus_orm.schema import revisions
-from tests.declaration.gallery import cases
+from tests.declaration.gallery.cases import CASES
 from tests.field import builders
 from tests.support import oracle
 from tests.support.documentation import PAGES, ROOT, TEXTS, block, blocks, commands
@@ -116,21 +116,20 @@ def test_the_readme_shows_the_declaration_that_is_tested() -> None:
     assert DECLARATION.endswith(block("README", "python", "Move("))
 
 
-@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_the_gallery_shows_the_declarations_that_are_tested(name: str) -> None:
     """Each case of the gallery stands in the page with its tables and its declaration as it is tested."""
     (section,) = re.findall(
         rf"^### {name[0].upper()}{name[1:]}\n(.*?)(?=^###|\Z)", TEXTS["own-tables"], re.DOTALL | re.MULTILINE
     )
     (shown,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    source = ast.parse((Path(cases.__file__)).read_text(encoding="utf-8"))
-    made = next(node for node in source.body if getattr(node, "name", "") == cases.CASES[name].__name__)
+    (made,) = ast.parse(inspect.getsource(CASES[name])).body
     assert isinstance(made, ast.FunctionDef)
     assigned = [node for node in made.body if isinstance(node, ast.Assign)]
     moves = [place for place, node in enumerate(assigned) if "Move(" in ast.unparse(node)]
     declared = [ast.dump(node) for node in assigned[: moves[-1] + 1]]  # rows of the test may follow
     assert [ast.dump(node) for node in ast.parse(shown).body] == declared
-    for table in cases.CASES[name]().metadata.tables.values():
+    for table in CASES[name]().metadata.tables.values():
         assert f"`{table.name}({', '.join(column.name for column in table.columns)})`" in section.replace("\n", " ")
 
 

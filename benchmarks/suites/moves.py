@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import BigInteger, Integer, Text, create_engine
+from sqlalchemy import Text, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from benchmarks.data import engine_on
 from benchmarks.harness import Bench, Group, Target, Work
 from consensus_orm import Move, Moves, Phase, Store
+from consensus_orm.models.base import BIG
 
 COUNT = 200
 FLUSH = 100
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class _Base(DeclarativeBase):

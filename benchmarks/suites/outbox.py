@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.data import artifact, store_in
+from benchmarks.data import store_in, writes_to
 from benchmarks.harness import Bench, Group, Target, Work
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import Phase
 from consensus_orm.external import Mirror, Stage
 from consensus_orm.external.artifacts import read_artifact
 from consensus_orm.testing.sinks import MemorySink
@@ -22,20 +22,11 @@ PRICE = Group(
 )
 
 
-def _writes(bench: Bench, store: ConsensusStore) -> Work:
-    def work(round_: int) -> None:
-        for number in range(bench.times(COUNT)):
-            with store.unit_of_work() as uow:
-                uow.artifacts.add(**artifact(round_ + number))
-
-    return work
-
-
 @PRICE.case()
 def without(bench: Bench) -> Iterator[Work]:
     """no external store"""
     with store_in(bench.file("without"), Phase.DUAL_WRITE) as store:
-        yield _writes(bench, store)
+        yield writes_to(store, bench.times(COUNT))
 
 
 @PRICE.case()
@@ -43,7 +34,7 @@ def with_an_outbox(bench: Bench) -> Iterator[Work]:
     """the outbox of a store in memory"""
     with store_in(bench.file("outbox"), Phase.DUAL_WRITE) as store:
         mirror(store)
-        yield _writes(bench, store)
+        yield writes_to(store, bench.times(COUNT))
 
 
 def mirror(store: ConsensusStore) -> None:

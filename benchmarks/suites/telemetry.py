@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.data import artifact, store_in
+from benchmarks.data import store_in, writes_to
 from benchmarks.harness import Bench, Group, Target, Work
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import Phase
 from consensus_orm.telemetry import report_to_opentelemetry, report_to_prometheus
 
 COUNT = 200
@@ -23,20 +23,11 @@ PRICE = Group(
 GROUPS = (PRICE,)
 
 
-def _writes(bench: Bench, store: ConsensusStore) -> Work:
-    def work(round_: int) -> None:
-        for number in range(bench.times(COUNT)):
-            with store.unit_of_work() as uow:
-                uow.artifacts.add(**artifact(round_ + number))
-
-    return work
-
-
 @PRICE.case()
 def off(bench: Bench) -> Iterator[Work]:
     """no telemetry"""
     with store_in(bench.file("off"), Phase.DUAL_WRITE) as store:
-        yield _writes(bench, store)
+        yield writes_to(store, bench.times(COUNT))
 
 
 @PRICE.case("prometheus", "opentelemetry", "both")
@@ -52,4 +43,4 @@ def telemetry(bench: Bench, kind: str) -> Iterator[Work]:
             from opentelemetry.sdk.trace import TracerProvider
 
             report_to_opentelemetry(store, meter_provider=MeterProvider(), tracer_provider=TracerProvider())
-        yield _writes(bench, store)
+        yield writes_to(store, bench.times(COUNT))

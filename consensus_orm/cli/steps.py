@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from consensus_orm.consensus.store import ConsensusStore
     from consensus_orm.ledgers.entries import HistoryEntry
     from consensus_orm.migration import Migration
+    from consensus_orm.migration.backfill import BackfillReport
     from consensus_orm.migration.planning import Choice
     from consensus_orm.migration.reconcile import ReconcileReport
     from consensus_orm.migration.steps import Step
@@ -500,7 +501,7 @@ def _tell_reconciled(app: App, report: ReconcileReport, seconds: float) -> None:
         say(app.spelled("take over: consensus-orm reconcile --adopt; put back: consensus-orm reconcile --repair"))
 
 
-def told(result: object) -> str:
+def told(result: Phase | BackfillReport | VerifyReport | list[str]) -> str:
     """The result of a step in words."""
     from consensus_orm.migration.backfill import BackfillReport
     from consensus_orm.migration.verify import VerifyReport
@@ -519,5 +520,4 @@ def told(result: object) -> str:
             f" {count(result.rejects, 'reject')}"
             + (f", {count(result.not_carried, 'row')} not yet carried" if result.not_carried else "")
         )
-    assert isinstance(result, list)
     return f"schema upgraded to {one_line(result[-1])}" if result else "the schema is current"

@@ -135,7 +135,7 @@ class Artifacts(PairRepository[Artifact]):
         values["id"], values["created_at_raw"] = key, values.pop("created_at")
         return Artifact.of(values)
 
-    def update(self, id: int, **changes: Unpack[ArtifactChanges]) -> bool:  # noqa: A002 - the column is called so
+    def update(self, id: int, **changes: Unpack[ArtifactChanges]) -> bool:
         """Change some fields of an artifact, on both sides; other fields keep their very values.
 
         Args:

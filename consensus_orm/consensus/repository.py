@@ -57,7 +57,7 @@ class PairRepository(ABC, Generic[R]):
         """A time as the tables hold it; the start of the unit of work where left out."""
         return self._uow.now_text if created_at is None else check.moment("created_at", created_at)
 
-    def get(self, id: int) -> R | None:  # noqa: A002 - the column is called so
+    def get(self, id: int) -> R | None:
         """The row with an id.
 
         Args:
@@ -81,7 +81,7 @@ class PairRepository(ABC, Generic[R]):
         wanted = [check.key("ids", each) for each in check.several("ids", ids)]
         return [self._record(row) for row in self._rows.many(wanted)]
 
-    def exists(self, id: int) -> bool:  # noqa: A002
+    def exists(self, id: int) -> bool:
         """Whether there is a row with an id; nothing else of it is read.
 
         Args:
@@ -89,7 +89,7 @@ class PairRepository(ABC, Generic[R]):
         """
         return self._rows.exists(check.key("id", id))
 
-    def _update(self, id: int, changes: Mapping[str, Any]) -> bool:  # noqa: A002
+    def _update(self, id: int, changes: Mapping[str, Any]) -> bool:
         rules = {**self._rules, "created_at": check.moment}
         for name in changes.keys() - rules.keys():
             raise check.invalid(name, "is no field that can change", f"use some of: {', '.join(rules)}")
@@ -106,7 +106,7 @@ class PairRepository(ABC, Generic[R]):
     def _each(self, filters: Values, *, oldest_first: bool) -> Iterator[R]:
         return map(self._record, self._rows.each(filters, oldest_first=check.flag("oldest_first", oldest_first)))
 
-    def delete(self, id: int | None = None, *, spec_id: str | None = None, stage: str | None = None) -> int:  # noqa: A002
+    def delete(self, id: int | None = None, *, spec_id: str | None = None, stage: str | None = None) -> int:
         """Delete rows on both sides: one by its id, or those of a spec.
 
         Args:

@@ -186,7 +186,7 @@ class Syntheses(PairRepository[Synthesis]):
     def _add(self, values: Values) -> Synthesis:
         return _stored(self._rows.add(values), values)
 
-    def update(self, id: int, **changes: Unpack[SynthesisChanges]) -> bool:  # noqa: A002 - the column is called so
+    def update(self, id: int, **changes: Unpack[SynthesisChanges]) -> bool:
         """Change some fields of a synthesis, on both sides; other fields keep their very values.
 
         Args:

@@ -69,8 +69,7 @@ class TargetUnit(UnitOfWork):
         self._to_be = phase
 
     def _begin(self) -> None:
-        assert self._pooled is not None
-        driver = self._pooled.driver_connection
+        driver = self._pooled and self._pooled.driver_connection
         if isinstance(driver, sqlite3.Connection):
             driver.execute("PRAGMA foreign_keys = OFF")
         super()._begin()

@@ -16,7 +16,7 @@ __all__ = ["column_of", "leads_an_index", "single_key", "table_of", "unique_sets
 def table_of(model: type[DeclarativeBase]) -> Table:
     """The table of a mapped class."""
     table = model.__table__
-    assert isinstance(table, Table)
+    assert isinstance(table, Table)  # SQLAlchemy also maps classes to a join or a subquery
     return table
 
 

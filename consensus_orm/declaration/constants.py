@@ -31,7 +31,8 @@ class Constants(SQLCompiler):
 
     def visit_bindparam(self, bindparam: Any, *args: Any, **kw: Any) -> str:
         """A parameter without a value is bound when the statement runs; a value is written."""
-        written: str = super().visit_bindparam(bindparam, *args, **{**kw, "literal_binds": not bindparam.required})  # type: ignore[no-untyped-call]
+        kw["literal_binds"] = not bindparam.required
+        written: str = super().visit_bindparam(bindparam, *args, **kw)  # type: ignore[no-untyped-call]  # untyped there
         return written
 
     def render_literal_value(self, value: Any, type_: TypeEngine[Any]) -> str:
@@ -49,7 +50,7 @@ class Constants(SQLCompiler):
             type_ = literal(value).type
         if isinstance(type_, NullType):
             raise CompileError(f"the SQL type of a {type(value).__name__} is not known; write literal(value, type)")
-        if isinstance(type_, Integer) and int(value) != value:  # pyright: ignore[reportArgumentType]
+        if isinstance(type_, Integer) and int(value) != value:  # pyright: ignore[reportArgumentType]  # a number
             raise CompileError(f"{value!r} is no integer")
         written = super().render_literal_value(value, type_)
         self.check(value, written)
@@ -101,7 +102,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum) and isinstance(value, int | float | str | bytes):
         return value.value
     kinds: tuple[Callable[[Any], Any], ...] = (bool, int, float, str, bytes)
-    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)  # type: ignore[arg-type]
+    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)  # type: ignore[arg-type]  # classes
 
 
 def with_binary(colspecs: Any, form: str) -> dict[Any, Any]:
@@ -113,6 +114,7 @@ def with_binary(colspecs: Any, form: str) -> dict[Any, Any]:
     """
 
     class Binary(LargeBinary):
+        # Of the type itself: SQLAlchemy declares what its subclasses may return.
         def literal_processor(self, dialect: Dialect) -> Callable[[Any], str]:  # pyright: ignore[reportIncompatibleMethodOverride]
             return lambda value: form.format(bytes(value).hex())
 

@@ -134,7 +134,7 @@ class _Session:
         with contextlib.ExitStack() as exit_:
             self._portal: BlockingPortal = exit_.enter_context(start_blocking_portal())
             # What the server says is of its users, and goes nowhere.
-            silence = exit_.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
+            silence = exit_.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 - no path
             with _translated(name, "does not start, or does not speak the protocol"):
                 client = self._portal.call(partial(_client, command, environment, timeout, silence))
                 self._client: Client = exit_.enter_context(self._portal.wrap_async_context_manager(client))
@@ -251,7 +251,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _require_library() -> None:
     try:
-        import mcp  # noqa: F401
+        import mcp  # noqa: F401 - only whether it is there
     except ImportError:
         raise errors.ConfigurationError(
             "the SDK of the Model Context Protocol is not installed",

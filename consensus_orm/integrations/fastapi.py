@@ -156,7 +156,7 @@ def answer_errors(app: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, errors.ConsensusError)
+    assert isinstance(error, errors.ConsensusError)  # it is registered for these alone
     status, body = problem(error)
     if status >= 500:
         log.error("%s %s was answered by %d: %s", request.method, request.url.path, status, error, exc_info=error)

@@ -226,12 +226,12 @@ class CarryStatements(ReferenceStatements):
         mine = [self.pair.key_in(own, Side.NORMALIZED) == key, *self.selected(Side.NORMALIZED, own)]
         return select(value).select_from(source).where(*mine).correlate(table_of(key)).scalar_subquery()
 
-    @cache  # noqa: B019
+    @cache
     def parents_of(self, parent: Parent) -> str:
         """The keys of a parent that the normalized rows in `_keys` refer to."""
         return self.render(select(parent.refers).distinct().where(self.in_keys(Side.NORMALIZED)))
 
-    @cache  # noqa: B019
+    @cache
     def parents_meant(self, parent: Parent) -> str:
         """The parents that are there for the legacy rows in `_keys`, whether these have a normalized row or not."""
         table, row = parent.table, self.legacy_row()

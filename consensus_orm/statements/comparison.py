@@ -67,14 +67,14 @@ class ComparisonStatements(PairRows):
         lone = select(self.pair.key).where(self.in_keys(Side.NORMALIZED), not_(there))
         return self.render(both.where(self.in_keys(Side.LEGACY))), self.render(lone)
 
-    @cache  # noqa: B019
+    @cache
     def next_chunk(self, side: Side) -> tuple[str, str]:
         """Bounds of the first chunk of a side, and of each further one."""
         key, where = self.key_of(side), self.selected(side)
         first, further = (chunk_bounds(self.rendering, key, first=is_first, where=where) for is_first in (True, False))
         return first, further
 
-    @cache  # noqa: B019
+    @cache
     def last_key(self, side: Side) -> str:
         """The last usable key of a side, in the order of the ranges."""
         key = self.key_of(side)
@@ -87,7 +87,7 @@ class ComparisonStatements(PairRows):
         until = self.rendering.typed(bindparam("_until"), key.type)
         return self.render(select(literal_column("1")).where(key == bindparam("_first"), key > until))
 
-    @cache  # noqa: B019
+    @cache
     def all_rows(self, side: Side) -> str:
         """How many rows of the move a side has, whatever their keys and wherever they refer to.
 
@@ -97,17 +97,17 @@ class ComparisonStatements(PairRows):
         mine = [or_(*self.selected(side), self.unselected(side))] if self.pair.only[side] else []
         return self.render(rows.where(*mine))
 
-    @cache  # noqa: B019
+    @cache
     def rows_in_range(self, side: Side) -> str:
         """How many rows of a side lie between `_first` and `_last`."""
         return self.render(select(func.count()).select_from(self.table_of(side)).where(self.in_range(side)))
 
-    @cache  # noqa: B019
+    @cache
     def keys_in_range(self, side: Side) -> str:
         """The keys of the rows of a side between `_first` and `_last`."""
         return self.render(select(self.key_of(side)).where(self.in_range(side)))
 
-    @cache  # noqa: B019
+    @cache
     def keyless_rows(self, side: Side) -> str:
         """How many rows of a side cannot be named by their key or are of no move, and lie in no range."""
         return self.render(select(func.count()).select_from(self.table_of(side)).where(self.nameless(side)))
@@ -129,7 +129,7 @@ class ComparisonStatements(PairRows):
         """Those of the legacy rows in `_keys` that have no equal on the normalized side."""
         return self._select_unequal(self.in_keys(Side.LEGACY))
 
-    @cache  # noqa: B019
+    @cache
     def not_carried(self, *, begun: bool) -> str:
         """Those of the legacy rows in `_keys` that the normalized side lacks, and that lie behind the key `_after`.
 
@@ -159,7 +159,7 @@ class ComparisonStatements(PairRows):
         between: ColumnElement[bool] = key.between(bindparam("_first"), bindparam("_last"))
         return between
 
-    @cache  # noqa: B019
+    @cache
     def compare_range(self, side: Side, *, but_recorded: bool) -> str:
         """Compare the rows of a side between `_first` and `_last`: how many there are, and the keys of the wrong ones.
 

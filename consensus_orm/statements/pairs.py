@@ -78,7 +78,7 @@ class Statements:
         """The statements on the parents of a pair, of each table once."""
         return tuple(dict.fromkeys(self.parents[parent.table.name] for parent in pair.parents))
 
-    @cache  # noqa: B019
+    @cache
     def parents_by_age(
         self,
         parent: Parent,

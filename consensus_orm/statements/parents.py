@@ -144,7 +144,7 @@ class ParentStatements:
         statement = update(table).values(self.derived(table)).where(in_keys(self.parent.key))
         return self.render(statement)
 
-    @cache  # noqa: B019 - lives as long as the declaration does
+    @cache
     def refresh_in_range(self, pair: Move) -> tuple[str, ...]:
         """Derive again what follows from the rows of the parents of the rows between `_first` and `_last`."""
         if not self.refresh:
@@ -213,4 +213,5 @@ class ParentStatements:
     @cached_property
     def next_chunk(self) -> tuple[str, str]:
         """Bounds of the first chunk of parents, and of each further one."""
-        return tuple(chunk_bounds(self.rendering, self.parent.key, first=first) for first in (True, False))  # type: ignore[return-value]
+        first, further = (chunk_bounds(self.rendering, self.parent.key, first=first) for first in (True, False))
+        return first, further

@@ -77,12 +77,10 @@ class ReadStatements(PairRows):
 
     def _latest(self, name: str, row: Row) -> ColumnElement[Any]:
         derived = (each for parent in self.pair.parents for each in parent.derived_columns.items())
-        rules = {f"latest_{of.key}": rule for of, rule in derived}
-        rule = rules[name]
-        assert isinstance(rule, Latest)
-        return on(expression(rule.value), row)
+        latest = {f"latest_{of.key}": rule.value for of, rule in derived if isinstance(rule, Latest)}
+        return on(expression(latest[name]), row)
 
-    @cache  # noqa: B019 - lives as long as the declaration does
+    @cache
     def read(
         self,
         side: Side,
@@ -129,7 +127,7 @@ class ReadStatements(PairRows):
         further = value > at if oldest_first else value < at
         return or_(further, and_(value == at, key > after if oldest_first else key < after))
 
-    @cache  # noqa: B019
+    @cache
     def get_many(self, side: Side) -> str:
         """The rows of a side under `_keys`."""
         statement, names = self.projection(side)
@@ -137,7 +135,7 @@ class ReadStatements(PairRows):
         columns = (value.label(name) for name, value in names.items())
         return self.render(statement.with_only_columns(*columns).where(in_keys(self.key_of(side))))
 
-    @cache  # noqa: B019
+    @cache
     def get(self, side: Side) -> str:
         """The row of a side under `_key`."""
         statement, names = self.projection(side)
@@ -145,7 +143,7 @@ class ReadStatements(PairRows):
         columns = (value.label(name) for name, value in names.items())
         return self.render(statement.with_only_columns(*columns).where(self.key_of(side) == bindparam("_key")))
 
-    @cache  # noqa: B019
+    @cache
     def just_written(self, side: Side) -> str:
         """The row of a side whose key the last statement has drawn, on a server."""
         statement, names = self.projection(side)
@@ -153,7 +151,7 @@ class ReadStatements(PairRows):
         drawn = select(func.lastval()).scalar_subquery()  # or it would be asked again for every row
         return self.render(statement.with_only_columns(*columns).where(self.key_of(side) == drawn))
 
-    @cache  # noqa: B019
+    @cache
     def page(self, side: Side, *, first: bool, keys_alone: bool = False) -> str:
         """Some rows of a side behind the key `_after`, at most `_rows`, in the order of their keys.
 
@@ -172,13 +170,13 @@ class ReadStatements(PairRows):
         statement = statement.where(in_order(key), *behind).order_by(*parts(key))
         return self.render(statement.limit(bindparam("_rows", type_=Integer)))
 
-    @cache  # noqa: B019
+    @cache
     def count(self, side: Side, filters: tuple[str, ...], empty: frozenset[str] = frozenset()) -> str:
         """How many rows of a side equal the bound values of some columns."""
         statement, names = self.projection(side)
         return self.render(statement.with_only_columns(func.count()).where(*self._filter(names, filters, empty)))
 
-    @cache  # noqa: B019
+    @cache
     def distinct(self, side: Side, column: str) -> str:
         """The values of a column on a side, each once, in order."""
         statement, names = self.projection(side)
@@ -192,7 +190,7 @@ class ReadStatements(PairRows):
         # Grouped, because DISTINCT would not be ordered by anything but the value itself.
         return self.render(statement.with_only_columns(value).group_by(value).order_by(self.rendering.in_bytes(value)))
 
-    @cache  # noqa: B019
+    @cache
     def keys(self, side: Side, filters: tuple[str, ...], empty: frozenset[str] = frozenset()) -> str:
         """Keys of the rows of a side that equal the bound values of some columns; nobody else changes those then."""
         statement, names = self.projection(side)
@@ -234,13 +232,13 @@ class ReadStatements(PairRows):
         carried = name in self.pair.columns
         return self.bound[name] if carried else self.rendering.typed(bindparam(parameter(name)), of.type)
 
-    @cache  # noqa: B019
+    @cache
     def image(self, side: Side) -> tuple[tuple[str, ...], str]:
         """Names and, for the row under `_key`, type and bytes of every column: what a reject keeps."""
         names, images = self._images(side)
         return names, self.render(images.where(self.key_of(side) == bindparam("_key"), *self.selected(side)))
 
-    @cache  # noqa: B019
+    @cache
     def keyless_images(self, side: Side) -> tuple[tuple[str, ...], str]:
         """Names and, for each row that has no usable key or is of no move, type and bytes of every column."""
         names, images = self._images(side)
@@ -253,15 +251,15 @@ class ReadStatements(PairRows):
         names |= {name: self.table_of(side).c[name] for name in self.pair.only[side]}
         source = self.table_of(side) if side is Side.LEGACY else self.whole()
         parts: list[Any] = [part for v in names.values() for part in (type_name(v), exact_hex(v))]
-        return tuple(names), select(*parts).select_from(source)  # pyright: ignore[reportReturnType]
+        return tuple(names), select(*parts).select_from(source)  # pyright: ignore[reportReturnType]  # any columns
 
-    @cache  # noqa: B019
+    @cache
     def hold(self, side: Side) -> str:
         """Those of `_keys` that a side has, in order; nobody else changes these rows then."""
         key = self.key_of(side)
         return self.render(select(key).where(in_keys(key)).order_by(*parts(key)).with_for_update())
 
-    @cache  # noqa: B019
+    @cache
     def present(self, side: Side) -> str:
         """Those of `_keys` that a side has."""
         return self.render(select(self.key_of(side)).where(self.in_keys(side)))

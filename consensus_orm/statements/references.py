@@ -52,12 +52,12 @@ class ReferenceStatements(PairRows):
             values = values | {name: case((is_there, values[name])) for name in of.emptied}
         return values
 
-    @cache  # noqa: B019
+    @cache
     def link(self, to: Side) -> tuple[str, ...]:
         """Fill in the references of the rows in `_keys` to rows that have come since."""
         return self._link(to, self.in_keys(to))
 
-    @cache  # noqa: B019
+    @cache
     def link_range(self, to: Side) -> tuple[str, ...]:
         """Fill in the references of the rows between `_first` and `_last` to rows that have come since."""
         return self._link(to, self.in_range(to))
@@ -76,7 +76,7 @@ class ReferenceStatements(PairRows):
             steps.append(self.render(update(own).values(filled).where(which, has_come)))
         return tuple(steps)
 
-    @cache  # noqa: B019
+    @cache
     def unlink(self, side: Side) -> tuple[str, ...]:
         """Empty the references of a side to the rows in `_keys`, which are about to go."""
         own = self.table_of(side)
@@ -85,12 +85,12 @@ class ReferenceStatements(PairRows):
             for of in self.pair.references(side)
         )
 
-    @cache  # noqa: B019
+    @cache
     def ahead(self, to: Side) -> str | None:
         """The rows that those in `_keys` refer to, and these in turn, which a side does not have; they go ahead."""
         return self._ahead(to, in_keys)
 
-    @cache  # noqa: B019
+    @cache
     def ahead_of_range(self, to: Side) -> str | None:
         """The rows that those between `_first` and `_last` refer to, and these in turn, which a side does not have."""
         return self._ahead(to, in_range)
@@ -118,7 +118,7 @@ class ReferenceStatements(PairRows):
         found = found.union(rest)
         return self.render(select(row_key([*found.c])))
 
-    @cache  # noqa: B019
+    @cache
     def dependents(self, to: Side) -> str | None:
         """The rows that refer to those in `_keys`, and those that refer to them; None where no row refers to another.
 
@@ -126,7 +126,7 @@ class ReferenceStatements(PairRows):
         """
         return self._dependents(to.other, self.pair.references(to))
 
-    @cache  # noqa: B019
+    @cache
     def cascaded(self, side: Side) -> str | None:
         """The rows of a side that are deleted with those in `_keys`; None where none are."""
         cascading = [of for of in self.pair.references(side) if of.cascades]
@@ -145,14 +145,14 @@ class ReferenceStatements(PairRows):
         key = row_key([*found.c])
         return self.render(select(key).where(not_(in_keys(key)), usable(key)))
 
-    @cache  # noqa: B019
+    @cache
     def referring(self, side: Side) -> tuple[str, ...]:
         """The rows of a side that refer to those in `_keys`, each with the key that it refers to."""
         own = self.table_of(side)
         named = (_named(of, side, own) for of in self.pair.references(side))
         return tuple(self.render(select(self.key_of(side), of).where(in_keys(of))) for of in named)
 
-    @cache  # noqa: B019
+    @cache
     def unheld(self, to: Side) -> tuple[str, ...]:
         """Those of the rows in `_keys` whose reference a side cannot have, each with the key that it refers to.
 

@@ -117,7 +117,7 @@ class Rendering(ABC):
                 hint="change that expression in the declaration of the moves",
             ) from error
 
-    @cache  # noqa: B019 - there is one rendering for each kind of database, and it lives as long as the process
+    @cache
     def printed(self, statement: ClauseElement) -> Statement:
         """Print a statement that is made once, at import: each is compiled once."""
         return self.render(statement)

@@ -85,14 +85,14 @@ class WriteStatements(PairRows):
         """The next id, above whatever either side has or has ever given (rule 3)."""
         return self.rendering.next_key(self.pair)
 
-    @cache  # noqa: B019
+    @cache
     def insert_legacy(self, *, keyed: bool) -> str:
         """Insert a row as meant, with its key, or with one that the database gives."""
         values: dict[str, Any] = {name: self.bound[name] for name in self.pair.columns}
         values |= self.legacy_constants | (self.keyed(Side.LEGACY, bindparam("_key")) if keyed else {})
         return self.render(insert(self.pair.legacy_table).values(values).returning(self.legacy_key))
 
-    @cache  # noqa: B019
+    @cache
     def insert_normalized(self, *, keyed: bool) -> str:
         """Insert a row as meant under its parents, with its key, or with one that the database gives."""
         values = self.normalized_values() | (self.keyed(Side.NORMALIZED, bindparam("_key")) if keyed else {})
@@ -114,7 +114,7 @@ class WriteStatements(PairRows):
         values = values or self.keyed(Side.NORMALIZED, self.pair.key)
         return self.render(update(self.pair.table).values(values).where(*self._under_key(Side.NORMALIZED)))
 
-    @cache  # noqa: B019
+    @cache
     def renumber(self, side: Side) -> str:
         """Let the row of a side under `_key` have the key `_new`."""
         new = self.keyed(side, bindparam("_new"))
@@ -123,12 +123,12 @@ class WriteStatements(PairRows):
     def _under_key(self, side: Side) -> list[ColumnElement[bool]]:
         return [self.key_of(side) == bindparam("_key"), *self.selected(side)]
 
-    @cache  # noqa: B019
+    @cache
     def has_parent(self, parent: Parent) -> str | None:
         """Whether a row as meant has a parent; None where every row has one."""
         return self.render(select(self.needs_parent(parent, self.bound))) if parent.is_optional else None
 
-    @cache  # noqa: B019
+    @cache
     def find_parent(self, parent: Parent) -> str:
         """The parent of a row as meant, and whether the row is earlier than any it has."""
         earliest = self.earliest_column(parent)
@@ -138,20 +138,20 @@ class WriteStatements(PairRows):
             found = found.order_by(parent.key).limit(literal_column("1"))
         return self.rendering.find_parent(parent, found, self)
 
-    @cache  # noqa: B019
+    @cache
     def insert_parent(self, parent: Parent) -> str:
         """Insert the parent of a row as meant, which is its first."""
         statement = insert(parent.table).values(self.new_parent(parent, self.bound))
         return self.render(statement.returning(parent.key))
 
-    @cache  # noqa: B019
+    @cache
     def make_earlier(self, parent: Parent) -> str:
         """Let a parent begin with a row as meant."""
         values = {self.earliest_column(parent): self._newest_value(self.bound)}
         meant = parent.key == bindparam(parent_parameter(parent))
         return self.render(update(parent.table).values(values).where(meant))
 
-    @cache  # noqa: B019
+    @cache
     def delete(self, side: Side) -> tuple[str, ...]:
         """Delete the rows in `_keys` from a side, and their parts first."""
         rows = self.render(delete(self.table_of(side)).where(self.in_keys(side)))

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, ForeignKey, Integer, Text, create_engine
+from sqlalchemy import ForeignKey, Text, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from consensus_orm import Default, EnumMap, Move, Moves, Part, Phase, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import ConfigurationError, GateClosedError, StorageError
+from consensus_orm.models.base import BIG
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
 from tests.support.databases import Database
 
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import BigInteger, Integer, Text, Uuid, create_engine, insert
+from sqlalchemy import Text, Uuid, create_engine, insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Move, Moves, Phase, Store
@@ -17,11 +17,11 @@ from consensus_orm.databases.opening import parse_url
 from consensus_orm.declaration.row_keys import encoded
 from consensus_orm.errors import InvalidValueError, MismatchError
 from consensus_orm.external import Mirror, Stage
+from consensus_orm.models.base import BIG
 from consensus_orm.settings import Settings
 from consensus_orm.testing.sinks import MemorySink
 from tests.support.databases import Database, at
 
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=3, chunk_pause=0)
 
 ODD = ['"', "\\", "é", "\U0001f600", "", "a,b", "[1]", "null", "12", "\x7f", "'", *map(chr, range(1, 32))]

@@ -27,8 +27,9 @@ from sqlalchemy.types import TypeDecorator, UserDefinedType
 from consensus_orm import Default, Move, Moves, Phase, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import GateClosedError
+from consensus_orm.models.base import BIG
 from tests.support.databases import Database
-from tests.support.keyed import BIG, SETTINGS, opened, stored
+from tests.support.keyed import SETTINGS, opened, stored
 
 
 class Amount(TypeDecorator[Any]):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Computed, Integer, Text, create_engine
+from sqlalchemy import Computed, Integer, Text, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import Move, Moves, Phase, Side, Store
 from consensus_orm.databases.opening import parse_url
+from consensus_orm.models.base import BIG
 from tests.support.databases import Database
 from tests.support.keyed import SETTINGS
-
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class Base(DeclarativeBase):

@@ -22,7 +22,7 @@ from consensus_orm.errors import CopyError, GuardsBrokenError, UnknownSchemaErro
 from consensus_orm.schema import revisions
 from consensus_orm.settings import Settings
 from tests.field import builders
-from tests.migration.test_phase_guards import REMADE
+from tests.migration.guarding import REMADE
 from tests.migration.test_rebuild import contents
 from tests.support import oracle
 from tests.support.databases import Database, File, build_legacy

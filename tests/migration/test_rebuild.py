@@ -24,8 +24,8 @@ from consensus_orm.errors import (
 )
 from consensus_orm.settings import Settings
 from tests.field import builders
+from tests.migration.guarding import REMADE
 from tests.migration.test_missing_tables import take_away
-from tests.migration.test_phase_guards import REMADE
 from tests.support import databases
 from tests.support.databases import Database
 from tests.support.oracle import Row

@@ -30,7 +30,7 @@ from consensus_orm.phase import Phase
 from consensus_orm.report.dashboard import Dashboard
 from consensus_orm.settings import Settings
 from consensus_orm.testing.phases import take_to
-from tests.report.test_report import CHROMIUM, SECTIONS, Page, browse
+from tests.report.pages import CHROMIUM, SECTIONS, Page, browse
 from tests.support.databases import Database, build_legacy
 
 PROGRAM = "from consensus_orm.cli import main; main()"

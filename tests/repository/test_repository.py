@@ -15,17 +15,17 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import JSON, BigInteger, Enum, Integer, MetaData, Numeric, Text, Uuid, create_engine, func, insert, text
+from sqlalchemy import JSON, Enum, MetaData, Numeric, Text, Uuid, create_engine, func, insert, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import EnumMap, Move, Moves, Phase, Side, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import ConfigurationError, InvalidValueError
+from consensus_orm.models.base import BIG
 from consensus_orm.settings import Settings
 from tests.support.databases import Database
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0)
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class Size(enum.Enum):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Integer, Text, create_engine, select
+from sqlalchemy import Text, create_engine, select
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column
 from sqlalchemy.orm.exc import StaleDataError
@@ -15,10 +15,9 @@ from sqlalchemy.orm.exc import StaleDataError
 from consensus_orm import Convert, Move, Moves, Phase, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import MismatchError
+from consensus_orm.models.base import BIG
 from consensus_orm.settings import Isolation, OnMismatch, Settings
 from tests.support.databases import Database
-
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class Base(DeclarativeBase):

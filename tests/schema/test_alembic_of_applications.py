@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import ForeignKey, MetaData, Text, create_engine, insert, inspect
+from sqlalchemy import ForeignKey, MetaData, create_engine, insert, inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from consensus_orm import ConsensusStore, Move, Moves, Phase, Store, declare_tables, include_object
+from consensus_orm import ConsensusStore, Phase, Store, declare_tables, include_object
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.models.base import BIG
 from consensus_orm.schema import revisions
@@ -24,6 +24,7 @@ from consensus_orm.settings import Settings
 from consensus_orm.testing import legacy_history, take_to
 from tests.support.databases import Database
 from tests.support.documentation import block
+from tests.support.notes import MOVES, Base, Flat
 
 pytestmark = pytest.mark.long
 
@@ -130,25 +131,6 @@ def test_the_command_of_ours(project: Project, new_database: Database) -> None:
     with ConsensusStore.open(new_database.where) as store, store.unit_of_work() as uow:
         uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="{}")
     assert "DOWNGRADE_REFUSED" in project.ours("downgrade", "base", code=1)
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Flat(Base):
-    __tablename__ = "Notes_Flat"
-    id: Mapped[int] = mapped_column(BIG, primary_key=True)
-    body: Mapped[str | None] = mapped_column(Text)
-
-
-class Note(Base):
-    __tablename__ = "notes"
-    id: Mapped[int] = mapped_column(BIG, primary_key=True)
-    text: Mapped[str | None] = mapped_column(Text)
-
-
-MOVES = Moves(Move(Flat, Note, name="notes", key={Flat.id: Note.id}, columns={Note.text: Flat.body}))
 
 
 def test_moves_of_its_own_leave_the_check_clean(new_database: Database, tmp_path: Path) -> None:

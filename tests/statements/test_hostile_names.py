@@ -14,12 +14,10 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import (
-    BigInteger,
     Boolean,
     Column,
     ForeignKey,
     Index,
-    Integer,
     Table,
     Text,
     UniqueConstraint,
@@ -33,11 +31,11 @@ from sqlalchemy.orm import DeclarativeBase
 
 from consensus_orm import Computed, ConsensusStore, Latest, Move, Moves, Parent, Phase
 from consensus_orm.errors import MigrationError, WrongPhaseError
+from consensus_orm.models.base import BIG
 from consensus_orm.settings import Settings
 from tests.support.databases import Database, build_legacy
 from tests.support.dependencies import accept_dependencies
 
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0)
 
 # Names of at most 63 bytes, which is what PostgreSQL keeps of one.

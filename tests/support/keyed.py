@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, ForeignKey, Integer, Text, UniqueConstraint
+from sqlalchemy import Boolean, ForeignKey, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from consensus_orm import ConsensusStore
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
 from consensus_orm.declaration.parts import Parent
+from consensus_orm.models.base import BIG
 from consensus_orm.settings import Settings
 from tests.support.databases import Database
 
 __all__ = ["BOXED", "BY_NUMBER", "BY_TEXT", "SETTINGS", "opened", "stored"]
 
-BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0)
 

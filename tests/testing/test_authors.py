@@ -14,7 +14,7 @@ from alembic.config import Config
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from sqlalchemy import Connection, Text, insert
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
 import consensus_orm
 from consensus_orm import AsyncConsensusStore, ConsensusStore, Move, Moves, Phase, Settings, testing
@@ -32,6 +32,7 @@ from consensus_orm.testing import (
 )
 from consensus_orm.testing._factory import Factory
 from tests.support.databases import Database
+from tests.support.notes import MOVES, Base, Flat
 
 pytestmark = pytest.mark.long
 
@@ -171,24 +172,6 @@ def test_every_phase_for_coroutines(every_phase_async: AsyncConsensusStore) -> N
 # Their own moves ------------------------------------------------------------------------------------------
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class Flat(Base):
-    __tablename__ = "notes_flat"
-    id: Mapped[int] = mapped_column(BIG, primary_key=True)
-    body: Mapped[str | None] = mapped_column(Text)
-
-
-class Note(Base):
-    __tablename__ = "notes"
-    id: Mapped[int] = mapped_column(BIG, primary_key=True)
-    text: Mapped[str | None] = mapped_column(Text)
-
-
-MOVES = Moves(Move(Flat, Note, name="notes", key={Flat.id: Note.id}, columns={Note.text: Flat.body}))
-
 ENV = """
 from alembic import context
 
@@ -216,7 +199,7 @@ def downgrade():
 
 UP = (
     "[op.create_table(name, sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), primary_key=True),"
-    " sa.Column(column, sa.Text())) for name, column in (('notes_flat', 'body'), ('notes', {column!r}))]"
+    " sa.Column(column, sa.Text())) for name, column in (('Notes_Flat', 'body'), ('notes', {column!r}))]"
 )
 BACK = "[op.drop_table(name) for name in ({names})]"
 
@@ -225,7 +208,7 @@ def fill(connection: Connection) -> None:
     connection.execute(insert(Flat), [{"body": "first"}, {"body": None}, {"body": "é"}])
 
 
-def revisions(folder: Path, column: str = "text", names: str = "'notes', 'notes_flat'", *more: str) -> Config:
+def revisions(folder: Path, column: str = "text", names: str = "'notes', 'Notes_Flat'", *more: str) -> Config:
     versions = folder / "versions"
     versions.mkdir(parents=True)
     (folder / "env.py").write_text(ENV)
@@ -243,7 +226,7 @@ def test_moves_that_are_right(check_moves: Callable[..., Any], tmp_path: Path) -
     """Revisions up and down, models that agree, rows there and back: a report that passed."""
     report = check_moves(MOVES, fill=fill, alembic=revisions(tmp_path / "right"))
     assert report.passed
-    assert {proof.table for proof in report.proofs if proof.rows == 3} == {"notes_flat", "notes"}
+    assert {proof.table for proof in report.proofs if proof.rows == 3} == {"Notes_Flat", "notes"}
 
 
 def test_moves_without_revisions(check_moves: Callable[..., Any]) -> None:
@@ -254,9 +237,9 @@ def test_moves_without_revisions(check_moves: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (("text", "'notes', 'notes_flat'", "two", "three"), "2 heads"),
-        (("text", "'notes',"), "downgrade to base leaves tables: notes_flat"),
-        (("words", "'notes', 'notes_flat'"), "the models differ from the tables"),
+        (("text", "'notes', 'Notes_Flat'", "two", "three"), "2 heads"),
+        (("text", "'notes',"), "downgrade to base leaves tables: Notes_Flat"),
+        (("words", "'notes', 'Notes_Flat'"), "the models differ from the tables"),
     ],
     ids=["two heads", "downgrade", "models"],
 )

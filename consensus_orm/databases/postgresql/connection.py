@@ -228,7 +228,7 @@ class ServerConnection(psycopg.Connection[Any]):
     def _blamed(self, error: psycopg.Error) -> psycopg.Error:
         """Add to an error who kept the flip waiting."""
         if self._watch is not None:
-            error.blockers = self._watch.found  # type: ignore[attr-defined]
+            error.blockers = self._watch.found  # type: ignore[attr-defined]  # read by `translate`
         return error
 
     def _end(self) -> None:
@@ -615,7 +615,7 @@ class ServerSource(ConnectionSource[ServerConnection]):
         with contextlib.suppress(psycopg.Error), self.login.connect(psycopg.Connection, connect_timeout=2) as asking:
             row: Any = asking.execute(_PLACE, (found.get("table"),)).fetchone()
             found |= dict(zip(("role", "schema"), row, strict=True))
-        error.missing = found  # type: ignore[attr-defined]
+        error.missing = found  # type: ignore[attr-defined]  # read by `translate`
         return error
 
     def take_back(self, connection: ServerConnection) -> None:

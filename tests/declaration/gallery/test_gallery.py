@@ -19,7 +19,9 @@ from consensus_orm import Move, Phase, Side, Store
 from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import GateClosedError
 from consensus_orm.settings import Settings
-from tests.declaration.gallery.cases import CASES, Case, column_types
+from tests.declaration.gallery.case import Case
+from tests.declaration.gallery.cases import CASES
+from tests.declaration.gallery.columns import column_types
 from tests.support.databases import Database
 
 SETTINGS = Settings(soak_dual_write=0, soak_cutover=0, soak_normalized=0, chunk_rows=2, chunk_pause=0)
