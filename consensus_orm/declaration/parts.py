@@ -137,9 +137,13 @@ class Parent:
         """What is derived, by column."""
         return {column_of(attribute): rule for attribute, rule in self.derived.items()}
 
+    @cached_property
+    def _followed(self) -> frozenset[str]:
+        return frozenset(rule.move for rule in self.derived.values() if isinstance(rule, Latest))
+
     def depends_on(self, move: str) -> bool:
         """Whether something is derived from the newest row of a move."""
-        return any(isinstance(rule, Latest) and rule.move == move for rule in self.derived.values())
+        return move in self._followed
 
 
 def _is_never_null(rule: Named | Computed) -> bool:

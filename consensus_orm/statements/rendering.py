@@ -301,6 +301,7 @@ def quoted(*names: str) -> str:
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
+@cache
 def parameter(column: str) -> str:
     """The parameter that holds the value of a column; no column makes it one of ours, which begin with `_`."""
     return f"c_{column}" if re.fullmatch(r"\w+", column, re.ASCII) else f"x_{column.encode().hex()}"
