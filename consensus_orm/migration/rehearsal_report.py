@@ -191,10 +191,9 @@ class RehearsalReport(_Record):
     def facts(self) -> dict[str, Any]:
         """Everything as JSON, with the values derived from it."""
         return {
-            **self.model_dump(mode="json", exclude={"evidence"}),
+            **self.model_dump(mode="json"),
             "passed": self.passed,
             "equal": self.equal,
             "seconds": self.seconds,
             "estimate": self.estimate().model_dump(mode="json"),
-            "evidence": [str(path) for path in self.evidence],
         }

@@ -45,8 +45,8 @@ def fitting_history(path: Path) -> None:
 
 
 def odd_history(path: Path) -> None:
-    """A legacy file with every odd row there is."""
-    builders.build_legacy(path, columns=11)
+    """A legacy file with every odd row there is, which a build of the field has marked as its own."""
+    builders.build_legacy(path, columns=11, user_version=2)
     with builders.writing(path) as connection:
         rows.insert_odd_rows(connection)
 
@@ -137,7 +137,7 @@ def foreign_definitions(path: Path, *tables: str) -> list[Any]:
 
 
 def state_of(place: Path | str) -> tuple[Any, ...]:
-    sql = "SELECT phase, epoch, since, step FROM consensus_orm_state"
+    sql = "SELECT phase, epoch, since, step, user_version FROM consensus_orm_state"
     if isinstance(place, str):
         with psycopg.connect(place) as server_connection:
             return tuple(server_connection.execute(sql.encode()).fetchall())
