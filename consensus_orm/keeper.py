@@ -1,7 +1,7 @@
-"""The keeper: looks after a database between two changes of phase, one process at a time on however many hosts.
+"""The keeper: looks after a database between two changes of phase; of all hosts, one process acts at a time.
 
 It verifies, reconciles by the policy of the settings, makes and rotates verified backups, vacuums and watches the
-health. A failure of one of these is told and tried again; it ends nothing. It never changes the phase.
+health. When one of these fails, the keeper reports it and tries again. It never changes the phase.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Keeper:
 
         Args:
             once: Do what is due now, and end; another keeper that acts is then an error.
-            cancel: Set it to stop after the duty under way.
+            cancel: An event; once it is set, the keeper stops after the duty under way.
 
         Returns:
             What was done.
@@ -263,7 +263,7 @@ class Keeper:
             self._tell(Kept(duty, result, time.monotonic() - started))
 
     def _fail(self, duty: str, error: errors.ConsensusError | OSError) -> None:
-        """Tell of a failure, and wait before the next try: twice as long each time, no longer than until it is due."""
+        """Report a failure, and wait before the next try: twice as long each time, no longer than until it is due."""
         tries = self._tries.get(duty, (0, 0.0))[0] + 1
         interval = self._duties[duty][0] if duty in self._duties else self._settings.keep_health
         wait = min(self._settings.keep_health * 2 ** min(tries - 1, 10), interval)

@@ -90,12 +90,12 @@ def claim(uow: Transaction, pair: Move, state: RangeState) -> ClaimedRange | Non
 
 
 def turn(uow: Transaction, pair: Move, of: ClaimedRange, to: RangeState) -> None:
-    """Let a claimed range be in another state."""
+    """Move a claimed range to another state."""
     uow._execute(_TURN, {"pair": pair.name, "of": of.number, "to": to.value})
 
 
 def fold(uow: Transaction, pair: Move, progress: BackfillProgress) -> BackfillProgress:
-    """Move the checkpoint behind the first ranges that are done, and forget them; the checkpoint is locked."""
+    """Move the checkpoint behind the first ranges that are done, and delete them; the caller has locked it."""
     done = sorted((ClaimedRange(*row) for row in uow._execute(_FOLD, {"pair": pair.name}).fetchall()), key=_number)
     if not done:
         return progress
@@ -115,7 +115,7 @@ def frontier(uow: Transaction, pair: Move, progress: BackfillProgress) -> Key:
 
 
 def cut(uow: Transaction, pair: Move, first: Key, last: Key, rows: int, throttle: int | None) -> None:
-    """Add a range behind the last one; the checkpoint is locked.
+    """Add a range behind the last one; the caller has locked the checkpoint.
 
     Args:
         uow: The transaction.

@@ -1,4 +1,4 @@
-"""The row of the keeper: who keeps, and when it last verified, backed up and vacuumed, for whichever keeps next."""
+"""The row of the keeper: which process keeps a database, and when it last verified, backed up and vacuumed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class KeeperStatus(BaseModel):
     overdue: list[str] = []
 
     def told(self, now: datetime) -> str:
-        """The same in words, with the command that helps."""
+        """The status in words, with the command that helps."""
         who = "no process keeps this database" if self.holder is None else f"{self.holder.rpartition(' ')[0]} acts"
         last = [f"{duty} {duration(now - at)} ago" for duty, at in self.done.items() if at <= now]
         told = [who, f"last {', '.join(last)}" if last else "nothing done yet"]

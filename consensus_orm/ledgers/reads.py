@@ -1,9 +1,9 @@
 """Who still reads the frozen legacy tables, by the counters of a server.
 
-The server counts the scans of each table, whoever makes them, and learns of those of a connection when this is idle, up
-to some ten seconds later. So reads of this package are counted within its own transactions, and taken off. From version
-16 on the server also tells when a table was read last: counts that grew without a later read are of reads from before.
-On version 15, reads that were made just before the tables were frozen may be among those of others.
+The server counts the scans of each table, whoever makes them, and a connection reports its scans when it is idle, up to
+about ten seconds later. So reads of this package are counted within its own transactions, and taken off. From version
+16 on the server also tells when a table was read last: counts that grew without a later read stem from earlier reads.
+On version 15, reads that were made just before the tables were frozen may be counted as those of others.
 
 SQLite has no such counters.
 """
@@ -77,7 +77,7 @@ def look(uow: Transaction) -> list[Reads]:
 
 
 def note(uow: Transaction) -> None:
-    """Keep the reads up to now, and take those of this transaction off what the server will count."""
+    """Store the reads up to now, and subtract those of this transaction from what the server will count."""
     if not (uow.prepared and uow.phase.has_legacy and uow.phase.truth is Side.NORMALIZED):
         return
     own = uow.catalog.own_reads(uow)  # has them reported at once, also before the tables are frozen
@@ -95,7 +95,7 @@ def note(uow: Transaction) -> None:
 
 
 def expect(uow: Transaction) -> None:
-    """Take the reads of a transaction that will be rolled back off what the server will count."""
+    """Subtract the reads of a transaction that will be rolled back from what the server will count."""
     if uow.prepared and uow.phase.freezes_legacy:
         uow.catalog.expect_reads(uow, uow.catalog.own_reads(uow))
 

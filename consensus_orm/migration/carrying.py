@@ -86,7 +86,7 @@ def carry_fitting(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, wh
     """Carry rows by their keys as far as the other side takes them; the rows that it refuses stay unequal.
 
     A constraint or a type that refuses one row fails the statement for all of them. Where that happens the rows are
-    carried by halves, until those are found.
+    carried by halves, until the refused ones are found.
 
     Returns:
         How many rows there were on that side; each is kept as an image, also where its successor was refused.

@@ -1,4 +1,4 @@
-"""The pace of a long step: how much it does in one transaction, and how long writers have the database after it.
+"""The pace of a long step: how much it does in one transaction, and how long it then leaves the database to writers.
 
 A step that takes the lock again at once keeps writers out for as long as it lasts: a writer of another process asks
 for the lock now and then, and finds it taken each time (measured: 0.03 of its writes, and waits of 535 ms, while 4,000
@@ -77,7 +77,7 @@ class Pace:
         Args:
             uow: It writes.
             behind: Whether writers have added as much as the transaction before has done. Then this one does twice as
-                much, however long it takes, and no rest follows: otherwise the step would never come to its end.
+                much, however long it takes, and no rest follows: otherwise the step would never finish.
         """
         self._uow, self._behind = uow, behind
         self.in_company = not self._shared and uow._connected.others_wrote()
@@ -119,7 +119,7 @@ class Pace:
             self._reading.run(self._look)
 
     def _look(self, uow: UnitOfWork) -> None:
-        """Look again what an operator says, and how far the replicas are behind."""
+        """Read again what an operator asks for, and how far the replicas are behind."""
         self._control = control.read(uow)
         if uow.settings.max_lag is not None:
             self._lag.look(uow)
@@ -163,7 +163,7 @@ def in_chunks(
 
 
 def catch_up(writing: Transactions, drain: Callable[[UnitOfWork, int], Drained], progress: Watch = None) -> int:
-    """Carry what only one side was written with, until little is left; writers go on, and cannot keep it from its end.
+    """Carry what only one side was written with, until little is left; writers go on meanwhile.
 
     Args:
         writing: Opens a writing unit of work.

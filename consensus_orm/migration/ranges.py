@@ -154,7 +154,7 @@ class Ranges:
 
 
 class Readers:
-    """Units of work that compare the ranges of a table, several at a time; without any, the ranges compare themselves.
+    """Units of work that compare the ranges of a table, several at a time; without them, `Ranges` compares in turn.
 
     Args:
         looks: Each compares one range at a time.

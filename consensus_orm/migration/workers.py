@@ -1,7 +1,7 @@
 """The workers of a backfill: threads of any number of processes and hosts, which share the ranges of a pair.
 
-The ranges are rows of the database (`ledgers.backfill_ranges`), and a worker has no state that they do not tell. So
-a worker that is killed leaves its range to the others, and the last one that is done finishes the backfill of the pair.
+The ranges are rows of the database (`ledgers.backfill_ranges`), and a worker has no other state. So a worker that is
+killed leaves its range to the others, and the last one that is done finishes the backfill of the pair.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Carried:
 
 
 def may_share(uow: UnitOfWork, workers: int) -> bool:
-    """Whether workers can share the ranges of this database: a file has one writer, which needs none to share with.
+    """Whether workers can share the ranges of this database: a file has one writer, so nothing to share.
 
     Raises:
         InvalidValueError: The database has one writer, or the store has fewer connections.
@@ -64,7 +64,7 @@ def may_share(uow: UnitOfWork, workers: int) -> bool:
 def carry_together(
     reading: Transactions, claiming: Transactions, pair: Move, workers: int, progress: Watch = None
 ) -> Carried:
-    """Carry the ranges of a pair with some workers, beside those of other processes, until all are done.
+    """Have workers carry the ranges of a pair, alongside those of other processes, until all are done.
 
     Args:
         reading: Opens a unit of work that reads.
@@ -118,10 +118,10 @@ class _Together:
         return uow._rows(sql.last_key(Side.LEGACY))[0][0], int(uow._rows(sql.count(Side.LEGACY, ()))[0][0])
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but no longer than until the workers are to end.
+        """Wait; end early when the workers are to end.
 
         Raises:
-            _StoppedError: They are.
+            _StoppedError: The workers are to end.
         """
         if self.stop.wait(max(seconds, 0.0)):
             raise _StoppedError
