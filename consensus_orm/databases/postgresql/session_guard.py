@@ -23,6 +23,7 @@ __all__ = ["PostgresSessionGuard"]
 
 T = TypeVar("T")
 
+
 class _Server(Protocol):
     """What the guard needs of a connection."""
 
