@@ -392,7 +392,7 @@ class CarryingSession(Session):
         settle(uow, parents, {(table, key) for table, key in left if key not in self._made.get(table, ())})
 
     def _compare(self, written: Side, move: Move, keys: list[Key]) -> None:
-        """Compare both sides of rows; a row that the side which is not the truth did not take is a mismatch (rule 6)."""
+        """Compare both sides of rows; one that the side which is not the truth did not take is a mismatch (rule 6)."""
         both, lone = self._uow.statements[move].both_sides
         there = self._uow._rows(both, among(keys))
         differing = {key: carried for key, carried, *equal in there if not (carried and all(equal))}

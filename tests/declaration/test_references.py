@@ -350,3 +350,113 @@ def test_what_cannot_be_carried_is_refused_by_name() -> None:
         assert "CONTRACT" in str(refused.value) or "both sides" in str(refused.value)
     on_delete: dict[str, Any] = {"ondelete": "RESTRICT"}
     declared(**{**plain, "own": on_delete, "legacy": on_delete}, dialects=["postgresql"])
+
+
+class ShelfOld(Base):
+    __tablename__ = "shelves_old"
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+
+
+class BookOld(Base):
+    """All kinds of books in one table."""
+
+    __tablename__ = "books_old"
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    shelf_id: Mapped[int] = mapped_column(ForeignKey("shelves_old.id"), index=True)
+    kind: Mapped[str] = mapped_column(Text)
+    pages: Mapped[int | None] = mapped_column(BIG)
+    plates: Mapped[int | None] = mapped_column(BIG)
+
+
+class Shelf(Base):
+    __tablename__ = "shelves"
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+
+
+class Book(Base):
+    """A class that inherits in three levels, each with a table that refers to the one above it."""
+
+    __tablename__ = "books"
+    id: Mapped[int] = mapped_column(BIG, primary_key=True)
+    shelf_id: Mapped[int] = mapped_column(ForeignKey("shelves.id"), index=True)
+    kind: Mapped[str] = mapped_column(Text)
+    __mapper_args__ = {"polymorphic_on": kind, "polymorphic_identity": "book"}  # noqa: RUF012
+
+
+class Bound(Book):
+    __tablename__ = "bound"
+    id: Mapped[int] = mapped_column(ForeignKey("books.id"), primary_key=True)
+    pages: Mapped[int | None] = mapped_column(BIG)
+    __mapper_args__ = {"polymorphic_identity": "bound"}  # noqa: RUF012
+
+
+class Atlas(Bound):
+    __tablename__ = "atlases"
+    id: Mapped[int] = mapped_column(ForeignKey("bound.id"), primary_key=True)
+    plates: Mapped[int | None] = mapped_column(BIG)
+    __mapper_args__ = {"polymorphic_identity": "atlas"}  # noqa: RUF012
+
+
+BOUND = Part(Bound, by=Bound.id, columns={Bound.pages: BookOld.pages}, when=BookOld.kind != "book")
+ATLASES = Part(Atlas, by=Atlas.id, columns={Atlas.plates: BookOld.plates}, when=BookOld.kind == "atlas")
+BOOKS = Move(
+    BookOld,
+    Book,
+    name="books",
+    key={BookOld.id: Book.id},
+    columns={Book.shelf_id: BookOld.shelf_id, Book.kind: BookOld.kind},
+    parts=[BOUND, ATLASES],
+)
+SHELVES = Move(ShelfOld, Shelf, name="shelves", key={ShelfOld.id: Shelf.id}, columns={})
+
+
+@pytest.mark.long
+def test_a_class_in_three_levels_whose_rows_refer_to_another_table(new_database: Database, tmp_path: Path) -> None:
+    """Its parts refer to each other, its first row to the last of the other table: there and back, by each writer."""
+    engine = create_engine(parse_url(new_database.where))
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    new_database.script(
+        "INSERT INTO shelves_old (id) VALUES (1), (2), (3); INSERT INTO books_old VALUES"
+        " (1, 3, 'atlas', 10, 5), (2, 1, 'bound', 20, NULL), (3, 2, 'book', NULL, NULL), (4, 2, 'atlas', 40, 6)"
+    )
+    settings = SETTINGS.model_copy(update={"backup_dir": tmp_path})
+    with Store.open(new_database.where, moves=Moves(SHELVES, BOOKS), settings=settings) as store:
+        store.upgrade()
+        store.migration.migrate(Phase.DUAL_WRITE, soak=False)
+        with store.unit_of_work() as uow:
+            uow.repository("books").update(4, {"kind": "book", "pages": None, "plates": None})
+        store.migration.migrate(Phase.CUTOVER, soak=False)
+        with store.unit_of_work() as uow:
+            uow.session.add(Atlas(id=5, shelf_id=1, pages=50, plates=7))
+            uow.session.get_one(BookOld, 3).kind = "atlas"
+        with store.unit_of_work() as uow:
+            uow.session.delete(uow.session.get_one(BookOld, 3))
+            uow.session.get_one(Atlas, 5).plates = 8
+        store.migration.migrate(Phase.CONTRACT, soak=False)
+        with store.unit_of_work() as uow:
+            uow.session.add(Atlas(id=6, shelf_id=3, pages=60, plates=9))
+        store.migration.rollback(Phase.NORMALIZED)
+        store.migration.rollback(Phase.CUTOVER)
+        assert store.migration.verify().clean
+
+    assert new_database.rows_of("SELECT * FROM books_old ORDER BY id") == [
+        (1, 3, "atlas", 10, 5),
+        (2, 1, "bound", 20, None),
+        (4, 2, "book", None, None),
+        (5, 1, "atlas", 50, 8),
+        (6, 3, "atlas", 60, 9),
+    ]
+
+
+@pytest.mark.long
+def test_a_chain_of_ten_thousand_rows_goes_ahead(store: Store, new_database: Database) -> None:
+    """However many rows stand above a row, they are carried before it, by one write of a session."""
+    store.migration.migrate(Phase.DUAL_WRITE, soak=False)
+    count = 10_000
+    rows = ", ".join(f"({number}, {number + 1 if number < count else 'NULL'})" for number in range(count, 0, -1))
+    new_database.unnoticed(f"INSERT INTO twigs_old (id, up_id) VALUES {rows}")
+    with store.unit_of_work() as uow:
+        uow.session.get_one(TwigOld, 1).name = "the lowest"
+    assert new_database.scalar("SELECT count(*) FROM twigs") == count
+    agree(new_database)

@@ -143,7 +143,9 @@ def test_two_sessions_that_write_the_two_classes_of_one_row(
         assert new_database.rows_of(sql) == [(0,)]
 
 
-@pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER], ids=lambda phase: phase.name)
+@pytest.mark.parametrize(
+    "phase", [Phase.DUAL_WRITE, pytest.param(Phase.CUTOVER, marks=pytest.mark.long)], ids=lambda phase: phase.name
+)
 def test_a_shadow_that_refuses_rows_takes_no_write_with_it(
     new_database: Database, tmp_path: Path, phase: Phase
 ) -> None:
