@@ -300,6 +300,52 @@ def test_too_many_waiting_entries_sound_the_alarm_once(new_database: Database) -
     assert all(0 <= lag < 600 for lag in lags)
 
 
+@pytest.mark.sqlite
+def test_no_call_is_made_while_a_unit_of_work_is_open(store: ConsensusStore) -> None:
+    """A put, get, delete or list that takes long keeps no writer waiting: each of them finds the write lock free."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink, Stage.OFF)
+    asked: set[str] = set()
+
+    def write(call: str, name: str) -> None:
+        if call not in asked:
+            asked.add(call)
+            add(store)  # fails where this thread has a unit of work that writes
+
+    sink.before = write
+    sink.items["gate"] = "{}"
+    mirror.advance(Stage.IMPORT)
+    asked.clear()
+    mirror.import_entries()
+    assert asked == {"list", "get"}
+    mirror.accept(mirror.findings()[0].id, reason="no row")
+    asked.clear()
+    mirror.advance(Stage.MIRROR)
+    with store.unit_of_work() as uow:
+        uow.repository("artifacts").delete(key=1)
+    asked.clear()
+    mirror.relay.run(until_empty=True)
+    sink.items["artifacts:2"] = "{}"
+    mirror.verify()
+    assert asked == {"put", "get", "delete", "list"}
+    mirror.repair()
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+
+
+@pytest.mark.sqlite
+def test_an_entry_that_waits_too_long_sounds_the_alarm(new_database: Database) -> None:
+    """The age of the oldest entry alone is enough, and the entry is sent."""
+    clock = Clock()
+    with ConsensusStore.open(new_database.where, settings=SETTINGS.model_copy(update={"clock": clock})) as store:
+        mirror = mirrored(store, MemorySink())
+        add(store)
+        clock.now += store.settings.relay_alarm_age + timedelta(seconds=1)
+        assert mirror.status().late
+        assert mirror.relay.run(until_empty=True).sent == 1
+        assert [entry.action for entry in store.migration.history()].count("sink alarm") == 1
+
+
 def test_a_relay_waits_for_the_stage(store: ConsensusStore) -> None:
     """Nothing is sent to a store that is not mirrored."""
     with pytest.raises(MigrationError, match="OFF"):
