@@ -219,7 +219,10 @@ def test_writers_do_not_wait_for_a_vacuum_behind_a_flip(tmp_path: Path, monkeypa
     """While a vacuum, which no writer waits for, has its lock on a mapped table, a flip waits and writers do not."""
     for name in ("FLIP_PATIENCE", "MOST_PATIENCE"):
         monkeypatch.setattr(connection, name, 30_000)
-    with databases.in_phase(Phase.DUAL_WRITE, ready) as url, ConsensusStore.open(url, settings=settings(tmp_path)) as store:
+    with (
+        databases.in_phase(Phase.DUAL_WRITE, ready) as url,
+        ConsensusStore.open(url, settings=settings(tmp_path)) as store,
+    ):
         flip = threading.Thread(target=lambda: store.migration.advance(soak=False))
         with connect(url) as vacuum, vacuum.transaction():
             vacuum.execute("LOCK TABLE agent_outputs IN SHARE UPDATE EXCLUSIVE MODE")
