@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 
 from benchmarks.data import CREATED, MILLISECONDS, artifact
 from benchmarks.harness import Bench, Group, Target, Work
@@ -303,16 +303,61 @@ def with_an_outbox(bench: Bench) -> Iterator[Work]:
 
 
 @POOLED.case()
-def through_pgbouncer(bench: Bench) -> Iterator[Work]:
-    """consensus_orm, through pgbouncer"""
-    from tests.support import poolers
-
+def planned(bench: Bench) -> Iterator[Work]:
+    """consensus_orm, the server itself, each statement planned each time as through pgbouncer"""
     with (
         filled(Phase.DUAL_WRITE, bench.times(ROWS)) as url,
-        poolers.pooled(url, "transaction") as pooler,
-        ConsensusStore.open(pooler.url(url)) as store,
+        ConsensusStore.open(_with(url, prepare_threshold="0")) as store,
     ):
         yield partial(_add, bench, store)
+
+
+@POOLED.case()
+def through_pgbouncer(bench: Bench) -> Iterator[Work]:
+    """consensus_orm, through pgbouncer"""
+    with _pooled(Phase.DUAL_WRITE, bench) as url, ConsensusStore.open(url) as store:
+        yield partial(_add, bench, store)
+
+
+def _with(url: str, **query: str) -> str:
+    return make_url(url).update_query_dict(query).render_as_string(hide_password=False)
+
+
+@contextmanager
+def _pooled(phase: Phase, bench: Bench) -> Iterator[str]:
+    from tests.support import poolers
+
+    with filled(phase, bench.times(ROWS)) as url, poolers.pooled(url, "transaction") as pooler:
+        yield pooler.url(url)
+
+
+@POOLED.case()
+def bare(bench: Bench) -> Iterator[Work]:
+    """psycopg, as many messages that do nothing, the server itself"""
+    with database() as url:
+        yield from _bare(bench, url)
+
+
+@POOLED.case()
+def bare_pooled(bench: Bench) -> Iterator[Work]:
+    """psycopg, as many messages that do nothing, through pgbouncer"""
+    with _pooled(Phase.EXPAND, bench) as url:
+        yield from _bare(bench, url)
+
+
+def _bare(bench: Bench, url: str) -> Iterator[Work]:
+    with _raw(url) as connection:
+        connection.prepare_threshold = None
+
+        def work(round_: int) -> None:
+            for _ in _rows_of(bench, round_):
+                connection.execute("BEGIN; SELECT 1")
+                with connection.pipeline():
+                    for _ in "write", "compare":
+                        connection.execute("SELECT 1")
+                connection.execute("COMMIT")
+
+        yield work
 
 
 # Reads ----------------------------------------------------------------------------------------------------

@@ -523,6 +523,10 @@ class Catalog(ABC):
         """Have reads of this transaction, before it ends, taken off what the database will count."""
 
     @abstractmethod
+    def tell_reads(self, uow: Transaction) -> None:
+        """Do so after its end, where it could not be done before."""
+
+    @abstractmethod
     def readers(self, uow: Transaction, table: str) -> str:
         """The roles of others whose queries name a table; empty where the database does not know."""
 

@@ -10,9 +10,9 @@ SQLite has no such counters.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import Select, bindparam, delete, insert, select, update
 
 from consensus_orm.databases.base import ReadCounter, Transaction
 from consensus_orm.databases.engine import source_of
@@ -57,8 +57,11 @@ class _Kept(NamedTuple):
 
 
 _ALL = select(*(table_of(ReadCount).c[name] for name in _Kept._fields)).order_by(ReadCount.table_name)
+_ALL_LOCKED = _ALL.with_for_update()
 _FORGET = delete(ReadCount)
-_FORGET_ONE = _FORGET.where(ReadCount.table_name == bindparam("table"))
+_CHANGE = (
+    update(ReadCount).values(**bound(*_Kept._fields[1:])).where(table_of(ReadCount).c.table_name == bindparam("table"))
+)
 _KEEP = insert(ReadCount).inline().values(**bound(*_Kept._fields))
 
 
@@ -87,7 +90,7 @@ def note(uow: Transaction) -> None:
         uow.catalog.expect_reads(uow, own)
         return
     pending = source_of(uow.engine).own_reads
-    for kept, counter in _counted(uow):
+    for kept, counter in _counted(uow, _ALL_LOCKED):  # else it would forget what another process tells meanwhile
         more = own.get(counter.table, 0)
         found = _grown(kept, counter, pending.pop(counter.table, 0))
         at = max(found.at, counter.now + MARGIN * bool(more))
@@ -100,12 +103,12 @@ def expect(uow: Transaction) -> None:
         uow.catalog.expect_reads(uow, uow.catalog.own_reads(uow))
 
 
-def _counted(uow: Transaction) -> list[tuple[_Kept, ReadCounter]]:
+def _counted(uow: Transaction, every: Select[Any] = _ALL) -> list[tuple[_Kept, ReadCounter]]:
     """What was kept of each legacy table, and what is counted now."""
     counters = uow.catalog.reads(uow)
     if not counters or table_of(ReadCount).name not in uow.catalog.tables(uow):
         return []
-    kept = {row[0]: _Kept(*row) for row in uow._rows(_ALL)}
+    kept = {row[0]: _Kept(*row) for row in uow._rows(every)}
     # A database that an earlier release froze has no rows: reads count from the first look on.
     return [(kept.get(each.table, _Kept(each.table, each.scans, 0, 0, each.now, None)), each) for each in counters]
 
@@ -123,5 +126,7 @@ def _grown(kept: _Kept, counter: ReadCounter, pending: int) -> _Kept:
 
 
 def _keep(uow: Transaction, kept: _Kept) -> None:
-    uow._execute(_FORGET_ONE, {"table": kept.table_name})
-    uow._execute(_KEEP, kept._asdict())
+    # Never deleted and inserted: who waits meanwhile to tell of a read would find no row.
+    table, *values = kept
+    if not uow._execute(_CHANGE, {"table": table, **dict(zip(kept._fields[1:], values, strict=True))}).rowcount:
+        uow._execute(_KEEP, kept._asdict())

@@ -148,6 +148,8 @@ class UnitOfWork(Transaction):
                     reads.expect(self)
         finally:
             self._release()
+            if self._counts_reads:
+                self.catalog.tell_reads(self)
             if self._hooks.released is not None:
                 self._hooks.released()
             # An error of the database is translated; one of a file, which the caller may have opened, is not.

@@ -22,7 +22,7 @@ from consensus_orm import errors, files
 from consensus_orm._version import __version__
 from consensus_orm.databases.base import Transaction
 from consensus_orm.databases.engine import checkout, driver, translated
-from consensus_orm.databases.postgresql.own_reads import expected
+from consensus_orm.databases.postgresql.own_reads import expected, tell
 from consensus_orm.databases.saved_rows import dropped
 from consensus_orm.databases.statistics import BackupReport
 from consensus_orm.declaration.attributes import table_of
@@ -41,10 +41,11 @@ AS_COPIED = (
     "SET LOCAL datestyle = 'ISO'; SET LOCAL intervalstyle = 'postgres'; SET LOCAL timezone = 'UTC';"
     " SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'; SET LOCAL lc_monetary = 'C';"
     " SET LOCAL xmloption = 'content'; SET LOCAL row_security = off;"
-    " SET LOCAL synchronize_seqscans = off; SET LOCAL statement_timeout = 0"
+    " SET LOCAL synchronize_seqscans = off; SET LOCAL statement_timeout = 0;"
+    " SET LOCAL max_parallel_workers_per_gather = 0"
 )
 """How values are written, which is how they are read again, and that tables are read from their beginning; a table of
-which the role may not see each row is refused."""
+which the role may not see each row is refused. Workers would count reads that are not those of this transaction."""
 
 BLOCK = 1 << 20
 """Bytes of a file that are read at once."""
@@ -186,6 +187,7 @@ def _write(engine: Engine, folder: Path, tables: Collection[str], progress: Call
             tables=tuple(_copied(engine, connection, folder, found, progress)),
         )
         connection.rollback()
+    tell(engine)
     with files.created(folder / MANIFEST) as out:
         out.write(manifest.model_dump_json(indent=1).encode())
     return manifest
@@ -210,7 +212,7 @@ def _copied(
     for number, (name, is_partitioned, _, columns, sequence) in enumerate(found, 1):
         tally, file = _Tally(), folder / f"{number:02}.copy"
         told = expected(engine, connection, name) if counted else contextlib.nullcontext()
-        with told, files.created(file) as out, _readable(connection, name):
+        with files.created(file) as out, _readable(connection, name), told:
             for rows, block in connection.copy_out(_copy_out(name, columns, is_partitioned=is_partitioned)):
                 out.write(block)
                 tally.add(rows, block)

@@ -195,6 +195,10 @@ class PostgresCatalog(Catalog):
         """Have reads of this transaction, before it ends, taken off what the server will count."""
         own_reads.expect(uow.engine, own)
 
+    def tell_reads(self, uow: Transaction) -> None:
+        """Tell of what was read through a connection pooler."""
+        own_reads.tell(uow.engine)
+
     def readers(self, uow: Transaction, table: str) -> str:
         """The roles, other than that of this connection, whose queries in pg_stat_statements name a table."""
         if not uow._rows("SELECT 1 WHERE to_regclass('pg_stat_statements') IS NOT NULL"):

@@ -1,7 +1,9 @@
 """Reads of frozen legacy tables by this package, told to the ledger of reads before the server counts them.
 
 The server counts what a transaction has read when this has ended, for everybody at once: another process that looks
-then must find in the database that these are no reads of others.
+then must find in the database that these are no reads of others. A connection pooler may have no second connection to
+lend while the transaction has one, and a flip keeps writers waiting that have the others: there they are told at once
+after its end.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import psycopg
 from sqlalchemy import Engine, bindparam, update
 
 from consensus_orm import errors
@@ -20,7 +23,7 @@ from consensus_orm.declaration.attributes import table_of
 from consensus_orm.models.control import ReadCount
 from consensus_orm.statements.rendering import Statement
 
-__all__ = ["OWN_READS", "SCANS", "expect", "expected"]
+__all__ = ["OWN_READS", "SCANS", "expect", "expected", "tell"]
 
 SCANS = (
     "CAST(sum(s.seq_scan + coalesce(s.idx_scan, 0)) AS BIGINT){times} FROM unnest(CAST(:names AS TEXT[])) AS n(name)"
@@ -54,9 +57,29 @@ def expect(engine: Engine, own: Mapping[str, int]) -> None:
         engine: The engine of a store; a connection of its own is used, whatever the pool has lent.
         own: How often each frozen table was read.
     """
-    told, source = {name: more for name, more in sorted(own.items()) if more}, source_of(engine)
-    if not told:
-        return
+    source: Any = source_of(engine)
+    told = {name: more for name, more in sorted(own.items()) if more}
+    if source.transaction_settings:
+        source.own_reads.update(told)
+    elif told:
+        _tell(engine, told)
+
+
+def tell(engine: Engine) -> None:
+    """Tell of what a transaction has read through a connection pooler, now that it has ended.
+
+    Args:
+        engine: The engine of a store.
+    """
+    source: Any = source_of(engine)
+    told = {name: more for name, more in sorted(source.own_reads.items()) if more}
+    if source.transaction_settings and told:
+        source.own_reads.subtract(told)
+        _tell(engine, told)
+
+
+def _tell(engine: Engine, told: Mapping[str, int]) -> None:
+    source = source_of(engine)
     try:
         with translated(engine), contextlib.closing(source.connect()) as connection:
             connection.begin(write=True)
@@ -64,7 +87,7 @@ def expect(engine: Engine, own: Mapping[str, int]) -> None:
             for name, more in told.items():
                 connection.execute(_expect(), {"name": name, "more": more})
             connection.commit()
-    except errors.StorageError:
+    except errors.ConsensusError:  # the command for the password may fail, too
         source.own_reads.update(told)
 
 
@@ -86,5 +109,9 @@ def expected(engine: Engine, connection: Any, name: str) -> Iterator[None]:
 
     before = read()
     expect(engine, {name: 1})
-    yield
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege:  # it was refused before it read
+        expect(engine, {name: -1})
+        raise
     expect(engine, {name: read() - before - 1})  # of a table with partitions, each of these was read

@@ -111,6 +111,9 @@ class SQLiteCatalog(Catalog):
     def expect_reads(self, uow: Transaction, own: Mapping[str, int]) -> None:
         """Nothing: SQLite does not count."""
 
+    def tell_reads(self, uow: Transaction) -> None:
+        """Nothing: SQLite does not count."""
+
     def readers(self, uow: Transaction, table: str) -> str:
         """Nothing: SQLite keeps no queries."""
         return ""

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.databases.engine import source_of
 from consensus_orm.databases.opening import catalog
+from consensus_orm.databases.postgresql import own_reads
+from consensus_orm.errors import BackupError
 from consensus_orm.ledgers import reads
 from consensus_orm.testing.plugin import QueryCounter
 from tests.concurrency.processes import start
 from tests.migration.steps import BASE, forward, refused
-from tests.support import servers
+from tests.support import poolers, servers
 from tests.support.databases import ServerDatabase, build_legacy
 
 READ = "SELECT count(*) FROM consensus_artifacts"
@@ -110,6 +114,49 @@ def test_another_process_never_takes_them_for_reads_of_others(
     with ConsensusStore.open(database.where, settings=store.settings) as another:
         assert seen(another) == {}
         assert another.migration.advance(soak=False) is Phase.CONTRACT
+
+
+@pytest.mark.skipif(poolers.version() == (), reason="pgbouncer is not installed")
+def test_a_backup_through_a_pooler_needs_one_connection(
+    store: ConsensusStore, database: ServerDatabase, tmp_path: Path
+) -> None:
+    """A second one, to tell what the first reads, is asked for when the first is free; nothing is lost by that."""
+    with poolers.pooled(database.where, "transaction", default_pool_size=1, query_wait_timeout=5) as pooler:
+        with ConsensusStore.open(pooler.url(database.where), settings=store.settings) as pooled:
+            pooled.maintenance.backup(tmp_path / "backup")
+        assert "query_wait_timeout" not in pooler.log
+    assert seen(store) == {}
+
+
+def test_a_read_that_was_refused_hides_none_of_others(
+    store: ConsensusStore, database: ServerDatabase, tmp_path: Path
+) -> None:
+    """A backup tells of each read before it reads; where the server refuses that, the next read by another counts."""
+    role = f"reader_{make_url(database.where).database}"
+    database.script(
+        f"CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role};"
+        f" GRANT UPDATE ON consensus_orm_reads TO {role}; REVOKE SELECT ON consensus_artifacts FROM {role}"
+    )
+    url = make_url(database.where).set(username=role).render_as_string()
+    with ConsensusStore.open(url, settings=store.settings) as other, pytest.raises(BackupError):
+        other.maintenance.backup(tmp_path / "backup")
+    database.script(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    database.rows_of(READ)
+    assert set(seen(store)) == {"consensus_artifacts"}
+
+
+def test_what_is_told_while_the_ledger_is_written_is_kept(store: ConsensusStore, database: ServerDatabase) -> None:
+    """A process that keeps what it has seen takes back nothing that another one tells meanwhile."""
+    own = "SELECT own FROM consensus_orm_reads WHERE table_name = 'consensus_artifacts'"
+    before = database.scalar(own)
+    with ThreadPoolExecutor(1) as pool:
+        with store.migration._writing() as uow:
+            reads.note(uow)
+            told = pool.submit(own_reads.expect, store.engine, {"consensus_artifacts": 1})
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            servers.until(lambda: told.done() or database.scalar(waits) > 0, "wait", "the thread that tells")
+        told.result(20)
+    assert database.scalar(own) == before + 1
 
 
 def be_killed_in_a_backup(_pipe: Connection, url: str, folder: Path) -> None:
