@@ -270,6 +270,12 @@ class _Command(click.Command):
                 click.Option([f"--{name}"], metavar=metavar, help=text, expose_value=False, callback=_given)
             )
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; with --json nothing but its document reaches the standard output."""
+        if ctx.params.get("as_json"):
+            process.reserve_output()
+        return super().invoke(ctx)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""
         if self.examples:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
+from consensus_orm.cli import process
 from consensus_orm.errors import OutputError
 from consensus_orm.formats import duration, moment
 from consensus_orm.progress import Progress, of_pages
@@ -100,7 +101,7 @@ def say(text: str = "", *, color: bool | None = None) -> None:
         OutputError: The output cannot be written.
     """
     try:
-        click.echo(text, file=sys.stdout, color=color)
+        click.echo(text, file=process.output(), color=color)
     except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise OutputError(f"the output could not be written: {reason}") from error

@@ -16,9 +16,18 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
-__all__ = ["INTERRUPTED", "asks_for_json", "error_document", "finish", "interruptible", "own"]
+__all__ = [
+    "INTERRUPTED",
+    "asks_for_json",
+    "error_document",
+    "finish",
+    "interruptible",
+    "output",
+    "own",
+    "reserve_output",
+]
 
 INTERRUPTED = 130
 """The exit code of shells for a program that Ctrl-C ended."""
@@ -32,6 +41,8 @@ _owned = False
 """Whether this process is a command, not a program that calls one."""
 _received = int(signal.SIGINT)
 """The signal that interrupted the step under way."""
+_reserved: TextIO | None = None
+"""The standard output, once it is reserved for the document of the command."""
 
 
 def own() -> None:
@@ -130,9 +141,27 @@ def _open_closed_streams() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as the process lives
 
 
+def output() -> TextIO:
+    """The stream for what a command prints."""
+    return _reserved or sys.stdout
+
+
+def reserve_output() -> None:
+    """Reserve the standard output for the JSON document; nothing changes if the process is not a command.
+
+    Modules of moves are code of an application, which may log and print there, also in libraries in C, in processes of
+    its own and at the exit: from here on all of that goes to the standard error.
+    """
+    global _reserved
+    if _owned and _reserved is None and isinstance(sys.stdout, io.TextIOWrapper):
+        number = sys.stdout.fileno()
+        _reserved = open(os.dup(number), "w", encoding=sys.stdout.encoding)  # noqa: PTH123, SIM115 - as above
+        os.dup2(sys.stderr.fileno(), number)
+
+
 def finish(code: int) -> int:
     """Flush the streams, and return the exit code: 1 instead of 0 if the output could not be written."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (output(), sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):

@@ -419,7 +419,7 @@ class Executions:
 
     @cached_property
     def _present(self) -> set[str]:
-        return self._uow.catalog.columns(self._uow, TABLE.name)
+        return {name.lower() for name in self._uow.catalog.columns(self._uow, TABLE.name)}
 
     def _require(self, names: Iterable[str]) -> None:
         """Add the columns of values that the file does not have."""

@@ -242,8 +242,10 @@ def undecided_text(rows: int, phase: Phase) -> str:
 
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
     for pair in uow.statements.moves:
-        names = uow.catalog.columns(uow, pair.legacy_table.name)
-        for name in sorted(names - {*pair.legacy_columns, *pair.without, *pair.only[Side.LEGACY]}):
+        there = uow.catalog.columns(uow, pair.legacy_table.name)
+        known = {*pair.legacy_columns, *pair.without, *pair.only[Side.LEGACY]}
+        missing = {name.lower() for name in known - there}  # SQLite takes a name in other letters for the same
+        for name in sorted(name for name in there - known if name.lower() not in missing):
             yield Obstacle(
                 f"{pair.legacy_table.name} has a column {name!r} that no move speaks of, so it would be lost;"
                 " declare it in the move (`columns` or `without`) or drop it"

@@ -127,6 +127,38 @@ def test_retries_print_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+TALKATIVE = """
+import atexit, logging, os, subprocess, sys
+from consensus_orm.consensus.declaration import CONSENSUS as MOVES
+
+print("print")
+os.write(1, b"a library in C")
+subprocess.run(["echo", "a process"])
+logging.basicConfig(stream=sys.stdout)
+logging.warning("a log")
+atexit.register(print, "the exit")
+try:
+    import structlog
+except ImportError:
+    print("[info] structlog")
+else:
+    structlog.get_logger().info("structlog")
+"""
+
+
+def test_what_an_application_prints_is_not_in_the_document(tmp_path: Path) -> None:
+    """The module of the moves may log and print to stdout as it likes: with --json that is on stderr, and kept."""
+    path = tmp_path / "artifacts.db"
+    builders.build_legacy(path)
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    for words, code in ((["status"], 0), (["backup", path], 1)):
+        done = call("--url", path, "--mapping", "talkative:MOVES", *words, "--json", cwd=tmp_path)
+        assert ("error" in document(done), done.returncode) == (code == 1, code)
+        for told in ("print", "a library in C", "a process", "a log", "structlog", "the exit"):
+            assert told in done.stderr
+    assert "print" in call("--url", path, "--mapping", "talkative:MOVES", "status", cwd=tmp_path).stdout
+
+
 RETRIES = """
 import sys
 from consensus_orm import ConsensusStore

@@ -202,6 +202,22 @@ def test_a_full_disk_stops_writers_and_flips(files: Files, tmp_path: Path) -> No
         assert_sound(path)
 
 
+@needs_root
+def test_a_full_disk_lets_nobody_read_a_file_in_wal(files: Files, tmp_path: Path) -> None:
+    """Where there is no room for the -shm file, which the first reader makes, the error says that the disk is full."""
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=2m", "tmpfs") as disk:
+        path = files.copy(disk / "store.db", Phase.DUAL_WRITE)
+        assert not Path(f"{path}-shm").exists()
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as handle:
+            while True:
+                handle.write(b"x" * 4096)
+        with pytest.raises(errors.DatabaseFullError), ConsensusStore.open(path) as store:
+            records(store)
+        filler.unlink()
+        assert_sound(path)
+
+
 # No permission ---------------------------------------------------------------------------------------------------
 
 

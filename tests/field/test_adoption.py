@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from consensus_orm import errors
+from consensus_orm import ConsensusStore, Phase, errors
 from consensus_orm.consensus import programs
 from consensus_orm.consensus.application import APPLICATION
 from consensus_orm.schema import inspection, revisions
 from consensus_orm.schema.application import Identity
 from consensus_orm.settings import Settings
+from tests.concurrency.files import bring
 from tests.conftest import Open
 from tests.field import builders
 from tests.support import oracle
@@ -192,6 +193,28 @@ def test_names_are_compared_as_sqlite_does(path: Path, open_engine: Open) -> Non
     revisions.upgrade(engine, SETTINGS, APPLICATION, rewrite=True)
 
     assert read(path, "SELECT phase FROM consensus_orm_state") == [(1,)]
+
+
+def test_columns_in_other_letters_are_the_same(path: Path) -> None:
+    """Columns spelled in other letters are in no way of CONTRACT and of completions, and come back so spelled."""
+    with builders.writing(path) as connection:
+        connection.executescript(builders.ARTIFACTS.replace("spec_id", "Spec_Id").replace("run_id", "RUN_ID"))
+        connection.executescript(builders.SYNTHESIS)
+        connection.execute(f"CREATE TABLE agent_executions ({builders.EXECUTIONS_CREATED[11].upper()})")
+        connection.execute(
+            "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 'p', 'a', 'x')"
+        )
+    before, rows = oracle.definitions(path, *oracle.LEGACY), oracle.legacy(path)
+    with ConsensusStore.open(path) as store:
+        bring(store, Phase.CONTRACT)
+        with store.unit_of_work() as uow:
+            uow.executions.record_spawn(
+                agent_id="a", spec_id="S", stage="p", phase_type="x", agent_name="a", branch_id="b"
+            )
+            assert [found.branch_id for found in uow.executions.in_flight()] == ["b"]
+        store.migration.rollback(Phase.EXPAND)
+    assert [entry for entry in oracle.definitions(path, *oracle.LEGACY) if entry[0] != "trigger"] == before
+    assert oracle.legacy(path) == rows
 
 
 def test_adoption_works_on_a_database_in_memory(open_engine: Open) -> None:

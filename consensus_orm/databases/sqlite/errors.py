@@ -28,13 +28,17 @@ _BY_CODE: dict[int, type[errors.StorageError]] = {
     sqlite3.SQLITE_LOCKED: errors.DatabaseBusyError,
     sqlite3.SQLITE_PROTOCOL: errors.DatabaseBusyError,
     sqlite3.SQLITE_FULL: errors.DatabaseFullError,
+    sqlite3.SQLITE_IOERR_SHMSIZE: errors.DatabaseFullError,  # no room for the -shm file, which a read needs, too
     sqlite3.SQLITE_CORRUPT: errors.CorruptDatabaseError,
     sqlite3.SQLITE_NOTADB: errors.NotADatabaseError,
     sqlite3.SQLITE_READONLY: errors.ReadOnlyDatabaseError,
     sqlite3.SQLITE_PERM: errors.ReadOnlyDatabaseError,
     sqlite3.SQLITE_CANTOPEN: errors.ReadOnlyDatabaseError,
 }
-"""The class of error for each primary result code of SQLite (sqlite.org/rescode.html)."""
+"""The class of error for each primary or extended result code of SQLite (sqlite.org/rescode.html)."""
+
+_HINTS = {sqlite3.SQLITE_IOERR: BROKEN_DISK, sqlite3.SQLITE_TOOBIG: TOO_BIG}
+"""What to do about errors that have no class of their own, by their primary code."""
 
 
 def translate(error: BaseException, database: str | None) -> errors.ConsensusError | None:
@@ -50,12 +54,12 @@ def translate(error: BaseException, database: str | None) -> errors.ConsensusErr
     """
     if not isinstance(error, sqlite3.Error):
         return None
-    code = _primary_code(error)
-    hint = {sqlite3.SQLITE_IOERR: BROKEN_DISK, sqlite3.SQLITE_TOOBIG: TOO_BIG}.get(code)
+    code, primary = getattr(error, "sqlite_errorcode", None), _primary_code(error)
+    kind = _BY_CODE.get(code or 0) or _BY_CODE.get(primary, errors.StorageError)
+    hint = _HINTS.get(primary) if kind is errors.StorageError else None
     if "unsafe use of" in str(error):  # SQLite has no code for it
         hint = UNTRUSTED
-    kind = _BY_CODE.get(code, errors.StorageError)
-    return kind(f"{database}: {error}", hint=hint, sqlite_errorcode=getattr(error, "sqlite_errorcode", None))
+    return kind(f"{database}: {error}", hint=hint, sqlite_errorcode=code)
 
 
 def _primary_code(error: BaseException) -> int:
