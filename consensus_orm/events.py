@@ -205,7 +205,7 @@ class CallEvent(Event):
         }
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.outcome.value} after {self.attempts} tries"
+        return f"{self.name}: {self.outcome.value} after try {self.attempts}"
 
 
 # Units of work --------------------------------------------------------------------------------------------

@@ -152,7 +152,12 @@ class Keeper:
     def _take(self, uow: UnitOfWork) -> str | None:
         """Take the lease; returns who has it."""
         keeping.add_row(uow)
-        return self._lease.me if self._lease.take(uow) else self._lease.holder(uow)
+        before = self._lease.holder(uow)
+        if not self._lease.take(uow):
+            return before
+        if before != self._lease.me:
+            keeping.begin(uow)
+        return self._lease.me
 
     def _prolong(self, uow: UnitOfWork, duty: str | None = None) -> None:
         """Prolong the lease, and note what was done, unless another keeper has taken over."""

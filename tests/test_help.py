@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pydoc
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,17 @@ def test_every_error_is_shown() -> None:
     """The errors are names of the package, too."""
     assert set(errors.__all__) < set(dir(consensus_orm))
     assert Store.__doc__
+
+
+def test_one_thing_is_not_told_as_several() -> None:
+    """What commands, gates and reports count is printed by `formats.count`, which knows the singular."""
+    several = re.compile(r"\{[^{}]+\} (mismatches|rejects|findings|differences|entries|tries|foreign writes)\b")
+    package = Path(consensus_orm.__file__).parent
+    found = [
+        f"{path.name}: {line.strip()}"
+        for folder in ("cli", "report", "external", "migration")
+        for path in (package / folder).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if several.search(line) and path.parent.name + path.name != "externaldemo.py"
+    ]
+    assert not found

@@ -275,9 +275,10 @@ def test_the_status_says_who_keeps_and_what_is_due(store: ConsensusStore, new_da
         assert "; next verify in " in told
     lease = Lease(KeeperState, keeping.ONLY, timedelta(minutes=1))
     new_database.rows_of("UPDATE consensus_orm_keeper SET verified_at = 1")
+    began = max(entry.at for entry in store.migration.history() if entry.action == "keep")
     assert store.run(lease.take)
-    assert (seen().holder, seen().overdue) == (lease.me, [])  # one acts: it will do what is due
-    assert seen().told(settings.clock()).startswith(f"{lease.me.rpartition(' ')[0]} acts; ")
+    assert (seen().holder, seen().overdue, seen().since) == (lease.me, [], began)  # one acts: it will do what is due
+    assert seen().told(began + timedelta(seconds=90)).startswith(f"{lease.me.rpartition(' ')[0]} acts for 1 min 30 s; ")
     new_database.rows_of("UPDATE consensus_orm_keeper SET lease_until = 1")
     assert (seen().holder, "verify" in seen().overdue) == (None, True)
     words = ["--url", str(new_database.where), "status"]

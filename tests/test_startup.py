@@ -97,3 +97,15 @@ def test_an_application_imports_what_it_needs(tmp_path: Path) -> None:
     )
     assert parts & {f"consensus_orm.{part}" for part in beyond} == set()
     assert len(ours(found)) <= 105
+
+
+@pytest.mark.long
+@pytest.mark.sqlite
+def test_an_application_builds_what_it_needs(tmp_path: Path) -> None:
+    """An import configures no mapper, and builds no validator of a record: reads make records without."""
+    imported(
+        "from consensus_orm import ConsensusStore, Artifact, Run; from consensus_orm.models.base import Base;"
+        " assert not any(mapper.configured for mapper in Base.registry.mappers);"
+        " assert not any(each.__pydantic_complete__ for each in (Artifact, Run))",
+        folder=tmp_path,
+    )

@@ -9,7 +9,7 @@ import click
 
 from consensus_orm.cli.app import App, app_command, json_option, main, whole_number
 from consensus_orm.cli.output import say, show_json
-from consensus_orm.formats import moment
+from consensus_orm.formats import count, moment
 
 if TYPE_CHECKING:
     from consensus_orm.ledgers.control import Control
@@ -89,5 +89,5 @@ def _tell(app: App, as_json: bool, work: Callable[[Migration], Control]) -> None
         show_json(told)
         return
     say(f"long steps: {f'paused since {moment(told.paused_at)}' if told.paused_at else 'go on'}")
-    say(f"throttle: {f'{told.throttle:,} rows a second' if told.throttle else 'off'}")
+    say(f"throttle: {count(told.throttle, 'row') + ' a second' if told.throttle else 'off'}")
     say(f"changes of phase: {f'on hold since {moment(told.held_at)}' if told.held_at else 'possible'}")

@@ -77,7 +77,7 @@ def _tell(report: CopyReport) -> None:
         return
     lock = "without its lock" if report.locked is None else f"its writers waited {duration(report.locked)} at most"
     say(
-        f"{report.rows:,} rows, {report.verified:,} of them compared in type and bytes,"
+        f"{count(report.rows, 'row')}, {report.verified:,} of them compared in type and bytes,"
         f" {len(report.unfit):,} left behind as rejects, in {duration(report.seconds)}; {lock}"
     )
     say(f"the phase is {report.phase.name}")

@@ -10,7 +10,7 @@ import click
 
 from consensus_orm.cli.app import json_option, main
 from consensus_orm.cli.output import exit_with, one_line, plain, say, show_json
-from consensus_orm.formats import duration, size
+from consensus_orm.formats import count, duration, size
 
 if TYPE_CHECKING:
     from consensus_orm.consensus.demo import DemoReport, Leg
@@ -58,7 +58,10 @@ def _show_external(server: str | None, as_json: bool) -> None:
         show_json({"ok": report.ok, **plain(report)})
     else:
         say()
-        say(f"{'OK' if report.ok else 'NOT OK'}: {report.mismatches} mismatches, all in {report.seconds:.1f} s")
+        say(
+            f"{'OK' if report.ok else 'NOT OK'}: {count(report.mismatches, 'mismatch', 'mismatches')},"
+            f" all in {report.seconds:.1f} s"
+        )
     exit_with(not report.ok)
 
 
@@ -77,11 +80,14 @@ def _tell(leg: Leg) -> None:
     legacy = "no legacy tables" if leg.legacy_rows is None else f"{leg.legacy_rows:,} legacy rows"
     say(
         f"    {legacy}, {leg.normalized_rows or 0:,} normalized; {_writes(leg)};"
-        f" {leg.mismatches} mismatches, {leg.rejects} rejects; {duration(leg.seconds)}"
+        f" {count(leg.mismatches, 'mismatch', 'mismatches')}, {count(leg.rejects, 'reject')}; {duration(leg.seconds)}"
     )
     if leg.forward and phase.next is None:
         say()
-        say(f"Through all five phases: {leg.mismatches} mismatches, {leg.rejects} rejects. And all the way back:")
+        say(
+            f"Through all five phases: {count(leg.mismatches, 'mismatch', 'mismatches')},"
+            f" {count(leg.rejects, 'reject')}. And all the way back:"
+        )
 
 
 def _conclude(report: DemoReport) -> None:
@@ -91,16 +97,17 @@ def _conclude(report: DemoReport) -> None:
     say("Judged by plain SQL, every value in type and bytes:")
     say(f"    {verdict.unchanged:,} of {verdict.original:,} legacy rows are what they were")
     say(f"    {verdict.found:,} of {verdict.added:,} rows added meanwhile are there, {report.deleted:,} deleted again")
-    say(f"    {verdict.surplus:,} rows that no writer added")
+    say(f"    {count(verdict.surplus, 'row')} that no writer added")
     say(f"    tables and indexes are {'' if verdict.schema_restored else 'NOT '}defined as before")
     say(f"    ids {'go on where they were' if verdict.ids_continue else 'would be GIVEN AGAIN'}")
     say()
     for problem in report.problems:
         say(f"NOT as it should be, {one_line(str(problem))}")
-    count = len(report.problems)
+    failed = len(report.problems)
     say(
-        f"{'OK' if report.ok else f'NOT OK, {count} of the checks failed'}: {report.mismatches} mismatches,"
-        f" {report.rejects} rejects, {report.writes:,} writes by others, the slowest {duration(slowest)},"
+        f"{'OK' if report.ok else f'NOT OK, {failed} of the checks failed'}:"
+        f" {count(report.mismatches, 'mismatch', 'mismatches')}, {count(report.rejects, 'reject')},"
+        f" {count(report.writes, 'write')} by others, the slowest {duration(slowest)},"
         f" all in {duration(report.seconds)}"
     )
     if report.ok:
@@ -109,4 +116,4 @@ def _conclude(report: DemoReport) -> None:
 
 def _writes(leg: Leg) -> str:
     during = f" and {leg.writes_before:,} during the step to it" if leg.writes_before else ""
-    return f"{leg.writes:,} writes meanwhile{during}"
+    return f"{count(leg.writes, 'write')} meanwhile{during}"

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
 import click
@@ -21,6 +22,28 @@ __all__: list[str] = []
 
 MOST_FOUND = 12
 """Sections that a search lists; `--json` lists all."""
+
+_COMMON = {
+    "a",
+    "an",
+    "and",
+    "can",
+    "do",
+    "does",
+    "for",
+    "how",
+    "i",
+    "in",
+    "is",
+    "it",
+    "my",
+    "of",
+    "the",
+    "to",
+    "what",
+    "why",
+}
+"""Words of questions that say nothing about a section."""
 
 _WIDE = 76
 """Characters of the line that a search shows of a section."""
@@ -37,7 +60,7 @@ class _Section:
 
 @main.command(shared=[], examples=["docs", "docs phases", "docs --search 'another program'"])
 @click.argument("topic", required=False)
-@click.option("--search", metavar="WORDS", help="List the sections that have all these words, titles first.")
+@click.option("--search", metavar="WORDS", help="List the sections with all of these words, or most of them.")
 @json_option
 def docs(topic: str | None, search: str | None, as_json: bool) -> None:
     """Show a page of the documentation, or list the pages.
@@ -48,7 +71,7 @@ def docs(topic: str | None, search: str | None, as_json: bool) -> None:
     if search is not None:
         if topic is not None or not search.strip():
             raise click.UsageError("give a TOPIC, or --search WORDS")
-        _show_found(_search(search.split()), search, as_json=as_json)
+        _show_found(_search(_words(search)), search, as_json=as_json)
         return
     if topic is None:
         titles = {name: _text(name).partition("\n")[0].lstrip("# ") for name in _topics()}
@@ -74,26 +97,37 @@ def _show_found(found: list[_Section], search: str, *, as_json: bool) -> None:
             say(f"{'':16}{section.line[:_WIDE]}")
         if len(found) > MOST_FOUND:
             say(f"and {len(found) - MOST_FOUND} more; give more words")
-        say("see: consensus-orm docs TOPIC" if found else f"no section has all of: {search}")
+        say("see: consensus-orm docs TOPIC" if found else f"no section has any of: {search}")
     exit_with(not found)
 
 
+def _words(search: str) -> list[str]:
+    """The words of a search, without those that a question has and every page, too."""
+    words = search.strip(" ?").split()
+    return [word for word in words if word.lower() not in _COMMON] or words
+
+
 def _search(words: list[str]) -> list[_Section]:
-    """The sections that have all words; first those with most of them in their heading, then those with most in all."""
+    """The sections that have all words, or else most of them.
+
+    First those with most of them in their heading, then those with most in all.
+    """
     wanted = [re.compile(rf"(?<!\w){re.escape(word)}", re.IGNORECASE) for word in words]
 
     def held(text: str) -> int:
         return sum(word.search(text) is not None for word in wanted)
 
-    found: list[tuple[int, int, _Section]] = []
+    found: list[tuple[int, int, int, _Section]] = []
     for topic in _topics():
         for heading, lines in _sections(_page(topic)):
             text = "\n".join([topic, heading, *lines])
-            if held(text) == len(wanted):
+            if has := held(text):
                 best = max(lines, key=held, default="")  # the first of them
                 uses = sum(len(word.findall(text)) for word in wanted)
-                found.append((held(heading), uses, _Section(topic, heading, best.strip())))
-    return [section for *_, section in sorted(found, key=lambda each: each[:2], reverse=True)]
+                found.append((has, held(heading), uses, _Section(topic, heading, best.strip())))
+    most = max((has for has, *_ in found), default=0)
+    found = [each for each in found if each[0] == most]
+    return [section for *_, section in sorted(found, key=lambda each: each[:3], reverse=True)]
 
 
 def _sections(page: str) -> Iterator[tuple[str, list[str]]]:
@@ -134,8 +168,9 @@ def _text(name: str) -> str:
     return resources.files("consensus_orm.docs").joinpath(f"{name}.md").read_text(encoding="utf-8")
 
 
+@cache
 def _page(name: str) -> str:
-    """The text of a page, and what is made from the code for it."""
+    """The text of a page, and what is made from the code for it, which takes a second for all."""
     made = REFERENCES[name]() if name in REFERENCES else ()
     return "\n\n".join([_text(name).rstrip("\n"), *made]) + "\n"
 

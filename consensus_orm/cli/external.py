@@ -20,7 +20,7 @@ from consensus_orm.external.importing import read_own
 from consensus_orm.external.mirror import Mirror, MirrorStatus
 from consensus_orm.external.named import sink_named
 from consensus_orm.external.stage import Stage
-from consensus_orm.formats import duration, moment
+from consensus_orm.formats import count, duration, moment
 
 __all__: list[str] = []
 
@@ -77,8 +77,9 @@ def relay_run(app: App, until_empty: bool, sink: str | None, as_json: bool) -> N
         show_json(report)
     else:
         say(
-            f"{report.sent:,} entries sent and read back, {report.postponed:,} tries failed,"
-            f" {report.rejected:,} rejects, {report.waiting:,} waiting"
+            f"{count(report.sent, 'entry', 'entries')} sent and read back,"
+            f" {count(report.postponed, 'try', 'tries')} failed,"
+            f" {count(report.rejected, 'reject')}, {report.waiting:,} waiting"
         )
     exit_with(report.rejected)
 
@@ -108,7 +109,7 @@ def _look(app: App, sink: str | None) -> MirrorStatus:
 def _relay_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
     yield "stage", found.stage.name
     oldest = "" if found.oldest is None else f", the oldest for {duration(found.oldest)}"
-    yield "waiting", f"{found.waiting:,} entries{oldest}{' (ALARM)' if found.late else ''}"
+    yield "waiting", f"{count(found.waiting, 'entry', 'entries')}{oldest}{' (ALARM)' if found.late else ''}"
     lag = "" if found.lag_p99 is None else f", p99 of the lag {found.lag_p99.total_seconds():.3f} s"
     yield "sent", f"{found.sent:,} at this stage{lag}"
     yield "relay", "paused" if found.paused else found.relay or "none works"
@@ -167,11 +168,11 @@ def external_status(app: App, sink: str | None, as_json: bool) -> None:
 
 def _stage_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
     yield "mismatches", f"{found.mismatches:,} open"
-    yield "imported", f"{found.imported:,} entries"
+    yield "imported", count(found.imported, "entry", "entries")
     if found.compared_at is not None:
         yield (
             "compared",
-            f"{found.compared_rows:,} rows, {found.differences:,} differences, {moment(found.compared_at)}",
+            f"{count(found.compared_rows or 0, 'row')}, {found.differences:,} differ, {moment(found.compared_at)}",
         )
     yield "provable", "yes" if found.provable else "no: the store is declared without exact keys or a complete list"
 
@@ -193,8 +194,8 @@ def external_import(app: App, own: bool, sink: str | None, as_json: bool) -> Non
         show_json({**plain(report), "open_rejects": rejects})
     else:
         say(
-            f"{report.items:,} entries listed, {report.imported:,} imported, {report.known:,} known,"
-            f" {report.rejects:,} new rejects"
+            f"{count(report.items, 'entry', 'entries')} listed, {report.imported:,} imported, {report.known:,} known,"
+            f" {count(report.rejects, 'new reject')}"
         )
     exit_with(rejects)
 
@@ -206,8 +207,8 @@ def external_import(app: App, own: bool, sink: str | None, as_json: bool) -> Non
 def external_export(app: App, sink: str | None, as_json: bool) -> None:
     """Put all rows into the outbox again; the relay sends them."""
     with _mirror(app, sink) as mirror:
-        count = mirror.export()
-    _tell({"rows": count}, f"{count:,} rows are in the outbox", as_json=as_json)
+        rows = mirror.export()
+    _tell({"rows": rows}, f"{count(rows, 'row is', 'rows are')} in the outbox", as_json=as_json)
 
 
 @external.command("verify", examples=["external verify"])
@@ -225,8 +226,9 @@ def external_verify(app: App, sink: str | None, as_json: bool) -> None:
         show_json({**plain(report), "clean": report.clean})
     else:
         say(
-            f"{report.rows:,} rows and {report.items:,} entries compared, {report.imported:,} of them imported,"
-            f" {report.in_flight:,} in flight: {len(report.differences):,} mismatches"
+            f"{count(report.rows, 'row')} and {count(report.items, 'entry', 'entries')} compared,"
+            f" {report.imported:,} of them imported, {report.in_flight:,} in flight:"
+            f" {count(len(report.differences), 'mismatch', 'mismatches')}"
         )
         for each in report.differences[:LISTED]:
             say(f"  {each.kind:<12}  {each.item!r:.200}")
@@ -245,9 +247,9 @@ def external_verify(app: App, sink: str | None, as_json: bool) -> None:
 def external_repair(app: App, reason: str | None, sink: str | None, as_json: bool) -> None:
     """Send the rows of all open findings again; what the external store held is kept."""
     with _mirror(app, sink) as mirror:
-        count = mirror.repair(reason=reason)
-    told = f"{count:,} findings are settled, their rows are in the outbox"
-    _tell({"settled": count}, told, as_json=as_json)
+        settled = mirror.repair(reason=reason)
+    told = f"{count(settled, 'finding is', 'findings are')} settled, and sent by way of the outbox"
+    _tell({"settled": settled}, told, as_json=as_json)
 
 
 @external.command("advance", examples=["external advance mirror"])

@@ -109,7 +109,7 @@ def _words(app: App, kept: Kept) -> str:
         case "open":
             mismatches, rejects = result
             return app.spelled(
-                f"{mismatches:,} mismatches and {count(rejects, 'reject')} open;"
+                f"{count(mismatches, 'mismatch', 'mismatches')} and {count(rejects, 'reject')} open;"
                 " see: consensus-orm mismatches, consensus-orm rejects"
             )
         case "begin":

@@ -11,7 +11,7 @@ import click
 from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.confirmation import confirm, yes_option
 from consensus_orm.cli.output import Bars, State, exit_with, fields, line, say, show_json, table
-from consensus_orm.formats import duration, moment, size
+from consensus_orm.formats import count, duration, moment, size
 
 if TYPE_CHECKING:
     from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep
@@ -30,7 +30,7 @@ def mention(evidence: Evidence | None, now: datetime) -> str:
         return f"that of {ago} does not count: {evidence.stale}; {run}"
     if not report.passed:
         return f"NOT passed {ago}; see {evidence.path}"
-    return f"passed {ago} with {report.rows:,} rows; there are {evidence.rows_now:,} now"
+    return f"passed {ago} with {count(report.rows, 'row')}; there are {evidence.rows_now:,} now"
 
 
 @main.command("rehearse", examples=["rehearse --writers 2", "rehearse --keep /var/tmp/rehearsal"])
@@ -68,7 +68,7 @@ def rehearse_command(app: App, keep: Path | None, writers: int, as_json: bool) -
 
 def _step(step: RehearsalStep) -> str:
     way = step.after.name if step.after is step.before else f"{step.before.name} -> {step.after.name}"
-    rows = "" if step.rows is None else f"  {step.rows:,} rows"
+    rows = "" if step.rows is None else f"  {count(step.rows, 'row')}"
     return f"{step.action:<9} {way:<24} {duration(step.seconds):>10}  lock {duration(step.longest_lock):>8}{rows}"
 
 
@@ -89,7 +89,9 @@ def _tell(app: App, report: RehearsalReport) -> None:
 
 def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
     estimate = report.estimate()
-    work = f"{duration(estimate.seconds)} of work for {estimate.rows:,} rows, and {duration(estimate.soak)} of soak"
+    work = (
+        f"{duration(estimate.seconds)} of work for {count(estimate.rows, 'row')}, and {duration(estimate.soak)} of soak"
+    )
     found: list[tuple[str, object]] = [
         ("the real one", work),
         ("writers wait", f"{duration(estimate.longest_lock)} at most, each time"),
@@ -98,8 +100,8 @@ def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
     if report.kept is not None:
         found.append(("the copy", report.kept))
     if report.writers is not None:
-        failed = ", ".join(f"{count:,} x {name}" for name, count in report.writers.errors.items())
-        kept = f"{report.writers.rows:,} rows acknowledged, {report.writers.missing:,} missing"
+        failed = ", ".join(f"{number:,} x {name}" for name, number in report.writers.errors.items())
+        kept = f"{count(report.writers.rows, 'row')} acknowledged, {report.writers.missing:,} missing"
         found.append(("writers", f"{kept}, {failed or 'no unit of work failed'}"))
     if report.unexplained:
         found.append(("rows", f"{report.unexplained:,} are there that no writer added"))

@@ -28,7 +28,7 @@ from consensus_orm.cli.output import (
     table,
 )
 from consensus_orm.cli.rehearsal import mention
-from consensus_orm.formats import duration, moment, size
+from consensus_orm.formats import count, duration, moment, size
 from consensus_orm.phase import Side
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _facts(
     yield "mismatches", State(f"{found.mismatches:,} open{_grouped(mismatches)}", not found.mismatches)
     yield "rejects", State(f"{found.rejects:,} open", not found.rejects)
     yield "guards", State("; ".join(found.guards) or "in place", not found.guards)
-    undecided = f", {found.undecided:,} rows undecided" if found.undecided else ""
+    undecided = f", {count(found.undecided, 'row')} undecided" if found.undecided else ""
     yield "foreign writes", f"{found.foreign_writes:,} noticed{undecided}"
     yield from _dependencies(found)
     for outbox in found.outboxes:
@@ -168,7 +168,7 @@ def _facts(
     if (told := found.control).paused_at is not None:
         yield "paused", State(f"long steps wait since {moment(told.paused_at)}; run: consensus-orm resume", None)
     if told.throttle is not None:
-        yield "throttle", f"{told.throttle:,} rows a second"
+        yield "throttle", f"{count(told.throttle, 'row')} a second"
     if told.held_at is not None:
         yield "hold", State(f"no phase changes since {moment(told.held_at)}", None)
     if found.keeper is not None:
@@ -208,22 +208,22 @@ def _certificate(found: MigrationStatus, now: datetime) -> str:
         return "none"
     which = "" if certificate.this_phase else ", made in an earlier phase"
     return (
-        f"no. {certificate.id}: {certificate.compared:,} rows compared, {certificate.differences:,} differences,"
-        f" {duration(now - certificate.at)} old{which}"
+        f"no. {certificate.id}: {count(certificate.compared, 'row')} compared,"
+        f" {count(certificate.differences, 'difference')}, {duration(now - certificate.at)} old{which}"
     )
 
 
 def _grouped(mismatches: list[MismatchEntry]) -> str:
     groups = Counter(f"{m.pair}.{m.column or '*'} {m.kind}" for m in mismatches)
-    return "".join(f", {count:,} x {group}" for group, count in groups.most_common())
+    return "".join(f", {number:,} x {group}" for group, number in groups.most_common())
 
 
 def _rows(found: MigrationStatus) -> None:
     rows: list[tuple[object, ...]] = [(pair.name, pair.legacy_rows, pair.normalized_rows) for pair in found.pairs]
-    rows += [(name, None, count) for name, count in found.parents.items()]
+    rows += [(name, None, number) for name, number in found.parents.items()]
     table(("rows", "legacy", "normalized"), rows)
-    for name, count in found.other_tables.items():
-        say(f"{name}: {count:,} rows, in no move")
+    for name, number in found.other_tables.items():
+        say(f"{name}: {count(number, 'row')}, in no move")
 
 
 def _gate(app: App, found: MigrationStatus) -> None:

@@ -16,7 +16,7 @@ __all__ = ["AgentOutput", "Artifact", "Execution", "Record", "Run", "Synthesis"]
 class Record(BaseModel):
     """A frozen value, equal to another by its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     _names: ClassVar[set[str]]
 

@@ -22,6 +22,7 @@ from consensus_orm.copying.source import Source, opened
 from consensus_orm.copying.sweeps import Passes
 from consensus_orm.copying.tables import Copied, inventory, normalized
 from consensus_orm.copying.target import Target
+from consensus_orm.formats import count
 from consensus_orm.phase import Side
 from consensus_orm.progress import Watch
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
@@ -116,7 +117,7 @@ class _Copy:
         found = self.passes.unfit
         if found and not reject:
             raise errors.CopyRefusedError(
-                f"{len(found)} rows cannot be held by the target",
+                f"{count(len(found), 'row')} cannot be held by the target",
                 hint="nothing more was copied; mend them, or leave them behind as rejects: --reject",
                 rows=tuple(found),
             )

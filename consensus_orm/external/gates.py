@@ -11,6 +11,7 @@ from consensus_orm.external import findings, state
 from consensus_orm.external.comparison import Certificate, newest_certificate
 from consensus_orm.external.sink import Capabilities
 from consensus_orm.external.stage import Stage
+from consensus_orm.formats import count
 from consensus_orm.ledgers import outboxes
 from consensus_orm.times import credible, when
 
@@ -42,8 +43,8 @@ def _of_import(uow: Transaction, found: state.State) -> Iterator[Obstacle]:
 
 
 def _open_findings(uow: Transaction, sink: str) -> Iterator[Obstacle]:
-    if count := findings.count_open(uow, sink):
-        yield Obstacle(f"{count} findings are open; see: consensus-orm external findings")
+    if number := findings.count_open(uow, sink):
+        yield Obstacle(f"{count(number, 'finding is open', 'findings are open')}; see: consensus-orm external findings")
 
 
 def _of_mirror(uow: Transaction, found: state.State, capabilities: Capabilities) -> Iterator[Obstacle]:
@@ -72,7 +73,7 @@ def _of_certificate(uow: Transaction, certificate: Certificate) -> Iterator[Obst
     if not certificate.provable:
         yield Obstacle(f"the newest comparison could not prove anything; {again}")
     if certificate.differences:
-        yield Obstacle(f"the newest comparison found {certificate.differences} differences; {again}")
+        yield Obstacle(f"the newest comparison found {count(certificate.differences, 'difference')}; {again}")
     if certificate.mapping != uow.statements.fingerprint:
         yield Obstacle(f"the declaration of the moves has changed since the newest comparison; {again}")
     if findings.newest(uow, certificate.sink) > certificate.last_finding:
@@ -81,4 +82,5 @@ def _of_certificate(uow: Transaction, certificate: Certificate) -> Iterator[Obst
     if not credible(certificate.at, uow.now) or age > uow.settings.certificate_max_age:
         yield Obstacle(f"the newest comparison is {age} old; {again}", waiting=True)
     if waiting := outboxes.backlog(uow, certificate.sink, up_to=certificate.sequence).entries:
-        yield Obstacle(f"{waiting} entries that are older than the comparison wait; run: consensus-orm relay run")
+        late = count(waiting, "entry older than the comparison waits", "entries older than the comparison wait")
+        yield Obstacle(f"{late}; run: consensus-orm relay run")

@@ -20,6 +20,7 @@ from consensus_orm.external import findings, outbox, rows, state
 from consensus_orm.external.canonical import digest, name_of
 from consensus_orm.external.outbox import Entry
 from consensus_orm.external.sink import Sink
+from consensus_orm.formats import count
 from consensus_orm.ledgers import audit, outboxes
 from consensus_orm.models.external import SinkState
 from consensus_orm.retrying.circuit_breaker import CircuitBreaker
@@ -214,7 +215,7 @@ class Relay:
             outbox.postpone(uow, numbers, PATIENCE * 2 ** min(tries - 1, 10))
             return
         outbox.settle(uow, numbers, "rejected")
-        reason = f"{type(error).__name__} after {tries} tries: {error.message}"
+        reason = f"{type(error).__name__} after {count(tries, 'try', 'tries')}: {error.message}"
         findings.add(uow, self._sink.name, "unsent", name, reason, pair=entry.pair, key=entry.key)
 
     def _count(self, outcome: str, entries: int) -> None:
@@ -262,7 +263,9 @@ class Relay:
         now = self._settings.clock().timestamp() * 1000
         age = timedelta(milliseconds=0 if found.oldest is None else max(now - found.oldest, 0))
         if found.entries > self._settings.relay_alarm_entries or age > self._settings.relay_alarm_age:
-            reason = f"{found.entries} entries wait for {self._sink.name}, the oldest for {age}"
+            reason = (
+                f"{count(found.entries, 'entry waits', 'entries wait')} for {self._sink.name}, the oldest for {age}"
+            )
             self._write(partial(self._alarm, reason=reason))
         return found.entries
 

@@ -37,7 +37,8 @@ def problem(error: errors.ConsensusError) -> tuple[int, dict[str, Any]]:
         hint.
     """
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    body: dict[str, Any] = {"title": type(error).__doc__, "status": status, "code": error.code}
+    title = (type(error).__doc__ or "").partition("\n")[0]  # the rest of it is for programmers
+    body: dict[str, Any] = {"title": title, "status": status, "code": error.code}
     if status < 500:
         body |= {"detail": error.message, "hint": error.hint}
     return status, body

@@ -29,7 +29,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import aliased
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.keys import usable
@@ -107,7 +106,7 @@ _UNDECIDED = select(func.count()).select_from(_ROWS_UNDECIDED)
 _SOME_UNDECIDED = select(Change.key).where(UNDECIDED, _OF_PAIR).limit(1)
 _UNDECIDED_AMONG = select(Change.key).where(UNDECIDED, *_OF_KEYS)
 
-_LATER = aliased(Change)
+_LATER = Change.__table__.alias().c
 _DELETED = (
     select(Change.key)
     .where(_OF_PAIR, Change.side == bindparam("side"), Change.op == "delete")

@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, delete, insert, select
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
+from consensus_orm.formats import count
 from consensus_orm.ledgers import audit, reads
 from consensus_orm.ledgers.binding import bound, milliseconds
 from consensus_orm.models.control import Acceptance
@@ -63,7 +64,7 @@ class DependencyEntry(BaseModel):
             return f"{self.kind} {self.name} depends on {self.table}"
         last = "" if self.last_read is None else f", last at {self.last_read:%Y-%m-%d %H:%M:%S} UTC"
         by = f"; pg_stat_statements has queries that name it of {self.by}" if self.by else ""
-        return f"other programs have read {self.table} {self.reads:,} times since it was frozen{last}{by}"
+        return f"other programs have read {self.table} {count(self.reads, 'time')} since it was frozen{last}{by}"
 
 
 def found(uow: Transaction) -> list[DependencyEntry]:

@@ -12,18 +12,22 @@ from sqlalchemy.dialects.postgresql import insert
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.formats import duration
+from consensus_orm.ledgers import audit
 from consensus_orm.ledgers.binding import milliseconds
 from consensus_orm.models.control import KeeperState
 from consensus_orm.phase import Phase
 from consensus_orm.times import credible, when
 
-__all__ = ["DUTIES", "ONLY", "KeeperStatus", "add_row", "done", "due_at", "look", "note"]
+__all__ = ["DUTIES", "ONLY", "KeeperStatus", "add_row", "begin", "done", "due_at", "look", "note"]
 
 ONLY = 1
 """The id of the row."""
 
 DUTIES = {"verify": "verified_at", "backup": "backed_up_at", "vacuum": "vacuumed_at"}
 """What the keeper does from time to time, each with the column that says when it was last done."""
+
+BEGAN = "keep"
+"""What the audit says of a process that begins to look after the database."""
 
 _ROW = select(*(table_of(KeeperState).c[column] for column in ("holder", "lease_until", *DUTIES.values()))).where(
     KeeperState.id == ONLY
@@ -36,6 +40,7 @@ class KeeperStatus(BaseModel):
 
     Attributes:
         holder: The process that acts now: user, host, process, and a random part; None where there is none.
+        since: Since when it acts, UTC; None where no process does.
         done: When each duty was last done, UTC; those that never were are left out.
         due: When each duty is due, UTC; those that are switched off, or have no place in the phase, are left out.
         overdue: The duties whose time has passed while no process acts, in a phase with two sides.
@@ -44,6 +49,7 @@ class KeeperStatus(BaseModel):
     model_config = ConfigDict(frozen=True, defer_build=True)
 
     holder: str | None = None
+    since: datetime | None = None
     done: dict[str, datetime] = {}
     due: dict[str, datetime] = {}
     overdue: list[str] = []
@@ -51,6 +57,8 @@ class KeeperStatus(BaseModel):
     def told(self, now: datetime) -> str:
         """The status in words, with the command that helps."""
         who = "no process keeps this database" if self.holder is None else f"{self.holder.rpartition(' ')[0]} acts"
+        if self.since is not None and self.since <= now:
+            who += f" for {duration(now - self.since)}"
         last = [f"{duty} {duration(now - at)} ago" for duty, at in self.done.items() if at <= now]
         told = [who, f"last {', '.join(last)}" if last else "nothing done yet"]
         if self.overdue:
@@ -72,6 +80,7 @@ def look(uow: Transaction, phase: Phase) -> KeeperStatus | None:
     due = {duty: due_at(last.get(duty), each, now) for duty, each in intervals.items() if each}
     return KeeperStatus(
         holder=holder if acts else None,
+        since=when(began) if acts and (began := audit.newest(uow, BEGAN)) else None,
         done={duty: when(at) for duty, at in last.items()},
         due=due,
         overdue=[duty for duty, at in due.items() if at <= now] if two_sides and not acts else [],
@@ -81,6 +90,11 @@ def look(uow: Transaction, phase: Phase) -> KeeperStatus | None:
 def due_at(last: int | None, interval: timedelta, now: datetime) -> datetime:
     """When a duty is due that was last done at a time in ms: now, where it never was or that time cannot be."""
     return when(last) + interval if last is not None and credible(last, now) else now
+
+
+def begin(uow: Transaction) -> None:
+    """Note in the audit that this process looks after the database from now on."""
+    audit.add(uow, BEGAN)
 
 
 def add_row(uow: Transaction) -> None:

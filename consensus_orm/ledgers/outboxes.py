@@ -10,7 +10,7 @@ from sqlalchemy import Integer, and_, bindparam, func, literal_column, select
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
-from consensus_orm.formats import duration
+from consensus_orm.formats import count, duration
 from consensus_orm.models.external import MIRROR, OutboxEntry, SinkState
 from consensus_orm.times import when
 
@@ -60,7 +60,7 @@ class OutboxStatus(BaseModel):
     @property
     def told(self) -> str:
         """The same in words."""
-        wait = "1 entry waits" if self.waiting == 1 else f"{self.waiting:,} entries wait"
+        wait = count(self.waiting, "entry waits", "entries wait")
         oldest = "" if self.oldest is None else f", the oldest for {duration(self.oldest)}"
         p99 = "" if self.lag_p99 is None else f", p99 of the lag {duration(self.lag_p99)}"
         return f"{self.sink}: {wait}{oldest}{p99}{', the relay is paused' if self.paused else ''}"

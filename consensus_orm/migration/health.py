@@ -11,6 +11,7 @@ from consensus_orm import errors
 from consensus_orm.databases.engine import pool_of
 from consensus_orm.databases.sqlite.statistics import disk_use
 from consensus_orm.databases.statistics import PoolUse
+from consensus_orm.formats import count
 from consensus_orm.ledgers import certificates, outboxes
 from consensus_orm.ledgers.outboxes import OutboxStatus
 from consensus_orm.phase import Phase
@@ -82,7 +83,10 @@ def look(units: UnitOfWorkFactory[Any]) -> Health:
         which = "is that of an earlier release" if prepared else "was never upgraded"
         problems.append(f"the schema {which}; {UPGRADE}")
     if use.waiting:
-        problems.append(f"{use.waiting} threads wait for one of {use.size} connections; raise CONSENSUS_ORM_POOL_SIZE")
+        problems.append(
+            f"{count(use.waiting, 'thread waits', 'threads wait')} for one of {use.size} connections;"
+            " raise CONSENSUS_ORM_POOL_SIZE"
+        )
     problems += [f"{each.told}; run: consensus-orm relay run" for each in behind if each.late]
     return Health(
         database=units.name,

@@ -18,6 +18,7 @@ from consensus_orm.databases.saved_rows import saved_rows, unsafe
 from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.formats import count
 from consensus_orm.ledgers import changes, guards, mismatches, rejects, signs
 from consensus_orm.ledgers.binding import Key, keys_of
 from consensus_orm.migration import keyless
@@ -79,7 +80,7 @@ def _flip_back(uow: UnitOfWork, *, now: Phase, to: Phase, reason: str | None) ->
     stuck = settle_open(uow).rejects if now.compares else 0
     if stuck := stuck or mismatches.count_open(uow):
         raise errors.GateClosedError(
-            f"{stuck} rows cannot be carried to the {to.truth} side",
+            f"{count(stuck, 'row')} cannot be carried to the {to.truth} side",
             hint="run: consensus-orm reconcile",
             reasons=["rows differ that cannot be repaired; run: consensus-orm reconcile"],
         )
@@ -96,8 +97,8 @@ def _require_carried_back(uow: UnitOfWork, to: Phase) -> None:
     left = {pair: _left_behind(uow, pair) for pair in uow.statements.moves}
     found = [
         Obstacle(
-            f"{rows} rows of {pair.table.name} could not be carried back to {pair.legacy_name}, which does not hold"
-            " them equal",
+            f"{count(rows, 'row')} of {pair.table.name} could not be carried back to {pair.legacy_name}, which does not"
+            " hold them equal",
             "consensus-orm rejects",
         )
         for pair, rows in left.items()

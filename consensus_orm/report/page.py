@@ -13,7 +13,7 @@ from importlib import resources
 from typing import TypeAlias
 
 from consensus_orm._version import __version__
-from consensus_orm.formats import duration, moment, size
+from consensus_orm.formats import count, duration, moment, size
 from consensus_orm.ledgers import samples
 from consensus_orm.phase import Phase, Side
 from consensus_orm.rehearsal import Evidence, RehearsalReport
@@ -168,7 +168,13 @@ def _summary(facts: Facts) -> Iterator[Html | Table]:
         ("read", status.reads.value),
         (
             "open",
-            f"{status.mismatches:,} mismatches, {status.rejects:,} rejects, {status.foreign_writes:,} foreign writes",
+            ", ".join(
+                (
+                    count(status.mismatches, "mismatch", "mismatches"),
+                    count(status.rejects, "reject"),
+                    count(status.foreign_writes, "foreign write"),
+                )
+            ),
         ),
         ("soak", _soak(facts)),
     ]
@@ -418,16 +424,16 @@ def _writes(facts: Facts) -> Iterator[Html | Table]:
         names = ("application", "build", "process", "writes", "units of work", "mean ms", "longest ms", "last seen")
         yield Table("Writers of the last day", names, rows)
     status = facts.status
-    undecided = f", {status.undecided:,} rows wait for a choice" if status.undecided else ""
-    yield note(f"Foreign programs: {status.foreign_writes:,} writes of one side alone are noticed{undecided}.")
+    undecided = f", {count(status.undecided, 'row waits', 'rows wait')} for a choice" if status.undecided else ""
+    yield note(f"Foreign programs: {count(status.foreign_writes, 'noticed write')} of one side alone{undecided}.")
     for dependency in status.dependencies:
         yield note(dependency.told, "" if dependency.accepted is None else f", accepted: {dependency.accepted}")
 
 
 def _of_writer(found: list[samples.Entry]) -> tuple[int, float, float, datetime]:
-    count = sum(each.amount for each in found)
-    mean = sum(each.took for each in found) / max(count, 1)
-    return count, _ms(mean), _ms(max(each.longest for each in found)), max(each.at for each in found)
+    amount = sum(each.amount for each in found)
+    mean = sum(each.took for each in found) / max(amount, 1)
+    return amount, _ms(mean), _ms(max(each.longest for each in found)), max(each.at for each in found)
 
 
 def _rehearsed_writes(evidence: Evidence | None) -> Iterator[Html | Table]:
@@ -486,7 +492,7 @@ def _rehearsal(evidence: Evidence | None) -> Iterator[Html | Table]:
 
 def _verdict(report: RehearsalReport) -> Iterator[Child]:
     yield tag("b", "Passed" if report.passed else "Not passed")
-    yield f" on {moment(report.at)}, by build {report.build}: {report.rows:,} rows"
+    yield f" on {moment(report.at)}, by build {report.build}: {count(report.rows, 'row')}"
     yield " came out byte for byte as they went in" if report.equal else " were read back, and NOT all as they went in"
     way = f"from {report.began.name} by way of {report.reached.name} to {report.ended.name}"
     yield f", {way} in {report.seconds:.1f} s."

@@ -94,7 +94,7 @@ print(*sorted({"sqlalchemy", "pydantic", "rich", "alembic", "stamina"} & set(sys
         (["--help"], ""),
         (["explain", "GATE_CLOSED"], ""),
         (["advance", "--help"], ""),
-        (["status", "--json"], "pydantic sqlalchemy"),
+        pytest.param(["status", "--json"], "pydantic sqlalchemy", marks=pytest.mark.long),
     ],
 )
 def test_a_command_loads_what_it_needs(words: list[str], loaded: str, path: Path) -> None:

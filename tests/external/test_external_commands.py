@@ -58,7 +58,7 @@ def test_the_whole_way(call: Any, new_database: Database, tmp_path: Path) -> Non
     assert "unreadable" in call("external findings", 1).stdout
     assert json.loads(call("external findings show 1").stdout) == {"name": "note", "content": "no artifact"}
     refused = call("external advance mirror --json", 1)
-    assert json.loads(refused.stdout)["refused"] == ["1 findings are open; see: " + _spelled(new_database, "findings")]
+    assert json.loads(refused.stdout)["refused"] == ["1 finding is open; see: " + _spelled(new_database, "findings")]
     call("external findings accept 1 --reason note")
     assert "the stage is MIRROR" in call("external advance mirror").stdout
     key, *_ = written(new_database, 3)
@@ -116,6 +116,7 @@ def test_a_sink_of_a_module(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "of a module" in call("external status").stdout
 
 
+@pytest.mark.long  # for the import of the client
 def test_a_program_that_is_missing_is_told(call: Any) -> None:
     """A server that does not start is one line with the command's name."""
     pytest.importorskip("mcp")

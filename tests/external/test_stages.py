@@ -76,7 +76,7 @@ def test_a_write_that_is_not_sent_shuts_the_gate_at_the_recorded_sequence(store:
 DAMAGES: dict[str, tuple[str, str]] = {
     "another mapping": ("UPDATE consensus_orm_sink_certificates SET mapping = 'x'", "declaration"),
     "another stage": ("UPDATE consensus_orm_sink_certificates SET epoch = epoch - 1", "nothing was compared"),
-    "differences": ("UPDATE consensus_orm_sink_certificates SET differences = 1", "1 differences"),
+    "differences": ("UPDATE consensus_orm_sink_certificates SET differences = 1", "1 difference;"),
     "a date in the future": ("UPDATE consensus_orm_sink_certificates SET at = at + 9999999999", "old"),
     "an old comparison": ("UPDATE consensus_orm_sink_certificates SET at = at - 99999999", "old"),
     "not provable": ("UPDATE consensus_orm_sink_certificates SET provable = FALSE", "could not prove"),

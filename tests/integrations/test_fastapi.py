@@ -161,6 +161,7 @@ def test_errors_have_a_status(client: TestClient, database: Database, consensus_
     wrong = client.post("/artifacts", json={"spec_id": ""})
     assert (wrong.status_code, wrong.headers["content-type"]) == (422, "application/problem+json")
     assert wrong.json()["code"] == "INVALID_VALUE"
+    assert wrong.json()["title"] == "A value cannot be accepted."
     assert "spec_id must not be empty" in wrong.json()["detail"]
     unknown = client.post("/completions/nobody")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "UNKNOWN_AGENT")
