@@ -201,7 +201,7 @@ class UnitOfWork(Transaction):
         guard, driver = self._guard, self._driver
         try:
             # The session refers to the unit: without the way back, no cycle waits for the garbage collector.
-            if (session := self.__dict__.pop("session", None)) is not None:
+            if (session := vars(self).pop("session", None)) is not None:
                 with contextlib.suppress(DBAPIError):  # what it had not committed goes with the transaction
                     session.close()
             if guard is not None and driver is not None:
