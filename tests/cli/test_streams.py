@@ -134,7 +134,7 @@ from consensus_orm.consensus.declaration import CONSENSUS as MOVES
 print("print")
 os.write(1, b"a library in C")
 subprocess.run(["echo", "a process"])
-logging.basicConfig(stream=sys.stdout)
+logging.basicConfig(stream=sys.stdout, force=True)
 logging.warning("a log")
 atexit.register(print, "the exit")
 try:
