@@ -91,7 +91,7 @@ def test_the_way_back_is_shut_while_a_row_is_left_behind(
         report = store.migration.verify()
         assert (report.clean, report.rejects > 0) == (False, True)
     for _ in range(2):
-        with pytest.raises(errors.GateClosedError, match=r"1 rows of agent_outputs .* consensus_artifacts") as shut:
+        with pytest.raises(errors.GateClosedError, match=r"1 row of agent_outputs .* consensus_artifacts") as shut:
             store.migration.rollback(Phase.EXPAND)
         assert "run: consensus-orm rejects" in str(shut.value)
         assert shut.value.reasons
@@ -288,7 +288,7 @@ def test_a_table_that_stores_otherwise_shuts_the_way_back(file: Database) -> Non
     file.script("UPDATE agent_outputs SET content = '007' WHERE id = 1")
     file.script(f"UPDATE {SAVED} SET sql = replace(sql, 'content_json TEXT', 'content_json INTEGER') {OF_ARTIFACTS}")
     with ConsensusStore.open(file.where, settings=SETTINGS) as store:
-        with pytest.raises(errors.GateClosedError, match=r"1 rows of agent_outputs .* consensus_artifacts"):
+        with pytest.raises(errors.GateClosedError, match=r"1 row of agent_outputs .* consensus_artifacts"):
             store.migration.rollback()
         assert store.migration.phase is Phase.CONTRACT
         assert [reject.key for reject in store.migration.rejects()] == [1]
