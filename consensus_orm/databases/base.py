@@ -603,10 +603,6 @@ class Catalog(ABC):
         """Block every other writer of the mapped tables until the end of this unit of work."""
 
     @abstractmethod
-    def end_vacuums(self, uow: Transaction) -> None:
-        """Have an autovacuum of the mapped tables give way before `keep_out` makes writers wait for it."""
-
-    @abstractmethod
     def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
         """Prepare read-only units of work for reading many rows, on a server all of them in one snapshot."""
 

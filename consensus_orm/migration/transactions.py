@@ -6,17 +6,14 @@ so has changed nothing. A long step is a chain of short ones, so that it never s
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from sqlalchemy import Engine
 
-from consensus_orm import errors
 from consensus_orm.databases.engine import pool_of
 from consensus_orm.databases.lock import Lock
-from consensus_orm.databases.opening import catalog
 from consensus_orm.statements.pairs import Statements
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -63,20 +60,10 @@ class Transactions:
         """Run some work in a unit of work, and repeat all of it after a transient error."""
 
         def once() -> T:
-            self._make_way()
             with self() as uow:
                 return work(uow)
 
         return self.repeat(once)
-
-    def _make_way(self) -> None:
-        """Before a flip, have what it would wait for end while no writer waits for the flip.
-
-        What does not end in time, the flip meets itself, and names.
-        """
-        if self.lock is Lock.FLIP and catalog(self.statements.rendering.name).others_write_meanwhile:
-            with contextlib.suppress(errors.StorageError), replace(self, read_only=True, whole=False)() as uow:
-                uow.catalog.end_vacuums(uow)
 
     def repeat(self, step: Callable[[], T]) -> T:
         """Run a step that opens units of work of its own, and repeat it after a transient error."""

@@ -215,28 +215,6 @@ def test_a_flip_that_waits_is_not_overtaken(in_phase: InPhase, tmp_path: Path, m
         assert_sides_agree(url)
 
 
-def test_writers_do_not_wait_for_a_vacuum_behind_a_flip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a vacuum, which no writer waits for, has its lock on a mapped table, a flip waits and writers do not."""
-    for name in ("FLIP_PATIENCE", "MOST_PATIENCE"):
-        monkeypatch.setattr(connection, name, 30_000)
-    with (
-        databases.in_phase(Phase.DUAL_WRITE, ready) as url,
-        ConsensusStore.open(url, settings=settings(tmp_path)) as store,
-    ):
-        flip = threading.Thread(target=lambda: store.migration.advance(soak=False))
-        with connect(url) as vacuum, vacuum.transaction():
-            vacuum.execute("LOCK TABLE agent_outputs IN SHARE UPDATE EXCLUSIVE MODE")
-            flip.start()
-            waiting(url, 1)
-            with store.unit_of_work() as uow:
-                clients.add_one(uow, "MEANWHILE")
-                assert uow.phase is Phase.DUAL_WRITE
-            waiting(url, 1)
-        flip.join(20)
-        assert store.migration.phase is Phase.CUTOVER
-        assert_sides_agree(url)
-
-
 def waiting(url: str, count: int) -> None:
     """Wait until so many connections wait for a lock."""
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"

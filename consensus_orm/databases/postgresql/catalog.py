@@ -239,15 +239,6 @@ class PostgresCatalog(Catalog):
         connection: Any = uow._connected
         connection.keep_out(self._mapped(uow))
 
-    def end_vacuums(self, uow: Transaction) -> None:
-        """Take the lock of a vacuum, which no writer waits for, and release it with this unit of work.
-
-        An autovacuum gives way to a transaction that has waited for deadlock_timeout (1 s). Had the flip waited itself,
-        writers would have waited behind it for as long. Others, as a VACUUM by hand, the flip meets and names.
-        """
-        if names := self._mapped(uow):
-            uow._execute(f"LOCK TABLE {', '.join(map(quoted, sorted(names)))} IN SHARE UPDATE EXCLUSIVE MODE")
-
     def _mapped(self, uow: Transaction) -> set[str]:
         """Names of the mapped tables that are there."""
         return self.tables(uow) & {table.name for table in triggers.tables(Phase.EXPAND, uow.statements.moves)}

@@ -47,7 +47,8 @@ FLIP_PATIENCE = 250
 """Longest wait of a flip for its lock in ms, because writers wait behind it; the flip is tried again after that."""
 
 MOST_PATIENCE = 2000
-"""Longest wait of its later tries, each twice as long as the one before, for writers that write for longer."""
+"""Longest wait of its later tries, each twice as long as the one before: an autovacuum gives way only to a transaction
+that has waited for deadlock_timeout (1 s)."""
 
 NOT_READABLE = (
     psycopg.errors.InvalidSqlStatementName,

@@ -144,9 +144,6 @@ class SQLiteCatalog(Catalog):
     def keep_out(self, uow: Transaction) -> None:
         """Nothing: the write lock blocks every other writer."""
 
-    def end_vacuums(self, uow: Transaction) -> None:
-        """Nothing: the write lock excludes them."""
-
     def begin_scan(self, uow: Transaction, others: Sequence[Transaction] = ()) -> None:
         """Nothing: plans do not need it, and connections cannot share a snapshot."""
 
