@@ -22,7 +22,7 @@ from consensus_orm import errors, files
 from consensus_orm._version import __version__
 from consensus_orm.databases.base import Transaction
 from consensus_orm.databases.engine import checkout, driver, translated
-from consensus_orm.databases.postgresql.own_reads import expected, tell
+from consensus_orm.databases.postgresql.own_reads import INSUFFICIENT_PRIVILEGE, expected, tell
 from consensus_orm.databases.saved_rows import dropped
 from consensus_orm.databases.statistics import BackupReport
 from consensus_orm.declaration.attributes import table_of
@@ -52,9 +52,6 @@ BLOCK = 1 << 20
 
 PAGE = 8192
 """Bytes of a page, by which the progress is told."""
-
-INSUFFICIENT_PRIVILEGE = "42501"
-"""SQLSTATE: no right to read a table, or row security hides rows of it."""
 
 STATE = "consensus_orm_state"
 """The table with the phase."""
