@@ -356,7 +356,7 @@ def test_writers_beside_a_backfill_are_carried_once(in_phase: InPhase) -> None:
             child.hear()
             child.tell()
         backfill = start(clients.backfill, url)
-        assert backfill.hear(120)
+        assert backfill.hear(60)
         for child in (*writers, *programs):
             child.tell()
         told = [child.hear(60) for child in (*writers, *programs)]
