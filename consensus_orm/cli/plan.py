@@ -11,7 +11,6 @@ import click
 
 from consensus_orm.cli.app import App, PhaseType, app_command, json_option, main
 from consensus_orm.cli.output import say, show_json, table
-from consensus_orm.cli.rehearsal import mention
 from consensus_orm.formats import duration
 from consensus_orm.phase import Phase, Side
 
@@ -53,7 +52,7 @@ def plan(app: App, to: Phase, with_sql: bool, as_json: bool) -> None:
 
     Times are those of the last rehearsal of this database, scaled to the rows there are now. Writes nothing.
     """
-    from consensus_orm.rehearsal import find
+    from consensus_orm.rehearsal import find, mention
 
     with app.store() as store:
         evidence, now = find(store._units), store.settings.clock()

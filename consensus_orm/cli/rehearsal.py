@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,26 +10,12 @@ import click
 from consensus_orm.cli.app import App, app_command, json_option, main
 from consensus_orm.cli.confirmation import confirm, yes_option
 from consensus_orm.cli.output import Bars, State, exit_with, fields, line, say, show_json, table
-from consensus_orm.formats import count, duration, moment, size
+from consensus_orm.formats import count, duration, size
 
 if TYPE_CHECKING:
-    from consensus_orm.rehearsal import Evidence, RehearsalReport, RehearsalStep
+    from consensus_orm.rehearsal import RehearsalReport, RehearsalStep
 
-__all__ = ["mention"]
-
-
-def mention(evidence: Evidence | None, now: datetime) -> str:
-    """Whether this database was rehearsed with this mapping, in one line with the next command."""
-    run = "run: consensus-orm rehearse"
-    if evidence is None:
-        return f"none of this database is on record; {run}"
-    report = evidence.report
-    ago = f"{moment(report.at)} ({duration(now - report.at)} ago)"
-    if evidence.stale:
-        return f"that of {ago} does not count: {evidence.stale}; {run}"
-    if not report.passed:
-        return f"NOT passed {ago}; see {evidence.path}"
-    return f"passed {ago} with {count(report.rows, 'row')}; there are {evidence.rows_now:,} now"
+__all__: list[str] = []
 
 
 @main.command("rehearse", examples=["rehearse --writers 2", "rehearse --keep /var/tmp/rehearsal"])

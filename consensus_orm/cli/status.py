@@ -27,7 +27,6 @@ from consensus_orm.cli.output import (
     show_json,
     table,
 )
-from consensus_orm.cli.rehearsal import mention
 from consensus_orm.formats import count, duration, moment, size
 from consensus_orm.phase import Side
 
@@ -133,6 +132,8 @@ def _show_status_json(app: App, seen: _Seen) -> None:
 def _show_status(app: App, seen: _Seen) -> None:
     facts = list(_facts(app, seen.status, seen.mismatches, seen.now))
     if seen.status.phase.next is not None or seen.evidence is not None:
+        from consensus_orm.rehearsal import mention
+
         facts.append(("rehearsal", app.spelled(mention(seen.evidence, seen.now))))
     facts += [("left behind", _left_behind(each)) for each in seen.leftovers]
     fields([("database", seen.database), *facts])

@@ -29,7 +29,6 @@ from consensus_orm.cli.app import (
 )
 from consensus_orm.cli.confirmation import confirm, is_confirmed, yes_option
 from consensus_orm.cli.output import Bars, exit_with, key, listed, one_line, plain, say, show_json
-from consensus_orm.cli.rehearsal import mention
 from consensus_orm.errors import GateClosedError
 from consensus_orm.formats import count, duration, size
 from consensus_orm.phase import Phase, Side
@@ -245,7 +244,7 @@ def _before_rollback(migration: Migration, target: Phase | None) -> str | None:
 
 def _rehearsal(app: App) -> tuple[bool, str]:
     """Whether this database was rehearsed with this mapping, also in words."""
-    from consensus_orm.rehearsal import find
+    from consensus_orm.rehearsal import find, mention
 
     with app.store() as store:
         evidence, now = find(store._units), store.settings.clock()

@@ -15,7 +15,7 @@ from consensus_orm.migration.rehearsal_report import (
     RehearsalStep,
     WritersReport,
 )
-from consensus_orm.rehearsal.evidence import Evidence, find
+from consensus_orm.rehearsal.evidence import Evidence, find, mention
 
 __all__ = [
     "Estimate",
@@ -27,4 +27,5 @@ __all__ = [
     "RehearsalStep",
     "WritersReport",
     "find",
+    "mention",
 ]

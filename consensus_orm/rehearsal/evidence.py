@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from consensus_orm import files
+from consensus_orm.formats import count, duration, moment
 from consensus_orm.migration.rehearsal_report import Identity, RehearsalReport
 from consensus_orm.rehearsal.digest import identity
 from consensus_orm.rehearsal.raw_sql import look_of
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["Evidence", "evidence_in", "evidence_path", "find", "write"]
+__all__ = ["Evidence", "evidence_in", "evidence_path", "find", "mention", "write"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,20 @@ class Evidence:
     def holds(self) -> bool:
         """Whether the rehearsal passed and its report still applies."""
         return self.stale is None and self.report.passed
+
+
+def mention(evidence: Evidence | None, now: datetime) -> str:
+    """Whether this database was rehearsed with this mapping, in one line with the next command."""
+    run = "run: consensus-orm rehearse"
+    if evidence is None:
+        return f"none of this database is on record; {run}"
+    report = evidence.report
+    ago = f"{moment(report.at)} ({duration(now - report.at)} ago)"
+    if evidence.stale:
+        return f"that of {ago} does not count: {evidence.stale}; {run}"
+    if not report.passed:
+        return f"NOT passed {ago}; see {evidence.path}"
+    return f"passed {ago} with {count(report.rows, 'row')}; there are {evidence.rows_now:,} now"
 
 
 def evidence_in(folder: Path, units: UnitOfWorkFactory[Any]) -> Path:
