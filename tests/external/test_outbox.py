@@ -89,12 +89,12 @@ def test_the_entry_is_the_same_in_every_phase(new_database: Database, phase: Pha
 
 def test_a_store_without_a_sink_pays_nothing(store: ConsensusStore) -> None:
     """A store that is not attached sends no statement more, and collects nothing."""
-    add(store)  # the first one prepares the file
+    add(store, run_id="R")  # the first one prepares the file, and writes the run, which the others find
     with count_queries(store) as plain:
-        add(store)
+        add(store, run_id="R")
     attach(store)
     with count_queries(store) as attached:
-        add(store)
+        add(store, run_id="R")
     on_a_server = store.engine.dialect.name == "postgresql"
     with ConsensusStore.open(store.engine.url, settings=SETTINGS) as other, other.unit_of_work() as uow:
         uow.artifacts.add(spec_id="S", stage="s", agent_name="a", content_json="1")
@@ -115,10 +115,10 @@ def test_a_compared_write_makes_no_further_trip_for_its_entry(new_database: Data
         for is_mirrored in (False, True):
             if is_mirrored:
                 mirrored(store, MemorySink())
-            add(store)
+            add(store, run_id="R")  # without a run's id the next one would find this run only within its second
             trips.clear()
             with count_queries(store) as queries:
-                (key,) = add(store)
+                (key,) = add(store, run_id="R")
             sent[is_mirrored] = len(queries), len(trips)
         with store.unit_of_work(read_only=True) as uow:
             pair = uow.statements.moves["artifacts"]
