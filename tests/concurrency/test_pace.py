@@ -18,9 +18,11 @@ import pytest
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.consensus.store import ConsensusUnitOfWork
 from consensus_orm.databases.sqlite.connection import DriverConnection
+from consensus_orm.events import BackfillEvent
 from consensus_orm.migration import pace
 from consensus_orm.migration.settling import Drained, drain
 from consensus_orm.settings import Settings
+from consensus_orm.telemetry import listen
 from tests.concurrency.processes import Child, start
 from tests.support.databases import Database, at, build_legacy
 
@@ -280,3 +282,32 @@ def test_writers_that_are_faster_do_not_keep_a_step_from_its_end(
         assert carried == len(sizes) * len(rows)
         assert store.migration.rollback() is Phase.CUTOVER
     assert at(new_database.where).scalar("SELECT count(*) FROM consensus_orm_changes") == 0
+
+
+def test_a_long_way_to_the_database_does_not_make_chunks_of_one_row(
+    new_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a transaction takes too long whatever it carries, a backfill goes on with rows enough to come to an end."""
+    build_legacy(new_database.where)
+    new_database.rows_of(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
+        " INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) SELECT 'S', 's', 'a', '{}' FROM n"
+    )
+    chunks: list[int] = []
+    with ConsensusStore.open(new_database.where, settings=SETTINGS.model_copy(update={"chunk_rows": 100})) as store:
+        store.migration.advance()
+        with store.unit_of_work(read_only=True) as uow:
+            monkeypatch.setattr(type(uow.catalog), "longest_chunk", (1e-6, 1))
+            driver: Any = type(uow._connected)
+        listen(store, lambda event: chunks.append(event.rows) if isinstance(event, BackfillEvent) else None)
+        begin = driver.begin_unit
+
+        def far_away(self: Any, *arguments: Any, **options: Any) -> None:
+            begin(self, *arguments, **options)
+            time.sleep(0.03)
+
+        monkeypatch.setattr(driver, "begin_unit", far_away)
+        store.migration.backfill()
+        assert store.migration.verify().clean
+    assert sum(chunks) > 1500
+    assert len(chunks) < 60, chunks

@@ -51,7 +51,7 @@ def some_flips(url: str) -> bool:
     return len(flips(url)) >= 4
 
 
-@pytest.mark.timeout(SECONDS * 5 + 240)
+@pytest.mark.timeout(SECONDS * 9 + 240)
 @pytest.mark.parametrize(
     ("treatment", "refused"),
     [(left_alone, ()), (restarted, ()), (restarted, TABLE_LOCKS_AND_NUMBERS)],
@@ -72,7 +72,7 @@ def test_writers_lose_nothing_while_phases_go_back_and_forth(
         programs = [start(work, url, tmp_path, name) for name, work in PROGRAMS.items()]
         wanderer = start(clients.wander, url, tmp_path, 1)
         restarts = treatment(server, SECONDS, random.Random(5))
-        wait_for(lambda: some_flips(url), SECONDS * 2)
+        wait_for(lambda: some_flips(url), SECONDS * 6)
         (tmp_path / "stop").touch()
         told = [child.hear(120) for child in writers]
         for child in programs:
