@@ -137,7 +137,7 @@ class Driver(Protocol):
         ...
 
     def savepoint(self, sql: str) -> None:
-        """Run a command of SQLAlchemy on a savepoint."""
+        """Run a command on a savepoint."""
         ...
 
     def commit(self, *last: tuple[str, Parameters]) -> None:

@@ -105,7 +105,7 @@ def carry_fitting(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, wh
 
 def unless_refused(uow: UnitOfWork, work: Callable[[], T]) -> T | None:
     """Do some work in a savepoint; None where the database refuses one of its rows, and then nothing was done."""
-    uow._execute("SAVEPOINT fitting")
+    uow._connected.savepoint("SAVEPOINT fitting")
     done = None
     try:
         done = work()
@@ -116,7 +116,7 @@ def unless_refused(uow: UnitOfWork, work: Callable[[], T]) -> T | None:
             uow._connected.savepoint("ROLLBACK TO SAVEPOINT fitting")
         except uow._connected.Error:  # a trigger has ended the whole transaction
             raise error from None
-    uow._execute("RELEASE SAVEPOINT fitting")
+    uow._connected.savepoint("RELEASE SAVEPOINT fitting")
     return done
 
 

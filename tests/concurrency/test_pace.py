@@ -311,3 +311,20 @@ def test_a_long_way_to_the_database_does_not_make_chunks_of_one_row(
         assert store.migration.verify().clean
     assert sum(chunks) > 1500
     assert len(chunks) < 60, chunks
+
+
+@pytest.mark.postgresql
+def test_a_backfill_is_no_company_for_itself(new_database: Database) -> None:
+    """Where nobody else writes, chunks grow beyond `chunk_rows`; a savepoint of its own is not taken for a writer."""
+    build_legacy(new_database.where)
+    new_database.rows_of(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
+        " INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) SELECT 'S', 's', 'a', '{}' FROM n"
+    )
+    chunks: list[int] = []
+    with ConsensusStore.open(new_database.where, settings=SETTINGS.model_copy(update={"chunk_rows": 50})) as store:
+        store.migration.advance()
+        listen(store, lambda event: chunks.append(event.rows) if isinstance(event, BackfillEvent) else None)
+        store.migration.backfill()
+    assert max(chunks) >= 200, chunks
+    assert sum(chunks) > 1500

@@ -246,7 +246,8 @@ class ServerConnection(psycopg.Connection[Any]):
         if not self._transaction:
             return True
         before, self.source.seen = self.source.seen, int(self._transaction)
-        return before is not None and self.source.seen > before + 1
+        own, self.source.savepoints = 1 + self.source.savepoints, 0  # each that writes takes an id, too
+        return before is not None and self.source.seen > before + own
 
     def _send(self, commands: bytes) -> PGresult:
         """Send commands without parameters in one message, and give the result of the last.
@@ -330,6 +331,7 @@ class ServerConnection(psycopg.Connection[Any]):
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
         """Let a statement fail without taking the transaction with it."""
+        self.source.savepoints += self._lock.carries
         self.order("SAVEPOINT consensus_orm")
         try:
             yield
@@ -411,7 +413,8 @@ class ServerConnection(psycopg.Connection[Any]):
         return self.session_guard
 
     def savepoint(self, sql: str) -> None:
-        """Execute a command on a savepoint of SQLAlchemy."""
+        """Execute a command on a savepoint."""
+        self.source.savepoints += self._lock.carries and sql.startswith("SAVEPOINT")
         self.execute(sql)
 
     def check(self, values: Mapping[str, object]) -> None:
@@ -490,6 +493,8 @@ class ServerSource(ConnectionSource[ServerConnection]):
         """The longest time, in seconds, for which a flip that had its lock kept writers waiting."""
         self.seen: int | None = None
         """The transaction id at the last call of `others_wrote`."""
+        self.savepoints = 0
+        """How many savepoints units that carry rows have set since."""
         self.transaction_settings = ""
         """The settings of each transaction; empty unless a connection pooler is in between."""
         self.login = Login(url, settings)
