@@ -102,7 +102,8 @@ class Artifacts(PairRepository[Artifact]):
             "model_version": model_version,
             "created_at": created_at,
         }
-        return self._add(self._checked(values))
+        checked = self._checked(values)
+        return self._stored(self._rows.add(checked), checked)
 
     def add_many(self, rows: Iterable[Mapping[str, Any]]) -> builtins.list[Artifact]:
         """Store several artifacts, in order.
@@ -124,12 +125,9 @@ class Artifacts(PairRepository[Artifact]):
                 hint="give what `add` takes",
                 field="rows",
             ) from error
-        for values in checked:
-            self._rows.check(values)
-        return [self._add(values) for values in checked]
+        return [self._stored(key, values) for key, values in zip(self._rows.add_many(checked), checked, strict=True)]
 
-    def _add(self, values: Values) -> Artifact:
-        key = self._rows.add(values)
+    def _stored(self, key: int, values: Values) -> Artifact:
         if self._uow.phase.truth == "legacy":
             values["model_version"] = None  # as every read in this phase gives it
         values["id"], values["created_at_raw"] = key, values.pop("created_at")

@@ -73,7 +73,9 @@ class Repository(Generic[R]):
         Raises:
             InvalidValueError: As `add` does; or they are not several.
         """
-        return [self.add(row) for row in check.several("rows", rows)]
+        rows = check.several("rows", rows)
+        keys = self._rows.add_many(self._with_defaults(self._records.columns_of(row)) for row in rows)
+        return [self._records.told_key(key) for key in keys]
 
     def update(self, key: Any, values: Any) -> bool:
         """Change some fields of a row, and compare the sides where there are two.

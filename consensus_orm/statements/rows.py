@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -65,8 +65,13 @@ class PairRendering(Rendering):
         """
 
     @abstractmethod
-    def write_both(self, pair: PairRows) -> str | None:
-        """Write a row to both sides with one statement, giving key and parent; None where that saves nothing."""
+    def write_together(self, pair: PairRows, sides: Collection[Side]) -> str | None:
+        """Write a row and its parent with one statement, giving key and parent; None where that saves nothing.
+
+        Args:
+            pair: The move of the row.
+            sides: The normalized side, and the legacy side where it is written, too.
+        """
 
     @abstractmethod
     def read_as_bound(self, type_: TypeEngine[Any]) -> frozenset[type]:

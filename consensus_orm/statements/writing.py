@@ -36,7 +36,12 @@ class WriteStatements(PairRows):
     @cached_property
     def write_both(self) -> str | None:
         """Write a row as meant to both sides with one statement, where the database saves trips by that."""
-        return self.rendering.write_both(self)
+        return self.rendering.write_together(self, [Side.NORMALIZED, Side.LEGACY])
+
+    @cached_property
+    def write_normalized(self) -> str | None:
+        """Write a row to the normalized side with one statement, where that is all there is to write of it."""
+        return None if self.given_back else self.rendering.write_together(self, [Side.NORMALIZED])
 
     @cached_property
     def compare_written(self) -> str:

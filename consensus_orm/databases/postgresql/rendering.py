@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
@@ -39,6 +40,7 @@ from consensus_orm.declaration.row_keys import RowKey, parts
 from consensus_orm.declaration.rules import Latest
 from consensus_orm.declaration.stored_types import as_stored
 from consensus_orm.models.base import Verbatim
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import (
     Overwritten,
     Statement,
@@ -117,8 +119,8 @@ class PostgresRendering(PairRendering):
         sequence = func.pg_get_serial_sequence(quoted(pair.legacy_name), pair.legacy_keys[0])
         return f"SELECT {self.render(func.nextval(sequence))}"
 
-    def write_both(self, pair: PairRows) -> str | None:
-        """Write a row and its parent to both sides with one statement, for one round trip."""
+    def write_together(self, pair: PairRows, sides: Collection[Side]) -> str | None:
+        """Write a row and its parent with one statement, for one round trip."""
         declared, legacy = pair.pair, pair.pair.legacy_table
         by_value = any(parent.tells_nulls_apart or parent.is_optional for parent in declared.parents)
         is_simple = declared.is_numbered and declared.own_id is None and not declared.tables_beside
@@ -130,11 +132,12 @@ class PostgresRendering(PairRendering):
             parent = self._upsert(pair, of).returning(of.key.label("id")).cte("parent")
             values[of.refers.key] = parent.c.id
         rows = select(*values.values())
-        own = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
-        carried = {declared.legacy_keys[0]: own.c.id} | {name: pair.bound[name] for name in pair.bound}
-        carried |= pair.legacy_constants
-        other = insert(legacy).from_select(list(carried), select(*carried.values()))
-        written = other.returning(pair.legacy_key.label("id")).cte("other")
+        written = insert(declared.table).from_select(list(values), rows).returning(declared.key.label("id")).cte("own")
+        if Side.LEGACY in sides:
+            carried = {declared.legacy_keys[0]: written.c.id} | {name: pair.bound[name] for name in pair.bound}
+            carried |= pair.legacy_constants
+            other = insert(legacy).from_select(list(carried), select(*carried.values()))
+            written = other.returning(pair.legacy_key.label("id")).cte("other")
         # A trigger may skip a row without an error; then the division by 0 fails the whole statement.
         once = literal_column("1").op("/")(select(func.count()).select_from(written).scalar_subquery())
         keys = [select(cte.c.id).scalar_subquery() for cte in (written, parent) if cte is not None]

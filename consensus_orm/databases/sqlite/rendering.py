@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
@@ -33,6 +34,7 @@ from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.parts import Parent
 from consensus_orm.declaration.stored_types import as_stored
+from consensus_orm.phase import Side
 from consensus_orm.statements.rendering import Overwritten, overwriting, table_of
 from consensus_orm.statements.rows import PairRendering, PairRows
 
@@ -108,7 +110,7 @@ class SQLiteRendering(PairRendering):
         """The parent of a row, and whether the row is earlier than those it has."""
         return self.render(found)
 
-    def write_both(self, pair: PairRows) -> str | None:
+    def write_together(self, pair: PairRows, sides: Collection[Side]) -> str | None:
         """None: one statement instead of two would save no round trip."""
         return None
 
