@@ -35,7 +35,7 @@ __all__ = ["DualWrite", "Values"]
 log = logging.getLogger("consensus_orm")
 
 TOGETHER = 100
-"""Rows that go to a server in one message, at most: where the way is 20 ms long, 500 compared rows take 0.7 s, and one by
+"""Rows that go to a server in one message, at most: over a way of 20 ms, 500 compared rows take 0.7 s, and one by
 one they took 21 s (measured)."""
 
 MESSAGE = 1_000_000
