@@ -205,15 +205,16 @@ class DualWrite(RoutedReads):
 
     def _in_one_statement(self, rows: list[Values]) -> str | None:
         """The statement that writes a row to the sides of the phase; None where it takes several, or knows the key."""
-        if self.sql.write_both is None or any(row["_key"] is not None for row in rows):
-            return None
         phase = self.uow.phase
-        if phase.compares:
+        if any(row["_key"] is not None for row in rows):
+            return None
+        if not phase.writes_legacy:
+            return self.sql.write_normalized if self._draws_its_keys else None
+        if phase.writes_normalized:
             refers = len(rows) > 1 and self.pair.references(phase.truth.other)  # a row may refer to one of the others
             return None if refers else self.sql.write_both
-        if phase.writes_normalized:
-            return self.sql.write_normalized if self._draws_its_keys else None
-        return self.sql.insert_legacy(keyed=False) if len(rows) > 1 else None
+        saves_trips = len(rows) > 1 and self.sql.write_both is not None
+        return self.sql.insert_legacy(keyed=False) if saves_trips else None
 
     def _written(self, parameters: Values, meant: tuple[Any, ...] | None, told: Iterator[Any]) -> Any:
         """What the server told of a row: record where its sides differ; returns its key."""

@@ -121,7 +121,7 @@ class PostgresRendering(PairRendering):
 
     def write_together(self, pair: PairRows, sides: Collection[Side]) -> str | None:
         """Write a row and its parent with one statement, for one round trip."""
-        declared, legacy = pair.pair, pair.pair.legacy_table
+        declared = pair.pair
         by_value = any(parent.tells_nulls_apart or parent.is_optional for parent in declared.parents)
         is_simple = declared.is_numbered and declared.own_id is None and not declared.tables_beside
         if declared.originals is not None or by_value or not is_simple or len(declared.parents) > 1:
@@ -136,7 +136,7 @@ class PostgresRendering(PairRendering):
         if Side.LEGACY in sides:
             carried = {declared.legacy_keys[0]: written.c.id} | {name: pair.bound[name] for name in pair.bound}
             carried |= pair.legacy_constants
-            other = insert(legacy).from_select(list(carried), select(*carried.values()))
+            other = insert(declared.legacy_table).from_select(list(carried), select(*carried.values()))
             written = other.returning(pair.legacy_key.label("id")).cte("other")
         # A trigger may skip a row without an error; then the division by 0 fails the whole statement.
         once = literal_column("1").op("/")(select(func.count()).select_from(written).scalar_subquery())
