@@ -26,6 +26,7 @@ __all__ = [
     "LockEvent",
     "MismatchEvent",
     "Outcome",
+    "PausedEvent",
     "Plain",
     "RejectEvent",
     "RelayEvent",
@@ -328,6 +329,22 @@ class BlockedEvent(Event):
 
     def __str__(self) -> str:
         return f"the change of the phase waits for {self.blockers}"
+
+
+@dataclass(frozen=True, slots=True)
+class PausedEvent(Event):
+    """A long step waits, because an operator has paused the long steps.
+
+    Args:
+        since: Since when.
+    """
+
+    title: ClassVar[str] = "consensus_orm.paused"
+    _level: ClassVar[int] = logging.INFO
+    since: str
+
+    def __str__(self) -> str:
+        return f"long steps are paused since {self.since}, and this one waits; run: consensus-orm resume"
 
 
 @dataclass(frozen=True, slots=True)

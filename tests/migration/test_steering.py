@@ -16,6 +16,7 @@ from consensus_orm.cli import main
 from consensus_orm.cli.app import WaitType
 from consensus_orm.errors import GateClosedError
 from consensus_orm.ledgers.control import FREE
+from consensus_orm.telemetry import PausedEvent
 from tests.migration.steps import BASE, forward, ready
 from tests.support.databases import Database
 
@@ -55,6 +56,8 @@ def waits(condition: Callable[[], bool], seconds: float = 30) -> None:
 def test_a_paused_step_waits_between_chunks_and_goes_on(running: ConsensusStore, database: Database) -> None:
     """From another store: it stops, writers have the database meanwhile, and after `resume` it carries all rows."""
     call(database, "throttle", "60")
+    heard: list[str] = []
+    running.telemetry.add_hook(lambda event: heard.append(str(event)) if isinstance(event, PausedEvent) else None)
     step = threading.Thread(target=running.migration.backfill)
     step.start()
     try:
@@ -70,6 +73,8 @@ def test_a_paused_step_waits_between_chunks_and_goes_on(running: ConsensusStore,
         time.sleep(0.8)
         assert carried(database) == before + 1
         assert step.is_alive()
+        assert len(heard) == 1
+        assert "this one waits; run: consensus-orm resume" in heard[0]
         assert "paused" in call(database, "status").stdout
         call(database, "throttle", "off")
         call(database, "resume")
@@ -87,6 +92,17 @@ def test_a_paused_step_waits_between_chunks_and_goes_on(running: ConsensusStore,
         "throttle",
         "resume",
     ]
+
+
+def test_a_command_that_waits_says_so(running: ConsensusStore, database: Database) -> None:
+    """On stderr, once, with the command that lets it go on as it can be pasted."""
+    running.migration.pause()
+    timer = threading.Timer(1.5, running.migration.resume)
+    timer.start()
+    done = call(database, "backfill")
+    timer.join()
+    assert done.stderr.count("and this one waits; run: consensus-orm --url ") == 1
+    assert carried(database) >= ROWS
 
 
 def test_a_throttled_step_keeps_to_its_rate(running: ConsensusStore, database: Database) -> None:
