@@ -26,7 +26,6 @@ __all__ = [
     "LockEvent",
     "MismatchEvent",
     "Outcome",
-    "PausedEvent",
     "Plain",
     "RejectEvent",
     "RelayEvent",
@@ -36,6 +35,7 @@ __all__ = [
     "UnitBegun",
     "UnitEvent",
     "UnitOutcome",
+    "WaitingEvent",
 ]
 
 Plain: TypeAlias = str | int | float | bool
@@ -332,19 +332,19 @@ class BlockedEvent(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class PausedEvent(Event):
-    """A long step waits, because an operator has paused the long steps.
+class WaitingEvent(Event):
+    """A step waits: an operator has paused the long steps, or a gate is shut.
 
     Args:
-        since: Since when.
+        what: What it waits for, and what would help.
     """
 
-    title: ClassVar[str] = "consensus_orm.paused"
+    title: ClassVar[str] = "consensus_orm.waiting"
     _level: ClassVar[int] = logging.INFO
-    since: str
+    what: str
 
     def __str__(self) -> str:
-        return f"long steps are paused since {self.since}, and this one waits; run: consensus-orm resume"
+        return self.what
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,9 +128,9 @@ class App:
 
     def _show_waiting(self, event: Event) -> None:
         """Tell on stderr, while a command waits, for whom; once, however many workers wait."""
-        from consensus_orm.events import BlockedEvent, PausedEvent
+        from consensus_orm.events import BlockedEvent, WaitingEvent
 
-        if isinstance(event, BlockedEvent | PausedEvent) and (told := str(event)) != self._waiting:
+        if isinstance(event, BlockedEvent | WaitingEvent) and (told := str(event)) != self._waiting:
             self._waiting = told
             click.echo(f"consensus-orm: {one_line(self.spelled(told))}", err=True)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from consensus_orm.events import PausedEvent
+from consensus_orm.events import WaitingEvent
 from consensus_orm.formats import moment
 from consensus_orm.ledgers import changes, control
 from consensus_orm.migration.lag import Lag
@@ -126,7 +126,8 @@ class Pace:
         while self._control.paused_at is not None or (most is not None and self._lag.seconds > most.total_seconds()):
             if (since := self._control.paused_at) is not None and since != told:
                 told = since
-                self._reading.units.telemetry.tell(PausedEvent(moment(since)))
+                paused = f"long steps are paused since {moment(since)}, and this one waits; run: consensus-orm resume"
+                self._reading.units.telemetry.tell(WaitingEvent(paused))
             self._sleep(LOOK_AGAIN)
             self._reading.run(self._look)
 

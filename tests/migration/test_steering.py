@@ -16,7 +16,7 @@ from consensus_orm.cli import main
 from consensus_orm.cli.app import WaitType
 from consensus_orm.errors import GateClosedError
 from consensus_orm.ledgers.control import FREE
-from consensus_orm.telemetry import PausedEvent
+from consensus_orm.telemetry import WaitingEvent
 from tests.migration.steps import BASE, forward, ready
 from tests.support.databases import Database
 
@@ -57,7 +57,7 @@ def test_a_paused_step_waits_between_chunks_and_goes_on(running: ConsensusStore,
     """From another store: it stops, writers have the database meanwhile, and after `resume` it carries all rows."""
     call(database, "throttle", "60")
     heard: list[str] = []
-    running.telemetry.add_hook(lambda event: heard.append(str(event)) if isinstance(event, PausedEvent) else None)
+    running.telemetry.add_hook(lambda event: heard.append(str(event)) if isinstance(event, WaitingEvent) else None)
     step = threading.Thread(target=running.migration.backfill)
     step.start()
     try:
@@ -167,10 +167,11 @@ def test_advance_waits_until_another_process_opens_the_gate(store: ConsensusStor
     """It takes the step once the hold is released; without the wait, and after its deadline, it is refused."""
     ready(store, Phase.DUAL_WRITE)
     store.migration.hold()
+    call(database, "advance", "--wait", "0s", code=1)
     started = time.monotonic()
-    with pytest.raises(GateClosedError, match="on hold"):
-        store.migration.advance(wait=timedelta(seconds=1.2))
-    assert time.monotonic() - started >= 1.2
+    refused = call(database, "advance", "--wait", "2s", code=1).stderr
+    assert time.monotonic() - started >= 2
+    assert refused.count("the gate to CUTOVER is shut, and this step waits: changes of phase are on hold; run: ") == 1
     released = threading.Timer(0.5, lambda: call(database, "hold", "--release"))
     released.start()
     assert store.migration.advance(wait=timedelta(minutes=1)) is Phase.CUTOVER
