@@ -122,6 +122,8 @@ def test_each_order_is_in_the_history(store: ConsensusStore, database: Database)
     entries = database.rows_of("SELECT action, reason, detail FROM consensus_orm_history ORDER BY id")[-2:]
     told = [(action, reason, json.loads(detail or "{}").get("rows_per_second")) for action, reason, detail in entries]
     assert told == [("pause", "lunch", None), ("throttle", None, 7)]
+    assert [entry.why for entry in store.migration.history()[-2:]] == ["lunch", "(7 rows a second)"]
+    assert "(7 rows a second)" in call(database, "history").stdout
 
 
 def test_while_a_hold_stands_no_phase_changes(store: ConsensusStore, database: Database) -> None:
