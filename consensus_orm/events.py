@@ -35,6 +35,7 @@ __all__ = [
     "UnitBegun",
     "UnitEvent",
     "UnitOutcome",
+    "WaitingEvent",
 ]
 
 Plain: TypeAlias = str | int | float | bool
@@ -328,6 +329,22 @@ class BlockedEvent(Event):
 
     def __str__(self) -> str:
         return f"the change of the phase waits for {self.blockers}"
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingEvent(Event):
+    """A step waits: an operator has paused the long steps, or a gate is shut.
+
+    Args:
+        what: What it waits for, and what would help.
+    """
+
+    title: ClassVar[str] = "consensus_orm.waiting"
+    _level: ClassVar[int] = logging.INFO
+    what: str
+
+    def __str__(self) -> str:
+        return self.what
 
 
 @dataclass(frozen=True, slots=True)

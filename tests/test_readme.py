@@ -135,11 +135,12 @@ def test_the_gallery_shows_the_declarations_that_are_tested(name: str) -> None:
 
 @pytest.mark.long
 def test_an_application_is_tested_in_five_phases(tmp_path: Path) -> None:
-    """The test of the page runs with nothing but the installed plugin, once in each phase."""
-    (tmp_path / "test_application.py").write_text(block("testing", "python", "def remember"), encoding="utf-8")
+    """The tests of the page run with nothing but the installed plugin: one once in each phase, one with strategies."""
+    for name, text in (("application", "def remember"), ("strategies", "@given")):
+        (tmp_path / f"test_{name}.py").write_text(block("testing", "python", text), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "5 passed" in done.stdout, done.stdout
+    assert "6 passed" in done.stdout, done.stdout
 
 
 def test_listeners_are_switched_on_by_one_call_each(tmp_path: Path) -> None:

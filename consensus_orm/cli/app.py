@@ -90,6 +90,7 @@ class App:
         self.create = create
         self.on_event: list[str] | None = None
         self._notifier: Notifier | None = None
+        self._waiting = ""
 
     @contextlib.contextmanager
     def store(self, *, replica: bool = True, missing: str = MISSING, **changed: object) -> Iterator[ConsensusStore]:
@@ -115,7 +116,7 @@ class App:
                 raise StorageError(f"{store.path} does not exist", hint=missing)
             if not self.create and self.is_foreign(store):
                 raise SchemaError(f"{store.name} holds tables, and none of the consensus data", hint=FOREIGN)
-            store.telemetry.add_hook(_show_blockers)
+            store.telemetry.add_hook(self._show_waiting)
             if self.on_event is None:
                 yield store
                 return
@@ -124,6 +125,14 @@ class App:
 
                 listen(store, self._notifier.hear)
                 yield store
+
+    def _show_waiting(self, event: Event) -> None:
+        """Tell on stderr, while a command waits, for whom; once, however many workers wait."""
+        from consensus_orm.events import BlockedEvent, WaitingEvent
+
+        if isinstance(event, BlockedEvent | WaitingEvent) and (told := str(event)) != self._waiting:
+            self._waiting = told
+            click.echo(f"consensus-orm: {one_line(self.spelled(told))}", err=True)
 
     @staticmethod
     def is_foreign(store: ConsensusStore) -> bool:
@@ -191,14 +200,6 @@ def _is_mirrored(uow: Transaction) -> bool:
     from consensus_orm.external.outbox import is_mirrored
 
     return is_mirrored(uow)
-
-
-def _show_blockers(event: Event) -> None:
-    """Tell on stderr, while a command waits, for whom."""
-    from consensus_orm.events import BlockedEvent
-
-    if isinstance(event, BlockedEvent):
-        click.echo(f"consensus-orm: {one_line(event)}", err=True)
 
 
 def without_password(url: str) -> str:
@@ -269,6 +270,14 @@ class _Command(click.Command):
             self.params.append(
                 click.Option([f"--{name}"], metavar=metavar, help=text, expose_value=False, callback=_given)
             )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words; an error names this command, which click leaves out where an option lacks its argument."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; with --json nothing but its document reaches the standard output."""

@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import shlex
+import shutil
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -30,11 +31,13 @@ def words_of(command: str) -> list[str]:
     """A command as its words.
 
     Raises:
-        ValueError: It is empty, or a quotation does not end.
+        ValueError: It is empty, a quotation does not end, or there is no such program.
     """
     words = shlex.split(command)
     if not words:
         raise ValueError("it is empty")
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"there is no program {words[0]!r} that can be run")
     return words
 
 
@@ -93,23 +96,34 @@ class Notifier:
                 click.echo(f"consensus-orm: warning: commands of --on-event {what}: {number:,}", err=True)
 
     def _work(self) -> None:
+        problem = None
         while (event := self._waiting.get()) is not None:
-            environment = {**os.environ, "CONSENSUS_ORM_EVENT": str(event["event"])}
-            try:
-                done = subprocess.run(
-                    self._command,
-                    input=json.dumps(event) + "\n",
-                    text=True,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    timeout=LONGEST,
-                    check=False,
-                )
-            except (OSError, subprocess.SubprocessError):
-                self._failed += 1
-                continue
-            self._failed += done.returncode != 0
-            with contextlib.suppress(OSError):
-                for line in done.stdout.splitlines():
-                    click.echo(one_line(line), err=True)
+            before, problem = problem, self._run(event)
+            self._failed += problem is not None
+            if problem and not before:  # at once, because a keeper ends after weeks
+                with contextlib.suppress(OSError):
+                    told = f"the command of --on-event failed for {event['event']}: {problem}"
+                    click.echo(f"consensus-orm: warning: {told}", err=True)
+
+    def _run(self, event: Mapping[str, Any]) -> str | None:
+        """Run the command for an event; why it failed, or None."""
+        environment = {**os.environ, "CONSENSUS_ORM_EVENT": str(event["event"])}
+        try:
+            done = subprocess.run(
+                self._command,
+                input=json.dumps(event) + "\n",
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                timeout=LONGEST,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"it took more than {LONGEST} s and was ended"
+        except (OSError, subprocess.SubprocessError) as error:
+            return type(error).__name__
+        with contextlib.suppress(OSError):
+            for line in done.stdout.splitlines():
+                click.echo(one_line(line), err=True)
+        return f"exit code {done.returncode}" if done.returncode else None

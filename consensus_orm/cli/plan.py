@@ -44,7 +44,12 @@ class _Ahead:
 
 @main.command(examples=["plan", "plan --to cutover --sql"])
 @click.option("--to", type=PhaseType(), default=Phase.CONTRACT, help="The phase to reach; contract by default.")
-@click.option("--sql", "with_sql", is_flag=True, help="Print the statements that carry and compare rows, too.")
+@click.option(
+    "--sql",
+    "with_sql",
+    is_flag=True,
+    help="Print the statements that carry and compare rows, install triggers, and rename tables, too.",
+)
 @json_option
 @app_command
 def plan(app: App, to: Phase, with_sql: bool, as_json: bool) -> None:
@@ -123,14 +128,30 @@ def _step(
         factor = evidence.rows_now / report.rows if report.rows and name in ("backfill", "verify") else 1.0
         taken = [s.seconds for s in report.steps if s.action == name and s.before is phase and s.after >= phase]
         seconds = factor * taken[0] if taken else None
-    return _Ahead(phase, action, what, seconds, soak, tuple(_sql(store, name)))
+    return _Ahead(phase, action, what, seconds, soak, tuple(_sql(store, action)))
 
 
-def _sql(store: ConsensusStore, name: str) -> Iterator[str]:
+def _sql(store: ConsensusStore, action: str) -> Iterator[str]:
     statements = store._units.statements
+    name, _, to = action.partition(" ")
+    if to:
+        yield from _sql_of_flip(store, Phase.parse(to))
     for pair in statements.moves:
         sql = statements[pair]
         if name == "backfill":
             yield from map(str, (sql.carry_new,) if sql.carry_new else sql.backfill)
         elif name == "verify":
             yield from (str(sql.compare_range(side, but_recorded=False)) for side in Side)
+
+
+def _sql_of_flip(store: ConsensusStore, to: Phase) -> Iterator[str]:
+    from consensus_orm.databases.guard_record import triggers
+    from consensus_orm.databases.opening import catalog
+    from consensus_orm.databases.saved_rows import dropped
+    from consensus_orm.statements.rendering import quoted
+
+    statements = store._units.statements
+    for trigger in triggers(catalog(store.engine.dialect.name), to, statements):
+        yield from trigger.statements
+    for pair in () if to.has_legacy else statements.moves.of_tables(Side.LEGACY):
+        yield f"ALTER TABLE {quoted(pair.legacy_name)} RENAME TO {quoted(dropped(pair.legacy_name))}"

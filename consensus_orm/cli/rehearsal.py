@@ -78,7 +78,7 @@ def _facts(report: RehearsalReport) -> list[tuple[str, object]]:
         f"{duration(estimate.seconds)} of work for {count(estimate.rows, 'row')}, and {duration(estimate.soak)} of soak"
     )
     found: list[tuple[str, object]] = [
-        ("the real one", work),
+        ("migration", work),
         ("writers wait", f"{duration(estimate.longest_lock)} at most, each time"),
         ("disk needed", f"{size(estimate.disk)} more, {size(estimate.backup)} of them for the backup before CONTRACT"),
     ]

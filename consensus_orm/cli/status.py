@@ -256,14 +256,7 @@ def history(app: App, as_json: bool) -> None:
 
 def _happened(entry: HistoryEntry) -> tuple[object, ...]:
     names = [phase.name for phase in (entry.from_phase, entry.to_phase) if phase]
-    return entry.at, entry.action, " -> ".join(names), entry.by, _reason(entry)
-
-
-def _reason(entry: HistoryEntry) -> str:
-    """Why a step was taken, and which of its demands were skipped."""
-    skipped = "; ".join(map(str, entry.detail.get("skipped", ())))
-    notes = [*(["forced"] if entry.forced else []), *([f"skipped: {skipped}"] if skipped else [])]
-    return " ".join(filter(None, [entry.reason, f"({', '.join(notes)})" if notes else ""]))
+    return entry.at, entry.action, " -> ".join(names), entry.by, entry.why
 
 
 # Mismatches and rejects -----------------------------------------------------------------------------------

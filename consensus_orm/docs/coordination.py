@@ -1,6 +1,6 @@
 """One round of agents, as the Rust program coordinates it: spawn, completion, quality gate, verdict, export.
 
-    python coordination.py artifacts.db evidence/
+    python -m consensus_orm.docs.coordination artifacts.db evidence/
 
 The database first, memory second: each change is a unit of work of its own, and the tracker counts what is committed.
 So a round that was killed anywhere goes on where it stood: agents that completed are not asked again.
@@ -8,6 +8,7 @@ So a round that was killed anywhere goes on where it stood: agents that complete
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import uuid
@@ -122,7 +123,11 @@ def coordinate(store: ConsensusStore, tracker: ExecutionTracker, agents: Mapping
 if __name__ == "__main__":
     answer = json.dumps({"verdict": "pass"})
     team = {"gemini": lambda _: answer, "claude": lambda _: answer, "code": lambda _: "thinking ..."}
-    with ConsensusStore.open(sys.argv[1]) as opened:
+    parser = argparse.ArgumentParser(description="One round of three agents, written to a database and exported.")
+    parser.add_argument("database", help="a path or URL")
+    parser.add_argument("folder", type=Path, help="where the evidence is written")
+    given = parser.parse_args()
+    with ConsensusStore.open(given.database) as opened:
         of_round = ExecutionTracker(spec_id="SPEC-KIT-900", stage="spec-plan", run_id=f"run_{uuid.uuid4().hex[:8]}")
-        judged = coordinate(opened, of_round, team, Path(sys.argv[2]))
+        judged = coordinate(opened, of_round, team, given.folder)
     sys.stdout.write(f"{judged.syntheses[0].status} {[output.agent_name for output in judged.outputs]}\n")

@@ -46,6 +46,16 @@ class HistoryEntry(BaseModel):
     forced: bool
     detail: dict[str, Any]
 
+    @property
+    def why(self) -> str:
+        """The reason, and in parentheses what was skipped for it, or the rate of a throttle."""
+        notes = ["forced"] if self.forced else []
+        if skipped := self.detail.get("skipped"):
+            notes.append(f"skipped: {'; '.join(map(str, skipped))}")
+        if rate := self.detail.get("rows_per_second"):
+            notes.append(f"{rate:,} rows a second")
+        return " ".join(filter(None, [self.reason, f"({', '.join(notes)})" if notes else ""]))
+
 
 class MismatchEntry(BaseModel):
     """A difference between the sides, and what became of it."""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+from consensus_orm.events import WaitingEvent
+from consensus_orm.formats import moment
 from consensus_orm.ledgers import changes, control
 from consensus_orm.migration.lag import Lag
 from consensus_orm.migration.settling import CHANGES_IN_ONE_TRANSACTION, Drained
@@ -120,7 +122,12 @@ class Pace:
         free_until = max(self._free_until, self._begun + throttled)
         self._sleep(max(pause if self.in_company else pause / 4, free_until - time.monotonic()))
         most = self._uow.settings.max_lag
+        told = None
         while self._control.paused_at is not None or (most is not None and self._lag.seconds > most.total_seconds()):
+            if (since := self._control.paused_at) is not None and since != told:
+                told = since
+                paused = f"long steps are paused since {moment(since)}, and this one waits; run: consensus-orm resume"
+                self._reading.units.telemetry.tell(WaitingEvent(paused))
             self._sleep(LOOK_AGAIN)
             self._reading.run(self._look)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases import state
+from consensus_orm.events import WaitingEvent
 from consensus_orm.migration import demands, gates
 from consensus_orm.migration.agreement import Agreement
 from consensus_orm.migration.backfill import BackfillReport
@@ -193,9 +194,12 @@ class Steps(Agreement):
             try:
                 step()
                 return
-            except errors.GateClosedError:
+            except errors.GateClosedError as refused:
                 if deadline is None:
                     raise
+                if time.monotonic() < deadline:
+                    waits = f"{refused.message}, and this step waits: {'; '.join(refused.reasons)}"
+                    self._reading.units.telemetry.tell(WaitingEvent(waits))
                 before = self._reading.run(gates.obstacles)
                 while not may_go_on(before, self._reading.run(gates.obstacles)):
                     if (left := deadline - time.monotonic()) <= 0:

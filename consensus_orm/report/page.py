@@ -226,8 +226,7 @@ def _timeline(facts: Facts) -> Iterator[Html | Table]:
     rows = []
     for entry in facts.history:
         names = " → ".join(phase.name for phase in (entry.from_phase, entry.to_phase) if phase is not None)
-        why = (entry.reason or "") + (" (forced)" if entry.forced else "")
-        rows.append((entry.at, entry.action, names, entry.by, why))
+        rows.append((entry.at, entry.action, names, entry.by, entry.why))
     yield Table("Changes and repairs", ("when", "what", "phase", "who", "why"), rows)
 
 

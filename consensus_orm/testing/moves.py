@@ -41,8 +41,9 @@ def check_moves(
         moves: The moves.
         url: A file, or the URL of a database, with nothing in it yet.
         fill: Writes rows to the legacy tables. They should hold what the rows in use hold.
-        alembic: The configuration of alembic, whose `env.py` must run on the connection in
-            `config.attributes["connection"]`; without it the tables are made as the models declare them.
+        alembic: The configuration of alembic. Its `env.py` must run on the connection in
+            `config.attributes["connection"]`, or on `sqlalchemy.url`, which is that of `url` meanwhile; no revision is
+            undone before it has run there. Without `alembic` the tables are made as the models declare them.
         settings: The settings of the store.
 
     Returns:
@@ -78,12 +79,19 @@ def check_moves(
 
 @contextmanager
 def _on(engine: Engine, config: Config) -> Iterator[None]:
+    url = engine.url.render_as_string(hide_password=False).replace("%", "%%")
+    before = config.file_config.get(config.config_ini_section, "sqlalchemy.url", raw=True, fallback=None)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
+        config.set_main_option("sqlalchemy.url", url)
         try:
             yield
         finally:
             del config.attributes["connection"]
+            if before is None:
+                config.remove_main_option("sqlalchemy.url")
+            else:
+                config.set_main_option("sqlalchemy.url", before)
 
 
 def _check_revisions(engine: Engine, config: Config) -> None:
@@ -92,9 +100,15 @@ def _check_revisions(engine: Engine, config: Config) -> None:
 
     heads = ScriptDirectory.from_config(config).get_heads()
     assert len(heads) == 1, f"{len(heads)} heads: {', '.join(heads)}; run: alembic merge heads"
+    before = inspect(engine).get_table_names()
     for step, revision in ((command.upgrade, "head"), (command.downgrade, "base"), (command.upgrade, "head")):
         with _on(engine, config):
             step(config, revision)
+        # Before anything is undone: in a database in use, that would drop its rows.
+        assert revision == "base" or inspect(engine).get_table_names() != before, (
+            "env.py has upgraded another database than that of the test, and nothing was undone there: have it run on"
+            ' the connection in config.attributes["connection"]'
+        )
         left = [name for name in inspect(engine).get_table_names() if name != "alembic_version" and not owns(name)]
         assert revision == "head" or not left, f"downgrade to base leaves tables: {', '.join(left)}"
 

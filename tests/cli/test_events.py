@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import shutil
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+import consensus_orm
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
+from consensus_orm.cli.events import Notifier
 from tests.migration.steps import BASE
 from tests.support.commands import without_settings
 from tests.support.databases import Database, build_legacy
@@ -73,17 +79,56 @@ def test_changes_of_phase_steps_and_mismatches_are_heard(database: Database, tmp
     assert events[-1]["clean"] is False
 
 
-@pytest.mark.parametrize("command", ["/nowhere/at/all", f"{sys.executable} -c 'raise SystemExit(3)'"])
-def test_a_command_that_fails_stops_nothing(command: str, database: Database) -> None:
-    """The step is taken, with its exit code, and a warning counts the commands that failed."""
-    done = call(database, "advance", "dual_write", "--on-event", command)
+def test_a_command_that_fails_stops_nothing(database: Database) -> None:
+    """The step is taken, with its exit code; the first failure is told at once, and the end has their number."""
+    done = call(database, "advance", "dual_write", "--on-event", f"{sys.executable} -c 'raise SystemExit(3)'")
     assert "the phase is DUAL_WRITE" in done.stdout
+    assert "the command of --on-event failed for phase_changed: exit code 3" in done.stderr
     assert "commands of --on-event failed: 1" in done.stderr
     with ConsensusStore.open(database.where, settings=BASE) as store:
         assert store.migration.phase is Phase.DUAL_WRITE
 
 
-@pytest.mark.parametrize("command", ["", "echo 'not closed"])
+def test_a_failure_is_told_when_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not for each event, and again after a command that succeeded: a keeper runs for weeks."""
+    succeeds = "import os; raise SystemExit(os.environ['CONSENSUS_ORM_EVENT'] != 'alarm')"
+    with Notifier([sys.executable, "-c", succeeds], "a.db") as notifier:
+        for event in ("reject", "mismatch", "alarm", "reject"):
+            notifier.tell(event)
+    told = capsys.readouterr().err
+    assert (told.count("--on-event failed for reject: exit code 1"), told.count("failed for mismatch")) == (2, 0)
+    assert "commands of --on-event failed: 3" in told
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the documentation shows curl")
+def test_the_webhook_of_the_documentation(database: Database) -> None:
+    """The server gets the document of each event as its own request."""
+    page = (Path(consensus_orm.__file__).parent / "docs" / "operate.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"--on-event \"(curl .*?)\"", page)
+    got: list[tuple[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            got.append((str(self.headers["Content-Type"]), json.loads(body)))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        done = call(database, "advance", "dual_write", "--on-event", re.sub(r"https://\S+", url, command))
+        server.shutdown()
+    assert [(kind, event["event"], event["phase"]) for kind, event in got] == [
+        ("application/json", "phase_changed", "DUAL_WRITE")
+    ]
+    assert "warning" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["", "echo 'not closed", "/nowhere/at/all"])
 def test_a_command_that_is_none_is_wrong_usage(command: str, database: Database) -> None:
     """Nothing is done."""
     before = database.everything()

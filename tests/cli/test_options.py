@@ -76,6 +76,13 @@ def test_every_command_has_json_and_examples() -> None:
         assert getattr(command, "examples", None), words
 
 
+@pytest.mark.parametrize("words", [("advance", "--wait"), ("alembic", "--url"), ("mismatches", "accept", "--reason")])
+def test_an_option_without_its_argument_names_the_help_of_its_command(words: tuple[str, ...]) -> None:
+    """That of the command that was called, not of all."""
+    told = CliRunner().invoke(main, words).stderr
+    assert f"requires an argument; see: consensus-orm {' '.join(words[:-1])} --help" in told
+
+
 IMPORTED = """
 import sys
 from consensus_orm.cli import main

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from consensus_orm import ConsensusStore, Phase
 from consensus_orm.cli import main
+from consensus_orm.testing import count_queries, take_to
 from tests.migration.steps import BASE
 from tests.support.commands import without_settings
 from tests.support.databases import Database, build_legacy
@@ -65,3 +66,21 @@ def test_plan_prints_the_statements(new_database: Database) -> None:
     assert "consensus_runs" in carries
     assert "-- verify in DUAL_WRITE" in printed
     assert "advance normalized" not in printed
+
+
+def test_what_a_plan_prints_of_a_flip_is_what_the_flip_sends(new_database: Database, tmp_path: Path) -> None:
+    """The triggers of each phase, and the tables that CONTRACT renames; the order within a step aside."""
+    build_legacy(new_database.where)
+    settings = BASE.model_copy(update={"backup_dir": tmp_path})
+    with ConsensusStore.open(new_database.where, settings=settings) as store:
+        store.migration.upgrade()
+        steps: list[dict[str, Any]] = json.loads(call(new_database, "plan", "--sql", "--json").stdout)
+        planned = {step["action"]: step["sql"] for step in steps if step["action"].startswith("advance")}
+        for phase in (Phase.DUAL_WRITE, Phase.CUTOVER, Phase.NORMALIZED, Phase.CONTRACT):
+            with count_queries(store) as queries:
+                take_to(store, phase)
+            sent = " ".join("\n".join(map(str, queries)).replace('"', "").split())
+            sql = planned[f"advance {phase.name.lower()}"]
+            assert [text for text in sql if " ".join(text.replace('"', "").split()) not in sent] == []
+            assert any("CREATE" in text and "TRIGGER" in text for text in sql) or not phase.has_legacy
+    assert [text.split()[0] for text in planned["advance contract"][-2:]] == ["ALTER", "ALTER"]

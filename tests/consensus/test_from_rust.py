@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import consensus_orm
 from consensus_orm import ConsensusStore, ExecutionTracker
 from consensus_orm.testing import artifact_values, spawn_values
+from tests.support.documentation import block
 
 DOCS = Path(consensus_orm.__file__).parent / "docs"
 TABLE = (DOCS / "from-rust.md").read_text(encoding="utf-8")
@@ -135,10 +137,14 @@ def test_a_round_goes_on_after_a_crash(example: Any, consensus_store: ConsensusS
 @pytest.mark.long
 @pytest.mark.sqlite
 def test_the_example_as_a_program(tmp_path: Path) -> None:
-    """It runs from a shell, on a file that is not there yet."""
-    done = subprocess.run(
-        [sys.executable, str(DOCS / "coordination.py"), str(tmp_path / "new.db"), str(tmp_path / "evidence")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.split()[0] == "degraded"
+    """The commands of the page run it, on a file that is not there yet, and print it; alone it tells its arguments."""
+
+    def call(words: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    runs, prints = ([*shlex.split(line, comments=True)][2:] for line in block("from-rust", "console").splitlines())
+    assert call(runs).stdout.split()[0] == "degraded"
     assert len(list((tmp_path / "evidence").iterdir())) == 1
+    assert call(prints).stdout == (DOCS / "coordination.py").read_text(encoding="utf-8") + "\n"
+    alone = call(runs[:2])
+    assert (alone.returncode, "database folder" in alone.stderr) == (2, True)

@@ -116,8 +116,9 @@ def test_a_chunk_that_failed_at_its_commit_counts_once(
 def test_chunks_that_take_too_long_shrink(
     open_store: Open, new_database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each is half as long as the one before it that kept writers waiting, down to one row."""
+    """Each is half as long as the one before it that kept writers waiting, to one row, if rows are what takes it."""
     store = open_store(chunk_rows=8)
+    monkeypatch.setattr(pace, "NO_USE", float("inf"))  # so few rows take the same time as one
     with store.unit_of_work() as uow:
         monkeypatch.setattr(type(uow.catalog), "longest_chunk", (1e-9, 1))
     new_database.unnoticed("DELETE FROM agent_outputs")
@@ -157,13 +158,13 @@ class Steps:
         self.uow, self.clock, self.pace = uow, clock, Pace(reading, most)
         self._driver, self._others = uow._driver, iter(others)
 
-    def take(self, seconds: float, *, behind: bool = False, after: float = 0.0) -> int:
-        """One transaction that takes so long; how much it does. Its caller goes on for some time after it."""
+    def take(self, seconds: float, *, each: float = 0.0, behind: bool = False, after: float = 0.0) -> int:
+        """One transaction that takes so long, and for each row; how much it does. Its caller goes on after it."""
         self.uow._driver = SimpleNamespace(others_wrote=lambda: next(self._others))
         try:
             self.pace.begin(self.uow, behind=behind)
             size = self.pace.size
-            self.clock.now += seconds
+            self.clock.now += seconds + size * each
             self.pace.end()
             self.clock.now += after
             self.pace.rest()
@@ -205,11 +206,17 @@ def test_a_transaction_grows_and_shrinks_within_bounds(steps: Callable[..., Step
     """As many chunks as the database says at most, one row at least, and never more than the step itself allows."""
     step = steps(others=[False] * 40)
     assert [step.take(0.0) for _ in range(4)] == [100, 200, 300, 300]
-    assert [step.take(1.0) for _ in range(10)] == [300, 150, 75, 37, 18, 9, 4, 2, 1, 1]
+    assert [step.take(0.0, each=0.1) for _ in range(10)] == [300, 150, 75, 37, 18, 9, 4, 2, 1, 1]
     step = steps(30, others=[False] * 9)
-    assert [step.take(seconds) for seconds in (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0)] == [30, 30, 30, 15, 7, 14, 28]
+    assert [step.take(0.0, each=each) for each in (0.0, 0.0, 0.1, 0.1, 0.0, 0.0, 0.0)] == [30, 30, 30, 15, 7, 14, 28]
     step = steps(30, others=[True] * 3)
     assert [step.take(0.0) for _ in range(3)] == [30, 30, 30]
+
+
+def test_a_transaction_does_not_shrink_where_that_makes_it_no_shorter(steps: Callable[..., Steps]) -> None:
+    """Where a transaction takes long whatever it carries, half a chunk is tried now and then, and given up."""
+    step = steps(others=[False] * 9)
+    assert [step.take(1.0) for _ in range(7)] == [100, 50, 200, 300, 300, 150, 300]
 
 
 def test_the_lock_is_free_for_as_long_as_it_was_held(steps: Callable[..., Steps]) -> None:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from consensus_orm import ConsensusStore, Phase, Settings
 from consensus_orm.cli import main
 from consensus_orm.errors import GateClosedError
+from consensus_orm.report import render
 from tests.support.commands import without_settings
 from tests.support.databases import Database, build_legacy
 
@@ -134,6 +135,8 @@ def test_less_in_the_environment_opens_no_gate(database: Database, tmp_path: Pat
     assert CliRunner().invoke(main, [*words, "--force", "--reason", "hurry"], env=env).exit_code == 0
     listed = CliRunner().invoke(main, ["--url", str(database.where), "history"]).stdout
     assert "hurry (forced, skipped: the soak of DUAL_WRITE lasts " in listed
+    with ConsensusStore.open(database.where) as store:
+        assert "hurry (forced, skipped: the soak of DUAL_WRITE lasts " in render(store)
 
 
 def test_more_later_counts(open_store: Open, clock: Clock) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.config import Config
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -249,6 +252,33 @@ def test_what_is_wrong_is_named(
     """Each check fails for its reason, and says it."""
     with pytest.raises(AssertionError, match=says):
         check_moves(MOVES, fill=fill, alembic=revisions(tmp_path / "wrong", *given))
+
+
+@pytest.mark.parametrize("own_url", [False, True], ids=["as alembic makes it", "with a URL of its own"])
+def test_a_database_in_use_is_not_touched(own_url: bool, check_moves: Callable[..., Any], tmp_path: Path) -> None:
+    """An `env.py` of `alembic init` runs on the database of the test; one that cannot fails, and undoes nothing."""
+    path, ini, folder = (tmp_path / name for name in ("in_use.db", "alembic.ini", "migrations"))
+    in_use = f"sqlite:///{path}"
+    command.init(Config(str(ini)), str(folder))
+    revisions(tmp_path / "made")
+    shutil.copy(tmp_path / "made" / "versions" / "one.py", folder / "versions")
+    env = (folder / "env.py").read_text().replace("fileConfig(config.config_file_name)", "pass")
+    if own_url:
+        env = env.replace("config.get_section(config.config_ini_section, {})", repr({"sqlalchemy.url": in_use}))
+    (folder / "env.py").write_text(env)
+    config = Config(str(ini))
+    config.set_main_option("sqlalchemy.url", in_use)
+    command.upgrade(config, "head")
+    with sqlite3.connect(path) as there:
+        there.execute("INSERT INTO notes (id, text) VALUES (1, 'in use')")
+    if own_url:
+        with pytest.raises(AssertionError, match="another database than that of the test"):
+            check_moves(MOVES, fill=fill, alembic=config)
+    else:
+        assert check_moves(MOVES, fill=fill, alembic=config).passed
+    assert config.get_main_option("sqlalchemy.url") == in_use
+    with sqlite3.connect(path) as there:
+        assert there.execute("SELECT id, text FROM notes").fetchall() == [(1, "in use")]
 
 
 class Strict(Base):
