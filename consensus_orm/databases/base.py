@@ -507,6 +507,11 @@ class Catalog(ABC):
 
     @staticmethod
     @abstractmethod
+    def folded(name: str) -> str:
+        """A name as the database compares it: SQLite takes `Spec_Id` and `spec_id` for the same column."""
+
+    @staticmethod
+    @abstractmethod
     def dependencies(uow: Transaction) -> Iterator[Dependency]:
         """What other programs have made upon the legacy tables, as far as the catalog knows."""
 

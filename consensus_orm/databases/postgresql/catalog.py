@@ -178,6 +178,11 @@ class PostgresCatalog(Catalog):
         )
         return {name for (name,) in uow._rows(sql, {"name": table})}
 
+    @staticmethod
+    def folded(name: str) -> str:
+        """The name as it is: this package quotes every name."""
+        return name
+
     def reads(self, uow: Transaction) -> list[ReadCounter]:
         """How often each legacy table was read, with its partitions, whoever read it."""
         names = [pair.legacy_name for pair in uow.statements.moves]
