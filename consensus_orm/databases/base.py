@@ -735,6 +735,17 @@ class Catalog(ABC):
         """
 
     @abstractmethod
+    def inserted(self, uow: Transaction, side: Side) -> int:
+        """A number that this transaction raises by one with each row that it inserts into a side.
+
+        On SQLite it also goes down with each row that is deleted. No other transaction changes it under the lock.
+        """
+
+    @abstractmethod
+    def triggers_of_others(self, uow: Transaction) -> list[str]:
+        """Names of the triggers on mapped tables that this package has not made."""
+
+    @abstractmethod
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Delete what the triggers recorded after a mark: writes of this unit of work itself, which holds the lock."""
 

@@ -96,7 +96,8 @@ def carry_fitting(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, wh
     wanted = list(keys)
     if not wanted:
         return 0
-    kept = unless_refused(uow, lambda: carry(uow, pair, wanted, to, why))
+    adopts = to is uow.phase.truth
+    kept = unless_refused(uow, lambda: carry(uow, pair, wanted, to, why, adopts=adopts))
     if kept is not None:
         return kept
     if len(wanted) == 1:

@@ -316,6 +316,18 @@ class SQLiteCatalog(Catalog):
         """The records after the mark."""
         return uow._rows(_WRITTEN_AFTER, {"mark": mark})
 
+    def inserted(self, uow: Transaction, side: Side) -> int:
+        """How many rows the tables of a side have: the write lock keeps other transactions out."""
+        names = sorted({pair.table_name(side) for pair in uow.statements.moves})
+        return sum(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0] for name in names)
+
+    def triggers_of_others(self, uow: Transaction) -> list[str]:
+        """Names of the triggers on mapped tables that this package has not made."""
+        moves, mine = uow.statements.moves, {s.name for s in ours(uow)}
+        mapped = moves.tables(Side.LEGACY) | moves.tables(Side.NORMALIZED)
+        found = "SELECT name, lower(tbl_name) FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
+        return [name for name, table in uow._rows(found) if name not in mine and table in mapped]
+
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Delete what the triggers recorded after a mark: the writes of this unit of work itself, which holds the lock.
 
