@@ -38,8 +38,8 @@ INSTALLED = (
 BY = "coalesce(current_setting('consensus_orm.by', true), '')"
 FOREIGN = f"{BY} NOT IN ('repository', 'carrier')"
 NOT_CARRIED = f"{BY} <> 'carrier'"
-OF_ANOTHER_TRIGGER = f"{BY} = 'repository' AND pg_trigger_depth() > 0"
-"""A write that a trigger of another program makes of a write of a repository."""
+NOT_WRITTEN_BY_US = f"{FOREIGN} OR {BY} = 'repository' AND pg_trigger_depth() > 0"
+"""Also of a write that a trigger of another program makes of one of a repository."""
 OF_A_SESSION = f"{BY} = 'session'"
 
 EACH = "INSERT OR UPDATE OR DELETE"
@@ -68,8 +68,8 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
         yield from _refuse_sessions(table, is_open=table.name.lower() in is_open)
     for pair in moves:
         if phase.compares:
-            for side in (Side.LEGACY, Side.NORMALIZED):
-                yield _note(statements[pair], side, EACH, f"{FOREIGN} OR {OF_ANOTHER_TRIGGER}", of_sessions=True)
+            yield _note(statements[pair], Side.LEGACY, EACH, NOT_WRITTEN_BY_US, of_sessions=True)
+            yield _note(statements[pair], Side.NORMALIZED, EACH, NOT_WRITTEN_BY_US, of_sessions=True)
         elif phase.writes_legacy:
             yield _note(statements[pair], Side.LEGACY, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
         elif phase.freezes_legacy:
