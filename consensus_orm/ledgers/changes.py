@@ -35,7 +35,7 @@ from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.row_keys import RowKey, in_columns
-from consensus_orm.ledgers.binding import KEY, Key, among, keys_of
+from consensus_orm.ledgers.binding import KEY, Key, among, as_written, keys_of
 from consensus_orm.models.base import Told
 from consensus_orm.models.control import UNDECIDED, Change
 from consensus_orm.phase import Side
@@ -82,7 +82,8 @@ class Written:
 
     def add(self, number: int, side: str, op: str, looked_at: bool) -> None:
         """Add one record."""
-        self.ops[Side(side)].append(op)
+        with as_written(Change.__tablename__):
+            self.ops[Side(side)].append(op)
         self.ids.append(number)
         self.unseen += not looked_at
 
