@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-__all__ = ["count", "duration", "moment", "size"]
+__all__ = ["count", "duration", "moment", "none_of", "series", "size"]
+
+NAMED = 20
+"""What a series names before it says that there are more."""
 
 
 def duration(span: timedelta | float) -> str:
@@ -40,3 +44,15 @@ def moment(at: datetime | None) -> str:
 def count(number: int, noun: str, plural: str = "") -> str:
     """A number of things: `1 row`, `1,234 rows`; with a plural where that has not just an s more."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def series(words: Sequence[object]) -> str:
+    """Several things in a row: `3, 7, 12`; of many the first, and how many more there are."""
+    more = f" and {len(words) - NAMED:,} more" if len(words) > NAMED else ""
+    return ", ".join(map(str, words[:NAMED])) + more
+
+
+def none_of(words: Sequence[object], noun: str, plural: str = "") -> str:
+    """That there is none of each: `there is no row 3`, `there are no rows 3, 7`; with a plural as for `count`."""
+    one = len(words) == 1
+    return f"there {'is' if one else 'are'} no {noun if one else plural or f'{noun}s'} {series(words)}"

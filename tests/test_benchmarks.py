@@ -73,7 +73,7 @@ STEPS = {"migrate", "rehearse", "backup_before", "finish_contract"}
 """Of the migration: these do what others do, on all rows; the suites backfill, verify and flips tell more of them."""
 
 OF_AN_ENTRY = {"mismatch", "reject", "image", "accept_reject", "accept_rejects", "resolve_reject", "restore_image"}
-OF_AN_ENTRY |= {"accept_mismatch", "accept_mismatches", "accept_dependencies"}
+OF_AN_ENTRY |= {"accept_mismatch", "accept_mismatches", "accept_dependencies", "resolve_rejects", "restore_images"}
 """These look at entries of a ledger, which do not become more with the rows."""
 
 

@@ -193,7 +193,7 @@ MUTATIONS = (
     Mutation(
         "PostgreSQL notice: a write to the legacy side alone is not seen",
         "databases/postgresql/triggers.py",
-        "yield _note(statements[pair], Side.LEGACY, EACH, FOREIGN, of_sessions=True)",
+        "yield _note(statements[pair], Side.LEGACY, EACH, NOT_WRITTEN_BY_US, of_sessions=True)",
         "yield from ()",
         "gate",
         "postgresql",

@@ -169,6 +169,7 @@ def migrations(store: ConsensusStore) -> None:
     assert_type(migration.migrate(3, soak=False, tell=lambda step: print(step.action)), list[Step])
     assert_type(migration.rehearse(writers=2), RehearsalReport)
     assert_type(migration.resolve_reject(1), bool)
+    assert_type(migration.resolve_rejects([1, range(3, 8)]), dict[int, bool])
     migration.accept_reject(1, reason="why")
     assert_type(migration.accept_rejects([1], all_of="reason", reason="why"), list[int])
     migration.upgrade(rewrite=True, protect=False)

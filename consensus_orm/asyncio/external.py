@@ -100,6 +100,7 @@ class AsyncMirror(Asynchronous):
     findings = asynchronous(Mirror.findings)
     kept = asynchronous(Mirror.kept)
     accept = asynchronous(Mirror.accept)
+    accept_many = asynchronous(Mirror.accept_many)
     pause = asynchronous(Mirror.pause)
     resume = asynchronous(Mirror.resume)
 

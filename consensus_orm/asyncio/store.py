@@ -63,6 +63,7 @@ class AsyncMigration(Asynchronous):
     accept_reject = asynchronous(Migration.accept_reject)
     accept_rejects = asynchronous(Migration.accept_rejects)
     resolve_reject = asynchronous(Migration.resolve_reject)
+    resolve_rejects = asynchronous(Migration.resolve_rejects)
     accept_mismatch = asynchronous(Migration.accept_mismatch)
     accept_mismatches = asynchronous(Migration.accept_mismatches)
     control = asynchronous(Migration.control)
@@ -72,6 +73,7 @@ class AsyncMigration(Asynchronous):
     hold = asynchronous(Migration.hold)
     release = asynchronous(Migration.release)
     restore_image = asynchronous(Migration.restore_image)
+    restore_images = asynchronous(Migration.restore_images)
     backup_before = asynchronous(Migration.backup_before)
     finish_contract = asynchronous(Migration.finish_contract)
 

@@ -250,7 +250,24 @@ _SHARED = {
 """The options that stand before a command or behind it."""
 
 
-class _Command(click.Command):
+class _Parsed(click.Command):
+    """A command that may print its help or its version while its words are parsed."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the words.
+
+        Raises:
+            OutputError: What was asked for cannot be written.
+        """
+        try:
+            return super().make_context(*args, **extra)
+        except OSError as error:
+            raise OutputError(
+                f"the output could not be written: {error.strerror}", hint="no command was run; give it another stdout"
+            ) from error
+
+
+class _Command(_Parsed):
     """A command that takes the options of the group, too, and shows examples.
 
     Args:
@@ -299,7 +316,7 @@ class _SubGroup(_Command, click.Group):
     group_class = type  # its own class: groups within it are like it
 
 
-class _Group(click.Group):
+class _Group(_Parsed, click.Group):
     """A group that reports each error in one line, without a traceback, and with --json in one document.
 
     A command is imported when it is called.

@@ -20,7 +20,7 @@ from consensus_orm.external.importing import read_own
 from consensus_orm.external.mirror import Mirror, MirrorStatus
 from consensus_orm.external.named import sink_named
 from consensus_orm.external.stage import Stage
-from consensus_orm.formats import count, duration, moment
+from consensus_orm.formats import count, duration, moment, series
 
 __all__: list[str] = []
 
@@ -322,17 +322,21 @@ def _finding(found: Finding) -> tuple[Any, ...]:
     return (found.id, found.kind, found.item, *of)
 
 
-@external_findings.command("accept", examples=["external findings accept 3 --reason 'known'"])
-@number_argument
+@external_findings.command("accept", examples=["external findings accept 3 7 --reason 'known'"])
+@click.argument("numbers", metavar="ID...", nargs=-1, required=True, type=click.IntRange(min=1))
 @click.option("--reason", metavar="TEXT", required=True, help="Why, for the audit.")
 @sink_option
 @json_option
 @app_command
-def accept_finding(app: App, number: int, reason: str, sink: str | None, as_json: bool) -> None:
-    """Leave finding ID as it is."""
+def accept_finding(app: App, numbers: tuple[int, ...], reason: str, sink: str | None, as_json: bool) -> None:
+    """Leave findings as they are.
+
+    Either all of them are accepted or none.
+    """
     with _mirror(app, sink) as mirror:
-        mirror.accept(number, reason=reason)
-    _tell({"accepted": [number]}, f"finding {number} is accepted", as_json=as_json)
+        mirror.accept_many(numbers, reason=reason)
+    told = f"finding {numbers[0]} is" if len(numbers) == 1 else f"findings {series(numbers)} are"
+    _tell({"accepted": [*numbers]}, f"{told} accepted", as_json=as_json)
 
 
 @external_findings.command("show", examples=["external findings show 3"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from consensus_orm.cli.app import App, app_command, json_option, main
+from consensus_orm.cli.app import App, NumbersType, app_command, json_option, main
 from consensus_orm.cli.confirmation import confirm, yes_option
 from consensus_orm.cli.output import key, one_line, say, show_entries, show_json, table
 from consensus_orm.cli.status import LISTED, all_option, mismatches, number_argument, rejects
@@ -76,17 +76,17 @@ def show_image(app: App, number: int, contents: bool, as_json: bool) -> None:
     _show(app, as_json, contents, lambda migration: migration.image(number, contents=contents))
 
 
-@images.command("restore", examples=["images restore 3 4 --reason 'they were right'"])
-@click.argument("numbers", metavar="ID...", nargs=-1, required=True, type=click.IntRange(min=1))
+@images.command("restore", examples=["images restore 3 7-12 --reason 'they were right'"])
+@click.argument("numbers", metavar="[ID|FIRST-LAST]...", nargs=-1, required=True, type=NumbersType())
 @click.option("--reason", metavar="TEXT", help="Why, for the audit.")
 @yes_option
 @json_option
 @app_command
-def restore_images(app: App, numbers: tuple[int, ...], reason: str | None, yes: bool, as_json: bool) -> None:
+def restore_images(app: App, numbers: tuple[int | range, ...], reason: str | None, yes: bool, as_json: bool) -> None:
     """Put back the rows of images.
 
     Each row is written to the sides of the phase and compared. A row that stands under its key now is kept as an image
-    first.
+    first. Either all of them are put back or none; of several images of one row the newest counts.
     """
     confirm(
         "The rows of these images are put back; a row that stands under the same key now is overwritten, and kept as"
@@ -94,18 +94,15 @@ def restore_images(app: App, numbers: tuple[int, ...], reason: str | None, yes: 
         yes=yes,
         as_json=as_json,
     )
-    done = []
     with app.store() as store:
-        for number in numbers:
-            restored = store.migration.restore_image(number, reason=reason)
-            done.append({"image": number, "not_put_back": restored.not_put_back})
-            if as_json:
-                continue
-            say(f"the row of image {number} was put back")
-            if restored.not_put_back:
-                say(f"  not put back: {', '.join(restored.not_put_back)}; what follows from others is derived again")
+        done = store.migration.restore_images(numbers, reason=reason)
     if as_json:
-        show_json(done)
+        show_json([{"image": number, "not_put_back": row.not_put_back} for number, row in done.items()])
+        return
+    for number, row in done.items():
+        say(f"the row of image {number} was put back")
+        if row.not_put_back:
+            say(f"  not put back: {', '.join(row.not_put_back)}; what follows from others is derived again")
 
 
 def _show(app: App, as_json: bool, contents: bool, look: Callable[[Migration], RowDetail]) -> None:

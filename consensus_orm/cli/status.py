@@ -27,7 +27,7 @@ from consensus_orm.cli.output import (
     show_json,
     table,
 )
-from consensus_orm.formats import count, duration, moment, size
+from consensus_orm.formats import count, duration, moment, series, size
 from consensus_orm.phase import Side
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ REFRESH = 2.0
 
 number_argument = click.argument("number", metavar="ID", type=click.IntRange(min=1))
 reason_required = click.option("--reason", metavar="TEXT", required=True, help="Why, for the audit.")
+all_of_option = click.option(
+    "--all-of", metavar="REASON", help="All open ones with exactly this reason, as it is listed."
+)
 all_option = click.option("--all", "everything", is_flag=True, help="Those that are settled, too.")
 
 
@@ -271,7 +274,7 @@ def _happened(entry: HistoryEntry) -> tuple[object, ...]:
 @app_command
 @click.pass_context
 def mismatches(ctx: click.Context, app: App, everything: bool, as_json: bool) -> None:
-    """List differences between the sides, or accept one."""
+    """List differences between the sides, or accept them."""
     if ctx.invoked_subcommand is not None:
         return
     with app.store() as store:
@@ -308,27 +311,35 @@ def accept_mismatch(app: App, numbers: tuple[int | range, ...], table: str | Non
     _tell_accepted("mismatch", "mismatches", accepted, as_json=as_json)
 
 
+def _require_selection(numbers: tuple[int | range, ...], table: str | None, all_of: str | None) -> None:
+    if not numbers and table is None and all_of is None:
+        raise click.UsageError("give the ID of a reject, --table TABLE or --all-of REASON")
+
+
 def _tell_accepted(one: str, many: str, accepted: list[int], *, as_json: bool) -> None:
     if as_json:
         show_json({"accepted": accepted})
-        return
-    if len(accepted) == 1:
-        say(f"{one} {accepted[0]} is accepted")
-        return
-    named = ", ".join(map(str, accepted[:LISTED])) + (", ..." if len(accepted) > LISTED else "")
-    say(f"{len(accepted):,} {many} are accepted: {named}")
+    else:
+        _tell_decided(one, many, accepted, "accepted")
+
+
+def _tell_decided(one: str, many: str, numbers: list[int], what: str) -> None:
+    if len(numbers) == 1:
+        say(f"{one} {numbers[0]} is {what}")
+    elif numbers:
+        say(f"{len(numbers):,} {many} are {what}: {series(numbers)}")
 
 
 @main.group(
     invoke_without_command=True,
-    examples=["rejects", "rejects show 3", "rejects resolve 3", "rejects accept 3-12 --reason 'test data'"],
+    examples=["rejects", "rejects show 3", "rejects resolve 3 5", "rejects accept 3-12 --reason 'test data'"],
 )
 @all_option
 @json_option
 @app_command
 @click.pass_context
 def rejects(ctx: click.Context, app: App, everything: bool, as_json: bool) -> None:
-    """List rows that cannot be carried, or decide on one."""
+    """List rows that cannot be carried, or decide on them."""
     if ctx.invoked_subcommand is not None:
         return
     with app.store() as store:
@@ -354,19 +365,30 @@ def _named(entry: RejectEntry) -> str | None:
     return " ".join(map(str, (*names, at)))
 
 
-@rejects.command("resolve", examples=["rejects resolve 3"])
-@number_argument
+@rejects.command("resolve", examples=["rejects resolve 3 7-12", "rejects resolve --table orders"])
+@numbers_argument
+@table_option
+@all_of_option
 @json_option
 @app_command
-def resolve_reject(app: App, number: int, as_json: bool) -> None:
-    """Try again to carry the row of reject ID, after what was wrong with it has been mended."""
+def resolve_reject(
+    app: App, numbers: tuple[int | range, ...], table: str | None, all_of: str | None, as_json: bool
+) -> None:
+    """Try again to carry the rows of rejects, after what was wrong with them has been mended.
+
+    The exit code is 1 where a row still cannot be carried: its reject stays open, and the others are resolved. An ID of
+    no open reject leaves all of them as they are.
+    """
+    _require_selection(numbers, table, all_of)
     with app.store() as store:
-        carried = store.migration.resolve_reject(number)
+        tried = store.migration.resolve_rejects(numbers, table=table, all_of=all_of)
+    done = {carried: [number for number in tried if tried[number] is carried] for carried in (True, False)}
     if as_json:
-        show_json({"reject": number, "resolved": carried})
+        show_json({"resolved": done[True], "still_open": done[False]})
     else:
-        say(f"reject {number} is {'resolved: its row was carried' if carried else 'still open: its row differs'}")
-    exit_with(not carried)
+        _tell_decided("reject", "rejects", done[True], "resolved")
+        _tell_decided("reject", "rejects", done[False], "still open, because the sides differ")
+    exit_with(done[False])
 
 
 @rejects.command(
@@ -375,7 +397,7 @@ def resolve_reject(app: App, number: int, as_json: bool) -> None:
 )
 @numbers_argument
 @table_option
-@click.option("--all-of", metavar="REASON", help="All open ones with exactly this reason, as it is listed.")
+@all_of_option
 @reason_required
 @json_option
 @app_command
@@ -386,8 +408,7 @@ def accept_reject(
 
     Either all of them are accepted or none.
     """
-    if not numbers and all_of is None and table is None:
-        raise click.UsageError("give the ID of a reject, --table TABLE or --all-of REASON")
+    _require_selection(numbers, table, all_of)
     with app.store() as store:
         accepted = store.migration.accept_rejects(numbers, table=table, all_of=all_of, reason=reason)
     _tell_accepted("reject", "rejects", accepted, as_json=as_json)

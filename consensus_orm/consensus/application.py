@@ -14,6 +14,7 @@ from consensus_orm.consensus.models.executions import AgentExecution
 from consensus_orm.databases.opening import catalog_behind
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.moves import Moves
+from consensus_orm.phase import Side
 from consensus_orm.schema import inspection
 from consensus_orm.schema.application import Application, Identity, Protection
 from consensus_orm.settings import Settings
@@ -60,7 +61,11 @@ APPLICATION = _Consensus(programs.LEGACY)
 
 def application_of(moves: Moves) -> Application:
     """The application whose tables are moved."""
-    return APPLICATION if moves is CONSENSUS else _Other(pair.legacy_name for pair in moves)
+    return (
+        APPLICATION
+        if moves is CONSENSUS
+        else _Other((pair.legacy_name for pair in moves), moves.tables(Side.NORMALIZED))
+    )
 
 
 def place(url: str | Path | URL | None, settings: Settings) -> str | Path | URL:

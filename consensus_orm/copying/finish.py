@@ -78,10 +78,10 @@ def _sequences(source: Source, state: State, tables: list[Copied], saved: list[E
     """The highest id that each table has given; the same for both sides where these share a sequence."""
     names = [table.name for table in tables if table.is_numbered]
     given = {name: source.catalog.sequence(source, name) for name in names}
-    kept = {entry.name: entry.sequence for entry in saved if entry.sequence is not None}
+    kept = {entry.name.lower(): entry.sequence for entry in saved if entry.sequence is not None}
     for pair in source.statements.moves if state.phase.writes_normalized else ():
         own, legacy = pair.table.name, pair.legacy_name
-        others = [given.get(own), given.get(legacy), kept.get(legacy)]
+        others = [given.get(own), given.get(legacy), kept.get(legacy.lower())]
         others.append(source.catalog.sequence(source, dropped(legacy)))
         highest = max((value for value in others if value is not None), default=None)
         given |= {name: highest for name in (own, legacy) if name in given or name == legacy}

@@ -21,8 +21,8 @@ from consensus_orm.databases.postgresql.backup import Manifest, TableFile
 from consensus_orm.databases.saved_rows import dropped
 from consensus_orm.ledgers import audit, guards, signs
 from consensus_orm.models.control import GuardRecord
-from consensus_orm.phase import Phase
-from consensus_orm.schema.inspection import VERSION_TABLE
+from consensus_orm.phase import Phase, Side
+from consensus_orm.schema.inspection import VERSION_TABLE, is_control
 from consensus_orm.statements.rendering import quoted
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
@@ -48,6 +48,7 @@ def restore_to_server(units: UnitOfWorkFactory[Any], folder: Path) -> dict[str, 
         StorageError: The server failed, or refused a row.
     """
     manifest = backup.read(folder)
+    _require_known(units, manifest, folder)
     state = State(
         prepared=manifest.phase is not None,
         phase=Phase.EXPAND if manifest.phase is None else Phase(manifest.phase),
@@ -59,7 +60,7 @@ def restore_to_server(units: UnitOfWorkFactory[Any], folder: Path) -> dict[str, 
         if not target.is_begun(shape):
             target.prepare(shape, ())
     except errors.CopyError as error:
-        raise errors.RestoreError(str(error), hint=error.hint, path=folder) from error
+        raise errors.RestoreError(error.message, hint=error.hint, path=folder) from error
     target.again(partial(_fill, target, manifest, folder))
     units.identity = target.again(units.inspect)
     return {table.name: table.rows for table in manifest.tables}
@@ -70,11 +71,17 @@ def _fill(target: Target, manifest: Manifest, folder: Path) -> None:
         foreign_keys = target.restored(uow)
         loaded = list(_with_place(uow, manifest, folder))
         for table in loaded:
-            if table.name.startswith("consensus_orm_"):
+            if is_control(table.name):
                 uow._execute(f"DELETE FROM {quoted(table.name)}")
             backup.load(uow, folder, table)
         if not target.state.prepared:
             set_phase(uow, target.state)
+        elif uow._rows("SELECT phase FROM consensus_orm_state") != [(target.state.phase,)]:
+            raise errors.RestoreError(
+                f"the backup {folder} says two phases: its manifest {target.state.phase.name}, its rows another one",
+                hint="no row was restored; give another backup",
+                path=folder,
+            )
         for statement in foreign_keys:
             uow._execute(statement)
         _level(uow, loaded)
@@ -84,6 +91,20 @@ def _fill(target: Target, manifest: Manifest, folder: Path) -> None:
             signs.put_up(uow)
         audit.add(uow, "restore", backup=folder.name, rows={table.name: table.rows for table in loaded})
         uow._execute(f"DROP TABLE {CHECKPOINTS}")
+
+
+def _require_known(units: UnitOfWorkFactory[Any], manifest: Manifest, folder: Path) -> None:
+    """Refuse a backup with rows of other tables: a manifest may name those of another application (rule 13)."""
+    moves = units.statements.moves
+    others = (*moves.originals, *units.application.unmapped)
+    own = {*moves.tables(Side.LEGACY), *moves.tables(Side.NORMALIZED), *(table.name.lower() for table in others)}
+    for name in (table.name for table in manifest.tables):
+        if not is_control(name) and name.lower() not in own:
+            raise errors.RestoreError(
+                f"the backup {folder} holds rows of {name!r:.60}, a table that is in no move",
+                hint="nothing was restored; give a backup of these moves, or name its own (--mapping)",
+                path=folder,
+            )
 
 
 def _with_place(uow: UnitOfWork, manifest: Manifest, folder: Path) -> Iterator[TableFile]:

@@ -102,7 +102,7 @@ def inventory(source: UnitOfWork, *, prepared: bool, unmapped: Sequence[Table], 
         if pair.legacy_name.lower() in there:
             fields = _fields_there(source, pair.legacy_table, extras=extras)
             found.append(Copied(pair.legacy_name, fields, pair.name, _width(pair.legacy_table)))
-    for table in (table for table in unmapped if table.name in there):
+    for table in (table for table in unmapped if table.name.lower() in there):
         fields = _fields_there(source, table, extras=extras, unused=False)
         found.append(_listed_under_first(moves, table, fields))
     if prepared:
@@ -150,9 +150,10 @@ def _fields(table: Table) -> tuple[Field, ...]:
 
 def _fields_there(source: UnitOfWork, table: Table, *, extras: bool, unused: bool = True) -> tuple[Field, ...]:
     """The existing columns of a table that other programs made or altered; without `unused`, those that hold values."""
-    there = source.catalog.columns(source, table.name)
-    known = [field for field in _fields(table) if field.name in there]
-    unknown = sorted(there - {field.name for field in known})
+    there = {source.catalog.folded(name): name for name in source.catalog.columns(source, table.name)}
+    names = {source.catalog.folded(field.name): field for field in _fields(table)}
+    known = [field for name, field in names.items() if name in there]
+    unknown = sorted(own for name, own in there.items() if name not in names)
     if unknown and not extras:
         raise errors.CopyError(
             f"{table.name} has a column {unknown[0]!r:.60} that is not declared: the target has no place for it",

@@ -323,9 +323,9 @@ class Target:
 
     def _add_columns(self, table: Copied) -> None:
         with self.unit() as uow:
-            there = uow.catalog.columns(uow, table.name)
+            there = set(map(uow.catalog.folded, uow.catalog.columns(uow, table.name)))
             for field in table.fields:
-                if field.name not in there:
+                if uow.catalog.folded(field.name) not in there:
                     uow._execute(f"ALTER TABLE {quoted(table.name)} ADD COLUMN {quoted(field.name)} TEXT")
 
 

@@ -507,6 +507,11 @@ class Catalog(ABC):
 
     @staticmethod
     @abstractmethod
+    def folded(name: str) -> str:
+        """A name as the database compares it: SQLite takes `Spec_Id` and `spec_id` for the same column."""
+
+    @staticmethod
+    @abstractmethod
     def dependencies(uow: Transaction) -> Iterator[Dependency]:
         """What other programs have made upon the legacy tables, as far as the catalog knows."""
 
@@ -728,6 +733,17 @@ class Catalog(ABC):
         Each record has the name of the move, the key of the row, a number, the side, and what was done. A server has
         forgotten them then; a file forgets them by `forget_changes`, with what is recorded while they are carried.
         """
+
+    @abstractmethod
+    def inserted(self, uow: Transaction, side: Side) -> int:
+        """A number that this transaction raises by one with each row that it inserts into a side.
+
+        On SQLite it also goes down with each row that is deleted. No other transaction changes it under the lock.
+        """
+
+    @abstractmethod
+    def triggers_of_others(self, uow: Transaction) -> list[str]:
+        """Names of the triggers on mapped tables that this package has not made."""
 
     @abstractmethod
     def forget_changes(self, uow: Transaction, *, after: int) -> None:

@@ -14,6 +14,7 @@ from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.external.canonical import digest
+from consensus_orm.formats import none_of
 from consensus_orm.ledgers.binding import bound, milliseconds, stored
 from consensus_orm.models.external import SinkFinding
 from consensus_orm.times import when
@@ -27,9 +28,9 @@ __all__ = [
     "count_open",
     "listed",
     "newest",
+    "require_open",
     "settle",
     "settle_items",
-    "take",
 ]
 
 REJECTS = ("unsent", "unreadable")
@@ -131,18 +132,19 @@ def listed(uow: Transaction, sink: str, *, everything: bool = False) -> list[Fin
     return [_finding(row) for row in rows]
 
 
-def take(uow: Transaction, sink: str, number: int) -> Finding:
-    """The open finding of a number.
+def require_open(uow: Transaction, sink: str, numbers: Iterable[int]) -> None:
+    """Refuse numbers that no open finding has.
 
     Raises:
-        InvalidValueError: There is none.
+        InvalidValueError: There are such; it names all of them.
     """
-    rows = uow._rows(_ONE, {"of_sink": sink, "number": number})
-    if not rows:
+    absent = [number for number in numbers if not uow._rows(_ONE, {"of_sink": sink, "number": number})]
+    if absent:
         raise errors.InvalidValueError(
-            f"there is no open finding {number}", hint="see: consensus-orm external findings", field="number"
+            none_of(absent, "open finding"),
+            hint="nothing was done; see: consensus-orm external findings",
+            field="number",
         )
-    return _finding(rows[0])
 
 
 def content(uow: Transaction, sink: str, number: int) -> str | None:

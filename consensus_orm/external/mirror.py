@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -310,13 +311,26 @@ class Mirror:
         Raises:
             InvalidValueError: There is no open finding of this number, or the reason is missing.
         """
+        self.accept_many([check.position("number", number)], reason=reason)
+
+    def accept_many(self, numbers: Iterable[int], *, reason: str) -> None:
+        """Leave several findings as they are; all of them are accepted, or none.
+
+        Args:
+            numbers: The numbers of the findings.
+            reason: Why, for the audit.
+
+        Raises:
+            InvalidValueError: A number is that of no open finding, or the reason is missing.
+        """
         why = check.reason("reason", reason)
-        wanted = check.position("number", number)
+        wanted = sorted({check.position("numbers", number) for number in check.several("numbers", numbers)})
 
         def work(uow: UnitOfWork) -> None:
-            found = findings.take(uow, self.sink.name, wanted)
-            findings.settle(uow, self.sink.name, found.id, "accepted", why)
-            audit.add(uow, "sink accept", reason=why, sink=self.sink.name, finding=found.id)
+            findings.require_open(uow, self.sink.name, wanted)
+            for number in wanted:
+                findings.settle(uow, self.sink.name, number, "accepted", why)
+                audit.add(uow, "sink accept", reason=why, sink=self.sink.name, finding=number)
 
         self._store.run(work)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 from sqlalchemy import BindParameter, ClauseElement, bindparam, column
 
+from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.models.base import Key as KeyType
 
-__all__ = ["KEY", "Key", "among", "bound", "keys_of", "milliseconds", "stored"]
+__all__ = ["KEY", "Key", "among", "as_written", "bound", "keys_of", "milliseconds", "stored"]
 
 Key: TypeAlias = int | str | None
 """The primary key of a row of a pair; None where a row cannot be named by it."""
@@ -25,6 +27,28 @@ def stored(uow: Transaction, key: Key) -> Key:
     if uow.statements.rendering.name == "sqlite" or not isinstance(key, str):
         return key
     return json.dumps(key, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def as_written(table: str) -> Iterator[None]:
+    """Tell what a ledger holds that this package never writes there: any program may write to its tables.
+
+    Args:
+        table: The table; its contents are not told.
+
+    Raises:
+        CorruptDatabaseError: What was read has another form.
+    """
+    try:
+        yield
+    except errors.ConsensusError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise errors.CorruptDatabaseError(
+            f"a row of {table} is not what this package wrote",
+            hint="nothing was changed; correct or delete that row, or restore a backup: consensus-orm restore BACKUP",
+            table=table,
+        ) from error
 
 
 def milliseconds(uow: Transaction) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, delete, insert, select
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
-from consensus_orm.formats import count
+from consensus_orm.formats import count, series
 from consensus_orm.ledgers import audit, reads
 from consensus_orm.ledgers.binding import bound, milliseconds
 from consensus_orm.models.control import Acceptance
@@ -107,19 +107,18 @@ def accept(uow: Transaction, names: Collection[str], reason: str) -> list[Depend
     Raises:
         InvalidValueError: There is none of a name, or it cannot be accepted.
     """
-    entries, chosen = found(uow), []
-    for name in names:
-        named = [each for each in entries if name in (each.name, f"{each.kind} {each.name}")]
-        if not named:
-            raise errors.InvalidValueError(
-                f"nothing named {name!r:.100} depends on a legacy table",
-                hint="give a name as it is listed: consensus-orm dependencies",
-                field="names",
-            )
-        for each in named:
-            if each.remedy:
-                raise errors.InvalidValueError(f"{each.told}: {each.remedy}", hint=each.remedy, field="names")
-        chosen += named
+    entries = found(uow)
+    named = {name: [e for e in entries if name in (e.name, f"{e.kind} {e.name}")] for name in names}
+    if absent := [f"{name!r:.100}" for name, those in named.items() if not those]:
+        raise errors.InvalidValueError(
+            f"nothing named {series(absent)} depends on a legacy table",
+            hint="nothing was done; give a name as it is listed: consensus-orm dependencies",
+            field="names",
+        )
+    chosen = list(dict.fromkeys(each for those in named.values() for each in those))
+    for each in chosen:
+        if each.remedy:
+            raise errors.InvalidValueError(f"{each.told}: {each.remedy}", hint=each.remedy, field="names")
     for each in chosen:
         place = {"kind": each.kind, "name": each.name, "table_name": each.table}
         uow._execute(_FORGET, place)

@@ -14,6 +14,7 @@ from sqlalchemy import ClauseElement, ColumnElement, bindparam, case, select
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.declaration.rules import Earliest
+from consensus_orm.ledgers.binding import as_written
 from consensus_orm.models.base import Base
 from consensus_orm.models.control import Mismatch, PhaseChange, Reject, RowImage
 from consensus_orm.phase import Phase, Side
@@ -140,7 +141,16 @@ E = TypeVar("E", bound=BaseModel)
 def _entry(model: type[E], row: Sequence[Any], **read: Callable[[Any], object]) -> E:
     """A record of a row whose columns are in the order of its fields; `read` converts single ones."""
     facts = dict(zip(model.model_fields, row, strict=True))
-    return model(**facts | {name: convert(facts[name]) for name, convert in read.items()})
+    with as_written(_TABLES[model]):
+        return model(**facts | {name: convert(facts[name]) for name, convert in read.items()})
+
+
+_TABLES: dict[type[BaseModel], str] = {
+    HistoryEntry: PhaseChange.__tablename__,
+    MismatchEntry: Mismatch.__tablename__,
+    RejectEntry: Reject.__tablename__,
+    ImageEntry: RowImage.__tablename__,
+}
 
 
 def _when(milliseconds: int | None) -> datetime | None:

@@ -35,7 +35,7 @@ from consensus_orm.declaration.expressions import concatenated, exact_hex, type_
 from consensus_orm.declaration.move import Move
 from consensus_orm.declaration.row_keys import parts
 from consensus_orm.ledgers import audit
-from consensus_orm.ledgers.binding import Key, among, milliseconds
+from consensus_orm.ledgers.binding import Key, among, as_written, milliseconds
 from consensus_orm.models.base import LedgerKey
 from consensus_orm.models.control import RowImage
 from consensus_orm.phase import Side
@@ -226,11 +226,13 @@ def now(uow: Transaction, pair: Move, key: Key, side: Side) -> Cells | None:
     return cells(rows[0][0]) if rows else None
 
 
+@as_written("consensus_orm_images or consensus_orm_rejects")
 def cells(image: str) -> Cells:
     """An image as it is kept, of a reject too."""
-    return {name: (type_, digits) for name, (type_, digits) in json.loads(image).items()}
+    return {name: (str(type_), str(digits)) for name, (type_, digits) in json.loads(image).items()}
 
 
+@as_written("consensus_orm_images or consensus_orm_rejects")
 def text_of(type_: str, digits: str, encoding: str) -> str:
     """A value of an image as text; a blob in hexadecimal digits."""
     if type_ == "blob":
@@ -240,6 +242,7 @@ def text_of(type_: str, digits: str, encoding: str) -> str:
     return bytes.fromhex(digits).decode(encoding, "surrogateescape" if encoding == "utf-8" else "surrogatepass")
 
 
+@as_written("consensus_orm_images or consensus_orm_rejects")
 def value_of(type_: str, digits: str, encoding: str) -> Any:
     """A value of an image as the driver binds it."""
     if type_ == "null":
@@ -280,7 +283,8 @@ def take(uow: Transaction, number: int) -> Image:
     if not rows:
         raise errors.InvalidValueError(f"there is no image {number}", hint="see: consensus-orm images", field="id")
     pair, key, side, image = rows[0]
-    return Image(pair, key, Side(side), cells(image))
+    with as_written(RowImage.__tablename__):
+        return Image(pair, key, Side(side), cells(image))
 
 
 def set_restored(uow: Transaction, number: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,13 +12,14 @@ from sqlalchemy import ClauseElement, bindparam, select
 from consensus_orm import errors
 from consensus_orm import validation as check
 from consensus_orm.databases.base import Transaction
+from consensus_orm.formats import none_of
 from consensus_orm.ledgers.binding import Key
 from consensus_orm.ledgers.entries import UNSETTLED
-from consensus_orm.models.control import Mismatch, Reject
+from consensus_orm.models.control import Mismatch, Reject, RowImage
 
 __all__ = ["Selected", "Selection"]
 
-Ledger = type[Mismatch] | type[Reject]
+Ledger = type[Mismatch] | type[Reject] | type[RowImage]
 
 
 class Selected(NamedTuple):
@@ -64,11 +65,16 @@ class Selection:
         """The entries, in order of their numbers.
 
         Raises:
-            InvalidValueError: A number, a range, the table or the reason has no open entry.
+            InvalidValueError: A number, a range, the table or the reason has no open entry; it names all such numbers.
         """
         found: set[Selected] = set()
+        absent: list[int | range] = []
         for number in self.numbers:
-            found |= _numbered(uow, ledger, number)
+            numbered = _numbered(uow, ledger, number)
+            found |= numbered
+            absent += [] if numbered else [number]
+        if absent:
+            raise _none_of(ledger, absent)
         if self.table is not None or self.all_of is not None:
             found |= self._grouped(uow, ledger)
         return sorted(found)
@@ -101,7 +107,7 @@ class Selection:
             field = "table" if self.all_of is None else "all_of"
             which = f"of table {self.table:.60}" if self.all_of is None else "has this reason"
             raise errors.InvalidValueError(
-                f"no open {_noun(ledger)} {which}", hint=f"see: consensus-orm {_command(ledger)}", field=field
+                f"no {_nouns(ledger)[0]} {which}", hint=f"see: consensus-orm {_command(ledger)}", field=field
             )
         return found
 
@@ -118,33 +124,42 @@ def _number(given: object) -> int | range:
 
 def _numbered(uow: Transaction, ledger: Ledger, number: int | range) -> set[Selected]:
     first, last = (number[0], number[-1]) if isinstance(number, range) else (number, number)
-    found = {Selected(*row) for row in uow._rows(_in_range(ledger), {"first": first, "last": last})}
-    if not found:
-        which = f"from {first} to {last}" if isinstance(number, range) else str(number)
-        raise errors.InvalidValueError(
-            f"there is no open {_noun(ledger)} {which}", hint=f"see: consensus-orm {_command(ledger)}", field="id"
-        )
-    return found
+    # A number may name an image that was put back before, a range does not.
+    statement = _in_range(ledger, ledger is not RowImage or isinstance(number, range))
+    return {Selected(*row) for row in uow._rows(statement, {"first": first, "last": last})}
 
 
-def _noun(ledger: Ledger) -> str:
-    return "mismatch" if ledger is Mismatch else "reject"
+def _none_of(ledger: Ledger, absent: Sequence[int | range]) -> errors.InvalidValueError:
+    """The error that names all numbers that no entry has."""
+    told = [f"from {each[0]} to {each[-1]}" if isinstance(each, range) else str(each) for each in absent]
+    return errors.InvalidValueError(
+        none_of(told, *_nouns(ledger)),
+        hint=f"nothing was done; see: consensus-orm {_command(ledger)}",
+        field="id",
+        absent=told,
+    )
+
+
+def _nouns(ledger: Ledger) -> tuple[str, str]:
+    plural = _command(ledger) if ledger is RowImage else f"open {_command(ledger)}"
+    return plural.removesuffix("es" if ledger is Mismatch else "s"), plural
 
 
 def _command(ledger: Ledger) -> str:
-    return "mismatches" if ledger is Mismatch else "rejects"
+    return "images" if ledger is RowImage else "mismatches" if ledger is Mismatch else "rejects"
 
 
 @cache
-def _in_range(ledger: Ledger) -> ClauseElement:
-    return _open(ledger, ledger.id.between(bindparam("first"), bindparam("last")))
+def _in_range(ledger: Ledger, only_open: bool) -> ClauseElement:
+    return _listed(ledger, only_open, ledger.id.between(bindparam("first"), bindparam("last")))
 
 
 @cache
 def _of_pair(ledger: Ledger, with_reason: bool) -> ClauseElement:
     reasons = [Reject.reason == bindparam("reason")] if with_reason else []
-    return _open(ledger, ledger.pair == bindparam("pair"), *reasons)
+    return _listed(ledger, True, ledger.pair == bindparam("pair"), *reasons)
 
 
-def _open(ledger: Ledger, *where: Any) -> ClauseElement:
-    return select(ledger.id, ledger.pair, ledger.key).where(UNSETTLED[ledger], *where).order_by(ledger.id)
+def _listed(ledger: Ledger, only_open: bool, *where: Any) -> ClauseElement:
+    of_state = [UNSETTLED[ledger]] if only_open else []
+    return select(ledger.id, ledger.pair, ledger.key).where(*of_state, *where).order_by(ledger.id)

@@ -6,11 +6,12 @@ come out equal becomes a reject, and is not left half carried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move
+from consensus_orm.formats import series
 from consensus_orm.ledgers import changes, images, rejects
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.migration import keyless
@@ -33,6 +34,7 @@ __all__ = [
     "reject",
     "reject_unequal",
     "rejected_dependents",
+    "require_carriable",
     "require_dual_write",
     "settle_unequal",
     "unequal_among",
@@ -94,7 +96,8 @@ def carry_fitting(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, wh
     wanted = list(keys)
     if not wanted:
         return 0
-    kept = unless_refused(uow, lambda: carry(uow, pair, wanted, to, why))
+    adopts = to is uow.phase.truth
+    kept = unless_refused(uow, lambda: carry(uow, pair, wanted, to, why, adopts=adopts))
     if kept is not None:
         return kept
     if len(wanted) == 1:
@@ -230,23 +233,38 @@ def reject(uow: UnitOfWork, pair: Move, keys: set[Key], source: Side) -> Rejecte
     return Rejected(keys, sum(rejects.reject(uow, pair, key, source, reasons.get(key, reason)) for key in keys))
 
 
+def require_carriable(uow: UnitOfWork, chosen: Mapping[int, rejects.OpenReject]) -> None:
+    """Refuse rejects whose row stands nowhere any more: it was deleted, or another one has its id.
+
+    Raises:
+        InvalidValueError: There are such; it names their numbers.
+    """
+    lost = [number for number, reject in chosen.items() if not _is_carriable(uow, reject)]
+    if lost:
+        raise errors.InvalidValueError(
+            f"nothing is left to carry of reject{'' if len(lost) == 1 else 's'} {series(lost)}",
+            hint="nothing was done; their images are kept: accept them with a reason",
+            field="id",
+        )
+
+
+def _is_carriable(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
+    if keyless.concerns(of):
+        return True
+    usable = of.key is not None and of.reason != ID_TAKEN_TWICE
+    return usable and bool(uow._rows(uow.statements[of.pair].present(of.side), among([of.key])))
+
+
 def carry_reject(uow: UnitOfWork, of: rejects.OpenReject) -> bool:
     """Carry a rejected row from where it stands to the other side, while both sides are written.
 
     Returns:
         Whether it came out equal; where it did not, nothing has changed. Of a row whose key could not be used,
         whether it has another one by now, or is gone.
-
-    Raises:
-        InvalidValueError: Its row stands nowhere any more: it was deleted, or another one has its id.
     """
-    pair, key, side, reason, _ = of
+    pair, key, side, *_ = of
     if keyless.concerns(of):
         return not keyless.stands(uow, of)
-    if key is None or reason == ID_TAKEN_TWICE or not uow._rows(uow.statements[pair].present(side), among([key])):
-        raise errors.InvalidValueError(
-            "nothing is left to carry of this reject", hint="its image is kept; accept it with a reason", field="id"
-        )
     keys = [key, *rejected_dependents(uow, pair, [key], side)]
     carry_fitting(uow, pair, keys, side.other, "a reject was resolved")
     reject_unequal(uow, pair, keys, side)

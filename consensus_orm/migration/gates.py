@@ -243,9 +243,8 @@ def undecided_text(rows: int, phase: Phase) -> str:
 def _unknown_columns(uow: UnitOfWork) -> Iterator[Obstacle]:
     for pair in uow.statements.moves:
         there = uow.catalog.columns(uow, pair.legacy_table.name)
-        known = {*pair.legacy_columns, *pair.without, *pair.only[Side.LEGACY]}
-        missing = {name.lower() for name in known - there}  # SQLite takes a name in other letters for the same
-        for name in sorted(name for name in there - known if name.lower() not in missing):
+        known = set(map(uow.catalog.folded, (*pair.legacy_columns, *pair.without, *pair.only[Side.LEGACY])))
+        for name in sorted(name for name in there if uow.catalog.folded(name) not in known):
             yield Obstacle(
                 f"{pair.legacy_table.name} has a column {name!r} that no move speaks of, so it would be lost;"
                 " declare it in the move (`columns` or `without`) or drop it"

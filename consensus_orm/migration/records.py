@@ -10,7 +10,7 @@ from consensus_orm.databases import guard_record
 from consensus_orm.databases.lock import Lock
 from consensus_orm.databases.opening import catalog
 from consensus_orm.databases.step_backups import StepBackups
-from consensus_orm.ledgers import dependencies, entries, reads
+from consensus_orm.ledgers import dependencies, entries, guards, reads
 from consensus_orm.ledgers.dependencies import DependencyEntry
 from consensus_orm.migration import details, gates
 from consensus_orm.migration.details import RowDetail
@@ -113,14 +113,16 @@ class MigrationRecords:
         """What will keep a gate shut on the way to CONTRACT, as far as the catalog knows today; writes nothing.
 
         It needs no upgrade before it, and comes before everything else: what others use of the legacy tables, keys that
-        are none, columns that no move speaks of, rows that this role does not see.
+        are none, columns that no move speaks of, rows that this role does not see, and what other programs have taken
+        away since the upgrade.
 
         Returns:
             Each obstacle, with the command that helps.
         """
 
         def look(uow: UnitOfWork) -> list[str]:
-            return [obstacle.text for obstacle in gates.known_from_the_start(uow, self._phase_of(uow))]
+            flaws = [flaw.told for flaw in guards.look(uow)] if uow.prepared else []
+            return flaws or [obstacle.text for obstacle in gates.known_from_the_start(uow, self._phase_of(uow))]
 
         return self._looking.run(look)
 

@@ -119,6 +119,7 @@ class Application:
 
     Args:
         legacy: The names of its legacy tables; where one of them exists, a database starts at EXPAND.
+        normalized: The names of its normalized tables.
 
     Attributes:
         tables: Its tables that the revisions create.
@@ -130,8 +131,9 @@ class Application:
     unmapped: tuple[Table, ...] = ()
     protection: Protection | None = None
 
-    def __init__(self, legacy: Iterable[str]) -> None:
+    def __init__(self, legacy: Iterable[str], normalized: Iterable[str] = ()) -> None:
         self.legacy = tuple(legacy)
+        self._mapped = {*map(str.lower, self.legacy), *map(str.lower, normalized)}
 
     @property
     def is_known_to_revisions(self) -> bool:
@@ -158,6 +160,7 @@ class Application:
         there = catalog.relations(connection)
         found = inspection.tables(connection, there, inspection.is_control)
         version = inspection.revision(connection, found)
+        inspection.refuse_views(there, self._mapped.__contains__, has_revision=version is not None)
         if version is None:
             inspection.refuse_stray_tables(found)
         elif version == inspection.REVISIONS[-1]:

@@ -23,6 +23,7 @@ __all__ = [
     "lost",
     "refuse_another_move",
     "refuse_stray_tables",
+    "refuse_views",
     "revision",
     "table_names",
     "tables",
@@ -57,9 +58,6 @@ def table_names(there: Relations) -> set[str]:
 def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool]) -> Tables:
     """The tables of our names with their columns.
 
-    Where a database has a revision, a view may stand where a table of the moves was: a sign of ours at CONTRACT, or one
-    of another program. The status names it, as it names a table that is missing (`ledgers.guards`).
-
     Args:
         connection: A connection of the driver.
         there: What `Catalog.relations` found.
@@ -70,11 +68,35 @@ def tables(connection: Any, there: Relations, is_ours: Callable[[str], bool]) ->
     """
     ours = {name.lower(): facts for name, facts in there.items() if is_ours(name.lower())}
     found = {name: columns() for name, (kind, columns) in ours.items() if kind == "table"}
-    has_revision = revision(connection, found) is not None
-    for name in ours.keys() - found.keys() - {FENCE, MARK}:
-        if is_control(name) or not has_revision:
-            raise errors.UnknownSchemaError(f"{name} is a {ours[name][0]}, not a table", table=name)
+    refuse_views(there, is_ours, has_revision=revision(connection, found) is not None)
     return found
+
+
+def refuse_views(there: Relations, is_ours: Callable[[str], bool], *, has_revision: bool) -> None:
+    """Refuse views, with triggers or not, and virtual tables under our names: a phase cannot be guarded on them.
+
+    Where a database has a revision, a view may stand where a table of the moves was: a sign of ours at CONTRACT, or one
+    of another program. The status names it, as it names a table that is missing (`ledgers.guards`).
+
+    Args:
+        there: What `Catalog.relations` found.
+        is_ours: Recognizes a name of ours, in lower case.
+        has_revision: Whether the database has one.
+
+    Raises:
+        UnknownSchemaError: There is one.
+    """
+    for name, (kind, _) in sorted(there.items()):
+        own = name.lower()
+        if kind == "table" or own in (FENCE, MARK) or not is_ours(own):
+            continue
+        if is_control(own) or not has_revision:
+            raise errors.UnknownSchemaError(
+                f"{own} is a {kind}, not a table",
+                hint="nothing was changed; rows are moved from table to table: give that name to the table itself, or"
+                " point consensus_orm at another database",
+                table=own,
+            )
 
 
 def revision(connection: Any, found: Tables) -> str | None:

@@ -172,6 +172,10 @@ def test_reject_is_told_resolved_and_accepted(database: Database, run: Run) -> N
     ]
     first, second = (str(reject["id"]) for reject in found)
     assert "still open" in run("rejects", "resolve", first, code=1).stdout
+    assert "there are no open rejects 98, 99" in run("rejects", "resolve", first, "98", "99", code=2).stderr
+    tried = json.loads(run("rejects", "resolve", first, second, "--json", code=1).stdout)
+    assert tried == {"resolved": [], "still_open": [int(first), int(second)]}
+    run("rejects", "resolve", code=2)
     database.heal()
     if database.kind == "sqlite":
         database.script("DROP TRIGGER fault_too")

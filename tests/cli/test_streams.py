@@ -187,7 +187,9 @@ def test_a_library_call_prints_nothing_and_loads_nothing_optional(tmp_path: Path
 # stdout ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["history"], ["rollback", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["status"], ["status", "--json"], ["history"], ["rollback", "--json"], ["--help"], ["copy", "--help"]]
+)
 @pytest.mark.parametrize("kind", ["full", "closed", "broken"])
 def test_output_that_cannot_be_written(kind: str, words: list[str], tmp_path: Path) -> None:
     """Exit code 1 and one line that says what stands; none where the reader has gone, as `head` does."""

@@ -97,6 +97,40 @@ def test_the_phases_go_on_behind_a_copy(sources: Sources, url: str, tmp_path: Pa
     assert foreign_definitions(tmp_path / "back.db", *LEGACY) == foreign_definitions(original, *LEGACY)
 
 
+def in_other_letters(path: Path) -> None:
+    """Two rows that agree in all but the id and the agent, in tables and columns that SQLite takes for the usual."""
+    with builders.writing(path) as connection:
+        renamed = builders.ARTIFACTS.replace("consensus_artifacts", "Consensus_Artifacts")
+        connection.executescript(renamed.replace("id INTEGER", "ID INTEGER").replace("spec_id", "Spec_Id"))
+        connection.executescript(builders.SYNTHESIS)
+        connection.execute(f"CREATE TABLE Agent_Executions ({builders.EXECUTIONS_CREATED[11].upper()})")
+        for agent in ("a", "b"):
+            rows.insert(connection, "consensus_artifacts", {**rows.ROUND, "content_json": "x", "agent_name": agent})
+            rows.insert(connection, "agent_executions", {**builders.EXECUTIONS[0], "agent_id": agent})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "phase", [Phase.EXPAND, Phase.DUAL_WRITE, Phase.CONTRACT], ids=lambda phase: phase.name.lower()
+)
+def test_names_in_other_letters_are_copied_as_the_same(
+    sources: Sources, url: str, tmp_path: Path, phase: Phase
+) -> None:
+    """A server has the declared names, a file its own ones; neither loses a row, or gets a column twice."""
+    source, original = sources(in_other_letters, phase), sources(in_other_letters, Phase.EXPAND)
+    moved(source, url)
+    moved(url, tmp_path / "round.db")
+    moved(source, tmp_path / "direct.db")
+    for copy in (tmp_path / "round.db", tmp_path / "direct.db"):
+        for table in sides(phase):
+            assert oracle.rows(copy, table) == oracle.rows(source, table), table
+        with ConsensusStore.open(copy, settings=SETTINGS) as store:
+            take_to(store, Phase.EXPAND)
+        assert oracle.legacy(copy) == oracle.legacy(original)
+        assert foreign_definitions(copy, *LEGACY) == foreign_definitions(original, *LEGACY)
+        assert len(oracle.rows(copy, "agent_executions")) == 2
+
+
 @pytest.mark.long
 def test_the_way_back_from_contract_survives_a_copy(sources: Sources, url: str, tmp_path: Path) -> None:
     """A file at CONTRACT that went over a server rolls back to the legacy tables it once had, sequences and all."""

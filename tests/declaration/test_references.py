@@ -131,6 +131,18 @@ def test_what_refers_to_a_reject_is_one_and_heals_with_it(store: Store, new_data
     assert store.migration.verify().differences == ()
 
 
+def test_rejects_that_refer_to_each_other_are_resolved_in_any_order(store: Store, new_database: Database) -> None:
+    """A row comes before the row that it refers to, both are named at once, and one call carries both."""
+    new_database.script(f"{KINDS} (1, 0, 2), (2, 9, NULL), (3, 9, NULL)")
+    store.migration.advance()
+    store.migration.backfill()
+    new_database.script("UPDATE nodes_old SET kind = 0 WHERE id = 2")
+    numbers = {each.key: each.id for each in store.migration.rejects()}
+    tried = store.migration.resolve_rejects([numbers[1], numbers[2], numbers[3]])
+    assert tried == {numbers[1]: True, numbers[2]: True, numbers[3]: False}
+    assert nodes(new_database) == [(1, 2), (2, None)]
+
+
 def test_what_refers_to_a_row_that_goes_becomes_a_reject(store: Store, new_database: Database) -> None:
     """The row goes where the truth has lost it, and a row that only refers to it is not changed without a word."""
     new_database.script(f"{KINDS} (1, 0, NULL), (2, 0, 1), (3, 0, 2), (4, 0, NULL)")

@@ -59,6 +59,8 @@ def test_the_whole_way(call: Any, new_database: Database, tmp_path: Path) -> Non
     assert json.loads(call("external findings show 1").stdout) == {"name": "note", "content": "no artifact"}
     refused = call("external advance mirror --json", 1)
     assert json.loads(refused.stdout)["refused"] == ["1 finding is open; see: " + _spelled(new_database, "findings")]
+    assert "no open findings 7, 8" in call("external findings accept 8 1 7 --reason note", 2).stderr
+    call("external findings", 1)
     call("external findings accept 1 --reason note")
     assert "the stage is MIRROR" in call("external advance mirror").stdout
     key, *_ = written(new_database, 3)

@@ -178,6 +178,8 @@ def test_steps_need_their_stage(store: ConsensusStore, step: str) -> None:
         ("rollback", {"to": "detached"}),
         ("accept", {"number": 1, "reason": "none of this number"}),
         ("accept", {"number": -1, "reason": "x"}),
+        ("accept_many", {"numbers": [1, 2], "reason": "none of these numbers"}),
+        ("accept_many", {"numbers": "12", "reason": "a text"}),
         ("accept", {"number": 1, "reason": " "}),
         ("kept", {"number": "x"}),
     ],

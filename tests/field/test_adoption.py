@@ -217,6 +217,29 @@ def test_columns_in_other_letters_are_the_same(path: Path) -> None:
     assert oracle.legacy(path) == rows
 
 
+def test_ids_of_a_table_in_other_letters_are_given_once(path: Path) -> None:
+    """SQLite counts the ids of a table under the letters of its name: none is given twice, on the way and back."""
+    insert = "INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) VALUES ('S', 'p', 'a', 'x')"
+    with builders.writing(path) as connection:
+        connection.executescript(builders.ARTIFACTS.replace("consensus_artifacts", "Consensus_Artifacts"))
+        connection.executescript(builders.SYNTHESIS)
+        connection.execute(insert)
+    given = [1]
+    with ConsensusStore.open(path) as store:
+        for phase in (*Phase, Phase.EXPAND):
+            bring(store, phase) if phase >= store.migration.phase else store.migration.rollback(phase)
+            with store.unit_of_work() as uow:
+                given.append(uow.artifacts.add(spec_id="T", stage="p", agent_name="a", content_json="x").id)
+            with store.unit_of_work() as uow:
+                assert uow.artifacts.delete(spec_id="T") == 1
+    with builders.writing(path) as connection:
+        connection.execute(insert)
+    assert given == sorted(set(given))
+    assert read(path, f"SELECT max(id) > {given[-1]} FROM consensus_artifacts") == [(1,)]
+    counted = "SELECT name FROM sqlite_sequence WHERE name LIKE 'consensus_artifacts'"
+    assert read(path, counted) == [("Consensus_Artifacts",)]
+
+
 def test_adoption_works_on_a_database_in_memory(open_engine: Open) -> None:
     """A database in memory, which has one connection, is upgraded like any other."""
     engine = open_engine(Path(":memory:"))

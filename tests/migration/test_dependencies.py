@@ -107,8 +107,8 @@ def test_only_what_is_there_can_be_accepted(store: ConsensusStore, database: Dat
     """All names or none are accepted; a foreign key cannot be."""
     database.script("CREATE VIEW report AS SELECT spec_id FROM consensus_artifacts")
     store.migration.upgrade()
-    with pytest.raises(errors.InvalidValueError, match="nothing named 'nowhere'") as unknown:
-        store.migration.accept_dependencies([names_of(store).pop(), "nowhere"], reason="a test")
+    with pytest.raises(errors.InvalidValueError, match="nothing named 'nowhere', 'else' depends") as unknown:
+        store.migration.accept_dependencies(["nowhere", names_of(store).pop(), "else"], reason="a test")
     assert unknown.value.field == "names"
     with pytest.raises(errors.InvalidValueError, match="reason"):
         store.migration.accept_dependencies(list(names_of(store)), reason=" ")

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
-from consensus_orm import ConsensusStore, Phase
+from consensus_orm import ConsensusStore, Phase, Store
+from consensus_orm.databases.opening import parse_url
 from consensus_orm.errors import GateClosedError, GuardsBrokenError, TableMissingError, UnknownSchemaError
 from consensus_orm.phase import Side
 from consensus_orm.settings import Settings
+from tests.support import shop
 from tests.support.databases import Database, build_legacy
 
 pytestmark = pytest.mark.long
@@ -161,3 +164,43 @@ def test_executions_that_are_gone_leave_the_rest_alone(store: ConsensusStore, da
         write(again, "goes on")
         with pytest.raises(TableMissingError, match="agent_executions"), again.unit_of_work(read_only=True) as uow:
             uow.executions.in_flight()
+
+
+def as_view(database: Database, table: str) -> None:
+    """Rename a table and put a view in its place that takes inserts, as an application does that renames its tables."""
+    body = "INSERT INTO elsewhere (id) VALUES (NEW.id)"
+    instead = (
+        f"CREATE TRIGGER takes INSTEAD OF INSERT ON {table} BEGIN {body}; END"
+        if database.kind == "sqlite"
+        else f"CREATE FUNCTION takes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NEW; END $$;"
+        f" CREATE TRIGGER takes INSTEAD OF INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION takes()"
+    )
+    database.script(
+        f"ALTER TABLE {table} RENAME TO elsewhere; CREATE VIEW {table} AS SELECT * FROM elsewhere; {instead}"
+    )
+
+
+@pytest.mark.parametrize("table", ["Orders_Old", "addresses"])
+def test_a_view_in_place_of_a_table_of_ones_own_is_refused_at_the_first_step(
+    new_database: Database, table: str
+) -> None:
+    """Of any declaration, a legacy table or a parent: no step begins, the view is named, and nothing is made."""
+    engine = create_engine(parse_url(new_database.where))
+    shop.Base.metadata.create_all(engine)
+    engine.dispose()
+    as_view(new_database, f'"{table}"')
+    for _ in range(2):
+        with pytest.raises(UnknownSchemaError, match=f"{table.lower()} is a view, not a table"):
+            Store.open(new_database.where, moves=shop.MOVES)
+    catalog = "sqlite_master" if new_database.kind == "sqlite" else "information_schema.tables"
+    name = "name" if new_database.kind == "sqlite" else "table_name"
+    assert new_database.rows_of(f"SELECT 1 FROM {catalog} WHERE {name} LIKE ?", "consensus_orm_%") == []
+
+
+def test_a_check_names_a_view_that_came_later(store: ConsensusStore, database: Database) -> None:
+    """What has taken the name of a table since the upgrade is named by the command that knows all gates, too."""
+    store.migration.upgrade()
+    assert store.migration.check() == []
+    as_view(database, "consensus_artifacts")
+    (told,) = store.migration.check()
+    assert "a view has its name: drop or rename that view" in told

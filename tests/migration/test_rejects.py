@@ -73,6 +73,10 @@ SPOIL = {
     " CREATE TRIGGER spoil BEFORE INSERT OR UPDATE ON agent_outputs FOR EACH ROW WHEN (NEW.id IN (5, 6))"
     " EXECUTE FUNCTION spoil()",
 }
+UNSPOIL = {
+    "sqlite": "DROP TRIGGER spoil_INSERT; DROP TRIGGER spoil_UPDATE",
+    "postgresql": "DROP FUNCTION spoil() CASCADE",
+}
 ODD_CELLS = {
     "sqlite": "response_text = x'00ff', created_at = 0.1",
     "postgresql": "response_text = '\\xff', run_id = ''",
@@ -120,6 +124,33 @@ def test_a_mended_reject_is_resolved(store: ConsensusStore, database: Database, 
         store.migration.resolve_reject(reject.id)
     forward(store, Phase.CUTOVER)
     assert database.legacy() == database.normalized()
+
+
+def test_rejects_are_resolved_together_and_an_unknown_number_resolves_none(
+    store: ConsensusStore, database: Database
+) -> None:
+    """One error names all numbers of no open reject; else each row that was mended is carried, and no other row."""
+
+    def stand() -> tuple[list[int], list[str]]:
+        carried = database.rows_of("SELECT id FROM agent_outputs WHERE id IN (5, 6)")
+        states = database.rows_of("SELECT state FROM consensus_orm_rejects ORDER BY id")
+        return [key for (key,) in carried], [state for (state,) in states]
+
+    forward(store, Phase.DUAL_WRITE)
+    database.script(SPOIL[database.kind])
+    store.migration.backfill()
+    first, second = [reject.id for reject in store.migration.rejects()]
+    assert store.migration.resolve_rejects([range(first, second + 1)]) == {first: False, second: False}
+    database.script(UNSPOIL[database.kind])
+    with pytest.raises(InvalidValueError, match="no open rejects 98, from 200 to 209, 99: nothing was done"):
+        store.migration.resolve_rejects([first, 98, second, range(200, 210), 99])
+    assert stand() == ([], ["open", "open"])
+    database.script(SPOIL[database.kind].replace("(5, 6)", "(6)"))
+    assert store.migration.resolve_rejects(table="artifacts") == {first: True, second: False}
+    assert stand() == ([5], ["resolved", "open"])
+    database.script("DELETE FROM consensus_artifacts WHERE id = 6")
+    with pytest.raises(InvalidValueError, match=f"nothing is left to carry of reject {second}"):
+        store.migration.resolve_rejects([second])
 
 
 @pytest.mark.long

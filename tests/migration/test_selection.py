@@ -78,6 +78,31 @@ def test_mismatches_are_accepted_together_or_not_at_all(store: ConsensusStore, d
     assert still(database) == 4
 
 
+def test_images_are_put_back_together_or_not_at_all(store: ConsensusStore, database: Database) -> None:
+    """A number that no image has leaves the rows as they are; of several images of one row the newest counts."""
+
+    def contents() -> list[object]:
+        rows = database.rows_of("SELECT content FROM agent_outputs WHERE id IN (1, 2) ORDER BY id")
+        return [content for (content,) in rows]
+
+    ready(store, Phase.CUTOVER)
+    before = contents()
+    for what in ("older", "newer"):
+        database.script(f"UPDATE consensus_artifacts SET content_json = '{what}' WHERE id IN (1, 2)")
+        store.migration.reconcile(foreign="repair")
+    numbers = [image.id for image in store.migration.images() if image.key in (1, 2)]
+    told = call(database, "images", "restore", *map(str, numbers), "800", "900", "--yes", code=2).stderr
+    assert "there are no images 800, 900" in told
+    assert contents() == before
+    call(database, "images", "restore", f"{numbers[0]}-{numbers[-1]}", "--yes")
+    assert contents() == ["newer", "newer"]
+    assert database.legacy() == database.normalized()
+    refused = call(database, "images", "restore", f"{numbers[0]}-{numbers[-1]}", "--yes", code=2).stderr
+    assert f"no image from {numbers[0]} to {numbers[-1]}" in refused, "a range has only those not yet put back"
+    call(database, "images", "restore", str(numbers[0]), "--yes")
+    assert contents()[0] == "older"
+
+
 @pytest.mark.parametrize(
     ("numbers", "table", "message"),
     [

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from consensus_orm import ConsensusStore, Phase
-from tests.migration.steps import _raise, forward, image
+from consensus_orm.errors import MigrationError
+from tests.migration.steps import _raise, forward, image, ready
 from tests.support.databases import Database
 from tests.support.dependencies import accept_dependencies
 
@@ -65,6 +66,54 @@ def test_what_comes_back_is_not_what_triggers_make_of_it(
     assert image(database) == before
     assert switches(database) == switched
     assert database.scalar("SELECT count(*) FROM seen") == 1
+    assert store.migration.verify().clean
+
+
+ECHOES = {
+    Phase.DUAL_WRITE: (
+        "consensus_artifacts",
+        """INSERT INTO agent_outputs (id, run_id, agent_name, content, output_timestamp)
+        SELECT NEW.id + 1000, (SELECT max(id) FROM consensus_runs), NEW.agent_name, NEW.content_json, 0""",
+    ),
+    Phase.CUTOVER: (
+        "agent_outputs",
+        """INSERT INTO consensus_artifacts (id, spec_id, stage, agent_name, content_json)
+        SELECT NEW.id + 1000, 'ECHO', 's', NEW.agent_name, NEW.content""",
+    ),
+}
+"""By phase, a trigger on the side that is read which writes a copy of each row, under another id, to the other side."""
+
+
+@pytest.mark.parametrize("phase", ECHOES, ids=lambda phase: phase.name.lower())
+def test_rows_that_a_trigger_makes_of_adopted_rows_are_refused(
+    store: ConsensusStore, database: Database, phase: Phase
+) -> None:
+    """A unit of work notices the copy that a trigger makes; no reconcile adopts one while that makes the next copy.
+
+    Without the trigger what it has written is adopted as any row of another program (rule 6).
+    """
+
+    def ids() -> list[list[int]]:
+        tables = ("consensus_artifacts", "agent_outputs")
+        return [[key for (key,) in database.rows_of(f"SELECT id FROM {table} ORDER BY id")] for table in tables]
+
+    ready(store, phase)
+    database.fault("AFTER INSERT", *ECHOES[phase])
+    with store.unit_of_work() as uow:
+        mine = uow.artifacts.add(spec_id="SPEC-A", stage="s", agent_name="a", content_json="{}").id
+    legacy, normalized = before = ids()
+    assert set(normalized) ^ set(legacy) == {mine + 1000}
+    assert store.migration.status().foreign_writes == 1
+    assert store.migration.status().gate != []
+    for foreign in (None, "adopt"):
+        with pytest.raises(MigrationError, match=r"nothing of this step was kept; drop or disable it \(fault\)"):
+            store.migration.reconcile(foreign=foreign)
+        assert ids() == before
+    database.heal()
+    store.migration.reconcile()
+    assert ids() == [sorted({*legacy, *normalized})] * 2
+    assert database.legacy() == database.normalized()
+    assert store.migration.reconcile().actions == ()
     assert store.migration.verify().clean
 
 

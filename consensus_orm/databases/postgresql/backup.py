@@ -27,6 +27,7 @@ from consensus_orm.databases.saved_rows import dropped
 from consensus_orm.databases.statistics import BackupReport
 from consensus_orm.declaration.attributes import table_of
 from consensus_orm.models.control import ReadCount
+from consensus_orm.phase import Phase
 from consensus_orm.statements.rendering import quoted
 
 __all__ = ["MANIFEST", "Manifest", "TableFile", "backup", "is_backup", "load", "read"]
@@ -96,7 +97,7 @@ class Manifest(BaseModel):
     build: str = __version__
     database: str
     server: str
-    phase: int | None
+    phase: Phase | None
     reversible: bool
     tables: tuple[TableFile, ...]
 
@@ -179,7 +180,7 @@ def _write(engine: Engine, folder: Path, tables: Collection[str], progress: Call
         manifest = Manifest(
             database=str(engine.url.database),
             server=connection.execute("SELECT current_setting('server_version')").fetchone()[0],
-            phase=_phase(connection) if STATE in there else None,
+            phase=Phase(_phase(connection)) if STATE in there else None,
             reversible=any(dropped(name) in there for name in tables),
             tables=tuple(_copied(engine, connection, folder, found, progress)),
         )

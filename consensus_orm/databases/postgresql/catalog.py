@@ -26,6 +26,7 @@ from consensus_orm.databases.base import (
     Transaction,
     Trigger,
 )
+from consensus_orm.databases.guard_record import ours
 from consensus_orm.databases.postgresql import access, own_reads, rights, triggers
 from consensus_orm.databases.postgresql.dependencies import dependencies
 from consensus_orm.databases.postgresql.fence import COOKIE
@@ -95,6 +96,18 @@ _REPLICATION = (
 _FORGET_GUARDS = delete(GuardRecord)
 _TAKE_WRITTEN = (
     delete(Change).where(Change.id < 0).returning(Change.pair, Change.key, Change.id, Change.side, Change.op)
+)
+
+
+_TABLES = (
+    "(SELECT coalesce(p.relid, to_regclass(quote_ident(n.name))) AS relid FROM unnest(CAST(? AS TEXT[])) AS n(name)"
+    " LEFT JOIN pg_partition_tree(to_regclass(quote_ident(n.name))) AS p ON true) AS mapped"
+)
+"""Tables with their partitions: only of partitioned ones does the function give rows."""
+_INSERTED = f"SELECT coalesce(sum(pg_stat_get_xact_tuples_inserted(relid)), 0) FROM {_TABLES}"
+_TRIGGERS = (
+    f"SELECT t.tgname, c.relname FROM {_TABLES} JOIN pg_trigger AS t ON t.tgrelid = relid"
+    " JOIN pg_class AS c ON c.oid = relid WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgparentid = 0"
 )
 
 
@@ -177,6 +190,11 @@ class PostgresCatalog(Catalog):
             " AND attnum > 0 AND NOT attisdropped"
         )
         return {name for (name,) in uow._rows(sql, {"name": table})}
+
+    @staticmethod
+    def folded(name: str) -> str:
+        """The name as it is: this package quotes every name."""
+        return name
 
     def reads(self, uow: Transaction) -> list[ReadCounter]:
         """How often each legacy table was read, with its partitions, whoever read it."""
@@ -524,6 +542,18 @@ class PostgresCatalog(Catalog):
     def written_since(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
         """Delete the records with negative numbers, and return them."""
         return sorted(uow._execute(_TAKE_WRITTEN).fetchall(), key=itemgetter(2), reverse=True)
+
+    def inserted(self, uow: Transaction, side: Side) -> int:
+        """How many rows this transaction has inserted; 0 where the server counts none."""
+        names = sorted({pair.table_name(side) for pair in uow.statements.moves})
+        return int(uow._rows(_INSERTED, (names,))[0][0])
+
+    def triggers_of_others(self, uow: Transaction) -> list[str]:
+        """Names of the triggers on mapped tables that this package has not made."""
+        mapped = [table.name for table in triggers.tables(uow.phase, uow.statements.moves)]
+        mine = {(s.name, s.table) for s in ours(uow)}
+        found = uow._rows(_TRIGGERS, (mapped,))
+        return sorted({name for name, table in found if (name, table) not in mine})
 
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Nothing: the package's own writes were never recorded, while other programs' may be meanwhile."""

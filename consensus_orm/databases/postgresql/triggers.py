@@ -38,6 +38,8 @@ INSTALLED = (
 BY = "coalesce(current_setting('consensus_orm.by', true), '')"
 FOREIGN = f"{BY} NOT IN ('repository', 'carrier')"
 NOT_CARRIED = f"{BY} <> 'carrier'"
+NOT_WRITTEN_BY_US = f"{FOREIGN} OR {BY} = 'repository' AND pg_trigger_depth() > 0"
+"""Also of a write that a trigger of another program makes of one of a repository."""
 OF_A_SESSION = f"{BY} = 'session'"
 
 EACH = "INSERT OR UPDATE OR DELETE"
@@ -66,8 +68,8 @@ def for_phase(phase: Phase, statements: Statements) -> Iterator[Trigger]:
         yield from _refuse_sessions(table, is_open=table.name.lower() in is_open)
     for pair in moves:
         if phase.compares:
-            yield _note(statements[pair], Side.LEGACY, EACH, FOREIGN, of_sessions=True)
-            yield _note(statements[pair], Side.NORMALIZED, EACH, FOREIGN, of_sessions=True)
+            yield _note(statements[pair], Side.LEGACY, EACH, NOT_WRITTEN_BY_US, of_sessions=True)
+            yield _note(statements[pair], Side.NORMALIZED, EACH, NOT_WRITTEN_BY_US, of_sessions=True)
         elif phase.writes_legacy:
             yield _note(statements[pair], Side.LEGACY, "UPDATE OR DELETE", NOT_CARRIED, carried_only=True)
         elif phase.freezes_legacy:
@@ -124,6 +126,8 @@ def _note(
     carried = f" WHERE EXISTS (SELECT 1 FROM {own} WHERE {same})" if carried_only else ""
     # A body that reads a table which another program has dropped would fail each write.
     gone = f"IF to_regclass({literal(own)}) IS NULL THEN RETURN NULL; END IF; " if carried_only else ""
+    if of_sessions:  # what a trigger does to rows that are there is seen by the comparison of each write
+        gone = f"IF TG_OP <> 'INSERT' AND NOT ({FOREIGN}) THEN RETURN NULL; END IF; "
     moved = f"TG_OP = 'UPDATE' AND {old} IS DISTINCT FROM {new}"
     was, is_now = (_selected(sql, side, row) for row in ("OLD", "NEW"))
     if was and is_now:

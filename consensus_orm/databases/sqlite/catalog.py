@@ -100,6 +100,11 @@ class SQLiteCatalog(Catalog):
         every = "SELECT name FROM pragma_table_xinfo(?) WHERE hidden <> 1"  # 1 are those of a virtual table
         return {name for (name,) in uow._rows(every if computed else "SELECT name FROM pragma_table_info(?)", (table,))}
 
+    @staticmethod
+    def folded(name: str) -> str:
+        """The name in lower case."""
+        return name.lower()
+
     def reads(self, uow: Transaction) -> list[ReadCounter]:
         """Nothing: SQLite does not count."""
         return []
@@ -235,11 +240,13 @@ class SQLiteCatalog(Catalog):
             names = (pair.legacy_table.name, pair.table.name if pair.own_id is None else pair.legacy_table.name)
             given = dict(
                 uow._rows(
-                    "SELECT name, coalesce(CAST(seq AS INTEGER), 0) FROM sqlite_sequence WHERE name IN (?, ?)", names
+                    "SELECT lower(name), max(coalesce(CAST(seq AS INTEGER), 0)) FROM sqlite_sequence"
+                    " WHERE name COLLATE NOCASE IN (?, ?) GROUP BY 1",
+                    names,
                 )
             )
             for name in names:
-                if given and given.get(name, -1) < max(given.values()):
+                if given and given.get(name.lower(), -1) < max(given.values()):
                     self.set_sequence(uow, name, max(given.values()))
 
     def next_key_of(self, uow: Transaction, pair: Move, side: Side) -> int:
@@ -269,14 +276,19 @@ class SQLiteCatalog(Catalog):
     def sequence(self, uow: Transaction, table: str) -> int | None:
         """The highest id that a table has assigned; None if it never assigned one."""
         # Any program may write to that table: NULL and text count as 0, as they do for SQLite itself.
-        given = "SELECT max(coalesce(CAST(seq AS INTEGER), 0)) FROM sqlite_sequence WHERE name = ?"
+        given = "SELECT max(coalesce(CAST(seq AS INTEGER), 0)) FROM sqlite_sequence WHERE name = ? COLLATE NOCASE"
         found: int | None = uow._rows(given, (table,))[0][0]
         return found
 
     def set_sequence(self, uow: Transaction, table: str, value: int) -> None:
         """Have a table assign ids above an id."""
-        if not uow._execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (value, table)).rowcount:
-            uow._execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, value))
+        own = "UPDATE sqlite_sequence SET seq = ? WHERE name = ? COLLATE NOCASE"
+        if not uow._execute(own, (value, table)).rowcount:
+            # SQLite looks for the very letters of the table, which another program may have chosen.
+            spelled = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE"
+            uow._execute(
+                f"INSERT INTO sqlite_sequence (name, seq) VALUES (coalesce(({spelled}), ?1), ?2)", (table, value)
+            )
 
     def used_up(self, uow: Transaction) -> str | None:
         """A mapped table that has assigned its last id, which SQLite reports as a full disk; None if there is none.
@@ -286,7 +298,10 @@ class SQLiteCatalog(Catalog):
         moves = uow.statements.moves
         names = [parent.table.name for parent in moves.parents]
         names += [pair.table_name(side) for pair in moves for side in Side]
-        given = "SELECT name FROM sqlite_sequence WHERE seq >= ? AND name IN (SELECT value FROM json_each(?))"
+        given = (
+            "SELECT name FROM sqlite_sequence"
+            " WHERE seq >= ? AND name COLLATE NOCASE IN (SELECT value FROM json_each(?))"
+        )
         found = uow._connected.execute(given, (LARGEST, json.dumps(names))).fetchone()
         return None if found is None else str(found[0])
 
@@ -300,6 +315,18 @@ class SQLiteCatalog(Catalog):
     def written_since(self, uow: Transaction, mark: int) -> list[tuple[Any, ...]]:
         """The records after the mark."""
         return uow._rows(_WRITTEN_AFTER, {"mark": mark})
+
+    def inserted(self, uow: Transaction, side: Side) -> int:
+        """How many rows the tables of a side have: the write lock keeps other transactions out."""
+        names = sorted({pair.table_name(side) for pair in uow.statements.moves})
+        return sum(uow._rows(f"SELECT count(*) FROM {quoted(name)}")[0][0] for name in names)
+
+    def triggers_of_others(self, uow: Transaction) -> list[str]:
+        """Names of the triggers on mapped tables that this package has not made."""
+        moves, mine = uow.statements.moves, {s.name for s in ours(uow)}
+        mapped = moves.tables(Side.LEGACY) | moves.tables(Side.NORMALIZED)
+        found = "SELECT name, lower(tbl_name) FROM sqlite_master WHERE type = 'trigger' ORDER BY name"
+        return [name for name, table in uow._rows(found) if name not in mine and table in mapped]
 
     def forget_changes(self, uow: Transaction, *, after: int) -> None:
         """Delete what the triggers recorded after a mark: the writes of this unit of work itself, which holds the lock.

@@ -100,7 +100,7 @@ class SQLiteRendering(PairRendering):
         given: Select[Any] = select(func.max(cast(literal_column("seq"), Integer))).select_from(
             table("sqlite_sequence")
         )
-        given = given.where(literal_column("name").in_(names))
+        given = given.where(literal_column("name").collate("NOCASE").in_(names))
         highest = [given, *(select(func.max(key)).where(usable(key)) for key in keys)]
         zero: ColumnElement[Any] = literal_column("0")
         largest = func.max(*(func.coalesce(h.scalar_subquery(), zero) for h in highest))

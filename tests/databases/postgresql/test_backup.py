@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -256,6 +257,28 @@ def test_a_damaged_backup_is_refused(url: str, tmp_path: Path) -> None:
         with pytest.raises(RestoreError, match="not a file of its folder"):
             restored(tmp_path / "kept", other)
         assert run(other, "SELECT relname FROM pg_class WHERE relname ~ 'thing|consensus'") == []
+
+
+def test_a_manifest_reaches_no_other_table(url: str, tmp_path: Path) -> None:
+    """A backup handed over adds no row to a table of another application, and comes in the phase of its rows only."""
+    kept, rows = tmp_path / "kept" / "manifest.json", b"2\tmallory\n"
+    with opened(url, tmp_path) as store:
+        store.maintenance.backup(kept.parent)
+    whole = json.loads(kept.read_text())
+    (kept.parent / "99.copy").write_bytes(rows)
+    theirs: dict[str, Any] = {"name": "users", "columns": ["id", "what"], "sequence": None, "file": "99.copy"}
+    theirs |= {"rows": 1, "bytes": len(rows), "sha256": sha256(rows).hexdigest()}
+    with servers.database() as other:
+        run(other, "CREATE TABLE users (id BIGINT, what TEXT); INSERT INTO users VALUES (1, 'admin')")
+        for change, why in (
+            ({"tables": [*whole["tables"], theirs]}, "'users', a table that is in no move"),
+            ({"phase": 99}, "cannot be used"),
+            ({"phase": 2}, "says two phases"),
+        ):
+            kept.write_text(json.dumps(whole | change))
+            with pytest.raises(RestoreError, match=why):
+                restored(kept.parent, other)
+        assert run(other, "SELECT id, what FROM users") == [(1, "admin")]
 
 
 @pytest.mark.parametrize(
