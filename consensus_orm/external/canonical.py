@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from consensus_orm import errors
+from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
 
 __all__ = ["content_of", "digest", "name_of", "parse", "row_named"]
@@ -51,7 +52,7 @@ def name_of(pair: Move, key: Any) -> str:
 
 
 def row_named(moves: Mapping[str, Move], name: str) -> tuple[Move, Any] | None:
-    """The pair and the key of the row whose entry has a name; None for a name that this package does not give.
+    """The pair and the key of the row whose entry has a name; None for a name that no row can have.
 
     Args:
         moves: The pairs by their names.
@@ -61,10 +62,12 @@ def row_named(moves: Mapping[str, Move], name: str) -> tuple[Move, Any] | None:
     if pair not in moves:
         return None
     try:
-        found = _value(json.loads(key))
-    except (ValueError, TypeError, RecursionError):
+        found = json.loads(key)
+    except (ValueError, RecursionError):
         return None
-    return (moves[pair], found) if name_of(moves[pair], found) == name else None
+    if isinstance(found, bool) or not is_usable(moves[pair], found) or name_of(moves[pair], found) != name:
+        return None
+    return moves[pair], found
 
 
 def digest(content: str) -> str:

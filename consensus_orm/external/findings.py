@@ -122,7 +122,8 @@ def add(
 
 def ascii_name(item: str) -> str:
     """The name of an entry as every database can hold it."""
-    return item if item.isascii() and item.isprintable() else json.dumps(item)
+    is_plain = item.isascii() and item.isprintable() and not item.startswith('"')
+    return item if is_plain else json.dumps(item)  # so that no two names become one
 
 
 def listed(uow: Transaction, sink: str, *, everything: bool = False) -> list[Finding]:

@@ -132,7 +132,10 @@ def move_in(store: Store[Any], sink: Sink, read: Read, items: Iterator[Item], *,
             try:
                 row = _read(store, sink, read, item, own=own)
                 found = store.run(partial(_add, sink=sink.name, item=item, row=row))
-            except errors.InvalidValueError as error:
+            except (errors.InvalidValueError, errors.MismatchError, errors.StorageError) as error:
+                # One of a kind of its own is that of the database, and says nothing about the row.
+                if isinstance(error, errors.StorageError) and type(error) is not errors.StorageError:
+                    raise
                 found = store.run(partial(_reject, sink=sink.name, item=item, reason=error.message))
         report = replace(report, items=report.items + 1, **{found: getattr(report, found) + 1})
     store.run(lambda uow: state.put(uow, sink.name, imported_at=milliseconds(uow)))
