@@ -190,7 +190,7 @@ class _Session:
             return result.structured_content
         try:
             return json.loads(texts[0]) if texts else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise errors.SinkContractError(
                 f"the answer of the tool {tool!r:.60} of {self._name} is no JSON", sink=self._name, tool=tool
             ) from error
@@ -221,6 +221,10 @@ async def _all_tools(client: Client) -> list[Any]:
     return tools
 
 
+_OF_THE_CLIENT = (-32000, -32001)
+"""Codes with which the SDK says that the connection was closed, and that an answer took too long."""
+
+
 class _translated:
     """A block whose errors of the SDK become errors of this package, without the words of the server."""
 
@@ -237,6 +241,10 @@ class _translated:
             of = _innermost(error)
             code = getattr(of, "code", None)
             told = f"{type(of).__name__}{'' if code is None else f' {code}'}"
+            if self._tool is not None and code is not None and code not in _OF_THE_CLIENT:
+                raise errors.SinkError(
+                    f"the tool {self._tool!r:.60} of {self._name} refused ({told})", sink=self._name, tool=self._tool
+                ) from None
             raise errors.SinkUnavailableError(
                 f"{self._name} {self._what} ({told})", sink=self._name, tool=self._tool
             ) from None

@@ -137,6 +137,51 @@ def test_a_poisoned_entry_becomes_a_reject_and_stops_its_own_key(store: Consensu
     assert mirror.verify().clean
 
 
+def test_an_entry_that_ends_every_session_stops_its_own_key(store: ConsensusStore, new_database: Database) -> None:
+    """A store that goes away with each put of one row, and is there again, is not away: the others are sent."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink)
+    bad, good = add(store, 2)
+
+    def die(call: str, name: str) -> None:
+        if name == f"artifacts:{bad}":
+            raise SinkUnavailableError
+
+    sink.before = die
+    report = mirror.relay.run(until_empty=True)
+    assert (report.sent, report.postponed, report.waiting) == (1, 1, 1)
+    hurry(new_database)
+    assert mirror.relay.run(until_empty=True).rejected == 1
+    assert list(sink.items) == [f"artifacts:{good}"]
+    assert [each.key for each in mirror.findings()] == [bad]
+    sink.before = lambda call, name: None
+    mirror.repair()
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+
+
+def test_a_store_that_takes_no_row_at_all_makes_no_rejects(store: ConsensusStore, new_database: Database) -> None:
+    """One that answers reads alone, as a full disk does, is at fault and not the rows, however often they are tried."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink)
+    add(store, 3)
+    with store.unit_of_work() as uow:
+        uow.repository("artifacts").delete(key=3)
+
+    def full(call: str, name: str) -> None:
+        if call == "put":
+            raise SinkUnavailableError
+
+    sink.before = full
+    for _ in range(4):
+        report = Relay(store, sink).run(until_empty=True)  # whose breaker is closed
+        assert (report.postponed, report.rejected) == (2, 0)
+        hurry(new_database)
+    sink.before = lambda call, name: None
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+
+
 def test_a_store_that_is_away_loses_nothing(store: ConsensusStore) -> None:
     """Nothing becomes a reject while the store is away, and everything is sent when it is back."""
     sink = MemorySink()
