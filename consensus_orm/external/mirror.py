@@ -134,7 +134,8 @@ class Mirror:
     def rollback(self, to: Stage | str | int | None = None, *, reason: str | None = None) -> Stage:
         """Go back one stage, or step by step to an earlier one.
 
-        Back at MIRROR all rows are put into the outbox again, so that the external store is what the database is.
+        Back at MIRROR all rows are put into the outbox again. Entries of rows that were deleted at DETACHED are left:
+        `verify` finds them, and `repair` has the relay delete them.
 
         Args:
             to: The stage to reach; the one before where left out.
