@@ -14,9 +14,12 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import Uuid
+
 from consensus_orm import errors
 from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.row_keys import decoded, encoded
 
 __all__ = ["content_of", "digest", "name_of", "parse", "row_named"]
 
@@ -61,13 +64,14 @@ def row_named(moves: Mapping[str, Move], name: str) -> tuple[Move, Any] | None:
     pair, _, key = name.partition(":")
     if pair not in moves:
         return None
+    of = moves[pair]
     try:
         found = json.loads(key)
-    except (ValueError, RecursionError):
+        values = zip(of.keys, decoded(found, of.keys) or (), strict=True)
+        spelled = encoded([UUID(value) if isinstance(column.type, Uuid) else value for column, value in values])
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    if isinstance(found, bool) or not is_usable(moves[pair], found) or name_of(moves[pair], found) != name:
-        return None
-    return moves[pair], found
+    return (of, found) if is_usable(of, found) and name_of(of, spelled) == name else None
 
 
 def digest(content: str) -> str:
