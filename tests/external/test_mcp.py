@@ -100,6 +100,31 @@ def test_a_name_that_the_file_has_twice_becomes_one_entry(tmp_path: Path) -> Non
     sink.close()
 
 
+@pytest.mark.sqlite
+def test_half_a_character_on_the_server_is_in_nobodys_way(store: ConsensusStore, tmp_path: Path) -> None:
+    """A text that a tool has cut in two is one reject, kept whole; all others come in, and the gate opens."""
+    gate = json.dumps({"spec_id": "S", "stage": "s", "agent": "a", "content": 1})
+    texts = {"gate": gate, "cut": "a\ud83d", "cut \ud83d": "b", "\N{SNOWMAN}": gate}
+    lines = [
+        {"type": "entity", "name": name, "entityType": "t", "observations": [text]} for name, text in texts.items()
+    ]
+    (tmp_path / "memory.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sink = graph_sink(tmp_path)
+    mirror = mirrored(store, sink, Stage.IMPORT)
+    report = mirror.import_entries()
+    assert (report.imported, report.rejects) == (2, 2)
+    kept = [json.loads(str(mirror.kept(each.id))) for each in mirror.findings()]
+    assert [(each["name"], each["content"]) for each in kept] == [("cut", "a\ud83d"), ("cut \ud83d", "b")]
+    for each in mirror.findings():
+        mirror.accept(each.id, reason="cut in two")
+    mirror.advance()
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+    sink.put("gate", "changed by the tool")
+    assert [each.kind for each in mirror.verify().differences] == ["changed"]
+    sink.close()
+
+
 def test_a_killed_server_is_started_again(tmp_path: Path) -> None:
     """The call during which it died fails as something that may be tried again; the next one starts it."""
     sink = graph_sink(tmp_path)
