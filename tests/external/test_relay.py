@@ -8,6 +8,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,13 @@ from consensus_orm import ConsensusStore
 from consensus_orm.errors import (
     InvalidValueError,
     MigrationError,
+    SinkContractError,
     SinkError,
     SinkLeaseError,
     SinkUnavailableError,
     StorageError,
 )
-from consensus_orm.external import FileSink, Mirror, Relay, Stage
+from consensus_orm.external import FileSink, Item, Mirror, Page, Relay, Stage
 from consensus_orm.telemetry import AlarmEvent, Event, RelayEvent
 from consensus_orm.testing.sinks import MemorySink
 from tests.external.conftest import SETTINGS, add, hurry, mirrored
@@ -197,6 +199,25 @@ def test_a_store_that_is_away_loses_nothing(store: ConsensusStore) -> None:
     assert (mirror.status().waiting, mirror.status().rejects) == (3, 0)
     sink.before = lambda call, name: None
     assert mirror.relay.run(until_empty=True).sent == 3
+
+
+@pytest.mark.sqlite
+def test_a_sink_that_answers_another_type_is_one_clear_error(
+    store: ConsensusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sink of your own that does not keep to the declaration is named with its call; nothing is lost."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink)
+    add(store)
+    no_item: Any = ({}, Item(b"x", "x"))  # type: ignore[arg-type]
+    pages: Any = (None, [], Page((), 5), Page(None, None), *(Page((each,), None) for each in no_item))  # type: ignore[arg-type]
+    answers = [("get", each) for each in (b"x", 5, ["x"])] + [("list", each) for each in pages]
+    for call, answer in answers:
+        with monkeypatch.context() as patch, pytest.raises(SinkContractError, match=f"{call} of memory"):
+            patch.setattr(sink, call, lambda *_, answer=answer: answer)
+            mirror.relay.run(until_empty=True) if call == "get" else mirror.verify()
+    assert mirror.relay.run(until_empty=True).sent == 1
+    assert mirror.verify().clean
 
 
 def test_of_two_relays_one_works(store: ConsensusStore) -> None:
