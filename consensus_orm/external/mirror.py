@@ -149,9 +149,10 @@ class Mirror:
             InvalidValueError: There is no such stage, or it lies ahead.
         """
         now = self.stage
-        if to is None and now.previous is None:
+        wanted = now.previous if to is None else to  # OFF is 0
+        if wanted is None:
             raise errors.MigrationError("OFF is the first stage", hint="there is nothing to go back to")
-        target = Stage.parse(to) if to is not None else now.previous or now
+        target = Stage.parse(wanted)
         if target > now:
             raise errors.InvalidValueError(
                 f"{target.name} lies ahead of {now.name}",

@@ -42,7 +42,9 @@ def test_all_stages_forward_and_back(store: ConsensusStore) -> None:
     mirror.relay.run(until_empty=True)
     assert len(sink.items) == 4
     assert mirror.verify().clean
-    assert mirror.rollback("off") is Stage.OFF
+    assert [mirror.rollback(), mirror.rollback()] == [Stage.IMPORT, Stage.OFF]
+    with pytest.raises(MigrationError, match="first"):
+        mirror.rollback()
     steps = [e for e in store.migration.history() if e.action in ("sink advance", "sink rollback")]
     assert [(e.detail["before"], e.detail["after"]) for e in steps] == [
         *[("OFF", "IMPORT"), ("IMPORT", "MIRROR"), ("MIRROR", "DETACHED"), ("DETACHED", "MIRROR")],

@@ -131,4 +131,6 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SinkUnavailableError):
         FileSink(tmp_path / "file").put("a:1", "x")
+    with pytest.raises(SinkUnavailableError):
+        FileSink(tmp_path / "file").list()
     assert os.listdir(tmp_path / "sink") == [file.name]  # noqa: PTH208 - names
