@@ -147,9 +147,17 @@ def take(uow: Transaction, sink: str, number: int) -> Finding:
 
 
 def content(uow: Transaction, sink: str, number: int) -> str | None:
-    """JSON of what the external store held: name and content; None where it held nothing."""
+    """JSON of what the external store held: name and content; None where it held nothing.
+
+    Raises:
+        InvalidValueError: There is no finding of this number.
+    """
     rows = uow._rows(_CONTENT, {"of_sink": sink, "number": number})
-    return rows[0][0] if rows else None
+    if not rows:
+        raise errors.InvalidValueError(
+            f"there is no finding {number}", hint="see: consensus-orm external findings --all", field="number"
+        )
+    return None if rows[0][0] is None else str(rows[0][0])
 
 
 def count_open(uow: Transaction, sink: str) -> int:

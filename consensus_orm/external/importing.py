@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
@@ -23,7 +23,7 @@ from consensus_orm.store import Store
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["ImportReport", "Read", "Row", "every_item", "imported", "move_in", "read_own", "renew"]
+__all__ = ["ImportReport", "Read", "Row", "every_item", "imported", "move_in", "read_own"]
 
 
 LONGEST_PAUSE = 1000
@@ -69,22 +69,11 @@ class ImportReport:
 _IMPORTED = select(SinkImport.item, SinkImport.digest).where(SinkImport.sink == bindparam("of_sink"))
 _ONE = _IMPORTED.where(SinkImport.item == bindparam("item"))
 _ADD = insert(SinkImport).inline().values(**bound("sink", "item", "pair", "key", "digest", "at"))
-_RENEW = (
-    update(SinkImport)
-    .where(SinkImport.sink == bindparam("of_sink"), SinkImport.item == bindparam("of_item"))
-    .values(**bound("digest", "at"))
-)
 
 
 def imported(uow: Transaction, sink: str) -> dict[str, str]:
     """The names of the entries that came in, each with the digest of its content."""
     return dict(uow._rows(_IMPORTED, {"of_sink": sink}))
-
-
-def renew(uow: Transaction, sink: str, item: str, content: str) -> None:
-    """Note that the content of an entry that came in has changed since, and that this is as it should be."""
-    facts = {"of_sink": sink, "of_item": ascii_name(item), "digest": digest(content), "at": milliseconds(uow)}
-    uow._execute(_RENEW, facts)
 
 
 def every_item(sink: Sink) -> Iterator[Item]:

@@ -298,6 +298,9 @@ class Mirror:
 
         Args:
             number: The number of the finding.
+
+        Raises:
+            InvalidValueError: There is none of this number.
         """
         wanted = check.position("number", number)
         return self._units.look(lambda uow: findings.content(uow, self.sink.name, wanted))

@@ -205,6 +205,7 @@ def test_steps_need_their_stage(store: ConsensusStore, step: str) -> None:
         ("accept", {"number": -1, "reason": "x"}),
         ("accept", {"number": 1, "reason": " "}),
         ("kept", {"number": "x"}),
+        ("kept", {"number": 1}),
     ],
 )
 def test_hostile_arguments(store: ConsensusStore, method: str, arguments: dict[str, Any]) -> None:
