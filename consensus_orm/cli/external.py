@@ -64,7 +64,7 @@ def relay() -> None:
 def relay_run(app: App, until_empty: bool, sink: str | None, as_json: bool) -> None:
     """Send the outbox until Ctrl-C; each entry is read back and compared before it counts as sent.
 
-    The exit code is 1 where entries became rejects.
+    The exit code is 1 where entries were refused.
     """
     with _mirror(app, sink) as mirror:
         stop = threading.Event()
@@ -81,7 +81,7 @@ def relay_run(app: App, until_empty: bool, sink: str | None, as_json: bool) -> N
             f" {count(report.postponed, 'try', 'tries')} failed,"
             f" {count(report.rejected, 'reject')}, {report.waiting:,} waiting"
         )
-    exit_with(report.rejected)
+    exit_with(report.rejected or report.postponed)
 
 
 @relay.command("status", examples=["relay status"])
@@ -185,7 +185,7 @@ def _stage_facts(found: MirrorStatus) -> Iterator[tuple[str, object]]:
 def external_import(app: App, own: bool, sink: str | None, as_json: bool) -> None:
     """Take in entries that only the external store holds; each comes in once.
 
-    The exit code is 1 where findings are open.
+    The exit code is 1 where rejects are open.
     """
     with _mirror(app, sink) as mirror:
         report = mirror.import_entries(own=own)

@@ -79,7 +79,7 @@ def is_usable(pair: Move, key: Any) -> bool:
 
 def _is_usable(of: Column[Any], value: Any) -> bool:
     if not is_word(of):
-        return isinstance(value, int) and -LARGEST - 1 <= value <= LARGEST
+        return type(value) is int and -LARGEST - 1 <= value <= LARGEST
     return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 

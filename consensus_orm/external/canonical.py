@@ -14,8 +14,12 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import Uuid
+
 from consensus_orm import errors
+from consensus_orm.declaration.keys import is_usable
 from consensus_orm.declaration.move import Move
+from consensus_orm.declaration.row_keys import decoded, encoded
 
 __all__ = ["content_of", "digest", "name_of", "parse", "row_named"]
 
@@ -51,7 +55,7 @@ def name_of(pair: Move, key: Any) -> str:
 
 
 def row_named(moves: Mapping[str, Move], name: str) -> tuple[Move, Any] | None:
-    """The pair and the key of the row whose entry has a name; None for a name that this package does not give.
+    """The pair and the key of the row whose entry has a name; None for a name that no row can have.
 
     Args:
         moves: The pairs by their names.
@@ -60,11 +64,14 @@ def row_named(moves: Mapping[str, Move], name: str) -> tuple[Move, Any] | None:
     pair, _, key = name.partition(":")
     if pair not in moves:
         return None
+    of = moves[pair]
     try:
-        found = _value(json.loads(key))
-    except (ValueError, TypeError, RecursionError):
+        found = json.loads(key)
+        values = zip(of.keys, decoded(found, of.keys) or (), strict=True)
+        spelled = encoded([UUID(value) if isinstance(column.type, Uuid) else value for column, value in values])
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return (moves[pair], found) if name_of(moves[pair], found) == name else None
+    return (of, found) if is_usable(of, found) and name_of(of, spelled) == name else None
 
 
 def digest(content: str) -> str:

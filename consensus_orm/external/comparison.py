@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, insert, select
 
+from consensus_orm import errors
 from consensus_orm._version import __version__
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
@@ -139,9 +140,17 @@ def compare(store: Store[Any], sink: Sink) -> ComparisonReport:
             known += 1
     # What the store holds is kept before a repair overwrites it; no call is made in the unit of work that keeps it.
     doubtful = [each.item for each in found[: store.settings.mismatch_cap] if each.kind != "missing"]
-    contents = {name: sink.get(name) for name in doubtful}
+    contents = {name: _held(sink, name) for name in doubtful}
     conclude = partial(_conclude, sink=sink, begun=begun, found=found, contents=contents, counts=(count, items, known))
     return store.run(conclude)
+
+
+def _held(sink: Sink, name: str) -> str | None:
+    """What the external store holds under a name; None, too, for one that it cannot be asked for."""
+    try:
+        return sink.get(name)
+    except errors.InvalidValueError:
+        return None
 
 
 def _begin(uow: UnitOfWork, sink: str) -> _Begun:

@@ -61,7 +61,8 @@ class GraphMemory:
 
     An entry is an entity, and its content the only observation. Creating an entity that is there succeeds and changes
     nothing, so that an existing one gets the new observation first and then loses the others; its relations stay. A put
-    that is interrupted in between leaves both observations, and is made again.
+    that is interrupted in between leaves both observations, and is made again. A name that the file of the server has
+    several times is read as one entity with all observations; a put removes those first.
 
     Args:
         create: The tool that makes entities.
@@ -100,20 +101,22 @@ class GraphMemory:
 
     def put(self, call: Call, name: str, content: str) -> None:
         """Store an entry: make the entity, or exchange its observations."""
-        held = self._observations(call, name)
-        if held is None:
+        named = self._named(call, name)
+        if len(named) > 1:
+            self.delete(call, name)  # the other tools see the first of them alone
+        if len(named) != 1:
             entity = {"name": name, "entityType": self.entity_type, "observations": [content]}
             call(self.create, {"entities": [entity]})
             return
-        if content not in held:
+        if content not in named[0]:
             call(self.observe, {"observations": [{"entityName": name, "contents": [content]}]})
-        if others := [each for each in held if each != content]:
+        if others := [each for each in named[0] if each != content]:
             call(self.forget, {"deletions": [{"entityName": name, "observations": others}]})
 
     def get(self, call: Call, name: str) -> str | None:
         """The content of an entry; None where there is no entity."""
-        held = self._observations(call, name)
-        return None if held is None else _text(held)
+        named = self._named(call, name)
+        return _text([each for held in named for each in held]) if named else None
 
     def delete(self, call: Call, name: str) -> None:
         """Delete an entity, with its relations."""
@@ -124,11 +127,9 @@ class GraphMemory:
         items = tuple(Item(name, _text(held)) for name, held in self._entities(call(self.read, {})))
         return Page(items, None)
 
-    def _observations(self, call: Call, name: str) -> Sequence[str] | None:
-        found = [held for known, held in self._entities(call(self.open, {"names": [name]})) if known == name]
-        if len(found) > 1:
-            raise errors.SinkError(f"the server holds {name} {len(found)} times", item=name, tool=self.open)
-        return found[0] if found else None
+    def _named(self, call: Call, name: str) -> Sequence[Sequence[str]]:
+        """The observations of each entity of a name."""
+        return [held for known, held in self._entities(call(self.open, {"names": [name]})) if known == name]
 
     @staticmethod
     def _entities(answer: Any) -> Iterator[tuple[str, Sequence[str]]]:

@@ -54,9 +54,11 @@ class FileSink:
     def list(self, following: str | None = None) -> Page:
         """A page of all entries, in the order of their files."""
         with _translated(self.name):
-            names = sorted(
-                file.name for file in self.folder.glob("*.json") if following is None or file.name > following
-            )
+            try:
+                there = [file.name for file in self.folder.iterdir()]  # glob finds nothing where it may not read
+            except FileNotFoundError:
+                there = []
+            names = sorted(name for name in there if name.endswith(".json") and name > (following or ""))
             found = (self._read(self.folder / name) for name in names[:PAGE])
             items = tuple(item for item in found if item is not None)
         return Page(items, names[PAGE - 1] if len(names) > PAGE else None)

@@ -123,7 +123,8 @@ def add(
 
 def ascii_name(item: str) -> str:
     """The name of an entry as every database can hold it."""
-    return item if item.isascii() and item.isprintable() else json.dumps(item)
+    is_plain = item.isascii() and item.isprintable() and not item.startswith('"')
+    return item if is_plain else json.dumps(item)  # so that no two names become one
 
 
 def listed(uow: Transaction, sink: str, *, everything: bool = False) -> list[Finding]:
@@ -148,9 +149,17 @@ def require_open(uow: Transaction, sink: str, numbers: Iterable[int]) -> None:
 
 
 def content(uow: Transaction, sink: str, number: int) -> str | None:
-    """JSON of what the external store held: name and content; None where it held nothing."""
+    """JSON of what the external store held: name and content; None where it held nothing.
+
+    Raises:
+        InvalidValueError: There is no finding of this number.
+    """
     rows = uow._rows(_CONTENT, {"of_sink": sink, "number": number})
-    return rows[0][0] if rows else None
+    if not rows:
+        raise errors.InvalidValueError(
+            f"there is no finding {number}", hint="see: consensus-orm external findings --all", field="number"
+        )
+    return None if rows[0][0] is None else str(rows[0][0])
 
 
 def count_open(uow: Transaction, sink: str) -> int:

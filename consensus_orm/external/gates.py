@@ -66,6 +66,10 @@ def _of_mirror(uow: Transaction, found: state.State, capabilities: Capabilities)
     limit = uow.settings.relay_lag_limit
     if lag.p99 is not None and timedelta(milliseconds=lag.p99) > limit:
         yield Obstacle(f"the p99 of the lag is {timedelta(milliseconds=lag.p99)}, and may be {limit}", waiting=True)
+    oldest = outboxes.backlog(uow, sink).oldest  # what is not sent has no lag yet
+    if oldest is not None and now - when(oldest) > limit:
+        late = f"the oldest entry waits for {now - when(oldest)}, and may for {limit}"
+        yield Obstacle(f"{late}; run: consensus-orm relay run", waiting=True)
 
 
 def _of_certificate(uow: Transaction, certificate: Certificate) -> Iterator[Obstacle]:

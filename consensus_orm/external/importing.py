@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select
 
 from consensus_orm import errors
 from consensus_orm.databases.base import Transaction
@@ -23,7 +23,7 @@ from consensus_orm.store import Store
 from consensus_orm.unit_of_work.factory import UnitOfWorkFactory
 from consensus_orm.unit_of_work.unit import UnitOfWork
 
-__all__ = ["ImportReport", "Read", "Row", "every_item", "imported", "move_in", "read_own", "renew"]
+__all__ = ["ImportReport", "Read", "Row", "every_item", "imported", "move_in", "read_own"]
 
 
 LONGEST_PAUSE = 1000
@@ -69,22 +69,11 @@ class ImportReport:
 _IMPORTED = select(SinkImport.item, SinkImport.digest).where(SinkImport.sink == bindparam("of_sink"))
 _ONE = _IMPORTED.where(SinkImport.item == bindparam("item"))
 _ADD = insert(SinkImport).inline().values(**bound("sink", "item", "pair", "key", "digest", "at"))
-_RENEW = (
-    update(SinkImport)
-    .where(SinkImport.sink == bindparam("of_sink"), SinkImport.item == bindparam("of_item"))
-    .values(**bound("digest", "at"))
-)
 
 
 def imported(uow: Transaction, sink: str) -> dict[str, str]:
     """The names of the entries that came in, each with the digest of its content."""
     return dict(uow._rows(_IMPORTED, {"of_sink": sink}))
-
-
-def renew(uow: Transaction, sink: str, item: str, content: str) -> None:
-    """Note that the content of an entry that came in has changed since, and that this is as it should be."""
-    facts = {"of_sink": sink, "of_item": ascii_name(item), "digest": digest(content), "at": milliseconds(uow)}
-    uow._execute(_RENEW, facts)
 
 
 def every_item(sink: Sink) -> Iterator[Item]:
@@ -132,7 +121,10 @@ def move_in(store: Store[Any], sink: Sink, read: Read, items: Iterator[Item], *,
             try:
                 row = _read(store, sink, read, item, own=own)
                 found = store.run(partial(_add, sink=sink.name, item=item, row=row))
-            except errors.InvalidValueError as error:
+            except (errors.InvalidValueError, errors.MismatchError, errors.StorageError) as error:
+                # One of a kind of its own is that of the database, and says nothing about the row.
+                if isinstance(error, errors.StorageError) and type(error) is not errors.StorageError:
+                    raise
                 found = store.run(partial(_reject, sink=sink.name, item=item, reason=error.message))
         report = replace(report, items=report.items + 1, **{found: getattr(report, found) + 1})
     store.run(lambda uow: state.put(uow, sink.name, imported_at=milliseconds(uow)))

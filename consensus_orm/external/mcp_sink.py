@@ -80,7 +80,15 @@ class McpSink:
         self._use(lambda call: self._declaration.put(call, name, content))
 
     def get(self, name: str) -> str | None:
-        """The content of an entry; None where there is none."""
+        """The content of an entry; None where there is none.
+
+        Raises:
+            InvalidValueError: The name holds a lone surrogate, which ends the session of the client.
+        """
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise check.invalid("name", "holds a lone surrogate, which cannot be sent to a server") from None
         return self._use(lambda call: self._declaration.get(call, name))
 
     def delete(self, name: str) -> None:
@@ -190,7 +198,7 @@ class _Session:
             return result.structured_content
         try:
             return json.loads(texts[0]) if texts else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise errors.SinkContractError(
                 f"the answer of the tool {tool!r:.60} of {self._name} is no JSON", sink=self._name, tool=tool
             ) from error
@@ -206,10 +214,12 @@ class _Session:
 
 
 async def _client(command: Sequence[str], environment: Mapping[str, str], timeout: float, silence: Any) -> Client:
-    from mcp import Client, StdioServerParameters, stdio_client
+    from mcp import Client, StdioServerParameters
+
+    from consensus_orm.external.mcp_messages import spoken_to
 
     server = StdioServerParameters(command=command[0], args=list(command[1:]), env=dict(environment))
-    return Client(stdio_client(server, errlog=silence), read_timeout_seconds=timeout, cache=None)
+    return Client(spoken_to(server, silence), read_timeout_seconds=timeout, cache=None)
 
 
 async def _all_tools(client: Client) -> list[Any]:
@@ -219,6 +229,10 @@ async def _all_tools(client: Client) -> list[Any]:
         page = await client.list_tools(cursor=page.next_cursor)
         tools += page.tools
     return tools
+
+
+_OF_THE_CLIENT = (-32000, -32001)
+"""Codes with which the SDK says that the connection was closed, and that an answer took too long."""
 
 
 class _translated:
@@ -237,6 +251,10 @@ class _translated:
             of = _innermost(error)
             code = getattr(of, "code", None)
             told = f"{type(of).__name__}{'' if code is None else f' {code}'}"
+            if self._tool is not None and code is not None and code not in _OF_THE_CLIENT:
+                raise errors.SinkError(
+                    f"the tool {self._tool!r:.60} of {self._name} refused ({told})", sink=self._name, tool=self._tool
+                ) from None
             raise errors.SinkUnavailableError(
                 f"{self._name} {self._what} ({told})", sink=self._name, tool=self._tool
             ) from None
@@ -259,9 +277,8 @@ def _require_library() -> None:
             package="mcp",
         ) from None
     # The SDK logs lines of a server that are no JSON, with their contents.
-    logging.getLogger("mcp.client.stdio").addFilter(_without_contents)
+    logging.getLogger("mcp.client.stdio").addFilter(_has_no_contents)
 
 
-def _without_contents(record: logging.LogRecord) -> bool:
-    record.exc_info = record.exc_text = None
-    return True
+def _has_no_contents(record: logging.LogRecord) -> bool:
+    return record.exc_info is None

@@ -135,7 +135,8 @@ class Mirror:
     def rollback(self, to: Stage | str | int | None = None, *, reason: str | None = None) -> Stage:
         """Go back one stage, or step by step to an earlier one.
 
-        Back at MIRROR all rows are put into the outbox again, so that the external store is what the database is.
+        Back at MIRROR all rows are put into the outbox again. Entries of rows that were deleted at DETACHED are left:
+        `verify` finds them, and `repair` has the relay delete them.
 
         Args:
             to: The stage to reach; the one before where left out.
@@ -149,9 +150,10 @@ class Mirror:
             InvalidValueError: There is no such stage, or it lies ahead.
         """
         now = self.stage
-        if to is None and now.previous is None:
+        wanted = now.previous if to is None else to  # OFF is 0
+        if wanted is None:
             raise errors.MigrationError("OFF is the first stage", hint="there is nothing to go back to")
-        target = Stage.parse(to) if to is not None else now.previous or now
+        target = Stage.parse(wanted)
         if target > now:
             raise errors.InvalidValueError(
                 f"{target.name} lies ahead of {now.name}",
@@ -297,6 +299,9 @@ class Mirror:
 
         Args:
             number: The number of the finding.
+
+        Raises:
+            InvalidValueError: There is none of this number.
         """
         wanted = check.position("number", number)
         return self._units.look(lambda uow: findings.content(uow, self.sink.name, wanted))

@@ -10,7 +10,20 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Select, bindparam, delete, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import (
+    Integer,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.attributes import table_of
@@ -31,6 +44,7 @@ __all__ = [
     "due",
     "enqueue",
     "is_mirrored",
+    "is_overtaken",
     "newest",
     "of_row",
     "postpone",
@@ -167,6 +181,26 @@ def of_row(uow: Transaction, sink: str, pair: str, key: Key) -> list[tuple[int, 
     """Number, tries and time of each waiting entry of a row, oldest first."""
     found = uow._rows(_OF_ROW, {"of_sink": sink, "pair": pair, "key": stored(uow, key)})
     return [(number, tries, at) for number, tries, at in found]
+
+
+_DELETED = select(OutboxEntry.pair, OutboxEntry.key).where(
+    OutboxEntry.sink == bindparam("of_sink"), OutboxEntry.op == "delete"
+)
+_OVERTAKEN = (
+    select(OutboxEntry.id)
+    .where(
+        OutboxEntry.sink == bindparam("of_sink"),
+        OutboxEntry.id > bindparam("number"),
+        OutboxEntry.outcome == "sent",
+        tuple_(OutboxEntry.pair, OutboxEntry.key).not_in(_DELETED),
+    )
+    .limit(1)
+)
+
+
+def is_overtaken(uow: Transaction, sink: str, number: int) -> bool:
+    """Whether the external store took the row of a younger entry; a full disk takes none, and lets rows be deleted."""
+    return bool(uow._rows(_OVERTAKEN, {"of_sink": sink, "number": number}))
 
 
 _BY_NUMBER = in_keys(table_of(OutboxEntry).c.id)

@@ -43,6 +43,9 @@ BATCH = 100
 POLL = timedelta(milliseconds=500)
 """How long a relay waits when nothing is to be sent."""
 
+NOBODY = "consensus_orm:nobody"
+"""A name that no entry has, by which a store is asked whether it is there."""
+
 PATIENCE = timedelta(seconds=1)
 """The first wait of an entry that was not read back; each further one is twice as long."""
 
@@ -157,10 +160,13 @@ class Relay:
         name = name_of(self._units.statements.moves[entry.pair], entry.key)
         try:
             self._call(partial(self._put, name, content))
-        except (errors.SinkUnavailableError, errors.SinkContractError, errors.CircuitOpenError):
+        except (errors.SinkContractError, errors.CircuitOpenError):
             raise
         except (errors.SinkError, errors.InvalidValueError) as error:
             final = tries >= self._settings.relay_attempts or isinstance(error, errors.InvalidValueError)
+            if isinstance(error, errors.SinkUnavailableError):
+                self._sink.get(NOBODY)  # fails, too, where the store is away; where it is not, this entry may be why
+                final = final and self._look(lambda uow: outbox.is_overtaken(uow, self._sink.name, entry.id))
             outcome = "rejected" if final else "postponed"
             self._write(
                 partial(self._failed, entry=entry, name=name, numbers=numbers, tries=tries, error=error, final=final)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
+
+from consensus_orm import errors
 
 __all__ = ["Capabilities", "InTurn", "Item", "Page", "Sink"]
 
@@ -107,7 +110,7 @@ class Sink(Protocol):
 
 
 class InTurn:
-    """An external store whose calls take turns: a relay and a comparison may run in two threads.
+    """An external store whose calls take turns (a relay and a comparison may be two threads), and are looked at.
 
     Args:
         sink: The external store.
@@ -135,7 +138,9 @@ class InTurn:
     def get(self, name: str) -> str | None:
         """The content of an entry; None where there is none."""
         with self._turn:
-            return self._sink.get(name)
+            found = self._sink.get(name)
+        self._require(isinstance(found, str | None), "get")
+        return found
 
     def delete(self, name: str) -> None:
         """Delete an entry."""
@@ -145,9 +150,24 @@ class InTurn:
     def list(self, following: str | None = None) -> Page:
         """A page of all entries."""
         with self._turn:
-            return self._sink.list(following)
+            page = self._sink.list(following)
+        self._require(isinstance(page, Page) and isinstance(page.following, str | None), "list")
+        self._require(isinstance(page.items, Sequence) and all(map(_is_item, page.items)), "list")
+        return page
 
     def close(self) -> None:
         """Let go of processes and connections."""
         with self._turn:
             self._sink.close()
+
+    def _require(self, as_declared: bool, call: str) -> None:
+        if not as_declared:
+            raise errors.SinkContractError(
+                f"the answer of {call} of {self.name} is none of the type that the class Sink declares",
+                hint="nothing was lost; correct the sink, then run the relay again",
+                sink=self.name,
+            )
+
+
+def _is_item(found: object) -> bool:
+    return isinstance(found, Item) and isinstance(found.name, str) and isinstance(found.content, str)

@@ -209,6 +209,16 @@ def test_an_external_store_mirrors_rows_of_any_key(store: Store) -> None:
     changed = json.dumps(encoded((TWO, 9, '"')))
     assert '"taken":"sent"' in sink.items[f"seats:{changed}"]
     assert mirror.verify().clean
+    others = [f"tickets:{json.dumps(text)}" for text in ("zzz", "", str(TWO), TWO.hex.upper(), 1)]
+    behind: tuple[list[object], ...] = ([], [True, "a"], ["1", "a"], [1, ["a"]], [1, "\0"])
+    parts = (["zz", 1, "a"], [None] * 3, *([ONE.hex, *each] for each in behind))
+    others += [f"seats:{json.dumps(json.dumps(each, separators=(',', ':')))}" for each in parts]
+    others.append(f"seats:{json.dumps(json.dumps([ONE.hex, 1, 'a']))}")  # with blanks
+    sink.items |= dict.fromkeys(others, "{}")
+    assert sorted((each.item, each.kind) for each in mirror.verify().differences) == [
+        (name, "not_imported") for name in sorted(others)
+    ]
+    assert mirror.import_entries(own=True).rejects == len(others)
 
 
 @pytest.mark.long

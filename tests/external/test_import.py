@@ -14,6 +14,7 @@ from consensus_orm.external.artifacts import read_artifact
 from consensus_orm.testing import take_to
 from consensus_orm.testing.sinks import MemorySink
 from tests.external.conftest import SETTINGS, add, mirrored
+from tests.external.test_texts import KEYS_OF_NO_ROW
 from tests.support.databases import Database, build_legacy, holds
 
 ENTRY = {"spec_id": "SPEC", "stage": "quality-gate", "agent": "gemini", "content": {"ok": True}}
@@ -119,6 +120,57 @@ def test_a_listing_that_is_not_what_get_says_is_a_reject(store: ConsensusStore) 
     sink.get = lambda name: None  # type: ignore[method-assign]
     mirror = mirrored(store, sink, Stage.IMPORT)
     assert mirror.import_entries().rejects == len(listed)
+
+
+ROW = {"spec_id": "S", "stage": "s", "agent_name": "a", "content_json": "{}"}
+ODD_ROWS = [
+    *({}, {"stage": "s"}, ROW | {"content_json": None}, ROW | {"no_such": 1}, ROW | {"id": 1}),
+    *(ROW | {"spec_id": [1]}, ROW | {"spec_id": {"$json": {}}}, ROW | {"created_at": {"$json": [1]}}),
+    *(ROW | {"created_at": 2**80}, ROW | {"created_at": True}, ROW | {"stage": {"$bytes": "x"}}, ROW | {"run_id": {}}),
+]
+
+
+def test_a_row_that_the_database_refuses_is_a_reject_and_the_others_come_in(store: ConsensusStore) -> None:
+    """Whatever an entry holds, the import comes to its end: each is a row or a finding, and none is in the way."""
+    sink = filled(1)
+    for number, row in enumerate(ODD_ROWS):
+        content = json.dumps({"move": "artifacts", "row": row})
+        sink.items |= {f"a-{number}": content, f"artifacts:{number + 100}": content}
+    mirror = mirrored(store, sink, Stage.IMPORT)
+    report = mirror.import_entries(own=True)
+    assert (report.items, report.known) == (len(sink.items), 0)
+    assert report.rejects >= 12
+    assert mirror.import_entries(own=True).known == len(sink.items)
+    with store.unit_of_work(read_only=True) as uow:
+        assert uow.artifacts.count(spec_id="SPEC") == 1
+        assert len(uow.repository("artifacts").rows({})) == report.imported
+    for each in mirror.findings():
+        mirror.accept(each.id, reason="no row")
+    mirror.advance("mirror")
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+
+
+@pytest.mark.parametrize("key", KEYS_OF_NO_ROW)
+def test_a_name_that_no_row_can_have_is_in_nobodys_way(store: ConsensusStore, key: str) -> None:
+    """An entry that is named like a row and cannot be one is compared, imported and decided on as any other."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink)
+    add(store)
+    mirror.relay.run(until_empty=True)
+    sink.items[f"artifacts:{key}"] = "{}"
+    assert [each.kind for each in mirror.verify().differences] == ["not_imported"]
+    assert (mirror.import_entries(own=True).rejects, mirror.repair()) == (1, 0)
+    for each in mirror.findings():
+        mirror.accept(each.id, reason="not ours")
+    assert mirror.verify().clean
+
+
+def test_names_that_are_written_alike_are_two(store: ConsensusStore) -> None:
+    """A name that is kept as JSON is not that of an entry whose name is this JSON."""
+    sink = MemorySink()
+    sink.items = {name: json.dumps(ENTRY) for name in ("\N{SNOWMAN}", json.dumps("\N{SNOWMAN}"))}
+    assert mirrored(store, sink, Stage.IMPORT).import_entries().imported == 2
 
 
 @pytest.mark.sqlite

@@ -88,6 +88,43 @@ def test_an_update_keeps_the_relations_of_an_entity(tmp_path: Path) -> None:
     sink.close()
 
 
+def test_a_name_that_the_file_has_twice_becomes_one_entry(tmp_path: Path) -> None:
+    """What another program has merged into the file is listed and read whole, and a put leaves one entry."""
+    lines = [{"type": "entity", "name": "a:1", "entityType": "t", "observations": [text]} for text in ("old", "new")]
+    (tmp_path / "memory.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sink = graph_sink(tmp_path)
+    assert sink.list().items == (Item("a:1", "old"), Item("a:1", "new"))
+    assert sink.get("a:1") == '["old", "new"]'
+    sink.put("a:1", "new")
+    assert sink.list().items == (Item("a:1", "new"),)
+    sink.close()
+
+
+@pytest.mark.sqlite
+def test_half_a_character_on_the_server_is_in_nobodys_way(store: ConsensusStore, tmp_path: Path) -> None:
+    """A text that a tool has cut in two is one reject, kept whole; all others come in, and the gate opens."""
+    gate = json.dumps({"spec_id": "S", "stage": "s", "agent": "a", "content": 1})
+    texts = {"gate": gate, "cut": "a\ud83d", "cut \ud83d": "b", "\N{SNOWMAN}": gate}
+    lines = [
+        {"type": "entity", "name": name, "entityType": "t", "observations": [text]} for name, text in texts.items()
+    ]
+    (tmp_path / "memory.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sink = graph_sink(tmp_path)
+    mirror = mirrored(store, sink, Stage.IMPORT)
+    report = mirror.import_entries()
+    assert (report.imported, report.rejects) == (2, 2)
+    kept = [json.loads(str(mirror.kept(each.id))) for each in mirror.findings()]
+    assert [(each["name"], each["content"]) for each in kept] == [("cut", "a\ud83d"), ("cut \ud83d", "b")]
+    for each in mirror.findings():
+        mirror.accept(each.id, reason="cut in two")
+    mirror.advance()
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+    sink.put("gate", "changed by the tool")
+    assert [each.kind for each in mirror.verify().differences] == ["changed"]
+    sink.close()
+
+
 def test_a_killed_server_is_started_again(tmp_path: Path) -> None:
     """The call during which it died fails as something that may be tried again; the next one starts it."""
     sink = graph_sink(tmp_path)
@@ -156,7 +193,13 @@ def misbehaving(tmp_path: Path) -> dict[str, tuple[McpSink, type[ConsensusError]
         "other arguments": (McpSink(legacy, _OtherArguments()), SinkContractError, "no argument 'words'"),
         "another kind of server": (McpSink(legacy, GraphMemory()), SinkContractError, "no tool"),
         "no JSON": (McpSink([*legacy, "no JSON"], tagged), SinkContractError, "no JSON"),
+        "deep JSON": (McpSink([*legacy, "deep JSON"], tagged), SinkContractError, "no JSON"),
         "refuses": (McpSink([*legacy, "refuses"], tagged), SinkError, "refused"),
+        "refuses by the protocol": (
+            McpSink([*legacy, "refuses by the protocol"], tagged),
+            SinkError,
+            "'store_memory' of memory refused .*-32603",
+        ),
         "answers too late": (
             McpSink([*legacy, "is slow"], tagged, settings=SETTINGS),
             SinkUnavailableError,
@@ -203,7 +246,9 @@ class _OtherArguments(TaggedMemory):
         "other arguments",
         "another kind of server",
         "no JSON",
+        "deep JSON",
         "refuses",
+        "refuses by the protocol",
         "answers too late",
     ],
 )
@@ -236,6 +281,23 @@ def test_nothing_is_lost_by_a_server_that_misbehaves(store: ConsensusStore, tmp_
     bad.close()
     assert (mirror.status().waiting, mirror.status().rejects) == (2, 0)
     assert mirror.relay.run(until_empty=True).sent == 2
+    sink.close()
+
+
+@pytest.mark.sqlite
+def test_a_row_of_which_the_server_dies_stops_its_own_key(store: ConsensusStore, tmp_path: Path) -> None:
+    """The server is started again for the others, and the row becomes a reject."""
+    sink = tagged_sink(tmp_path, "dies of poison")
+    mirror = mirrored(store, sink)
+    add(store, content_json="poison")
+    add(store, 2)
+    report = mirror.relay.run(until_empty=True)
+    assert (report.sent, report.postponed, report.waiting) == (2, 1, 1)
+    deadline = time.monotonic() + 60
+    while mirror.status().waiting and time.monotonic() < deadline:
+        mirror.relay.run(until_empty=True)
+        time.sleep(0.1)
+    assert [each.kind for each in mirror.findings()] == ["unsent"]
     sink.close()
 
 

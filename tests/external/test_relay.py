@@ -8,6 +8,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,13 @@ from consensus_orm import ConsensusStore
 from consensus_orm.errors import (
     InvalidValueError,
     MigrationError,
+    SinkContractError,
     SinkError,
     SinkLeaseError,
     SinkUnavailableError,
     StorageError,
 )
-from consensus_orm.external import FileSink, Mirror, Relay, Stage
+from consensus_orm.external import FileSink, Item, Mirror, Page, Relay, Stage
 from consensus_orm.telemetry import AlarmEvent, Event, RelayEvent
 from consensus_orm.testing.sinks import MemorySink
 from tests.external.conftest import SETTINGS, add, hurry, mirrored
@@ -137,6 +139,51 @@ def test_a_poisoned_entry_becomes_a_reject_and_stops_its_own_key(store: Consensu
     assert mirror.verify().clean
 
 
+def test_an_entry_that_ends_every_session_stops_its_own_key(store: ConsensusStore, new_database: Database) -> None:
+    """A store that goes away with each put of one row, and is there again, is not away: the others are sent."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink)
+    bad, good = add(store, 2)
+
+    def die(call: str, name: str) -> None:
+        if name == f"artifacts:{bad}":
+            raise SinkUnavailableError
+
+    sink.before = die
+    report = mirror.relay.run(until_empty=True)
+    assert (report.sent, report.postponed, report.waiting) == (1, 1, 1)
+    hurry(new_database)
+    assert mirror.relay.run(until_empty=True).rejected == 1
+    assert list(sink.items) == [f"artifacts:{good}"]
+    assert [each.key for each in mirror.findings()] == [bad]
+    sink.before = lambda call, name: None
+    mirror.repair()
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+
+
+def test_a_store_that_takes_no_row_at_all_makes_no_rejects(store: ConsensusStore, new_database: Database) -> None:
+    """One that answers reads alone, as a full disk does, is at fault and not the rows, however often they are tried."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink)
+    add(store, 3)
+    with store.unit_of_work() as uow:
+        uow.repository("artifacts").delete(key=3)
+
+    def full(call: str, name: str) -> None:
+        if call == "put":
+            raise SinkUnavailableError
+
+    sink.before = full
+    for _ in range(4):
+        report = Relay(store, sink).run(until_empty=True)  # whose breaker is closed
+        assert (report.postponed, report.rejected) == (2, 0)
+        hurry(new_database)
+    sink.before = lambda call, name: None
+    mirror.relay.run(until_empty=True)
+    assert mirror.verify().clean
+
+
 def test_a_store_that_is_away_loses_nothing(store: ConsensusStore) -> None:
     """Nothing becomes a reject while the store is away, and everything is sent when it is back."""
     sink = MemorySink()
@@ -152,6 +199,25 @@ def test_a_store_that_is_away_loses_nothing(store: ConsensusStore) -> None:
     assert (mirror.status().waiting, mirror.status().rejects) == (3, 0)
     sink.before = lambda call, name: None
     assert mirror.relay.run(until_empty=True).sent == 3
+
+
+@pytest.mark.sqlite
+def test_a_sink_that_answers_another_type_is_one_clear_error(
+    store: ConsensusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sink of your own that does not keep to the declaration is named with its call; nothing is lost."""
+    sink = MemorySink()
+    mirror = mirrored(store, sink)
+    add(store)
+    no_item: Any = ({}, Item(b"x", "x"))  # type: ignore[arg-type]
+    pages: Any = (None, [], Page((), 5), Page(None, None), *(Page((each,), None) for each in no_item))  # type: ignore[arg-type]
+    answers = [("get", each) for each in (b"x", 5, ["x"])] + [("list", each) for each in pages]
+    for call, answer in answers:
+        with monkeypatch.context() as patch, pytest.raises(SinkContractError, match=f"{call} of memory"):
+            patch.setattr(sink, call, lambda *_, answer=answer: answer)
+            mirror.relay.run(until_empty=True) if call == "get" else mirror.verify()
+    assert mirror.relay.run(until_empty=True).sent == 1
+    assert mirror.verify().clean
 
 
 def test_of_two_relays_one_works(store: ConsensusStore) -> None:

@@ -31,12 +31,20 @@ def test_all_stages_forward_and_back(store: ConsensusStore) -> None:
     assert mirror.status().gate == []
     assert mirror.advance(reason="done") is Stage.DETACHED
     add(store, 2)
+    with store.unit_of_work() as uow:
+        uow.repository("artifacts").delete(key=1)
     assert mirror.status().waiting == 0
     assert mirror.rollback(reason="back") is Stage.MIRROR
     mirror.relay.run(until_empty=True)
     assert len(sink.items) == 5
+    assert [(each.kind, each.key) for each in mirror.verify().differences] == [("surplus", 1)]
+    mirror.repair()
+    mirror.relay.run(until_empty=True)
+    assert len(sink.items) == 4
     assert mirror.verify().clean
-    assert mirror.rollback("off") is Stage.OFF
+    assert [mirror.rollback(), mirror.rollback()] == [Stage.IMPORT, Stage.OFF]
+    with pytest.raises(MigrationError, match="first"):
+        mirror.rollback()
     steps = [e for e in store.migration.history() if e.action in ("sink advance", "sink rollback")]
     assert [(e.detail["before"], e.detail["after"]) for e in steps] == [
         *[("OFF", "IMPORT"), ("IMPORT", "MIRROR"), ("MIRROR", "DETACHED"), ("DETACHED", "MIRROR")],
@@ -102,6 +110,23 @@ def test_what_voids_a_certificate(store: ConsensusStore, new_database: Database,
         new_database.rows_of("UPDATE consensus_orm_sinks SET soak = 60000, since = since - 120000")
     with pytest.raises(GateClosedError, match=reason):
         mirror.advance()
+
+
+@pytest.mark.sqlite
+def test_what_is_not_sent_for_long_shuts_the_gate(new_database: Database) -> None:
+    """The lag of an entry that waits is its age: a relay that has stopped after the comparison is no fast one."""
+    clock = Clock()
+    with ConsensusStore.open(new_database.where, settings=SETTINGS.model_copy(update={"clock": clock})) as store:
+        store.upgrade()
+        mirror = ready(store)
+        add(store)
+        assert mirror.status().gate == []
+        clock.now += store.settings.relay_lag_limit + timedelta(seconds=1)
+        with pytest.raises(GateClosedError, match="oldest entry waits"):
+            mirror.advance()
+        mirror.relay.run(until_empty=True)
+        assert ["p99" in reason for reason in mirror.status().gate] == [True]
+        assert mirror.advance(force=True, reason="sent late") is Stage.DETACHED
 
 
 class Clock:
@@ -182,6 +207,7 @@ def test_steps_need_their_stage(store: ConsensusStore, step: str) -> None:
         ("accept_many", {"numbers": "12", "reason": "a text"}),
         ("accept", {"number": 1, "reason": " "}),
         ("kept", {"number": "x"}),
+        ("kept", {"number": 1}),
     ],
 )
 def test_hostile_arguments(store: ConsensusStore, method: str, arguments: dict[str, Any]) -> None:
