@@ -30,7 +30,6 @@ from sqlalchemy import (
     update,
 )
 
-from consensus_orm import errors, formats
 from consensus_orm.databases.base import Transaction
 from consensus_orm.declaration.keys import usable
 from consensus_orm.declaration.move import Move
@@ -49,7 +48,6 @@ __all__ = [
     "forget",
     "forget_all",
     "leave",
-    "not_echoed",
     "not_recorded",
     "of_rows",
     "of_unnamed_rows",
@@ -129,29 +127,6 @@ def not_recorded(uow: Transaction) -> Iterator[None]:
     mark = uow.catalog.last_change(uow)
     yield  # after an error the transaction is rolled back, and the records with it
     uow.catalog.forget_changes(uow, after=mark)
-
-
-@contextlib.contextmanager
-def not_echoed(uow: Transaction, to: Side) -> Iterator[None]:
-    """Refuse triggers of other programs that insert rows on one side while rows of it are adopted by the other.
-
-    Such rows would have to be adopted in turn, without end.
-
-    Raises:
-        MigrationError: There are such triggers.
-    """
-    if not (names := uow.catalog.triggers_of_others(uow)):
-        yield
-        return
-    before = uow.catalog.inserted(uow, to.other)
-    yield
-    if (rows := uow.catalog.inserted(uow, to.other) - before) > 0:
-        raise errors.MigrationError(
-            f"while rows were adopted by the {to} side, a trigger of another program inserted"
-            f" {formats.count(rows, 'row')} on the {to.other} side, which would have to be adopted in turn",
-            hint=f"nothing of this step was kept; drop or disable it ({formats.series(names)}), then try again",
-            triggers=names,
-        )
 
 
 def waiting(uow: Transaction, limit: int) -> tuple[dict[str, list[Key]], int]:

@@ -6,12 +6,13 @@ come out equal becomes a reject, and is not left half carried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 from consensus_orm import errors
 from consensus_orm.declaration.move import Move
-from consensus_orm.formats import series
+from consensus_orm.formats import count, series
 from consensus_orm.ledgers import changes, images, rejects
 from consensus_orm.ledgers.binding import Key, among, keys_of
 from consensus_orm.migration import keyless
@@ -96,14 +97,37 @@ def carry_fitting(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, wh
     wanted = list(keys)
     if not wanted:
         return 0
-    adopts = to is uow.phase.truth
-    kept = unless_refused(uow, lambda: carry(uow, pair, wanted, to, why, adopts=adopts))
+    with _not_echoed(uow, to) if to is uow.phase.truth else contextlib.nullcontext():
+        kept = unless_refused(uow, lambda: carry(uow, pair, wanted, to, why))
     if kept is not None:
         return kept
     if len(wanted) == 1:
         return len(images.keep(uow, pair, wanted, to, why))
     half = len(wanted) // 2
     return sum(carry_fitting(uow, pair, part, to, why) for part in (wanted[:half], wanted[half:]))
+
+
+@contextlib.contextmanager
+def _not_echoed(uow: UnitOfWork, to: Side) -> Iterator[None]:
+    """Refuse triggers of other programs that insert rows on one side while rows of it are adopted by the other.
+
+    Such rows would have to be adopted in turn, without end.
+
+    Raises:
+        MigrationError: There are such triggers.
+    """
+    if not (names := uow.catalog.triggers_of_others(uow)):
+        yield
+        return
+    before = uow.catalog.inserted(uow, to.other)
+    yield
+    if (rows := uow.catalog.inserted(uow, to.other) - before) > 0:
+        raise errors.MigrationError(
+            f"while rows were adopted by the {to} side, a trigger of another program inserted"
+            f" {count(rows, 'row')} on the {to.other} side, which would have to be adopted in turn",
+            hint=f"nothing of this step was kept; drop or disable it ({series(names)}), then try again",
+            triggers=names,
+        )
 
 
 def unless_refused(uow: UnitOfWork, work: Callable[[], T]) -> T | None:

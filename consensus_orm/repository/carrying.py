@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str, *, adopts: bool = False) -> int:
+def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str) -> int:
     """Make rows on one side what they are on the other: insert, overwrite, or delete them.
 
     What is overwritten or deleted is imaged first, and nothing else is: a row that another program adds meanwhile
@@ -42,21 +42,16 @@ def carry(uow: UnitOfWork, pair: Move, keys: Iterable[Key], to: Side, why: str, 
         keys: Their keys.
         to: The side to write. Rows the other side does not have are deleted from it.
         why: The cause that the images are kept with; no contents.
-        adopts: Refuse triggers of other programs that write the other side in turn.
 
     Returns:
         How many rows there were on that side.
-
-    Raises:
-        MigrationError: There is such a trigger.
     """
     wanted = list(keys)
     if not wanted:
         return 0
     if to is uow.phase.truth:
         uow._note_written(pair, wanted)
-    echo = changes.not_echoed(uow, to) if adopts else contextlib.nullcontext()
-    with changes.not_recorded(uow), echo:
+    with changes.not_recorded(uow):
         _make_way(uow, pair, wanted, to, why)
         kept = images.keep(uow, pair, wanted, to, why)
         there = _there(uow, pair, wanted, to.other)
