@@ -36,8 +36,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "hold": ("control", "Refuse every change of phase, until `hold --release`."),
     },
     "Decide": {
-        "mismatches": ("rows", "List differences between the sides, or accept one."),
-        "rejects": ("rows", "List rows that cannot be carried, or decide on one."),
+        "mismatches": ("rows", "List differences between the sides, or accept them."),
+        "rejects": ("rows", "List rows that cannot be carried, or decide on them."),
         "images": ("rows", "List rows that were kept before they were overwritten or deleted, or put one back."),
         "dependencies": ("dependencies", "List what others use of the legacy tables, or accept that it breaks."),
         "reconcile": ("steps", "Make both sides equal, or only the rows of some mismatches or of a table."),

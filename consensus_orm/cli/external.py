@@ -307,7 +307,7 @@ def _tell_stage(reached: Stage, as_json: bool) -> None:
 @app_command
 @click.pass_context
 def external_findings(ctx: click.Context, app: App, everything: bool, sink: str | None, as_json: bool) -> None:
-    """List rejects and mismatches of an external store, or decide on one."""
+    """List rejects and mismatches of an external store, or decide on them."""
     if ctx.invoked_subcommand is not None:
         return
     with _mirror(app, sink) as mirror:
