@@ -179,11 +179,12 @@ for module in pkgutil.walk_packages(consensus_orm.__path__, "consensus_orm."):
 """
 BEHIND_AN_EXTRA = {
     "consensus_orm.databases.postgresql.": "psycopg",
+    "consensus_orm.external.mcp_messages": "anyio",
     "consensus_orm.integrations.fastapi": "consensus-orm[fastapi]",
     "consensus_orm.telemetry.opentelemetry": "opentelemetry",
     "consensus_orm.telemetry.prometheus": "prometheus_client",
-    "consensus_orm.testing.plugin": "pytest",  # whoever loads it
     "consensus_orm.testing.": "consensus-orm[testing]",
+    "consensus_orm.testing.plugin": "pytest",  # whoever loads it
 }
 """How the names of modules begin that nothing else imports, and what they may lack."""
 
