@@ -183,8 +183,8 @@ BEHIND_AN_EXTRA = {
     "consensus_orm.integrations.fastapi": "consensus-orm[fastapi]",
     "consensus_orm.telemetry.opentelemetry": "opentelemetry",
     "consensus_orm.telemetry.prometheus": "prometheus_client",
-    "consensus_orm.testing.": "consensus-orm[testing]",
     "consensus_orm.testing.plugin": "pytest",  # whoever loads it
+    "consensus_orm.testing.": "consensus-orm[testing]",
 }
 """How the names of modules begin that nothing else imports, and what they may lack."""
 
