@@ -200,8 +200,16 @@ class DualWrite(RoutedReads):
         answers = self.uow._together(*steps)
         if answers is None:
             return None
+        if None in answers:  # a trigger ignores a row, and others of the message may have been taken after it
+            error = self._not_taken()
+            self.uow._doom(error)
+            raise error
         told = iter(answers)
-        return [self._written(row, as_meant, told) for row, as_meant in zip(rows, meant, strict=True)]
+        keys = []
+        for row, as_meant in zip(rows, meant, strict=True):
+            keys.append(key := self._written(row, as_meant, told))
+            self.uow._note_written(self.pair, (key,), row.get("_read"))
+        return keys
 
     def _in_one_statement(self, rows: list[Values]) -> str | None:
         """The statement that writes a row to the sides of the phase; None where it takes several, or knows the key."""
@@ -218,9 +226,8 @@ class DualWrite(RoutedReads):
 
     def _written(self, parameters: Values, meant: tuple[Any, ...] | None, told: Iterator[Any]) -> Any:
         """What the server told of a row: record where its sides differ; returns its key."""
-        parameters["_key"], *parents = self._taken(next(told))
+        parameters["_key"], *parents = next(told)
         key = parameters["_key"]
-        self.uow._note_written(self.pair, (key,))
         agreeing = next(told)[0] if self.uow.phase.compares else 1
         if self.uow.phase.compares and self.uow._tells_written and meant is None:
             read = next(told)
@@ -234,7 +241,6 @@ class DualWrite(RoutedReads):
             self._differs(key)
         elif meant is not None:
             parameters["_read"] = (key, *meant[1:])
-        self.uow._note_written(self.pair, (key,), parameters.get("_read"))
         return key
 
     def _write(self, side: Side, key: Any, write: Callable[[], object]) -> bool:
@@ -266,15 +272,14 @@ class DualWrite(RoutedReads):
             if (table := self.uow.catalog.used_up(self.uow)) is None:
                 raise
             raise errors.KeysUsedUpError(f"{table} has given its last id", table=table) from error
-        return self._taken(row)[0]
-
-    def _taken(self, row: tuple[Any, ...] | None) -> tuple[Any, ...]:
-        """What an INSERT returned."""
         if row is None:
-            raise errors.StorageError(
-                f"a row of {self.pair.name} was not taken", hint="a trigger of another program ignores it"
-            )
-        return row
+            raise self._not_taken()
+        return row[0]
+
+    def _not_taken(self) -> errors.StorageError:
+        return errors.StorageError(
+            f"a row of {self.pair.name} was not taken", hint="a trigger of another program ignores it"
+        )
 
     def _insert_normalized(self, parameters: Values) -> Any:
         insert = self.sql.insert_normalized(keyed=parameters["_key"] is not None)

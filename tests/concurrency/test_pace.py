@@ -284,15 +284,20 @@ def test_writers_that_are_faster_do_not_keep_a_step_from_its_end(
     assert at(new_database.where).scalar("SELECT count(*) FROM consensus_orm_changes") == 0
 
 
+def short_rows(database: Database) -> None:
+    """Legacy rows that take a database hardly any time."""
+    build_legacy(database.where)
+    database.rows_of(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
+        " INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) SELECT 'S', 's', 'a', '{}' FROM n"
+    )
+
+
 def test_a_long_way_to_the_database_does_not_make_chunks_of_one_row(
     new_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a transaction takes too long whatever it carries, a backfill goes on with rows enough to come to an end."""
-    build_legacy(new_database.where)
-    new_database.rows_of(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
-        " INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) SELECT 'S', 's', 'a', '{}' FROM n"
-    )
+    short_rows(new_database)
     chunks: list[int] = []
     with ConsensusStore.open(new_database.where, settings=SETTINGS.model_copy(update={"chunk_rows": 100})) as store:
         store.migration.advance()
@@ -316,11 +321,7 @@ def test_a_long_way_to_the_database_does_not_make_chunks_of_one_row(
 @pytest.mark.postgresql
 def test_a_backfill_is_no_company_for_itself(new_database: Database) -> None:
     """Where nobody else writes, chunks grow beyond `chunk_rows`; a savepoint of its own is not taken for a writer."""
-    build_legacy(new_database.where)
-    new_database.rows_of(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
-        " INSERT INTO consensus_artifacts (spec_id, stage, agent_name, content_json) SELECT 'S', 's', 'a', '{}' FROM n"
-    )
+    short_rows(new_database)
     chunks: list[int] = []
     with ConsensusStore.open(new_database.where, settings=SETTINGS.model_copy(update={"chunk_rows": 50})) as store:
         store.migration.advance()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -110,3 +111,28 @@ def test_a_value_that_cannot_be_held_is_refused_before_any_is_written(every_phas
             uow.artifacts.add_many([*rows(3), {**rows(1)[0], "agent_name": ""}])
         uow.executions.record_spawn(agent_id="on", spec_id="S", stage="s", phase_type="t", agent_name="a")
     assert all(side == [] for side in stored(every_phase))
+
+
+@pytest.mark.parametrize("every_phase", ["DUAL_WRITE", "CUTOVER"], indirect=True)
+def test_each_of_them_is_compared(every_phase: ConsensusStore) -> None:
+    """A trigger that alters one of many rows is seen, and the mismatch is that row's."""
+    change = "UPDATE consensus_artifacts SET content_json = 'other' WHERE id = NEW.id AND agent_name = 'a4'"
+    behind(every_phase).fault("AFTER INSERT", "consensus_artifacts", change)
+    with every_phase.unit_of_work() as uow:
+        added = uow.artifacts.add_many(rows(6))
+    assert {(entry.key, entry.column) for entry in every_phase.migration.mismatches()} == {(added[4].id, "content")}
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("every_phase", ["EXPAND"], indirect=True)
+def test_none_is_kept_where_one_is_ignored(every_phase: ConsensusStore) -> None:
+    """A trigger that ignores one row of a message fails the unit of work, also where the caller goes on."""
+    ignoring = "IF NEW.agent_name = 'a1' THEN RETURN NULL; END IF"
+    behind(every_phase).fault("BEFORE INSERT", "consensus_artifacts", ignoring)
+    with (
+        pytest.raises(StorageError, match="not taken"),
+        every_phase.unit_of_work() as uow,
+        contextlib.suppress(StorageError),
+    ):
+        uow.artifacts.add_many(rows(4))
+    assert stored(every_phase) == [[]]
